@@ -1,0 +1,1 @@
+"""Nouns and rules of Forecache: settings, stores, features, models, runs, serving. No Celery, no web."""

@@ -1,0 +1,74 @@
+"""Entity ids: what is legal, and how a column of them becomes text."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from inference.errors import BadEntityId, SourceError
+
+#: UTF-8 bytes
+MAX_ENTITY_ID_BYTES = 512
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# the same set for Arrow's RE2, which wants code points spelled out
+_CONTROL_RE2 = r"[\x00-\x1f\x7f\x{80}-\x{9f}]"
+
+
+def check_entity_id(text: str) -> str:
+    """Return the id unchanged if it is legal.
+
+    Raises:
+        BadEntityId: it is empty, over 512 bytes of UTF-8, not valid Unicode, or holds control characters.
+    """
+    if not text:
+        raise BadEntityId("entity_id is empty: give 1 to 512 bytes of UTF-8", field="entity_id")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise BadEntityId("entity_id is not valid UTF-8", field="entity_id") from error
+    if size > MAX_ENTITY_ID_BYTES:
+        raise BadEntityId(f"entity_id is {size} bytes long: at most {MAX_ENTITY_ID_BYTES}", field="entity_id")
+    if _CONTROL.search(text):
+        raise BadEntityId("entity_id holds control characters: remove them", field="entity_id")
+    return text
+
+
+def check_entity_column_type(name: str, type_: pa.DataType) -> None:
+    """Refuse a column that cannot hold entity ids.
+
+    Raises:
+        SourceError: the type is neither text nor integer (floats lose digits, so they are refused).
+    """
+    value_type = type_.value_type if pa.types.is_dictionary(type_) else type_
+    if not (
+        pa.types.is_string(value_type)
+        or pa.types.is_large_string(value_type)
+        or pa.types.is_string_view(value_type)
+        or pa.types.is_integer(value_type)
+    ):
+        hint = "cast it to an integer or to text" if pa.types.is_floating(value_type) else "use text or integers"
+        raise SourceError(f"entity column {name!r} is {type_}: {hint}", field=name)
+
+
+def entity_ids_as_text(column: pa.Array, name: str = "entity_id") -> pa.Array:
+    """Return the column's ids as UTF-8 text: integers in decimal, dictionaries decoded; nulls stay null.
+
+    Raises:
+        SourceError: the column's type cannot hold entity ids.
+    """
+    check_entity_column_type(name, column.type)
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column if pa.types.is_string(column.type) else pc.cast(column, pa.string())
+
+
+def illegal_entity_ids(ids: pa.Array) -> pa.Array:
+    """Return a boolean mask, True where an id (text) is null or illegal as an entity id."""
+    length = pc.binary_length(ids)
+    bad: Any = pc.or_(pc.equal(length, 0), pc.greater(length, MAX_ENTITY_ID_BYTES))
+    bad = pc.or_(bad, pc.match_substring_regex(ids, _CONTROL_RE2))
+    return pc.fill_null(bad, True)

@@ -1,0 +1,137 @@
+"""The one error tree. Every class has a `code` that travels over HTTP and through task results.
+
+A message is one line for a person: it names the thing that is wrong and, where there is one, the fix.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ForecacheError(Exception):
+    """Base of everything that Forecache raises on purpose.
+
+    `field` names the request field, setting, column or feature at fault; None where there is no single one.
+    """
+
+    code: ClassVar[str] = "error"
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+
+class BadInput(ForecacheError):
+    """Raised when what the user handed over cannot be accepted as it is."""
+
+    code = "bad-input"
+
+
+class SettingsError(BadInput):
+    """Raised when a setting is unknown, missing or malformed."""
+
+    code = "bad-settings"
+
+
+class BadEntityId(BadInput):
+    """Raised when an entity id is empty, too long, or holds control characters."""
+
+    code = "bad-entity-id"
+
+
+class SourceError(BadInput):
+    """Raised when a table of features cannot be read or does not fit its feature contract."""
+
+    code = "bad-source"
+
+
+class ContractError(BadInput):
+    """Raised when a feature contract and a model's signature, or a value and the contract, disagree."""
+
+    code = "bad-features"
+
+
+class ModelError(BadInput):
+    """Raised when a model folder is missing, empty, corrupt, or of a form that cannot be served."""
+
+    code = "bad-model"
+
+
+class UnknownModel(BadInput):
+    """Raised when a model's name is not in the settings."""
+
+    code = "unknown-model"
+
+
+class UnknownEntity(ForecacheError):
+    """Raised when neither the prediction store nor the feature store knows an entity."""
+
+    code = "unknown-entity"
+
+
+class NotFound(ForecacheError):
+    """Raised when a run, a job or a generation of that name does not exist (any more)."""
+
+    code = "not-found"
+
+
+class Conflict(ForecacheError):
+    """Raised when the request is sound but the present state forbids it: a second run, a finished run."""
+
+    code = "conflict"
+
+
+class StaleAttempt(ForecacheError):
+    """Raised inside a worker when its claim on a chunk was lost: the work is dropped, not an error to report."""
+
+    code = "stale-attempt"
+
+
+class Unavailable(ForecacheError):
+    """Raised when a part that the answer needs did not answer: never the same as a miss."""
+
+    code = "unavailable"
+
+
+class StoreUnavailable(Unavailable):
+    """Raised when the cache Redis did not answer in time."""
+
+    code = "store-unavailable"
+
+
+class BrokerUnavailable(Unavailable):
+    """Raised when a task could not be handed to the broker."""
+
+    code = "broker-unavailable"
+
+
+class ModelUnavailable(Unavailable):
+    """Raised when a configured model has no active version yet."""
+
+    code = "model-unavailable"
+
+
+class DeadlineExceeded(Unavailable):
+    """Raised when an answer was not there by its deadline."""
+
+    code = "deadline-exceeded"
+
+
+class PredictionFailed(ForecacheError):
+    """Raised when the model raised, or answered with a non-finite number, for one entity."""
+
+    code = "prediction-failed"
+
+
+def _subclasses(cls: type[ForecacheError]) -> list[type[ForecacheError]]:
+    return [cls, *(deeper for child in cls.__subclasses__() for deeper in _subclasses(child))]
+
+
+#: code → class, to rebuild an error from a task result
+ERRORS_BY_CODE: dict[str, type[ForecacheError]] = {cls.code: cls for cls in _subclasses(ForecacheError)}
+
+
+def from_code(code: str, message: str, field: str | None = None) -> ForecacheError:
+    """Rebuild the error that another process reported; an unknown code becomes a plain ForecacheError."""
+    return ERRORS_BY_CODE.get(code, ForecacheError)(message, field=field)

@@ -1,0 +1,138 @@
+"""Every Redis key of Forecache is spelled here and nowhere else.
+
+All live in `cache_url`, which must not evict, and start with the deployment prefix `P`. `T` is a table:
+`p:<model>` (predictions of a model) or `f:<model>` (its features). `M` is a model, `R` a run, `J` a job.
+
+| key                | type   | fields or value                             | lives                | written by            |
+|--------------------|--------|---------------------------------------------|----------------------|-----------------------|
+| P:T:pointer        | hash   | current, previous (generation numbers);     | for good             | publish, rollback,    |
+|                    |        | version (active), held (model versions)     |                      | activation scripts    |
+| P:T:seq            | string | last generation number given out            | for good             | INCR                  |
+| P:T:gens           | zset   | generation number, scored by creation time  | until collected      | begin, collection     |
+| P:T:g:N            | hash   | state; manifest (JSON)                      | until collected      | begin, publish, …     |
+| P:T:g:N:B          | hash   | id → packed value + as_of                   | manifest's deadline  | batch workers         |
+| P:T:o:ID           | string | header + packed value                       | the entry's `keep`   | real-time workers     |
+| P:m:M:record       | hash   | version → version record (JSON)             | for good             | inspect, workers      |
+| P:m:M:active_run   | string | run id                                      | until run is over    | run scripts           |
+| P:m:M:runs         | zset   | run id, scored by creation time             | newest 200 kept      | run scripts           |
+| P:m:M:slots        | hash   | schedule slot → run id                      | newest kept          | run scripts           |
+| P:r:R              | hash   | the run record                              | 30 days after the end| run scripts           |
+| P:r:R:plan         | hash   | chunk number → descriptor (JSON)            | with the run         | planning              |
+| P:r:R:claims       | hash   | chunk number → attempt, token, lease        | with the run         | claim, renew, finish  |
+| P:r:R:done         | hash   | chunk number → chunk result (JSON)          | with the run         | finish (once a chunk) |
+| P:r:R:sent         | zset   | chunk number, scored by the time of sending | with the run         | reconciler            |
+| P:reconciler       | string | who reconciles now                          | seconds              | maintenance           |
+| P:h:M:MINUTE       | hash   | outcome → count                             | 8 days               | API processes         |
+| P:j:J              | hash   | the job record                              | result_expires       | API, workers          |
+| P:j:J:parts        | hash   | part number → predictions (JSON)            | with the job         | real-time workers     |
+| P:w:NAME           | string | worker heartbeat (JSON)                     | 15 s                 | workers               |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+#: entity ids whose UTF-8 is longer are stored under a digest: one long field unpacks a compact hash
+MAX_INLINE_ID_BYTES = 60
+
+
+class TableKind(StrEnum):
+    """The two tables of a model."""
+
+    PREDICTIONS = "p"
+    FEATURES = "f"
+
+
+@dataclass(frozen=True)
+class TableKeys:
+    """Keys of one table; `base` is `P:T`."""
+
+    base: str
+
+    @property
+    def pointer(self) -> str:
+        """Hash with `current`, `previous`, `version`, `held`."""
+        return f"{self.base}:pointer"
+
+    @property
+    def sequence(self) -> str:
+        """Counter of generation numbers."""
+        return f"{self.base}:seq"
+
+    @property
+    def generations(self) -> str:
+        """Sorted set of the generations that are not collected yet."""
+        return f"{self.base}:gens"
+
+    def generation(self, number: int) -> str:
+        """Hash with `state` and `manifest`."""
+        return f"{self.base}:g:{number}"
+
+    def bucket(self, number: int, bucket: int) -> str:
+        """Hash of packed values."""
+        return f"{self.base}:g:{number}:{bucket}"
+
+    def bucket_prefix(self, number: int) -> str:
+        """What `bucket` starts with, for writers that spell many keys in a row."""
+        return f"{self.base}:g:{number}:"
+
+    def overlay(self, field: bytes) -> bytes:
+        """Key of one overlay entry; `field` is the id's stored form."""
+        return f"{self.base}:o:".encode() + field
+
+
+@dataclass(frozen=True)
+class Keys:
+    """All keys of one deployment."""
+
+    prefix: str
+
+    def table(self, kind: TableKind, model: str) -> TableKeys:
+        """Keys of a model's prediction or feature table."""
+        return TableKeys(f"{self.prefix}:{kind.value}:{model}")
+
+    def model_record(self, model: str) -> str:
+        """Hash version → version record."""
+        return f"{self.prefix}:m:{model}:record"
+
+    def active_run(self, model: str) -> str:
+        """The one run of a model that is not over."""
+        return f"{self.prefix}:m:{model}:active_run"
+
+    def runs(self, model: str) -> str:
+        """Sorted set of run ids."""
+        return f"{self.prefix}:m:{model}:runs"
+
+    def slots(self, model: str) -> str:
+        """Hash schedule slot → run id."""
+        return f"{self.prefix}:m:{model}:slots"
+
+    def run(self, run_id: str) -> str:
+        """The run record."""
+        return f"{self.prefix}:r:{run_id}"
+
+    def run_part(self, run_id: str, part: str) -> str:
+        """`plan`, `claims`, `done` or `sent` of a run."""
+        return f"{self.prefix}:r:{run_id}:{part}"
+
+    @property
+    def reconciler(self) -> str:
+        """Lock of the one reconciling process."""
+        return f"{self.prefix}:reconciler"
+
+    def hits(self, model: str, minute: int) -> str:
+        """Outcome counters of one minute (epoch minutes)."""
+        return f"{self.prefix}:h:{model}:{minute}"
+
+    def job(self, job_id: str) -> str:
+        """The job record."""
+        return f"{self.prefix}:j:{job_id}"
+
+    def job_parts(self, job_id: str) -> str:
+        """Hash part number → predictions."""
+        return f"{self.prefix}:j:{job_id}:parts"
+
+    def worker(self, name: str) -> str:
+        """Heartbeat of one worker process."""
+        return f"{self.prefix}:w:{name}"

@@ -1,0 +1,57 @@
+"""Builds everything in `inference` from the settings, once per process and on first use."""
+
+from __future__ import annotations
+
+from functools import cache, cached_property
+
+import redis
+import redis.asyncio
+
+from inference.keys import Keys, TableKind
+from inference.models import ModelHost, ModelRegistry
+from inference.settings import Settings
+from inference.store import AsyncTableReader, RedisTable
+
+#: a worker may wait for a busy Redis; a request may not
+WORKER_SOCKET_TIMEOUT_S = 10.0
+REQUEST_SOCKET_TIMEOUT_S = 1.0
+
+
+class Services:
+    """The parts of one process, each built when it is first asked for."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.keys = Keys(settings.redis.prefix)
+        self.predictions = cache(lambda model: self._table(TableKind.PREDICTIONS, model))
+        self.features = cache(lambda model: self._table(TableKind.FEATURES, model))
+
+    @cached_property
+    def cache(self) -> redis.Redis:
+        """Client of the Redis that holds predictions and features; answers are bytes."""
+        return redis.Redis.from_url(
+            self.settings.cache_url, socket_timeout=WORKER_SOCKET_TIMEOUT_S, health_check_interval=30
+        )
+
+    @cached_property
+    def registry(self) -> ModelRegistry:
+        """Model records and which version is active."""
+        return ModelRegistry(self.cache, self.keys)
+
+    @cached_property
+    def host(self) -> ModelHost:
+        """Loaded models; only workers may ask for it."""
+        return ModelHost(self.settings, self.registry)
+
+    def async_cache(self) -> redis.asyncio.Redis:
+        """Return a new asyncio client of the cache Redis: short timeout, no retries."""
+        return redis.asyncio.Redis.from_url(
+            self.settings.cache_url, socket_timeout=REQUEST_SOCKET_TIMEOUT_S, retry=None
+        )
+
+    def reader(self, client: redis.asyncio.Redis, kind: TableKind, model: str) -> AsyncTableReader:
+        """Return the asyncio reader of one table."""
+        return AsyncTableReader(client, self.keys.table(kind, model))
+
+    def _table(self, kind: TableKind, model: str) -> RedisTable:
+        return RedisTable(self.cache, self.keys.table(kind, model), kind=kind, model=model)

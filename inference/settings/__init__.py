@@ -1,0 +1,28 @@
+"""Settings: `forecache.toml` and `FORECACHE_<SECTION>__<KEY>`, checked as a whole, misspellings named."""
+
+from inference.settings.loading import find_embedded_redis, load_settings
+from inference.settings.model import (
+    ApiSettings,
+    BatchSettings,
+    CelerySettings,
+    DashboardSettings,
+    ModelSettings,
+    RealtimeSettings,
+    RedisSettings,
+    Settings,
+    WorkerSettings,
+)
+
+__all__ = [
+    "ApiSettings",
+    "BatchSettings",
+    "CelerySettings",
+    "DashboardSettings",
+    "ModelSettings",
+    "RealtimeSettings",
+    "RedisSettings",
+    "Settings",
+    "WorkerSettings",
+    "find_embedded_redis",
+    "load_settings",
+]

@@ -1,0 +1,168 @@
+"""Reads the settings file and the environment, and turns what is wrong into one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from inference.errors import SettingsError
+from inference.settings.model import Settings
+
+ENV_PREFIX = "FORECACHE_"
+ENV_CONFIG = "FORECACHE_CONFIG"
+DEFAULT_FILE = "forecache.toml"
+
+
+def load_settings(path: str | Path | None = None) -> Settings:
+    """Return the settings from the file and the environment, the environment winning.
+
+    `path`: the settings file; None means `FORECACHE_CONFIG`, else `forecache.toml` in the working
+    directory, which may be missing. A running embedded Redis of the same folder is found when
+    `redis.url` is not set.
+
+    Raises:
+        SettingsError: the file is missing or malformed, a key is unknown (the nearest known one is
+            named), or a value does not fit.
+    """
+    file = _settings_file(path)
+    root = file.parent.absolute() if file else Path.cwd()
+    values = _merge(_read_toml(file) if file else {}, _read_environment())
+    values = _with_embedded_redis(values, root)
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error, file) from None
+    settings._root = root
+    return settings
+
+
+def find_embedded_redis(root: Path) -> dict[str, str] | None:
+    """Return {url, cache_url} of the embedded Redis that this folder's `.forecache/redis.json` names, or None."""
+    try:
+        data = json.loads((root / ".forecache" / "redis.json").read_text())
+        return {"url": data["url"], "cache_url": data["cache_url"]}
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError, TypeError):
+        return None
+
+
+def _settings_file(path: str | Path | None) -> Path | None:
+    named = path or os.environ.get(ENV_CONFIG)
+    file = Path(named) if named else Path(DEFAULT_FILE)
+    if file.is_file():
+        return file
+    if named:
+        raise SettingsError(f"settings file {named!s} does not exist: create it or unset {ENV_CONFIG}")
+    return None
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{file.name} is not valid TOML: {error}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{file.name} cannot be read: {error}") from error
+
+
+class _Environment(EnvSettingsSource):
+    """Only names with `__` are settings: container platforms inject others, such as FORECACHE_API_PORT."""
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        prefix = ENV_PREFIX.lower()
+        return {
+            name: value
+            for name, value in super()._load_env_vars().items()
+            if name.lower().startswith(prefix) and "__" in name
+        }
+
+
+class _EnvironmentReader(BaseSettings):
+    """Lets pydantic-settings nest and decode the variables; validation comes after the merge with the file."""
+
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="allow")
+
+    redis: dict[str, Any] = {}
+    celery: dict[str, Any] = {}
+    api: dict[str, Any] = {}
+    dashboard: dict[str, Any] = {}
+    workers: dict[str, Any] = {}
+    models: dict[str, Any] = {}
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (_Environment(settings_cls),)
+
+
+def _read_environment() -> dict[str, Any]:
+    for name in os.environ:
+        upper = name.upper()
+        if upper.startswith(ENV_PREFIX) and "__" in upper:
+            section = upper.removeprefix(ENV_PREFIX).split("__")[0].lower()
+            if section not in Settings.model_fields:
+                raise SettingsError(
+                    f"environment variable {name}: {_unknown(section, list(Settings.model_fields))}", field=name
+                )
+    return _EnvironmentReader().model_dump(exclude_defaults=True)
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _with_embedded_redis(values: dict[str, Any], root: Path) -> dict[str, Any]:
+    redis = values.get("redis", {})
+    if not isinstance(redis, dict) or redis.get("url"):
+        return values
+    found = find_embedded_redis(root)
+    return _merge({"redis": found}, values) if found else values
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"unknown setting {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
+
+
+def _explain(error: ValidationError, file: Path | None) -> SettingsError:
+    """Turn the first validation error into one sentence; values of secrets never appear in it."""
+    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    location = [str(part) for part in first["loc"]]
+    section = ".".join(location[:-1])
+    where = f"{file.name if file else 'settings'}{f' [{section}]' if section else ''}"
+    if first["type"] == "extra_forbidden":
+        text = _unknown(location[-1], _known_fields(location[:-1]))
+    else:
+        text = f"{location[-1]}: {first['msg'].removeprefix('Value error, ')}"
+    return SettingsError(f"{where}: {text}", field=".".join(location))
+
+
+def _known_fields(location: list[str]) -> list[str]:
+    model: type[BaseModel] = Settings
+    parts = iter(location)
+    for part in parts:
+        annotation = model.model_fields[part].annotation
+        if part == "models":
+            next(parts, None)  # the model's own name
+            annotation = get_args(annotation)[1]
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)

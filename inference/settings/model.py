@@ -1,0 +1,240 @@
+"""The settings as typed, frozen values; see `docs/settings.md` for the same list in prose."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from croniter import croniter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr, field_validator
+
+from inference.errors import UnknownModel
+
+_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*$")
+_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+MODEL_NAME = re.compile(r"^[a-z0-9_-]{1,64}$")
+
+
+def parse_duration(value: Any) -> float:
+    """Return seconds from text such as `30s`, `15m`, `24h`, `7d`, or from a number of seconds.
+
+    Raises:
+        ValueError: the text has another form, or the duration is not positive.
+    """
+    match = _DURATION.match(value) if isinstance(value, str) else None
+    if match:
+        seconds = float(match[1]) * _UNIT_S[match[2]]
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    else:
+        raise ValueError(f"{value!r} is not a duration: write a number and a unit, as in 30s, 15m, 24h or 7d")
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"{value!r} is not a positive duration")
+    return seconds
+
+
+def parse_schedule(value: Any) -> str:
+    """Return the schedule unchanged if it is a cron line or a duration.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(value, str) and (_DURATION.match(value) or croniter.is_valid(value)):
+        return value
+    raise ValueError(f"{value!r} is no schedule: write a cron line such as '0 3 * * *', or a duration such as '30s'")
+
+
+def _parse_versions(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith("["):  # from an environment variable
+        return [int(part) for part in value.strip("[]").split(",") if part.strip()]
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+Schedule = Annotated[str, BeforeValidator(parse_schedule)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _check_redis_url(value: SecretStr | None) -> SecretStr | None:
+    if value is not None and not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("a Redis URL starts with redis://, rediss:// or unix://")
+    return value
+
+
+class RedisSettings(Section):
+    """Where Redis is. URLs hold passwords, so they print as stars."""
+
+    url: SecretStr | None = None
+    cache_url: SecretStr | None = None
+    prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,32}$")] = "forecache"
+
+    _check_urls = field_validator("url", "cache_url")(_check_redis_url)
+
+
+class CelerySettings(Section):
+    """The broker, when it is not `redis.url`."""
+
+    broker_url: SecretStr | None = None
+
+
+class ApiSettings(Section):
+    """The HTTP service. `allow_remote` must be set to listen on an address that other machines can reach."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    allow_remote: bool = False
+
+
+class DashboardSettings(Section):
+    """Flower. Without a password one is generated on first start and kept in `.forecache/`."""
+
+    host: str = "127.0.0.1"
+    port: Port = 5555
+    username: str = "forecache"
+    password: SecretStr | None = None
+
+
+class WorkerSettings(Section):
+    """What `forecache up` starts, and how workers share GPUs.
+
+    `gpus`: "auto" (all that are visible), "none", or GPU indexes. `gpu_memory_share`: the fraction of a
+    GPU's memory that one process may take; None lets TensorFlow grow as it needs.
+    """
+
+    gpus: Literal["auto", "none"] | list[int] = "auto"
+    batch_processes: Annotated[int, Field(ge=1, le=64)] = 1
+    realtime_processes: Annotated[int, Field(ge=1, le=64)] = 1
+    gpu_memory_share: Annotated[float, Field(gt=0, le=1)] | None = None
+
+
+class BatchSettings(Section):
+    """A model's runs. Durations in seconds once loaded.
+
+    `ttl`: age limit on reading; `keep`: when Redis forgets. `min_size_ratio`: a run with fewer rows than
+    this share of the current generation is not published. `parquet_path` may hold `{date}`, `{model}` and `{run_id}`.
+    """
+
+    schedule: Schedule | None = None
+    timezone: str = "UTC"
+    ttl: Duration = 24 * 3600.0
+    keep: Duration = 7 * 24 * 3600.0
+    parquet_path: str | None = None
+    rows_per_chunk: Annotated[int, Field(ge=1, le=10_000_000)] = 250_000
+    micro_batch_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
+    max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 32
+    min_size_ratio: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+    @field_validator("timezone")
+    @classmethod
+    def _known_zone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise ValueError(f"{value!r} is no time zone: write one such as 'UTC' or 'Europe/Berlin'") from error
+        return value
+
+
+class RealtimeSettings(Section):
+    """A model's answers on demand. Durations in seconds once loaded, `timeout_ms` in milliseconds.
+
+    `default`: the answer of last resort in an outage or past the deadline; None for none.
+    `min_recompute_interval`: an answer computed more recently than this is not computed again for its age.
+    `unknown_entity`: "error" (404), or "defaults" to compute from the feature contract's defaults.
+    """
+
+    ttl: Duration = 3600.0
+    keep: Duration = 24 * 3600.0
+    timeout_ms: Annotated[int, Field(ge=1, le=600_000)] = 100
+    default: float | list[float] | dict[str, Any] | None = None
+    min_recompute_interval: Duration = 60.0
+    unknown_entity: Literal["error", "defaults"] = "error"
+    max_micro_batch: Annotated[int, Field(ge=1, le=4096)] = 256
+    max_in_flight: Annotated[int, Field(ge=1, le=64)] = 2
+
+
+class ModelSettings(Section):
+    """One model: its folder, its table of features, how it is scheduled and served."""
+
+    path: Path
+    versions: Annotated[
+        Literal["latest", "all"] | list[Annotated[int, Field(ge=1)]], BeforeValidator(_parse_versions)
+    ] = "latest"
+    features: str | None = None
+    entity_column: str = "entity_id"
+    event_time_column: str | None = None
+    batch: BatchSettings = BatchSettings()
+    realtime: RealtimeSettings = RealtimeSettings()
+
+
+class Settings(Section):
+    """Everything that one deployment is told. Built by `load_settings`; tests may build it directly."""
+
+    redis: RedisSettings = RedisSettings()
+    celery: CelerySettings = CelerySettings()
+    api: ApiSettings = ApiSettings()
+    dashboard: DashboardSettings = DashboardSettings()
+    workers: WorkerSettings = WorkerSettings()
+    models: dict[str, ModelSettings] = {}
+
+    #: folder that relative paths start from: that of forecache.toml, else the working directory
+    _root: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @field_validator("models")
+    @classmethod
+    def _legal_names(cls, value: dict[str, ModelSettings]) -> dict[str, ModelSettings]:
+        for name in value:
+            if not MODEL_NAME.match(name):
+                raise ValueError(f"model name {name!r} must be 1 to 64 of a-z, 0-9, _ and -")
+        return value
+
+    @property
+    def root(self) -> Path:
+        """Folder that relative paths in the settings start from."""
+        return self._root
+
+    @property
+    def state_dir(self) -> Path:
+        """Folder `.forecache` for what this deployment keeps on this machine."""
+        return self._root / ".forecache"
+
+    @property
+    def redis_url(self) -> str:
+        """URL of the Redis for results, and of the broker unless it has its own; holds the password."""
+        return self.redis.url.get_secret_value() if self.redis.url else "redis://127.0.0.1:6379/0"
+
+    @property
+    def cache_url(self) -> str:
+        """URL of the Redis for predictions and features; holds the password."""
+        return self.redis.cache_url.get_secret_value() if self.redis.cache_url else "redis://127.0.0.1:6379/1"
+
+    @property
+    def broker_url(self) -> str:
+        """URL of the broker; holds the password."""
+        return self.celery.broker_url.get_secret_value() if self.celery.broker_url else self.redis_url
+
+    def model(self, name: str | None = None) -> tuple[str, ModelSettings]:
+        """Return (name, settings) of a model; None means the only one configured.
+
+        Raises:
+            UnknownModel: no model of that name, or several and none was named.
+        """
+        known = ", ".join(sorted(self.models)) or "none"
+        if name is None:
+            if len(self.models) != 1:
+                raise UnknownModel(f"name the model: {len(self.models)} are configured ({known})", field="model")
+            name = next(iter(self.models))
+        if name not in self.models:
+            raise UnknownModel(f"no model {name!r} is configured; known: {known}", field="model")
+        return name, self.models[name]
+
+    def path(self, path: str | Path) -> Path:
+        """Return a path of the settings as an absolute one."""
+        return (self._root / Path(path).expanduser()).absolute()

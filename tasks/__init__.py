@@ -1,0 +1,1 @@
+"""Verbs that cross the broker: the Celery application and its tasks."""

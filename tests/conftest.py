@@ -1,0 +1,56 @@
+"""Fixtures of every room: a real Redis, emptied before each test that asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.support.redis_server import RedisServer, find_redis_binary
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A real Redis for the whole session, of whichever version is at hand."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session", params=[6, 7], ids=["redis6.2", "redis7"])
+def each_redis_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """Both supported Redis versions in turn: for tests of scripts and storage."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"), binary=find_redis_binary(request.param))
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def redis_client(redis_server: RedisServer) -> Iterator[redis.Redis]:
+    """A client of an empty Redis database; answers are bytes."""
+    with redis.Redis.from_url(redis_server.url()) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def each_redis_client(each_redis_server: RedisServer) -> Iterator[redis.Redis]:
+    """The same over both supported Redis versions."""
+    with redis.Redis.from_url(each_redis_server.url()) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Folder with real tables, where a checkout has one beside it."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data: {folder} does not exist")
+    return folder
