@@ -1,0 +1,20 @@
+"""Models: which versions there are, what they take and give, and the processes' loaded copies of them."""
+
+from inference.models.host import LoadedModel, ModelHost
+from inference.models.inspection import inspect_in_subprocess, inspect_versions
+from inference.models.record import VersionRecord
+from inference.models.registry import ModelRegistry
+from inference.models.scoring import ScoredRows, score_rows
+from inference.models.versions import find_versions
+
+__all__ = [
+    "LoadedModel",
+    "ModelHost",
+    "ModelRegistry",
+    "ScoredRows",
+    "VersionRecord",
+    "find_versions",
+    "inspect_in_subprocess",
+    "inspect_versions",
+    "score_rows",
+]
