@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from inference.entities import check_entity_column_type, entity_ids_as_text, illegal_entity_ids
-from inference.errors import SourceError, StoreUnavailable
+from inference.errors import Conflict, SourceError, StoreUnavailable
 from inference.features.event_time import check_event_time_column, event_times
 from inference.features.rows import examples
 from inference.features.vectoriser import Vectoriser
@@ -86,9 +86,9 @@ def load_features(
         table.publish(manifest.number)
     except BaseException:
         # the generation dies with its manifest's deadline if even this fails
-        with suppress(StoreUnavailable):
+        with suppress(StoreUnavailable, Conflict):
             table.discard(manifest.number, GenerationState.FAILED)
-            table.collect(manifest.number)
+            table.collect(manifest.number, sweep_after_s=0)
         raise
     for number in table.collectable():
         table.collect(number)

@@ -4,7 +4,7 @@ from inference.models.host import LoadedModel, ModelHost
 from inference.models.inspection import inspect_in_subprocess, inspect_versions
 from inference.models.record import VersionRecord
 from inference.models.registry import ModelRegistry
-from inference.models.scoring import ScoredRows, score_rows
+from inference.models.scoring import ScoredRows, prediction_values, score_rows
 from inference.models.versions import find_versions
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "find_versions",
     "inspect_in_subprocess",
     "inspect_versions",
+    "prediction_values",
     "score_rows",
 ]
