@@ -1,10 +1,14 @@
-"""Tasks of the real-time queue. Acknowledged early: a request whose worker died has long been answered otherwise."""
+"""Tasks of the real-time queue.
+
+Acknowledged early: a request whose worker died has long been answered otherwise.
+"""
 
 from __future__ import annotations
 
 from functools import cache
 from typing import Any
 
+from inference.serving.jobs import run_part
 from inference.serving.scorer import RealtimeScorer
 from tasks.celery_app import celery_app, services
 
@@ -16,7 +20,7 @@ def scorer() -> RealtimeScorer:
     return RealtimeScorer(parts.settings, parts.host, parts.predictions, parts.features)
 
 
-@celery_app.task(name="forecache.predict_entities", acks_late=False)
+@celery_app.task(name="forecache.predict_entities", acks_late=False)  # type: ignore[untyped-decorator]
 def predict_entities(
     model: str,
     entity_ids: list[str],
@@ -30,7 +34,14 @@ def predict_entities(
     )
 
 
-@celery_app.task(name="forecache.predict_instances", acks_late=False)
+@celery_app.task(name="forecache.predict_instances", acks_late=False)  # type: ignore[untyped-decorator]
 def predict_instances(model: str, instances: list[Any], deadline: float | None = None) -> dict[str, Any]:
     """Compute the predictions of feature rows that a request brought along."""
     return scorer().predict_instances(model, instances, deadline=deadline)
+
+
+@celery_app.task(name="forecache.predict_job_part", acks_late=False, ignore_result=True)  # type: ignore[untyped-decorator]
+def predict_job_part(job_id: str, part: int) -> None:
+    """Compute one part of an enqueued job. Safe to run twice."""
+    parts = services()
+    run_part(parts.cache, parts.keys, scorer(), job_id, part)

@@ -1,6 +1,7 @@
-"""Starts a worker without Celery's `-A`: `python -P -m workers gpu|realtime|maintenance [celery worker options]`.
+"""Starts a worker: `python -P -m workers gpu|realtime|maintenance [celery worker options]`.
 
-`-A` puts the working directory first on the module path, where a user's own `tasks.py` would be taken for ours.
+Celery's own `-A` puts the working directory first on the module path, where a user's own `tasks.py` would be
+taken for ours.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ QUEUES = {"gpu": "batch", "realtime": "realtime", "maintenance": "maintenance"}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one worker until it is told to stop; returns the exit status: 2 for a mistake in the call or settings."""
+    """Run one worker until it is told to stop; returns the exit status, 2 for a mistake in the call."""
     if not argv or argv[0] not in QUEUES:
         print(f"usage: python -P -m workers {'|'.join(QUEUES)} [celery worker options]", file=sys.stderr)  # noqa: T201
         return 2
@@ -44,7 +45,10 @@ def worker_arguments(name: str, options: Sequence[str]) -> list[str]:
 
 
 def _given(options: Sequence[str], short: str, long: str) -> bool:
-    return any(word.startswith(short) and not word.startswith("--") or word.split("=")[0] == long for word in options)
+    return any(
+        (word.startswith(short) and not word.startswith("--")) or word.split("=")[0] == long
+        for word in options
+    )
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def prepare_worker(application: Celery, *, process: str, pool: str, concurrency:
 def load_models_on_start(
     services: Callable[[], Services], *, process: str, prepare: Callable[[Settings], None]
 ) -> None:
-    """Have the worker load its models before it takes a task, in the process and on the thread that starts it.
+    """Have the worker load its models before it takes a task.
 
     `prepare` runs first, with the settings. While Redis is not there, the worker waits for it.
     """
@@ -61,8 +61,8 @@ def check_pool(process: str, pool: str, pool_class: Any, argv: Sequence[str]) ->
     asked = asked_pool(argv) or _pool_of(pool_class)
     if asked is not None and asked not in _SAFE_POOLS:
         _exit(
-            f"the {process} worker cannot run on the {asked} pool, since TensorFlow does not survive a fork or "
-            f"patched threads: leave -P out, or use -P {pool}"
+            f"the {process} worker cannot run on the {asked} pool, which its libraries do not survive: "
+            f"leave -P out, or use -P {pool}"
         )
 
 
@@ -87,11 +87,12 @@ def wait_for_store(start: Callable[[], None], *, sleep: Callable[[float], None] 
     while True:
         try:
             start()
-            return
         except StoreUnavailable as error:
             log.warning("worker.waiting_for_store", error=error.message, again_in_s=pause_s)
             sleep(pause_s)
             pause_s = min(pause_s * 2, _RETRY_MOST_S)
+        else:
+            return
 
 
 def _pool_of(pool_class: Any) -> str | None:

@@ -1,4 +1,4 @@
-"""Features: what a model needs to know of an entity, and the one way that tables and requests become arrays."""
+"""Features: what a model needs to know of an entity, and how tables and requests become arrays."""
 
 from inference.features.contract import Feature, FeatureContract, contract_from_signature, read_contract
 from inference.features.event_time import check_event_time_column, event_times

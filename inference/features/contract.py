@@ -20,7 +20,7 @@ CONTRACT_FILE = "features.json"
 
 @dataclass(frozen=True)
 class Feature:
-    """One feature. `shape` is that of one entity's value; `default` None means that a missing value is an error."""
+    """One feature. `shape`: that of one entity's value. `default` None: a missing value is an error."""
 
     name: str
     dtype: DType
@@ -59,9 +59,12 @@ class Feature:
         unknown = sorted(set(data) - {"name", "dtype", "shape", "default"})
         if unknown:
             raise ContractError(
-                f"feature {name!r}: unknown key {unknown[0]!r}; known: name, dtype, shape, default", field=name
+                f"feature {name!r}: unknown key {unknown[0]!r}; known: name, dtype, shape, default",
+                field=name,
             )
-        feature = cls(name, _dtype(name, data.get("dtype")), _shape(name, data.get("shape", [])), data.get("default"))
+        feature = cls(
+            name, _dtype(name, data.get("dtype")), _shape(name, data.get("shape", [])), data.get("default")
+        )
         _check_default(feature)
         return feature
 
@@ -146,7 +149,10 @@ def contract_from_signature(signature: Signature) -> FeatureContract:
             )
     # a row's single number may stand in a dimension of its own: [None, 1] is one number a row
     return FeatureContract(
-        tuple(Feature(spec.name, spec.dtype, () if spec.shape == (1,) else spec.shape) for spec in signature.inputs)
+        tuple(
+            Feature(spec.name, spec.dtype, () if spec.shape == (1,) else spec.shape)
+            for spec in signature.inputs
+        )
     )
 
 
@@ -213,7 +219,8 @@ def _check_castable(feature: Feature, spec: TensorSpec) -> None:
     )
     if not fits:
         raise ContractError(
-            f"feature {feature.name!r} is {feature.dtype} but the model's input {spec.name!r} is {spec.dtype}: "
+            f"feature {feature.name!r} is {feature.dtype} but the model's input {spec.name!r} is "
+            f"{spec.dtype}: "
             f"declare a dtype in {CONTRACT_FILE} that can become {spec.dtype}",
             field=feature.name,
         )

@@ -18,7 +18,8 @@ def check_event_time_column(name: str, type_: pa.DataType) -> None:
     """
     if not (pa.types.is_timestamp(type_) or pa.types.is_date(type_)):
         raise SourceError(
-            f"event time column {name!r} is {type_}: cast it to a timestamp (text and numbers are ambiguous)", field=name
+            f"event time column {name!r} is {type_}: cast it to a timestamp (text and numbers are ambiguous)",
+            field=name,
         )
 
 
@@ -29,6 +30,7 @@ def event_times(column: pa.Array) -> npt.NDArray[np.float64]:
     zone = column.type.tz if pa.types.is_timestamp(column.type) else None
     # microseconds: nanoseconds would not reach past the year 2262
     micros = pc.cast(pc.cast(column, pa.timestamp("us", tz=zone), safe=False), pa.int64())
+    seconds: npt.NDArray[np.float64]
     seconds = pc.fill_null(micros, 0).to_numpy(zero_copy_only=False).astype(np.float64) / 1e6
     if column.null_count:
         seconds[column.is_null().to_numpy(zero_copy_only=False)] = np.nan

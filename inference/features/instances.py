@@ -69,7 +69,9 @@ def _split(vector: Sequence[Any], contract: FeatureContract) -> Mapping[str, Any
     start = 0
     for feature in contract.features:
         part = vector[start : start + feature.width]
-        values[feature.name] = np.reshape(np.array(part, dtype=object), feature.shape).tolist() if feature.shape else part[0]
+        values[feature.name] = (
+            np.reshape(np.array(part, dtype=object), feature.shape).tolist() if feature.shape else part[0]
+        )
         start += feature.width
     return values
 
@@ -124,7 +126,9 @@ def _scalar(value: Any, feature: Feature) -> Any:
 def _integer(value: float, feature: Feature) -> int:
     limits = np.iinfo(feature.dtype.numpy)
     if isinstance(value, float) and not value.is_integer():
-        raise ContractError(f"feature {feature.name!r} is {feature.dtype}: give a whole number", field=feature.name)
+        raise ContractError(
+            f"feature {feature.name!r} is {feature.dtype}: give a whole number", field=feature.name
+        )
     if not limits.min <= value <= limits.max:
         raise ContractError(f"feature {feature.name!r} is {feature.dtype}: out of range", field=feature.name)
     return int(value)

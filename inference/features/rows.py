@@ -24,7 +24,7 @@ class Rejection:
 
 @dataclass
 class FeatureRows:
-    """Features by name in the contract's dtypes. Rejected rows hold zeros or "" there and must not be used."""
+    """Features by name in the contract's dtypes. Rejected rows hold zeros or "" and must not be used."""
 
     block: Block
     rejected: npt.NDArray[np.bool_]

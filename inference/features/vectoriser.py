@@ -42,7 +42,9 @@ class Vectoriser:
         for feature in self.contract.features:
             index = schema.get_all_field_indices(feature.name)
             if len(index) != 1:
-                raise SourceError(self._missing_column(feature, schema, source, len(index)), field=feature.name)
+                raise SourceError(
+                    self._missing_column(feature, schema, source, len(index)), field=feature.name
+                )
             problem = type_problem(feature, schema.field(index[0]).type)
             if problem:
                 raise SourceError(f"{source}: column {feature.name!r} {problem}", field=feature.name)
@@ -64,7 +66,7 @@ class Vectoriser:
     def features_from_rows(self, rows: Sequence[Instance]) -> FeatureRows:
         """Return the features of a request's instances: objects by name, or lists of values in order.
 
-        A model with one feature also takes the bare value. Rows that do not fit are rejected, with the reason.
+        A model with one feature also takes the bare value. Rows that do not fit are rejected.
         """
         return rows_from_instances(rows, self.contract)
 
@@ -104,7 +106,11 @@ class Vectoriser:
             return {}
         rows = rows_from_instances([overrides], FeatureContract(tuple(chosen)))
         for reason in rows.reasons:
-            message = reason.reason if reason.feature in reason.reason else f"feature {reason.feature!r}: {reason.reason}"
+            message = (
+                reason.reason
+                if reason.feature in reason.reason
+                else f"feature {reason.feature!r}: {reason.reason}"
+            )
             raise ContractError(message, field=reason.feature)
         return rows.block
 
@@ -113,7 +119,7 @@ class Vectoriser:
         return self.features_from_block({}, count)
 
     def inputs(self, features: Block) -> Block:
-        """Return the model's inputs, by name, of shape [rows, *input.shape]. The same features give the same bits."""
+        """Return the inputs by name, of shape [rows, *input.shape]. The same features give the same bits."""
         count = rows_in(features)
         if not self._stacked:
             return {spec.name: _as_input(features[spec.name], spec) for spec in self.signature.inputs}
@@ -132,7 +138,9 @@ class Vectoriser:
         near = difflib.get_close_matches(feature.name, schema.names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"its columns: {', '.join(schema.names[:20])}"
         if feature.shape and len(self.contract.features) == 1:
-            hint = f"list its {feature.width} columns in the model's {CONTRACT_FILE}, in the order of the tensor"
+            hint = (
+                f"list its {feature.width} columns in the model's {CONTRACT_FILE}, in the order of the tensor"
+            )
         return f"{source} has no column {feature.name!r}; {hint}"
 
 

@@ -1,7 +1,8 @@
 """Models: which versions there are, what they take and give, and the processes' loaded copies of them."""
 
-from inference.models.host import LoadedModel, ModelHost
+from inference.models.host import ModelHost
 from inference.models.inspection import inspect_in_subprocess, inspect_versions
+from inference.models.loaded import LoadedModel
 from inference.models.record import VersionRecord
 from inference.models.registry import ModelRegistry
 from inference.models.scoring import ScoredRows, prediction_values, score_rows

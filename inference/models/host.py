@@ -26,7 +26,7 @@ RETRY_AFTER_S = 15.0
 class ModelHost:
     """Loads versions, keeps them, and gives out the one that is active. Safe to call from several threads.
 
-    Which version is active was decided once, by the first worker whose warm-up was good; every process obeys that.
+    Which version is active was decided once, by the first worker whose warm-up was good; all obey that.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ModelHost:
     def start(self) -> None:
         """Load and warm up each model's versions, record them, and activate the newest good one.
 
-        A bad version is refused, recorded and logged; it stops neither the other versions nor the other models.
+        A bad version is refused, recorded and logged; it stops neither other versions nor other models.
 
         Raises:
             StoreUnavailable: Redis did not answer in time; may be called again.

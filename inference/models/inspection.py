@@ -36,7 +36,13 @@ def inspect_versions(path: Path, wanted: Wanted, *, clock: Clock = system_clock)
 
 
 def try_version(
-    model: str, path: Path, version: int, folder: Path, *, warm_up_rows: tuple[int, ...] = (1,), clock: Clock = system_clock
+    model: str,
+    path: Path,
+    version: int,
+    folder: Path,
+    *,
+    warm_up_rows: tuple[int, ...] = (1,),
+    clock: Clock = system_clock,
 ) -> LoadedModel | VersionRecord:
     """Return the loaded version, or the record that says why it is refused."""
     try:
@@ -65,10 +71,14 @@ def inspect_in_subprocess(settings: Settings, model: str) -> dict[int, VersionRe
             command, capture_output=True, text=True, env=environment, timeout=INSPECT_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise ModelError(f"model {name!r} could not be loaded within {INSPECT_TIMEOUT_S} s", field="path") from error
+        raise ModelError(
+            f"model {name!r} could not be loaded within {INSPECT_TIMEOUT_S} s", field="path"
+        ) from error
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        raise ModelError(lines[-1] if lines else f"inspecting model {name!r} ended with {done.returncode}", field="path")
+        raise ModelError(
+            lines[-1] if lines else f"inspecting model {name!r} ended with {done.returncode}", field="path"
+        )
     return records_from_json(done.stdout)
 
 

@@ -38,7 +38,13 @@ class LoadedModel:
 
 
 def load_version(
-    model: str, path: Path, version: int, folder: Path, *, warm_up_rows: Sequence[int] = (1,), clock: Clock = system_clock
+    model: str,
+    path: Path,
+    version: int,
+    folder: Path,
+    *,
+    warm_up_rows: Sequence[int] = (1,),
+    clock: Clock = system_clock,
 ) -> LoadedModel:
     """Load a version and warm it up. `path` is the model's folder, `folder` the version's.
 
@@ -64,7 +70,9 @@ def load_version(
     return LoadedModel(model, record, vectoriser, runtime)
 
 
-def _warm_up(model: str, version: int, vectoriser: Vectoriser, runtime: Runtime, sizes: Sequence[int]) -> None:
+def _warm_up(
+    model: str, version: int, vectoriser: Vectoriser, runtime: Runtime, sizes: Sequence[int]
+) -> None:
     """Call the model once for each size, so that no request pays for the first call."""
     for count in sizes:
         rows = vectoriser.defaults(count)
@@ -73,7 +81,9 @@ def _warm_up(model: str, version: int, vectoriser: Vectoriser, runtime: Runtime,
             runtime.predict(vectoriser.inputs(block))
         except PredictionFailed as error:
             if not _made_up_text(vectoriser.contract):
-                raise ModelError(f"version {version} of model {model!r} fails on its warm-up row: {error}") from error
+                raise ModelError(
+                    f"version {version} of model {model!r} fails on its warm-up row: {error}"
+                ) from error
             # a vocabulary may refuse "", which no real row holds: that is no fault of the model
             log.warning("model.warm_up_skipped", model=model, version=version, reason=error.message)
             return
@@ -81,5 +91,3 @@ def _warm_up(model: str, version: int, vectoriser: Vectoriser, runtime: Runtime,
 
 def _made_up_text(contract: FeatureContract) -> bool:
     return any(feature.dtype is DType.STRING and feature.default is None for feature in contract.features)
-
-

@@ -16,7 +16,7 @@ from inference.schema import Block, DType, TensorSpec, rows_in
 
 @dataclass
 class ScoredRows:
-    """Predictions by output name, in the order of the inputs. Failed rows hold zeros or "" and must not be used."""
+    """Predictions by output name, in the order of the inputs. Failed rows must not be used."""
 
     outputs: Block
     failed: npt.NDArray[np.bool_]
@@ -44,12 +44,17 @@ def prediction_values(outputs: Block) -> list[Any]:
     """Return each row's prediction as JSON: the value of a single output, else an object by output name."""
     columns = {name: values.tolist() for name, values in outputs.items()}
     if len(columns) == 1:
-        return next(iter(columns.values()))  # type: ignore[no-any-return]
+        return next(iter(columns.values()))
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _call(
-    loaded: LoadedModel, inputs: Block, start: int, stop: int, parts: list[tuple[int, int, Block]], scored: ScoredRows
+    loaded: LoadedModel,
+    inputs: Block,
+    start: int,
+    stop: int,
+    parts: list[tuple[int, int, Block]],
+    scored: ScoredRows,
 ) -> None:
     if start == stop:
         return
@@ -77,11 +82,17 @@ def _assemble(specs: tuple[TensorSpec, ...], parts: list[tuple[int, int, Block]]
 
 
 def _assemble_one(spec: TensorSpec, parts: list[tuple[int, int, Block]], rows: int) -> npt.NDArray[Any]:
-    sizes = {part[spec.name].shape[1:] for _, _, part in parts} or {tuple(max(size, 0) for size in spec.shape)}
+    sizes = {part[spec.name].shape[1:] for _, _, part in parts} or {
+        tuple(max(size, 0) for size in spec.shape)
+    }
     if len(sizes) > 1:
         raise PredictionFailed(f"output {spec.name!r} has rows of different shapes")
     shape = (rows, *sizes.pop())
-    whole = np.full(shape, "", dtype=object) if spec.dtype is DType.STRING else np.zeros(shape, dtype=spec.dtype.numpy)
+    whole = (
+        np.full(shape, "", dtype=object)
+        if spec.dtype is DType.STRING
+        else np.zeros(shape, dtype=spec.dtype.numpy)
+    )
     for start, stop, part in parts:
         whole[start:stop] = part[spec.name]
     return whole
@@ -95,5 +106,3 @@ def _fail_non_finite(scored: ScoredRows) -> None:
         for row in np.flatnonzero(bad):
             scored.reasons.setdefault(int(row), f"output {name!r} is not a finite number")
         scored.failed |= bad
-
-

@@ -23,7 +23,7 @@ def find_versions(path: Path) -> dict[int, Path]:
     A numbered folder is listed whether or not it can be loaded.
 
     Raises:
-        ModelError: there is no such folder, or no model in it; for a Keras file, with the line that exports it.
+        ModelError: there is no such folder, or no model in it; a Keras file gets the line that exports it.
     """
     if not path.exists():
         raise ModelError(f"model folder {path} does not exist: correct the model's path", field="path")
@@ -31,14 +31,19 @@ def find_versions(path: Path) -> dict[int, Path]:
         raise _not_a_folder(path)
     if _is_saved_model(path):
         return {1: path}
-    numbered = {int(one.name): one for one in path.iterdir() if one.is_dir() and one.name.isdecimal() and int(one.name)}
+    numbered = {
+        int(one.name): one
+        for one in path.iterdir()
+        if one.is_dir() and one.name.isdecimal() and int(one.name)
+    }
     if numbered:
         return dict(sorted(numbered.items()))
     keras = _keras_file(path)
     if keras:
         raise _needs_export(keras, path / "1")
     raise ModelError(
-        f"model folder {path} holds no model: put a SavedModel there, or one in each of 1/, 2/, …", field="path"
+        f"model folder {path} holds no model: put a SavedModel there, or one in each of 1/, 2/, …",
+        field="path",
     )
 
 
@@ -53,7 +58,9 @@ def check_version_folder(folder: Path) -> None:
     keras = _keras_file(folder)
     if keras:
         raise _needs_export(keras, folder)
-    raise ModelError(f"{folder} holds no saved_model.pb: export the model there with model.export(path)", field="path")
+    raise ModelError(
+        f"{folder} holds no saved_model.pb: export the model there with model.export(path)", field="path"
+    )
 
 
 def wanted_versions(found: Iterable[int], wanted: Wanted) -> list[int]:
@@ -95,7 +102,9 @@ def _keras_file(folder: Path) -> Path | None:
 
 def _needs_export(file: Path, target: Path) -> ModelError:
     line = f"""python -c "import keras; keras.models.load_model('{file}').export('{target}')\""""
-    return ModelError(f"{file} is a Keras file, which needs its code to load; export it once: {line}", field="path")
+    return ModelError(
+        f"{file} is a Keras file, which needs its code to load; export it once: {line}", field="path"
+    )
 
 
 def _not_a_folder(path: Path) -> ModelError:

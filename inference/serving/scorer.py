@@ -46,7 +46,12 @@ class _Answers:
 
     def to_json(self, model: str, entity_ids: Sequence[str | None], computed_at: float) -> Result:
         items = [self._item(position, entity_id) for position, entity_id in enumerate(entity_ids)]
-        return {"model": model, "model_version": self.version, "computed_at": computed_at, "predictions": items}
+        return {
+            "model": model,
+            "model_version": self.version,
+            "computed_at": computed_at,
+            "predictions": items,
+        }
 
     def fail_all(self, error: ForecacheError) -> None:
         self.errors = dict.fromkeys(range(self.count), error)
@@ -129,7 +134,9 @@ class RealtimeScorer:
             answers.fail_all(error)
         return answers.to_json(model, entity_ids, now)
 
-    def predict_instances(self, model: str, instances: Sequence[Any], *, deadline: float | None = None) -> Result:
+    def predict_instances(
+        self, model: str, instances: Sequence[Any], *, deadline: float | None = None
+    ) -> Result:
         """Compute the predictions of feature rows that the request brought along. Nothing is kept."""
         answers = _Answers(len(instances))
         now = time.time()
@@ -167,7 +174,9 @@ class RealtimeScorer:
         """Answer what was computed moments ago, perhaps by another worker; return the positions left."""
         left = []
         for position, entry in enumerate(self._predictions(model).read(entity_ids)):
-            if entry is not None and _is_recent(entry, answers.version, now - of_model.realtime.min_recompute_interval):
+            if entry is not None and _is_recent(
+                entry, answers.version, now - of_model.realtime.min_recompute_interval
+            ):
                 values = entry.values
                 answers.predictions[position] = next(iter(values.values())) if len(values) == 1 else values
                 answers.as_of[position] = entry.as_of
@@ -187,7 +196,9 @@ class RealtimeScorer:
         now: float,
     ) -> _Wanted:
         positions = np.array(todo, dtype=np.intp)
-        stored = self._features(model).read_block([entity_ids[position] for position in todo]) if todo else None
+        stored = (
+            self._features(model).read_block([entity_ids[position] for position in todo]) if todo else None
+        )
         found = np.zeros(len(todo), dtype=bool) if stored is None else stored.found
         as_of = np.full(len(todo), now)
         block: Block = {}
@@ -276,4 +287,6 @@ def _is_recent(entry: Entry, version: int | None, since: float) -> bool:
 
 
 def _unknown(model: str, entity_id: str) -> UnknownEntity:
-    return UnknownEntity(f"model {model!r} knows no entity {entity_id!r}: its features were never loaded", field="entity_id")
+    return UnknownEntity(
+        f"model {model!r} knows no entity {entity_id!r}: its features were never loaded", field="entity_id"
+    )

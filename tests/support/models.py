@@ -15,7 +15,7 @@ _SCRIPT = Path(__file__).with_name("export_models.py")
 
 
 def export_models(models: dict[Path, str]) -> None:
-    """Export SavedModels: folder → kind, as `export_models.py` lists them. One subprocess for all: it takes seconds."""
+    """Export SavedModels: folder → kind, as `export_models.py` lists them. One subprocess for all."""
     arguments = [text for folder, kind in models.items() for text in (kind, str(folder))]
     for folder in models:
         folder.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from inference.errors import ModelError
 from inference.schema import Block, Signature
@@ -30,7 +30,8 @@ def load_runtime(folder: Path) -> Runtime:
     Raises:
         ModelError: it cannot be loaded or served, or TensorFlow is not installed.
     """
-    return _tensorflow().TensorFlowRuntime(folder)
+    runtime: Runtime = _tensorflow().TensorFlowRuntime(folder)
+    return runtime
 
 
 def prepare_devices(*, use_gpus: bool, gpu_memory_share: float | None) -> list[str]:
@@ -42,10 +43,11 @@ def prepare_devices(*, use_gpus: bool, gpu_memory_share: float | None) -> list[s
         ModelError: TensorFlow is not installed.
         SettingsError: a share is asked for, but the size of the GPU's memory cannot be found out.
     """
-    return _tensorflow().prepare_devices(use_gpus=use_gpus, gpu_memory_share=gpu_memory_share)
+    names: list[str] = _tensorflow().prepare_devices(use_gpus=use_gpus, gpu_memory_share=gpu_memory_share)
+    return names
 
 
-def _tensorflow():  # type: ignore[no-untyped-def]  # naming the module's type would import it everywhere
+def _tensorflow() -> Any:
     try:
         from inference.models.runtimes import tensorflow
     except ImportError as error:

@@ -32,7 +32,9 @@ class TensorFlowRuntime:
             # the signature holds its variables weakly: the object must live as long as it
             self._model = tf.saved_model.load(str(folder))
         except Exception as error:
-            raise ModelError(f"{folder} cannot be loaded as a SavedModel: {_first_line(error)}", field="path") from error
+            raise ModelError(
+                f"{folder} cannot be loaded as a SavedModel: {_first_line(error)}", field="path"
+            ) from error
         self._function = _serving_signature(self._model, folder)
         self._outputs = {name: _spec(folder, "output", name, tensor)
                          for name, tensor in self._function.structured_outputs.items()}  # fmt: skip
@@ -49,7 +51,10 @@ class TensorFlowRuntime:
         rows = rows_in(inputs)
         try:
             tensors = self._function(
-                **{name: tf.convert_to_tensor(inputs[name], dtype=_tf_dtype(spec)) for name, spec in self._inputs.items()}
+                **{
+                    name: tf.convert_to_tensor(inputs[name], dtype=_tf_dtype(spec))
+                    for name, spec in self._inputs.items()
+                }
             )
         except (tf.errors.OpError, ValueError, TypeError) as error:
             raise PredictionFailed(f"the model failed: {_first_line(error)}") from error
@@ -77,7 +82,7 @@ def _gpu_memory_mib() -> list[int]:
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     try:
-        sizes = []
+        sizes: list[int] = []
         for one in visible.split(",") if visible else [None]:
             only = ["-i", one.strip()] if one else []
             # the driver's own tool; every argument is ours or the operator's
@@ -85,7 +90,7 @@ def _gpu_memory_mib() -> list[int]:
             sizes.extend(int(line) for line in output.stdout.split())
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise SettingsError(
-            f"gpu_memory_share needs nvidia-smi to tell the GPU's memory ({error}): install it or unset the setting",
+            f"gpu_memory_share needs nvidia-smi to tell the GPU's memory ({error}): install it or unset this",
             field="workers.gpu_memory_share",
         ) from error
     return sizes
@@ -123,14 +128,16 @@ def _spec(folder: Path, kind: str, name: str, tensor: Any) -> TensorSpec:
     rows, *sizes = tensor.shape.as_list()
     if rows is not None:
         raise ModelError(
-            f"{folder}: {kind} {name!r} has a fixed row dimension of {rows}: export the model with None there, "
+            f"{folder}: {kind} {name!r} has a fixed row dimension of {rows}: export it with None there, "
             "so that it takes any number of rows",
             field=name,
         )
     try:
         dtype = DType(tensor.dtype.name)
     except ValueError:
-        raise ModelError(f"{folder}: {kind} {name!r} is {tensor.dtype.name}, which cannot be served", field=name) from None
+        raise ModelError(
+            f"{folder}: {kind} {name!r} is {tensor.dtype.name}, which cannot be served", field=name
+        ) from None
     return TensorSpec(name, dtype, tuple(-1 if size is None else size for size in sizes))
 
 
