@@ -19,6 +19,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import tensorflow as tf
 
 _DEFAULT_SIGNATURE = "serving_default"
+#: what the lines around the message of a graph error begin with
+_FRAME_LINES = ("Graph execution error", "Detected at node", "<stack", "File ", "[[", "(")
 
 
 class TensorFlowRuntime:
@@ -33,13 +35,13 @@ class TensorFlowRuntime:
             self._model = tf.saved_model.load(str(folder))
         except Exception as error:
             raise ModelError(
-                f"{folder} cannot be loaded as a SavedModel: {_first_line(error)}", field="path"
+                f"{folder} cannot be loaded as a SavedModel: {_telling_line(error)}", field="path"
             ) from error
         self._function = _serving_signature(self._model, folder)
-        self._outputs = {name: _spec(folder, "output", name, tensor)
-                         for name, tensor in self._function.structured_outputs.items()}  # fmt: skip
         inputs = self._function.structured_input_signature[1]
+        outputs = self._function.structured_outputs
         self._inputs = {name: _spec(folder, "input", name, tensor) for name, tensor in inputs.items()}
+        self._outputs = {name: _spec(folder, "output", name, tensor) for name, tensor in outputs.items()}
         self.signature = Signature(tuple(self._inputs.values()), tuple(map(_served, self._outputs.values())))
 
     def predict(self, inputs: Block) -> Block:
@@ -57,7 +59,7 @@ class TensorFlowRuntime:
                 }
             )
         except (tf.errors.OpError, ValueError, TypeError) as error:
-            raise PredictionFailed(f"the model failed: {_first_line(error)}") from error
+            raise PredictionFailed(f"the model failed: {_telling_line(error)}") from error
         return {spec.name: _array(tensors[spec.name], spec, rows) for spec in self._outputs.values()}
 
 
@@ -163,6 +165,8 @@ def _array(tensor: Any, spec: TensorSpec, rows: int) -> npt.NDArray[Any]:
     return decoded.reshape(array.shape)
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+def _telling_line(error: BaseException) -> str:
+    """Return the line of a TensorFlow error that tells what is wrong: its frame lines and node names say little."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    telling = [line for line in lines if line and not line.startswith(_FRAME_LINES)]
+    return (telling[0] if telling else type(error).__name__)[:300]
