@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ log = get_logger(__name__)
 
 #: TensorFlow, CUDA and our timers live in threads, which a fork does not copy, and gevent replaces
 _SAFE_POOLS = ("threads", "solo")
+#: they log the arguments and the result of every task: people's data, and half a millisecond each
+_TALKATIVE = ("celery.worker.strategy", "celery.app.trace")
 _RETRY_FIRST_S = 0.5
 _RETRY_MOST_S = 5.0
 
@@ -32,7 +35,7 @@ def prepare_worker(application: Celery, *, process: str, pool: str, concurrency:
         check_pool(process, pool, options.get("pool_cls"), sys.argv)
 
     def set_up_logging(**_: Any) -> None:
-        configure_logging(process)
+        _log_to_stderr(process)
 
     # weak=False: nothing else holds these functions
     celeryd_init.connect(refuse_unsafe_pool, weak=False)
@@ -49,11 +52,17 @@ def load_models_on_start(
     """
 
     def load(**_: Any) -> None:
-        configure_logging(process)  # Celery sets up logging only after this hook
+        _log_to_stderr(process)  # Celery asks for logging only after this hook
         prepare(services().settings)
         wait_for_store(services().host.start)
 
     worker_init.connect(load, weak=False)
+
+
+def _log_to_stderr(process: str) -> None:
+    configure_logging(process)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def check_pool(process: str, pool: str, pool_class: Any, argv: Sequence[str]) -> None:

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pytest
 import redis
 
-from inference.errors import ModelError, ModelUnavailable, SettingsError, SourceError, UnknownModel
+from inference.errors import ModelError, ModelUnavailable, SourceError, UnknownModel
 from inference.features import load_features
 from inference.keys import Keys, TableKind
 from inference.models import (
@@ -82,7 +81,7 @@ def table(client: redis.Redis, keys: Keys, kind: TableKind, model: str) -> Redis
     return RedisTable(client, keys.table(kind, model), kind=kind, model=model)
 
 
-# --- the runtime ---------------------------------------------------------------------------------------------
+# --- the runtime ---
 
 
 def test_a_dense_model_computes_what_numpy_computes_in_the_order_of_its_rows(exported: Path) -> None:
@@ -142,7 +141,7 @@ def test_a_raising_row_fails_alone_and_so_does_a_non_finite_one(exported: Path) 
     assert scored.outputs["y"][[0, 63]].tolist() == [0, 0]
 
 
-# --- versions and inspection ---------------------------------------------------------------------------------
+# --- versions and inspection ---
 
 
 @pytest.mark.parametrize("bare", [True, False])
@@ -196,7 +195,7 @@ def test_the_fingerprint_changes_with_the_weights(exported: Path) -> None:
     assert inspect_versions(exported / "dense-4-1", "latest")[1].fingerprint != first.fingerprint
 
 
-# --- the host and the registry -------------------------------------------------------------------------------
+# --- the host and the registry ---
 
 
 @pytest.fixture
@@ -266,7 +265,7 @@ def test_a_version_whose_folder_vanished_is_unavailable(models: Path, registry: 
     assert registry.versions("m")[1].state == "ready"
 
 
-# --- on demand -----------------------------------------------------------------------------------------------
+# --- on demand ---
 
 
 class Deployment:
@@ -295,12 +294,12 @@ class Deployment:
 
 
 @pytest.fixture
-def deploy(redis_client: redis.Redis, keys: Keys, exported: Path) -> Iterator[Any]:
+def deploy(redis_client: redis.Redis, keys: Keys, exported: Path) -> Any:
     def build(folder: str, **realtime: Any) -> Deployment:
         model = {"path": str(exported / folder), "realtime": realtime}
         return Deployment(redis_client, keys, Settings.model_validate({"models": {"m": model}}))
 
-    yield build
+    return build
 
 
 def errors(result: dict[str, Any]) -> list[str | None]:
@@ -417,13 +416,13 @@ def test_a_refused_feature_table_leaves_nothing_behind(
     assert kept == []
 
 
-# --- workers -------------------------------------------------------------------------------------------------
+# --- workers ---
 
 
 def run_worker(
     *arguments: str, cwd: Path, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **(env or {})}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, "-P", "-m", "workers", *arguments],
         cwd=cwd, env=environment, capture_output=True, text=True, timeout=60,
@@ -449,10 +448,3 @@ def test_a_misspelt_setting_ends_a_worker_with_one_line(tmp_path: Path) -> None:
     done = run_worker("realtime", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "did you mean 'url'" in done.stderr
-
-
-def test_gpu_memory_share_is_harmless_without_a_gpu(exported: Path) -> None:
-    from inference.models.runtimes import prepare_devices
-
-    assert prepare_devices(use_gpus=False, gpu_memory_share=None) == []
-    assert isinstance(SettingsError("x"), Exception)

@@ -166,7 +166,7 @@ def _array(tensor: Any, spec: TensorSpec, rows: int) -> npt.NDArray[Any]:
 
 
 def _telling_line(error: BaseException) -> str:
-    """Return the line of a TensorFlow error that tells what is wrong: its frame lines and node names say little."""
+    """Return the line of a TensorFlow error that tells what is wrong, rather than where in the graph."""
     lines = [line.strip() for line in str(error).splitlines()]
     telling = [line for line in lines if line and not line.startswith(_FRAME_LINES)]
     return (telling[0] if telling else type(error).__name__)[:300]
