@@ -86,10 +86,20 @@ class FeatureContract:
         """The features as named tensors: the schema of a feature table."""
         return tuple(feature.spec for feature in self.features)
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """Names of the features, in order."""
         return [feature.name for feature in self.features]
+
+    @cached_property
+    def width(self) -> int:
+        """How many elements all values of one entity have together."""
+        return sum(feature.width for feature in self.features)
+
+    @cached_property
+    def all_scalar(self) -> bool:
+        """Whether every feature is a single value."""
+        return not any(feature.shape for feature in self.features)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, in the form of `features.json`."""
@@ -178,10 +188,9 @@ def check_contract(contract: FeatureContract, signature: Signature) -> None:
 
 def _check_stacked(contract: FeatureContract, only: TensorSpec) -> None:
     wanted = math.prod(only.shape)
-    given = sum(feature.width for feature in contract.features)
-    if wanted >= 0 and given != wanted:
+    if wanted >= 0 and contract.width != wanted:
         raise ContractError(
-            f"{CONTRACT_FILE} lists {given} values but the model's input {only.name!r} takes {wanted}: "
+            f"{CONTRACT_FILE} lists {contract.width} values but the model's input {only.name!r} takes {wanted}: "
             "list them all, in the order of the tensor",
             field=only.name,
         )

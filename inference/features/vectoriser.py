@@ -124,8 +124,7 @@ class Vectoriser:
         if not self._stacked:
             return {spec.name: _as_input(features[spec.name], spec) for spec in self.signature.inputs}
         only = self.signature.inputs[0]
-        width = sum(feature.width for feature in self.contract.features)
-        stacked = np.empty((count, width), dtype=only.dtype.numpy)
+        stacked = np.empty((count, self.contract.width), dtype=only.dtype.numpy)
         start = 0
         for feature in self.contract.features:
             stacked[:, start : start + feature.width] = features[feature.name].reshape(count, feature.width)
