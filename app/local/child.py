@@ -1,4 +1,4 @@
-"""Becomes another program that dies with its supervisor: `python -P -m app.local.child SUPERVISOR_PID PROGRAM …`.
+"""Becomes another program that dies with its supervisor: `python -P -m app.local.child PARENT_PID PROGRAM …`.
 
 An exec keeps the kernel's parent-death signal, so this costs one short start and no process.
 """
@@ -17,7 +17,7 @@ _PR_SET_PDEATHSIG = 1
 def die_with(parent_pid: int) -> None:
     """Have the kernel kill this process when its parent dies; on other systems than Linux, do nothing.
 
-    SIGKILL, since a graceful stop needs a Redis that is dying at the same moment; runs recover by their leases.
+    SIGKILL, since a graceful stop needs a Redis that dies at the same moment; runs recover by their leases.
     """
     if sys.platform != "linux":
         return

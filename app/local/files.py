@@ -41,7 +41,7 @@ def only_one(path: Path) -> Iterator[None]:
             file.seek(0)
             pid = file.read().strip() or "unknown"
             raise Conflict(
-                f"`forecache up` already runs in {path.parent.parent} (pid {pid}): stop it with Ctrl-C or `kill {pid}`"
+                f"`forecache up` already runs in {path.parent.parent} as pid {pid}: stop it with `kill {pid}`"
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))

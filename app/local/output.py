@@ -26,7 +26,11 @@ class Output:
         color = self._colors.get(name)
         prefix = f"{name:<{self._width}} | "
         try:
-            print(f"\x1b[{color}m{prefix}\x1b[0m{text}" if color else prefix + text, file=self._stream, flush=True)
+            print(
+                f"\x1b[{color}m{prefix}\x1b[0m{text}" if color else prefix + text,
+                file=self._stream,
+                flush=True,
+            )
         except BrokenPipeError:
             self._stream = open(os.devnull, "w")  # noqa: PTH123, SIM115 - kept open until the process ends
 

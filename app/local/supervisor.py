@@ -24,7 +24,7 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Supervisor:
-    """Runs programs until it is told to stop. Make and use it inside one running event loop, on the main thread."""
+    """Runs programs until it is told to stop. Make it inside a running event loop, on the main thread."""
 
     def __init__(self, programs: Sequence[Program], output: Output) -> None:
         # circus tells every start and stop; what matters is reported below
@@ -86,7 +86,9 @@ class Supervisor:
             watcher.reap_dead()
             last_lines = list(watcher.lines.last)
             if watcher.deaths:
-                raise Unavailable(program.explain(last_lines) if program.explain else f"{program.name} does not start")
+                raise Unavailable(
+                    program.explain(last_lines) if program.explain else f"{program.name} does not start"
+                )
             if asyncio.get_running_loop().time() > end:
                 raise Unavailable(f"{program.name} is not ready after {READY_WITHIN_S:g} s")
             await asyncio.sleep(0.05)
@@ -94,10 +96,12 @@ class Supervisor:
     async def _stop(self) -> None:
         self._told_to_stop.set()
         self._arbiter.ctrl.caller.stop()  # no more looks: nothing is started again from here on
-        while self._arbiter._exclusive_running_command is not None:
+        while self._arbiter._exclusive_running_command is not None:  # noqa: ASYNC110 - circus offers no event
             await asyncio.sleep(0.02)
         for last in (False, True):
-            await asyncio.gather(*(each._stop(True) for each in self.watchers if each.program.stops_last is last))
+            await asyncio.gather(
+                *(each._stop(True) for each in self.watchers if each.program.stops_last is last)
+            )
         await self._arbiter.stop()
         await asyncio.sleep(0)  # the arbiter closes its sockets in the loop's next turn
         self._context.destroy(linger=0)

@@ -1,4 +1,4 @@
-"""Circus' watcher and process, with what they lack: back-off, whole last words, a start without a fork handler.
+"""Circus' watcher and process, with what they lack: back-off, last words, a start without a fork handler.
 
 Circus 0.19 restarts a dead process at every look for ever, loses what it printed last, and starts it through
 a `preexec_fn`, which Python 3.12 warns of in a process with threads, as circus' always is.
@@ -24,7 +24,7 @@ from app.local.output import Lines
 from app.local.programs import Program
 
 
-class Child(Process):  # type: ignore[misc] - circus ships no types
+class Child(Process):  # type: ignore[misc]  # circus ships no types
     """One running process: own session, no standard input, everything that it prints in one pipe."""
 
     def spawn(self) -> None:
@@ -53,7 +53,7 @@ class Child(Process):  # type: ignore[misc] - circus ships no types
         super().close_output_channels()
 
 
-class ProgramWatcher(Watcher):  # type: ignore[misc] - circus ships no types
+class ProgramWatcher(Watcher):  # type: ignore[misc]  # circus ships no types
     """Keeps one program running."""
 
     _process_class = Child
@@ -66,6 +66,10 @@ class ProgramWatcher(Watcher):  # type: ignore[misc] - circus ships no types
         self._backoff = Backoff()
         self._not_before = 0.0  # time.monotonic
         self._started_at = 0.0  # epoch
+        hooks: dict[str, Any] = {
+            "after_spawn": (self._after_spawn, True),
+            "after_reap": (self._after_reap, True),
+        }
         super().__init__(
             program.name,
             program.name,  # Child takes its argv from the program
@@ -73,7 +77,7 @@ class ProgramWatcher(Watcher):  # type: ignore[misc] - circus ships no types
             graceful_timeout=program.grace_s,
             max_retry=1,  # circus would try again without a pause; the back-off below does it
             stdout_stream={"stream": lines},
-            hooks={"after_spawn": (self._after_spawn, True), "after_reap": (self._after_reap, True)},
+            hooks=hooks,
         )
 
     @gen.coroutine
