@@ -67,7 +67,7 @@ def find_binary() -> Path:
         if inside.is_file():
             return inside
     raise SettingsError(
-        "no Redis: install redis-server (apt install redis-server, brew install redis) or, on Python 3.12 and "
+        "no Redis: install redis-server (apt install redis-server, brew install redis) or, on Python 3.12 or "
         "older, `pip install 'forecache[embedded]'`; or set [redis] url to one that runs",
         field="redis.url",
     )
