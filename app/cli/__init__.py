@@ -55,7 +55,7 @@ def _options(
 def main() -> None:
     """Run the command and exit: 0 done, 1 failed, 2 wrong usage. Errors are one line on stderr."""
     try:
-        app()
+        app(prog_name="forecache")
     except ForecacheError as error:
         typer.echo(f"forecache: {error.message}", err=True)
         sys.exit(USAGE if isinstance(error, SettingsError | UnknownModel) else FAILED)
