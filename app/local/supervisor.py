@@ -20,6 +20,8 @@ from inference.errors import Unavailable
 CHECK_S = 0.3
 #: seconds that a program may take until it is ready; a Redis with much data loads for a while
 READY_WITHIN_S = 300.0
+#: how often a program is started that is killed before it is ready
+_TRIES = 3
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -85,7 +87,8 @@ class Supervisor:
         while not self._told_to_stop.is_set() and not await asyncio.to_thread(program.is_ready):
             watcher.reap_dead()
             last_lines = list(watcher.lines.last)
-            if watcher.deaths:
+            # one that was killed is started again; one that gave up would do so for ever
+            if watcher.ended_by_itself or watcher.deaths >= _TRIES:
                 raise Unavailable(
                     program.explain(last_lines) if program.explain else f"{program.name} does not start"
                 )

@@ -62,6 +62,8 @@ class ProgramWatcher(Watcher):  # type: ignore[misc]  # circus ships no types
         self.program = program
         self.lines = lines
         self.deaths = 0
+        #: whether the latest death was an exit, not a signal
+        self.ended_by_itself = False
         self._report = report
         self._backoff = Backoff()
         self._not_before = 0.0  # time.monotonic
@@ -112,6 +114,7 @@ class ProgramWatcher(Watcher):  # type: ignore[misc]  # circus ships no types
         if self.is_stopping():
             return
         self.deaths += 1
+        self.ended_by_itself = exit_code is None or exit_code >= 0
         wait_s = self._wait_before_next(lived_s=time.time() - self._started_at)
         when = f"in {wait_s:g} s" if wait_s else "now"
         self._report(f"{self.name} ended ({_manner(exit_code)}); starting it again {when}")

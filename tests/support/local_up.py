@@ -7,6 +7,7 @@ Each stand-in writes its pid to FOLDER/NAME.pid on every start.
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from app.local import embedded_redis
@@ -32,9 +33,12 @@ def stand_in(folder: Path, name: str, more: str, **options: object) -> Program:
 def _main(folder: Path, kinds: list[str]) -> None:
     private_folder(folder)
     programs = []
-    with only_one(folder / "up.lock"):
+    with ExitStack() as on_exit:
+        on_exit.enter_context(only_one(folder / "up.lock"))
         if "redis" in kinds:
-            programs.append(_redis_program(embedded_redis.prepare(folder)))
+            redis = embedded_redis.prepare(folder)
+            on_exit.callback(redis.withdraw)
+            programs.append(_redis_program(redis))
         if "steady" in kinds:
             programs.append(stand_in(folder, "steady", "time.sleep(600)"))
         if "flapping" in kinds:
