@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.context import clear_outage, load_settings, models_of
+from app.cli.context import clear_outage, load_settings
 from app.cli.output import AsJson, note, print_fields, print_json, print_rows
-from inference.errors import BadInput
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -59,9 +58,7 @@ def list_runs(
 ) -> None:
     """Print the latest runs, newest first."""
     with _runs() as runs:
-        settings = load_settings()
-        views = [view.to_json() for name in models_of(model, settings) for view in runs.list(name)]
-    views.sort(key=lambda view: view["created_at"], reverse=True)
+        views = [view.to_json() for view in runs.list(model)]
     if as_json:
         print_json(views)
         return
@@ -99,10 +96,8 @@ def publish(
     force: Annotated[bool, typer.Option("--force", help="Publish although a gate has failed.")] = False,
 ) -> None:
     """Publish a run that its gates held back."""
-    if not force:
-        raise BadInput("its gates held this run back: look at `forecache batch show`, then add --force")
     with _runs() as runs:
-        runs.publish(run_id, force=True)
+        runs.publish(run_id, force=force)
     typer.echo(f"{run_id} published")
 
 
@@ -111,8 +106,8 @@ def rollback(model: Model = None) -> None:
     """Serve the previous generation again."""
     with _runs() as runs:
         name, _ = load_settings().model(model)
-        runs.rollback(name)
-    typer.echo(f"{name}: the previous generation serves again")
+        after = runs.rollback(name)
+    typer.echo(f"{name}: generation {after.generation} of model version {after.model_version} serves again")
 
 
 def until_over(

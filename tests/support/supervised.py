@@ -97,7 +97,7 @@ class Supervised:
         wait_until(lambda: text in self.output(), within_s)
 
     def descendants(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children(recursive=True)
+        return list(psutil.Process(self.process.pid).children(recursive=True))
 
     def stop(self, number: signal.Signals = signal.SIGTERM, within_s: float = 20) -> int:
         """Signal it and return its exit code."""
