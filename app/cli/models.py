@@ -17,7 +17,7 @@ app = typer.Typer(help="Models and their versions.", no_args_is_help=True)
 def list_models(as_json: AsJson = False) -> None:
     """Print every configured model, its versions, and which one answers."""
     with open_services() as services:
-        found = [
+        found: list[dict[str, Any]] = [
             {
                 "model": model,
                 "active_version": services.registry.active_version(model),
