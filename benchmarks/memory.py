@@ -36,9 +36,7 @@ def main() -> None:
         "ours_bytes_per_prediction": round(ours, 1),
         "brief_bytes_per_prediction": round(brief, 1),
         "ratio_brief": round(ours / brief, 3),
-        "by_shape": {
-            name: {"ours": round(pair[0], 1), "brief": round(pair[1], 1)} for name, pair in stored.items()
-        },
+        "by_shape": {name: {"ours": round(pair[0], 1), "brief": round(pair[1], 1)} for name, pair in stored.items()},
         "worker_rows": [options.worker_rows, options.worker_rows * GROWTH],
         "worker_peak_mib": [round(small_mib), round(large_mib)],
         "ratio_worker_growth": round(large_mib / small_mib, 3),
@@ -46,9 +44,7 @@ def main() -> None:
     rows: list[tuple[Any, ...]] = [(f"bytes a prediction, {name}", *pair) for name, pair in stored.items()]
     rows.append((f"worker's peak MiB, {options.worker_rows:,} rows", small_mib, None))
     rows.append((f"worker's peak MiB, {options.worker_rows * GROWTH:,} rows", large_mib, None))
-    print_report(
-        f"Memory, {options.rows:,} predictions", ["", "ours", "brief"], rows, figures, as_json=options.json
-    )
+    print_report(f"Memory, {options.rows:,} predictions", ["", "ours", "brief"], rows, figures, as_json=options.json)
 
 
 def store_both(deployment: Deployment, shape: tuple[int, ...], rows: int) -> tuple[float, float]:

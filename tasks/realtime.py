@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 from inference.serving.jobs import run_part
+
 from inference.serving.scorer import RealtimeScorer
 from tasks.celery_app import celery_app, services
 
@@ -29,9 +30,7 @@ def predict_entities(
     recompute: bool = True,
 ) -> dict[str, Any]:
     """Compute entities' predictions from their stored features, and keep them unless there are overrides."""
-    return scorer().predict_entities(
-        model, entity_ids, overrides=overrides, deadline=deadline, recompute=recompute
-    )
+    return scorer().predict_entities(model, entity_ids, overrides=overrides, deadline=deadline, recompute=recompute)
 
 
 @celery_app.task(name="forecache.predict_instances", acks_late=False)  # type: ignore[untyped-decorator]

@@ -45,10 +45,7 @@ def worker_arguments(name: str, options: Sequence[str]) -> list[str]:
 
 
 def _given(options: Sequence[str], short: str, long: str) -> bool:
-    return any(
-        (word.startswith(short) and not word.startswith("--")) or word.split("=")[0] == long
-        for word in options
-    )
+    return any((word.startswith(short) and not word.startswith("--")) or word.split("=")[0] == long for word in options)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,5 @@ def prepare_gpus(settings: Settings) -> None:
     `gpus = "none"` hides them all.
     """
     of_workers = settings.workers
-    devices = prepare_devices(
-        use_gpus=of_workers.gpus != "none", gpu_memory_share=of_workers.gpu_memory_share
-    )
+    devices = prepare_devices(use_gpus=of_workers.gpus != "none", gpu_memory_share=of_workers.gpu_memory_share)
     log.info("worker.devices", gpus=devices or "none")

@@ -31,9 +31,7 @@ RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
 @app.command()
 def run(
     model: Model = None,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Wait until it is over; exit 1 when it fails.")
-    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it is over; exit 1 when it fails.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Start a run of a model over its table of features."""

@@ -14,7 +14,6 @@ from inference.errors import ModelError, UnknownEntity
 
 if TYPE_CHECKING:
     from inference.models import VersionRecord
-
     from inference.services import Services
 
 app = typer.Typer(help="The features that answers on demand are computed from.", no_args_is_help=True)
@@ -75,9 +74,7 @@ def _record(services: Services, model: str) -> VersionRecord:
     version = services.registry.active_version(model)
     if version is not None:
         return services.registry.get(model, version)
-    ready = [
-        each for each in inspect_in_subprocess(services.settings, model).values() if each.state == "ready"
-    ]
+    ready = [each for each in inspect_in_subprocess(services.settings, model).values() if each.state == "ready"]
     if not ready:
         raise ModelError(f"no version of model {model!r} can be served: see `forecache models show {model}`")
     return max(ready, key=lambda record: record.version)

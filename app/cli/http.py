@@ -33,9 +33,7 @@ class Api:
         except httpx.TimeoutException as error:
             raise Unavailable(f"the API at {self.base_url} did not answer in time") from error
         except httpx.TransportError as error:
-            raise Unavailable(
-                f"no API answers at {self.base_url}: start `forecache up`, or set [api] port"
-            ) from error
+            raise Unavailable(f"no API answers at {self.base_url}: start `forecache up`, or set [api] port") from error
         if response.is_error:
             raise _as_error(response)
         return response.json()

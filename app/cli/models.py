@@ -22,8 +22,7 @@ def list_models(as_json: AsJson = False) -> None:
                 "model": model,
                 "active_version": services.registry.active_version(model),
                 "versions": {
-                    str(version): record.state
-                    for version, record in services.registry.versions(model).items()
+                    str(version): record.state for version, record in services.registry.versions(model).items()
                 },
             }
             for model in models_of(None, services.settings)

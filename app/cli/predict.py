@@ -10,9 +10,7 @@ from app.cli.context import load_settings
 from app.cli.output import AsJson, note, print_fields, print_json, print_rows
 from inference.errors import Unavailable
 
-ModelOption = Annotated[
-    str | None, typer.Option("--model", "-m", help="May be left out when one is configured.")
-]
+ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="May be left out when one is configured.")]
 _OVER = ("done", "failed", "cancelled")
 #: seconds of one long poll
 _POLL_S = 20.0

@@ -59,6 +59,4 @@ def _require_circus() -> None:
     from inference.errors import SettingsError
 
     if find_spec("circus") is None:
-        raise SettingsError(
-            "this command supervises processes with circus: pip install 'forecache[embedded]'"
-        )
+        raise SettingsError("this command supervises processes with circus: pip install 'forecache[embedded]'")

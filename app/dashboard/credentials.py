@@ -38,9 +38,7 @@ def find_credentials(settings: Settings) -> Credentials:
     """
     username = _checked("username", settings.dashboard.username)
     if ":" in username:
-        raise SettingsError(
-            "[dashboard] username: basic auth allows no ':' in it", field="dashboard.username"
-        )
+        raise SettingsError("[dashboard] username: basic auth allows no ':' in it", field="dashboard.username")
     if settings.dashboard.password is not None:
         return Credentials(username, _checked("password", settings.dashboard.password.get_secret_value()))
     file = settings.state_dir / FILE_NAME
@@ -76,7 +74,5 @@ def _write(file: Path, content: dict[str, str]) -> None:
 def _checked(name: str, value: str) -> str:
     # Flower compares with hmac.compare_digest, which raises on text outside ASCII
     if not value or not value.isascii() or not value.isprintable():
-        raise SettingsError(
-            f"[dashboard] {name} must be printable ASCII and not empty", field=f"dashboard.{name}"
-        )
+        raise SettingsError(f"[dashboard] {name} must be printable ASCII and not empty", field=f"dashboard.{name}")
     return value

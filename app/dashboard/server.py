@@ -58,9 +58,7 @@ def build_flower(celery_app: Celery, credentials: Credentials, read: Callable[[]
     # its pages ask the process-wide default application for the time zone
     celery_app.set_default()
     templates = Templates(flower_settings["template_path"])
-    flower = Flower(
-        capp=celery_app, options=default_options, **{**flower_settings, "template_loader": templates}
-    )
+    flower = Flower(capp=celery_app, options=default_options, **{**flower_settings, "template_loader": templates})
     flower.add_handlers(r".*", page_handlers(SharedRead(read, flower.executor)))
     return flower
 
@@ -104,6 +102,4 @@ def _announce(settings: Settings, credentials: Credentials) -> None:
         password_in=str(credentials.file or "the settings"),
     )
     if host not in _LOOPBACK:
-        log.warning(
-            "dashboard.remote", host=host, advice="basic auth over plain HTTP: put a TLS proxy before it"
-        )
+        log.warning("dashboard.remote", host=host, advice="basic auth over plain HTTP: put a TLS proxy before it")

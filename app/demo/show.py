@@ -126,9 +126,7 @@ class _Show:
         self._check(status == 200, f"Flower answers {status} at {self._dashboard_url}")
         self._tell(f"hit rate {rate['hit_rate']:.0%} of {rate['total']} requests {counts}")
         took_s = time.monotonic() - self._started
-        typer.echo(
-            f"Flower with the hit rates: {self._dashboard_url}/hit-rates\nAll checks passed in {took_s:.0f} s"
-        )
+        typer.echo(f"Flower with the hit rates: {self._dashboard_url}/hit-rates\nAll checks passed in {took_s:.0f} s")
 
     def _counted(self) -> dict[str, Any] | None:
         rate: dict[str, Any] = self._get(f"/hit-rate?model={MODEL}")

@@ -126,14 +126,10 @@ class EmbeddedRedis:
             if is_free(LOOPBACK, self.port):
                 return
             time.sleep(0.1)
-        raise Conflict(
-            f"the Redis on port {self.port} that an earlier `forecache up` left behind does not stop"
-        )
+        raise Conflict(f"the Redis on port {self.port} that an earlier `forecache up` left behind does not stop")
 
     def _client(self) -> redis.Redis:
-        return redis.Redis(
-            port=self.port, password=self.password, socket_timeout=2, retry=Retry(NoBackoff(), 0)
-        )
+        return redis.Redis(port=self.port, password=self.password, socket_timeout=2, retry=Retry(NoBackoff(), 0))
 
 
 def prepare(state_dir: Path) -> EmbeddedRedis:
@@ -171,9 +167,7 @@ def explain_death(server: EmbeddedRedis, last_lines: list[str]) -> str:
     last_words = " ".join(last_lines[-3:])
     if "reading the append only file" in last_words or "RDB format version" in last_words:
         # Redis 7 keeps a folder with a manifest, Redis 6 one file
-        damaged = next(
-            iter([*server.folder.glob("appendonlydir/*.manifest"), server.folder / "appendonly.aof"])
-        )
+        damaged = next(iter([*server.folder.glob("appendonlydir/*.manifest"), server.folder / "appendonly.aof"]))
         return (
             "the embedded Redis cannot read its data: keep what comes before the damage with "
             f"`redis-check-aof --fix '{damaged}'`, or delete '{server.folder}' to start empty"

@@ -37,9 +37,7 @@ class Program:
     stops_last: bool = False
 
 
-def all_programs(
-    settings: Settings, redis: EmbeddedRedis | None, gpus: Sequence[str] | None
-) -> list[Program]:
+def all_programs(settings: Settings, redis: EmbeddedRedis | None, gpus: Sequence[str] | None) -> list[Program]:
     """Return every process of the deployment, in the order in which they start.
 
     `gpus`: what `visible_gpus` found; one batch worker and the real-time workers of the settings go to each.
@@ -76,11 +74,7 @@ def _workers(name: str, module: str, per_gpu: int, gpus: Sequence[str] | None) -
     if not places:
         places = [{}] if gpus is None else [{"CUDA_VISIBLE_DEVICES": "-1"}]
     environments = [place for place in places for _ in range(per_gpu)]
-    names = (
-        [f"{name}-{number}" for number in range(1, len(environments) + 1)]
-        if len(environments) > 1
-        else [name]
-    )
+    names = [f"{name}-{number}" for number in range(1, len(environments) + 1)] if len(environments) > 1 else [name]
     return [
         _module(own, "workers", module, "-n", f"{own}@%h", env=env, grace_s=WORKER_GRACE_S)
         for own, env in zip(names, environments, strict=True)

@@ -89,9 +89,7 @@ class Supervisor:
             last_lines = list(watcher.lines.last)
             # one that was killed is started again; one that gave up would do so for ever
             if watcher.ended_by_itself or watcher.deaths >= _TRIES:
-                raise Unavailable(
-                    program.explain(last_lines) if program.explain else f"{program.name} does not start"
-                )
+                raise Unavailable(program.explain(last_lines) if program.explain else f"{program.name} does not start")
             if asyncio.get_running_loop().time() > end:
                 raise Unavailable(f"{program.name} is not ready after {READY_WITHIN_S:g} s")
             await asyncio.sleep(0.05)
@@ -102,9 +100,7 @@ class Supervisor:
         while self._arbiter._exclusive_running_command is not None:  # noqa: ASYNC110 - circus offers no event
             await asyncio.sleep(0.02)
         for last in (False, True):
-            await asyncio.gather(
-                *(each._stop(True) for each in self.watchers if each.program.stops_last is last)
-            )
+            await asyncio.gather(*(each._stop(True) for each in self.watchers if each.program.stops_last is last))
         await self._arbiter.stop()
         await asyncio.sleep(0)  # the arbiter closes its sockets in the loop's next turn
         self._context.destroy(linger=0)

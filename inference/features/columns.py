@@ -41,15 +41,11 @@ def column_values(column: pa.Array, feature: Feature) -> Values:
 
 
 def _is_list(type_: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_)
-    )
+    return bool(pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_))
 
 
 def _is_text(type_: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_)
-    )
+    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
 
 
 def _fits(dtype: DType, type_: pa.DataType) -> bool:
@@ -111,9 +107,7 @@ def _cast(raw: npt.NDArray[Any], missing: npt.NDArray[np.bool_], dtype: DType) -
     if raw.dtype.kind == "f":
         nan = np.isnan(raw)
         missing = missing | nan if nan.any() else missing
-    with np.errstate(
-        over="ignore"
-    ):  # a float64 too large for the feature becomes infinite, and is rejected as such
+    with np.errstate(over="ignore"):  # a float64 too large for the feature becomes infinite, and is rejected as such
         values = raw.astype(dtype.numpy, copy=False)
     if dtype.is_integer and raw.dtype.kind in "iu":
         limits = np.iinfo(dtype.numpy)

@@ -62,9 +62,7 @@ class Feature:
                 f"feature {name!r}: unknown key {unknown[0]!r}; known: name, dtype, shape, default",
                 field=name,
             )
-        feature = cls(
-            name, _dtype(name, data.get("dtype")), _shape(name, data.get("shape", [])), data.get("default")
-        )
+        feature = cls(name, _dtype(name, data.get("dtype")), _shape(name, data.get("shape", [])), data.get("default"))
         _check_default(feature)
         return feature
 
@@ -159,10 +157,7 @@ def contract_from_signature(signature: Signature) -> FeatureContract:
             )
     # a row's single number may stand in a dimension of its own: [None, 1] is one number a row
     return FeatureContract(
-        tuple(
-            Feature(spec.name, spec.dtype, () if spec.shape == (1,) else spec.shape)
-            for spec in signature.inputs
-        )
+        tuple(Feature(spec.name, spec.dtype, () if spec.shape == (1,) else spec.shape) for spec in signature.inputs)
     )
 
 
@@ -248,9 +243,7 @@ def _dtype(name: str, value: Any) -> DType:
     try:
         return DType(value)
     except ValueError:
-        raise ContractError(
-            f"feature {name!r}: dtype {value!r} is not one of {', '.join(DType)}", field=name
-        ) from None
+        raise ContractError(f"feature {name!r}: dtype {value!r} is not one of {', '.join(DType)}", field=name) from None
 
 
 def _shape(name: str, value: Any) -> tuple[int, ...]:

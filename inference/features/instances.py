@@ -77,9 +77,7 @@ def _split(vector: Sequence[Any], contract: FeatureContract) -> Mapping[str, Any
     return values
 
 
-def _add_feature(
-    rows: FeatureRows, feature: Feature, values: Sequence[Any], refused: npt.NDArray[np.bool_]
-) -> None:
+def _add_feature(rows: FeatureRows, feature: Feature, values: Sequence[Any], refused: npt.NDArray[np.bool_]) -> None:
     missing = np.zeros(len(values), dtype=bool)
     plain = _plain_column(feature, values)
     if plain is not None:
@@ -134,9 +132,7 @@ def _element(value: Any, feature: Feature, shape: tuple[int, ...]) -> Any:
     if not shape:
         return _scalar(value, feature)
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != shape[0]:
-        raise ContractError(
-            f"feature {feature.name!r} takes a list of shape {list(feature.shape)}", field=feature.name
-        )
+        raise ContractError(f"feature {feature.name!r} takes a list of shape {list(feature.shape)}", field=feature.name)
     return [_element(one, feature, shape[1:]) for one in value]
 
 
@@ -158,9 +154,7 @@ def _scalar(value: Any, feature: Feature) -> Any:
 def _integer(value: float, feature: Feature) -> int:
     limits = np.iinfo(feature.dtype.numpy)
     if isinstance(value, float) and not value.is_integer():
-        raise ContractError(
-            f"feature {feature.name!r} is {feature.dtype}: give a whole number", field=feature.name
-        )
+        raise ContractError(f"feature {feature.name!r} is {feature.dtype}: give a whole number", field=feature.name)
     if not limits.min <= value <= limits.max:
         raise ContractError(f"feature {feature.name!r} is {feature.dtype}: out of range", field=feature.name)
     return int(value)

@@ -104,9 +104,7 @@ def load_features(
     return LoadReport(checked.name, manifest.number, checked.rows, round(time.monotonic() - started, 3))
 
 
-def _open(
-    source: str | Path, entity_column: str, event_time_column: str | None, vectoriser: Vectoriser
-) -> _Source:
+def _open(source: str | Path, entity_column: str, event_time_column: str | None, vectoriser: Vectoriser) -> _Source:
     path = Path(source)
     if not path.exists():
         raise SourceError(f"feature table {path} does not exist", field="features")
@@ -114,9 +112,7 @@ def _open(
         dataset = ds.dataset(path, format="parquet")
         rows = dataset.count_rows()
     except (pa.ArrowException, OSError) as error:
-        raise SourceError(
-            f"{path} cannot be read as Parquet: {_first_line(error)}", field="features"
-        ) from error
+        raise SourceError(f"{path} cannot be read as Parquet: {_first_line(error)}", field="features") from error
     name, schema = path.name, dataset.schema
     _check_column(schema, entity_column, name, "entity_column")
     check_entity_column_type(entity_column, schema.field(entity_column).type)
@@ -175,9 +171,7 @@ def _write(table: Table, manifest: Manifest, source: _Source, batch: pa.RecordBa
     table.write(manifest, ids, rows.block, _as_of(source, batch, ids, manifest.created_at))
 
 
-def _as_of(
-    source: _Source, batch: pa.RecordBatch, ids: pa.Array, loaded_at: float
-) -> npt.NDArray[np.float64]:
+def _as_of(source: _Source, batch: pa.RecordBatch, ids: pa.Array, loaded_at: float) -> npt.NDArray[np.float64]:
     if source.event_time_column is None:
         return np.full(batch.num_rows, loaded_at)
     times = event_times(batch.column(source.event_time_column))
@@ -195,13 +189,9 @@ def _refuse_duplicates(table: Table, manifest: Manifest, source: _Source) -> Non
     distinct = table.count(manifest)
     if distinct == source.rows:
         return
-    ids = (
-        source.dataset.to_table(columns=[source.entity_column]).column(source.entity_column).combine_chunks()
-    )
+    ids = source.dataset.to_table(columns=[source.entity_column]).column(source.entity_column).combine_chunks()
     counts = pc.value_counts(entity_ids_as_text(ids, source.entity_column))
-    twice = (
-        counts.filter(pc.greater(counts.field("counts"), 1)).field("values").slice(0, _EXAMPLES).to_pylist()
-    )
+    twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values").slice(0, _EXAMPLES).to_pylist()
     if not twice:
         raise StoreUnavailable(f"{source.rows} rows were written but Redis holds {distinct}: load them again")
     raise SourceError(

@@ -59,9 +59,7 @@ def blank(feature: Feature, rows: int) -> npt.NDArray[Any]:
     return np.zeros(shape, dtype=feature.dtype.numpy)
 
 
-def fill_missing(
-    rows: FeatureRows, feature: Feature, values: npt.NDArray[Any], missing: npt.NDArray[np.bool_]
-) -> None:
+def fill_missing(rows: FeatureRows, feature: Feature, values: npt.NDArray[Any], missing: npt.NDArray[np.bool_]) -> None:
     """Add a feature to the rows: missing values take its default, else their rows are rejected.
 
     Numbers that are infinite in the feature's dtype are rejected, never sent to a model.

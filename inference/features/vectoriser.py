@@ -42,9 +42,7 @@ class Vectoriser:
         for feature in self.contract.features:
             index = schema.get_all_field_indices(feature.name)
             if len(index) != 1:
-                raise SourceError(
-                    self._missing_column(feature, schema, source, len(index)), field=feature.name
-                )
+                raise SourceError(self._missing_column(feature, schema, source, len(index)), field=feature.name)
             problem = type_problem(feature, schema.field(index[0]).type)
             if problem:
                 raise SourceError(f"{source}: column {feature.name!r} {problem}", field=feature.name)
@@ -107,9 +105,7 @@ class Vectoriser:
         rows = rows_from_instances([overrides], FeatureContract(tuple(chosen)))
         for reason in rows.reasons:
             message = (
-                reason.reason
-                if reason.feature in reason.reason
-                else f"feature {reason.feature!r}: {reason.reason}"
+                reason.reason if reason.feature in reason.reason else f"feature {reason.feature!r}: {reason.reason}"
             )
             raise ContractError(message, field=reason.feature)
         return rows.block
@@ -137,9 +133,7 @@ class Vectoriser:
         near = difflib.get_close_matches(feature.name, schema.names, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"its columns: {', '.join(schema.names[:20])}"
         if feature.shape and len(self.contract.features) == 1:
-            hint = (
-                f"list its {feature.width} columns in the model's {CONTRACT_FILE}, in the order of the tensor"
-            )
+            hint = f"list its {feature.width} columns in the model's {CONTRACT_FILE}, in the order of the tensor"
         return f"{source} has no column {feature.name!r}; {hint}"
 
 

@@ -71,9 +71,7 @@ def inspect_in_subprocess(settings: Settings, model: str) -> dict[int, VersionRe
             command, capture_output=True, text=True, env=environment, timeout=INSPECT_TIMEOUT_S, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise ModelError(
-            f"model {name!r} could not be loaded within {INSPECT_TIMEOUT_S} s", field="path"
-        ) from error
+        raise ModelError(f"model {name!r} could not be loaded within {INSPECT_TIMEOUT_S} s", field="path") from error
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         raise ModelError(

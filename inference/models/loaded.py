@@ -70,9 +70,7 @@ def load_version(
     return LoadedModel(model, record, vectoriser, runtime)
 
 
-def _warm_up(
-    model: str, version: int, vectoriser: Vectoriser, runtime: Runtime, sizes: Sequence[int]
-) -> None:
+def _warm_up(model: str, version: int, vectoriser: Vectoriser, runtime: Runtime, sizes: Sequence[int]) -> None:
     """Call the model once for each size, so that no request pays for the first call."""
     for count in sizes:
         rows = vectoriser.defaults(count)
@@ -81,9 +79,7 @@ def _warm_up(
             runtime.predict(vectoriser.inputs(block))
         except PredictionFailed as error:
             if not _made_up_text(vectoriser.contract):
-                raise ModelError(
-                    f"version {version} of model {model!r} fails on its warm-up row: {error}"
-                ) from error
+                raise ModelError(f"version {version} of model {model!r} fails on its warm-up row: {error}") from error
             # a vocabulary may refuse "", which no real row holds: that is no fault of the model
             log.warning("model.warm_up_skipped", model=model, version=version, reason=error.message)
             return

@@ -60,9 +60,7 @@ class VersionRecord:
         )
 
     @classmethod
-    def refused(
-        cls, version: int, error: str, *, inspected_at: float, fingerprint: str = ""
-    ) -> VersionRecord:
+    def refused(cls, version: int, error: str, *, inspected_at: float, fingerprint: str = "") -> VersionRecord:
         """Return the record of a version that cannot be served."""
         return cls(
             version=version,

@@ -34,9 +34,7 @@ class ModelRegistry:
     def put(self, model: str, record: VersionRecord) -> None:
         """Store a record, replacing that of the same version."""
         try:
-            self._client.hset(
-                self._keys.model_record(model), str(record.version), orjson.dumps(record.to_json())
-            )
+            self._client.hset(self._keys.model_record(model), str(record.version), orjson.dumps(record.to_json()))
         except redis.RedisError as error:
             raise _unavailable(error) from error
 
@@ -51,9 +49,7 @@ class ModelRegistry:
         except redis.RedisError as error:
             raise _unavailable(error) from error
         if raw is None:
-            raise ModelUnavailable(
-                f"version {version} of model {model!r} has not been loaded by any worker yet"
-            )
+            raise ModelUnavailable(f"version {version} of model {model!r} has not been loaded by any worker yet")
         record = _decode(raw)
         if record.state == "refused":
             raise ModelUnavailable(f"version {version} of model {model!r} was refused: {record.error}")

@@ -82,17 +82,11 @@ def _assemble(specs: tuple[TensorSpec, ...], parts: list[tuple[int, int, Block]]
 
 
 def _assemble_one(spec: TensorSpec, parts: list[tuple[int, int, Block]], rows: int) -> npt.NDArray[Any]:
-    sizes = {part[spec.name].shape[1:] for _, _, part in parts} or {
-        tuple(max(size, 0) for size in spec.shape)
-    }
+    sizes = {part[spec.name].shape[1:] for _, _, part in parts} or {tuple(max(size, 0) for size in spec.shape)}
     if len(sizes) > 1:
         raise PredictionFailed(f"output {spec.name!r} has rows of different shapes")
     shape = (rows, *sizes.pop())
-    whole = (
-        np.full(shape, "", dtype=object)
-        if spec.dtype is DType.STRING
-        else np.zeros(shape, dtype=spec.dtype.numpy)
-    )
+    whole = np.full(shape, "", dtype=object) if spec.dtype is DType.STRING else np.zeros(shape, dtype=spec.dtype.numpy)
     for start, stop, part in parts:
         whole[start:stop] = part[spec.name]
     return whole

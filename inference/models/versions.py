@@ -31,11 +31,7 @@ def find_versions(path: Path) -> dict[int, Path]:
         raise _not_a_folder(path)
     if _is_saved_model(path):
         return {1: path}
-    numbered = {
-        int(one.name): one
-        for one in path.iterdir()
-        if one.is_dir() and one.name.isdecimal() and int(one.name)
-    }
+    numbered = {int(one.name): one for one in path.iterdir() if one.is_dir() and one.name.isdecimal() and int(one.name)}
     if numbered:
         return dict(sorted(numbered.items()))
     keras = _keras_file(path)
@@ -58,9 +54,7 @@ def check_version_folder(folder: Path) -> None:
     keras = _keras_file(folder)
     if keras:
         raise _needs_export(keras, folder)
-    raise ModelError(
-        f"{folder} holds no saved_model.pb: export the model there with model.export(path)", field="path"
-    )
+    raise ModelError(f"{folder} holds no saved_model.pb: export the model there with model.export(path)", field="path")
 
 
 def wanted_versions(found: Iterable[int], wanted: Wanted) -> list[int]:
@@ -102,9 +96,7 @@ def _keras_file(folder: Path) -> Path | None:
 
 def _needs_export(file: Path, target: Path) -> ModelError:
     line = f"""python -c "import keras; keras.models.load_model('{file}').export('{target}')\""""
-    return ModelError(
-        f"{file} is a Keras file, which needs its code to load; export it once: {line}", field="path"
-    )
+    return ModelError(f"{file} is a Keras file, which needs its code to load; export it once: {line}", field="path")
 
 
 def _not_a_folder(path: Path) -> ModelError:

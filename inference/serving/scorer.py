@@ -134,9 +134,7 @@ class RealtimeScorer:
             answers.fail_all(error)
         return answers.to_json(model, entity_ids, now)
 
-    def predict_instances(
-        self, model: str, instances: Sequence[Any], *, deadline: float | None = None
-    ) -> Result:
+    def predict_instances(self, model: str, instances: Sequence[Any], *, deadline: float | None = None) -> Result:
         """Compute the predictions of feature rows that the request brought along. Nothing is kept."""
         answers = _Answers(len(instances))
         now = time.time()
@@ -174,9 +172,7 @@ class RealtimeScorer:
         """Answer what was computed moments ago, perhaps by another worker; return the positions left."""
         left = []
         for position, entry in enumerate(self._predictions(model).read(entity_ids)):
-            if entry is not None and _is_recent(
-                entry, answers.version, now - of_model.realtime.min_recompute_interval
-            ):
+            if entry is not None and _is_recent(entry, answers.version, now - of_model.realtime.min_recompute_interval):
                 values = entry.values
                 answers.predictions[position] = next(iter(values.values())) if len(values) == 1 else values
                 answers.as_of[position] = entry.as_of
@@ -196,9 +192,7 @@ class RealtimeScorer:
         now: float,
     ) -> _Wanted:
         positions = np.array(todo, dtype=np.intp)
-        stored = (
-            self._features(model).read_block([entity_ids[position] for position in todo]) if todo else None
-        )
+        stored = self._features(model).read_block([entity_ids[position] for position in todo]) if todo else None
         found = np.zeros(len(todo), dtype=bool) if stored is None else stored.found
         as_of = np.full(len(todo), now)
         block: Block = {}

@@ -51,9 +51,7 @@ class RowCodec:
         rows["as_of"] = np.clip(as_of, 0, _UINT32_MAX)
         for key, spec in self._fixed:
             column = _column(block, spec, len(as_of))
-            if column.shape != (len(as_of), *spec.shape) or not np.can_cast(
-                column, spec.dtype.numpy, "same_kind"
-            ):
+            if column.shape != (len(as_of), *spec.shape) or not np.can_cast(column, spec.dtype.numpy, "same_kind"):
                 raise ContractError(_mismatch(spec, column), field=spec.name)
             rows[key] = column
         if not self._loose:
@@ -66,9 +64,7 @@ class RowCodec:
         """Return each row's values by field name as plain numbers, text and nested lists."""
         fixed = self._unpack_fixed(rows)
         columns = {spec.name: fixed[key].tolist() for key, spec in self._fixed}
-        columns |= {
-            spec.name: column for spec, column in zip(self._loose, self._unpack_loose(rows), strict=True)
-        }
+        columns |= {spec.name: column for spec, column in zip(self._loose, self._unpack_loose(rows), strict=True)}
         names = [spec.name for spec in self.fields]
         return [dict(zip(names, row, strict=True)) for row in zip(*(columns[n] for n in names), strict=True)]
 
@@ -108,9 +104,7 @@ def empty_column(spec: TensorSpec, rows: int) -> npt.NDArray[Any]:
     if -1 in spec.shape:
         column = np.empty(rows, object)
         for index in range(rows):
-            column[index] = empty_column(
-                TensorSpec(spec.name, spec.dtype, tuple(max(n, 0) for n in spec.shape)), 1
-            )[0]
+            column[index] = empty_column(TensorSpec(spec.name, spec.dtype, tuple(max(n, 0) for n in spec.shape)), 1)[0]
         return column
     if spec.dtype is DType.STRING:
         return np.full((rows, *spec.shape), "", object)
@@ -178,9 +172,7 @@ def _column(block: Block, spec: TensorSpec, rows: int) -> npt.NDArray[Any]:
     if column is None:
         raise ContractError(f"field {spec.name!r} is missing from the block", field=spec.name)
     if len(column) != rows:
-        raise ContractError(
-            f"field {spec.name!r} has {len(column)} rows, and there are {rows}", field=spec.name
-        )
+        raise ContractError(f"field {spec.name!r} has {len(column)} rows, and there are {rows}", field=spec.name)
     return column
 
 

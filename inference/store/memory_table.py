@@ -78,9 +78,7 @@ class MemoryTable:
             raise ValueError(f"{len(ids)} ids ({ids.null_count} of them null) for {len(as_of)} rows")
         rows = codec_for(manifest.fields).pack(block, np.minimum(as_of, manifest.created_at))
         if manifest.number in self._generations:
-            self._generations[manifest.number].rows.update(
-                zip(ids.to_pylist(), rows.to_pylist(), strict=True)
-            )
+            self._generations[manifest.number].rows.update(zip(ids.to_pylist(), rows.to_pylist(), strict=True))
 
     def count(self, manifest: Manifest) -> int:
         """See `Table.count`."""
@@ -149,8 +147,7 @@ class MemoryTable:
         return [
             number
             for number, generation in self._generations.items()
-            if generation.state not in _IN_USE
-            and (generation.sweep_due_at is None or generation.sweep_due_at <= now)
+            if generation.state not in _IN_USE and (generation.sweep_due_at is None or generation.sweep_due_at <= now)
         ]
 
     def collect(
@@ -199,9 +196,7 @@ class MemoryTable:
     def read_generation(self, ids: Sequence[str], number: int) -> list[Entry | None]:
         """See `Table.read_generation`."""
         rows = self._rows(number)
-        return decode_entries(
-            Fetched(self.manifest(number), None, [rows.get(entity_id) for entity_id in ids])
-        )
+        return decode_entries(Fetched(self.manifest(number), None, [rows.get(entity_id) for entity_id in ids]))
 
     def read_block(self, ids: Sequence[str]) -> StoredRows | None:
         """See `Table.read_block`."""

@@ -61,9 +61,7 @@ def decode_entries(fetched: Fetched) -> list[Entry | None]:
         decoded = codec_for(fields).unpack_values([winners[i][1] for i in group])
         for i, values in zip(group, decoded, strict=True):
             header = winners[i][0]
-            entries[i] = Entry(
-                values, header.as_of, header.computed_at, header.model_version, header.origin, None
-            )
+            entries[i] = Entry(values, header.as_of, header.computed_at, header.model_version, header.origin, None)
     return entries
 
 

@@ -102,9 +102,7 @@ def _fetch_newest(keys: TableKeys, memory: ReaderMemory, ids: Sequence[str]) -> 
             break
     overlay = replies[-2] if ids else []
     yield from _fetch_schemas(keys, memory, overlay)
-    return Fetched(
-        manifest, pointer.active_version, _in_order(replies, places, len(ids)), overlay, memory.schemas
-    )
+    return Fetched(manifest, pointer.active_version, _in_order(replies, places, len(ids)), overlay, memory.schemas)
 
 
 def _fetch_manifest(keys: TableKeys, memory: ReaderMemory, number: int) -> Plan[Manifest | None]:
@@ -125,9 +123,7 @@ def _fetch_schemas(keys: TableKeys, memory: ReaderMemory, overlay: Sequence[byte
     unknown = list(digests - memory.schemas.keys())
     if unknown:
         replies = yield [("HMGET", keys.schemas, *unknown)]
-        found = {
-            d: schema_from_text(text) for d, text in zip(unknown, replies[0], strict=True) if text is not None
-        }
+        found = {d: schema_from_text(text) for d, text in zip(unknown, replies[0], strict=True) if text is not None}
         memory.schemas = memory.schemas | found
 
 
@@ -147,9 +143,7 @@ def _bucket_commands(
 
 def _in_order(replies: Sequence[Any], places: Sequence[Sequence[int]], count: int) -> list[bytes | None]:
     rows: list[bytes | None] = [None] * count
-    for indexes, reply in zip(
-        places, replies, strict=False
-    ):  # the replies go on with the overlay and the pointer
+    for indexes, reply in zip(places, replies, strict=False):  # the replies go on with the overlay and the pointer
         for index, row in zip(indexes, reply, strict=True):
             rows[index] = row
     return rows

@@ -115,8 +115,7 @@ class RedisTable:
     def count(self, manifest: Manifest) -> int:
         """See `Table.count`."""
         return sum(
-            sum(self._send([("HLEN", key) for key in keys]))
-            for keys in self._bucket_keys(manifest, _HLEN_PER_PIPELINE)
+            sum(self._send([("HLEN", key) for key in keys])) for keys in self._bucket_keys(manifest, _HLEN_PER_PIPELINE)
         )
 
     def manifest(self, number: int) -> Manifest | None:
@@ -137,17 +136,13 @@ class RedisTable:
     def publish(self, number: int, *, run_key: str | None = None, run_state: str | None = None) -> Pointer:
         """See `Table.publish`."""
         keys = [self._keys.pointer, self._keys.generation(number), *([run_key] if run_key else [])]
-        status = self._script(
-            "publish", keys, [number, self._keys.generation_prefix, run_state or ""]
-        ).decode()
+        status = self._script("publish", keys, [number, self._keys.generation_prefix, run_state or ""]).decode()
         if status == "gone":
             raise NotFound(f"generation {number} of the {self._name} does not exist (any more)")
         if status == "run":
             raise Conflict(f"generation {number} of the {self._name}: its run is not {run_state}")
         if status != "ok":
-            raise Conflict(
-                f"generation {number} of the {self._name} is {status}: only a loading one is published"
-            )
+            raise Conflict(f"generation {number} of the {self._name} is {status}: only a loading one is published")
         return self.pointer()
 
     def discard(self, number: int, state: GenerationState) -> None:
@@ -161,9 +156,7 @@ class RedisTable:
         arguments = [expected_current, self._keys.generation_prefix]
         status = self._script("rollback", [self._keys.pointer], arguments).decode()
         if status == "moved":
-            raise Conflict(
-                f"generation {expected_current} of the {self._name} is not the current one (any more)"
-            )
+            raise Conflict(f"generation {expected_current} of the {self._name} is not the current one (any more)")
         if status != "ok":
             raise Conflict(f"the {self._name} have no previous generation to go back to")
         return self.pointer()
@@ -195,9 +188,7 @@ class RedisTable:
             self._send([("ZREM", self._keys.generations, number)])
             return 0
         if status != b"ok":
-            raise Conflict(
-                f"generation {number} of the {self._name} is {status.decode()}: it cannot be collected"
-            )
+            raise Conflict(f"generation {number} of the {self._name} is {status.decode()}: it cannot be collected")
         manifest, due_at = Manifest.from_json(record[0]), record[1]
         now = self.now()
         if due_at is not None and now < float(due_at):

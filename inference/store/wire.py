@@ -49,9 +49,7 @@ def _bulk(value: bytes) -> bytes:
 def _encode_pairs(fields: Any, rows: Any) -> Any:
     """Return each field and row as two RESP bulk strings in one binary value."""
     end = _scalar(b"\r\n")
-    return pc.binary_join_element_wise(
-        _length_lines(fields), fields, end, _length_lines(rows), rows, end, _scalar(b"")
-    )
+    return pc.binary_join_element_wise(_length_lines(fields), fields, end, _length_lines(rows), rows, end, _scalar(b""))
 
 
 def _length_lines(values: Any) -> Any:

@@ -25,9 +25,7 @@ def make_table(client: redis.Redis) -> RedisTable:
     return RedisTable(client, KEYS, kind=TableKind.PREDICTIONS, model="m")
 
 
-def begin(
-    table: RedisTable, rows: int, *, keep_s: float = 3600, fields: tuple[TensorSpec, ...] = PRICE
-) -> Manifest:
+def begin(table: RedisTable, rows: int, *, keep_s: float = 3600, fields: tuple[TensorSpec, ...] = PRICE) -> Manifest:
     return table.begin(fields, rows_expected=rows, model_version=1, contract_hash="c", keep_s=keep_s)
 
 

@@ -37,9 +37,7 @@ class Room:
     table: Table
     set_run_state: Callable[[str, str], Any]
 
-    def generation(
-        self, values: dict[str, float], *, version: int = 1, as_of: float = 0, **more: Any
-    ) -> Manifest:
+    def generation(self, values: dict[str, float], *, version: int = 1, as_of: float = 0, **more: Any) -> Manifest:
         manifest = self.table.begin(
             PRICE, rows_expected=len(values), model_version=version, contract_hash="c", keep_s=3600, **more
         )
@@ -67,9 +65,7 @@ class Room:
 
 
 def _redis_room(client: redis.Redis) -> Room:
-    table = RedisTable(
-        client, Keys("t").table(TableKind.PREDICTIONS, "m"), kind=TableKind.PREDICTIONS, model="m"
-    )
+    table = RedisTable(client, Keys("t").table(TableKind.PREDICTIONS, "m"), kind=TableKind.PREDICTIONS, model="m")
     return Room(table, lambda key, state: client.hset(key, "state", state))
 
 

@@ -55,9 +55,7 @@ def _started(supervise: Supervise) -> Supervised:
     return up
 
 
-def test_killed_it_comes_back_on_its_port_with_its_password_and_its_data(
-    binary: Path, supervise: Supervise
-) -> None:
+def test_killed_it_comes_back_on_its_port_with_its_password_and_its_data(binary: Path, supervise: Supervise) -> None:
     up = _started(supervise)
     before = find_embedded_redis(up.root)
     with up.redis() as client:
@@ -113,9 +111,7 @@ def test_no_password_stands_in_a_command_line_or_in_the_output(supervise: Superv
     assert not [child for child in up.descendants() if password in " ".join(child.cmdline())]
 
 
-def test_another_command_in_the_folder_finds_it(
-    supervise: Supervise, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_command_in_the_folder_finds_it(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
     up = _started(supervise)
     monkeypatch.chdir(up.root)
     with redis.Redis.from_url(load_settings().cache_url) as client:
@@ -140,9 +136,7 @@ def test_a_server_that_outlived_its_supervisor_is_taken_over_with_its_data(super
         [embedded_redis.find_binary(), up.state_dir / "redis" / "redis.conf"], stdout=subprocess.DEVNULL
     )
     try:
-        server = embedded_redis.EmbeddedRedis(
-            up.state_dir, Path(), *embedded_redis._remembered(_identity(up))
-        )
+        server = embedded_redis.EmbeddedRedis(up.state_dir, Path(), *embedded_redis._remembered(_identity(up)))
         wait_until(server.is_ready)
         with server._client() as client:
             client.set("kept", "yes")

@@ -65,11 +65,7 @@ def keys() -> Keys:
 
 def settings_for(models: Path, *, features: str | None = None, **names: str) -> Settings:
     return Settings.model_validate(
-        {
-            "models": {
-                name: {"path": str(models / folder), "features": features} for name, folder in names.items()
-            }
-        }
+        {"models": {name: {"path": str(models / folder), "features": features} for name, folder in names.items()}}
     )
 
 
@@ -96,9 +92,7 @@ def test_a_dense_model_computes_what_numpy_computes_in_the_order_of_its_rows(exp
 def test_text_goes_in_as_it_is_and_is_looked_up_inside_the_model(exported: Path) -> None:
     loaded = load(exported, "mixed")
     assert sorted(loaded.vectoriser.columns) == ["carat", "cut", "depth"]
-    batch = pa.record_batch(
-        {"cut": ["Ideal", "Nonsense", "Fair"], "carat": [1.0, 2.0, 0.5], "depth": [60, 61, 62]}
-    )
+    batch = pa.record_batch({"cut": ["Ideal", "Nonsense", "Fair"], "carat": [1.0, 2.0, 0.5], "depth": [60, 61, 62]})
     rows = loaded.vectoriser.features_from_arrow(batch)
     assert loaded.predict(loaded.vectoriser.inputs(rows.block))["price"].tolist() == [190.0, 261.0, 122.0]
 
@@ -166,9 +160,7 @@ def test_a_folder_without_a_model_is_refused_in_one_line(tmp_path: Path) -> None
             find_versions(place)
 
 
-def test_inspecting_takes_no_tensorflow_into_this_process(
-    exported: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_inspecting_takes_no_tensorflow_into_this_process(exported: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     records = inspect_in_subprocess(settings_for(exported, m="several"), "m")
     here = inspect_versions(exported / "several", "latest")
@@ -227,9 +219,7 @@ def test_a_bad_model_stops_neither_the_others_nor_the_worker(models: Path, regis
         host.get("nobody")
 
 
-def test_a_bad_new_version_is_refused_and_the_old_one_keeps_serving(
-    models: Path, registry: ModelRegistry
-) -> None:
+def test_a_bad_new_version_is_refused_and_the_old_one_keeps_serving(models: Path, registry: ModelRegistry) -> None:
     settings = settings_for(models, m="dense-4-0")
     ModelHost(settings, registry).start()
     shutil.copytree(models / "fixed" / "1", models / "dense-4-0" / "2")
@@ -340,9 +330,7 @@ def test_overrides_change_the_answer_and_are_not_kept(deploy: Any, tmp_path: Pat
 
 def test_several_outputs_are_an_object_and_a_late_task_is_dropped(deploy: Any) -> None:
     one = deploy("several")
-    result = one.scorer.predict_instances(
-        "m", [[1, 2, 3, 4], {"f0": 1}, {"f0": 0, "f1": 0, "f2": 0, "f3": 0}]
-    )
+    result = one.scorer.predict_instances("m", [[1, 2, 3, 4], {"f0": 1}, {"f0": 0, "f1": 0, "f2": 0, "f3": 0}])
     assert result["predictions"][0]["prediction"] == {
         "score": 10.0,
         "embedding": [2.0, 4.0, 6.0],
@@ -384,9 +372,7 @@ def test_what_was_computed_moments_ago_is_not_computed_again(deploy: Any, tmp_pa
     one.load(tmp_path, id=["a"], f0=[1.0], f1=[2.0])
     again = one.scorer.predict_entities("m", ["a"], recompute=False)
     assert again["predictions"][0]["prediction"] == first["predictions"][0]["prediction"]
-    assert one.scorer.predict_entities("m", ["a"])["predictions"][0]["prediction"] == pytest.approx(
-        np.log(2.0)
-    )
+    assert one.scorer.predict_entities("m", ["a"])["predictions"][0]["prediction"] == pytest.approx(np.log(2.0))
 
 
 @pytest.mark.parametrize(
@@ -419,9 +405,7 @@ def test_a_refused_feature_table_leaves_nothing_behind(
 # --- workers ---
 
 
-def run_worker(
-    *arguments: str, cwd: Path, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
+def run_worker(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, "-P", "-m", "workers", *arguments],

@@ -17,6 +17,7 @@ from tests.support.stack import ROOT, Stack, child_environment
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
+ANSWERS = "answers.parquet"
 TABLES = {"flights": "flights-200k.parquet", "diamonds": "diamonds.parquet"}
 #: the design's tolerance: float32 matrix products differ in the last bits with the size of a micro-batch
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
@@ -37,7 +38,7 @@ def deployment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         pytest.skip(f"no real data: {data.name} is not beside this checkout")
     folder = tmp_path_factory.mktemp(kind)
     subprocess.run(
-        [sys.executable, ROOT / "tests/support/real_models.py", kind, data, folder / "model", folder / "answers.parquet"],
+        [sys.executable, ROOT / "tests/support/real_models.py", kind, data, folder / "model", folder / ANSWERS],
         check=True, env=child_environment(), stderr=subprocess.DEVNULL,
     )  # fmt: skip
     toml = (
@@ -47,7 +48,7 @@ def deployment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     with Stack(folder, toml) as stack:
         stack.start("gpu", "realtime", "maintenance", "api")
         stack.wait_ready()
-        yield Deployment(stack, kind, pd.read_parquet(folder / "answers.parquet"))
+        yield Deployment(stack, kind, pd.read_parquet(folder / ANSWERS))
 
 
 def test_a_run_stores_exactly_what_tensorflow_answers(deployment: Deployment) -> None:

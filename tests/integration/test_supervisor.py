@@ -62,9 +62,7 @@ def test_last_words_without_a_line_end_are_not_lost_and_carry_the_name(supervise
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_stop_signal_ends_everything_and_leaves_no_process(
-    supervise: Supervise, number: signal.Signals
-) -> None:
+def test_a_stop_signal_ends_everything_and_leaves_no_process(supervise: Supervise, number: signal.Signals) -> None:
     up = supervise("steady", "flapping")
     up.wait_pid("steady")
     up.wait_pid("flapping")

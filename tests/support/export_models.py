@@ -105,9 +105,7 @@ def keras(folder: str, k: str) -> None:
     import keras as library
 
     library.utils.set_random_seed(7)
-    model = library.Sequential(
-        [library.Input((int(k),)), library.layers.Dense(4, "relu"), library.layers.Dense(1)]
-    )
+    model = library.Sequential([library.Input((int(k),)), library.layers.Dense(4, "relu"), library.layers.Dense(1)])
     model.export(folder, verbose=False)
 
 

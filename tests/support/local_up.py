@@ -44,9 +44,7 @@ def _main(folder: Path, kinds: list[str]) -> None:
         if "flapping" in kinds:
             programs.append(stand_in(folder, "flapping", "sys.stderr.write('last words'); sys.exit(3)"))
         if "stubborn" in kinds:
-            more = (
-                "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf'); time.sleep(600)"
-            )
+            more = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf'); time.sleep(600)"
             programs.append(stand_in(folder, "stubborn", more, grace_s=1.0))
         run_programs(programs, ["started"])
 

@@ -63,9 +63,7 @@ def test_dictionary_encoded_text_is_decoded() -> None:
 
 def test_missing_values_take_the_default() -> None:
     vectoriser = stacked(Feature("a", F32, default=0.5), Feature("n", I32, default=-1))
-    rows = vectoriser.features_from_arrow(
-        batch(a=[1.0, None, float("nan")], n=pa.array([None, 2, 3], pa.int64()))
-    )
+    rows = vectoriser.features_from_arrow(batch(a=[1.0, None, float("nan")], n=pa.array([None, 2, 3], pa.int64())))
     assert not rows.rejected.any()
     assert rows.block["a"].tolist() == [1.0, 0.5, 0.5]
     assert rows.block["n"].tolist() == [-1, 2, 3]
@@ -94,9 +92,7 @@ def test_numbers_that_the_feature_cannot_hold_reject_their_rows() -> None:
 
 def test_large_integers_with_nulls_keep_every_digit() -> None:
     big = 2**53 + 1
-    rows = named(Feature("n", DType.INT64, default=0)).features_from_arrow(
-        batch(n=pa.array([big, None], pa.int64()))
-    )
+    rows = named(Feature("n", DType.INT64, default=0)).features_from_arrow(batch(n=pa.array([big, None], pa.int64())))
     assert rows.block["n"].tolist() == [big, 0]
 
 
@@ -120,12 +116,8 @@ def test_nested_lists_and_fixed_size_lists_are_vectors_too() -> None:
 
 
 def test_a_slice_of_a_column_gives_the_rows_of_the_slice() -> None:
-    whole = batch(
-        e=pa.array([[1, 2], [3, 4], [5, 6]], pa.list_(pa.float32())), a=[1.0, None, 3.0], s=["x", "y", None]
-    )
-    vectoriser = named(
-        Feature("e", F32, (2,)), Feature("a", F32, default=7.0), Feature("s", TEXT, default="-")
-    )
+    whole = batch(e=pa.array([[1, 2], [3, 4], [5, 6]], pa.list_(pa.float32())), a=[1.0, None, 3.0], s=["x", "y", None])
+    vectoriser = named(Feature("e", F32, (2,)), Feature("a", F32, default=7.0), Feature("s", TEXT, default="-"))
     rows = vectoriser.features_from_arrow(whole.slice(1, 2))
     assert rows.block["e"].tolist() == [[3, 4], [5, 6]]
     assert rows.block["a"].tolist() == [7.0, 3.0]
@@ -144,18 +136,14 @@ def test_a_slice_of_a_column_gives_the_rows_of_the_slice() -> None:
         (Feature("a", F32), pa.list_(pa.float32()), "but the feature is float32"),
     ],
 )
-def test_a_column_of_another_kind_is_refused_by_name(
-    feature: Feature, type_: pa.DataType, message: str
-) -> None:
+def test_a_column_of_another_kind_is_refused_by_name(feature: Feature, type_: pa.DataType, message: str) -> None:
     with pytest.raises(SourceError, match=message) as caught:
         named(feature).check_schema(pa.schema([("a", type_)]), "rows.parquet")
     assert "rows.parquet: column 'a'" in caught.value.message
     assert caught.value.field == "a"
 
 
-@pytest.mark.parametrize(
-    "type_", [pa.int8(), pa.uint64(), pa.float64(), pa.bool_(), pa.decimal128(9, 2), pa.null()]
-)
+@pytest.mark.parametrize("type_", [pa.int8(), pa.uint64(), pa.float64(), pa.bool_(), pa.decimal128(9, 2), pa.null()])
 def test_any_number_can_become_a_float(type_: pa.DataType) -> None:
     named(Feature("a", F32)).check_schema(pa.schema([("a", type_)]), "t")
 
@@ -245,9 +233,7 @@ def test_an_override_that_does_not_fit_names_its_feature(overrides: dict[str, An
 def test_table_request_and_store_give_the_same_bits(values: list[tuple[float, int | None]]) -> None:
     vectoriser = stacked(Feature("a", F32, default=0.25), Feature("n", I32, default=3))
     from_table = vectoriser.features_from_arrow(
-        batch(
-            a=pa.array([a for a, _ in values], pa.float64()), n=pa.array([n for _, n in values], pa.int64())
-        )
+        batch(a=pa.array([a for a, _ in values], pa.float64()), n=pa.array([n for _, n in values], pa.int64()))
     )
     from_request = vectoriser.features_from_rows([{"a": a, "n": n} for a, n in values])
     from_store = vectoriser.features_from_block(from_table.block, len(values))
