@@ -10,8 +10,8 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 |                  |        | comma between); incarnation (random)     |                     | begin                 |
 | P:T:seq          | string | last generation number given out         | for good            | INCR                  |
 | P:T:gens         | zset   | number, scored by creation time          | until collected     | begin, collection     |
-| P:T:g:N          | hash   | state; manifest (JSON); version (the     | until collected     | begin, publish, …     |
-|                  |        | model); sweep_due_at (epoch s)           |                     |                       |
+| P:T:g:N          | hash   | state; manifest (JSON); model version;   | until collected     | begin, publish, …     |
+|                  |        | sweep_due_at (epoch s)                   |                     |                       |
 | P:T:g:N:B        | hash   | id → packed value + as_of                | manifest's deadline | batch workers         |
 | P:T:o:ID         | string | header + packed value                    | the entry's `keep`  | real-time workers     |
 | P:T:schemas      | hash   | digest → fields of overlay values (JSON) | for good            | upsert script         |
