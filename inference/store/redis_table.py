@@ -292,17 +292,16 @@ class RedisTable:
         pool = self._client.connection_pool
         connection = pool.get_connection()
         try:
-            sent = 0
-            pending: list[bytes] = []
-            size = 0
+            sent, pending, size = 0, [], 0
             for command in window:
                 pending.append(command)
-                size += len(command)
                 sent += 1
+                size += len(command)
                 if size >= _BYTES_PER_SEND:
-                    connection.send_packed_command(pending)
+                    # a list would be sent with one system call an item
+                    connection.send_packed_command([b"".join(pending)])
                     pending, size = [], 0
-            connection.send_packed_command(pending)
+            connection.send_packed_command([b"".join(pending)])
             for _ in range(sent):
                 connection.read_response()
         except BaseException:
