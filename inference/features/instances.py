@@ -100,7 +100,7 @@ def _add_feature(
 
 
 def _plain_column(feature: Feature, values: Sequence[Any]) -> npt.NDArray[Any] | None:
-    """Return the column if all its values are plain and fit, as nearly always; else they are looked at one by one.
+    """Return the column if all its values are plain and fit, as nearly always; None if one is not.
 
     Ten times as fast, measured with 256 rows of 32 numbers.
     """
