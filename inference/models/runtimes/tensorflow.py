@@ -38,7 +38,7 @@ class TensorFlowRuntime:
                 f"{folder} cannot be loaded as a SavedModel: {_telling_line(error)}", field="path"
             ) from error
         self._function = _serving_signature(self._model, folder)
-        # by name: a signature has no order of its own, and that of its protobuf map differs from process to process
+        # by name: a signature has no order of its own; that of its protobuf map differs between processes
         inputs = dict(sorted(self._function.structured_input_signature[1].items()))
         outputs = dict(sorted(self._function.structured_outputs.items()))
         self._inputs = {name: _spec(folder, "input", name, tensor) for name, tensor in inputs.items()}
