@@ -185,7 +185,8 @@ def _check_stacked(contract: FeatureContract, only: TensorSpec) -> None:
     wanted = math.prod(only.shape)
     if wanted >= 0 and contract.width != wanted:
         raise ContractError(
-            f"{CONTRACT_FILE} lists {contract.width} values but the model's input {only.name!r} takes {wanted}: "
+            f"{CONTRACT_FILE} lists {contract.width} values but the model's input {only.name!r} takes "
+            f"{wanted}: "
             "list them all, in the order of the tensor",
             field=only.name,
         )

@@ -98,7 +98,7 @@ def _add_feature(rows: FeatureRows, feature: Feature, values: Sequence[Any], ref
 
 
 def _plain_column(feature: Feature, values: Sequence[Any]) -> npt.NDArray[Any] | None:
-    """Return the column if all its values are plain and fit, as nearly always; else they are looked at one by one.
+    """Return the column if all its values are plain and fit, as nearly always; None if one is not.
 
     Ten times as fast, measured with 256 rows of 32 numbers.
     """

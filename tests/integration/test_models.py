@@ -7,8 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +34,7 @@ from inference.serving.scorer import RealtimeScorer
 from inference.settings import Settings
 from inference.store import RedisTable
 from tests.support.models import dense_predictions, export_models, float_features, write_features
+from tests.support.redis_server import RedisServer
 
 pytestmark = pytest.mark.integration
 
@@ -413,9 +415,8 @@ def run_worker(*arguments: str, cwd: Path, env: dict[str, str] | None = None) ->
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("option", ["-Pprefork", "--pool=processes", "--pool=prefork"])
-def test_a_forking_pool_is_refused_with_one_sentence(tmp_path: Path, option: str) -> None:
-    done = run_worker("gpu", option, cwd=tmp_path)
+def test_a_forking_pool_is_refused_with_one_sentence(tmp_path: Path) -> None:
+    done = run_worker("gpu", "-P", "prefork", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("the gpu worker cannot run on the ")
     assert "Traceback" not in done.stderr
@@ -432,3 +433,50 @@ def test_a_misspelt_setting_ends_a_worker_with_one_line(tmp_path: Path) -> None:
     done = run_worker("realtime", cwd=tmp_path)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "did you mean 'url'" in done.stderr
+
+
+def test_a_real_worker_waits_for_redis_and_answers_beside_the_users_own_modules(
+    models: Path, tmp_path: Path
+) -> None:
+    from tasks.celery_app import make_celery
+
+    for name in ("app", "tasks", "workers", "inference"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the user\\'s own module was imported')")
+    server = RedisServer(tmp_path / "redis")
+    settings = {
+        "FORECACHE_REDIS__URL": server.url(0),
+        "FORECACHE_REDIS__CACHE_URL": server.url(1),
+        "FORECACHE_MODELS__D__PATH": str(models / "dense-4-0"),
+    }
+    with (tmp_path / "log").open("w+") as log:
+        worker = subprocess.Popen(
+            [sys.executable, "-P", "-m", "workers", "realtime"],
+            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT), **settings}, stderr=log, stdout=log,
+        )  # fmt: skip
+        try:
+            _wait_for(log, "worker.waiting_for_store", worker)
+            server.start()
+            url = {"redis": {"url": server.url(0)}}
+            with make_celery(Settings.model_validate(url)) as client:
+                x = [[1.0, 2.0, 3.0, 4.0]]
+                sent = client.send_task("forecache.predict_instances", kwargs={"model": "d", "instances": x})
+                result = sent.get(timeout=60)
+        finally:
+            worker.terminate()
+            worker.wait(20)
+            server.stop()
+        log.seek(0)
+        text = log.read()
+    assert result["predictions"][0]["prediction"] == pytest.approx(
+        float(dense_predictions(np.array(x))[0]), rel=1e-5
+    )
+    assert "Traceback" not in text
+    assert "InitializeLog" not in text
+
+
+def _wait_for(log: TextIO, event: str, process: subprocess.Popen[bytes], timeout_s: float = 60) -> None:
+    end = time.monotonic() + timeout_s
+    while event not in Path(log.name).read_text():
+        assert process.poll() is None, Path(log.name).read_text()
+        assert time.monotonic() < end, Path(log.name).read_text()
+        time.sleep(0.1)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from inference.errors import ModelError
+from inference.models.runtimes.greetings import without_greetings
 from inference.schema import Block, Signature
 
 
@@ -43,13 +44,16 @@ def prepare_devices(*, use_gpus: bool, gpu_memory_share: float | None) -> list[s
         ModelError: TensorFlow is not installed.
         SettingsError: a share is asked for, but the size of the GPU's memory cannot be found out.
     """
-    names: list[str] = _tensorflow().prepare_devices(use_gpus=use_gpus, gpu_memory_share=gpu_memory_share)
+    library = _tensorflow()
+    with without_greetings():
+        names: list[str] = library.prepare_devices(use_gpus=use_gpus, gpu_memory_share=gpu_memory_share)
     return names
 
 
 def _tensorflow() -> Any:
     try:
-        from inference.models.runtimes import tensorflow
+        with without_greetings():
+            from inference.models.runtimes import tensorflow
     except ImportError as error:
         raise ModelError(
             f"TensorFlow cannot be imported ({error}): install forecache[tensorflow] where workers run"

@@ -38,8 +38,9 @@ class TensorFlowRuntime:
                 f"{folder} cannot be loaded as a SavedModel: {_telling_line(error)}", field="path"
             ) from error
         self._function = _serving_signature(self._model, folder)
-        inputs = self._function.structured_input_signature[1]
-        outputs = self._function.structured_outputs
+        # by name: a signature has no order of its own; that of its protobuf map differs between processes
+        inputs = dict(sorted(self._function.structured_input_signature[1].items()))
+        outputs = dict(sorted(self._function.structured_outputs.items()))
         self._inputs = {name: _spec(folder, "input", name, tensor) for name, tensor in inputs.items()}
         self._outputs = {name: _spec(folder, "output", name, tensor) for name, tensor in outputs.items()}
         self.signature = Signature(tuple(self._inputs.values()), tuple(map(_served, self._outputs.values())))
