@@ -51,7 +51,9 @@ def test_a_process_that_keeps_dying_is_started_ever_more_slowly(supervise: Super
     up = supervise("flapping")
     up.wait_said("flapping ended (exit code 3); starting it again now")
     up.wait_said("starting it again in 1 s")
+    announced_at = time.monotonic()
     up.wait_said("starting it again in 2 s")
+    assert time.monotonic() - announced_at > 0.8, "the wait that was announced was not kept"
     assert up.output().count("last words") == 3
 
 
