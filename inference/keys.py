@@ -23,7 +23,8 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:r:R:sent         | zset   | chunk number, scored by the time of sending | with the run         | reconciler            |
 | P:reconciler       | string | who reconciles now                          | seconds              | maintenance           |
 | P:h:M:MINUTE       | hash   | outcome → count                             | 8 days               | API processes         |
-| P:j:J              | hash   | the job record                              | result_expires       | API, workers          |
+| P:j:J              | hash   | the job record                              | an hour unchanged    | API, workers          |
+| P:j:J:inputs       | hash   | part number → ids or instances (JSON)       | till the part is done| API                   |
 | P:j:J:parts        | hash   | part number → predictions (JSON)            | with the job         | real-time workers     |
 | P:w:NAME           | string | worker heartbeat (JSON)                     | 15 s                 | workers               |
 """
@@ -128,6 +129,10 @@ class Keys:
     def job(self, job_id: str) -> str:
         """The job record."""
         return f"{self.prefix}:j:{job_id}"
+
+    def job_inputs(self, job_id: str) -> str:
+        """Hash part number → what to predict, of the parts that are not done."""
+        return f"{self.prefix}:j:{job_id}:inputs"
 
     def job_parts(self, job_id: str) -> str:
         """Hash part number → predictions."""
