@@ -63,7 +63,7 @@ class FakeReader:
 
 
 class FakeWorkers:
-    """Computes 2.5 for everybody but `failing`. `delay_s`: how long a task takes; `error`: what each raises."""
+    """Computes 2.5 for all but `failing`. `delay_s`: how long a task takes; `error`: what each raises."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []

@@ -237,5 +237,5 @@ async def test_instances_are_computed_in_micro_batches_and_in_order() -> None:
 
 @virtual_time
 async def test_an_unknown_model_is_named() -> None:
-    with pytest.raises(UnknownModel, match="'dleay'.*delay"):
+    with pytest.raises(UnknownModel, match=r"'dleay'.*delay"):
         await Deployment().service.predict("dleay", ["a"])
