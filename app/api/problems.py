@@ -13,9 +13,11 @@ from starlette.exceptions import HTTPException
 
 from inference.errors import (
     BadInput,
+    BrokerUnavailable,
     Conflict,
     ForecacheError,
     NotFound,
+    StoreUnavailable,
     Unavailable,
     UnknownEntity,
     UnknownModel,
@@ -34,6 +36,11 @@ _STATUS: tuple[tuple[type[ForecacheError], int], ...] = (
     (BadInput, 400),
     (Unavailable, 503),
 )
+#: outages in words of our own: the error's may hold an address
+_OUTAGES = {
+    StoreUnavailable: "the cache Redis does not answer",
+    BrokerUnavailable: "the broker does not answer",
+}
 _CODES = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large", 500: "internal"}
 
 
@@ -55,7 +62,8 @@ def status_of(error: ForecacheError) -> int:
 
 def problem_of(error: ForecacheError) -> dict[str, Any]:
     """Return an error as a problem document."""
-    return _problem(status_of(error), error.code, error.message, error.field)
+    detail = _OUTAGES.get(type(error), error.message)
+    return _problem(status_of(error), error.code, detail, error.field)
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:

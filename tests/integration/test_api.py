@@ -256,6 +256,9 @@ async def test_every_other_error_is_a_problem_too(it: Deployment, http: httpx.As
     assert_problem(await http.post("/predict", content=big, headers=json_type), 413, "body-too-large")
     lone = b'{"entity_ids": ["\\ud800"]}'
     assert (await http.post("/predict", content=lone, headers=json_type)).status_code == 400
+    it.reader.outage = "Error 111 connecting to 10.0.0.7:6379"
+    it.reader.down = True
+    assert "10.0.0.7" not in (await http.get("/predict/a")).text
     it.runs = None  # type: ignore[assignment]
     response = await http.get("/runs")
     assert_problem(response, 500, "internal")

@@ -40,6 +40,7 @@ class FakeReader:
         self.held_versions: frozenset[int] = frozenset()
         self.active_version: int | None = 1
         self.down = False
+        self.outage = "the cache Redis does not answer"
         self.delay_s = 0.0
         self.reads: list[list[str]] = []
 
@@ -59,7 +60,7 @@ class FakeReader:
     async def _answer(self) -> None:
         await asyncio.sleep(self.delay_s)
         if self.down:
-            raise StoreUnavailable("the cache Redis does not answer")
+            raise StoreUnavailable(self.outage)
 
 
 class FakeWorkers:
