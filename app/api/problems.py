@@ -37,7 +37,7 @@ _STATUS: tuple[tuple[type[ForecacheError], int], ...] = (
     (Unavailable, 503),
 )
 #: outages in words of our own: the error's may hold an address
-_OUTAGES = {
+_OUTAGES: dict[type[ForecacheError], str] = {
     StoreUnavailable: "the cache Redis does not answer",
     BrokerUnavailable: "the broker does not answer",
 }
