@@ -3,32 +3,32 @@
 All live in `cache_url`, which must not evict, and start with the deployment prefix `P`. `T` is a table:
 `p:<model>` (predictions of a model) or `f:<model>` (its features). `M` is a model, `R` a run, `J` a job.
 
-| key              | type   | fields or value                          | lives               | written by            |
-|------------------|--------|------------------------------------------|---------------------|-----------------------|
-| P:T:pointer      | hash   | current, previous (generations);         | for good            | publish, rollback,    |
-|                  |        | version (active), held (versions,        |                     | activation scripts;   |
-|                  |        | comma between); incarnation (random)     |                     | begin                 |
-| P:T:seq          | string | last generation number given out         | for good            | INCR                  |
-| P:T:gens         | zset   | number, scored by creation time          | until collected     | begin, collection     |
-| P:T:g:N          | hash   | state; manifest (JSON); model version;   | until collected     | begin, publish, …     |
-|                  |        | sweep_due_at (epoch s)                   |                     |                       |
-| P:T:g:N:B        | hash   | id → packed value + as_of                | manifest's deadline | batch workers         |
-| P:T:o:ID         | string | header + packed value                    | the entry's `keep`  | real-time workers     |
-| P:T:schemas      | hash   | digest → fields of overlay values (JSON) | for good            | upsert script         |
-| P:m:M:record     | hash   | version → version record (JSON)          | for good            | inspect, workers      |
-| P:m:M:active_run | string | run id                                   | until run is over   | run scripts           |
-| P:m:M:runs       | zset   | run id, scored by creation time          | newest 200 kept     | run scripts           |
-| P:m:M:slots      | hash   | schedule slot → run id                   | newest kept         | run scripts           |
-| P:r:R            | hash   | the run record                           | 30 days after end   | run scripts           |
-| P:r:R:plan       | hash   | chunk → descriptor (JSON)                | with the run        | planning              |
-| P:r:R:claims     | hash   | chunk → attempt, token, lease            | with the run        | claim, renew, finish  |
-| P:r:R:done       | hash   | chunk → chunk result (JSON)              | with the run        | finish (once a chunk) |
-| P:r:R:sent       | zset   | chunk number, scored by sending time     | with the run        | reconciler            |
-| P:reconciler     | string | who reconciles now                       | seconds             | maintenance           |
-| P:h:M:MINUTE     | hash   | outcome → count                          | 8 days              | API processes         |
-| P:j:J            | hash   | the job record                           | result_expires      | API, workers          |
-| P:j:J:parts      | hash   | part number → predictions (JSON)         | with the job        | real-time workers     |
-| P:w:NAME         | string | worker heartbeat (JSON)                  | 15 s                | workers               |
+| key              | type   | fields or value                          | lives                 | written by            |
+|------------------|--------|------------------------------------------|-----------------------|-----------------------|
+| P:T:pointer      | hash   | current, previous (generations);         | for good              | publish, rollback,    |
+|                  |        | version (active), held (versions,        |                       | activation scripts;   |
+|                  |        | comma between); incarnation (random)     |                       | begin                 |
+| P:T:seq          | string | last generation number given out         | for good              | INCR                  |
+| P:T:gens         | zset   | number, scored by creation time          | until collected       | begin, collection     |
+| P:T:g:N          | hash   | state; manifest (JSON); model version;   | until collected       | begin, publish, …     |
+|                  |        | sweep_due_at (epoch s)                   |                       |                       |
+| P:T:g:N:B        | hash   | id → packed value + as_of                | manifest's deadline   | batch workers         |
+| P:T:o:ID         | string | header + packed value                    | the entry's `keep`    | real-time workers     |
+| P:T:schemas      | hash   | digest → fields of overlay values (JSON) | for good              | upsert script         |
+| P:m:M:record     | hash   | version → version record (JSON)          | for good              | inspect, workers      |
+| P:m:M:active_run | string | run id                                   | until run is over     | run scripts           |
+| P:m:M:runs       | zset   | run id, scored by creation time          | newest 200 kept       | run scripts           |
+| P:m:M:slots      | hash   | schedule slot → run id                   | newest kept           | run scripts           |
+| P:m:M:reconciler | string | who moves this model's runs on now       | seconds               | maintenance           |
+| P:r:R            | hash   | the run record                           | 30 days after end     | run scripts           |
+| P:r:R:plan       | hash   | chunk → descriptor (JSON)                | with the run          | planning              |
+| P:r:R:claims     | hash   | chunk → attempt, token, lease            | with the run          | claim, renew, finish  |
+| P:r:R:done       | hash   | chunk → chunk result (JSON)              | with the run          | finish (once a chunk) |
+| P:r:R:sent       | zset   | chunk number, scored by sending time     | with the run          | reconciler            |
+| P:h:M:MINUTE     | hash   | outcome → count                          | 8 days                | API processes         |
+| P:j:J            | hash   | the job record                           | an hour unchanged     | API, workers          |
+| P:j:J:inputs     | hash   | part number → ids or instances (JSON)    | till its part is done | API                   |
+| P:j:J:parts      | hash   | part number → predictions (JSON)         | with the job          | real-time workers     |
 """
 
 from __future__ import annotations
@@ -142,10 +142,10 @@ class Keys:
         """The job record."""
         return f"{self.prefix}:j:{job_id}"
 
+    def job_inputs(self, job_id: str) -> str:
+        """Hash part number → what to predict, of the parts that are not done."""
+        return f"{self.prefix}:j:{job_id}:inputs"
+
     def job_parts(self, job_id: str) -> str:
         """Hash part number → predictions."""
         return f"{self.prefix}:j:{job_id}:parts"
-
-    def worker(self, name: str) -> str:
-        """Heartbeat of one worker process."""
-        return f"{self.prefix}:w:{name}"

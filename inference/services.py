@@ -46,7 +46,10 @@ class Services:
     def async_cache(self) -> redis.asyncio.Redis:
         """Return a new asyncio client of the cache Redis: short timeout, no retries."""
         return redis.asyncio.Redis.from_url(
-            self.settings.cache_url, socket_timeout=REQUEST_SOCKET_TIMEOUT_S, retry=None
+            self.settings.cache_url,
+            socket_timeout=REQUEST_SOCKET_TIMEOUT_S,
+            socket_connect_timeout=REQUEST_SOCKET_TIMEOUT_S,
+            retry=None,
         )
 
     def reader(self, client: redis.asyncio.Redis, kind: TableKind, model: str) -> AsyncTableReader:

@@ -1,0 +1,5 @@
+"""The HTTP service: thin routes over `inference.serving`, one file per noun."""
+
+from app.api.application import create_app
+
+__all__ = ["create_app"]

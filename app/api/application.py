@@ -1,0 +1,59 @@
+"""Puts the routes together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from app.api import health, hits, metrics, predict, predictions, runs
+from app.api.limits import BodyLimit
+from app.api.parts import OpenParts, open_parts
+from app.api.problems import Problem, add_problem_handlers
+from inference.settings import Settings
+
+
+def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> FastAPI:
+    """Return the HTTP service for these settings. Nothing connects before it is served."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_parts(settings) as parts:
+            app.state.parts = parts
+            yield
+
+    app = FastAPI(
+        title="Forecache", version=_version(), lifespan=lifespan, redirect_slashes=False, redoc_url=None
+    )
+    for noun in (predict, predictions, runs, hits, health, metrics):
+        app.include_router(noun.router)
+    app.add_middleware(BodyLimit)
+    add_problem_handlers(app)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
+    return app
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI document with our problems in the place of FastAPI's own 422."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        for path in document["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas["Problem"] = Problem.model_json_schema()
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _version() -> str:
+    try:
+        return version("forecache")
+    except PackageNotFoundError:
+        return "0"

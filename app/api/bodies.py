@@ -1,0 +1,155 @@
+"""Bodies of requests and responses: checked on the way in, documented on the way out."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import orjson
+from fastapi import Response
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from app.api.problems import Problem, problem_of
+from inference.entities import check_entity_id
+from inference.errors import BadEntityId, BadInput, ForecacheError
+from inference.serving import Answer
+
+MAX_ROWS = 1_000
+MAX_JOB_ROWS = 100_000
+MAX_TIMEOUT_MS = 600_000
+
+Hours = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+TimeoutMs = Annotated[int, Field(ge=1, le=MAX_TIMEOUT_MS)]
+
+
+class PredictBody(BaseModel):
+    """What to predict: entities (with features to override, or none), or instances with all of theirs.
+
+    `max_staleness_hours`: age limit of a stored answer; 0 forces computing.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = None
+    entity_ids: list[str] | None = None
+    instances: list[Any] | None = None
+    overrides: dict[str, Any] | None = None
+    max_staleness_hours: Hours | None = None
+    timeout_ms: TimeoutMs | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> PredictBody:
+        if (self.entity_ids is None) == (self.instances is None):
+            raise ValueError("give either entity_ids or instances")
+        if self.instances is not None and self.overrides:
+            raise ValueError("overrides go with entity_ids: instances bring all of their features")
+        return self
+
+    @property
+    def max_staleness_s(self) -> float | None:
+        """The age limit in seconds."""
+        return None if self.max_staleness_hours is None else self.max_staleness_hours * 3600
+
+    @property
+    def timeout_s(self) -> float | None:
+        """The budget in seconds."""
+        return None if self.timeout_ms is None else self.timeout_ms / 1000
+
+    def check_rows(self, limit: int) -> None:
+        """Refuse too many rows, none, or an illegal entity id.
+
+        Raises:
+            BadInput: it names the field.
+        """
+        field = "instances" if self.entity_ids is None else "entity_ids"
+        rows = self.instances if self.entity_ids is None else self.entity_ids
+        if not rows:
+            raise BadInput(f"{field} is empty: give at least one", field=field)
+        if len(rows) > limit:
+            raise BadInput(f"{field} holds {len(rows)}: at most {limit}", field=field)
+        for number, entity_id in enumerate(self.entity_ids or ()):
+            try:
+                check_entity_id(entity_id)
+            except BadEntityId as error:
+                raise BadEntityId(error.message, field=f"entity_ids.{number}") from error
+
+
+class RunBody(BaseModel):
+    """Which run to start. `source` replaces the model's own table; only below that table's folder."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = None
+    source: str | None = None
+
+
+class AnswerBody(BaseModel):
+    """One prediction."""
+
+    entity_id: str | None
+    model: str
+    model_version: int | None
+    prediction: Any
+    source: str
+    outcome: str
+    cache_hit: bool
+    stale: bool
+    degraded: bool
+    as_of: str | None
+    computed_at: str
+    timestamp: float
+
+
+class FailedBody(BaseModel):
+    """One entity or instance without a prediction."""
+
+    entity_id: str | None
+    error: Problem
+
+
+class PredictionsBody(BaseModel):
+    """Predictions in the order asked."""
+
+    predictions: list[AnswerBody | FailedBody]
+
+
+class JobAcceptedBody(BaseModel):
+    """Where to ask for an enqueued job."""
+
+    task_id: str
+    status_url: str
+
+
+class JobBody(BaseModel):
+    """A job as it stands: `result` once it is done, `error` once it failed."""
+
+    task_id: str
+    state: str
+    result: PredictionsBody | None = None
+    error: Problem | None = None
+
+
+class HitRateBody(BaseModel):
+    """What became of the requests of the last `window_s` seconds; `hit_rate` is 0 when there were none."""
+
+    model: str
+    window_s: int
+    total: int
+    hit_rate: float
+    outcomes: dict[str, int]
+
+
+class JsonResponse(Response):
+    """JSON by orjson: several times faster than the standard library, and a NaN becomes null."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Return the body."""
+        return orjson.dumps(content)
+
+
+def item_of(entity_id: str | None, answer: Answer | ForecacheError) -> dict[str, Any]:
+    """Return one item of a list of predictions."""
+    if isinstance(answer, Answer):
+        return answer.to_json()
+    return {"entity_id": entity_id, "error": problem_of(answer)}

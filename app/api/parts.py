@@ -1,0 +1,116 @@
+"""What one API process is made of, opened and closed with its event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import redis
+from fastapi import Request
+
+from inference.batch import Runs
+from inference.errors import StoreUnavailable
+from inference.hits import HitRecorder, HitWindows
+from inference.keys import TableKind
+from inference.services import REQUEST_SOCKET_TIMEOUT_S, Services
+from inference.serving import PredictionService
+from inference.serving.deadlines import RedisClock
+from inference.serving.job_queue import JobQueue
+from inference.serving.lookups import TableReader
+from inference.settings import Settings
+from tasks.dispatch import open_dispatcher
+from tasks.runs import runs
+
+#: threads for calls that block; they are never on the way of a prediction
+BLOCKING_THREADS = 4
+#: a blocking call that takes longer is given up; its thread ends by its own socket timeout
+BLOCKING_TIMEOUT_S = 5.0
+
+T = TypeVar("T")
+
+
+@dataclass
+class Parts:
+    """The parts that routes work with."""
+
+    settings: Settings
+    service: PredictionService
+    readers: Mapping[str, TableReader]
+    jobs: JobQueue
+    hits: HitWindows
+    runs: Callable[[], Runs]
+    #: hands over messages whose results nobody awaits: (task, arguments of each)
+    enqueue: Callable[[str, Iterable[Mapping[str, Any]]], Awaitable[None]]
+    #: models that had an active version once: readiness never goes back on them
+    activated: set[str] = field(default_factory=set)
+    _threads: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(BLOCKING_THREADS, thread_name_prefix="api-blocking")
+    )
+
+    async def in_thread(self, call: Callable[[], T]) -> T:
+        """Return what a blocking call returns.
+
+        Raises:
+            StoreUnavailable: it took longer than 5 s.
+        """
+        try:
+            async with asyncio.timeout(BLOCKING_TIMEOUT_S):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+        except TimeoutError as error:
+            raise StoreUnavailable("the cache Redis does not answer") from error
+
+    def close(self) -> None:
+        """Let go of the threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+#: opens the parts for the settings
+OpenParts = Callable[[Settings], AbstractAsyncContextManager[Parts]]
+
+
+@asynccontextmanager
+async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
+    """Yield the parts over real Redis and a real broker, neither of which need be up yet."""
+    services = Services(settings)
+    client = services.async_cache()
+    blocking = redis.Redis.from_url(
+        settings.cache_url,
+        socket_timeout=REQUEST_SOCKET_TIMEOUT_S,
+        socket_connect_timeout=REQUEST_SOCKET_TIMEOUT_S,
+        retry=None,
+    )
+    clock = RedisClock()
+    recorder = HitRecorder(client, services.keys)
+    readers = {name: services.reader(client, TableKind.PREDICTIONS, name) for name in settings.models}
+    async with open_dispatcher(settings) as dispatcher:
+        service = PredictionService(settings, readers.__getitem__, dispatcher, recorder, clock.now)
+        parts = Parts(
+            settings=settings,
+            service=service,
+            readers=readers,
+            jobs=JobQueue(client, services.keys, dispatcher.enqueue, clock.now),
+            hits=HitWindows(blocking, services.keys),
+            runs=runs,
+            enqueue=dispatcher.enqueue,
+        )
+        background = [asyncio.create_task(recorder.run()), asyncio.create_task(clock.follow(client))]
+        try:
+            yield parts
+        finally:
+            await service.close()
+            for task in background:
+                task.cancel()
+            await asyncio.gather(*background, return_exceptions=True)
+            parts.close()
+            blocking.close()
+            await client.aclose()
+
+
+def parts_of(request: Request) -> Parts:
+    """Return the parts of the application that serves this request."""
+    parts: Parts = request.app.state.parts
+    return parts

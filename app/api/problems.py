@@ -1,0 +1,127 @@
+"""Every error as a problem document (RFC 9457): what is wrong, which field, and nothing of our insides."""
+
+from __future__ import annotations
+
+import json
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from inference.errors import (
+    BadInput,
+    BrokerUnavailable,
+    Conflict,
+    ForecacheError,
+    NotFound,
+    StoreUnavailable,
+    Unavailable,
+    UnknownEntity,
+    UnknownModel,
+)
+
+MEDIA_TYPE = "application/problem+json"
+#: seconds after which an outage is worth another try
+RETRY_AFTER_S = 1
+
+#: the first that fits decides; what fits none is our own trouble, 500
+_STATUS: tuple[tuple[type[ForecacheError], int], ...] = (
+    (UnknownModel, 404),
+    (UnknownEntity, 404),
+    (NotFound, 404),
+    (Conflict, 409),
+    (BadInput, 400),
+    (Unavailable, 503),
+)
+#: outages in words of our own: the error's may hold an address
+_OUTAGES: dict[type[ForecacheError], str] = {
+    StoreUnavailable: "the cache Redis does not answer",
+    BrokerUnavailable: "the broker does not answer",
+}
+_CODES = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large", 500: "internal"}
+
+
+class Problem(BaseModel):
+    """An error by RFC 9457. `code` is the word to branch on, `field` what is at fault (if one thing is)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    field: str | None = None
+
+
+def status_of(error: ForecacheError) -> int:
+    """Return the HTTP status of an error."""
+    return next((status for cls, status in _STATUS if isinstance(error, cls)), 500)
+
+
+def problem_of(error: ForecacheError) -> dict[str, Any]:
+    """Return an error as a problem document."""
+    detail = _OUTAGES.get(type(error), error.message)
+    return _problem(status_of(error), error.code, detail, error.field)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return what OpenAPI says of a route that may answer with these problems."""
+    schema = {"$ref": "#/components/schemas/Problem"}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
+        for status in statuses
+    }
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    """Have the application answer every error as a problem document."""
+    app.add_exception_handler(ForecacheError, _on_forecache_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_defect)
+
+
+def _problem(status: int, code: str, detail: str, field: str | None = None) -> dict[str, Any]:
+    document = {
+        "type": f"urn:forecache:problem:{code}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "code": code,
+    }
+    return document if field is None else {**document, "field": field}
+
+
+def _respond(document: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+    # ASCII only: a detail may quote text that is no valid Unicode
+    body = json.dumps(document)
+    return Response(body, document["status"], headers=headers, media_type=MEDIA_TYPE)
+
+
+async def _on_forecache_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ForecacheError)  # noqa: S101 - tells mypy what the registration says
+    document = problem_of(error)
+    retry = {"Retry-After": str(RETRY_AFTER_S)} if document["status"] == 503 else None
+    return _respond(document, retry)
+
+
+async def _on_validation_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - see above
+    first = error.errors()[0]
+    place, *location = [str(part) for part in first["loc"]]
+    field = place if not location or first["type"] == "json_invalid" else ".".join(location)
+    text = first["msg"].removeprefix("Value error, ")
+    return _respond(_problem(400, "bad-input", f"{field}: {text}", field))
+
+
+async def _on_http_exception(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - see above
+    code = _CODES.get(error.status_code, "bad-input")
+    return _respond(_problem(error.status_code, code, str(error.detail)), dict(error.headers or {}))
+
+
+async def _on_defect(_: Request, __: Exception) -> Response:
+    # the server logs the exception itself
+    return _respond(_problem(500, "internal", "the server failed on this request; its log says why"))

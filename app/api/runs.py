@@ -1,0 +1,76 @@
+"""Batch runs: `/runs`, and going back to the previous generation."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Response
+
+from app.api.bodies import JsonResponse, RunBody
+from app.api.parts import Parts, parts_of
+from app.api.problems import documented
+from inference.batch import RunView, Trigger
+from inference.errors import BrokerUnavailable
+from inference.logs import get_logger
+
+log = get_logger(__name__)
+router = APIRouter(tags=["runs"])
+
+PREPARE_RUN = "forecache.prepare_run"
+
+
+@router.post("/runs", status_code=202, responses=documented(400, 404, 409, 413, 503))
+async def start(body: RunBody, parts: Annotated[Parts, Depends(parts_of)]) -> Response:
+    """Start a run of a model. One run of a model at a time."""
+    view = await parts.in_thread(
+        lambda: parts.runs().request(body.model, trigger=Trigger.API, source=body.source)
+    )
+    return await _accepted(view, parts)
+
+
+@router.get("/runs", responses=documented(400, 404, 503))
+async def list_runs(
+    parts: Annotated[Parts, Depends(parts_of)],
+    model: str | None = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+) -> Response:
+    """Return the newest runs, the newest first."""
+    views = await parts.in_thread(lambda: parts.runs().list(model, limit))
+    return JsonResponse({"runs": [view.to_json() for view in views]})
+
+
+@router.get("/runs/{run_id}", responses=documented(404, 503))
+async def show(run_id: str, parts: Annotated[Parts, Depends(parts_of)]) -> Response:
+    """Return one run."""
+    view = await parts.in_thread(lambda: parts.runs().show(run_id))
+    return JsonResponse(view.to_json())
+
+
+@router.post("/runs/{run_id}/cancel", status_code=202, responses=documented(404, 409, 503))
+async def cancel(run_id: str, parts: Annotated[Parts, Depends(parts_of)]) -> Response:
+    """Stop a run; what serves goes on serving."""
+    view = await parts.in_thread(lambda: parts.runs().cancel(run_id))
+    return JsonResponse(view.to_json(), 202)
+
+
+@router.post("/runs/{run_id}/resume", status_code=202, responses=documented(404, 409, 503))
+async def resume(run_id: str, parts: Annotated[Parts, Depends(parts_of)]) -> Response:
+    """Take up a failed or cancelled run: only what is left of it is scored."""
+    view = await parts.in_thread(lambda: parts.runs().resume(run_id))
+    return await _accepted(view, parts)
+
+
+@router.post("/models/{model}/rollback", responses=documented(404, 409, 503))
+async def rollback(model: str, parts: Annotated[Parts, Depends(parts_of)]) -> Response:
+    """Serve the model's previous generation again."""
+    done = await parts.in_thread(lambda: parts.runs().rollback(model))
+    return JsonResponse(done.to_json())
+
+
+async def _accepted(view: RunView, parts: Parts) -> Response:
+    """Hurry the run on; without a broker, the reconciler finds it by itself within seconds."""
+    try:
+        await parts.enqueue(PREPARE_RUN, [{"run_id": view.run_id}])
+    except BrokerUnavailable as error:
+        log.warning("run.not_hurried", run_id=view.run_id, error=error.message)
+    return JsonResponse(view.to_json(), 202, headers={"Location": f"/runs/{view.run_id}"})

@@ -1,0 +1,75 @@
+"""Runs the HTTP service on the configured address."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+import uvicorn
+
+from app.api.application import create_app
+from inference.errors import SettingsError
+from inference.logs import configure_logging, get_logger
+from inference.settings import ApiSettings, Settings
+
+log = get_logger(__name__)
+
+#: how long open requests may take to finish when the service stops
+GRACE_S = 5
+BACKLOG = 2048
+
+
+def serve(settings: Settings) -> None:
+    """Serve until stopped.
+
+    Raises:
+        SettingsError: other machines could reach the address and `[api] allow_remote` is not set, or the
+            port is taken.
+    """
+    listener = listen(settings.api)
+    configure_logging("api")
+    config = uvicorn.Config(
+        create_app(settings), log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S
+    )
+    host, port = listener.getsockname()[:2]
+    log.info("api.listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    uvicorn.Server(config).run(sockets=[listener])
+
+
+def listen(api: ApiSettings) -> socket.socket:
+    """Return a socket bound to the configured address.
+
+    Raises:
+        SettingsError: see `serve`.
+    """
+    if not api.allow_remote and not is_loopback(api.host):
+        raise SettingsError(
+            f"[api] host {api.host!r} can be reached from other machines: "
+            "use 127.0.0.1, or set allow_remote = true",
+            field="api.host",
+        )
+    family = socket.AF_INET6 if ":" in api.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((api.host, api.port))
+        # listening at once: of two services that start together, one is refused and not both
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise SettingsError(
+            f"port {api.port} of {api.host} cannot be used ({error.strerror}): "
+            "stop what listens there, or set [api] port",
+            field="api.port",
+        ) from error
+    return listener
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

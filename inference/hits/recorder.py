@@ -1,0 +1,63 @@
+"""Counts outcomes in memory and adds them to Redis once a second."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import redis
+import redis.asyncio
+
+from inference.clock import Clock, system_clock
+from inference.keys import Keys
+from inference.logs import get_logger
+from inference.outcomes import Outcome
+
+log = get_logger(__name__)
+
+FLUSH_EVERY_S = 1.0
+#: longer than the longest window that is read, a week
+KEEP_S = 8 * 24 * 3600
+
+
+class HitRecorder:
+    """One process's counters. Recording is an addition in memory; Redis hears of it by `flush`."""
+
+    def __init__(self, client: redis.asyncio.Redis, keys: Keys, clock: Clock = system_clock) -> None:
+        self._client = client
+        self._keys = keys
+        self._clock = clock
+        self._counts: Counter[tuple[str, Outcome]] = Counter()
+
+    def record(self, model: str, outcome: Outcome, count: int = 1) -> None:
+        """Count `count` more of an outcome."""
+        self._counts[model, outcome] += count
+
+    async def flush(self) -> None:
+        """Add what was counted to the current minute in Redis.
+
+        When Redis does not answer, the counts are dropped and the loss is logged: it may have taken them, and
+        counting twice would be worse.
+        """
+        counts, self._counts = self._counts, Counter()
+        if not counts:
+            return
+        minute = int(self._clock() // 60)
+        pipeline = self._client.pipeline(transaction=False)
+        for (model, outcome), count in counts.items():
+            pipeline.hincrby(self._keys.hits(model, minute), outcome.value, count)
+        for model in {model for model, _ in counts}:
+            pipeline.expire(self._keys.hits(model, minute), KEEP_S)
+        try:
+            await pipeline.execute()
+        except (redis.RedisError, OSError) as error:
+            log.warning("hits.dropped", count=counts.total(), error=type(error).__name__)
+
+    async def run(self, *, every_s: float = FLUSH_EVERY_S) -> None:
+        """Flush again and again; when cancelled, flush what is left and end."""
+        try:
+            while True:
+                await asyncio.sleep(every_s)
+                await self.flush()
+        finally:
+            await self.flush()

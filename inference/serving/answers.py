@@ -1,0 +1,134 @@
+"""What a request gets back, and how a worker's reply or a stored entry becomes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from inference.clock import to_iso
+from inference.errors import ForecacheError, PredictionFailed, from_code
+from inference.outcomes import Outcome, Source
+from inference.store import Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One prediction as it leaves the system.
+
+    `entity_id` is None for an instance that the request brought along; `model_version` and `as_of` are
+    None for a default, which no model computed from no feature. Instants are epoch seconds.
+    """
+
+    entity_id: str | None
+    model: str
+    model_version: int | None
+    prediction: Any
+    source: Source
+    outcome: Outcome
+    as_of: float | None
+    computed_at: float
+
+    @property
+    def cache_hit(self) -> bool:
+        """Whether it was stored and fresh."""
+        return self.outcome.is_hit
+
+    @property
+    def stale(self) -> bool:
+        """Whether it is older than asked for."""
+        return self.outcome.is_stale
+
+    @property
+    def degraded(self) -> bool:
+        """Whether it is less than the request asked for."""
+        return self.outcome.is_degraded
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the body of the HTTP contract."""
+        return {
+            "entity_id": self.entity_id,
+            "model": self.model,
+            "model_version": self.model_version,
+            "prediction": self.prediction,
+            "source": self.source.value,
+            "outcome": self.outcome.value,
+            "cache_hit": self.cache_hit,
+            "stale": self.stale,
+            "degraded": self.degraded,
+            "as_of": None if self.as_of is None else to_iso(self.as_of),
+            "computed_at": to_iso(self.computed_at),
+            "timestamp": self.computed_at,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """One prediction as a worker reports it; instants in epoch seconds."""
+
+    prediction: Any
+    model_version: int
+    as_of: float | None
+    computed_at: float
+
+
+#: what a computation gives for one row: a prediction, or why there is none. An error is a value here, so
+#: that one bad row of a micro-batch does not fail the others
+Reply = Computed | ForecacheError
+
+
+def prediction_of(values: Mapping[str, Any]) -> Any:
+    """Return a single output's value, or the outputs by name when there are several."""
+    return next(iter(values.values())) if len(values) == 1 else dict(values)
+
+
+def answer_stored(model: str, entity_id: str, entry: Entry, source: Source, outcome: Outcome) -> Answer:
+    """Return the answer that a stored entry gives."""
+    return Answer(
+        entity_id=entity_id,
+        model=model,
+        model_version=entry.model_version,
+        prediction=prediction_of(entry.values),
+        source=source,
+        outcome=outcome,
+        as_of=entry.as_of,
+        computed_at=entry.computed_at,
+    )
+
+
+def answer_computed(model: str, entity_id: str | None, reply: Computed) -> Answer:
+    """Return the answer that a worker just computed."""
+    return Answer(
+        entity_id=entity_id,
+        model=model,
+        model_version=reply.model_version,
+        prediction=reply.prediction,
+        source=Source.REALTIME,
+        outcome=Outcome.COMPUTED,
+        as_of=reply.as_of,
+        computed_at=reply.computed_at,
+    )
+
+
+def replies_from_result(result: Mapping[str, Any], rows: int) -> list[Reply]:
+    """Return a worker's result (the JSON of `RealtimeScorer`) as one reply per row, in the order asked.
+
+    A result with another number of rows than asked for fails every row: nobody could tell which is whose.
+    """
+    items = result.get("predictions", ())
+    if len(items) != rows:
+        failed = PredictionFailed(f"a worker answered {len(items)} of {rows} rows")
+        return [failed] * rows
+    return [_reply(item, result) for item in items]
+
+
+def _reply(item: Mapping[str, Any], result: Mapping[str, Any]) -> Reply:
+    error = item.get("error")
+    if error is not None:
+        return from_code(error["code"], error["message"], error.get("field"))
+    return Computed(
+        prediction=item["prediction"],
+        model_version=result["model_version"],
+        as_of=item.get("as_of"),
+        computed_at=result["computed_at"],
+    )

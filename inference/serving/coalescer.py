@@ -1,0 +1,159 @@
+"""Joins what is missed at the same time into micro-batches, without a timer.
+
+Self-clocking: at most K micro-batches are in flight, and what arrives meanwhile makes up the next one. At low
+load nothing waits; micro-batches grow exactly when the load asks for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from inference.errors import DeadlineExceeded, ForecacheError, PredictionFailed
+from inference.logs import get_logger
+from inference.serving.answers import Reply
+
+log = get_logger(__name__)
+
+
+class Compute(Protocol):
+    """Computes one micro-batch."""
+
+    async def __call__(self, entity_ids: list[str], until: float) -> list[Reply]:
+        """Return one reply per id, in order. `until`: event-loop time by which they are wanted."""
+
+
+@dataclass(eq=False, slots=True)
+class _Flight:
+    """One id on its way, for everybody who asked for it."""
+
+    entity_id: str
+    until: float
+    reply: asyncio.Future[Reply]
+    waiters: int = 0
+
+
+class Coalescer:
+    """Computes ids on demand for one model: each id once, however many ask for it at the same time."""
+
+    def __init__(self, compute: Compute, *, max_in_flight: int, max_rows: int) -> None:
+        self._compute = compute
+        self._max_in_flight = max_in_flight
+        self._max_rows = max_rows
+        self._waiting: dict[str, _Flight] = {}
+        self._flying: dict[str, _Flight] = {}
+        self._batches: set[asyncio.Task[None]] = set()
+        self._launch_is_due = False
+
+    async def ask(self, entity_ids: Sequence[str], *, until: float) -> list[Reply]:
+        """Return one reply per id, in order; DeadlineExceeded for what is not there by `until`.
+
+        `until`: event-loop time. A caller that is cancelled leaves the others' computation alone; ids that
+        nobody waits for any more are not sent.
+        """
+        loop = asyncio.get_running_loop()
+        replies: dict[str, Reply] = {}
+        left: Iterable[str] = dict.fromkeys(entity_ids)
+        while left and loop.time() < until:
+            landed = await self._fly_along(left, until)
+            replies |= {flight.entity_id: flight.reply.result() for flight in landed if flight.reply.done()}
+            # whoever joined a flight of an earlier deadline may have time for another one
+            left = [
+                flight.entity_id
+                for flight in landed
+                if flight.until < until and isinstance(replies.get(flight.entity_id), DeadlineExceeded)
+            ]
+        late = DeadlineExceeded("the prediction was not computed in time")
+        return [replies.get(entity_id, late) for entity_id in entity_ids]
+
+    async def close(self) -> None:
+        """Cancel what is in flight and wait until it has ended; its callers get an error."""
+        for batch in self._batches:
+            batch.cancel()
+        await asyncio.gather(*self._batches, return_exceptions=True)
+
+    async def _fly_along(self, entity_ids: Iterable[str], until: float) -> list[_Flight]:
+        flights = [self._board(entity_id, until) for entity_id in entity_ids]
+        try:
+            pending = {flight.reply for flight in flights}
+            await asyncio.wait(pending, timeout=until - asyncio.get_running_loop().time())
+        finally:
+            for flight in flights:
+                flight.waiters -= 1
+        return flights
+
+    def _board(self, entity_id: str, until: float) -> _Flight:
+        flight = self._flying.get(entity_id)
+        if flight is None:
+            flight = self._waiting.get(entity_id)
+            if flight is None:
+                flight = _Flight(entity_id, until, asyncio.get_running_loop().create_future())
+                self._waiting[entity_id] = flight
+            flight.until = max(flight.until, until)
+            self._plan_launch()
+        flight.waiters += 1
+        return flight
+
+    def _plan_launch(self) -> None:
+        """Launch at the end of this turn of the loop, so that all of its askers share the micro-batch."""
+        if not self._launch_is_due and len(self._batches) < self._max_in_flight:
+            self._launch_is_due = True
+            asyncio.get_running_loop().call_soon(self._launch)
+
+    def _launch(self) -> None:
+        self._launch_is_due = False
+        while self._waiting and len(self._batches) < self._max_in_flight:
+            flights = self._take_next()
+            if flights:
+                batch = asyncio.create_task(self._fly(flights))
+                self._batches.add(batch)
+                batch.add_done_callback(self._land)
+
+    def _take_next(self) -> list[_Flight]:
+        """Move up to `max_rows` flights from waiting to flying; late and deserted ones end here."""
+        now = asyncio.get_running_loop().time()
+        taken: list[_Flight] = []
+        while self._waiting and len(taken) < self._max_rows:
+            entity_id = next(iter(self._waiting))  # oldest first: a dict keeps the order of arrival
+            flight = self._waiting.pop(entity_id)
+            if flight.until <= now or not flight.waiters:
+                flight.reply.set_result(DeadlineExceeded("the prediction was not computed in time"))
+                continue
+            self._flying[entity_id] = flight
+            taken.append(flight)
+        return taken
+
+    async def _fly(self, flights: list[_Flight]) -> None:
+        replies: list[Reply] = [PredictionFailed("the computation was given up")] * len(flights)
+        try:
+            replies = await self._compute_or_fail(flights)
+        finally:
+            for flight, reply in zip(flights, replies, strict=True):
+                self._flying.pop(flight.entity_id, None)
+                flight.reply.set_result(reply)
+
+    async def _compute_or_fail(self, flights: list[_Flight]) -> list[Reply]:
+        until = max(flight.until for flight in flights)
+        failed: ForecacheError
+        try:
+            async with asyncio.timeout_at(until):
+                replies = await self._compute([flight.entity_id for flight in flights], until)
+            if len(replies) == len(flights):
+                return replies
+            failed = PredictionFailed(f"{len(replies)} replies came back for {len(flights)} rows")
+        except TimeoutError:
+            failed = DeadlineExceeded("the prediction was not computed in time")
+        except ForecacheError as error:
+            failed = error
+        except Exception:
+            # a defect of ours must neither hang the callers nor stop the micro-batches after it
+            log.exception("coalescer.failed", rows=len(flights))
+            failed = PredictionFailed("the prediction could not be computed")
+        return [failed] * len(flights)
+
+    def _land(self, batch: asyncio.Task[None]) -> None:
+        self._batches.discard(batch)
+        if not batch.cancelled():
+            self._launch()

@@ -1,0 +1,55 @@
+"""Instants that several machines agree on: epoch seconds by the clock of the cache Redis.
+
+Hosts' clocks differ; with 150 ms of skew and a budget of 100 ms every task would be late on arrival. So a
+deadline travels in Redis time, and each process measures how far its own clock is off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import redis
+import redis.asyncio
+
+from inference.clock import Clock, system_clock
+from inference.logs import get_logger
+
+log = get_logger(__name__)
+
+#: seconds between two measurements; clocks drift by microseconds in that time
+MEASURE_EVERY_S = 5.0
+
+
+class RedisClock:
+    """This host's clock, corrected to agree with that of Redis. Uncorrected until the first measurement."""
+
+    def __init__(self, clock: Clock = system_clock) -> None:
+        self._clock = clock
+        self.offset_s = 0.0
+
+    def now(self) -> float:
+        """Return epoch seconds in Redis time."""
+        return self._clock() + self.offset_s
+
+    def learn(self, redis_time: float, *, sent_at: float, received_at: float) -> None:
+        """Take over a measurement: Redis read its clock between the two instants of ours."""
+        self.offset_s = redis_time - (sent_at + received_at) / 2
+
+    async def measure(self, client: redis.asyncio.Redis) -> None:
+        """Ask Redis for its time once.
+
+        Raises:
+            redis.RedisError: it did not answer.
+        """
+        sent_at = self._clock()
+        seconds, microseconds = await client.time()
+        self.learn(seconds + microseconds / 1e6, sent_at=sent_at, received_at=self._clock())
+
+    async def follow(self, client: redis.asyncio.Redis, *, every_s: float = MEASURE_EVERY_S) -> None:
+        """Measure again and again until cancelled. In an outage the last offset stays in use."""
+        while True:
+            try:
+                await self.measure(client)
+            except (redis.RedisError, OSError) as error:
+                log.debug("clock.not_measured", error=type(error).__name__)
+            await asyncio.sleep(every_s)

@@ -1,0 +1,63 @@
+"""When a stored prediction is young enough to be the answer. Pure rules."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from inference.outcomes import Outcome, Source
+from inference.settings import ModelSettings
+from inference.store import Entry, Origin
+
+
+class Freshness(Enum):
+    """What to do with a stored prediction."""
+
+    #: within its age limit: it is the answer
+    FRESH = auto()
+    #: too old, but computed so recently that computing again would read the same old features
+    JUST_COMPUTED = auto()
+    #: too old: compute, and keep it to fall back on
+    STALE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class FreshnessRules:
+    """A model's age limits, in seconds."""
+
+    batch_ttl_s: float
+    realtime_ttl_s: float
+    min_recompute_interval_s: float
+
+    @classmethod
+    def of(cls, model: ModelSettings) -> FreshnessRules:
+        """Return the rules that a model's settings ask for."""
+        return cls(model.batch.ttl, model.realtime.ttl, model.realtime.min_recompute_interval)
+
+    def judge(self, entry: Entry, now: float, max_staleness_s: float | None = None) -> Freshness:
+        """Judge an entry by the age of its oldest feature.
+
+        `max_staleness_s`: the request's own limit; None means the `ttl` of the entry's origin, 0 forces
+        computing whatever the entry's age.
+        """
+        if max_staleness_s == 0:
+            return Freshness.STALE
+        limit = self._ttl_s(entry) if max_staleness_s is None else max_staleness_s
+        if now - entry.as_of <= limit:
+            return Freshness.FRESH
+        if now - entry.computed_at < self.min_recompute_interval_s:
+            return Freshness.JUST_COMPUTED
+        return Freshness.STALE
+
+    def _ttl_s(self, entry: Entry) -> float:
+        return self.realtime_ttl_s if entry.origin is Origin.REALTIME else self.batch_ttl_s
+
+
+def source_of(entry: Entry) -> Source:
+    """Return where an entry came from: computed on demand, or ahead (a run or an upsert)."""
+    return Source.REALTIME if entry.origin is Origin.REALTIME else Source.BATCH
+
+
+def hit_outcome(entry: Entry) -> Outcome:
+    """Return what a fresh entry counts as."""
+    return Outcome.HIT_REALTIME if entry.origin is Origin.REALTIME else Outcome.HIT_BATCH

@@ -1,0 +1,214 @@
+"""Creates, shows and cancels jobs, from an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import redis
+import redis.asyncio
+
+from inference.clock import Clock
+from inference.errors import (
+    BrokerUnavailable,
+    ForecacheError,
+    ModelUnavailable,
+    NotFound,
+    StoreUnavailable,
+    from_code,
+)
+from inference.keys import Keys
+from inference.serving.answers import Answer, Computed, answer_computed, replies_from_result
+from inference.serving.jobs import (
+    END_JOB,
+    JOB_KEEP_S,
+    PART_ROWS,
+    JobRequest,
+    JobState,
+    error_to_json,
+    job_keys,
+)
+
+PREDICT_JOB_PART = "forecache.predict_job_part"
+
+#: a running job of which no part was finished for so long has lost one with its worker
+STALLED_AFTER_S = 300
+FIRST_POLL_S = 0.02
+LONGEST_POLL_S = 0.5
+
+#: hands over messages whose results nobody awaits: (task, arguments of each)
+Enqueue = Callable[[str, Iterable[Mapping[str, Any]]], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A job as it stands; `error` is set when it failed."""
+
+    job_id: str
+    state: JobState
+    model: str
+    parts: int
+    changed_at: float
+    error: ForecacheError | None
+
+
+@dataclass(frozen=True)
+class JobRow:
+    """One row of a finished job: the id it was for (None for an instance) and what came of it."""
+
+    entity_id: str | None
+    answer: Answer | ForecacheError
+
+
+class JobQueue:
+    """The jobs of one deployment. Every method raises StoreUnavailable when Redis does not answer."""
+
+    def __init__(self, client: redis.asyncio.Redis, keys: Keys, enqueue: Enqueue, clock: Clock) -> None:
+        self._client = client
+        self._keys = keys
+        self._enqueue = enqueue
+        self._clock = clock
+
+    async def create(self, request: JobRequest) -> str:
+        """Record a job, hand its parts to the workers, and return its id.
+
+        Raises:
+            BrokerUnavailable: its parts could not be sent; the job does not exist then.
+        """
+        job_id = uuid.uuid4().hex
+        rows = request.rows
+        parts = [list(rows[start : start + PART_ROWS]) for start in range(0, len(rows), PART_ROWS)]
+        async with _outage_named():
+            await self._record(job_id, request, parts)
+        try:
+            await self._enqueue(
+                PREDICT_JOB_PART, ({"job_id": job_id, "part": number} for number in range(len(parts)))
+            )
+        except BrokerUnavailable:
+            async with _outage_named():
+                await self._client.delete(*job_keys(self._keys, job_id))
+            raise
+        return job_id
+
+    async def show(self, job_id: str) -> JobView:
+        """Return the job as it stands.
+
+        Raises:
+            NotFound: there is no such job (any more).
+        """
+        view = await self._read(job_id)
+        if view.state is JobState.RUNNING and self._clock() - view.changed_at > STALLED_AFTER_S:
+            lost = ModelUnavailable(
+                f"no worker has finished a part for {STALLED_AFTER_S} s: enqueue it again"
+            )
+            await self._end(view, JobState.FAILED, error_to_json(lost), expected=f"{view.changed_at:.0f}")
+            view = await self._read(job_id)
+        return view
+
+    async def wait(self, job_id: str, wait_s: float) -> JobView:
+        """Return the job once it is over, or as it stands after `wait_s`.
+
+        Raises:
+            NotFound: there is no such job (any more).
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + wait_s
+        pause_s = FIRST_POLL_S
+        view = await self.show(job_id)
+        while not view.state.is_over and loop.time() < until:
+            await asyncio.sleep(min(pause_s, until - loop.time()))
+            pause_s = min(pause_s * 1.5, LONGEST_POLL_S)
+            view = await self.show(job_id)
+        return view
+
+    async def cancel(self, job_id: str) -> JobView:
+        """Cancel a job; one that is over stays as it is.
+
+        Raises:
+            NotFound: there is no such job (any more).
+        """
+        await self._end(await self._read(job_id), JobState.CANCELLED, "")
+        return await self._read(job_id)
+
+    async def rows(self, view: JobView) -> list[JobRow]:
+        """Return a finished job's rows in the order asked."""
+        numbers = [str(number) for number in range(view.parts)]
+        async with _outage_named():
+            parts = await self._client.hmget(self._keys.job_parts(view.job_id), numbers)
+        if None in parts:
+            raise NotFound(f"the result of job {view.job_id!r} was forgotten")
+        # a hundred thousand rows take half a second to rebuild: not on the loop that serves requests
+        return await asyncio.to_thread(lambda: [row for part in parts for row in _rows_of(view.model, part)])
+
+    async def _record(self, job_id: str, request: JobRequest, parts: list[list[Any]]) -> None:
+        now = self._clock()
+        record, inputs, _ = job_keys(self._keys, job_id)
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.hset(inputs, mapping={str(number): json.dumps(part) for number, part in enumerate(parts)})
+        pipeline.hset(
+            record,
+            mapping={
+                "state": JobState.QUEUED.value,
+                "model": request.model,
+                "kind": "instances" if request.entity_ids is None else "entities",
+                "overrides": json.dumps(dict(request.overrides)) if request.overrides else "",
+                "deadline": "" if request.timeout_s is None else repr(now + request.timeout_s),
+                "parts": len(parts),
+                "changed_at": int(now),
+                "error": "",
+            },
+        )
+        for key in (record, inputs):
+            pipeline.expire(key, JOB_KEEP_S)
+        await pipeline.execute()
+
+    async def _read(self, job_id: str) -> JobView:
+        async with _outage_named():
+            record = await cast(Awaitable[dict[bytes, bytes]], self._client.hgetall(self._keys.job(job_id)))
+        if not record:
+            raise NotFound(f"no job {job_id!r}: it never was, or was forgotten an hour after its last change")
+        return JobView(
+            job_id=job_id,
+            state=JobState(record[b"state"].decode()),
+            model=record[b"model"].decode(),
+            parts=int(record[b"parts"]),
+            changed_at=float(record[b"changed_at"]),
+            error=_stored_error(record[b"error"]),
+        )
+
+    async def _end(self, view: JobView, state: JobState, error: str, *, expected: str = "") -> None:
+        touched = job_keys(self._keys, view.job_id)
+        async with _outage_named():
+            await self._client.eval(END_JOB, 3, *touched, state.value, error, expected)
+
+
+def _stored_error(text: bytes) -> ForecacheError | None:
+    if not text:
+        return None
+    data = json.loads(text)
+    return from_code(data["code"], data["message"], data["field"])
+
+
+def _rows_of(model: str, part: bytes | str | None) -> list[JobRow]:
+    result = json.loads(part or "{}")
+    items = result["predictions"]
+    replies = replies_from_result(result, len(items))
+    rows = []
+    for item, reply in zip(items, replies, strict=True):
+        entity_id = item.get("entity_id")
+        answer = answer_computed(model, entity_id, reply) if isinstance(reply, Computed) else reply
+        rows.append(JobRow(entity_id, answer))
+    return rows
+
+
+@asynccontextmanager
+async def _outage_named() -> AsyncIterator[None]:
+    try:
+        yield
+    except (redis.RedisError, OSError) as error:
+        raise StoreUnavailable("the cache Redis does not answer") from error

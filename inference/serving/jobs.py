@@ -1,0 +1,158 @@
+"""Jobs: predictions that someone enqueued and fetches later. Their record, its changes, and a worker's part.
+
+A job has its own record in Redis, since Celery cannot tell an unknown task from one that waits. It is split
+into parts, one message each; `job_queue` is the side that creates and shows jobs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol, cast
+
+import redis
+
+from inference.errors import ForecacheError, PredictionFailed
+from inference.keys import Keys
+
+#: ids or instances of one message
+PART_ROWS = 256
+#: how long an untouched job is remembered, in seconds
+JOB_KEEP_S = 3600
+
+
+class JobState(StrEnum):
+    """The life of a job."""
+
+    #: no worker has begun
+    QUEUED = "queued"
+    #: a worker has begun one of its parts
+    RUNNING = "running"
+    #: every part is there
+    DONE = "done"
+    #: a part failed as a whole; what is left is not computed
+    FAILED = "failed"
+    #: someone cancelled it; what is left is not computed
+    CANCELLED = "cancelled"
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it will not change any more."""
+        return self in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """What a job is asked to predict: entity ids (with features to override, or none), or instances.
+
+    `timeout_s`: parts that no worker has begun by then fail with `deadline-exceeded`; None for no limit.
+    """
+
+    model: str
+    entity_ids: Sequence[str] | None = None
+    instances: Sequence[Any] | None = None
+    overrides: Mapping[str, Any] | None = None
+    timeout_s: float | None = None
+
+    @property
+    def rows(self) -> Sequence[Any]:
+        """The ids or the instances."""
+        return self.entity_ids if self.entity_ids is not None else (self.instances or ())
+
+
+class JobScorer(Protocol):
+    """The worker's scorer, as far as jobs need it (`inference.serving.scorer.RealtimeScorer`)."""
+
+    def predict_entities(
+        self,
+        model: str,
+        entity_ids: list[str],
+        *,
+        overrides: Mapping[str, Any] | None = None,
+        deadline: float | None = None,
+    ) -> dict[str, Any]:
+        """Compute entities."""
+
+    def predict_instances(
+        self, model: str, instances: list[Any], *, deadline: float | None = None
+    ) -> dict[str, Any]:
+        """Compute rows of features."""
+
+
+# KEYS: job. Returns the state, or nil when the job is gone.
+_BEGIN = """
+local state = redis.call('HGET', KEYS[1], 'state')
+if state == 'queued' then
+  state = 'running'
+  redis.call('HSET', KEYS[1], 'state', state, 'changed_at', redis.call('TIME')[1])
+end
+return state
+"""
+
+# KEYS: job, inputs, parts. ARGV: part number, its result, seconds to keep. Returns 1 if it was taken.
+_FINISH_PART = """
+if redis.call('HGET', KEYS[1], 'state') ~= 'running' then return 0 end
+redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])
+redis.call('HDEL', KEYS[2], ARGV[1])
+redis.call('HSET', KEYS[1], 'changed_at', redis.call('TIME')[1])
+if redis.call('HLEN', KEYS[3]) == tonumber(redis.call('HGET', KEYS[1], 'parts')) then
+  redis.call('HSET', KEYS[1], 'state', 'done')
+end
+for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ARGV[3]) end
+return 1
+"""
+
+#: KEYS: job, inputs, parts. ARGV: final state, error (JSON or empty), expected `changed_at` (empty: any).
+#: Ends a job that is not over. Returns the state that it then has, or nil when the job is gone.
+END_JOB = """
+local state = redis.call('HGET', KEYS[1], 'state')
+if not state or (state ~= 'queued' and state ~= 'running') then return state end
+if ARGV[3] ~= '' and redis.call('HGET', KEYS[1], 'changed_at') ~= ARGV[3] then return state end
+redis.call('HSET', KEYS[1], 'state', ARGV[1], 'error', ARGV[2], 'changed_at', redis.call('TIME')[1])
+redis.call('DEL', KEYS[2], KEYS[3])
+return ARGV[1]
+"""
+
+
+def job_keys(keys: Keys, job_id: str) -> list[str]:
+    """Return the job's keys in the order that the scripts expect."""
+    return [keys.job(job_id), keys.job_inputs(job_id), keys.job_parts(job_id)]
+
+
+def error_to_json(error: ForecacheError) -> str:
+    """Return the error as jobs store it."""
+    return json.dumps({"code": error.code, "message": error.message, "field": error.field})
+
+
+def run_part(client: redis.Redis, keys: Keys, scorer: JobScorer, job_id: str, part: int) -> None:
+    """Compute one part of a job and keep its predictions. Safe to run twice.
+
+    A part of a job that is gone, cancelled or failed is dropped. When the part fails as a whole, so does the
+    job; a single bad row is only that row's error.
+    """
+    touched = job_keys(keys, job_id)
+    state = client.eval(_BEGIN, 1, touched[0])
+    rows = client.hget(touched[1], str(part))
+    if state != JobState.RUNNING.value.encode() or rows is None:
+        return
+    try:
+        result = _score(scorer, cast(dict[bytes, bytes], client.hgetall(touched[0])), json.loads(rows))
+    except ForecacheError as error:
+        client.eval(END_JOB, 3, *touched, JobState.FAILED.value, error_to_json(error), "")
+    except Exception:
+        failed = PredictionFailed("a worker failed on this job; its log says why")
+        client.eval(END_JOB, 3, *touched, JobState.FAILED.value, error_to_json(failed), "")
+        raise
+    else:
+        client.eval(_FINISH_PART, 3, *touched, str(part), json.dumps(result), str(JOB_KEEP_S))
+
+
+def _score(scorer: JobScorer, record: Mapping[bytes, bytes], rows: list[Any]) -> dict[str, Any]:
+    model = record[b"model"].decode()
+    deadline = float(record[b"deadline"]) if record[b"deadline"] else None
+    if record[b"kind"] == b"instances":
+        return scorer.predict_instances(model, rows, deadline=deadline)
+    overrides = json.loads(record[b"overrides"]) if record[b"overrides"] else None
+    return scorer.predict_entities(model, rows, overrides=overrides, deadline=deadline)

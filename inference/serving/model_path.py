@@ -1,0 +1,220 @@
+"""One model's way from ids to answers: look up, judge, compute what is missing, step down the ladder."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from inference.clock import Clock
+from inference.errors import DeadlineExceeded, ForecacheError, StoreUnavailable
+from inference.outcomes import Outcome
+from inference.serving.answers import (
+    Answer,
+    Computed,
+    Reply,
+    answer_computed,
+    answer_stored,
+    replies_from_result,
+)
+from inference.serving.coalescer import Coalescer
+from inference.serving.freshness import Freshness, FreshnessRules, hit_outcome, source_of
+from inference.serving.ladder import may_serve_previous, step_down
+from inference.serving.lookups import SharedLookups, TableReader
+from inference.settings import ModelSettings
+from inference.store import Entry
+
+PREDICT_ENTITIES = "forecache.predict_entities"
+PREDICT_INSTANCES = "forecache.predict_instances"
+
+#: how long past the budget the previous generation may still be asked for: one read of Redis
+PREVIOUS_GRACE_S = 0.03
+
+
+class Submit(Protocol):
+    """Has a worker do a task and brings its result."""
+
+    async def __call__(
+        self, task: str, kwargs: Mapping[str, Any], *, deadline: float, timeout_s: float
+    ) -> dict[str, Any]:
+        """Return the task's result. `deadline`: epoch seconds in Redis time, told to the worker.
+
+        Raises:
+            DeadlineExceeded: no result within `timeout_s`.
+            BrokerUnavailable: the task could not be handed over.
+        """
+
+
+class ModelPath:
+    """Serves one model in one event loop."""
+
+    def __init__(
+        self, name: str, model: ModelSettings, reader: TableReader, submit: Submit, clock: Clock
+    ) -> None:
+        self.name = name
+        self._realtime = model.realtime
+        self._rules = FreshnessRules.of(model)
+        self._reader = reader
+        self._lookups = SharedLookups(reader)
+        self._submit = submit
+        self._clock = clock
+        self._coalescer = Coalescer(
+            self._compute, max_in_flight=model.realtime.max_in_flight, max_rows=model.realtime.max_micro_batch
+        )
+        self._apart = asyncio.Semaphore(model.realtime.max_in_flight)
+
+    def budget_s(self, timeout_s: float | None) -> float:
+        """Return a request's budget: its own, else the model's."""
+        return self._realtime.timeout_ms / 1000 if timeout_s is None else timeout_s
+
+    async def predict(
+        self, entity_ids: Sequence[str], until: float, *, max_staleness_s: float | None = None
+    ) -> list[Answer | ForecacheError]:
+        """Return the answer of each id, from the store or computed by `until` (event-loop time)."""
+        try:
+            entries = await self._find(entity_ids, until)
+        except StoreUnavailable as error:
+            return [self._step_down(entity_id, error) for entity_id in entity_ids]
+        now = self._clock()
+        stored = [
+            self._from_store(*pair, now, max_staleness_s) for pair in zip(entity_ids, entries, strict=True)
+        ]
+        if None not in stored:
+            return [answer for answer in stored if answer is not None]
+        missing = {
+            entity_id: entry
+            for entity_id, entry, answer in zip(entity_ids, entries, stored, strict=True)
+            if answer is None
+        }
+        computed = await self._compute_missing(missing, until)
+        return [
+            computed[entity_id] if answer is None else answer
+            for entity_id, answer in zip(entity_ids, stored, strict=True)
+        ]
+
+    async def compute_apart(
+        self, entity_ids: Sequence[str], until: float, *, overrides: Mapping[str, Any]
+    ) -> list[Answer | ForecacheError]:
+        """Compute ids with some features replaced: neither shared with other requests nor kept."""
+        more = {"overrides": dict(overrides)}
+        replies = await self._submit_parts(PREDICT_ENTITIES, "entity_ids", entity_ids, until, more)
+        return [self._conclude(*pair) for pair in zip(entity_ids, replies, strict=True)]
+
+    async def compute_instances(
+        self, instances: Sequence[Any], until: float
+    ) -> list[Answer | ForecacheError]:
+        """Compute rows of features that the request brought along; nothing is kept."""
+        replies = await self._submit_parts(PREDICT_INSTANCES, "instances", instances, until, {})
+        return [self._conclude(None, reply) for reply in replies]
+
+    async def close(self) -> None:
+        """End what is in flight."""
+        await self._coalescer.close()
+
+    async def _find(self, entity_ids: Sequence[str], until: float) -> list[Entry | None]:
+        try:
+            async with asyncio.timeout_at(until):
+                return await self._lookups.find(entity_ids)
+        except TimeoutError as error:
+            raise StoreUnavailable("the prediction store did not answer in time") from error
+
+    def _from_store(
+        self, entity_id: str, entry: Entry | None, now: float, max_staleness_s: float | None
+    ) -> Answer | None:
+        """Return the answer that the stored entry gives; None when one has to be computed."""
+        if entry is None:
+            return None
+        freshness = self._rules.judge(entry, now, max_staleness_s)
+        if freshness is Freshness.STALE:
+            return None
+        outcome = hit_outcome(entry) if freshness is Freshness.FRESH else Outcome.STALE
+        return answer_stored(self.name, entity_id, entry, source_of(entry), outcome)
+
+    async def _compute_missing(
+        self, missing: Mapping[str, Entry | None], until: float
+    ) -> dict[str, Answer | ForecacheError]:
+        """Return an answer for each id; `missing` holds the stale entry to fall back on, or None."""
+        replies = dict(zip(missing, await self._coalescer.ask(list(missing), until=until), strict=True))
+        bare = [
+            entity_id
+            for entity_id, reply in replies.items()
+            if missing[entity_id] is None and not isinstance(reply, Computed)
+        ]
+        previous = await self._find_previous(bare) if bare else {}
+        return {
+            entity_id: self._conclude(entity_id, reply, missing[entity_id], previous.get(entity_id))
+            for entity_id, reply in replies.items()
+        }
+
+    async def _find_previous(self, entity_ids: list[str]) -> dict[str, Entry]:
+        """Return what the previous generation has; nothing when the store does not say so at once."""
+        try:
+            async with asyncio.timeout(PREVIOUS_GRACE_S):
+                pointer = await self._reader.pointer()
+                if pointer.previous is None:
+                    return {}
+                entries = await self._reader.read_generation(entity_ids, pointer.previous)
+        except (TimeoutError, StoreUnavailable):
+            return {}  # the rung is out of reach; the caller still holds the error that led here
+        return {
+            entity_id: entry
+            for entity_id, entry in zip(entity_ids, entries, strict=True)
+            if entry is not None and may_serve_previous(entry, pointer)
+        }
+
+    async def _compute(self, entity_ids: list[str], until: float) -> list[Reply]:
+        """Compute one micro-batch of the coalescer."""
+        return await self._submit_part(PREDICT_ENTITIES, {"entity_ids": entity_ids}, len(entity_ids), until)
+
+    async def _submit_parts(
+        self, task: str, argument: str, rows: Sequence[Any], until: float, more: Mapping[str, Any]
+    ) -> list[Reply]:
+        size = self._realtime.max_micro_batch
+        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
+        replies = await asyncio.gather(
+            *(self._submit_apart(task, {argument: list(part), **more}, len(part), until) for part in parts)
+        )
+        return [reply for part in replies for reply in part]
+
+    async def _submit_apart(self, task: str, kwargs: dict[str, Any], rows: int, until: float) -> list[Reply]:
+        """Submit one part when there is room for it; a part that fails is an error for each of its rows."""
+        try:
+            async with asyncio.timeout_at(until), self._apart:
+                return await self._submit_part(task, kwargs, rows, until)
+        except TimeoutError:
+            return [DeadlineExceeded("the prediction was not computed in time")] * rows
+        except ForecacheError as error:
+            return [error] * rows
+
+    async def _submit_part(self, task: str, kwargs: dict[str, Any], rows: int, until: float) -> list[Reply]:
+        timeout_s = until - asyncio.get_running_loop().time()
+        if timeout_s <= 0:
+            raise DeadlineExceeded("the prediction was not computed in time")
+        result = await self._submit(
+            task, {"model": self.name, **kwargs}, deadline=self._clock() + timeout_s, timeout_s=timeout_s
+        )
+        return replies_from_result(result, rows)
+
+    def _conclude(
+        self, entity_id: str | None, reply: Reply, stale: Entry | None = None, previous: Entry | None = None
+    ) -> Answer | ForecacheError:
+        if isinstance(reply, Computed):
+            return answer_computed(self.name, entity_id, reply)
+        return self._step_down(entity_id, reply, stale, previous)
+
+    def _step_down(
+        self,
+        entity_id: str | None,
+        error: ForecacheError,
+        stale: Entry | None = None,
+        previous: Entry | None = None,
+    ) -> Answer | ForecacheError:
+        return step_down(
+            self.name,
+            entity_id,
+            error,
+            stale=stale,
+            previous=previous,
+            default=self._realtime.default,
+            now=self._clock(),
+        )

@@ -1,0 +1,127 @@
+"""Sends a task and awaits its result, for any number of callers of one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import redis.asyncio
+
+from inference.errors import (
+    ERRORS_BY_CODE,
+    DeadlineExceeded,
+    ForecacheError,
+    PredictionFailed,
+)
+from inference.logs import get_logger
+from inference.settings import Settings
+from tasks.celery_app import make_celery
+from tasks.dispatch.sender import Sender, make_sending_app
+from tasks.dispatch.waiter import Payload, ResultWaiter
+
+log = get_logger(__name__)
+
+#: on Redis brokers 0 is the highest; a job's parts wait until no request does
+JOB_PRIORITY = 9
+SOCKET_TIMEOUT_S = 1.0
+
+_ERRORS_BY_NAME = {cls.__name__: cls for cls in ERRORS_BY_CODE.values()}
+
+
+class Dispatcher:
+    """The broker as one event loop sees it. Calling it is `inference.serving.Submit`.
+
+    Two lanes, so that the many messages of a job never hold up a request's one.
+    """
+
+    def __init__(self, urgent: Sender, patient: Sender, waiter: ResultWaiter, *, id_prefix: str) -> None:
+        self._urgent = urgent
+        self._patient = patient
+        self._waiter = waiter
+        self._id_prefix = id_prefix
+
+    async def __call__(
+        self, task: str, kwargs: Mapping[str, Any], *, deadline: float, timeout_s: float
+    ) -> dict[str, Any]:
+        """Have a worker run the task, told its `deadline` (epoch seconds, Redis time); return its result.
+
+        Raises:
+            DeadlineExceeded: there was no result within `timeout_s`, or the worker dropped the task as late.
+            BrokerUnavailable: the broker or the result backend did not answer.
+            ForecacheError: whatever the task raised.
+        """
+        task_id = f"{self._id_prefix}{uuid.uuid4().hex}"
+        loop = asyncio.get_running_loop()
+        until = loop.time() + timeout_s
+        await self._waiter.subscribed(timeout_s)
+        with self._waiter.expecting(task_id):
+            try:
+                async with asyncio.timeout_at(until):
+                    await self._urgent.send(
+                        task, {**kwargs, "deadline": deadline}, task_id=task_id, timeout_s=until - loop.time()
+                    )
+            except TimeoutError as error:
+                raise DeadlineExceeded("the broker did not take the task in time") from error
+            payload = await self._waiter.result(task_id, timeout_s=until - loop.time())
+        return result_of(payload)
+
+    async def enqueue(self, task: str, messages: Iterable[Mapping[str, Any]]) -> None:
+        """Hand over messages whose results nobody awaits, behind all requests.
+
+        Raises:
+            BrokerUnavailable: the broker did not take one; those before it are on their way.
+        """
+        for kwargs in messages:
+            await self._patient.send(task, kwargs, task_id=f"later-{uuid.uuid4().hex}", priority=JOB_PRIORITY)
+
+
+def result_of(payload: Payload) -> dict[str, Any]:
+    """Return what a finished task returned.
+
+    Raises:
+        ForecacheError: what the task raised, rebuilt; PredictionFailed for any other exception.
+        DeadlineExceeded: the task expired on the queue.
+    """
+    if payload["status"] == "SUCCESS":
+        result: dict[str, Any] = payload["result"]
+        return result
+    if payload["status"] == "REVOKED":
+        raise DeadlineExceeded("the task expired on its queue")
+    raise _error_of(payload["result"])
+
+
+def _error_of(failure: Mapping[str, Any]) -> ForecacheError:
+    message = failure.get("exc_message")
+    text = str(message[0] if isinstance(message, list) and message else message)
+    cls = _ERRORS_BY_NAME.get(str(failure.get("exc_type")))
+    if cls is not None:
+        return cls(text)
+    log.error("task.failed", exc_type=failure.get("exc_type"), exc_message=text)
+    return PredictionFailed("a worker failed on this task; its log says why")
+
+
+@asynccontextmanager
+async def open_dispatcher(settings: Settings) -> AsyncIterator[Dispatcher]:
+    """Yield a dispatcher for this event loop. Neither broker nor result backend need be up yet."""
+    id_prefix = f"{settings.redis.prefix}rt-{uuid.uuid4().hex[:12]}-"
+    client = redis.asyncio.Redis.from_url(
+        settings.redis_url,
+        socket_timeout=SOCKET_TIMEOUT_S,
+        socket_connect_timeout=SOCKET_TIMEOUT_S,
+        retry=None,
+    )
+    sending_app = make_sending_app(settings)
+    urgent, patient = Sender(sending_app, name="urgent"), Sender(sending_app, name="patient")
+    waiter = ResultWaiter(client, make_celery(settings).backend.get_key_for_task, id_prefix=id_prefix)
+    waiter.start()
+    try:
+        yield Dispatcher(urgent, patient, waiter, id_prefix=id_prefix)
+    finally:
+        urgent.close()
+        patient.close()
+        await waiter.close()
+        await client.aclose()
+        sending_app.close()

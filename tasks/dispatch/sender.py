@@ -1,0 +1,108 @@
+"""Sends task messages from a thread of its own, so that the event loop never waits for the broker."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from celery import Celery
+from kombu.exceptions import KombuError, OperationalError
+
+from inference.errors import BrokerUnavailable
+from inference.logs import get_logger
+from inference.settings import Settings
+from tasks.celery_app import celery_config, make_celery
+
+log = get_logger(__name__)
+
+#: a broker that takes longer to accept a connection or a message counts as gone
+BROKER_TIMEOUT_S = 2.0
+
+#: at once: it replaces a connection that a restarted broker closed; more would outlive the budget
+ONE_RETRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
+
+#: seconds past the deadline after which a worker throws the message away unread. The deadline itself travels
+#: inside, in Redis time: Celery compares `expires` by two hosts' clocks, which may differ by seconds
+EXPIRES_SLACK_S = 10.0
+
+
+def make_sending_app(settings: Settings) -> Celery:
+    """Return an application that only sends.
+
+    Its result backend is disabled: the ordinary one SUBSCRIBEs and UNSUBSCRIBEs for each call, while the
+    dispatcher hears all results over one subscription. Workers store results as ever: that is their setting.
+    """
+    transport = celery_config(settings)["broker_transport_options"]
+    return make_celery(
+        settings,
+        result_backend="disabled://",
+        broker_connection_timeout=BROKER_TIMEOUT_S,
+        broker_transport_options={
+            **transport,
+            "socket_timeout": BROKER_TIMEOUT_S,
+            "socket_connect_timeout": BROKER_TIMEOUT_S,
+        }
+        if settings.broker_url.startswith(("redis://", "rediss://"))
+        else transport,
+        task_publish_retry_policy=ONE_RETRY,
+    )
+
+
+class Sender:
+    """One lane of messages: sent in order, by one thread."""
+
+    def __init__(self, application: Celery, *, name: str) -> None:
+        self._application = application
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"send-{name}")
+
+    async def send(
+        self,
+        task: str,
+        kwargs: Mapping[str, Any],
+        *,
+        task_id: str,
+        timeout_s: float | None = None,
+        priority: int | None = None,
+    ) -> None:
+        """Hand one message to the broker.
+
+        `timeout_s`: for how long the result is wanted; None for good. A message that is still waiting for the
+        thread by then is not sent. `priority`: of Redis brokers, 0 is the highest; None means 0.
+
+        Raises:
+            BrokerUnavailable: the broker did not take it.
+        """
+        give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(
+            self._thread, self._send, task, dict(kwargs), task_id, give_up_at, priority
+        )
+
+    def close(self) -> None:
+        """End the thread without waiting for a broker that hangs; what is not sent by now is dropped."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _send(
+        self,
+        task: str,
+        kwargs: dict[str, Any],
+        task_id: str,
+        give_up_at: float | None,
+        priority: int | None,
+    ) -> None:
+        expires = None
+        if give_up_at is not None:
+            left_s = give_up_at - time.monotonic()
+            if left_s <= 0:
+                raise BrokerUnavailable("the broker is too slow: the message was not sent within the budget")
+            expires = left_s + EXPIRES_SLACK_S
+        try:
+            self._application.send_task(
+                task, kwargs=kwargs, task_id=task_id, expires=expires, priority=priority
+            )
+        except (OperationalError, KombuError, OSError) as error:
+            log.warning("broker.unavailable", task=task, error=type(error).__name__)
+            raise BrokerUnavailable("the broker does not answer: the task was not sent") from error

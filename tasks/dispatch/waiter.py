@@ -1,0 +1,180 @@
+"""Hears the results of one process's tasks over one subscription.
+
+The Redis result backend publishes each result on the channel named like its key. Task ids start with a
+prefix that is this process's own, so one PSUBSCRIBE hears all of its results and nobody else's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+import redis.asyncio
+
+from inference.errors import BrokerUnavailable, DeadlineExceeded
+from inference.logs import get_logger
+
+log = get_logger(__name__)
+
+#: states that end a task; STARTED and RETRY come over the same channel
+READY_STATES = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 1.0
+
+#: what the result backend stores of a task: status, result, traceback
+Payload = dict[str, Any]
+
+
+class ResultWaiter:
+    """Waits for results of tasks whose ids start with `id_prefix`. One per event loop.
+
+    `client`: of the Redis that holds results. `key_of`: a task id's key there (`backend.get_key_for_task`).
+    """
+
+    def __init__(
+        self, client: redis.asyncio.Redis, key_of: Callable[[str], bytes], *, id_prefix: str
+    ) -> None:
+        self._client = client
+        self._key_of = key_of
+        self._pattern = key_of(id_prefix) + b"*"
+        self._key_start = len(key_of(id_prefix)) - len(id_prefix.encode())
+        self._pending: dict[str, asyncio.Future[Payload]] = {}
+        self._subscribed = asyncio.Event()
+        self._reconnect = asyncio.Event()
+        self._heard_at = 0.0
+        self._pause_s = FIRST_PAUSE_S
+        self._listening: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to subscribe, and go on through every outage until closed."""
+        self._listening = asyncio.create_task(self._listen_for_good())
+
+    async def close(self) -> None:
+        """End the subscription; whoever still waits gets BrokerUnavailable."""
+        if self._listening:
+            self._listening.cancel()
+            await asyncio.gather(self._listening, return_exceptions=True)
+        for future in self._pending.values():
+            if not future.done():
+                future.set_exception(BrokerUnavailable("this process is shutting down"))
+
+    async def subscribed(self, timeout_s: float) -> None:
+        """Return once results can be heard: before that nothing may be sent.
+
+        Raises:
+            BrokerUnavailable: the first subscription was not confirmed within `timeout_s`.
+        """
+        if self._subscribed.is_set():
+            return
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._subscribed.wait()
+        except TimeoutError as error:
+            raise BrokerUnavailable("the result backend does not answer: no subscription yet") from error
+
+    @contextmanager
+    def expecting(self, task_id: str) -> Iterator[asyncio.Future[Payload]]:
+        """Listen for one task's result while inside; enter before the task is sent."""
+        future: asyncio.Future[Payload] = asyncio.get_running_loop().create_future()
+        self._pending[task_id] = future
+        try:
+            yield future
+        finally:
+            del self._pending[task_id]
+            if not future.done():
+                future.cancel()
+
+    async def result(self, task_id: str, *, timeout_s: float) -> Payload:
+        """Return an expected task's result.
+
+        Half-way through, it is also asked for directly: a half-open connection stays silent for 20 s.
+
+        Raises:
+            DeadlineExceeded: it was not there within `timeout_s`.
+            BrokerUnavailable: this process is shutting down.
+        """
+        future = self._pending[task_id]
+        loop = asyncio.get_running_loop()
+        began_at = loop.time()
+        until = began_at + timeout_s
+        done, _ = await asyncio.wait({future}, timeout=timeout_s / 2)
+        if not done:
+            await self._ask_directly(task_id, began_at, until)
+            done, _ = await asyncio.wait({future}, timeout=until - loop.time())
+        if not done:
+            raise DeadlineExceeded("no worker answered in time")
+        return future.result()
+
+    async def _ask_directly(self, task_id: str, began_at: float, until: float) -> None:
+        try:
+            async with asyncio.timeout_at(until):
+                found = await self._read([task_id])
+        except (redis.RedisError, OSError, TimeoutError) as error:
+            log.warning("results.unreadable", error=type(error).__name__)
+            return
+        if found and self._heard_at < began_at:
+            log.warning("results.subscription_deaf", found=found)
+            self._reconnect.set()
+
+    async def _listen_for_good(self) -> None:
+        while True:
+            try:
+                await self._listen_once()
+            except (redis.RedisError, OSError) as error:
+                log.warning("results.disconnected", error=type(error).__name__, retry_in_s=self._pause_s)
+                await asyncio.sleep(self._pause_s)
+                self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
+
+    async def _listen_once(self) -> None:
+        """Hear results over one connection; returns when another one is wanted."""
+        self._reconnect.clear()
+        async with self._client.pubsub() as subscription:
+            await subscription.psubscribe(self._pattern)
+            hearing = asyncio.create_task(self._hear(subscription))
+            giving_up = asyncio.create_task(self._reconnect.wait())
+            try:
+                await asyncio.wait({hearing, giving_up}, return_when=asyncio.FIRST_COMPLETED)
+                if hearing.done():
+                    hearing.result()
+            finally:
+                hearing.cancel()
+                giving_up.cancel()
+                await asyncio.gather(hearing, giving_up, return_exceptions=True)
+
+    async def _hear(self, subscription: redis.asyncio.client.PubSub) -> None:
+        async for message in subscription.listen():
+            if message["type"] == "psubscribe":
+                # a confirmation: what was published before it is found under its key
+                self._subscribed.set()
+                self._pause_s = FIRST_PAUSE_S
+                await self._read(list(self._pending))
+            elif message["type"] == "pmessage":
+                self._heard_at = asyncio.get_running_loop().time()
+                self._deliver(message["channel"][self._key_start :].decode(), message["data"])
+
+    async def _read(self, task_ids: Iterable[str]) -> int:
+        """Deliver the results that are stored by now; return how many of them were."""
+        task_ids = list(task_ids)
+        if not task_ids:
+            return 0
+        values = await self._client.mget([self._key_of(task_id) for task_id in task_ids])
+        return sum(
+            self._deliver(task_id, value)
+            for task_id, value in zip(task_ids, values, strict=True)
+            if value is not None
+        )
+
+    def _deliver(self, task_id: str, data: bytes | str) -> bool:
+        """Hand a result to whoever expects it; False when nobody does (any more), or it is not final."""
+        future = self._pending.get(task_id)
+        if future is None or future.done():
+            return False
+        payload: Payload = json.loads(data)
+        if payload["status"] not in READY_STATES:
+            return False
+        future.set_result(payload)
+        return True

@@ -1,0 +1,377 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+import pytest_asyncio
+import redis
+import redis.asyncio
+
+from app.api import create_app
+from app.api.limits import MAX_BODY_BYTES
+from app.api.parts import Parts
+from app.api.server import listen
+from inference.clock import system_clock
+from inference.errors import BrokerUnavailable, Conflict, ModelUnavailable, NotFound, SettingsError
+from inference.hits import HitRecorder, HitWindows
+from inference.keys import Keys
+from inference.serving import PredictionService
+from inference.serving.job_queue import JobQueue
+from inference.serving.jobs import run_part
+from inference.settings import ApiSettings, Settings
+from tests.support.redis_server import RedisServer
+from tests.support.serving_fakes import FakeReader, FakeWorkers, entry
+
+pytestmark = pytest.mark.integration
+
+KEYS = Keys("test")
+PROBLEM = "application/problem+json"
+
+
+class FakeScorer:
+    """The worker's side of jobs: twice the number that an id spells."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.overrides: Any = None
+
+    def predict_entities(
+        self, model: str, entity_ids: list[str], *, overrides: Any = None, deadline: float | None = None
+    ) -> dict[str, Any]:
+        if self.error:
+            raise self.error
+        self.overrides = overrides
+        items = [{"entity_id": i, "prediction": 2.0 * float(i), "as_of": 1.0} for i in entity_ids]
+        return {"model": model, "model_version": 1, "computed_at": 2.0, "predictions": items}
+
+    def predict_instances(
+        self, model: str, instances: list[Any], *, deadline: float | None = None
+    ) -> dict[str, Any]:
+        problem = {"code": "bad-features", "message": "feature 'x' is missing", "field": "x"}
+        items = [{"error": problem} for _ in instances]
+        return {"model": model, "model_version": 1, "computed_at": 2.0, "predictions": items}
+
+
+class FakeRun:
+    run_id = "r1"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"run_id": self.run_id, "state": "queued"}
+
+
+class FakeRuns:
+    """Knows run r1 and is busy for a second one."""
+
+    def __init__(self) -> None:
+        self.started: list[tuple[Any, ...]] = []
+
+    def request(self, model: str | None, *, trigger: Any, source: str | None = None) -> FakeRun:
+        if self.started:
+            raise Conflict("run r1 of model 'delay' is in progress")
+        self.started.append((model, trigger.value, source))
+        return FakeRun()
+
+    def list(self, model: str | None, limit: int) -> list[FakeRun]:
+        return [FakeRun()]
+
+    def show(self, run_id: str) -> FakeRun:
+        if run_id != "r1":
+            raise NotFound(f"no run {run_id!r}")
+        return FakeRun()
+
+    cancel = resume = rollback = show
+
+
+@dataclass
+class Deployment:
+    """The HTTP service over a fake table and fake workers; counters and jobs are in a real Redis."""
+
+    client: redis.Redis
+    asyncio_client: redis.asyncio.Redis
+    reader: FakeReader = field(default_factory=FakeReader)
+    workers: FakeWorkers = field(default_factory=FakeWorkers)
+    scorer: FakeScorer = field(default_factory=FakeScorer)
+    runs: FakeRuns = field(default_factory=FakeRuns)
+    sent: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    broker_is_down: bool = False
+    settings: Settings = field(
+        default_factory=lambda: Settings.model_validate(
+            {"models": {"delay": {"path": "m", "realtime": {"timeout_ms": 300}}}}
+        )
+    )
+
+    async def enqueue(self, task: str, messages: Iterable[Mapping[str, Any]]) -> None:
+        if self.broker_is_down:
+            raise BrokerUnavailable("the broker does not answer")
+        self.sent += [(task, dict(kwargs)) for kwargs in messages]
+
+    def work(self) -> None:
+        """Do what a worker would do with the parts of jobs sent so far."""
+        for _, kwargs in self.sent:
+            run_part(self.client, KEYS, self.scorer, kwargs["job_id"], kwargs["part"])
+        self.sent.clear()
+
+    @asynccontextmanager
+    async def open_parts(self, settings: Settings) -> AsyncIterator[Parts]:
+        self.recorder = HitRecorder(self.asyncio_client, KEYS)
+        service = PredictionService(
+            settings, lambda _: self.reader, self.workers, self.recorder, system_clock
+        )
+        parts = Parts(
+            settings=settings,
+            service=service,
+            readers=dict.fromkeys(settings.models, self.reader),
+            jobs=JobQueue(self.asyncio_client, KEYS, self.enqueue, system_clock),
+            hits=HitWindows(self.client, KEYS),
+            runs=lambda: self.runs,  # type: ignore[arg-type, return-value]
+            enqueue=self.enqueue,
+        )
+        yield parts
+        parts.close()
+
+
+@pytest_asyncio.fixture
+async def it(redis_client: redis.Redis, redis_server: RedisServer) -> AsyncIterator[Deployment]:
+    async with redis.asyncio.Redis.from_url(redis_server.url()) as client:
+        yield Deployment(redis_client, client)
+
+
+@pytest_asyncio.fixture
+async def http(it: Deployment) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(it.settings, open_parts=it.open_parts)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
+        yield client
+
+
+def fresh(value: Any) -> Any:
+    return entry(value, as_of=system_clock())
+
+
+def assert_problem(response: httpx.Response, status: int, code: str, field: str | None = None) -> None:
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == PROBLEM
+    body = response.json()
+    assert (body["status"], body["code"], body.get("field")) == (status, code, field)
+    assert body["title"]
+    assert body["detail"]
+    assert body["type"] == f"urn:forecache:problem:{code}"
+
+
+@pytest.mark.parametrize(
+    "entity_id",
+    ["a b", "a/b", "/a//b/", 'it\'s "quoted"', "50%2Foff", "🚀", "?x=1#y", "%", "..", "a" * 512, "predict/a"],
+)
+async def test_any_legal_id_is_served_as_it_is(
+    it: Deployment, http: httpx.AsyncClient, entity_id: str
+) -> None:
+    it.reader.entries[entity_id] = fresh(1.5)
+    path = quote(entity_id, safe="").replace(".", "%2E")
+    response = await http.get(f"/predict/{path}")
+    assert response.status_code == 200, response.text
+    assert response.json()["entity_id"] == entity_id
+    assert response.json()["outcome"] == "hit_batch"
+    many = (await http.post("/predict", json={"entity_ids": [entity_id]})).json()["predictions"]
+    assert [item["entity_id"] for item in many] == [entity_id]
+
+
+@pytest.mark.parametrize("path", ["", "%0A", "a%00b", "%C2%85", "a" * 513, quote("é" * 257), "%FF"])
+async def test_an_illegal_id_is_a_400_that_names_the_field(http: httpx.AsyncClient, path: str) -> None:
+    assert_problem(await http.get(f"/predict/{path}"), 400, "bad-entity-id", "entity_id")
+
+
+async def test_hit_miss_and_unknown_are_counted_and_answered_each_in_its_way(
+    it: Deployment, http: httpx.AsyncClient
+) -> None:
+    it.reader.entries["a"] = fresh(1.5)
+    hit, miss = await http.get("/predict/a"), await http.get("/predict/b?timeout_ms=200&model=delay")
+    assert (hit.json()["prediction"], hit.json()["cache_hit"]) == (1.5, True)
+    assert (miss.json()["prediction"], miss.json()["source"]) == (2.5, "realtime")
+    await it.recorder.flush()
+    body = (await http.get("/hit-rate?window_s=60")).json()
+    assert (body["model"], body["window_s"], body["total"], body["hit_rate"]) == ("delay", 60, 2, 0.5)
+    assert len(body["outcomes"]) == 7
+    metrics = (await http.get("/metrics")).text
+    assert 'forecache_requests_5m{model="delay",outcome="computed"} 1.0' in metrics
+    assert 'forecache_hit_rate_5m{model="delay"} 0.5' in metrics
+
+
+async def test_an_outage_of_the_store_is_a_503_that_says_when_to_come_back(
+    it: Deployment, http: httpx.AsyncClient
+) -> None:
+    it.reader.down = True
+    response = await http.get("/predict/a")
+    assert_problem(response, 503, "store-unavailable")
+    assert response.headers["retry-after"] == "1"
+    items = (await http.post("/predict", json={"entity_ids": ["a"]})).json()["predictions"]
+    assert items[0]["entity_id"] == "a"
+    assert items[0]["error"]["status"] == 503
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"entity_ids": []}, "entity_ids"),
+        ({"entity_ids": ["a"] * 1001}, "entity_ids"),
+        ({"entity_ids": ["ok", ""]}, "entity_ids.1"),
+        ({"entity_ids": [7]}, "entity_ids.0"),
+        ({"instances": [{}] * 1001}, "instances"),
+        ({"entity_ids": ["a"], "timeout_ms": 0}, "timeout_ms"),
+        ({"entity_ids": ["a"], "max_staleness_hours": -1}, "max_staleness_hours"),
+        ({"entity_ids": ["a"], "max_stalenes_hours": 1}, "max_stalenes_hours"),
+        ({}, "body"),
+        ({"entity_ids": ["a"], "instances": [1]}, "body"),
+    ],
+)
+async def test_a_malformed_body_is_a_400_that_names_the_field(
+    http: httpx.AsyncClient, body: dict[str, Any], field: str
+) -> None:
+    response = await http.post("/predict", json=body)
+    code = "bad-entity-id" if field == "entity_ids.1" else "bad-input"
+    assert_problem(response, 400, code, field)
+
+
+async def test_every_other_error_is_a_problem_too(it: Deployment, http: httpx.AsyncClient) -> None:
+    json_type = {"content-type": "application/json"}
+    assert_problem(await http.get("/nowhere"), 404, "not-found")
+    assert_problem(await http.put("/predict"), 405, "method-not-allowed")
+    assert_problem(await http.post("/predict", content=b"{", headers=json_type), 400, "bad-input", "body")
+    assert_problem(await http.get("/predict/a?model=dleay"), 404, "unknown-model", "model")
+    assert_problem(await http.get("/predict/a?timeout_ms=x"), 400, "bad-input", "timeout_ms")
+    assert_problem(
+        await http.get("/predict/a?max_staleness_hours=nan"), 400, "bad-input", "max_staleness_hours"
+    )
+    big = b'{"entity_ids": ["' + b"a" * MAX_BODY_BYTES + b'"]}'
+    assert_problem(await http.post("/predict", content=big, headers=json_type), 413, "body-too-large")
+    lone = b'{"entity_ids": ["\\ud800"]}'
+    assert (await http.post("/predict", content=lone, headers=json_type)).status_code == 400
+    it.reader.outage = "Error 111 connecting to 10.0.0.7:6379"
+    it.reader.down = True
+    assert "10.0.0.7" not in (await http.get("/predict/a")).text
+    it.runs = None  # type: ignore[assignment]
+    response = await http.get("/runs")
+    assert_problem(response, 500, "internal")
+    assert "NoneType" not in response.text
+
+
+async def test_a_job_goes_from_queued_to_done_and_keeps_the_order(
+    it: Deployment, http: httpx.AsyncClient
+) -> None:
+    ids = [str(number) for number in range(600)]
+    accepted = await http.post("/predictions", json={"entity_ids": ids, "overrides": {"x": 1}})
+    assert accepted.status_code == 202
+    url = accepted.headers["location"]
+    assert accepted.json() == {"task_id": url.rpartition("/")[2], "status_url": url}
+    assert [kwargs["part"] for _, kwargs in it.sent] == [0, 1, 2]
+    assert (await http.get(url)).json()["state"] == "queued"
+    first, *rest = it.sent
+    it.sent[:] = [first]
+    it.work()
+    assert (await http.get(url)).json()["state"] == "running"
+    it.sent[:] = [first, *rest]  # the first part once more: it may run twice
+    it.work()
+    body = (await http.get(url)).json()
+    assert body["state"] == "done"
+    assert [item["prediction"] for item in body["result"]["predictions"]] == [2.0 * n for n in range(600)]
+    assert body["result"]["predictions"][5]["entity_id"] == "5"
+    assert it.scorer.overrides == {"x": 1}
+    assert 0 < it.client.ttl(KEYS.job_parts(body["task_id"])) <= 3600
+
+
+async def test_a_long_poll_returns_as_soon_as_the_job_is_over(
+    it: Deployment, http: httpx.AsyncClient
+) -> None:
+    url = (await http.post("/predictions", json={"instances": [{"x": 1}]})).headers["location"]
+    assert (await http.get(f"{url}?wait_s=0.1")).json()["state"] == "queued"
+    polling = asyncio.create_task(http.get(f"{url}?wait_s=30"))
+    await asyncio.sleep(0.1)
+    await asyncio.to_thread(it.work)
+    body = (await asyncio.wait_for(polling, 5)).json()
+    assert body["result"]["predictions"][0]["error"]["field"] == "x"
+
+
+async def test_a_cancelled_job_is_not_computed_and_stays_cancelled(
+    it: Deployment, http: httpx.AsyncClient
+) -> None:
+    url = (await http.post("/predictions", json={"entity_ids": ["1"]})).headers["location"]
+    response = await http.delete(url)
+    assert (response.status_code, response.json()["state"]) == (202, "cancelled")
+    it.work()
+    assert (await http.get(url)).json()["state"] == "cancelled"
+    assert it.client.exists(KEYS.job_parts(url.rpartition("/")[2])) == 0
+
+
+async def test_a_job_whose_part_fails_says_why(it: Deployment, http: httpx.AsyncClient) -> None:
+    url = (await http.post("/predictions", json={"entity_ids": ["1"]})).headers["location"]
+    it.scorer.error = ModelUnavailable("model 'delay' has no active version")
+    it.work()
+    body = (await http.get(url)).json()
+    assert (body["state"], body["error"]["code"]) == ("failed", "model-unavailable")
+
+
+async def test_an_unknown_job_is_a_404_and_without_a_broker_there_is_none(
+    it: Deployment, http: httpx.AsyncClient
+) -> None:
+    assert_problem(await http.get("/predictions/nope"), 404, "not-found")
+    assert_problem(await http.delete("/predictions/nope"), 404, "not-found")
+    assert_problem(
+        await http.post("/predictions", json={"entity_ids": ["a", ""]}), 400, "bad-entity-id", "entity_ids.1"
+    )
+    it.broker_is_down = True
+    assert_problem(await http.post("/predictions", json={"entity_ids": ["1"]}), 503, "broker-unavailable")
+    assert it.client.keys("test:j:*") == []
+
+
+async def test_runs_are_started_shown_and_stopped(it: Deployment, http: httpx.AsyncClient) -> None:
+    started = await http.post("/runs", json={"model": "delay"})
+    assert (started.status_code, started.headers["location"]) == (202, "/runs/r1")
+    assert it.runs.started == [("delay", "api", None)]
+    assert it.sent == [("forecache.prepare_run", {"run_id": "r1"})]
+    assert_problem(await http.post("/runs", json={}), 409, "conflict")
+    assert (await http.get("/runs")).json()["runs"][0]["run_id"] == "r1"
+    assert_problem(await http.get("/runs/nope"), 404, "not-found")
+    assert [(await http.post(f"/runs/r1/{verb}")).status_code for verb in ("cancel", "resume")] == [202, 202]
+    it.broker_is_down = True
+    assert (await http.post("/runs/r1/resume")).status_code == 202, "the reconciler finds it by itself"
+
+
+async def test_ready_waits_for_every_model_once_and_then_only_for_the_store(
+    it: Deployment, http: httpx.AsyncClient
+) -> None:
+    it.reader.active_version = None
+    assert (await http.get("/health/live")).status_code == 200
+    assert_problem(await http.get("/health/ready"), 503, "model-unavailable")
+    it.reader.active_version = 4
+    assert (await http.get("/health/ready")).json() == {"status": "ready", "models": {"delay": 4}}
+    it.reader.active_version = None
+    assert (await http.get("/health/ready")).status_code == 200
+    it.reader.down = True
+    assert_problem(await http.get("/health/ready"), 503, "store-unavailable")
+
+
+async def test_the_openapi_document_names_our_problems_and_no_422(http: httpx.AsyncClient) -> None:
+    text = (await http.get("/openapi.json")).text
+    document = json.loads(text)
+    assert "422" not in text
+    assert document["components"]["schemas"]["Problem"]["properties"]["code"]
+    assert set(document["paths"]) >= {"/predict/{entity_id}", "/predict", "/predictions/{task_id}", "/runs"}
+
+
+def test_a_taken_port_and_an_open_address_are_one_clear_line_each() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SettingsError, match=rf"port {port} .*\[api\] port"):
+            listen(ApiSettings(port=port))
+    with pytest.raises(SettingsError, match="allow_remote"):
+        listen(ApiSettings(host="0.0.0.0"))

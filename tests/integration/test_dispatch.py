@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import redis
+
+from inference.errors import BrokerUnavailable, DeadlineExceeded, ModelUnavailable, PredictionFailed
+from inference.settings import RedisSettings, Settings
+from tasks.dispatch import Dispatcher, open_dispatcher
+from tests.support.deaf_proxy import deaf_proxy
+from tests.support.ports import free_port
+from tests.support.redis_server import RedisServer
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis of this module's own: the worker keeps its connections over all tests."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server.start()
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def worker(server: RedisServer) -> Iterator[subprocess.Popen[bytes]]:
+    """A real worker process on the real-time queue."""
+    process = start_worker(server)
+    yield process
+    process.terminate()
+    process.wait(15)
+
+
+@pytest_asyncio.fixture
+async def dispatcher(server: RedisServer, worker: subprocess.Popen[bytes]) -> AsyncIterator[Dispatcher]:
+    async with open_dispatcher(settings(server.port)) as dispatcher:
+        yield dispatcher
+
+
+def settings(port: int) -> Settings:
+    url = f"redis://127.0.0.1:{port}/0"
+    return Settings(redis=RedisSettings.model_validate({"url": url, "prefix": "test"}))
+
+
+def start_worker(server: RedisServer) -> subprocess.Popen[bytes]:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "FORECACHE_REDIS__URL": server.url(),
+        "FORECACHE_REDIS__PREFIX": "test",
+    }
+    environment.pop("FORECACHE_CONFIG", None)
+    script = ROOT / "tests" / "support" / "echo_worker.py"
+    return subprocess.Popen([sys.executable, "-P", script], env=environment, cwd=server.folder)
+
+
+async def call(
+    dispatcher: Dispatcher, task: str, *, timeout_s: float = 20.0, **kwargs: Any
+) -> dict[str, Any]:
+    return await dispatcher(task, kwargs, deadline=time.time() + timeout_s, timeout_s=timeout_s)
+
+
+async def test_many_callers_each_get_their_own_result_over_one_subscription(
+    dispatcher: Dispatcher, server: RedisServer
+) -> None:
+    await call(dispatcher, "forecache.predict_echo")
+    subscribed = subscriptions_made(server)
+    began = time.perf_counter()
+    results = await asyncio.gather(
+        *(call(dispatcher, "forecache.predict_echo", number=number) for number in range(100))
+    )
+    took_s = time.perf_counter() - began
+    assert [result["number"] for result in results] == list(range(100))
+    assert all("deadline" in result for result in results)
+    assert subscriptions_made(server) == subscribed
+    print(f"{100 / took_s:.0f} tasks/s")  # noqa: T201 - a figure for whoever runs with -s
+
+
+async def test_what_a_task_raises_comes_back_as_itself_or_leaks_nothing(dispatcher: Dispatcher) -> None:
+    with pytest.raises(ModelUnavailable, match="no active version"):
+        await call(dispatcher, "forecache.predict_unavailable")
+    with pytest.raises(PredictionFailed) as caught:
+        await call(dispatcher, "forecache.predict_defect")
+    assert "secret" not in str(caught.value)
+
+
+async def test_a_result_that_is_late_is_a_missed_deadline_and_disturbs_nobody(dispatcher: Dispatcher) -> None:
+    await call(dispatcher, "forecache.predict_echo")
+    began = time.perf_counter()
+    with pytest.raises(DeadlineExceeded):
+        await call(dispatcher, "forecache.predict_echo", sleep_s=0.6, timeout_s=0.2)
+    assert time.perf_counter() - began < 0.3
+    assert (await call(dispatcher, "forecache.predict_echo", number=7))["number"] == 7
+
+
+async def test_results_published_while_the_subscription_was_cut_are_found_again(
+    dispatcher: Dispatcher, server: RedisServer
+) -> None:
+    await call(dispatcher, "forecache.predict_echo")
+    waiting = [
+        asyncio.create_task(call(dispatcher, "forecache.predict_echo", number=number, sleep_s=0.1))
+        for number in range(5)
+    ]
+    await asyncio.sleep(0.15)
+    with redis.Redis.from_url(server.url()) as client:
+        client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    began = time.perf_counter()
+    assert [result["number"] for result in await asyncio.gather(*waiting)] == list(range(5))
+    assert time.perf_counter() - began < 5, "found by the second confirmation, not at half of the budget"
+
+
+async def test_a_half_open_subscription_costs_half_of_a_budget_and_is_replaced(
+    worker: subprocess.Popen[bytes], server: RedisServer
+) -> None:
+    async with deaf_proxy(server.port) as proxy, open_dispatcher(settings(proxy.port)) as dispatcher:
+        await call(dispatcher, "forecache.predict_echo")
+        proxy.deafen()
+        began = time.perf_counter()
+        assert (await call(dispatcher, "forecache.predict_echo", number=1, timeout_s=2))["number"] == 1
+        assert 0.9 < time.perf_counter() - began < 1.6
+        await eventually(lambda: len(proxy.subscribers) == 2)
+        began = time.perf_counter()
+        await call(dispatcher, "forecache.predict_echo", timeout_s=2)
+        assert time.perf_counter() - began < 0.9
+
+
+async def test_jobs_go_behind_requests(dispatcher: Dispatcher, server: RedisServer) -> None:
+    blocker = asyncio.create_task(call(dispatcher, "forecache.predict_echo", sleep_s=0.5))
+    await asyncio.sleep(0.2)
+    await dispatcher.enqueue("forecache.predict_later", [{"number": number} for number in range(50)])
+    with redis.Redis.from_url(server.url()) as client:
+        await call(dispatcher, "forecache.predict_echo")
+        assert client.llen("later") <= 2, "at most what the worker had already fetched"
+        await eventually(lambda: client.llen("later") == 50)
+    await blocker
+
+
+async def test_without_a_broker_there_is_an_error_within_the_budget() -> None:
+    async with open_dispatcher(settings(free_port())) as dispatcher:
+        began = time.perf_counter()
+        with pytest.raises(BrokerUnavailable):
+            await call(dispatcher, "forecache.predict_echo", timeout_s=0.3)
+        assert time.perf_counter() - began < 0.4
+
+
+async def test_a_broker_that_is_down_fails_the_send_and_is_used_again_when_it_is_back(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path).start()
+    worker = start_worker(server)
+    try:
+        async with open_dispatcher(settings(server.port)) as dispatcher:
+            await call(dispatcher, "forecache.predict_echo")
+            server.kill()
+            began = time.perf_counter()
+            with pytest.raises((BrokerUnavailable, DeadlineExceeded)):
+                await call(dispatcher, "forecache.predict_echo", timeout_s=0.5)
+            assert time.perf_counter() - began < 0.6
+            server.start()
+            assert (await call(dispatcher, "forecache.predict_echo", number=3))["number"] == 3
+    finally:
+        worker.terminate()
+        worker.wait(20)
+        server.stop()
+
+
+def subscriptions_made(server: RedisServer) -> int:
+    """How often anybody has subscribed."""
+    with redis.Redis.from_url(server.url()) as client:
+        stats = client.info("commandstats")
+    return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("subscribe", "psubscribe"))
+
+
+async def eventually(condition: Any, *, within_s: float = 10) -> None:
+    end = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < end, "it did not come true"
+        await asyncio.sleep(0.02)

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from inference.errors import BrokerUnavailable, DeadlineExceeded, PredictionFailed
+from inference.serving.answers import Computed, Reply
+from inference.serving.coalescer import Coalescer
+from tests.support.virtual_time import virtual_time
+
+
+class Worker:
+    """Computes any micro-batch in one second."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.running = self.most_running = 0
+        self.error: Exception | None = None
+
+    async def __call__(self, entity_ids: list[str], until: float) -> list[Reply]:
+        self.batches.append(entity_ids)
+        self.running += 1
+        self.most_running = max(self.running, self.most_running)
+        try:
+            await asyncio.sleep(1)
+        finally:
+            self.running -= 1
+        if self.error:
+            raise self.error
+        return [Computed(entity_id, 1, 0.0, 0.0) for entity_id in entity_ids]
+
+
+def predictions(replies: Sequence[Reply]) -> list[object]:
+    return [reply.prediction if isinstance(reply, Computed) else type(reply) for reply in replies]
+
+
+@virtual_time
+async def test_what_is_asked_in_one_turn_makes_one_micro_batch_and_each_id_is_computed_once() -> None:
+    worker = Worker()
+    coalescer = Coalescer(worker, max_in_flight=2, max_rows=10)
+    replies = await asyncio.gather(
+        coalescer.ask(["a"], until=5), coalescer.ask(["b", "a", "b"], until=5), coalescer.ask(["c"], until=5)
+    )
+    assert worker.batches == [["a", "b", "c"]]
+    assert [predictions(part) for part in replies] == [["a"], ["b", "a", "b"], ["c"]]
+
+
+@virtual_time
+async def test_what_arrives_while_all_are_in_flight_makes_the_next_micro_batch() -> None:
+    worker = Worker()
+    coalescer = Coalescer(worker, max_in_flight=2, max_rows=10)
+    asks = []
+    for number in range(8):
+        asks.append(asyncio.create_task(coalescer.ask([str(number)], until=9)))
+        await asyncio.sleep(0.1)
+    await asyncio.gather(*asks)
+    assert worker.batches == [["0"], ["1"], ["2", "3", "4", "5", "6", "7"]]
+    assert worker.most_running == 2
+
+
+@virtual_time
+async def test_an_id_in_flight_is_joined_and_not_sent_again() -> None:
+    worker = Worker()
+    coalescer = Coalescer(worker, max_in_flight=2, max_rows=10)
+    first = asyncio.create_task(coalescer.ask(["a"], until=5))
+    await asyncio.sleep(0.5)
+    assert predictions(await coalescer.ask(["a"], until=5)) == ["a"]
+    assert predictions(await first) == ["a"]
+    assert worker.batches == [["a"]]
+
+
+@virtual_time
+async def test_no_micro_batch_is_larger_than_allowed_and_order_is_kept() -> None:
+    worker = Worker()
+    coalescer = Coalescer(worker, max_in_flight=1, max_rows=3)
+    ids = [str(number) for number in range(7)]
+    assert predictions(await coalescer.ask(ids, until=9)) == ids
+    assert [len(batch) for batch in worker.batches] == [3, 3, 1]
+
+
+@virtual_time
+async def test_a_late_reply_is_a_missed_deadline_and_nobody_waits_past_it() -> None:
+    coalescer = Coalescer(Worker(), max_in_flight=1, max_rows=1)
+    assert predictions(await coalescer.ask(["a", "b"], until=1.5)) == ["a", DeadlineExceeded]
+    assert asyncio.get_running_loop().time() == 1.5
+
+
+@virtual_time
+async def test_whoever_joined_a_flight_with_less_time_gets_another_one() -> None:
+    worker = Worker()
+    coalescer = Coalescer(worker, max_in_flight=1, max_rows=9)
+    hasty = asyncio.create_task(coalescer.ask(["a"], until=0.5))
+    await asyncio.sleep(0.2)
+    assert predictions(await coalescer.ask(["a"], until=5)) == ["a"]
+    assert predictions(await hasty) == [DeadlineExceeded]
+    assert worker.batches == [["a"], ["a"]]
+
+
+@virtual_time
+async def test_a_cancelled_caller_leaves_the_others_alone_and_its_own_id_is_not_sent() -> None:
+    worker = Worker()
+    coalescer = Coalescer(worker, max_in_flight=1, max_rows=9)
+    first = asyncio.create_task(coalescer.ask(["a"], until=5))
+    await asyncio.sleep(0.1)
+    leaving = asyncio.create_task(coalescer.ask(["a", "b"], until=5))
+    staying = asyncio.create_task(coalescer.ask(["c"], until=5))
+    await asyncio.sleep(0.1)
+    leaving.cancel()
+    assert predictions(await first) == ["a"]
+    assert predictions(await staying) == ["c"]
+    assert worker.batches == [["a"], ["c"]]
+
+
+@virtual_time
+async def test_a_failed_micro_batch_is_its_own_rows_error_and_the_next_one_flies() -> None:
+    worker = Worker()
+    coalescer = Coalescer(worker, max_in_flight=1, max_rows=9)
+    worker.error = BrokerUnavailable("gone")
+    assert predictions(await coalescer.ask(["a"], until=5)) == [BrokerUnavailable]
+    worker.error = ZeroDivisionError("a defect")
+    assert predictions(await coalescer.ask(["a"], until=5)) == [PredictionFailed]
+    worker.error = None
+    assert predictions(await coalescer.ask(["a"], until=5)) == ["a"]
+
+
+@virtual_time
+async def test_closing_ends_what_is_in_flight() -> None:
+    coalescer = Coalescer(Worker(), max_in_flight=1, max_rows=9)
+    asking = asyncio.create_task(coalescer.ask(["a"], until=5))
+    await asyncio.sleep(0.1)
+    await coalescer.close()
+    assert predictions(await asking) == [PredictionFailed]

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+
+from inference.serving.freshness import Freshness, FreshnessRules, hit_outcome
+from inference.store import Origin
+from tests.support.serving_fakes import entry
+
+RULES = FreshnessRules(batch_ttl_s=100, realtime_ttl_s=10, min_recompute_interval_s=5)
+
+
+@pytest.mark.parametrize(
+    ("origin", "age_s", "expected"),
+    [
+        (Origin.BATCH, 100, Freshness.FRESH),
+        (Origin.BATCH, 101, Freshness.STALE),
+        (Origin.UPSERT, 100, Freshness.FRESH),
+        (Origin.REALTIME, 10, Freshness.FRESH),
+        (Origin.REALTIME, 11, Freshness.STALE),
+    ],
+)
+def test_an_entry_is_fresh_up_to_the_ttl_of_its_origin(
+    origin: Origin, age_s: float, expected: Freshness
+) -> None:
+    assert RULES.judge(entry(as_of=1000, origin=origin), 1000 + age_s) is expected
+
+
+def test_the_requests_own_limit_wins_over_the_ttl_both_ways() -> None:
+    stored = entry(as_of=1000)
+    assert RULES.judge(stored, 1050, max_staleness_s=49) is Freshness.STALE
+    assert RULES.judge(stored, 5000, max_staleness_s=4000) is Freshness.FRESH
+
+
+def test_zero_forces_computing_even_what_was_computed_this_instant() -> None:
+    assert RULES.judge(entry(as_of=1000), 1000, max_staleness_s=0) is Freshness.STALE
+
+
+def test_an_entry_just_recomputed_from_old_features_does_not_miss_for_ever() -> None:
+    stored = entry(as_of=10, computed_at=998, origin=Origin.REALTIME)
+    assert RULES.judge(stored, 1000) is Freshness.JUST_COMPUTED
+    assert RULES.judge(stored, 1003) is Freshness.STALE
+
+
+def test_only_what_was_computed_on_demand_counts_as_a_realtime_hit() -> None:
+    assert {origin: hit_outcome(entry(origin=origin)).value for origin in Origin} == {
+        Origin.BATCH: "hit_batch",
+        Origin.REALTIME: "hit_realtime",
+        Origin.UPSERT: "hit_batch",
+    }

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inference.errors import (
+    BrokerUnavailable,
+    ContractError,
+    DeadlineExceeded,
+    ForecacheError,
+    PredictionFailed,
+    StoreUnavailable,
+    UnknownEntity,
+    UnknownModel,
+)
+from inference.outcomes import Outcome
+from inference.serving import Answer, PredictionService
+from inference.settings import Settings
+from inference.store import Origin
+from tests.support.serving_fakes import FakeReader, FakeRecorder, FakeWorkers, entry
+from tests.support.virtual_time import virtual_time
+
+NOW = 1010.0
+
+
+@dataclass
+class Deployment:
+    """One model over fakes."""
+
+    default: Any = None
+    reader: FakeReader = field(default_factory=FakeReader)
+    workers: FakeWorkers = field(default_factory=FakeWorkers)
+    hits: FakeRecorder = field(default_factory=FakeRecorder)
+
+    @property
+    def service(self) -> PredictionService:
+        settings = Settings.model_validate(
+            {
+                "models": {
+                    "delay": {
+                        "path": Path("models/delay"),
+                        "batch": {"ttl": "100s"},
+                        "realtime": {
+                            "ttl": "50s",
+                            "timeout_ms": 1000,
+                            "default": self.default,
+                            "max_micro_batch": 4,
+                        },
+                    }
+                }
+            }
+        )
+        return PredictionService(settings, lambda _: self.reader, self.workers, self.hits, lambda: NOW)
+
+    async def ask(self, *ids: str, **how: Any) -> list[Answer | ForecacheError]:
+        return await self.service.predict("delay", ids, **how)
+
+    async def answer(self, entity_id: str = "a", **how: Any) -> Answer:
+        [answer] = await self.ask(entity_id, **how)
+        assert isinstance(answer, Answer)
+        return answer
+
+
+@virtual_time
+async def test_a_fresh_stored_prediction_is_answered_without_a_worker() -> None:
+    it = Deployment(reader=FakeReader({"a": entry(4.0, as_of=1000), "b": entry(5.0, origin=Origin.REALTIME)}))
+    answers = await it.ask("a", "b", "a")
+    assert [a.to_json()["outcome"] for a in answers if isinstance(a, Answer)] == [
+        "hit_batch", "hit_realtime", "hit_batch",
+    ]  # fmt: skip
+    assert it.workers.calls == []
+    assert it.hits.counts == {Outcome.HIT_BATCH: 2, Outcome.HIT_REALTIME: 1}
+
+
+@virtual_time
+async def test_the_body_of_an_answer_is_that_of_the_contract() -> None:
+    it = Deployment(reader=FakeReader({"a": entry(4.0, as_of=1000, computed_at=1001.5)}))
+    assert (await it.answer()).to_json() == {
+        "entity_id": "a",
+        "model": "delay",
+        "model_version": 1,
+        "prediction": 4.0,
+        "source": "batch",
+        "outcome": "hit_batch",
+        "cache_hit": True,
+        "stale": False,
+        "degraded": False,
+        "as_of": "1970-01-01T00:16:40.000Z",
+        "computed_at": "1970-01-01T00:16:41.500Z",
+        "timestamp": 1001.5,
+    }
+
+
+@virtual_time
+async def test_several_outputs_are_an_object_by_name() -> None:
+    it = Deployment(reader=FakeReader({"a": entry({"mean": 1.0, "label": "x"})}))
+    assert (await it.answer()).prediction == {"mean": 1.0, "label": "x"}
+
+
+@virtual_time
+async def test_a_miss_is_computed_by_a_deadline_in_redis_time() -> None:
+    it = Deployment()
+    answer = await it.answer()
+    assert (answer.prediction, answer.outcome, answer.model_version) == (2.5, Outcome.COMPUTED, 3)
+    assert it.workers.calls == [("forecache.predict_entities", {"model": "delay", "entity_ids": ["a"]})]
+    assert it.workers.deadlines == [pytest.approx(NOW + 1.0)]
+
+
+@virtual_time
+async def test_hits_and_misses_of_one_request_stay_in_order() -> None:
+    it = Deployment(reader=FakeReader({"a": entry(1.0), "c": entry(3.0)}))
+    it.workers.failing["x"] = UnknownEntity("no entity 'x'", field="entity_id")
+    answers = await it.ask("a", "b", "x", "c")
+    assert [a.prediction if isinstance(a, Answer) else a.code for a in answers] == [
+        1.0, 2.5, "unknown-entity", 3.0,
+    ]  # fmt: skip
+    assert it.hits.counts == {Outcome.HIT_BATCH: 2, Outcome.COMPUTED: 1}, "a 404 is not counted"
+
+
+@virtual_time
+async def test_a_hundred_waiters_on_one_computation_are_a_hundred_computed() -> None:
+    it = Deployment()
+    it.workers.delay_s = 0.1
+    service = it.service
+    await asyncio.gather(*(service.predict("delay", ["a"]) for _ in range(100)))
+    assert len(it.workers.calls) == 1
+    assert it.hits.counts == {Outcome.COMPUTED: 100}
+
+
+@virtual_time
+async def test_the_stale_value_answers_when_nothing_newer_comes_in_time() -> None:
+    it = Deployment(reader=FakeReader({"a": entry(4.0, as_of=10)}), default=0.0)
+    it.workers.delay_s = 60
+    answer = await it.answer()
+    assert (answer.prediction, answer.outcome, answer.source.value) == (4.0, Outcome.STALE, "batch")
+    assert answer.degraded
+    assert asyncio.get_running_loop().time() <= 1.05
+
+
+@virtual_time
+async def test_max_staleness_zero_computes_what_is_fresh_and_falls_back_on_it() -> None:
+    it = Deployment(reader=FakeReader({"a": entry(4.0, as_of=1009)}))
+    assert (await it.answer(max_staleness_s=0)).outcome is Outcome.COMPUTED
+    it.workers.error = BrokerUnavailable("gone")
+    assert (await it.answer(max_staleness_s=0)).outcome is Outcome.STALE
+
+
+@virtual_time
+async def test_an_answer_just_computed_from_old_features_is_marked_stale_and_not_computed_again() -> None:
+    stored = entry(4.0, as_of=10, computed_at=NOW - 1, origin=Origin.REALTIME)
+    it = Deployment(reader=FakeReader({"a": stored}))
+    answer = await it.answer()
+    assert (answer.outcome, answer.source.value) == (Outcome.STALE, "realtime")
+    assert it.workers.calls == []
+
+
+@virtual_time
+async def test_the_previous_generation_comes_before_the_default() -> None:
+    it = Deployment(default=0.0)
+    it.reader.previous = {"a": entry(7.0)}
+    it.workers.error = BrokerUnavailable("gone")
+    answers = await it.ask("a", "b")
+    assert [(a.prediction, a.outcome.value) for a in answers if isinstance(a, Answer)] == [
+        (7.0, "previous"), (0.0, "default"),
+    ]  # fmt: skip
+
+
+@virtual_time
+async def test_after_a_rollback_the_version_left_behind_is_no_fallback() -> None:
+    it = Deployment()
+    it.reader.previous = {"a": entry(7.0, model_version=9)}
+    it.reader.held_versions = frozenset({9})
+    it.workers.error = BrokerUnavailable("gone")
+    assert [type(answer) for answer in await it.ask("a")] == [BrokerUnavailable]
+
+
+@virtual_time
+async def test_a_default_stands_in_for_an_outage_but_not_for_an_unknown_or_failing_entity() -> None:
+    it = Deployment(default=0.5)
+    it.workers.failing = {"x": UnknownEntity("no"), "y": PredictionFailed("nan"), "z": ContractError("no f")}
+    answers = await it.ask("x", "y", "z")
+    assert [type(answer) for answer in answers] == [UnknownEntity, PredictionFailed, ContractError]
+    it.workers.error = BrokerUnavailable("gone")
+    answer = await it.answer()
+    assert (answer.prediction, answer.source.value, answer.as_of) == (0.5, "default", None)
+    assert it.hits.counts == {Outcome.SHED: 1, Outcome.DEFAULT: 1}
+
+
+@virtual_time
+async def test_an_outage_of_the_store_is_an_error_at_once_and_never_a_miss() -> None:
+    it = Deployment()
+    it.reader.down = True
+    assert [type(answer) for answer in await it.ask("a", "b")] == [StoreUnavailable, StoreUnavailable]
+    assert it.workers.calls == []
+    assert it.hits.counts == {Outcome.SHED: 2}
+
+
+@virtual_time
+async def test_a_store_that_hangs_costs_no_more_than_the_budget() -> None:
+    it = Deployment(default=0.5)
+    it.reader.delay_s = 60
+    assert (await it.answer(timeout_s=0.2)).outcome is Outcome.DEFAULT
+    assert asyncio.get_running_loop().time() == pytest.approx(0.2)
+
+
+@virtual_time
+async def test_without_any_fallback_a_missed_deadline_is_shed() -> None:
+    it = Deployment()
+    it.workers.delay_s = 60
+    assert [type(answer) for answer in await it.ask("a", timeout_s=0.1)] == [DeadlineExceeded]
+    assert it.hits.counts == {Outcome.SHED: 1}
+
+
+@virtual_time
+async def test_overrides_bypass_the_store_and_single_flight() -> None:
+    it = Deployment(reader=FakeReader({"a": entry(4.0)}))
+    service = it.service
+    answers = await asyncio.gather(
+        *(service.predict("delay", ["a"], overrides={"distance": n}) for n in (1, 2))
+    )
+    assert [answer[0].prediction for answer in answers if isinstance(answer[0], Answer)] == [2.5, 2.5]
+    assert it.reader.reads == []
+    assert [call[1]["overrides"] for call in it.workers.calls] == [{"distance": 1}, {"distance": 2}]
+
+
+@virtual_time
+async def test_instances_are_computed_in_micro_batches_and_in_order() -> None:
+    it = Deployment()
+    answers = await it.service.predict_instances(None, [{"x": n} for n in range(6)])
+    assert [(a.entity_id, a.prediction) for a in answers if isinstance(a, Answer)] == [(None, 2.5)] * 6
+    assert [len(call[1]["instances"]) for call in it.workers.calls] == [4, 2]
+
+
+@virtual_time
+async def test_an_unknown_model_is_named() -> None:
+    with pytest.raises(UnknownModel, match=r"'dleay'.*delay"):
+        await Deployment().service.predict("dleay", ["a"])
