@@ -16,12 +16,12 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:m:M:active_run   | string | run id                                      | until run is over    | run scripts           |
 | P:m:M:runs         | zset   | run id, scored by creation time             | newest 200 kept      | run scripts           |
 | P:m:M:slots        | hash   | schedule slot → run id                      | newest kept          | run scripts           |
+| P:m:M:reconciler   | string | who moves this model's runs on now (a lock) | seconds              | maintenance           |
 | P:r:R              | hash   | the run record                              | 30 days after the end| run scripts           |
 | P:r:R:plan         | hash   | chunk number → descriptor (JSON)            | with the run         | planning              |
 | P:r:R:claims       | hash   | chunk number → attempt, token, lease        | with the run         | claim, renew, finish  |
 | P:r:R:done         | hash   | chunk number → chunk result (JSON)          | with the run         | finish (once a chunk) |
 | P:r:R:sent         | zset   | chunk number, scored by the time of sending | with the run         | reconciler            |
-| P:reconciler       | string | who reconciles now                          | seconds              | maintenance           |
 | P:h:M:MINUTE       | hash   | outcome → count                             | 8 days               | API processes         |
 | P:j:J              | hash   | the job record                              | result_expires       | API, workers          |
 | P:j:J:parts        | hash   | part number → predictions (JSON)            | with the job         | real-time workers     |
@@ -116,10 +116,9 @@ class Keys:
         """`plan`, `claims`, `done` or `sent` of a run."""
         return f"{self.prefix}:r:{run_id}:{part}"
 
-    @property
-    def reconciler(self) -> str:
-        """Lock of the one reconciling process."""
-        return f"{self.prefix}:reconciler"
+    def reconciler(self, model: str) -> str:
+        """Lock of whoever moves this model's runs on."""
+        return f"{self.prefix}:m:{model}:reconciler"
 
     def hits(self, model: str, minute: int) -> str:
         """Outcome counters of one minute (epoch minutes)."""
