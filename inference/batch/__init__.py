@@ -9,4 +9,14 @@ from inference.batch.records import RunState, RunView, Trigger
 from inference.batch.runs import Rollback, Runs
 from inference.batch.schedule import current_slot, slot_after, slot_at
 
-__all__ = ["Gate", "Rollback", "RunState", "RunView", "Runs", "Trigger", "current_slot", "slot_after", "slot_at"]
+__all__ = [
+    "Gate",
+    "Rollback",
+    "RunState",
+    "RunView",
+    "Runs",
+    "Trigger",
+    "current_slot",
+    "slot_after",
+    "slot_at",
+]

@@ -1,13 +1,13 @@
-"""From the last chunk to the flipped pointer: count in the store, check the gates, publish, `_SUCCESS`. May run twice."""
+"""From the last chunk to the flipped pointer: count in the store, check the gates, publish, `_SUCCESS`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference.batch.gates import MAX_EXAMPLES, BadRows, RunFacts, check_gates, failures, merge_bad_rows
+from inference.batch.gates import MAX_EXAMPLES, BadRows, Gate, RunFacts, check_gates, failures, merge_bad_rows
 from inference.batch.ledger import Ledger
 from inference.batch.plan import SourceFile
 from inference.batch.records import RunRecord, RunState, RunView
@@ -32,7 +32,10 @@ class Finalising:
     predictions: Callable[[str], Table]
 
     def finalise(self, run: RunRecord) -> None:
-        """Publish a run in state publishing, or fail it when a gate says so. Goes on where a killed process stopped."""
+        """Publish a run in state publishing, or fail it when a gate says so.
+
+        May run twice: it goes on where a killed process stopped.
+        """
         table = self.predictions(run.model)
         number = run.generation or 0
         state = table.state(number)
@@ -48,14 +51,16 @@ class Finalising:
             if verdict and not run.forced:
                 self._fail(run, f"not published: {verdict}")
                 return
-            pointer = table.publish(number, run_key=self.keys.run(run.run_id), run_state=RunState.PUBLISHING.value)
+            pointer = table.publish(
+                number, run_key=self.keys.run(run.run_id), run_state=RunState.PUBLISHING.value
+            )
         except (BadInput, Conflict, NotFound) as error:
             self._fail(run, f"not published: {error.message}")
             return
         log.info("run.published", run_id=run.run_id, generation=pointer.current, previous=pointer.previous)
         self._close(run)
 
-    def _check(self, run: RunRecord, table: Table, manifest: Manifest):  # type: ignore[no-untyped-def]
+    def _check(self, run: RunRecord, table: Table, manifest: Manifest) -> Sequence[Gate]:
         gates = check_gates(self._facts(run, table, manifest))
         self.ledger.note(run, gates=json.dumps([gate.to_json() for gate in gates]))
         return gates
@@ -94,7 +99,7 @@ class Finalising:
                 sweep_temporary_files(Path(run.parquet_folder))
                 write_success(Path(run.parquet_folder), {**facts, "state": RunState.PUBLISHED.value})
             except OSError as problem:
-                log.error("run.success_file_not_written", run_id=run.run_id, error=str(problem))
+                log.exception("run.success_file_not_written", run_id=run.run_id)
                 error = {"error": f"published, but the Parquet folder has no _SUCCESS: {problem}"}
         self.ledger.move(run, RunState.PUBLISHED, expected=[RunState.PUBLISHING], **error)
 

@@ -28,7 +28,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class BadRows:
-    """Rows left out for one reason. `feature` is the column or output at fault; None for the entity id or the whole row."""
+    """Rows left out for one reason. `feature`: the column at fault, None for the id or the whole row."""
 
     feature: str | None
     reason: str
@@ -37,7 +37,12 @@ class BadRows:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {"feature": self.feature, "reason": self.reason, "rows": self.rows, "examples": list(self.examples)}
+        return {
+            "feature": self.feature,
+            "reason": self.reason,
+            "rows": self.rows,
+            "examples": list(self.examples),
+        }
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> BadRows:
@@ -83,7 +88,14 @@ class RunFacts:
 
 def check_gates(facts: RunFacts) -> tuple[Gate, ...]:
     """Return every gate's verdict; the run may be published when all passed."""
-    return (_coverage(facts), _duplicates(facts), _quarantine(facts), _finite(facts), _size(facts), _version(facts))
+    return (
+        _coverage(facts),
+        _duplicates(facts),
+        _quarantine(facts),
+        _finite(facts),
+        _size(facts),
+        _version(facts),
+    )
 
 
 def merge_bad_rows(parts: Sequence[BadRows]) -> tuple[BadRows, ...]:
@@ -117,21 +129,27 @@ def _duplicates(facts: RunFacts) -> Gate:
     if doubles <= 0:
         return Gate("duplicates", True, "every entity id occurs once")
     examples = ", ".join(repr(example) for example in facts.duplicates)
-    return Gate("duplicates", False, f"{doubles:,} rows repeat an entity id, such as {examples}: make the ids unique")
+    return Gate(
+        "duplicates", False, f"{doubles:,} rows repeat an entity id, such as {examples}: make the ids unique"
+    )
 
 
 def _quarantine(facts: RunFacts) -> Gate:
     if not facts.quarantined:
         return Gate("quarantine", True, "no row was left out")
     reasons = "; ".join(str(bad) for bad in facts.bad_rows[:_MAX_REASONS])
-    return Gate("quarantine", False, f"{facts.quarantined:,} of {facts.rows:,} rows cannot be scored: {reasons}")
+    return Gate(
+        "quarantine", False, f"{facts.quarantined:,} of {facts.rows:,} rows cannot be scored: {reasons}"
+    )
 
 
 def _finite(facts: RunFacts) -> Gate:
     if not facts.non_finite:
         return Gate("finite", True, "every prediction is finite")
     reasons = "; ".join(str(bad) for bad in facts.bad_rows[:_MAX_REASONS])
-    return Gate("finite", False, f"{facts.non_finite:,} of {facts.rows:,} predictions are not finite: {reasons}")
+    return Gate(
+        "finite", False, f"{facts.non_finite:,} of {facts.rows:,} predictions are not finite: {reasons}"
+    )
 
 
 def _size(facts: RunFacts) -> Gate:
@@ -141,7 +159,9 @@ def _size(facts: RunFacts) -> Gate:
     detail = f"{facts.stored:,} entities against {facts.current:,} served now"
     if facts.stored >= least:
         return Gate("size", True, detail)
-    return Gate("size", False, f"{detail}: below min_size_ratio {facts.min_size_ratio:g}, is the source truncated?")
+    return Gate(
+        "size", False, f"{detail}: below min_size_ratio {facts.min_size_ratio:g}, is the source truncated?"
+    )
 
 
 def _version(facts: RunFacts) -> Gate:

@@ -76,7 +76,7 @@ class Ledger:
     """Runs and their chunks in Redis. Methods raise StoreUnavailable when Redis does not answer."""
 
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
-        self._client = client
+        self._client: Any = client  # redis-py types every answer as every possible one
         self._keys = keys
         self._script = cache(lambda name: client.register_script((_SCRIPTS / f"{name}.lua").read_text()))
 
@@ -84,11 +84,11 @@ class Ledger:
         """Return epoch seconds of Redis' clock."""
         with redis_outage_is_an_error():
             seconds, micros = self._client.time()
-        return float(seconds) + micros / 1e6
+        return float(seconds + micros / 1e6)
 
     def lock(self, model: str) -> Lock:
         """Return the lock, not yet taken, that keeps two processes from moving a model's runs on at once."""
-        return self._client.lock(self._keys.reconciler(model), timeout=LEASE_S, thread_local=False)
+        return Lock(self._client, self._keys.reconciler(model), timeout=LEASE_S, thread_local=False)
 
     def request(self, run_id: str, model: str, fields: Mapping[str, str], *, slot: str | None = None) -> None:
         """Open a run in state queued, as its model's only one.
@@ -96,11 +96,19 @@ class Ledger:
         Raises:
             Conflict: the model has a run in progress, or `slot` (a schedule's instant) was served already.
         """
-        keys = [self._keys.active_run(model), self._keys.slots(model), self._keys.runs(model), self._keys.run(run_id)]
+        keys = [
+            self._keys.active_run(model),
+            self._keys.slots(model),
+            self._keys.runs(model),
+            self._keys.run(run_id),
+        ]
         pairs = _pairs({"model": model, **fields})
         verdict, other = self._run("request", keys, [run_id, slot or "", KEEP_RUNS, KEEP_SLOTS, *pairs])
         if verdict == b"active":
-            raise Conflict(f"model {model!r} has run {other.decode()} in progress: wait for it or cancel it", field="model")
+            raise Conflict(
+                f"model {model!r} has run {other.decode()} in progress: wait for it or cancel it",
+                field="model",
+            )
         if verdict == b"slot":
             raise Conflict(f"the schedule's slot {slot} was served by run {other.decode()}", field="slot")
 
@@ -113,14 +121,16 @@ class Ledger:
         with redis_outage_is_an_error():
             data = self._client.hgetall(self._keys.run(run_id))
         if not data:
-            raise NotFound(f"no run {run_id!r}: `forecache batch list` names those that are known", field="run_id")
+            raise NotFound(
+                f"no run {run_id!r}: `forecache batch list` names those that are known", field="run_id"
+            )
         return RunRecord.from_hash(data)
 
     def active_run(self, model: str) -> str | None:
         """Return the id of the model's run in progress, or None."""
         with redis_outage_is_an_error():
             run_id = self._client.get(self._keys.active_run(model))
-        return run_id.decode() if run_id else None
+        return str(run_id.decode()) if run_id else None
 
     def forget_active(self, model: str, run_id: str) -> None:
         """Free a model whose run in progress has lost its record."""
@@ -137,7 +147,9 @@ class Ledger:
                     pipe.hgetall(self._keys.run(run_id.decode()))
                 return [RunRecord.from_hash(data) for data in pipe.execute() if data]
 
-    def move(self, run: RunRecord, to: RunState, *, expected: Sequence[RunState], **fields: str | int) -> None:
+    def move(
+        self, run: RunRecord, to: RunState, *, expected: Sequence[RunState], **fields: str | int
+    ) -> None:
         """Move a run to another state and set fields of its record, all at once; an end frees its model.
 
         Raises:
@@ -146,9 +158,13 @@ class Ledger:
         head = [run.run_id, to.value, _spaced(expected), "1" if to.is_over else "0", KEEP_RECORD_S]
         moved, state = self._run("move", self._run_keys(run), [*head, *_pairs(fields)])
         if not moved:
-            raise Conflict(f"run {run.run_id} is {state.decode() or 'gone'}, not {' or '.join(expected)}", field="run_id")
+            raise Conflict(
+                f"run {run.run_id} is {state.decode() or 'gone'}, not {' or '.join(expected)}", field="run_id"
+            )
 
-    def reopen(self, run: RunRecord, to: RunState, *, expected: Sequence[RunState], **fields: str | int) -> None:
+    def reopen(
+        self, run: RunRecord, to: RunState, *, expected: Sequence[RunState], **fields: str | int
+    ) -> None:
         """Take a run that is over up again; its finished chunks stay finished.
 
         Raises:
@@ -157,9 +173,14 @@ class Ledger:
         head = [run.run_id, to.value, _spaced(expected)]
         verdict, detail = self._run("reopen", self._run_keys(run), [*head, *_pairs(fields)])
         if verdict == b"active":
-            raise Conflict(f"model {run.model!r} has run {detail.decode()} in progress: wait for it or cancel it")
+            raise Conflict(
+                f"model {run.model!r} has run {detail.decode()} in progress: wait for it or cancel it"
+            )
         if verdict == b"state":
-            raise Conflict(f"run {run.run_id} is {detail.decode() or 'gone'}, not {' or '.join(expected)}", field="run_id")
+            raise Conflict(
+                f"run {run.run_id} is {detail.decode() or 'gone'}, not {' or '.join(expected)}",
+                field="run_id",
+            )
 
     def note(self, run: RunRecord, **fields: str | int) -> None:
         """Set fields of the run's record, whatever its state, if it still exists."""
@@ -174,7 +195,9 @@ class Ledger:
             self._client.delete(key)
             for start in range(0, len(chunks), _PLAN_PIECE):
                 piece = chunks[start : start + _PLAN_PIECE]
-                self._client.hset(key, mapping={str(chunk.number): json.dumps(chunk.to_json()) for chunk in piece})
+                self._client.hset(
+                    key, mapping={str(chunk.number): json.dumps(chunk.to_json()) for chunk in piece}
+                )
 
     def chunk(self, run_id: str, number: int) -> Chunk | None:
         """Return a planned chunk, or None."""
@@ -195,14 +218,16 @@ class Ledger:
         return Claim(run_id, chunk, token, attempt) if attempt else refusal.decode()
 
     def renew(self, claim: Claim, *, lease_s: float = LEASE_S) -> bool:
-        """Extend the lease; False when the claim is lost: the run is over, or another worker has the chunk."""
+        """Extend the lease; False when it is lost: the run is over, or another worker has the chunk."""
         return self._renew(claim, int(lease_s * 1000), "")
 
     def give_back(self, claim: Claim, *, error: str, pause_s: float) -> None:
         """End a failed attempt: the chunk goes out again after the pause; `error` is kept in the run."""
         self._renew(claim, -max(int(pause_s * 1000), 1), error)
 
-    def finish(self, claim: Claim, result: Mapping[str, Any], *, rows: int, quarantined: int) -> Progress | None:
+    def finish(
+        self, claim: Claim, result: Mapping[str, Any], *, rows: int, quarantined: int
+    ) -> Progress | None:
         """Record a chunk's result, once; None when the claim is lost or the chunk was finished by another."""
         keys = [self._keys.run(claim.run_id), *self._parts(claim.run_id, "claims", "done", "sent")]
         answer = self._run("finish", keys, [claim.chunk, claim.token, json.dumps(result), rows, quarantined])

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One Parquet file as its footer describes it. `footer` is a digest of the footer: it changes with the content."""
+    """One Parquet file as its footer describes it. `footer`: the footer's digest, changes with the content."""
 
     path: str
     size: int
@@ -25,7 +25,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Slice:
-    """Some rows of one row group: `length` rows from `offset` on. `file` is an index into the source's files."""
+    """Some rows of one row group: `length` rows from `offset` on. `file` counts the source's files from 0."""
 
     file: int
     row_group: int
@@ -80,7 +80,11 @@ class Fingerprint:
     def differences(self, before: dict[str, Any]) -> list[str]:
         """Return what changed since `before` (a `to_json`), in words; empty for nothing."""
         now = self.to_json()
-        changed = [f"{key}: {before.get(key)!r} is now {now[key]!r}" for key in now if key != "files" and before.get(key) != now[key]]
+        changed = [
+            f"{key}: {before.get(key)!r} is now {now[key]!r}"
+            for key in now
+            if key != "files" and before.get(key) != now[key]
+        ]
         return [*_file_differences(before.get("files", []), now["files"]), *changed]
 
 

@@ -1,4 +1,4 @@
-"""From a queued run to a running one: which model version, which source, which chunks, an empty generation."""
+"""From a queued run to a running one: model version, source, chunks, an empty generation."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Preparation:
             keep_s=model.batch.keep,
             run_id=run.run_id,
         )
-        facts = {
+        facts: dict[str, str | int] = {
             "chunks_total": len(chunks),
             "rows_total": source.rows,
             "model_version": version.version,
@@ -90,7 +90,9 @@ class Preparation:
         except Conflict:  # cancelled meanwhile
             table.discard(manifest.number, GenerationState.CANCELLED)
             raise
-        log.info("run.planned", run_id=run.run_id, chunks=len(chunks), rows=source.rows, version=version.version)
+        log.info(
+            "run.planned", run_id=run.run_id, chunks=len(chunks), rows=source.rows, version=version.version
+        )
 
     def _parquet_folder(self, run: RunRecord, model: ModelSettings) -> str:
         if not model.batch.parquet_path:
@@ -107,10 +109,18 @@ class Preparation:
         except ModelUnavailable:
             records = self.inspect(self.settings, model)
         wanted = self.settings.models[model].versions
-        ready = {n: r for n, r in records.items() if r.state == "ready" and (isinstance(wanted, str) or n in wanted)}
+        ready = {
+            n: r
+            for n, r in records.items()
+            if r.state == "ready" and (isinstance(wanted, str) or n in wanted)
+        }
         if not ready:
-            reasons = "; ".join(f"version {n}: {record.error}" for n, record in sorted(records.items()) if record.error)
-            raise ModelError(f"model {model!r} has no version that can be served: {reasons or 'none was found'}")
+            reasons = "; ".join(
+                f"version {n}: {record.error}" for n, record in sorted(records.items()) if record.error
+            )
+            raise ModelError(
+                f"model {model!r} has no version that can be served: {reasons or 'none was found'}"
+            )
         chosen = ready[max(ready)]
         self.registry.put(model, chosen)
         return chosen

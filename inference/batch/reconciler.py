@@ -1,4 +1,4 @@
-"""Moves runs on: prepares, sends and re-sends chunks, finalises, collects. Idempotent; may run anywhere, any time."""
+"""Moves runs on: prepares, sends and re-sends chunks, finalises, collects. Idempotent, anywhere, any time."""
 
 from __future__ import annotations
 
@@ -99,9 +99,12 @@ class Reconciler:
         if run.chunks_done == run.chunks_total:
             self.ledger.move(run, RunState.PUBLISHING, expected=[RunState.RUNNING])
             return self.ledger.load(run.run_id)
-        due = self.ledger.dispatch(run.run_id, max_in_flight=self.settings.models[run.model].batch.max_in_flight)
+        due = self.ledger.dispatch(
+            run.run_id, max_in_flight=self.settings.models[run.model].batch.max_in_flight
+        )
         if due.exhausted is not None:
-            error = f"chunk {due.exhausted} failed at every attempt; the last said: {run.last_error or 'nothing, its worker died'}"
+            said = run.last_error or "nothing, since its worker died"
+            error = f"chunk {due.exhausted} failed at every attempt; the last said: {said}"
             log.warning("run.failed", run_id=run.run_id, error=error)
             self.ledger.move(run, RunState.FAILED, expected=[RunState.RUNNING], error=error)
         elif due.chunks:

@@ -47,7 +47,7 @@ class Trigger(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """A run as its hash in Redis holds it. Instants are epoch seconds of Redis' clock; None is not known yet."""
+    """A run as its hash in Redis holds it. Instants: epoch seconds of Redis' clock; None is not known yet."""
 
     run_id: str
     model: str
@@ -106,7 +106,7 @@ class RunRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class RunView:
-    """A run as callers see it. Instants are epoch seconds here and ISO 8601 in `to_json`; None is not known yet."""
+    """A run as callers see it. Instants: epoch seconds, in `to_json` ISO 8601; None is not known yet."""
 
     run_id: str
     model: str

@@ -113,7 +113,7 @@ class Runs:
         """
         return RunView.of(self._ledger.load(run_id), now=self._ledger.now())
 
-    def list(self, model: str | None = None, limit: int = 50) -> list[RunView]:
+    def list(self, model: str | None = None, limit: int = 50) -> Sequence[RunView]:
         """Return the newest runs, the newest first; None as the model means all models.
 
         Raises:
@@ -147,7 +147,9 @@ class Runs:
         run = self._ledger.load(run_id)
         changed = self._preparation.changes(run)
         if changed:
-            raise Conflict(f"run {run_id} cannot go on, start a new one: {'; '.join(changed)}", field="run_id")
+            raise Conflict(
+                f"run {run_id} cannot go on, start a new one: {'; '.join(changed)}", field="run_id"
+            )
         state = RunState.QUEUED if run.generation is None else RunState.RUNNING
         self._reopen(run, state, expected=[RunState.FAILED, RunState.CANCELLED])
         return self.show(run_id)
@@ -162,7 +164,9 @@ class Runs:
         """
         run = self._ledger.load(run_id)
         if not force:
-            raise Conflict(f"run {run_id} is {run.state}: runs are published by themselves; --force overrides their gates")
+            raise Conflict(
+                f"run {run_id} is {run.state}: runs publish themselves; --force overrides their gates"
+            )
         if run.state is not RunState.FAILED or not run.gates:
             raise Conflict(f"run {run_id} is {run.state} and was not refused by its gates", field="run_id")
         self._reopen(run, RunState.PUBLISHING, expected=[RunState.FAILED], forced="1")
@@ -187,9 +191,13 @@ class Runs:
     def _reopen(self, run: RunRecord, to: RunState, *, expected: Sequence[RunState], **fields: str) -> None:
         with self._reconciler.holding(run.model, wait_s=_WAIT_S) as held:  # against the collector
             if not held:
-                raise Conflict(f"model {run.model!r} is being worked on: try again in a moment", field="run_id")
+                raise Conflict(
+                    f"model {run.model!r} is being worked on: try again in a moment", field="run_id"
+                )
             if run.generation is not None:
                 state = self._predictions(run.model).state(run.generation)
                 if state is not GenerationState.LOADING:
-                    raise Conflict(f"the predictions of run {run.run_id} were collected: start a new run", field="run_id")
+                    raise Conflict(
+                        f"the predictions of run {run.run_id} were collected: start a new run", field="run_id"
+                    )
             self._ledger.reopen(run, to, expected=expected, **fields)

@@ -1,4 +1,4 @@
-"""When a model's runs are due. A slot is the instant that a schedule names; each slot gets at most one run."""
+"""When a model's runs are due. A slot is the instant that a schedule names; each gets at most one run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from croniter import croniter
 from inference.clock import to_iso
 from inference.settings.model import parse_duration
 
-#: how early a message may arrive before its slot by this host's clock (hosts' clocks differ) and still be of it
+#: how early a message may arrive before its slot by this host's clock (clocks differ) and still be of it
 _SKEW_S = 10.0
 
 

@@ -1,4 +1,4 @@
-"""Scores one chunk: read, vectorise, micro-batches through the model, windows to the sinks. Knows no Redis."""
+"""Scores one chunk: vectorise, micro-batches through the model, windows to the sinks. Knows no Redis."""
 
 from __future__ import annotations
 
@@ -28,7 +28,6 @@ MAX_FAILING_ROWS = 64
 _BAD_ID = "the entity id is null, empty, over 512 bytes, or holds control characters"
 _NON_FINITE = "the prediction is not finite"
 _RAISED = "the model raised"
-
 
 
 class ScoringModel(Protocol):
@@ -62,7 +61,12 @@ class ChunkResult:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         reasons = [bad.to_json() for bad in merge_bad_rows(self.bad_rows)]
-        return {"rows": self.rows, "quarantined": self.quarantined, "non_finite": self.non_finite, "bad_rows": reasons}
+        return {
+            "rows": self.rows,
+            "quarantined": self.quarantined,
+            "non_finite": self.non_finite,
+            "bad_rows": reasons,
+        }
 
 
 @dataclass
@@ -115,14 +119,18 @@ class ChunkScorer:
             keep = ~(bad_ids | features.rejected)
             _note_refused(result, ids, bad_ids, features)
             ids, as_of = ids.filter(pa.array(keep)), as_of[keep]
-            features = FeatureRows({name: values[keep] for name, values in features.block.items()}, np.zeros(len(ids), bool))
+            features = FeatureRows(
+                {name: values[keep] for name, values in features.block.items()}, np.zeros(len(ids), bool)
+            )
         inputs = self.model.vectoriser.inputs(features.block)
         for start in range(0, len(ids), self.micro_batch_rows):
             part = slice(start, min(start + self.micro_batch_rows, len(ids)))
             rows = {name: values[part] for name, values in inputs.items()}
             yield self._micro_batch(rows, ids[part], as_of[part], result)
 
-    def _micro_batch(self, inputs: Block, ids: pa.Array, as_of: npt.NDArray[np.float64], result: ChunkResult) -> Window:
+    def _micro_batch(
+        self, inputs: Block, ids: pa.Array, as_of: npt.NDArray[np.float64], result: ChunkResult
+    ) -> Window:
         outputs, failed = self._predict(inputs, ids, result)
         if failed.any():
             ids, as_of = ids.filter(pa.array(~failed)), as_of[~failed]
@@ -135,7 +143,9 @@ class ChunkScorer:
             outputs = {name: values[~bad] for name, values in outputs.items()}
         return Window(ids, outputs, as_of)
 
-    def _predict(self, inputs: Block, ids: pa.Array, result: ChunkResult) -> tuple[Block, npt.NDArray[np.bool_]]:
+    def _predict(
+        self, inputs: Block, ids: pa.Array, result: ChunkResult
+    ) -> tuple[Block, npt.NDArray[np.bool_]]:
         """Return the outputs and a mask of the rows that make the model raise, found by halving."""
         rows = rows_in(inputs)
         try:
@@ -147,13 +157,17 @@ class ChunkScorer:
                 result.note(BadRows(None, f"{_RAISED} {type(error).__name__}", 1, _names(ids, np.array([0]))))
                 result.raised += 1
                 if result.raised > MAX_FAILING_ROWS:
-                    raise ModelError(f"the model raises for too many rows, last with {_brief(error)}") from error
+                    raise ModelError(
+                        f"the model raises for too many rows, last with {_brief(error)}"
+                    ) from error
                 return {}, np.ones(1, dtype=bool)
         half = rows // 2
         parts = [(slice(0, half), ids[:half]), (slice(half, rows), ids[half:])]
         halves = [self._predict({n: v[part] for n, v in inputs.items()}, own, result) for part, own in parts]
         blocks = [block for block, _ in halves if block]
-        joined = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]} if blocks else {}
+        joined = (
+            {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]} if blocks else {}
+        )
         return joined, np.concatenate([mask for _, mask in halves])
 
     def _as_of(self, batch: pa.RecordBatch) -> npt.NDArray[np.float64]:
@@ -191,7 +205,9 @@ class _Pending:
 def _join(columns: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     if len({values.shape[1:] for values in columns}) == 1:
         return np.concatenate(columns)
-    rows = [row for values in columns for row in values]  # an inner dimension that differs between micro-batches
+    rows = [
+        row for values in columns for row in values
+    ]  # an inner dimension that differs between micro-batches
     joined = np.empty(len(rows), dtype=object)
     joined[:] = rows
     return joined
@@ -201,10 +217,12 @@ def _non_finite_rows(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     if values.dtype.kind != "f":
         return np.zeros(len(values), dtype=bool)
     finite = np.isfinite(values)
-    return ~finite if values.ndim == 1 else ~finite.reshape(len(values), -1).all(axis=1)
+    return np.asarray(~finite if values.ndim == 1 else ~finite.reshape(len(values), -1).all(axis=1))
 
 
-def _note_refused(result: ChunkResult, ids: pa.Array, bad_ids: npt.NDArray[np.bool_], features: FeatureRows) -> None:
+def _note_refused(
+    result: ChunkResult, ids: pa.Array, bad_ids: npt.NDArray[np.bool_], features: FeatureRows
+) -> None:
     """Count each refused row once, under its first reason."""
     seen = bad_ids.copy()
     if bad_ids.any():

@@ -39,7 +39,9 @@ class Source:
         return sum(file.rows for file in self.files)
 
 
-def locate_source(settings: Settings, name: str, model: ModelSettings, asked: str | None, *, confined: bool) -> str:
+def locate_source(
+    settings: Settings, name: str, model: ModelSettings, asked: str | None, *, confined: bool
+) -> str:
     """Return the path of a run's source: the one asked for, else the model's `features`.
 
     `confined`: the one who asks may be anyone, so only what lies in the folder of `features` is allowed.
@@ -50,16 +52,21 @@ def locate_source(settings: Settings, name: str, model: ModelSettings, asked: st
     chosen = asked or model.features
     if not chosen:
         raise BadInput(
-            f"model {name!r} has no table of features: set models.{name}.features, or name a source", field="source"
+            f"model {name!r} has no table of features: set models.{name}.features, or name a source",
+            field="source",
         )
     if "://" in chosen:
-        raise SourceError(f"source {chosen!r} is not on this machine: give a Parquet file or a folder", field="source")
+        raise SourceError(
+            f"source {chosen!r} is not on this machine: give a Parquet file or a folder", field="source"
+        )
     path = settings.path(chosen)
     if asked and confined:
         home = settings.path(model.features).resolve() if model.features else None
         root = home if home is None or home.is_dir() else home.parent
         if root is None or not path.resolve().is_relative_to(root):
-            raise BadInput(f"source {asked!r} lies outside the folder of models.{name}.features", field="source")
+            raise BadInput(
+                f"source {asked!r} lies outside the folder of models.{name}.features", field="source"
+            )
     return str(path)
 
 
@@ -73,7 +80,9 @@ def open_source(path: str) -> Source:
     for file in _files(Path(path)):
         described, own = _describe(file)
         if schema is not None and not own.equals(schema):
-            raise SourceError(f"{file} differs from {files[0].path} in its columns: {_difference(schema, own)}")
+            raise SourceError(
+                f"{file} differs from {files[0].path} in its columns: {_difference(schema, own)}"
+            )
         files.append(described)
         schema = own
     if schema is None or not any(file.rows for file in files):
@@ -96,7 +105,7 @@ def check_key_columns(source: Source, entity_column: str, event_time_column: str
 def read_slices(
     files: Sequence[SourceFile], slices: Sequence[Slice], *, columns: Sequence[str], batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the slices' rows in order, at most `batch_rows` at a time; memory does not grow with the row groups.
+    """Yield the slices' rows in order, at most `batch_rows` at a time; memory does not grow with row groups.
 
     Raises:
         SourceError: a file is gone, unreadable, or not the one that was planned.
@@ -118,7 +127,7 @@ class IdCount:
 
 
 def count_distinct_ids(files: Sequence[SourceFile], entity_column: str, *, examples: int) -> IdCount:
-    """Read all ids once more and count them by 64-bit hash: 8 bytes of memory a row. Nulls are counted as one id."""
+    """Read all ids once more and count them by 64-bit hash: 8 bytes a row. Nulls count as one id."""
     hashes = np.concatenate([_hashes(ids) for ids in _all_ids(files, entity_column)])
     hashes.sort()
     repeated = hashes[1:][hashes[1:] == hashes[:-1]]
@@ -126,7 +135,9 @@ def count_distinct_ids(files: Sequence[SourceFile], entity_column: str, *, examp
     return IdCount(distinct, _name_repeated(files, entity_column, np.unique(repeated), examples))
 
 
-def _name_repeated(files: Sequence[SourceFile], column: str, repeated: npt.NDArray[Any], most: int) -> tuple[str, ...]:
+def _name_repeated(
+    files: Sequence[SourceFile], column: str, repeated: npt.NDArray[Any], most: int
+) -> tuple[str, ...]:
     names: dict[str, None] = {}
     for ids in _all_ids(files, column) if len(repeated) else ():
         for row in np.flatnonzero(np.isin(_hashes(ids), repeated)):
@@ -143,14 +154,20 @@ def _hashes(ids: pa.Array) -> npt.NDArray[np.uint64]:
 
 
 def _all_ids(files: Sequence[SourceFile], column: str) -> Iterator[pa.Array]:
-    whole = [Slice(i, g, 0, rows) for i, file in enumerate(files) for g, rows in enumerate(file.row_groups) if rows]
+    whole = [
+        Slice(i, g, 0, rows) for i, file in enumerate(files) for g, rows in enumerate(file.row_groups) if rows
+    ]
     for batch in read_slices(files, whole, columns=[column], batch_rows=1 << 17):
         yield pc.fill_null(entity_ids_as_text(batch.column(0), column), "")
 
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*.parquet") if not any(q.startswith((".", "_")) for q in p.relative_to(path).parts))
+        found = sorted(
+            p
+            for p in path.rglob("*.parquet")
+            if not any(q.startswith((".", "_")) for q in p.relative_to(path).parts)
+        )
         if not found:
             raise SourceError(f"{path} holds no *.parquet file", field="source")
         return found
@@ -164,9 +181,13 @@ def _describe(path: Path) -> tuple[SourceFile, pa.Schema]:
         with pq.ParquetFile(path) as file:
             metadata = file.metadata
             groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-            return SourceFile(str(path), path.stat().st_size, _footer_digest(path), groups), file.schema_arrow.remove_metadata()
+            return SourceFile(
+                str(path), path.stat().st_size, _footer_digest(path), groups
+            ), file.schema_arrow.remove_metadata()
     except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{path} is not readable as Parquet: {_first_line(error)}", field="source") from error
+        raise SourceError(
+            f"{path} is not readable as Parquet: {_first_line(error)}", field="source"
+        ) from error
 
 
 def _footer_digest(path: Path) -> str:
@@ -185,7 +206,9 @@ def _check_unchanged(planned: SourceFile) -> None:
     except OSError as error:
         raise SourceError(f"{path} cannot be read any more: {_first_line(error)}", field="source") from error
     if not same:
-        raise SourceError(f"{path} was replaced while the run was reading it: start a new run", field="source")
+        raise SourceError(
+            f"{path} was replaced while the run was reading it: start a new run", field="source"
+        )
 
 
 def _read_slice(path: str, part: Slice, columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:

@@ -1,12 +1,14 @@
-"""One chunk in a worker: claim it, keep the claim alive, score, report. Nothing that goes wrong here is lost."""
+"""One chunk in a worker: claim it, keep the claim alive, score, report. No failure here loses a chunk."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import pyarrow as pa
 
 from inference.batch.leases import Lease
 from inference.batch.ledger import Claim, Ledger, Progress
@@ -102,7 +104,7 @@ class ChunkWork:
             return True
         return progress.next_chunk < progress.total and progress.in_flight in (2, 8)
 
-    def _read(self, run: RunRecord, chunk: Chunk, model: LoadedModel):  # type: ignore[no-untyped-def]  # pyarrow has no types
+    def _read(self, run: RunRecord, chunk: Chunk, model: LoadedModel) -> Iterator[pa.RecordBatch]:
         mark = run.fingerprint
         files = [SourceFile(path, size, footer, ()) for path, size, footer in mark["files"]]
         keys = [mark["entity_column"], *([mark["event_time_column"]] if mark["event_time_column"] else [])]

@@ -1,4 +1,4 @@
-"""Where a chunk's predictions go. A sink takes windows, may be written twice, and commits when the chunk is whole."""
+"""Where a chunk's predictions go. A sink takes windows and commits when the chunk is whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parquet parts as a sink: one file a chunk, complete or absent; `_SUCCESS`, written last, says the run is whole."""
+"""Parquet parts as a sink: one file a chunk, complete or absent; `_SUCCESS`, written last, ends the run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SUCCESS = "_SUCCESS"
 
 
 def parquet_folder(pattern: str, *, model: str, run_id: str, created_at: float) -> str:
-    """Return a run's folder: `{date}` (UTC), `{model}` and `{run_id}` filled in; the run id is added when left out.
+    """Return a run's folder: `{date}` (UTC), `{model}`, `{run_id}` filled in; the run id is added if missing.
 
     Raises:
         SettingsError: the pattern holds other braces.
@@ -33,7 +33,9 @@ def parquet_folder(pattern: str, *, model: str, run_id: str, created_at: float) 
     for name, value in values.items():
         pattern = pattern.replace(name, value)
     if "{" in pattern or "}" in pattern:
-        raise SettingsError(f"parquet_path {pattern!r}: only {', '.join(values)} are filled in", field="parquet_path")
+        raise SettingsError(
+            f"parquet_path {pattern!r}: only {', '.join(values)} are filled in", field="parquet_path"
+        )
     return pattern
 
 
@@ -58,7 +60,7 @@ class ParquetSink:
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
 
     def commit(self) -> None:
-        """Rename the temporary file to the part; a part of an earlier attempt holds the same rows and is replaced."""
+        """Rename the temporary file to the part; an earlier attempt's part held the same rows."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -91,7 +93,9 @@ _AS_OF = pa.timestamp("ms", "UTC")
 
 def _schema(fields: Sequence[TensorSpec]) -> pa.Schema:
     outputs = [pa.field(spec.name, _arrow_type(spec)) for spec in fields]
-    return pa.schema([pa.field("entity_id", pa.string(), nullable=False), *outputs, pa.field("as_of", _AS_OF)])
+    return pa.schema(
+        [pa.field("entity_id", pa.string(), nullable=False), *outputs, pa.field("as_of", _AS_OF)]
+    )
 
 
 def _arrow_type(spec: TensorSpec) -> pa.DataType:
