@@ -237,7 +237,7 @@ def _field(source: Source, name: str, setting: str) -> pa.Field:
 
 
 def _difference(first: pa.Schema, second: pa.Schema) -> str:
-    ours, theirs = {str(field) for field in first}, {str(field) for field in second}
+    ours, theirs = ({f"{field.name}: {field.type}" for field in schema} for schema in (first, second))
     return ", ".join(sorted(ours ^ theirs)) or "their order"
 
 
