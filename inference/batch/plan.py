@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One Parquet file as its footer describes it. `footer`: the footer's digest, changes with the content."""
+    """One Parquet file as its footer describes it. `footer`: the footer's digest, new with new content."""
 
     path: str
     size: int

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,10 @@ import pyarrow.compute as pc
 from inference.batch.gates import MAX_EXAMPLES, BadRows, merge_bad_rows
 from inference.batch.sinks import Sink, Window
 from inference.entities import entity_ids_as_text, illegal_entity_ids
-from inference.errors import ForecacheError, ModelError
+from inference.errors import ModelError
 from inference.features import FeatureRows, event_times
-from inference.schema import Block, rows_in
+from inference.models import LoadedModel, ScoredRows, score_rows
+from inference.schema import Block
 
 #: rows written together: larger windows are faster (see the store), and this many float32 take a few MB
 WINDOW_ROWS = 250_000
@@ -24,19 +25,10 @@ WINDOW_ROWS = 250_000
 WINDOW_BYTES = 64 << 20
 #: rows that a model may refuse one by one in a chunk before the chunk itself is given up
 MAX_FAILING_ROWS = 64
+#: different reasons that a chunk's result names
+MAX_REASONS = 20
 
 _BAD_ID = "the entity id is null, empty, over 512 bytes, or holds control characters"
-_NON_FINITE = "the prediction is not finite"
-_RAISED = "the model raised"
-
-
-class ScoringModel(Protocol):
-    """What scoring needs of a loaded model."""
-
-    vectoriser: Any
-
-    def predict(self, inputs: Block) -> Block:
-        """Return outputs by name, one row for each input row, in order."""
 
 
 @dataclass
@@ -50,17 +42,23 @@ class ChunkResult:
     raised: int = 0
     bad_rows: list[BadRows] = field(default_factory=list)
 
-    def note(self, bad: BadRows) -> None:
-        """Count rows that were left out."""
+    def note(self, bad: BadRows, *, non_finite: bool = False) -> None:
+        """Count rows that were left out after the model had seen them."""
         self.bad_rows.append(bad)
-        if bad.reason == _NON_FINITE:
+        if non_finite:
             self.non_finite += bad.rows
         else:
             self.quarantined += bad.rows
+            self.raised += bad.rows
+
+    def refuse(self, bad: BadRows) -> None:
+        """Count rows that the model never saw."""
+        self.bad_rows.append(bad)
+        self.quarantined += bad.rows
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        reasons = [bad.to_json() for bad in merge_bad_rows(self.bad_rows)]
+        reasons = [bad.to_json() for bad in merge_bad_rows(self.bad_rows)[:MAX_REASONS]]
         return {
             "rows": self.rows,
             "quarantined": self.quarantined,
@@ -77,7 +75,7 @@ class ChunkScorer:
     `loaded_at`: the `as_of` of rows without an event time, in epoch seconds.
     """
 
-    model: ScoringModel
+    model: LoadedModel
     sinks: Sequence[Sink]
     fence: Callable[[], None]
     entity_column: str
@@ -122,53 +120,23 @@ class ChunkScorer:
             features = FeatureRows(
                 {name: values[keep] for name, values in features.block.items()}, np.zeros(len(ids), bool)
             )
-        inputs = self.model.vectoriser.inputs(features.block)
         for start in range(0, len(ids), self.micro_batch_rows):
-            part = slice(start, min(start + self.micro_batch_rows, len(ids)))
-            rows = {name: values[part] for name, values in inputs.items()}
+            part = slice(start, start + self.micro_batch_rows)
+            rows = {name: values[part] for name, values in features.block.items()}
             yield self._micro_batch(rows, ids[part], as_of[part], result)
 
     def _micro_batch(
-        self, inputs: Block, ids: pa.Array, as_of: npt.NDArray[np.float64], result: ChunkResult
+        self, features: Block, ids: pa.Array, as_of: npt.NDArray[np.float64], result: ChunkResult
     ) -> Window:
-        outputs, failed = self._predict(inputs, ids, result)
-        if failed.any():
-            ids, as_of = ids.filter(pa.array(~failed)), as_of[~failed]
-        bad = np.zeros(len(ids), dtype=bool)
-        for values in outputs.values():
-            bad |= _non_finite_rows(values)
-        if bad.any():
-            result.note(BadRows(None, _NON_FINITE, int(bad.sum()), _names(ids, np.flatnonzero(bad))))
-            ids, as_of = ids.filter(pa.array(~bad)), as_of[~bad]
-            outputs = {name: values[~bad] for name, values in outputs.items()}
-        return Window(ids, outputs, as_of)
-
-    def _predict(
-        self, inputs: Block, ids: pa.Array, result: ChunkResult
-    ) -> tuple[Block, npt.NDArray[np.bool_]]:
-        """Return the outputs and a mask of the rows that make the model raise, found by halving."""
-        rows = rows_in(inputs)
-        try:
-            return self.model.predict(inputs), np.zeros(rows, dtype=bool)
-        except ForecacheError:
-            raise
-        except Exception as error:  # a model is the user's code and may raise anything
-            if rows == 1:
-                result.note(BadRows(None, f"{_RAISED} {type(error).__name__}", 1, _names(ids, np.array([0]))))
-                result.raised += 1
-                if result.raised > MAX_FAILING_ROWS:
-                    raise ModelError(
-                        f"the model raises for too many rows, last with {_brief(error)}"
-                    ) from error
-                return {}, np.ones(1, dtype=bool)
-        half = rows // 2
-        parts = [(slice(0, half), ids[:half]), (slice(half, rows), ids[half:])]
-        halves = [self._predict({n: v[part] for n, v in inputs.items()}, own, result) for part, own in parts]
-        blocks = [block for block, _ in halves if block]
-        joined = (
-            {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]} if blocks else {}
-        )
-        return joined, np.concatenate([mask for _, mask in halves])
+        scored = score_rows(self.model, features)
+        if not scored.failed.any():
+            return Window(ids, scored.outputs, as_of)
+        _note_failed(result, ids, scored)
+        if result.raised > MAX_FAILING_ROWS:
+            raise ModelError(f"the model raises for too many rows, such as: {result.bad_rows[-1]}")
+        keep = ~scored.failed
+        outputs = {name: values[keep] for name, values in scored.outputs.items()}
+        return Window(ids.filter(pa.array(keep)), outputs, as_of[keep])
 
     def _as_of(self, batch: pa.RecordBatch) -> npt.NDArray[np.float64]:
         if self.event_time_column is None:
@@ -213,31 +181,34 @@ def _join(columns: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     return joined
 
 
-def _non_finite_rows(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    if values.dtype.kind != "f":
-        return np.zeros(len(values), dtype=bool)
-    finite = np.isfinite(values)
-    return np.asarray(~finite if values.ndim == 1 else ~finite.reshape(len(values), -1).all(axis=1))
-
-
 def _note_refused(
     result: ChunkResult, ids: pa.Array, bad_ids: npt.NDArray[np.bool_], features: FeatureRows
 ) -> None:
     """Count each refused row once, under its first reason."""
     seen = bad_ids.copy()
     if bad_ids.any():
-        result.note(BadRows(None, _BAD_ID, int(bad_ids.sum()), _names(ids, np.flatnonzero(bad_ids))))
+        result.refuse(BadRows(None, _BAD_ID, int(bad_ids.sum()), _names(ids, np.flatnonzero(bad_ids))))
     for rejection in features.reasons:
         rows = rejection.rows[~seen[rejection.rows]]
         seen[rows] = True
         if len(rows):
-            result.note(BadRows(rejection.feature, rejection.reason, len(rows), _names(ids, rows)))
+            result.refuse(BadRows(rejection.feature, rejection.reason, len(rows), _names(ids, rows)))
+
+
+def _note_failed(result: ChunkResult, ids: pa.Array, scored: ScoredRows) -> None:
+    by_reason: dict[str, list[int]] = {}
+    for row, reason in scored.reasons.items():
+        by_reason.setdefault(reason, []).append(row)
+    for reason, rows in by_reason.items():
+        bad = BadRows(None, reason, len(rows), _names(ids, np.array(rows)))
+        # a row for which the model raised holds zeros, which are finite
+        result.note(bad, non_finite=not all(np.isfinite(v[rows]).all() for v in _floats(scored.outputs)))
+
+
+def _floats(block: Block) -> Iterator[npt.NDArray[Any]]:
+    return (values for values in block.values() if values.dtype.kind == "f")
 
 
 def _names(ids: pa.Array, rows: npt.NDArray[Any]) -> tuple[str, ...]:
     named = pc.fill_null(ids.take(pa.array(rows[:MAX_EXAMPLES])), "null").to_pylist()
     return tuple(str(name)[:60] for name in named)
-
-
-def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"

@@ -1,9 +1,8 @@
-"""The ledger's Lua scripts over both supported Redis versions, with leases of milliseconds instead of seconds."""
+"""The ledger's Lua scripts over both supported Redis versions, with leases of milliseconds."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 import redis
@@ -20,8 +19,8 @@ LEASE_S = 0.05
 
 
 @pytest.fixture
-def ledger(each_redis_client: redis.Redis) -> Iterator[Ledger]:
-    yield Ledger(each_redis_client, Keys("t"))
+def ledger(each_redis_client: redis.Redis) -> Ledger:
+    return Ledger(each_redis_client, Keys("t"))
 
 
 def opened(ledger: Ledger, chunks: int = 4, run_id: str = "r1") -> RunRecord:
@@ -155,7 +154,9 @@ def test_a_run_that_stopped_takes_no_claims_renewals_or_results(ledger: Ledger, 
     assert ledger.dispatch("r1", max_in_flight=9).chunks == ()
 
 
-def test_a_run_that_is_gone_takes_nothing_and_gets_no_keys(ledger: Ledger, each_redis_client: redis.Redis) -> None:
+def test_a_run_that_is_gone_takes_nothing_and_gets_no_keys(
+    ledger: Ledger, each_redis_client: redis.Redis
+) -> None:
     opened(ledger)
     claim = claimed(ledger, 0)
     each_redis_client.flushall()
@@ -176,7 +177,9 @@ def test_no_more_than_max_in_flight_are_sent_and_each_finish_makes_room(ledger: 
     assert ledger.dispatch("r1", max_in_flight=2).chunks == (2,)
 
 
-def test_a_chunk_whose_worker_died_is_sent_again_once_with_what_it_may_have_held_unclaimed(ledger: Ledger) -> None:
+def test_a_chunk_whose_worker_died_is_sent_again_once_with_what_it_may_have_held_unclaimed(
+    ledger: Ledger,
+) -> None:
     opened(ledger)
     assert ledger.dispatch("r1", max_in_flight=3).chunks == (0, 1, 2)
     claimed(ledger, 0, "a", LEASE_S)
@@ -232,7 +235,9 @@ def test_a_chunk_that_fails_at_every_attempt_is_reported_and_refused(ledger: Led
     assert ledger.dispatch("r1", max_in_flight=9).exhausted == 0
 
 
-def test_a_run_that_is_taken_up_again_does_only_what_is_left(ledger: Ledger, each_redis_client: redis.Redis) -> None:
+def test_a_run_that_is_taken_up_again_does_only_what_is_left(
+    ledger: Ledger, each_redis_client: redis.Redis
+) -> None:
     run = opened(ledger)
     ledger.dispatch("r1", max_in_flight=2)
     ledger.finish(claimed(ledger, 1), {"rows": 10}, rows=10, quarantined=0)
@@ -244,7 +249,12 @@ def test_a_run_that_is_taken_up_again_does_only_what_is_left(ledger: Ledger, eac
     assert ledger.dispatch("r1", max_in_flight=9).chunks == (0, 2, 3)
     assert not ledger.renew(stale)
     again = ledger.load("r1")
-    assert (again.state, again.chunks_done, again.error, again.finished_at) == (RunState.RUNNING, 1, None, None)
+    assert (again.state, again.chunks_done, again.error, again.finished_at) == (
+        RunState.RUNNING,
+        1,
+        None,
+        None,
+    )
     assert [each_redis_client.ttl(f"t:r:r1{part}") for part in ("", ":plan", ":done")] == [-1, -1, -1]
 
 

@@ -15,7 +15,14 @@ def test_a_whole_run_passes_every_gate() -> None:
     gates = check_gates(RunFacts(rows=100, stored=100, current=100))
 
     assert failures(gates) == ""
-    assert [gate.name for gate in gates] == ["coverage", "duplicates", "quarantine", "finite", "size", "version"]
+    assert [gate.name for gate in gates] == [
+        "coverage",
+        "duplicates",
+        "quarantine",
+        "finite",
+        "size",
+        "version",
+    ]
 
 
 def test_a_missing_entity_fails_coverage() -> None:
@@ -51,7 +58,9 @@ def test_a_prediction_that_is_not_finite_fails_the_run() -> None:
     assert set(failed(rows=10, stored=9, non_finite=1)) == {"finite"}
 
 
-@pytest.mark.parametrize(("current", "passes"), [(None, True), (0, True), (100, True), (200, True), (201, False)])
+@pytest.mark.parametrize(
+    ("current", "passes"), [(None, True), (0, True), (100, True), (200, True), (201, False)]
+)
 def test_a_truncated_source_covers_itself_but_not_what_serves(current: int | None, passes: bool) -> None:
     assert ("size" not in failed(rows=100, stored=100, current=current, min_size_ratio=0.5)) is passes
 
@@ -63,6 +72,10 @@ def test_a_version_that_was_rolled_back_does_not_come_back_with_a_run() -> None:
 
 
 def test_reasons_are_merged_over_chunks_with_a_few_examples() -> None:
-    parts = [BadRows("a", "r", 4, ("1", "2", "3")), BadRows("b", "r", 9), BadRows("a", "r", 7, ("4", "5", "6"))]
+    parts = [
+        BadRows("a", "r", 4, ("1", "2", "3")),
+        BadRows("b", "r", 9),
+        BadRows("a", "r", 7, ("4", "5", "6")),
+    ]
 
     assert merge_bad_rows(parts) == (BadRows("a", "r", 11, ("1", "2", "3", "4", "5")), BadRows("b", "r", 9))

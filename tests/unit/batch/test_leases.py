@@ -34,9 +34,9 @@ def test_a_lost_lease_is_never_taken_for_a_live_one_again() -> None:
 
 
 def test_an_outage_at_the_fence_stops_the_write() -> None:
-    with Lease(Holder(StoreUnavailable("gone")).renew, name="chunk", every_s=60) as lease:
-        with pytest.raises(StoreUnavailable):
-            lease.check()
+    lease = Lease(Holder(StoreUnavailable("gone")).renew, name="chunk", every_s=60)
+    with lease, pytest.raises(StoreUnavailable):
+        lease.check()
 
 
 def test_the_thread_keeps_renewing_through_an_outage() -> None:
