@@ -3,29 +3,32 @@
 All live in `cache_url`, which must not evict, and start with the deployment prefix `P`. `T` is a table:
 `p:<model>` (predictions of a model) or `f:<model>` (its features). `M` is a model, `R` a run, `J` a job.
 
-| key                | type   | fields or value                             | lives                | written by            |
-|--------------------|--------|---------------------------------------------|----------------------|-----------------------|
-| P:T:pointer        | hash   | current, previous (generation numbers);     | for good             | publish, rollback,    |
-|                    |        | version (active), held (model versions)     |                      | activation scripts    |
-| P:T:seq            | string | last generation number given out            | for good             | INCR                  |
-| P:T:gens           | zset   | generation number, scored by creation time  | until collected      | begin, collection     |
-| P:T:g:N            | hash   | state; manifest (JSON)                      | until collected      | begin, publish, …     |
-| P:T:g:N:B          | hash   | id → packed value + as_of                   | manifest's deadline  | batch workers         |
-| P:T:o:ID           | string | header + packed value                       | the entry's `keep`   | real-time workers     |
-| P:m:M:record       | hash   | version → version record (JSON)             | for good             | inspect, workers      |
-| P:m:M:active_run   | string | run id                                      | until run is over    | run scripts           |
-| P:m:M:runs         | zset   | run id, scored by creation time             | newest 200 kept      | run scripts           |
-| P:m:M:slots        | hash   | schedule slot → run id                      | newest kept          | run scripts           |
-| P:m:M:reconciler   | string | who moves this model's runs on now (a lock) | seconds              | maintenance           |
-| P:r:R              | hash   | the run record                              | 30 days after the end| run scripts           |
-| P:r:R:plan         | hash   | chunk number → descriptor (JSON)            | with the run         | planning              |
-| P:r:R:claims       | hash   | chunk number → attempt, token, lease        | with the run         | claim, renew, finish  |
-| P:r:R:done         | hash   | chunk number → chunk result (JSON)          | with the run         | finish (once a chunk) |
-| P:r:R:sent         | zset   | chunk number, scored by the time of sending | with the run         | reconciler            |
-| P:h:M:MINUTE       | hash   | outcome → count                             | 8 days               | API processes         |
-| P:j:J              | hash   | the job record                              | result_expires       | API, workers          |
-| P:j:J:parts        | hash   | part number → predictions (JSON)            | with the job         | real-time workers     |
-| P:w:NAME           | string | worker heartbeat (JSON)                     | 15 s                 | workers               |
+| key              | type   | fields or value                          | lives               | written by            |
+|------------------|--------|------------------------------------------|---------------------|-----------------------|
+| P:T:pointer      | hash   | current, previous (generations);         | for good            | publish, rollback,    |
+|                  |        | version (active), held (versions,        |                     | activation scripts;   |
+|                  |        | comma between); incarnation (random)     |                     | begin                 |
+| P:T:seq          | string | last generation number given out         | for good            | INCR                  |
+| P:T:gens         | zset   | number, scored by creation time          | until collected     | begin, collection     |
+| P:T:g:N          | hash   | state; manifest (JSON); version (the     | until collected     | begin, publish, …     |
+|                  |        | model); sweep_due_at (epoch s)           |                     |                       |
+| P:T:g:N:B        | hash   | id → packed value + as_of                | manifest's deadline | batch workers         |
+| P:T:o:ID         | string | header + packed value                    | the entry's `keep`  | real-time workers     |
+| P:T:schemas      | hash   | digest → fields of overlay values (JSON) | for good            | upsert script         |
+| P:m:M:record     | hash   | version → version record (JSON)          | for good            | inspect, workers      |
+| P:m:M:active_run | string | run id                                   | until run is over   | run scripts           |
+| P:m:M:runs       | zset   | run id, scored by creation time          | newest 200 kept     | run scripts           |
+| P:m:M:slots      | hash   | schedule slot → run id                   | newest kept         | run scripts           |
+| P:m:M:reconciler | string | who moves its runs on now (a lock)       | seconds             | maintenance           |
+| P:r:R            | hash   | the run record                           | 30 days after end   | run scripts           |
+| P:r:R:plan       | hash   | chunk → descriptor (JSON)                | with the run        | planning              |
+| P:r:R:claims     | hash   | chunk → attempt, token, lease            | with the run        | claim, renew, finish  |
+| P:r:R:done       | hash   | chunk → chunk result (JSON)              | with the run        | finish (once a chunk) |
+| P:r:R:sent       | zset   | chunk number, scored by sending time     | with the run        | reconciler            |
+| P:h:M:MINUTE     | hash   | outcome → count                          | 8 days              | API processes         |
+| P:j:J            | hash   | the job record                           | result_expires      | API, workers          |
+| P:j:J:parts      | hash   | part number → predictions (JSON)         | with the job        | real-time workers     |
+| P:w:NAME         | string | worker heartbeat (JSON)                  | 15 s                | workers               |
 """
 
 from __future__ import annotations
@@ -52,7 +55,7 @@ class TableKeys:
 
     @property
     def pointer(self) -> str:
-        """Hash with `current`, `previous`, `version`, `held`."""
+        """Hash with `current`, `previous`, `version`, `held`, `incarnation`."""
         return f"{self.base}:pointer"
 
     @property
@@ -65,9 +68,19 @@ class TableKeys:
         """Sorted set of the generations that are not collected yet."""
         return f"{self.base}:gens"
 
+    @property
+    def schemas(self) -> str:
+        """Hash digest → fields, with which overlay values are decoded."""
+        return f"{self.base}:schemas"
+
+    @property
+    def generation_prefix(self) -> str:
+        """What `generation` starts with, for scripts that find the number only inside Redis."""
+        return f"{self.base}:g:"
+
     def generation(self, number: int) -> str:
-        """Hash with `state` and `manifest`."""
-        return f"{self.base}:g:{number}"
+        """Hash with `state`, `manifest`, `version`, `sweep_due_at`."""
+        return f"{self.generation_prefix}{number}"
 
     def bucket(self, number: int, bucket: int) -> str:
         """Hash of packed values."""

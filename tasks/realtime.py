@@ -1,1 +1,46 @@
-"""Tasks of the real-time queue."""
+"""Tasks of the real-time queue.
+
+Acknowledged early: a request whose worker died has long been answered otherwise.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from inference.serving.jobs import run_part
+
+from inference.serving.scorer import RealtimeScorer
+from tasks.celery_app import celery_app, services
+
+
+@cache
+def scorer() -> RealtimeScorer:
+    """Return this process's scorer, built on first use."""
+    parts = services()
+    return RealtimeScorer(parts.settings, parts.host, parts.predictions, parts.features)
+
+
+@celery_app.task(name="forecache.predict_entities", acks_late=False)  # type: ignore[untyped-decorator]
+def predict_entities(
+    model: str,
+    entity_ids: list[str],
+    deadline: float | None = None,
+    overrides: dict[str, Any] | None = None,
+    recompute: bool = True,
+) -> dict[str, Any]:
+    """Compute entities' predictions from their stored features, and keep them unless there are overrides."""
+    return scorer().predict_entities(model, entity_ids, overrides=overrides, deadline=deadline, recompute=recompute)
+
+
+@celery_app.task(name="forecache.predict_instances", acks_late=False)  # type: ignore[untyped-decorator]
+def predict_instances(model: str, instances: list[Any], deadline: float | None = None) -> dict[str, Any]:
+    """Compute the predictions of feature rows that a request brought along."""
+    return scorer().predict_instances(model, instances, deadline=deadline)
+
+
+@celery_app.task(name="forecache.predict_job_part", acks_late=False, ignore_result=True)  # type: ignore[untyped-decorator]
+def predict_job_part(job_id: str, part: int) -> None:
+    """Compute one part of an enqueued job. Safe to run twice."""
+    parts = services()
+    run_part(parts.cache, parts.keys, scorer(), job_id, part)

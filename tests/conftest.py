@@ -22,7 +22,9 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 
 @pytest.fixture(scope="session", params=[6, 7], ids=["redis6.2", "redis7"])
-def each_redis_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+def each_redis_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RedisServer]:
     """Both supported Redis versions in turn: for tests of scripts and storage."""
     server = RedisServer(tmp_path_factory.mktemp("redis"), binary=find_redis_binary(request.param))
     try:

@@ -115,7 +115,8 @@ def _read_environment() -> dict[str, Any]:
             section = upper.removeprefix(ENV_PREFIX).split("__")[0].lower()
             if section not in Settings.model_fields:
                 raise SettingsError(
-                    f"environment variable {name}: {_unknown(section, list(Settings.model_fields))}", field=name
+                    f"environment variable {name}: {_unknown(section, list(Settings.model_fields))}",
+                    field=name,
                 )
     return _EnvironmentReader().model_dump(exclude_defaults=True)
 

@@ -1,0 +1,64 @@
+"""The `forecache` command: one file per noun; what is heavy is imported inside the commands."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from app.cli import batch, features, hits, models, predict, processes
+from inference.errors import ForecacheError, SettingsError, UnknownModel
+
+#: exit codes of the contract
+FAILED = 1
+USAGE = 2
+
+app = typer.Typer(
+    name="forecache",
+    help="Predictions computed ahead, served from Redis, computed on demand when they are missing.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # plain help: rich costs 0.17 s at every start
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+processes.register(app)
+predict.register(app)
+app.add_typer(features.app, name="features")
+app.add_typer(batch.app, name="batch")
+app.add_typer(models.app, name="models")
+hits.register(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            typer.echo(f"forecache {version('forecache')}")
+        except PackageNotFoundError:
+            typer.echo("forecache (not installed: run from its sources)")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version),
+    ] = False,
+) -> None:
+    """Settings come from forecache.toml in this folder, or from the file that FORECACHE_CONFIG names."""
+
+
+def main() -> None:
+    """Run the command and exit: 0 done, 1 failed, 2 wrong usage. Errors are one line on stderr."""
+    try:
+        app(prog_name="forecache")
+    except ForecacheError as error:
+        typer.echo(f"forecache: {error.message}", err=True)
+        sys.exit(USAGE if isinstance(error, SettingsError | UnknownModel) else FAILED)
+
+
+__all__ = ["FAILED", "USAGE", "app", "main"]

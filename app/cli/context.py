@@ -1,0 +1,83 @@
+"""What commands share: the settings, the services, and an optional MODEL before the other argument."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from inference.errors import StoreUnavailable
+
+if TYPE_CHECKING:
+    from inference.services import Services
+    from inference.settings import Settings
+
+
+def load_settings() -> Settings:
+    """Return the settings of this folder. Pydantic is imported here, so that `--help` need not wait for it.
+
+    Raises:
+        SettingsError: the settings are wrong.
+    """
+    from inference import settings
+
+    return settings.load_settings()
+
+
+def model_and(first: str, second: str | None, settings: Settings) -> tuple[str, str]:
+    """Return (model, the other argument) of a command that takes `[MODEL] OTHER`.
+
+    Raises:
+        UnknownModel: the model is not configured, or it was left out though several are.
+    """
+    model, other = (None, first) if second is None else (first, second)
+    return settings.model(model)[0], other
+
+
+def models_of(name: str | None, settings: Settings) -> list[str]:
+    """Return the one model named, or all that are configured.
+
+    Raises:
+        UnknownModel: it is not configured.
+    """
+    return sorted(settings.models) if name is None else [settings.model(name)[0]]
+
+
+@contextmanager
+def open_services() -> Iterator[Services]:
+    """Give the services of this folder's deployment; an outage inside the block ends in one clear sentence.
+
+    Raises:
+        SettingsError: the settings are wrong.
+        StoreUnavailable: Redis does not answer.
+    """
+    from inference.services import Services
+
+    settings = load_settings()
+    with clear_outage(settings):
+        yield Services(settings)
+
+
+@contextmanager
+def clear_outage(settings: Settings) -> Iterator[None]:
+    """Turn Redis' own connection errors into one sentence that says what to do.
+
+    Raises:
+        StoreUnavailable: Redis does not answer.
+    """
+    import redis
+
+    try:
+        yield
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        raise StoreUnavailable(_no_redis(settings)) from error
+    except StoreUnavailable as error:
+        raise StoreUnavailable(f"{_no_redis(settings)} ({error.message})") from error
+
+
+def _no_redis(settings: Settings) -> str:
+    if settings.redis.url is None:
+        return "no Redis: [redis] url is not set, and no `forecache up` runs in this folder"
+    # never the URL: it holds the password
+    where = settings.cache_url.rpartition("@")[2].removeprefix("redis://")
+    return f"Redis at {where} does not answer: start it, or `forecache up`"

@@ -1,0 +1,80 @@
+"""`features load` and `features get`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from app.cli.context import model_and, open_services
+from app.cli.output import AsJson, print_fields, print_json
+from inference.clock import to_iso
+from inference.errors import ModelError, UnknownEntity
+
+if TYPE_CHECKING:
+    from inference.models import VersionRecord
+    from inference.services import Services
+
+app = typer.Typer(help="The features that answers on demand are computed from.", no_args_is_help=True)
+
+
+@app.command()
+def load(
+    first: Annotated[str, typer.Argument(metavar="[MODEL] PATH", help="A Parquet file or folder.")],
+    second: Annotated[str | None, typer.Argument(hidden=True)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Load a Parquet table of features; it replaces what was loaded before, all or nothing."""
+    from inference.features import Vectoriser, load_features
+
+    with open_services() as services:
+        model, path = model_and(first, second, services.settings)
+        of_model = services.settings.models[model]
+        record = _record(services, model)
+        report = load_features(
+            services.features(model),
+            Path(path).absolute(),
+            Vectoriser(record.contract, record.signature),
+            entity_column=of_model.entity_column,
+            event_time_column=of_model.event_time_column,
+            keep_s=of_model.batch.keep,
+        ).to_json()
+    if as_json:
+        print_json(report)
+    else:
+        print_fields(report)
+
+
+@app.command()
+def get(
+    first: Annotated[str, typer.Argument(metavar="[MODEL] ENTITY", help="The entity id.")],
+    second: Annotated[str | None, typer.Argument(hidden=True)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print an entity's features and how old they are."""
+    from inference.entities import check_entity_id
+
+    with open_services() as services:
+        model, entity = model_and(first, second, services.settings)
+        entry = services.features(model).read([check_entity_id(entity)])[0]
+    if entry is None:
+        raise UnknownEntity(f"no features of {entity!r} are loaded for model {model!r}", field="entity_id")
+    as_of = to_iso(entry.as_of)
+    if as_json:
+        print_json({"entity_id": entity, "model": model, "as_of": as_of, "features": entry.values})
+    else:
+        print_fields({**entry.values, "as_of": as_of})
+
+
+def _record(services: Services, model: str) -> VersionRecord:
+    """Return the active version's record; before any worker has run, what inspection finds."""
+    from inference.models import inspect_in_subprocess
+
+    version = services.registry.active_version(model)
+    if version is not None:
+        return services.registry.get(model, version)
+    ready = [each for each in inspect_in_subprocess(services.settings, model).values() if each.state == "ready"]
+    if not ready:
+        raise ModelError(f"no version of model {model!r} can be served: see `forecache models show {model}`")
+    return max(ready, key=lambda record: record.version)

@@ -1,0 +1,66 @@
+"""`hits`: how requests were answered."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from app.cli.context import models_of, open_services
+from app.cli.output import AsJson, print_json, print_rows
+from inference.errors import SettingsError
+from inference.outcomes import Outcome
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command()(hits)
+
+
+def hits(
+    model: Annotated[str | None, typer.Argument(help="Left out: all models.")] = None,
+    window: Annotated[str, typer.Option(help="How far back to look, such as 5m, 1h or 24h.")] = "1h",
+    as_json: AsJson = False,
+) -> None:
+    """Print the hit rate and the seven outcomes that requests had."""
+    from inference.hits import HitWindows
+
+    window_s = _seconds(window)
+    with open_services() as services:
+        windows = HitWindows(services.cache, services.keys)
+        counts = {name: windows.read(name, window_s) for name in models_of(model, services.settings)}
+    if as_json:
+        print_json(
+            [
+                {
+                    "model": name,
+                    "window_s": window_s,
+                    "total": each.total,
+                    "hit_rate": each.hit_rate,
+                    "outcomes": {outcome.value: each.outcomes.get(outcome, 0) for outcome in Outcome},
+                }
+                for name, each in counts.items()
+            ]
+        )
+        return
+    print_rows(
+        ("model", "total", "hit_rate", *(outcome.value for outcome in Outcome)),
+        [
+            (
+                name,
+                each.total,
+                f"{each.hit_rate:.1%}",
+                *(each.outcomes.get(outcome, 0) for outcome in Outcome),
+            )
+            for name, each in counts.items()
+        ],
+    )
+
+
+def _seconds(text: str) -> float:
+    from inference.settings.model import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise SettingsError(f"--window: {error}", field="window") from error

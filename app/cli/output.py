@@ -1,0 +1,59 @@
+"""How commands print: JSON when asked, a table on a terminal, plain columns in a pipe."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+
+#: the option of every command whose output is data
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def print_json(data: Any) -> None:
+    """Print one JSON value."""
+    typer.echo(json.dumps(data, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+
+
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print rows: a ruled table on a terminal, tab-separated lines with a head in a pipe."""
+    texts = [[cell_text(cell) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        for line in [list(columns), *texts]:
+            typer.echo("\t".join(line))
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    for line in texts:
+        table.add_row(*map(escape, line))
+    Console().print(table)
+
+
+def print_fields(fields: Mapping[str, Any]) -> None:
+    """Print one thing, a name and a value a line."""
+    width = max(map(len, fields), default=0)
+    for name, value in fields.items():
+        typer.echo(f"{name:<{width}}  {cell_text(value)}")
+
+
+def note(text: str) -> None:
+    """Say something beside the data: on stderr."""
+    typer.echo(text, err=True)
+
+
+def cell_text(value: Any) -> str:
+    """Return a value as a person reads it; None is a dash."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,109 @@
+"""`predict` and `enqueue`: ask the API, at once or later."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from app.cli.context import load_settings
+from app.cli.output import AsJson, note, print_fields, print_json, print_rows
+from inference.errors import Unavailable
+
+ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="May be left out when one is configured.")]
+_OVER = ("done", "failed", "cancelled")
+#: seconds of one long poll
+_POLL_S = 20.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command()(predict)
+    app.command()(enqueue)
+
+
+def predict(
+    entity: Annotated[str, typer.Argument(help="The entity id.")],
+    model: ModelOption = None,
+    max_staleness_hours: Annotated[
+        float | None, typer.Option(min=0, help="Oldest answer that will do; 0 forces computing.")
+    ] = None,
+    timeout_ms: Annotated[int | None, typer.Option(min=1, help="How long a miss may take.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the prediction for one entity."""
+    from app.cli.http import Api, problem_text
+
+    settings = load_settings()
+    body = {
+        "model": settings.model(model)[0],
+        # in a body, an id may hold whatever an id may hold
+        "entity_ids": [entity],
+        "max_staleness_hours": max_staleness_hours,
+        "timeout_ms": timeout_ms,
+    }
+    answer = Api(settings.api).call("POST", "/predict", _given(body), timeout_s=(timeout_ms or 0) / 1000)
+    item: dict[str, Any] = answer["predictions"][0]
+    if as_json:
+        print_json(item)
+    elif "error" not in item:
+        print_fields(item)
+    if "error" in item:
+        if not as_json:
+            note(f"forecache: {problem_text(item['error'])}")
+        raise typer.Exit(1)
+
+
+def enqueue(
+    entities: Annotated[list[str], typer.Argument(help="Entity ids.")],
+    model: ModelOption = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Have predictions computed by a worker; print the job's id, or with --wait its result."""
+    from app.cli.http import Api
+
+    settings = load_settings()
+    api = Api(settings.api)
+    body = {"model": settings.model(model)[0], "entity_ids": entities}
+    job = api.call("POST", "/predictions", body)
+    if not wait:
+        if as_json:
+            print_json(job)
+        else:
+            typer.echo(job["task_id"])
+        return
+    _print_job(_until_over(api, job["task_id"]), as_json=as_json)
+
+
+def _until_over(api: Any, task_id: str) -> dict[str, Any]:
+    while True:
+        path = f"/predictions/{task_id}?wait_s={_POLL_S:g}"
+        job: dict[str, Any] = api.call("GET", path, timeout_s=_POLL_S)
+        if job["state"] in _OVER:
+            return job
+
+
+def _print_job(job: dict[str, Any], *, as_json: bool) -> None:
+    from app.cli.http import problem_text
+
+    items = (job.get("result") or {}).get("predictions", [])
+    if as_json:
+        print_json(job)
+    elif items:
+        rows = [
+            (
+                item["entity_id"],
+                item.get("prediction"),
+                problem_text(item["error"]) if "error" in item else None,
+            )
+            for item in items
+        ]
+        print_rows(("entity_id", "prediction", "error"), rows)
+    if job["state"] != "done":
+        detail = problem_text(job["error"]) if job.get("error") else job["state"]
+        raise Unavailable(f"job {job['task_id']} is {job['state']}: {detail}")
+
+
+def _given(body: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if value is not None}

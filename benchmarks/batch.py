@@ -1,0 +1,140 @@
+"""Rows per second from Parquet to published predictions, against the usual loop and the Redis floor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from datetime import datetime
+from statistics import median
+from typing import Any
+
+import numpy as np
+from rig.dataset import entity_id, make_dataset
+from rig.deployment import MODEL, ROOT, Deployment, temporary_folder
+from rig.recording import Recorder, replay
+from rig.report import print_report
+
+CHECKED_ROWS = 20_000
+REPLAYS = 3
+
+
+def main() -> None:
+    """Measure, check what was stored, and print."""
+    options = _options()
+    with temporary_folder() as folder:
+        dataset = make_dataset(folder, options.rows)
+        with Deployment(folder, dataset) as deployment:
+            figures = measure(deployment, options)
+    rows = [
+        ("Forecache", figures["ours_rows_per_s"], figures["bytes_per_prediction"]),
+        ("the brief's loop", figures["brief_rows_per_s"], figures["brief_bytes_per_prediction"]),
+        ("Redis floor: the same bytes replayed", figures["redis_floor_rows_per_s"], None),
+    ]
+    title = f"Batch: {options.rows:,} rows x 32 features, {options.processes} scoring process(es)"
+    print_report(title, ["", "rows/s", "bytes/prediction"], rows, figures, as_json=options.json)
+
+
+def measure(deployment: Deployment, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures of all three."""
+    workers = deployment.start_workers(*["gpu"] * options.processes, "maintenance")
+    empty = used_memory(deployment)
+    rates = [_rows_per_s(deployment.batch_run())]
+    used = used_memory(deployment) - empty
+    check_stored(deployment)
+    rates += [_rows_per_s(deployment.batch_run()) for _ in range(options.runs - 1)]
+    for name in workers:
+        deployment.stop(name)
+    floor_s = redis_floor_s(deployment, options.processes)
+    brief_rows_per_s, brief_bytes = brief(deployment, min(options.rows, options.brief_rows))
+    ours, floor = median(rates), options.rows / floor_s
+    return {
+        "rows": options.rows,
+        "ours_rows_per_s": round(ours),
+        "ours_rows_per_s_by_run": [round(rate) for rate in rates],
+        "brief_rows_per_s": round(brief_rows_per_s),
+        "redis_floor_rows_per_s": round(floor),
+        "ratio_brief": round(ours / brief_rows_per_s, 2),
+        "ratio_redis_floor": round(ours / floor, 3),
+        "bytes_per_prediction": round(used / options.rows, 1),
+        "brief_bytes_per_prediction": round(brief_bytes, 1),
+    }
+
+
+def used_memory(deployment: Deployment) -> int:
+    """Return the bytes that Redis has in use."""
+    with deployment.client() as client:
+        return int(client.info("memory")["used_memory"])
+
+
+def check_stored(deployment: Deployment) -> None:
+    """End the benchmark unless every row is stored, and a uniform sample holds the model's own answers."""
+    dataset, table = deployment.dataset, deployment.services.predictions(MODEL)
+    current = table.pointer().current
+    manifest = table.manifest(current) if current is not None else None
+    stored = table.count(manifest) if manifest else 0
+    if stored != dataset.rows:
+        raise SystemExit(f"{stored:,} of {dataset.rows:,} predictions are stored")
+    sample = np.random.default_rng(1).choice(dataset.rows, min(CHECKED_ROWS, dataset.rows), replace=False)
+    entries = table.read([entity_id(row) for row in sample.tolist()])
+    found = np.array([next(iter(entry.values.values())) if entry else np.nan for entry in entries])
+    wrong = int((~np.isclose(found, dataset.answers()[sample], rtol=1e-5, atol=1e-6)).sum())
+    if wrong:
+        raise SystemExit(f"{wrong:,} of {len(sample):,} sampled predictions are missing or not the model's")
+
+
+def redis_floor_s(deployment: Deployment, processes: int) -> float:
+    """Record what one run writes, and return the best of three replays in seconds."""
+    with Recorder(deployment.folder / "recording", deployment.redis_port) as recorder:
+        deployment.use_cache_port(recorder.port)
+        workers = deployment.start_workers(*["gpu"] * processes, "maintenance")
+        deployment.batch_run()
+        for name in workers:
+            deployment.stop(name)
+        streams = recorder.streams()
+    deployment.use_cache_port(deployment.redis_port)
+    return min(_replay_into_empty(deployment, streams) for _ in range(REPLAYS))
+
+
+def _replay_into_empty(deployment: Deployment, streams: Any) -> float:
+    with deployment.client() as client:
+        client.flushdb()
+    return replay(streams, deployment.redis_port)
+
+
+def brief(deployment: Deployment, rows: int) -> tuple[float, float]:
+    """Return the usual loop's rows per second and bytes a prediction, over the same table and model."""
+    with deployment.client() as client:
+        client.flushdb()
+    empty = used_memory(deployment)
+    dataset = deployment.dataset
+    finished = subprocess.run(
+        [
+            sys.executable, "-m", "baselines.brief_batch", str(dataset.keras_model), str(dataset.table),
+            str(rows), f"redis://127.0.0.1:{deployment.redis_port}/1",
+        ],
+        cwd=ROOT / "benchmarks", env=deployment.environment(), stdout=subprocess.PIPE, text=True, check=True,
+    )  # fmt: skip
+    result = json.loads(finished.stdout.splitlines()[-1])
+    return result["rows"] / result["seconds"], (used_memory(deployment) - empty) / result["rows"]
+
+
+def _rows_per_s(run: dict[str, Any]) -> float:
+    """Return the run's rate from the request to the published generation."""
+    took = datetime.fromisoformat(run["finished_at"]) - datetime.fromisoformat(run["created_at"])
+    return float(run["rows_done"] / took.total_seconds())
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--runs", type=int, default=3, help="runs of ours; the median counts")
+    parser.add_argument("--processes", type=int, default=2, help="scoring processes of ours")
+    parser.add_argument("--brief-rows", type=int, default=100_000, help="rows of the usual loop")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

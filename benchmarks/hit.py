@@ -1,0 +1,99 @@
+"""Requests per second that are answered from the store, against the usual endpoint and a bare one."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from baselines.brief_store import store
+from rig.dataset import entity_id, make_dataset
+from rig.deployment import Deployment, temporary_folder
+from rig.report import print_report
+from rig.wrk import Load, Target, load, median_load, write_answers
+
+WARM_UP_S = 2
+
+
+def main() -> None:
+    """Measure all three in turn, several rounds, and print the medians."""
+    options = _options()
+    with temporary_folder() as folder:
+        dataset = make_dataset(folder, options.rows)
+        with Deployment(folder, dataset) as deployment:
+            targets = prepare(deployment)
+            loads = measure(targets, options)
+    figures = _figures(loads, options)
+    rows = [(name, one.rps, one.p50_ms, one.p99_ms, _bound(one)) for name, one in loads.items()]
+    title = f"Hits: {options.rows:,} ids, {options.connections} connections, one server process each"
+    print_report(title, ["", "requests/s", "p50 ms", "p99 ms", "client"], rows, figures, as_json=options.json)
+
+
+def prepare(deployment: Deployment) -> list[Target]:
+    """Publish a generation, start the three servers, and return what to load."""
+    dataset = deployment.dataset
+    workers = deployment.start_workers("gpu", "maintenance")
+    deployment.batch_run()
+    for name in workers:  # a hit needs none of them, and the core is the server's
+        deployment.stop(name)
+    answers = dataset.answers()
+    _store_like_the_brief(deployment, answers.tolist())
+    file = write_answers(deployment.folder / "answers.txt", answers)
+    deployment.start_api()
+    hit = '"cache_hit":true'
+    return [
+        Target("ours", deployment.url, dataset.rows, hit, answers=file),
+        Target("brief", deployment.start_baseline("brief_api"), dataset.rows, hit, answers=file),
+        Target("bare", deployment.start_baseline("bare_api"), dataset.rows, hit),
+    ]
+
+
+def measure(targets: list[Target], options: argparse.Namespace) -> dict[str, Load]:
+    """Return each target's median over the rounds; the rounds take turns, so a noisy moment hits all."""
+    for target in targets:
+        load(target, connections=options.connections, seconds=WARM_UP_S)
+    rounds: dict[str, list[Load]] = {target.name: [] for target in targets}
+    for _ in range(options.rounds):
+        for target in targets:
+            rounds[target.name].append(load(target, connections=options.connections, seconds=options.seconds))
+    return {name: median_load(loads) for name, loads in rounds.items()}
+
+
+def _store_like_the_brief(deployment: Deployment, answers: list[float]) -> None:
+    with deployment.client() as client:
+        for start in range(0, len(answers), 10_000):
+            part = answers[start : start + 10_000]
+            store(client, [entity_id(start + number) for number in range(len(part))], part)
+
+
+def _figures(loads: dict[str, Load], options: argparse.Namespace) -> dict[str, Any]:
+    ours = loads["ours"]
+    return {
+        "rows": options.rows,
+        "connections": options.connections,
+        "ours_rps": round(ours.rps),
+        "brief_rps": round(loads["brief"].rps),
+        "bare_rps": round(loads["bare"].rps),
+        "ratio_brief": round(ours.rps / loads["brief"].rps, 2),
+        "ratio_bare": round(ours.rps / loads["bare"].rps, 3),
+        "ours_p50_ms": round(ours.p50_ms, 3),
+        "ours_p99_ms": round(ours.p99_ms, 3),
+        "client_bound": [name for name, one in loads.items() if one.client_bound],
+    }
+
+
+def _bound(one: Load) -> str:
+    return "client-bound" if one.client_bound else f"{one.client_core:.0%} of a core"
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=200_000, help="ids, drawn uniformly")
+    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=8, help="of each load")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Memory: bytes of Redis a prediction, by shape, and what a batch worker takes as its table grows."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import redis
+from rig.dataset import entity_id, make_dataset
+from rig.deployment import MODEL, Deployment, temporary_folder
+from rig.report import print_report
+
+from inference.schema import DType, TensorSpec
+
+SHAPES = ((), (8,), (64,))
+WINDOW = 250_000
+GROWTH = 4
+
+
+def main() -> None:
+    """Measure both and print."""
+    options = _options()
+    with temporary_folder() as folder:
+        small = make_dataset(folder, options.worker_rows)
+        with Deployment(folder / "store", small) as deployment:
+            stored = {_name(shape): store_both(deployment, shape, options.rows) for shape in SHAPES}
+        peaks = [worker_peak_mib(folder, options.worker_rows * factor) for factor in (1, GROWTH)]
+    (ours, brief), (small_mib, large_mib) = stored[_name(())], peaks
+    figures = {
+        "rows": options.rows,
+        "ours_bytes_per_prediction": round(ours, 1),
+        "brief_bytes_per_prediction": round(brief, 1),
+        "ratio_brief": round(ours / brief, 3),
+        "by_shape": {name: {"ours": round(pair[0], 1), "brief": round(pair[1], 1)} for name, pair in stored.items()},
+        "worker_rows": [options.worker_rows, options.worker_rows * GROWTH],
+        "worker_peak_mib": [round(small_mib), round(large_mib)],
+        "ratio_worker_growth": round(large_mib / small_mib, 3),
+    }
+    rows: list[tuple[Any, ...]] = [(f"bytes a prediction, {name}", *pair) for name, pair in stored.items()]
+    rows.append((f"worker's peak MiB, {options.worker_rows:,} rows", small_mib, None))
+    rows.append((f"worker's peak MiB, {options.worker_rows * GROWTH:,} rows", large_mib, None))
+    print_report(f"Memory, {options.rows:,} predictions", ["", "ours", "brief"], rows, figures, as_json=options.json)
+
+
+def store_both(deployment: Deployment, shape: tuple[int, ...], rows: int) -> tuple[float, float]:
+    """Return bytes of Redis a prediction of this shape: as a generation, and as one JSON value per id."""
+    values = np.random.default_rng(3).standard_normal((min(rows, WINDOW), *shape)).astype(np.float32)
+    with deployment.client() as client:
+        return (
+            _growth(client, rows, lambda: _write_generation(deployment, values, rows)),
+            _growth(client, rows, lambda: _write_json(client, values, rows)),
+        )
+
+
+def _growth(client: redis.Redis, rows: int, write: Any) -> float:
+    client.flushdb()
+    before = int(client.info("memory")["used_memory"])
+    write()
+    return float((int(client.info("memory")["used_memory"]) - before) / rows)
+
+
+def _write_generation(deployment: Deployment, values: Any, rows: int) -> None:
+    table = deployment.services.predictions(MODEL)
+    fields = (TensorSpec("output", DType.FLOAT32, values.shape[1:]),)
+    manifest = table.begin(fields, rows_expected=rows, model_version=1, contract_hash="bench", keep_s=86_400)
+    for start in range(0, rows, WINDOW):
+        count = min(WINDOW, rows - start)
+        ids = pa.array([entity_id(row) for row in range(start, start + count)])
+        table.write(manifest, ids, {"output": values[:count]}, np.full(count, time.time()))
+    table.publish(manifest.number)
+
+
+def _write_json(client: redis.Redis, values: Any, rows: int) -> None:
+    listed = values.tolist()
+    for start in range(0, rows, 10_000):
+        pipeline = client.pipeline(transaction=False)
+        for row in range(start, min(start + 10_000, rows)):
+            value = json.dumps({"prediction": listed[row % len(listed)], "timestamp": time.time()})
+            pipeline.setex(f"pred:{entity_id(row)}", 86_400, value)
+        pipeline.execute()
+
+
+def worker_peak_mib(folder: Path, rows: int) -> float:
+    """Return the most memory, in MiB, that a fresh batch worker held while it scored so many rows."""
+    dataset = make_dataset(folder, rows)
+    with Deployment(folder / f"run-{rows}", dataset) as deployment:
+        workers = deployment.start_workers("gpu", "maintenance")
+        deployment.batch_run()
+        status = Path(f"/proc/{next(iter(workers.values()))}/status").read_text()
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(peak.split()[1]) / 1024
+
+
+def _name(shape: tuple[int, ...]) -> str:
+    return f"float32[{shape[0]}]" if shape else "float32"
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=500_000, help="predictions stored of each shape")
+    parser.add_argument("--worker-rows", type=int, default=500_000, help="of the smaller run of two")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What every benchmark stands on: generated data, real processes, a load generator, one form of report."""

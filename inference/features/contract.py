@@ -1,0 +1,279 @@
+"""The feature contract: names, dtypes, shapes and defaults of what a model is fed, in the model's order."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from inference.errors import ContractError
+from inference.schema import DType, Signature, TensorSpec
+
+CONTRACT_FILE = "features.json"
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One feature. `shape`: that of one entity's value. `default` None: a missing value is an error."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...] = ()
+    default: Any | None = None
+
+    @property
+    def spec(self) -> TensorSpec:
+        """The feature as a named tensor."""
+        return TensorSpec(self.name, self.dtype, self.shape)
+
+    @property
+    def width(self) -> int:
+        """How many elements one entity's value has."""
+        return math.prod(self.shape)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, in the form of `features.json`."""
+        data: dict[str, Any] = {"name": self.name, "dtype": self.dtype.value}
+        if self.shape:
+            data["shape"] = list(self.shape)
+        if self.default is not None:
+            data["default"] = self.default
+        return data
+
+    @classmethod
+    def from_json(cls, data: Any) -> Feature:
+        """Rebuild from `to_json`, or from what a person wrote.
+
+        Raises:
+            ContractError: a key is unknown, missing or of the wrong kind; or the default does not fit.
+        """
+        if not isinstance(data, dict) or not isinstance(data.get("name"), str) or not data["name"]:
+            raise ContractError(f"each feature needs a name, as in {_EXAMPLE}; found {_short(data)}")
+        name = data["name"]
+        unknown = sorted(set(data) - {"name", "dtype", "shape", "default"})
+        if unknown:
+            raise ContractError(
+                f"feature {name!r}: unknown key {unknown[0]!r}; known: name, dtype, shape, default",
+                field=name,
+            )
+        feature = cls(name, _dtype(name, data.get("dtype")), _shape(name, data.get("shape", [])), data.get("default"))
+        _check_default(feature)
+        return feature
+
+
+@dataclass(frozen=True)
+class FeatureContract:
+    """The features of a model in order. Two contracts with the same `hash` take the same values."""
+
+    features: tuple[Feature, ...]
+
+    @cached_property
+    def hash(self) -> str:
+        """Sixteen hex digits that change whenever a name, dtype, shape, default or the order does."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+    @property
+    def fields(self) -> tuple[TensorSpec, ...]:
+        """The features as named tensors: the schema of a feature table."""
+        return tuple(feature.spec for feature in self.features)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Names of the features, in order."""
+        return [feature.name for feature in self.features]
+
+    @cached_property
+    def width(self) -> int:
+        """How many elements all values of one entity have together."""
+        return sum(feature.width for feature in self.features)
+
+    @cached_property
+    def all_scalar(self) -> bool:
+        """Whether every feature is a single value."""
+        return not any(feature.shape for feature in self.features)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, in the form of `features.json`."""
+        return {"features": [feature.to_json() for feature in self.features]}
+
+    @classmethod
+    def from_json(cls, data: Any) -> FeatureContract:
+        """Rebuild from `to_json`, or from what a person wrote.
+
+        Raises:
+            ContractError: the form is not that of `features.json`, or a name appears twice.
+        """
+        items = data.get("features") if isinstance(data, dict) else None
+        if not isinstance(items, list) or not items:
+            raise ContractError(f'{CONTRACT_FILE} must be {{"features": [{_EXAMPLE}, …]}}')
+        features = tuple(Feature.from_json(item) for item in items)
+        seen: set[str] = set()
+        for feature in features:
+            if feature.name in seen:
+                raise ContractError(f"feature {feature.name!r} appears twice: remove one", field=feature.name)
+            seen.add(feature.name)
+        return cls(features)
+
+
+_EXAMPLE = '{"name": "distance", "dtype": "float32", "default": 0.0}'
+
+
+def read_contract(folder: Path, version_folder: Path, signature: Signature) -> FeatureContract:
+    """Return the model's feature contract, checked against its signature.
+
+    It stands in `features.json` in the version's folder, else in the model's; without one, every named
+    input is a feature.
+
+    Raises:
+        ContractError: the file is malformed, or it and the signature disagree; names the feature or input.
+    """
+    for place in (version_folder, folder):
+        file = place / CONTRACT_FILE
+        if file.is_file():
+            contract = _read_file(file)
+            check_contract(contract, signature)
+            return contract
+    return contract_from_signature(signature)
+
+
+def contract_from_signature(signature: Signature) -> FeatureContract:
+    """Return the contract of a model that has one named input per feature.
+
+    Raises:
+        ContractError: an input has a dimension of unknown size, so nobody can say what belongs there.
+    """
+    for spec in signature.inputs:
+        if -1 in spec.shape:
+            raise ContractError(
+                f"input {spec.name!r} has a dimension of unknown size: list its columns in {CONTRACT_FILE}",
+                field=spec.name,
+            )
+    # a row's single number may stand in a dimension of its own: [None, 1] is one number a row
+    return FeatureContract(
+        tuple(Feature(spec.name, spec.dtype, () if spec.shape == (1,) else spec.shape) for spec in signature.inputs)
+    )
+
+
+def is_stacked(contract: FeatureContract, signature: Signature) -> bool:
+    """Tell whether the features stand side by side in the model's single input, rather than one per input."""
+    if len(signature.inputs) != 1:
+        return False
+    only = signature.inputs[0]
+    return contract.names != [only.name] and len(only.shape) <= 1
+
+
+def check_contract(contract: FeatureContract, signature: Signature) -> None:
+    """Refuse a contract that does not fill the model's inputs.
+
+    Raises:
+        ContractError: names the feature or the input, and what to change.
+    """
+    if is_stacked(contract, signature):
+        _check_stacked(contract, signature.inputs[0])
+    else:
+        _check_named(contract, signature)
+
+
+def _check_stacked(contract: FeatureContract, only: TensorSpec) -> None:
+    wanted = math.prod(only.shape)
+    if wanted >= 0 and contract.width != wanted:
+        raise ContractError(
+            f"{CONTRACT_FILE} lists {contract.width} values but the model's input {only.name!r} takes {wanted}: "
+            "list them all, in the order of the tensor",
+            field=only.name,
+        )
+    for feature in contract.features:
+        _check_castable(feature, only)
+
+
+def _check_named(contract: FeatureContract, signature: Signature) -> None:
+    inputs = {spec.name: spec for spec in signature.inputs}
+    for feature in contract.features:
+        spec = inputs.pop(feature.name, None)
+        if spec is None:
+            raise ContractError(
+                f"feature {feature.name!r} is no input of the model; its inputs: "
+                + ", ".join(one.name for one in signature.inputs),
+                field=feature.name,
+            )
+        _check_castable(feature, spec)
+        if -1 not in spec.shape and feature.width != math.prod(spec.shape):
+            raise ContractError(
+                f"feature {feature.name!r} has shape {list(feature.shape)} but the model's input takes "
+                f"{list(spec.shape)}: correct its shape in {CONTRACT_FILE}",
+                field=feature.name,
+            )
+    if inputs:
+        name = next(iter(inputs))
+        raise ContractError(f"the model's input {name!r} is not in {CONTRACT_FILE}: add it", field=name)
+
+
+def _check_castable(feature: Feature, spec: TensorSpec) -> None:
+    fits = (
+        feature.dtype is spec.dtype
+        or (spec.dtype.is_float and feature.dtype is not DType.STRING)
+        or (spec.dtype.is_integer and (feature.dtype.is_integer or feature.dtype is DType.BOOL))
+    )
+    if not fits:
+        raise ContractError(
+            f"feature {feature.name!r} is {feature.dtype} but the model's input {spec.name!r} is "
+            f"{spec.dtype}: "
+            f"declare a dtype in {CONTRACT_FILE} that can become {spec.dtype}",
+            field=feature.name,
+        )
+
+
+def _read_file(file: Path) -> FeatureContract:
+    try:
+        return FeatureContract.from_json(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ContractError(f"{file} is not valid JSON: {error}") from error
+    except ContractError as error:
+        raise ContractError(f"{file}: {error.message}", field=error.field) from error
+
+
+def _dtype(name: str, value: Any) -> DType:
+    try:
+        return DType(value)
+    except ValueError:
+        raise ContractError(f"feature {name!r}: dtype {value!r} is not one of {', '.join(DType)}", field=name) from None
+
+
+def _shape(name: str, value: Any) -> tuple[int, ...]:
+    sizes = value if isinstance(value, list) else [value]
+    if not all(type(size) is int and size > 0 for size in sizes):
+        raise ContractError(f"feature {name!r}: shape {value!r} is no list of sizes such as [3]", field=name)
+    return tuple(sizes)
+
+
+def _check_default(feature: Feature) -> None:
+    if feature.default is None:
+        return
+    problem = f"feature {feature.name!r}: default {_short(feature.default)} is no {feature.dtype}"
+    try:
+        array = np.array(feature.default)
+    except ValueError:
+        raise ContractError(f"{problem} of shape {list(feature.shape)}", field=feature.name) from None
+    if array.shape not in ((), feature.shape):
+        raise ContractError(f"{problem} of shape {list(feature.shape)}", field=feature.name)
+    kinds = {DType.STRING: "U", DType.BOOL: "b"}.get(feature.dtype, "iuf" if feature.dtype.is_float else "iu")
+    if array.dtype.kind not in kinds:
+        raise ContractError(problem, field=feature.name)
+    if feature.dtype.is_integer:
+        limits = np.iinfo(feature.dtype.numpy)
+        if array.min() < limits.min or array.max() > limits.max:
+            raise ContractError(f"{problem}: out of range", field=feature.name)
+    elif feature.dtype.is_float and not np.isfinite(array.astype(feature.dtype.numpy)).all():
+        raise ContractError(f"{problem}: not a finite number", field=feature.name)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "…"

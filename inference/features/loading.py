@@ -1,0 +1,205 @@
+"""Loads a Parquet table as one generation of a model's feature table: all of it, or nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from inference.entities import check_entity_column_type, entity_ids_as_text, illegal_entity_ids
+from inference.errors import Conflict, SourceError, StoreUnavailable
+from inference.features.event_time import check_event_time_column, event_times
+from inference.features.rows import examples
+from inference.features.vectoriser import Vectoriser
+from inference.store import GenerationState, Manifest, Table
+
+#: rows written together: large windows put several fields into each HSET
+ROWS_PER_WINDOW = 250_000
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What `load_features` published."""
+
+    source: str
+    generation: int
+    rows: int
+    took_s: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "source": self.source,
+            "generation": self.generation,
+            "rows": self.rows,
+            "took_s": self.took_s,
+        }
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A checked Parquet table and the columns that matter of it."""
+
+    name: str
+    dataset: ds.Dataset
+    rows: int
+    entity_column: str
+    event_time_column: str | None
+    vectoriser: Vectoriser
+
+
+def load_features(
+    table: Table,
+    source: str | Path,
+    vectoriser: Vectoriser,
+    *,
+    entity_column: str,
+    event_time_column: str | None = None,
+    keep_s: float,
+    rows_per_window: int = ROWS_PER_WINDOW,
+) -> LoadReport:
+    """Publish a Parquet file or folder as the current features of every entity in it.
+
+    All or nothing: a refused row refuses the load, and what was current stays so. Without an event-time
+    column the features are as old as this load. `keep_s`: when Redis forgets them.
+
+    Raises:
+        SourceError: the table cannot be read, lacks a column, or holds rows that cannot be used (null,
+            illegal or duplicate ids, missing values without a default); examples are named.
+        StoreUnavailable: Redis did not answer in time.
+    """
+    started = time.monotonic()
+    checked = _open(source, entity_column, event_time_column, vectoriser)
+    contract = vectoriser.contract
+    manifest = table.begin(
+        contract.fields,
+        rows_expected=checked.rows,
+        model_version=0,
+        contract_hash=contract.hash,
+        keep_s=keep_s,
+    )
+    try:
+        for batch in _windows(checked, rows_per_window):
+            _write(table, manifest, checked, batch)
+        _refuse_duplicates(table, manifest, checked)
+        table.publish(manifest.number)
+    except BaseException:
+        # the generation dies with its manifest's deadline if even this fails
+        with suppress(StoreUnavailable, Conflict):
+            table.discard(manifest.number, GenerationState.FAILED)
+            table.collect(manifest.number, sweep_after_s=0)
+        raise
+    for number in table.collectable():
+        table.collect(number)
+    return LoadReport(checked.name, manifest.number, checked.rows, round(time.monotonic() - started, 3))
+
+
+def _open(source: str | Path, entity_column: str, event_time_column: str | None, vectoriser: Vectoriser) -> _Source:
+    path = Path(source)
+    if not path.exists():
+        raise SourceError(f"feature table {path} does not exist", field="features")
+    try:
+        dataset = ds.dataset(path, format="parquet")
+        rows = dataset.count_rows()
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{path} cannot be read as Parquet: {_first_line(error)}", field="features") from error
+    name, schema = path.name, dataset.schema
+    _check_column(schema, entity_column, name, "entity_column")
+    check_entity_column_type(entity_column, schema.field(entity_column).type)
+    if event_time_column is not None:
+        _check_column(schema, event_time_column, name, "event_time_column")
+        check_event_time_column(event_time_column, schema.field(event_time_column).type)
+    vectoriser.check_schema(schema, name)
+    if rows == 0:
+        raise SourceError(f"{name} has no rows: nothing to load", field="features")
+    return _Source(name, dataset, rows, entity_column, event_time_column, vectoriser)
+
+
+def _check_column(schema: pa.Schema, column: str, name: str, setting: str) -> None:
+    if len(schema.get_all_field_indices(column)) != 1:
+        raise SourceError(
+            f"{name} has no single column {column!r}; set {setting} to one of {', '.join(schema.names[:20])}",
+            field=setting,
+        )
+
+
+def _windows(source: _Source, rows: int) -> Iterator[pa.RecordBatch]:
+    columns = {source.entity_column, *source.vectoriser.columns}
+    if source.event_time_column is not None:
+        columns.add(source.event_time_column)
+    # little read-ahead: memory must not grow with the table
+    scanner = source.dataset.scanner(
+        columns=sorted(columns), batch_size=rows, batch_readahead=1, fragment_readahead=1, use_threads=False
+    )
+    waiting: list[pa.RecordBatch] = []
+    try:
+        for batch in scanner.to_batches():
+            waiting.append(batch)
+            if sum(one.num_rows for one in waiting) >= rows:
+                yield pa.concat_batches(waiting)
+                waiting = []
+    except (pa.ArrowException, OSError) as error:
+        raise SourceError(f"{source.name} cannot be read: {_first_line(error)}", field="features") from error
+    if sum(one.num_rows for one in waiting):
+        yield pa.concat_batches(waiting)
+
+
+def _write(table: Table, manifest: Manifest, source: _Source, batch: pa.RecordBatch) -> None:
+    ids = entity_ids_as_text(batch.column(source.entity_column), source.entity_column)
+    illegal = illegal_entity_ids(ids)
+    if pc.any(illegal).as_py():
+        bad = ids.filter(illegal).slice(0, _EXAMPLES).to_pylist()
+        raise SourceError(
+            f"{source.name}: {pc.sum(illegal).as_py()} rows have no legal id in {source.entity_column!r}, "
+            f"such as {', '.join(map(repr, bad))}: give every row 1 to 512 bytes without control characters",
+            field=source.entity_column,
+        )
+    rows = source.vectoriser.features_from_arrow(batch)
+    if rows.reasons:
+        told = "; ".join(examples(rows.reasons[:_EXAMPLES], lambda row: ids[row].as_py()))
+        raise SourceError(f"{source.name}: {told}", field=rows.reasons[0].feature)
+    table.write(manifest, ids, rows.block, _as_of(source, batch, ids, manifest.created_at))
+
+
+def _as_of(source: _Source, batch: pa.RecordBatch, ids: pa.Array, loaded_at: float) -> npt.NDArray[np.float64]:
+    if source.event_time_column is None:
+        return np.full(batch.num_rows, loaded_at)
+    times = event_times(batch.column(source.event_time_column))
+    unknown = np.flatnonzero(np.isnan(times))
+    if len(unknown):
+        raise SourceError(
+            f"{source.name}: {len(unknown)} rows have no {source.event_time_column!r}, "
+            f"such as that of {ids[int(unknown[0])].as_py()!r}",
+            field=source.event_time_column,
+        )
+    return times
+
+
+def _refuse_duplicates(table: Table, manifest: Manifest, source: _Source) -> None:
+    distinct = table.count(manifest)
+    if distinct == source.rows:
+        return
+    ids = source.dataset.to_table(columns=[source.entity_column]).column(source.entity_column).combine_chunks()
+    counts = pc.value_counts(entity_ids_as_text(ids, source.entity_column))
+    twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values").slice(0, _EXAMPLES).to_pylist()
+    if not twice:
+        raise StoreUnavailable(f"{source.rows} rows were written but Redis holds {distinct}: load them again")
+    raise SourceError(
+        f"{source.name}: {source.rows - distinct} rows repeat an id of {source.entity_column!r}, "
+        f"such as {', '.join(map(repr, twice))}: keep one row per entity",
+        field=source.entity_column,
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0]

@@ -1,0 +1,97 @@
+"""Feature values of many rows, with what could not be used and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from inference.features.contract import Feature
+from inference.schema import Block, DType
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Rows (positions in the block) that one feature makes unusable, and why."""
+
+    feature: str
+    reason: str
+    rows: npt.NDArray[np.intp]
+
+
+@dataclass
+class FeatureRows:
+    """Features by name in the contract's dtypes. Rejected rows hold zeros or "" and must not be used."""
+
+    block: Block
+    rejected: npt.NDArray[np.bool_]
+    reasons: list[Rejection] = field(default_factory=list)
+
+    def reject(self, feature: str, reason: str, mask: npt.NDArray[np.bool_]) -> None:
+        """Mark the rows of the mask as unusable; nothing happens when it marks none."""
+        rows = np.flatnonzero(mask)
+        if len(rows):
+            self.rejected[rows] = True
+            self.reasons.append(Rejection(feature, reason, rows))
+
+    def first_reasons(self) -> dict[int, Rejection]:
+        """Return row → the first reason it was rejected for."""
+        return {int(row): one for one in reversed(self.reasons) for row in one.rows}
+
+    def usable(self) -> Block:
+        """Return the block without the rejected rows, order kept."""
+        return take(self.block, ~self.rejected) if self.rejected.any() else self.block
+
+
+def take(block: Block, rows: npt.NDArray[Any]) -> Block:
+    """Return the rows of a mask or of positions."""
+    return {name: values[rows] for name, values in block.items()}
+
+
+def blank(feature: Feature, rows: int) -> npt.NDArray[Any]:
+    """Return an array of zeros, or of "" for text, for so many rows of a feature."""
+    shape = (rows, *feature.shape)
+    if feature.dtype is DType.STRING:
+        return np.full(shape, "", dtype=object)
+    return np.zeros(shape, dtype=feature.dtype.numpy)
+
+
+def fill_missing(rows: FeatureRows, feature: Feature, values: npt.NDArray[Any], missing: npt.NDArray[np.bool_]) -> None:
+    """Add a feature to the rows: missing values take its default, else their rows are rejected.
+
+    Numbers that are infinite in the feature's dtype are rejected, never sent to a model.
+    """
+    if missing.any():
+        values = _writable(values)
+        if feature.default is None:
+            values[missing] = blank(feature, 1)[0]
+            rows.reject(feature.name, "missing, and the feature has no default", missing)
+        else:
+            values[missing] = np.array(feature.default, dtype=feature.dtype.numpy)
+    if feature.dtype.is_float:
+        infinite = np.isinf(values)
+        if infinite.any():
+            mask = per_row(infinite)
+            values = _writable(values)
+            values[mask] = 0
+            rows.reject(feature.name, f"infinite, or too large for {feature.dtype}", mask)
+    rows.block[feature.name] = values
+
+
+def _writable(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    return values if values.flags.writeable else values.copy()  # a view into Arrow's memory is read-only
+
+
+def per_row(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Return whether any element of each row is marked."""
+    return mask if mask.ndim == 1 else np.asarray(mask.reshape(len(mask), -1).any(axis=1))
+
+
+def examples(reasons: list[Rejection], name_of: Any, *, most: int = 3) -> Iterator[str]:
+    """Yield one sentence a reason, with the first few rows named by `name_of(row)`."""
+    for one in reasons:
+        names = ", ".join(str(name_of(int(row))) for row in one.rows[:most])
+        yield f"feature {one.feature!r}: {one.reason} ({len(one.rows)} rows, such as {names})"

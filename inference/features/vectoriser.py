@@ -1,0 +1,159 @@
+"""The one way from tables and requests to a model's inputs, shared by batch and real time.
+
+Two stages. First, values become *features*: arrays by name in the contract's dtypes, with defaults filled in
+and unusable rows marked. Then features become *inputs*: the model's tensors. Feature tables hold the former.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from inference.errors import ContractError, SourceError
+from inference.features.columns import column_values, type_problem
+from inference.features.contract import CONTRACT_FILE, Feature, FeatureContract, check_contract, is_stacked
+from inference.features.instances import Instance, check_names, rows_from_instances
+from inference.features.rows import FeatureRows, blank, fill_missing
+from inference.schema import Block, DType, Signature, TensorSpec, rows_in
+
+
+class Vectoriser:
+    """Turns rows into the inputs of one model. Holds no state: one may serve many threads."""
+
+    def __init__(self, contract: FeatureContract, signature: Signature) -> None:
+        check_contract(contract, signature)
+        self.contract = contract
+        self.signature = signature
+        #: the table columns that it needs, one per feature, in order
+        self.columns: list[str] = contract.names
+        self._stacked = is_stacked(contract, signature)
+
+    def check_schema(self, schema: pa.Schema, source: str) -> None:
+        """Refuse a table whose columns cannot become the features; `source` names it in the message.
+
+        Raises:
+            SourceError: a column is missing (the nearest one is named), or its type cannot be cast.
+        """
+        for feature in self.contract.features:
+            index = schema.get_all_field_indices(feature.name)
+            if len(index) != 1:
+                raise SourceError(self._missing_column(feature, schema, source, len(index)), field=feature.name)
+            problem = type_problem(feature, schema.field(index[0]).type)
+            if problem:
+                raise SourceError(f"{source}: column {feature.name!r} {problem}", field=feature.name)
+
+    def features_from_arrow(self, batch: pa.RecordBatch) -> FeatureRows:
+        """Return the features of a table's rows. Its schema must have passed `check_schema`."""
+        rows = FeatureRows({}, np.zeros(batch.num_rows, dtype=bool))
+        for feature in self.contract.features:
+            column = batch.column(feature.name)
+            if isinstance(column, pa.ChunkedArray):  # a Table was handed over
+                column = column.combine_chunks()
+            values, missing, misfit = column_values(column, feature)
+            if misfit.any():
+                reason = "wrong number of values" if feature.shape else f"out of range for {feature.dtype}"
+                rows.reject(feature.name, reason, misfit)
+            fill_missing(rows, feature, values, missing & ~misfit)
+        return rows
+
+    def features_from_rows(self, rows: Sequence[Instance]) -> FeatureRows:
+        """Return the features of a request's instances: objects by name, or lists of values in order.
+
+        A model with one feature also takes the bare value. Rows that do not fit are rejected.
+        """
+        return rows_from_instances(rows, self.contract)
+
+    def features_from_block(
+        self, block: Block, count: int, *, overrides: Mapping[str, Any] | None = None
+    ) -> FeatureRows:
+        """Return the features of `count` stored rows, which may have been written under an older contract.
+
+        A feature that was not stored takes its default, else the rows are rejected. `overrides` replace
+        the features they name in every row.
+
+        Raises:
+            ContractError: an override names no feature, or does not fit it.
+        """
+        fixed = self.override_values(overrides or {})
+        rows = FeatureRows({}, np.zeros(count, dtype=bool))
+        for feature in self.contract.features:
+            if feature.name in fixed:
+                rows.block[feature.name] = np.repeat(fixed[feature.name], count, axis=0)
+                continue
+            stored = block.get(feature.name)
+            if stored is not None and _castable(stored, feature):
+                _add_stored(rows, feature, stored)
+            else:
+                fill_missing(rows, feature, blank(feature, count), np.ones(count, dtype=bool))
+        return rows
+
+    def override_values(self, overrides: Mapping[str, Any]) -> Block:
+        """Return the overrides as one-row arrays by feature name.
+
+        Raises:
+            ContractError: an override names no feature, or does not fit it.
+        """
+        check_names(overrides, self.contract)
+        chosen = [feature for feature in self.contract.features if feature.name in overrides]
+        if not chosen:
+            return {}
+        rows = rows_from_instances([overrides], FeatureContract(tuple(chosen)))
+        for reason in rows.reasons:
+            message = (
+                reason.reason if reason.feature in reason.reason else f"feature {reason.feature!r}: {reason.reason}"
+            )
+            raise ContractError(message, field=reason.feature)
+        return rows.block
+
+    def defaults(self, count: int) -> FeatureRows:
+        """Return rows that hold every feature's default; rejected where a feature has none."""
+        return self.features_from_block({}, count)
+
+    def inputs(self, features: Block) -> Block:
+        """Return the inputs by name, of shape [rows, *input.shape]. The same features give the same bits."""
+        count = rows_in(features)
+        if not self._stacked:
+            return {spec.name: _as_input(features[spec.name], spec) for spec in self.signature.inputs}
+        only = self.signature.inputs[0]
+        stacked = np.empty((count, self.contract.width), dtype=only.dtype.numpy)
+        start = 0
+        for feature in self.contract.features:
+            stacked[:, start : start + feature.width] = features[feature.name].reshape(count, feature.width)
+            start += feature.width
+        return {only.name: stacked if only.shape else stacked[:, 0]}
+
+    def _missing_column(self, feature: Feature, schema: pa.Schema, source: str, found: int) -> str:
+        if found > 1:
+            return f"{source}: column {feature.name!r} appears {found} times: rename one"
+        near = difflib.get_close_matches(feature.name, schema.names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"its columns: {', '.join(schema.names[:20])}"
+        if feature.shape and len(self.contract.features) == 1:
+            hint = f"list its {feature.width} columns in the model's {CONTRACT_FILE}, in the order of the tensor"
+        return f"{source} has no column {feature.name!r}; {hint}"
+
+
+def _as_input(values: npt.NDArray[Any], spec: TensorSpec) -> npt.NDArray[Any]:
+    shape = values.shape[1:] if -1 in spec.shape else spec.shape
+    return values.astype(spec.dtype.numpy, copy=False).reshape(len(values), *shape)
+
+
+def _castable(stored: npt.NDArray[Any], feature: Feature) -> bool:
+    if stored.shape[1:] != feature.shape:
+        return False
+    if feature.dtype is DType.STRING or stored.dtype.kind == "O":
+        return feature.dtype is DType.STRING and stored.dtype.kind == "O"
+    # floats may lose digits, as they do from a table; an integer that no longer fits must be loaded anew
+    return np.can_cast(stored.dtype, feature.dtype.numpy, "same_kind" if feature.dtype.is_float else "safe")
+
+
+def _add_stored(rows: FeatureRows, feature: Feature, stored: npt.NDArray[Any]) -> None:
+    if stored.dtype == feature.dtype.numpy:
+        rows.block[feature.name] = stored
+        return
+    with np.errstate(over="ignore"):
+        fill_missing(rows, feature, stored.astype(feature.dtype.numpy), np.zeros(len(stored), dtype=bool))

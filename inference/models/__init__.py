@@ -1,0 +1,22 @@
+"""Models: which versions there are, what they take and give, and the processes' loaded copies of them."""
+
+from inference.models.host import ModelHost
+from inference.models.inspection import inspect_in_subprocess, inspect_versions
+from inference.models.loaded import LoadedModel
+from inference.models.record import VersionRecord
+from inference.models.registry import ModelRegistry
+from inference.models.scoring import ScoredRows, prediction_values, score_rows
+from inference.models.versions import find_versions
+
+__all__ = [
+    "LoadedModel",
+    "ModelHost",
+    "ModelRegistry",
+    "ScoredRows",
+    "VersionRecord",
+    "find_versions",
+    "inspect_in_subprocess",
+    "inspect_versions",
+    "prediction_values",
+    "score_rows",
+]

@@ -1,0 +1,145 @@
+"""The models that a worker process holds in memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from inference.errors import BadInput, ModelUnavailable
+from inference.logs import get_logger
+from inference.models.inspection import try_version
+from inference.models.loaded import LoadedModel
+from inference.models.record import VersionRecord
+from inference.models.registry import ModelRegistry
+from inference.models.versions import find_versions, wanted_versions
+from inference.settings import ModelSettings, Settings
+
+log = get_logger(__name__)
+
+#: how old this process's knowledge of the active version may be
+ACTIVE_MAX_AGE_S = 1.0
+#: a version that failed to load is not tried again for so long: a try takes seconds
+RETRY_AFTER_S = 15.0
+
+
+class ModelHost:
+    """Loads versions, keeps them, and gives out the one that is active. Safe to call from several threads.
+
+    Which version is active was decided once, by the first worker whose warm-up was good; all obey that.
+    """
+
+    def __init__(
+        self, settings: Settings, registry: ModelRegistry, *, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._settings = settings
+        self._registry = registry
+        self._monotonic = monotonic
+        self._lock = threading.RLock()
+        self._loaded: dict[tuple[str, int], LoadedModel] = {}
+        self._failed: dict[tuple[str, int], tuple[float, str]] = {}
+        self._active: dict[str, tuple[float, int]] = {}
+
+    def start(self) -> None:
+        """Load and warm up each model's versions, record them, and activate the newest good one.
+
+        A bad version is refused, recorded and logged; it stops neither other versions nor other models.
+
+        Raises:
+            StoreUnavailable: Redis did not answer in time; may be called again.
+        """
+        for model, of_model in self._settings.models.items():
+            try:
+                self._start_model(model, of_model)
+            except BadInput as error:
+                log.error("model.refused", model=model, error=error.message)  # noqa: TRY400 - the sentence says it all
+
+    def get(self, model: str, version: int | None = None) -> LoadedModel:
+        """Return a version, loading it when needed; None means the active one, known to within a second.
+
+        Raises:
+            UnknownModel: it is not in the settings.
+            ModelUnavailable: none is active yet, or that version cannot be loaded.
+            StoreUnavailable: Redis did not answer in time.
+        """
+        of_model = self._settings.model(model)[1]
+        number = self._active_version(model) if version is None else version
+        loaded = self._loaded.get((model, number))
+        if loaded is not None:
+            return loaded
+        with self._lock:
+            return self._loaded.get((model, number)) or self._load(model, of_model, number)
+
+    def _start_model(self, model: str, of_model: ModelSettings) -> None:
+        found = find_versions(self._settings.path(of_model.path))
+        pointer = self._registry.pointer(model)
+        candidates = wanted_versions(found, of_model.versions)
+        if of_model.versions == "latest":
+            # one that a rollback took out of service is not tried again
+            candidates = [one for one in candidates if one not in pointer.held_versions]
+        good = self._load_candidates(model, of_model, candidates)
+        if good:
+            newest = max(good)
+            activated = self._registry.activate(model, newest)
+            log.info("model.ready", model=model, version=newest, activated=activated)
+        active = self._registry.active_version(model)
+        if active is not None and active in found and active not in good:
+            self._try(model, of_model, active)
+
+    def _load_candidates(self, model: str, of_model: ModelSettings, candidates: list[int]) -> list[int]:
+        good: list[int] = []
+        for version in candidates:
+            if self._try(model, of_model, version) is not None:
+                good.append(version)
+                if of_model.versions == "latest":
+                    break
+        return good
+
+    def _try(self, model: str, of_model: ModelSettings, version: int) -> LoadedModel | None:
+        with self._lock:
+            try:
+                return self._loaded.get((model, version)) or self._load(model, of_model, version)
+            except ModelUnavailable as error:
+                log.error("model.version_refused", model=model, version=version, error=error.message)  # noqa: TRY400
+                return None
+
+    def _active_version(self, model: str) -> int:
+        known = self._active.get(model)
+        now = self._monotonic()
+        if known is not None and now - known[0] < ACTIVE_MAX_AGE_S:
+            return known[1]
+        version = self._registry.active_version(model)
+        if version is None:
+            raise ModelUnavailable(f"model {model!r} has no active version yet: none could be loaded")
+        self._active[model] = (now, version)
+        return version
+
+    def _load(self, model: str, of_model: ModelSettings, version: int) -> LoadedModel:
+        key = (model, version)
+        failed = self._failed.get(key)
+        if failed is not None and self._monotonic() < failed[0]:
+            raise ModelUnavailable(failed[1])
+        result = self._try_folder(model, of_model, version)
+        if isinstance(result, LoadedModel):
+            self._registry.put(model, result.record)
+            self._failed.pop(key, None)
+            self._loaded[key] = result
+            return result
+        message = f"version {version} of model {model!r} cannot be served: {result.error}"
+        self._failed[key] = (self._monotonic() + RETRY_AFTER_S, message)
+        known = self._registry.versions(model).get(version)
+        if known is None or known.state == "refused":
+            # never over a good record: this process's trouble (a lost mount) need not be the model's
+            self._registry.put(model, result)
+        raise ModelUnavailable(message)
+
+    def _try_folder(self, model: str, of_model: ModelSettings, version: int) -> LoadedModel | VersionRecord:
+        path = self._settings.path(of_model.path)
+        sizes = (1, of_model.realtime.max_micro_batch)
+        try:
+            folder = find_versions(path).get(version)
+        except BadInput as error:
+            return VersionRecord.refused(version, error.message, inspected_at=time.time())
+        if folder is None:
+            return VersionRecord.refused(version, f"it is not in {path}", inspected_at=time.time())
+        return try_version(model, path, version, folder, warm_up_rows=sizes)

@@ -1,0 +1,92 @@
+"""Finding out what a model takes and gives: in a worker, or from a process without TensorFlow."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from inference.clock import Clock, system_clock
+from inference.errors import BadInput, ModelError
+from inference.models.loaded import LoadedModel, load_version
+from inference.models.record import VersionRecord
+from inference.models.versions import Wanted, find_versions, wanted_versions
+from inference.settings import Settings
+
+#: loading a large model from a slow disk takes minutes
+INSPECT_TIMEOUT_S = 600
+
+
+def inspect_versions(path: Path, wanted: Wanted, *, clock: Clock = system_clock) -> dict[int, VersionRecord]:
+    """Load the wanted versions one after the other and return their records, refused ones included.
+
+    Raises:
+        ModelError: there is no model at the path, or a version that is listed is not there.
+    """
+    found = find_versions(path)
+    records: dict[int, VersionRecord] = {}
+    for version in wanted_versions(found, wanted):
+        result = try_version(path.name, path, version, found[version], clock=clock)
+        records[version] = result.record if isinstance(result, LoadedModel) else result
+        if wanted == "latest" and isinstance(result, LoadedModel):
+            break
+    return records
+
+
+def try_version(
+    model: str,
+    path: Path,
+    version: int,
+    folder: Path,
+    *,
+    warm_up_rows: tuple[int, ...] = (1,),
+    clock: Clock = system_clock,
+) -> LoadedModel | VersionRecord:
+    """Return the loaded version, or the record that says why it is refused."""
+    try:
+        return load_version(model, path, version, folder, warm_up_rows=warm_up_rows, clock=clock)
+    except BadInput as error:
+        return VersionRecord.refused(version, error.message, inspected_at=clock())
+
+
+def inspect_in_subprocess(settings: Settings, model: str) -> dict[int, VersionRecord]:
+    """Return the records of a model's wanted versions, without importing TensorFlow into this process.
+
+    Takes seconds. At least one version is ready; others may be refused.
+
+    Raises:
+        UnknownModel: it is not in the settings.
+        ModelError: no version can be served, in one line.
+    """
+    name, of_model = settings.model(model)
+    versions = of_model.versions
+    wanted = versions if isinstance(versions, str) else ",".join(map(str, versions))
+    # -P: a user's own workers.py in the working directory must not be taken for ours. No GPU is touched
+    command = [sys.executable, "-P", "-m", "workers.inspect", str(settings.path(of_model.path)), wanted]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    try:
+        done = subprocess.run(  # noqa: S603 - our own module; the path is the operator's
+            command, capture_output=True, text=True, env=environment, timeout=INSPECT_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ModelError(f"model {name!r} could not be loaded within {INSPECT_TIMEOUT_S} s", field="path") from error
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        raise ModelError(
+            lines[-1] if lines else f"inspecting model {name!r} ended with {done.returncode}", field="path"
+        )
+    return records_from_json(done.stdout)
+
+
+def records_to_json(records: dict[int, VersionRecord]) -> str:
+    """Return the records as one line of JSON."""
+    return json.dumps({"versions": [record.to_json() for record in records.values()]})
+
+
+def records_from_json(text: str) -> dict[int, VersionRecord]:
+    """Rebuild from `records_to_json`, ignoring lines before the last: libraries print where they please."""
+    data = json.loads(text.strip().splitlines()[-1])
+    records = [VersionRecord.from_json(one) for one in data["versions"]]
+    return {record.version: record for record in records}

@@ -1,0 +1,89 @@
+"""A version in memory: loaded, fitted with its feature contract, and warmed up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from inference.clock import Clock, system_clock
+from inference.errors import ModelError, PredictionFailed
+from inference.features import FeatureContract, Vectoriser, read_contract
+from inference.logs import get_logger
+from inference.models.record import VersionRecord
+from inference.models.runtimes import Runtime, load_runtime
+from inference.models.versions import check_version_folder, fingerprint
+from inference.schema import Block, DType
+
+log = get_logger(__name__)
+
+
+@dataclass
+class LoadedModel:
+    """One version of a model, ready to compute."""
+
+    model: str
+    record: VersionRecord
+    vectoriser: Vectoriser
+    runtime: Runtime
+
+    def predict(self, inputs: Block) -> Block:
+        """Return the outputs by name, rows in the order of the inputs; a trailing dimension of 1 is dropped.
+
+        Raises:
+            PredictionFailed: the model raised on these rows.
+        """
+        return self.runtime.predict(inputs)
+
+
+def load_version(
+    model: str,
+    path: Path,
+    version: int,
+    folder: Path,
+    *,
+    warm_up_rows: Sequence[int] = (1,),
+    clock: Clock = system_clock,
+) -> LoadedModel:
+    """Load a version and warm it up. `path` is the model's folder, `folder` the version's.
+
+    Raises:
+        ModelError: the folder cannot be served, or the model fails on a row of defaults.
+        ContractError: its features and its signature disagree.
+    """
+    started = time.monotonic()
+    check_version_folder(folder)
+    runtime = load_runtime(folder)
+    contract = read_contract(path, folder, runtime.signature)
+    vectoriser = Vectoriser(contract, runtime.signature)
+    _warm_up(model, version, vectoriser, runtime, warm_up_rows)
+    record = VersionRecord(
+        version=version,
+        state="ready",
+        signature=runtime.signature,
+        contract=contract,
+        fingerprint=fingerprint(folder),
+        inspected_at=clock(),
+    )
+    log.info("model.loaded", model=model, version=version, took_s=round(time.monotonic() - started, 2))
+    return LoadedModel(model, record, vectoriser, runtime)
+
+
+def _warm_up(model: str, version: int, vectoriser: Vectoriser, runtime: Runtime, sizes: Sequence[int]) -> None:
+    """Call the model once for each size, so that no request pays for the first call."""
+    for count in sizes:
+        rows = vectoriser.defaults(count)
+        block = {feature.name: rows.block[feature.name] for feature in vectoriser.contract.features}
+        try:
+            runtime.predict(vectoriser.inputs(block))
+        except PredictionFailed as error:
+            if not _made_up_text(vectoriser.contract):
+                raise ModelError(f"version {version} of model {model!r} fails on its warm-up row: {error}") from error
+            # a vocabulary may refuse "", which no real row holds: that is no fault of the model
+            log.warning("model.warm_up_skipped", model=model, version=version, reason=error.message)
+            return
+
+
+def _made_up_text(contract: FeatureContract) -> bool:
+    return any(feature.dtype is DType.STRING and feature.default is None for feature in contract.features)

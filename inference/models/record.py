@@ -1,0 +1,73 @@
+"""What is known of one version of a model without loading it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from inference.features import FeatureContract
+from inference.schema import Signature
+
+VersionState = Literal["ready", "refused"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionRecord:
+    """One version: `ready` after a good warm-up, or `refused` with the `error` that says why.
+
+    The signature's outputs are the fields of its predictions. `fingerprint` changes when any file of the
+    version does. A refused version has an empty signature and contract. `inspected_at`: epoch seconds.
+    """
+
+    version: int
+    state: VersionState
+    signature: Signature
+    contract: FeatureContract
+    fingerprint: str
+    inspected_at: float
+    error: str | None = None
+
+    @property
+    def contract_hash(self) -> str:
+        """The feature contract's hash; "" for a refused version."""
+        return self.contract.hash if self.contract.features else ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "version": self.version,
+            "state": self.state,
+            "signature": self.signature.to_json(),
+            "contract": self.contract.to_json(),
+            "contract_hash": self.contract_hash,
+            "fingerprint": self.fingerprint,
+            "inspected_at": self.inspected_at,
+            "error": self.error,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> VersionRecord:
+        """Rebuild from `to_json`."""
+        features = data["contract"]["features"]
+        return cls(
+            version=data["version"],
+            state=data["state"],
+            signature=Signature.from_json(data["signature"]),
+            contract=FeatureContract.from_json(data["contract"]) if features else FeatureContract(()),
+            fingerprint=data["fingerprint"],
+            inspected_at=data["inspected_at"],
+            error=data["error"],
+        )
+
+    @classmethod
+    def refused(cls, version: int, error: str, *, inspected_at: float, fingerprint: str = "") -> VersionRecord:
+        """Return the record of a version that cannot be served."""
+        return cls(
+            version=version,
+            state="refused",
+            signature=Signature((), ()),
+            contract=FeatureContract(()),
+            fingerprint=fingerprint,
+            inspected_at=inspected_at,
+            error=error,
+        )

@@ -1,0 +1,26 @@
+"""One versioned table, for predictions and for features: generations written by runs, and an overlay.
+
+A run fills a generation that nobody reads, and publishing it flips one pointer. Real-time answers go to the
+overlay, one key an id; a look-up takes the newer of the two. `layout` and `codec` say what stands in Redis,
+`plans` how it is read.
+"""
+
+from inference.store.async_reader import AsyncTableReader
+from inference.store.memory_table import MemoryTable
+from inference.store.records import Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
+from inference.store.redis_table import RedisTable
+from inference.store.table import SWEEP_AFTER_S, Table
+
+__all__ = [
+    "SWEEP_AFTER_S",
+    "AsyncTableReader",
+    "Entry",
+    "GenerationState",
+    "Manifest",
+    "MemoryTable",
+    "Origin",
+    "Pointer",
+    "RedisTable",
+    "StoredRows",
+    "Table",
+]

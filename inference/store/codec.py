@@ -1,0 +1,193 @@
+"""How a row becomes bytes and back.
+
+A row is a little-endian uint32 `as_of`, then the fields of fixed size packed without gaps, then, if there are
+any others (text, unknown shapes), a msgpack list of those. An overlay entry is a header and such a row.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import msgpack
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from inference.errors import ContractError
+from inference.schema import Block, DType, TensorSpec
+from inference.store.records import Origin
+
+_UINT32_MAX = 2**32 - 1
+_SCHEMA_BYTES = 6
+# computed_at, model version, origin, schema digest, and the row's as_of; scripts/upsert.lua reads it too
+_HEADER = struct.Struct(f"<dIB{_SCHEMA_BYTES}s")
+_HEADER_AND_AS_OF = struct.Struct(f"<dIB{_SCHEMA_BYTES}sI")
+_AS_OF = struct.Struct("<I")
+_ORIGINS = (Origin.BATCH, Origin.REALTIME, Origin.UPSERT)
+
+
+class RowCodec:
+    """Packs and unpacks rows of given fields. `dtype` is that of the part of fixed size, `as_of` first."""
+
+    def __init__(self, fields: tuple[TensorSpec, ...]) -> None:
+        self.fields = fields
+        self._fixed = [(f"f{i}", spec) for i, spec in enumerate(fields) if spec.is_fixed_number]
+        self._loose = [spec for spec in fields if not spec.is_fixed_number]
+        self.dtype = np.dtype([("as_of", "<u4"), *((key, s.dtype.numpy, s.shape) for key, s in self._fixed)])
+
+    def pack(self, block: Block, as_of: npt.NDArray[np.float64]) -> Any:
+        """Return one row's bytes for each `as_of` (epoch seconds), as an Arrow binary array.
+
+        Raises:
+            ContractError: the block lacks a field, or one has another shape or kind of values.
+        """
+        rows = np.zeros(len(as_of), self.dtype)
+        rows["as_of"] = np.clip(as_of, 0, _UINT32_MAX)
+        for key, spec in self._fixed:
+            column = _column(block, spec, len(as_of))
+            if column.shape != (len(as_of), *spec.shape) or not np.can_cast(column, spec.dtype.numpy, "same_kind"):
+                raise ContractError(_mismatch(spec, column), field=spec.name)
+            rows[key] = column
+        if not self._loose:
+            return _arrow_rows(rows)
+        columns = [_column(block, spec, len(as_of)).tolist() for spec in self._loose]
+        tails = pa.array(map(_pack_loose, zip(*columns, strict=True)), pa.large_binary(), size=len(rows))
+        return pc.binary_join_element_wise(_arrow_rows(rows), tails, pa.scalar(b"", pa.large_binary()))
+
+    def unpack_values(self, rows: Sequence[bytes]) -> list[dict[str, Any]]:
+        """Return each row's values by field name as plain numbers, text and nested lists."""
+        fixed = self._unpack_fixed(rows)
+        columns = {spec.name: fixed[key].tolist() for key, spec in self._fixed}
+        columns |= {spec.name: column for spec, column in zip(self._loose, self._unpack_loose(rows), strict=True)}
+        names = [spec.name for spec in self.fields]
+        return [dict(zip(names, row, strict=True)) for row in zip(*(columns[n] for n in names), strict=True)]
+
+    def unpack_block(self, rows: Sequence[bytes]) -> Block:
+        """Return the rows as arrays by field name; a field of unknown shape is an object column of arrays."""
+        fixed = self._unpack_fixed(rows)
+        block = {spec.name: fixed[key] for key, spec in self._fixed}
+        for spec, column in zip(self._loose, self._unpack_loose(rows), strict=True):
+            target = empty_column(spec, len(rows))
+            for index, value in enumerate(column):
+                target[index] = np.array(value, spec.dtype.numpy) if -1 in spec.shape else value
+            block[spec.name] = target
+        return {spec.name: block[spec.name] for spec in self.fields}
+
+    def unpack_as_of(self, rows: Sequence[bytes]) -> npt.NDArray[np.float64]:
+        """Return each row's `as_of` in epoch seconds."""
+        return self._unpack_fixed(rows)["as_of"].astype(np.float64)
+
+    def _unpack_fixed(self, rows: Sequence[bytes]) -> npt.NDArray[Any]:
+        size = self.dtype.itemsize
+        return np.frombuffer(b"".join(row[:size] for row in rows), self.dtype)
+
+    def _unpack_loose(self, rows: Sequence[bytes]) -> list[list[Any]]:
+        size = self.dtype.itemsize
+        tails = [msgpack.unpackb(row[size:]) for row in rows] if self._loose else []
+        return [[tail[i] for tail in tails] for i in range(len(self._loose))]
+
+
+@lru_cache(maxsize=256)
+def codec_for(fields: tuple[TensorSpec, ...]) -> RowCodec:
+    """Return the codec of these fields."""
+    return RowCodec(fields)
+
+
+def empty_column(spec: TensorSpec, rows: int) -> npt.NDArray[Any]:
+    """Return a column of zeros, False or "": what stands for rows that were not found."""
+    if -1 in spec.shape:
+        column = np.empty(rows, object)
+        for index in range(rows):
+            column[index] = empty_column(TensorSpec(spec.name, spec.dtype, tuple(max(n, 0) for n in spec.shape)), 1)[0]
+        return column
+    if spec.dtype is DType.STRING:
+        return np.full((rows, *spec.shape), "", object)
+    return np.zeros((rows, *spec.shape), spec.dtype.numpy)
+
+
+def row_as_of(row: bytes) -> int:
+    """Return a row's `as_of` in epoch seconds."""
+    return int(_AS_OF.unpack_from(row)[0])
+
+
+class OverlayHeader(NamedTuple):
+    """What stands before the row in an overlay entry; `schema` is a digest of the fields."""
+
+    computed_at: float
+    model_version: int
+    origin: Origin
+    schema: bytes
+    as_of: int
+
+
+def pack_overlay(
+    fields: tuple[TensorSpec, ...],
+    rows: Sequence[bytes],
+    computed_at: float,
+    model_version: int,
+    origin: Origin,
+) -> list[bytes]:
+    """Return overlay entries for packed rows: 23 bytes and the values each."""
+    header = _HEADER.pack(computed_at, model_version, _ORIGINS.index(origin), schema_digest(fields))
+    return [header + row for row in rows]
+
+
+def unpack_overlay(entry: bytes) -> tuple[OverlayHeader, bytes]:
+    """Return an overlay entry's header and its row."""
+    computed_at, version, origin, schema, as_of = _HEADER_AND_AS_OF.unpack_from(entry)
+    return OverlayHeader(computed_at, version, _ORIGINS[origin], schema, as_of), entry[_HEADER.size :]
+
+
+def schema_text(fields: tuple[TensorSpec, ...]) -> str:
+    """Return the fields as JSON text, the same text for the same fields."""
+    return json.dumps([spec.to_json() for spec in fields], sort_keys=True)
+
+
+def schema_from_text(text: str | bytes) -> tuple[TensorSpec, ...]:
+    """Rebuild fields from `schema_text`."""
+    return tuple(TensorSpec.from_json(item) for item in json.loads(text))
+
+
+@lru_cache(maxsize=256)
+def schema_digest(fields: tuple[TensorSpec, ...]) -> bytes:
+    """Return six bytes that name the fields."""
+    return blake2b(schema_text(fields).encode(), digest_size=_SCHEMA_BYTES).digest()
+
+
+def _arrow_rows(rows: npt.NDArray[Any]) -> Any:
+    """Return the rows as an Arrow binary array over the same memory."""
+    offsets = np.arange(len(rows) + 1, dtype=np.int64) * rows.dtype.itemsize
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(rows)]
+    return pa.Array.from_buffers(pa.large_binary(), len(rows), buffers)
+
+
+def _column(block: Block, spec: TensorSpec, rows: int) -> npt.NDArray[Any]:
+    column = block.get(spec.name)
+    if column is None:
+        raise ContractError(f"field {spec.name!r} is missing from the block", field=spec.name)
+    if len(column) != rows:
+        raise ContractError(f"field {spec.name!r} has {len(column)} rows, and there are {rows}", field=spec.name)
+    return column
+
+
+def _mismatch(spec: TensorSpec, column: npt.NDArray[Any]) -> str:
+    wanted, given = f"{spec.dtype.value}{list(spec.shape)}", f"{column.dtype}{list(column.shape[1:])}"
+    return f"field {spec.name!r} is declared {wanted} a row, and the block has {given}"
+
+
+def _pack_loose(values: tuple[Any, ...]) -> bytes:
+    packed: bytes = msgpack.packb(values, default=_plain)
+    return packed
+
+
+def _plain(value: Any) -> Any:
+    # arrays inside an object column
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise TypeError(f"cannot store a {type(value).__name__}")

@@ -1,0 +1,120 @@
+"""Which of a generation's row and an overlay's entry is served, and its decoding. Pure functions.
+
+The executors (Redis, asyncio, memory) only fetch bytes; what they mean is decided here, once.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from inference.schema import TensorSpec
+from inference.store.codec import (
+    OverlayHeader,
+    codec_for,
+    empty_column,
+    row_as_of,
+    schema_digest,
+    unpack_overlay,
+)
+from inference.store.records import Entry, Manifest, Origin, StoredRows
+
+Fields = tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """The raw answer to a look-up, in the order of the ids; None where a part has no value.
+
+    `schemas`: digest → fields, of the overlay entries. `manifest` is None when no generation is read.
+    """
+
+    manifest: Manifest | None
+    active_version: int | None
+    rows: Sequence[bytes | None]
+    overlay: Sequence[bytes | None] = ()
+    schemas: Mapping[bytes, Fields] = field(default_factory=dict)
+
+
+def decode_entries(fetched: Fetched) -> list[Entry | None]:
+    """Return the newest entry of each id; None where there is none."""
+    entries: list[Entry | None] = [None] * len(fetched.rows)
+    manifest = fetched.manifest
+    winners = dict(_overlay_winners(fetched))
+    if manifest is not None:
+        codec = codec_for(manifest.fields)
+        found = [(i, row) for i, row in enumerate(fetched.rows) if row is not None and i not in winners]
+        decoded = codec.unpack_values([row for _, row in found])
+        for (i, row), values in zip(found, decoded, strict=True):
+            entries[i] = Entry(
+                values,
+                row_as_of(row),
+                manifest.created_at,
+                manifest.model_version,
+                Origin.BATCH,
+                manifest.number,
+            )
+    for fields, group in _by_fields(winners, fetched.schemas).items():
+        decoded = codec_for(fields).unpack_values([winners[i][1] for i in group])
+        for i, values in zip(group, decoded, strict=True):
+            header = winners[i][0]
+            entries[i] = Entry(values, header.as_of, header.computed_at, header.model_version, header.origin, None)
+    return entries
+
+
+def decode_block(fetched: Fetched) -> StoredRows | None:
+    """Return the newest rows as arrays; None without a generation and without an overlay entry."""
+    fields = _block_fields(fetched)
+    if fields is None:
+        return None
+    digest = schema_digest(fields)
+    rows = {i: row for i, row in enumerate(fetched.rows) if row is not None}
+    rows |= {i: row for i, (header, row) in _overlay_winners(fetched) if header.schema == digest}
+    codec, where = codec_for(fields), np.fromiter(rows, np.intp, len(rows))
+    block = {spec.name: empty_column(spec, len(fetched.rows)) for spec in fields}
+    for name, values in codec.unpack_block(list(rows.values())).items():
+        block[name][where] = values
+    as_of = np.zeros(len(fetched.rows), np.float64)
+    as_of[where] = codec.unpack_as_of(list(rows.values()))
+    found = np.zeros(len(fetched.rows), np.bool_)
+    found[where] = True
+    return StoredRows(block, found, as_of)
+
+
+def _overlay_winners(fetched: Fetched) -> Iterator[tuple[int, tuple[OverlayHeader, bytes]]]:
+    """Yield (index, entry) of the ids whose overlay entry is served."""
+    for i, entry in enumerate(fetched.overlay):
+        if entry is None:
+            continue
+        header, row = unpack_overlay(entry)
+        if header.schema in fetched.schemas and _overlay_wins(header, fetched.rows[i], fetched):
+            yield i, (header, row)
+
+
+def _overlay_wins(header: OverlayHeader, row: bytes | None, fetched: Fetched) -> bool:
+    # features have no versions: theirs is 0, and never out of date
+    if header.model_version not in (0, fetched.active_version):
+        return False
+    if row is None or fetched.manifest is None:
+        return True
+    return (header.as_of, header.computed_at) >= (row_as_of(row), fetched.manifest.created_at)
+
+
+def _block_fields(fetched: Fetched) -> Fields | None:
+    if fetched.manifest is not None:
+        return fetched.manifest.fields
+    headers = [header for _, (header, _) in _overlay_winners(fetched)]
+    newest = max(headers, key=lambda header: header.computed_at, default=None)
+    return fetched.schemas[newest.schema] if newest else None
+
+
+def _by_fields(
+    winners: Mapping[int, tuple[OverlayHeader, bytes]], schemas: Mapping[bytes, Fields]
+) -> dict[Fields, list[int]]:
+    groups: defaultdict[Fields, list[int]] = defaultdict(list)
+    for i, (header, _) in winners.items():
+        groups[schemas[header.schema]].append(i)
+    return groups

@@ -1,0 +1,114 @@
+"""What a table is made of: generations and their manifests, the pointer, entries."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from inference.schema import Block, TensorSpec
+
+
+class GenerationState(StrEnum):
+    """The life of a generation. A generation that is gone has no state: its keys do not exist."""
+
+    #: being written; nobody reads it
+    LOADING = "loading"
+    #: published and served
+    CURRENT = "current"
+    #: published before the current one; kept for rollback and as a fallback
+    PREVIOUS = "previous"
+    #: superseded or rolled back: its rows are being removed, for good
+    COLLECTING = "collecting"
+    #: its run failed; never served
+    FAILED = "failed"
+    #: its run was cancelled; never served
+    CANCELLED = "cancelled"
+
+
+class Origin(StrEnum):
+    """Who computed an entry. Staleness is judged by the age limit of the entry's origin."""
+
+    #: a run
+    BATCH = "batch"
+    #: a real-time worker, after a miss
+    REALTIME = "realtime"
+    #: a single value written by a program
+    UPSERT = "upsert"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that is needed to decode a generation.
+
+    Instants are epoch seconds by Redis' clock; at `deadline` Redis forgets the rows. `model_version` is 0 for
+    features. `buckets` is a power of two. `run_id` is None for a generation that no run wrote.
+    """
+
+    number: int
+    fields: tuple[TensorSpec, ...]
+    buckets: int
+    model_version: int
+    contract_hash: str
+    run_id: str | None
+    created_at: float
+    deadline: float
+    rows_expected: int
+
+    def to_json(self) -> str:
+        """Return the manifest as JSON text."""
+        return json.dumps({**vars(self), "fields": [spec.to_json() for spec in self.fields]})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Manifest:
+        """Rebuild from `to_json`."""
+        data = json.loads(text)
+        return cls(**{**data, "fields": tuple(TensorSpec.from_json(item) for item in data["fields"])})
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """What a table serves: generation numbers and model versions; None where there is none yet.
+
+    `held_versions` are those that were rolled back: they are not activated again until someone insists.
+    `incarnation` changes when the table was lost and built anew, so that cached manifests are not trusted.
+    """
+
+    current: int | None = None
+    previous: int | None = None
+    active_version: int | None = None
+    held_versions: frozenset[int] = frozenset()
+    incarnation: str = field(default="", compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One stored row, decoded. `generation` is None for an overlay entry.
+
+    `values`: field name → number, text, or nested lists of them. `as_of` is epoch seconds, whole (rounded
+    down); `computed_at` is epoch seconds: for a generation's row, when the generation was begun.
+    """
+
+    values: dict[str, Any]
+    as_of: float
+    computed_at: float
+    model_version: int
+    origin: Origin
+    generation: int | None
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """Many rows as arrays, in the order asked for.
+
+    Rows not found hold zeros, False and "" (and an `as_of` of 0). A field of unknown shape is an object
+    column of one array a row.
+    """
+
+    block: Block
+    found: npt.NDArray[np.bool_]
+    as_of: npt.NDArray[np.float64]

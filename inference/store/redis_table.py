@@ -1,0 +1,325 @@
+"""The table in Redis, for blocking callers: workers, maintenance, commands. Redis 6.2 and later."""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import redis
+
+from inference.errors import Conflict, NotFound, StoreUnavailable
+from inference.keys import TableKeys, TableKind
+from inference.schema import Block, TensorSpec
+from inference.store.codec import codec_for, pack_overlay, schema_digest, schema_text
+from inference.store.layout import bucket_count, stored_id
+from inference.store.plans import (
+    Command,
+    Plan,
+    ReaderMemory,
+    T,
+    plan_pointer,
+    plan_read,
+    plan_read_block,
+    plan_read_generation,
+)
+from inference.store.records import Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
+from inference.store.table import SWEEP_AFTER_S
+from inference.store.wire import encode_window
+
+_SCRIPTS = {path.stem: path.read_text() for path in (Path(__file__).parent / "scripts").glob("*.lua")}
+_KIND_NAMES = {TableKind.PREDICTIONS: "predictions", TableKind.FEATURES: "features"}
+
+_HLEN_PER_PIPELINE = 4096
+_IDS_PER_UPSERT = 1000
+_BYTES_PER_SEND = 256 * 1024
+
+
+class RedisTable:
+    """A `Table` in Redis. `client` must answer in bytes; threads may share it, and this too."""
+
+    def __init__(self, client: redis.Redis, keys: TableKeys, *, kind: TableKind, model: str) -> None:
+        self._client: Any = client
+        self._keys = keys
+        self._name = f"{_KIND_NAMES[kind]} of {model!r}"
+        self._memory = ReaderMemory()
+        self._scripts = {name: client.register_script(text) for name, text in _SCRIPTS.items()}
+
+    def now(self) -> float:
+        """See `Table.now`."""
+        return _to_seconds(self._send([("TIME",)])[0])
+
+    def begin(
+        self,
+        fields: Sequence[TensorSpec],
+        *,
+        rows_expected: int,
+        model_version: int,
+        contract_hash: str,
+        keep_s: float,
+        run_id: str | None = None,
+    ) -> Manifest:
+        """See `Table.begin`."""
+        keys = self._keys
+        number, time_reply, _ = self._send(
+            [
+                ("INCR", keys.sequence),
+                ("TIME",),
+                ("HSETNX", keys.pointer, "incarnation", uuid.uuid4().hex),
+            ]
+        )
+        created_at = _to_seconds(time_reply)
+        manifest = Manifest(
+            number=number,
+            fields=tuple(fields),
+            buckets=bucket_count(rows_expected),
+            model_version=model_version,
+            contract_hash=contract_hash,
+            run_id=run_id,
+            created_at=created_at,
+            deadline=created_at + keep_s,
+            rows_expected=rows_expected,
+        )
+        record = {
+            "state": GenerationState.LOADING.value,
+            "manifest": manifest.to_json(),
+            "version": model_version,
+        }
+        pairs = [part for item in record.items() for part in item]
+        self._send(
+            [
+                ("HSET", keys.generation(number), *pairs),
+                ("ZADD", keys.generations, created_at, number),
+            ],
+            atomic=True,
+        )
+        return manifest
+
+    def write(self, manifest: Manifest, ids: Any, block: Block, as_of: npt.NDArray[np.float64]) -> None:
+        """See `Table.write`."""
+        if ids.null_count or len(ids) != len(as_of):
+            raise ValueError(f"{len(ids)} ids ({ids.null_count} of them null) for {len(as_of)} rows")
+        rows = codec_for(manifest.fields).pack(block, np.minimum(as_of, manifest.created_at))
+        prefix = self._keys.bucket_prefix(manifest.number)
+        deadline = math.ceil(manifest.deadline)
+        window = encode_window(ids, rows, bucket_prefix=prefix, buckets=manifest.buckets, deadline=deadline)
+        with self._translated_errors():
+            self._send_encoded(window)
+
+    def count(self, manifest: Manifest) -> int:
+        """See `Table.count`."""
+        return sum(
+            sum(self._send([("HLEN", key) for key in keys])) for keys in self._bucket_keys(manifest, _HLEN_PER_PIPELINE)
+        )
+
+    def manifest(self, number: int) -> Manifest | None:
+        """See `Table.manifest`."""
+        text = self._send([("HGET", self._keys.generation(number), "manifest")])[0]
+        return None if text is None else Manifest.from_json(text)
+
+    def state(self, number: int) -> GenerationState | None:
+        """See `Table.state`."""
+        text = self._send([("HGET", self._keys.generation(number), "state")])[0]
+        return None if text is None else GenerationState(text.decode())
+
+    def generations(self) -> list[Manifest]:
+        """See `Table.generations`."""
+        texts = self._send([("HGET", self._keys.generation(n), "manifest") for n in self._numbers()])
+        return [Manifest.from_json(text) for text in texts if text is not None]
+
+    def publish(self, number: int, *, run_key: str | None = None, run_state: str | None = None) -> Pointer:
+        """See `Table.publish`."""
+        keys = [self._keys.pointer, self._keys.generation(number), *([run_key] if run_key else [])]
+        status = self._script("publish", keys, [number, self._keys.generation_prefix, run_state or ""]).decode()
+        if status == "gone":
+            raise NotFound(f"generation {number} of the {self._name} does not exist (any more)")
+        if status == "run":
+            raise Conflict(f"generation {number} of the {self._name}: its run is not {run_state}")
+        if status != "ok":
+            raise Conflict(f"generation {number} of the {self._name} is {status}: only a loading one is published")
+        return self.pointer()
+
+    def discard(self, number: int, state: GenerationState) -> None:
+        """See `Table.discard`."""
+        status = self._script("discard", [self._keys.generation(number)], [state.value]).decode()
+        if status != "ok":
+            raise Conflict(f"generation {number} of the {self._name} is {status}: roll back instead")
+
+    def rollback(self, expected_current: int) -> Pointer:
+        """See `Table.rollback`."""
+        arguments = [expected_current, self._keys.generation_prefix]
+        status = self._script("rollback", [self._keys.pointer], arguments).decode()
+        if status == "moved":
+            raise Conflict(f"generation {expected_current} of the {self._name} is not the current one (any more)")
+        if status != "ok":
+            raise Conflict(f"the {self._name} have no previous generation to go back to")
+        return self.pointer()
+
+    def collectable(self) -> list[int]:
+        """See `Table.collectable`."""
+        numbers = self._numbers()
+        commands = [("HMGET", self._keys.generation(n), "state", "sweep_due_at") for n in numbers]
+        *replies, time_reply = self._send([*commands, ("TIME",)])
+        now = _to_seconds(time_reply)
+        in_use = {GenerationState.CURRENT, GenerationState.PREVIOUS, GenerationState.LOADING}
+        return [
+            number
+            for number, (state, due_at) in zip(numbers, replies, strict=True)
+            if state is None or (state.decode() not in in_use and (due_at is None or float(due_at) <= now))
+        ]
+
+    def collect(
+        self,
+        number: int,
+        *,
+        pause_s: float = 0.01,
+        buckets_per_batch: int = 500,
+        sweep_after_s: float = SWEEP_AFTER_S,
+    ) -> int:
+        """See `Table.collect`."""
+        status, *record = self._script("begin_collection", [self._keys.generation(number)], [])
+        if status == b"gone":
+            self._send([("ZREM", self._keys.generations, number)])
+            return 0
+        if status != b"ok":
+            raise Conflict(f"generation {number} of the {self._name} is {status.decode()}: it cannot be collected")
+        manifest, due_at = Manifest.from_json(record[0]), record[1]
+        now = self.now()
+        if due_at is not None and now < float(due_at):
+            return 0
+        removed = self._unlink_buckets(manifest, buckets_per_batch, pause_s)
+        if due_at is None and sweep_after_s > 0:
+            self._send([("HSET", self._keys.generation(number), "sweep_due_at", now + sweep_after_s)])
+        else:
+            self._send(
+                [
+                    ("UNLINK", self._keys.generation(number)),
+                    ("ZREM", self._keys.generations, number),
+                ],
+                atomic=True,
+            )
+        return removed
+
+    def pointer(self) -> Pointer:
+        """See `Table.pointer`."""
+        return self._run(plan_pointer(self._keys))
+
+    def activate(self, version: int, *, force: bool = False) -> bool:
+        """See `Table.activate`."""
+        return bool(self._script("activate", [self._keys.pointer], [version, int(force)]))
+
+    def read(self, ids: Sequence[str]) -> list[Entry | None]:
+        """See `Table.read`."""
+        return self._run(plan_read(self._keys, self._memory, ids))
+
+    def read_generation(self, ids: Sequence[str], number: int) -> list[Entry | None]:
+        """See `Table.read_generation`."""
+        return self._run(plan_read_generation(self._keys, self._memory, ids, number))
+
+    def read_block(self, ids: Sequence[str]) -> StoredRows | None:
+        """See `Table.read_block`."""
+        return self._run(plan_read_block(self._keys, self._memory, ids))
+
+    def upsert(
+        self,
+        ids: Sequence[str],
+        fields: Sequence[TensorSpec],
+        block: Block,
+        *,
+        as_of: npt.NDArray[np.float64],
+        computed_at: float,
+        model_version: int,
+        origin: Origin,
+        keep_s: float,
+    ) -> None:
+        """See `Table.upsert`."""
+        schema = tuple(fields)
+        rows = codec_for(schema).pack(block, np.minimum(as_of, computed_at)).to_pylist()
+        entries = pack_overlay(schema, rows, computed_at, model_version, origin)
+        head = [max(1, math.ceil(keep_s * 1000)), schema_digest(schema), schema_text(schema)]
+        keys = [self._keys.overlay(stored_id(entity_id)) for entity_id in ids]
+        if len(keys) != len(entries):
+            raise ValueError(f"{len(keys)} ids for {len(entries)} rows")
+        for start in range(0, len(keys), _IDS_PER_UPSERT):
+            part = slice(start, start + _IDS_PER_UPSERT)
+            self._script("upsert", [self._keys.schemas, *keys[part]], [*head, *entries[part]])
+
+    def _numbers(self) -> list[int]:
+        return [int(number) for number in self._send([("ZRANGE", self._keys.generations, 0, -1)])[0]]
+
+    def _bucket_keys(self, manifest: Manifest, per_batch: int) -> Iterator[list[str]]:
+        prefix = self._keys.bucket_prefix(manifest.number)
+        for start in range(0, manifest.buckets, per_batch):
+            yield [f"{prefix}{bucket}" for bucket in range(start, min(start + per_batch, manifest.buckets))]
+
+    def _unlink_buckets(self, manifest: Manifest, per_batch: int, pause_s: float) -> int:
+        removed = 0
+        for index, keys in enumerate(self._bucket_keys(manifest, per_batch)):
+            if index:
+                time.sleep(pause_s)
+            removed += self._send([("UNLINK", *keys)])[0]
+        return removed
+
+    def _run(self, plan: Plan[T]) -> T:
+        try:
+            commands = next(plan)
+            while True:
+                commands = plan.send(self._send(commands))
+        except StopIteration as done:
+            outcome: T = done.value
+            return outcome
+
+    def _send(self, commands: Sequence[Command], *, atomic: bool = False) -> list[Any]:
+        """Return the replies of one pipeline; `atomic` makes it a transaction."""
+        with self._translated_errors(), self._client.pipeline(transaction=atomic) as pipe:
+            for command in commands:
+                pipe.execute_command(*command)
+            replies: list[Any] = pipe.execute()
+            return replies
+
+    def _script(self, name: str, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
+        with self._translated_errors():
+            return self._scripts[name](keys=keys, args=arguments)
+
+    def _send_encoded(self, window: Iterator[bytes]) -> None:
+        """Send encoded commands while Redis works on the earlier ones, and read the replies at the end."""
+        pool = self._client.connection_pool
+        connection = pool.get_connection()
+        try:
+            sent = 0
+            pending: list[bytes] = []
+            size = 0
+            for command in window:
+                pending.append(command)
+                size += len(command)
+                sent += 1
+                if size >= _BYTES_PER_SEND:
+                    connection.send_packed_command(pending)
+                    pending, size = [], 0
+            connection.send_packed_command(pending)
+            for _ in range(sent):
+                connection.read_response()
+        except BaseException:
+            # replies still to come would answer the next user of this connection
+            connection.disconnect()
+            raise
+        finally:
+            pool.release(connection)
+
+    @contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except redis.RedisError as error:
+            raise StoreUnavailable(f"the {self._name}: Redis did not answer: {error}") from error
+
+
+def _to_seconds(time_reply: Sequence[Any]) -> float:
+    seconds, microseconds = time_reply
+    return int(seconds) + int(microseconds) / 1e6

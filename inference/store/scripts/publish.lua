@@ -1,0 +1,24 @@
+-- Makes a generation current and the current one previous; the one that was previous can be collected.
+-- KEYS: pointer, generation, and the run record if its state is to be checked
+-- ARGV: number, generation prefix, the run's wanted state
+-- Returns 'ok', 'gone', 'run' (in another state), or the generation's state when that forbids it.
+local pointer, generation, run = KEYS[1], KEYS[2], KEYS[3]
+local number, prefix, run_state = ARGV[1], ARGV[2], ARGV[3]
+
+local current = redis.call('HGET', pointer, 'current')
+if current == number then return 'ok' end
+
+local state = redis.call('HGET', generation, 'state')
+if not state then return 'gone' end
+if run and redis.call('HGET', run, 'state') ~= run_state then return 'run' end
+if state ~= 'loading' then return state end
+
+local superseded = redis.call('HGET', pointer, 'previous')
+if superseded then redis.call('HSET', prefix .. superseded, 'state', 'collecting') end
+if current then
+  redis.call('HSET', pointer, 'previous', current)
+  redis.call('HSET', prefix .. current, 'state', 'previous')
+end
+redis.call('HSET', pointer, 'current', number)
+redis.call('HSET', generation, 'state', 'current')
+return 'ok'

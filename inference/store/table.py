@@ -1,0 +1,155 @@
+"""The contract of a versioned table; `tests/contract/test_tables.py` holds every implementation to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from inference.schema import Block, TensorSpec
+from inference.store.records import Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
+
+#: seconds between the two sweeps of collection: longer than a straggling writer holds one window
+SWEEP_AFTER_S = 900.0
+
+
+class Table(Protocol):
+    """Generations, of which one is current, and an overlay of single entries that are newer.
+
+    Every method raises StoreUnavailable when the store does not answer: an outage is never a miss. Ids are
+    legal entity ids; `as_of` values are epoch seconds, kept as whole seconds, rounded down.
+    """
+
+    def now(self) -> float:
+        """Return the store's time in epoch seconds, by which all writers and readers agree."""
+
+    # --- generations -------------------------------------------------------------------------------
+
+    def begin(
+        self,
+        fields: Sequence[TensorSpec],
+        *,
+        rows_expected: int,
+        model_version: int,
+        contract_hash: str,
+        keep_s: float,
+        run_id: str | None = None,
+    ) -> Manifest:
+        """Open a new generation, loading, whose rows are forgotten after `keep_s` seconds."""
+
+    def write(self, manifest: Manifest, ids: Any, block: Block, as_of: npt.NDArray[np.float64]) -> None:
+        """Store rows in a generation; may run twice.
+
+        Windows of some 250 000 rows are fastest. `ids`: an Arrow text array without nulls; `as_of` is
+        clamped to the generation's `created_at`. Of rows with one id, the last one stays.
+        """
+
+    def count(self, manifest: Manifest) -> int:
+        """Return how many distinct ids a generation holds, counted in the store."""
+
+    def manifest(self, number: int) -> Manifest | None:
+        """Return a generation's manifest, or None when it is gone."""
+
+    def state(self, number: int) -> GenerationState | None:
+        """Return a generation's state, or None when it is gone."""
+
+    def generations(self) -> list[Manifest]:
+        """Return the manifests of all generations that are not gone, oldest first."""
+
+    def publish(self, number: int, *, run_key: str | None = None, run_state: str | None = None) -> Pointer:
+        """Make a generation current in one step, and the current one previous; may run twice.
+
+        With `run_key`, only if that run record's `state` is `run_state`. The generation that was previous
+        can be collected from then on.
+
+        Raises:
+            Conflict: it is not loading (nor current already), or the run is in another state.
+            NotFound: it is gone.
+        """
+
+    def discard(self, number: int, state: GenerationState) -> None:
+        """Mark a generation FAILED or CANCELLED, never to be served; one that is gone is left gone.
+
+        Raises:
+            Conflict: it is current or previous.
+        """
+
+    def rollback(self, expected_current: int) -> Pointer:
+        """Go back to the previous generation and its model version, in one step.
+
+        The versions left behind are held: neither activated again nor read from the overlay.
+
+        Raises:
+            Conflict: `expected_current` is not current, or there is no previous generation.
+        """
+
+    def collectable(self) -> list[int]:
+        """Return the generations that can be removed now: not current, previous or loading."""
+
+    def collect(
+        self,
+        number: int,
+        *,
+        pause_s: float = 0.01,
+        buckets_per_batch: int = 500,
+        sweep_after_s: float = SWEEP_AFTER_S,
+    ) -> int:
+        """Remove a generation's rows and return how many keys went; may run twice.
+
+        The first call starts its removal, from which there is no way back, and leaves the manifest. A call
+        `sweep_after_s` later removes what a straggler wrote, and then the manifest; 0 does both at once.
+        `pause_s` is the rest after each batch of `buckets_per_batch` keys.
+
+        Raises:
+            Conflict: it is current, previous or loading.
+        """
+
+    # --- pointer -----------------------------------------------------------------------------------
+
+    def pointer(self) -> Pointer:
+        """Return what is served now."""
+
+    def activate(self, version: int, *, force: bool = False) -> bool:
+        """Make a model version the active one, and say whether it is.
+
+        Refused for a version that is held or older than the active one. `force` insists, and ends a hold.
+        """
+
+    # --- reading -----------------------------------------------------------------------------------
+
+    def read(self, ids: Sequence[str]) -> list[Entry | None]:
+        """Return each id's newest entry by (`as_of`, `computed_at`), or None on a miss.
+
+        Overlay entries of a model version other than the active one are ignored.
+        """
+
+    def read_generation(self, ids: Sequence[str], number: int) -> list[Entry | None]:
+        """Return each id's entry in one generation, such as the previous; None where it has none."""
+
+    def read_block(self, ids: Sequence[str]) -> StoredRows | None:
+        """Return each id's newest row as arrays, or None when nothing was ever stored.
+
+        The fields are the current generation's. An overlay entry with other fields is left out.
+        """
+
+    # --- overlay -----------------------------------------------------------------------------------
+
+    def upsert(
+        self,
+        ids: Sequence[str],
+        fields: Sequence[TensorSpec],
+        block: Block,
+        *,
+        as_of: npt.NDArray[np.float64],
+        computed_at: float,
+        model_version: int,
+        origin: Origin,
+        keep_s: float,
+    ) -> None:
+        """Store single entries, each forgotten after `keep_s` seconds; may run twice.
+
+        Never overwrites an entry of the same model version with a newer (`as_of`, `computed_at`).
+        `model_version` is 0 for features.
+        """

@@ -1,0 +1,146 @@
+"""What only a table in Redis can show: expiry, compact memory, lost data, outages, several readers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import redis
+import redis.asyncio
+
+from inference.errors import StoreUnavailable
+from inference.keys import Keys, TableKeys, TableKind
+from inference.schema import DType, TensorSpec
+from inference.store import AsyncTableReader, Manifest, Origin, RedisTable
+from tests.support.ports import free_port
+from tests.support.redis_server import RedisServer
+
+KEYS: TableKeys = Keys("t").table(TableKind.PREDICTIONS, "m")
+PRICE = (TensorSpec("price", DType.FLOAT32),)
+
+
+def make_table(client: redis.Redis) -> RedisTable:
+    return RedisTable(client, KEYS, kind=TableKind.PREDICTIONS, model="m")
+
+
+def begin(table: RedisTable, rows: int, *, keep_s: float = 3600, fields: tuple[TensorSpec, ...] = PRICE) -> Manifest:
+    return table.begin(fields, rows_expected=rows, model_version=1, contract_hash="c", keep_s=keep_s)
+
+
+def publish(table: RedisTable, values: dict[str, float]) -> Manifest:
+    manifest = begin(table, len(values))
+    block = {"price": np.array(list(values.values()), np.float32)}
+    table.write(manifest, pa.array(list(values)), block, np.zeros(len(values)))
+    table.publish(manifest.number)
+    return manifest
+
+
+def upsert(table: RedisTable, entity_id: str, value: float, keep_s: float = 60) -> None:
+    block = {"price": np.array([value], np.float32)}
+    table.upsert(
+        [entity_id], PRICE, block, as_of=np.array([1.0]), computed_at=2.0, model_version=0,
+        origin=Origin.REALTIME, keep_s=keep_s,
+    )  # fmt: skip
+
+
+def test_no_row_outlives_its_deadline(redis_client: redis.Redis) -> None:
+    table = make_table(redis_client)
+    manifest = publish(table, {f"id-{i}": 1.0 for i in range(1000)})
+    upsert(table, "a", 1.0, keep_s=90)
+    buckets = redis_client.keys(KEYS.bucket_prefix(manifest.number) + "*")
+    assert len(buckets) == manifest.buckets
+    assert {redis_client.expiretime(key) for key in buckets} == {int(np.ceil(manifest.deadline))}
+    assert 80 < redis_client.ttl(KEYS.overlay(b"a")) <= 90
+
+
+def test_buckets_stay_compact_with_long_ids_and_a_prediction_takes_at_most_30_bytes(
+    redis_client: redis.Redis,
+) -> None:
+    table = make_table(redis_client)
+    rows = 100_000
+    ids = [f"user-{i:08d}" if i % 50 else f"{i:08d}" + "x" * 100 for i in range(rows)]
+    manifest = begin(table, rows)
+    before = redis_client.info("memory")["used_memory"]
+    table.write(manifest, pa.array(ids), {"price": np.ones(rows, np.float32)}, np.full(rows, 1e9))
+    used = redis_client.info("memory")["used_memory"] - before
+    assert table.count(manifest) == rows
+    assert redis_client.object("encoding", KEYS.bucket(manifest.number, 0)) in (b"listpack", b"ziplist")
+    assert used / rows <= 30
+
+
+def test_a_reader_sees_a_generation_that_another_process_published(redis_client: redis.Redis) -> None:
+    writer, reader = make_table(redis_client), make_table(redis_client)
+    for value in (1.0, 2.0, 3.0):
+        publish(writer, {"a": value})
+        entry = reader.read(["a"])[0]
+        assert entry is not None
+        assert entry.values == {"price": value}
+
+
+def test_a_reader_does_not_decode_a_table_built_anew_by_the_lost_ones_manifest(
+    redis_client: redis.Redis,
+) -> None:
+    reader = make_table(redis_client)
+    first = publish(reader, {"a": 1.0})
+    assert reader.read(["a"])[0] is not None
+    redis_client.flushall()
+    writer = make_table(redis_client)
+    fields = (TensorSpec("label", DType.STRING),)
+    again = begin(writer, 100_000, fields=fields)
+    assert again.number == first.number
+    writer.write(again, pa.array(["a"]), {"label": np.array(["new"], object)}, np.zeros(1))
+    writer.publish(again.number)
+    entry, by_number = reader.read(["a"])[0], make_table(redis_client).read_generation(["a"], again.number)[0]
+    assert entry is not None
+    assert entry.values == {"label": "new"}
+    assert by_number == entry
+
+
+def test_an_outage_is_an_error_and_never_a_miss(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path).start()
+    with redis.Redis.from_url(server.url(), retry=None) as client:
+        table = make_table(client)
+        manifest = publish(table, {"a": 1.0})
+        server.kill()
+        with pytest.raises(StoreUnavailable, match="predictions of 'm'"):
+            table.read(["a"])
+        with pytest.raises(StoreUnavailable):
+            table.write(manifest, pa.array(["a"]), {"price": np.ones(1, np.float32)}, np.zeros(1))
+        with pytest.raises(StoreUnavailable):
+            table.activate(1)
+
+
+def test_a_refused_write_is_an_error_and_leaves_a_usable_connection(redis_client: redis.Redis) -> None:
+    table = make_table(redis_client)
+    manifest = begin(table, 10)
+    redis_client.set(KEYS.bucket(manifest.number, 0), "in the way")
+    with pytest.raises(StoreUnavailable, match="WRONGTYPE"):
+        table.write(manifest, pa.array(["a"]), {"price": np.ones(1, np.float32)}, np.zeros(1))
+    assert table.read(["a"]) == [None]
+    assert redis_client.ping()
+
+
+async def test_the_asyncio_reader_reads_what_the_blocking_one_reads(
+    redis_client: redis.Redis, redis_server: RedisServer
+) -> None:
+    table = make_table(redis_client)
+    async with redis.asyncio.Redis.from_url(redis_server.url()) as client:
+        reader = AsyncTableReader(client, KEYS)
+        assert await reader.read(["a"]) == [None]
+        first = publish(table, {"a": 1.0, "b": 1.0})
+        publish(table, {"a": 2.0, "b": 2.0})
+        upsert(table, "b", 3.0)
+        upsert(table, "c", 3.0)
+        ids = ["c", "b", "a", "nobody"]
+        assert await reader.read(ids) == table.read(ids)
+        assert await reader.read_generation(ids, first.number) == table.read_generation(ids, first.number)
+        assert await reader.pointer() == table.pointer()
+        assert await reader.read([]) == []
+
+
+async def test_the_asyncio_reader_reports_an_outage() -> None:
+    async with redis.asyncio.Redis.from_url(f"redis://127.0.0.1:{free_port()}", retry=None) as client:
+        with pytest.raises(StoreUnavailable):
+            await AsyncTableReader(client, KEYS).read(["a"])

@@ -1,0 +1,504 @@
+"""What every table keeps, whether in memory, in Redis 6.2 or in Redis 7."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import redis
+
+from inference.errors import Conflict, NotFound
+from inference.keys import Keys, TableKind
+from inference.schema import DType, TensorSpec
+from inference.store import Entry, GenerationState, Manifest, MemoryTable, Origin, Pointer, RedisTable, Table
+from tests.support.redis_server import RedisServer, find_redis_binary
+
+PRICE = (TensorSpec("price", DType.FLOAT32),)
+MIXED = (
+    TensorSpec("score", DType.FLOAT32),
+    TensorSpec("vector", DType.FLOAT64, (3,)),
+    TensorSpec("rank", DType.INT64),
+    TensorSpec("good", DType.BOOL),
+    TensorSpec("label", DType.STRING),
+    TensorSpec("tags", DType.STRING, (2,)),
+    TensorSpec("ragged", DType.FLOAT32, (-1,)),
+)
+ODD_IDS = ["a b", "a/b", '"q"', "%2F", "☃🚀", "x" * 512, "🚀" * 128, "x" * 60, "x" * 61, "0", "-1", "ключ"]
+
+
+@dataclass
+class Room:
+    """A table and what tests need around it: telling it the state of a run."""
+
+    table: Table
+    set_run_state: Callable[[str, str], Any]
+
+    def generation(self, values: dict[str, float], *, version: int = 1, as_of: float = 0, **more: Any) -> Manifest:
+        manifest = self.table.begin(
+            PRICE, rows_expected=len(values), model_version=version, contract_hash="c", keep_s=3600, **more
+        )
+        ids = pa.array(list(values), pa.string())
+        block = {"price": np.array(list(values.values()), np.float32)}
+        self.table.write(manifest, ids, block, np.full(len(values), as_of))
+        return manifest
+
+    def publish(self, values: dict[str, float], **more: Any) -> Manifest:
+        manifest = self.generation(values, **more)
+        self.table.publish(manifest.number)
+        return manifest
+
+    def upsert(self, entity_id: str, value: float, *, as_of: float, computed_at: float | None = None,
+               version: int = 1, keep_s: float = 3600) -> None:  # fmt: skip
+        self.table.upsert(
+            [entity_id], PRICE, {"price": np.array([value], np.float32)}, as_of=np.array([as_of]),
+            computed_at=self.table.now() if computed_at is None else computed_at,
+            model_version=version, origin=Origin.REALTIME, keep_s=keep_s,
+        )  # fmt: skip
+
+    def price(self, entity_id: str) -> float | None:
+        entry = self.table.read([entity_id])[0]
+        return None if entry is None else entry.values["price"]
+
+
+def _redis_room(client: redis.Redis) -> Room:
+    table = RedisTable(client, Keys("t").table(TableKind.PREDICTIONS, "m"), kind=TableKind.PREDICTIONS, model="m")
+    return Room(table, lambda key, state: client.hset(key, "state", state))
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], RedisServer]]:
+    """Start each Redis version when it is first asked for."""
+    started: dict[int, RedisServer] = {}
+
+    def server(major: int) -> RedisServer:
+        if major not in started:
+            binary = find_redis_binary(major)
+            started[major] = RedisServer(tmp_path_factory.mktemp("redis"), binary=binary).start()
+        return started[major]
+
+    yield server
+    for running in started.values():
+        running.stop()
+
+
+@pytest.fixture(params=["memory", 6, 7], ids=["memory", "redis6.2", "redis7"])
+def room(request: pytest.FixtureRequest, servers: Callable[[int], RedisServer]) -> Iterator[Room]:
+    if request.param == "memory":
+        table = MemoryTable()
+        yield Room(table, table.run_states.__setitem__)
+        return
+    with redis.Redis.from_url(servers(request.param).url()) as client:
+        client.flushall()
+        yield _redis_room(client)
+
+
+@pytest.fixture
+def table(room: Room) -> Table:
+    return room.table
+
+
+# --- an empty table ------------------------------------------------------------------------------------
+
+
+def test_an_empty_table_misses_and_does_not_fail(table: Table) -> None:
+    assert table.pointer() == Pointer()
+    assert table.read(["a", "b"]) == [None, None]
+    assert table.read([]) == []
+    assert table.read_block(["a"]) is None
+    assert table.read_generation(["a"], 7) == [None]
+    assert table.manifest(7) is None
+    assert table.state(7) is None
+    assert table.generations() == []
+    assert table.collectable() == []
+
+
+# --- writing and reading -------------------------------------------------------------------------------
+
+
+def test_a_generation_is_read_only_after_it_is_published(room: Room) -> None:
+    manifest = room.generation({"a": 1.5})
+    assert room.table.state(manifest.number) is GenerationState.LOADING
+    assert room.price("a") is None
+    pointer = room.table.publish(manifest.number)
+    assert pointer.current == manifest.number
+    assert room.table.state(manifest.number) is GenerationState.CURRENT
+    assert room.price("a") == 1.5
+    assert room.price("b") is None
+
+
+def test_an_entry_says_where_it_comes_from(room: Room) -> None:
+    manifest = room.publish({"a": 1.5}, version=3, as_of=1000.9)
+    assert room.table.read(["a"]) == [
+        Entry({"price": 1.5}, 1000.0, manifest.created_at, 3, Origin.BATCH, manifest.number)
+    ]
+
+
+def test_any_legal_id_is_kept_apart_from_every_other(room: Room) -> None:
+    room.publish({entity_id: float(i) for i, entity_id in enumerate(ODD_IDS)})
+    entries = room.table.read(ODD_IDS)
+    assert [entry and entry.values["price"] for entry in entries] == list(map(float, range(len(ODD_IDS))))
+    room.upsert("x" * 512, 99.0, as_of=room.table.now(), version=0)
+    assert room.price("x" * 512) == 99.0
+    assert room.price("x" * 61) == 8.0
+
+
+def test_rows_of_all_kinds_come_back_as_they_were(table: Table) -> None:
+    manifest = table.begin(MIXED, rows_expected=2, model_version=1, contract_hash="c", keep_s=60)
+    ragged = np.empty(2, object)
+    ragged[0], ragged[1] = np.array([1, 2], np.float32), np.array([], np.float32)
+    block = {
+        "score": np.array([0.5, -0.0], np.float32),
+        "vector": np.array([[1, 2, 3], [4, 5, 6]], np.float64),
+        "rank": np.array([2**62, -1]),
+        "good": np.array([True, False]),
+        "label": np.array(["naïve 🚀", ""], object),
+        "tags": np.array([["a", "b"], ["c", ""]], object),
+        "ragged": ragged,
+    }
+    table.write(manifest, pa.array(["x", "y"]), block, np.zeros(2))
+    table.publish(manifest.number)
+    first, second = table.read(["x", "y"])
+    assert first is not None
+    assert second is not None
+    assert first.values == {
+        "score": 0.5, "vector": [1.0, 2.0, 3.0], "rank": 2**62, "good": True,
+        "label": "naïve 🚀", "tags": ["a", "b"], "ragged": [1.0, 2.0],
+    }  # fmt: skip
+    assert second.values["ragged"] == []
+    assert second.values["good"] is False
+    rows = table.read_block(["y", "nobody", "x"])
+    assert rows is not None
+    assert rows.found.tolist() == [True, False, True]
+    assert rows.block["score"].dtype == np.float32
+    assert rows.block["rank"].tolist() == [-1, 0, 2**62]
+    assert rows.block["vector"].tolist() == [[4, 5, 6], [0, 0, 0], [1, 2, 3]]
+    assert rows.block["label"].tolist() == ["", "", "naïve 🚀"]
+    assert rows.block["tags"].tolist() == [["c", ""], ["", ""], ["a", "b"]]
+    assert [value.tolist() for value in rows.block["ragged"]] == [[], [], [1.0, 2.0]]
+
+
+def test_the_arrow_types_of_text_are_all_accepted(table: Table) -> None:
+    for type_ in (pa.string(), pa.large_string()):
+        manifest = table.begin(PRICE, rows_expected=2, model_version=1, contract_hash="c", keep_s=60)
+        ids = pa.array(["skipped", "a", "b"], type_).slice(1)
+        table.write(manifest, ids, {"price": np.ones(2, np.float32)}, np.zeros(2))
+        table.publish(manifest.number)
+        assert table.count(manifest) == 2
+        assert None not in table.read(["a", "b"])
+
+
+def test_many_rows_in_many_buckets_are_counted_once_each_however_often_written(room: Room) -> None:
+    values = {f"id-{i}": float(i) for i in range(5000)}
+    manifest = room.publish(values)
+    assert manifest.buckets > 1
+    assert room.table.count(manifest) == 5000
+    for part in (list(values)[:2000], list(values)[1000:]):
+        block = {"price": np.array([values[entity_id] for entity_id in part], np.float32)}
+        room.table.write(manifest, pa.array(part), block, np.zeros(len(part)))
+    assert room.table.count(manifest) == 5000
+    entries = room.table.read(list(values))
+    assert [entry and entry.values["price"] for entry in entries] == list(values.values())
+
+
+def test_of_rows_with_one_id_the_last_stays(table: Table) -> None:
+    manifest = table.begin(PRICE, rows_expected=2, model_version=1, contract_hash="c", keep_s=60)
+    table.write(manifest, pa.array(["a", "a"]), {"price": np.array([1, 2], np.float32)}, np.zeros(2))
+    table.publish(manifest.number)
+    assert table.count(manifest) == 1
+    entry = table.read(["a", "a"])
+    assert [e and e.values["price"] for e in entry] == [2.0, 2.0]
+
+
+def test_an_empty_window_changes_nothing(table: Table) -> None:
+    manifest = table.begin(PRICE, rows_expected=0, model_version=1, contract_hash="c", keep_s=60)
+    table.write(manifest, pa.array([], pa.string()), {"price": np.array([], np.float32)}, np.array([]))
+    assert table.count(manifest) == 0
+
+
+def test_a_null_id_is_refused_before_anything_is_written(table: Table) -> None:
+    manifest = table.begin(PRICE, rows_expected=2, model_version=1, contract_hash="c", keep_s=60)
+    with pytest.raises(ValueError, match="null"):
+        table.write(manifest, pa.array(["a", None]), {"price": np.zeros(2, np.float32)}, np.zeros(2))
+    assert table.count(manifest) == 0
+
+
+def test_a_time_in_the_future_is_clamped_to_the_generations_own(room: Room) -> None:
+    manifest = room.publish({"a": 1.0}, as_of=room.table.now() + 5000)
+    entry = room.table.read(["a"])[0]
+    assert entry is not None
+    assert entry.as_of == int(manifest.created_at)
+
+
+def test_a_manifest_is_the_same_when_read_back(room: Room) -> None:
+    manifest = room.generation({"a": 1.0}, run_id="r1")
+    assert room.table.manifest(manifest.number) == manifest
+    assert room.table.generations() == [manifest]
+    assert manifest.deadline == pytest.approx(manifest.created_at + 3600)
+
+
+# --- generation and overlay ----------------------------------------------------------------------------
+
+
+def test_a_late_batch_never_hides_a_fresher_realtime_answer(room: Room) -> None:
+    room.table.activate(1)
+    room.upsert("a", 2.0, as_of=2000)
+    room.publish({"a": 1.0, "b": 1.0}, as_of=1000)
+    assert room.price("a") == 2.0
+    assert room.price("b") == 1.0
+    rows = room.table.read_block(["a", "b"])
+    assert rows is not None
+    assert rows.block["price"].tolist() == [2.0, 1.0]
+    assert rows.as_of.tolist() == [2000, 1000]
+
+
+def test_a_fresher_batch_row_replaces_an_older_realtime_answer(room: Room) -> None:
+    room.table.activate(1)
+    room.upsert("a", 2.0, as_of=1000)
+    room.publish({"a": 1.0}, as_of=2000)
+    assert room.price("a") == 1.0
+
+
+def test_of_two_answers_from_equally_old_features_the_later_computed_is_served(room: Room) -> None:
+    room.table.activate(1)
+    manifest = room.publish({"a": 1.0, "b": 1.0}, as_of=1000)
+    room.upsert("a", 2.0, as_of=1000, computed_at=manifest.created_at + 1)
+    room.upsert("b", 2.0, as_of=1000, computed_at=manifest.created_at - 1)
+    assert room.price("a") == 2.0
+    assert room.price("b") == 1.0
+
+
+def test_the_overlay_serves_before_there_is_any_generation(room: Room) -> None:
+    room.table.activate(1)
+    room.upsert("a", 2.0, as_of=1000, computed_at=1500.25)
+    assert room.table.read(["a", "b"]) == [
+        Entry({"price": 2.0}, 1000.0, 1500.25, 1, Origin.REALTIME, None),
+        None,
+    ]
+    rows = room.table.read_block(["b", "a"])
+    assert rows is not None
+    assert rows.found.tolist() == [False, True]
+
+
+def test_an_overlay_entry_is_never_overwritten_by_an_older_one(room: Room) -> None:
+    room.table.activate(1)
+    room.upsert("a", 2.0, as_of=2000, computed_at=3000)
+    room.upsert("a", 1.0, as_of=1000, computed_at=4000)
+    assert room.price("a") == 2.0
+    room.upsert("a", 1.0, as_of=2000, computed_at=2999)
+    assert room.price("a") == 2.0
+    room.upsert("a", 3.0, as_of=2000, computed_at=3001)
+    assert room.price("a") == 3.0
+    room.upsert("a", 4.0, as_of=2001, computed_at=2500)
+    assert room.price("a") == 4.0
+
+
+def test_an_overlay_entry_of_another_version_is_ignored_and_may_be_overwritten(room: Room) -> None:
+    room.table.activate(1)
+    room.upsert("a", 2.0, as_of=2000, version=2)
+    assert room.price("a") is None
+    room.upsert("a", 1.0, as_of=1000, version=1)
+    assert room.price("a") == 1.0
+
+
+def test_features_have_no_version_and_are_always_read(room: Room) -> None:
+    room.upsert("a", 2.0, as_of=2000, version=0)
+    assert room.price("a") == 2.0
+
+
+def test_overlay_entries_of_different_fields_are_each_read_with_their_own(room: Room) -> None:
+    room.table.activate(1)
+    room.upsert("a", 2.0, as_of=2000)
+    other = (TensorSpec("name", DType.STRING),)
+    room.table.upsert(
+        ["b"], other, {"name": np.array(["é"], object)}, as_of=np.array([1.0]), computed_at=2.0,
+        model_version=1, origin=Origin.UPSERT, keep_s=60,
+    )  # fmt: skip
+    entries = room.table.read(["a", "b"])
+    assert [entry and entry.values for entry in entries] == [{"price": 2.0}, {"name": "é"}]
+
+
+def test_more_ids_than_one_script_call_takes_are_all_upserted(table: Table) -> None:
+    ids = [f"id-{i}" for i in range(2500)]
+    table.upsert(
+        ids, PRICE, {"price": np.arange(2500, dtype=np.float32)}, as_of=np.full(2500, 1.0), computed_at=2.0,
+        model_version=0, origin=Origin.UPSERT, keep_s=60,
+    )  # fmt: skip
+    assert [entry and entry.values["price"] for entry in table.read(ids)] == list(map(float, range(2500)))
+
+
+# --- publish, discard, rollback ------------------------------------------------------------------------
+
+
+def test_publishing_makes_the_current_generation_previous_and_the_previous_collectable(room: Room) -> None:
+    first, second, third = (room.publish({"a": float(i)}) for i in range(3))
+    pointer = room.table.pointer()
+    assert (pointer.current, pointer.previous) == (third.number, second.number)
+    assert room.table.state(first.number) is GenerationState.COLLECTING
+    assert room.table.state(second.number) is GenerationState.PREVIOUS
+    assert room.table.collectable() == [first.number]
+    entry = room.table.read_generation(["a"], second.number)[0]
+    assert entry is not None
+    assert (entry.values["price"], entry.generation) == (1.0, second.number)
+
+
+def test_publishing_twice_is_publishing_once(room: Room) -> None:
+    first = room.publish({"a": 1.0})
+    second = room.publish({"a": 2.0})
+    assert room.table.publish(second.number) == room.table.pointer()
+    assert room.table.pointer().previous == first.number
+
+
+def test_only_a_loading_generation_is_published(room: Room) -> None:
+    first = room.publish({"a": 1.0})
+    room.publish({"a": 2.0})
+    with pytest.raises(Conflict, match="previous"):
+        room.table.publish(first.number)
+    failed = room.generation({"a": 3.0})
+    room.table.discard(failed.number, GenerationState.FAILED)
+    with pytest.raises(Conflict, match="failed"):
+        room.table.publish(failed.number)
+    with pytest.raises(NotFound):
+        room.table.publish(99)
+    assert room.price("a") == 2.0
+
+
+def test_a_generation_is_published_only_while_its_run_is_in_the_expected_state(room: Room) -> None:
+    manifest = room.generation({"a": 1.0})
+    room.set_run_state("run", "cancelled")
+    with pytest.raises(Conflict, match="run is not running"):
+        room.table.publish(manifest.number, run_key="run", run_state="running")
+    with pytest.raises(Conflict):
+        room.table.publish(manifest.number, run_key="gone", run_state="running")
+    assert room.price("a") is None
+    room.set_run_state("run", "running")
+    room.table.publish(manifest.number, run_key="run", run_state="running")
+    assert room.price("a") == 1.0
+
+
+def test_a_served_generation_is_not_discarded_and_a_gone_one_stays_gone(room: Room) -> None:
+    first, second = room.publish({"a": 1.0}), room.publish({"a": 2.0})
+    for manifest in (first, second):
+        with pytest.raises(Conflict):
+            room.table.discard(manifest.number, GenerationState.CANCELLED)
+    room.table.discard(99, GenerationState.FAILED)
+    assert room.table.state(99) is None
+
+
+def test_rollback_brings_back_the_previous_values_and_removes_a_bad_versions_answers(room: Room) -> None:
+    room.table.activate(1)
+    good = room.publish({"a": 1.0}, version=1)
+    room.table.activate(2)
+    bad = room.publish({"a": -1.0}, version=2)
+    room.upsert("b", -2.0, as_of=room.table.now(), version=2)
+    assert (room.price("a"), room.price("b")) == (-1.0, -2.0)
+    pointer = room.table.rollback(bad.number)
+    assert pointer == Pointer(good.number, None, 1, frozenset({2}))
+    assert (room.price("a"), room.price("b")) == (1.0, None)
+    assert room.table.collectable() == [bad.number]
+
+
+def test_rollback_within_one_version_holds_nothing(room: Room) -> None:
+    room.table.activate(1)
+    room.publish({"a": 1.0})
+    second = room.publish({"a": 2.0})
+    pointer = room.table.rollback(second.number)
+    assert (pointer.active_version, pointer.held_versions) == (1, frozenset())
+
+
+def test_rollback_also_leaves_a_newer_version_that_has_no_generation_yet(room: Room) -> None:
+    room.publish({"a": 1.0})
+    second = room.publish({"a": 2.0})
+    room.table.activate(2)
+    pointer = room.table.rollback(second.number)
+    assert (pointer.active_version, pointer.held_versions) == (1, frozenset({2}))
+
+
+def test_rolling_back_features_touches_no_version(room: Room) -> None:
+    room.publish({"a": 1.0}, version=0)
+    second = room.publish({"a": 2.0}, version=0)
+    pointer = room.table.rollback(second.number)
+    assert (pointer.active_version, pointer.held_versions) == (None, frozenset())
+
+
+def test_rollback_names_the_generation_it_leaves(room: Room) -> None:
+    first = room.publish({"a": 1.0})
+    with pytest.raises(Conflict, match="no previous"):
+        room.table.rollback(first.number)
+    second = room.publish({"a": 2.0})
+    with pytest.raises(Conflict, match="not "):
+        room.table.rollback(first.number)
+    room.table.rollback(second.number)
+    with pytest.raises(Conflict):
+        room.table.rollback(second.number)
+    assert room.price("a") == 1.0
+
+
+# --- activation ----------------------------------------------------------------------------------------
+
+
+def test_a_version_is_activated_forwards_only_unless_forced(table: Table) -> None:
+    assert table.activate(9)
+    assert table.activate(9)
+    assert table.activate(10)
+    assert not table.activate(9)
+    assert table.pointer().active_version == 10
+    assert table.activate(9, force=True)
+    assert table.pointer().active_version == 9
+
+
+def test_a_held_version_is_not_activated_until_someone_insists(room: Room) -> None:
+    room.publish({"a": 1.0}, version=1)
+    bad = room.publish({"a": 1.0}, version=2)
+    room.table.rollback(bad.number)
+    assert not room.table.activate(2)
+    assert room.table.activate(3)
+    assert room.table.activate(2, force=True)
+    pointer = room.table.pointer()
+    assert (pointer.active_version, pointer.held_versions) == (2, frozenset())
+
+
+# --- collection ----------------------------------------------------------------------------------------
+
+
+def test_collection_removes_the_rows_first_and_the_manifest_after_the_second_sweep(room: Room) -> None:
+    manifest = room.generation({f"id-{i}": 1.0 for i in range(500)})
+    room.table.discard(manifest.number, GenerationState.CANCELLED)
+    assert room.table.collectable() == [manifest.number]
+    assert room.table.collect(manifest.number, pause_s=0, buckets_per_batch=2) > 0
+    assert room.table.count(manifest) == 0
+    assert room.table.state(manifest.number) is GenerationState.COLLECTING
+    assert room.table.collectable() == []
+    assert room.table.collect(manifest.number, pause_s=0) == 0
+    assert room.table.manifest(manifest.number) == manifest
+
+
+def test_collection_without_a_second_sweep_leaves_nothing(room: Room) -> None:
+    manifest = room.generation({"a": 1.0})
+    room.table.discard(manifest.number, GenerationState.FAILED)
+    assert room.table.collect(manifest.number, pause_s=0, sweep_after_s=0) == 1
+    assert room.table.state(manifest.number) is None
+    assert room.table.generations() == []
+    assert room.table.collect(manifest.number) == 0
+
+
+def test_what_a_straggler_wrote_goes_with_the_second_sweep(room: Room) -> None:
+    manifest = room.generation({"a": 1.0})
+    room.table.discard(manifest.number, GenerationState.FAILED)
+    room.table.collect(manifest.number, pause_s=0, sweep_after_s=1e-6)
+    room.table.write(manifest, pa.array(["late"]), {"price": np.zeros(1, np.float32)}, np.zeros(1))
+    assert room.table.collectable() == [manifest.number]
+    assert room.table.collect(manifest.number, pause_s=0) == 1
+    assert room.table.count(manifest) == 0
+    assert room.table.manifest(manifest.number) is None
+
+
+def test_what_is_served_or_being_written_is_not_collected(room: Room) -> None:
+    first, second, third = room.publish({"a": 1.0}), room.publish({"a": 2.0}), room.generation({"a": 3.0})
+    for manifest in (first, second, third):
+        with pytest.raises(Conflict):
+            room.table.collect(manifest.number)
+    assert room.table.collectable() == []

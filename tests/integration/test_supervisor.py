@@ -1,0 +1,155 @@
+"""The supervisor over stand-in programs: real processes, really killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from app.local.files import only_one, private_folder
+from app.local.ports import require_free
+from inference.errors import Conflict
+from tests.support.supervised import Supervised, wait_until
+
+pytestmark = pytest.mark.integration
+Supervise = Callable[..., Supervised]
+
+
+@pytest.fixture
+def supervise(tmp_path: Path) -> Iterator[Supervise]:
+    started: list[Supervised] = []
+
+    def start(*kinds: str) -> Supervised:
+        started.append(Supervised(tmp_path, *kinds))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.clean_up()
+
+
+def test_a_killed_process_is_back_within_two_seconds(supervise: Supervise) -> None:
+    up = supervise("steady")
+    first = up.wait_pid("steady")
+    for _ in range(2):
+        killed_at = time.monotonic()
+        os.kill(first, signal.SIGKILL)
+        first = up.wait_pid("steady", other_than=first)
+        assert time.monotonic() - killed_at < 2
+    assert "steady ended (killed by SIGKILL); starting it again now" in up.output()
+
+
+def test_a_process_that_keeps_dying_is_started_ever_more_slowly(supervise: Supervise) -> None:
+    up = supervise("flapping")
+    up.wait_said("flapping ended (exit code 3); starting it again now")
+    up.wait_said("starting it again in 1 s")
+    up.wait_said("starting it again in 2 s")
+    assert up.output().count("last words") == 3
+
+
+def test_last_words_without_a_line_end_are_not_lost_and_carry_the_name(supervise: Supervise) -> None:
+    up = supervise("flapping")
+    up.wait_said("flapping | last words\n")
+    assert "flapping | hello from flapping é\n" in up.output()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_signal_ends_everything_and_leaves_no_process(supervise: Supervise, number: signal.Signals) -> None:
+    up = supervise("steady", "flapping")
+    up.wait_pid("steady")
+    up.wait_pid("flapping")
+    children = up.descendants()
+    assert up.stop(number) == 0
+    assert not [child for child in children if child.is_running()]
+    assert "all stopped" in up.output()
+
+
+def test_a_stop_in_the_middle_of_restarts_is_obeyed(supervise: Supervise) -> None:
+    up = supervise("steady", "flapping")
+    pid = up.wait_pid("steady")
+    os.kill(pid, signal.SIGKILL)
+    assert up.stop() == 0
+    assert "Traceback" not in up.output()
+
+
+def test_a_process_that_ignores_the_signal_is_killed_when_its_grace_is_over(supervise: Supervise) -> None:
+    up = supervise("stubborn")
+    up.wait_said("deaf")
+    deaf = psutil.Process(up.wait_pid("stubborn"))
+    assert up.stop() == 0
+    assert not deaf.is_running()
+
+
+def test_children_do_not_outlive_a_killed_supervisor(supervise: Supervise) -> None:
+    up = supervise("redis", "steady")
+    up.wait_pid("steady")
+    children = up.descendants()
+    assert len(children) == 2
+    up.stop(signal.SIGKILL)
+    wait_until(lambda: not any(child.is_running() for child in children))
+
+
+def test_a_second_up_in_the_folder_is_refused_with_the_pid(supervise: Supervise) -> None:
+    first = supervise("steady")
+    first.wait_pid("steady")
+    lock = first.state_dir / "up.lock"
+    with pytest.raises(Conflict, match=f"already runs .* as pid {first.process.pid}"), only_one(lock):
+        pass
+    first.stop(signal.SIGKILL)
+    with only_one(lock):  # the kernel let go of it
+        assert lock.read_text() == str(os.getpid())
+
+
+def test_a_taken_port_is_refused_naming_port_setting_and_holder() -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        with pytest.raises(Conflict, match=rf"port {port} is taken by .*pid {os.getpid()}.*\[api\] port"):
+            require_free("127.0.0.1", port, "[api] port")
+    require_free("127.0.0.1", port, "[api] port")
+
+
+def test_up_refuses_a_taken_port_in_one_line_before_anything_starts(tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        (tmp_path / "forecache.toml").write_text(f'[api]\nport = {port}\n[models.m]\npath = "m"\n')
+        done = _forecache(tmp_path, "up")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"forecache: port {port} is taken")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / ".forecache" / "redis.json").exists()
+
+
+def test_up_without_a_model_says_what_to_add(tmp_path: Path) -> None:
+    done = _forecache(tmp_path, "up")
+    assert done.returncode == 2
+    assert done.stderr == "forecache: no model is configured: add a [models.NAME] section to forecache.toml\n"
+
+
+def test_the_state_folder_is_private(tmp_path: Path) -> None:
+    assert private_folder(tmp_path / "a" / ".forecache").stat().st_mode & 0o777 == 0o700
+
+
+def _forecache(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    sources = str(Path(__file__).resolve().parents[2])
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "app.cli", *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": sources},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )

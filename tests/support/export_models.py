@@ -1,0 +1,121 @@
+"""Exports the SavedModels that tests use: `python export_models.py KIND FOLDER [KIND FOLDER …]`.
+
+Run as its own process, so that the test process needs no TensorFlow. KIND:
+
+- `dense:K:SEED`  one input [None, K] float32 → one output [None, 1]
+- `mixed`         inputs carat, depth [None] float32 and cut [None] string, looked up inside → price [None, 1]
+- `several`       one input [None, 4] float32 → score [None, 1], embedding [None, 3], label [None] string
+- `fussy`         one input [None, 2] float32; raises when a row's first value is negative
+- `fixed`         one input [1, 2]: a row dimension that cannot be served
+- `keras:K`       a Keras model of the functional interface, exported by `model.export`
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import numpy as np
+import tensorflow as tf
+
+
+def weights(k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Deterministic weights, which `tests.support.models` computes with as well."""
+    rng = np.random.default_rng(seed)
+    return (
+        rng.normal(size=(k, 8)).astype(np.float32) / np.float32(k**0.5),
+        rng.normal(size=(8, 1)).astype(np.float32),
+    )
+
+
+def spec(*shape: int | None, dtype: tf.DType = tf.float32, name: str) -> tf.TensorSpec:
+    return tf.TensorSpec(shape, dtype, name=name)
+
+
+def dense(folder: str, k: str, seed: str = "0") -> None:
+    first, last = weights(int(k), int(seed))
+
+    class Dense(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = tf.Variable(first), tf.Variable(last)
+
+        @tf.function(input_signature=[spec(None, int(k), name="x")])
+        def serve(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"y": tf.tanh(x @ self.first) @ self.last}
+
+    _save(Dense(), folder)
+
+
+def mixed(folder: str) -> None:
+    class Mixed(tf.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            words = tf.lookup.KeyValueTensorInitializer(["Fair", "Good", "Ideal"], [1.0, 2.0, 3.0])
+            self.table = tf.lookup.StaticHashTable(words, default_value=0.0)
+
+        @tf.function(
+            input_signature=[
+                spec(None, name="carat"),
+                spec(None, name="depth"),
+                spec(None, dtype=tf.string, name="cut"),
+            ]
+        )
+        def serve(self, carat: tf.Tensor, depth: tf.Tensor, cut: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"price": tf.expand_dims(100.0 * carat + depth + 10.0 * self.table.lookup(cut), 1)}
+
+    _save(Mixed(), folder)
+
+
+def several(folder: str) -> None:
+    class Several(tf.Module):
+        @tf.function(input_signature=[spec(None, 4, name="x")])
+        def serve(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+            score = tf.reduce_sum(x, axis=1, keepdims=True)
+            label = tf.where(score[:, 0] > 0, "über", "unter")
+            return {"score": score, "embedding": x[:, :3] * 2.0, "label": label}
+
+    _save(Several(), folder)
+
+
+def fussy(folder: str) -> None:
+    class Fussy(tf.Module):
+        @tf.function(input_signature=[spec(None, 2, name="x")])
+        def serve(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+            tf.debugging.assert_non_negative(x[:, 0], message="negative distance")
+            # the logarithm of 0 is not finite
+            return {"y": tf.math.log(x[:, 1])}
+
+    _save(Fussy(), folder)
+
+
+def fixed(folder: str) -> None:
+    class Fixed(tf.Module):
+        @tf.function(input_signature=[spec(1, 2, name="x")])
+        def serve(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"y": x}
+
+    _save(Fixed(), folder)
+
+
+def keras(folder: str, k: str) -> None:
+    import keras as library
+
+    library.utils.set_random_seed(7)
+    model = library.Sequential([library.Input((int(k),)), library.layers.Dense(4, "relu"), library.layers.Dense(1)])
+    model.export(folder, verbose=False)
+
+
+def _save(module: tf.Module, folder: str) -> None:
+    tf.saved_model.save(module, folder, signatures={"serving_default": module.serve})
+
+
+KINDS = {"dense": dense, "mixed": mixed, "several": several, "fussy": fussy, "fixed": fixed, "keras": keras}
+
+if __name__ == "__main__":
+    for kind, target in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+        name, *arguments = kind.split(":")
+        KINDS[name](target, *arguments)

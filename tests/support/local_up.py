@@ -1,0 +1,56 @@
+"""Runs the supervisor over stand-in programs, in a process of its own so that it can be killed.
+
+`python local_up.py FOLDER [redis]`: keeps a `steady` program, and with `redis` the embedded Redis of FOLDER.
+Each stand-in writes its pid to FOLDER/NAME.pid on every start.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+from app.local import embedded_redis
+from app.local.files import only_one, private_folder
+from app.local.programs import Program, _redis_program
+from app.local.up import run_programs
+from inference.errors import ForecacheError
+
+_BODY = """
+import os, pathlib, sys, time
+pathlib.Path({folder!r}, {name!r} + ".pid").write_text(str(os.getpid()))
+print("hello from", {name!r}, "é")
+{more}
+"""
+
+
+def stand_in(folder: Path, name: str, more: str, **options: object) -> Program:
+    """A program that writes its pid, says hello and then does `more`."""
+    code = _BODY.format(folder=str(folder), name=name, more=more)
+    return Program(name, [sys.executable, "-c", code], **options)  # type: ignore[arg-type]
+
+
+def _main(folder: Path, kinds: list[str]) -> None:
+    private_folder(folder)
+    programs = []
+    with ExitStack() as on_exit:
+        on_exit.enter_context(only_one(folder / "up.lock"))
+        if "redis" in kinds:
+            redis = embedded_redis.prepare(folder)
+            on_exit.callback(redis.withdraw)
+            programs.append(_redis_program(redis))
+        if "steady" in kinds:
+            programs.append(stand_in(folder, "steady", "time.sleep(600)"))
+        if "flapping" in kinds:
+            programs.append(stand_in(folder, "flapping", "sys.stderr.write('last words'); sys.exit(3)"))
+        if "stubborn" in kinds:
+            more = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf'); time.sleep(600)"
+            programs.append(stand_in(folder, "stubborn", more, grace_s=1.0))
+        run_programs(programs, ["started"])
+
+
+if __name__ == "__main__":
+    try:
+        _main(Path(sys.argv[1]), sys.argv[2:])
+    except ForecacheError as error:
+        sys.exit(error.message)

@@ -1,0 +1,47 @@
+"""Real TensorFlow SavedModels for tests, exported in a subprocess: the test process imports no TensorFlow."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_SCRIPT = Path(__file__).with_name("export_models.py")
+
+
+def export_models(models: dict[Path, str]) -> None:
+    """Export SavedModels: folder → kind, as `export_models.py` lists them. One subprocess for all."""
+    arguments = [text for folder, kind in models.items() for text in (kind, str(folder))]
+    for folder in models:
+        folder.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"}
+    done = subprocess.run(
+        [sys.executable, _SCRIPT, *arguments], env=environment, capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def dense_predictions(x: np.ndarray, seed: int = 0) -> np.ndarray:
+    """What the `dense` model gives for rows of shape [n, K], computed by numpy in float32."""
+    k = x.shape[1]
+    rng = np.random.default_rng(seed)
+    first = rng.normal(size=(k, 8)).astype(np.float32) / np.float32(k**0.5)
+    last = rng.normal(size=(8, 1)).astype(np.float32)
+    return (np.tanh(x.astype(np.float32) @ first) @ last)[:, 0]
+
+
+def write_features(folder: Path, features: list[dict[str, Any]]) -> None:
+    """Write a model's `features.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "features.json").write_text(json.dumps({"features": features}))
+
+
+def float_features(k: int, *, default: float | None = None) -> list[dict[str, Any]]:
+    """K float32 features named f0, f1, …"""
+    extra = {} if default is None else {"default": default}
+    return [{"name": f"f{i}", "dtype": "float32", **extra} for i in range(k)]

@@ -1,0 +1,171 @@
+"""A whole deployment for tests: a real Redis and real processes, each by its own command, all ended at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import psutil
+
+from inference.services import Services
+from inference.settings import Settings, load_settings
+from tests.support.ports import free_port
+from tests.support.redis_server import RedisServer
+
+ROOT = Path(__file__).resolve().parents[2]
+T = TypeVar("T")
+
+WORKERS = ("gpu", "realtime", "maintenance")
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of every process that a test starts: this checkout's code, quiet TensorFlow."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("FORECACHE_")}
+    return kept | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
+
+
+def wait_for(probe: Callable[[], T | None], what: str, timeout_s: float = 60) -> T:
+    """Return the probe's first truthy answer; fail the test with `what` when it takes too long."""
+    end = time.monotonic() + timeout_s
+    while True:
+        answer = probe()
+        if answer:
+            return answer
+        assert time.monotonic() < end, f"waited {timeout_s} s in vain for {what}"
+        time.sleep(0.1)
+
+
+class Stack:
+    """Processes of one deployment in one folder, over a Redis of their own."""
+
+    def __init__(self, folder: Path, models_toml: str) -> None:
+        self.folder = folder
+        self.redis = RedisServer(folder / "redis", appendonly=True)
+        self.api_port = free_port()
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "forecache.toml").write_text(
+            f'[redis]\nurl = "{self.redis.url(0)}"\ncache_url = "{self.redis.url(1)}"\n'
+            f"[api]\nport = {self.api_port}\n{models_toml}"
+        )
+
+    def __enter__(self) -> Stack:
+        self.redis.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        try:
+            for name in list(self.processes):
+                self.stop(name, signal.SIGTERM)
+        finally:
+            self.redis.stop()
+
+    @property
+    def settings(self) -> Settings:
+        return load_settings(self.folder / "forecache.toml")
+
+    @property
+    def services(self) -> Services:
+        return Services(self.settings)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.api_port}"
+
+    def start(self, *names: str) -> None:
+        """Start `gpu`, `realtime`, `maintenance`, `beat` or `api`; a suffix (`gpu-2`) starts another of the kind."""
+        for name in names:
+            log = (self.folder / f"{name}.log").open("ab")
+            argv = [sys.executable, "-P", "-m", *self._command(name.split("-")[0], name)]
+            self.processes[name] = subprocess.Popen(
+                argv, cwd=self.folder, env=child_environment(), stdout=log, stderr=log, start_new_session=True
+            )
+            log.close()
+
+    def _command(self, kind: str, name: str) -> list[str]:
+        if kind in WORKERS:
+            return ["workers", kind, "-n", f"{name}@%h"]
+        return {"beat": ["beat_schedule"], "api": ["app.cli", "api"]}[kind]
+
+    def stop(self, name: str, how: signal.Signals) -> None:
+        process = self.processes.pop(name)
+        process.send_signal(how)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(5)
+
+    def kill(self, name: str) -> None:
+        """kill -9."""
+        self.stop(name, signal.SIGKILL)
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def cli(self, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+        """Run a `forecache` command in the folder."""
+        return run_cli(self.folder, *arguments, timeout_s=timeout_s)
+
+    def wait_ready(self, timeout_s: float = 90) -> None:
+        """Wait until the API says that every model has been activated."""
+
+        def ready() -> bool:
+            try:
+                return httpx.get(f"{self.url}/health/ready").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        wait_for(ready, f"readiness; api.log ends:\n{self._tails()}", timeout_s)
+
+    def _tails(self) -> str:
+        return "\n".join(f"--- {name}\n{self.log(name)[-1500:]}" for name in self.processes)
+
+    def wait_run(self, run_id: str, timeout_s: float = 90) -> dict[str, Any]:
+        """Wait until a run is over; return its view."""
+
+        def over() -> dict[str, Any] | None:
+            run: dict[str, Any] = httpx.get(f"{self.url}/runs/{run_id}").raise_for_status().json()
+            return run if run["state"] in ("published", "failed", "cancelled") else None
+
+        return wait_for(over, f"the end of run {run_id}", timeout_s)
+
+
+def run_cli(folder: Path, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run a `forecache` command in a folder and return what it printed."""
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "app.cli", *arguments],
+        cwd=folder, env=child_environment(), capture_output=True, text=True, timeout=timeout_s, check=False,
+    )  # fmt: skip
+
+
+def run_cli_json(folder: Path, *arguments: str) -> Any:
+    """Run a command with --json and return its data."""
+    done = run_cli(folder, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def end_tree(process: subprocess.Popen[Any]) -> None:
+    """End a process and everything that it started."""
+    try:
+        children = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        children = []
+    process.terminate()
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(5)
+    for child in children:
+        if child.is_running():
+            child.kill()

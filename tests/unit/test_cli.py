@@ -1,0 +1,157 @@
+"""The command as a whole: help, mistakes, settings."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import redis
+
+from app.cli.batch import until_over
+from app.cli.context import clear_outage, model_and, models_of
+from inference.errors import StoreUnavailable, UnknownModel
+from inference.settings import ModelSettings, RedisSettings, Settings
+
+ONE = Settings(models={"delay": ModelSettings(path=Path("m"))})
+TWO = Settings(models={"delay": ModelSettings(path=Path("m")), "price": ModelSettings(path=Path("p"))})
+
+
+def forecache(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FORECACHE_")}
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "app.cli", *arguments],
+        cwd=folder,
+        env=environment | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.argv = ['forecache', '--help']\n"
+        "from app.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "heavy = {'pydantic', 'celery', 'redis', 'numpy', 'pyarrow', 'tensorflow', 'fastapi', 'httpx'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Usage: forecache" in done.stdout
+
+
+def test_a_misspelt_command_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    done = forecache(tmp_path, "batch", "lst")
+    assert done.returncode == 2
+    assert "Did you mean 'list'?" in done.stderr
+
+
+def test_a_misspelt_setting_is_one_line_and_wrong_usage(tmp_path: Path) -> None:
+    (tmp_path / "forecache.toml").write_text("[api]\nprot = 1\n")
+    done = forecache(tmp_path, "predict", "a")
+    assert done.returncode == 2
+    assert done.stderr == "forecache: forecache.toml [api]: unknown setting 'prot'; did you mean 'port'?\n"
+    assert done.stdout == ""
+
+
+def test_the_users_own_modules_are_not_taken_for_ours(tmp_path: Path) -> None:
+    for name in ("app", "tasks", "workers", "inference", "beat_schedule", "typer"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong file')")
+    done = forecache(tmp_path, "predict", "a")
+    assert done.stderr == "forecache: name the model: 0 are configured (none)\n"
+
+
+def test_predict_says_how_to_start_the_api_when_none_answers(tmp_path: Path) -> None:
+    (tmp_path / "forecache.toml").write_text('[api]\nport = 1\n[models.m]\npath = "m"\n')
+    done = forecache(tmp_path, "predict", "a", "--json")
+    assert done.returncode == 1
+    assert done.stderr.startswith("forecache: no API answers at http://127.0.0.1:1: start `forecache up`")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_model_may_be_left_out_when_there_is_one() -> None:
+    assert model_and("file.parquet", None, ONE) == ("delay", "file.parquet")
+    assert model_and("price", "file.parquet", TWO) == ("price", "file.parquet")
+    with pytest.raises(UnknownModel, match="name the model: 2 are configured"):
+        model_and("file.parquet", None, TWO)
+
+
+def test_without_a_name_all_models_are_meant() -> None:
+    assert models_of(None, TWO) == ["delay", "price"]
+    with pytest.raises(UnknownModel, match="no model 'dely'"):
+        models_of("dely", TWO)
+
+
+def test_an_outage_names_the_server_but_never_its_password() -> None:
+    url: Any = "redis://:secret@cache.example:6379/1"
+    settings = Settings(redis=RedisSettings(url=url, cache_url=url))
+    with (
+        pytest.raises(StoreUnavailable, match=r"Redis at cache.example:6379/1 does not answer") as caught,
+        clear_outage(settings),
+    ):
+        raise redis.ConnectionError("refused")
+    assert "secret" not in caught.value.message
+
+
+def test_without_any_redis_the_message_speaks_of_up() -> None:
+    with pytest.raises(StoreUnavailable, match="no `forecache up` runs in this folder"), clear_outage(ONE):
+        raise redis.ConnectionError("refused")
+
+
+@dataclass(frozen=True)
+class FakeRun:
+    run_id: str
+    state: Any
+    chunks_total: int | None = None
+    chunks_done: int = 0
+    eta_s: float | None = None
+
+
+def _run(state: str, **fields: Any) -> Any:
+    return FakeRun("r1", SimpleNamespace(value=state), **fields)
+
+
+def test_waiting_for_a_run_tells_each_change_once_and_ends_with_it() -> None:
+    views = [
+        _run("queued"),
+        _run("running", chunks_total=2),
+        _run("running", chunks_total=2, chunks_done=1, eta_s=3.2),
+        _run("published", chunks_total=2, chunks_done=2),
+    ]
+    told: list[str] = []
+    coming = iter(views)
+    last = until_over(lambda _: next(coming), _run("queued"), told.append, sleep=lambda _: None)
+    assert last.state.value == "published"
+    assert told == [
+        "r1 queued",
+        "r1 running: chunk 0 of 2",
+        "r1 running: chunk 1 of 2, 3 s left",
+    ]
+
+
+def test_a_run_that_nobody_takes_up_is_explained_once() -> None:
+    told: list[str] = []
+    looks = 0
+
+    def look(_: str) -> Any:
+        nonlocal looks
+        looks += 1
+        return replace(_run("queued")) if looks < 60 else _run("cancelled")
+
+    until_over(look, _run("queued"), told.append, sleep=lambda _: None)
+    assert told == [
+        "r1 queued",
+        "no worker has taken it up yet: is `forecache up`, or a maintenance worker, running?",
+    ]

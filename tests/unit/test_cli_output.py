@@ -1,0 +1,64 @@
+"""How the command prints."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+
+from app.cli.output import cell_text, print_fields, print_json, print_rows
+from app.local.output import Lines, Output
+
+
+def test_rows_in_a_pipe_are_tab_separated_with_a_head(capsys: pytest.CaptureFixture[str]) -> None:
+    print_rows(("id", "value"), [("a b", 1.25), ("c", None)])
+    assert capsys.readouterr().out == "id\tvalue\na b\t1.25\nc\t-\n"
+
+
+def test_fields_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
+    print_fields({"id": "a", "prediction": [1, 2]})
+    assert capsys.readouterr().out == "id          a\nprediction  [1, 2]\n"
+
+
+def test_json_keeps_emoji_and_numbers_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    data = {"entity_id": "é🚀", "prediction": 0.1234567890123}
+    print_json(data)
+    out = capsys.readouterr().out
+    assert json.loads(out) == data
+    assert "🚀" in out
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "-"), (True, "yes"), (0.123456789, "0.123457"), ("x", "x"), ({"a": 1}, '{"a": 1}'), (3, "3")],
+)
+def test_cells_read_well(value: object, text: str) -> None:
+    assert cell_text(value) == text
+
+
+def test_lines_that_arrive_in_pieces_are_printed_whole_behind_their_name() -> None:
+    stream = io.StringIO()
+    lines = Lines("api", Output(["api", "maintenance"], stream))
+    for piece in ("hal", "lo é"[:4], "\nsecond\nthi"):
+        lines({"data": piece.encode()})
+    lines.close()
+    assert stream.getvalue() == "api         | hallo é\napi         | second\napi         | thi\n"
+    assert list(lines.last) == ["hallo é", "second", "thi"]
+
+
+def test_a_character_cut_in_two_is_put_together_again() -> None:
+    stream = io.StringIO()
+    lines = Lines("up", Output(["up"], stream))
+    data = "🚀\n".encode()
+    lines({"data": data[:2]})
+    lines({"data": data[2:]})
+    assert stream.getvalue() == "up | 🚀\n"
+
+
+def test_an_endless_line_is_passed_on_in_pieces() -> None:
+    stream = io.StringIO()
+    lines = Lines("up", Output(["up"], stream))
+    for _ in range(70):
+        lines({"data": b"x" * 1024})
+    assert stream.getvalue().startswith("up | xxx")

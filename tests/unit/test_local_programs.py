@@ -1,0 +1,83 @@
+"""What `up` would start, and how patient it is."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.local.backoff import Backoff
+from app.local.embedded_redis import EmbeddedRedis
+from app.local.programs import all_programs, visible_gpus
+from inference.settings import Settings, WorkerSettings
+
+REDIS = EmbeddedRedis(Path("/state"), Path("/bin/redis-server"), 1234, "secret")
+
+
+def _names(settings: Settings, gpus: list[str] | None = None) -> list[str]:
+    return [program.name for program in all_programs(settings, None, gpus)]
+
+
+def test_every_process_of_the_table_is_started() -> None:
+    assert _names(Settings()) == ["maintenance", "realtime", "batch", "beat", "api", "dashboard"]
+
+
+def test_the_embedded_redis_starts_first_and_stops_last() -> None:
+    programs = all_programs(Settings(), REDIS, None)
+    assert programs[0].name == "redis"
+    assert [program.name for program in programs if program.stops_last] == ["redis"]
+    assert not any("secret" in word for program in programs for word in program.argv)
+
+
+def test_no_child_puts_the_users_folder_on_its_module_path() -> None:
+    for program in all_programs(Settings(), None, None):
+        assert program.argv[:3] == [sys.executable, "-P", "-m"]
+
+
+def test_each_gpu_gets_its_own_workers() -> None:
+    settings = Settings(workers=WorkerSettings(realtime_processes=2))
+    programs = {program.name: program.env for program in all_programs(settings, None, ["0", "3"])}
+    assert {name: env["CUDA_VISIBLE_DEVICES"] for name, env in programs.items() if env} == {
+        "realtime-1": "0",
+        "realtime-2": "0",
+        "realtime-3": "3",
+        "realtime-4": "3",
+        "batch-1": "0",
+        "batch-2": "3",
+    }
+
+
+def test_workers_of_one_machine_have_different_names() -> None:
+    settings = Settings(workers=WorkerSettings(batch_processes=3))
+    nodes = [program.argv[-1] for program in all_programs(settings, None, None) if "-n" in program.argv]
+    assert len(set(nodes)) == len(nodes) == 5
+
+
+def test_gpus_none_hides_them_all() -> None:
+    hidden = visible_gpus(WorkerSettings(gpus="none"))
+    programs = {program.name: program.env for program in all_programs(Settings(), None, hidden)}
+    assert programs["batch"] == {"CUDA_VISIBLE_DEVICES": "-1"}
+
+
+def test_gpus_auto_takes_what_the_environment_leaves_else_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("nvidia0", "nvidia10", "nvidia2", "nvidiactl"):
+        (tmp_path / name).touch()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,GPU-abc")
+    assert visible_gpus(WorkerSettings(), tmp_path) == ["1", "GPU-abc"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert visible_gpus(WorkerSettings(), tmp_path) == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert visible_gpus(WorkerSettings(), tmp_path) == ["0", "2", "10"]
+    assert visible_gpus(WorkerSettings(), tmp_path / "nothing") is None
+    assert visible_gpus(WorkerSettings(gpus=[1])) == ["1"]
+
+
+def test_the_wait_before_a_restart_doubles_up_to_a_limit_and_a_long_life_ends_it() -> None:
+    backoff = Backoff()
+    assert [backoff.after_death(1) for _ in range(8)] == [0, 1, 2, 4, 8, 16, 30, 30]
+    assert backoff.after_death(60) == 0
+    assert backoff.after_death(1) == 0
+    assert backoff.after_death(1) == 1

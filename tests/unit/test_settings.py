@@ -1,0 +1,152 @@
+"""Settings: where they come from, and what a user is told when one is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from inference.errors import SettingsError, UnknownModel
+from inference.settings import load_settings
+from inference.settings.model import parse_duration
+
+MINIMAL = '[models.delay]\npath = "models/delay"\n'
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(text: str, name: str = "forecache.toml") -> None:
+    Path(name).write_text(text)
+
+
+def test_without_a_file_the_defaults_stand() -> None:
+    settings = load_settings()
+    assert settings.redis_url == "redis://127.0.0.1:6379/0"
+    assert settings.cache_url == "redis://127.0.0.1:6379/1"
+    assert settings.api.port == 8000
+
+
+def test_durations_become_seconds() -> None:
+    write(MINIMAL + '[models.delay.batch]\nttl = "12h"\nkeep = "3d"\n')
+    _, model = load_settings().model()
+    assert (model.batch.ttl, model.batch.keep) == (12 * 3600, 3 * 86400)
+
+
+@pytest.mark.parametrize("text", ["24x", "-5s", "0s", "", "h", True, [3]])
+def test_a_malformed_duration_is_refused(text: object) -> None:
+    with pytest.raises(ValueError, match="duration"):
+        parse_duration(text)
+
+
+def test_an_unknown_key_names_the_nearest_known_one() -> None:
+    write(MINIMAL + '[models.delay.batch]\nschedul = "30s"\n')
+    with pytest.raises(SettingsError, match=r"\[models\.delay\.batch\].*'schedul'.*'schedule'"):
+        load_settings()
+
+
+def test_an_unknown_section_names_the_nearest_known_one() -> None:
+    write('[reddis]\nurl = "redis://x"\n')
+    with pytest.raises(SettingsError, match="did you mean 'redis'"):
+        load_settings()
+
+
+def test_a_syntax_error_names_line_and_column() -> None:
+    write("[api]\nport = = 1\n")
+    with pytest.raises(SettingsError, match=r"line 2, column"):
+        load_settings()
+
+
+def test_the_environment_wins_over_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    write(MINIMAL + "[api]\nport = 8001\n")
+    monkeypatch.setenv("FORECACHE_API__PORT", "8002")
+    monkeypatch.setenv("FORECACHE_MODELS__DELAY__VERSIONS", "[3, 4]")
+    settings = load_settings()
+    assert settings.api.port == 8002
+    assert settings.model("delay")[1].versions == [3, 4]
+
+
+def test_what_container_platforms_inject_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORECACHE_API", "tcp://10.0.0.1:8000")
+    monkeypatch.setenv("FORECACHE_API_PORT", "tcp://10.0.0.1:8000")
+    assert load_settings().api.port == 8000
+
+
+def test_a_misspelt_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORECACHE_REDSI__URL", "redis://x")
+    with pytest.raises(SettingsError, match=r"FORECACHE_REDSI__URL.*'redis'"):
+        load_settings()
+
+
+def test_a_named_file_that_is_missing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORECACHE_CONFIG", "nowhere.toml")
+    with pytest.raises(SettingsError, match=r"nowhere\.toml does not exist"):
+        load_settings()
+
+
+def test_relative_paths_start_at_the_settings_file(folder: Path) -> None:
+    (folder / "deep").mkdir()
+    write(MINIMAL, "deep/forecache.toml")
+    settings = load_settings("deep/forecache.toml")
+    assert settings.path("models/delay") == folder / "deep" / "models" / "delay"
+    assert settings.state_dir == folder / "deep" / ".forecache"
+
+
+def test_secrets_are_never_printed() -> None:
+    write(
+        '[redis]\nurl = "redis://:hunter2@localhost/0"\ncache_url = "redis://:hunter2@localhost/1"\n'
+        '[celery]\nbroker_url = "amqp://u:hunter2@localhost"\n[dashboard]\npassword = "hunter2"\n'
+    )
+    settings = load_settings()
+    assert "hunter2" not in repr(settings)
+    assert "hunter2" not in str(settings.model_dump_json())
+    assert settings.broker_url == "amqp://u:hunter2@localhost"
+
+
+def test_a_malformed_secret_is_not_echoed() -> None:
+    write('[redis]\nurl = "http://:hunter2@localhost"\n')
+    with pytest.raises(SettingsError, match="redis://") as caught:
+        load_settings()
+    assert "hunter2" not in caught.value.message
+
+
+def test_a_running_embedded_redis_is_found(folder: Path) -> None:
+    (folder / ".forecache").mkdir()
+    (folder / ".forecache" / "redis.json").write_text(
+        json.dumps({"url": "redis://:pw@127.0.0.1:7000/0", "cache_url": "redis://:pw@127.0.0.1:7000/1", "pid": 1})
+    )
+    assert load_settings().cache_url == "redis://:pw@127.0.0.1:7000/1"
+
+
+def test_a_configured_redis_wins_over_an_embedded_one(folder: Path) -> None:
+    test_a_running_embedded_redis_is_found(folder)
+    write('[redis]\nurl = "redis://elsewhere/0"\ncache_url = "redis://elsewhere/1"\n')
+    assert load_settings().redis_url == "redis://elsewhere/0"
+
+
+@pytest.mark.parametrize("line", ['schedule = "every day"', 'timezone = "Mars/Base"', "rows_per_chunk = 0"])
+def test_a_bad_value_names_its_key(line: str) -> None:
+    write(MINIMAL + f"[models.delay.batch]\n{line}\n")
+    with pytest.raises(SettingsError, match=line.split()[0]):
+        load_settings()
+
+
+def test_a_bad_model_name_is_refused() -> None:
+    write('[models."Delay!"]\npath = "x"\n')
+    with pytest.raises(SettingsError, match="Delay!"):
+        load_settings()
+
+
+def test_the_only_model_need_not_be_named() -> None:
+    write(MINIMAL)
+    assert load_settings().model()[0] == "delay"
+
+
+def test_an_unknown_model_names_the_known_ones() -> None:
+    write(MINIMAL)
+    with pytest.raises(UnknownModel, match=r"'price'.*known: delay"):
+        load_settings().model("price")

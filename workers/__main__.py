@@ -1,0 +1,52 @@
+"""Starts a worker: `python -P -m workers gpu|realtime|maintenance [celery worker options]`.
+
+Celery's own `-A` puts the working directory first on the module path, where a user's own `tasks.py` would be
+taken for ours.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from inference.errors import ForecacheError
+
+#: worker → its queue
+QUEUES = {"gpu": "batch", "realtime": "realtime", "maintenance": "maintenance"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run one worker until it is told to stop; returns the exit status, 2 for a mistake in the call."""
+    if not argv or argv[0] not in QUEUES:
+        print(f"usage: python -P -m workers {'|'.join(QUEUES)} [celery worker options]", file=sys.stderr)  # noqa: T201
+        return 2
+    name, *options = argv
+    try:
+        module = importlib.import_module(f"workers.{name}")
+    except ForecacheError as error:
+        print(error.message, file=sys.stderr)  # noqa: T201 - no logging yet
+        return 2
+    return int(module.celery_app.worker_main(worker_arguments(name, options)) or 0)
+
+
+def worker_arguments(name: str, options: Sequence[str]) -> list[str]:
+    """Return Celery's arguments: the worker's queue, a name of its own and the log level, unless given."""
+    arguments = ["worker", *options]
+    if not _given(options, "-Q", "--queues"):
+        arguments += ["-Q", QUEUES[name]]
+    if not _given(options, "-n", "--hostname"):
+        # two workers of one kind on one host must not share a name
+        arguments += ["-n", f"{name}-{os.getpid()}@%h"]
+    if not _given(options, "-l", "--loglevel"):
+        arguments += ["-l", "INFO"]
+    return arguments
+
+
+def _given(options: Sequence[str], short: str, long: str) -> bool:
+    return any((word.startswith(short) and not word.startswith("--")) or word.split("=")[0] == long for word in options)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,15 @@
+"""The batch worker, one per GPU: `celery -A workers.gpu:celery_app worker -Q batch`.
+
+One thread computes while the main thread keeps heartbeats and control going: a chunk takes many seconds.
+"""
+
+from __future__ import annotations
+
+from tasks import celery_app as broker
+from workers.devices import prepare_gpus
+from workers.pools import load_models_on_start, prepare_worker
+
+PROCESS = "gpu"
+
+celery_app = prepare_worker(broker.celery_app, process=PROCESS, pool="threads", concurrency=1)
+load_models_on_start(broker.services, process=PROCESS, prepare=prepare_gpus)

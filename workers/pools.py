@@ -1,0 +1,118 @@
+"""What every worker module sets up at import: its pool, its logging, its hooks. Nothing is loaded here."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from celery import Celery
+from celery.signals import celeryd_init, setup_logging, worker_init
+
+from inference.errors import StoreUnavailable
+from inference.logs import configure_logging, get_logger
+from inference.services import Services
+from inference.settings import Settings
+
+log = get_logger(__name__)
+
+#: TensorFlow, CUDA and our timers live in threads, which a fork does not copy, and gevent replaces
+_SAFE_POOLS = ("threads", "solo")
+#: they log the arguments and the result of every task: people's data, and half a millisecond each
+_TALKATIVE = ("celery.worker.strategy", "celery.app.trace")
+_RETRY_FIRST_S = 0.5
+_RETRY_MOST_S = 5.0
+
+
+def prepare_worker(application: Celery, *, process: str, pool: str, concurrency: int) -> Celery:
+    """Give the application a worker's pool and logging; refuses unsafe pools when the worker starts."""
+    application.conf.worker_pool = pool
+    application.conf.worker_concurrency = concurrency
+
+    def refuse_unsafe_pool(options: dict[str, Any], **_: Any) -> None:
+        check_pool(process, pool, options.get("pool_cls"), sys.argv)
+
+    def set_up_logging(**_: Any) -> None:
+        _log_to_stderr(process)
+
+    # weak=False: nothing else holds these functions
+    celeryd_init.connect(refuse_unsafe_pool, weak=False)
+    setup_logging.connect(set_up_logging, weak=False)
+    return application
+
+
+def load_models_on_start(
+    services: Callable[[], Services], *, process: str, prepare: Callable[[Settings], None]
+) -> None:
+    """Have the worker load its models before it takes a task.
+
+    `prepare` runs first, with the settings. While Redis is not there, the worker waits for it.
+    """
+
+    def load(**_: Any) -> None:
+        _log_to_stderr(process)  # Celery asks for logging only after this hook
+        prepare(services().settings)
+        wait_for_store(services().host.start)
+
+    worker_init.connect(load, weak=False)
+
+
+def _log_to_stderr(process: str) -> None:
+    configure_logging(process)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def check_pool(process: str, pool: str, pool_class: Any, argv: Sequence[str]) -> None:
+    """End the process, with one sentence, when a pool was asked for that this worker cannot run on."""
+    asked = asked_pool(argv) or _pool_of(pool_class)
+    if asked is not None and asked not in _SAFE_POOLS:
+        _exit(
+            f"the {process} worker cannot run on the {asked} pool, which its libraries do not survive: "
+            f"leave -P out, or use -P {pool}"
+        )
+
+
+def asked_pool(argv: Sequence[str]) -> str | None:
+    """Return the pool that a command line asks for, or None.
+
+    Celery itself cannot tell `-P prefork` from its default.
+    """
+    for position, word in enumerate(argv):
+        if word in ("-P", "--pool") and position + 1 < len(argv):
+            return argv[position + 1]
+        if word.startswith("--pool="):
+            return word.removeprefix("--pool=")
+        if word.startswith("-P") and len(word) > 2:
+            return word[2:]
+    return None
+
+
+def wait_for_store(start: Callable[[], None], *, sleep: Callable[[float], None] = time.sleep) -> None:
+    """Call `start` until Redis answers, with longer and longer pauses."""
+    pause_s = _RETRY_FIRST_S
+    while True:
+        try:
+            start()
+        except StoreUnavailable as error:
+            log.warning("worker.waiting_for_store", error=error.message, again_in_s=pause_s)
+            sleep(pause_s)
+            pause_s = min(pause_s * 2, _RETRY_MOST_S)
+        else:
+            return
+
+
+def _pool_of(pool_class: Any) -> str | None:
+    """Return a pool's usual name from its class or from what Celery was given instead."""
+    if pool_class is None or isinstance(pool_class, str):
+        return pool_class
+    # celery.concurrency.thread, .solo, .prefork, .gevent, .eventlet
+    module = str(pool_class.__module__).rsplit(".", 1)[-1]
+    return "threads" if module == "thread" else module
+
+
+def _exit(sentence: str) -> NoReturn:
+    print(sentence, file=sys.stderr)  # noqa: T201 - Celery's logging is not set up yet
+    raise SystemExit(2)
