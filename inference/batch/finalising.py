@@ -51,9 +51,7 @@ class Finalising:
             if verdict and not run.forced:
                 self._fail(run, f"not published: {verdict}")
                 return
-            pointer = table.publish(
-                number, run_key=self.keys.run(run.run_id), run_state=RunState.PUBLISHING.value
-            )
+            pointer = table.publish(number, run_key=self.keys.run(run.run_id), run_state=RunState.PUBLISHING.value)
         except (BadInput, Conflict, NotFound) as error:
             self._fail(run, f"not published: {error.message}")
             return

@@ -129,27 +129,21 @@ def _duplicates(facts: RunFacts) -> Gate:
     if doubles <= 0:
         return Gate("duplicates", True, "every entity id occurs once")
     examples = ", ".join(repr(example) for example in facts.duplicates)
-    return Gate(
-        "duplicates", False, f"{doubles:,} rows repeat an entity id, such as {examples}: make the ids unique"
-    )
+    return Gate("duplicates", False, f"{doubles:,} rows repeat an entity id, such as {examples}: make the ids unique")
 
 
 def _quarantine(facts: RunFacts) -> Gate:
     if not facts.quarantined:
         return Gate("quarantine", True, "no row was left out")
     reasons = "; ".join(str(bad) for bad in facts.bad_rows[:_MAX_REASONS])
-    return Gate(
-        "quarantine", False, f"{facts.quarantined:,} of {facts.rows:,} rows cannot be scored: {reasons}"
-    )
+    return Gate("quarantine", False, f"{facts.quarantined:,} of {facts.rows:,} rows cannot be scored: {reasons}")
 
 
 def _finite(facts: RunFacts) -> Gate:
     if not facts.non_finite:
         return Gate("finite", True, "every prediction is finite")
     reasons = "; ".join(str(bad) for bad in facts.bad_rows[:_MAX_REASONS])
-    return Gate(
-        "finite", False, f"{facts.non_finite:,} of {facts.rows:,} predictions are not finite: {reasons}"
-    )
+    return Gate("finite", False, f"{facts.non_finite:,} of {facts.rows:,} predictions are not finite: {reasons}")
 
 
 def _size(facts: RunFacts) -> Gate:
@@ -159,9 +153,7 @@ def _size(facts: RunFacts) -> Gate:
     detail = f"{facts.stored:,} entities against {facts.current:,} served now"
     if facts.stored >= least:
         return Gate("size", True, detail)
-    return Gate(
-        "size", False, f"{detail}: below min_size_ratio {facts.min_size_ratio:g}, is the source truncated?"
-    )
+    return Gate("size", False, f"{detail}: below min_size_ratio {facts.min_size_ratio:g}, is the source truncated?")
 
 
 def _version(facts: RunFacts) -> Gate:

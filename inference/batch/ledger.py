@@ -121,9 +121,7 @@ class Ledger:
         with redis_outage_is_an_error():
             data = self._client.hgetall(self._keys.run(run_id))
         if not data:
-            raise NotFound(
-                f"no run {run_id!r}: `forecache batch list` names those that are known", field="run_id"
-            )
+            raise NotFound(f"no run {run_id!r}: `forecache batch list` names those that are known", field="run_id")
         return RunRecord.from_hash(data)
 
     def active_run(self, model: str) -> str | None:
@@ -147,9 +145,7 @@ class Ledger:
                     pipe.hgetall(self._keys.run(run_id.decode()))
                 return [RunRecord.from_hash(data) for data in pipe.execute() if data]
 
-    def move(
-        self, run: RunRecord, to: RunState, *, expected: Sequence[RunState], **fields: str | int
-    ) -> None:
+    def move(self, run: RunRecord, to: RunState, *, expected: Sequence[RunState], **fields: str | int) -> None:
         """Move a run to another state and set fields of its record, all at once; an end frees its model.
 
         Raises:
@@ -162,9 +158,7 @@ class Ledger:
                 f"run {run.run_id} is {state.decode() or 'gone'}, not {' or '.join(expected)}", field="run_id"
             )
 
-    def reopen(
-        self, run: RunRecord, to: RunState, *, expected: Sequence[RunState], **fields: str | int
-    ) -> None:
+    def reopen(self, run: RunRecord, to: RunState, *, expected: Sequence[RunState], **fields: str | int) -> None:
         """Take a run that is over up again; its finished chunks stay finished.
 
         Raises:
@@ -173,9 +167,7 @@ class Ledger:
         head = [run.run_id, to.value, _spaced(expected)]
         verdict, detail = self._run("reopen", self._run_keys(run), [*head, *_pairs(fields)])
         if verdict == b"active":
-            raise Conflict(
-                f"model {run.model!r} has run {detail.decode()} in progress: wait for it or cancel it"
-            )
+            raise Conflict(f"model {run.model!r} has run {detail.decode()} in progress: wait for it or cancel it")
         if verdict == b"state":
             raise Conflict(
                 f"run {run.run_id} is {detail.decode() or 'gone'}, not {' or '.join(expected)}",
@@ -195,9 +187,7 @@ class Ledger:
             self._client.delete(key)
             for start in range(0, len(chunks), _PLAN_PIECE):
                 piece = chunks[start : start + _PLAN_PIECE]
-                self._client.hset(
-                    key, mapping={str(chunk.number): json.dumps(chunk.to_json()) for chunk in piece}
-                )
+                self._client.hset(key, mapping={str(chunk.number): json.dumps(chunk.to_json()) for chunk in piece})
 
     def chunk(self, run_id: str, number: int) -> Chunk | None:
         """Return a planned chunk, or None."""
@@ -225,9 +215,7 @@ class Ledger:
         """End a failed attempt: the chunk goes out again after the pause; `error` is kept in the run."""
         self._renew(claim, -max(int(pause_s * 1000), 1), error)
 
-    def finish(
-        self, claim: Claim, result: Mapping[str, Any], *, rows: int, quarantined: int
-    ) -> Progress | None:
+    def finish(self, claim: Claim, result: Mapping[str, Any], *, rows: int, quarantined: int) -> Progress | None:
         """Record a chunk's result, once; None when the claim is lost or the chunk was finished by another."""
         keys = [self._keys.run(claim.run_id), *self._parts(claim.run_id, "claims", "done", "sent")]
         answer = self._run("finish", keys, [claim.chunk, claim.token, json.dumps(result), rows, quarantined])

@@ -90,9 +90,7 @@ class Preparation:
         except Conflict:  # cancelled meanwhile
             table.discard(manifest.number, GenerationState.CANCELLED)
             raise
-        log.info(
-            "run.planned", run_id=run.run_id, chunks=len(chunks), rows=source.rows, version=version.version
-        )
+        log.info("run.planned", run_id=run.run_id, chunks=len(chunks), rows=source.rows, version=version.version)
 
     def _parquet_folder(self, run: RunRecord, model: ModelSettings) -> str:
         if not model.batch.parquet_path:
@@ -109,18 +107,10 @@ class Preparation:
         except ModelUnavailable:
             records = self.inspect(self.settings, model)
         wanted = self.settings.models[model].versions
-        ready = {
-            n: r
-            for n, r in records.items()
-            if r.state == "ready" and (isinstance(wanted, str) or n in wanted)
-        }
+        ready = {n: r for n, r in records.items() if r.state == "ready" and (isinstance(wanted, str) or n in wanted)}
         if not ready:
-            reasons = "; ".join(
-                f"version {n}: {record.error}" for n, record in sorted(records.items()) if record.error
-            )
-            raise ModelError(
-                f"model {model!r} has no version that can be served: {reasons or 'none was found'}"
-            )
+            reasons = "; ".join(f"version {n}: {record.error}" for n, record in sorted(records.items()) if record.error)
+            raise ModelError(f"model {model!r} has no version that can be served: {reasons or 'none was found'}")
         chosen = ready[max(ready)]
         self.registry.put(model, chosen)
         return chosen

@@ -99,9 +99,7 @@ class Reconciler:
         if run.chunks_done == run.chunks_total:
             self.ledger.move(run, RunState.PUBLISHING, expected=[RunState.RUNNING])
             return self.ledger.load(run.run_id)
-        due = self.ledger.dispatch(
-            run.run_id, max_in_flight=self.settings.models[run.model].batch.max_in_flight
-        )
+        due = self.ledger.dispatch(run.run_id, max_in_flight=self.settings.models[run.model].batch.max_in_flight)
         if due.exhausted is not None:
             said = run.last_error or "nothing, since its worker died"
             error = f"chunk {due.exhausted} failed at every attempt; the last said: {said}"

@@ -64,9 +64,7 @@ class Runs:
         self._ledger = Ledger(client, keys)
         self._preparation = Preparation(settings, self._ledger, registry, predictions, inspect)
         finalising = Finalising(settings, self._ledger, keys, predictions)
-        self._reconciler = Reconciler(
-            settings, self._ledger, predictions, self._preparation, finalising, send_chunks
-        )
+        self._reconciler = Reconciler(settings, self._ledger, predictions, self._preparation, finalising, send_chunks)
         self._work = ChunkWork(settings, self._ledger, host, predictions, poke)
 
     def request(
@@ -147,9 +145,7 @@ class Runs:
         run = self._ledger.load(run_id)
         changed = self._preparation.changes(run)
         if changed:
-            raise Conflict(
-                f"run {run_id} cannot go on, start a new one: {'; '.join(changed)}", field="run_id"
-            )
+            raise Conflict(f"run {run_id} cannot go on, start a new one: {'; '.join(changed)}", field="run_id")
         state = RunState.QUEUED if run.generation is None else RunState.RUNNING
         self._reopen(run, state, expected=[RunState.FAILED, RunState.CANCELLED])
         return self.show(run_id)
@@ -164,9 +160,7 @@ class Runs:
         """
         run = self._ledger.load(run_id)
         if not force:
-            raise Conflict(
-                f"run {run_id} is {run.state}: runs publish themselves; --force overrides their gates"
-            )
+            raise Conflict(f"run {run_id} is {run.state}: runs publish themselves; --force overrides their gates")
         if run.state is not RunState.FAILED or not run.gates:
             raise Conflict(f"run {run_id} is {run.state} and was not refused by its gates", field="run_id")
         self._reopen(run, RunState.PUBLISHING, expected=[RunState.FAILED], forced="1")
@@ -191,9 +185,7 @@ class Runs:
     def _reopen(self, run: RunRecord, to: RunState, *, expected: Sequence[RunState], **fields: str) -> None:
         with self._reconciler.holding(run.model, wait_s=_WAIT_S) as held:  # against the collector
             if not held:
-                raise Conflict(
-                    f"model {run.model!r} is being worked on: try again in a moment", field="run_id"
-                )
+                raise Conflict(f"model {run.model!r} is being worked on: try again in a moment", field="run_id")
             if run.generation is not None:
                 state = self._predictions(run.model).state(run.generation)
                 if state is not GenerationState.LOADING:

@@ -173,17 +173,13 @@ class _Pending:
 def _join(columns: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     if len({values.shape[1:] for values in columns}) == 1:
         return np.concatenate(columns)
-    rows = [
-        row for values in columns for row in values
-    ]  # an inner dimension that differs between micro-batches
+    rows = [row for values in columns for row in values]  # an inner dimension that differs between micro-batches
     joined = np.empty(len(rows), dtype=object)
     joined[:] = rows
     return joined
 
 
-def _note_refused(
-    result: ChunkResult, ids: pa.Array, bad_ids: npt.NDArray[np.bool_], features: FeatureRows
-) -> None:
+def _note_refused(result: ChunkResult, ids: pa.Array, bad_ids: npt.NDArray[np.bool_], features: FeatureRows) -> None:
     """Count each refused row once, under its first reason."""
     seen = bad_ids.copy()
     if bad_ids.any():

@@ -39,9 +39,7 @@ class Source:
         return sum(file.rows for file in self.files)
 
 
-def locate_source(
-    settings: Settings, name: str, model: ModelSettings, asked: str | None, *, confined: bool
-) -> str:
+def locate_source(settings: Settings, name: str, model: ModelSettings, asked: str | None, *, confined: bool) -> str:
     """Return the path of a run's source: the one asked for, else the model's `features`.
 
     `confined`: the one who asks may be anyone, so only what lies in the folder of `features` is allowed.
@@ -56,17 +54,13 @@ def locate_source(
             field="source",
         )
     if "://" in chosen:
-        raise SourceError(
-            f"source {chosen!r} is not on this machine: give a Parquet file or a folder", field="source"
-        )
+        raise SourceError(f"source {chosen!r} is not on this machine: give a Parquet file or a folder", field="source")
     path = settings.path(chosen)
     if asked and confined:
         home = settings.path(model.features).resolve() if model.features else None
         root = home if home is None or home.is_dir() else home.parent
         if root is None or not path.resolve().is_relative_to(root):
-            raise BadInput(
-                f"source {asked!r} lies outside the folder of models.{name}.features", field="source"
-            )
+            raise BadInput(f"source {asked!r} lies outside the folder of models.{name}.features", field="source")
     return str(path)
 
 
@@ -80,9 +74,7 @@ def open_source(path: str) -> Source:
     for file in _files(Path(path)):
         described, own = _describe(file)
         if schema is not None and not own.equals(schema):
-            raise SourceError(
-                f"{file} differs from {files[0].path} in its columns: {_difference(schema, own)}"
-            )
+            raise SourceError(f"{file} differs from {files[0].path} in its columns: {_difference(schema, own)}")
         files.append(described)
         schema = own
     if schema is None or not any(file.rows for file in files):
@@ -135,9 +127,7 @@ def count_distinct_ids(files: Sequence[SourceFile], entity_column: str, *, examp
     return IdCount(distinct, _name_repeated(files, entity_column, np.unique(repeated), examples))
 
 
-def _name_repeated(
-    files: Sequence[SourceFile], column: str, repeated: npt.NDArray[Any], most: int
-) -> tuple[str, ...]:
+def _name_repeated(files: Sequence[SourceFile], column: str, repeated: npt.NDArray[Any], most: int) -> tuple[str, ...]:
     names: dict[str, None] = {}
     for ids in _all_ids(files, column) if len(repeated) else ():
         for row in np.flatnonzero(np.isin(_hashes(ids), repeated)):
@@ -154,9 +144,7 @@ def _hashes(ids: pa.Array) -> npt.NDArray[np.uint64]:
 
 
 def _all_ids(files: Sequence[SourceFile], column: str) -> Iterator[pa.Array]:
-    whole = [
-        Slice(i, g, 0, rows) for i, file in enumerate(files) for g, rows in enumerate(file.row_groups) if rows
-    ]
+    whole = [Slice(i, g, 0, rows) for i, file in enumerate(files) for g, rows in enumerate(file.row_groups) if rows]
     for batch in read_slices(files, whole, columns=[column], batch_rows=1 << 17):
         yield pc.fill_null(entity_ids_as_text(batch.column(0), column), "")
 
@@ -164,9 +152,7 @@ def _all_ids(files: Sequence[SourceFile], column: str) -> Iterator[pa.Array]:
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
         found = sorted(
-            p
-            for p in path.rglob("*.parquet")
-            if not any(q.startswith((".", "_")) for q in p.relative_to(path).parts)
+            p for p in path.rglob("*.parquet") if not any(q.startswith((".", "_")) for q in p.relative_to(path).parts)
         )
         if not found:
             raise SourceError(f"{path} holds no *.parquet file", field="source")
@@ -185,9 +171,7 @@ def _describe(path: Path) -> tuple[SourceFile, pa.Schema]:
                 str(path), path.stat().st_size, _footer_digest(path), groups
             ), file.schema_arrow.remove_metadata()
     except (pa.ArrowException, OSError) as error:
-        raise SourceError(
-            f"{path} is not readable as Parquet: {_first_line(error)}", field="source"
-        ) from error
+        raise SourceError(f"{path} is not readable as Parquet: {_first_line(error)}", field="source") from error
 
 
 def _footer_digest(path: Path) -> str:
@@ -206,9 +190,7 @@ def _check_unchanged(planned: SourceFile) -> None:
     except OSError as error:
         raise SourceError(f"{path} cannot be read any more: {_first_line(error)}", field="source") from error
     if not same:
-        raise SourceError(
-            f"{path} was replaced while the run was reading it: start a new run", field="source"
-        )
+        raise SourceError(f"{path} was replaced while the run was reading it: start a new run", field="source")
 
 
 def _read_slice(path: str, part: Slice, columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:

@@ -116,9 +116,7 @@ class ChunkWork:
     ) -> ChunkScorer:
         sinks: list[Sink] = [TableSink(self.predictions(run.model), manifest)]
         if run.parquet_folder:
-            sinks.append(
-                ParquetSink(Path(run.parquet_folder), manifest.fields, chunk=claim.chunk, token=claim.token)
-            )
+            sinks.append(ParquetSink(Path(run.parquet_folder), manifest.fields, chunk=claim.chunk, token=claim.token))
         return ChunkScorer(
             model=model,
             sinks=sinks,

@@ -154,9 +154,7 @@ def test_a_run_that_stopped_takes_no_claims_renewals_or_results(ledger: Ledger, 
     assert ledger.dispatch("r1", max_in_flight=9).chunks == ()
 
 
-def test_a_run_that_is_gone_takes_nothing_and_gets_no_keys(
-    ledger: Ledger, each_redis_client: redis.Redis
-) -> None:
+def test_a_run_that_is_gone_takes_nothing_and_gets_no_keys(ledger: Ledger, each_redis_client: redis.Redis) -> None:
     opened(ledger)
     claim = claimed(ledger, 0)
     each_redis_client.flushall()
@@ -235,9 +233,7 @@ def test_a_chunk_that_fails_at_every_attempt_is_reported_and_refused(ledger: Led
     assert ledger.dispatch("r1", max_in_flight=9).exhausted == 0
 
 
-def test_a_run_that_is_taken_up_again_does_only_what_is_left(
-    ledger: Ledger, each_redis_client: redis.Redis
-) -> None:
+def test_a_run_that_is_taken_up_again_does_only_what_is_left(ledger: Ledger, each_redis_client: redis.Redis) -> None:
     run = opened(ledger)
     ledger.dispatch("r1", max_in_flight=2)
     ledger.finish(claimed(ledger, 1), {"rows": 10}, rows=10, quarantined=0)

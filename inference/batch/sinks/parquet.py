@@ -33,9 +33,7 @@ def parquet_folder(pattern: str, *, model: str, run_id: str, created_at: float) 
     for name, value in values.items():
         pattern = pattern.replace(name, value)
     if "{" in pattern or "}" in pattern:
-        raise SettingsError(
-            f"parquet_path {pattern!r}: only {', '.join(values)} are filled in", field="parquet_path"
-        )
+        raise SettingsError(f"parquet_path {pattern!r}: only {', '.join(values)} are filled in", field="parquet_path")
     return pattern
 
 
@@ -93,9 +91,7 @@ _AS_OF = pa.timestamp("ms", "UTC")
 
 def _schema(fields: Sequence[TensorSpec]) -> pa.Schema:
     outputs = [pa.field(spec.name, _arrow_type(spec)) for spec in fields]
-    return pa.schema(
-        [pa.field("entity_id", pa.string(), nullable=False), *outputs, pa.field("as_of", _AS_OF)]
-    )
+    return pa.schema([pa.field("entity_id", pa.string(), nullable=False), *outputs, pa.field("as_of", _AS_OF)])
 
 
 def _arrow_type(spec: TensorSpec) -> pa.DataType:

@@ -26,15 +26,11 @@ def test_a_whole_run_passes_every_gate() -> None:
 
 
 def test_a_missing_entity_fails_coverage() -> None:
-    assert failed(rows=100, stored=99, distinct=100) == {
-        "coverage": "99 of 100 entities are stored (1 missing)"
-    }
+    assert failed(rows=100, stored=99, distinct=100) == {"coverage": "99 of 100 entities are stored (1 missing)"}
 
 
 def test_an_entity_that_the_source_lacks_fails_coverage() -> None:
-    assert failed(rows=100, stored=101, distinct=100) == {
-        "coverage": "101 of 100 entities are stored (1 too many)"
-    }
+    assert failed(rows=100, stored=101, distinct=100) == {"coverage": "101 of 100 entities are stored (1 too many)"}
 
 
 def test_repeated_ids_are_named_and_are_no_missing_entities() -> None:
@@ -58,9 +54,7 @@ def test_a_prediction_that_is_not_finite_fails_the_run() -> None:
     assert set(failed(rows=10, stored=9, non_finite=1)) == {"finite"}
 
 
-@pytest.mark.parametrize(
-    ("current", "passes"), [(None, True), (0, True), (100, True), (200, True), (201, False)]
-)
+@pytest.mark.parametrize(("current", "passes"), [(None, True), (0, True), (100, True), (200, True), (201, False)])
 def test_a_truncated_source_covers_itself_but_not_what_serves(current: int | None, passes: bool) -> None:
     assert ("size" not in failed(rows=100, stored=100, current=current, min_size_ratio=0.5)) is passes
 

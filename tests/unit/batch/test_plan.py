@@ -19,10 +19,7 @@ def covered(chunks: list[Chunk]) -> list[tuple[int, int, int]]:
 def test_every_row_is_in_exactly_one_chunk() -> None:
     files = [file(3, 11, 0, 7), file(25), file(1, 1, 1)]
     expected = [
-        (f, g, row)
-        for f, own in enumerate(files)
-        for g, rows in enumerate(own.row_groups)
-        for row in range(rows)
+        (f, g, row) for f, own in enumerate(files) for g, rows in enumerate(own.row_groups) for row in range(rows)
     ]
 
     chunks = plan_chunks(files, rows_per_chunk=10)

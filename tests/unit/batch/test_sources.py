@@ -20,9 +20,7 @@ from inference.settings import ModelSettings, Settings
 
 
 def write(path: Path, rows: int = 100, *, row_group_size: int = 30, **columns: Any) -> Path:
-    table = pa.table(
-        {"entity_id": [f"e{i}" for i in range(rows)], "x": [float(i) for i in range(rows)], **columns}
-    )
+    table = pa.table({"entity_id": [f"e{i}" for i in range(rows)], "x": [float(i) for i in range(rows)], **columns})
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, row_group_size=row_group_size)
     return path
@@ -87,9 +85,7 @@ def test_files_with_other_columns_are_named_with_the_difference(tmp_path: Path) 
 def test_a_missing_entity_column_names_the_nearest(tmp_path: Path) -> None:
     source = open_source(str(write(tmp_path / "t.parquet")))
 
-    with pytest.raises(
-        SourceError, match=r"has no column 'entity_ids' \(entity_column\): did you mean 'entity_id'"
-    ):
+    with pytest.raises(SourceError, match=r"has no column 'entity_ids' \(entity_column\): did you mean 'entity_id'"):
         check_key_columns(source, "entity_ids", None)
 
 
