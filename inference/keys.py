@@ -129,10 +129,9 @@ class Keys:
         """`plan`, `claims`, `done` or `sent` of a run."""
         return f"{self.prefix}:r:{run_id}:{part}"
 
-    @property
-    def reconciler(self) -> str:
-        """Lock of the one reconciling process."""
-        return f"{self.prefix}:reconciler"
+    def reconciler(self, model: str) -> str:
+        """Lock of whoever moves this model's runs on."""
+        return f"{self.prefix}:m:{model}:reconciler"
 
     def hits(self, model: str, minute: int) -> str:
         """Outcome counters of one minute (epoch minutes)."""

@@ -1,0 +1,95 @@
+"""What celery beat sends, and when: one entry for each model that has a schedule.
+
+Beat keeps no state file. When it starts, it sends the latest slot of every schedule once more; a slot that
+already had its run is dropped by the receiver, so none is lost while beat was away and none runs twice, not
+even with two beats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from celery.schedules import BaseSchedule, schedstate
+from celery.signals import setup_logging
+
+from inference.batch.schedule import slot_after
+from inference.logs import configure_logging
+from inference.settings import Settings, load_settings
+from tasks.celery_app import make_celery
+
+#: a message that nobody took for this long is dropped; the next start of beat sends the slot again
+MESSAGE_EXPIRES_S = 3600.0
+
+
+class SlotSchedule(BaseSchedule):  # type: ignore[misc]  # celery has no types
+    """Due at each slot of a cron line, read in a time zone, or of a duration."""
+
+    def __init__(self, schedule: str, timezone: str, *, nowfun: Callable[[], datetime] | None = None) -> None:
+        super().__init__(nowfun=nowfun)
+        self.schedule = schedule
+        self.timezone = timezone
+
+    def is_due(self, last_run_at: datetime) -> schedstate:
+        """Return whether a slot has passed since the last run, and the seconds until the next one."""
+        now = self.now().timestamp()
+        due = slot_after(self.schedule, self.timezone, last_run_at.timestamp()) <= now
+        return schedstate(due, slot_after(self.schedule, self.timezone, now) - now)
+
+    def remaining_estimate(self, last_run_at: datetime) -> Any:
+        """Return the time until the first slot after the last run."""
+        following = slot_after(self.schedule, self.timezone, last_run_at.timestamp())
+        return datetime.fromtimestamp(following, UTC) - self.now()
+
+    def __repr__(self) -> str:
+        return f"<slots of {self.schedule!r} in {self.timezone}>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SlotSchedule) and (self.schedule, self.timezone) == (
+            other.schedule,
+            other.timezone,
+        )
+
+    def __hash__(self) -> int:
+        return hash((self.schedule, self.timezone))
+
+
+def beat_entries(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Return beat's entries: none for a model without a schedule."""
+    return {
+        f"run {name}": {
+            "task": "forecache.start_run",
+            "kwargs": {"model": name, "trigger": "beat"},
+            "schedule": SlotSchedule(model.batch.schedule, model.batch.timezone),
+            "options": {"expires": MESSAGE_EXPIRES_S, "ignore_result": True},
+            # long ago: the latest slot is due at once
+            "last_run_at": datetime.fromtimestamp(0, UTC),
+        }
+        for name, model in settings.models.items()
+        if model.batch.schedule
+    }
+
+
+def make_beat(settings: Settings) -> Any:
+    """Return the Celery application that beat runs with."""
+    return make_celery(
+        settings,
+        beat_schedule=beat_entries(settings),
+        beat_scheduler="celery.beat:Scheduler",
+        # wakes often, so a clock that was set forward or a laptop that slept is noticed soon
+        beat_max_loop_interval=5,
+    )
+
+
+celery_app = make_beat(load_settings())
+
+
+def main() -> None:
+    """Run beat in this process until it is told to stop."""
+    celery_app.start(["beat", "--loglevel", "INFO"])
+
+
+if __name__ == "__main__":
+    setup_logging.connect(lambda **_: configure_logging("beat"), weak=False)
+    main()

@@ -1,0 +1,162 @@
+"""What a scored generation must pass before it may serve. Pure: facts in, verdicts out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+#: how many ids a verdict or a chunk's result names as examples
+MAX_EXAMPLES = 5
+
+#: how many different reasons a verdict spells out
+_MAX_REASONS = 3
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One verdict, with the numbers it rests on."""
+
+    name: str
+    passed: bool
+    detail: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {"name": self.name, "passed": self.passed, "detail": self.detail}
+
+
+@dataclass(frozen=True)
+class BadRows:
+    """Rows left out for one reason. `feature`: the column at fault, None for the id or the whole row."""
+
+    feature: str | None
+    reason: str
+    rows: int
+    examples: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "feature": self.feature,
+            "reason": self.reason,
+            "rows": self.rows,
+            "examples": list(self.examples),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> BadRows:
+        """Rebuild from `to_json`."""
+        return cls(data["feature"], data["reason"], data["rows"], tuple(data["examples"]))
+
+    def __str__(self) -> str:
+        named = f"{self.feature!r} {self.reason}" if self.feature else self.reason
+        examples = ", ".join(repr(example) for example in self.examples)
+        return f"{named} in {self.rows:,} rows" + (f" (such as {examples})" if examples else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What was counted. `stored` is counted in Redis, never summed from what workers reported.
+
+    `distinct`: distinct legal ids of the source, None when no recount was needed; `current`: rows of the
+    generation that serves now, None for none; `held`: whether the run's model version is held back.
+    """
+
+    rows: int
+    stored: int
+    quarantined: int = 0
+    non_finite: int = 0
+    bad_rows: tuple[BadRows, ...] = ()
+    distinct: int | None = None
+    duplicates: tuple[str, ...] = ()
+    current: int | None = None
+    min_size_ratio: float = 0.5
+    model_version: int = 0
+    held: bool = False
+
+    @property
+    def left_out(self) -> int:
+        """Rows that were not meant to be stored."""
+        return self.quarantined + self.non_finite
+
+    @property
+    def needs_recount(self) -> bool:
+        """Whether the sums differ, so that the source's ids must be read again to say why."""
+        return self.stored != self.rows - self.left_out
+
+
+def check_gates(facts: RunFacts) -> tuple[Gate, ...]:
+    """Return every gate's verdict; the run may be published when all passed."""
+    return (
+        _coverage(facts),
+        _duplicates(facts),
+        _quarantine(facts),
+        _finite(facts),
+        _size(facts),
+        _version(facts),
+    )
+
+
+def merge_bad_rows(parts: Sequence[BadRows]) -> tuple[BadRows, ...]:
+    """Return one entry per feature and reason, the most frequent first, with a few examples of each."""
+    merged: dict[tuple[str | None, str], BadRows] = {}
+    for part in parts:
+        key = (part.feature, part.reason)
+        before = merged.get(key, BadRows(part.feature, part.reason, 0))
+        examples = (*before.examples, *part.examples)[:MAX_EXAMPLES]
+        merged[key] = BadRows(part.feature, part.reason, before.rows + part.rows, examples)
+    return tuple(sorted(merged.values(), key=lambda bad: -bad.rows))
+
+
+def failures(gates: Sequence[Gate]) -> str:
+    """Return one line naming the gates that failed; empty when all passed."""
+    return "; ".join(f"{gate.name}: {gate.detail}" for gate in gates if not gate.passed)
+
+
+def _coverage(facts: RunFacts) -> Gate:
+    distinct = facts.rows if facts.distinct is None else facts.distinct
+    expected = distinct - facts.left_out
+    if facts.stored == expected:
+        return Gate("coverage", True, f"all {expected:,} entities are stored")
+    word = "missing" if facts.stored < expected else "too many"
+    detail = f"{facts.stored:,} of {expected:,} entities are stored ({abs(expected - facts.stored):,} {word})"
+    return Gate("coverage", False, detail)
+
+
+def _duplicates(facts: RunFacts) -> Gate:
+    doubles = 0 if facts.distinct is None else facts.rows - facts.distinct
+    if doubles <= 0:
+        return Gate("duplicates", True, "every entity id occurs once")
+    examples = ", ".join(repr(example) for example in facts.duplicates)
+    return Gate("duplicates", False, f"{doubles:,} rows repeat an entity id, such as {examples}: make the ids unique")
+
+
+def _quarantine(facts: RunFacts) -> Gate:
+    if not facts.quarantined:
+        return Gate("quarantine", True, "no row was left out")
+    reasons = "; ".join(str(bad) for bad in facts.bad_rows[:_MAX_REASONS])
+    return Gate("quarantine", False, f"{facts.quarantined:,} of {facts.rows:,} rows cannot be scored: {reasons}")
+
+
+def _finite(facts: RunFacts) -> Gate:
+    if not facts.non_finite:
+        return Gate("finite", True, "every prediction is finite")
+    reasons = "; ".join(str(bad) for bad in facts.bad_rows[:_MAX_REASONS])
+    return Gate("finite", False, f"{facts.non_finite:,} of {facts.rows:,} predictions are not finite: {reasons}")
+
+
+def _size(facts: RunFacts) -> Gate:
+    if not facts.current:
+        return Gate("size", True, f"{facts.stored:,} entities, none served before")
+    least = facts.current * facts.min_size_ratio
+    detail = f"{facts.stored:,} entities against {facts.current:,} served now"
+    if facts.stored >= least:
+        return Gate("size", True, detail)
+    return Gate("size", False, f"{detail}: below min_size_ratio {facts.min_size_ratio:g}, is the source truncated?")
+
+
+def _version(facts: RunFacts) -> Gate:
+    if not facts.held:
+        return Gate("version", True, f"model version {facts.model_version}")
+    return Gate("version", False, f"model version {facts.model_version} is held back since a rollback")

@@ -1,0 +1,254 @@
+"""The ledger of runs: which exist, which chunks are planned, claimed, done. Every change is one Lua script.
+
+Leases are measured by Redis' clock inside the scripts, so hosts' clocks do not matter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import redis
+from redis.lock import Lock
+
+from inference.batch.plan import Chunk
+from inference.batch.records import RunRecord, RunState
+from inference.errors import Conflict, NotFound, StoreUnavailable
+from inference.keys import Keys
+
+#: a worker that is silent for this long has lost its chunk
+LEASE_S = 10.0
+#: a queue that delivers nothing for this long is suspected of having lost messages (doubled each time)
+QUIET_S = 6.0
+#: a chunk is given to workers this often, then its run fails
+MAX_ATTEMPTS = 5
+#: what is remembered of runs that are over
+KEEP_RUNS, KEEP_SLOTS, KEEP_RECORD_S = 200, 200, 30 * 86400
+
+_SCRIPTS = Path(__file__).parent / "scripts"
+#: HSET takes this many chunks of a plan at once
+_PLAN_PIECE = 5_000
+
+
+@contextmanager
+def redis_outage_is_an_error() -> Iterator[None]:
+    """Turn what redis-py raises into StoreUnavailable, so that an outage is never taken for an answer."""
+    try:
+        yield
+    except redis.RedisError as error:
+        raise StoreUnavailable(f"the cache Redis did not answer: {error}") from error
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A worker's hold on one chunk. `attempt` counts from 1; `token` tells this hold from all others."""
+
+    run_id: str
+    chunk: int
+    token: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """What to send now. `exhausted` is a chunk that used up its attempts; None for none."""
+
+    chunks: tuple[int, ...]
+    exhausted: int | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, as seen by the worker that just finished a chunk."""
+
+    done: int
+    total: int
+    in_flight: int
+    next_chunk: int
+
+
+class Ledger:
+    """Runs and their chunks in Redis. Methods raise StoreUnavailable when Redis does not answer."""
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        self._client: Any = client  # redis-py types every answer as every possible one
+        self._keys = keys
+        self._script = cache(lambda name: client.register_script((_SCRIPTS / f"{name}.lua").read_text()))
+
+    def now(self) -> float:
+        """Return epoch seconds of Redis' clock."""
+        with redis_outage_is_an_error():
+            seconds, micros = self._client.time()
+        return float(seconds + micros / 1e6)
+
+    def lock(self, model: str) -> Lock:
+        """Return the lock, not yet taken, that keeps two processes from moving a model's runs on at once."""
+        return Lock(self._client, self._keys.reconciler(model), timeout=LEASE_S, thread_local=False)
+
+    def request(self, run_id: str, model: str, fields: Mapping[str, str], *, slot: str | None = None) -> None:
+        """Open a run in state queued, as its model's only one.
+
+        Raises:
+            Conflict: the model has a run in progress, or `slot` (a schedule's instant) was served already.
+        """
+        keys = [
+            self._keys.active_run(model),
+            self._keys.slots(model),
+            self._keys.runs(model),
+            self._keys.run(run_id),
+        ]
+        pairs = _pairs({"model": model, **fields})
+        verdict, other = self._run("request", keys, [run_id, slot or "", KEEP_RUNS, KEEP_SLOTS, *pairs])
+        if verdict == b"active":
+            raise Conflict(
+                f"model {model!r} has run {other.decode()} in progress: wait for it or cancel it",
+                field="model",
+            )
+        if verdict == b"slot":
+            raise Conflict(f"the schedule's slot {slot} was served by run {other.decode()}", field="slot")
+
+    def load(self, run_id: str) -> RunRecord:
+        """Return the run.
+
+        Raises:
+            NotFound: there is none of that id, or it was forgotten.
+        """
+        with redis_outage_is_an_error():
+            data = self._client.hgetall(self._keys.run(run_id))
+        if not data:
+            raise NotFound(f"no run {run_id!r}: `forecache batch list` names those that are known", field="run_id")
+        return RunRecord.from_hash(data)
+
+    def active_run(self, model: str) -> str | None:
+        """Return the id of the model's run in progress, or None."""
+        with redis_outage_is_an_error():
+            run_id = self._client.get(self._keys.active_run(model))
+        return str(run_id.decode()) if run_id else None
+
+    def forget_active(self, model: str, run_id: str) -> None:
+        """Free a model whose run in progress has lost its record."""
+        with redis_outage_is_an_error():
+            if self._client.get(self._keys.active_run(model)) == run_id.encode():
+                self._client.delete(self._keys.active_run(model))
+
+    def newest(self, model: str, limit: int) -> list[RunRecord]:
+        """Return the model's runs, the newest first; forgotten ones are left out."""
+        with redis_outage_is_an_error():
+            run_ids = self._client.zrange(self._keys.runs(model), 0, limit - 1, desc=True)
+            with self._client.pipeline(transaction=False) as pipe:
+                for run_id in run_ids:
+                    pipe.hgetall(self._keys.run(run_id.decode()))
+                return [RunRecord.from_hash(data) for data in pipe.execute() if data]
+
+    def move(self, run: RunRecord, to: RunState, *, expected: Sequence[RunState], **fields: str | int) -> None:
+        """Move a run to another state and set fields of its record, all at once; an end frees its model.
+
+        Raises:
+            Conflict: the run is in none of the expected states any more.
+        """
+        head = [run.run_id, to.value, _spaced(expected), "1" if to.is_over else "0", KEEP_RECORD_S]
+        moved, state = self._run("move", self._run_keys(run), [*head, *_pairs(fields)])
+        if not moved:
+            raise Conflict(
+                f"run {run.run_id} is {state.decode() or 'gone'}, not {' or '.join(expected)}", field="run_id"
+            )
+
+    def reopen(self, run: RunRecord, to: RunState, *, expected: Sequence[RunState], **fields: str | int) -> None:
+        """Take a run that is over up again; its finished chunks stay finished.
+
+        Raises:
+            Conflict: the run is in none of the expected states, or its model has another run in progress.
+        """
+        head = [run.run_id, to.value, _spaced(expected)]
+        verdict, detail = self._run("reopen", self._run_keys(run), [*head, *_pairs(fields)])
+        if verdict == b"active":
+            raise Conflict(f"model {run.model!r} has run {detail.decode()} in progress: wait for it or cancel it")
+        if verdict == b"state":
+            raise Conflict(
+                f"run {run.run_id} is {detail.decode() or 'gone'}, not {' or '.join(expected)}",
+                field="run_id",
+            )
+
+    def note(self, run: RunRecord, **fields: str | int) -> None:
+        """Set fields of the run's record, whatever its state, if it still exists."""
+        with redis_outage_is_an_error():
+            if self._client.exists(self._keys.run(run.run_id)):
+                self._client.hset(self._keys.run(run.run_id), mapping=fields)
+
+    def write_plan(self, run_id: str, chunks: Sequence[Chunk]) -> None:
+        """Store the chunks' descriptors, replacing what stood there."""
+        key = self._keys.run_part(run_id, "plan")
+        with redis_outage_is_an_error():
+            self._client.delete(key)
+            for start in range(0, len(chunks), _PLAN_PIECE):
+                piece = chunks[start : start + _PLAN_PIECE]
+                self._client.hset(key, mapping={str(chunk.number): json.dumps(chunk.to_json()) for chunk in piece})
+
+    def chunk(self, run_id: str, number: int) -> Chunk | None:
+        """Return a planned chunk, or None."""
+        with redis_outage_is_an_error():
+            text = self._client.hget(self._keys.run_part(run_id, "plan"), str(number))
+        return Chunk.from_json(number, json.loads(text)) if text else None
+
+    def dispatch(self, run_id: str, *, max_in_flight: int, quiet_s: float = QUIET_S) -> Dispatch:
+        """Choose the chunks to send now, and note them as sent: lost ones again, then new ones."""
+        keys = [self._keys.run(run_id), *self._parts(run_id, "claims", "done", "sent")]
+        send, exhausted, _ = self._run("dispatch", keys, [max_in_flight, int(quiet_s * 1000), MAX_ATTEMPTS])
+        return Dispatch(tuple(int(chunk) for chunk in send), int(exhausted) if exhausted else None)
+
+    def claim(self, run_id: str, chunk: int, token: str, *, lease_s: float = LEASE_S) -> Claim | str:
+        """Take a chunk for the length of a lease; a text says why it was refused."""
+        keys = [self._keys.run(run_id), *self._parts(run_id, "claims", "done")]
+        attempt, refusal = self._run("claim", keys, [chunk, token, int(lease_s * 1000), MAX_ATTEMPTS])
+        return Claim(run_id, chunk, token, attempt) if attempt else refusal.decode()
+
+    def renew(self, claim: Claim, *, lease_s: float = LEASE_S) -> bool:
+        """Extend the lease; False when it is lost: the run is over, or another worker has the chunk."""
+        return self._renew(claim, int(lease_s * 1000), "")
+
+    def give_back(self, claim: Claim, *, error: str, pause_s: float) -> None:
+        """End a failed attempt: the chunk goes out again after the pause; `error` is kept in the run."""
+        self._renew(claim, -max(int(pause_s * 1000), 1), error)
+
+    def finish(self, claim: Claim, result: Mapping[str, Any], *, rows: int, quarantined: int) -> Progress | None:
+        """Record a chunk's result, once; None when the claim is lost or the chunk was finished by another."""
+        keys = [self._keys.run(claim.run_id), *self._parts(claim.run_id, "claims", "done", "sent")]
+        answer = self._run("finish", keys, [claim.chunk, claim.token, json.dumps(result), rows, quarantined])
+        return Progress(*answer[1:]) if answer[0] else None
+
+    def results(self, run_id: str) -> dict[int, dict[str, Any]]:
+        """Return every finished chunk's result by number."""
+        with redis_outage_is_an_error():
+            done = self._client.hgetall(self._keys.run_part(run_id, "done"))
+        return {int(number): json.loads(text) for number, text in done.items()}
+
+    def _renew(self, claim: Claim, lease_ms: int, error: str) -> bool:
+        keys = [self._keys.run(claim.run_id), *self._parts(claim.run_id, "claims")]
+        return bool(self._run("renew", keys, [claim.chunk, claim.token, lease_ms, error]))
+
+    def _run_keys(self, run: RunRecord) -> list[str]:
+        return [
+            self._keys.run(run.run_id),
+            self._keys.active_run(run.model),
+            *self._parts(run.run_id, "plan", "claims", "done", "sent"),
+        ]
+
+    def _parts(self, run_id: str, *parts: str) -> list[str]:
+        return [self._keys.run_part(run_id, part) for part in parts]
+
+    def _run(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        with redis_outage_is_an_error():
+            return self._script(name)(keys=keys, args=args)
+
+
+def _pairs(fields: Mapping[str, str | int]) -> list[str | int]:
+    return [part for pair in fields.items() for part in pair]
+
+
+def _spaced(states: Sequence[RunState]) -> str:
+    return f" {' '.join(states)} "

@@ -1,0 +1,127 @@
+"""From a queued run to a running one: model version, source, chunks, an empty generation."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from inference.batch.ledger import Ledger
+from inference.batch.plan import Fingerprint, plan_chunks
+from inference.batch.records import RunRecord, RunState
+from inference.batch.sinks.parquet import parquet_folder
+from inference.batch.sources import Source, check_key_columns, open_source
+from inference.errors import BadInput, Conflict, ModelError, ModelUnavailable
+from inference.features import Vectoriser
+from inference.logs import get_logger
+from inference.models import ModelRegistry, VersionRecord
+from inference.settings import ModelSettings, Settings
+from inference.store import GenerationState, Table
+
+log = get_logger(__name__)
+
+#: inspects a model's folder without loading TensorFlow into this process
+Inspect = Callable[[Settings, str], dict[int, VersionRecord]]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Prepares runs. A source or model that does not fit fails the run before any generation is opened."""
+
+    settings: Settings
+    ledger: Ledger
+    registry: ModelRegistry
+    predictions: Callable[[str], Table]
+    inspect: Inspect
+
+    def prepare(self, run: RunRecord) -> None:
+        """Move a queued run to running, or to failed with the line that says why. May run twice."""
+        try:
+            version = self._version(run.model)
+            source, fingerprint = self.look_at(run, version)
+            self._open(run, version, source, fingerprint)
+        except BadInput as error:
+            log.warning("run.refused", run_id=run.run_id, error=error.message)
+            self.ledger.move(run, RunState.FAILED, expected=[RunState.QUEUED], error=error.message)
+
+    def look_at(self, run: RunRecord, version: VersionRecord) -> tuple[Source, Fingerprint]:
+        """Return the run's source, checked against its model, and what the plan will rest on.
+
+        Raises:
+            SourceError: the source cannot be read, or lacks what the model or the settings name.
+        """
+        _, model = self.settings.model(run.model)
+        source = open_source(run.source)
+        check_key_columns(source, model.entity_column, model.event_time_column)
+        Vectoriser(version.contract, version.signature).check_schema(source.schema, run.source)
+        return source, _fingerprint(source, model, version)
+
+    def changes(self, run: RunRecord) -> list[str]:
+        """Return what changed, in words, since the run was planned; empty when it can be taken up again."""
+        if run.model_version is None:
+            return []
+        version = self.registry.get(run.model, run.model_version)
+        return self.look_at(run, version)[1].differences(run.fingerprint)
+
+    def _open(self, run: RunRecord, version: VersionRecord, source: Source, fingerprint: Fingerprint) -> None:
+        _, model = self.settings.model(run.model)
+        folder = self._parquet_folder(run, model)
+        chunks = plan_chunks(source.files, rows_per_chunk=model.batch.rows_per_chunk)
+        self.ledger.write_plan(run.run_id, chunks)
+        table = self.predictions(run.model)
+        manifest = table.begin(
+            version.signature.outputs,
+            rows_expected=source.rows,
+            model_version=version.version,
+            contract_hash=version.contract_hash,
+            keep_s=model.batch.keep,
+            run_id=run.run_id,
+        )
+        facts: dict[str, str | int] = {
+            "chunks_total": len(chunks),
+            "rows_total": source.rows,
+            "model_version": version.version,
+            "generation": manifest.number,
+            "fingerprint": json.dumps(fingerprint.to_json()),
+            "parquet_folder": folder,
+        }
+        try:
+            self.ledger.move(run, RunState.RUNNING, expected=[RunState.QUEUED], **facts)
+        except Conflict:  # cancelled meanwhile
+            table.discard(manifest.number, GenerationState.CANCELLED)
+            raise
+        log.info("run.planned", run_id=run.run_id, chunks=len(chunks), rows=source.rows, version=version.version)
+
+    def _parquet_folder(self, run: RunRecord, model: ModelSettings) -> str:
+        if not model.batch.parquet_path:
+            return ""
+        relative = parquet_folder(
+            model.batch.parquet_path, model=run.model, run_id=run.run_id, created_at=run.created_at
+        )
+        return str(self.settings.path(relative))
+
+    def _version(self, model: str) -> VersionRecord:
+        """Return the active version's record; before the first activation, the one that will be chosen."""
+        try:
+            return self.registry.active(model)
+        except ModelUnavailable:
+            records = self.inspect(self.settings, model)
+        wanted = self.settings.models[model].versions
+        ready = {n: r for n, r in records.items() if r.state == "ready" and (isinstance(wanted, str) or n in wanted)}
+        if not ready:
+            reasons = "; ".join(f"version {n}: {record.error}" for n, record in sorted(records.items()) if record.error)
+            raise ModelError(f"model {model!r} has no version that can be served: {reasons or 'none was found'}")
+        chosen = ready[max(ready)]
+        self.registry.put(model, chosen)
+        return chosen
+
+
+def _fingerprint(source: Source, model: ModelSettings, version: VersionRecord) -> Fingerprint:
+    return Fingerprint(
+        files=tuple((file.path, file.size, file.footer) for file in source.files),
+        entity_column=model.entity_column,
+        event_time_column=model.event_time_column,
+        model_version=version.version,
+        contract_hash=version.contract_hash,
+        rows_per_chunk=model.batch.rows_per_chunk,
+    )

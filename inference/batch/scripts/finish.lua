@@ -1,0 +1,19 @@
+-- Records a chunk's result, once, and only from the worker that holds it.
+-- KEYS: run, claims, done, sent   ARGV: chunk, token, result (JSON), rows, quarantined
+-- Returns {1, chunks done, chunks in all, in flight, next chunk to send}, or {0}
+if redis.call('HGET', KEYS[1], 'state') ~= 'running' then return {0} end
+if redis.call('HEXISTS', KEYS[3], ARGV[1]) == 1 then return {0} end
+local token = string.match(redis.call('HGET', KEYS[2], ARGV[1]) or '', '^%d+ (%S+) %d+$')
+if token ~= ARGV[2] then return {0} end
+local time = redis.call('TIME')
+redis.call('HSET', KEYS[3], ARGV[1], ARGV[3])
+redis.call('HDEL', KEYS[2], ARGV[1])
+redis.call('ZREM', KEYS[4], ARGV[1])
+redis.call('HSET', KEYS[1], 'moved_at', string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000)))
+local done = redis.call('HINCRBY', KEYS[1], 'chunks_done', 1)
+redis.call('HINCRBY', KEYS[1], 'rows_done', ARGV[4])
+redis.call('HINCRBY', KEYS[1], 'rows_quarantined', ARGV[5])
+return {
+  1, done, tonumber(redis.call('HGET', KEYS[1], 'chunks_total')), redis.call('ZCARD', KEYS[4]),
+  tonumber(redis.call('HGET', KEYS[1], 'next_chunk') or 0),
+}

@@ -1,0 +1,34 @@
+"""Where a chunk's predictions go. A sink takes windows and commits when the chunk is whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from inference.schema import Block
+
+
+@dataclass(frozen=True)
+class Window:
+    """Scored rows that are written together. `as_of`: epoch seconds."""
+
+    ids: pa.StringArray
+    block: Block
+    as_of: npt.NDArray[np.float64]
+
+
+class Sink(Protocol):
+    """One destination of one chunk. Every call may be repeated with the same rows, and does no harm then."""
+
+    def write(self, window: Window) -> None:
+        """Take rows."""
+
+    def commit(self) -> None:
+        """Make the chunk's rows final; called once they are all written."""
+
+    def abandon(self) -> None:
+        """Remove what is not final; called instead of `commit`, or after it, when it does nothing."""

@@ -1,0 +1,128 @@
+"""One chunk in a worker: claim it, keep the claim alive, score, report. No failure here loses a chunk."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from inference.batch.leases import Lease
+from inference.batch.ledger import Claim, Ledger, Progress
+from inference.batch.plan import Chunk, SourceFile
+from inference.batch.records import RunRecord, RunState
+from inference.batch.scoring import ChunkResult, ChunkScorer
+from inference.batch.sinks import Sink
+from inference.batch.sinks.parquet import ParquetSink
+from inference.batch.sinks.table import TableSink
+from inference.batch.sources import read_slices
+from inference.errors import ContractError, NotFound, SourceError, StaleAttempt, Unavailable
+from inference.logs import get_logger
+from inference.models import LoadedModel, ModelHost
+from inference.settings import Settings
+from inference.store import Manifest, Table
+
+log = get_logger(__name__)
+
+#: rows read at once; several micro-batches
+_READ_ROWS = 65_536
+#: the longest rest after a failed attempt
+_MAX_PAUSE_S = 10.0
+
+
+@dataclass(frozen=True)
+class ChunkWork:
+    """Scores chunks in one worker process."""
+
+    settings: Settings
+    ledger: Ledger
+    host: Callable[[], ModelHost]
+    predictions: Callable[[str], Table]
+    poke: Callable[[], None]
+
+    def score(self, run_id: str, chunk_number: int) -> None:
+        """Score one chunk, if it is still to be done. Safe to run twice, also at the same time.
+
+        A claim that is refused, a run that is gone and an outage all end quietly: the reconciler sends the
+        chunk again when it is needed.
+        """
+        events = log.bind(run_id=run_id, chunk=chunk_number)
+        try:
+            claim = self.ledger.claim(run_id, chunk_number, uuid.uuid4().hex)
+            if isinstance(claim, str):
+                events.info("chunk.dropped", reason=claim)
+                return
+            self._attempt(claim)
+        except (StaleAttempt, NotFound) as error:
+            events.info("chunk.dropped", reason=error.message)
+        except Unavailable as error:
+            events.warning("chunk.interrupted", error=error.message)
+
+    def _attempt(self, claim: Claim) -> None:
+        run = self.ledger.load(claim.run_id)
+        try:
+            self._score(run, claim)
+        except (StaleAttempt, NotFound):
+            raise
+        except (SourceError, ContractError) as error:  # no other worker would fare better
+            log.warning("chunk.refused", run_id=run.run_id, chunk=claim.chunk, error=error.message)
+            if self.ledger.renew(claim):
+                self.ledger.move(run, RunState.FAILED, expected=[RunState.RUNNING], error=error.message)
+        except Exception as error:  # a model, a disk or a driver may raise anything: another attempt is due
+            log.exception("chunk.failed", run_id=run.run_id, chunk=claim.chunk, attempt=claim.attempt)
+            text = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+            self.ledger.give_back(claim, error=text, pause_s=min(2.0**claim.attempt / 2, _MAX_PAUSE_S))
+
+    def _score(self, run: RunRecord, claim: Claim) -> None:
+        started = time.monotonic()
+        with Lease(lambda: self.ledger.renew(claim), name=f"{run.run_id} chunk {claim.chunk}") as lease:
+            chunk = self.ledger.chunk(run.run_id, claim.chunk)
+            manifest = self.predictions(run.model).manifest(run.generation or 0)
+            if chunk is None or manifest is None:
+                raise StaleAttempt(f"run {run.run_id} has no generation any more")
+            model = self.host().get(run.model, run.model_version)
+            result = self._scorer(run, claim, model, manifest, lease).score(self._read(run, chunk, model))
+        took_s = round(time.monotonic() - started, 3)
+        self._finish(claim, result, took_s)
+
+    def _finish(self, claim: Claim, result: ChunkResult, took_s: float) -> None:
+        left_out = result.quarantined + result.non_finite
+        facts = {**result.to_json(), "attempt": claim.attempt, "took_s": took_s}
+        progress = self.ledger.finish(claim, facts, rows=result.rows, quarantined=left_out)
+        if progress is None:
+            raise StaleAttempt(f"chunk {claim.chunk} of run {claim.run_id} was finished by another worker")
+        log.info("chunk.scored", run_id=claim.run_id, chunk=claim.chunk, rows=result.rows, took_s=took_s)
+        if self._wants_poke(progress):
+            self.poke()
+
+    def _wants_poke(self, progress: Progress) -> bool:
+        """Whether the reconciler should look now: the run is complete, or its queue runs low."""
+        if progress.done == progress.total:
+            return True
+        return progress.next_chunk < progress.total and progress.in_flight in (2, 8)
+
+    def _read(self, run: RunRecord, chunk: Chunk, model: LoadedModel) -> Iterator[pa.RecordBatch]:
+        mark = run.fingerprint
+        files = [SourceFile(path, size, footer, ()) for path, size, footer in mark["files"]]
+        keys = [mark["entity_column"], *([mark["event_time_column"]] if mark["event_time_column"] else [])]
+        columns = list(dict.fromkeys([*keys, *model.vectoriser.columns]))
+        return read_slices(files, chunk.slices, columns=columns, batch_rows=_READ_ROWS)
+
+    def _scorer(
+        self, run: RunRecord, claim: Claim, model: LoadedModel, manifest: Manifest, lease: Lease
+    ) -> ChunkScorer:
+        sinks: list[Sink] = [TableSink(self.predictions(run.model), manifest)]
+        if run.parquet_folder:
+            sinks.append(ParquetSink(Path(run.parquet_folder), manifest.fields, chunk=claim.chunk, token=claim.token))
+        return ChunkScorer(
+            model=model,
+            sinks=sinks,
+            fence=lease.check,
+            entity_column=run.fingerprint["entity_column"],
+            event_time_column=run.fingerprint["event_time_column"],
+            loaded_at=run.created_at,
+            micro_batch_rows=self.settings.models[run.model].batch.micro_batch_rows,
+        )

@@ -1,0 +1,379 @@
+"""Whole runs over a real Redis; the broker is a list, and the model is a function."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import redis
+
+from inference.batch import Runs, RunState, RunView, Trigger
+from inference.errors import BadInput, Conflict, ModelError, NotFound, PredictionFailed
+from inference.features import Feature, FeatureContract, Vectoriser
+from inference.keys import Keys, TableKind
+from inference.models import LoadedModel, ModelHost, ModelRegistry, VersionRecord
+from inference.schema import Block, DType, Signature, TensorSpec
+from inference.settings import BatchSettings, ModelSettings, Settings
+from inference.store import GenerationState, RedisTable
+
+pytestmark = pytest.mark.integration
+
+SIGNATURE = Signature((TensorSpec("x", DType.FLOAT32),), (TensorSpec("y", DType.FLOAT32),))
+CONTRACT = FeatureContract((Feature("x", DType.FLOAT32),))
+KEYS = Keys("t")
+
+
+def record(version: int = 1) -> VersionRecord:
+    return VersionRecord(
+        version=version, state="ready", signature=SIGNATURE, contract=CONTRACT, fingerprint="f", inspected_at=0.0
+    )
+
+
+class Doubling:
+    """A loaded model that doubles its input; `broken` makes it raise."""
+
+    def __init__(self) -> None:
+        self.record = record()
+        self.vectoriser = Vectoriser(CONTRACT, SIGNATURE)
+        self.broken = False
+        self.rows = 0
+        self.before: Callable[[], None] = lambda: None
+
+    def get(self, model: str, version: int | None = None) -> LoadedModel:
+        return cast("LoadedModel", self)
+
+    def predict(self, inputs: Block) -> Block:
+        self.before()
+        if self.broken:
+            raise PredictionFailed("the model raised ValueError: no")
+        self.rows += len(inputs["x"])
+        return {"y": inputs["x"] * 2}
+
+
+class World:
+    """One deployment: Redis, a folder, a broker whose messages are delivered when a test says so."""
+
+    def __init__(self, client: redis.Redis, root: Path) -> None:
+        self.client, self.root = client, root
+        batch = BatchSettings(rows_per_chunk=10, micro_batch_rows=4, max_in_flight=3, parquet_path="out")
+        self.settings = Settings(
+            models={"m": ModelSettings(path=root / "model", features=str(root / "t.parquet"), batch=batch)}
+        )
+        self.settings._root = root
+        self.model = Doubling()
+        self.table = RedisTable(client, KEYS.table(TableKind.PREDICTIONS, "m"), kind=TableKind.PREDICTIONS, model="m")
+        self.queue: list[tuple[str, int]] = []
+        self.inspected = 0
+        self.runs = self.make_runs()
+
+    def make_runs(self) -> Runs:
+        return Runs(
+            self.settings,
+            self.client,
+            KEYS,
+            ModelRegistry(self.client, KEYS),
+            lambda: cast("ModelHost", self.model),
+            lambda _: self.table,
+            self.send,
+            lambda: None,
+            inspect=self.inspect,
+        )
+
+    def send(self, run_id: str, numbers: Sequence[int]) -> None:
+        self.queue += [(run_id, number) for number in numbers]
+
+    def inspect(self, settings: Settings, model: str) -> dict[int, VersionRecord]:
+        self.inspected += 1
+        return {1: record()}
+
+    def source(self, ids: Sequence[Any], values: Sequence[float | None] | None = None) -> None:
+        table = {"entity_id": ids, "x": pa.array(values or [float(i) for i in range(len(ids))], pa.float32())}
+        pq.write_table(pa.table(table), self.root / "t.parquet", row_group_size=12)
+
+    def request(self, **kwargs: Any) -> RunView:
+        return self.runs.request("m", trigger=Trigger.CLI, **kwargs)
+
+    def work(self, most: int = 100) -> None:
+        """Deliver what is on the queue."""
+        for _ in range(min(most, len(self.queue))):
+            self.runs.score(*self.queue.pop(0))
+
+    def finish(self, run: RunView) -> RunView:
+        for _ in range(20):
+            self.runs.reconcile()
+            if self.runs.show(run.run_id).state.is_over:
+                break
+            self.work()
+        return self.runs.show(run.run_id)
+
+    def answers(self, *ids: str) -> list[float | None]:
+        return [None if entry is None else entry.values["y"] for entry in self.table.read(ids)]
+
+
+@pytest.fixture
+def world(redis_client: redis.Redis, tmp_path: Path) -> World:
+    world = World(redis_client, tmp_path)
+    world.source([f"e{i}" for i in range(45)])
+    return world
+
+
+def failed_gates(run: RunView) -> list[str]:
+    return [gate.name for gate in run.gates if not gate.passed]
+
+
+def test_a_run_publishes_every_prediction_at_once_and_leaves_parquet_parts(world: World) -> None:
+    run = world.request()
+    assert (run.state, run.trigger) == (RunState.QUEUED, Trigger.CLI)
+
+    world.runs.reconcile()
+    world.work(2)
+    halfway = world.runs.show(run.run_id)
+    assert (halfway.state, halfway.chunks_done) == (RunState.RUNNING, 2)
+    assert halfway.eta_s is not None
+    assert world.answers("e0") == [None]
+
+    done = world.finish(run)
+
+    assert (done.state, done.rows_done, done.rows_total, done.rows_quarantined) == (RunState.PUBLISHED, 45, 45, 0)
+    assert done.chunks_done == done.chunks_total
+    assert failed_gates(done) == []
+    assert world.answers(*(f"e{i}" for i in range(46))) == [*(2.0 * i for i in range(45)), None]
+    folder = world.root / "out" / run.run_id
+    assert json.loads((folder / "_SUCCESS").read_text())["rows_total"] == 45
+    assert sorted(pq.read_table(folder, schema=None).column("y").to_pylist()) == [2.0 * i for i in range(45)]
+    assert world.inspected == 1
+
+
+def test_a_chunk_that_is_delivered_twice_is_scored_once(world: World) -> None:
+    run = world.request()
+    world.runs.reconcile()
+    world.queue *= 2
+
+    assert world.finish(run).rows_done == 45
+    assert world.model.rows == 45
+
+
+def test_a_worker_that_loses_its_chunk_in_the_middle_writes_nothing_more(world: World) -> None:
+    run = world.request()
+    world.runs.reconcile()
+    world.model.before = lambda: (
+        world.runs.cancel(run.run_id) if world.runs.show(run.run_id).state == "running" else None
+    )
+
+    world.work(1)
+
+    view = world.runs.show(run.run_id)
+    assert (view.state, view.chunks_done) == (RunState.CANCELLED, 0)
+    manifest = world.table.manifest(view.generation or 0)
+    assert manifest is not None
+    assert world.table.count(manifest) == 0
+    assert list((world.root).glob("out/**/*.tmp")) == []
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([1.5, 2.5], "entity column 'entity_id' is double"),
+        ([], "has no rows"),
+    ],
+)
+def test_a_refused_source_opens_no_generation(world: World, ids: list[Any], message: str) -> None:
+    world.source(ids)
+
+    run = world.finish(world.request())
+
+    assert run.state is RunState.FAILED
+    assert message in (run.error or "")
+    assert world.table.generations() == []
+    assert world.queue == []
+
+
+def test_a_missing_feature_is_named_and_the_next_run_is_free_to_start(world: World) -> None:
+    pq.write_table(pa.table({"entity_id": ["a"], "xx": [1.0]}), world.root / "t.parquet")
+
+    run = world.finish(world.request())
+
+    assert run.state is RunState.FAILED
+    assert "'x'" in (run.error or "")
+    world.source(["a"])
+    assert world.finish(world.request()).state is RunState.PUBLISHED
+
+
+def test_a_model_that_cannot_be_served_fails_the_run_with_its_line(world: World) -> None:
+    def inspect(settings: Settings, model: str) -> dict[int, VersionRecord]:
+        raise ModelError("model folder models/m is empty")
+
+    world.inspect = inspect  # type: ignore[method-assign]
+    world.runs = world.make_runs()
+
+    run = world.finish(world.request())
+
+    assert (run.state, run.error) == (RunState.FAILED, "model folder models/m is empty")
+
+
+def test_a_failed_gate_keeps_the_old_predictions_serving(world: World) -> None:
+    world.finish(world.request())
+    world.source(["e0", "e1", "e1", "e2"], [100.0] * 4)
+
+    run = world.finish(world.request())
+
+    assert run.state is RunState.FAILED
+    assert failed_gates(run) == ["duplicates", "size"]
+    assert "such as 'e1'" in (run.error or "")
+    assert world.answers("e0", "e44") == [0.0, 88.0]
+
+
+def test_rows_that_cannot_be_scored_keep_the_run_from_publishing(world: World) -> None:
+    world.source(["a", "b", None], [1.0, None, 2.0])
+
+    run = world.finish(world.request())
+
+    assert (run.state, run.rows_quarantined, failed_gates(run)) == (RunState.FAILED, 2, ["quarantine"])
+    assert "'x' missing, and the feature has no default in 1 rows (such as 'b')" in (run.error or "")
+
+
+def test_a_forced_publication_serves_and_is_recorded(world: World) -> None:
+    world.source(["a", "b"], [1.0, None])
+    run = world.finish(world.request())
+
+    with pytest.raises(Conflict, match="--force"):
+        world.runs.publish(run.run_id)
+    forced = world.runs.publish(run.run_id, force=True)
+
+    assert (forced.state, forced.forced, forced.error) == (RunState.PUBLISHED, True, None)
+    assert world.answers("a", "b") == [2.0, None]
+
+
+def test_a_cancelled_run_goes_on_with_only_what_is_left(world: World) -> None:
+    run = world.request()
+    world.runs.reconcile()
+    world.work(2)
+    world.runs.cancel(run.run_id)
+    world.work()
+    assert world.runs.show(run.run_id).chunks_done == 2
+    world.queue.clear()
+    world.runs.reconcile()
+
+    world.runs.resume(run.run_id)
+
+    assert world.finish(run).state is RunState.PUBLISHED
+    assert world.model.rows == 45
+    assert world.answers("e44") == [88.0]
+
+
+def test_a_run_whose_source_changed_is_not_taken_up_again(world: World) -> None:
+    run = world.request()
+    world.runs.reconcile()
+    world.runs.cancel(run.run_id)
+    world.source([f"e{i}" for i in range(46)])
+
+    with pytest.raises(Conflict, match=r"t\.parquet was replaced"):
+        world.runs.resume(run.run_id)
+
+
+def test_a_newer_run_ends_the_hope_of_an_older_one_and_its_rows_are_removed(world: World) -> None:
+    old = world.request()
+    world.runs.reconcile()
+    world.work(1)
+    world.runs.cancel(old.run_id)
+    generation = world.runs.show(old.run_id).generation or 0
+    world.runs.reconcile()
+    assert world.table.state(generation) is GenerationState.LOADING
+
+    world.finish(world.request())
+
+    assert world.table.state(generation) is not GenerationState.LOADING
+    assert world.client.keys(f"t:p:m:g:{generation}:*") == []
+    with pytest.raises(Conflict, match="were collected"):
+        world.runs.resume(old.run_id)
+
+
+def test_a_model_that_keeps_raising_fails_the_run_with_what_it_said(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.batch.work._MAX_PAUSE_S", 0.0)
+    monkeypatch.setattr("inference.batch.scoring.MAX_FAILING_ROWS", 1)
+    world.model.broken = True
+
+    run = world.finish(world.request())
+
+    assert run.state is RunState.FAILED
+    assert "failed at every attempt" in (run.error or "")
+    assert "ValueError: no" in (run.error or "")
+
+
+def test_a_source_replaced_in_the_middle_fails_the_run(world: World) -> None:
+    run = world.request()
+    world.runs.reconcile()
+    world.source([f"e{i}" for i in range(45)], [1.0] * 45)
+
+    world.work(1)
+
+    assert world.runs.show(run.run_id).state is RunState.FAILED
+    assert "was replaced while the run was reading it" in (world.runs.show(run.run_id).error or "")
+
+
+def test_a_reconciler_killed_between_publication_and_record_is_made_good(world: World) -> None:
+    run = world.request()
+    while (view := world.runs.show(run.run_id)).chunks_done != view.chunks_total:
+        world.runs.reconcile()
+        world.work()
+    world.client.hset(KEYS.run(run.run_id), "state", "publishing")
+    world.table.publish(view.generation or 0, run_key=KEYS.run(run.run_id), run_state="publishing")
+
+    assert world.finish(run).state is RunState.PUBLISHED
+    assert world.answers("e44") == [88.0]
+
+
+def test_a_rollback_serves_the_generation_before(world: World) -> None:
+    with pytest.raises(Conflict, match="no published generation"):
+        world.runs.rollback("m")
+    first = world.finish(world.request())
+    world.source([f"e{i}" for i in range(45)], [7.0] * 45)
+    world.finish(world.request())
+    assert world.answers("e1") == [14.0]
+
+    back = world.runs.rollback("m")
+
+    assert back.generation == first.generation
+    assert world.answers("e1") == [2.0]
+
+
+def test_runs_are_listed_newest_first_and_an_unknown_one_is_not_found(world: World) -> None:
+    first = world.finish(world.request())
+    second = world.request()
+
+    assert [run.run_id for run in world.runs.list()] == [second.run_id, first.run_id]
+    assert world.runs.list("m", 1)[0].to_json()["state"] == "queued"
+    with pytest.raises(NotFound, match="no run 'nope'"):
+        world.runs.show("nope")
+
+
+def test_one_model_that_fails_does_not_stop_another(world: World) -> None:
+    other = ModelSettings(path=world.root / "o", features=str(world.root / "t.parquet"))
+    world.settings.models["z"] = other
+    world.settings.models.update({"m": world.settings.models.pop("m")})  # z comes first now
+    world.client.set(KEYS.active_run("z"), "broken")
+    world.client.hset(KEYS.run("broken"), "state", "nonsense")
+
+    assert world.finish(world.request()).state is RunState.PUBLISHED
+
+
+def test_an_http_caller_gets_only_tables_beside_the_models_own(world: World) -> None:
+    with pytest.raises(BadInput, match="outside"):
+        world.runs.request("m", trigger=Trigger.API, source="/etc/passwd")
+
+
+def test_nothing_of_a_run_outlives_it_for_ever(world: World) -> None:
+    run = world.finish(world.request())
+
+    leaked = [key for key in world.client.keys(f"t:r:{run.run_id}*") if world.client.ttl(key) < 0]
+    assert leaked == []
+    assert world.client.exists(KEYS.active_run("m"), KEYS.reconciler("m")) == 0
+    assert np.all([world.client.ttl(key) > 0 for key in world.client.keys("t:p:m:g:1:*")])

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from inference.batch.sinks import Window
+from inference.batch.sinks.parquet import ParquetSink, parquet_folder, sweep_temporary_files, write_success
+from inference.errors import SettingsError
+from inference.schema import DType, TensorSpec
+
+FIELDS = (TensorSpec("p", DType.FLOAT32), TensorSpec("v", DType.FLOAT32, (2,)), TensorSpec("t", DType.STRING))
+
+
+def window(*names: str) -> Window:
+    rows = len(names)
+    block = {
+        "p": np.arange(rows, dtype="<f4"),
+        "v": np.ones((rows, 2), dtype="<f4"),
+        "t": np.array([f"t-{name}" for name in names], dtype=object),
+    }
+    return Window(pa.array(names), block, np.full(rows, 1000.5))
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_part_appears_only_when_its_chunk_is_whole(tmp_path: Path) -> None:
+    sink = ParquetSink(tmp_path / "run", FIELDS, chunk=3, token="t1")
+    sink.write(window("a", "b"))
+    sink.write(window("c"))
+    assert visible(tmp_path / "run") == [".part-000003.t1.tmp"]
+
+    sink.commit()
+    sink.abandon()
+
+    assert visible(tmp_path / "run") == ["part-000003.parquet"]
+    table = pq.read_table(tmp_path / "run" / "part-000003.parquet")
+    assert table.column("entity_id").to_pylist() == ["a", "b", "c"]
+    assert table.column("v").to_pylist()[0] == [1.0, 1.0]
+    assert table.column("t").to_pylist() == ["t-a", "t-b", "t-c"]
+    assert table.schema.field("as_of").type == pa.timestamp("ms", "UTC")
+
+
+def test_an_abandoned_chunk_leaves_nothing(tmp_path: Path) -> None:
+    sink = ParquetSink(tmp_path, FIELDS, chunk=0, token="t1")
+    sink.write(window("a"))
+
+    sink.abandon()
+
+    assert visible(tmp_path) == []
+
+
+def test_a_chunk_that_ran_twice_is_one_part(tmp_path: Path) -> None:
+    for token in ("t1", "t2"):
+        sink = ParquetSink(tmp_path, FIELDS, chunk=0, token=token)
+        sink.write(window("a"))
+        sink.commit()
+
+    assert visible(tmp_path) == ["part-000000.parquet"]
+
+
+def test_what_a_killed_worker_left_is_swept_and_success_is_written_in_one_step(tmp_path: Path) -> None:
+    ParquetSink(tmp_path, FIELDS, chunk=0, token="dead").write(window("a"))
+
+    sweep_temporary_files(tmp_path)
+    write_success(tmp_path, {"rows_total": 1})
+
+    assert visible(tmp_path) == ["_SUCCESS"]
+    assert json.loads((tmp_path / "_SUCCESS").read_text()) == {"rows_total": 1}
+
+
+def test_runs_of_one_day_never_share_a_folder() -> None:
+    filled = {"model": "m", "run_id": "m-1", "created_at": 0.0}
+
+    assert parquet_folder("out/{date}/{run_id}", **filled) == "out/1970-01-01/m-1"  # type: ignore[arg-type]
+    assert parquet_folder("out/{model}/", **filled) == "out/m/m-1"  # type: ignore[arg-type]
+
+
+def test_an_unknown_placeholder_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"only \{date\}, \{model\}, \{run_id\} are filled in"):
+        parquet_folder("out/{day}", model="m", run_id="r", created_at=0.0)

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from inference.batch.schedule import current_slot, slot_after, slot_at
+
+
+def at(text: str) -> float:
+    return datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp()
+
+
+@pytest.mark.parametrize(
+    ("now", "slot", "following"),
+    [
+        ("2026-03-10T03:00:00", "2026-03-10T03:00:00", "2026-03-11T03:00:00"),
+        ("2026-03-10T02:59:59.9", "2026-03-09T03:00:00", "2026-03-10T03:00:00"),
+        ("2026-03-10T03:00:00.1", "2026-03-10T03:00:00", "2026-03-11T03:00:00"),
+    ],
+)
+def test_a_cron_slot_begins_exactly_on_time(now: str, slot: str, following: str) -> None:
+    assert slot_at("0 3 * * *", "UTC", at(now)) == at(slot)
+    assert slot_after("0 3 * * *", "UTC", at(now)) == at(following)
+
+
+def test_a_cron_line_is_read_in_its_zone_before_and_after_the_clock_changes() -> None:
+    # Berlin goes from UTC+1 to UTC+2 on 2026-03-29
+    assert slot_at("0 3 * * *", "Europe/Berlin", at("2026-03-28T12:00")) == at("2026-03-28T02:00")
+    assert slot_at("0 3 * * *", "Europe/Berlin", at("2026-03-30T12:00")) == at("2026-03-30T01:00")
+    assert slot_after("0 3 * * *", "Europe/Berlin", at("2026-03-28T12:00")) == at("2026-03-29T01:00")
+
+
+def test_a_duration_is_counted_from_the_epoch() -> None:
+    assert slot_at("30s", "UTC", 95.0) == 90.0
+    assert slot_at("30s", "UTC", 90.0) == 90.0
+    assert slot_after("30s", "UTC", 90.0) == 120.0
+
+
+def test_a_message_from_a_clock_that_is_ahead_belongs_to_the_slot_it_was_sent_for() -> None:
+    assert current_slot("0 3 * * *", "UTC", at("2026-03-10T02:59:58")) == "2026-03-10T03:00:00.000Z"
+    assert current_slot("0 3 * * *", "UTC", at("2026-03-10T02:59:00")) == "2026-03-09T03:00:00.000Z"
+
+
+def test_a_late_message_still_belongs_to_its_slot() -> None:
+    assert current_slot("20s", "UTC", 40.2) == current_slot("20s", "UTC", 54.0) == "1970-01-01T00:00:40.000Z"
+    assert current_slot("20s", "UTC", 55.0) == "1970-01-01T00:01:00.000Z"

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from inference.batch import scoring
+from inference.batch.scoring import ChunkResult, ChunkScorer
+from inference.batch.sinks import Window
+from inference.errors import ModelError, PredictionFailed, StaleAttempt
+from inference.features import Feature, FeatureContract, Vectoriser
+from inference.models import LoadedModel, VersionRecord
+from inference.schema import Block, DType, Signature, TensorSpec
+
+SIGNATURE = Signature((TensorSpec("x", DType.FLOAT32),), (TensorSpec("y", DType.FLOAT32),))
+
+
+class Doubling:
+    """A model that doubles its input, and raises for any micro-batch that holds one of `poison`."""
+
+    def __init__(self, *, poison: Sequence[float] = (), default: float | None = None) -> None:
+        self.vectoriser = Vectoriser(FeatureContract((Feature("x", DType.FLOAT32, (), default),)), SIGNATURE)
+        self.record = VersionRecord(
+            version=1,
+            state="ready",
+            signature=SIGNATURE,
+            contract=self.vectoriser.contract,
+            fingerprint="f",
+            inspected_at=0.0,
+        )
+        self.poison = poison
+        self.sizes: list[int] = []
+
+    def predict(self, inputs: Block) -> Block:
+        values = inputs["x"]
+        self.sizes.append(len(values))
+        if np.isin(values, self.poison).any():
+            raise PredictionFailed("the model raised ValueError: bad row")
+        return {"y": np.where(values == 0, np.float32("nan"), values * 2)}
+
+
+class ListSink:
+    def __init__(self) -> None:
+        self.windows: list[Window] = []
+        self.events: list[str] = []
+
+    def write(self, window: Window) -> None:
+        self.windows.append(window)
+        self.events.append("write")
+
+    def commit(self) -> None:
+        self.events.append("commit")
+
+    def abandon(self) -> None:
+        self.events.append("abandon")
+
+    @property
+    def rows(self) -> dict[str, float]:
+        return {
+            name: value
+            for window in self.windows
+            for name, value in zip(window.ids.to_pylist(), window.block["y"].tolist(), strict=True)
+        }
+
+
+def batch(values: Sequence[float | None], ids: Sequence[Any] | None = None, **columns: Any) -> pa.RecordBatch:
+    names = ids if ids is not None else [f"e{i}" for i in range(len(values))]
+    return pa.RecordBatch.from_pydict({"id": pa.array(names), "x": pa.array(values, pa.float32()), **columns})
+
+
+def score(
+    *batches: pa.RecordBatch,
+    model: Doubling | None = None,
+    fence: Callable[[], None] = lambda: None,
+    event_time_column: str | None = None,
+    micro_batch_rows: int = 4,
+    sink: ListSink | None = None,
+) -> tuple[ListSink, ChunkResult]:
+    sink = sink or ListSink()
+    scorer = ChunkScorer(
+        cast(LoadedModel, model or Doubling()),
+        [sink],
+        fence,
+        "id",
+        event_time_column,
+        1000.0,
+        micro_batch_rows,
+    )
+    return sink, scorer.score(batches)
+
+
+def test_every_row_is_scored_in_micro_batches_and_written_in_one_window() -> None:
+    model = Doubling()
+
+    sink, result = score(batch([1, 2, 3, 4, 5, 6]), batch([7, 8], ids=["f0", "f1"]), model=model)
+
+    assert sink.rows == {**{f"e{i}": 2.0 * (i + 1) for i in range(6)}, "f0": 14.0, "f1": 16.0}
+    assert model.sizes == [4, 2, 2]
+    assert sink.events == ["write", "commit", "abandon"]
+    assert result.to_json() == {"rows": 8, "quarantined": 0, "non_finite": 0, "bad_rows": []}
+
+
+def test_integer_ids_become_decimal_text() -> None:
+    sink, _ = score(batch([1, 2], ids=[12, -3]))
+
+    assert sink.rows == {"12": 2.0, "-3": 4.0}
+
+
+def test_rows_without_an_event_time_are_as_old_as_the_run() -> None:
+    times = pa.array([5_000_000, None], pa.timestamp("us"))
+
+    sink, _ = score(batch([1, 2], updated_at=times), event_time_column="updated_at")
+
+    assert sink.windows[0].as_of.tolist() == [5.0, 1000.0]
+
+
+def test_rows_that_cannot_be_scored_are_counted_once_with_reason_and_example() -> None:
+    sink, result = score(batch([1, None, None, 4, 5], ids=["a", "b", None, "d\n", ""]))
+
+    assert sink.rows == {"a": 2.0}
+    assert (result.rows, result.quarantined) == (5, 4)
+    assert [(bad.feature, bad.rows, bad.examples) for bad in result.bad_rows] == [
+        (None, 3, ("null", "d\n", "")),
+        ("x", 1, ("b",)),
+    ]
+
+
+def test_a_default_stands_in_for_a_missing_feature() -> None:
+    sink, result = score(batch([1, None]), model=Doubling(default=3.0))
+
+    assert sink.rows == {"e0": 2.0, "e1": 6.0}
+    assert result.quarantined == 0
+
+
+def test_only_the_row_that_makes_the_model_raise_is_left_out() -> None:
+    sink, result = score(batch([1, 2, 3, 4, 5, 6, 7]), model=Doubling(poison=[3, 4]))
+
+    assert sink.rows == {"e0": 2.0, "e1": 4.0, "e4": 10.0, "e5": 12.0, "e6": 14.0}
+    assert [(bad.reason, bad.examples) for bad in result.bad_rows] == [
+        ("the model raised ValueError: bad row", ("e2", "e3")),
+    ]
+
+
+def test_a_model_that_raises_for_every_row_gives_the_chunk_up_soon() -> None:
+    model = Doubling(poison=[1])
+
+    with pytest.raises(ModelError, match=r"raises for too many rows, such as: .*ValueError: bad row"):
+        score(batch([1] * 5000), model=model, micro_batch_rows=1000)
+
+    assert len(model.sizes) < 2000
+
+
+def test_a_prediction_that_is_not_finite_is_never_written() -> None:
+    sink, result = score(batch([1, 0, 2]))
+
+    assert sink.rows == {"e0": 2.0, "e2": 4.0}
+    assert (result.quarantined, result.non_finite) == (0, 1)
+
+
+def test_the_fence_is_asked_before_every_window_and_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "WINDOW_ROWS", 4)
+    sink = ListSink()
+
+    score(batch([1] * 10), fence=lambda: sink.events.append("fence"), sink=sink)
+
+    assert sink.events == ["fence", "write", "fence", "write", "fence", "write", "fence", "commit", "abandon"]
+
+
+def test_nothing_is_written_or_committed_once_the_claim_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "WINDOW_ROWS", 4)
+    sink = ListSink()
+
+    def fence() -> None:
+        if sink.windows:
+            raise StaleAttempt("lost")
+
+    with pytest.raises(StaleAttempt):
+        score(batch([1] * 10), fence=fence, sink=sink)
+
+    assert sink.events == ["write", "abandon"]
+
+
+def test_wide_predictions_are_written_in_smaller_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "WINDOW_BYTES", 16)
+
+    sink, _ = score(batch([1, 2, 3, 4, 5, 6, 7, 8]))
+
+    assert [len(window.ids) for window in sink.windows] == [4, 4]
