@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from celery import Celery
-from kombu import Queue
+from kombu import Exchange, Queue
 
 from inference.services import Services
 from inference.settings import Settings, load_settings
@@ -43,7 +43,7 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "task_serializer": "json",
         "result_serializer": "json",
         "result_expires": RESULT_EXPIRES_S,
-        "task_queues": [Queue(name) for name in (BATCH_QUEUE, REALTIME_QUEUE, MAINTENANCE_QUEUE)],
+        "task_queues": [_queue(name) for name in (BATCH_QUEUE, REALTIME_QUEUE, MAINTENANCE_QUEUE)],
         "task_default_queue": MAINTENANCE_QUEUE,
         "task_create_missing_queues": False,
         "task_routes": {
@@ -65,6 +65,11 @@ def make_celery(settings: Settings, **overrides: Any) -> Celery:
     application = Celery("forecache", set_as_current=False)
     application.conf.update(celery_config(settings), **overrides)
     return application
+
+
+def _queue(name: str) -> Queue:
+    # bound under its own name: a broker that routes by key must not deliver one queue's tasks to another
+    return Queue(name, Exchange(name, type="direct"), routing_key=name)
 
 
 def _is_redis(url: str) -> bool:

@@ -23,9 +23,7 @@ log = get_logger(__name__)
 def start_run(model: str, trigger: str = "beat") -> None:
     """Start a model's run, from beat at most one for each slot of its schedule. Safe to run twice."""
     try:
-        run = runs().request(
-            model, trigger=Trigger(trigger), slot=_slot(model) if trigger == "beat" else None
-        )
+        run = runs().request(model, trigger=Trigger(trigger), slot=_slot(model) if trigger == "beat" else None)
     except (BadInput, Conflict) as error:
         log.info("run.not_started", model=model, trigger=trigger, reason=error.message)
         return

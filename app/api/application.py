@@ -26,9 +26,7 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
             app.state.parts = parts
             yield
 
-    app = FastAPI(
-        title="Forecache", version=_version(), lifespan=lifespan, redirect_slashes=False, redoc_url=None
-    )
+    app = FastAPI(title="Forecache", version=_version(), lifespan=lifespan, redirect_slashes=False, redoc_url=None)
     for noun in (predict, predictions, runs, hits, health, metrics):
         app.include_router(noun.router)
     app.add_middleware(BodyLimit)

@@ -28,9 +28,7 @@ async def ready(parts: Annotated[Parts, Depends(parts_of)]) -> Response:
     """Answer 200 once every model has been activated, from then on as long as the store answers."""
     try:
         async with asyncio.timeout(STORE_TIMEOUT_S):
-            versions = {
-                name: (await reader.pointer()).active_version for name, reader in parts.readers.items()
-            }
+            versions = {name: (await reader.pointer()).active_version for name, reader in parts.readers.items()}
     except TimeoutError as error:
         raise StoreUnavailable("the prediction store does not answer") from error
     parts.activated.update(name for name, version in versions.items() if version is not None)

@@ -22,9 +22,7 @@ PREPARE_RUN = "forecache.prepare_run"
 @router.post("/runs", status_code=202, responses=documented(400, 404, 409, 413, 503))
 async def start(body: RunBody, parts: Annotated[Parts, Depends(parts_of)]) -> Response:
     """Start a run of a model. One run of a model at a time."""
-    view = await parts.in_thread(
-        lambda: parts.runs().request(body.model, trigger=Trigger.API, source=body.source)
-    )
+    view = await parts.in_thread(lambda: parts.runs().request(body.model, trigger=Trigger.API, source=body.source))
     return await _accepted(view, parts)
 
 

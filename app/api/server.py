@@ -28,9 +28,7 @@ def serve(settings: Settings) -> None:
     """
     listener = listen(settings.api)
     configure_logging("api")
-    config = uvicorn.Config(
-        create_app(settings), log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S
-    )
+    config = uvicorn.Config(create_app(settings), log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S)
     host, port = listener.getsockname()[:2]
     log.info("api.listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
     uvicorn.Server(config).run(sockets=[listener])
@@ -44,8 +42,7 @@ def listen(api: ApiSettings) -> socket.socket:
     """
     if not api.allow_remote and not is_loopback(api.host):
         raise SettingsError(
-            f"[api] host {api.host!r} can be reached from other machines: "
-            "use 127.0.0.1, or set allow_remote = true",
+            f"[api] host {api.host!r} can be reached from other machines: use 127.0.0.1, or set allow_remote = true",
             field="api.host",
         )
     family = socket.AF_INET6 if ":" in api.host else socket.AF_INET

@@ -86,9 +86,7 @@ class JobQueue:
         async with _outage_named():
             await self._record(job_id, request, parts)
         try:
-            await self._enqueue(
-                PREDICT_JOB_PART, ({"job_id": job_id, "part": number} for number in range(len(parts)))
-            )
+            await self._enqueue(PREDICT_JOB_PART, ({"job_id": job_id, "part": number} for number in range(len(parts))))
         except BrokerUnavailable:
             async with _outage_named():
                 await self._client.delete(*job_keys(self._keys, job_id))
@@ -103,9 +101,7 @@ class JobQueue:
         """
         view = await self._read(job_id)
         if view.state is JobState.RUNNING and self._clock() - view.changed_at > STALLED_AFTER_S:
-            lost = ModelUnavailable(
-                f"no worker has finished a part for {STALLED_AFTER_S} s: enqueue it again"
-            )
+            lost = ModelUnavailable(f"no worker has finished a part for {STALLED_AFTER_S} s: enqueue it again")
             await self._end(view, JobState.FAILED, error_to_json(lost), expected=f"{view.changed_at:.0f}")
             view = await self._read(job_id)
         return view

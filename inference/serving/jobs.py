@@ -75,9 +75,7 @@ class JobScorer(Protocol):
     ) -> dict[str, Any]:
         """Compute entities."""
 
-    def predict_instances(
-        self, model: str, instances: list[Any], *, deadline: float | None = None
-    ) -> dict[str, Any]:
+    def predict_instances(self, model: str, instances: list[Any], *, deadline: float | None = None) -> dict[str, Any]:
         """Compute rows of features."""
 
 

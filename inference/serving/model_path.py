@@ -48,9 +48,7 @@ class Submit(Protocol):
 class ModelPath:
     """Serves one model in one event loop."""
 
-    def __init__(
-        self, name: str, model: ModelSettings, reader: TableReader, submit: Submit, clock: Clock
-    ) -> None:
+    def __init__(self, name: str, model: ModelSettings, reader: TableReader, submit: Submit, clock: Clock) -> None:
         self.name = name
         self._realtime = model.realtime
         self._rules = FreshnessRules.of(model)
@@ -76,9 +74,7 @@ class ModelPath:
         except StoreUnavailable as error:
             return [self._step_down(entity_id, error) for entity_id in entity_ids]
         now = self._clock()
-        stored = [
-            self._from_store(*pair, now, max_staleness_s) for pair in zip(entity_ids, entries, strict=True)
-        ]
+        stored = [self._from_store(*pair, now, max_staleness_s) for pair in zip(entity_ids, entries, strict=True)]
         if None not in stored:
             return [answer for answer in stored if answer is not None]
         missing = {
@@ -100,9 +96,7 @@ class ModelPath:
         replies = await self._submit_parts(PREDICT_ENTITIES, "entity_ids", entity_ids, until, more)
         return [self._conclude(*pair) for pair in zip(entity_ids, replies, strict=True)]
 
-    async def compute_instances(
-        self, instances: Sequence[Any], until: float
-    ) -> list[Answer | ForecacheError]:
+    async def compute_instances(self, instances: Sequence[Any], until: float) -> list[Answer | ForecacheError]:
         """Compute rows of features that the request brought along; nothing is kept."""
         replies = await self._submit_parts(PREDICT_INSTANCES, "instances", instances, until, {})
         return [self._conclude(None, reply) for reply in replies]

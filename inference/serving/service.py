@@ -39,8 +39,7 @@ class PredictionService:
         self._settings = settings
         self._hits = hits
         self._paths = {
-            name: ModelPath(name, model, readers(name), submit, clock)
-            for name, model in settings.models.items()
+            name: ModelPath(name, model, readers(name), submit, clock) for name, model in settings.models.items()
         }
 
     async def predict(

@@ -77,9 +77,7 @@ class Sender:
         """
         give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(
-            self._thread, self._send, task, dict(kwargs), task_id, give_up_at, priority
-        )
+        await loop.run_in_executor(self._thread, self._send, task, dict(kwargs), task_id, give_up_at, priority)
 
     def close(self) -> None:
         """End the thread without waiting for a broker that hangs; what is not sent by now is dropped."""
@@ -100,9 +98,7 @@ class Sender:
                 raise BrokerUnavailable("the broker is too slow: the message was not sent within the budget")
             expires = left_s + EXPIRES_SLACK_S
         try:
-            self._application.send_task(
-                task, kwargs=kwargs, task_id=task_id, expires=expires, priority=priority
-            )
+            self._application.send_task(task, kwargs=kwargs, task_id=task_id, expires=expires, priority=priority)
         except (OperationalError, KombuError, OSError) as error:
             log.warning("broker.unavailable", task=task, error=type(error).__name__)
             raise BrokerUnavailable("the broker does not answer: the task was not sent") from error

@@ -35,9 +35,7 @@ class ResultWaiter:
     `client`: of the Redis that holds results. `key_of`: a task id's key there (`backend.get_key_for_task`).
     """
 
-    def __init__(
-        self, client: redis.asyncio.Redis, key_of: Callable[[str], bytes], *, id_prefix: str
-    ) -> None:
+    def __init__(self, client: redis.asyncio.Redis, key_of: Callable[[str], bytes], *, id_prefix: str) -> None:
         self._client = client
         self._key_of = key_of
         self._pattern = key_of(id_prefix) + b"*"
@@ -163,9 +161,7 @@ class ResultWaiter:
             return 0
         values = await self._client.mget([self._key_of(task_id) for task_id in task_ids])
         return sum(
-            self._deliver(task_id, value)
-            for task_id, value in zip(task_ids, values, strict=True)
-            if value is not None
+            self._deliver(task_id, value) for task_id, value in zip(task_ids, values, strict=True) if value is not None
         )
 
     def _deliver(self, task_id: str, data: bytes | str) -> bool:

@@ -52,9 +52,7 @@ class FakeScorer:
         items = [{"entity_id": i, "prediction": 2.0 * float(i), "as_of": 1.0} for i in entity_ids]
         return {"model": model, "model_version": 1, "computed_at": 2.0, "predictions": items}
 
-    def predict_instances(
-        self, model: str, instances: list[Any], *, deadline: float | None = None
-    ) -> dict[str, Any]:
+    def predict_instances(self, model: str, instances: list[Any], *, deadline: float | None = None) -> dict[str, Any]:
         problem = {"code": "bad-features", "message": "feature 'x' is missing", "field": "x"}
         items = [{"error": problem} for _ in instances]
         return {"model": model, "model_version": 1, "computed_at": 2.0, "predictions": items}
@@ -122,9 +120,7 @@ class Deployment:
     @asynccontextmanager
     async def open_parts(self, settings: Settings) -> AsyncIterator[Parts]:
         self.recorder = HitRecorder(self.asyncio_client, KEYS)
-        service = PredictionService(
-            settings, lambda _: self.reader, self.workers, self.recorder, system_clock
-        )
+        service = PredictionService(settings, lambda _: self.reader, self.workers, self.recorder, system_clock)
         parts = Parts(
             settings=settings,
             service=service,
@@ -173,9 +169,7 @@ def assert_problem(response: httpx.Response, status: int, code: str, field: str 
     "entity_id",
     ["a b", "a/b", "/a//b/", 'it\'s "quoted"', "50%2Foff", "🚀", "?x=1#y", "%", "..", "a" * 512, "predict/a"],
 )
-async def test_any_legal_id_is_served_as_it_is(
-    it: Deployment, http: httpx.AsyncClient, entity_id: str
-) -> None:
+async def test_any_legal_id_is_served_as_it_is(it: Deployment, http: httpx.AsyncClient, entity_id: str) -> None:
     it.reader.entries[entity_id] = fresh(1.5)
     path = quote(entity_id, safe="").replace(".", "%2E")
     response = await http.get(f"/predict/{path}")
@@ -249,9 +243,7 @@ async def test_every_other_error_is_a_problem_too(it: Deployment, http: httpx.As
     assert_problem(await http.post("/predict", content=b"{", headers=json_type), 400, "bad-input", "body")
     assert_problem(await http.get("/predict/a?model=dleay"), 404, "unknown-model", "model")
     assert_problem(await http.get("/predict/a?timeout_ms=x"), 400, "bad-input", "timeout_ms")
-    assert_problem(
-        await http.get("/predict/a?max_staleness_hours=nan"), 400, "bad-input", "max_staleness_hours"
-    )
+    assert_problem(await http.get("/predict/a?max_staleness_hours=nan"), 400, "bad-input", "max_staleness_hours")
     big = b'{"entity_ids": ["' + b"a" * MAX_BODY_BYTES + b'"]}'
     assert_problem(await http.post("/predict", content=big, headers=json_type), 413, "body-too-large")
     lone = b'{"entity_ids": ["\\ud800"]}'
@@ -265,9 +257,7 @@ async def test_every_other_error_is_a_problem_too(it: Deployment, http: httpx.As
     assert "NoneType" not in response.text
 
 
-async def test_a_job_goes_from_queued_to_done_and_keeps_the_order(
-    it: Deployment, http: httpx.AsyncClient
-) -> None:
+async def test_a_job_goes_from_queued_to_done_and_keeps_the_order(it: Deployment, http: httpx.AsyncClient) -> None:
     ids = [str(number) for number in range(600)]
     accepted = await http.post("/predictions", json={"entity_ids": ids, "overrides": {"x": 1}})
     assert accepted.status_code == 202
@@ -289,9 +279,7 @@ async def test_a_job_goes_from_queued_to_done_and_keeps_the_order(
     assert 0 < it.client.ttl(KEYS.job_parts(body["task_id"])) <= 3600
 
 
-async def test_a_long_poll_returns_as_soon_as_the_job_is_over(
-    it: Deployment, http: httpx.AsyncClient
-) -> None:
+async def test_a_long_poll_returns_as_soon_as_the_job_is_over(it: Deployment, http: httpx.AsyncClient) -> None:
     url = (await http.post("/predictions", json={"instances": [{"x": 1}]})).headers["location"]
     assert (await http.get(f"{url}?wait_s=0.1")).json()["state"] == "queued"
     polling = asyncio.create_task(http.get(f"{url}?wait_s=30"))
@@ -301,9 +289,7 @@ async def test_a_long_poll_returns_as_soon_as_the_job_is_over(
     assert body["result"]["predictions"][0]["error"]["field"] == "x"
 
 
-async def test_a_cancelled_job_is_not_computed_and_stays_cancelled(
-    it: Deployment, http: httpx.AsyncClient
-) -> None:
+async def test_a_cancelled_job_is_not_computed_and_stays_cancelled(it: Deployment, http: httpx.AsyncClient) -> None:
     url = (await http.post("/predictions", json={"entity_ids": ["1"]})).headers["location"]
     response = await http.delete(url)
     assert (response.status_code, response.json()["state"]) == (202, "cancelled")

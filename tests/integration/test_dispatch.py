@@ -65,9 +65,7 @@ def start_worker(server: RedisServer) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-P", script], env=environment, cwd=server.folder)
 
 
-async def call(
-    dispatcher: Dispatcher, task: str, *, timeout_s: float = 20.0, **kwargs: Any
-) -> dict[str, Any]:
+async def call(dispatcher: Dispatcher, task: str, *, timeout_s: float = 20.0, **kwargs: Any) -> dict[str, Any]:
     return await dispatcher(task, kwargs, deadline=time.time() + timeout_s, timeout_s=timeout_s)
 
 

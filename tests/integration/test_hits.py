@@ -36,9 +36,7 @@ def clock() -> Clock:
 
 
 @pytest_asyncio.fixture
-async def recorder(
-    redis_client: redis.Redis, redis_server: RedisServer, clock: Clock
-) -> AsyncIterator[HitRecorder]:
+async def recorder(redis_client: redis.Redis, redis_server: RedisServer, clock: Clock) -> AsyncIterator[HitRecorder]:
     async with redis.asyncio.Redis.from_url(redis_server.url()) as client:
         yield HitRecorder(client, KEYS, clock)
 
@@ -63,9 +61,7 @@ async def test_two_processes_add_up_and_old_minutes_leave_the_window(
     assert windows.read("unheard-of", 180).hit_rate == 0.0
 
 
-async def test_counters_expire_after_the_longest_window(
-    recorder: HitRecorder, redis_client: redis.Redis
-) -> None:
+async def test_counters_expire_after_the_longest_window(recorder: HitRecorder, redis_client: redis.Redis) -> None:
     recorder.record("delay", Outcome.COMPUTED)
     await recorder.flush()
     [key] = redis_client.keys("test:h:*")

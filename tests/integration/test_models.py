@@ -435,9 +435,7 @@ def test_a_misspelt_setting_ends_a_worker_with_one_line(tmp_path: Path) -> None:
     assert "did you mean 'url'" in done.stderr
 
 
-def test_a_real_worker_waits_for_redis_and_answers_beside_the_users_own_modules(
-    models: Path, tmp_path: Path
-) -> None:
+def test_a_real_worker_waits_for_redis_and_answers_beside_the_users_own_modules(models: Path, tmp_path: Path) -> None:
     from tasks.celery_app import make_celery
 
     for name in ("app", "tasks", "workers", "inference"):
@@ -467,9 +465,7 @@ def test_a_real_worker_waits_for_redis_and_answers_beside_the_users_own_modules(
             server.stop()
         log.seek(0)
         text = log.read()
-    assert result["predictions"][0]["prediction"] == pytest.approx(
-        float(dense_predictions(np.array(x))[0]), rel=1e-5
-    )
+    assert result["predictions"][0]["prediction"] == pytest.approx(float(dense_predictions(np.array(x))[0]), rel=1e-5)
     assert "Traceback" not in text
     assert "InitializeLog" not in text
 

@@ -3,6 +3,7 @@
 Run as its own process, so that the test process needs no TensorFlow. KIND:
 
 - `dense:K:SEED`  one input [None, K] float32 → one output [None, 1]
+- `sum:K`         one input [None, K] float32 → its sum [None, 1]
 - `mixed`         inputs carat, depth [None] float32 and cut [None] string, looked up inside → price [None, 1]
 - `several`       one input [None, 4] float32 → score [None, 1], embedding [None, 3], label [None] string
 - `fussy`         one input [None, 2] float32; raises when a row's first value is negative
@@ -48,6 +49,15 @@ def dense(folder: str, k: str, seed: str = "0") -> None:
             return {"y": tf.tanh(x @ self.first) @ self.last}
 
     _save(Dense(), folder)
+
+
+def add_up(folder: str, k: str) -> None:
+    class Sum(tf.Module):
+        @tf.function(input_signature=[spec(None, int(k), name="x")])
+        def serve(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"y": tf.reduce_sum(x, axis=1, keepdims=True)}
+
+    _save(Sum(), folder)
 
 
 def mixed(folder: str) -> None:
@@ -113,7 +123,15 @@ def _save(module: tf.Module, folder: str) -> None:
     tf.saved_model.save(module, folder, signatures={"serving_default": module.serve})
 
 
-KINDS = {"dense": dense, "mixed": mixed, "several": several, "fussy": fussy, "fixed": fixed, "keras": keras}
+KINDS = {
+    "dense": dense,
+    "sum": add_up,
+    "mixed": mixed,
+    "several": several,
+    "fussy": fussy,
+    "fixed": fixed,
+    "keras": keras,
+}
 
 if __name__ == "__main__":
     for kind, target in zip(sys.argv[1::2], sys.argv[2::2], strict=True):

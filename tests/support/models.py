@@ -45,3 +45,9 @@ def float_features(k: int, *, default: float | None = None) -> list[dict[str, An
     """K float32 features named f0, f1, …"""
     extra = {} if default is None else {"default": default}
     return [{"name": f"f{i}", "dtype": "float32", **extra} for i in range(k)]
+
+
+def export_sum_model(folder: Path, names: list[str]) -> None:
+    """Export version 1 of a model that adds its float features up, with the contract that names them."""
+    export_models({folder / "1": f"sum:{len(names)}"})
+    write_features(folder, [{"name": name, "dtype": "float32"} for name in names])

@@ -19,9 +19,7 @@ RULES = FreshnessRules(batch_ttl_s=100, realtime_ttl_s=10, min_recompute_interva
         (Origin.REALTIME, 11, Freshness.STALE),
     ],
 )
-def test_an_entry_is_fresh_up_to_the_ttl_of_its_origin(
-    origin: Origin, age_s: float, expected: Freshness
-) -> None:
+def test_an_entry_is_fresh_up_to_the_ttl_of_its_origin(origin: Origin, age_s: float, expected: Freshness) -> None:
     assert RULES.judge(entry(as_of=1000, origin=origin), 1000 + age_s) is expected
 
 

@@ -219,9 +219,7 @@ async def test_without_any_fallback_a_missed_deadline_is_shed() -> None:
 async def test_overrides_bypass_the_store_and_single_flight() -> None:
     it = Deployment(reader=FakeReader({"a": entry(4.0)}))
     service = it.service
-    answers = await asyncio.gather(
-        *(service.predict("delay", ["a"], overrides={"distance": n}) for n in (1, 2))
-    )
+    answers = await asyncio.gather(*(service.predict("delay", ["a"], overrides={"distance": n}) for n in (1, 2)))
     assert [answer[0].prediction for answer in answers if isinstance(answer[0], Answer)] == [2.5, 2.5]
     assert it.reader.reads == []
     assert [call[1]["overrides"] for call in it.workers.calls] == [{"distance": 1}, {"distance": 2}]

@@ -13,12 +13,8 @@ from workers.inspect import parse_wanted
 from workers.pools import asked_pool, check_pool, wait_for_store
 
 
-@pytest.mark.parametrize(
-    "argv", [["-P", "prefork"], ["-Pprefork"], ["--pool", "prefork"], ["--pool=prefork"]]
-)
-def test_a_command_line_that_asks_for_prefork_is_refused(
-    argv: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("argv", [["-P", "prefork"], ["-Pprefork"], ["--pool", "prefork"], ["--pool=prefork"]])
+def test_a_command_line_that_asks_for_prefork_is_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         check_pool("gpu", "threads", None, ["celery", "worker", *argv, "-c", "2"])
     assert ended.value.code == 2
@@ -75,9 +71,7 @@ def test_versions_to_inspect_are_words_or_numbers() -> None:
 
 def test_greetings_are_held_back_and_everything_else_is_written(capfd: pytest.CaptureFixture[str]) -> None:
     with without_greetings():
-        os.write(
-            2, b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n"
-        )
+        os.write(2, b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n")
         os.write(2, b"I0000 00:00:1.2 1 cudart_stub.cc:31] Could not find cuda drivers\n")
         os.write(2, b"something is wrong\n")
     assert capfd.readouterr().err == "something is wrong\n"
