@@ -191,19 +191,22 @@ def test_a_chunk_whose_worker_died_is_sent_again_once_with_what_it_may_have_held
     assert claimed(ledger, 0, "c").attempt == 2
 
 
-def test_chunks_that_no_queue_delivers_are_sent_again_after_a_silence_that_doubles(ledger: Ledger) -> None:
-    opened(ledger, chunks=1)
-    assert ledger.dispatch("r1", max_in_flight=9, quiet_s=LEASE_S).chunks == (0,)
-    assert ledger.dispatch("r1", max_in_flight=9, quiet_s=LEASE_S).chunks == ()
-    lapse()
-    lapse()
-    assert ledger.dispatch("r1", max_in_flight=9, quiet_s=60).chunks == ()
-    assert ledger.dispatch("r1", max_in_flight=9, quiet_s=LEASE_S).chunks == (0,)
+def test_chunks_that_no_queue_delivers_are_sent_again_after_a_silence_that_doubles(
+    ledger: Ledger, each_redis_client: redis.Redis
+) -> None:
+    def silence(seconds: int) -> tuple[int, ...]:
+        """What is sent when all that happened lies so much longer ago."""
+        each_redis_client.hincrby("t:r:r1", "moved_at", -seconds * 1000)
+        each_redis_client.zincrby("t:r:r1:sent", -seconds * 1000, "0")
+        return ledger.dispatch("r1", max_in_flight=9, quiet_s=60).chunks
 
-    lapse()
-    assert ledger.dispatch("r1", max_in_flight=9, quiet_s=LEASE_S).chunks == ()
-    lapse()
-    assert ledger.dispatch("r1", max_in_flight=9, quiet_s=LEASE_S).chunks == (0,)
+    opened(ledger, chunks=1)
+    assert ledger.dispatch("r1", max_in_flight=9, quiet_s=60).chunks == (0,)
+
+    assert silence(30) == ()
+    assert silence(40) == (0,)
+    assert silence(70) == ()
+    assert silence(60) == (0,)
 
 
 def test_a_failed_attempt_goes_out_again_after_its_pause_and_its_error_is_kept(ledger: Ledger) -> None:
