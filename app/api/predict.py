@@ -6,6 +6,7 @@ from typing import Annotated
 from urllib.parse import unquote_to_bytes
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from starlette.convertors import PathConvertor, register_url_convertor
 
 from app.api.bodies import (
     MAX_ROWS,
@@ -21,10 +22,19 @@ from app.api.problems import documented
 from inference.entities import check_entity_id
 from inference.errors import BadEntityId, ForecacheError
 
+
+class _EntityIdConvertor(PathConvertor):
+    """Any text: the stock `path` stops at a line feed, and the request would end as an unknown address."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("entity_id", _EntityIdConvertor())
+
 router = APIRouter(tags=["predict"])
 
 
-@router.get("/predict/{entity_id:path}", response_model=AnswerBody, responses=documented(400, 404, 500, 503))
+@router.get("/predict/{entity_id:entity_id}", response_model=AnswerBody, responses=documented(400, 404, 500, 503))
 async def predict_one(
     request: Request,
     entity_id: str,

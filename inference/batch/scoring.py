@@ -28,7 +28,7 @@ MAX_FAILING_ROWS = 64
 #: different reasons that a chunk's result names
 MAX_REASONS = 20
 
-_BAD_ID = "the entity id is null, empty, over 512 bytes, or holds control characters"
+_BAD_ID = "the entity id (column {column!r}) is null, empty, over 512 bytes, or holds control characters"
 
 
 @dataclass
@@ -115,7 +115,7 @@ class ChunkScorer:
         as_of = self._as_of(batch)
         if bad_ids.any() or features.rejected.any():
             keep = ~(bad_ids | features.rejected)
-            _note_refused(result, ids, bad_ids, features)
+            _note_refused(result, ids, bad_ids, features, self.entity_column)
             ids, as_of = ids.filter(pa.array(keep)), as_of[keep]
             features = FeatureRows(
                 {name: values[keep] for name, values in features.block.items()}, np.zeros(len(ids), bool)
@@ -179,11 +179,15 @@ def _join(columns: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     return joined
 
 
-def _note_refused(result: ChunkResult, ids: pa.Array, bad_ids: npt.NDArray[np.bool_], features: FeatureRows) -> None:
+def _note_refused(
+    result: ChunkResult, ids: pa.Array, bad_ids: npt.NDArray[np.bool_], features: FeatureRows, column: str
+) -> None:
     """Count each refused row once, under its first reason."""
     seen = bad_ids.copy()
     if bad_ids.any():
-        result.refuse(BadRows(None, _BAD_ID, int(bad_ids.sum()), _names(ids, np.flatnonzero(bad_ids))))
+        result.refuse(
+            BadRows(None, _BAD_ID.format(column=column), int(bad_ids.sum()), _names(ids, np.flatnonzero(bad_ids)))
+        )
     for rejection in features.reasons:
         rows = rejection.rows[~seen[rejection.rows]]
         seen[rows] = True
