@@ -9,12 +9,25 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from starlette.types import Receive, Scope, Send
 
-from app.api import health, hits, metrics, predict, predictions, runs
+from app.api import health, hits, hot_path, metrics, predict, predictions, runs
+from app.api.bodies import AnswerBody
 from app.api.limits import BodyLimit
 from app.api.parts import OpenParts, open_parts
 from app.api.problems import Problem, add_problem_handlers
 from inference.settings import Settings
+
+
+class Application(FastAPI):
+    """FastAPI, but for the one request that goes the short way."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if hot_path.is_hot(scope):
+            await hot_path.predict_one(self.state.parts, scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> FastAPI:
@@ -26,7 +39,7 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
             app.state.parts = parts
             yield
 
-    app = FastAPI(title="Forecache", version=_version(), lifespan=lifespan, redirect_slashes=False, redoc_url=None)
+    app = Application(title="Forecache", version=_version(), lifespan=lifespan, redirect_slashes=False, redoc_url=None)
     for noun in (predict, predictions, runs, hits, health, metrics):
         app.include_router(noun.router)
     app.add_middleware(BodyLimit)
@@ -39,11 +52,15 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI document with our problems in the place of FastAPI's own 422."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        document["paths"] = {f"{hot_path.PREFIX}{{entity_id}}": {"get": hot_path.openapi_operation()}} | document[
+            "paths"
+        ]
         for path in document["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
         schemas = document.setdefault("components", {}).setdefault("schemas", {})
         schemas["Problem"] = Problem.model_json_schema()
+        schemas["AnswerBody"] = AnswerBody.model_json_schema()
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
         app.openapi_schema = document

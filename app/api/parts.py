@@ -110,7 +110,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             await client.aclose()
 
 
-def parts_of(request: Request) -> Parts:
-    """Return the parts of the application that serves this request."""
+async def parts_of(request: Request) -> Parts:
+    """Return the parts of the application that serves this request; async, or FastAPI takes a thread for it."""
     parts: Parts = request.app.state.parts
     return parts

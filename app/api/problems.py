@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -100,20 +101,34 @@ def _respond(document: dict[str, Any], headers: dict[str, str] | None = None) ->
     return Response(body, document["status"], headers=headers, media_type=MEDIA_TYPE)
 
 
-async def _on_forecache_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, ForecacheError)  # noqa: S101 - tells mypy what the registration says
+def respond_to_error(error: ForecacheError) -> Response:
+    """Return the response to an error of ours."""
     document = problem_of(error)
     retry = {"Retry-After": str(RETRY_AFTER_S)} if document["status"] == 503 else None
     return _respond(document, retry)
 
 
-async def _on_validation_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # noqa: S101 - see above
-    first = error.errors()[0]
-    place, *location = [str(part) for part in first["loc"]]
-    field = place if not location or first["type"] == "json_invalid" else ".".join(location)
+def respond_to_validation(first: Mapping[str, Any], *place: str) -> Response:
+    """Return the response to pydantic's first complaint; `place` is where its location starts."""
+    where, *location = [*place, *(str(part) for part in first["loc"])]
+    field = where if not location or first["type"] == "json_invalid" else ".".join(location)
     text = first["msg"].removeprefix("Value error, ")
     return _respond(_problem(400, "bad-input", f"{field}: {text}", field))
+
+
+def respond_to_defect() -> Response:
+    """Return the response to a failure of our own, whose cause belongs into the log."""
+    return _respond(_problem(500, "internal", "the server failed on this request; its log says why"))
+
+
+async def _on_forecache_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, ForecacheError)  # noqa: S101 - tells mypy what the registration says
+    return respond_to_error(error)
+
+
+async def _on_validation_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - see above
+    return respond_to_validation(error.errors()[0])
 
 
 async def _on_http_exception(_: Request, error: Exception) -> Response:
@@ -124,4 +139,4 @@ async def _on_http_exception(_: Request, error: Exception) -> Response:
 
 async def _on_defect(_: Request, __: Exception) -> Response:
     # the server logs the exception itself
-    return _respond(_problem(500, "internal", "the server failed on this request; its log says why"))
+    return respond_to_defect()

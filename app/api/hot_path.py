@@ -1,0 +1,108 @@
+"""`GET /predict/{entity_id}`, the one request that has to be fast: plain ASGI beside FastAPI.
+
+FastAPI's routing, dependencies and validation cost several times what the look-up itself does; what they do
+for the other routes is done here by hand: the same checks, the same problem documents, the same counting.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from urllib.parse import parse_qsl, unquote_to_bytes
+
+from fastapi import Response
+from pydantic import BaseModel, Field, ValidationError
+from starlette.types import Receive, Scope, Send
+
+from app.api.bodies import AnswerBody, Hours, JsonResponse, TimeoutMs
+from app.api.parts import Parts
+from app.api.problems import documented, respond_to_defect, respond_to_error, respond_to_validation
+from inference.entities import check_entity_id
+from inference.errors import BadEntityId, ForecacheError
+from inference.logs import get_logger
+
+log = get_logger(__name__)
+
+PREFIX = "/predict/"
+
+
+class PredictQuery(BaseModel):
+    """What the query string may say; other names are ignored, as FastAPI does."""
+
+    model: str | None = None
+    max_staleness_hours: Annotated[
+        Hours | None, Field(description="age limit of a stored answer; 0 forces computing")
+    ] = None
+    timeout_ms: Annotated[TimeoutMs | None, Field(description="the budget; else the model's own")] = None
+
+
+_NO_QUERY = PredictQuery()
+
+
+def is_hot(scope: Scope) -> bool:
+    """Whether this module answers the request."""
+    return bool(scope["type"] == "http" and scope["method"] == "GET" and scope["path"].startswith(PREFIX))
+
+
+async def predict_one(parts: Parts, scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer one entity's prediction: stored if it is fresh, else computed within the budget."""
+    response = await _respond(parts, scope)
+    await response(scope, receive, send)
+
+
+async def _respond(parts: Parts, scope: Scope) -> Response:
+    try:
+        return await _answer(parts, scope)
+    except ForecacheError as error:
+        return respond_to_error(error)
+    except ValidationError as error:
+        return respond_to_validation(error.errors(include_url=False)[0], "query")
+    except Exception as error:
+        log.exception("api.defect", error=type(error).__name__)
+        return respond_to_defect()
+
+
+async def _answer(parts: Parts, scope: Scope) -> Response:
+    entity_id = check_entity_id(_entity_id(scope))
+    raw_query = scope["query_string"]
+    query = PredictQuery.model_validate(dict(parse_qsl(raw_query.decode("latin-1")))) if raw_query else _NO_QUERY
+    hours, timeout_ms = query.max_staleness_hours, query.timeout_ms
+    answers = await parts.service.predict(
+        query.model,
+        [entity_id],
+        max_staleness_s=None if hours is None else hours * 3600,
+        timeout_s=None if timeout_ms is None else timeout_ms / 1000,
+    )
+    answer = answers[0]
+    if isinstance(answer, ForecacheError):
+        raise answer
+    return JsonResponse(answer.to_json())
+
+
+def _entity_id(scope: Scope) -> str:
+    """Return the id as sent. A path that is no UTF-8 is refused: servers decode it into another entity's id."""
+    path: str = scope["path"]
+    if "\ufffd" in path or not path.isascii():
+        try:
+            unquote_to_bytes(scope.get("raw_path") or b"").decode()
+        except UnicodeDecodeError as error:
+            raise BadEntityId("entity_id is not valid UTF-8", field="entity_id") from error
+    return path[len(PREFIX) :]
+
+
+def openapi_operation() -> dict[str, Any]:
+    """Return this route's entry in the OpenAPI document."""
+    properties = PredictQuery.model_json_schema()["properties"]
+    path = {"name": "entity_id", "in": "path", "required": True, "schema": {"type": "string"}}
+    query = [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in properties.items()]
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{AnswerBody.__name__}"}}}
+    return {
+        "tags": ["predict"],
+        "summary": "Predict One",
+        "description": "Return one entity's prediction: stored if it is fresh, else computed within the budget.",
+        "operationId": "predict_one",
+        "parameters": [path, *query],
+        "responses": {
+            "200": {"description": "OK", "content": content},
+            **{str(status): response for status, response in documented(400, 404, 500, 503).items()},
+        },
+    }
