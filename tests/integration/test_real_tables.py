@@ -7,18 +7,21 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pandas as pd
 import pytest
 
-from tests.support.stack import ROOT, Stack, child_environment
+from tests.support.stack import ROOT, Stack, child_environment, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
 ANSWERS = "answers.parquet"
 TABLES = {"flights": "flights-200k.parquet", "diamonds": "diamonds.parquet"}
+#: small enough for a run to last some seconds
+CHUNK_ROWS = {"flights": 2_000, "diamonds": 500}
 #: the design's tolerance: float32 matrix products differ in the last bits with the size of a micro-batch
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
 
@@ -43,7 +46,7 @@ def deployment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     )  # fmt: skip
     toml = (
         f'[models.{kind}]\npath = "model"\nfeatures = "{data}"\n'
-        f"[models.{kind}.batch]\nrows_per_chunk = 20000\n[models.{kind}.realtime]\ntimeout_ms = 10000\n"
+        f"[models.{kind}.batch]\nrows_per_chunk = {CHUNK_ROWS[kind]}\n[models.{kind}.realtime]\ntimeout_ms = 10000\n"
     )
     with Stack(folder, toml) as stack:
         stack.start("gpu", "realtime", "maintenance", "api")
@@ -54,6 +57,30 @@ def deployment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 def test_a_run_stores_exactly_what_tensorflow_answers(deployment: Deployment) -> None:
     done = deployment.stack.cli("batch", "run", deployment.kind, "--wait", timeout_s=180)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert_exactly_what_tensorflow_answers(deployment)
+
+
+def test_a_worker_killed_in_mid_run_costs_no_prediction(deployment: Deployment) -> None:
+    stack = deployment.stack
+    before = stack.services.predictions(deployment.kind).pointer().current
+    run_id = httpx.post(f"{stack.url}/runs", json={}).raise_for_status().json()["run_id"]
+    wait_for(lambda: run_of(stack, run_id)["chunks_done"] >= 1, "the first chunk")
+    stack.kill("gpu")
+    cut_short = run_of(stack, run_id)
+    assert cut_short["state"] == "running", cut_short
+    stack.start("gpu")
+    assert stack.wait_run(run_id)["state"] == "published"
+    assert stack.services.predictions(deployment.kind).pointer().current != before
+    assert_exactly_what_tensorflow_answers(deployment)
+
+
+def run_of(stack: Stack, run_id: str) -> dict[str, Any]:
+    run: dict[str, Any] = httpx.get(f"{stack.url}/runs/{run_id}").raise_for_status().json()
+    return run
+
+
+def assert_exactly_what_tensorflow_answers(deployment: Deployment) -> None:
+    """Every stored prediction within the tolerance, none missing, none extra."""
     table = deployment.stack.services.predictions(deployment.kind)
     current = table.pointer().current
     assert current is not None
