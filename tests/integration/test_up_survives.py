@@ -36,6 +36,8 @@ PROGRAMS = {
     "dashboard": ("app.cli", "dashboard"),
 }
 RECOVERY_S = 20.0
+#: modules that a user's folder may well hold; each of ours has one of these names
+USERS_MODULES = ("app", "tasks", "workers", "inference")
 
 
 class Up:
@@ -44,6 +46,8 @@ class Up:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.api_port, self.dashboard_port = free_port(), free_port()
+        for name in USERS_MODULES:
+            (folder / f"{name}.py").write_text('raise RuntimeError("this is the user\'s own module")\n')
         export_sum_model(folder / "model", ["a", "b"])
         ids = [f"e{number}" for number in range(ROWS)]
         table = pd.DataFrame({"entity_id": ids, "a": np.arange(float(ROWS)), "b": np.ones(ROWS)})
@@ -187,27 +191,16 @@ def test_a_second_up_in_the_folder_is_refused_with_the_pid(up: Up) -> None:
     assert str(up.process.pid) in done.stderr
 
 
-def test_a_stopped_up_leaves_no_process(tmp_path: Path) -> None:
-    running = Up(tmp_path)
-    try:
-        wait_for(lambda: running.get("/health/ready"), "readiness", 90)
-        children = psutil.Process(running.process.pid).children(recursive=True)
-        assert len(children) >= len(PROGRAMS)
-        running.process.terminate()
-        assert running.process.wait(40) == 0
-        _, alive = psutil.wait_procs(children, timeout=5)
-        assert alive == []
-    finally:
-        running.close()
+def test_it_works_beside_the_users_own_modules(up: Up) -> None:
+    assert {f"{name}.py" for name in USERS_MODULES} <= {file.name for file in up.folder.iterdir()}
+    assert wait_for(lambda: up.outcome("/predict/e1") == "hit_batch", "a prediction of a scheduled run")
 
 
-def test_it_works_in_a_folder_with_the_users_own_modules(tmp_path: Path) -> None:
-    for name in ("app", "tasks", "workers", "inference"):
-        (tmp_path / f"{name}.py").write_text('raise RuntimeError("this is the user\'s own module")\n')
-    running = Up(tmp_path)
-    try:
-        wait_for(lambda: running.get("/health/ready"), "readiness", 90)
-        wait_for(lambda: running.outcome("/predict/e1") == "hit_batch", "a scheduled run", 60)
-        assert wait_for(running.flower_is_up, "Flower")
-    finally:
-        running.close()
+def test_a_stopped_up_leaves_no_process(up: Up) -> None:
+    """Runs last: it ends what the other tests use."""
+    children = psutil.Process(up.process.pid).children(recursive=True)
+    assert len(children) >= len(PROGRAMS)
+    up.process.terminate()
+    assert up.process.wait(40) == 0
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert alive == []
