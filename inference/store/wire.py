@@ -1,7 +1,7 @@
 """A window of rows as the bytes that go to Redis, encoded by column with Arrow.
 
-Building 250 000 (field, value) pairs one by one in Python takes longer than Redis takes to store them; joined
-as Arrow columns they take a third of the time (340 000 → 1 100 000 rows a second, one core).
+Grouping and packing pairs one by one in Python takes about as long as Redis takes to store them; joined as Arrow
+columns, they take two fifths of that CPU time (250 000 float32 rows in 8 192 buckets: 0.74 → 1.96 M rows a second).
 The protocol is RESP: https://redis.io/docs/latest/develop/reference/protocol-spec/
 """
 
