@@ -55,5 +55,6 @@ def cell_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.6g}"
+        # six digits are enough to read, unless they cut off whole ones
+        return repr(value) if abs(value) >= 100_000 else f"{value:.6g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -31,7 +31,15 @@ def test_json_keeps_emoji_and_numbers_whole(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "-"), (True, "yes"), (0.123456789, "0.123457"), ("x", "x"), ({"a": 1}, '{"a": 1}'), (3, "3")],
+    [
+        (None, "-"),
+        (True, "yes"),
+        (0.123456789, "0.123457"),
+        (1795471020.25, "1795471020.25"),
+        ("x", "x"),
+        ({"a": 1}, '{"a": 1}'),
+        (3, "3"),
+    ],
 )
 def test_cells_read_well(value: object, text: str) -> None:
     assert cell_text(value) == text
