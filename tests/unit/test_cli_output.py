@@ -9,11 +9,25 @@ import pytest
 
 from app.cli.output import cell_text, print_fields, print_json, print_rows
 from app.local.output import Lines, Output
+from inference.outcomes import Outcome
 
 
 def test_rows_in_a_pipe_are_tab_separated_with_a_head(capsys: pytest.CaptureFixture[str]) -> None:
     print_rows(("id", "value"), [("a b", 1.25), ("c", None)])
     assert capsys.readouterr().out == "id\tvalue\na b\t1.25\nc\t-\n"
+
+
+def test_no_head_is_cut_off_on_a_terminal_of_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    heads = ["model", "total", "hit_rate", *(outcome.value for outcome in Outcome)]
+    print_rows(heads, [["delay", *[0] * 9]])
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert set("_".join(heads).split("_")) <= set(out.split())
 
 
 def test_fields_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
