@@ -9,7 +9,6 @@ from functools import cache
 from typing import Any
 
 from inference.serving.jobs import run_part
-
 from inference.serving.scorer import RealtimeScorer
 from tasks.celery_app import celery_app, services
 

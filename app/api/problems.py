@@ -126,8 +126,11 @@ async def _on_forecache_error(_: Request, error: Exception) -> Response:
     return respond_to_error(error)
 
 
-async def _on_validation_error(_: Request, error: Exception) -> Response:
+async def _on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - see above
+    if isinstance(error.body, bytes):  # FastAPI did not take it for JSON
+        sent_as = request.headers.get("content-type", "none")
+        return _respond(_problem(400, "bad-input", f"body: send JSON as application/json, not as {sent_as}", "body"))
     return respond_to_validation(error.errors()[0])
 
 

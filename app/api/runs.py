@@ -20,9 +20,10 @@ PREPARE_RUN = "forecache.prepare_run"
 
 
 @router.post("/runs", status_code=202, responses=documented(400, 404, 409, 413, 503))
-async def start(body: RunBody, parts: Annotated[Parts, Depends(parts_of)]) -> Response:
+async def start(parts: Annotated[Parts, Depends(parts_of)], body: RunBody | None = None) -> Response:
     """Start a run of a model. One run of a model at a time."""
-    view = await parts.in_thread(lambda: parts.runs().request(body.model, trigger=Trigger.API, source=body.source))
+    wanted = body or RunBody()
+    view = await parts.in_thread(lambda: parts.runs().request(wanted.model, trigger=Trigger.API, source=wanted.source))
     return await _accepted(view, parts)
 
 

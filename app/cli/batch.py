@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.context import clear_outage, load_settings
+from app.cli.context import clear_outage, load_settings, log_warnings_only
 from app.cli.output import AsJson, note, print_fields, print_json, print_rows
 
 if TYPE_CHECKING:
@@ -151,6 +151,7 @@ def _print_run(view: RunView, *, as_json: bool) -> None:
 
 @contextmanager
 def _runs() -> Iterator[Runs]:
+    log_warnings_only()
     with clear_outage(load_settings()):
         from tasks.runs import runs
 

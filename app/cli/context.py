@@ -24,6 +24,15 @@ def load_settings() -> Settings:
     return settings.load_settings()
 
 
+def log_warnings_only() -> None:
+    """Keep stdout for what was asked, whatever the code that a command runs in its own process may log."""
+    import logging
+
+    from inference.logs import configure_logging
+
+    configure_logging("cli", level=logging.WARNING)
+
+
 def model_and(first: str, second: str | None, settings: Settings) -> tuple[str, str]:
     """Return (model, the other argument) of a command that takes `[MODEL] OTHER`.
 
@@ -54,6 +63,7 @@ def open_services() -> Iterator[Services]:
     from inference.services import Services
 
     settings = load_settings()
+    log_warnings_only()
     with clear_outage(settings):
         yield Services(settings)
 

@@ -21,8 +21,8 @@ app = typer.Typer(help="The features that answers on demand are computed from.",
 
 @app.command()
 def load(
-    first: Annotated[str, typer.Argument(metavar="[MODEL] PATH", help="A Parquet file or folder.")],
-    second: Annotated[str | None, typer.Argument(hidden=True)] = None,
+    first: Annotated[str, typer.Argument(metavar="MODEL|PATH", help="The model, if several are configured.")],
+    second: Annotated[str | None, typer.Argument(metavar="PATH", help="A Parquet file or folder.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Load a Parquet table of features; it replaces what was loaded before, all or nothing."""
@@ -48,8 +48,8 @@ def load(
 
 @app.command()
 def get(
-    first: Annotated[str, typer.Argument(metavar="[MODEL] ENTITY", help="The entity id.")],
-    second: Annotated[str | None, typer.Argument(hidden=True)] = None,
+    first: Annotated[str, typer.Argument(metavar="MODEL|ENTITY", help="The model, if several are configured.")],
+    second: Annotated[str | None, typer.Argument(metavar="ENTITY", help="The entity id.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print an entity's features and how old they are."""

@@ -25,7 +25,7 @@ def hits(
     """Print the hit rate and the seven outcomes that requests had."""
     from inference.hits import HitWindows
 
-    window_s = _seconds(window)
+    window_s = window_seconds(window)
     with open_services() as services:
         windows = HitWindows(services.cache, services.keys)
         counts = {name: windows.read(name, window_s) for name in models_of(model, services.settings)}
@@ -57,10 +57,15 @@ def hits(
     )
 
 
-def _seconds(text: str) -> float:
+def window_seconds(text: str) -> int:
+    """Return whole seconds, as the API counts them."""
+    from inference.hits.windows import MAX_WINDOW_S
     from inference.settings.model import parse_duration
 
     try:
-        return parse_duration(text)
+        seconds = parse_duration(text)
     except ValueError as error:
         raise SettingsError(f"--window: {error}", field="window") from error
+    if seconds > MAX_WINDOW_S:
+        raise SettingsError(f"--window: {text!r} is too long: counters are kept for 7d", field="window")
+    return max(1, round(seconds))

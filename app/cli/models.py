@@ -40,10 +40,15 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Print what a model takes and gives, version by version; for a refused one, why."""
+    from inference.models.versions import find_versions
+
     with open_services() as services:
         name, of_model = services.settings.model(model)
         active = services.registry.active_version(name)
         records = services.registry.versions(name)
+    if not records:
+        # no worker could load a folder that is wrong: say so here, rather than "start one"
+        find_versions(services.settings.path(of_model.path))
     data = [
         {**record.to_json(), "active": version == active, "inspected_at": to_iso(record.inspected_at)}
         for version, record in records.items()

@@ -30,7 +30,10 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        # a word a line, so that `hits` fits 80 columns with no head cut to `hit_…`; run ids stay whole to be copied
+        table.add_column(column.replace("_", "\n"), overflow="fold", no_wrap=column == columns[0])
     for line in texts:
         table.add_row(*map(escape, line))
     Console().print(table)
@@ -55,5 +58,6 @@ def cell_text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.6g}"
+        # six digits are enough to read, unless they cut off whole ones
+        return repr(value) if abs(value) >= 100_000 else f"{value:.6g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -73,15 +73,20 @@ def enqueue(
         else:
             typer.echo(job["task_id"])
         return
-    _print_job(_until_over(api, job["task_id"]), as_json=as_json)
+    _print_job(job_once_over(api, job["task_id"]), as_json=as_json)
 
 
-def _until_over(api: Any, task_id: str) -> dict[str, Any]:
+def job_once_over(api: Any, task_id: str) -> dict[str, Any]:
+    """Return the job once it is over, asking the API again and again."""
+    told = False
     while True:
         path = f"/predictions/{task_id}?wait_s={_POLL_S:g}"
         job: dict[str, Any] = api.call("GET", path, timeout_s=_POLL_S)
         if job["state"] in _OVER:
             return job
+        if job["state"] == "queued" and not told:
+            note("no worker has taken it up yet: is `forecache up`, or a real-time worker, running?")
+            told = True
 
 
 def _print_job(job: dict[str, Any], *, as_json: bool) -> None:

@@ -13,7 +13,6 @@ from inference.outcomes import Outcome
 if TYPE_CHECKING:
     from inference.batch import RunView
     from inference.hits import HitCounts
-
     from inference.store import Pointer
 
 #: seconds, shortest first: the first is the one that the page calls "now"

@@ -66,9 +66,8 @@ def build_flower(celery_app: Celery, credentials: Credentials, read: Callable[[]
 def live_data(settings: Settings) -> LiveData:
     """Return the figures of the deployment that the settings describe."""
     from inference.hits import HitWindows
-    from tasks.runs import runs
-
     from tasks.celery_app import services
+    from tasks.runs import runs
 
     windows = HitWindows(services().cache, services().keys)
     return LiveData(

@@ -139,15 +139,18 @@ class Runs:
 
         Raises:
             NotFound: there is no such run.
-            Conflict: its source, model or settings changed, its predictions were collected, or another run
-                of the model is in progress.
+            Conflict: it neither failed nor was cancelled; its source, model or settings changed; its predictions
+                were collected; or another run of the model is in progress.
         """
         run = self._ledger.load(run_id)
+        over = [RunState.FAILED, RunState.CANCELLED]
+        if run.state not in over:
+            raise Conflict(f"run {run_id} is {run.state}, not failed or cancelled", field="run_id")
         changed = self._preparation.changes(run)
         if changed:
             raise Conflict(f"run {run_id} cannot go on, start a new one: {'; '.join(changed)}", field="run_id")
         state = RunState.QUEUED if run.generation is None else RunState.RUNNING
-        self._reopen(run, state, expected=[RunState.FAILED, RunState.CANCELLED])
+        self._reopen(run, state, expected=over)
         return self.show(run_id)
 
     def publish(self, run_id: str, *, force: bool = False) -> RunView:

@@ -226,7 +226,9 @@ class Settings(Section):
         Raises:
             UnknownModel: no model of that name, or several and none was named.
         """
-        known = ", ".join(sorted(self.models)) or "none"
+        known = ", ".join(sorted(self.models))
+        if not self.models:
+            raise UnknownModel("no model is configured: add a [models.NAME] section to forecache.toml", field="model")
         if name is None:
             if len(self.models) != 1:
                 raise UnknownModel(f"name the model: {len(self.models)} are configured ({known})", field="model")

@@ -319,6 +319,18 @@ async def test_an_unknown_job_is_a_404_and_without_a_broker_there_is_none(
     assert it.client.keys("test:j:*") == []
 
 
+async def test_a_body_that_is_not_sent_as_json_is_told_how_to_be(http: httpx.AsyncClient) -> None:
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    refused = await http.post("/predict", content=b'{"entity_ids": ["1"]}', headers=form)
+    assert (refused.status_code, refused.json()["field"]) == (400, "body")
+    assert "send JSON as application/json, not as application/x-www-form-urlencoded" in refused.json()["detail"]
+
+
+async def test_a_run_of_the_only_model_needs_no_body(it: Deployment, http: httpx.AsyncClient) -> None:
+    assert (await http.post("/runs")).status_code == 202
+    assert it.runs.started == [(None, "api", None)]
+
+
 async def test_runs_are_started_shown_and_stopped(it: Deployment, http: httpx.AsyncClient) -> None:
     started = await http.post("/runs", json={"model": "delay"})
     assert (started.status_code, started.headers["location"]) == (202, "/runs/r1")

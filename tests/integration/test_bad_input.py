@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from tests.support.models import export_sum_model
+from tests.support.redis_server import RedisServer
 from tests.support.stack import Stack, run_cli
 
 pytestmark = pytest.mark.integration
@@ -203,6 +204,15 @@ def test_a_command_without_redis_says_so_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Redis" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_a_model_without_a_folder_is_not_blamed_on_missing_workers(tmp_path: Path, redis_server: RedisServer) -> None:
+    (tmp_path / "forecache.toml").write_text(
+        f'[redis]\nurl = "{redis_server.url(0)}"\ncache_url = "{redis_server.url(1)}"\n[models.m]\npath = "gone"\n'
+    )
+    done = run_cli(tmp_path, "models", "show")
+    assert done.returncode == 1
+    assert done.stderr == f"forecache: model folder {tmp_path / 'gone'} does not exist: correct the model's path\n"
 
 
 def test_a_model_replaced_by_a_corrupt_version_keeps_serving(stack: Stack) -> None:

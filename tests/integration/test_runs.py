@@ -267,6 +267,13 @@ def test_a_cancelled_run_goes_on_with_only_what_is_left(world: World) -> None:
     assert world.answers("e44") == [88.0]
 
 
+def test_a_published_run_is_not_taken_up_again(world: World) -> None:
+    run = world.finish(world.request())
+
+    with pytest.raises(Conflict, match="is published, not failed or cancelled"):
+        world.runs.resume(run.run_id)
+
+
 def test_a_run_whose_source_changed_is_not_taken_up_again(world: World) -> None:
     run = world.request()
     world.runs.reconcile()

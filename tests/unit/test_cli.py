@@ -10,13 +10,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 import redis
 
 from app.cli.batch import until_over
 from app.cli.context import clear_outage, model_and, models_of
+from app.cli.hits import window_seconds
+from app.cli.http import Api
+from app.cli.predict import job_once_over
 from inference.errors import StoreUnavailable, UnknownModel
-from inference.settings import ModelSettings, RedisSettings, Settings
+from inference.settings import ApiSettings, ModelSettings, RedisSettings, Settings
 
 ONE = Settings(models={"delay": ModelSettings(path=Path("m"))})
 TWO = Settings(models={"delay": ModelSettings(path=Path("m")), "price": ModelSettings(path=Path("p"))})
@@ -70,7 +74,7 @@ def test_the_users_own_modules_are_not_taken_for_ours(tmp_path: Path) -> None:
     for name in ("app", "tasks", "workers", "inference", "beat_schedule", "typer"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong file')")
     done = forecache(tmp_path, "predict", "a")
-    assert done.stderr == "forecache: name the model: 0 are configured (none)\n"
+    assert done.stderr == "forecache: no model is configured: add a [models.NAME] section to forecache.toml\n"
 
 
 def test_predict_says_how_to_start_the_api_when_none_answers(tmp_path: Path) -> None:
@@ -79,6 +83,51 @@ def test_predict_says_how_to_start_the_api_when_none_answers(tmp_path: Path) -> 
     assert done.returncode == 1
     assert done.stderr.startswith("forecache: no API answers at http://127.0.0.1:1: start `forecache up`")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("opening", ["app.cli.context.open_services", "app.cli.batch._runs"])
+def test_what_is_logged_on_the_way_never_lands_in_the_output(tmp_path: Path, opening: str) -> None:
+    module, _, name = opening.rpartition(".")
+    code = (
+        f"from {module} import {name} as opening\n"
+        "from inference.logs import get_logger\n"
+        "with opening():\n"
+        "    get_logger('x').info('run.published')\n"
+        "    get_logger('x').warning('disk.full')\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == ""
+    assert "disk.full" in done.stderr
+    assert "run.published" not in done.stderr
+
+
+def test_help_names_both_arguments_where_the_model_may_be_left_out(tmp_path: Path) -> None:
+    assert "{MODEL|PATH} [PATH]" in forecache(tmp_path, "features", "load", "--help").stdout
+    assert "{MODEL|ENTITY} [ENTITY]" in forecache(tmp_path, "features", "get", "--help").stdout
+
+
+def test_a_window_longer_than_counters_are_kept_is_refused(tmp_path: Path) -> None:
+    done = forecache(tmp_path, "hits", "--window", "8d")
+    assert done.returncode == 2
+    assert done.stderr == "forecache: --window: '8d' is too long: counters are kept for 7d\n"
+
+
+def test_a_window_is_whole_seconds_as_in_the_api() -> None:
+    assert [repr(window_seconds(text)) for text in ("5m", "100ms")] == ["300", "1"]
+
+
+def test_waiting_for_a_job_that_nobody_takes_up_is_explained_once(capsys: pytest.CaptureFixture[str]) -> None:
+    states = iter(["queued", "queued", "running", "done"])
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"task_id": "j1", "state": next(states)})
+
+    api = Api(ApiSettings(), transport=httpx.MockTransport(answer))
+    assert job_once_over(api, "j1")["state"] == "done"
+    assert capsys.readouterr().err.count("no worker has taken it up yet") == 1
 
 
 def test_the_model_may_be_left_out_when_there_is_one() -> None:

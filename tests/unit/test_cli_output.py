@@ -9,11 +9,25 @@ import pytest
 
 from app.cli.output import cell_text, print_fields, print_json, print_rows
 from app.local.output import Lines, Output
+from inference.outcomes import Outcome
 
 
 def test_rows_in_a_pipe_are_tab_separated_with_a_head(capsys: pytest.CaptureFixture[str]) -> None:
     print_rows(("id", "value"), [("a b", 1.25), ("c", None)])
     assert capsys.readouterr().out == "id\tvalue\na b\t1.25\nc\t-\n"
+
+
+def test_no_head_is_cut_off_on_a_terminal_of_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    heads = ["model", "total", "hit_rate", *(outcome.value for outcome in Outcome)]
+    print_rows(heads, [["delay", *[0] * 9]])
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert set("_".join(heads).split("_")) <= set(out.split())
 
 
 def test_fields_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,7 +45,15 @@ def test_json_keeps_emoji_and_numbers_whole(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, "-"), (True, "yes"), (0.123456789, "0.123457"), ("x", "x"), ({"a": 1}, '{"a": 1}'), (3, "3")],
+    [
+        (None, "-"),
+        (True, "yes"),
+        (0.123456789, "0.123457"),
+        (1795471020.25, "1795471020.25"),
+        ("x", "x"),
+        ({"a": 1}, '{"a": 1}'),
+        (3, "3"),
+    ],
 )
 def test_cells_read_well(value: object, text: str) -> None:
     assert cell_text(value) == text
