@@ -18,6 +18,7 @@ from inference.errors import (
     Conflict,
     ForecacheError,
     NotFound,
+    PredictionFailed,
     StoreUnavailable,
     Unavailable,
     UnknownEntity,
@@ -37,8 +38,9 @@ _STATUS: tuple[tuple[type[ForecacheError], int], ...] = (
     (BadInput, 400),
     (Unavailable, 503),
 )
-#: outages in words of our own: the error's may hold an address
-_OUTAGES: dict[type[ForecacheError], str] = {
+#: our own trouble in words of our own: the error's may hold an address, or the insides of a model
+_OWN_WORDS: dict[type[ForecacheError], str] = {
+    PredictionFailed: "the model gave no usable prediction for this input",
     StoreUnavailable: "the cache Redis does not answer",
     BrokerUnavailable: "the broker does not answer",
 }
@@ -63,7 +65,7 @@ def status_of(error: ForecacheError) -> int:
 
 def problem_of(error: ForecacheError) -> dict[str, Any]:
     """Return an error as a problem document."""
-    detail = _OUTAGES.get(type(error), error.message)
+    detail = _OWN_WORDS.get(type(error), error.message)
     return _problem(status_of(error), error.code, detail, error.field)
 
 

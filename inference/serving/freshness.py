@@ -45,7 +45,7 @@ class FreshnessRules:
         limit = self._ttl_s(entry) if max_staleness_s is None else max_staleness_s
         if now - entry.as_of <= limit:
             return Freshness.FRESH
-        if now - entry.computed_at < self.min_recompute_interval_s:
+        if now - max(entry.computed_at, entry.retried_at or 0.0) < self.min_recompute_interval_s:
             return Freshness.JUST_COMPUTED
         return Freshness.STALE
 

@@ -210,7 +210,11 @@ class RealtimeScorer:
                 answers.errors[int(position)] = _unknown(model, entity_ids[position])
             return wanted
         made_up = vectoriser.features_from_block({}, len(unknown), overrides=overrides)
-        return _joined(wanted, _usable(made_up, unknown, as_of[~found], answers))
+        usable = _usable(made_up, unknown, as_of[~found], answers)
+        for position in unknown:
+            if int(position) in answers.errors:  # a feature without a default: the entity stays unknown
+                answers.errors[int(position)] = _unknown(model, entity_ids[position])
+        return _joined(wanted, usable)
 
     def _keep(
         self,
@@ -245,6 +249,10 @@ def _compute(loaded: LoadedModel, wanted: _Wanted, answers: _Answers) -> tuple[B
     if not len(wanted.positions):
         return {}, wanted
     scored = score_rows(loaded, wanted.block)
+    if scored.reasons:
+        # the API tells nobody the model's own words: they belong here
+        why = next(iter(scored.reasons.values()))
+        log.warning("prediction.failed", model=loaded.model, rows=len(scored.reasons), error=why)
     for row, reason in scored.reasons.items():
         answers.errors[int(wanted.positions[row])] = PredictionFailed(reason)
     good = ~scored.failed

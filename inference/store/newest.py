@@ -48,6 +48,7 @@ def decode_entries(fetched: Fetched) -> list[Entry | None]:
         codec = codec_for(manifest.fields)
         found = [(i, row) for i, row in enumerate(fetched.rows) if row is not None and i not in winners]
         decoded = codec.unpack_values([row for _, row in found])
+        retried_at = _retries(fetched)
         for (i, row), values in zip(found, decoded, strict=True):
             entries[i] = Entry(
                 values,
@@ -56,6 +57,7 @@ def decode_entries(fetched: Fetched) -> list[Entry | None]:
                 manifest.model_version,
                 Origin.BATCH,
                 manifest.number,
+                retried_at.get(i),
             )
     for fields, group in _by_fields(winners, fetched.schemas).items():
         decoded = codec_for(fields).unpack_values([winners[i][1] for i in group])
@@ -92,6 +94,12 @@ def _overlay_winners(fetched: Fetched) -> Iterator[tuple[int, tuple[OverlayHeade
         header, row = unpack_overlay(entry)
         if header.schema in fetched.schemas and _overlay_wins(header, fetched.rows[i], fetched):
             yield i, (header, row)
+
+
+def _retries(fetched: Fetched) -> dict[int, float]:
+    """Return when each id with an overlay entry was computed on demand, by the model version that serves."""
+    headers = {i: unpack_overlay(entry)[0] for i, entry in enumerate(fetched.overlay) if entry is not None}
+    return {i: h.computed_at for i, h in headers.items() if h.model_version == fetched.active_version}
 
 
 def _overlay_wins(header: OverlayHeader, row: bytes | None, fetched: Fetched) -> bool:

@@ -91,6 +91,7 @@ class Entry:
 
     `values`: field name → number, text, or nested lists of them. `as_of` is epoch seconds, whole (rounded
     down); `computed_at` is epoch seconds: for a generation's row, when the generation was begun.
+    `retried_at`: when the row was last computed on demand, from features no newer than its own; None if never.
     """
 
     values: dict[str, Any]
@@ -99,6 +100,7 @@ class Entry:
     model_version: int
     origin: Origin
     generation: int | None
+    retried_at: float | None = None
 
 
 @dataclass(frozen=True)

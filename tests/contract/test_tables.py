@@ -271,6 +271,17 @@ def test_of_two_answers_from_equally_old_features_the_later_computed_is_served(r
     assert room.price("b") == 1.0
 
 
+def test_a_row_tells_that_it_was_computed_anew_from_older_features(room: Room) -> None:
+    room.table.activate(1)
+    manifest = room.publish({"a": 1.0, "b": 1.0}, as_of=1000)
+    room.upsert("a", 2.0, as_of=900, computed_at=manifest.created_at + 7)
+    a, b = room.table.read(["a", "b"])
+    assert a is not None
+    assert b is not None
+    assert (a.values, a.retried_at) == ({"price": 1.0}, manifest.created_at + 7)
+    assert b.retried_at is None
+
+
 def test_the_overlay_serves_before_there_is_any_generation(room: Room) -> None:
     room.table.activate(1)
     room.upsert("a", 2.0, as_of=1000, computed_at=1500.25)

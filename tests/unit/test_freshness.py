@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from inference.serving.freshness import Freshness, FreshnessRules, hit_outcome
@@ -35,6 +37,12 @@ def test_zero_forces_computing_even_what_was_computed_this_instant() -> None:
 
 def test_an_entry_just_recomputed_from_old_features_does_not_miss_for_ever() -> None:
     stored = entry(as_of=10, computed_at=998, origin=Origin.REALTIME)
+    assert RULES.judge(stored, 1000) is Freshness.JUST_COMPUTED
+    assert RULES.judge(stored, 1003) is Freshness.STALE
+
+
+def test_a_batch_row_just_retried_from_features_no_newer_does_not_miss_for_ever() -> None:
+    stored = replace(entry(as_of=10, computed_at=10), retried_at=998.0)
     assert RULES.judge(stored, 1000) is Freshness.JUST_COMPUTED
     assert RULES.judge(stored, 1003) is Freshness.STALE
 
