@@ -81,7 +81,7 @@ def _write_json(client: redis.Redis, values: Any, rows: int) -> None:
         pipeline = client.pipeline(transaction=False)
         for row in range(start, min(start + 10_000, rows)):
             value = json.dumps({"prediction": listed[row % len(listed)], "timestamp": time.time()})
-            pipeline.setex(f"pred:{entity_id(row)}", 86_400, value)
+            pipeline.set(f"pred:{entity_id(row)}", value, ex=86_400)
         pipeline.execute()
 
 

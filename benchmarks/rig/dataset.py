@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -59,7 +60,10 @@ def make_dataset(folder: Path, rows: int) -> Dataset:
     dataset = Dataset(folder, rows)
     _write_table(dataset.table, rows)
     script = Path(__file__).with_name("train.py")
-    subprocess.run([sys.executable, str(script), str(folder), str(rows)], check=True, stdout=sys.stderr)
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[2])}
+    subprocess.run(
+        [sys.executable, str(script), str(folder), str(rows)], check=True, stdout=sys.stderr, env=environment
+    )
     return dataset
 
 

@@ -11,7 +11,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 import pyarrow.parquet as pq
-import tensorflow as tf
+
+from inference.models.runtimes.greetings import without_greetings
+
+with without_greetings():
+    import tensorflow as tf
+
+    # the runtime asks for devices once, and prints what it did not find
+    tf.config.list_logical_devices()
 
 FEATURES = 32
 
