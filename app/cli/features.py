@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from app.cli.context import model_and, open_services
 from app.cli.output import AsJson, print_fields, print_json
 from inference.clock import to_iso
-from inference.errors import ModelError, UnknownEntity
-
-if TYPE_CHECKING:
-    from inference.models import VersionRecord
-    from inference.services import Services
+from inference.errors import UnknownEntity
 
 app = typer.Typer(help="The features that answers on demand are computed from.", no_args_is_help=True)
 
@@ -27,11 +23,12 @@ def load(
 ) -> None:
     """Load a Parquet table of features; it replaces what was loaded before, all or nothing."""
     from inference.features import Vectoriser, load_features
+    from inference.models import record_to_serve
 
     with open_services() as services:
         model, path = model_and(first, second, services.settings)
         of_model = services.settings.models[model]
-        record = _record(services, model)
+        record = record_to_serve(services.settings, services.registry, model)
         report = load_features(
             services.features(model),
             Path(path).absolute(),
@@ -65,16 +62,3 @@ def get(
         print_json({"entity_id": entity, "model": model, "as_of": as_of, "features": entry.values})
     else:
         print_fields({**entry.values, "as_of": as_of})
-
-
-def _record(services: Services, model: str) -> VersionRecord:
-    """Return the active version's record; before any worker has run, what inspection finds."""
-    from inference.models import inspect_in_subprocess
-
-    version = services.registry.active_version(model)
-    if version is not None:
-        return services.registry.get(model, version)
-    ready = [each for each in inspect_in_subprocess(services.settings, model).values() if each.state == "ready"]
-    if not ready:
-        raise ModelError(f"no version of model {model!r} can be served: see `forecache models show {model}`")
-    return max(ready, key=lambda record: record.version)

@@ -11,17 +11,14 @@ from inference.batch.plan import Fingerprint, plan_chunks
 from inference.batch.records import RunRecord, RunState
 from inference.batch.sinks.parquet import parquet_folder
 from inference.batch.sources import Source, check_key_columns, open_source
-from inference.errors import BadInput, Conflict, ModelError, ModelUnavailable
+from inference.errors import BadInput, Conflict
 from inference.features import Vectoriser
 from inference.logs import get_logger
-from inference.models import ModelRegistry, VersionRecord
+from inference.models import Inspect, ModelRegistry, VersionRecord, record_to_serve
 from inference.settings import ModelSettings, Settings
 from inference.store import GenerationState, Table
 
 log = get_logger(__name__)
-
-#: inspects a model's folder without loading TensorFlow into this process
-Inspect = Callable[[Settings, str], dict[int, VersionRecord]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class Preparation:
     def prepare(self, run: RunRecord) -> None:
         """Move a queued run to running, or to failed with the line that says why. May run twice."""
         try:
-            version = self._version(run.model)
+            version = record_to_serve(self.settings, self.registry, run.model, inspect=self.inspect)
             source, fingerprint = self.look_at(run, version)
             self._open(run, version, source, fingerprint)
         except BadInput as error:
@@ -99,21 +96,6 @@ class Preparation:
             model.batch.parquet_path, model=run.model, run_id=run.run_id, created_at=run.created_at
         )
         return str(self.settings.path(relative))
-
-    def _version(self, model: str) -> VersionRecord:
-        """Return the active version's record; before the first activation, the one that will be chosen."""
-        try:
-            return self.registry.active(model)
-        except ModelUnavailable:
-            records = self.inspect(self.settings, model)
-        wanted = self.settings.models[model].versions
-        ready = {n: r for n, r in records.items() if r.state == "ready" and (isinstance(wanted, str) or n in wanted)}
-        if not ready:
-            reasons = "; ".join(f"version {n}: {record.error}" for n, record in sorted(records.items()) if record.error)
-            raise ModelError(f"model {model!r} has no version that can be served: {reasons or 'none was found'}")
-        chosen = ready[max(ready)]
-        self.registry.put(model, chosen)
-        return chosen
 
 
 def _fingerprint(source: Source, model: ModelSettings, version: VersionRecord) -> Fingerprint:

@@ -11,7 +11,7 @@ import redis
 
 from inference.batch.finalising import Finalising
 from inference.batch.ledger import Ledger
-from inference.batch.preparation import Inspect, Preparation
+from inference.batch.preparation import Preparation
 from inference.batch.reconciler import Reconciler
 from inference.batch.records import RunRecord, RunState, RunView, Trigger
 from inference.batch.sources import locate_source
@@ -19,7 +19,7 @@ from inference.batch.work import ChunkWork
 from inference.clock import to_datetime
 from inference.errors import Conflict
 from inference.keys import Keys
-from inference.models import ModelHost, ModelRegistry, inspect_in_subprocess
+from inference.models import Inspect, ModelHost, ModelRegistry, inspect_in_subprocess
 from inference.settings import Settings
 from inference.store import GenerationState, Table
 

@@ -1,7 +1,7 @@
 """Models: which versions there are, what they take and give, and the processes' loaded copies of them."""
 
 from inference.models.host import ModelHost
-from inference.models.inspection import inspect_in_subprocess, inspect_versions
+from inference.models.inspection import Inspect, inspect_in_subprocess, inspect_versions, record_to_serve
 from inference.models.loaded import LoadedModel
 from inference.models.record import VersionRecord
 from inference.models.registry import ModelRegistry
@@ -9,6 +9,7 @@ from inference.models.scoring import ScoredRows, prediction_values, score_rows
 from inference.models.versions import find_versions
 
 __all__ = [
+    "Inspect",
     "LoadedModel",
     "ModelHost",
     "ModelRegistry",
@@ -18,5 +19,6 @@ __all__ = [
     "inspect_in_subprocess",
     "inspect_versions",
     "prediction_values",
+    "record_to_serve",
     "score_rows",
 ]

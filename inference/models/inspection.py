@@ -6,14 +6,19 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from inference.clock import Clock, system_clock
-from inference.errors import BadInput, ModelError
+from inference.errors import BadInput, ModelError, ModelUnavailable
 from inference.models.loaded import LoadedModel, load_version
 from inference.models.record import VersionRecord
+from inference.models.registry import ModelRegistry
 from inference.models.versions import Wanted, find_versions, wanted_versions
 from inference.settings import Settings
+
+#: inspects a model's wanted versions without loading TensorFlow into this process
+Inspect = Callable[[Settings, str], dict[int, VersionRecord]]
 
 #: loading a large model from a slow disk takes minutes
 INSPECT_TIMEOUT_S = 600
@@ -78,6 +83,28 @@ def inspect_in_subprocess(settings: Settings, model: str) -> dict[int, VersionRe
             lines[-1] if lines else f"inspecting model {name!r} ended with {done.returncode}", field="path"
         )
     return records_from_json(done.stdout)
+
+
+def record_to_serve(
+    settings: Settings, registry: ModelRegistry, model: str, *, inspect: Inspect = inspect_in_subprocess
+) -> VersionRecord:
+    """Return the active version's record; before the first activation, that of the newest good version, now recorded.
+
+    Raises:
+        UnknownModel: it is not in the settings.
+        ModelError: no version can be served.
+    """
+    try:
+        return registry.active(model)
+    except ModelUnavailable:
+        records = inspect(settings, model)
+    ready = [version for version, record in records.items() if record.state == "ready"]
+    if not ready:
+        reasons = "; ".join(f"version {n}: {record.error}" for n, record in sorted(records.items()) if record.error)
+        raise ModelError(f"model {model!r} has no version that can be served: {reasons or 'none was found'}")
+    chosen = records[max(ready)]
+    registry.put(model, chosen)
+    return chosen
 
 
 def records_to_json(records: dict[int, VersionRecord]) -> str:
