@@ -89,9 +89,16 @@ class StaleAttempt(ForecacheError):
 
 
 class Unavailable(ForecacheError):
-    """Raised when a part that the answer needs did not answer: never the same as a miss."""
+    """Raised when a part that the answer needs did not answer: never the same as a miss.
+
+    `retry_after_s`: after how many seconds another try is worth it; None when nobody knows.
+    """
 
     code = "unavailable"
+
+    def __init__(self, message: str, *, field: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message, field=field)
+        self.retry_after_s = retry_after_s
 
 
 class StoreUnavailable(Unavailable):
@@ -116,6 +123,18 @@ class DeadlineExceeded(Unavailable):
     """Raised when an answer was not there by its deadline."""
 
     code = "deadline-exceeded"
+
+
+class WorkersUnavailable(Unavailable):
+    """Raised when a model's workers have answered nothing for a while, so that they are not asked."""
+
+    code = "workers-unavailable"
+
+
+class Overloaded(Unavailable):
+    """Raised when so much waits already that an answer could not come in time."""
+
+    code = "overloaded"
 
 
 class PredictionFailed(ForecacheError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -26,8 +27,8 @@ from inference.errors import (
 )
 
 MEDIA_TYPE = "application/problem+json"
-#: seconds after which an outage is worth another try
-RETRY_AFTER_S = 1
+#: seconds after which an outage is worth another try, when nobody knows better
+RETRY_AFTER_S = 1.0
 
 #: the first that fits decides; what fits none is our own trouble, 500
 _STATUS: tuple[tuple[type[ForecacheError], int], ...] = (
@@ -106,8 +107,12 @@ def _respond(document: dict[str, Any], headers: dict[str, str] | None = None) ->
 def respond_to_error(error: ForecacheError) -> Response:
     """Return the response to an error of ours."""
     document = problem_of(error)
-    retry = {"Retry-After": str(RETRY_AFTER_S)} if document["status"] == 503 else None
-    return _respond(document, retry)
+    return _respond(document, _retry_after(error) if isinstance(error, Unavailable) else None)
+
+
+def _retry_after(error: Unavailable) -> dict[str, str]:
+    # whole seconds are all that the header can say (RFC 9110)
+    return {"Retry-After": str(max(1, math.ceil(error.retry_after_s or RETRY_AFTER_S)))}
 
 
 def respond_to_validation(first: Mapping[str, Any], *place: str) -> Response:

@@ -7,7 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from inference.clock import Clock
-from inference.errors import DeadlineExceeded, ForecacheError, StoreUnavailable
+from inference.errors import (
+    BrokerUnavailable,
+    DeadlineExceeded,
+    ForecacheError,
+    StoreUnavailable,
+    WorkersUnavailable,
+)
 from inference.outcomes import Outcome
 from inference.serving.answers import (
     Answer,
@@ -17,6 +23,7 @@ from inference.serving.answers import (
     answer_stored,
     replies_from_result,
 )
+from inference.serving.breaker import Breaker
 from inference.serving.coalescer import Coalescer
 from inference.serving.freshness import Freshness, FreshnessRules, hit_outcome, source_of
 from inference.serving.ladder import may_serve_previous, step_down
@@ -59,6 +66,7 @@ class ModelPath:
         self._coalescer = Coalescer(
             self._compute, max_in_flight=model.realtime.max_in_flight, max_rows=model.realtime.max_micro_batch
         )
+        self._breaker = Breaker(name, lambda: asyncio.get_running_loop().time())
         self._apart = asyncio.Semaphore(model.realtime.max_in_flight)
 
     def budget_s(self, timeout_s: float | None) -> float:
@@ -184,9 +192,23 @@ class ModelPath:
         timeout_s = until - asyncio.get_running_loop().time()
         if timeout_s <= 0:
             raise DeadlineExceeded("the prediction was not computed in time")
-        result = await self._submit(
-            task, {"model": self.name, **kwargs}, deadline=self._clock() + timeout_s, timeout_s=timeout_s
-        )
+        rest_s = self._breaker.rest_s(timeout_s)
+        if rest_s > 0:
+            raise WorkersUnavailable(f"no worker answers for model {self.name!r}", retry_after_s=rest_s)
+        self._breaker.asked()
+        try:
+            result = await self._submit(
+                task, {"model": self.name, **kwargs}, deadline=self._clock() + timeout_s, timeout_s=timeout_s
+            )
+        except (DeadlineExceeded, BrokerUnavailable):
+            self._breaker.missed(timeout_s)
+            raise
+        except asyncio.CancelledError:
+            # the callers' own clock may strike a moment before that of `submit`
+            if asyncio.get_running_loop().time() >= until:
+                self._breaker.missed(timeout_s)
+            raise
+        self._breaker.answered()
         return replies_from_result(result, rows)
 
     def _conclude(

@@ -16,9 +16,11 @@ from inference.errors import (
     StoreUnavailable,
     UnknownEntity,
     UnknownModel,
+    WorkersUnavailable,
 )
 from inference.outcomes import Outcome
 from inference.serving import Answer, PredictionService
+from inference.serving.breaker import FIRST_PAUSE_S, OPENS_AFTER
 from inference.settings import Settings
 from inference.store import Origin
 from tests.support.serving_fakes import FakeReader, FakeRecorder, FakeWorkers, entry
@@ -237,3 +239,37 @@ async def test_instances_are_computed_in_micro_batches_and_in_order() -> None:
 async def test_an_unknown_model_is_named() -> None:
     with pytest.raises(UnknownModel, match=r"'dleay'.*delay"):
         await Deployment().service.predict("dleay", ["a"])
+
+
+@virtual_time
+async def test_workers_that_answer_nothing_are_not_waited_for_again_until_one_does() -> None:
+    it = Deployment(default=0.0)
+    it.workers.delay_s = 60
+    service, loop = it.service, asyncio.get_running_loop()
+
+    async def ask(entity_id: str) -> tuple[str, float]:
+        before = loop.time()
+        [answer] = await service.predict("delay", [entity_id])
+        assert isinstance(answer, Answer)
+        return answer.outcome, round(loop.time() - before, 3)
+
+    assert [await ask(f"a{n}") for n in range(OPENS_AFTER)] == [("default", 1.0)] * OPENS_AFTER
+    assert await ask("b") == ("default", 0.0)
+    it.workers.delay_s = 0
+    await asyncio.sleep(FIRST_PAUSE_S)
+    assert await ask("c") == ("computed", 0.0)
+    assert await ask("d") == ("computed", 0.0)
+
+
+@virtual_time
+async def test_a_patient_request_is_computed_though_hasty_ones_went_unanswered() -> None:
+    it = Deployment()
+    it.workers.delay_s = 5
+    service = it.service
+    for n in range(OPENS_AFTER):
+        await service.predict("delay", [f"a{n}"])
+    [refused] = await service.predict("delay", ["b"])
+    assert isinstance(refused, WorkersUnavailable)
+    assert refused.retry_after_s
+    [answer] = await service.predict("delay", ["b"], timeout_s=20)
+    assert isinstance(answer, Answer)
