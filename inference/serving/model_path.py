@@ -6,12 +6,15 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from cachetools import TTLCache
+
 from inference.clock import Clock
 from inference.errors import (
     BrokerUnavailable,
     DeadlineExceeded,
     ForecacheError,
     StoreUnavailable,
+    UnknownEntity,
     WorkersUnavailable,
 )
 from inference.outcomes import Outcome
@@ -28,6 +31,7 @@ from inference.serving.coalescer import Coalescer
 from inference.serving.freshness import Freshness, FreshnessRules, hit_outcome, source_of
 from inference.serving.ladder import may_serve_previous, step_down
 from inference.serving.lookups import SharedLookups, TableReader
+from inference.serving.revalidation import Revalidation
 from inference.settings import ModelSettings
 from inference.store import Entry
 
@@ -36,6 +40,9 @@ PREDICT_INSTANCES = "forecache.predict_instances"
 
 #: how long past the budget the previous generation may still be asked for: one read of Redis
 PREVIOUS_GRACE_S = 0.03
+
+#: unknown entities remembered at a time
+MAX_UNKNOWN = 10_000
 
 
 class Submit(Protocol):
@@ -67,6 +74,11 @@ class ModelPath:
             self._compute, max_in_flight=model.realtime.max_in_flight, max_rows=model.realtime.max_micro_batch
         )
         self._breaker = Breaker(name, lambda: asyncio.get_running_loop().time())
+        self._revalidation = Revalidation(self._compute_behind)
+        # ids that nobody knows; a client that asks for one again and again must not cost a task each time
+        self._unknown: TTLCache[str, UnknownEntity] = TTLCache(
+            MAX_UNKNOWN, model.realtime.unknown_ttl, timer=lambda: asyncio.get_running_loop().time()
+        )
         self._apart = asyncio.Semaphore(model.realtime.max_in_flight)
 
     def budget_s(self, timeout_s: float | None) -> float:
@@ -90,7 +102,10 @@ class ModelPath:
             for entity_id, entry, answer in zip(entity_ids, entries, stored, strict=True)
             if answer is None
         }
-        computed = await self._compute_missing(missing, until)
+        known = {} if max_staleness_s == 0 else self._known_unknown(missing)
+        computed = known | await self._compute_missing(
+            {entity_id: entry for entity_id, entry in missing.items() if entity_id not in known}, until
+        )
         return [
             computed[entity_id] if answer is None else answer
             for entity_id, answer in zip(entity_ids, stored, strict=True)
@@ -111,6 +126,7 @@ class ModelPath:
 
     async def close(self) -> None:
         """End what is in flight."""
+        await self._revalidation.close()
         await self._coalescer.close()
 
     async def _find(self, entity_ids: Sequence[str], until: float) -> list[Entry | None]:
@@ -129,6 +145,8 @@ class ModelPath:
         freshness = self._rules.judge(entry, now, max_staleness_s)
         if freshness is Freshness.STALE:
             return None
+        if freshness is Freshness.REVALIDATE:
+            self._revalidation.start([entity_id])
         outcome = hit_outcome(entry) if freshness is Freshness.FRESH else Outcome.STALE
         return answer_stored(self.name, entity_id, entry, source_of(entry), outcome)
 
@@ -136,6 +154,8 @@ class ModelPath:
         self, missing: Mapping[str, Entry | None], until: float
     ) -> dict[str, Answer | ForecacheError]:
         """Return an answer for each id; `missing` holds the stale entry to fall back on, or None."""
+        if not missing:
+            return {}
         replies = dict(zip(missing, await self._coalescer.ask(list(missing), until=until), strict=True))
         bare = [
             entity_id
@@ -143,10 +163,19 @@ class ModelPath:
             if missing[entity_id] is None and not isinstance(reply, Computed)
         ]
         previous = await self._find_previous(bare) if bare else {}
+        self._unknown.update({key: reply for key, reply in replies.items() if isinstance(reply, UnknownEntity)})
         return {
             entity_id: self._conclude(entity_id, reply, missing[entity_id], previous.get(entity_id))
             for entity_id, reply in replies.items()
         }
+
+    def _known_unknown(self, missing: Mapping[str, Entry | None]) -> dict[str, Answer | ForecacheError]:
+        """Return the ids of which a worker said a moment ago that nobody knows them."""
+        return {key: self._unknown[key] for key, entry in missing.items() if entry is None and key in self._unknown}
+
+    async def _compute_behind(self, entity_ids: Sequence[str]) -> object:
+        until = asyncio.get_running_loop().time() + self.budget_s(None)
+        return await self._coalescer.ask(entity_ids, until=until)
 
     async def _find_previous(self, entity_ids: list[str]) -> dict[str, Entry]:
         """Return what the previous generation has; nothing when the store does not say so at once."""

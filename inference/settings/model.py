@@ -147,6 +147,8 @@ class RealtimeSettings(Section):
 
     `default`: the answer of last resort in an outage or past the deadline; None for none.
     `min_recompute_interval`: an answer computed more recently than this is not computed again for its age.
+    `stale_while_revalidate`: for so long past its `ttl` an answer is given at once and computed anew behind it
+    (RFC 5861); None for never. `unknown_ttl`: how long a process remembers that nobody knows an entity.
     `unknown_entity`: "error" (404), or "defaults" to compute from the feature contract's defaults.
     """
 
@@ -155,6 +157,8 @@ class RealtimeSettings(Section):
     timeout_ms: Annotated[int, Field(ge=1, le=600_000)] = 100
     default: float | list[float] | dict[str, Any] | None = None
     min_recompute_interval: Duration = 60.0
+    stale_while_revalidate: Duration | None = None
+    unknown_ttl: Duration = 2.0
     unknown_entity: Literal["error", "defaults"] = "error"
     max_micro_batch: Annotated[int, Field(ge=1, le=4096)] = 256
     max_in_flight: Annotated[int, Field(ge=1, le=64)] = 2

@@ -34,6 +34,7 @@ class Deployment:
     """One model over fakes."""
 
     default: Any = None
+    realtime: dict[str, Any] = field(default_factory=dict)
     reader: FakeReader = field(default_factory=FakeReader)
     workers: FakeWorkers = field(default_factory=FakeWorkers)
     hits: FakeRecorder = field(default_factory=FakeRecorder)
@@ -51,6 +52,7 @@ class Deployment:
                             "timeout_ms": 1000,
                             "default": self.default,
                             "max_micro_batch": 4,
+                            **self.realtime,
                         },
                     }
                 }
@@ -273,3 +275,38 @@ async def test_a_patient_request_is_computed_though_hasty_ones_went_unanswered()
     assert refused.retry_after_s
     [answer] = await service.predict("delay", ["b"], timeout_s=20)
     assert isinstance(answer, Answer)
+
+
+@virtual_time
+async def test_a_stale_answer_is_given_at_once_and_computed_anew_behind_it_once() -> None:
+    it = Deployment(reader=FakeReader({"a": entry(4.0, as_of=NOW - 101)}), realtime={"stale_while_revalidate": "10s"})
+    it.workers.delay_s = 0.5
+    service = it.service
+    for _ in range(3):
+        [answer] = await service.predict("delay", ["a"])
+        assert isinstance(answer, Answer)
+        assert (answer.prediction, answer.outcome, answer.stale) == (4.0, Outcome.STALE, True)
+    assert asyncio.get_running_loop().time() == 0.0
+    await asyncio.sleep(1)
+    assert [kwargs["entity_ids"] for _, kwargs in it.workers.calls] == [["a"]]
+
+
+@virtual_time
+async def test_an_entity_that_nobody_knows_is_not_asked_for_again_for_a_moment() -> None:
+    it = Deployment(realtime={"unknown_ttl": "3s"})
+    it.workers.failing["x"] = UnknownEntity("nobody knows x", field="entity_id")
+    service = it.service
+
+    async def ask(**how: Any) -> int:
+        [answer] = await service.predict("delay", ["x"], **how)
+        assert isinstance(answer, UnknownEntity)
+        return len(it.workers.calls)
+
+    assert [await ask(), await ask()] == [1, 1]
+    assert await ask(max_staleness_s=0) == 2  # forced
+    it.reader.entries["x"] = entry(4.0)
+    [found] = await service.predict("delay", ["x"])
+    assert isinstance(found, Answer)  # what a run has scored since is served all the same
+    del it.reader.entries["x"]
+    await asyncio.sleep(3)
+    assert await ask() == 3
