@@ -12,14 +12,16 @@ class ForecacheError(Exception):
     """Base of everything that Forecache raises on purpose.
 
     `field` names the request field, setting, column or feature at fault; None where there is no single one.
+    `retry_after_s`: after how many seconds another try is worth it; None when nobody knows, or it never is.
     """
 
     code: ClassVar[str] = "error"
 
-    def __init__(self, message: str, *, field: str | None = None) -> None:
+    def __init__(self, message: str, *, field: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
+        self.retry_after_s = retry_after_s
 
 
 class BadInput(ForecacheError):
@@ -70,6 +72,18 @@ class UnknownEntity(ForecacheError):
     code = "unknown-entity"
 
 
+class Unauthorized(ForecacheError):
+    """Raised when a request shows no key that is known."""
+
+    code = "unauthorized"
+
+
+class Forbidden(ForecacheError):
+    """Raised when a request's key lacks the scope for it."""
+
+    code = "forbidden"
+
+
 class NotFound(ForecacheError):
     """Raised when a run, a job or a generation of that name does not exist (any more)."""
 
@@ -89,16 +103,9 @@ class StaleAttempt(ForecacheError):
 
 
 class Unavailable(ForecacheError):
-    """Raised when a part that the answer needs did not answer: never the same as a miss.
-
-    `retry_after_s`: after how many seconds another try is worth it; None when nobody knows.
-    """
+    """Raised when a part that the answer needs did not answer: never the same as a miss."""
 
     code = "unavailable"
-
-    def __init__(self, message: str, *, field: str | None = None, retry_after_s: float | None = None) -> None:
-        super().__init__(message, field=field)
-        self.retry_after_s = retry_after_s
 
 
 class StoreUnavailable(Unavailable):
@@ -135,6 +142,12 @@ class Overloaded(Unavailable):
     """Raised when so much waits already that an answer could not come in time."""
 
     code = "overloaded"
+
+
+class RateLimited(ForecacheError):
+    """Raised when a key has used up what it may ask for now."""
+
+    code = "rate-limited"
 
 
 class PredictionFailed(ForecacheError):

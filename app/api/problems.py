@@ -17,10 +17,13 @@ from inference.errors import (
     BadInput,
     BrokerUnavailable,
     Conflict,
+    Forbidden,
     ForecacheError,
     NotFound,
     PredictionFailed,
+    RateLimited,
     StoreUnavailable,
+    Unauthorized,
     Unavailable,
     UnknownEntity,
     UnknownModel,
@@ -32,11 +35,14 @@ RETRY_AFTER_S = 1.0
 
 #: the first that fits decides; what fits none is our own trouble, 500
 _STATUS: tuple[tuple[type[ForecacheError], int], ...] = (
+    (Unauthorized, 401),
+    (Forbidden, 403),
     (UnknownModel, 404),
     (UnknownEntity, 404),
     (NotFound, 404),
     (Conflict, 409),
     (BadInput, 400),
+    (RateLimited, 429),
     (Unavailable, 503),
 )
 #: our own trouble in words of our own: the error's may hold an address, or the insides of a model
@@ -107,12 +113,16 @@ def _respond(document: dict[str, Any], headers: dict[str, str] | None = None) ->
 def respond_to_error(error: ForecacheError) -> Response:
     """Return the response to an error of ours."""
     document = problem_of(error)
-    return _respond(document, _retry_after(error) if isinstance(error, Unavailable) else None)
+    return _respond(document, _headers_of(error))
 
 
-def _retry_after(error: Unavailable) -> dict[str, str]:
-    # whole seconds are all that the header can say (RFC 9110)
-    return {"Retry-After": str(max(1, math.ceil(error.retry_after_s or RETRY_AFTER_S)))}
+def _headers_of(error: ForecacheError) -> dict[str, str] | None:
+    if isinstance(error, Unauthorized):
+        return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, Unavailable | RateLimited):
+        # whole seconds are all that the header can say (RFC 9110)
+        return {"Retry-After": str(max(1, math.ceil(error.retry_after_s or RETRY_AFTER_S)))}
+    return None
 
 
 def respond_to_validation(first: Mapping[str, Any], *place: str) -> Response:

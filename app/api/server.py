@@ -23,8 +23,8 @@ def serve(settings: Settings) -> None:
     """Serve until stopped.
 
     Raises:
-        SettingsError: other machines could reach the address and `[api] allow_remote` is not set, or the
-            port is taken.
+        SettingsError: other machines could reach the address, and there are neither keys nor `[api] allow_remote`;
+            or the port is taken.
     """
     listener = listen(settings.api)
     configure_logging("api")
@@ -40,9 +40,10 @@ def listen(api: ApiSettings) -> socket.socket:
     Raises:
         SettingsError: see `serve`.
     """
-    if not api.allow_remote and not is_loopback(api.host):
+    if not api.allow_remote and not api.keys and not is_loopback(api.host):
         raise SettingsError(
-            f"[api] host {api.host!r} can be reached from other machines: use 127.0.0.1, or set allow_remote = true",
+            f"[api] host {api.host!r} can be reached from other machines: use 127.0.0.1, give keys "
+            "(`forecache keys new NAME`), or set allow_remote = true",
             field="api.host",
         )
     family = socket.AF_INET6 if ":" in api.host else socket.AF_INET

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli import batch, features, hits, models, predict, processes
+from app.cli import batch, features, hits, keys, models, predict, processes
 from inference.errors import ForecacheError, SettingsError, UnknownModel
 
 #: exit codes of the contract
@@ -28,6 +28,7 @@ predict.register(app)
 app.add_typer(features.app, name="features")
 app.add_typer(batch.app, name="batch")
 app.add_typer(models.app, name="models")
+app.add_typer(keys.app, name="keys")
 hits.register(app)
 
 

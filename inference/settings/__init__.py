@@ -2,6 +2,7 @@
 
 from inference.settings.loading import find_embedded_redis, load_settings
 from inference.settings.model import (
+    ApiKey,
     ApiSettings,
     BatchSettings,
     CelerySettings,
@@ -9,11 +10,13 @@ from inference.settings.model import (
     ModelSettings,
     RealtimeSettings,
     RedisSettings,
+    Scope,
     Settings,
     WorkerSettings,
 )
 
 __all__ = [
+    "ApiKey",
     "ApiSettings",
     "BatchSettings",
     "CelerySettings",
@@ -21,6 +24,7 @@ __all__ = [
     "ModelSettings",
     "RealtimeSettings",
     "RedisSettings",
+    "Scope",
     "Settings",
     "WorkerSettings",
     "find_embedded_redis",

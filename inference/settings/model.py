@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -14,6 +15,7 @@ from inference.errors import UnknownModel
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*$")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_RATE = re.compile(r"^[1-9][0-9]*/(second|minute|hour|day)$")
 MODEL_NAME = re.compile(r"^[a-z0-9_-]{1,64}$")
 
 
@@ -85,12 +87,47 @@ class CelerySettings(Section):
     broker_url: SecretStr | None = None
 
 
+class Scope(StrEnum):
+    """What a key of the API allows."""
+
+    #: predictions, hit rates, runs and models, as they are
+    READ = "read"
+    #: jobs: enqueue and cancel them
+    ENQUEUE = "enqueue"
+    #: whatever changes what is served: runs, rollbacks
+    ADMIN = "admin"
+
+
+class ApiKey(Section):
+    """One client's key, of which only the hash is kept (`forecache keys new` makes both).
+
+    `rate`: at most so many requests, such as "600/minute", of one API process; None for no limit.
+    """
+
+    hash: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    scopes: Annotated[list[Scope], Field(min_length=1)] = [Scope.READ]
+    rate: str | None = None
+
+    @field_validator("rate")
+    @classmethod
+    def _legal_rate(cls, value: str | None) -> str | None:
+        if value is not None and not _RATE.match(value):
+            raise ValueError(f"{value!r} is no rate: write a number and second, minute, hour or day, as in 600/minute")
+        return value
+
+
 class ApiSettings(Section):
-    """The HTTP service. `allow_remote` must be set to listen on an address that other machines can reach."""
+    """The HTTP service. Without `keys` it listens where other machines can reach it only if `allow_remote` is set.
+
+    `keys`: by the name of whom they are for; with any, every request but those to /health needs one.
+    `client_key`: the key that `forecache predict` and `enqueue` show.
+    """
 
     host: str = "127.0.0.1"
     port: Port = 8000
     allow_remote: bool = False
+    keys: dict[str, ApiKey] = {}
+    client_key: SecretStr | None = None
 
 
 class DashboardSettings(Section):
