@@ -6,9 +6,10 @@ into parts, one message each; `job_queue` is the side that creates and shows job
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Protocol, cast
 
@@ -60,6 +61,11 @@ class JobRequest:
     def rows(self) -> Sequence[Any]:
         """The ids or the instances."""
         return self.entity_ids if self.entity_ids is not None else (self.instances or ())
+
+    @property
+    def digest(self) -> str:
+        """A digest that two requests share when they ask for the same."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 class JobScorer(Protocol):

@@ -298,6 +298,30 @@ async def test_a_cancelled_job_is_not_computed_and_stays_cancelled(it: Deploymen
     assert it.client.exists(KEYS.job_parts(url.rpartition("/")[2])) == 0
 
 
+async def test_a_job_asked_for_again_under_its_key_is_the_same_job(it: Deployment, http: httpx.AsyncClient) -> None:
+    async def enqueue(ids: list[str], key: str) -> httpx.Response:
+        return await http.post("/predictions", json={"entity_ids": ids}, headers={"Idempotency-Key": key})
+
+    asked = await asyncio.gather(*(enqueue(["1", "2"], "order-7") for _ in range(5)))
+    [job_id] = {answer.json()["task_id"] for answer in asked}
+    assert len(it.sent) == 1
+    assert (await http.get(f"/predictions/{job_id}")).json()["state"] == "queued"
+    assert (await enqueue(["1", "2"], "order-8")).json()["task_id"] != job_id
+    assert_problem(await enqueue(["3"], "order-7"), 400, "bad-input", "Idempotency-Key")
+
+
+async def test_a_key_whose_job_could_not_be_sent_is_free_again(it: Deployment, http: httpx.AsyncClient) -> None:
+    async def enqueue() -> httpx.Response:
+        return await http.post("/predictions", json={"entity_ids": ["1"]}, headers={"Idempotency-Key": "k"})
+
+    it.broker_is_down = True
+    assert_problem(await enqueue(), 503, "broker-unavailable")
+    it.broker_is_down = False
+    made = await enqueue()
+    assert (await http.get(made.json()["status_url"])).json()["state"] == "queued"
+    assert len(it.sent) == 1
+
+
 async def test_a_job_whose_part_fails_says_why(it: Deployment, http: httpx.AsyncClient) -> None:
     url = (await http.post("/predictions", json={"entity_ids": ["1"]})).headers["location"]
     it.scorer.error = ModelUnavailable("model 'delay' has no active version")
