@@ -22,7 +22,7 @@ MAINTENANCE_QUEUE = "maintenance"
 #: seconds that a result waits for its reader
 RESULT_EXPIRES_S = 600
 
-#: levels of the real-time queue on brokers of AMQP, where a higher number goes first
+#: `x-max-priority` of all queues on brokers of AMQP, where a higher number goes first; Redis knows none
 AMQP_PRIORITIES = 9
 
 TASK_MODULES = ("tasks.batch", "tasks.realtime", "tasks.maintenance")
@@ -52,11 +52,8 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "task_serializer": "json",
         "result_serializer": "json",
         "result_expires": RESULT_EXPIRES_S,
-        "task_queues": [
-            _queue(prefix, BATCH_QUEUE),
-            _queue(prefix, REALTIME_QUEUE, max_priority=AMQP_PRIORITIES),
-            _queue(prefix, MAINTENANCE_QUEUE),
-        ],
+        "task_queues": [_queue(prefix, name) for name in (BATCH_QUEUE, REALTIME_QUEUE, MAINTENANCE_QUEUE)],
+        "task_queue_max_priority": AMQP_PRIORITIES,
         "task_default_queue": MAINTENANCE_QUEUE,
         "task_create_missing_queues": False,
         "task_routes": {
@@ -85,11 +82,11 @@ def is_redis(url: str) -> bool:
     return url.startswith(("redis://", "rediss://"))
 
 
-def _queue(prefix: str, name: str, *, max_priority: int | None = None) -> Queue:
+def _queue(prefix: str, name: str) -> Queue:
     # the alias is what `-Q` and routes call it; bound under its own name, since a broker that routes by key
     # must not deliver one queue's tasks to another
     full = f"{prefix}.{name}"
-    return Queue(full, Exchange(full, type="direct"), routing_key=full, alias=name, max_priority=max_priority)
+    return Queue(full, Exchange(full, type="direct"), routing_key=full, alias=name)
 
 
 @cache
