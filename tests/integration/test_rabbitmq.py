@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from celery import Celery
 from kombu import Connection, Queue
 
-from tasks.celery_app import make_celery
+from tests.support.examples import run_example, run_in_example, working_example
 from tests.support.flights import write_flights
 from tests.support.rabbitmq_server import RabbitMQServer
 from tests.support.stack import Stack
@@ -26,7 +25,6 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(400
 class Deployment:
     stack: Stack
     broker: RabbitMQServer
-    sender: Celery
 
     def get(self, entity_id: str, **parameters: Any) -> httpx.Response:
         return httpx.get(f"{self.stack.url}/predict/{entity_id}", params=parameters, timeout=20)
@@ -50,7 +48,7 @@ def it(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
             stack.start("gpu", "realtime", "maintenance", "api")
             stack.wait_ready()
             assert stack.cli("features", "load", "delay", "flights.parquet").returncode == 0
-            yield Deployment(stack, broker, make_celery(stack.settings))
+            yield Deployment(stack, broker)
     finally:
         broker.stop()
 
@@ -90,6 +88,27 @@ def test_a_request_goes_before_the_parts_of_a_job_that_came_first(it: Deployment
     assert it.computes()
     assert httpx.get(f"{url}{job['status_url']}", timeout=20).json()["state"] in ("queued", "running")
     httpx.delete(f"{url}{job['status_url']}").raise_for_status()
+
+
+def test_a_celery_application_gets_predictions_beside_its_own_tasks(it: Deployment) -> None:
+    done = run_example(it.stack, "celery_shop.py", "F3", "nobody")
+    assert json.loads(done.stdout) == {"F3": 4.0, "nobody": None}, done.stderr
+    with working_example(it.stack, "celery_shop:shop"):
+        code = "from celery_shop import latest_first as t; print(t.delay(['F3', 'F9', 'F1']).get(timeout=60))"
+        ranked = run_in_example(it.stack, code)
+    assert ranked.stdout.strip() == "['F9', 'F3', 'F1']", ranked.stderr
+
+
+def test_a_sender_that_declares_the_queue_differently_is_told_so_at_once(it: Deployment) -> None:
+    code = """
+from celery_shop import forecache
+forecache.conf.task_queue_max_priority = None
+forecache.send_task("forecache.predict_entities", kwargs={"entity_ids": ["F1"]})
+"""
+    done = run_in_example(it.stack, code)
+    assert done.returncode == 1
+    assert "x-max-priority" in done.stderr.splitlines()[-1]
+    assert it.computes()
 
 
 @pytest.mark.parametrize("end", [RabbitMQServer.stop, RabbitMQServer.kill], ids=["stopped", "killed"])
