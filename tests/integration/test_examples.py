@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 
@@ -11,7 +12,7 @@ import pytest
 
 from tests.support.examples import run_example, run_in_example, serving_example, working_example
 from tests.support.flights import write_flights
-from tests.support.stack import Stack
+from tests.support.stack import ROOT, Stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -64,6 +65,17 @@ def test_a_message_that_no_row_can_answer_for_raises_in_a_stock_result(stack: St
     done = run_in_example(stack, code)
     assert done.returncode == 1
     assert error in done.stderr.splitlines()[-1]
+
+
+def test_the_lines_of_the_page_give_a_result(stack: Stack) -> None:
+    page = (ROOT / "docs" / "existing.md").read_text()
+    (lines,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    lines = lines.replace("redis://…", stack.settings.redis_url).replace("FL-000001", "F8")
+    code = lines.replace("forecache.AsyncResult", "print(forecache.AsyncResult").replace(
+        "get(timeout=30) ", "get(timeout=30)['predictions'][0]['prediction'])"
+    )
+    done = run_in_example(stack, code)
+    assert done.stdout.strip() == "9.0", done.stderr
 
 
 def test_one_application_for_both_needs_only_the_prefix(stack: Stack) -> None:
