@@ -150,3 +150,11 @@ def test_an_unknown_model_names_the_known_ones() -> None:
     write(MINIMAL)
     with pytest.raises(UnknownModel, match=r"'price'.*known: delay"):
         load_settings().model("price")
+
+
+@pytest.mark.parametrize("query", ["", "?ssl_ca_certs=ca.pem", "?ssl_cert_reqs=CERT_REQUIRED"])
+def test_a_redis_over_tls_must_say_which_certificates_it_asks_for(query: str) -> None:
+    write(f'[redis]\nurl = "rediss://:secret@host:6380/0{query}"\n')
+    with pytest.raises(SettingsError, match=r"\[redis\].*\?ssl_cert_reqs=required") as caught:
+        load_settings()
+    assert "secret" not in str(caught.value)
