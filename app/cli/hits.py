@@ -30,28 +30,12 @@ def hits(
         windows = HitWindows(services.cache, services.keys)
         counts = {name: windows.read(name, window_s) for name in models_of(model, services.settings)}
     if as_json:
-        print_json(
-            [
-                {
-                    "model": name,
-                    "window_s": window_s,
-                    "total": each.total,
-                    "hit_rate": each.hit_rate,
-                    "outcomes": {outcome.value: each.outcomes.get(outcome, 0) for outcome in Outcome},
-                }
-                for name, each in counts.items()
-            ]
-        )
+        print_json([{"model": name, "window_s": window_s, **each.to_json()} for name, each in counts.items()])
         return
     print_rows(
         ("model", "total", "hit_rate", *(outcome.value for outcome in Outcome)),
         [
-            (
-                name,
-                each.total,
-                f"{each.hit_rate:.1%}",
-                *(each.outcomes.get(outcome, 0) for outcome in Outcome),
-            )
+            (name, each.total, f"{each.hit_rate:.1%}", *each.to_json()["outcomes"].values())
             for name, each in counts.items()
         ],
     )

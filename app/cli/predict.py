@@ -8,10 +8,9 @@ import typer
 
 from app.cli.context import load_settings
 from app.cli.output import AsJson, note, print_fields, print_json, print_rows
-from inference.errors import Unavailable
+from inference.errors import PredictionFailed, Unavailable
 
 ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="May be left out when one is configured.")]
-_OVER = ("done", "failed", "cancelled")
 #: seconds of one long poll
 _POLL_S = 20.0
 
@@ -60,7 +59,7 @@ def enqueue(
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Have predictions computed by a worker; print the job's id, or with --wait its result."""
+    """Have predictions computed by a worker; print the job's id, or with --wait its result (exit 1 if one failed)."""
     from app.cli.http import Api
 
     settings = load_settings()
@@ -78,13 +77,16 @@ def enqueue(
 
 def job_once_over(api: Any, task_id: str) -> dict[str, Any]:
     """Return the job once it is over, asking the API again and again."""
+    from inference.serving.jobs import JobState
+
     told = False
     while True:
         path = f"/predictions/{task_id}?wait_s={_POLL_S:g}"
         job: dict[str, Any] = api.call("GET", path, timeout_s=_POLL_S)
-        if job["state"] in _OVER:
+        state = JobState(job["state"])
+        if state.is_over:
             return job
-        if job["state"] == "queued" and not told:
+        if state is JobState.QUEUED and not told:
             note("no worker has taken it up yet: is `forecache up`, or a real-time worker, running?")
             told = True
 
@@ -108,6 +110,9 @@ def _print_job(job: dict[str, Any], *, as_json: bool) -> None:
     if job["state"] != "done":
         detail = problem_text(job["error"]) if job.get("error") else job["state"]
         raise Unavailable(f"job {job['task_id']} is {job['state']}: {detail}")
+    failed = sum("error" in item for item in items)
+    if failed:
+        raise PredictionFailed(f"{failed} of {len(items)} predictions failed: see their errors")
 
 
 def _given(body: dict[str, Any]) -> dict[str, Any]:
