@@ -37,7 +37,7 @@ end
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerBeat:
-    """What a worker process says of itself. `name` is Celery's node name, which no two share.
+    """What a worker process says of itself. `name` is Celery's node name, which several may share by mistake.
 
     `versions`: model → the versions it holds in memory. `ready`: its models are loaded and it takes tasks.
     `started_at`: epoch seconds of its own host's clock. `release`: of Forecache; None when it runs from
@@ -54,6 +54,11 @@ class WorkerBeat:
     ready: bool
     versions: Mapping[str, tuple[int, ...]]
 
+    @property
+    def identity(self) -> str:
+        """What tells it from all others."""
+        return f"{self.name} pid {self.pid}"
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return asdict(self)
@@ -67,7 +72,7 @@ class WorkerBeat:
 
 @dataclass(frozen=True)
 class Roster:
-    """The workers of one queue: those `alive`, and the names of those `gone` with the seconds since they were heard."""
+    """The workers of one queue: those `alive`, and who is `gone`, with the seconds since then."""
 
     alive: tuple[WorkerBeat, ...]
     gone: Mapping[str, float]
@@ -83,8 +88,8 @@ class Presence:
 
     def beat(self, worker: WorkerBeat) -> None:
         """Say that a worker is alive."""
-        touched = [self._keys.worker(worker.name), *map(self._keys.queue_workers, worker.queues)]
-        arguments = [json.dumps(worker.to_json()), self._gone_after_s, worker.name, REMEMBERED_S]
+        touched = [self._keys.worker(worker.identity), *map(self._keys.queue_workers, worker.queues)]
+        arguments = [json.dumps(worker.to_json()), self._gone_after_s, worker.identity, REMEMBERED_S]
         try:
             self._client.eval(_BEAT, len(touched), *touched, *arguments)
         except redis.RedisError as error:
@@ -94,9 +99,9 @@ class Presence:
         """Say that a worker has ended as it was told to: nobody need look for it."""
         try:
             with self._client.pipeline(transaction=False) as pipe:
-                pipe.delete(self._keys.worker(worker.name))
+                pipe.delete(self._keys.worker(worker.identity))
                 for queue in worker.queues:
-                    pipe.zrem(self._keys.queue_workers(queue), worker.name)
+                    pipe.zrem(self._keys.queue_workers(queue), worker.identity)
                 pipe.execute()
         except redis.RedisError as error:
             raise _unavailable(error) from error
@@ -106,14 +111,12 @@ class Presence:
         try:
             seconds, micros = self._client.time()
             heard = self._client.zrange(self._keys.queue_workers(queue), 0, -1, withscores=True)
-            names = [name.decode() for name, _ in heard]
-            texts = self._client.mget([self._keys.worker(name) for name in names]) if names else []
+            ages = {identity.decode(): max(seconds + micros / 1e6 - at, 0.0) for identity, at in heard}
+            texts = self._client.mget(map(self._keys.worker, ages)) if ages else []
         except redis.RedisError as error:
             raise _unavailable(error) from error
-        now = seconds + micros / 1e6
-        ages = {name: max(now - at, 0.0) for name, (_, at) in zip(names, heard, strict=True)}
         alive = tuple(WorkerBeat.from_json(json.loads(text)) for text in texts if text is not None)
-        return Roster(alive, {name: ages[name] for name in ages.keys() - {worker.name for worker in alive}})
+        return Roster(alive, {one: ages[one] for one in ages.keys() - {worker.identity for worker in alive}})
 
 
 def _unavailable(error: redis.RedisError) -> StoreUnavailable:

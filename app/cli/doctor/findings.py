@@ -75,8 +75,8 @@ def size_text(size_bytes: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Return a duration as a person reads it, such as `90 s`, `12 min`, `3.5 h` or `2.1 d`."""
+    """Return a duration as a person reads it, such as `0.3 s`, `90 s`, `12 min`, `3.5 h` or `21 d`."""
     for limit, unit, length in ((120.0, "s", 1.0), (7200.0, "min", 60.0), (172800.0, "h", 3600.0)):
         if seconds < limit:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds / 86400:.3g} d"
+            return f"{seconds / length:.2g} {unit}" if seconds / length < 10 else f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from ctypes.util import find_library
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from app.cli.doctor.findings import Check, Finding, error, not_checked, ok, warning
 from inference.settings import WorkerSettings
@@ -16,8 +16,7 @@ from inference.settings import WorkerSettings
 MOST_OFFSET_S = 0.5
 
 
-@dataclass(frozen=True)
-class Gpus:
+class Gpus(NamedTuple):
     """What there is: NVIDIA devices by index, `CUDA_VISIBLE_DEVICES` (None: unset), and TensorFlow's build.
 
     `obstacle`: why the installed TensorFlow cannot use them; None when it can, or is not installed.

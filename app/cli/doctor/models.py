@@ -39,8 +39,8 @@ def check_model(name: str, model: ModelSettings, path: Path, known: Known | None
     except BadInput as problem:
         fix = f"correct [models.{name}] {problem.field or 'path'}, or put the model there"
         return [error(Check.MODEL, name, problem.message, fix)]
-    numbers = ", ".join(map(str, sorted(found)))
-    lines = [_check_folder(name, found, wanted) or ok(Check.MODEL, name, f"versions {numbers} in {path}")]
+    numbers = f"version{'' if len(found) == 1 else 's'} {', '.join(map(str, sorted(found)))}"
+    lines = [_check_folder(name, found, wanted) or ok(Check.MODEL, name, f"{numbers} in {path}")]
     if known is None:
         return [
             *lines,
@@ -87,8 +87,11 @@ def _check_serving(name: str, found: Mapping[int, Path], wanted: list[int], know
 
 def _check_contract(name: str, path: Path, found: Mapping[int, Path], known: Known) -> list[Finding]:
     subject, record = f"{name}, contract", known.record
-    if record is None or record.version not in found:
+    if record is None:
         return [warning(Check.MODEL, subject, "not checked: no worker has loaded the model", _START)]
+    if record.version not in found:
+        detail = f"not checked: version {record.version} is not in the folder"
+        return [warning(Check.MODEL, subject, detail, "put it back, then ask again")]
     try:
         contract = read_contract(path, found[record.version], record.signature)
     except BadInput as problem:

@@ -34,12 +34,11 @@ def check_workers(
 
     `rosters`: by queue; None when they cannot be read. `active`: model → the version that answers.
     """
+    if rosters is None:
+        return [not_checked(Check.WORKERS, "all queues")]
     lines: list[Finding] = []
-    for queue in STARTED_BY:
-        roster = None if rosters is None else rosters[queue]
-        if roster is None:
-            lines.append(not_checked(Check.WORKERS, queue))
-        elif roster.alive:
+    for queue, roster in rosters.items():
+        if roster.alive:
             lines.extend(_check_one(queue, worker, active, clock()) for worker in roster.alive)
         else:
             lines.append(_nobody(settings, queue, roster))
@@ -48,7 +47,7 @@ def check_workers(
 
 def _check_one(queue: str, worker: WorkerBeat, active: Mapping[str, int | None], now: float) -> Finding:
     subject = f"{queue}: {worker.name}"
-    detail = f"alive, pid {worker.pid}, since {duration_text(max(now - worker.started_at, 0.0))}"
+    detail = f"alive, pid {worker.pid}, for {duration_text(max(now - worker.started_at, 0.0))}"
     if not worker.ready:
         return ok(Check.WORKERS, subject, f"{detail}, still loading its models")
     held = ", ".join(f"{model} {'/'.join(map(str, versions))}" for model, versions in sorted(worker.versions.items()))
