@@ -22,7 +22,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,  # plain help: rich costs 0.17 s at every start
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    # wider than click's 80 columns where the terminal is, so that fewer summaries are cut
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 processes.register(app)
 doctor.register(app)

@@ -73,22 +73,28 @@ def open_services() -> Iterator[Services]:
 
 @contextmanager
 def clear_outage(settings: Settings) -> Iterator[None]:
-    """Turn Redis' own connection errors into one sentence that says what to do.
+    """Turn Redis' own errors into one sentence that says what to do.
 
     Raises:
-        StoreUnavailable: Redis does not answer.
+        StoreUnavailable: Redis does not answer, or not with what it was asked for.
     """
     import redis
 
     try:
         yield
-    except (redis.ConnectionError, redis.TimeoutError) as error:
-        raise StoreUnavailable(_no_redis(settings)) from error
+    except redis.RedisError as error:
+        raise StoreUnavailable(_no_redis(settings, error)) from error
     except StoreUnavailable as error:
-        raise StoreUnavailable(f"{_no_redis(settings)} ({error.message})") from error
+        raise StoreUnavailable(f"{_no_redis(settings, error.__cause__)} ({error.message})") from error
 
 
-def _no_redis(settings: Settings) -> str:
+def _no_redis(settings: Settings, cause: BaseException | None) -> str:
+    import redis
+
+    if isinstance(cause, redis.AuthenticationError | redis.exceptions.NoPermissionError):
+        return f"Redis at {place_of(settings.cache_url)} refuses the password: correct [redis] cache_url"
+    if isinstance(cause, redis.ResponseError):
+        return f"Redis at {place_of(settings.cache_url)} refuses to do it: {cause}"
     if settings.redis.url is None:
         return "no Redis: [redis] url is not set, and no `forecache up` runs in this folder"
     return f"Redis at {place_of(settings.cache_url)} does not answer: start it, or `forecache up`"

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from app.cli.arguments import AnyModel
 from app.cli.context import models_of, open_services
 from app.cli.output import AsJson, print_json, print_rows
 from inference.errors import SettingsError
@@ -18,8 +19,8 @@ def register(app: typer.Typer) -> None:
 
 
 def hits(
-    model: Annotated[str | None, typer.Argument(help="Left out: all models.")] = None,
-    window: Annotated[str, typer.Option(help="How far back to look, such as 5m, 1h or 24h.")] = "1h",
+    model: AnyModel = None,
+    window: Annotated[str, typer.Option(metavar="DURATION", help="How far back to look: 5m, 1h, 24h, …")] = "1h",
     as_json: AsJson = False,
 ) -> None:
     """Print the hit rate and the seven outcomes that requests had."""

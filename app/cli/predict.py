@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from app.cli.arguments import ModelOption
 from app.cli.context import load_settings
 from app.cli.output import AsJson, note, print_fields, print_json, print_rows
 from inference.errors import PredictionFailed, Unavailable
 
-ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="May be left out when one is configured.")]
 #: seconds of one long poll
 _POLL_S = 20.0
 
@@ -22,12 +22,12 @@ def register(app: typer.Typer) -> None:
 
 
 def predict(
-    entity: Annotated[str, typer.Argument(help="The entity id.")],
+    entity: Annotated[str, typer.Argument(metavar="ENTITY", help="The entity id.")],
     model: ModelOption = None,
     max_staleness_hours: Annotated[
-        float | None, typer.Option(min=0, help="Oldest answer that will do; 0 forces computing.")
+        float | None, typer.Option(min=0, metavar="HOURS", help="Oldest answer that will do; 0 forces computing.")
     ] = None,
-    timeout_ms: Annotated[int | None, typer.Option(min=1, help="How long a miss may take.")] = None,
+    timeout_ms: Annotated[int | None, typer.Option(min=1, metavar="MS", help="How long a miss may take.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the prediction for one entity."""
@@ -54,12 +54,15 @@ def predict(
 
 
 def enqueue(
-    entities: Annotated[list[str], typer.Argument(help="Entity ids.")],
+    entities: Annotated[list[str], typer.Argument(metavar="ENTITY", help="Entity ids.")],
     model: ModelOption = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Have predictions computed by a worker; print the job's id, or with --wait its result (exit 1 if one failed)."""
+    """Enqueue predictions for a worker to compute; print the job's id.
+
+    With --wait: its result, and exit 1 when the job or one of its predictions failed.
+    """
     from app.cli.http import Api
 
     settings = load_settings()

@@ -19,7 +19,10 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(as_json: AsJson = False) -> None:
-    """Check versions, Redis, broker, workers, models, tables and this machine; exit 1 if anything is wrong."""
+    """Check every part of the deployment; name each fault and its fix.
+
+    Versions, Redis, broker, workers, models, contracts, tables, schedules, and this machine. Exit 1 on any error.
+    """
     from app.cli.context import log_warnings_only
     from app.cli.doctor.checkup import check_up
     from app.cli.doctor.findings import Status
