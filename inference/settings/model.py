@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from croniter import croniter
@@ -64,8 +65,14 @@ class Section(BaseModel):
 
 
 def _check_redis_url(value: SecretStr | None) -> SecretStr | None:
-    if value is not None and not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+    if value is None:
+        return None
+    if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("a Redis URL starts with redis://, rediss:// or unix://")
+    try:
+        _ = urlsplit(value.get_secret_value()).port
+    except ValueError:  # its text quotes what may be the password
+        raise ValueError("its port is no number: special characters of a password are %-encoded") from None
     return value
 
 

@@ -150,3 +150,11 @@ def test_an_unknown_model_names_the_known_ones() -> None:
     write(MINIMAL)
     with pytest.raises(UnknownModel, match=r"'price'.*known: delay"):
         load_settings().model("price")
+
+
+@pytest.mark.parametrize("url", ["redis://:hu/sh@h:6379/0", "redis://:hush@h:hush/0", "redis://:hu?sh@h/0"])
+def test_an_address_with_a_password_that_is_not_encoded_is_refused_and_not_quoted(url: str) -> None:
+    write(f'[redis]\nurl = "{url}"\n')
+    with pytest.raises(SettingsError, match="special characters of a password are %-encoded") as caught:
+        load_settings()
+    assert "hu" not in caught.value.message.replace("[redis]", "")

@@ -77,8 +77,12 @@ def _connect(url: str) -> Failure | None:
 
 
 def _reason(problem: Exception) -> str:
-    if isinstance(problem, ImportError | KeyError | ValueError):
-        return f"the URL cannot be used ({type(problem).__name__})"
+    if isinstance(problem, KeyError):
+        return "Celery knows no broker of this kind"
+    if isinstance(problem, ImportError):
+        return f"its client library is not installed ({problem.name})"
+    if isinstance(problem, ValueError):
+        return "the URL cannot be understood"
     if type(problem).__name__ in ("AccessRefused", "NotAllowed"):
         return "it refuses the user, the password or the virtual host"
     if isinstance(problem, OSError):

@@ -137,6 +137,19 @@ def test_rabbitmq_is_less_patient() -> None:
     assert check_patience(rabbit, "delay", [chunky], 1)[0].status is Status.WARNING
 
 
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("nosuch://hush@h", "Celery knows no broker of this kind"),
+        ("amqp://u:hush@h:hush//", "the URL cannot be understood"),
+    ],
+)
+def test_a_broker_that_cannot_be_used_is_told_without_its_url(url: str, told: str) -> None:
+    (found,) = check_broker(settings(celery={"broker_url": url}), results=None)  # type: ignore[arg-type]
+    assert found.detail == told
+    assert "hush" not in str(found)
+
+
 def test_a_broker_that_refuses_is_an_error_that_holds_no_password() -> None:
     url = "amqp://user:hush@127.0.0.1:1//"
     (found,) = check_broker(settings(celery={"broker_url": url}), results=None)  # type: ignore[arg-type]
