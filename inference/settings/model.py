@@ -66,12 +66,18 @@ class Section(BaseModel):
 
 
 def _check_redis_url(value: SecretStr | None) -> SecretStr | None:
-    if value is not None and not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+    if value is None:
+        return None
+    if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("a Redis URL starts with redis://, rediss:// or unix://")
-    if value is not None and value.get_secret_value().startswith("rediss://"):
-        asked = parse_qs(urlsplit(value.get_secret_value()).query).get("ssl_cert_reqs", [""])[-1]
-        if asked not in _CERT_REQS:  # Celery insists on one, and calls them CERT_REQUIRED too, which redis-py refuses
-            raise ValueError("a rediss:// URL must end in ?ssl_cert_reqs=required (or optional, or none)")
+    try:
+        parts = urlsplit(value.get_secret_value())
+        _ = parts.port
+    except ValueError:  # its text quotes what may be the password
+        raise ValueError("its port is no number: special characters of a password are %-encoded") from None
+    if parts.scheme == "rediss" and parse_qs(parts.query).get("ssl_cert_reqs", [""])[-1] not in _CERT_REQS:
+        # Celery insists on one, and calls them CERT_REQUIRED too, which redis-py refuses
+        raise ValueError("a rediss:// URL must end in ?ssl_cert_reqs=required (or optional, or none)")
     return value
 
 

@@ -30,6 +30,21 @@ def test_no_head_is_cut_off_on_a_terminal_of_80_columns(
     assert set("_".join(heads).split("_")) <= set(out.split())
 
 
+def test_a_table_has_escape_sequences_on_a_terminal_only_and_none_with_no_color(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    print_rows(("id",), [("a",)])
+    assert "\x1b" not in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    print_rows(("id",), [("a",)])
+    assert "\x1b" in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    print_rows(("id",), [("a",)])
+    assert "\x1b" not in capsys.readouterr().out
+
+
 def test_fields_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     print_fields({"id": "a", "prediction": [1, 2]})
     assert capsys.readouterr().out == "id          a\nprediction  [1, 2]\n"

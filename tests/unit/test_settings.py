@@ -158,3 +158,11 @@ def test_a_redis_over_tls_must_say_which_certificates_it_asks_for(query: str) ->
     with pytest.raises(SettingsError, match=r"\[redis\].*\?ssl_cert_reqs=required") as caught:
         load_settings()
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["redis://:hu/sh@h:6379/0", "redis://:hush@h:hush/0", "redis://:hu?sh@h/0"])
+def test_an_address_with_a_password_that_is_not_encoded_is_refused_and_not_quoted(url: str) -> None:
+    write(f'[redis]\nurl = "{url}"\n')
+    with pytest.raises(SettingsError, match="special characters of a password are %-encoded") as caught:
+        load_settings()
+    assert "hu" not in caught.value.message.replace("[redis]", "")
