@@ -17,13 +17,20 @@ def register(app: typer.Typer) -> None:
     app.command()(dashboard)
 
 
-def up() -> None:
-    """Run everything on this machine: Redis if none is set, workers, beat, API, dashboard."""
+def up(
+    only: Annotated[list[str] | None, typer.Option(metavar="NAMES", help="Only these, as in batch,realtime.")] = None,
+    without: Annotated[list[str] | None, typer.Option(metavar="NAMES", help="All but these.")] = None,
+) -> None:
+    """Run everything on this machine: Redis if none is set, workers, beat, API, dashboard.
+
+    NAMES are any of redis, maintenance, realtime, batch, beat, api, dashboard, with commas between them.
+    """
     settings = load_settings()
     _require_circus()
+    from app.local.selection import chosen_kinds
     from app.local.up import up as run
 
-    run(settings)
+    run(settings, chosen_kinds(only or (), without or ()))
 
 
 def demo(

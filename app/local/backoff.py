@@ -11,9 +11,9 @@ class Backoff:
     """Counts quick deaths in a row: the first restart comes at once, the next after 1, 2, 4 … 30 seconds."""
 
     def __init__(self) -> None:
-        self._quick_deaths = 0
+        self.quick_deaths = 0
 
     def after_death(self, lived_s: float) -> float:
         """Return the seconds to wait, given how long the process lived."""
-        self._quick_deaths = 0 if lived_s >= LONG_LIFE_S else self._quick_deaths + 1
-        return 0.0 if self._quick_deaths <= 1 else min(LONGEST_WAIT_S, 2.0 ** (self._quick_deaths - 2))
+        self.quick_deaths = 0 if lived_s >= LONG_LIFE_S else self.quick_deaths + 1
+        return 0.0 if self.quick_deaths <= 1 else min(LONGEST_WAIT_S, 2.0 ** (self.quick_deaths - 2))

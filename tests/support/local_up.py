@@ -46,7 +46,7 @@ def _main(folder: Path, kinds: list[str]) -> None:
         if "stubborn" in kinds:
             more = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf'); time.sleep(600)"
             programs.append(stand_in(folder, "stubborn", more, grace_s=1.0))
-        run_programs(programs, ["started"])
+        run_programs(programs, [("started", "info")])
 
 
 if __name__ == "__main__":
