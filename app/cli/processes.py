@@ -35,7 +35,7 @@ def up(
 
 def demo(
     once: Annotated[bool, typer.Option(help="Check every step, stop everything, exit 0 or 1.")] = False,
-    entities: Annotated[int, typer.Option(min=100, help="Rows of the generated table.")] = 20_000,
+    entities: Annotated[int, typer.Option(min=100, help="Rows of the generated table.")] = 100_000,
     keep: Annotated[bool, typer.Option(help="Keep the demo's folder afterwards.")] = False,
 ) -> None:
     """Show the whole system at work on a generated table and a small model trained on it."""
