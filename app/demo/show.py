@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
 
-from app.demo.data import DemoFolder, known_entity
+from app.demo.data import SCHEDULE_S, DemoFolder, known_entity
 from app.demo.deployment import Deployment
 from app.demo.screen import Screen, Stopwatch
 from app.demo.steps import Steps
@@ -44,7 +45,7 @@ def run_demo(*, entities: int, once: bool, keep: bool) -> bool:
         screen.say(f"\nAll checks passed in {watch.s:.0f} s", style="bold green")
         _ending(screen, folder, deployment, dashboard_url)
         if screen.is_live and not once:
-            _stay(screen, keep=keep)
+            _stay(screen, folder, keep=keep)
     except ForecacheError as error:
         _tell_failure(screen, error, deployment)
     except KeyboardInterrupt:
@@ -74,21 +75,30 @@ def _port(screen: Screen, what: str, preferred: int) -> int:
 
 def _ending(screen: Screen, folder: DemoFolder, deployment: Deployment, dashboard_url: str) -> None:
     screen.say(f"""\
-  hit rates   {dashboard_url}/hit-rates  (user and password: {folder.root}/.forecache/dashboard.json)
+  hit rates   {dashboard_url}/hit-rates
+  login       user and password stand in {folder.root}/.forecache/dashboard.json
   API         {deployment.api.base_url}/docs
-  to copy     {folder.settings}: put your own model and table in, then `forecache up`""")
+  to copy     {folder.settings}
+Put your own model and table into a copy of that file, then `forecache up`.""")
 
 
-def _stay(screen: Screen, *, keep: bool) -> None:
-    command = shutil.which("forecache") or "forecache"
+def _stay(screen: Screen, folder: DemoFolder, *, keep: bool) -> None:
+    command = _command()
     screen.say(f"""
-It stays up, with a run every few seconds. In that folder, in another terminal:
+All stays up, with a run every {SCHEDULE_S} s. In another terminal:
+  cd {folder.root}
   {command} predict {known_entity(1)}
   {command} batch list
   {command} hits
 Ctrl-C stops everything{"" if keep else " and removes the folder (`--keep` leaves it)"}.""")
     while True:
         time.sleep(3600)
+
+
+def _command() -> str:
+    """Return what to type for `forecache`: its path where it is not on PATH, as under `make demo`."""
+    beside = Path(sys.executable).with_name("forecache")
+    return str(beside) if beside.exists() and not shutil.which("forecache") else "forecache"
 
 
 def _stop(screen: Screen, deployment: Deployment) -> bool:

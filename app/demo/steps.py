@@ -84,7 +84,7 @@ class Steps:
         )
 
     def _first_run(self, entities: int) -> dict[str, Any]:
-        run = self._published(f"beat starts a run every {SCHEDULE_S} s")
+        run = self._published("the run that beat has started: planned, then scored")
         self._check(run["rows_done"] == entities, f"the run scored {run['rows_done']} of {entities} rows")
         self._screen.step("a run", f"beat started {run['run_id']}")
         self._screen.more(
@@ -150,7 +150,7 @@ class Steps:
         return rate if rate["total"] >= REQUESTS + 3 else None
 
     def _roll_back(self, first: dict[str, Any]) -> None:
-        later = self._published("the next run is due", other_than=first["run_id"])
+        later = self._published(f"the next run: beat starts one every {SCHEDULE_S} s", other_than=first["run_id"])
         after = self._deployment.api.call("POST", f"/models/{MODEL}/rollback")
         self._check(after["generation"] < later["generation"], f"rollback of {later['generation']} gave {after}")
         self._screen.step("a rollback", f"the next run published generation {later['generation']}; we did not like it:")

@@ -93,6 +93,15 @@ def test_a_process_that_ignores_the_signal_is_killed_when_its_grace_is_over(supe
     assert not deaf.is_running()
 
 
+def test_a_second_signal_kills_what_takes_long_but_lets_redis_end_in_order(supervise: Supervise) -> None:
+    up = supervise("redis", "busy")
+    up.wait_said("deaf")
+    up.process.send_signal(signal.SIGINT)
+    up.wait_said("workers finish what they have in hand")
+    assert up.stop(signal.SIGINT) == 0
+    assert "Redis is now ready to exit" in up.output()
+
+
 def test_children_do_not_outlive_a_killed_supervisor(supervise: Supervise) -> None:
     up = supervise("redis", "steady")
     up.wait_pid("steady")
