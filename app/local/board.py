@@ -19,6 +19,8 @@ class _Row:
     url: str
     pid: int | None = None
     state: str = "waiting"
+    #: time.monotonic
+    ready_at: float | None = None
 
 
 class Board:
@@ -37,16 +39,22 @@ class Board:
 
     def started(self, name: str, pid: int) -> None:
         """Take note of a new process."""
-        self._rows[name].pid = pid
-        self._rows[name].state = "starting"
+        row = self._rows[name]
+        row.pid, row.state, row.ready_at = pid, "starting", None
 
     def ready(self, name: str) -> None:
         """Take note that a process does its work; tell the table when it was the last one missing."""
         if not self.is_starting(name):
             return
-        self._rows[name].state = "ready"
+        row = self._rows[name]
+        row.state, row.ready_at = "ready", time.monotonic()
         if not self._told and all(row.state == "ready" for row in self._rows.values()):
             self._tell_all_ready()
+
+    def worked_s(self, name: str) -> float:
+        """Return for how long a process has been ready; 0 when it never was."""
+        ready_at = self._rows[name].ready_at
+        return 0.0 if ready_at is None else time.monotonic() - ready_at
 
     def died(self, name: str, manner: str, wait_s: float, quick_deaths: int) -> None:
         """Tell a death and what follows; the whole table when it has become a habit."""

@@ -67,7 +67,6 @@ class ProgramWatcher(Watcher):  # type: ignore[misc]  # circus ships no types
         self._board = board
         self._backoff = Backoff()
         self._not_before = 0.0  # time.monotonic
-        self._started_at = 0.0  # epoch
         lines.on_text = self._look_for_ready
         hooks: dict[str, Any] = {
             "after_spawn": (self._after_spawn, True),
@@ -87,7 +86,7 @@ class ProgramWatcher(Watcher):  # type: ignore[misc]  # circus ships no types
     def spawn_processes(self) -> Any:
         """Start the process unless it is still made to wait."""
         if time.monotonic() >= self._not_before and self.spawn_process() is False:
-            self._wait_before_next(lived_s=0.0)
+            self._wait_before_next(worked_s=0.0)
 
     @gen.coroutine
     def manage_processes(self) -> Any:
@@ -106,7 +105,6 @@ class ProgramWatcher(Watcher):  # type: ignore[misc]  # circus ships no types
             process.send_signal(signal.SIGKILL)
 
     def _after_spawn(self, *, pid: int, **_: Any) -> bool:
-        self._started_at = time.time()
         self._board.started(self.name, pid)
         if self.program.on_start:
             self.program.on_start(pid)
@@ -123,11 +121,11 @@ class ProgramWatcher(Watcher):  # type: ignore[misc]  # circus ships no types
             return
         self.deaths += 1
         self.ended_by_itself = exit_code is None or exit_code >= 0
-        wait_s = self._wait_before_next(lived_s=time.time() - self._started_at)
+        wait_s = self._wait_before_next(self._board.worked_s(self.name))
         self._board.died(self.name, _manner(exit_code), wait_s, self._backoff.quick_deaths)
 
-    def _wait_before_next(self, lived_s: float) -> float:
-        wait_s = self._backoff.after_death(lived_s)
+    def _wait_before_next(self, worked_s: float) -> float:
+        wait_s = self._backoff.after_death(worked_s)
         self._not_before = time.monotonic() + wait_s
         return wait_s
 

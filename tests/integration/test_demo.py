@@ -51,6 +51,7 @@ def test_a_step_that_fails_ends_it_with_1_and_the_end_of_the_logs(
     broken = tmp_path / "redis-server"
     broken.write_text("#!/bin/sh\necho this Redis is broken\nexit 1\n")
     broken.chmod(0o755)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     done = run_cli(tmp_path, "demo", "--once", "--entities", "100", timeout_s=120)
     assert done.returncode == 1

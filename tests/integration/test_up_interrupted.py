@@ -46,7 +46,7 @@ class Deployment:
     def up(self) -> Terminal:
         command = (sys.executable, "-P", "-m", "app.cli", "up", "--without", "realtime,beat,dashboard")
         self.terminals.append(Terminal(self.folder, *command))
-        self.terminals[-1].wait_said("all ready after", 90)
+        self.terminals[-1].wait_said("all ready after", 150)
         return self.terminals[-1]
 
     def run(self, run_id: str) -> dict[str, Any]:

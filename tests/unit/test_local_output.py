@@ -176,6 +176,16 @@ def test_a_process_that_keeps_dying_is_shown_in_the_table_once() -> None:
     ]
 
 
+def test_only_a_process_that_was_ready_has_worked() -> None:
+    told, _ = board("batch")
+    told.started("batch", 1)
+    assert told.worked_s("batch") == 0
+    told.ready("batch")
+    assert told.worked_s("batch") > 0
+    told.started("batch", 2)
+    assert told.worked_s("batch") == 0
+
+
 def test_who_is_missing_after_a_while_is_named() -> None:
     told, said = board("redis", "batch")
     told.started("redis", 1)
