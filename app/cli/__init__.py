@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli import batch, features, hits, models, predict, processes
+from app.cli import batch, features, hits, init, models, predict, processes
 from inference.errors import ForecacheError, SettingsError, UnknownModel
 
 #: exit codes of the contract
@@ -23,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+init.register(app)
 processes.register(app)
 predict.register(app)
 app.add_typer(features.app, name="features")

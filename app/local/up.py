@@ -13,6 +13,7 @@ from app.local.programs import Program, all_programs, visible_gpus
 from app.local.supervisor import Supervisor
 from inference.errors import SettingsError
 from inference.settings import Settings
+from inference.settings.model import NO_MODEL
 
 
 def up(settings: Settings) -> None:
@@ -24,7 +25,7 @@ def up(settings: Settings) -> None:
         Unavailable: the embedded Redis cannot start, for instance from damaged data.
     """
     if not settings.models:
-        raise SettingsError("no model is configured: add a [models.NAME] section to forecache.toml", field="models")
+        raise SettingsError(NO_MODEL, field="models")
     private_folder(settings.state_dir)
     with ExitStack() as on_exit:
         on_exit.enter_context(only_one(settings.state_dir / "up.lock"))

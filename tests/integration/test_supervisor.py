@@ -137,7 +137,8 @@ def test_up_refuses_a_taken_port_in_one_line_before_anything_starts(tmp_path: Pa
 def test_up_without_a_model_says_what_to_add(tmp_path: Path) -> None:
     done = _forecache(tmp_path, "up")
     assert done.returncode == 2
-    assert done.stderr == "forecache: no model is configured: add a [models.NAME] section to forecache.toml\n"
+    assert done.stderr.startswith("forecache: no model is configured: `forecache init` writes a forecache.toml")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_the_state_folder_is_private(tmp_path: Path) -> None:
