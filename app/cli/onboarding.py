@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from inference import onboarding
 from inference.batch.sources import Source, check_key_columns, open_source
 from inference.errors import Conflict, SettingsError
 from inference.features.contract import CONTRACT_FILE, find_contract
-from inference.models import VersionRecord, find_versions, inspect_in_subprocess
+from inference.models import Inspect, VersionRecord, find_versions, inspect_in_subprocess
 from inference.onboarding import Guess, Match, Proposal, Table, Target, Trial, TrialRequest, WidthMismatch
 from inference.settings import ModelSettings, Settings, load_settings, settings_file
 from inference.settings.model import MODEL_NAME, parse_schedule
@@ -43,9 +43,18 @@ class Options:
 class Onboarding:
     """Makes a deployment's first settings. Nothing is written before a row of the table has been scored."""
 
-    def __init__(self, options: Options, asker: Asker) -> None:
+    def __init__(
+        self,
+        options: Options,
+        asker: Asker,
+        *,
+        inspect: Inspect = inspect_in_subprocess,
+        try_row: Callable[[TrialRequest], Trial] = onboarding.try_row_in_subprocess,
+    ) -> None:
         self._options = options
         self._asker = asker
+        self._inspect = inspect
+        self._try_row = try_row
 
     def run(self) -> None:
         """Go all the way from the options to the files.
@@ -65,10 +74,10 @@ class Onboarding:
         _say("table", f"{source.path}: {_number(source.rows)} rows, {_number(len(source.schema.names))} columns")
         entity = self._entity_column(source, name)
         event_time = self._event_time_column(source, entity)
-        record = _inspect(name, path)
+        record = self._newest_version(name, path)
         match = self._match(name, record, path, source, [entity.value, event_time.value])
         contract_file = self._contract_file(record, match, path)
-        trial = _try(name, path, record, match, source, str(entity.value))
+        trial = self._try(name, path, record, match, source, str(entity.value))
         proposal = Proposal(
             model=name,
             path=onboarding.spelled(path, target.root),
@@ -107,14 +116,13 @@ class Onboarding:
 
     def _event_time_column(self, source: Source, entity: Guess) -> Guess:
         """Return the column of event times, as given or guessed; no question is asked for it."""
-        given = self._options.event_time_column
+        given, now = self._options.event_time_column, datetime.now(UTC)
         if given is not None:
             check_key_columns(source, str(entity.value), given)
-            chosen = Guess(given, "as given")
+            chosen = onboarding.given_event_time(given, onboarding.newest_times(source, [given]), now)
         else:
             candidates = onboarding.time_candidates(source.schema)
-            newest = onboarding.newest_times(source, candidates)
-            chosen = onboarding.guess_event_time(candidates, newest, datetime.now(UTC))
+            chosen = onboarding.guess_event_time(candidates, onboarding.newest_times(source, candidates), now)
         _say("event_time_column", f"{chosen.value!r}: {chosen.reason}" if chosen.value else f"none: {chosen.reason}")
         return chosen
 
@@ -155,6 +163,40 @@ class Onboarding:
         onboarding.check_writable(place.parent)
         return place
 
+    def _newest_version(self, name: str, path: Path) -> VersionRecord:
+        """Return the newest version that can be served."""
+        _say("loading", "the model, in a process of its own; this takes some seconds")
+        settings = Settings(models={name: ModelSettings(path=path.absolute())})
+        records = self._inspect(settings, name)
+        newest = records[max(version for version, record in records.items() if record.state == "ready")]
+        inputs = ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape) or ''}" for spec in newest.signature.inputs[:20])
+        outputs = ", ".join(
+            f"{spec.name} {spec.dtype}{list(spec.shape) or ''}" for spec in newest.signature.outputs[:20]
+        )
+        _say("version", f"{newest.version}: {inputs} -> {outputs}")
+        return newest
+
+    def _try(
+        self, name: str, path: Path, record: VersionRecord, match: Match, source: Source, entity_column: str
+    ) -> Trial:
+        """Score one row and show it."""
+        request = TrialRequest(
+            model=name,
+            path=str(path.absolute()),
+            version=record.version,
+            contract=match.contract,
+            source=str(Path(source.path).absolute()),
+            entity_column=entity_column,
+        )
+        trial = self._try_row(request)
+        _say("scored", f"{trial.entity_id!r} -> {trial.prediction!s:.200}")
+        if trial.unusable:
+            _say(
+                "note",
+                f"of the first {_number(trial.rows)} rows {_number(trial.unusable)} cannot be scored: {trial.why}",
+            )
+        return trial
+
 
 def _check_schedule(schedule: str) -> None:
     try:
@@ -188,35 +230,6 @@ def _model_name(given: str | None, path: Path) -> str:
 
 def _version_folder(path: Path, record: VersionRecord) -> Path:
     return find_versions(path)[record.version]
-
-
-def _inspect(name: str, path: Path) -> VersionRecord:
-    """Return the newest version that can be served."""
-    _say("loading", "the model, in a process of its own; this takes some seconds")
-    settings = Settings(models={name: ModelSettings(path=path.absolute())})
-    records = inspect_in_subprocess(settings, name)
-    newest = records[max(version for version, record in records.items() if record.state == "ready")]
-    inputs = ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape) or ''}" for spec in newest.signature.inputs[:20])
-    outputs = ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape) or ''}" for spec in newest.signature.outputs[:20])
-    _say("version", f"{newest.version}: {inputs} -> {outputs}")
-    return newest
-
-
-def _try(name: str, path: Path, record: VersionRecord, match: Match, source: Source, entity_column: str) -> Trial:
-    """Score one row and show it."""
-    request = TrialRequest(
-        model=name,
-        path=str(path.absolute()),
-        version=record.version,
-        contract=match.contract,
-        source=str(Path(source.path).absolute()),
-        entity_column=entity_column,
-    )
-    trial = onboarding.try_row_in_subprocess(request)
-    _say("scored", f"{trial.entity_id!r} -> {trial.prediction!s:.200}")
-    if trial.unusable:
-        _say("note", f"of the first {_number(trial.rows)} rows {_number(trial.unusable)} cannot be scored: {trial.why}")
-    return trial
 
 
 def _write(target: Target, proposal: Proposal, contract: Mapping[Path, str]) -> Settings:

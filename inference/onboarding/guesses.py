@@ -110,6 +110,14 @@ def guess_event_time(candidates: list[str], newest: Mapping[str, datetime], now:
     return Guess(best, f"timestamps, the newest of {_minute(known)}{others}")
 
 
+def given_event_time(column: str, newest: Mapping[str, datetime], now: datetime) -> Guess:
+    """Return the column that a person has named, with a warning when its values will mark every answer stale."""
+    known = newest.get(column)
+    if known is None or now - known <= FRESH_WITHIN:
+        return Guess(column, "as given")
+    return Guess(column, f"as given; its newest is of {_minute(known)}, so every answer will be marked stale")
+
+
 def _entity_rank(field: pa.Field, hints: str) -> int | None:
     """Return how unlikely a column is to hold entity ids; None when it cannot."""
     try:

@@ -169,10 +169,10 @@ def _mismatch(only: TensorSpec, width: int, names: list[str], table: Table) -> s
         hint = f"; encode the others as in training: {_listed(others)}" if others else ""
         found = f"only {_listed(names)}" if names else "none"
         return f"{takes}, but of the {kind} columns that {table.name} needs it has {found}{hint}"
-    example = json.dumps({"features": [{"name": names[0], "dtype": only.dtype.value}]}, ensure_ascii=False)
+    example = json.dumps({"features": [{"name": _shown(names[0]), "dtype": only.dtype.value}]}, ensure_ascii=False)
     return (
         f"{takes}, but {table.name} has {_count(len(names), f'{kind} column')}: {_listed(names)}; name those of the "
-        f"tensor in its order with --columns {names[0]},… or write {CONTRACT_FILE} in the model's folder: "
+        f"tensor in its order with --columns {_shown(names[0])},… or write {CONTRACT_FILE} in the model's folder: "
         f"{example[:-2]}, …]}}"
     )
 
@@ -190,6 +190,8 @@ def _no_columns(missing: list[str], table: Table, inputs: int) -> str:
 def _nearest(name: str, schema: pa.Schema) -> str:
     # difflib tells cases apart, people do not
     by_lower = {column.lower(): column for column in schema.names}
+    if name.lower() in by_lower:
+        return f"(nearest: {by_lower[name.lower()]!r})"
     near = difflib.get_close_matches(name.lower(), by_lower, n=2, cutoff=0.5)
     if near:
         return f"(nearest: {', '.join(repr(by_lower[one]) for one in near)})"

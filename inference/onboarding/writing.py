@@ -30,11 +30,11 @@ class Staged:
                 fresh.replace(place)
                 before[place] = held
         except OSError as error:
-            for place, content in before.items():
+            for written, content in before.items():
                 if content is None:
-                    place.unlink()
+                    written.unlink()
                 else:
-                    place.write_bytes(content)
+                    written.write_bytes(content)
             raise _cannot_write(place, error) from error
 
 
