@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli import batch, doctor, features, hits, models, predict, processes
+from app.cli import batch, doctor, features, hits, init, models, predict, processes
 from app.cli.examples import add_examples
 from inference.errors import ForecacheError, SettingsError, UnknownModel
 from inference.release import installed_release
@@ -25,6 +25,7 @@ app = typer.Typer(
     # wider than click's 80 columns where the terminal is, so that fewer summaries are cut
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
+init.register(app)
 processes.register(app)
 doctor.register(app)
 predict.register(app)

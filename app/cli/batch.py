@@ -34,12 +34,12 @@ def run(
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it is over; exit 1 when it fails.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Start a run of a model over its table of features."""
+    """Start a run of a model over its table of features; with --wait, one that is in progress will do."""
     from inference.batch import Trigger
 
     with _runs() as runs:
         name, _ = load_settings().model(model)
-        view = runs.request(name, trigger=Trigger.CLI)
+        view = start_or_join(runs, name) if wait else runs.request(name, trigger=Trigger.CLI)
         if wait:
             view = until_over(runs.show, view, note)
     _print_run(view, as_json=as_json)
@@ -106,6 +106,21 @@ def rollback(model: Model = None) -> None:
         name, _ = load_settings().model(model)
         after = runs.rollback(name)
     typer.echo(f"{name}: generation {after.generation} of model version {after.model_version} serves again")
+
+
+def start_or_join(runs: Runs, model: str) -> RunView:
+    """Return a new run, or the one in progress: right after `forecache up`, beat has started one already."""
+    from inference.batch import Trigger
+    from inference.errors import Conflict
+
+    try:
+        return runs.request(model, trigger=Trigger.CLI)
+    except Conflict:
+        running = runs.in_progress(model)
+        if running is None:
+            raise
+    note(f"run {running.run_id} of {model} is in progress already: waiting for it")
+    return running
 
 
 def until_over(

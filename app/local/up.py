@@ -21,6 +21,7 @@ from app.local.supervisor import Supervisor
 from inference.errors import SettingsError
 from inference.settings import Settings
 from inference.settings.addresses import require_allowed
+from inference.settings.model import NO_MODEL
 
 #: kind → (module it cannot do without, the extra that brings it)
 _NEEDS = {
@@ -40,7 +41,8 @@ def up(settings: Settings, kinds: frozenset[str] | None = None) -> None:
         Unavailable: the embedded Redis cannot start, for instance from damaged data.
     """
     kinds = kinds or chosen_kinds()
-    _require_model(settings)
+    if not settings.models:
+        raise SettingsError(NO_MODEL, field="models")
     _require_installed(kinds)
     with ExitStack() as on_exit:
         private_folder(settings.state_dir)
@@ -71,16 +73,6 @@ def run_programs(programs: list[Program], notes: list[tuple[str, str]]) -> None:
 
 async def _supervise(programs: list[Program], output: Output) -> None:
     await Supervisor(programs, output).run()
-
-
-def _require_model(settings: Settings) -> None:
-    if settings.models:
-        return
-    if (settings.root / "forecache.toml").exists():
-        fix = "add a [models.NAME] section to forecache.toml, or have `forecache init` write one"
-    else:
-        fix = "there is no forecache.toml in this folder; `forecache init` writes one"
-    raise SettingsError(f"no model is configured: {fix}", field="models")
 
 
 def _require_installed(kinds: frozenset[str]) -> None:

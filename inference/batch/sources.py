@@ -23,6 +23,8 @@ from inference.settings import ModelSettings, Settings
 
 #: read buffer of one column; a row group is streamed through it, never held whole
 _BUFFER_BYTES = 1 << 20
+#: columns, or row groups, of one file: the footer of a million takes minutes and gigabytes to take apart
+MAX_FOOTER_ITEMS = 200_000
 
 
 @dataclass(frozen=True)
@@ -164,13 +166,18 @@ def _files(path: Path) -> list[Path]:
 
 def _describe(path: Path) -> tuple[SourceFile, pa.Schema]:
     try:
-        with pq.ParquetFile(path) as file:
+        with pq.ParquetFile(path, thrift_container_size_limit=MAX_FOOTER_ITEMS) as file:
             metadata = file.metadata
             groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
             return SourceFile(
                 str(path), path.stat().st_size, _footer_digest(path), groups
             ), file.schema_arrow.remove_metadata()
     except (pa.ArrowException, OSError) as error:
+        if "Exceeded size limit" in str(error):
+            raise SourceError(
+                f"{path} has over {MAX_FOOTER_ITEMS:,} columns or row groups: write a table of features with fewer",
+                field="source",
+            ) from error
         raise SourceError(f"{path} is not readable as Parquet: {_first_line(error)}", field="source") from error
 
 

@@ -16,6 +16,7 @@ from inference.errors import UnknownModel
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*$")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _CERT_REQS = ("required", "optional", "none")
+NO_MODEL = "no model is configured: `forecache init` writes a forecache.toml, or add a [models.NAME] section to it"
 MODEL_NAME = re.compile(r"^[a-z0-9_-]{1,64}$")
 
 
@@ -240,7 +241,7 @@ class Settings(Section):
         """
         known = ", ".join(sorted(self.models))
         if not self.models:
-            raise UnknownModel("no model is configured: add a [models.NAME] section to forecache.toml", field="model")
+            raise UnknownModel(NO_MODEL, field="model")
         if name is None:
             if len(self.models) != 1:
                 raise UnknownModel(f"name the model: {len(self.models)} are configured ({known})", field="model")

@@ -88,6 +88,24 @@ def test_a_named_file_that_is_missing_is_an_error(monkeypatch: pytest.MonkeyPatc
         load_settings()
 
 
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        (b"[api]\nport = = 1\n", "line 2, column 8"),
+        (b"[api", "line 1, column 5"),
+        (b'[api]\nhost = "x', "line 2, column 10"),
+        (b"port = 1\nport = 2", "line 2, column 9"),
+        (b'# h\xc3\xb6\n[api]\nhost = "\xff"', "line 3, column 9"),
+    ],
+)
+def test_a_syntax_error_is_one_line_with_line_and_column(text: bytes, place: str) -> None:
+    Path("forecache.toml").write_bytes(text)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert caught.value.message.startswith(f"forecache.toml {place}: ")
+    assert "\n" not in caught.value.message
+
+
 def test_relative_paths_start_at_the_settings_file(folder: Path) -> None:
     (folder / "deep").mkdir()
     write(MINIMAL, "deep/forecache.toml")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from inference.batch.sources import (
 )
 from inference.errors import BadInput, SourceError
 from inference.settings import ModelSettings, Settings
+from tests.support.tables import write_wide
 
 
 def write(path: Path, rows: int = 100, *, row_group_size: int = 30, **columns: Any) -> Path:
@@ -162,3 +164,13 @@ def test_a_model_without_a_table_has_no_runs(tmp_path: Path) -> None:
 def test_a_source_elsewhere_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="not on this machine"):
         locate(tmp_path, "s3://bucket/t.parquet", confined=False)
+
+
+def test_a_table_of_a_million_columns_is_refused_before_its_footer_is_taken_apart(tmp_path: Path) -> None:
+    write_wide(tmp_path / "few.parquet", 3)
+    assert pq.ParquetFile(tmp_path / "few.parquet").metadata.num_columns == 3
+    write_wide(tmp_path / "wide.parquet", 1_000_000)
+    started = time.process_time()
+    with pytest.raises(SourceError, match="over 200,000 columns or row groups"):
+        open_source(str(tmp_path / "wide.parquet"))
+    assert time.process_time() - started < 1
