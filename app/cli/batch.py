@@ -73,39 +73,43 @@ def show(run_id: RunId, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def cancel(run_id: RunId) -> None:
+def cancel(run_id: RunId, as_json: AsJson = False) -> None:
     """Stop a run; what is served stays as it is."""
     with _runs() as runs:
-        runs.cancel(run_id)
-    typer.echo(f"{run_id} cancelled")
+        view = runs.cancel(run_id)
+    _tell(view, f"{run_id} cancelled", as_json=as_json)
 
 
 @app.command()
-def resume(run_id: RunId) -> None:
+def resume(run_id: RunId, as_json: AsJson = False) -> None:
     """Take up a failed or cancelled run: only what is left is done."""
     with _runs() as runs:
-        runs.resume(run_id)
-    typer.echo(f"{run_id} resumed")
+        view = runs.resume(run_id)
+    _tell(view, f"{run_id} resumed", as_json=as_json)
 
 
 @app.command()
 def publish(
     run_id: RunId,
     force: Annotated[bool, typer.Option("--force", help="Publish although a gate has failed.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Publish a run that its gates held back."""
     with _runs() as runs:
-        runs.publish(run_id, force=force)
-    typer.echo(f"{run_id} published")
+        view = runs.publish(run_id, force=force)
+    _tell(view, f"{run_id} published", as_json=as_json)
 
 
 @app.command()
-def rollback(model: Model = None) -> None:
+def rollback(model: Model = None, as_json: AsJson = False) -> None:
     """Serve the previous generation again."""
     with _runs() as runs:
         name, _ = load_settings().model(model)
         after = runs.rollback(name)
-    typer.echo(f"{name}: generation {after.generation} of model version {after.model_version} serves again")
+    if as_json:
+        print_json(after.to_json())
+    else:
+        typer.echo(f"{name}: generation {after.generation} of model version {after.model_version} serves again")
 
 
 def start_or_join(runs: Runs, model: str) -> RunView:
@@ -151,6 +155,13 @@ def _progress(view: RunView) -> str:
         return f"{view.run_id} {view.state.value}"
     left = f", {view.eta_s:.0f} s left" if view.eta_s else ""
     return f"{view.run_id} {view.state.value}: chunk {view.chunks_done} of {view.chunks_total}{left}"
+
+
+def _tell(view: RunView, text: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json(view.to_json())
+    else:
+        typer.echo(text)
 
 
 def _print_run(view: RunView, *, as_json: bool) -> None:

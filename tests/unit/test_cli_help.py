@@ -29,7 +29,6 @@ def all_commands(group: Any = ROOT, above: tuple[str, ...] = ()) -> Iterator[tup
 
 
 COMMANDS = list(all_commands())
-_SENTENCES = ("cancel", "resume", "publish", "rollback")
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
@@ -76,15 +75,10 @@ def test_a_slip_is_wrong_usage_and_names_the_nearest(typed: list[str], told: str
 
 
 def test_commands_whose_output_is_data_print_json_too() -> None:
-<<<<<<< HEAD
-    # they run until they are stopped, or print one sentence
-    without = {"init", "up", "demo", "api", "dashboard", *(f"batch {verb}" for verb in _SENTENCES)}
-=======
     without = {"init", "up", "demo", "api", "dashboard"}  # these do something and tell of it
->>>>>>> main
     for words in COMMANDS:
         shown = CliRunner().invoke(app, [*words, "--help"]).output
-        assert ("--json" in shown) or " ".join(words) in without, words
+        assert ("--json" in shown) or words[0] in without, words
 
 
 # --- completion ---
