@@ -76,12 +76,8 @@ def test_a_slip_is_wrong_usage_and_names_the_nearest(typed: list[str], told: str
 
 
 def test_commands_whose_output_is_data_print_json_too() -> None:
-<<<<<<< HEAD
-    # they run until they are stopped, or print one sentence
+    # these do something and tell of it
     without = {"init", "up", "demo", "api", "dashboard", *(f"batch {verb}" for verb in _SENTENCES)}
-=======
-    without = {"init", "up", "demo", "api", "dashboard"}  # these do something and tell of it
->>>>>>> main
     for words in COMMANDS:
         shown = CliRunner().invoke(app, [*words, "--help"]).output
         assert ("--json" in shown) or " ".join(words) in without, words
