@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app.cli.arguments import OneModel as Model
+from app.cli.arguments import RunId
 from app.cli.context import clear_outage, load_settings, log_warnings_only
 from app.cli.output import AsJson, note, print_fields, print_json, print_rows
 
@@ -23,9 +25,6 @@ _OVER = ("published", "failed", "cancelled")
 _LOOK_EVERY_S = 0.5
 #: a queued run is prepared within seconds when a maintenance worker lives
 _NOBODY_ANSWERS_AFTER_S = 10.0
-
-Model = Annotated[str | None, typer.Argument(help="May be left out when one is configured.")]
-RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
 
 
 @app.command()
