@@ -77,7 +77,9 @@ def test_no_name_on_the_broker_is_left_for_another_application_to_take(it: Deplo
     with Connection(it.broker.url) as connection:
         for name in ("batch", "realtime", "maintenance", "celery"):
             # declared with other arguments than ours: refused, were it ours
-            Queue(name, durable=False, auto_delete=True).bind(connection.default_channel).declare()
+            queue = Queue(name, durable=False, auto_delete=True).bind(connection.default_channel)
+            queue.declare()
+            queue.delete()
     assert it.computes()
 
 
