@@ -92,6 +92,8 @@ def split_uri(text: str) -> tuple[str, str, str]:
     authority, path = match["authority"], match["path"] or ""
     if "@" in authority:
         raise BadInput(f"a {scheme}:// path must hold no credentials: put them where its own tools find them")
+    if re.search(r"[^A-Za-z0-9._:-]", authority):
+        raise BadInput(f"{authority!r} is no name of a bucket or host: letters, digits, '.', '-' and '_'")
     if not authority and scheme in ("s3", "gs"):
         raise BadInput(f"{text} names no bucket: write {scheme}://bucket/path")
     if scheme == "file" and authority not in ("", "localhost"):

@@ -18,7 +18,7 @@ app = typer.Typer(help="The features that answers on demand are computed from.",
 @app.command()
 def load(
     first: Annotated[str, typer.Argument(metavar="MODEL|PATH", help="The model, if several are configured.")],
-    second: Annotated[str | None, typer.Argument(metavar="PATH", help="A Parquet file or folder.")] = None,
+    second: Annotated[str | None, typer.Argument(metavar="PATH", help="A Parquet file, a folder or a URI.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Load a Parquet table of features; it replaces what was loaded before, all or nothing."""
@@ -31,7 +31,7 @@ def load(
         record = record_to_serve(services.settings, services.registry, model)
         report = load_features(
             services.features(model),
-            Path(path).absolute(),
+            path if "://" in path else str(Path(path).absolute()),
             Vectoriser(record.contract, record.signature),
             entity_column=of_model.entity_column,
             event_time_column=of_model.event_time_column,

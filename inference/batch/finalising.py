@@ -9,14 +9,14 @@ from pathlib import Path
 
 from inference.batch.gates import MAX_EXAMPLES, BadRows, Gate, RunFacts, check_gates, failures, merge_bad_rows
 from inference.batch.ledger import Ledger
-from inference.batch.plan import SourceFile
+from inference.batch.partial import partial_gates
 from inference.batch.records import RunRecord, RunState, RunView
 from inference.batch.sinks.parquet import sweep_temporary_files, write_success
-from inference.batch.sources import IdCount, count_distinct_ids, open_source
 from inference.errors import BadInput, Conflict, NotFound
 from inference.keys import Keys
 from inference.logs import get_logger
 from inference.settings import Settings
+from inference.sources import IdCount, count_distinct_ids, open_source
 from inference.store import GenerationState, Manifest, Table
 
 log = get_logger(__name__)
@@ -36,6 +36,9 @@ class Finalising:
 
         May run twice: it goes on where a killed process stopped.
         """
+        if run.is_partial:
+            self._finish_partial(run)
+            return
         table = self.predictions(run.model)
         number = run.generation or 0
         state = table.state(number)
@@ -56,6 +59,18 @@ class Finalising:
             self._fail(run, f"not published: {error.message}")
             return
         log.info("run.published", run_id=run.run_id, generation=pointer.current, previous=pointer.previous)
+        self._close(run)
+
+    def _finish_partial(self, run: RunRecord) -> None:
+        """End a partial run: its answers are in the overlay already, so its gates decide what is said of it."""
+        pointer = self.predictions(run.model).pointer()
+        gates = partial_gates(run, list(self.ledger.results(run.run_id).values()), held=pointer.held_versions)
+        self.ledger.note(run, gates=json.dumps([gate.to_json() for gate in gates]))
+        verdict = failures(gates)
+        if verdict and not run.forced:
+            self._fail(run, f"not complete: {verdict}")
+            return
+        log.info("run.published", run_id=run.run_id, rows=run.rows_done)
         self._close(run)
 
     def _check(self, run: RunRecord, table: Table, manifest: Manifest) -> Sequence[Gate]:
@@ -85,8 +100,9 @@ class Finalising:
         return RunFacts(**{**vars(facts), "distinct": counted.distinct, "duplicates": counted.duplicates})
 
     def _recount(self, run: RunRecord) -> IdCount:
-        files: tuple[SourceFile, ...] = open_source(run.source).files
-        return count_distinct_ids(files, run.fingerprint["entity_column"], examples=MAX_EXAMPLES)
+        return count_distinct_ids(
+            open_source(run.source).files, run.fingerprint["entity_column"], examples=MAX_EXAMPLES
+        )
 
     def _close(self, run: RunRecord) -> None:
         """Say that the run is published. What serves is decided already, so a full disk cannot undo it."""

@@ -6,10 +6,11 @@ Leases are measured by Redis' clock inside the scripts, so hosts' clocks do not 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from inference.batch.plan import Chunk
 from inference.batch.records import RunRecord, RunState
 from inference.errors import Conflict, NotFound, StoreUnavailable
 from inference.keys import Keys
+from inference.sources import SourceFile
 
 #: a worker that is silent for this long has lost its chunk
 LEASE_S = 10.0
@@ -31,8 +33,10 @@ MAX_ATTEMPTS = 5
 KEEP_RUNS, KEEP_SLOTS, KEEP_RECORD_S = 200, 200, 30 * 86400
 
 _SCRIPTS = Path(__file__).parent / "scripts"
-#: HSET takes this many chunks of a plan at once
+#: HSET takes this many chunks or files of a plan at once
 _PLAN_PIECE = 5_000
+#: how long the ids that a partial run was asked for wait for its plan
+_KEEP_ENTITIES_S = 86400
 
 
 @contextmanager
@@ -180,20 +184,56 @@ class Ledger:
             if self._client.exists(self._keys.run(run.run_id)):
                 self._client.hset(self._keys.run(run.run_id), mapping=fields)
 
-    def write_plan(self, run_id: str, chunks: Sequence[Chunk]) -> None:
-        """Store the chunks' descriptors, replacing what stood there."""
+    def write_plan(self, run_id: str, chunks: Iterable[Chunk], *, files: Iterable[SourceFile] = ()) -> int:
+        """Store the descriptors of chunks and files, replacing what stood there; return how many chunks."""
         key = self._keys.run_part(run_id, "plan")
         with redis_outage_is_an_error():
             self._client.delete(key)
-            for start in range(0, len(chunks), _PLAN_PIECE):
-                piece = chunks[start : start + _PLAN_PIECE]
-                self._client.hset(key, mapping={str(chunk.number): json.dumps(chunk.to_json()) for chunk in piece})
+        self._write_pieces(key, ((_file_field(number), file.to_json()) for number, file in enumerate(files)))
+        written = self._write_pieces(key, ((str(chunk.number), chunk.to_json()) for chunk in chunks))
+        with redis_outage_is_an_error():
+            self._client.expire(key, KEEP_RECORD_S)  # the run may have been cancelled meanwhile
+        return written
 
     def chunk(self, run_id: str, number: int) -> Chunk | None:
-        """Return a planned chunk, or None."""
+        """Return a planned chunk with its files, or None."""
+        key = self._keys.run_part(run_id, "plan")
         with redis_outage_is_an_error():
-            text = self._client.hget(self._keys.run_part(run_id, "plan"), str(number))
-        return Chunk.from_json(number, json.loads(text)) if text else None
+            text = self._client.hget(key, str(number))
+            if text is None:
+                return None
+            chunk = Chunk.from_json(number, json.loads(text))
+            wanted = list(dict.fromkeys(part.file for part in chunk.slices))
+            files = self._client.hmget(key, [_file_field(file) for file in wanted])
+        known = zip(wanted, files, strict=True)
+        return replace(chunk, files={file: SourceFile.from_json(json.loads(data)) for file, data in known if data})
+
+    def files(self, run_id: str) -> Iterator[SourceFile]:
+        """Yield the planned files in their order, without their row groups."""
+        key, at = self._keys.run_part(run_id, "plan"), 0
+        while True:
+            with redis_outage_is_an_error():
+                found = self._client.hmget(key, [_file_field(at + offset) for offset in range(_PLAN_PIECE)])
+            yield from (SourceFile.from_json(json.loads(data)) for data in found if data)
+            at += _PLAN_PIECE
+            if found[-1] is None:
+                return
+
+    def keep_entities(self, run_id: str, packed: bytes) -> None:
+        """Keep the ids that a partial run is asked for until it is planned."""
+        with redis_outage_is_an_error():
+            self._client.set(self._keys.run_part(run_id, "entities"), packed, ex=_KEEP_ENTITIES_S)
+
+    def entities(self, run_id: str) -> bytes | None:
+        """Return what `keep_entities` kept, or None when it waited for too long."""
+        with redis_outage_is_an_error():
+            packed: bytes | None = self._client.get(self._keys.run_part(run_id, "entities"))
+        return packed
+
+    def forget_entities(self, run_id: str) -> None:
+        """Remove what `keep_entities` kept."""
+        with redis_outage_is_an_error():
+            self._client.delete(self._keys.run_part(run_id, "entities"))
 
     def dispatch(self, run_id: str, *, max_in_flight: int, quiet_s: float = QUIET_S) -> Dispatch:
         """Choose the chunks to send now, and note them as sent: lost ones again, then new ones."""
@@ -227,6 +267,14 @@ class Ledger:
             done = self._client.hgetall(self._keys.run_part(run_id, "done"))
         return {int(number): json.loads(text) for number, text in done.items()}
 
+    def _write_pieces(self, key: str, fields: Iterator[tuple[str, Any]]) -> int:
+        written = 0
+        while piece := {name: json.dumps(value) for name, value in islice(fields, _PLAN_PIECE)}:
+            with redis_outage_is_an_error():
+                self._client.hset(key, mapping=piece)
+            written += len(piece)
+        return written
+
     def _renew(self, claim: Claim, lease_ms: int, error: str) -> bool:
         keys = [self._keys.run(claim.run_id), *self._parts(claim.run_id, "claims")]
         return bool(self._run("renew", keys, [claim.chunk, claim.token, lease_ms, error]))
@@ -244,6 +292,10 @@ class Ledger:
     def _run(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         with redis_outage_is_an_error():
             return self._script(name)(keys=keys, args=args)
+
+
+def _file_field(number: int) -> str:
+    return f"f{number}"
 
 
 def _pairs(fields: Mapping[str, str | int]) -> list[str | int]:

@@ -55,6 +55,9 @@ class RunRecord:
     trigger: Trigger
     source: str
     created_at: float
+    #: how many entities a partial run was asked for, and since when their rows changed; both None for a whole run
+    entities_asked: int | None = None
+    since: float | None = None
     started_at: float | None = None
     finished_at: float | None = None
     chunks_total: int | None = None
@@ -75,6 +78,11 @@ class RunRecord:
     #: what the last failed attempt at a chunk said
     last_error: str | None = None
 
+    @property
+    def is_partial(self) -> bool:
+        """Whether it scores only some rows, into the overlay, and publishes no generation."""
+        return self.entities_asked is not None or self.since is not None
+
     @classmethod
     def from_hash(cls, data: Mapping[bytes, bytes]) -> RunRecord:
         """Decode what HGETALL returned."""
@@ -86,6 +94,8 @@ class RunRecord:
             trigger=Trigger(text["trigger"]),
             source=text["source"],
             created_at=float(text["created_at"]),
+            entities_asked=_whole(text.get("entities_asked")),
+            since=_number(text.get("since")),
             started_at=_number(text.get("started_at")),
             finished_at=_number(text.get("finished_at")),
             chunks_total=_whole(text.get("chunks_total")),
@@ -114,6 +124,8 @@ class RunView:
     trigger: Trigger
     source: str
     created_at: float
+    entities_asked: int | None
+    since: float | None
     started_at: float | None
     finished_at: float | None
     chunks_total: int | None
@@ -140,7 +152,7 @@ class RunView:
         body = asdict(self)
         body["state"], body["trigger"] = self.state.value, self.trigger.value
         body["gates"] = [gate.to_json() for gate in self.gates]
-        for name in ("created_at", "started_at", "finished_at"):
+        for name in ("created_at", "since", "started_at", "finished_at"):
             body[name] = None if body[name] is None else to_iso(body[name])
         return body
 

@@ -14,6 +14,7 @@ from inference.batch.ledger import Ledger
 from inference.batch.preparation import Preparation
 from inference.batch.reconciler import Reconciler
 from inference.batch.records import RunRecord, RunState, RunView, Trigger
+from inference.batch.selection import check_entities, pack_entities, since_of
 from inference.batch.sources import locate_source
 from inference.batch.work import ChunkWork
 from inference.clock import to_datetime
@@ -68,23 +69,43 @@ class Runs:
         self._work = ChunkWork(settings, self._ledger, host, predictions, poke)
 
     def request(
-        self, model: str | None, *, trigger: Trigger, source: str | None = None, slot: str | None = None
+        self,
+        model: str | None,
+        *,
+        trigger: Trigger,
+        source: str | None = None,
+        slot: str | None = None,
+        entities: Sequence[str] | None = None,
+        since: str | None = None,
     ) -> RunView:
         """Open a run; the reconciler does the rest. None as the model means the only one configured.
 
         `source` replaces the model's own table for this run; from the API only what lies in that table's
-        folder is allowed. `slot` names the schedule's instant that the run is for.
+        folder is allowed. `slot` names the schedule's instant that the run is for. `entities` or `since` (an ISO
+        8601 instant, or a duration such as `6h`) make it partial: only those rows are scored, into the overlay.
 
         Raises:
             UnknownModel: the model is not configured.
-            BadInput: there is no source, or it is not allowed.
+            BadInput: there is no source, or it is not allowed; an id or `since` is not legal, or the model has no
+                event-time column to compare with.
             Conflict: the model has a run in progress, or the slot was served already.
         """
         name, own = self._settings.model(model)
         path = locate_source(self._settings, name, own, source, confined=trigger is Trigger.API)
-        stamp = to_datetime(self._ledger.now()).strftime("%Y%m%dT%H%M%S")
-        run_id = f"{name}-{stamp}-{secrets.token_hex(3)}"
-        self._ledger.request(run_id, name, {"trigger": trigger.value, "source": path}, slot=slot)
+        now = self._ledger.now()
+        fields = {"trigger": trigger.value, "source": path}
+        if since is not None:
+            fields["since"] = repr(since_of(name, own, since, now=now))
+        run_id = f"{name}-{to_datetime(now).strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
+        if entities is not None:
+            asked = check_entities(entities)
+            fields["entities_asked"] = str(len(asked))
+            self._ledger.keep_entities(run_id, pack_entities(asked))
+        try:
+            self._ledger.request(run_id, name, fields, slot=slot)
+        except Conflict:
+            self._ledger.forget_entities(run_id)
+            raise
         return self.show(run_id)
 
     def prepare(self, run_id: str) -> None:
@@ -149,7 +170,7 @@ class Runs:
         changed = self._preparation.changes(run)
         if changed:
             raise Conflict(f"run {run_id} cannot go on, start a new one: {'; '.join(changed)}", field="run_id")
-        state = RunState.QUEUED if run.generation is None else RunState.RUNNING
+        state = RunState.RUNNING if run.fingerprint else RunState.QUEUED
         self._reopen(run, state, expected=over)
         return self.show(run_id)
 

@@ -119,7 +119,8 @@ class BatchSettings(Section):
     """A model's runs. Durations in seconds once loaded.
 
     `ttl`: age limit on reading; `keep`: when Redis forgets. `min_size_ratio`: a run with fewer rows than
-    this share of the current generation is not published. `parquet_path` may hold `{date}`, `{model}` and `{run_id}`.
+    this share of the current generation is not published. `bytes_per_chunk`: of the source, before compression.
+    `parquet_path` may hold `{date}`, `{model}` and `{run_id}`.
     """
 
     schedule: Schedule | None = None
@@ -128,6 +129,7 @@ class BatchSettings(Section):
     keep: Duration = 7 * 24 * 3600.0
     parquet_path: str | None = None
     rows_per_chunk: Annotated[int, Field(ge=1, le=10_000_000)] = 250_000
+    bytes_per_chunk: Annotated[int, Field(ge=1024)] = 512 << 20
     micro_batch_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
     max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 32
     min_size_ratio: Annotated[float, Field(ge=0, le=1)] = 0.5

@@ -1,0 +1,37 @@
+"""What a partial run must pass. Gates that compare with a whole source have nothing to say about it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from inference.batch.gates import BadRows, Gate, RunFacts, check_gates, merge_bad_rows
+from inference.batch.records import RunRecord
+
+#: of the gates of a whole run; ids are compared before a partial one starts
+_GATES = ("coverage", "quarantine", "finite", "version")
+
+
+def entities_gate(asked: int, missing: int, examples: Sequence[str]) -> Gate:
+    """Say how many of the asked ids the table has; it fails when it has none of them."""
+    if not missing:
+        return Gate("entities", True, f"all {asked:,} entities are in the table")
+    named = ", ".join(map(repr, examples))
+    detail = f"{missing:,} of {asked:,} entities are not in the table, such as {named}"
+    return Gate("entities", missing < asked, detail)
+
+
+def partial_gates(run: RunRecord, results: Sequence[Mapping[str, Any]], *, held: Collection[int]) -> tuple[Gate, ...]:
+    """Return every gate's verdict on a run whose chunks are all done, those from its planning first."""
+    left_out = sum(result["quarantined"] + result["non_finite"] for result in results)
+    facts = RunFacts(
+        rows=run.rows_total or 0,
+        stored=sum(result["rows"] for result in results) - left_out,
+        quarantined=sum(result["quarantined"] for result in results),
+        non_finite=sum(result["non_finite"] for result in results),
+        bad_rows=merge_bad_rows([BadRows.from_json(entry) for result in results for entry in result["bad_rows"]]),
+        model_version=run.model_version or 0,
+        held=run.model_version in held,
+    )
+    planned = [gate for gate in run.gates if gate.name == "entities"]
+    return (*planned, *(gate for gate in check_gates(facts) if gate.name in _GATES))
