@@ -74,12 +74,17 @@ class PredictBody(BaseModel):
 
 
 class RunBody(BaseModel):
-    """Which run to start. `source` replaces the model's own table; only below that table's folder."""
+    """Which run to start. `source` replaces the model's own table; only below that table's folder.
+
+    `entities` (ids) or `since` (an ISO 8601 instant, or a duration such as `6h`): only those rows, served at once.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = None
     source: str | None = None
+    entities: Annotated[list[str], Field(max_length=MAX_JOB_ROWS)] | None = None
+    since: str | None = None
 
 
 class AnswerBody(BaseModel):

@@ -32,14 +32,24 @@ RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
 def run(
     model: Model = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it is over; exit 1 when it fails.")] = False,
+    entities: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Only the ids in this file: one a line, or Parquet.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only rows changed since: 2026-01-31T06:00Z, or 6h ago.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start a run of a model over its table of features."""
-    from inference.batch import Trigger
+    """Start a run of a model over its table of features, or over some of its rows.
+
+    With --entities or --since only those rows are scored, and their predictions served at once, beside all others.
+    """
+    from inference.batch import Trigger, read_entities
 
     with _runs() as runs:
-        name, _ = load_settings().model(model)
-        view = runs.request(name, trigger=Trigger.CLI)
+        name, own = load_settings().model(model)
+        ids = None if entities is None else read_entities(entities, own.entity_column)
+        view = runs.request(name, trigger=Trigger.CLI, entities=ids, since=since)
         if wait:
             view = until_over(runs.show, view, note)
     _print_run(view, as_json=as_json)

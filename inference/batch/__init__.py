@@ -4,6 +4,7 @@
 `finalising`; `reconciler` decides what is due, and `ledger` is the only one that changes a run's keys.
 """
 
+from inference.batch.asked import read_entities
 from inference.batch.gates import Gate
 from inference.batch.records import RunState, RunView, Trigger
 from inference.batch.runs import Rollback, Runs
@@ -17,6 +18,7 @@ __all__ = [
     "Runs",
     "Trigger",
     "current_slot",
+    "read_entities",
     "slot_after",
     "slot_at",
 ]

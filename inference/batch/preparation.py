@@ -6,11 +6,12 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from inference.batch.asked import Selection, unpack_entities
 from inference.batch.ledger import Ledger
 from inference.batch.partial import entities_gate
 from inference.batch.plan import Fingerprint, cut_row_groups, file_differences, files_digest, gather, plan_chunks
 from inference.batch.records import RunRecord, RunState
-from inference.batch.selection import Selected, Selection, select_rows, unpack_entities
+from inference.batch.selection import Selected, select_rows
 from inference.batch.sinks.parquet import parquet_folder
 from inference.batch.sources import check_key_columns
 from inference.errors import BadInput, Conflict, SourceError

@@ -9,12 +9,12 @@ from typing import Any
 
 import redis
 
+from inference.batch.asked import check_entities, pack_entities, since_of
 from inference.batch.finalising import Finalising
 from inference.batch.ledger import Ledger
 from inference.batch.preparation import Preparation
 from inference.batch.reconciler import Reconciler
 from inference.batch.records import RunRecord, RunState, RunView, Trigger
-from inference.batch.selection import check_entities, pack_entities, since_of
 from inference.batch.sources import locate_source
 from inference.batch.work import ChunkWork
 from inference.clock import to_datetime

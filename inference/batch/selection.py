@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
@@ -14,85 +13,22 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from inference.batch.asked import Selection, as_utc
 from inference.batch.gates import MAX_EXAMPLES
 from inference.batch.plan import Piece
-from inference.entities import check_entity_id, entity_ids_as_text, illegal_entity_ids
-from inference.errors import BadEntityId, BadInput, SourceError
+from inference.entities import entity_ids_as_text, illegal_entity_ids
+from inference.errors import SourceError
 from inference.features import event_times
-from inference.settings import ModelSettings, parse_duration
-from inference.sources import Slice, Source, count_distinct_ids, hash_ids, pack_mask, read_slices
-
-#: entities that one partial run takes; more are a run over a table of their own
-MAX_ENTITIES = 1_000_000
+from inference.sources import (
+    Slice,
+    Source,
+    count_distinct_ids,
+    hash_ids,
+    pack_mask,
+    read_slices,
+)
 
 _BATCH_ROWS = 1 << 17
-
-
-def check_entities(ids: Sequence[str]) -> tuple[str, ...]:
-    """Return the ids without repetitions, in order.
-
-    Raises:
-        BadInput: there are none, too many, or an illegal one, which is named by its place.
-    """
-    if not ids:
-        raise BadInput("entities is empty: give at least one id", field="entities")
-    if len(ids) > MAX_ENTITIES:
-        raise BadInput(f"entities holds {len(ids):,}: at most {MAX_ENTITIES:,}", field="entities")
-    for number, entity_id in enumerate(ids):
-        try:
-            check_entity_id(entity_id)
-        except BadEntityId as error:
-            raise BadEntityId(f"entity {number + 1}: {error.message}", field=f"entities.{number}") from error
-    return tuple(dict.fromkeys(ids))
-
-
-def since_of(name: str, model: ModelSettings, text: str, *, now: float) -> float:
-    """Return the instant (epoch seconds) since which a model's rows must have changed to be meant.
-
-    Raises:
-        BadInput: the model names no event-time column, or `parse_since` refuses the text.
-    """
-    if model.event_time_column is None:
-        told = f"since needs models.{name}.event_time_column: set it to the column that says when a row changed"
-        raise BadInput(told, field="since")
-    return parse_since(text, now=now)
-
-
-def parse_since(text: str, *, now: float) -> float:
-    """Return epoch seconds of an ISO 8601 instant (UTC unless it says otherwise), or of a duration before `now`.
-
-    Raises:
-        BadInput: it is neither, or it lies in the future.
-    """
-    try:
-        since = _instant(text)
-    except ValueError:
-        try:
-            since = now - parse_duration(text)
-        except ValueError as error:
-            told = f"since {text!r} is no instant: write 2026-01-31T06:00:00Z, or a duration such as 6h"
-            raise BadInput(told, field="since") from error
-    if since > now:
-        raise BadInput(f"since {text!r} lies in the future: nothing has changed after it", field="since")
-    return since
-
-
-def pack_entities(ids: Sequence[str]) -> bytes:
-    """Return ids, of which none holds a line break, as few bytes."""
-    return zlib.compress("\n".join(ids).encode())
-
-
-def unpack_entities(data: bytes) -> tuple[str, ...]:
-    """Return what `pack_entities` packed."""
-    return tuple(zlib.decompress(data).decode().split("\n"))
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What a partial run was asked for; with both, rows must meet both. `since`: epoch seconds."""
-
-    entities: tuple[str, ...] | None = None
-    since: float | None = None
 
 
 @dataclass(frozen=True)
@@ -249,18 +185,10 @@ def _newest_times(source: Source, number: int, column: str) -> dict[int, float]:
     return found
 
 
-def _instant(text: str) -> float:
-    return _utc(datetime.fromisoformat(text)).timestamp()
-
-
-def _utc(instant: datetime) -> datetime:
-    return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
-
-
 def _epoch_s(value: Any) -> float | None:
     """Return epoch seconds of a date or an instant, UTC unless it says otherwise; None for anything else."""
     if isinstance(value, datetime):
-        return _utc(value).timestamp()
+        return as_utc(value).timestamp()
     if isinstance(value, date):
         return datetime(value.year, value.month, value.day, tzinfo=UTC).timestamp()
     return None
