@@ -64,7 +64,7 @@ class Finalising:
     def _finish_partial(self, run: RunRecord) -> None:
         """End a partial run: its answers are in the overlay already, so its gates decide what is said of it."""
         pointer = self.predictions(run.model).pointer()
-        gates = partial_gates(run, list(self.ledger.results(run.run_id).values()), held=pointer.held_versions)
+        gates = partial_gates(run, list(self.ledger.results(run.run_id).values()), pointer)
         self.ledger.note(run, gates=json.dumps([gate.to_json() for gate in gates]))
         verdict = failures(gates)
         if verdict and not run.forced:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inference.batch.gates import BadRows, Gate, RunFacts, check_gates, merge_bad_rows
 from inference.batch.records import RunRecord
+from inference.store import Pointer
 
 #: of the gates of a whole run; ids are compared before a partial one starts
-_GATES = ("coverage", "quarantine", "finite", "version")
+_GATES = ("coverage", "quarantine", "finite")
 
 
 def entities_gate(asked: int, missing: int, examples: Sequence[str]) -> Gate:
@@ -21,7 +22,7 @@ def entities_gate(asked: int, missing: int, examples: Sequence[str]) -> Gate:
     return Gate("entities", missing < asked, detail)
 
 
-def partial_gates(run: RunRecord, results: Sequence[Mapping[str, Any]], *, held: Collection[int]) -> tuple[Gate, ...]:
+def partial_gates(run: RunRecord, results: Sequence[Mapping[str, Any]], pointer: Pointer) -> tuple[Gate, ...]:
     """Return every gate's verdict on a run whose chunks are all done, those from its planning first."""
     left_out = sum(result["quarantined"] + result["non_finite"] for result in results)
     facts = RunFacts(
@@ -30,8 +31,14 @@ def partial_gates(run: RunRecord, results: Sequence[Mapping[str, Any]], *, held:
         quarantined=sum(result["quarantined"] for result in results),
         non_finite=sum(result["non_finite"] for result in results),
         bad_rows=merge_bad_rows([BadRows.from_json(entry) for result in results for entry in result["bad_rows"]]),
-        model_version=run.model_version or 0,
-        held=run.model_version in held,
     )
     planned = [gate for gate in run.gates if gate.name == "entities"]
-    return (*planned, *(gate for gate in check_gates(facts) if gate.name in _GATES))
+    return (*planned, *(gate for gate in check_gates(facts) if gate.name in _GATES), _version(run, pointer))
+
+
+def _version(run: RunRecord, pointer: Pointer) -> Gate:
+    """Say whether the run's version serves: of any other, the overlay's answers are not read."""
+    if run.model_version == pointer.active_version:
+        return Gate("version", True, f"model version {run.model_version}")
+    serving = "none does" if pointer.active_version is None else f"{pointer.active_version} does"
+    return Gate("version", False, f"model version {run.model_version} does not serve now ({serving})")
