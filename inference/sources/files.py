@@ -87,7 +87,9 @@ def _kind(place: Location, path: str) -> Any:
 
 def _below(place: Location, root: str) -> Iterator[str]:
     try:
-        infos = place.filesystem.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
+        infos = place.filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+    except FileNotFoundError:
+        return
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"{place.at(root).name} cannot be listed: {reason_of(error)}", field="source") from error
     for info in infos:

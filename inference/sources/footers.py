@@ -125,7 +125,7 @@ def check_unchanged(place: Location, planned: SourceFile) -> None:
 
 def _stamp(place: Location, opened: Any) -> str:
     facts = {key.lower(): value for key, value in (opened.metadata() or {}).items()}
-    tag = facts.get(b"etag", b"")
+    tag = facts.get("etag", b"")
     if tag:
         return str(tag.decode().strip('"'))
     return str(place.filesystem.get_file_info(place.path).mtime_ns or "")
