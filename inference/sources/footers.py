@@ -15,8 +15,8 @@ from inference.errors import SourceError
 from inference.sources.partitions import PartitionValue
 from inference.storage import Location, reason_of
 
-#: footers read at once: object stores answer slowly but to many
-THREADS = 16
+#: footers read at once: object stores answer slowly but to many, and a local disk leaves parsing as the work
+REMOTE_THREADS, LOCAL_THREADS = 16, 4
 #: most footers fit, so that one request suffices
 _TAIL_BYTES = 64 << 10
 _MAGIC = b"PAR1"
@@ -79,7 +79,8 @@ def read_footers(place: Location, paths: Sequence[str], *, keep_metadata: bool =
     Raises:
         SourceError: one of them cannot be read, or is no Parquet file; it is named.
     """
-    with ThreadPoolExecutor(min(THREADS, len(paths)), thread_name_prefix="footers") as pool:
+    threads = min(LOCAL_THREADS if place.is_local else REMOTE_THREADS, len(paths))
+    with ThreadPoolExecutor(threads, thread_name_prefix="footers") as pool:
         return list(pool.map(lambda path: read_footer(place.at(path), keep_metadata=keep_metadata), paths))
 
 
@@ -92,7 +93,9 @@ def read_footer(place: Location, *, keep_metadata: bool = False) -> Footer:
     try:
         with place.filesystem.open_input_file(place.path) as opened:
             size, stamp, tail = opened.size(), _stamp(place, opened), _tail(opened)
-        metadata = pq.read_metadata(pa.BufferReader(tail))
+        with pq.ParquetFile(pa.BufferReader(tail)) as parsed:
+            # not metadata.schema: the two hold each other, and footers would wait for the garbage collector
+            metadata, schema = parsed.metadata, parsed.schema_arrow.remove_metadata()
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"{place.name} is not readable as Parquet: {reason_of(error)}", field="source") from error
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
@@ -104,7 +107,7 @@ def read_footer(place: Location, *, keep_metadata: bool = False) -> Footer:
         tuple(group.num_rows for group in groups),
         tuple(group.total_byte_size for group in groups),
     )
-    return Footer(file, metadata.schema.to_arrow_schema().remove_metadata(), metadata if keep_metadata else None)
+    return Footer(file, schema, metadata if keep_metadata else None)
 
 
 def check_unchanged(place: Location, planned: SourceFile) -> None:
