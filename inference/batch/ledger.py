@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import orjson
 import redis
 from redis.lock import Lock
 
@@ -269,7 +270,7 @@ class Ledger:
 
     def _write_pieces(self, key: str, fields: Iterator[tuple[str, Any]]) -> int:
         written = 0
-        while piece := {name: json.dumps(value) for name, value in islice(fields, _PLAN_PIECE)}:
+        while piece := {name: orjson.dumps(value) for name, value in islice(fields, _PLAN_PIECE)}:
             with redis_outage_is_an_error():
                 self._client.hset(key, mapping=piece)
             written += len(piece)

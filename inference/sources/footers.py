@@ -16,7 +16,7 @@ from inference.sources.partitions import PartitionValue
 from inference.storage import Location, reason_of
 
 #: footers read at once: object stores answer slowly but to many, and a local disk leaves parsing as the work
-REMOTE_THREADS, LOCAL_THREADS = 16, 4
+REMOTE_THREADS, LOCAL_THREADS = 16, 2
 #: most footers fit, so that one request suffices
 _TAIL_BYTES = 64 << 10
 _MAGIC = b"PAR1"
