@@ -40,7 +40,7 @@ def run(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start a run of a model over its table of features, or over some of its rows.
+    """Start a run of a model over its table of features; with --wait, one that is in progress will do.
 
     With --entities or --since only those rows are scored, and their predictions served at once, beside all others.
     """
@@ -49,7 +49,10 @@ def run(
     with _runs() as runs:
         name, own = load_settings().model(model)
         ids = None if entities is None else read_entities(entities, own.entity_column)
-        view = runs.request(name, trigger=Trigger.CLI, entities=ids, since=since)
+        if wait and ids is None and since is None:
+            view = start_or_join(runs, name)
+        else:
+            view = runs.request(name, trigger=Trigger.CLI, entities=ids, since=since)
         if wait:
             view = until_over(runs.show, view, note)
     _print_run(view, as_json=as_json)
@@ -116,6 +119,21 @@ def rollback(model: Model = None) -> None:
         name, _ = load_settings().model(model)
         after = runs.rollback(name)
     typer.echo(f"{name}: generation {after.generation} of model version {after.model_version} serves again")
+
+
+def start_or_join(runs: Runs, model: str) -> RunView:
+    """Return a new run, or the one in progress: right after `forecache up`, beat has started one already."""
+    from inference.batch import Trigger
+    from inference.errors import Conflict
+
+    try:
+        return runs.request(model, trigger=Trigger.CLI)
+    except Conflict:
+        running = runs.in_progress(model)
+        if running is None:
+            raise
+    note(f"run {running.run_id} of {model} is in progress already: waiting for it")
+    return running
 
 
 def until_over(

@@ -132,6 +132,11 @@ class Runs:
         """
         return RunView.of(self._ledger.load(run_id), now=self._ledger.now())
 
+    def in_progress(self, model: str) -> RunView | None:
+        """Return the model's run that is not over yet, or None."""
+        run_id = self._ledger.active_run(model)
+        return self.show(run_id) if run_id else None
+
     def list(self, model: str | None = None, limit: int = 50) -> Sequence[RunView]:
         """Return the newest runs, the newest first; None as the model means all models.
 

@@ -1,6 +1,6 @@
 """Settings: `forecache.toml` and `FORECACHE_<SECTION>__<KEY>`, checked as a whole, misspellings named."""
 
-from inference.settings.loading import find_embedded_redis, load_settings
+from inference.settings.loading import find_embedded_redis, load_settings, read_toml, settings_file
 from inference.settings.model import (
     ApiSettings,
     BatchSettings,
@@ -27,4 +27,6 @@ __all__ = [
     "find_embedded_redis",
     "load_settings",
     "parse_duration",
+    "read_toml",
+    "settings_file",
 ]

@@ -20,6 +20,8 @@ REMOTE_THREADS, LOCAL_THREADS = 16, 2
 #: most footers fit, so that one request suffices
 _TAIL_BYTES = 64 << 10
 _MAGIC = b"PAR1"
+#: columns, or row groups, of one file: the footer of a million takes minutes and gigabytes to take apart
+MAX_FOOTER_ITEMS = 200_000
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,13 @@ def read_footer(place: Location, *, keep_metadata: bool = False) -> Footer:
     try:
         with place.filesystem.open_input_file(place.path) as opened:
             size, stamp, tail = opened.size(), _stamp(place, opened), _tail(opened)
-        with pq.ParquetFile(pa.BufferReader(tail)) as parsed:
+        with pq.ParquetFile(pa.BufferReader(tail), thrift_container_size_limit=MAX_FOOTER_ITEMS) as parsed:
             # not metadata.schema: the two hold each other, and footers would wait for the garbage collector
             metadata, schema = parsed.metadata, parsed.schema_arrow.remove_metadata()
     except (OSError, pa.ArrowException) as error:
+        if "Exceeded size limit" in str(error):
+            told = f"has over {MAX_FOOTER_ITEMS:,} columns or row groups: write a table of features with fewer"
+            raise SourceError(f"{place.name} {told}", field="source") from error
         raise SourceError(f"{place.name} is not readable as Parquet: {reason_of(error)}", field="source") from error
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     file = SourceFile(

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import redis
 
+from app.cli.batch import start_or_join
 from inference.batch import Runs, RunState, RunView, Trigger
 from inference.errors import BadInput, Conflict, ModelError, NotFound, PredictionFailed
 from inference.features import Feature, FeatureContract, Vectoriser
@@ -360,6 +361,15 @@ def test_runs_are_listed_newest_first_and_an_unknown_one_is_not_found(world: Wor
     assert world.runs.list("m", 1)[0].to_json()["state"] == "queued"
     with pytest.raises(NotFound, match="no run 'nope'"):
         world.runs.show("nope")
+
+
+def test_who_waits_for_a_run_joins_the_one_in_progress(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    by_beat = world.runs.request("m", trigger=Trigger.BEAT)
+    assert start_or_join(world.runs, "m").run_id == by_beat.run_id
+    assert capsys.readouterr().err == f"run {by_beat.run_id} of m is in progress already: waiting for it\n"
+    world.finish(by_beat)
+    assert world.runs.in_progress("m") is None
+    assert start_or_join(world.runs, "m").run_id != by_beat.run_id
 
 
 def test_one_model_that_fails_does_not_stop_another(world: World) -> None:

@@ -7,10 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import psutil
@@ -19,9 +17,9 @@ from inference.services import Services
 from inference.settings import Settings, load_settings
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
-T = TypeVar("T")
 
 WORKERS = ("gpu", "realtime", "maintenance")
 
@@ -32,21 +30,10 @@ def child_environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
 
 
-def wait_for(probe: Callable[[], T | None], what: str, timeout_s: float = 60) -> T:
-    """Return the probe's first truthy answer; fail the test with `what` when it takes too long."""
-    end = time.monotonic() + timeout_s
-    while True:
-        answer = probe()
-        if answer:
-            return answer
-        assert time.monotonic() < end, f"waited {timeout_s} s in vain for {what}"
-        time.sleep(0.1)
-
-
 class Stack:
-    """Processes of one deployment in one folder, over a Redis of their own."""
+    """Processes of one deployment in one folder, over a Redis of their own; `broker_url` is that Redis unless given."""
 
-    def __init__(self, folder: Path, models_toml: str) -> None:
+    def __init__(self, folder: Path, models_toml: str, *, broker_url: str | None = None) -> None:
         self.folder = folder
         self.redis = RedisServer(folder / "redis", appendonly=True)
         self.api_port = free_port()
@@ -54,7 +41,8 @@ class Stack:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "forecache.toml").write_text(
             f'[redis]\nurl = "{self.redis.url(0)}"\ncache_url = "{self.redis.url(1)}"\n'
-            f"[api]\nport = {self.api_port}\n{models_toml}"
+            + (f'[celery]\nbroker_url = "{broker_url}"\n' if broker_url else "")
+            + f"[api]\nport = {self.api_port}\n{models_toml}"
         )
 
     def __enter__(self) -> Stack:

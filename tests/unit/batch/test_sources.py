@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from inference.batch.sources import check_key_columns, locate_source
 from inference.errors import BadInput, SourceError
 from inference.settings import ModelSettings, Settings
 from inference.sources import open_source
+from tests.support.tables import write_wide
 
 
 def write(path: Path, rows: int = 100, *, row_group_size: int = 30, **columns: Any) -> Path:
@@ -130,3 +132,13 @@ def test_a_local_table_does_not_open_a_bucket_to_http_callers(tmp_path: Path) ->
         locate(tmp_path, "file:///etc/passwd", confined=True)
     inside = (tmp_path / "data" / "o.parquet").as_uri()
     assert locate(tmp_path, inside, confined=True) == str(tmp_path / "data" / "o.parquet")
+
+
+def test_a_table_of_a_million_columns_is_refused_before_its_footer_is_taken_apart(tmp_path: Path) -> None:
+    write_wide(tmp_path / "few.parquet", 3)
+    assert pq.ParquetFile(tmp_path / "few.parquet").metadata.num_columns == 3
+    write_wide(tmp_path / "wide.parquet", 1_000_000)
+    started = time.process_time()
+    with pytest.raises(SourceError, match="over 200,000 columns or row groups"):
+        open_source(str(tmp_path / "wide.parquet"))
+    assert time.process_time() - started < 1
