@@ -90,12 +90,12 @@ def _with_unit(name: str, value: Any) -> str:
 
 
 def tell_changes(tell: Callable[[str], None]) -> Callable[[RunView], None]:
-    """Return what tells a run's progress, but nothing when no chunk was done since the last time."""
+    """Return what tells a run's progress, a line for every twentieth of it."""
     told: tuple[RunState, int] | None = None
 
     def draw(view: RunView) -> None:
         nonlocal told
-        now = (view.state, view.chunks_done)
+        now = (view.state, view.chunks_done * 20 // (view.chunks_total or 1))
         if now != told and not view.state.is_over:
             tell(progress_text(view))
             told = now
