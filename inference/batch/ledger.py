@@ -288,7 +288,8 @@ class Ledger:
 
     def chunk_states(self, run_id: str) -> ChunkStates:
         """Return which chunks are done, which are held by a worker, and which wait for one."""
-        with redis_outage_is_an_error(), self._client.pipeline(transaction=True) as pipe:
+        # no transaction: Redis refuses even a reading one when it is out of memory
+        with redis_outage_is_an_error(), self._client.pipeline(transaction=False) as pipe:
             pipe.time()
             pipe.hkeys(self._keys.run_part(run_id, "done"))
             pipe.hgetall(self._keys.run_part(run_id, "claims"))
