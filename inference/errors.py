@@ -21,6 +21,10 @@ class ForecacheError(Exception):
         self.message = message
         self.field = field
 
+    def to_json(self) -> dict[str, str | None]:
+        """Return what `from_code` rebuilds the error from: plain JSON, as task results and jobs hold it."""
+        return {"code": self.code, "message": self.message, "field": self.field}
+
 
 class BadInput(ForecacheError):
     """Raised when what the user handed over cannot be accepted as it is."""

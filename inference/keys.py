@@ -1,7 +1,7 @@
 """Every Redis key of Forecache is spelled here and nowhere else.
 
 All live in `cache_url`, which must not evict, and start with the deployment prefix `P`. `T` is a table:
-`p:<model>` (predictions of a model) or `f:<model>` (its features). `M` is a model, `R` a run, `J` a job.
+`p:<model>` (predictions of a model) or `f:<model>` (its features). `M` is a model, `R` a run, `J` a job, `W` a worker.
 
 | key              | type   | fields or value                          | lives                 | written by            |
 |------------------|--------|------------------------------------------|-----------------------|-----------------------|
@@ -30,6 +30,8 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:j:J            | hash   | the job record                           | an hour unchanged     | API, workers          |
 | P:j:J:inputs     | hash   | part number → ids or instances (JSON)    | till its part is done | API                   |
 | P:j:J:parts      | hash   | part number → predictions (JSON)         | with the job          | real-time workers     |
+| P:w:W            | string | what a worker says of itself (JSON)      | 15 s after its beat   | every worker          |
+| P:q:QUEUE        | zset   | worker W, scored by its last beat        | an hour unchanged     | every worker          |
 """
 
 from __future__ import annotations
@@ -149,3 +151,11 @@ class Keys:
     def job_parts(self, job_id: str) -> str:
         """Hash part number → predictions."""
         return f"{self.prefix}:j:{job_id}:parts"
+
+    def worker(self, identity: str) -> str:
+        """A living worker's own words."""
+        return f"{self.prefix}:w:{identity}"
+
+    def queue_workers(self, queue: str) -> str:
+        """Sorted set of the workers that serve a queue, or lately did."""
+        return f"{self.prefix}:q:{queue}"

@@ -41,7 +41,7 @@ class Trigger(StrEnum):
     BEAT = "beat"
     #: `forecache batch run`
     CLI = "cli"
-    #: `POST /runs`
+    #: `POST /runs`, or another application's message `forecache.start_run`
     API = "api"
 
 

@@ -150,3 +150,19 @@ def test_an_unknown_model_names_the_known_ones() -> None:
     write(MINIMAL)
     with pytest.raises(UnknownModel, match=r"'price'.*known: delay"):
         load_settings().model("price")
+
+
+@pytest.mark.parametrize("query", ["", "?ssl_ca_certs=ca.pem", "?ssl_cert_reqs=CERT_REQUIRED"])
+def test_a_redis_over_tls_must_say_which_certificates_it_asks_for(query: str) -> None:
+    write(f'[redis]\nurl = "rediss://:secret@host:6380/0{query}"\n')
+    with pytest.raises(SettingsError, match=r"\[redis\].*\?ssl_cert_reqs=required") as caught:
+        load_settings()
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["redis://:hu/sh@h:6379/0", "redis://:hush@h:hush/0", "redis://:hu?sh@h/0"])
+def test_an_address_with_a_password_that_is_not_encoded_is_refused_and_not_quoted(url: str) -> None:
+    write(f'[redis]\nurl = "{url}"\n')
+    with pytest.raises(SettingsError, match="special characters of a password are %-encoded") as caught:
+        load_settings()
+    assert "hu" not in caught.value.message.replace("[redis]", "")
