@@ -29,6 +29,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "batch resume": ("forecache batch resume delay-20260131T030000-1a2b3c",),
     "batch publish": ("forecache batch publish delay-20260131T030000-1a2b3c --force",),
     "batch rollback": ("forecache batch rollback delay",),
+    "batch release": ("forecache batch release", "forecache batch release delay --version 4"),
     "models list": ("forecache models list", "forecache models list --json"),
     "models show": ("forecache models show", "forecache models show delay --json"),
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from inference.batch.gates import BadRows, Gate, RunFacts, check_gates, merge_bad_rows
+from inference.batch.gates import BadRows, Gate, RunFacts, check_gates
 from inference.batch.records import RunRecord
 from inference.store import Pointer
 
@@ -22,7 +22,14 @@ def entities_gate(asked: int, missing: int, examples: Sequence[str]) -> Gate:
     return Gate("entities", missing < asked, detail)
 
 
-def partial_gates(run: RunRecord, results: Sequence[Mapping[str, Any]], pointer: Pointer) -> tuple[Gate, ...]:
+def partial_gates(
+    run: RunRecord,
+    results: Sequence[Mapping[str, Any]],
+    pointer: Pointer,
+    *,
+    bad_rows: Sequence[BadRows],
+    max_quarantined_fraction: float,
+) -> tuple[Gate, ...]:
     """Return every gate's verdict on a run whose chunks are all done, those from its planning first."""
     left_out = sum(result["quarantined"] + result["non_finite"] for result in results)
     facts = RunFacts(
@@ -30,7 +37,8 @@ def partial_gates(run: RunRecord, results: Sequence[Mapping[str, Any]], pointer:
         stored=sum(result["rows"] for result in results) - left_out,
         quarantined=sum(result["quarantined"] for result in results),
         non_finite=sum(result["non_finite"] for result in results),
-        bad_rows=merge_bad_rows([BadRows.from_json(entry) for result in results for entry in result["bad_rows"]]),
+        bad_rows=tuple(bad_rows),
+        max_quarantined_fraction=max_quarantined_fraction,
     )
     planned = [gate for gate in run.gates if gate.name == "entities"]
     return (*planned, *(gate for gate in check_gates(facts) if gate.name in _GATES), _version(run, pointer))

@@ -13,13 +13,14 @@ import pyarrow as pa
 from inference.batch.leases import Lease
 from inference.batch.ledger import Claim, Ledger, Progress
 from inference.batch.plan import Chunk
+from inference.batch.quarantine import Quarantine
 from inference.batch.records import RunRecord, RunState
 from inference.batch.scoring import ChunkResult, ChunkScorer
 from inference.batch.sinks import Sink
 from inference.batch.sinks.overlay import OverlaySink
 from inference.batch.sinks.parquet import ParquetSink
 from inference.batch.sinks.table import TableSink
-from inference.errors import ContractError, NotFound, SourceError, StaleAttempt, Unavailable
+from inference.errors import ContractError, NotFound, SourceError, StaleAttempt, StoreFull, Unavailable
 from inference.logs import get_logger
 from inference.models import LoadedModel, ModelHost
 from inference.settings import Settings
@@ -59,6 +60,8 @@ class ChunkWork:
             self._attempt(claim)
         except (StaleAttempt, NotFound) as error:
             events.info("chunk.dropped", reason=error.message)
+        except StoreFull as error:  # whatever is tried again only keeps others from their memory
+            self.ledger.fail_for_memory(run_id, error)
         except Unavailable as error:
             events.warning("chunk.interrupted", error=error.message)
 
@@ -66,7 +69,7 @@ class ChunkWork:
         run = self.ledger.load(claim.run_id)
         try:
             self._score(run, claim)
-        except (StaleAttempt, NotFound):
+        except (StaleAttempt, NotFound, StoreFull):
             raise
         except (SourceError, ContractError) as error:  # no other worker would fare better
             log.warning("chunk.refused", run_id=run.run_id, chunk=claim.chunk, error=error.message)
@@ -91,7 +94,8 @@ class ChunkWork:
     def _finish(self, claim: Claim, result: ChunkResult, took_s: float) -> None:
         left_out = result.quarantined + result.non_finite
         facts = {**result.to_json(), "attempt": claim.attempt, "took_s": took_s}
-        progress = self.ledger.finish(claim, facts, rows=result.rows, quarantined=left_out)
+        histogram = result.histogram.to_json()
+        progress = self.ledger.finish(claim, facts, rows=result.rows, quarantined=left_out, histogram=histogram)
         if progress is None:
             raise StaleAttempt(f"chunk {claim.chunk} of run {claim.run_id} was finished by another worker")
         log.info("chunk.scored", run_id=claim.run_id, chunk=claim.chunk, rows=result.rows, took_s=took_s)
@@ -127,6 +131,7 @@ class ChunkWork:
         return ChunkScorer(
             model=model,
             sinks=self._sinks(run, claim, model),
+            quarantine=Quarantine(run.quarantine_folder, chunk=claim.chunk, token=claim.token),
             fence=lease.check,
             entity_column=run.fingerprint["entity_column"],
             event_time_column=run.fingerprint["event_time_column"],
