@@ -22,7 +22,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "hits": ("forecache hits", "forecache hits delay --window 24h --json"),
     "features load": ("forecache features load data/flights.parquet", "forecache features load delay data/flights"),
     "features get": ("forecache features get customer-42", "forecache features get delay 42 --json"),
-    "batch run": ("forecache batch run --wait", "forecache batch run delay --json"),
+    "batch run": (
+        "forecache batch run --wait",
+        "forecache batch run delay --since 6h",
+        "forecache batch run delay --entities changed.txt --wait",
+    ),
     "batch list": ("forecache batch list", "forecache batch list delay --json"),
     "batch show": ("forecache batch show delay-20260131T030000-1a2b3c",),
     "batch cancel": ("forecache batch cancel delay-20260131T030000-1a2b3c",),

@@ -146,7 +146,8 @@ class RunRecord:
             name: getattr(self, name)
             for name in (
                 "run_id", "model", "source", "created_at", "entities_asked", "since", "started_at",
-                "chunks_total", "chunks_done", "attempts", "rows_total", "rows_done", "rows_quarantined", "model_version", "parquet_folder", "quarantine_folder",
+                "chunks_total", "chunks_done", "attempts", "rows_total", "rows_done", "rows_quarantined",
+                "model_version", "parquet_folder", "quarantine_folder",
             )
         }  # fmt: skip
         return {"trigger": self.trigger.value} | {name: str(value) for name, value in told.items() if value is not None}
