@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import redis
+from celery import Celery
 from celery.signals import worker_init, worker_ready, worker_shutdown
 
 from inference.errors import StoreUnavailable
@@ -100,12 +101,18 @@ def beat_while_running(services: Callable[[], Services], *, process: str, versio
     worker_shutdown.connect(end, weak=False)
 
 
+def served_queues(application: Celery) -> tuple[str, ...]:
+    """Return the queues that a worker of this application takes from, as `-Q` and routes call them."""
+    # on the broker their names carry the deployment's prefix, as our key does already
+    return tuple(queue.alias or queue.name for queue in application.amqp.queues.consume_from.values())
+
+
 def _describe(worker: Any, process: str) -> WorkerBeat:
     """Return what a Celery worker, about to load its models, is."""
     return WorkerBeat(
         name=worker.hostname,
         process=process,
-        queues=tuple(worker.app.amqp.queues.consume_from),
+        queues=served_queues(worker.app),
         host=socket.gethostname(),
         pid=os.getpid(),
         release=installed_release(),

@@ -9,7 +9,11 @@ from typer.main import get_command_name
 
 #: a command's words → what one may type
 EXAMPLES: dict[str, tuple[str, ...]] = {
-    "up": ("forecache up",),
+    "init": (
+        "forecache init",
+        "forecache init --model models/delay --features data/flights.parquet --entity-column flight",
+    ),
+    "up": ("forecache up", "forecache up --without dashboard"),
     "demo": ("forecache demo", "forecache demo --once --entities 5000"),
     "api": ("forecache api", "FORECACHE_API__PORT=8001 forecache api"),
     "dashboard": ("forecache dashboard",),

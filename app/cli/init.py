@@ -46,8 +46,6 @@ def init(
 
     On a terminal it asks for what is missing. Nothing is written unless the row could be scored, and nothing
     that is already there is replaced without --force.
-
-    Example: forecache init --model models/delay --features data/flights.parquet --entity-column flight
     """
     from app.cli.asking import Asker
     from app.cli.onboarding import Onboarding, Options

@@ -55,7 +55,8 @@ def run_demo(*, entities: int, once: bool, keep: bool) -> bool:
         keep = keep or not passed
         if not keep:
             shutil.rmtree(folder.root)
-    screen.say(f"everything stopped; {f'the files are in {folder.root}' if keep else 'its folder is gone'}")
+    gone = "its folder is gone (--keep leaves it)"
+    screen.say(f"everything stopped; {f'the files are in {folder.root}' if keep else gone}")
     return passed
 
 

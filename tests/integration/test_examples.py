@@ -29,7 +29,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 def test_a_celery_application_gets_predictions_as_plain_json(stack: Stack) -> None:
     done = run_example(stack, "celery_shop.py", "F3", "nobody", "F4")
-    assert json.loads(done.stdout) == {"F3": 4.0, "nobody": None, "F4": 5.0}, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"F3": 4.0, "nobody": None, "F4": 5.0}
     assert "nobody unknown-entity" in done.stderr
 
 

@@ -16,8 +16,9 @@ from inference.services import Services
 from inference.settings import load_settings
 from tests.support.models import export_sum_model
 from tests.support.ports import free_port
-from tests.support.stack import run_cli_json, wait_for
+from tests.support.stack import run_cli_json
 from tests.support.terminal import Terminal
+from tests.support.waiting import wait_for
 
 #: three starts with TensorFlow
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(420)]

@@ -10,7 +10,9 @@ import structlog
 
 from inference.errors import StoreUnavailable
 from inference.presence import WorkerBeat
-from workers.heartbeat import Heartbeat
+from inference.settings import Settings
+from tasks.celery_app import make_celery
+from workers.heartbeat import Heartbeat, served_queues
 
 WORKER = WorkerBeat(
     name="realtime@host", process="realtime", queues=("realtime",), host="host", pid=7, release="1.0",
@@ -71,3 +73,9 @@ def test_an_outage_is_told_once_and_the_next_one_again(presence: Any) -> None:
             presence.down = down
             heartbeat.beat()
     assert [line["event"] for line in logs] == ["heartbeat.lost", "heartbeat.lost"]
+
+
+def test_queues_are_named_as_the_worker_was_told_and_not_as_on_the_broker() -> None:
+    application = make_celery(Settings())
+    application.amqp.queues.select(["realtime", "batch"])
+    assert sorted(served_queues(application)) == ["batch", "realtime"]

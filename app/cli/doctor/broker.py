@@ -12,13 +12,12 @@ from app.cli.doctor.redis_servers import CONNECT_TIMEOUT_S, Failure, Server, loo
 from inference.batch import RunState
 from inference.batch.records import RunRecord
 from inference.settings import Settings
-from tasks.celery_app import celery_config
+from tasks.celery_app import celery_config, is_redis
 
 #: kombu's own, for Redis: what is not acknowledged by then is delivered once more
 VISIBILITY_TIMEOUT_S = 3600.0
 #: RabbitMQ's own `consumer_timeout`: the channel is closed, and what it held is delivered once more
 CONSUMER_TIMEOUT_S = 1800.0
-_REDIS = ("redis://", "rediss://")
 
 
 def check_broker(settings: Settings, results: Server | Failure) -> list[Finding]:
@@ -29,7 +28,7 @@ def check_broker(settings: Settings, results: Server | Failure) -> list[Finding]
         if isinstance(results, Server):
             return [ok(Check.BROKER, subject, "answers: it is the Redis of url")]
         return [error(Check.BROKER, subject, "it is the Redis of url, which does not answer", "see redis, url")]
-    failure = look_at(url, "[celery] broker_url") if url.startswith(_REDIS) else _connect(url)
+    failure = look_at(url, "[celery] broker_url") if is_redis(url) else _connect(url)
     if isinstance(failure, Failure):
         return [error(Check.BROKER, subject, failure.detail, failure.fix)]
     return [ok(Check.BROKER, subject, "answers")]
@@ -58,7 +57,7 @@ def check_patience(
 
 
 def _patience(settings: Settings) -> tuple[float | None, str]:
-    if settings.broker_url.startswith(_REDIS):
+    if is_redis(settings.broker_url):
         options = celery_config(settings)["broker_transport_options"]
         return float(options.get("visibility_timeout", VISIBILITY_TIMEOUT_S)), "the visibility timeout"
     if settings.broker_url.startswith(("amqp://", "amqps://", "pyamqp://")):
