@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from app.cli.arguments import OneModel as Model
+from app.cli.arguments import RunId
 from app.cli.context import clear_outage, load_settings, log_warnings_only
 from app.cli.output import AsJson, note, print_fields, print_json, print_rows
 from app.cli.progress import follow, print_details
@@ -16,9 +18,6 @@ if TYPE_CHECKING:
     from inference.batch import Runs, RunView, Serving
 
 app = typer.Typer(help="Runs: scoring a whole table ahead.", no_args_is_help=True)
-
-Model = Annotated[str | None, typer.Argument(help="May be left out when one is configured.")]
-RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
 
 
 @app.command()

@@ -9,10 +9,8 @@ from typing import Any
 
 import httpx
 import pytest
-from celery import Celery
 from kombu import Connection, Queue
 
-from tasks.celery_app import make_celery
 from tests.support.examples import run_example, run_in_example, working_example
 from tests.support.flights import write_flights
 from tests.support.rabbitmq_server import RabbitMQServer
@@ -83,12 +81,6 @@ def test_no_name_on_the_broker_is_left_for_another_application_to_take(it: Deplo
     assert it.computes()
 
 
-def test_remote_control_reaches_the_workers_of_this_deployment_and_nobody_elses(it: Deployment) -> None:
-    ours = make_celery(it.stack.settings).control.ping(timeout=5)
-    assert {name.split("@")[0] for answer in ours for name in answer} == {"gpu", "realtime", "maintenance"}
-    assert Celery("shop", broker=it.broker.url, set_as_current=False).control.ping(timeout=2) == []
-
-
 def test_a_request_goes_before_the_parts_of_a_job_that_came_first(it: Deployment) -> None:
     ids = [f"F{number % 100}" for number in range(100_000)]
     url = it.stack.url
@@ -100,8 +92,7 @@ def test_a_request_goes_before_the_parts_of_a_job_that_came_first(it: Deployment
 
 def test_a_celery_application_gets_predictions_beside_its_own_tasks(it: Deployment) -> None:
     done = run_example(it.stack, "celery_shop.py", "F3", "nobody")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == {"F3": 4.0, "nobody": None}
+    assert json.loads(done.stdout) == {"F3": 4.0, "nobody": None}, done.stderr
     with working_example(it.stack, "celery_shop:shop"):
         code = "from celery_shop import latest_first as t; print(t.delay(['F3', 'F9', 'F1']).get(timeout=60))"
         ranked = run_in_example(it.stack, code)
