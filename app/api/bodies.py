@@ -78,12 +78,33 @@ class PredictBody(Terms):
 
 
 class RunBody(BaseModel):
-    """Which run to start. `source` replaces the model's own table; only below that table's folder."""
+    """Which run to start. `source` replaces the model's own table; only below that table's folder.
+
+    `entities` (ids) or `since` (an ISO 8601 instant, or a duration such as `6h`): only those rows, served at once.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = None
     source: str | None = None
+    entities: Annotated[list[str], Field(max_length=MAX_JOB_ROWS)] | None = None
+    since: str | None = None
+
+
+class PublishBody(BaseModel):
+    """Publish a run that its gates refused: only if `force` is true."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    force: bool = False
+
+
+class RollbackBody(BaseModel):
+    """What to go back from: the generation that is expected to serve; left out, whichever does."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    generation: int | None = None
 
 
 class AnswerBody(BaseModel):

@@ -21,7 +21,7 @@ _IF_SEVERAL = "The model, if several are configured."
 @app.command()
 def load(
     first: Annotated[str, typer.Argument(metavar="MODEL|PATH", help=_IF_SEVERAL, autocompletion=complete_model)],
-    second: Annotated[str | None, typer.Argument(metavar="PATH", help="A Parquet file or folder.")] = None,
+    second: Annotated[str | None, typer.Argument(metavar="PATH", help="A Parquet file, a folder or a URI.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Load a Parquet table of features; it replaces what was loaded before, all or nothing."""
@@ -34,7 +34,7 @@ def load(
         record = record_to_serve(services.settings, services.registry, model)
         report = load_features(
             services.features(model),
-            Path(path).absolute(),
+            path if "://" in path else str(Path(path).absolute()),
             Vectoriser(record.contract, record.signature),
             entity_column=of_model.entity_column,
             event_time_column=of_model.event_time_column,

@@ -15,13 +15,14 @@ import typer
 from app.cli.asking import Asker
 from app.cli.http import base_url
 from inference import onboarding
-from inference.batch.sources import Source, check_key_columns, open_source
+from inference.batch.sources import check_key_columns
 from inference.errors import Conflict, SettingsError
 from inference.features.contract import CONTRACT_FILE, find_contract
 from inference.models import Inspect, VersionRecord, find_versions, inspect_in_subprocess
 from inference.onboarding import Guess, Match, Proposal, Table, Target, Trial, TrialRequest, WidthMismatch
 from inference.settings import ModelSettings, Settings, load_settings, settings_file
 from inference.settings.model import MODEL_NAME, parse_schedule
+from inference.sources import Source, open_source
 
 _LABEL_WIDTH = len("event_time_column:")
 

@@ -11,7 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from inference.batch.drift import HistogramCounter
 from inference.batch.gates import MAX_EXAMPLES, BadRows, merge_bad_rows
+from inference.batch.quarantine import Quarantine
 from inference.batch.sinks import Sink, Window
 from inference.entities import entity_ids_as_text, illegal_entity_ids
 from inference.errors import ModelError
@@ -41,11 +43,13 @@ class ChunkResult:
     #: of the quarantined, those for which the model raised
     raised: int = 0
     bad_rows: list[BadRows] = field(default_factory=list)
+    #: of the predictions that were stored
+    histogram: HistogramCounter = field(default_factory=HistogramCounter)
 
-    def note(self, bad: BadRows, *, non_finite: bool = False) -> None:
+    def note(self, bad: BadRows) -> None:
         """Count rows that were left out after the model had seen them."""
         self.bad_rows.append(bad)
-        if non_finite:
+        if bad.non_finite:
             self.non_finite += bad.rows
         else:
             self.quarantined += bad.rows
@@ -69,7 +73,7 @@ class ChunkResult:
 
 @dataclass
 class ChunkScorer:
-    """Scores a chunk's batches into sinks.
+    """Scores a chunk's batches into sinks; the rows that are left out go to the quarantine.
 
     `fence` is called before each window is written, and raises when this worker has lost the chunk.
     `loaded_at`: the `as_of` of rows without an event time, in epoch seconds.
@@ -82,6 +86,7 @@ class ChunkScorer:
     event_time_column: str | None
     loaded_at: float
     micro_batch_rows: int
+    quarantine: Quarantine
 
     def score(self, batches: Iterable[pa.RecordBatch]) -> ChunkResult:
         """Score every batch and commit the sinks; on any error what is not final is removed."""
@@ -92,21 +97,23 @@ class ChunkScorer:
                 for scored in self._score_batch(batch, result):
                     pending.add(scored)
                     if pending.is_full:
-                        self._write(pending.take())
+                        self._write(pending.take(), result)
             if pending.rows:
-                self._write(pending.take())
+                self._write(pending.take(), result)
             self.fence()
             for sink in self.sinks:
                 sink.commit()
+            self.quarantine.commit()
         finally:
             for sink in self.sinks:
                 sink.abandon()
         return result
 
-    def _write(self, window: Window) -> None:
+    def _write(self, window: Window, result: ChunkResult) -> None:
         self.fence()
         for sink in self.sinks:
             sink.write(window)
+        result.histogram.add(window.block)
 
     def _score_batch(self, batch: pa.RecordBatch, result: ChunkResult) -> Iterable[Window]:
         ids = entity_ids_as_text(batch.column(self.entity_column), self.entity_column)
@@ -115,28 +122,56 @@ class ChunkScorer:
         as_of = self._as_of(batch)
         if bad_ids.any() or features.rejected.any():
             keep = ~(bad_ids | features.rejected)
-            _note_refused(result, ids, bad_ids, features, self.entity_column)
-            ids, as_of = ids.filter(pa.array(keep)), as_of[keep]
+            self._refuse(result, batch, ids, bad_ids, features)
+            batch, ids, as_of = batch.filter(pa.array(keep)), ids.filter(pa.array(keep)), as_of[keep]
             features = FeatureRows(
                 {name: values[keep] for name, values in features.block.items()}, np.zeros(len(ids), bool)
             )
         for start in range(0, len(ids), self.micro_batch_rows):
             part = slice(start, start + self.micro_batch_rows)
             rows = {name: values[part] for name, values in features.block.items()}
-            yield self._micro_batch(rows, ids[part], as_of[part], result)
+            yield self._micro_batch(rows, batch[part], ids[part], as_of[part], result)
 
     def _micro_batch(
-        self, features: Block, ids: pa.Array, as_of: npt.NDArray[np.float64], result: ChunkResult
+        self,
+        features: Block,
+        batch: pa.RecordBatch,
+        ids: pa.Array,
+        as_of: npt.NDArray[np.float64],
+        result: ChunkResult,
     ) -> Window:
         scored = score_rows(self.model, features)
         if not scored.failed.any():
             return Window(ids, scored.outputs, as_of)
-        _note_failed(result, ids, scored)
+        for bad, failed in _failed_by_reason(ids, scored):
+            result.note(bad)
+            self.quarantine.add(batch, ids, failed, reason=bad.reason)
         if result.raised > MAX_FAILING_ROWS:
             raise ModelError(f"the model raises for too many rows, such as: {result.bad_rows[-1]}")
         keep = ~scored.failed
         outputs = {name: values[keep] for name, values in scored.outputs.items()}
         return Window(ids.filter(pa.array(keep)), outputs, as_of[keep])
+
+    def _refuse(
+        self,
+        result: ChunkResult,
+        batch: pa.RecordBatch,
+        ids: pa.Array,
+        bad_ids: npt.NDArray[np.bool_],
+        features: FeatureRows,
+    ) -> None:
+        """Count each refused row once, under its first reason."""
+        seen = bad_ids.copy()
+        refused: list[tuple[str | None, str, npt.NDArray[np.intp]]] = []
+        if bad_ids.any():
+            refused.append((None, _BAD_ID.format(column=self.entity_column), np.flatnonzero(bad_ids)))
+        for rejection in features.reasons:
+            refused.append((rejection.feature, rejection.reason, rejection.rows[~seen[rejection.rows]]))
+            seen[rejection.rows] = True
+        for feature, reason, rows in refused:
+            if len(rows):
+                result.refuse(BadRows(feature, reason, len(rows), _names(ids, rows)))
+                self.quarantine.add(batch, ids, rows, reason=reason, feature=feature)
 
     def _as_of(self, batch: pa.RecordBatch) -> npt.NDArray[np.float64]:
         if self.event_time_column is None:
@@ -179,30 +214,14 @@ def _join(columns: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
     return joined
 
 
-def _note_refused(
-    result: ChunkResult, ids: pa.Array, bad_ids: npt.NDArray[np.bool_], features: FeatureRows, column: str
-) -> None:
-    """Count each refused row once, under its first reason."""
-    seen = bad_ids.copy()
-    if bad_ids.any():
-        result.refuse(
-            BadRows(None, _BAD_ID.format(column=column), int(bad_ids.sum()), _names(ids, np.flatnonzero(bad_ids)))
-        )
-    for rejection in features.reasons:
-        rows = rejection.rows[~seen[rejection.rows]]
-        seen[rows] = True
-        if len(rows):
-            result.refuse(BadRows(rejection.feature, rejection.reason, len(rows), _names(ids, rows)))
-
-
-def _note_failed(result: ChunkResult, ids: pa.Array, scored: ScoredRows) -> None:
+def _failed_by_reason(ids: pa.Array, scored: ScoredRows) -> Iterator[tuple[BadRows, npt.NDArray[np.intp]]]:
     by_reason: dict[str, list[int]] = {}
     for row, reason in scored.reasons.items():
         by_reason.setdefault(reason, []).append(row)
     for reason, rows in by_reason.items():
-        bad = BadRows(None, reason, len(rows), _names(ids, np.array(rows)))
         # a row for which the model raised holds zeros, which are finite
-        result.note(bad, non_finite=not all(np.isfinite(v[rows]).all() for v in _floats(scored.outputs)))
+        non_finite = not all(np.isfinite(values[rows]).all() for values in _floats(scored.outputs))
+        yield BadRows(None, reason, len(rows), _names(ids, np.array(rows)), non_finite), np.array(rows)
 
 
 def _floats(block: Block) -> Iterator[npt.NDArray[Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,18 +12,20 @@ import pyarrow as pa
 
 from inference.batch.leases import Lease
 from inference.batch.ledger import Claim, Ledger, Progress
-from inference.batch.plan import Chunk, SourceFile
+from inference.batch.plan import Chunk
+from inference.batch.quarantine import Quarantine
 from inference.batch.records import RunRecord, RunState
 from inference.batch.scoring import ChunkResult, ChunkScorer
 from inference.batch.sinks import Sink
+from inference.batch.sinks.overlay import OverlaySink
 from inference.batch.sinks.parquet import ParquetSink
 from inference.batch.sinks.table import TableSink
-from inference.batch.sources import read_slices
-from inference.errors import ContractError, NotFound, SourceError, StaleAttempt, Unavailable
+from inference.errors import ContractError, NotFound, SourceError, StaleAttempt, StoreFull, Unavailable
 from inference.logs import get_logger
 from inference.models import LoadedModel, ModelHost
 from inference.settings import Settings
-from inference.store import Manifest, Table
+from inference.sources import read_slices
+from inference.store import Table
 
 log = get_logger(__name__)
 
@@ -58,6 +60,8 @@ class ChunkWork:
             self._attempt(claim)
         except (StaleAttempt, NotFound) as error:
             events.info("chunk.dropped", reason=error.message)
+        except StoreFull as error:  # whatever is tried again only keeps others from their memory
+            self.ledger.fail_for_memory(run_id, error)
         except Unavailable as error:
             events.warning("chunk.interrupted", error=error.message)
 
@@ -65,7 +69,7 @@ class ChunkWork:
         run = self.ledger.load(claim.run_id)
         try:
             self._score(run, claim)
-        except (StaleAttempt, NotFound):
+        except (StaleAttempt, NotFound, StoreFull):
             raise
         except (SourceError, ContractError) as error:  # no other worker would fare better
             log.warning("chunk.refused", run_id=run.run_id, chunk=claim.chunk, error=error.message)
@@ -80,18 +84,18 @@ class ChunkWork:
         started = time.monotonic()
         with Lease(lambda: self.ledger.renew(claim), name=f"{run.run_id} chunk {claim.chunk}") as lease:
             chunk = self.ledger.chunk(run.run_id, claim.chunk)
-            manifest = self.predictions(run.model).manifest(run.generation or 0)
-            if chunk is None or manifest is None:
-                raise StaleAttempt(f"run {run.run_id} has no generation any more")
+            if chunk is None:
+                raise StaleAttempt(f"run {run.run_id} has no plan any more")
             model = self.host().get(run.model, run.model_version)
-            result = self._scorer(run, claim, model, manifest, lease).score(self._read(run, chunk, model))
+            result = self._scorer(run, claim, model, lease).score(self._read(run, chunk, model))
         took_s = round(time.monotonic() - started, 3)
         self._finish(claim, result, took_s)
 
     def _finish(self, claim: Claim, result: ChunkResult, took_s: float) -> None:
         left_out = result.quarantined + result.non_finite
         facts = {**result.to_json(), "attempt": claim.attempt, "took_s": took_s}
-        progress = self.ledger.finish(claim, facts, rows=result.rows, quarantined=left_out)
+        histogram = result.histogram.to_json()
+        progress = self.ledger.finish(claim, facts, rows=result.rows, quarantined=left_out, histogram=histogram)
         if progress is None:
             raise StaleAttempt(f"chunk {claim.chunk} of run {claim.run_id} was finished by another worker")
         log.info("chunk.scored", run_id=claim.run_id, chunk=claim.chunk, rows=result.rows, took_s=took_s)
@@ -106,20 +110,28 @@ class ChunkWork:
 
     def _read(self, run: RunRecord, chunk: Chunk, model: LoadedModel) -> Iterator[pa.RecordBatch]:
         mark = run.fingerprint
-        files = [SourceFile(path, size, footer, ()) for path, size, footer in mark["files"]]
         keys = [mark["entity_column"], *([mark["event_time_column"]] if mark["event_time_column"] else [])]
         columns = list(dict.fromkeys([*keys, *model.vectoriser.columns]))
-        return read_slices(files, chunk.slices, columns=columns, batch_rows=_READ_ROWS)
+        return read_slices(chunk.files, chunk.slices, columns=columns, batch_rows=_READ_ROWS)
 
-    def _scorer(
-        self, run: RunRecord, claim: Claim, model: LoadedModel, manifest: Manifest, lease: Lease
-    ) -> ChunkScorer:
-        sinks: list[Sink] = [TableSink(self.predictions(run.model), manifest)]
+    def _sinks(self, run: RunRecord, claim: Claim, model: LoadedModel) -> Sequence[Sink]:
+        table = self.predictions(run.model)
+        if run.is_partial:
+            keep_s = self.settings.models[run.model].batch.keep
+            return [OverlaySink(table, model.record.signature.outputs, model.record.version, keep_s)]
+        manifest = table.manifest(run.generation or 0)
+        if manifest is None:
+            raise StaleAttempt(f"run {run.run_id} has no generation any more")
+        sinks: list[Sink] = [TableSink(table, manifest)]
         if run.parquet_folder:
             sinks.append(ParquetSink(Path(run.parquet_folder), manifest.fields, chunk=claim.chunk, token=claim.token))
+        return sinks
+
+    def _scorer(self, run: RunRecord, claim: Claim, model: LoadedModel, lease: Lease) -> ChunkScorer:
         return ChunkScorer(
             model=model,
-            sinks=sinks,
+            sinks=self._sinks(run, claim, model),
+            quarantine=Quarantine(run.quarantine_folder, chunk=claim.chunk, token=claim.token),
             fence=lease.check,
             entity_column=run.fingerprint["entity_column"],
             event_time_column=run.fingerprint["event_time_column"],

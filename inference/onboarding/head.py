@@ -10,8 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from inference.batch.plan import Slice
-from inference.batch.sources import Source, read_slices
+from inference.sources import Source, read_slices, whole_slices
 
 HEAD_ROWS = 10_000
 #: long texts end the head earlier
@@ -65,13 +64,7 @@ def newest_times(source: Source, columns: Sequence[str]) -> dict[str, datetime]:
 
 
 def _batches(source: Source, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
-    whole = [
-        Slice(index, group, 0, length)
-        for index, file in enumerate(source.files)
-        for group, length in enumerate(file.row_groups)
-        if length
-    ]
-    return read_slices(source.files, whole, columns=list(columns), batch_rows=rows)
+    return read_slices(source.files, whole_slices(source.files), columns=list(columns), batch_rows=rows)
 
 
 def _maxima(metadata: Any, column: int | None) -> Iterator[datetime]:

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from inference.batch.sources import open_source
 from inference.entities import entity_ids_as_text, illegal_entity_ids
 from inference.errors import ModelError, SourceError
 from inference.features import FeatureContract, FeatureRows, Vectoriser
@@ -23,6 +22,7 @@ from inference.models.loaded import load_version
 from inference.models.versions import find_versions
 from inference.onboarding.head import read_head
 from inference.schema import Block
+from inference.sources import open_source
 
 #: rows among which one without missing values is looked for
 TRIAL_ROWS = 1_000

@@ -11,6 +11,7 @@ from inference.settings.model import (
     RedisSettings,
     Settings,
     WorkerSettings,
+    parse_duration,
 )
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "WorkerSettings",
     "find_embedded_redis",
     "load_settings",
+    "parse_duration",
     "read_toml",
     "settings_file",
 ]

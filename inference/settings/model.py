@@ -132,7 +132,11 @@ class BatchSettings(Section):
     """A model's runs. Durations in seconds once loaded.
 
     `ttl`: age limit on reading; `keep`: when Redis forgets. `min_size_ratio`: a run with fewer rows than
-    this share of the current generation is not published. `parquet_path` may hold `{date}`, `{model}` and `{run_id}`.
+    this share of the current generation is not published, nor is one that left out more than
+    `max_quarantined_fraction` of its rows, or whose predictions moved by more than `max_drift` (population stability
+    index). `parquet_path` and `quarantine_path` may hold `{date}`, `{model}` and `{run_id}`. `resumable`: how long
+    what a failed or cancelled run has scored is kept, unless a newer run starts.
+    `bytes_per_chunk`: of the source, before compression.
     """
 
     schedule: Schedule | None = None
@@ -141,9 +145,14 @@ class BatchSettings(Section):
     keep: Duration = 7 * 24 * 3600.0
     parquet_path: str | None = None
     rows_per_chunk: Annotated[int, Field(ge=1, le=10_000_000)] = 250_000
+    bytes_per_chunk: Annotated[int, Field(ge=1024)] = 512 << 20
     micro_batch_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
     max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 32
     min_size_ratio: Annotated[float, Field(ge=0, le=1)] = 0.5
+    max_quarantined_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    max_drift: Annotated[float, Field(gt=0)] = 1.0
+    quarantine_path: str = ".forecache/quarantine"
+    resumable: Duration = 24 * 3600.0
 
     @field_validator("timezone")
     @classmethod

@@ -20,12 +20,12 @@ from app.cli.doctor.versions import check_versions
 from app.cli.doctor.workers import STARTED_BY, check_workers
 from inference.batch.ledger import Ledger
 from inference.batch.records import RunRecord
-from inference.batch.sources import Source
 from inference.errors import StoreUnavailable
 from inference.keys import Keys
 from inference.models import ModelRegistry
 from inference.presence import Presence, Roster
 from inference.settings import Settings
+from inference.sources import Source
 
 #: seconds for the servers to answer, and then for everything that is asked of them
 SERVERS_WITHIN_S = 3.0

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from app.cli.doctor.findings import Check, Finding, error, ok, size_text, warning
 from app.cli.doctor.memory import estimated_bytes_per_row
-from inference.batch.sources import Source, check_key_columns, locate_source, open_source
+from inference.batch.sources import check_key_columns, locate_source
 from inference.errors import BadInput
 from inference.features import Vectoriser
 from inference.models import VersionRecord
 from inference.settings import ModelSettings, Settings
+from inference.sources import Source, open_source
 
 #: on a disk emptier than so many runs it is time to look
 RUNS_AHEAD = 5

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from inference.batch import scoring
+from inference.batch.quarantine import Quarantine
 from inference.batch.scoring import ChunkResult, ChunkScorer
 from inference.batch.sinks import Window
 from inference.errors import ModelError, PredictionFailed, StaleAttempt
@@ -78,6 +79,7 @@ def score(
     event_time_column: str | None = None,
     micro_batch_rows: int = 4,
     sink: ListSink | None = None,
+    quarantine: Quarantine | None = None,
 ) -> tuple[ListSink, ChunkResult]:
     sink = sink or ListSink()
     scorer = ChunkScorer(
@@ -88,6 +90,7 @@ def score(
         event_time_column,
         1000.0,
         micro_batch_rows,
+        quarantine or Quarantine("nowhere", chunk=0, token="t"),
     )
     return sink, scorer.score(batches)
 

@@ -13,11 +13,11 @@ import pytest
 from app.cli.doctor.findings import Finding, Status
 from app.cli.doctor.models import Known, check_model
 from app.cli.doctor.tables import check_disk, check_table, disk_finding, existing_parent, open_table
-from inference.batch.sources import Source
 from inference.features import FeatureContract
 from inference.models import VersionRecord
 from inference.schema import DType, Signature, TensorSpec
 from inference.settings import ModelSettings, Settings
+from inference.sources import Source
 from inference.store import Pointer
 
 CONTRACT = {"features": [{"name": "distance", "dtype": "float32"}, {"name": "time", "dtype": "float32"}]}

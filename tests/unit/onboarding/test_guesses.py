@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from inference.batch.sources import open_source
 from inference.errors import SourceError
 from inference.onboarding import (
     check_distinct,
@@ -24,6 +23,7 @@ from inference.onboarding import (
 )
 from inference.onboarding.head import Head
 from inference.settings.model import MODEL_NAME
+from inference.sources import open_source
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
