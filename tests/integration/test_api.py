@@ -72,7 +72,7 @@ class FakeRuns:
     def __init__(self) -> None:
         self.started: list[tuple[Any, ...]] = []
 
-    def request(self, model: str | None, *, trigger: Any, source: str | None = None) -> FakeRun:
+    def request(self, model: str | None, *, trigger: Any, source: str | None = None, **_: Any) -> FakeRun:
         if self.started:
             raise Conflict("run r1 of model 'delay' is in progress")
         self.started.append((model, trigger.value, source))
