@@ -128,7 +128,7 @@ class BatchSettings(Section):
     keep: Duration = 7 * 24 * 3600.0
     parquet_path: str | None = None
     rows_per_chunk: Annotated[int, Field(ge=1, le=10_000_000)] = 250_000
-    micro_batch_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
+    micro_batch_rows: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)] = "auto"
     max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 32
     min_size_ratio: Annotated[float, Field(ge=0, le=1)] = 0.5
 

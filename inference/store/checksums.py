@@ -44,7 +44,7 @@ def _fill(
         if length <= _LONGEST:
             result[rows] = _of_one_length(data, starts[rows], length)
         else:
-            result[rows] = [zlib.crc32(data[start : start + length]) for start in starts[rows].tolist()]
+            result[rows] = [zlib.crc32(data[start : start + length].tobytes()) for start in starts[rows].tolist()]
 
 
 def _of_one_length(data: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], length: int) -> npt.NDArray[np.uint32]:

@@ -14,11 +14,20 @@ from inference.schema import Block
 
 @dataclass(frozen=True)
 class Window:
-    """Scored rows that are written together. `as_of`: epoch seconds."""
+    """Scored rows that are written together. `as_of`: epoch seconds; `features`: what they were scored from.
+
+    `features` is None unless a sink of the run wants them.
+    """
 
     ids: pa.StringArray
     block: Block
     as_of: npt.NDArray[np.float64]
+    features: Block | None = None
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The predictions and, where they are kept, the features."""
+        return (self.block,) if self.features is None else (self.block, self.features)
 
 
 class Sink(Protocol):
