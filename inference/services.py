@@ -8,9 +8,9 @@ import redis
 import redis.asyncio
 
 from inference.keys import Keys, TableKind
-from inference.models import ModelHost, ModelRegistry
+from inference.models import MicroBatches, ModelHost, ModelRegistry
 from inference.settings import Settings
-from inference.store import AsyncTableReader, RedisTable
+from inference.store import AsyncTableReader, Pace, RedisTable
 
 #: a worker may wait for a busy Redis; a request may not
 WORKER_SOCKET_TIMEOUT_S = 10.0
@@ -39,6 +39,11 @@ class Services:
         return ModelRegistry(self.cache, self.keys)
 
     @cached_property
+    def micro_batches(self) -> MicroBatches:
+        """How many rows each loaded model takes in one call."""
+        return MicroBatches(self.registry)
+
+    @cached_property
     def host(self) -> ModelHost:
         """Loaded models; only workers may ask for it."""
         return ModelHost(self.settings, self.registry)
@@ -57,4 +62,6 @@ class Services:
         return AsyncTableReader(client, self.keys.table(kind, model))
 
     def _table(self, kind: TableKind, model: str) -> RedisTable:
-        return RedisTable(self.cache, self.keys.table(kind, model), kind=kind, model=model)
+        of_model = self.settings.models.get(model)
+        pace = Pace(of_model.batch.write_share) if of_model else None
+        return RedisTable(self.cache, self.keys.table(kind, model), kind=kind, model=model, pace=pace)

@@ -95,7 +95,7 @@ class Finalising:
             try:
                 facts = RunView.of(self.ledger.load(run.run_id), now=self.ledger.now()).to_json()
                 sweep_temporary_files(Path(run.parquet_folder))
-                write_success(Path(run.parquet_folder), {**facts, "state": RunState.PUBLISHED.value})
+                write_success(run.parquet_folder, {**facts, "state": RunState.PUBLISHED.value})
             except OSError as problem:
                 log.exception("run.success_file_not_written", run_id=run.run_id)
                 error = {"error": f"published, but the Parquet folder has no _SUCCESS: {problem}"}

@@ -19,7 +19,7 @@ from inference.batch.work import ChunkWork
 from inference.clock import to_datetime
 from inference.errors import Conflict
 from inference.keys import Keys
-from inference.models import Inspect, ModelHost, ModelRegistry, inspect_in_subprocess
+from inference.models import Inspect, MicroBatches, ModelHost, ModelRegistry, inspect_in_subprocess
 from inference.settings import Settings
 from inference.store import GenerationState, Table
 
@@ -65,7 +65,7 @@ class Runs:
         self._preparation = Preparation(settings, self._ledger, registry, predictions, inspect)
         finalising = Finalising(settings, self._ledger, keys, predictions)
         self._reconciler = Reconciler(settings, self._ledger, predictions, self._preparation, finalising, send_chunks)
-        self._work = ChunkWork(settings, self._ledger, host, predictions, poke)
+        self._work = ChunkWork(settings, self._ledger, host, predictions, poke, MicroBatches(registry))
 
     def request(
         self, model: str | None, *, trigger: Trigger, source: str | None = None, slot: str | None = None

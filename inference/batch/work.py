@@ -6,7 +6,6 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -14,21 +13,27 @@ from inference.batch.leases import Lease
 from inference.batch.ledger import Claim, Ledger, Progress
 from inference.batch.plan import Chunk, SourceFile
 from inference.batch.records import RunRecord, RunState
+from inference.batch.rows import Preparer
 from inference.batch.scoring import ChunkResult, ChunkScorer
 from inference.batch.sinks import Sink
 from inference.batch.sinks.parquet import ParquetSink
 from inference.batch.sinks.table import TableSink
 from inference.batch.sources import read_slices
 from inference.errors import ContractError, NotFound, SourceError, StaleAttempt, Unavailable
+from inference.features import FeatureContract
 from inference.logs import get_logger
-from inference.models import LoadedModel, ModelHost
+from inference.models import LoadedModel, MicroBatches, ModelHost
+from inference.schema import DType
 from inference.settings import Settings
 from inference.store import Manifest, Table
 
 log = get_logger(__name__)
 
-#: rows read at once; several micro-batches
+#: what is read at once: enough rows for the largest micro-batch, but of wide rows fewer
 _READ_ROWS = 65_536
+_READ_BYTES = 32 << 20
+#: what a value of text is taken for
+_TEXT_BYTES = 32
 #: the longest rest after a failed attempt
 _MAX_PAUSE_S = 10.0
 
@@ -42,6 +47,7 @@ class ChunkWork:
     host: Callable[[], ModelHost]
     predictions: Callable[[str], Table]
     poke: Callable[[], None]
+    micro_batches: MicroBatches
 
     def score(self, run_id: str, chunk_number: int) -> None:
         """Score one chunk, if it is still to be done. Safe to run twice, also at the same time.
@@ -109,20 +115,33 @@ class ChunkWork:
         files = [SourceFile(path, size, footer, ()) for path, size, footer in mark["files"]]
         keys = [mark["entity_column"], *([mark["event_time_column"]] if mark["event_time_column"] else [])]
         columns = list(dict.fromkeys([*keys, *model.vectoriser.columns]))
-        return read_slices(files, chunk.slices, columns=columns, batch_rows=_READ_ROWS)
+        return read_slices(files, chunk.slices, columns=columns, batch_rows=_rows_at_once(model.vectoriser.contract))
 
     def _scorer(
         self, run: RunRecord, claim: Claim, model: LoadedModel, manifest: Manifest, lease: Lease
     ) -> ChunkScorer:
         sinks: list[Sink] = [TableSink(self.predictions(run.model), manifest)]
         if run.parquet_folder:
-            sinks.append(ParquetSink(Path(run.parquet_folder), manifest.fields, chunk=claim.chunk, token=claim.token))
+            sinks.append(ParquetSink(run.parquet_folder, manifest.fields, chunk=claim.chunk, token=claim.token))
         return ChunkScorer(
             model=model,
+            preparer=Preparer(
+                model.vectoriser,
+                run.fingerprint["entity_column"],
+                run.fingerprint["event_time_column"],
+                run.created_at,
+            ),
             sinks=sinks,
             fence=lease.check,
-            entity_column=run.fingerprint["entity_column"],
-            event_time_column=run.fingerprint["event_time_column"],
-            loaded_at=run.created_at,
-            micro_batch_rows=self.settings.models[run.model].batch.micro_batch_rows,
+            alive=lease.ensure_held,
+            micro_batch=self.micro_batches.of(run.model, model, self.settings.models[run.model].batch.micro_batch_rows),
         )
+
+
+def _rows_at_once(contract: FeatureContract) -> int:
+    """Return how many rows are read at once, so that what is read ahead stays small whatever a row's width."""
+    row_bytes = sum(
+        feature.width * (_TEXT_BYTES if feature.dtype is DType.STRING else feature.dtype.numpy.itemsize)
+        for feature in contract.features
+    )
+    return max(1, min(_READ_ROWS, _READ_BYTES // max(row_bytes, 1)))

@@ -35,7 +35,7 @@ FALLBACK_ROWS = 8192
 class MicroBatch:
     """The rows per call of one model in this process. Safe to use from several threads: numbers only shrink."""
 
-    def __init__(self, rows: int, remember: Callable[[int], None] = lambda rows: None) -> None:
+    def __init__(self, rows: int, remember: Callable[[int], object] | None = None) -> None:
         self.rows = rows
         self._remember = remember
 
@@ -44,7 +44,8 @@ class MicroBatch:
         rows = max(1, failed_rows // 2)
         if rows < self.rows:
             self.rows = rows
-            self._remember(rows)
+            if self._remember:
+                self._remember(rows)
 
 
 class MicroBatches:
@@ -55,7 +56,7 @@ class MicroBatches:
         self._clock = clock
         self._known: dict[tuple[str, int], MicroBatch] = {}
 
-    def of(self, loaded: LoadedModel, asked: int | Literal["auto"]) -> MicroBatch:
+    def of(self, model: str, loaded: LoadedModel, asked: int | Literal["auto"]) -> MicroBatch:
         """Return a version's micro-batch; the first time, "auto" may take `BUDGET_S` seconds.
 
         A number that was asked for stands, but for what runs out of memory in this process.
@@ -63,7 +64,7 @@ class MicroBatches:
         Raises:
             StoreUnavailable: Redis did not answer in time.
         """
-        key = (loaded.model, loaded.record.version)
+        key = (model, loaded.record.version)
         known = self._known.get(key)
         if known is None:
             known = MicroBatch(asked) if asked != "auto" else self._remembered(loaded) or self._search(loaded)
@@ -103,7 +104,6 @@ class MicroBatches:
         self._registry.put_micro_batch(loaded.model, loaded.record.version, loaded.runtime.device, record)
 
 
-
 def fastest_rows(
     call_of: Callable[[int], Callable[[], object]],
     *,
@@ -119,7 +119,8 @@ def fastest_rows(
     Raises:
         PredictionFailed: the model fails, at whatever size.
     """
-    end, rates, worse = clock() + budget_s, {}, 0
+    rates: dict[int, float] = {}
+    end, worse = clock() + budget_s, 0
     rows = min(SMALLEST, most)
     while rows <= most and worse < 2 and (not rates or clock() < end):
         try:

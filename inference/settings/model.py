@@ -129,6 +129,7 @@ class BatchSettings(Section):
     parquet_path: str | None = None
     rows_per_chunk: Annotated[int, Field(ge=1, le=10_000_000)] = 250_000
     micro_batch_rows: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)] = "auto"
+    write_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 32
     min_size_ratio: Annotated[float, Field(ge=0, le=1)] = 0.5
 

@@ -1,4 +1,4 @@
-"""The prediction table as a sink: rows land in a generation that nobody reads until it is published."""
+"""Tables as sinks: rows land in a generation that nobody reads until it is published."""
 
 from __future__ import annotations
 
@@ -10,14 +10,23 @@ from inference.store import Manifest, Table
 
 @dataclass(frozen=True)
 class TableSink:
-    """Writes windows into one generation; its rows are final as they land."""
+    """Writes windows into one generation; its rows are final as they land.
+
+    `of_features`: the generation is one of the feature table, and takes what the rows were scored from.
+    """
 
     table: Table
     manifest: Manifest
+    of_features: bool = False
 
     def write(self, window: Window) -> None:
         """Take rows; the same row twice is the same row."""
-        self.table.write(self.manifest, window.ids, window.block, window.as_of)
+        block = window.block
+        if self.of_features:
+            if window.features is None:
+                raise ValueError("the window was gathered without features")
+            block = window.features
+        self.table.write(self.manifest, window.ids, block, window.as_of)
 
     def commit(self) -> None:
         """Nothing is left to do."""

@@ -7,12 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from inference.batch import scoring
+from inference.batch import windows
+from inference.batch.rows import Preparer
 from inference.batch.scoring import ChunkResult, ChunkScorer
 from inference.batch.sinks import Window
 from inference.errors import ModelError, PredictionFailed, StaleAttempt
 from inference.features import Feature, FeatureContract, Vectoriser
-from inference.models import LoadedModel, VersionRecord
+from inference.models import LoadedModel, MicroBatch, VersionRecord
 from inference.schema import Block, DType, Signature, TensorSpec
 
 SIGNATURE = Signature((TensorSpec("x", DType.FLOAT32),), (TensorSpec("y", DType.FLOAT32),))
@@ -76,18 +77,21 @@ def score(
     model: Doubling | None = None,
     fence: Callable[[], None] = lambda: None,
     event_time_column: str | None = None,
-    micro_batch_rows: int = 4,
+    alive: Callable[[], None] = lambda: None,
+    micro_batch: MicroBatch | None = None,
+    keep_features: bool = False,
     sink: ListSink | None = None,
 ) -> tuple[ListSink, ChunkResult]:
     sink = sink or ListSink()
+    model = model or Doubling()
     scorer = ChunkScorer(
-        cast(LoadedModel, model or Doubling()),
-        [sink],
-        fence,
-        "id",
-        event_time_column,
-        1000.0,
-        micro_batch_rows,
+        model=cast(LoadedModel, model),
+        preparer=Preparer(model.vectoriser, "id", event_time_column, 1000.0),
+        sinks=[sink],
+        fence=fence,
+        alive=alive,
+        micro_batch=micro_batch or MicroBatch(4),
+        keep_features=keep_features,
     )
     return sink, scorer.score(batches)
 
@@ -148,7 +152,7 @@ def test_a_model_that_raises_for_every_row_gives_the_chunk_up_soon() -> None:
     model = Doubling(poison=[1])
 
     with pytest.raises(ModelError, match=r"raises for too many rows, such as: .*ValueError: bad row"):
-        score(batch([1] * 5000), model=model, micro_batch_rows=1000)
+        score(batch([1] * 5000), model=model, micro_batch=MicroBatch(1000))
 
     assert len(model.sizes) < 2000
 
@@ -161,7 +165,7 @@ def test_a_prediction_that_is_not_finite_is_never_written() -> None:
 
 
 def test_the_fence_is_asked_before_every_window_and_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "WINDOW_ROWS", 4)
+    monkeypatch.setattr(windows, "WINDOW_ROWS", 4)
     sink = ListSink()
 
     score(batch([1] * 10), fence=lambda: sink.events.append("fence"), sink=sink)
@@ -170,7 +174,7 @@ def test_the_fence_is_asked_before_every_window_and_before_the_end(monkeypatch: 
 
 
 def test_nothing_is_written_or_committed_once_the_claim_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "WINDOW_ROWS", 4)
+    monkeypatch.setattr(windows, "WINDOW_ROWS", 4)
     sink = ListSink()
 
     def fence() -> None:
@@ -184,7 +188,7 @@ def test_nothing_is_written_or_committed_once_the_claim_is_lost(monkeypatch: pyt
 
 
 def test_wide_predictions_are_written_in_smaller_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "WINDOW_BYTES", 16)
+    monkeypatch.setattr(windows, "WINDOW_BYTES", 16)
 
     sink, _ = score(batch([1, 2, 3, 4, 5, 6, 7, 8]))
 
