@@ -100,6 +100,21 @@ class StoreUnavailable(Unavailable):
     code = "store-unavailable"
 
 
+class StoreFull(StoreUnavailable):
+    """Raised when the cache Redis refused a write because its memory is used up; reads still work."""
+
+    code = "store-full"
+
+
+def store_error(what: str, error: Exception) -> StoreUnavailable:
+    """Return what a Redis client's error means for whoever was busy with `what`."""
+    # inside a script, Redis 6.2 buries the error's code in its text
+    if "OOM command not allowed" in str(error):
+        fix = "raise its maxmemory or store less, then start the run again"
+        return StoreFull(f"{what}: the cache Redis is out of memory: {fix}")
+    return StoreUnavailable(f"{what}: the cache Redis did not answer: {error}")
+
+
 class BrokerUnavailable(Unavailable):
     """Raised when a task could not be handed to the broker."""
 

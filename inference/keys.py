@@ -26,6 +26,7 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:r:R:claims     | hash   | chunk → attempt, token, lease            | with the run          | claim, renew, finish  |
 | P:r:R:done       | hash   | chunk → chunk result (JSON)              | with the run          | finish (once a chunk) |
 | P:r:R:sent       | zset   | chunk number, scored by sending time     | with the run          | reconciler            |
+| P:r:R:histogram  | hash   | output:bin → count of predictions        | with the run          | finish                |
 | P:h:M:MINUTE     | hash   | outcome → count                          | 8 days                | API processes         |
 | P:j:J            | hash   | the job record                           | an hour unchanged     | API, workers          |
 | P:j:J:inputs     | hash   | part number → ids or instances (JSON)    | till its part is done | API                   |
@@ -131,7 +132,7 @@ class Keys:
         return f"{self.prefix}:r:{run_id}"
 
     def run_part(self, run_id: str, part: str) -> str:
-        """`plan`, `claims`, `done` or `sent` of a run."""
+        """`plan`, `claims`, `done`, `sent` or `histogram` of a run."""
         return f"{self.prefix}:r:{run_id}:{part}"
 
     def reconciler(self, model: str) -> str:

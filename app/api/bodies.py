@@ -82,6 +82,22 @@ class RunBody(BaseModel):
     source: str | None = None
 
 
+class PublishBody(BaseModel):
+    """Publish a run that its gates refused: only if `force` is true."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    force: bool = False
+
+
+class RollbackBody(BaseModel):
+    """What to go back from: the generation that is expected to serve; left out, whichever does."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    generation: int | None = None
+
+
 class AnswerBody(BaseModel):
     """One prediction."""
 

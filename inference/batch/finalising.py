@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from inference.batch.drift import drift
 from inference.batch.gates import MAX_EXAMPLES, BadRows, Gate, RunFacts, check_gates, failures, merge_bad_rows
 from inference.batch.ledger import Ledger
 from inference.batch.plan import SourceFile
 from inference.batch.records import RunRecord, RunState, RunView
 from inference.batch.sinks.parquet import sweep_temporary_files, write_success
 from inference.batch.sources import IdCount, count_distinct_ids, open_source
-from inference.errors import BadInput, Conflict, NotFound
+from inference.errors import BadInput, Conflict, NotFound, Unavailable
 from inference.keys import Keys
 from inference.logs import get_logger
 from inference.settings import Settings
+from inference.storage import is_uri
 from inference.store import GenerationState, Manifest, Table
 
 log = get_logger(__name__)
+
+#: reasons for rows left out that the run's record keeps
+_MAX_REASONS = 20
 
 
 @dataclass(frozen=True)
@@ -52,37 +58,55 @@ class Finalising:
                 self._fail(run, f"not published: {verdict}")
                 return
             pointer = table.publish(number, run_key=self.keys.run(run.run_id), run_state=RunState.PUBLISHING.value)
+            if run.forced:
+                table.activate(manifest.model_version, force=True)  # whoever insists on a held version ends its hold
         except (BadInput, Conflict, NotFound) as error:
             self._fail(run, f"not published: {error.message}")
+            return
+        except Unavailable:
+            raise
+        except Exception as error:  # a file system or a driver may raise anything; the model must not stay blocked
+            log.exception("run.not_finalised", run_id=run.run_id)
+            self._fail(run, f"not published: {type(error).__name__}: {error}".splitlines()[0][:500])
             return
         log.info("run.published", run_id=run.run_id, generation=pointer.current, previous=pointer.previous)
         self._close(run)
 
     def _check(self, run: RunRecord, table: Table, manifest: Manifest) -> Sequence[Gate]:
-        gates = check_gates(self._facts(run, table, manifest))
-        self.ledger.note(run, gates=json.dumps([gate.to_json() for gate in gates]))
+        facts = self._facts(run, table, manifest)
+        gates = check_gates(facts)
+        reasons = [bad.to_json() for bad in facts.bad_rows[:_MAX_REASONS]]
+        self.ledger.note(run, gates=json.dumps([gate.to_json() for gate in gates]), bad_rows=json.dumps(reasons))
         return gates
 
     def _facts(self, run: RunRecord, table: Table, manifest: Manifest) -> RunFacts:
         results = self.ledger.results(run.run_id).values()
-        bad = merge_bad_rows([BadRows.from_json(entry) for result in results for entry in result["bad_rows"]])
         pointer = table.pointer()
         current = table.manifest(pointer.current) if pointer.current is not None else None
+        limits = self.settings.models[run.model].batch
         facts = RunFacts(
             rows=run.rows_total or 0,
             stored=table.count(manifest),
             quarantined=sum(result["quarantined"] for result in results),
             non_finite=sum(result["non_finite"] for result in results),
-            bad_rows=bad,
+            bad_rows=bad_rows_of(results),
             current=table.count(current) if current else None,
-            min_size_ratio=self.settings.models[run.model].batch.min_size_ratio,
+            min_size_ratio=limits.min_size_ratio,
+            max_quarantined_fraction=limits.max_quarantined_fraction,
+            drift=self._drift(run, current),
+            max_drift=limits.max_drift,
             model_version=manifest.model_version,
             held=manifest.model_version in pointer.held_versions,
         )
         if not facts.needs_recount:
             return facts
         counted = self._recount(run)
-        return RunFacts(**{**vars(facts), "distinct": counted.distinct, "duplicates": counted.duplicates})
+        return replace(facts, distinct=counted.distinct, duplicates=counted.duplicates)
+
+    def _drift(self, run: RunRecord, current: Manifest | None) -> dict[str, float]:
+        if current is None or current.run_id is None:
+            return {}
+        return drift(self.ledger.histogram(current.run_id), self.ledger.histogram(run.run_id))
 
     def _recount(self, run: RunRecord) -> IdCount:
         files: tuple[SourceFile, ...] = open_source(run.source).files
@@ -91,10 +115,10 @@ class Finalising:
     def _close(self, run: RunRecord) -> None:
         """Say that the run is published. What serves is decided already, so a full disk cannot undo it."""
         error = {}
+        sweep(run)
         if run.parquet_folder:
             try:
                 facts = RunView.of(self.ledger.load(run.run_id), now=self.ledger.now()).to_json()
-                sweep_temporary_files(Path(run.parquet_folder))
                 write_success(run.parquet_folder, {**facts, "state": RunState.PUBLISHED.value})
             except OSError as problem:
                 log.exception("run.success_file_not_written", run_id=run.run_id)
@@ -104,3 +128,15 @@ class Finalising:
     def _fail(self, run: RunRecord, error: str) -> None:
         log.warning("run.failed", run_id=run.run_id, error=error)
         self.ledger.move(run, RunState.FAILED, expected=[RunState.PUBLISHING], error=error)
+
+
+def bad_rows_of(results: Iterable[Mapping[str, Any]]) -> tuple[BadRows, ...]:
+    """Return why rows were left out, from the results of chunks."""
+    return merge_bad_rows([BadRows.from_json(entry) for result in results for entry in result["bad_rows"]])
+
+
+def sweep(run: RunRecord) -> None:
+    """Remove the temporary files that killed workers left in a run's folders on this machine."""
+    for folder in (run.parquet_folder, run.quarantine_folder):
+        if folder and not is_uri(folder):
+            sweep_temporary_files(Path(folder))

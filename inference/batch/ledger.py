@@ -14,12 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import redis
-from redis.lock import Lock
 
+from inference.batch.drift import Histogram
+from inference.batch.leases import ModelLock
 from inference.batch.plan import Chunk
 from inference.batch.records import RunRecord, RunState
-from inference.errors import Conflict, NotFound, StoreUnavailable
+from inference.errors import Conflict, NotFound, StoreFull, store_error
 from inference.keys import Keys
+from inference.logs import get_logger
+
+log = get_logger(__name__)
 
 #: a worker that is silent for this long has lost its chunk
 LEASE_S = 10.0
@@ -37,11 +41,11 @@ _PLAN_PIECE = 5_000
 
 @contextmanager
 def redis_outage_is_an_error() -> Iterator[None]:
-    """Turn what redis-py raises into StoreUnavailable, so that an outage is never taken for an answer."""
+    """Turn what redis-py raises into StoreUnavailable or StoreFull, so that an outage is never taken for an answer."""
     try:
         yield
     except redis.RedisError as error:
-        raise StoreUnavailable(f"the cache Redis did not answer: {error}") from error
+        raise store_error("runs", error) from error
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,17 @@ class Progress:
     next_chunk: int
 
 
+@dataclass(frozen=True)
+class ChunkStates:
+    """Chunks by what becomes of them; those in none of the sets were not sent yet."""
+
+    done: frozenset[int]
+    #: a worker holds them
+    scoring: frozenset[int] = frozenset()
+    #: sent, or sent again, and not taken up
+    waiting: frozenset[int] = frozenset()
+
+
 class Ledger:
     """Runs and their chunks in Redis. Methods raise StoreUnavailable when Redis does not answer."""
 
@@ -86,9 +101,9 @@ class Ledger:
             seconds, micros = self._client.time()
         return float(seconds + micros / 1e6)
 
-    def lock(self, model: str) -> Lock:
+    def lock(self, model: str) -> ModelLock:
         """Return the lock, not yet taken, that keeps two processes from moving a model's runs on at once."""
-        return Lock(self._client, self._keys.reconciler(model), timeout=LEASE_S, thread_local=False)
+        return ModelLock(self._client, self._keys.reconciler(model), timeout=LEASE_S, thread_local=False)
 
     def request(self, run_id: str, model: str, fields: Mapping[str, str], *, slot: str | None = None) -> None:
         """Open a run in state queued, as its model's only one.
@@ -130,8 +145,14 @@ class Ledger:
             run_id = self._client.get(self._keys.active_run(model))
         return str(run_id.decode()) if run_id else None
 
+    def record_loss(self, run: RunRecord, error: str) -> None:
+        """Write down that a run failed whose record Redis has lost, and free its model."""
+        known: dict[str, str | int] = {**run.to_hash(), "state": RunState.FAILED.value, "error": error, "spent": "1"}
+        keys = [self._keys.run(run.run_id), self._keys.active_run(run.model), self._keys.runs(run.model)]
+        self._run("lost", keys, [run.run_id, KEEP_RECORD_S, run.created_at, *_pairs(known)])
+
     def forget_active(self, model: str, run_id: str) -> None:
-        """Free a model whose run in progress has lost its record."""
+        """Free a model whose run in progress has lost its record, of which nobody knows more."""
         with redis_outage_is_an_error():
             if self._client.get(self._keys.active_run(model)) == run_id.encode():
                 self._client.delete(self._keys.active_run(model))
@@ -158,6 +179,14 @@ class Ledger:
                 f"run {run.run_id} is {state.decode() or 'gone'}, not {' or '.join(expected)}", field="run_id"
             )
 
+    def fail_for_memory(self, run_id: str, error: StoreFull) -> None:
+        """Fail a run for which Redis has no memory; what it stored is given up, so that others may store again."""
+        run = self.load(run_id)
+        going = [RunState.QUEUED, RunState.RUNNING, RunState.PUBLISHING]
+        if run.state in going:
+            log.warning("run.failed", run_id=run_id, error=error.message)
+            self.move(run, RunState.FAILED, expected=going, error=error.message, spent="1")
+
     def reopen(self, run: RunRecord, to: RunState, *, expected: Sequence[RunState], **fields: str | int) -> None:
         """Take a run that is over up again; its finished chunks stay finished.
 
@@ -176,9 +205,7 @@ class Ledger:
 
     def note(self, run: RunRecord, **fields: str | int) -> None:
         """Set fields of the run's record, whatever its state, if it still exists."""
-        with redis_outage_is_an_error():
-            if self._client.exists(self._keys.run(run.run_id)):
-                self._client.hset(self._keys.run(run.run_id), mapping=fields)
+        self._run("note", [self._keys.run(run.run_id)], _pairs(fields))
 
     def write_plan(self, run_id: str, chunks: Sequence[Chunk]) -> None:
         """Store the chunks' descriptors, replacing what stood there."""
@@ -187,7 +214,12 @@ class Ledger:
             self._client.delete(key)
             for start in range(0, len(chunks), _PLAN_PIECE):
                 piece = chunks[start : start + _PLAN_PIECE]
-                self._client.hset(key, mapping={str(chunk.number): json.dumps(chunk.to_json()) for chunk in piece})
+                descriptors = {str(chunk.number): json.dumps(chunk.to_json()) for chunk in piece}
+                with self._client.pipeline(transaction=True) as pipe:
+                    pipe.hset(key, mapping=descriptors)
+                    # the run may be cancelled meanwhile, and then nobody else sets an end to it
+                    pipe.expire(key, KEEP_RECORD_S)
+                    pipe.execute()
 
     def chunk(self, run_id: str, number: int) -> Chunk | None:
         """Return a planned chunk, or None."""
@@ -215,10 +247,27 @@ class Ledger:
         """End a failed attempt: the chunk goes out again after the pause; `error` is kept in the run."""
         self._renew(claim, -max(int(pause_s * 1000), 1), error)
 
-    def finish(self, claim: Claim, result: Mapping[str, Any], *, rows: int, quarantined: int) -> Progress | None:
-        """Record a chunk's result, once; None when the claim is lost or the chunk was finished by another."""
-        keys = [self._keys.run(claim.run_id), *self._parts(claim.run_id, "claims", "done", "sent")]
-        answer = self._run("finish", keys, [claim.chunk, claim.token, json.dumps(result), rows, quarantined])
+    def finish(
+        self,
+        claim: Claim,
+        result: Mapping[str, Any],
+        *,
+        rows: int,
+        quarantined: int,
+        histogram: Mapping[str, Histogram] | None = None,
+    ) -> Progress | None:
+        """Record a chunk's result, once; None when the claim is lost or the chunk was finished by another.
+
+        `histogram`: output → counts of its predictions, added to the run's.
+        """
+        keys = [self._keys.run(claim.run_id), *self._parts(claim.run_id, "claims", "done", "sent", "histogram")]
+        counts = [
+            part
+            for output, bins in (histogram or {}).items()
+            for at, count in bins.items()
+            for part in (f"{output}:{at}", count)
+        ]
+        answer = self._run("finish", keys, [claim.chunk, claim.token, json.dumps(result), rows, quarantined, *counts])
         return Progress(*answer[1:]) if answer[0] else None
 
     def results(self, run_id: str) -> dict[int, dict[str, Any]]:
@@ -226,6 +275,31 @@ class Ledger:
         with redis_outage_is_an_error():
             done = self._client.hgetall(self._keys.run_part(run_id, "done"))
         return {int(number): json.loads(text) for number, text in done.items()}
+
+    def histogram(self, run_id: str) -> dict[str, dict[int, int]]:
+        """Return output → counts of the finished chunks' predictions; empty when they are not known any more."""
+        with redis_outage_is_an_error():
+            counts = self._client.hgetall(self._keys.run_part(run_id, "histogram"))
+        found: dict[str, dict[int, int]] = {}
+        for name, count in counts.items():
+            output, _, at = name.decode().rpartition(":")
+            found.setdefault(output, {})[int(at)] = int(count)
+        return found
+
+    def chunk_states(self, run_id: str) -> ChunkStates:
+        """Return which chunks are done, which are held by a worker, and which wait for one."""
+        with redis_outage_is_an_error(), self._client.pipeline(transaction=True) as pipe:
+            pipe.time()
+            pipe.hkeys(self._keys.run_part(run_id, "done"))
+            pipe.hgetall(self._keys.run_part(run_id, "claims"))
+            pipe.zrange(self._keys.run_part(run_id, "sent"), 0, -1)
+            (seconds, _), done, claims, sent = pipe.execute()
+        held = {int(chunk) for chunk, claim in claims.items() if int(claim.split()[2]) > seconds * 1000}
+        return ChunkStates(
+            done=frozenset(map(int, done)),
+            scoring=frozenset(held),
+            waiting=frozenset(set(map(int, sent)) - held),
+        )
 
     def _renew(self, claim: Claim, lease_ms: int, error: str) -> bool:
         keys = [self._keys.run(claim.run_id), *self._parts(claim.run_id, "claims")]
@@ -235,7 +309,7 @@ class Ledger:
         return [
             self._keys.run(run.run_id),
             self._keys.active_run(run.model),
-            *self._parts(run.run_id, "plan", "claims", "done", "sent"),
+            *self._parts(run.run_id, "plan", "claims", "done", "sent", "histogram"),
         ]
 
     def _parts(self, run_id: str, *parts: str) -> list[str]:

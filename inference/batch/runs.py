@@ -9,31 +9,43 @@ from typing import Any
 
 import redis
 
-from inference.batch.finalising import Finalising
+from inference.batch.details import RunDetails
+from inference.batch.finalising import Finalising, bad_rows_of
 from inference.batch.ledger import Ledger
 from inference.batch.preparation import Preparation
 from inference.batch.reconciler import Reconciler
 from inference.batch.records import RunRecord, RunState, RunView, Trigger
+from inference.batch.sinks.parquet import parquet_folder
 from inference.batch.sources import locate_source
 from inference.batch.work import ChunkWork
 from inference.clock import to_datetime
 from inference.errors import Conflict
 from inference.keys import Keys
+from inference.logs import get_logger
 from inference.models import Inspect, MicroBatches, ModelHost, ModelRegistry, inspect_in_subprocess
 from inference.settings import Settings
-from inference.store import GenerationState, Table
+from inference.storage import is_uri
+from inference.store import GenerationState, Pointer, Table
+
+log = get_logger(__name__)
 
 #: how long a command waits for the reconciler to let go of a model
 _WAIT_S = 5.0
 
 
 @dataclass(frozen=True)
-class Rollback:
-    """What serves after a rollback."""
+class Serving:
+    """What serves after a rollback or a release. `held_versions`: not activated again until someone insists."""
 
     model: str
     generation: int | None
     model_version: int | None
+    held_versions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, model: str, pointer: Pointer) -> Serving:
+        """Return what a pointer says."""
+        return cls(model, pointer.current, pointer.active_version, tuple(sorted(pointer.held_versions)))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -82,9 +94,11 @@ class Runs:
         """
         name, own = self._settings.model(model)
         path = locate_source(self._settings, name, own, source, confined=trigger is Trigger.API)
-        stamp = to_datetime(self._ledger.now()).strftime("%Y%m%dT%H%M%S")
-        run_id = f"{name}-{stamp}-{secrets.token_hex(3)}"
-        self._ledger.request(run_id, name, {"trigger": trigger.value, "source": path}, slot=slot)
+        now = self._ledger.now()
+        run_id = f"{name}-{to_datetime(now).strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
+        quarantine = run_folder(self._settings, own.batch.quarantine_path, model=name, run_id=run_id, created_at=now)
+        fields = {"trigger": trigger.value, "source": path, "quarantine_folder": quarantine}
+        self._ledger.request(run_id, name, fields, slot=slot)
         return self.show(run_id)
 
     def prepare(self, run_id: str) -> None:
@@ -99,9 +113,9 @@ class Runs:
         """Score one chunk and stage its predictions. Safe to run twice."""
         self._work.score(run_id, chunk_number)
 
-    def reconcile(self) -> None:
-        """Move every run on by what is due. Safe to run twice, also at the same time."""
-        self._reconciler.reconcile()
+    def reconcile(self, model: str | None = None) -> None:
+        """Move every run on by what is due, or one model's. Safe to run twice, also at the same time."""
+        self._reconciler.reconcile(model)
 
     def show(self, run_id: str) -> RunView:
         """Return one run.
@@ -110,6 +124,20 @@ class Runs:
             NotFound: there is no such run.
         """
         return RunView.of(self._ledger.load(run_id), now=self._ledger.now())
+
+    def details(self, run_id: str) -> RunDetails:
+        """Return all that is known of one run: its chunks, its phases, what it left out.
+
+        Raises:
+            NotFound: there is no such run.
+        """
+        record = self._ledger.load(run_id)
+        now = self._ledger.now()
+        bad = record.bad_rows
+        if record.rows_quarantined and not bad:  # its gates were not checked yet
+            bad = bad_rows_of(self._ledger.results(run_id).values())
+        view = RunView.of(record, now=now)
+        return RunDetails(view, record, self._ledger.chunk_states(run_id), bad, now)
 
     def list(self, model: str | None = None, limit: int = 50) -> Sequence[RunView]:
         """Return the newest runs, the newest first; None as the model means all models.
@@ -153,8 +181,11 @@ class Runs:
         self._reopen(run, state, expected=over)
         return self.show(run_id)
 
-    def publish(self, run_id: str, *, force: bool = False) -> RunView:
-        """Publish a run that its gates refused. `force` must be given, and is recorded.
+    def publish(self, run_id: str, *, force: bool = False, by: str = "unknown") -> RunView:
+        """Have a run published that its gates refused; the reconciler does it within seconds.
+
+        `force` must be given; that it was, `by` whom and when, stays in the run. A model version that a rollback holds
+        back is held no longer then.
 
         Raises:
             NotFound: there is no such run.
@@ -164,26 +195,46 @@ class Runs:
         run = self._ledger.load(run_id)
         if not force:
             raise Conflict(f"run {run_id} is {run.state}: runs publish themselves; --force overrides their gates")
-        if run.state is not RunState.FAILED or not run.gates:
+        if run.state is not RunState.FAILED or not run.gates or run.chunks_done != run.chunks_total:
             raise Conflict(f"run {run_id} is {run.state} and was not refused by its gates", field="run_id")
-        self._reopen(run, RunState.PUBLISHING, expected=[RunState.FAILED], forced="1")
-        self._reconciler.prepare(run_id)
+        now = f"{self._ledger.now():.6f}"
+        self._reopen(run, RunState.PUBLISHING, expected=[RunState.FAILED], forced_by=by, forced_at=now)
+        log.warning("run.forced", run_id=run_id, by=by)
         return self.show(run_id)
 
-    def rollback(self, model: str | None = None) -> Rollback:
+    def rollback(self, model: str | None = None, *, generation: int | None = None) -> Serving:
         """Serve the previous generation again; the model version left behind is held until someone insists.
+
+        `generation`: the one to go back from; None means whichever serves now.
 
         Raises:
             UnknownModel: the model is not configured.
-            Conflict: there is nothing to go back to, or a publication came in between.
+            Conflict: there is nothing to go back to, or another generation serves (by now).
         """
         name, _ = self._settings.model(model)
         table = self._predictions(name)
         current = table.pointer().current
         if current is None:
             raise Conflict(f"model {name!r} has no published generation", field="model")
-        pointer = table.rollback(current)
-        return Rollback(name, pointer.current, pointer.active_version)
+        return Serving.of(name, table.rollback(current if generation is None else generation))
+
+    def release(self, model: str | None = None, *, version: int | None = None) -> Serving:
+        """End the hold of a rollback: the version answers again, and the next run scores with it.
+
+        `version`: None means the newest that is held.
+
+        Raises:
+            UnknownModel: the model is not configured.
+            Conflict: no such version is held.
+        """
+        name, _ = self._settings.model(model)
+        table = self._predictions(name)
+        held = table.pointer().held_versions
+        if not held or (version is not None and version not in held):
+            told = ", ".join(map(str, sorted(held))) or "none"
+            raise Conflict(f"model {name!r} holds no such version back; held: {told}", field="version")
+        table.activate(max(held) if version is None else version, force=True)
+        return Serving.of(name, table.pointer())
 
     def _reopen(self, run: RunRecord, to: RunState, *, expected: Sequence[RunState], **fields: str) -> None:
         with self._reconciler.holding(run.model, wait_s=_WAIT_S) as held:  # against the collector
@@ -196,3 +247,9 @@ class Runs:
                         f"the predictions of run {run.run_id} were collected: start a new run", field="run_id"
                     )
             self._ledger.reopen(run, to, expected=expected, **fields)
+
+
+def run_folder(settings: Settings, pattern: str, *, model: str, run_id: str, created_at: float) -> str:
+    """Return a run's own folder: an absolute path, or a URI as it is."""
+    folder = parquet_folder(pattern, model=model, run_id=run_id, created_at=created_at)
+    return folder if is_uri(folder) else str(settings.path(folder))

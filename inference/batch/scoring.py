@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from inference.batch.drift import HistogramCounter
 from inference.batch.gates import MAX_EXAMPLES, BadRows, merge_bad_rows
 from inference.batch.pipeline import ReadAhead, WriteBehind
+from inference.batch.quarantine import Quarantine
 from inference.batch.rows import PreparedRows, Preparer, TableRows
 from inference.batch.sinks import Sink, Window
 from inference.batch.windows import WindowBuilder
@@ -40,11 +43,13 @@ class ChunkResult:
     #: of the quarantined, those for which the model raised
     raised: int = 0
     bad_rows: list[BadRows] = field(default_factory=list)
+    #: of the predictions that were stored
+    histogram: HistogramCounter = field(default_factory=HistogramCounter)
 
-    def note(self, bad: BadRows, *, non_finite: bool = False) -> None:
+    def note(self, bad: BadRows) -> None:
         """Count rows that were left out after the model had seen them."""
         self.bad_rows.append(bad)
-        if non_finite:
+        if bad.non_finite:
             self.non_finite += bad.rows
         else:
             self.quarantined += bad.rows
@@ -68,7 +73,7 @@ class ChunkResult:
 
 @dataclass
 class ChunkScorer:
-    """Scores a chunk's batches into sinks.
+    """Scores a chunk's batches into sinks; the rows that are left out go to the quarantine.
 
     `fence` is called before each window is written, and `alive`, which must be cheap, before each model call; both
     raise when this worker has lost the chunk. `keep_features`: whether a sink wants what the rows were scored from.
@@ -77,6 +82,7 @@ class ChunkScorer:
     model: LoadedModel
     preparer: Preparer
     sinks: Sequence[Sink]
+    quarantine: Quarantine
     fence: Callable[[], None]
     alive: Callable[[], None]
     micro_batch: MicroBatch
@@ -93,12 +99,13 @@ class ChunkScorer:
                 stages.callback(sink.abandon)
             with (
                 ReadAhead(map(self.preparer.prepare, batches), ahead=READ_AHEAD) as prepared,
-                WriteBehind(self._write, behind=WRITE_BEHIND) as writer,
+                WriteBehind(partial(self._write, result.histogram), behind=WRITE_BEHIND) as writer,
             ):
                 self._score_all(prepared, writer, result)
             self.fence()
             for sink in self.sinks:
                 sink.commit()
+            self.quarantine.commit()
         return result
 
     def _score_all(self, prepared: Iterator[PreparedRows], writer: WriteBehind[Window], result: ChunkResult) -> None:
@@ -111,16 +118,18 @@ class ChunkScorer:
         if pending.rows:
             writer.put(pending.take())
 
-    def _write(self, window: Window) -> None:
+    def _write(self, histogram: HistogramCounter, window: Window) -> None:
         self.fence()
         for sink in self.sinks:
             sink.write(window)
+        histogram.add(window.block)
 
     def _score_batch(self, prepared: PreparedRows, result: ChunkResult) -> Iterator[Window]:
         result.rows += len(prepared.rows.ids)
         for one in prepared.refused:
-            names = _names(prepared.rows.ids, one.positions)
-            result.refuse(BadRows(one.feature, one.reason, len(one.positions), names))
+            source, ids = prepared.rows.source, prepared.rows.ids
+            result.refuse(BadRows(one.feature, one.reason, len(one.positions), _names(ids, one.positions)))
+            self.quarantine.add(source, ids, one.positions, reason=one.reason, feature=one.feature)
         start, rows = 0, len(prepared.usable.ids)
         while start < rows:
             self.alive()
@@ -136,7 +145,9 @@ class ChunkScorer:
         kept = features if self.keep_features else None
         if not scored.failed.any():
             return Window(rows.ids, scored.outputs, rows.as_of, kept)
-        _note_failed(result, rows.ids, scored)
+        for bad, failed in _failed_by_reason(rows.ids, scored):
+            result.note(bad)
+            self.quarantine.add(rows.source, rows.ids, failed, reason=bad.reason)
         if result.raised > MAX_FAILING_ROWS:
             raise ModelError(f"the model raises for too many rows, such as: {result.bad_rows[-1]}")
         good = ~scored.failed
@@ -144,14 +155,14 @@ class ChunkScorer:
         return Window(rows.ids, take(scored.outputs, good), rows.as_of, take(kept, good) if kept else None)
 
 
-def _note_failed(result: ChunkResult, ids: pa.Array, scored: ScoredRows) -> None:
+def _failed_by_reason(ids: pa.Array, scored: ScoredRows) -> Iterator[tuple[BadRows, npt.NDArray[np.intp]]]:
     by_reason: dict[str, list[int]] = {}
     for row, reason in scored.reasons.items():
         by_reason.setdefault(reason, []).append(row)
     for reason, rows in by_reason.items():
-        bad = BadRows(None, reason, len(rows), _names(ids, np.array(rows)))
         # a row for which the model raised holds zeros, which are finite
-        result.note(bad, non_finite=not all(np.isfinite(v[rows]).all() for v in _floats(scored.outputs)))
+        non_finite = not all(np.isfinite(values[rows]).all() for values in _floats(scored.outputs))
+        yield BadRows(None, reason, len(rows), _names(ids, np.array(rows)), non_finite), np.array(rows)
 
 
 def _floats(block: Block) -> Iterator[npt.NDArray[Any]]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 from inference.batch.leases import Lease
 from inference.batch.ledger import Claim, Ledger, Progress
 from inference.batch.plan import Chunk, SourceFile
+from inference.batch.quarantine import Quarantine
 from inference.batch.records import RunRecord, RunState
 from inference.batch.rows import Preparer
 from inference.batch.scoring import ChunkResult, ChunkScorer
@@ -19,7 +20,7 @@ from inference.batch.sinks import Sink
 from inference.batch.sinks.parquet import ParquetSink
 from inference.batch.sinks.table import TableSink
 from inference.batch.sources import read_slices
-from inference.errors import ContractError, NotFound, SourceError, StaleAttempt, Unavailable
+from inference.errors import ContractError, NotFound, SourceError, StaleAttempt, StoreFull, Unavailable
 from inference.features import FeatureContract
 from inference.logs import get_logger
 from inference.models import LoadedModel, MicroBatches, ModelHost
@@ -64,6 +65,8 @@ class ChunkWork:
             self._attempt(claim)
         except (StaleAttempt, NotFound) as error:
             events.info("chunk.dropped", reason=error.message)
+        except StoreFull as error:  # whatever is tried again only keeps others from their memory
+            self.ledger.fail_for_memory(run_id, error)
         except Unavailable as error:
             events.warning("chunk.interrupted", error=error.message)
 
@@ -71,7 +74,7 @@ class ChunkWork:
         run = self.ledger.load(claim.run_id)
         try:
             self._score(run, claim)
-        except (StaleAttempt, NotFound):
+        except (StaleAttempt, NotFound, StoreFull):
             raise
         except (SourceError, ContractError) as error:  # no other worker would fare better
             log.warning("chunk.refused", run_id=run.run_id, chunk=claim.chunk, error=error.message)
@@ -97,7 +100,8 @@ class ChunkWork:
     def _finish(self, claim: Claim, result: ChunkResult, took_s: float) -> None:
         left_out = result.quarantined + result.non_finite
         facts = {**result.to_json(), "attempt": claim.attempt, "took_s": took_s}
-        progress = self.ledger.finish(claim, facts, rows=result.rows, quarantined=left_out)
+        histogram = result.histogram.to_json()
+        progress = self.ledger.finish(claim, facts, rows=result.rows, quarantined=left_out, histogram=histogram)
         if progress is None:
             raise StaleAttempt(f"chunk {claim.chunk} of run {claim.run_id} was finished by another worker")
         log.info("chunk.scored", run_id=claim.run_id, chunk=claim.chunk, rows=result.rows, took_s=took_s)
@@ -132,6 +136,7 @@ class ChunkWork:
                 run.created_at,
             ),
             sinks=sinks,
+            quarantine=Quarantine(run.quarantine_folder, chunk=claim.chunk, token=claim.token),
             fence=lease.check,
             alive=lease.ensure_held,
             micro_batch=self.micro_batches.of(run.model, model, self.settings.models[run.model].batch.micro_batch_rows),

@@ -119,7 +119,10 @@ class BatchSettings(Section):
     """A model's runs. Durations in seconds once loaded.
 
     `ttl`: age limit on reading; `keep`: when Redis forgets. `min_size_ratio`: a run with fewer rows than
-    this share of the current generation is not published. `parquet_path` may hold `{date}`, `{model}` and `{run_id}`.
+    this share of the current generation is not published, nor is one that left out more than
+    `max_quarantined_fraction` of its rows, or whose predictions moved by more than `max_drift` (population stability
+    index). `parquet_path` and `quarantine_path` may hold `{date}`, `{model}` and `{run_id}`. `resumable`: how long
+    what a failed or cancelled run has scored is kept, unless a newer run starts.
     """
 
     schedule: Schedule | None = None
@@ -132,6 +135,10 @@ class BatchSettings(Section):
     write_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 32
     min_size_ratio: Annotated[float, Field(ge=0, le=1)] = 0.5
+    max_quarantined_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    max_drift: Annotated[float, Field(gt=0)] = 1.0
+    quarantine_path: str = ".forecache/quarantine"
+    resumable: Duration = 24 * 3600.0
 
     @field_validator("timezone")
     @classmethod

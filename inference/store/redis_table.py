@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import redis
 
-from inference.errors import Conflict, NotFound, StoreUnavailable
+from inference.errors import Conflict, NotFound, store_error
 from inference.keys import TableKeys, TableKind
 from inference.schema import Block, TensorSpec
 from inference.store.bulk import Pace, send_in_bulk, sum_of
@@ -306,7 +306,7 @@ class RedisTable:
         try:
             yield
         except redis.RedisError as error:
-            raise StoreUnavailable(f"the {self._name}: Redis did not answer: {error}") from error
+            raise store_error(f"the {self._name}", error) from error
 
 
 def _to_seconds(time_reply: Sequence[Any]) -> float:

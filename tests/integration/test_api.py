@@ -85,7 +85,7 @@ class FakeRuns:
             raise NotFound(f"no run {run_id!r}")
         return FakeRun()
 
-    cancel = resume = rollback = show
+    cancel = resume = details = show
 
 
 @dataclass

@@ -17,7 +17,8 @@ from app.local import embedded_redis
 from inference.errors import SettingsError
 from inference.settings import RedisSettings, Settings, find_embedded_redis, load_settings
 from tests.support.redis_server import find_redis_binary
-from tests.support.supervised import Supervised, wait_until
+from tests.support.supervised import Supervised
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 Supervise = Callable[..., Supervised]
@@ -137,7 +138,7 @@ def test_a_server_that_outlived_its_supervisor_is_taken_over_with_its_data(super
     )
     try:
         server = embedded_redis.EmbeddedRedis(up.state_dir, Path(), *embedded_redis._remembered(_identity(up)))
-        wait_until(server.is_ready)
+        wait_for(server.is_ready, "the server", 15)
         with server._client() as client:
             client.set("kept", "yes")
         again = supervise()

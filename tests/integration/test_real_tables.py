@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.support.stack import ROOT, Stack, child_environment, wait_for
+from tests.support.stack import ROOT, Stack, child_environment
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
@@ -120,4 +122,4 @@ def test_the_parquet_of_features_need_not_be_read_twice(deployment: Deployment) 
     shown = stack.cli("features", "get", kind, source["entity_id"], "--json")
     assert shown.returncode == 0, shown.stderr
     name = {"flights": "distance", "diamonds": "cut"}[kind]
-    assert str(source[name]) in shown.stdout
+    assert json.loads(shown.stdout)["features"][name] == source[name]

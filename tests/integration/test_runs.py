@@ -67,10 +67,14 @@ class World:
         )
         self.settings._root = root
         self.model = Doubling()
-        self.table = RedisTable(client, KEYS.table(TableKind.PREDICTIONS, "m"), kind=TableKind.PREDICTIONS, model="m")
+        self.table = self.table_of("m")
         self.queue: list[tuple[str, int]] = []
         self.inspected = 0
         self.runs = self.make_runs()
+
+    def table_of(self, model: str) -> RedisTable:
+        keys = KEYS.table(TableKind.PREDICTIONS, model)
+        return RedisTable(self.client, keys, kind=TableKind.PREDICTIONS, model=model)
 
     def make_runs(self) -> Runs:
         return Runs(
@@ -79,7 +83,7 @@ class World:
             KEYS,
             ModelRegistry(self.client, KEYS),
             lambda: cast("ModelHost", self.model),
-            lambda _: self.table,
+            lambda model: self.table if model == "m" else self.table_of(model),
             self.send,
             lambda: None,
             inspect=self.inspect,
@@ -244,9 +248,12 @@ def test_a_forced_publication_serves_and_is_recorded(world: World) -> None:
 
     with pytest.raises(Conflict, match="--force"):
         world.runs.publish(run.run_id)
-    forced = world.runs.publish(run.run_id, force=True)
+    world.runs.publish(run.run_id, force=True, by="ada@host")
 
-    assert (forced.state, forced.forced, forced.error) == (RunState.PUBLISHED, True, None)
+    forced = world.finish(run)
+    assert (forced.state, forced.forced, forced.forced_by, forced.error) == (RunState.PUBLISHED, True, "ada@host", None)
+    assert forced.forced_at is not None
+    assert world.runs.list()[0].forced_by == "ada@host"
     assert world.answers("a", "b") == [2.0, None]
 
 

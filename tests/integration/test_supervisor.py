@@ -17,7 +17,8 @@ import pytest
 from app.local.files import only_one, private_folder
 from app.local.ports import require_free
 from inference.errors import Conflict
-from tests.support.supervised import Supervised, wait_until
+from tests.support.supervised import Supervised
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 Supervise = Callable[..., Supervised]
@@ -96,7 +97,7 @@ def test_children_do_not_outlive_a_killed_supervisor(supervise: Supervise) -> No
     children = up.descendants()
     assert len(children) == 2
     up.stop(signal.SIGKILL)
-    wait_until(lambda: not any(child.is_running() for child in children))
+    wait_for(lambda: not any(child.is_running() for child in children), "the end of every child", 15)
 
 
 def test_a_second_up_in_the_folder_is_refused_with_the_pid(supervise: Supervise) -> None:

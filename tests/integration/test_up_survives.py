@@ -20,7 +20,8 @@ import pytest
 
 from tests.support.models import export_sum_model
 from tests.support.ports import free_port
-from tests.support.stack import child_environment, end_tree, run_cli, wait_for
+from tests.support.stack import child_environment, end_tree, run_cli
+from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
 

@@ -7,10 +7,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import psutil
@@ -19,9 +17,9 @@ from inference.services import Services
 from inference.settings import Settings, load_settings
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_for
 
 ROOT = Path(__file__).resolve().parents[2]
-T = TypeVar("T")
 
 WORKERS = ("gpu", "realtime", "maintenance")
 
@@ -30,17 +28,6 @@ def child_environment() -> dict[str, str]:
     """The environment of every process that a test starts: this checkout's code, quiet TensorFlow."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("FORECACHE_")}
     return kept | {"PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONUNBUFFERED": "1", "NO_COLOR": "1"}
-
-
-def wait_for(probe: Callable[[], T | None], what: str, timeout_s: float = 60) -> T:
-    """Return the probe's first truthy answer; fail the test with `what` when it takes too long."""
-    end = time.monotonic() + timeout_s
-    while True:
-        answer = probe()
-        if answer:
-            return answer
-        assert time.monotonic() < end, f"waited {timeout_s} s in vain for {what}"
-        time.sleep(0.1)
 
 
 class Stack:

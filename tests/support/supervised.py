@@ -6,10 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import psutil
 import redis
@@ -17,21 +14,10 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from inference.settings import find_embedded_redis
+from tests.support.waiting import wait_for
 
 _SOURCES = Path(__file__).resolve().parents[2]
 _LOCAL_UP = Path(__file__).with_name("local_up.py")
-T = TypeVar("T")
-
-
-def wait_until(look: Callable[[], T | None], within_s: float = 15) -> T:
-    """The first answer of `look` that is true; AssertionError when time is up."""
-    end = time.monotonic() + within_s
-    while True:
-        found = look()
-        if found:
-            return found
-        assert time.monotonic() < end, f"not within {within_s} s"
-        time.sleep(0.02)
 
 
 class Supervised:
@@ -71,7 +57,7 @@ class Supervised:
             pid = self.pid(name)
             return pid if pid != other_than else None
 
-        return wait_until(fresh)
+        return wait_for(fresh, f"a start of {name}", 15)
 
     def redis(self, database: int = 1) -> redis.Redis:
         found = find_embedded_redis(self.root)
@@ -91,10 +77,10 @@ class Supervised:
             except (AssertionError, redis.ConnectionError, redis.TimeoutError):
                 return False
 
-        wait_until(answers)
+        wait_for(answers, "the embedded Redis", 15)
 
     def wait_said(self, text: str, within_s: float = 15) -> None:
-        wait_until(lambda: text in self.output(), within_s)
+        wait_for(lambda: text in self.output(), f"{text!r} in the output", within_s)
 
     def descendants(self) -> list[psutil.Process]:
         return list(psutil.Process(self.process.pid).children(recursive=True))

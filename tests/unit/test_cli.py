@@ -7,18 +7,18 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 import redis
 
-from app.cli.batch import until_over
 from app.cli.context import clear_outage, model_and, models_of
 from app.cli.hits import window_seconds
 from app.cli.http import Api
 from app.cli.predict import job_once_over
+from app.cli.progress import tell_changes, until_over
+from inference.batch import RunState
 from inference.errors import StoreUnavailable, UnknownModel
 from inference.settings import ApiSettings, ModelSettings, RedisSettings, Settings
 
@@ -166,27 +166,30 @@ class FakeRun:
     chunks_total: int | None = None
     chunks_done: int = 0
     eta_s: float | None = None
+    rows_per_s: float | None = None
 
 
 def _run(state: str, **fields: Any) -> Any:
-    return FakeRun("r1", SimpleNamespace(value=state), **fields)
+    return FakeRun("r1", RunState(state), **fields)
 
 
 def test_waiting_for_a_run_tells_each_change_once_and_ends_with_it() -> None:
     views = [
         _run("queued"),
         _run("running", chunks_total=2),
-        _run("running", chunks_total=2, chunks_done=1, eta_s=3.2),
+        _run("running", chunks_total=2, chunks_done=1, eta_s=3.2, rows_per_s=1234.5),
         _run("published", chunks_total=2, chunks_done=2),
     ]
     told: list[str] = []
     coming = iter(views)
-    last = until_over(lambda _: next(coming), _run("queued"), told.append, sleep=lambda _: None)
+    last = until_over(
+        lambda _: next(coming), _run("queued"), tell_changes(told.append), say=told.append, sleep=lambda _: None
+    )
     assert last.state.value == "published"
     assert told == [
         "r1 queued",
         "r1 running: chunk 0 of 2",
-        "r1 running: chunk 1 of 2, 3 s left",
+        "r1 running: chunk 1 of 2, 1,234 rows/s, 3 s left",
     ]
 
 
@@ -199,7 +202,7 @@ def test_a_run_that_nobody_takes_up_is_explained_once() -> None:
         looks += 1
         return replace(_run("queued")) if looks < 60 else _run("cancelled")
 
-    until_over(look, _run("queued"), told.append, sleep=lambda _: None)
+    until_over(look, _run("queued"), tell_changes(told.append), say=told.append, sleep=lambda _: None)
     assert told == [
         "r1 queued",
         "no worker has taken it up yet: is `forecache up`, or a maintenance worker, running?",

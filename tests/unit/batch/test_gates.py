@@ -21,6 +21,7 @@ def test_a_whole_run_passes_every_gate() -> None:
         "quarantine",
         "finite",
         "size",
+        "drift",
         "version",
     ]
 
@@ -45,8 +46,8 @@ def test_a_row_that_cannot_be_scored_is_named_with_its_feature() -> None:
     detail = failed(rows=100, stored=97, quarantined=3, bad_rows=bad)["quarantine"]
 
     assert detail == (
-        "3 of 100 rows cannot be scored: 'distance' missing, and the feature has no default in 3 rows"
-        " (such as 'x', 'y')"
+        "3 of 100 rows cannot be scored (max_quarantined_fraction is 0): "
+        "'distance' missing, and the feature has no default in 3 rows (such as 'x', 'y')"
     )
 
 

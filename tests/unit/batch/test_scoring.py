@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from inference.batch import windows
+from inference.batch.quarantine import Quarantine
 from inference.batch.rows import Preparer
 from inference.batch.scoring import ChunkResult, ChunkScorer
 from inference.batch.sinks import Window
@@ -81,6 +83,7 @@ def score(
     micro_batch: MicroBatch | None = None,
     keep_features: bool = False,
     sink: ListSink | None = None,
+    quarantine: Quarantine | None = None,
 ) -> tuple[ListSink, ChunkResult]:
     sink = sink or ListSink()
     model = model or Doubling()
@@ -88,6 +91,7 @@ def score(
         model=cast(LoadedModel, model),
         preparer=Preparer(model.vectoriser, "id", event_time_column, 1000.0),
         sinks=[sink],
+        quarantine=quarantine or Quarantine(tempfile.mkdtemp(), chunk=0, token="t"),
         fence=fence,
         alive=alive,
         micro_batch=micro_batch or MicroBatch(4),
