@@ -21,6 +21,10 @@ class ForecacheError(Exception):
         self.message = message
         self.field = field
 
+    def to_json(self) -> dict[str, str | None]:
+        """Return what `from_code` rebuilds the error from: plain JSON, as task results and jobs hold it."""
+        return {"code": self.code, "message": self.message, "field": self.field}
+
 
 class BadInput(ForecacheError):
     """Raised when what the user handed over cannot be accepted as it is."""
@@ -108,8 +112,8 @@ class StoreFull(StoreUnavailable):
 
 def store_error(what: str, error: Exception) -> StoreUnavailable:
     """Return what a Redis client's error means for whoever was busy with `what`."""
-    # inside a script, Redis 6.2 buries the error's code in its text
-    if "OOM command not allowed" in str(error):
+    # by its text, for the error's class and code depend on whether a script met it, and on Redis' version
+    if "command not allowed when used memory > 'maxmemory'" in str(error):
         fix = "raise its maxmemory or store less, then start the run again"
         return StoreFull(f"{what}: the cache Redis is out of memory: {fix}")
     return StoreUnavailable(f"{what}: the cache Redis did not answer: {error}")

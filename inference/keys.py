@@ -1,7 +1,7 @@
 """Every Redis key of Forecache is spelled here and nowhere else.
 
 All live in `cache_url`, which must not evict, and start with the deployment prefix `P`. `T` is a table:
-`p:<model>` (predictions of a model) or `f:<model>` (its features). `M` is a model, `R` a run, `J` a job.
+`p:<model>` (predictions of a model) or `f:<model>` (its features). `M` is a model, `R` a run, `J` a job, `W` a worker.
 
 | key              | type   | fields or value                          | lives                 | written by            |
 |------------------|--------|------------------------------------------|-----------------------|-----------------------|
@@ -22,7 +22,9 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:m:M:slots      | hash   | schedule slot → run id                   | newest kept           | run scripts           |
 | P:m:M:reconciler | string | who moves this model's runs on now       | seconds               | maintenance           |
 | P:r:R            | hash   | the run record                           | 30 days after end     | run scripts           |
-| P:r:R:plan       | hash   | chunk → descriptor (JSON)                | with the run          | planning              |
+| P:r:R:plan       | hash   | chunk → its slices (JSON);               | with the run          | planning              |
+|                  |        | fN → file N of the source (JSON)         |                       |                       |
+| P:r:R:entities   | string | ids a partial run is asked for (packed)  | until planned, a day  | request               |
 | P:r:R:claims     | hash   | chunk → attempt, token, lease            | with the run          | claim, renew, finish  |
 | P:r:R:done       | hash   | chunk → chunk result (JSON)              | with the run          | finish (once a chunk) |
 | P:r:R:sent       | zset   | chunk number, scored by sending time     | with the run          | reconciler            |
@@ -31,6 +33,8 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:j:J            | hash   | the job record                           | an hour unchanged     | API, workers          |
 | P:j:J:inputs     | hash   | part number → ids or instances (JSON)    | till its part is done | API                   |
 | P:j:J:parts      | hash   | part number → predictions (JSON)         | with the job          | real-time workers     |
+| P:w:W            | string | what a worker says of itself (JSON)      | 15 s after its beat   | every worker          |
+| P:q:QUEUE        | zset   | worker W, scored by its last beat        | an hour unchanged     | every worker          |
 """
 
 from __future__ import annotations
@@ -132,7 +136,7 @@ class Keys:
         return f"{self.prefix}:r:{run_id}"
 
     def run_part(self, run_id: str, part: str) -> str:
-        """`plan`, `claims`, `done`, `sent` or `histogram` of a run."""
+        """`plan`, `entities`, `claims`, `done`, `sent` or `histogram` of a run."""
         return f"{self.prefix}:r:{run_id}:{part}"
 
     def reconciler(self, model: str) -> str:
@@ -154,3 +158,11 @@ class Keys:
     def job_parts(self, job_id: str) -> str:
         """Hash part number → predictions."""
         return f"{self.prefix}:j:{job_id}:parts"
+
+    def worker(self, identity: str) -> str:
+        """A living worker's own words."""
+        return f"{self.prefix}:w:{identity}"
+
+    def queue_workers(self, queue: str) -> str:
+        """Sorted set of the workers that serve a queue, or lately did."""
+        return f"{self.prefix}:q:{queue}"

@@ -92,6 +92,8 @@ def split_uri(text: str) -> tuple[str, str, str]:
     authority, path = match["authority"], match["path"] or ""
     if "@" in authority:
         raise BadInput(f"a {scheme}:// path must hold no credentials: put them where its own tools find them")
+    if re.search(r"[^A-Za-z0-9._:-]", authority):
+        raise BadInput(f"{authority!r} is no name of a bucket or host: letters, digits, '.', '-' and '_'")
     if not authority and scheme in ("s3", "gs"):
         raise BadInput(f"{text} names no bucket: write {scheme}://bucket/path")
     if scheme == "file" and authority not in ("", "localhost"):
@@ -124,19 +126,24 @@ def _local() -> Any:
     return fs.LocalFileSystem()
 
 
-@lru_cache(maxsize=16)
 def _remote(scheme: str, authority: str) -> Any:
     """Return the file system of a bucket or host. One a process: each holds a pool of connections."""
-    if scheme == "s3":
-        return _s3(authority)
+    if scheme != "s3":
+        return _by_uri(scheme, authority)
+    # Arrow does not look at these two itself: https://github.com/apache/arrow/issues/49643
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return _s3(authority, endpoint, region)
+
+
+@lru_cache(maxsize=16)
+def _by_uri(scheme: str, authority: str) -> Any:
     query = f"?retry_limit_seconds={SILENCE_TIMEOUT_S * ATTEMPTS:g}" if scheme == "gs" else ""
     return fs.FileSystem.from_uri(f"{scheme}://{authority}/{query}")[0]
 
 
-def _s3(bucket: str) -> Any:
-    # Arrow does not look at these two itself: https://github.com/apache/arrow/issues/49643
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+@lru_cache(maxsize=16)
+def _s3(bucket: str, endpoint: str | None, region: str | None) -> Any:
     if not region and not endpoint and not _has_aws_config():
         region = fs.resolve_s3_region(bucket)
     return fs.S3FileSystem(

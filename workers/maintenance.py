@@ -16,6 +16,7 @@ from inference.errors import ForecacheError
 from inference.logs import get_logger
 from tasks import celery_app as broker
 from tasks.runs import runs
+from workers.heartbeat import beat_while_running
 from workers.pools import prepare_worker
 
 #: how long a lost chunk or a finished run may go unnoticed
@@ -27,6 +28,7 @@ log = get_logger(__name__)
 _THREADS = 16
 
 celery_app = prepare_worker(broker.celery_app, process="maintenance", pool="threads", concurrency=_THREADS)
+beat_while_running(broker.services, process="maintenance", versions=dict)
 
 
 class ReconcileTimer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI
@@ -16,6 +15,7 @@ from app.api.bodies import AnswerBody
 from app.api.limits import BodyLimit
 from app.api.parts import OpenParts, open_parts
 from app.api.problems import Problem, add_problem_handlers
+from inference.release import installed_release
 from inference.settings import Settings
 
 
@@ -39,7 +39,8 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
             app.state.parts = parts
             yield
 
-    app = Application(title="Forecache", version=_version(), lifespan=lifespan, redirect_slashes=False, redoc_url=None)
+    release = installed_release() or "0"
+    app = Application(title="Forecache", version=release, lifespan=lifespan, redirect_slashes=False, redoc_url=None)
     for noun in (predict, predictions, runs, hits, health, metrics):
         app.include_router(noun.router)
     app.add_middleware(BodyLimit)
@@ -65,10 +66,3 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             schemas.pop(unused, None)
         app.openapi_schema = document
     return app.openapi_schema
-
-
-def _version() -> str:
-    try:
-        return version("forecache")
-    except PackageNotFoundError:
-        return "0"

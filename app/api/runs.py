@@ -23,7 +23,15 @@ PREPARE_RUN = "forecache.prepare_run"
 async def start(parts: Annotated[Parts, Depends(parts_of)], body: RunBody | None = None) -> Response:
     """Start a run of a model. One run of a model at a time."""
     wanted = body or RunBody()
-    view = await parts.in_thread(lambda: parts.runs().request(wanted.model, trigger=Trigger.API, source=wanted.source))
+    view = await parts.in_thread(
+        lambda: parts.runs().request(
+            wanted.model,
+            trigger=Trigger.API,
+            source=wanted.source,
+            entities=wanted.entities,
+            since=wanted.since,
+        )
+    )
     return await _accepted(view, parts)
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from app.cli.arguments import OneModel as Model
+from app.cli.arguments import RunId
 from app.cli.context import clear_outage, load_settings, log_warnings_only
 from app.cli.output import AsJson, note, print_fields, print_json, print_rows
 from app.cli.progress import follow, print_details
@@ -17,22 +19,32 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Runs: scoring a whole table ahead.", no_args_is_help=True)
 
-Model = Annotated[str | None, typer.Argument(help="May be left out when one is configured.")]
-RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
-
 
 @app.command()
 def run(
     model: Model = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until it is over; exit 1 when it fails.")] = False,
+    entities: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Only the ids in this file: one a line, or Parquet.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Only rows changed since: 2026-01-31T06:00Z, or 6h ago.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start a run of a model over its table of features."""
-    from inference.batch import Trigger
+    """Start a run of a model over its table of features; with --wait, one that is in progress will do.
+
+    With --entities or --since only those rows are scored, and their predictions served at once, beside all others.
+    """
+    from inference.batch import Trigger, read_entities
 
     with _runs() as runs:
-        name, _ = load_settings().model(model)
-        view = runs.request(name, trigger=Trigger.CLI)
+        name, own = load_settings().model(model)
+        ids = None if entities is None else read_entities(entities, own.entity_column)
+        if wait and ids is None and since is None:
+            view = start_or_join(runs, name)
+        else:
+            view = runs.request(name, trigger=Trigger.CLI, entities=ids, since=since)
         if wait:
             view = follow(runs.show, view)
         details = runs.details(view.run_id)
@@ -125,6 +137,21 @@ def release(
         name, _ = load_settings().model(model)
         after = runs.release(name, version=version)
     _say_serving(after, f"model version {after.model_version} answers; its next run scores with it", as_json)
+
+
+def start_or_join(runs: Runs, model: str) -> RunView:
+    """Return a new run, or the one in progress: right after `forecache up`, beat has started one already."""
+    from inference.batch import Trigger
+    from inference.errors import Conflict
+
+    try:
+        return runs.request(model, trigger=Trigger.CLI)
+    except Conflict:
+        running = runs.in_progress(model)
+        if running is None:
+            raise
+    note(f"run {running.run_id} of {model} is in progress already: waiting for it")
+    return running
 
 
 def _say(view: RunView, text: str, *, as_json: bool) -> None:

@@ -4,6 +4,7 @@
 `finalising`; `reconciler` decides what is due, and `ledger` is the only one that changes a run's keys.
 """
 
+from inference.batch.asked import read_entities
 from inference.batch.details import RunDetails
 from inference.batch.gates import Gate
 from inference.batch.records import RunState, RunView, Trigger
@@ -19,6 +20,7 @@ __all__ = [
     "Serving",
     "Trigger",
     "current_slot",
+    "read_entities",
     "slot_after",
     "slot_at",
 ]

@@ -11,14 +11,14 @@ from typing import Any
 from inference.batch.drift import drift
 from inference.batch.gates import MAX_EXAMPLES, BadRows, Gate, RunFacts, check_gates, failures, merge_bad_rows
 from inference.batch.ledger import Ledger
-from inference.batch.plan import SourceFile
+from inference.batch.partial import partial_gates
 from inference.batch.records import RunRecord, RunState, RunView
 from inference.batch.sinks.parquet import sweep_temporary_files, write_success
-from inference.batch.sources import IdCount, count_distinct_ids, open_source
 from inference.errors import BadInput, Conflict, NotFound, Unavailable
 from inference.keys import Keys
 from inference.logs import get_logger
 from inference.settings import Settings
+from inference.sources import IdCount, count_distinct_ids, open_source
 from inference.storage import is_uri
 from inference.store import GenerationState, Manifest, Table
 
@@ -42,6 +42,9 @@ class Finalising:
 
         May run twice: it goes on where a killed process stopped.
         """
+        if run.is_partial:
+            self._finish_partial(run)
+            return
         table = self.predictions(run.model)
         number = run.generation or 0
         state = table.state(number)
@@ -72,12 +75,30 @@ class Finalising:
         log.info("run.published", run_id=run.run_id, generation=pointer.current, previous=pointer.previous)
         self._close(run)
 
+    def _finish_partial(self, run: RunRecord) -> None:
+        """End a partial run: its answers are in the overlay already, so its gates decide what is said of it."""
+        pointer = self.predictions(run.model).pointer()
+        results = list(self.ledger.results(run.run_id).values())
+        bad_rows = bad_rows_of(results)
+        most = self.settings.models[run.model].batch.max_quarantined_fraction
+        gates = partial_gates(run, results, pointer, bad_rows=bad_rows, max_quarantined_fraction=most)
+        self._note(run, gates, bad_rows)
+        verdict = failures(gates)
+        if verdict and not run.forced:
+            self._fail(run, f"not complete: {verdict}")
+            return
+        log.info("run.published", run_id=run.run_id, rows=run.rows_done)
+        self._close(run)
+
     def _check(self, run: RunRecord, table: Table, manifest: Manifest) -> Sequence[Gate]:
         facts = self._facts(run, table, manifest)
         gates = check_gates(facts)
-        reasons = [bad.to_json() for bad in facts.bad_rows[:_MAX_REASONS]]
-        self.ledger.note(run, gates=json.dumps([gate.to_json() for gate in gates]), bad_rows=json.dumps(reasons))
+        self._note(run, gates, facts.bad_rows)
         return gates
+
+    def _note(self, run: RunRecord, gates: Sequence[Gate], bad_rows: Sequence[BadRows]) -> None:
+        reasons = [bad.to_json() for bad in bad_rows[:_MAX_REASONS]]
+        self.ledger.note(run, gates=json.dumps([gate.to_json() for gate in gates]), bad_rows=json.dumps(reasons))
 
     def _facts(self, run: RunRecord, table: Table, manifest: Manifest) -> RunFacts:
         results = self.ledger.results(run.run_id).values()
@@ -109,8 +130,9 @@ class Finalising:
         return drift(self.ledger.histogram(current.run_id), self.ledger.histogram(run.run_id))
 
     def _recount(self, run: RunRecord) -> IdCount:
-        files: tuple[SourceFile, ...] = open_source(run.source).files
-        return count_distinct_ids(files, run.fingerprint["entity_column"], examples=MAX_EXAMPLES)
+        return count_distinct_ids(
+            open_source(run.source).files, run.fingerprint["entity_column"], examples=MAX_EXAMPLES
+        )
 
     def _close(self, run: RunRecord) -> None:
         """Say that the run is published. What serves is decided already, so a full disk cannot undo it."""

@@ -6,13 +6,15 @@ Leases are measured by Redis' clock inside the scripts, so hosts' clocks do not 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import orjson
 import redis
 
 from inference.batch.drift import Histogram
@@ -22,6 +24,7 @@ from inference.batch.records import RunRecord, RunState
 from inference.errors import Conflict, NotFound, StoreFull, store_error
 from inference.keys import Keys
 from inference.logs import get_logger
+from inference.sources import SourceFile
 
 log = get_logger(__name__)
 
@@ -35,8 +38,10 @@ MAX_ATTEMPTS = 5
 KEEP_RUNS, KEEP_SLOTS, KEEP_RECORD_S = 200, 200, 30 * 86400
 
 _SCRIPTS = Path(__file__).parent / "scripts"
-#: HSET takes this many chunks of a plan at once
+#: HSET takes this many chunks or files of a plan at once
 _PLAN_PIECE = 5_000
+#: how long the ids that a partial run was asked for wait for its plan
+_KEEP_ENTITIES_S = 86400
 
 
 @contextmanager
@@ -207,25 +212,53 @@ class Ledger:
         """Set fields of the run's record, whatever its state, if it still exists."""
         self._run("note", [self._keys.run(run.run_id)], _pairs(fields))
 
-    def write_plan(self, run_id: str, chunks: Sequence[Chunk]) -> None:
-        """Store the chunks' descriptors, replacing what stood there."""
+    def write_plan(self, run_id: str, chunks: Iterable[Chunk], *, files: Iterable[SourceFile] = ()) -> int:
+        """Store the descriptors of chunks and files, replacing what stood there; return how many chunks."""
         key = self._keys.run_part(run_id, "plan")
         with redis_outage_is_an_error():
             self._client.delete(key)
-            for start in range(0, len(chunks), _PLAN_PIECE):
-                piece = chunks[start : start + _PLAN_PIECE]
-                descriptors = {str(chunk.number): json.dumps(chunk.to_json()) for chunk in piece}
-                with self._client.pipeline(transaction=True) as pipe:
-                    pipe.hset(key, mapping=descriptors)
-                    # the run may be cancelled meanwhile, and then nobody else sets an end to it
-                    pipe.expire(key, KEEP_RECORD_S)
-                    pipe.execute()
+        self._write_pieces(key, ((_file_field(number), file.to_json()) for number, file in enumerate(files)))
+        return self._write_pieces(key, ((str(chunk.number), chunk.to_json()) for chunk in chunks))
 
     def chunk(self, run_id: str, number: int) -> Chunk | None:
-        """Return a planned chunk, or None."""
+        """Return a planned chunk with its files, or None."""
+        key = self._keys.run_part(run_id, "plan")
         with redis_outage_is_an_error():
-            text = self._client.hget(self._keys.run_part(run_id, "plan"), str(number))
-        return Chunk.from_json(number, json.loads(text)) if text else None
+            text = self._client.hget(key, str(number))
+            if text is None:
+                return None
+            chunk = Chunk.from_json(number, json.loads(text))
+            wanted = list(dict.fromkeys(part.file for part in chunk.slices))
+            files = self._client.hmget(key, [_file_field(file) for file in wanted])
+        known = zip(wanted, files, strict=True)
+        return replace(chunk, files={file: SourceFile.from_json(json.loads(data)) for file, data in known if data})
+
+    def files(self, run_id: str) -> Iterator[SourceFile]:
+        """Yield the planned files in their order, without their row groups."""
+        key, at = self._keys.run_part(run_id, "plan"), 0
+        while True:
+            with redis_outage_is_an_error():
+                found = self._client.hmget(key, [_file_field(at + offset) for offset in range(_PLAN_PIECE)])
+            yield from (SourceFile.from_json(json.loads(data)) for data in found if data)
+            at += _PLAN_PIECE
+            if found[-1] is None:
+                return
+
+    def keep_entities(self, run_id: str, packed: bytes) -> None:
+        """Keep the ids that a partial run is asked for until it is planned."""
+        with redis_outage_is_an_error():
+            self._client.set(self._keys.run_part(run_id, "entities"), packed, ex=_KEEP_ENTITIES_S)
+
+    def entities(self, run_id: str) -> bytes | None:
+        """Return what `keep_entities` kept, or None when it waited for too long."""
+        with redis_outage_is_an_error():
+            packed: bytes | None = self._client.get(self._keys.run_part(run_id, "entities"))
+        return packed
+
+    def forget_entities(self, run_id: str) -> None:
+        """Remove what `keep_entities` kept."""
+        with redis_outage_is_an_error():
+            self._client.delete(self._keys.run_part(run_id, "entities"))
 
     def dispatch(self, run_id: str, *, max_in_flight: int, quiet_s: float = QUIET_S) -> Dispatch:
         """Choose the chunks to send now, and note them as sent: lost ones again, then new ones."""
@@ -288,7 +321,8 @@ class Ledger:
 
     def chunk_states(self, run_id: str) -> ChunkStates:
         """Return which chunks are done, which are held by a worker, and which wait for one."""
-        with redis_outage_is_an_error(), self._client.pipeline(transaction=True) as pipe:
+        # no transaction: Redis refuses even a reading one when it is out of memory
+        with redis_outage_is_an_error(), self._client.pipeline(transaction=False) as pipe:
             pipe.time()
             pipe.hkeys(self._keys.run_part(run_id, "done"))
             pipe.hgetall(self._keys.run_part(run_id, "claims"))
@@ -300,6 +334,17 @@ class Ledger:
             scoring=frozenset(held),
             waiting=frozenset(set(map(int, sent)) - held),
         )
+
+    def _write_pieces(self, key: str, fields: Iterator[tuple[str, Any]]) -> int:
+        written = 0
+        while piece := {name: orjson.dumps(value) for name, value in islice(fields, _PLAN_PIECE)}:
+            with redis_outage_is_an_error(), self._client.pipeline(transaction=True) as pipe:
+                pipe.hset(key, mapping=piece)
+                # the run may be cancelled meanwhile, and then nobody else sets an end to it
+                pipe.expire(key, KEEP_RECORD_S)
+                pipe.execute()
+            written += len(piece)
+        return written
 
     def _renew(self, claim: Claim, lease_ms: int, error: str) -> bool:
         keys = [self._keys.run(claim.run_id), *self._parts(claim.run_id, "claims")]
@@ -318,6 +363,10 @@ class Ledger:
     def _run(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         with redis_outage_is_an_error():
             return self._script(name)(keys=keys, args=args)
+
+
+def _file_field(number: int) -> str:
+    return f"f{number}"
 
 
 def _pairs(fields: Mapping[str, str | int]) -> list[str | int]:

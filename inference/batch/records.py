@@ -41,7 +41,7 @@ class Trigger(StrEnum):
     BEAT = "beat"
     #: `forecache batch run`
     CLI = "cli"
-    #: `POST /runs`
+    #: `POST /runs`, or another application's message `forecache.start_run`
     API = "api"
 
 
@@ -55,6 +55,9 @@ class RunRecord:
     trigger: Trigger
     source: str
     created_at: float
+    #: how many entities a partial run was asked for, and since when their rows changed; both None for a whole run
+    entities_asked: int | None = None
+    since: float | None = None
     started_at: float | None = None
     #: when the last chunk was done
     scored_at: float | None = None
@@ -90,6 +93,11 @@ class RunRecord:
     last_error: str | None = None
 
     @property
+    def is_partial(self) -> bool:
+        """Whether it scores only some rows, into the overlay, and publishes no generation."""
+        return self.entities_asked is not None or self.since is not None
+
+    @property
     def forced(self) -> bool:
         """Whether it was published although a gate had failed."""
         return self.forced_by is not None
@@ -105,6 +113,8 @@ class RunRecord:
             trigger=Trigger(text["trigger"]),
             source=text["source"],
             created_at=float(text["created_at"]),
+            entities_asked=_whole(text.get("entities_asked")),
+            since=_number(text.get("since")),
             started_at=_number(text.get("started_at")),
             scored_at=_number(text.get("scored_at")),
             finished_at=_number(text.get("finished_at")),
@@ -135,8 +145,9 @@ class RunRecord:
         told: dict[str, str | int | float | None] = {
             name: getattr(self, name)
             for name in (
-                "run_id", "model", "source", "created_at", "started_at", "chunks_total", "chunks_done", "attempts",
-                "rows_total", "rows_done", "rows_quarantined", "model_version", "parquet_folder", "quarantine_folder",
+                "run_id", "model", "source", "created_at", "entities_asked", "since", "started_at",
+                "chunks_total", "chunks_done", "attempts", "rows_total", "rows_done", "rows_quarantined",
+                "model_version", "parquet_folder", "quarantine_folder",
             )
         }  # fmt: skip
         return {"trigger": self.trigger.value} | {name: str(value) for name, value in told.items() if value is not None}
@@ -152,6 +163,8 @@ class RunView:
     trigger: Trigger
     source: str
     created_at: float
+    entities_asked: int | None
+    since: float | None
     started_at: float | None
     scored_at: float | None
     finished_at: float | None
@@ -184,7 +197,7 @@ class RunView:
         body = asdict(self)
         body["state"], body["trigger"] = self.state.value, self.trigger.value
         body["gates"] = [gate.to_json() for gate in self.gates]
-        for name in ("created_at", "started_at", "scored_at", "finished_at", "forced_at"):
+        for name in ("created_at", "since", "started_at", "scored_at", "finished_at", "forced_at"):
             body[name] = None if body[name] is None else to_iso(body[name])
         return body
 

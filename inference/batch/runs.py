@@ -9,6 +9,7 @@ from typing import Any
 
 import redis
 
+from inference.batch.asked import check_entities, pack_entities, since_of
 from inference.batch.details import RunDetails
 from inference.batch.finalising import Finalising, bad_rows_of
 from inference.batch.ledger import Ledger
@@ -80,16 +81,25 @@ class Runs:
         self._work = ChunkWork(settings, self._ledger, host, predictions, poke, MicroBatches(registry))
 
     def request(
-        self, model: str | None, *, trigger: Trigger, source: str | None = None, slot: str | None = None
+        self,
+        model: str | None,
+        *,
+        trigger: Trigger,
+        source: str | None = None,
+        slot: str | None = None,
+        entities: Sequence[str] | None = None,
+        since: str | None = None,
     ) -> RunView:
         """Open a run; the reconciler does the rest. None as the model means the only one configured.
 
         `source` replaces the model's own table for this run; from the API only what lies in that table's
-        folder is allowed. `slot` names the schedule's instant that the run is for.
+        folder is allowed. `slot` names the schedule's instant that the run is for. `entities` or `since` (an ISO
+        8601 instant, or a duration such as `6h`) make it partial: only those rows are scored, into the overlay.
 
         Raises:
             UnknownModel: the model is not configured.
-            BadInput: there is no source, or it is not allowed.
+            BadInput: there is no source, or it is not allowed; an id or `since` is not legal, or the model has no
+                event-time column to compare with.
             Conflict: the model has a run in progress, or the slot was served already.
         """
         name, own = self._settings.model(model)
@@ -98,7 +108,17 @@ class Runs:
         run_id = f"{name}-{to_datetime(now).strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
         quarantine = run_folder(self._settings, own.batch.quarantine_path, model=name, run_id=run_id, created_at=now)
         fields = {"trigger": trigger.value, "source": path, "quarantine_folder": quarantine}
-        self._ledger.request(run_id, name, fields, slot=slot)
+        if since is not None:
+            fields["since"] = repr(since_of(name, own, since, now=now))
+        if entities is not None:
+            asked = check_entities(entities)
+            fields["entities_asked"] = str(len(asked))
+            self._ledger.keep_entities(run_id, pack_entities(asked))
+        try:
+            self._ledger.request(run_id, name, fields, slot=slot)
+        except Conflict:
+            self._ledger.forget_entities(run_id)
+            raise
         return self.show(run_id)
 
     def prepare(self, run_id: str) -> None:
@@ -139,6 +159,11 @@ class Runs:
         view = RunView.of(record, now=now)
         return RunDetails(view, record, self._ledger.chunk_states(run_id), bad, now)
 
+    def in_progress(self, model: str) -> RunView | None:
+        """Return the model's run that is not over yet, or None."""
+        run_id = self._ledger.active_run(model)
+        return self.show(run_id) if run_id else None
+
     def list(self, model: str | None = None, limit: int = 50) -> Sequence[RunView]:
         """Return the newest runs, the newest first; None as the model means all models.
 
@@ -177,7 +202,7 @@ class Runs:
         changed = self._preparation.changes(run)
         if changed:
             raise Conflict(f"run {run_id} cannot go on, start a new one: {'; '.join(changed)}", field="run_id")
-        state = RunState.QUEUED if run.generation is None else RunState.RUNNING
+        state = RunState.RUNNING if run.fingerprint else RunState.QUEUED
         self._reopen(run, state, expected=over)
         return self.show(run_id)
 

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
 from inference.batch.leases import Lease
 from inference.batch.ledger import Claim, Ledger, Progress
-from inference.batch.plan import Chunk, SourceFile
+from inference.batch.plan import Chunk
 from inference.batch.quarantine import Quarantine
 from inference.batch.records import RunRecord, RunState
 from inference.batch.rows import Preparer
 from inference.batch.scoring import ChunkResult, ChunkScorer
 from inference.batch.sinks import Sink
+from inference.batch.sinks.overlay import OverlaySink
 from inference.batch.sinks.parquet import ParquetSink
 from inference.batch.sinks.table import TableSink
-from inference.batch.sources import read_slices
 from inference.errors import ContractError, NotFound, SourceError, StaleAttempt, StoreFull, Unavailable
 from inference.features import FeatureContract
 from inference.logs import get_logger
 from inference.models import LoadedModel, MicroBatches, ModelHost
 from inference.schema import DType
 from inference.settings import Settings
-from inference.store import Manifest, Table
+from inference.sources import read_slices
+from inference.store import Table
 
 log = get_logger(__name__)
 
@@ -89,11 +90,10 @@ class ChunkWork:
         started = time.monotonic()
         with Lease(lambda: self.ledger.renew(claim), name=f"{run.run_id} chunk {claim.chunk}") as lease:
             chunk = self.ledger.chunk(run.run_id, claim.chunk)
-            manifest = self.predictions(run.model).manifest(run.generation or 0)
-            if chunk is None or manifest is None:
-                raise StaleAttempt(f"run {run.run_id} has no generation any more")
+            if chunk is None:
+                raise StaleAttempt(f"run {run.run_id} has no plan any more")
             model = self.host().get(run.model, run.model_version)
-            result = self._scorer(run, claim, model, manifest, lease).score(self._read(run, chunk, model))
+            result = self._scorer(run, claim, model, lease).score(self._read(run, chunk, model))
         took_s = round(time.monotonic() - started, 3)
         self._finish(claim, result, took_s)
 
@@ -116,26 +116,30 @@ class ChunkWork:
 
     def _read(self, run: RunRecord, chunk: Chunk, model: LoadedModel) -> Iterator[pa.RecordBatch]:
         mark = run.fingerprint
-        files = [SourceFile(path, size, footer, ()) for path, size, footer in mark["files"]]
         keys = [mark["entity_column"], *([mark["event_time_column"]] if mark["event_time_column"] else [])]
         columns = list(dict.fromkeys([*keys, *model.vectoriser.columns]))
-        return read_slices(files, chunk.slices, columns=columns, batch_rows=_rows_at_once(model.vectoriser.contract))
+        rows = _rows_at_once(model.vectoriser.contract)
+        return read_slices(chunk.files, chunk.slices, columns=columns, batch_rows=rows)
 
-    def _scorer(
-        self, run: RunRecord, claim: Claim, model: LoadedModel, manifest: Manifest, lease: Lease
-    ) -> ChunkScorer:
-        sinks: list[Sink] = [TableSink(self.predictions(run.model), manifest)]
+    def _sinks(self, run: RunRecord, claim: Claim, model: LoadedModel) -> Sequence[Sink]:
+        table = self.predictions(run.model)
+        if run.is_partial:
+            keep_s = self.settings.models[run.model].batch.keep
+            return [OverlaySink(table, model.record.signature.outputs, model.record.version, keep_s)]
+        manifest = table.manifest(run.generation or 0)
+        if manifest is None:
+            raise StaleAttempt(f"run {run.run_id} has no generation any more")
+        sinks: list[Sink] = [TableSink(table, manifest)]
         if run.parquet_folder:
             sinks.append(ParquetSink(run.parquet_folder, manifest.fields, chunk=claim.chunk, token=claim.token))
+        return sinks
+
+    def _scorer(self, run: RunRecord, claim: Claim, model: LoadedModel, lease: Lease) -> ChunkScorer:
+        mark = run.fingerprint
         return ChunkScorer(
             model=model,
-            preparer=Preparer(
-                model.vectoriser,
-                run.fingerprint["entity_column"],
-                run.fingerprint["event_time_column"],
-                run.created_at,
-            ),
-            sinks=sinks,
+            preparer=Preparer(model.vectoriser, mark["entity_column"], mark["event_time_column"], run.created_at),
+            sinks=self._sinks(run, claim, model),
             quarantine=Quarantine(run.quarantine_folder, chunk=claim.chunk, token=claim.token),
             fence=lease.check,
             alive=lease.ensure_held,

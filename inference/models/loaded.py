@@ -43,10 +43,13 @@ def load_version(
     version: int,
     folder: Path,
     *,
+    contract: FeatureContract | None = None,
     warm_up_rows: Sequence[int] = (1,),
     clock: Clock = system_clock,
 ) -> LoadedModel:
     """Load a version and warm it up. `path` is the model's folder, `folder` the version's.
+
+    `contract`: takes the place of what is written in the folders; None for what is written there.
 
     Raises:
         ModelError: the folder cannot be served, or the model fails on a row of defaults.
@@ -55,7 +58,7 @@ def load_version(
     started = time.monotonic()
     check_version_folder(folder)
     runtime = load_runtime(folder)
-    contract = read_contract(path, folder, runtime.signature)
+    contract = contract or read_contract(path, folder, runtime.signature)
     vectoriser = Vectoriser(contract, runtime.signature)
     _warm_up(model, version, vectoriser, runtime, warm_up_rows)
     record = VersionRecord(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qs, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from croniter import croniter
@@ -14,6 +15,8 @@ from inference.errors import UnknownModel
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*$")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_CERT_REQS = ("required", "optional", "none")
+NO_MODEL = "no model is configured: `forecache init` writes a forecache.toml, or add a [models.NAME] section to it"
 MODEL_NAME = re.compile(r"^[a-z0-9_-]{1,64}$")
 
 
@@ -64,8 +67,18 @@ class Section(BaseModel):
 
 
 def _check_redis_url(value: SecretStr | None) -> SecretStr | None:
-    if value is not None and not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+    if value is None:
+        return None
+    if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("a Redis URL starts with redis://, rediss:// or unix://")
+    try:
+        parts = urlsplit(value.get_secret_value())
+        _ = parts.port
+    except ValueError:  # its text quotes what may be the password
+        raise ValueError("its port is no number: special characters of a password are %-encoded") from None
+    if parts.scheme == "rediss" and parse_qs(parts.query).get("ssl_cert_reqs", [""])[-1] not in _CERT_REQS:
+        # Celery insists on one, and calls them CERT_REQUIRED too, which redis-py refuses
+        raise ValueError("a rediss:// URL must end in ?ssl_cert_reqs=required (or optional, or none)")
     return value
 
 
@@ -123,6 +136,7 @@ class BatchSettings(Section):
     `max_quarantined_fraction` of its rows, or whose predictions moved by more than `max_drift` (population stability
     index). `parquet_path` and `quarantine_path` may hold `{date}`, `{model}` and `{run_id}`. `resumable`: how long
     what a failed or cancelled run has scored is kept, unless a newer run starts.
+    `bytes_per_chunk`: of the source, before compression.
     """
 
     schedule: Schedule | None = None
@@ -131,6 +145,7 @@ class BatchSettings(Section):
     keep: Duration = 7 * 24 * 3600.0
     parquet_path: str | None = None
     rows_per_chunk: Annotated[int, Field(ge=1, le=10_000_000)] = 250_000
+    bytes_per_chunk: Annotated[int, Field(ge=1024)] = 512 << 20
     micro_batch_rows: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)] = "auto"
     write_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 32
@@ -236,7 +251,7 @@ class Settings(Section):
         """
         known = ", ".join(sorted(self.models))
         if not self.models:
-            raise UnknownModel("no model is configured: add a [models.NAME] section to forecache.toml", field="model")
+            raise UnknownModel(NO_MODEL, field="model")
         if name is None:
             if len(self.models) != 1:
                 raise UnknownModel(f"name the model: {len(self.models)} are configured ({known})", field="model")

@@ -330,5 +330,6 @@ def test_some_interleavings_break_no_promise(redis_server: RedisServer) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_many_interleavings_break_no_promise(redis_server: RedisServer) -> None:
-    interleave(redis_server, examples=200, steps=60)
+    interleave(redis_server, examples=60, steps=60)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import redis
 
+from app.cli.batch import start_or_join
 from inference.batch import Runs, RunState, RunView, Trigger
 from inference.errors import BadInput, Conflict, ModelError, NotFound, PredictionFailed
 from inference.features import Feature, FeatureContract, Vectoriser
@@ -21,6 +24,7 @@ from inference.models import LoadedModel, ModelHost, ModelRegistry, VersionRecor
 from inference.schema import Block, DType, Signature, TensorSpec
 from inference.settings import BatchSettings, ModelSettings, Settings
 from inference.store import GenerationState, RedisTable
+from tests.support.leaks import leaked_keys
 
 pytestmark = pytest.mark.integration
 
@@ -61,16 +65,21 @@ class World:
 
     def __init__(self, client: redis.Redis, root: Path) -> None:
         self.client, self.root = client, root
-        batch = BatchSettings(rows_per_chunk=10, micro_batch_rows=4, max_in_flight=3, parquet_path="out")
-        self.settings = Settings(
-            models={"m": ModelSettings(path=root / "model", features=str(root / "t.parquet"), batch=batch)}
-        )
-        self.settings._root = root
+        self.configure()
         self.model = Doubling()
         self.table = self.table_of("m")
+        self.tables = {"m": self.table}
         self.queue: list[tuple[str, int]] = []
         self.inspected = 0
         self.runs = self.make_runs()
+
+    def configure(self, **batch: Any) -> None:
+        own = {"rows_per_chunk": 10, "micro_batch_rows": 4, "max_in_flight": 3, "parquet_path": "out", **batch}
+        model = ModelSettings(
+            path=self.root / "model", features=str(self.root / "t.parquet"), batch=BatchSettings(**own)
+        )
+        self.settings = Settings(models={"m": model})
+        self.settings._root = self.root
 
     def table_of(self, model: str) -> RedisTable:
         keys = KEYS.table(TableKind.PREDICTIONS, model)
@@ -83,7 +92,7 @@ class World:
             KEYS,
             ModelRegistry(self.client, KEYS),
             lambda: cast("ModelHost", self.model),
-            lambda model: self.table if model == "m" else self.table_of(model),
+            lambda model: self.tables.get(model) or self.table_of(model),
             self.send,
             lambda: None,
             inspect=self.inspect,
@@ -108,9 +117,9 @@ class World:
         for _ in range(min(most, len(self.queue))):
             self.runs.score(*self.queue.pop(0))
 
-    def finish(self, run: RunView) -> RunView:
+    def finish(self, run: RunView, model: str | None = None) -> RunView:
         for _ in range(20):
-            self.runs.reconcile()
+            self.runs.reconcile(model)
             if self.runs.show(run.run_id).state.is_over:
                 break
             self.work()
@@ -369,6 +378,15 @@ def test_runs_are_listed_newest_first_and_an_unknown_one_is_not_found(world: Wor
         world.runs.show("nope")
 
 
+def test_who_waits_for_a_run_joins_the_one_in_progress(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    by_beat = world.runs.request("m", trigger=Trigger.BEAT)
+    assert start_or_join(world.runs, "m").run_id == by_beat.run_id
+    assert capsys.readouterr().err == f"run {by_beat.run_id} of m is in progress already: waiting for it\n"
+    world.finish(by_beat)
+    assert world.runs.in_progress("m") is None
+    assert start_or_join(world.runs, "m").run_id != by_beat.run_id
+
+
 def test_one_model_that_fails_does_not_stop_another(world: World) -> None:
     other = ModelSettings(path=world.root / "o", features=str(world.root / "t.parquet"))
     world.settings.models["z"] = other
@@ -391,3 +409,228 @@ def test_nothing_of_a_run_outlives_it_for_ever(world: World) -> None:
     assert leaked == []
     assert world.client.exists(KEYS.active_run("m"), KEYS.reconciler("m")) == 0
     assert np.all([world.client.ttl(key) > 0 for key in world.client.keys("t:p:m:g:1:*")])
+
+
+def test_rows_that_were_left_out_lie_in_a_parquet_file_with_their_values(world: World) -> None:
+    world.configure(max_quarantined_fraction=0.5)
+    world.runs = world.make_runs()
+    world.source(["a", "b", None, "d"], [1.0, None, 2.0, 3.0])
+
+    run = world.finish(world.request())
+
+    assert (run.state, run.rows_quarantined) == (RunState.PUBLISHED, 2)
+    assert world.answers("a", "b", "d") == [2.0, None, 6.0]
+    details = world.runs.details(run.run_id).to_json()
+    folder = world.root / ".forecache" / "quarantine" / run.run_id
+    assert details["quarantine"]["folder"] == str(folder)
+    assert {bad["feature"]: bad["examples"] for bad in details["quarantine"]["reasons"]} == {None: ["null"], "x": ["b"]}
+    kept = {row["entity_id"]: row for row in pq.read_table(folder).to_pylist()}
+    assert kept["b"]["feature"] == "x"
+    assert kept["b"]["values"] == {"entity_id": "b", "x": None}
+    assert kept[None]["values"] == {"entity_id": None, "x": 2.0}
+
+
+def test_predictions_that_moved_away_are_not_published(world: World) -> None:
+    world.configure(rows_per_chunk=700)
+    world.runs = world.make_runs()
+    ids = [f"e{i}" for i in range(2_000)]
+    world.source(ids, [float(i) for i in range(2_000)])
+    assert world.finish(world.request()).state is RunState.PUBLISHED
+    world.source(ids, [float(i) + 5 for i in range(2_000)])
+    assert world.finish(world.request()).state is RunState.PUBLISHED
+    world.source(ids, [0.0] * 2_000)
+
+    run = world.finish(world.request())
+
+    assert (run.state, failed_gates(run)) == (RunState.FAILED, ["drift"])
+    assert world.answers("e1") == [12.0]
+
+
+def test_a_run_in_progress_shows_its_chunks_phases_and_reasons(world: World) -> None:
+    world.source([f"e{i}" for i in range(45)], [None, *(1.0,) * 44])
+    run = world.request()
+    world.runs.reconcile()
+    world.work(2)
+
+    shown = world.runs.details(run.run_id).to_json()
+
+    assert shown["chunks"] == {"done": 2, "scoring": 0, "waiting": 1, "unsent": 4, "map": "##o...."}
+    assert shown["attempts"] == 2
+    assert shown["phases"]["scoring_s"] >= 0
+    assert shown["phases"]["publishing_s"] is None
+    assert shown["quarantine"]["reasons"][0]["examples"] == ["e0"]
+    assert shown["rows_per_s"] > 0
+
+
+def test_a_run_whose_record_redis_lost_is_told_of_as_failed(world: World) -> None:
+    run = world.request()
+    world.runs.reconcile()
+    world.work(1)
+    world.client.flushall()
+
+    world.work()
+    world.runs.reconcile()
+
+    lost = world.runs.show(run.run_id)
+    assert (lost.state, lost.rows_total) == (RunState.FAILED, 45)
+    assert "the cache Redis lost its data while the run was going on" in (lost.error or "")
+    assert [listed.run_id for listed in world.runs.list()] == [run.run_id]
+    assert world.client.ttl(KEYS.run(run.run_id)) > 0
+    assert world.finish(world.request()).state is RunState.PUBLISHED
+
+
+def test_a_run_that_ended_well_is_not_taken_for_lost(world: World) -> None:
+    run = world.finish(world.request())
+    world.runs.reconcile()
+
+    assert world.runs.show(run.run_id).state is RunState.PUBLISHED
+
+
+def test_a_run_that_fills_redis_fails_in_words_and_gives_its_rows_up(world: World) -> None:
+    world.finish(world.request())
+    run = world.request()
+    world.runs.reconcile()
+    world.work(2)
+    generation = world.runs.show(run.run_id).generation or 0
+    world.client.config_set("maxmemory", 1)
+    try:
+        world.work(1)
+        world.runs.reconcile()
+        full = world.runs.show(run.run_id)
+        assert full.state is RunState.FAILED
+        assert "out of memory" in (full.error or "")
+        assert world.client.keys(f"t:p:m:g:{generation}:*") == []
+        assert world.answers("e44") == [88.0]
+    finally:
+        world.client.config_set("maxmemory", 0)
+
+    assert world.finish(world.request()).state is RunState.PUBLISHED
+
+
+def test_a_run_that_is_cancelled_while_it_is_planned_leaves_nothing_for_ever(world: World) -> None:
+    run = world.request()
+    begin = world.table.begin
+
+    def cancelled_meanwhile(*args: Any, **kwargs: Any) -> Any:
+        world.runs.cancel(run.run_id)
+        return begin(*args, **kwargs)
+
+    world.table.begin = cancelled_meanwhile  # type: ignore[method-assign]
+    world.runs.reconcile()
+
+    assert world.runs.show(run.run_id).state is RunState.CANCELLED
+    assert leaked_keys(world.client, "t") == []
+
+
+def test_a_rollback_may_name_the_generation_it_goes_back_from(world: World) -> None:
+    world.finish(world.request())
+    second = world.finish(world.request())
+
+    with pytest.raises(Conflict, match="is not the current one"):
+        world.runs.rollback("m", generation=(second.generation or 0) - 1)
+    assert world.runs.rollback("m", generation=second.generation).generation == 1
+
+
+def test_a_version_that_was_rolled_back_is_held_until_it_is_released(world: World) -> None:
+    world.finish(world.request())
+    ModelRegistry(world.client, KEYS).put("m", record(2))
+    ModelRegistry(world.client, KEYS).activate("m", 2)
+    assert world.finish(world.request()).model_version == 2
+
+    assert world.runs.rollback("m").held_versions == (2,)
+    assert world.finish(world.request()).model_version == 1
+    with pytest.raises(Conflict, match="held: 2"):
+        world.runs.release("m", version=7)
+    released = world.runs.release("m")
+
+    assert (released.model_version, released.held_versions) == (2, ())
+    assert world.finish(world.request()).model_version == 2
+
+
+def test_publishing_a_held_version_by_force_ends_its_hold(world: World) -> None:
+    world.finish(world.request())
+    ModelRegistry(world.client, KEYS).put("m", record(2))
+    ModelRegistry(world.client, KEYS).activate("m", 2)
+    world.finish(world.request())
+    late = world.request()
+    world.runs.reconcile()
+    world.runs.rollback("m")
+    assert failed_gates(world.finish(late)) == ["version"]
+
+    world.runs.publish(late.run_id, force=True, by="ada")
+
+    assert world.finish(late).state is RunState.PUBLISHED
+    assert world.table.pointer().active_version == 2
+    assert world.table.pointer().held_versions == frozenset()
+
+
+def test_a_slow_model_does_not_hold_up_another(world: World) -> None:
+    world.settings.models["slow"] = world.settings.models["m"]
+    started, go_on = threading.Event(), threading.Event()
+
+    def wait(*_: Any) -> bool:
+        started.set()
+        return go_on.wait(20)
+
+    slow = world.table_of("slow")
+    slow.generations = wait  # type: ignore[assignment,method-assign]
+    world.tables["slow"] = slow
+    waiting = threading.Thread(target=world.runs.reconcile, args=("slow",))
+    waiting.start()
+    assert started.wait(10)
+
+    assert world.finish(world.request(), "m").state is RunState.PUBLISHED
+    go_on.set()
+    waiting.join()
+
+
+def test_a_resume_that_races_the_collector_gets_all_of_its_rows_or_is_refused(world: World) -> None:
+    world.configure(resumable=0.001)
+    world.runs = world.make_runs()
+    outcomes = set()
+    for turn in range(12):
+        run = world.request()
+        world.runs.reconcile()
+        world.work(3)
+        world.queue.clear()
+        world.runs.cancel(run.run_id)
+        collector = threading.Thread(target=world.make_runs().reconcile)
+        collector.start()
+        time.sleep(turn * 0.001)
+        try:
+            world.runs.resume(run.run_id)
+            taken_up = True
+        except Conflict:
+            taken_up = False
+        collector.join()
+        outcomes.add(taken_up)
+        if taken_up:
+            assert world.finish(run).state is RunState.PUBLISHED
+            assert world.answers("e0", "e44") == [0.0, 88.0]
+    assert leaked_keys(world.client, "t") == []
+    assert False in outcomes
+
+
+def test_a_rollback_that_races_a_publication_goes_back_from_what_it_saw_or_is_refused(world: World) -> None:
+    for turn in range(10):
+        world.source([f"e{i}" for i in range(45)], [float(turn)] * 45)
+        run = world.request()
+        while (view := world.runs.show(run.run_id)).chunks_done != view.chunks_total:
+            world.runs.reconcile()
+            world.work()
+        before = world.table.pointer()
+        publisher = threading.Thread(target=world.make_runs().reconcile)
+        publisher.start()
+        time.sleep(turn * 0.003)
+        try:
+            back: int | None = world.runs.rollback("m", generation=before.current).generation
+        except Conflict:
+            back = None
+        publisher.join()
+        after = world.table.pointer()
+        assert back in (None, before.previous)
+        assert after.current is not None
+        assert world.table.state(after.current) is GenerationState.CURRENT
+        assert {world.answers(f"e{i}")[0] for i in range(45)} == {world.answers("e0")[0]}
+        assert world.finish(run).state is RunState.PUBLISHED
+    assert leaked_keys(world.client, "t") == []

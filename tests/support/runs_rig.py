@@ -128,5 +128,12 @@ class Rig:
         self.stack.start(victim)
         return victim
 
+    def restart_ended(self) -> list[str]:
+        """Start every process again that has ended, as a supervisor does; their names."""
+        ended = [name for name, process in self.stack.processes.items() if process.poll() is not None]
+        for name in ended:
+            self.stack.start(name)
+        return ended
+
     def cache(self) -> Any:
         return redis.Redis.from_url(self.stack.settings.cache_url)
