@@ -8,7 +8,7 @@ import redis
 import redis.asyncio
 
 from inference.keys import Keys, TableKind
-from inference.models import MicroBatches, ModelHost, ModelRegistry
+from inference.models import ModelHost, ModelRegistry
 from inference.settings import Settings
 from inference.store import AsyncTableReader, Pace, RedisTable
 
@@ -23,8 +23,7 @@ class Services:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.keys = Keys(settings.redis.prefix)
-        self.predictions = cache(lambda model: self._table(TableKind.PREDICTIONS, model))
-        self.features = cache(lambda model: self._table(TableKind.FEATURES, model))
+        self.table = cache(self._table)
 
     @cached_property
     def cache(self) -> redis.Redis:
@@ -39,14 +38,17 @@ class Services:
         return ModelRegistry(self.cache, self.keys)
 
     @cached_property
-    def micro_batches(self) -> MicroBatches:
-        """How many rows each loaded model takes in one call."""
-        return MicroBatches(self.registry)
-
-    @cached_property
     def host(self) -> ModelHost:
         """Loaded models; only workers may ask for it."""
         return ModelHost(self.settings, self.registry)
+
+    def predictions(self, model: str) -> RedisTable:
+        """Return a model's prediction table."""
+        return self.table(TableKind.PREDICTIONS, model)
+
+    def features(self, model: str) -> RedisTable:
+        """Return a model's feature table."""
+        return self.table(TableKind.FEATURES, model)
 
     def async_cache(self) -> redis.asyncio.Redis:
         """Return a new asyncio client of the cache Redis: short timeout, no retries."""

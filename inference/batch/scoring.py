@@ -76,7 +76,7 @@ class ChunkScorer:
     """Scores a chunk's batches into sinks; the rows that are left out go to the quarantine.
 
     `fence` is called before each window is written, and `alive`, which must be cheap, before each model call; both
-    raise when this worker has lost the chunk. `keep_features`: whether a sink wants what the rows were scored from.
+    raise when this worker has lost the chunk. `feature_sinks` take what the rows were scored from.
     """
 
     model: LoadedModel
@@ -86,7 +86,7 @@ class ChunkScorer:
     fence: Callable[[], None]
     alive: Callable[[], None]
     micro_batch: MicroBatch
-    keep_features: bool = False
+    feature_sinks: Sequence[Sink] = ()
 
     def score(self, batches: Iterable[pa.RecordBatch]) -> ChunkResult:
         """Score every batch and commit the sinks; on any error what is not final is removed.
@@ -95,7 +95,7 @@ class ChunkScorer:
         """
         result = ChunkResult()
         with ExitStack() as stages:
-            for sink in self.sinks:
+            for sink in self._all_sinks:
                 stages.callback(sink.abandon)
             with (
                 ReadAhead(map(self.preparer.prepare, batches), ahead=READ_AHEAD) as prepared,
@@ -103,10 +103,14 @@ class ChunkScorer:
             ):
                 self._score_all(prepared, writer, result)
             self.fence()
-            for sink in self.sinks:
+            for sink in self._all_sinks:
                 sink.commit()
             self.quarantine.commit()
         return result
+
+    @property
+    def _all_sinks(self) -> Sequence[Sink]:
+        return [*self.sinks, *self.feature_sinks]
 
     def _score_all(self, prepared: Iterator[PreparedRows], writer: WriteBehind[Window], result: ChunkResult) -> None:
         pending = WindowBuilder()
@@ -120,6 +124,8 @@ class ChunkScorer:
 
     def _write(self, histogram: HistogramCounter, window: Window) -> None:
         self.fence()
+        for sink in self.feature_sinks:
+            sink.write(window.of_features)
         for sink in self.sinks:
             sink.write(window)
         histogram.add(window.block)
@@ -142,7 +148,7 @@ class ChunkScorer:
         scored = score_rows(self.model, features)
         if scored.too_many_rows is not None:
             self.micro_batch.shrink(scored.too_many_rows)
-        kept = features if self.keep_features else None
+        kept = features if self.feature_sinks else None
         if not scored.failed.any():
             return Window(rows.ids, scored.outputs, rows.as_of, kept)
         for bad, failed in _failed_by_reason(rows.ids, scored):

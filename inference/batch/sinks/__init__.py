@@ -16,13 +16,24 @@ from inference.schema import Block
 class Window:
     """Scored rows that are written together. `as_of`: epoch seconds; `features`: what they were scored from.
 
-    `features` is None unless a sink of the run wants them.
+    `features` is None unless the run has a sink for them.
     """
 
     ids: pa.StringArray
     block: Block
     as_of: npt.NDArray[np.float64]
     features: Block | None = None
+
+    @property
+    def of_features(self) -> Window:
+        """The same rows with their features in the place of the predictions.
+
+        Raises:
+            ValueError: the features were not kept.
+        """
+        if self.features is None:
+            raise ValueError("the window was gathered without features")
+        return Window(self.ids, self.features, self.as_of)
 
     @property
     def blocks(self) -> tuple[Block, ...]:
