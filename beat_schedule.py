@@ -87,7 +87,7 @@ celery_app = make_beat(load_settings())
 
 def main() -> None:
     """Run beat in this process until it is told to stop."""
-    celery_app.start(["beat", "--loglevel", "INFO"])
+    celery_app.start(["--quiet", "beat", "--loglevel", "INFO"])
 
 
 if __name__ == "__main__":

@@ -23,6 +23,10 @@ class ForecacheError(Exception):
         self.field = field
         self.retry_after_s = retry_after_s
 
+    def to_json(self) -> dict[str, str | None]:
+        """Return what `from_code` rebuilds the error from: plain JSON, as task results and jobs hold it."""
+        return {"code": self.code, "message": self.message, "field": self.field}
+
 
 class BadInput(ForecacheError):
     """Raised when what the user handed over cannot be accepted as it is."""
@@ -114,6 +118,21 @@ class StoreUnavailable(Unavailable):
     code = "store-unavailable"
 
 
+class StoreFull(StoreUnavailable):
+    """Raised when the cache Redis refused a write because its memory is used up; reads still work."""
+
+    code = "store-full"
+
+
+def store_error(what: str, error: Exception) -> StoreUnavailable:
+    """Return what a Redis client's error means for whoever was busy with `what`."""
+    # by its text, for the error's class and code depend on whether a script met it, and on Redis' version
+    if "command not allowed when used memory > 'maxmemory'" in str(error):
+        fix = "raise its maxmemory or store less, then start the run again"
+        return StoreFull(f"{what}: the cache Redis is out of memory: {fix}")
+    return StoreUnavailable(f"{what}: the cache Redis did not answer: {error}")
+
+
 class BrokerUnavailable(Unavailable):
     """Raised when a task could not be handed to the broker."""
 
@@ -154,6 +173,12 @@ class PredictionFailed(ForecacheError):
     """Raised when the model raised, or answered with a non-finite number, for one entity."""
 
     code = "prediction-failed"
+
+
+class ModelOutOfMemory(PredictionFailed):
+    """Raised when a model call did not fit into the device's memory: fewer rows may."""
+
+    code = "model-out-of-memory"
 
 
 def _subclasses(cls: type[ForecacheError]) -> list[type[ForecacheError]]:

@@ -1,7 +1,7 @@
 """Every Redis key of Forecache is spelled here and nowhere else.
 
 All live in `cache_url`, which must not evict, and start with the deployment prefix `P`. `T` is a table:
-`p:<model>` (predictions of a model) or `f:<model>` (its features). `M` is a model, `R` a run, `J` a job.
+`p:<model>` (predictions of a model) or `f:<model>` (its features). `M` is a model, `R` a run, `J` a job, `W` a worker.
 
 | key              | type   | fields or value                          | lives                 | written by            |
 |------------------|--------|------------------------------------------|-----------------------|-----------------------|
@@ -16,20 +16,26 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:T:o:ID         | string | header + packed value                    | the entry's `keep`    | real-time workers     |
 | P:T:schemas      | hash   | digest → fields of overlay values (JSON) | for good              | upsert script         |
 | P:m:M:record     | hash   | version → version record (JSON)          | for good              | inspect, workers      |
+| P:m:M:micro      | hash   | version:device → rows per call (JSON)    | for good              | batch workers         |
 | P:m:M:active_run | string | run id                                   | until run is over     | run scripts           |
 | P:m:M:runs       | zset   | run id, scored by creation time          | newest 200 kept       | run scripts           |
 | P:m:M:slots      | hash   | schedule slot → run id                   | newest kept           | run scripts           |
 | P:m:M:reconciler | string | who moves this model's runs on now       | seconds               | maintenance           |
 | P:r:R            | hash   | the run record                           | 30 days after end     | run scripts           |
-| P:r:R:plan       | hash   | chunk → descriptor (JSON)                | with the run          | planning              |
+| P:r:R:plan       | hash   | chunk → its slices (JSON);               | with the run          | planning              |
+|                  |        | fN → file N of the source (JSON)         |                       |                       |
+| P:r:R:entities   | string | ids a partial run is asked for (packed)  | until planned, a day  | request               |
 | P:r:R:claims     | hash   | chunk → attempt, token, lease            | with the run          | claim, renew, finish  |
 | P:r:R:done       | hash   | chunk → chunk result (JSON)              | with the run          | finish (once a chunk) |
 | P:r:R:sent       | zset   | chunk number, scored by sending time     | with the run          | reconciler            |
+| P:r:R:histogram  | hash   | output:bin → count of predictions        | with the run          | finish                |
 | P:h:M:MINUTE     | hash   | outcome → count                          | 8 days                | API processes         |
 | P:j:J            | hash   | the job record                           | an hour unchanged     | API, workers          |
 | P:j:J:inputs     | hash   | part number → ids or instances (JSON)    | till its part is done | API                   |
 | P:j:J:parts      | hash   | part number → predictions (JSON)         | with the job          | real-time workers     |
 | P:i:DIGEST       | string | job id, digest of its request            | an hour               | API                   |
+| P:w:W            | string | what a worker says of itself (JSON)      | 15 s after its beat   | every worker          |
+| P:q:QUEUE        | zset   | worker W, scored by its last beat        | an hour unchanged     | every worker          |
 """
 
 from __future__ import annotations
@@ -110,6 +116,10 @@ class Keys:
         """Hash version → version record."""
         return f"{self.prefix}:m:{model}:record"
 
+    def micro_batches(self, model: str) -> str:
+        """Hash version and device → rows per model call."""
+        return f"{self.prefix}:m:{model}:micro"
+
     def active_run(self, model: str) -> str:
         """The one run of a model that is not over."""
         return f"{self.prefix}:m:{model}:active_run"
@@ -127,7 +137,7 @@ class Keys:
         return f"{self.prefix}:r:{run_id}"
 
     def run_part(self, run_id: str, part: str) -> str:
-        """`plan`, `claims`, `done` or `sent` of a run."""
+        """`plan`, `entities`, `claims`, `done`, `sent` or `histogram` of a run."""
         return f"{self.prefix}:r:{run_id}:{part}"
 
     def reconciler(self, model: str) -> str:
@@ -153,3 +163,11 @@ class Keys:
     def idempotency(self, digest: str) -> str:
         """Which job a client's Idempotency-Key (by its digest) has made."""
         return f"{self.prefix}:i:{digest}"
+
+    def worker(self, identity: str) -> str:
+        """A living worker's own words."""
+        return f"{self.prefix}:w:{identity}"
+
+    def queue_workers(self, queue: str) -> str:
+        """Sorted set of the workers that serve a queue, or lately did."""
+        return f"{self.prefix}:q:{queue}"

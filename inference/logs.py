@@ -19,6 +19,7 @@ def configure_logging(process: str, *, level: int = logging.INFO) -> None:
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),
+        _without_colored_twin,
         structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
     ]
     colors = sys.stderr.isatty() and "NO_COLOR" not in os.environ
@@ -26,7 +27,10 @@ def configure_logging(process: str, *, level: int = logging.INFO) -> None:
         foreign_pre_chain=shared,
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=0),
+            # plain: the renderer's own choice prints local variables, which hold people's data and passwords
+            structlog.dev.ConsoleRenderer(
+                colors=colors, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
+            ),
         ],
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -41,6 +45,12 @@ def configure_logging(process: str, *, level: int = logging.INFO) -> None:
         cache_logger_on_first_use=True,
     )
     structlog.contextvars.bind_contextvars(process=process)
+
+
+def _without_colored_twin(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+    """Drop the second copy of its text that uvicorn hands over for terminals."""
+    event.pop("color_message", None)
+    return event
 
 
 def get_logger(name: str) -> Any:

@@ -1,6 +1,7 @@
 """The Celery application: JSON only, three queues, results that expire in minutes.
 
-Building the settings is the one thing done at import; nothing connects.
+Every name on the broker starts with the deployment's prefix, so that a broker may serve other applications and
+other deployments too. Building the settings is the one thing done at import; nothing connects.
 """
 
 from __future__ import annotations
@@ -21,18 +22,26 @@ MAINTENANCE_QUEUE = "maintenance"
 #: seconds that a result waits for its reader
 RESULT_EXPIRES_S = 600
 
+#: `x-max-priority` of all queues on brokers of AMQP, where a higher number goes first; Redis knows none
+AMQP_PRIORITIES = 9
+
 TASK_MODULES = ("tasks.batch", "tasks.realtime", "tasks.maintenance")
 
 
 def celery_config(settings: Settings) -> dict[str, Any]:
     """Return Celery's configuration. Task messages are JSON, so a forged one can run no code."""
-    prefix = f"{settings.redis.prefix}:"
+    prefix = settings.redis.prefix
+    keys = {"global_keyprefix": f"{prefix}:"}
     return {
         "broker_url": settings.broker_url,
         "result_backend": settings.redis_url,
-        "result_backend_transport_options": {"global_keyprefix": prefix},
-        # the broker's keys carry the prefix too, so deployments can share one Redis
-        "broker_transport_options": {"global_keyprefix": prefix} if _is_redis(settings.broker_url) else {},
+        "result_backend_transport_options": keys,
+        # also of what has no name of ours, such as the hash of unacknowledged messages: those of an application
+        # with a shorter visibility timeout would be sent again too early
+        "broker_transport_options": keys if is_redis(settings.broker_url) else {},
+        # remote control and events reach the workers of this deployment only
+        "control_exchange": prefix,
+        "event_exchange": f"{prefix}.events",
         "broker_connection_retry_on_startup": True,
         # without a limit, Celery gives up after 100 tries and the worker ends
         "broker_connection_max_retries": None,
@@ -43,7 +52,8 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "task_serializer": "json",
         "result_serializer": "json",
         "result_expires": RESULT_EXPIRES_S,
-        "task_queues": [_queue(name) for name in (BATCH_QUEUE, REALTIME_QUEUE, MAINTENANCE_QUEUE)],
+        "task_queues": [_queue(prefix, name) for name in (BATCH_QUEUE, REALTIME_QUEUE, MAINTENANCE_QUEUE)],
+        "task_queue_max_priority": AMQP_PRIORITIES,
         "task_default_queue": MAINTENANCE_QUEUE,
         "task_create_missing_queues": False,
         "task_routes": {
@@ -67,13 +77,16 @@ def make_celery(settings: Settings, **overrides: Any) -> Celery:
     return application
 
 
-def _queue(name: str) -> Queue:
-    # bound under its own name: a broker that routes by key must not deliver one queue's tasks to another
-    return Queue(name, Exchange(name, type="direct"), routing_key=name)
-
-
-def _is_redis(url: str) -> bool:
+def is_redis(url: str) -> bool:
+    """Return whether a broker's URL is that of a Redis server."""
     return url.startswith(("redis://", "rediss://"))
+
+
+def _queue(prefix: str, name: str) -> Queue:
+    # the alias is what `-Q` and routes call it; bound under its own name, since a broker that routes by key
+    # must not deliver one queue's tasks to another
+    full = f"{prefix}.{name}"
+    return Queue(full, Exchange(full, type="direct"), routing_key=full, alias=name)
 
 
 @cache

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from inference.batch import Trigger, current_slot
 from inference.clock import system_clock
-from inference.errors import BadInput, Conflict, StoreUnavailable
+from inference.errors import BadInput, BrokerUnavailable, Conflict, StoreUnavailable
 from inference.logs import get_logger
 from tasks.celery_app import celery_app, services
-from tasks.runs import runs
+from tasks.runs import poke, runs
 
 log = get_logger(__name__)
 
 
 @celery_app.task(  # type: ignore[untyped-decorator]  # celery has no types
     name="forecache.start_run",
-    ignore_result=True,
     # a slot whose message fell into an outage is not lost
     autoretry_for=(StoreUnavailable,),
     retry_backoff=2,
     retry_kwargs={"max_retries": 8},
 )
-def start_run(model: str, trigger: str = "beat") -> None:
-    """Start a model's run, from beat at most one for each slot of its schedule. Safe to run twice."""
+def start_run(model: str | None = None, trigger: str = "api") -> dict[str, Any]:
+    """Open a model's run and return it; or `{"error": …}`, when it cannot be started now.
+
+    From beat at most one for each slot of the schedule, so its message may be taken up twice. Other applications
+    send this too: `docs/existing.md` is the contract.
+    """
     try:
-        run = runs().request(model, trigger=Trigger(trigger), slot=_slot(model) if trigger == "beat" else None)
+        run = runs().request(model, trigger=_trigger(trigger), slot=_slot(model) if trigger == "beat" else None)
     except (BadInput, Conflict) as error:
         log.info("run.not_started", model=model, trigger=trigger, reason=error.message)
-        return
-    runs().prepare(run.run_id)
+        return {"error": error.to_json()}
+    try:
+        poke()
+    except BrokerUnavailable as error:  # the reconciler finds it by itself within seconds
+        log.warning("run.not_hurried", run_id=run.run_id, error=error.message)
+    return run.to_json()
 
 
 @celery_app.task(name="forecache.prepare_run", ignore_result=True)  # type: ignore[untyped-decorator]  # celery has no types
@@ -42,6 +51,14 @@ def reconcile() -> None:
     runs().reconcile()
 
 
-def _slot(model: str) -> str | None:
+def _trigger(name: str) -> Trigger:
+    try:
+        return Trigger(name)
+    except ValueError as error:
+        known = ", ".join(Trigger)
+        raise BadInput(f"trigger {name!r} is none of {known}: leave it out", field="trigger") from error
+
+
+def _slot(model: str | None) -> str | None:
     batch = services().settings.model(model)[1].batch
     return current_slot(batch.schedule, batch.timezone, system_clock()) if batch.schedule else None

@@ -1,4 +1,4 @@
-"""Tasks of the real-time queue.
+"""Tasks of the real-time queue. Other applications send them too: `docs/existing.md` is the contract.
 
 Acknowledged early: a request whose worker died has long been answered otherwise.
 """
@@ -22,20 +22,24 @@ def scorer() -> RealtimeScorer:
 
 @celery_app.task(name="forecache.predict_entities", acks_late=False)  # type: ignore[untyped-decorator]
 def predict_entities(
-    model: str,
-    entity_ids: list[str],
+    model: str | None = None,
+    entity_ids: list[str] | None = None,
     deadline: float | None = None,
     overrides: dict[str, Any] | None = None,
     recompute: bool = True,
 ) -> dict[str, Any]:
     """Compute entities' predictions from their stored features, and keep them unless there are overrides."""
-    return scorer().predict_entities(model, entity_ids, overrides=overrides, deadline=deadline, recompute=recompute)
+    return scorer().predict_entities(
+        model, entity_ids or [], overrides=overrides, deadline=deadline, recompute=recompute
+    )
 
 
 @celery_app.task(name="forecache.predict_instances", acks_late=False)  # type: ignore[untyped-decorator]
-def predict_instances(model: str, instances: list[Any], deadline: float | None = None) -> dict[str, Any]:
+def predict_instances(
+    model: str | None = None, instances: list[Any] | None = None, deadline: float | None = None
+) -> dict[str, Any]:
     """Compute the predictions of feature rows that a request brought along."""
-    return scorer().predict_instances(model, instances, deadline=deadline)
+    return scorer().predict_instances(model, instances or [], deadline=deadline)
 
 
 @celery_app.task(name="forecache.predict_job_part", acks_late=False, ignore_result=True)  # type: ignore[untyped-decorator]

@@ -33,7 +33,8 @@ def main(argv: Sequence[str]) -> int:
 
 def worker_arguments(name: str, options: Sequence[str]) -> list[str]:
     """Return Celery's arguments: the worker's queue, a name of its own and the log level, unless given."""
-    arguments = ["worker", *options]
+    # quiet: no banner of thirty lines among the log's
+    arguments = ["--quiet", "worker", *options]
     if not _given(options, "-Q", "--queues"):
         arguments += ["-Q", QUEUES[name]]
     if not _given(options, "-n", "--hostname"):

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from celery.signals import worker_ready, worker_shutting_down
@@ -16,6 +16,7 @@ from inference.errors import ForecacheError
 from inference.logs import get_logger
 from tasks import celery_app as broker
 from tasks.runs import runs
+from workers.heartbeat import beat_while_running
 from workers.pools import prepare_worker
 
 #: how long a lost chunk or a finished run may go unnoticed
@@ -23,37 +24,47 @@ RECONCILE_EVERY_S = 2.0
 
 log = get_logger(__name__)
 
-celery_app = prepare_worker(broker.celery_app, process="maintenance", pool="threads", concurrency=2)
+#: moving one model's run on may take long, and must not keep another's from starting; idle threads cost nothing
+_THREADS = 16
+
+celery_app = prepare_worker(broker.celery_app, process="maintenance", pool="threads", concurrency=_THREADS)
+beat_while_running(broker.services, process="maintenance", versions=dict)
 
 
 class ReconcileTimer:
-    """Calls `reconcile` every few seconds from a thread, through outages too, until it is stopped."""
+    """Calls `reconcile` every few seconds for each model, each from its own thread, through outages too.
 
-    def __init__(self, make_runs: Callable[[], Runs], *, every_s: float = RECONCILE_EVERY_S) -> None:
+    So a model whose predictions take long to count or to collect holds up no other.
+    """
+
+    def __init__(
+        self, models: Callable[[], Iterable[str]], make_runs: Callable[[], Runs], *, every_s: float = RECONCILE_EVERY_S
+    ) -> None:
+        self._models = models
         self._make_runs = make_runs
         self._every_s = every_s
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="reconciler", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the threads."""
+        for model in self._models():
+            threading.Thread(target=self._keep, args=(model,), name=f"reconciler {model}", daemon=True).start()
 
     def stop(self) -> None:
-        """Let the thread end after what it is doing; it is not waited for, since each step may be cut off."""
+        """Let the threads end after what they are doing; nobody waits for them, since each step may be cut off."""
         self._stopped.set()
 
-    def _keep(self) -> None:
+    def _keep(self, model: str) -> None:
         while not self._stopped.wait(self._every_s):
             try:
-                self._make_runs().reconcile()
+                self._make_runs().reconcile(model)
             except ForecacheError as error:
-                log.warning("reconcile.failed", error=error.message)
-            except Exception:  # without this thread no run ever ends
-                log.exception("reconcile.failed")
+                log.warning("reconcile.failed", model=model, error=error.message)
+            except Exception:  # without this thread no run of the model ever ends
+                log.exception("reconcile.failed", model=model)
 
 
-_timer = ReconcileTimer(runs)
+_timer = ReconcileTimer(lambda: broker.services().settings.models, runs)
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]  # celery has no types

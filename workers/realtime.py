@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from tasks import celery_app as broker
 from workers.devices import prepare_gpus
+from workers.heartbeat import beat_while_running
 from workers.pools import load_models_on_start, prepare_worker
 
 PROCESS = "realtime"
 
 celery_app = prepare_worker(broker.celery_app, process=PROCESS, pool="solo", concurrency=1)
+beat_while_running(broker.services, process=PROCESS, versions=lambda: broker.services().host.versions())
 load_models_on_start(broker.services, process=PROCESS, prepare=prepare_gpus)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI
@@ -18,6 +17,7 @@ from app.api.limits import BodyLimit
 from app.api.parts import OpenParts, open_parts
 from app.api.problems import Problem, add_problem_handlers, documented, respond_to_error
 from inference.errors import ForecacheError
+from inference.release import installed_release
 from inference.settings import Settings
 
 
@@ -54,7 +54,7 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
     app = Application(
         Gate(settings.api),
         title="Forecache",
-        version=_version(),
+        version=installed_release() or "0",
         lifespan=lifespan,
         redirect_slashes=False,
         redoc_url=None,
@@ -89,10 +89,3 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             schemas.pop(unused, None)
         app.openapi_schema = document
     return app.openapi_schema
-
-
-def _version() -> str:
-    try:
-        return version("forecache")
-    except PackageNotFoundError:
-        return "0"

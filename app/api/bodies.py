@@ -21,28 +21,14 @@ Hours = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 TimeoutMs = Annotated[int, Field(ge=1, le=MAX_TIMEOUT_MS)]
 
 
-class PredictBody(BaseModel):
-    """What to predict: entities (with features to override, or none), or instances with all of theirs.
-
-    `max_staleness_hours`: age limit of a stored answer; 0 forces computing.
-    """
-
-    model_config = ConfigDict(extra="forbid")
+class Terms(BaseModel):
+    """On what terms a prediction is asked for; what is left out is the model's own."""
 
     model: str | None = None
-    entity_ids: list[str] | None = None
-    instances: list[Any] | None = None
-    overrides: dict[str, Any] | None = None
-    max_staleness_hours: Hours | None = None
-    timeout_ms: TimeoutMs | None = None
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> PredictBody:
-        if (self.entity_ids is None) == (self.instances is None):
-            raise ValueError("give either entity_ids or instances")
-        if self.instances is not None and self.overrides:
-            raise ValueError("overrides go with entity_ids: instances bring all of their features")
-        return self
+    max_staleness_hours: Annotated[
+        Hours | None, Field(description="age limit of a stored answer; 0 forces computing")
+    ] = None
+    timeout_ms: Annotated[TimeoutMs | None, Field(description="the budget; else the model's own")] = None
 
     @property
     def max_staleness_s(self) -> float | None:
@@ -53,6 +39,24 @@ class PredictBody(BaseModel):
     def timeout_s(self) -> float | None:
         """The budget in seconds."""
         return None if self.timeout_ms is None else self.timeout_ms / 1000
+
+
+class PredictBody(Terms):
+    """What to predict: entities (with features to override, or none), or instances with all of theirs."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    entity_ids: list[str] | None = None
+    instances: list[Any] | None = None
+    overrides: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> PredictBody:
+        if (self.entity_ids is None) == (self.instances is None):
+            raise ValueError("give either entity_ids or instances")
+        if self.instances is not None and self.overrides:
+            raise ValueError("overrides go with entity_ids: instances bring all of their features")
+        return self
 
     def check_rows(self, limit: int) -> None:
         """Refuse too many rows, none, or an illegal entity id.
@@ -74,12 +78,33 @@ class PredictBody(BaseModel):
 
 
 class RunBody(BaseModel):
-    """Which run to start. `source` replaces the model's own table; only below that table's folder."""
+    """Which run to start. `source` replaces the model's own table; only below that table's folder.
+
+    `entities` (ids) or `since` (an ISO 8601 instant, or a duration such as `6h`): only those rows, served at once.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     model: str | None = None
     source: str | None = None
+    entities: Annotated[list[str], Field(max_length=MAX_JOB_ROWS)] | None = None
+    since: str | None = None
+
+
+class PublishBody(BaseModel):
+    """Publish a run that its gates refused: only if `force` is true."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    force: bool = False
+
+
+class RollbackBody(BaseModel):
+    """What to go back from: the generation that is expected to serve; left out, whichever does."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    generation: int | None = None
 
 
 class AnswerBody(BaseModel):

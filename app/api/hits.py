@@ -23,12 +23,4 @@ async def hit_rate(
     """Return what became of a model's requests in every minute that the last `window_s` seconds touch."""
     name, _ = parts.settings.model(model)
     counts = await parts.in_thread(lambda: parts.hits.read(name, window_s))
-    return JsonResponse(
-        {
-            "model": name,
-            "window_s": window_s,
-            "total": counts.total,
-            "hit_rate": counts.hit_rate,
-            "outcomes": {outcome.value: count for outcome, count in counts.outcomes.items()},
-        }
-    )
+    return JsonResponse({"model": name, "window_s": window_s, **counts.to_json()})

@@ -6,14 +6,14 @@ for the other routes is done here by hand: the same checks, the same problem doc
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 from fastapi import Response
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
-from app.api.bodies import AnswerBody, Hours, JsonResponse, TimeoutMs
+from app.api.bodies import AnswerBody, JsonResponse, Terms
 from app.api.disconnects import ClientWatch
 from app.api.parts import Parts
 from app.api.problems import documented, respond_to_defect, respond_to_error, respond_to_validation
@@ -26,17 +26,8 @@ log = get_logger(__name__)
 PREFIX = "/predict/"
 
 
-class PredictQuery(BaseModel):
-    """What the query string may say; other names are ignored, as FastAPI does."""
-
-    model: str | None = None
-    max_staleness_hours: Annotated[
-        Hours | None, Field(description="age limit of a stored answer; 0 forces computing")
-    ] = None
-    timeout_ms: Annotated[TimeoutMs | None, Field(description="the budget; else the model's own")] = None
-
-
-_NO_QUERY = PredictQuery()
+# as a query string; other names in it are ignored, as FastAPI does
+_NO_QUERY = Terms()
 
 
 def is_hot(scope: Scope) -> bool:
@@ -67,13 +58,9 @@ async def _respond(parts: Parts, scope: Scope) -> Response:
 async def _answer(parts: Parts, scope: Scope) -> Response:
     entity_id = check_entity_id(_entity_id(scope))
     raw_query = scope["query_string"]
-    query = PredictQuery.model_validate(dict(parse_qsl(raw_query.decode("latin-1")))) if raw_query else _NO_QUERY
-    hours, timeout_ms = query.max_staleness_hours, query.timeout_ms
+    terms = Terms.model_validate(dict(parse_qsl(raw_query.decode("latin-1")))) if raw_query else _NO_QUERY
     answers = await parts.service.predict(
-        query.model,
-        [entity_id],
-        max_staleness_s=None if hours is None else hours * 3600,
-        timeout_s=None if timeout_ms is None else timeout_ms / 1000,
+        terms.model, [entity_id], max_staleness_s=terms.max_staleness_s, timeout_s=terms.timeout_s
     )
     answer = answers[0]
     if isinstance(answer, ForecacheError):
@@ -94,7 +81,7 @@ def _entity_id(scope: Scope) -> str:
 
 def openapi_operation() -> dict[str, Any]:
     """Return this route's entry in the OpenAPI document."""
-    properties = PredictQuery.model_json_schema()["properties"]
+    properties = Terms.model_json_schema()["properties"]
     path = {"name": "entity_id", "in": "path", "required": True, "schema": {"type": "string"}}
     query = [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in properties.items()]
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{AnswerBody.__name__}"}}}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Response
 
-from app.api.bodies import JsonResponse, RunBody
+from app.api.bodies import JsonResponse, PublishBody, RollbackBody, RunBody
 from app.api.parts import Parts, parts_of
 from app.api.problems import documented
 from inference.batch import RunView, Trigger
@@ -23,7 +23,15 @@ PREPARE_RUN = "forecache.prepare_run"
 async def start(parts: Annotated[Parts, Depends(parts_of)], body: RunBody | None = None) -> Response:
     """Start a run of a model. One run of a model at a time."""
     wanted = body or RunBody()
-    view = await parts.in_thread(lambda: parts.runs().request(wanted.model, trigger=Trigger.API, source=wanted.source))
+    view = await parts.in_thread(
+        lambda: parts.runs().request(
+            wanted.model,
+            trigger=Trigger.API,
+            source=wanted.source,
+            entities=wanted.entities,
+            since=wanted.since,
+        )
+    )
     return await _accepted(view, parts)
 
 
@@ -35,21 +43,21 @@ async def list_runs(
 ) -> Response:
     """Return the newest runs, the newest first."""
     views = await parts.in_thread(lambda: parts.runs().list(model, limit))
-    return JsonResponse({"runs": [view.to_json() for view in views]})
+    return JsonResponse({"runs": [_public(view.to_json(), parts) for view in views]})
 
 
 @router.get("/runs/{run_id}", responses=documented(404, 503))
 async def show(run_id: str, parts: Annotated[Parts, Depends(parts_of)]) -> Response:
-    """Return one run."""
-    view = await parts.in_thread(lambda: parts.runs().show(run_id))
-    return JsonResponse(view.to_json())
+    """Return one run: how far it is, its chunks and phases, its gates, what it left out."""
+    details = await parts.in_thread(lambda: parts.runs().details(run_id))
+    return JsonResponse(_public(details.to_json(), parts))
 
 
 @router.post("/runs/{run_id}/cancel", status_code=202, responses=documented(404, 409, 503))
 async def cancel(run_id: str, parts: Annotated[Parts, Depends(parts_of)]) -> Response:
     """Stop a run; what serves goes on serving."""
     view = await parts.in_thread(lambda: parts.runs().cancel(run_id))
-    return JsonResponse(view.to_json(), 202)
+    return JsonResponse(_public(view.to_json(), parts), 202)
 
 
 @router.post("/runs/{run_id}/resume", status_code=202, responses=documented(404, 409, 503))
@@ -59,10 +67,20 @@ async def resume(run_id: str, parts: Annotated[Parts, Depends(parts_of)]) -> Res
     return await _accepted(view, parts)
 
 
-@router.post("/models/{model}/rollback", responses=documented(404, 409, 503))
-async def rollback(model: str, parts: Annotated[Parts, Depends(parts_of)]) -> Response:
-    """Serve the model's previous generation again."""
-    done = await parts.in_thread(lambda: parts.runs().rollback(model))
+@router.post("/runs/{run_id}/publish", status_code=202, responses=documented(400, 404, 409, 503))
+async def publish(run_id: str, parts: Annotated[Parts, Depends(parts_of)], body: PublishBody) -> Response:
+    """Publish a run that its gates refused; `force` must be true, and stays in the run."""
+    view = await parts.in_thread(lambda: parts.runs().publish(run_id, force=body.force, by="api"))
+    return await _accepted(view, parts)
+
+
+@router.post("/models/{model}/rollback", responses=documented(400, 404, 409, 503))
+async def rollback(
+    model: str, parts: Annotated[Parts, Depends(parts_of)], body: RollbackBody | None = None
+) -> Response:
+    """Serve the model's previous generation again; with `generation`, only if that one serves now."""
+    wanted = body or RollbackBody()
+    done = await parts.in_thread(lambda: parts.runs().rollback(model, generation=wanted.generation))
     return JsonResponse(done.to_json())
 
 
@@ -72,4 +90,13 @@ async def _accepted(view: RunView, parts: Parts) -> Response:
         await parts.enqueue(PREPARE_RUN, [{"run_id": view.run_id}])
     except BrokerUnavailable as error:
         log.warning("run.not_hurried", run_id=view.run_id, error=error.message)
-    return JsonResponse(view.to_json(), 202, headers={"Location": f"/runs/{view.run_id}"})
+    return JsonResponse(_public(view.to_json(), parts), 202, headers={"Location": f"/runs/{view.run_id}"})
+
+
+def _public(value: Any, parts: Parts) -> Any:
+    """Return a run's facts with the deployment's folder left out of every path."""
+    if isinstance(value, str):
+        return value.replace(f"{parts.settings.root}/", "")
+    if isinstance(value, dict):
+        return {name: _public(item, parts) for name, item in value.items()}
+    return [_public(item, parts) for item in value] if isinstance(value, list) else value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 
 import uvicorn
@@ -11,6 +10,7 @@ from app.api.application import create_app
 from inference.errors import SettingsError
 from inference.logs import configure_logging, get_logger
 from inference.settings import ApiSettings, Settings
+from inference.settings.addresses import require_allowed
 
 log = get_logger(__name__)
 
@@ -40,12 +40,7 @@ def listen(api: ApiSettings) -> socket.socket:
     Raises:
         SettingsError: see `serve`.
     """
-    if not api.allow_remote and not api.keys and not is_loopback(api.host):
-        raise SettingsError(
-            f"[api] host {api.host!r} can be reached from other machines: use 127.0.0.1, give keys "
-            "(`forecache keys new NAME`), or set allow_remote = true",
-            field="api.host",
-        )
+    require_allowed(api)
     family = socket.AF_INET6 if ":" in api.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -61,13 +56,3 @@ def listen(api: ApiSettings) -> socket.socket:
             field="api.port",
         ) from error
     return listener
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
-from app.cli import batch, features, hits, keys, models, predict, processes
+from app.cli import batch, doctor, features, hits, init, keys, models, predict, processes
+from app.cli.examples import add_examples
 from inference.errors import ForecacheError, SettingsError, UnknownModel
+from inference.release import installed_release
 
 #: exit codes of the contract
 FAILED = 1
@@ -18,28 +20,26 @@ app = typer.Typer(
     name="forecache",
     help="Predictions computed ahead, served from Redis, computed on demand when they are missing.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,  # plain help: rich costs 0.17 s at every start
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    # wider than click's 80 columns where the terminal is, so that fewer summaries are cut
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
+init.register(app)
 processes.register(app)
+doctor.register(app)
 predict.register(app)
 app.add_typer(features.app, name="features")
 app.add_typer(batch.app, name="batch")
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 hits.register(app)
+add_examples(app)
 
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            typer.echo(f"forecache {version('forecache')}")
-        except PackageNotFoundError:
-            typer.echo("forecache (not installed: run from its sources)")
+        typer.echo(f"forecache {installed_release() or '(not installed: run from its sources)'}")
         raise typer.Exit
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from inference.errors import StoreUnavailable
 
 if TYPE_CHECKING:
     from inference.services import Services
     from inference.settings import Settings
+
+_UNREADABLE = "an address that cannot be read"
 
 
 def load_settings() -> Settings:
@@ -70,24 +73,43 @@ def open_services() -> Iterator[Services]:
 
 @contextmanager
 def clear_outage(settings: Settings) -> Iterator[None]:
-    """Turn Redis' own connection errors into one sentence that says what to do.
+    """Turn Redis' own errors into one sentence that says what to do.
 
     Raises:
-        StoreUnavailable: Redis does not answer.
+        StoreUnavailable: Redis does not answer, or not with what it was asked for.
     """
     import redis
 
     try:
         yield
-    except (redis.ConnectionError, redis.TimeoutError) as error:
-        raise StoreUnavailable(_no_redis(settings)) from error
+    except redis.RedisError as error:
+        raise StoreUnavailable(_no_redis(settings, error)) from error
     except StoreUnavailable as error:
-        raise StoreUnavailable(f"{_no_redis(settings)} ({error.message})") from error
+        raise StoreUnavailable(f"{_no_redis(settings, error.__cause__)} ({error.message})") from error
 
 
-def _no_redis(settings: Settings) -> str:
+def _no_redis(settings: Settings, cause: BaseException | None) -> str:
+    import redis
+
+    if isinstance(cause, redis.AuthenticationError | redis.exceptions.NoPermissionError):
+        return f"Redis at {place_of(settings.cache_url)} refuses the password: correct [redis] cache_url"
+    if isinstance(cause, redis.ResponseError):
+        return f"Redis at {place_of(settings.cache_url)} refuses to do it: {cause}"
     if settings.redis.url is None:
         return "no Redis: [redis] url is not set, and no `forecache up` runs in this folder"
-    # never the URL: it holds the password
-    where = settings.cache_url.rpartition("@")[2].removeprefix("redis://")
-    return f"Redis at {where} does not answer: start it, or `forecache up`"
+    return f"Redis at {place_of(settings.cache_url)} does not answer: start it, or `forecache up`"
+
+
+def place_of(url: str) -> str:
+    """Return what of a URL may be shown, such as `127.0.0.1:6379/1`: never user, password or options."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return _UNREADABLE
+    if "@" in parts.path + parts.query + parts.fragment:  # a password that was not %-encoded lies in there
+        return _UNREADABLE
+    if parts.scheme == "unix":
+        return parts.path
+    # neither a virtual host of RabbitMQ nor a database number is a secret
+    return f"{host or 'localhost'}{f':{port}' if port else ''}{parts.path}"

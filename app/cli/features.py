@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from app.cli.arguments import complete_model
 from app.cli.context import model_and, open_services
 from app.cli.output import AsJson, print_fields, print_json
 from inference.clock import to_iso
@@ -14,11 +15,13 @@ from inference.errors import UnknownEntity
 
 app = typer.Typer(help="The features that answers on demand are computed from.", no_args_is_help=True)
 
+_IF_SEVERAL = "The model, if several are configured."
+
 
 @app.command()
 def load(
-    first: Annotated[str, typer.Argument(metavar="MODEL|PATH", help="The model, if several are configured.")],
-    second: Annotated[str | None, typer.Argument(metavar="PATH", help="A Parquet file or folder.")] = None,
+    first: Annotated[str, typer.Argument(metavar="MODEL|PATH", help=_IF_SEVERAL, autocompletion=complete_model)],
+    second: Annotated[str | None, typer.Argument(metavar="PATH", help="A Parquet file, a folder or a URI.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Load a Parquet table of features; it replaces what was loaded before, all or nothing."""
@@ -31,7 +34,7 @@ def load(
         record = record_to_serve(services.settings, services.registry, model)
         report = load_features(
             services.features(model),
-            Path(path).absolute(),
+            path if "://" in path else str(Path(path).absolute()),
             Vectoriser(record.contract, record.signature),
             entity_column=of_model.entity_column,
             event_time_column=of_model.event_time_column,
@@ -45,7 +48,7 @@ def load(
 
 @app.command()
 def get(
-    first: Annotated[str, typer.Argument(metavar="MODEL|ENTITY", help="The model, if several are configured.")],
+    first: Annotated[str, typer.Argument(metavar="MODEL|ENTITY", help=_IF_SEVERAL, autocompletion=complete_model)],
     second: Annotated[str | None, typer.Argument(metavar="ENTITY", help="The entity id.")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from app.cli.arguments import AnyModel
 from app.cli.context import models_of, open_services
 from app.cli.output import AsJson, print_json, print_rows
 from inference.errors import SettingsError
@@ -18,8 +19,8 @@ def register(app: typer.Typer) -> None:
 
 
 def hits(
-    model: Annotated[str | None, typer.Argument(help="Left out: all models.")] = None,
-    window: Annotated[str, typer.Option(help="How far back to look, such as 5m, 1h or 24h.")] = "1h",
+    model: AnyModel = None,
+    window: Annotated[str, typer.Option(metavar="DURATION", help="How far back to look: 5m, 1h, 24h, …")] = "1h",
     as_json: AsJson = False,
 ) -> None:
     """Print the hit rate and the seven outcomes that requests had."""
@@ -30,28 +31,12 @@ def hits(
         windows = HitWindows(services.cache, services.keys)
         counts = {name: windows.read(name, window_s) for name in models_of(model, services.settings)}
     if as_json:
-        print_json(
-            [
-                {
-                    "model": name,
-                    "window_s": window_s,
-                    "total": each.total,
-                    "hit_rate": each.hit_rate,
-                    "outcomes": {outcome.value: each.outcomes.get(outcome, 0) for outcome in Outcome},
-                }
-                for name, each in counts.items()
-            ]
-        )
+        print_json([{"model": name, "window_s": window_s, **each.to_json()} for name, each in counts.items()])
         return
     print_rows(
         ("model", "total", "hit_rate", *(outcome.value for outcome in Outcome)),
         [
-            (
-                name,
-                each.total,
-                f"{each.hit_rate:.1%}",
-                *(each.outcomes.get(outcome, 0) for outcome in Outcome),
-            )
+            (name, each.total, f"{each.hit_rate:.1%}", *each.to_json()["outcomes"].values())
             for name, each in counts.items()
         ],
     )

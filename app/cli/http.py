@@ -8,6 +8,7 @@ import httpx
 
 from inference.errors import BadInput, ForecacheError, Unavailable
 from inference.settings import ApiSettings
+from inference.settings.addresses import reachable_url
 
 #: seconds on top of what the API was asked to take
 _PATIENCE_S = 10.0
@@ -43,8 +44,7 @@ class Api:
 
 def base_url(settings: ApiSettings) -> str:
     """Return the URL under which this machine reaches the API."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - only compared
-    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+    return reachable_url(settings.host, settings.port)
 
 
 def problem_text(problem: dict[str, Any]) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
+from app.cli.arguments import OneModel
 from app.cli.context import models_of, open_services
 from app.cli.output import AsJson, print_fields, print_json, print_rows
 from inference.clock import to_iso
@@ -36,7 +37,7 @@ def list_models(as_json: AsJson = False) -> None:
 
 @app.command()
 def show(
-    model: Annotated[str | None, typer.Argument(help="May be left out when one is configured.")] = None,
+    model: OneModel = None,
     as_json: AsJson = False,
 ) -> None:
     """Print what a model takes and gives, version by version; for a refused one, why."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 #: the option of every command whose output is data
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
@@ -26,7 +30,6 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
             typer.echo("\t".join(line))
         return
     from rich import box
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -36,7 +39,14 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         table.add_column(column.replace("_", "\n"), overflow="fold", no_wrap=column == columns[0])
     for line in texts:
         table.add_row(*map(escape, line))
-    Console().print(table)
+    terminal().print(table)
+
+
+def terminal() -> Console:
+    """Return a console on stdout; with `NO_COLOR` set it writes no escape sequence at all, bold ones included."""
+    from rich.console import Console
+
+    return Console(color_system=None if os.environ.get("NO_COLOR") else "auto", highlight=False)
 
 
 def print_fields(fields: Mapping[str, Any]) -> None:

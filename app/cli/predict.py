@@ -6,12 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from app.cli.arguments import ModelOption
 from app.cli.context import load_settings
 from app.cli.output import AsJson, note, print_fields, print_json, print_rows
-from inference.errors import Unavailable
+from inference.errors import PredictionFailed, Unavailable
 
-ModelOption = Annotated[str | None, typer.Option("--model", "-m", help="May be left out when one is configured.")]
-_OVER = ("done", "failed", "cancelled")
 #: seconds of one long poll
 _POLL_S = 20.0
 
@@ -23,12 +22,12 @@ def register(app: typer.Typer) -> None:
 
 
 def predict(
-    entity: Annotated[str, typer.Argument(help="The entity id.")],
+    entity: Annotated[str, typer.Argument(metavar="ENTITY", help="The entity id.")],
     model: ModelOption = None,
     max_staleness_hours: Annotated[
-        float | None, typer.Option(min=0, help="Oldest answer that will do; 0 forces computing.")
+        float | None, typer.Option(min=0, metavar="HOURS", help="Oldest answer that will do; 0 forces computing.")
     ] = None,
-    timeout_ms: Annotated[int | None, typer.Option(min=1, help="How long a miss may take.")] = None,
+    timeout_ms: Annotated[int | None, typer.Option(min=1, metavar="MS", help="How long a miss may take.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the prediction for one entity."""
@@ -55,12 +54,15 @@ def predict(
 
 
 def enqueue(
-    entities: Annotated[list[str], typer.Argument(help="Entity ids.")],
+    entities: Annotated[list[str], typer.Argument(metavar="ENTITY", help="Entity ids.")],
     model: ModelOption = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Have predictions computed by a worker; print the job's id, or with --wait its result."""
+    """Enqueue predictions for a worker to compute; print the job's id.
+
+    With --wait: its result, and exit 1 when the job or one of its predictions failed.
+    """
     from app.cli.http import Api
 
     settings = load_settings()
@@ -78,13 +80,16 @@ def enqueue(
 
 def job_once_over(api: Any, task_id: str) -> dict[str, Any]:
     """Return the job once it is over, asking the API again and again."""
+    from inference.serving.jobs import JobState
+
     told = False
     while True:
         path = f"/predictions/{task_id}?wait_s={_POLL_S:g}"
         job: dict[str, Any] = api.call("GET", path, timeout_s=_POLL_S)
-        if job["state"] in _OVER:
+        state = JobState(job["state"])
+        if state.is_over:
             return job
-        if job["state"] == "queued" and not told:
+        if state is JobState.QUEUED and not told:
             note("no worker has taken it up yet: is `forecache up`, or a real-time worker, running?")
             told = True
 
@@ -108,6 +113,9 @@ def _print_job(job: dict[str, Any], *, as_json: bool) -> None:
     if job["state"] != "done":
         detail = problem_text(job["error"]) if job.get("error") else job["state"]
         raise Unavailable(f"job {job['task_id']} is {job['state']}: {detail}")
+    failed = sum("error" in item for item in items)
+    if failed:
+        raise PredictionFailed(f"{failed} of {len(items)} predictions failed: see their errors")
 
 
 def _given(body: dict[str, Any]) -> dict[str, Any]:

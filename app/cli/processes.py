@@ -17,18 +17,25 @@ def register(app: typer.Typer) -> None:
     app.command()(dashboard)
 
 
-def up() -> None:
-    """Run everything on this machine: Redis if none is set, workers, beat, API, dashboard."""
+def up(
+    only: Annotated[list[str] | None, typer.Option(metavar="NAMES", help="Only these, as in batch,realtime.")] = None,
+    without: Annotated[list[str] | None, typer.Option(metavar="NAMES", help="All but these.")] = None,
+) -> None:
+    """Run everything on this machine: Redis if none is set, workers, beat, API, dashboard.
+
+    NAMES are any of redis, maintenance, realtime, batch, beat, api, dashboard, with commas between them.
+    """
     settings = load_settings()
     _require_circus()
+    from app.local.selection import chosen_kinds
     from app.local.up import up as run
 
-    run(settings)
+    run(settings, chosen_kinds(only or (), without or ()))
 
 
 def demo(
     once: Annotated[bool, typer.Option(help="Check every step, stop everything, exit 0 or 1.")] = False,
-    entities: Annotated[int, typer.Option(min=100, help="Rows of the generated table.")] = 20_000,
+    entities: Annotated[int, typer.Option(min=100, help="Rows of the generated table.")] = 100_000,
     keep: Annotated[bool, typer.Option(help="Keep the demo's folder afterwards.")] = False,
 ) -> None:
     """Show the whole system at work on a generated table and a small model trained on it."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from inference.clock import Clock, system_clock, to_iso
-from inference.outcomes import Outcome
 
 if TYPE_CHECKING:
     from inference.batch import RunView
@@ -76,12 +75,6 @@ def _model_overview(data: DashboardData, model: str) -> dict[str, Any]:
 
 
 def _window(window_s: int, counts: HitCounts) -> dict[str, Any]:
-    outcomes = {outcome.value: counts.outcomes.get(outcome, 0) for outcome in Outcome}
-    hits = sum(outcomes[outcome] for outcome in Outcome if outcome.is_hit)
-    return {
-        "window_s": window_s,
-        "total": counts.total,
-        # without a request there is no rate, and 0 % would be read as an alarm
-        "hit_rate": hits / counts.total if counts.total else None,
-        "outcomes": outcomes,
-    }
+    data = {"window_s": window_s, **counts.to_json()}
+    # without a request there is no rate, and 0 % would be read as an alarm
+    return data if counts.total else {**data, "hit_rate": None}

@@ -41,6 +41,8 @@ def run(settings: Settings) -> None:
     configure_logging("dashboard")
     # a page that refreshes every 2 s would fill the log with itself
     logging.getLogger("tornado.access").setLevel(logging.ERROR)
+    # it asks workers that are still loading their models, and warns of each that does not answer yet
+    logging.getLogger("flower.inspector").setLevel(logging.ERROR)
     sockets = _listen(settings.dashboard.host, settings.dashboard.port)
     credentials = find_credentials(settings)
     data = live_data(settings)

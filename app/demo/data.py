@@ -1,38 +1,49 @@
-"""The demo's folder: a generated table of flights, its settings, and what the model is to learn."""
+"""The demo's folder: a generated table of users, its settings, and what the model is to learn."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-FEATURES = ("distance_km", "departure_hour", "weekday", "taxi_out_min", "carrier_delay_min")
-TARGET = "delay_min"
-MODEL = "delay"
-#: entities that the table of features knows and the batch source does not: the demo's misses
+NUMBERS = ("visits_7d", "clicks_30d", "days_since_signup", "hour")
+DEVICES = ("android", "desktop", "ios")
+FEATURES = (*NUMBERS, "device")
+TARGET = "clicked"
+MODEL = "ctr"
+#: users who signed up after the table was written: the demo's misses
 NEWCOMERS = 100
+#: how many of yesterday's page views the model learns from
+TRAINING_ROWS = 40_000
+SCHEDULE_S = 15
 _SEED = 7
 
 _SETTINGS = """\
+# Forecache's settings: copy this file beside a model and a table of yours, and change the names.
+# Every setting has a default but `path`; docs/settings.md lists them all.
+# There is no [redis] url here: `forecache up` then starts a Redis of its own, for development.
+
 [api]
 port = {api_port}
 
 [dashboard]
 port = {dashboard_port}
 
-[models.delay]
-path = "models/delay"
-features = "data/flights.parquet"
-entity_column = "flight"
+[models.ctr]                            # "ctr" is the model's name in URLs and commands
+path = "models/ctr"                     # version folders 1/, 2/, … or one SavedModel
+features = "data/users.parquet"         # what a run scores: one row per entity
+entity_column = "user_id"               # the other columns are matched to the model's inputs by name
 
-[models.delay.batch]
-schedule = "15s"
+[models.ctr.batch]
+schedule = "{schedule_s}s"                        # for the show; in earnest a cron line such as "0 3 * * *"
+ttl = "24h"                             # how long a precomputed answer counts as fresh
+rows_per_chunk = {rows_per_chunk}                  # one Celery task each; leave it out, and tasks are larger
 
-[models.delay.realtime]
-timeout_ms = 5000
+[models.ctr.realtime]
+timeout_ms = 2000                       # how long a caller waits for an answer that must be computed
+ttl = "1h"                              # how long such an answer is kept
 """
 
 
@@ -44,13 +55,13 @@ class DemoFolder:
 
     @property
     def training(self) -> Path:
-        """Flights with known delays."""
+        """Page views of which it is known who clicked."""
         return self.root / "data" / "training.parquet"
 
     @property
     def source(self) -> Path:
         """What runs score."""
-        return self.root / "data" / "flights.parquet"
+        return self.root / "data" / "users.parquet"
 
     @property
     def features(self) -> Path:
@@ -62,49 +73,66 @@ class DemoFolder:
         """The model's folder, with numbered versions."""
         return self.root / "models" / MODEL
 
+    @property
+    def settings(self) -> Path:
+        """The file that a user copies."""
+        return self.root / "forecache.toml"
+
 
 def known_entity(number: int) -> str:
-    """Return the id of an entity that runs score."""
-    return f"FL-{number:06d}"
+    """Return the id of a user whom runs score."""
+    return f"user-{number:06d}"
 
 
 def new_entity(number: int) -> str:
-    """Return the id of an entity that no run has seen."""
-    return f"NEW-{number:03d}"
+    """Return the id of a user whom no run has seen."""
+    return f"new-{number:03d}"
 
 
 def write_folder(folder: DemoFolder, *, entities: int, api_port: int, dashboard_port: int) -> None:
-    """Write tables, feature contract and settings. The same numbers each time."""
+    """Write tables and settings. The same numbers each time."""
     folder.source.parent.mkdir(parents=True)
     folder.model.mkdir(parents=True)
-    ids = [known_entity(i) for i in range(entities)] + [new_entity(i) for i in range(NEWCOMERS)]
-    flights = generate_flights(ids)
-    flights.head(10_000).to_parquet(folder.training, index=False)
-    features = flights.drop(columns=TARGET)
-    features.to_parquet(folder.features, index=False)
-    features.head(entities).to_parquet(folder.source, index=False)
-    contract = {"features": [{"name": name, "dtype": "float32"} for name in FEATURES]}
-    (folder.model / "features.json").write_text(json.dumps(contract, indent=2))
-    settings = _SETTINGS.format(api_port=api_port, dashboard_port=dashboard_port)
-    (folder.root / "forecache.toml").write_text(settings)
-
-
-def generate_flights(ids: list[str]) -> pd.DataFrame:
-    """Return one row per id: the features and a delay (minutes) that depends on them, with noise."""
     random = np.random.default_rng(_SEED)
+    views = generate_users([f"view-{i}" for i in range(TRAINING_ROWS)], random)
+    views[TARGET] = (random.random(TRAINING_ROWS) < click_probability(views)).astype("float32")
+    views.to_parquet(folder.training, index=False)
+    users = generate_users([known_entity(i) for i in range(entities)], random)
+    newcomers = generate_users([new_entity(i) for i in range(NEWCOMERS)], random)
+    newcomers["days_since_signup"] = np.float32(0)
+    users.to_parquet(folder.source, index=False)
+    pd.concat([users, newcomers]).to_parquet(folder.features, index=False)
+    settings = _SETTINGS.format(
+        api_port=api_port,
+        dashboard_port=dashboard_port,
+        schedule_s=SCHEDULE_S,
+        # some ten chunks, so that there is progress to see
+        rows_per_chunk=max(entities // 10, 1),
+    )
+    folder.settings.write_text(settings)
+
+
+def generate_users(ids: list[str], random: np.random.Generator) -> pd.DataFrame:
+    """Return one row per id: what is known about a user before the page is shown."""
     rows = len(ids)
-    flights = pd.DataFrame(
+    visits = random.gamma(1.5, 3.0, rows).round()
+    users = pd.DataFrame(
         {
-            "flight": ids,
-            "distance_km": random.uniform(200, 4000, rows),
-            "departure_hour": random.integers(0, 24, rows),
-            "weekday": random.integers(0, 7, rows),
-            "taxi_out_min": random.gamma(4.0, 4.0, rows),
-            "carrier_delay_min": random.exponential(6.0, rows),
+            "user_id": ids,
+            "visits_7d": visits,
+            "clicks_30d": random.poisson(0.3 * visits + 0.2),
+            "days_since_signup": random.exponential(200.0, rows).round(),
+            "hour": random.integers(0, 24, rows),
+            "device": random.choice(DEVICES, rows, p=(0.45, 0.3, 0.25)),
         }
     )
-    rush = ((flights["departure_hour"] - 17) ** 2 < 9).astype(float)
-    weekend = (flights["weekday"] >= 5).astype(float)
-    delay = 0.8 * flights["carrier_delay_min"] + 0.5 * flights["taxi_out_min"] + 9 * rush - 4 * weekend
-    flights[TARGET] = delay - flights["distance_km"] / 800 + random.normal(0, 2, rows)
-    return flights.astype(dict.fromkeys((*FEATURES, TARGET), "float32"))
+    return users.astype(dict.fromkeys(NUMBERS, "float32"))
+
+
+def click_probability(users: pd.DataFrame) -> pd.Series[float]:
+    """Return how likely each user is to click, which the model has to find out."""
+    evening = ((users["hour"] >= 18) & (users["hour"] <= 22)).astype(float)
+    by_device = users["device"].map({"android": 0.0, "desktop": -0.5, "ios": 0.4}).astype(float)
+    score = 0.9 * np.log1p(users["clicks_30d"]) + 0.25 * np.log1p(users["visits_7d"]) + 0.6 * evening + by_device
+    chance: pd.Series[float] = 1 / (1 + np.exp(3.6 + users["days_since_signup"] / 400 - score))
+    return chance

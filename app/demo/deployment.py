@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from app.cli.http import Api
@@ -19,6 +20,8 @@ from inference.settings import ApiSettings
 #: seconds that a clean stop of everything may take
 _STOP_WITHIN_S = 60.0
 _LAST_LINES = 15
+#: often enough for a bar that moves
+_LOOK_EVERY_S = 0.1
 
 
 class DemoError(ForecacheError):
@@ -65,24 +68,26 @@ class Deployment:
         """Return the first answer of `look` that is not None; while the API is not there yet, look again.
 
         Raises:
-            DemoError: time is up, or `forecache up` has ended; the end of its output is in the message.
+            DemoError: time is up, or `forecache up` has ended.
         """
         end = time.monotonic() + within_s
         trouble = ""
         while time.monotonic() < end:
             if self._up is not None and self._up.poll() is not None:
-                raise DemoError(f"`forecache up` ended while waiting for {what}:\n{self.last_output()}")
+                raise DemoError(f"`forecache up` ended while waiting for {what}")
             try:
                 found = look()
             except Unavailable as error:
                 found, trouble = None, f" ({error.message})"
             if found is not None:
                 return found
-            time.sleep(0.25)
-        raise DemoError(f"{what}: not within {within_s:g} s{trouble}\n{self.last_output()}")
+            time.sleep(_LOOK_EVERY_S)
+        raise DemoError(f"{what}: not within {within_s:g} s{trouble}")
 
     def last_output(self) -> str:
-        """Return the end of what `forecache up` printed."""
+        """Return the end of what `forecache up` printed; "" before it was started."""
+        if not self._log.exists():
+            return ""
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-_LAST_LINES:])
 
     def command(self, *arguments: str) -> Any:
@@ -94,24 +99,40 @@ class Deployment:
         return json.loads(run_module(self._folder, "app.cli", *arguments, "--json"))
 
 
-def run_module(folder: DemoFolder, module: str, *arguments: str) -> str:
-    """Return what a module prints when it is run in the demo's folder.
+def run_module(folder: DemoFolder, module: str, *arguments: str, on_line: Callable[[str], None] | None = None) -> str:
+    """Return what a module prints when it is run in the demo's folder; `on_line` is told each line as it comes.
 
     Raises:
-        DemoError: it failed; the last line that it wrote to stderr is in the message.
+        DemoError: it failed; the end of what it wrote to stderr is in the message.
     """
-    done = subprocess.run(  # noqa: S603 - our own modules
-        _command(module, *arguments),
-        cwd=folder.root,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise DemoError(f"{module} {' '.join(arguments)} failed: {last}")
-    return done.stdout
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(  # noqa: S603 - our own modules
+            _command(module, *arguments),
+            cwd=folder.root,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+        try:
+            lines = list(_told(process, on_line))
+        except BaseException:  # a Ctrl-C too: it must not outlive the demo
+            process.kill()
+            raise
+        finally:
+            process.wait()
+        if process.returncode:
+            errors.seek(0)
+            said = errors.read().strip().splitlines()[-_LAST_LINES:] or ["it said nothing"]
+            raise DemoError(f"{module} {' '.join(arguments)} failed:\n" + "\n".join(said))
+    return "".join(lines)
+
+
+def _told(process: subprocess.Popen[str], on_line: Callable[[str], None] | None) -> Iterator[str]:
+    for line in process.stdout or ():
+        if on_line:
+            on_line(line)
+        yield line
 
 
 def environment() -> dict[str, str]:

@@ -1,37 +1,82 @@
-"""Trains the demo's model: `python -P -m app.demo.training TABLE VERSION_FOLDER`, a process of its own."""
+"""Trains the demo's model: `python -P -m app.demo.training TABLE VERSION_FOLDER`, a process of its own.
+
+Each line that it prints is a JSON object: `{"rows_done", "rows_total"}` on the way, `{"auc"}` at the end.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
+from typing import Any
 
 import pandas as pd
 import tensorflow as tf
 
-from app.demo.data import FEATURES, TARGET
+from app.demo.data import DEVICES, FEATURES, NUMBERS, TARGET
 
 _SEED = 7
+_EPOCHS = 3
+_ROWS_PER_STEP = 256
+#: of the table: rows that are kept back to see what was learnt
+_HELD_BACK = 0.1
+
+
+class _Progress(tf.keras.callbacks.Callback):  # type: ignore[misc]  # keras has no types
+    """Prints how many rows were learnt from."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self._rows = rows
+        self._done = 0
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002 - the signature is Keras'
+        self._done += _ROWS_PER_STEP
+        _print({"rows_done": min(self._done, self._rows * _EPOCHS), "rows_total": self._rows * _EPOCHS})
 
 
 def train(table: str, version_folder: str) -> None:
-    """Write a SavedModel that predicts the delay (minutes) from the features in the contract's order."""
+    """Write a SavedModel that gives the probability of a click, with one named input per feature."""
     tf.keras.utils.set_random_seed(_SEED)
-    flights = pd.read_parquet(table)
-    inputs = flights[list(FEATURES)].to_numpy("float32")
-    scale = tf.keras.layers.Normalization()
-    scale.adapt(inputs)
-    layers = tf.keras.layers
-    model = tf.keras.Sequential(
-        [
-            tf.keras.Input((len(FEATURES),), name="flight"),
-            scale,
-            layers.Dense(32, activation="relu"),
-            layers.Dense(16, activation="relu"),
-            layers.Dense(1, name=TARGET),
-        ]
+    views = pd.read_parquet(table)
+    kept_back = int(len(views) * _HELD_BACK)
+    seen, unseen = views[kept_back:], views[:kept_back]
+    model = build(seen)
+    model.compile(
+        optimizer=tf.keras.optimizers.Adam(0.005), loss="binary_crossentropy", metrics=[tf.keras.metrics.AUC()]
     )
-    model.compile(optimizer=tf.keras.optimizers.Adam(0.01), loss="mae")
-    model.fit(inputs, flights[TARGET].to_numpy(), epochs=4, batch_size=256, verbose=0)
+    model.fit(
+        tensors(seen), seen[TARGET].to_numpy(), epochs=_EPOCHS, batch_size=_ROWS_PER_STEP, verbose=0,
+        callbacks=[_Progress(len(seen))],
+    )  # fmt: skip
+    _, auc = model.evaluate(tensors(unseen), unseen[TARGET].to_numpy(), batch_size=4096, verbose=0)
     model.export(version_folder, verbose=False)
+    _print({"auc": round(float(auc), 3)})
+
+
+def build(views: pd.DataFrame) -> Any:
+    """Return an untrained model: numbers scaled, the device looked up, two small layers."""
+    layers = tf.keras.layers
+    inputs = {name: tf.keras.Input((1,), name=name, dtype="float32") for name in NUMBERS}
+    inputs["device"] = tf.keras.Input((1,), name="device", dtype="string")
+    parts = []
+    for name in NUMBERS:
+        scale = layers.Normalization(axis=None)
+        scale.adapt(views[name].to_numpy())
+        parts.append(scale(inputs[name]))
+    parts.append(layers.StringLookup(vocabulary=list(DEVICES), output_mode="one_hot")(inputs["device"]))
+    hidden = layers.Concatenate()(parts)
+    for units in (32, 16):
+        hidden = layers.Dense(units, activation="relu")(hidden)
+    return tf.keras.Model(inputs, layers.Dense(1, activation="sigmoid", name="click_probability")(hidden))
+
+
+def tensors(views: pd.DataFrame) -> dict[str, Any]:
+    """Return the features as the model takes them: one column each."""
+    return {name: tf.convert_to_tensor(views[name].to_numpy().reshape(-1, 1)) for name in FEATURES}
+
+
+def _print(fact: dict[str, Any]) -> None:
+    print(json.dumps(fact), flush=True)  # noqa: T201 - its output is its purpose
 
 
 if __name__ == "__main__":

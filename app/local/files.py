@@ -6,6 +6,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from inference.errors import Conflict
@@ -32,7 +33,7 @@ def only_one(path: Path) -> Iterator[None]:
     """Hold the lock file for the time of the block. The kernel lets go of it when the process dies.
 
     Raises:
-        Conflict: another process holds it; the message names its pid.
+        Conflict: another process holds it; the message names its pid, and since when.
     """
     with path.open("a+") as file:
         try:
@@ -40,8 +41,10 @@ def only_one(path: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             pid = file.read().strip() or "unknown"
+            since = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
             raise Conflict(
-                f"`forecache up` already runs in {path.parent.parent} as pid {pid}: stop it with `kill {pid}`"
+                f"`forecache up` already runs in {path.parent.parent} as pid {pid}, since {since:%Y-%m-%d %H:%M:%S}: "
+                f"stop it with `kill {pid}`"
             ) from None
         file.truncate(0)
         file.write(str(os.getpid()))

@@ -1,13 +1,19 @@
-"""The children's lines, each behind the name of who said it."""
+"""The children's lines, each behind the name of who said it, all in one form: name, time, level, text."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections import deque
+from collections.abc import Callable
+from time import strftime
 from typing import TextIO
 
+from app.local.loglines import LogLine, LogReader
+
 _COLORS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
+_LEVEL_COLORS = {"debug": 2, "warning": 33, "error": 31}
+_LONGEST_LEVEL = len("warning")
 #: a line without an end is passed on in pieces of this many bytes
 _LONGEST_LINE = 64 * 1024
 
@@ -18,21 +24,24 @@ class Output:
     def __init__(self, names: list[str], stream: TextIO) -> None:
         self._stream = stream
         self._width = max(map(len, [*names, "up"]))
-        colorful = stream.isatty() and "NO_COLOR" not in os.environ
-        self._colors = {name: _COLORS[i % len(_COLORS)] for i, name in enumerate(names)} if colorful else {}
+        self._colorful = stream.isatty() and not os.environ.get("NO_COLOR")
+        self._colors = {name: _COLORS[i % len(_COLORS)] for i, name in enumerate(names)}
 
-    def line(self, name: str, text: str) -> None:
+    def say(self, text: str, level: str = "info") -> None:
+        """Print a line of the supervisor itself."""
+        self.line("up", LogLine(strftime("%H:%M:%S"), level, text))
+
+    def line(self, name: str, line: LogLine) -> None:
         """Print one line; a reader that went away is no reason to stop serving."""
-        color = self._colors.get(name)
-        prefix = f"{name:<{self._width}} | "
+        head = self._painted(f"{name:<{self._width}} |", self._colors.get(name))
+        level = self._painted(f"{line.level:<{_LONGEST_LEVEL}}", _LEVEL_COLORS.get(line.level))
         try:
-            print(
-                f"\x1b[{color}m{prefix}\x1b[0m{text}" if color else prefix + text,
-                file=self._stream,
-                flush=True,
-            )
+            print(f"{head} {line.at} {level} {line.text}", file=self._stream, flush=True)
         except BrokenPipeError:
             self._stream = open(os.devnull, "w")  # noqa: PTH123, SIM115 - kept open until the process ends
+
+    def _painted(self, text: str, color: int | None) -> str:
+        return f"\x1b[{color}m{text}\x1b[0m" if self._colorful and color else text
 
 
 class Lines:
@@ -41,9 +50,12 @@ class Lines:
     def __init__(self, name: str, output: Output) -> None:
         self._name = name
         self._output = output
+        self._reader = LogReader()
         self._rest = b""
-        #: the newest lines, for saying why a process ended
+        #: the newest lines as they were said, for saying why a process ended
         self.last: deque[str] = deque(maxlen=20)
+        #: told the text of each line that is printed
+        self.on_text: Callable[[str], None] | None = None
 
     def __call__(self, data: dict[str, bytes]) -> None:
         """Take {"data": bytes}."""
@@ -61,9 +73,14 @@ class Lines:
             self._rest = b""
 
     def _emit(self, line: bytes) -> None:
-        text = line.decode("utf-8", "replace").rstrip("\r")
+        text = line.decode("utf-8", "replace")
         self.last.append(text)
-        self._output.line(self._name, text)
+        read = self._reader.read(text)
+        if read is None:
+            return
+        self._output.line(self._name, read)
+        if self.on_text:
+            self.on_text(read.text)
 
 
 def standard_output(names: list[str]) -> Output:

@@ -6,9 +6,14 @@ import errno
 import os
 import socket
 
+import psutil
+
 from inference.errors import Conflict, SettingsError
 
 LOOPBACK = "127.0.0.1"
+_LONGEST_COMMAND = 80
+#: how many ports after the preferred one are tried
+_NEIGHBOURS = 100
 
 
 def free_port() -> int:
@@ -16,6 +21,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])
+
+
+def free_port_from(preferred: int) -> int:
+    """Return the preferred loopback port, or the next one that is free now."""
+    tried = range(preferred, preferred + _NEIGHBOURS)
+    return next((port for port in tried if is_free(LOOPBACK, port)), None) or free_port()
 
 
 def is_free(host: str, port: int) -> bool:
@@ -49,18 +60,26 @@ def require_free(host: str, port: int, setting: str) -> None:
     except OSError as error:
         raise SettingsError(f"cannot listen on {host}:{port} ({error.strerror}): change {setting}") from error
     if not free:
-        raise Conflict(f"port {port} is taken{_by_whom(port)}: stop that, or change {setting}", field=setting)
+        holder = by_whom(port)
+        raise Conflict(
+            f"port {port} is taken{f' by {holder}' if holder else ''}: stop that, or change {setting}", field=setting
+        )
 
 
-def _by_whom(port: int) -> str:
-    import psutil  # comes with circus; a plain API install has neither
-
+def by_whom(port: int) -> str:
+    """Return who listens on a port, as in "python3 server.py (pid 12)"; "" when the system does not tell."""
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
-                name = psutil.Process(connection.pid).name()
-                own = " (this very process)" if connection.pid == os.getpid() else ""
-                return f" by {name}, pid {connection.pid}{own}"
+                return _described(psutil.Process(connection.pid))
     except psutil.Error:
         return ""  # other users' sockets are not ours to see
     return ""
+
+
+def _described(process: psutil.Process) -> str:
+    # a whole command line may hold a password far behind, and would not fit one line
+    command = " ".join(process.cmdline()) or process.name()
+    shown = command if len(command) <= _LONGEST_COMMAND else command[:_LONGEST_COMMAND] + "…"
+    own = ", this very process" if process.pid == os.getpid() else ""
+    return f"{shown} (pid {process.pid}{own})"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from app.local.embedded_redis import EmbeddedRedis, explain_death
-from inference.settings import Settings, WorkerSettings
+from app.local.ports import LOOPBACK
+from inference.settings import ApiSettings, DashboardSettings, Settings, WorkerSettings
+from inference.settings.addresses import reachable_url
 
 #: seconds that a worker may take to finish its chunk before it is killed; a killed chunk runs again
 WORKER_GRACE_S = 20.0
@@ -22,6 +26,8 @@ class Program:
 
     `env` is added to the supervisor's environment. `grace_s`: seconds between SIGTERM and SIGKILL.
     `is_ready`: the programs after it wait until it is True; None means no waiting.
+    `says_ready`: what one of its lines says when it does its work; None means as soon as it runs.
+    `url`: where it is reached, for people.
     `on_start` is told the pid of each start.
     `explain`: turns the last lines of one that ends before it is ready into one sentence.
     `stops_last`: it is stopped when all others have ended.
@@ -32,9 +38,16 @@ class Program:
     env: dict[str, str] = field(default_factory=dict)
     grace_s: float = GRACE_S
     is_ready: Callable[[], bool] | None = None
+    says_ready: re.Pattern[str] | None = None
+    url: str = ""
     on_start: Callable[[int], None] | None = None
     explain: Callable[[list[str]], str] | None = None
     stops_last: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What it is called in `--only` and `--without`: its name without the number."""
+        return self.name.partition("-")[0]
 
 
 def all_programs(settings: Settings, redis: EmbeddedRedis | None, gpus: Sequence[str] | None) -> list[Program]:
@@ -44,12 +57,18 @@ def all_programs(settings: Settings, redis: EmbeddedRedis | None, gpus: Sequence
     """
     return [
         *([_redis_program(redis)] if redis else []),
-        _module("maintenance", "workers", "maintenance", "-n", "maintenance@%h", grace_s=WORKER_GRACE_S),
+        _worker("maintenance", "maintenance"),
         *_workers("realtime", "realtime", settings.workers.realtime_processes, gpus),
         *_workers("batch", "gpu", settings.workers.batch_processes, gpus),
-        _module("beat", "beat_schedule"),
-        _module("api", "app.cli", "api"),
-        _module("dashboard", "app.cli", "dashboard"),
+        _module("beat", "beat_schedule", says_ready="beat: Starting"),
+        _module("api", "app.cli", "api", says_ready="Application startup complete", url=_url(settings.api)),
+        _module(
+            "dashboard",
+            "app.cli",
+            "dashboard",
+            says_ready="dashboard.ready",
+            url=f"{_url(settings.dashboard)}/hit-rates",
+        ),
     ]
 
 
@@ -75,17 +94,25 @@ def _workers(name: str, module: str, per_gpu: int, gpus: Sequence[str] | None) -
         places = [{}] if gpus is None else [{"CUDA_VISIBLE_DEVICES": "-1"}]
     environments = [place for place in places for _ in range(per_gpu)]
     names = [f"{name}-{number}" for number in range(1, len(environments) + 1)] if len(environments) > 1 else [name]
-    return [
-        _module(own, "workers", module, "-n", f"{own}@%h", env=env, grace_s=WORKER_GRACE_S)
-        for own, env in zip(names, environments, strict=True)
-    ]
+    return [_worker(own, module, env) for own, env in zip(names, environments, strict=True)]
 
 
-def _module(
-    name: str, module: str, *arguments: str, env: dict[str, str] | None = None, grace_s: float = GRACE_S
-) -> Program:
+def _worker(name: str, module: str, env: dict[str, str] | None = None) -> Program:
+    # the second is Celery's own line once it takes tasks
+    return _module(
+        name, "workers", module, "-n", f"{name}@%h",
+        says_ready=rf"{name}@\S+ ready", env=env or {}, grace_s=WORKER_GRACE_S,
+    )  # fmt: skip
+
+
+def _module(name: str, module: str, *arguments: str, says_ready: str, **options: Any) -> Program:
     # -P: the user's folder may hold an app.py, tasks.py or workers.py of its own
-    return Program(name, [sys.executable, "-P", "-m", module, *arguments], env=env or {}, grace_s=grace_s)
+    argv = [sys.executable, "-P", "-m", module, *arguments]
+    return Program(name, argv, says_ready=re.compile(says_ready), **options)
+
+
+def _url(listener: ApiSettings | DashboardSettings) -> str:
+    return reachable_url(listener.host, listener.port)
 
 
 def _redis_program(redis: EmbeddedRedis) -> Program:
@@ -93,6 +120,7 @@ def _redis_program(redis: EmbeddedRedis) -> Program:
         "redis",
         redis.argv,
         is_ready=redis.is_ready,
+        url=f"{LOOPBACK}:{redis.port}, data in {redis.state_dir.name}/redis",
         on_start=redis.announce,
         explain=lambda lines: explain_death(redis, lines),
         stops_last=True,

@@ -11,6 +11,7 @@ import zmq
 from circus.arbiter import Arbiter
 from tornado.ioloop import IOLoop
 
+from app.local.board import Board
 from app.local.output import Lines, Output
 from app.local.programs import Program
 from app.local.watching import ProgramWatcher
@@ -20,6 +21,8 @@ from inference.errors import Unavailable
 CHECK_S = 0.3
 #: seconds that a program may take until it is ready; a Redis with much data loads for a while
 READY_WITHIN_S = 300.0
+#: seconds after which the table shows who is not ready
+SLOW_START_S = 60.0
 #: how often a program is started that is killed before it is ready
 _TRIES = 3
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -32,8 +35,9 @@ class Supervisor:
         # circus tells every start and stop; what matters is reported below
         logging.getLogger("circus").setLevel(logging.WARNING)
         self._output = output
+        self._board = Board(programs, output.say)
         self._context = zmq.Context()
-        self.watchers = [ProgramWatcher(each, Lines(each.name, output), self._report) for each in programs]
+        self.watchers = [ProgramWatcher(each, Lines(each.name, output), self._board) for each in programs]
         # circus insists on control sockets: inside the process they are nobody's port and nobody's file
         self._arbiter = Arbiter(
             list(self.watchers), "inproc://control", "inproc://events",
@@ -42,11 +46,12 @@ class Supervisor:
         # circus drops a signal that comes while it is busy restarting something, so its handlers go
         self._arbiter.ctrl.sys_hdl.stop()
         self._told_to_stop = asyncio.Event()
+        self._stops_asked = 0
 
     async def run(self) -> None:
         """Start everything, keep it running until SIGINT, SIGTERM or SIGHUP, stop everything.
 
-        A second signal kills what is still stopping.
+        A second signal kills what is still stopping, but for what stops last; a third kills that too.
 
         Raises:
             Unavailable: a program that others wait for ended before it was ready; all others are stopped.
@@ -54,19 +59,29 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in _STOP_SIGNALS:
             loop.add_signal_handler(number, self.stop_soon)
+        slow_start = loop.call_later(SLOW_START_S, self._board.tell_if_waiting)
+        looks = asyncio.create_task(self._look_who_is_ready())
         try:
             await self._start()
             await self._told_to_stop.wait()
         finally:
+            slow_start.cancel()
+            looks.cancel()
             await self._stop()
             for number in _STOP_SIGNALS:
                 loop.remove_signal_handler(number)
 
     def stop_soon(self) -> None:
         """Begin to stop; when it has begun already, kill."""
-        if self._told_to_stop.is_set():
+        self._stops_asked += 1
+        if self._stops_asked == 1:
+            self._output.say("stopping: workers finish what they have in hand; Ctrl-C again kills them")
+        else:
+            self._output.say("killing what still runs; a chunk cut off here is scored again at the next start")
             for watcher in self.watchers:
-                watcher.kill_now()
+                # its data is in order only when it ends in order
+                if self._stops_asked > 2 or not watcher.program.stops_last:
+                    watcher.kill_now()
         self._told_to_stop.set()
 
     async def _start(self) -> None:
@@ -105,5 +120,11 @@ class Supervisor:
         await asyncio.sleep(0)  # the arbiter closes its sockets in the loop's next turn
         self._context.destroy(linger=0)
 
-    def _report(self, text: str) -> None:
-        self._output.line("up", text)
+    async def _look_who_is_ready(self) -> None:
+        """Ask those that can be asked, at their first start and after each death."""
+        while True:
+            for watcher in self.watchers:
+                is_ready = watcher.program.is_ready
+                if is_ready and self._board.is_starting(watcher.name) and await asyncio.to_thread(is_ready):
+                    self._board.ready(watcher.name)
+            await asyncio.sleep(CHECK_S)

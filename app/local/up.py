@@ -3,61 +3,126 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
+from collections.abc import Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
+from urllib.parse import urlsplit
 
 from app.local import embedded_redis
+from app.local.embedded_redis import EmbeddedRedis
 from app.local.files import only_one, private_folder
 from app.local.output import Output, standard_output
 from app.local.ports import require_free
 from app.local.programs import Program, all_programs, visible_gpus
+from app.local.selection import chosen_kinds
 from app.local.supervisor import Supervisor
 from inference.errors import SettingsError
 from inference.settings import Settings
+from inference.settings.addresses import require_allowed
+from inference.settings.model import NO_MODEL
+
+#: kind → (module it cannot do without, the extra that brings it)
+_NEEDS = {
+    "batch": ("tensorflow", "tensorflow"),
+    "realtime": ("tensorflow", "tensorflow"),
+    "dashboard": ("flower", "dashboard"),
+}
 
 
-def up(settings: Settings) -> None:
-    """Run every process of the deployment on this machine until told to stop.
+def up(settings: Settings, kinds: frozenset[str] | None = None) -> None:
+    """Run the deployment's processes on this machine until told to stop; None means all kinds.
 
     Raises:
-        SettingsError: no model is configured, or there is no Redis to be had.
+        SettingsError: no model is configured, there is no Redis to be had, an extra is not installed, or
+            the API's address is not allowed.
         Conflict: another `up` runs in this folder, or a port is taken.
         Unavailable: the embedded Redis cannot start, for instance from damaged data.
     """
+    kinds = kinds or chosen_kinds()
     if not settings.models:
-        raise SettingsError("no model is configured: add a [models.NAME] section to forecache.toml", field="models")
-    private_folder(settings.state_dir)
+        raise SettingsError(NO_MODEL, field="models")
+    _require_installed(kinds)
     with ExitStack() as on_exit:
+        private_folder(settings.state_dir)
         on_exit.enter_context(only_one(settings.state_dir / "up.lock"))
-        require_free(settings.api.host, settings.api.port, "[api] port")
-        require_free(settings.dashboard.host, settings.dashboard.port, "[dashboard] port")
-        redis = embedded_redis.prepare(settings.state_dir) if embedded_redis.is_wanted(settings) else None
+        _require_addresses(settings, kinds)
+        redis = _embedded_redis(settings, kinds)
         if redis:
             on_exit.callback(redis.withdraw)
-        run_programs(all_programs(settings, redis, visible_gpus(settings.workers)), _greeting(settings, redis))
+        gpus = visible_gpus(settings.workers)
+        programs = [each for each in all_programs(settings, redis, gpus) if each.kind in kinds]
+        run_programs(programs, list(_notes(settings, kinds, redis)))
 
 
-def run_programs(programs: list[Program], greeting: list[str]) -> None:
+def run_programs(programs: list[Program], notes: list[tuple[str, str]]) -> None:
     """Keep the programs running until a signal to stop, their output on standard output.
+
+    `notes`: (text, level), said first.
 
     Raises:
         Unavailable: one that others wait for ended before it was ready.
     """
     output = standard_output([program.name for program in programs])
-    for line in greeting:
-        output.line("up", line)
+    for text, level in notes:
+        output.say(text, level)
     asyncio.run(_supervise(programs, output))
-    output.line("up", "all stopped")
+    output.say("all stopped")
 
 
 async def _supervise(programs: list[Program], output: Output) -> None:
     await Supervisor(programs, output).run()
 
 
-def _greeting(settings: Settings, redis: embedded_redis.EmbeddedRedis | None) -> list[str]:
-    api, dashboard = settings.api, settings.dashboard
-    return [
-        f"API        http://{api.host}:{api.port} (/docs describes it)",
-        f"dashboard  http://{dashboard.host}:{dashboard.port}",
-        f"Redis      embedded, port {redis.port}, data in {redis.folder}" if redis else "Redis      as configured",
-        "Ctrl-C stops everything",
-    ]
+def _require_installed(kinds: frozenset[str]) -> None:
+    for kind, (module, extra) in _NEEDS.items():
+        if kind in kinds and find_spec(module) is None:
+            raise SettingsError(
+                f"{kind} needs {module}: pip install 'forecache[{extra}]', or leave it out with --without {kind}"
+            )
+
+
+def _require_addresses(settings: Settings, kinds: frozenset[str]) -> None:
+    if "api" in kinds:
+        require_allowed(settings.api)
+        require_free(settings.api.host, settings.api.port, "[api] port")
+    if "dashboard" in kinds:
+        require_free(settings.dashboard.host, settings.dashboard.port, "[dashboard] port")
+
+
+def _embedded_redis(settings: Settings, kinds: frozenset[str]) -> EmbeddedRedis | None:
+    wanted = embedded_redis.is_wanted(settings)
+    if "redis" in kinds and wanted:
+        return embedded_redis.prepare(settings.state_dir)
+    if kinds == {"redis"}:
+        raise SettingsError("[redis] url is set, so there is no embedded Redis to run here", field="redis.url")
+    return None
+
+
+def _notes(settings: Settings, kinds: frozenset[str], redis: EmbeddedRedis | None) -> Iterator[tuple[str, str]]:
+    yield "starting; Ctrl-C stops everything", "info"
+    if not redis:
+        yield f"Redis: the one at {_without_password(settings.redis_url)}, not started here", "info"
+        if not _answers(settings.redis_url):
+            yield f"nothing answers at {_without_password(settings.redis_url)} yet: all will wait for it", "warning"
+    if "dashboard" in kinds:
+        where = "the settings" if settings.dashboard.password else settings.state_dir / "dashboard.json"
+        yield f"Flower asks for a user and a password: they stand in {where}", "info"
+    if os.geteuid() == 0:
+        yield "running as root, and so does everything started here: an ordinary user is enough", "warning"
+
+
+def _without_password(url: str) -> str:
+    return url.rpartition("@")[2].removeprefix("redis://")
+
+
+def _answers(url: str) -> bool:
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return os.path.exists(parts.path)  # noqa: PTH110 - as it stands in the URL
+    try:
+        with socket.create_connection((parts.hostname or "127.0.0.1", parts.port or 6379), timeout=2):
+            return True
+    except OSError:
+        return False

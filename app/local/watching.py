@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -20,6 +19,7 @@ from circus.watcher import Watcher
 from tornado import gen
 
 from app.local.backoff import Backoff
+from app.local.board import Board
 from app.local.output import Lines
 from app.local.programs import Program
 
@@ -33,7 +33,7 @@ class Child(Process):  # type: ignore[misc]  # circus ships no types
         program: Program = self.watcher.program
         self._worker = psutil.Popen(
             [sys.executable, "-P", "-m", "app.local.child", str(os.getpid()), *program.argv],
-            env=os.environ | program.env | {"PYTHONUNBUFFERED": "1"},
+            env=os.environ | program.env | _child_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -58,16 +58,16 @@ class ProgramWatcher(Watcher):  # type: ignore[misc]  # circus ships no types
 
     _process_class = Child
 
-    def __init__(self, program: Program, lines: Lines, report: Callable[[str], None]) -> None:
+    def __init__(self, program: Program, lines: Lines, board: Board) -> None:
         self.program = program
         self.lines = lines
         self.deaths = 0
         #: whether the latest death was an exit, not a signal
         self.ended_by_itself = False
-        self._report = report
+        self._board = board
         self._backoff = Backoff()
         self._not_before = 0.0  # time.monotonic
-        self._started_at = 0.0  # epoch
+        lines.on_text = self._look_for_ready
         hooks: dict[str, Any] = {
             "after_spawn": (self._after_spawn, True),
             "after_reap": (self._after_reap, True),
@@ -86,7 +86,7 @@ class ProgramWatcher(Watcher):  # type: ignore[misc]  # circus ships no types
     def spawn_processes(self) -> Any:
         """Start the process unless it is still made to wait."""
         if time.monotonic() >= self._not_before and self.spawn_process() is False:
-            self._wait_before_next(lived_s=0.0)
+            self._wait_before_next(worked_s=0.0)
 
     @gen.coroutine
     def manage_processes(self) -> Any:
@@ -105,24 +105,35 @@ class ProgramWatcher(Watcher):  # type: ignore[misc]  # circus ships no types
             process.send_signal(signal.SIGKILL)
 
     def _after_spawn(self, *, pid: int, **_: Any) -> bool:
-        self._started_at = time.time()
+        self._board.started(self.name, pid)
         if self.program.on_start:
             self.program.on_start(pid)
+        if self.program.is_ready is None and self.program.says_ready is None:
+            self._board.ready(self.name)
         return True
+
+    def _look_for_ready(self, text: str) -> None:
+        if self.program.says_ready and self.program.says_ready.search(text):
+            self._board.ready(self.name)
 
     def _after_reap(self, *, exit_code: int | None, **_: Any) -> None:
         if self.is_stopping():
             return
         self.deaths += 1
         self.ended_by_itself = exit_code is None or exit_code >= 0
-        wait_s = self._wait_before_next(lived_s=time.time() - self._started_at)
-        when = f"in {wait_s:g} s" if wait_s else "now"
-        self._report(f"{self.name} ended ({_manner(exit_code)}); starting it again {when}")
+        wait_s = self._wait_before_next(self._board.worked_s(self.name))
+        self._board.died(self.name, _manner(exit_code), wait_s, self._backoff.quick_deaths)
 
-    def _wait_before_next(self, lived_s: float) -> float:
-        wait_s = self._backoff.after_death(lived_s)
+    def _wait_before_next(self, worked_s: float) -> float:
+        wait_s = self._backoff.after_death(worked_s)
         self._not_before = time.monotonic() + wait_s
         return wait_s
+
+
+def _child_environment() -> dict[str, str]:
+    # Celery's warning to root comes in eight lines from every worker: `up` says it once
+    filters = [os.environ.get("PYTHONWARNINGS", ""), "ignore:You're running the worker with superuser privileges"]
+    return {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": ",".join(filter(None, filters))}
 
 
 def _manner(exit_code: int | None) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
+
+from redis.lock import Lock
 
 from inference.errors import StaleAttempt, Unavailable
 from inference.logs import get_logger
@@ -12,7 +15,17 @@ from inference.logs import get_logger
 #: three renewals may fail before a lease of 10 s runs out
 RENEW_EVERY_S = 3.0
 
+_TAKE = (Path(__file__).parent / "scripts" / "lock.lua").read_text()
+
 log = get_logger(__name__)
+
+
+class ModelLock(Lock):
+    """redis-py's lock, but taken by a script that works when Redis is out of memory."""
+
+    def do_acquire(self, token: str | bytes) -> bool:
+        """Take it if nobody has it."""
+        return bool(self.redis.eval(_TAKE, 1, self.name, token, int(float(self.timeout or 0) * 1000)))
 
 
 class Lease:
@@ -38,6 +51,15 @@ class Lease:
         """
         if self._lost.is_set() or not self._renew():
             self._lost.set()
+        self.ensure_held()
+
+    def ensure_held(self) -> None:
+        """Do nothing while the hold is not known to be lost; asks nobody, so it may be called all the time.
+
+        Raises:
+            StaleAttempt: a renewal was refused.
+        """
+        if self._lost.is_set():
             raise StaleAttempt(f"{self._name} is no longer this worker's")
 
     def __enter__(self) -> Lease:

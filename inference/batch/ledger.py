@@ -6,20 +6,27 @@ Leases are measured by Redis' clock inside the scripts, so hosts' clocks do not 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import orjson
 import redis
-from redis.lock import Lock
 
+from inference.batch.drift import Histogram
+from inference.batch.leases import ModelLock
 from inference.batch.plan import Chunk
 from inference.batch.records import RunRecord, RunState
-from inference.errors import Conflict, NotFound, StoreUnavailable
+from inference.errors import Conflict, NotFound, StoreFull, store_error
 from inference.keys import Keys
+from inference.logs import get_logger
+from inference.sources import SourceFile
+
+log = get_logger(__name__)
 
 #: a worker that is silent for this long has lost its chunk
 LEASE_S = 10.0
@@ -31,17 +38,19 @@ MAX_ATTEMPTS = 5
 KEEP_RUNS, KEEP_SLOTS, KEEP_RECORD_S = 200, 200, 30 * 86400
 
 _SCRIPTS = Path(__file__).parent / "scripts"
-#: HSET takes this many chunks of a plan at once
+#: HSET takes this many chunks or files of a plan at once
 _PLAN_PIECE = 5_000
+#: how long the ids that a partial run was asked for wait for its plan
+_KEEP_ENTITIES_S = 86400
 
 
 @contextmanager
 def redis_outage_is_an_error() -> Iterator[None]:
-    """Turn what redis-py raises into StoreUnavailable, so that an outage is never taken for an answer."""
+    """Turn what redis-py raises into StoreUnavailable or StoreFull, so that an outage is never taken for an answer."""
     try:
         yield
     except redis.RedisError as error:
-        raise StoreUnavailable(f"the cache Redis did not answer: {error}") from error
+        raise store_error("runs", error) from error
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,17 @@ class Progress:
     next_chunk: int
 
 
+@dataclass(frozen=True)
+class ChunkStates:
+    """Chunks by what becomes of them; those in none of the sets were not sent yet."""
+
+    done: frozenset[int]
+    #: a worker holds them
+    scoring: frozenset[int] = frozenset()
+    #: sent, or sent again, and not taken up
+    waiting: frozenset[int] = frozenset()
+
+
 class Ledger:
     """Runs and their chunks in Redis. Methods raise StoreUnavailable when Redis does not answer."""
 
@@ -86,9 +106,9 @@ class Ledger:
             seconds, micros = self._client.time()
         return float(seconds + micros / 1e6)
 
-    def lock(self, model: str) -> Lock:
+    def lock(self, model: str) -> ModelLock:
         """Return the lock, not yet taken, that keeps two processes from moving a model's runs on at once."""
-        return Lock(self._client, self._keys.reconciler(model), timeout=LEASE_S, thread_local=False)
+        return ModelLock(self._client, self._keys.reconciler(model), timeout=LEASE_S, thread_local=False)
 
     def request(self, run_id: str, model: str, fields: Mapping[str, str], *, slot: str | None = None) -> None:
         """Open a run in state queued, as its model's only one.
@@ -130,8 +150,14 @@ class Ledger:
             run_id = self._client.get(self._keys.active_run(model))
         return str(run_id.decode()) if run_id else None
 
+    def record_loss(self, run: RunRecord, error: str) -> None:
+        """Write down that a run failed whose record Redis has lost, and free its model."""
+        known: dict[str, str | int] = {**run.to_hash(), "state": RunState.FAILED.value, "error": error, "spent": "1"}
+        keys = [self._keys.run(run.run_id), self._keys.active_run(run.model), self._keys.runs(run.model)]
+        self._run("lost", keys, [run.run_id, KEEP_RECORD_S, run.created_at, *_pairs(known)])
+
     def forget_active(self, model: str, run_id: str) -> None:
-        """Free a model whose run in progress has lost its record."""
+        """Free a model whose run in progress has lost its record, of which nobody knows more."""
         with redis_outage_is_an_error():
             if self._client.get(self._keys.active_run(model)) == run_id.encode():
                 self._client.delete(self._keys.active_run(model))
@@ -158,6 +184,14 @@ class Ledger:
                 f"run {run.run_id} is {state.decode() or 'gone'}, not {' or '.join(expected)}", field="run_id"
             )
 
+    def fail_for_memory(self, run_id: str, error: StoreFull) -> None:
+        """Fail a run for which Redis has no memory; what it stored is given up, so that others may store again."""
+        run = self.load(run_id)
+        going = [RunState.QUEUED, RunState.RUNNING, RunState.PUBLISHING]
+        if run.state in going:
+            log.warning("run.failed", run_id=run_id, error=error.message)
+            self.move(run, RunState.FAILED, expected=going, error=error.message, spent="1")
+
     def reopen(self, run: RunRecord, to: RunState, *, expected: Sequence[RunState], **fields: str | int) -> None:
         """Take a run that is over up again; its finished chunks stay finished.
 
@@ -176,24 +210,55 @@ class Ledger:
 
     def note(self, run: RunRecord, **fields: str | int) -> None:
         """Set fields of the run's record, whatever its state, if it still exists."""
-        with redis_outage_is_an_error():
-            if self._client.exists(self._keys.run(run.run_id)):
-                self._client.hset(self._keys.run(run.run_id), mapping=fields)
+        self._run("note", [self._keys.run(run.run_id)], _pairs(fields))
 
-    def write_plan(self, run_id: str, chunks: Sequence[Chunk]) -> None:
-        """Store the chunks' descriptors, replacing what stood there."""
+    def write_plan(self, run_id: str, chunks: Iterable[Chunk], *, files: Iterable[SourceFile] = ()) -> int:
+        """Store the descriptors of chunks and files, replacing what stood there; return how many chunks."""
         key = self._keys.run_part(run_id, "plan")
         with redis_outage_is_an_error():
             self._client.delete(key)
-            for start in range(0, len(chunks), _PLAN_PIECE):
-                piece = chunks[start : start + _PLAN_PIECE]
-                self._client.hset(key, mapping={str(chunk.number): json.dumps(chunk.to_json()) for chunk in piece})
+        self._write_pieces(key, ((_file_field(number), file.to_json()) for number, file in enumerate(files)))
+        return self._write_pieces(key, ((str(chunk.number), chunk.to_json()) for chunk in chunks))
 
     def chunk(self, run_id: str, number: int) -> Chunk | None:
-        """Return a planned chunk, or None."""
+        """Return a planned chunk with its files, or None."""
+        key = self._keys.run_part(run_id, "plan")
         with redis_outage_is_an_error():
-            text = self._client.hget(self._keys.run_part(run_id, "plan"), str(number))
-        return Chunk.from_json(number, json.loads(text)) if text else None
+            text = self._client.hget(key, str(number))
+            if text is None:
+                return None
+            chunk = Chunk.from_json(number, json.loads(text))
+            wanted = list(dict.fromkeys(part.file for part in chunk.slices))
+            files = self._client.hmget(key, [_file_field(file) for file in wanted])
+        known = zip(wanted, files, strict=True)
+        return replace(chunk, files={file: SourceFile.from_json(json.loads(data)) for file, data in known if data})
+
+    def files(self, run_id: str) -> Iterator[SourceFile]:
+        """Yield the planned files in their order, without their row groups."""
+        key, at = self._keys.run_part(run_id, "plan"), 0
+        while True:
+            with redis_outage_is_an_error():
+                found = self._client.hmget(key, [_file_field(at + offset) for offset in range(_PLAN_PIECE)])
+            yield from (SourceFile.from_json(json.loads(data)) for data in found if data)
+            at += _PLAN_PIECE
+            if found[-1] is None:
+                return
+
+    def keep_entities(self, run_id: str, packed: bytes) -> None:
+        """Keep the ids that a partial run is asked for until it is planned."""
+        with redis_outage_is_an_error():
+            self._client.set(self._keys.run_part(run_id, "entities"), packed, ex=_KEEP_ENTITIES_S)
+
+    def entities(self, run_id: str) -> bytes | None:
+        """Return what `keep_entities` kept, or None when it waited for too long."""
+        with redis_outage_is_an_error():
+            packed: bytes | None = self._client.get(self._keys.run_part(run_id, "entities"))
+        return packed
+
+    def forget_entities(self, run_id: str) -> None:
+        """Remove what `keep_entities` kept."""
+        with redis_outage_is_an_error():
+            self._client.delete(self._keys.run_part(run_id, "entities"))
 
     def dispatch(self, run_id: str, *, max_in_flight: int, quiet_s: float = QUIET_S) -> Dispatch:
         """Choose the chunks to send now, and note them as sent: lost ones again, then new ones."""
@@ -215,10 +280,27 @@ class Ledger:
         """End a failed attempt: the chunk goes out again after the pause; `error` is kept in the run."""
         self._renew(claim, -max(int(pause_s * 1000), 1), error)
 
-    def finish(self, claim: Claim, result: Mapping[str, Any], *, rows: int, quarantined: int) -> Progress | None:
-        """Record a chunk's result, once; None when the claim is lost or the chunk was finished by another."""
-        keys = [self._keys.run(claim.run_id), *self._parts(claim.run_id, "claims", "done", "sent")]
-        answer = self._run("finish", keys, [claim.chunk, claim.token, json.dumps(result), rows, quarantined])
+    def finish(
+        self,
+        claim: Claim,
+        result: Mapping[str, Any],
+        *,
+        rows: int,
+        quarantined: int,
+        histogram: Mapping[str, Histogram] | None = None,
+    ) -> Progress | None:
+        """Record a chunk's result, once; None when the claim is lost or the chunk was finished by another.
+
+        `histogram`: output → counts of its predictions, added to the run's.
+        """
+        keys = [self._keys.run(claim.run_id), *self._parts(claim.run_id, "claims", "done", "sent", "histogram")]
+        counts = [
+            part
+            for output, bins in (histogram or {}).items()
+            for at, count in bins.items()
+            for part in (f"{output}:{at}", count)
+        ]
+        answer = self._run("finish", keys, [claim.chunk, claim.token, json.dumps(result), rows, quarantined, *counts])
         return Progress(*answer[1:]) if answer[0] else None
 
     def results(self, run_id: str) -> dict[int, dict[str, Any]]:
@@ -226,6 +308,43 @@ class Ledger:
         with redis_outage_is_an_error():
             done = self._client.hgetall(self._keys.run_part(run_id, "done"))
         return {int(number): json.loads(text) for number, text in done.items()}
+
+    def histogram(self, run_id: str) -> dict[str, dict[int, int]]:
+        """Return output → counts of the finished chunks' predictions; empty when they are not known any more."""
+        with redis_outage_is_an_error():
+            counts = self._client.hgetall(self._keys.run_part(run_id, "histogram"))
+        found: dict[str, dict[int, int]] = {}
+        for name, count in counts.items():
+            output, _, at = name.decode().rpartition(":")
+            found.setdefault(output, {})[int(at)] = int(count)
+        return found
+
+    def chunk_states(self, run_id: str) -> ChunkStates:
+        """Return which chunks are done, which are held by a worker, and which wait for one."""
+        # no transaction: Redis refuses even a reading one when it is out of memory
+        with redis_outage_is_an_error(), self._client.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.hkeys(self._keys.run_part(run_id, "done"))
+            pipe.hgetall(self._keys.run_part(run_id, "claims"))
+            pipe.zrange(self._keys.run_part(run_id, "sent"), 0, -1)
+            (seconds, _), done, claims, sent = pipe.execute()
+        held = {int(chunk) for chunk, claim in claims.items() if int(claim.split()[2]) > seconds * 1000}
+        return ChunkStates(
+            done=frozenset(map(int, done)),
+            scoring=frozenset(held),
+            waiting=frozenset(set(map(int, sent)) - held),
+        )
+
+    def _write_pieces(self, key: str, fields: Iterator[tuple[str, Any]]) -> int:
+        written = 0
+        while piece := {name: orjson.dumps(value) for name, value in islice(fields, _PLAN_PIECE)}:
+            with redis_outage_is_an_error(), self._client.pipeline(transaction=True) as pipe:
+                pipe.hset(key, mapping=piece)
+                # the run may be cancelled meanwhile, and then nobody else sets an end to it
+                pipe.expire(key, KEEP_RECORD_S)
+                pipe.execute()
+            written += len(piece)
+        return written
 
     def _renew(self, claim: Claim, lease_ms: int, error: str) -> bool:
         keys = [self._keys.run(claim.run_id), *self._parts(claim.run_id, "claims")]
@@ -235,7 +354,7 @@ class Ledger:
         return [
             self._keys.run(run.run_id),
             self._keys.active_run(run.model),
-            *self._parts(run.run_id, "plan", "claims", "done", "sent"),
+            *self._parts(run.run_id, "plan", "claims", "done", "sent", "histogram"),
         ]
 
     def _parts(self, run_id: str, *parts: str) -> list[str]:
@@ -244,6 +363,10 @@ class Ledger:
     def _run(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         with redis_outage_is_an_error():
             return self._script(name)(keys=keys, args=args)
+
+
+def _file_field(number: int) -> str:
+    return f"f{number}"
 
 
 def _pairs(fields: Mapping[str, str | int]) -> list[str | int]:

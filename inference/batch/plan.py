@@ -1,122 +1,129 @@
-"""Cuts a source into chunks. Pure: footers in, descriptors out."""
+"""Cuts a source into chunks. Pure: footers in, descriptors out, one at a time, so that a long plan takes no memory."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from inference.sources import Slice, SourceFile
 
-@dataclass(frozen=True)
-class SourceFile:
-    """One Parquet file as its footer describes it. `footer`: the footer's digest, new with new content."""
-
-    path: str
-    size: int
-    footer: str
-    #: rows of each row group
-    row_groups: tuple[int, ...]
-
-    @property
-    def rows(self) -> int:
-        """Rows of the file."""
-        return sum(self.row_groups)
-
-
-@dataclass(frozen=True)
-class Slice:
-    """Some rows of one row group: `length` rows from `offset` on. `file` counts the source's files from 0."""
-
-    file: int
-    row_group: int
-    offset: int
-    length: int
+#: files that a difference names
+_MAX_NAMED = 5
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """What one task scores."""
+    """What one task scores. `files`: those that its slices name by number; left out while a plan is being made."""
 
     number: int
     slices: tuple[Slice, ...]
+    files: Mapping[int, SourceFile] = field(default_factory=dict, compare=False)
 
     @property
     def rows(self) -> int:
         """Rows of the chunk."""
-        return sum(part.length for part in self.slices)
+        return sum(part.rows for part in self.slices)
 
-    def to_json(self) -> list[list[int]]:
-        """Return the slices as plain numbers."""
-        return [[part.file, part.row_group, part.offset, part.length] for part in self.slices]
+    def to_json(self) -> list[list[Any]]:
+        """Return the slices as plain values."""
+        return [
+            [part.file, part.row_group, part.offset, part.length, *([part.mask] if part.mask else [])]
+            for part in self.slices
+        ]
 
     @classmethod
-    def from_json(cls, number: int, data: Sequence[Sequence[int]]) -> Chunk:
+    def from_json(cls, number: int, data: Sequence[Sequence[Any]]) -> Chunk:
         """Rebuild from `to_json`."""
         return cls(number, tuple(Slice(*part) for part in data))
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a plan and its finished chunks rest on; a run is taken up again only if all of it is as it was."""
+    """What a plan and its finished chunks rest on; a run is taken up again only if all of it is as it was.
 
-    files: tuple[tuple[str, int, str], ...]
+    `files`: a digest of all files (names, sizes, stamps, footers), however many there are.
+    """
+
+    files: str
     entity_column: str
     event_time_column: str | None
     model_version: int
     contract_hash: str
     rows_per_chunk: int
+    bytes_per_chunk: int
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {
-            "files": [list(file) for file in self.files],
-            "entity_column": self.entity_column,
-            "event_time_column": self.event_time_column,
-            "model_version": self.model_version,
-            "contract_hash": self.contract_hash,
-            "rows_per_chunk": self.rows_per_chunk,
-        }
+        return asdict(self)
 
     def differences(self, before: dict[str, Any]) -> list[str]:
-        """Return what changed since `before` (a `to_json`), in words; empty for nothing."""
+        """Return what else than the files changed since `before` (a `to_json`), in words; empty for nothing."""
         now = self.to_json()
-        changed = [
+        return [
             f"{key}: {before.get(key)!r} is now {now[key]!r}"
             for key in now
             if key != "files" and before.get(key) != now[key]
         ]
-        return [*_file_differences(before.get("files", []), now["files"]), *changed]
 
 
-def _file_differences(before: Sequence[Sequence[Any]], now: Sequence[Sequence[Any]]) -> list[str]:
-    old, new = {file[0]: file for file in before}, {file[0]: file for file in now}
+def files_digest(files: Iterable[SourceFile]) -> str:
+    """Return a digest of the files' names and identities."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        digest.update(json.dumps([file.path, *file.identity]).encode())
+    return digest.hexdigest()
+
+
+def file_differences(before: Sequence[SourceFile], now: Sequence[SourceFile]) -> list[str]:
+    """Return which files came, went or were replaced, in words; the first few by name."""
+    old, new = ({file.path: file.identity for file in files} for files in (before, now))
     lost = [f"{path} is gone" for path in old if path not in new]
     added = [f"{path} is new" for path in new if path not in old]
-    replaced = [f"{path} was replaced" for path in new if path in old and list(old[path]) != list(new[path])]
-    return lost + added + replaced
+    replaced = [f"{path} was replaced" for path in new if path in old and old[path] != new[path]]
+    told = lost + added + replaced
+    return told if len(told) <= _MAX_NAMED else [*told[:_MAX_NAMED], f"and {len(told) - _MAX_NAMED:,} files more"]
 
 
-def plan_chunks(files: Sequence[SourceFile], *, rows_per_chunk: int) -> list[Chunk]:
-    """Return chunks that cover every row once, in order, none with more than `rows_per_chunk` rows.
+@dataclass(frozen=True)
+class Piece:
+    """A slice with what it weighs: rows that are meant, and bytes before compression."""
+
+    slice: Slice
+    rows: int
+    bytes: int
+
+
+def plan_chunks(files: Sequence[SourceFile], *, rows_per_chunk: int, bytes_per_chunk: int) -> Iterator[Chunk]:
+    """Yield chunks that cover every row once, in order, none larger than either limit (but for a single huge row).
 
     Small row groups share a chunk; one that is larger than a chunk is cut into equal slices.
     """
-    chunks: list[Chunk] = []
-    gathered: list[Slice] = []
-    for part in _slices(files, rows_per_chunk):
-        if gathered and sum(piece.length for piece in gathered) + part.length > rows_per_chunk:
-            chunks.append(Chunk(len(chunks), tuple(gathered)))
-            gathered = []
-        gathered.append(part)
-    if gathered:
-        chunks.append(Chunk(len(chunks), tuple(gathered)))
-    return chunks
+    pieces = cut_row_groups(files, rows_per_chunk=rows_per_chunk, bytes_per_chunk=bytes_per_chunk)
+    return gather(pieces, rows_per_chunk=rows_per_chunk, bytes_per_chunk=bytes_per_chunk)
 
 
-def _slices(files: Sequence[SourceFile], most: int) -> Iterator[Slice]:
+def cut_row_groups(files: Sequence[SourceFile], *, rows_per_chunk: int, bytes_per_chunk: int) -> Iterator[Piece]:
+    """Yield row groups, those that are larger than a chunk in equal slices."""
     for index, file in enumerate(files):
-        for group, rows in enumerate(file.row_groups):
-            pieces = -(-rows // most)
-            for piece in range(pieces):
-                start, end = rows * piece // pieces, rows * (piece + 1) // pieces
-                yield Slice(index, group, start, end - start)
+        for group, (rows, size) in enumerate(zip(file.row_groups, file.group_bytes, strict=True)):
+            count = min(max(-(-rows // rows_per_chunk), -(-size // bytes_per_chunk)), rows)
+            for piece in range(count):
+                start, end = rows * piece // count, rows * (piece + 1) // count
+                yield Piece(Slice(index, group, start, end - start), end - start, size // count)
+
+
+def gather(pieces: Iterable[Piece], *, rows_per_chunk: int, bytes_per_chunk: int) -> Iterator[Chunk]:
+    """Yield chunks of neighbouring pieces, each as full as the limits allow."""
+    number = rows = size = 0
+    gathered: list[Slice] = []
+    for piece in pieces:
+        if gathered and (rows + piece.rows > rows_per_chunk or size + piece.bytes > bytes_per_chunk):
+            yield Chunk(number, tuple(gathered))
+            number, rows, size, gathered = number + 1, 0, 0, []
+        gathered.append(piece.slice)
+        rows, size = rows + piece.rows, size + piece.bytes
+    if gathered:
+        yield Chunk(number, tuple(gathered))

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 
+from inference.batch.asked import Selection, unpack_entities
 from inference.batch.ledger import Ledger
-from inference.batch.plan import Fingerprint, plan_chunks
+from inference.batch.partial import entities_gate
+from inference.batch.plan import Fingerprint, cut_row_groups, file_differences, files_digest, gather, plan_chunks
 from inference.batch.records import RunRecord, RunState
+from inference.batch.selection import Selected, select_rows
 from inference.batch.sinks.parquet import parquet_folder
-from inference.batch.sources import Source, check_key_columns, open_source
-from inference.errors import BadInput, Conflict
+from inference.batch.sources import check_key_columns
+from inference.batch.tables import RunTables
+from inference.errors import BadInput, Conflict, SourceError
 from inference.features import Vectoriser
 from inference.logs import get_logger
 from inference.models import Inspect, ModelRegistry, VersionRecord, record_to_serve
 from inference.settings import ModelSettings, Settings
-from inference.store import GenerationState, Table
+from inference.sources import Source, open_source
+from inference.store import GenerationState
 
 log = get_logger(__name__)
 
@@ -28,7 +32,7 @@ class Preparation:
     settings: Settings
     ledger: Ledger
     registry: ModelRegistry
-    predictions: Callable[[str], Table]
+    tables: RunTables
     inspect: Inspect
 
     def prepare(self, run: RunRecord) -> None:
@@ -36,7 +40,8 @@ class Preparation:
         try:
             version = record_to_serve(self.settings, self.registry, run.model, inspect=self.inspect)
             source, fingerprint = self.look_at(run, version)
-            self._open(run, version, source, fingerprint)
+            open_ = self._open_partial if run.is_partial else self._open
+            open_(run, version, source, fingerprint)
         except BadInput as error:
             log.warning("run.refused", run_id=run.run_id, error=error.message)
             self.ledger.move(run, RunState.FAILED, expected=[RunState.QUEUED], error=error.message)
@@ -48,7 +53,7 @@ class Preparation:
             SourceError: the source cannot be read, or lacks what the model or the settings name.
         """
         _, model = self.settings.model(run.model)
-        source = open_source(run.source)
+        source = open_source(run.source, keep_metadata=run.since is not None)
         check_key_columns(source, model.entity_column, model.event_time_column)
         Vectoriser(version.contract, version.signature).check_schema(source.schema, run.source)
         return source, _fingerprint(source, model, version)
@@ -58,36 +63,57 @@ class Preparation:
         if run.model_version is None:
             return []
         version = self.registry.get(run.model, run.model_version)
-        return self.look_at(run, version)[1].differences(run.fingerprint)
+        source, fingerprint = self.look_at(run, version)
+        changed = fingerprint.differences(run.fingerprint)
+        if fingerprint.files == run.fingerprint["files"]:
+            return changed
+        return [*file_differences(list(self.ledger.files(run.run_id)), source.files), *changed]
 
     def _open(self, run: RunRecord, version: VersionRecord, source: Source, fingerprint: Fingerprint) -> None:
         _, model = self.settings.model(run.model)
         folder = self._parquet_folder(run, model)
-        chunks = plan_chunks(source.files, rows_per_chunk=model.batch.rows_per_chunk)
-        self.ledger.write_plan(run.run_id, chunks)
-        table = self.predictions(run.model)
-        manifest = table.begin(
-            version.signature.outputs,
-            rows_expected=source.rows,
-            model_version=version.version,
-            contract_hash=version.contract_hash,
-            keep_s=model.batch.keep,
-            run_id=run.run_id,
-        )
-        facts: dict[str, str | int] = {
-            "chunks_total": len(chunks),
-            "rows_total": source.rows,
-            "model_version": version.version,
-            "generation": manifest.number,
-            "fingerprint": json.dumps(fingerprint.to_json()),
-            "parquet_folder": folder,
-        }
+        limits = {"rows_per_chunk": model.batch.rows_per_chunk, "bytes_per_chunk": model.batch.bytes_per_chunk}
+        chunks = self.ledger.write_plan(run.run_id, plan_chunks(source.files, **limits), files=source.files)
+        opened = self.tables.open(run, version, model.batch, rows=source.rows)
+        numbers = {run.field_of(kind): number for kind, number in opened.items()}
+        facts = {**_planned(chunks, source.rows, fingerprint), **numbers, "parquet_folder": folder}
         try:
             self.ledger.move(run, RunState.RUNNING, expected=[RunState.QUEUED], **facts)
         except Conflict:  # cancelled meanwhile
-            table.discard(manifest.number, GenerationState.CANCELLED)
+            self.tables.discard(run.model, opened, GenerationState.CANCELLED)
             raise
-        log.info("run.planned", run_id=run.run_id, chunks=len(chunks), rows=source.rows, version=version.version)
+        log.info("run.planned", run_id=run.run_id, chunks=chunks, rows=source.rows, version=version.version)
+
+    def _open_partial(self, run: RunRecord, version: VersionRecord, source: Source, fingerprint: Fingerprint) -> None:
+        """Plan the rows that are meant. No generation: they go to the overlay."""
+        _, model = self.settings.model(run.model)
+        limits = {"rows_per_chunk": model.batch.rows_per_chunk, "bytes_per_chunk": model.batch.bytes_per_chunk}
+        selected = self._select(run, source, model, limits)
+        chunks = self.ledger.write_plan(run.run_id, gather(selected.pieces, **limits), files=source.files)
+        facts = _planned(chunks, selected.rows, fingerprint)
+        if run.entities_asked is not None:
+            gate = entities_gate(run.entities_asked, selected.missing, selected.missing_examples)
+            if not gate.passed:
+                raise SourceError(f"{source.path}: {gate.detail}", field="entities")
+            facts["gates"] = json.dumps([gate.to_json()])
+        self.ledger.move(run, RunState.RUNNING, expected=[RunState.QUEUED], **facts)
+        self.ledger.forget_entities(run.run_id)
+        log.info("run.planned", run_id=run.run_id, chunks=chunks, rows=selected.rows, version=version.version)
+
+    def _select(self, run: RunRecord, source: Source, model: ModelSettings, limits: dict[str, int]) -> Selected:
+        entities = None
+        if run.entities_asked is not None:
+            packed = self.ledger.entities(run.run_id)
+            if packed is None:
+                raise BadInput("the ids that this run was asked for are gone from Redis: start a new run")
+            entities = unpack_entities(packed)
+        return select_rows(
+            source,
+            cut_row_groups(source.files, **limits),
+            Selection(entities, run.since),
+            entity_column=model.entity_column,
+            event_time_column=model.event_time_column,
+        )
 
     def _parquet_folder(self, run: RunRecord, model: ModelSettings) -> str:
         if not model.batch.parquet_path:
@@ -100,10 +126,20 @@ class Preparation:
 
 def _fingerprint(source: Source, model: ModelSettings, version: VersionRecord) -> Fingerprint:
     return Fingerprint(
-        files=tuple((file.path, file.size, file.footer) for file in source.files),
+        files=files_digest(source.files),
         entity_column=model.entity_column,
         event_time_column=model.event_time_column,
         model_version=version.version,
         contract_hash=version.contract_hash,
         rows_per_chunk=model.batch.rows_per_chunk,
+        bytes_per_chunk=model.batch.bytes_per_chunk,
     )
+
+
+def _planned(chunks: int, rows: int, fingerprint: Fingerprint) -> dict[str, str | int]:
+    return {
+        "chunks_total": chunks,
+        "rows_total": rows,
+        "model_version": fingerprint.model_version,
+        "fingerprint": json.dumps(fingerprint.to_json()),
+    }

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import redis
 from redis.exceptions import LockError
 
-from inference.batch.finalising import Finalising
+from inference.batch.finalising import Finalising, sweep
 from inference.batch.leases import Lease
 from inference.batch.ledger import LEASE_S, Ledger, redis_outage_is_an_error
 from inference.batch.preparation import Preparation
 from inference.batch.records import RunRecord, RunState
-from inference.errors import Conflict, ForecacheError, NotFound
+from inference.batch.tables import RunTables
+from inference.errors import Conflict, ForecacheError, NotFound, StoreFull
+from inference.keys import TableKind
 from inference.logs import get_logger
 from inference.settings import Settings
-from inference.store import GenerationState, Manifest, Table
+from inference.store import GenerationState, Manifest
 
 log = get_logger(__name__)
 
-#: how long a failed or cancelled run can be taken up again, if no other run of its model starts before
-RESUMABLE_S = 24 * 3600.0
+_LOST = (
+    "the cache Redis lost its data while the run was going on (restarted empty, or flushed): nothing was published, "
+    "start a new run"
+)
 
 
 @dataclass(frozen=True)
@@ -31,30 +36,42 @@ class Reconciler:
 
     settings: Settings
     ledger: Ledger
-    predictions: Callable[[str], Table]
+    tables: RunTables
     preparation: Preparation
     finalising: Finalising
     send_chunks: Callable[[str, Sequence[int]], None]
+    #: model → its run in progress as this process last saw it
+    seen: dict[str, RunRecord] = field(default_factory=dict)
 
-    def reconcile(self) -> None:
-        """Move every model's run on. A model that fails is logged, and does not stop the others.
+    def reconcile(self, model: str | None = None) -> None:
+        """Move a model's run on; None for every model's, each by itself, so that a slow one holds up no other.
+
+        A model that fails is logged, and does not stop the others.
 
         Raises:
             StoreUnavailable: Redis does not answer, whichever the model.
         """
         self.ledger.now()
-        for model in self.settings.models:
-            try:
-                with self.holding(model) as held:
-                    if held:
-                        self._advance(model)
-                self._collect(model)
-            except Conflict as error:  # somebody else moved the run on first
-                log.info("reconcile.overtaken", model=model, reason=error.message)
-            except ForecacheError as error:
-                log.warning("reconcile.failed", model=model, error=error.message)
-            except Exception:  # a bug for one model must not stop the runs of the others
-                log.exception("reconcile.failed", model=model)
+        models = list(self.settings.models) if model is None else [model]
+        if len(models) == 1:
+            self._round(models[0])
+            return
+        with ThreadPoolExecutor(max(len(models), 1), thread_name_prefix="reconcile") as threads:
+            list(threads.map(self._round, models))
+
+    def _round(self, model: str) -> None:
+        try:
+            with self.holding(model) as held:
+                if held:
+                    self._give_up_old(model)
+                    self._advance(model)
+            self.tables.collect(model)
+        except Conflict as error:  # somebody else moved the run on first
+            log.info("reconcile.overtaken", model=model, reason=error.message)
+        except ForecacheError as error:
+            log.warning("reconcile.failed", model=model, error=error.message)
+        except Exception:  # a bug for one model must not stop the runs of the others
+            log.exception("reconcile.failed", model=model)
 
     @contextmanager
     def holding(self, model: str, *, wait_s: float = 0.0) -> Iterator[bool]:
@@ -80,6 +97,7 @@ class Reconciler:
 
     def _advance(self, model: str) -> None:
         run_id = self.ledger.active_run(model)
+        self._notice_loss(model, run_id)
         if run_id is None:
             return
         try:
@@ -87,13 +105,34 @@ class Reconciler:
         except NotFound:
             self.ledger.forget_active(model, run_id)
             return
+        self.seen[model] = run
+        try:
+            self._advance_run(run)
+        except StoreFull as error:
+            self.ledger.fail_for_memory(run_id, error)
+
+    def _advance_run(self, run: RunRecord) -> None:
         if run.state is RunState.QUEUED:
             self.preparation.prepare(run)
-            run = self.ledger.load(run_id)
+            run = self.ledger.load(run.run_id)
         if run.state is RunState.RUNNING:
             run = self._move_chunks(run)
+        self.seen[run.model] = run
         if run.state is RunState.PUBLISHING:
             self.finalising.finalise(run)
+
+    def _notice_loss(self, model: str, active: str | None) -> None:
+        """Say that a run failed which was going on when Redis lost its data: this process is all that remembers it."""
+        seen = self.seen.get(model)
+        if seen is None:
+            return
+        try:
+            self.ledger.load(seen.run_id)
+        except NotFound:
+            log.error("run.lost", model=model, run_id=seen.run_id)  # noqa: TRY400 - there is nothing to trace
+            self.ledger.record_loss(seen, _LOST)
+        if active != seen.run_id:
+            self.seen.pop(model, None)
 
     def _move_chunks(self, run: RunRecord) -> RunRecord:
         if run.chunks_done == run.chunks_total:
@@ -109,36 +148,35 @@ class Reconciler:
             self.send_chunks(run.run_id, due.chunks)
         return self.ledger.load(run.run_id)
 
-    def _collect(self, model: str) -> None:
-        """Give up what no run can use any more, then remove the rows of what was given up."""
-        table = self.predictions(model)
-        for manifest in table.generations():
-            if table.state(manifest.number) is GenerationState.LOADING and manifest.run_id:
-                self._give_up(model, table, manifest, manifest.run_id)
-        for number in table.collectable():
-            table.collect(number)
+    def _give_up_old(self, model: str) -> None:
+        """Give up what no run can use any more; its rows are removed soon after."""
+        for kind, manifest in self.tables.unpublished(model):
+            if manifest.run_id:
+                self._give_up(kind, manifest, model, manifest.run_id)
 
-    def _give_up(self, model: str, table: Table, manifest: Manifest, run_id: str) -> None:
-        with self.holding(model) as held:  # against a run that is taken up again at this moment
-            if not held:
-                return
-            active = self.ledger.active_run(model)
-            if active == run_id and self.ledger.load(run_id).generation in (None, manifest.number):
-                return
-            try:
-                run: RunRecord | None = self.ledger.load(run_id)
-            except NotFound:
-                run = None
-            if run and active is None and self._can_be_resumed(run, manifest):
-                return
-            cancelled = run is not None and run.state is RunState.CANCELLED
-            table.discard(manifest.number, GenerationState.CANCELLED if cancelled else GenerationState.FAILED)
-            log.info("generation.given_up", model=model, generation=manifest.number, run_id=run_id)
+    def _give_up(self, kind: TableKind, manifest: Manifest, model: str, run_id: str) -> None:
+        active = self.ledger.active_run(model)
+        try:
+            run: RunRecord | None = self.ledger.load(run_id)
+        except NotFound:
+            run = None
+        if run and active == run_id and (not run.fingerprint or run.generation_of(kind) == manifest.number):
+            return
+        is_its = run is not None and run.generation_of(kind) == manifest.number
+        if run and active is None and is_its and self._can_be_resumed(run):
+            return
+        cancelled = run is not None and run.state is RunState.CANCELLED
+        self.tables.table(kind, model).discard(
+            manifest.number, GenerationState.CANCELLED if cancelled else GenerationState.FAILED
+        )
+        if run:
+            sweep(run)
+        log.info("generation.given_up", model=model, generation=manifest.number, run_id=run_id)
 
-    def _can_be_resumed(self, run: RunRecord, manifest: Manifest) -> bool:
-        if run.generation != manifest.number or run.finished_at is None:
+    def _can_be_resumed(self, run: RunRecord) -> bool:
+        if run.finished_at is None or run.spent:
             return False
-        return self.ledger.now() - run.finished_at < RESUMABLE_S
+        return self.ledger.now() - run.finished_at < self.settings.models[run.model].batch.resumable
 
 
 def _extend(lock: redis.lock.Lock) -> bool:

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from inference.batch.gates import Gate
+from inference.batch.gates import BadRows, Gate
 from inference.clock import to_iso
+from inference.keys import TableKind
 
 
 class RunState(StrEnum):
@@ -41,7 +42,7 @@ class Trigger(StrEnum):
     BEAT = "beat"
     #: `forecache batch run`
     CLI = "cli"
-    #: `POST /runs`
+    #: `POST /runs`, or another application's message `forecache.start_run`
     API = "api"
 
 
@@ -55,25 +56,64 @@ class RunRecord:
     trigger: Trigger
     source: str
     created_at: float
+    #: how many entities a partial run was asked for, and since when their rows changed; both None for a whole run
+    entities_asked: int | None = None
+    since: float | None = None
     started_at: float | None = None
+    #: when the last chunk was done
+    scored_at: float | None = None
     finished_at: float | None = None
+    #: when the run was last taken up again, and how many rows were done by then
+    resumed_at: float | None = None
+    rows_before: int = 0
     chunks_total: int | None = None
     chunks_done: int = 0
+    #: how often a worker took a chunk up
+    attempts: int = 0
     rows_total: int | None = None
     rows_done: int = 0
     rows_quarantined: int = 0
     model_version: int | None = None
     generation: int | None = None
+    #: of the feature table, from the same pass
+    feature_generation: int | None = None
     #: what the plan rests on, as `Fingerprint.to_json` gives it
     fingerprint: dict[str, Any] = field(default_factory=dict)
     #: folder of the Parquet parts; None for none
     parquet_folder: str | None = None
+    #: folder of the rows that were left out; there only if there are any
+    quarantine_folder: str = ""
     gates: tuple[Gate, ...] = ()
-    #: published although a gate had failed
-    forced: bool = False
+    #: why rows were left out, known once the gates were checked
+    bad_rows: tuple[BadRows, ...] = ()
+    #: who published it although a gate had failed, and when; None for nobody
+    forced_by: str | None = None
+    forced_at: float | None = None
+    #: what it scored is given up whatever `resumable` says
+    spent: bool = False
     error: str | None = None
     #: what the last failed attempt at a chunk said
     last_error: str | None = None
+
+    def generation_of(self, kind: TableKind) -> int | None:
+        """Return the generation that it fills in a table; None for none, or before it is planned."""
+        number: int | None = getattr(self, self.field_of(kind))
+        return number
+
+    @staticmethod
+    def field_of(kind: TableKind) -> str:
+        """Return the field that holds the number of its generation in a table."""
+        return "generation" if kind is TableKind.PREDICTIONS else "feature_generation"
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether it scores only some rows, into the overlay, and publishes no generation."""
+        return self.entities_asked is not None or self.since is not None
+
+    @property
+    def forced(self) -> bool:
+        """Whether it was published although a gate had failed."""
+        return self.forced_by is not None
 
     @classmethod
     def from_hash(cls, data: Mapping[bytes, bytes]) -> RunRecord:
@@ -86,22 +126,45 @@ class RunRecord:
             trigger=Trigger(text["trigger"]),
             source=text["source"],
             created_at=float(text["created_at"]),
+            entities_asked=_whole(text.get("entities_asked")),
+            since=_number(text.get("since")),
             started_at=_number(text.get("started_at")),
+            scored_at=_number(text.get("scored_at")),
             finished_at=_number(text.get("finished_at")),
+            resumed_at=_number(text.get("resumed_at")),
+            rows_before=int(text.get("rows_before", 0)),
             chunks_total=_whole(text.get("chunks_total")),
             chunks_done=int(text.get("chunks_done", 0)),
+            attempts=int(text.get("attempts", 0)),
             rows_total=_whole(text.get("rows_total")),
             rows_done=int(text.get("rows_done", 0)),
             rows_quarantined=int(text.get("rows_quarantined", 0)),
             model_version=_whole(text.get("model_version")),
             generation=_whole(text.get("generation")),
+            feature_generation=_whole(text.get("feature_generation")),
             fingerprint=json.loads(text.get("fingerprint", "{}")),
             parquet_folder=text.get("parquet_folder") or None,
+            quarantine_folder=text.get("quarantine_folder", ""),
             gates=tuple(Gate(**gate) for gate in json.loads(text.get("gates", "[]"))),
-            forced=text.get("forced") == "1",
+            bad_rows=tuple(BadRows.from_json(bad) for bad in json.loads(text.get("bad_rows", "[]"))),
+            forced_by=text.get("forced_by"),
+            forced_at=_number(text.get("forced_at")),
+            spent=text.get("spent") == "1",
             error=text.get("error"),
             last_error=text.get("last_error"),
         )
+
+    def to_hash(self) -> dict[str, str]:
+        """Return the facts that tell what became of the run, as its hash holds them, without what its parts hold."""
+        told: dict[str, str | int | float | None] = {
+            name: getattr(self, name)
+            for name in (
+                "run_id", "model", "source", "created_at", "entities_asked", "since", "started_at",
+                "chunks_total", "chunks_done", "attempts", "rows_total", "rows_done", "rows_quarantined",
+                "model_version", "parquet_folder", "quarantine_folder",
+            )
+        }  # fmt: skip
+        return {"trigger": self.trigger.value} | {name: str(value) for name, value in told.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,43 +177,60 @@ class RunView:
     trigger: Trigger
     source: str
     created_at: float
+    entities_asked: int | None
+    since: float | None
     started_at: float | None
+    scored_at: float | None
     finished_at: float | None
     chunks_total: int | None
     chunks_done: int
     rows_total: int | None
     rows_done: int
     rows_quarantined: int
+    #: rows scored a second, since the run was started or taken up again
+    rows_per_s: float | None
     #: seconds until the last chunk at the rate so far
     eta_s: float | None
     gates: tuple[Gate, ...]
     error: str | None
     model_version: int | None
     generation: int | None
+    feature_generation: int | None
     forced: bool
+    forced_by: str | None
+    forced_at: float | None
 
     @classmethod
     def of(cls, record: RunRecord, *, now: float) -> RunView:
         """Return the view of a record at an instant (epoch seconds of Redis' clock)."""
-        own = {name: getattr(record, name) for name in cls.__dataclass_fields__ if name != "eta_s"}
-        return cls(**own, eta_s=_eta_s(record, now))
+        computed: dict[str, Any] = {"rows_per_s": _rows_per_s(record, now), "eta_s": _eta_s(record, now)}
+        own = {name: getattr(record, name) for name in cls.__dataclass_fields__ if name not in computed}
+        return cls(**own, **computed)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         body = asdict(self)
         body["state"], body["trigger"] = self.state.value, self.trigger.value
         body["gates"] = [gate.to_json() for gate in self.gates]
-        for name in ("created_at", "started_at", "finished_at"):
+        for name in ("created_at", "since", "started_at", "scored_at", "finished_at", "forced_at"):
             body[name] = None if body[name] is None else to_iso(body[name])
         return body
 
 
-def _eta_s(record: RunRecord, now: float) -> float | None:
-    if record.state is not RunState.RUNNING or not record.rows_done or not record.started_at:
+def _rows_per_s(record: RunRecord, now: float) -> float | None:
+    since = record.resumed_at or record.started_at
+    until = record.scored_at or record.finished_at or now
+    rows = record.rows_done - record.rows_before
+    if since is None or rows <= 0 or until <= since:
         return None
-    elapsed_s = max(now - record.started_at, 0.0)
-    left = max((record.rows_total or 0) - record.rows_done, 0)
-    return round(elapsed_s * left / record.rows_done, 1)
+    return round(rows / (until - since), 1)
+
+
+def _eta_s(record: RunRecord, now: float) -> float | None:
+    rate = _rows_per_s(record, now)
+    if record.state is not RunState.RUNNING or not rate:
+        return None
+    return round(max((record.rows_total or 0) - record.rows_done, 0) / rate, 1)
 
 
 def _number(text: str | None) -> float | None:

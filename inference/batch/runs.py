@@ -9,31 +9,45 @@ from typing import Any
 
 import redis
 
-from inference.batch.finalising import Finalising
+from inference.batch.asked import check_entities, pack_entities, since_of
+from inference.batch.details import RunDetails
+from inference.batch.finalising import Finalising, bad_rows_of
 from inference.batch.ledger import Ledger
 from inference.batch.preparation import Preparation
 from inference.batch.reconciler import Reconciler
 from inference.batch.records import RunRecord, RunState, RunView, Trigger
+from inference.batch.sinks.parquet import parquet_folder
 from inference.batch.sources import locate_source
+from inference.batch.tables import RunTables
 from inference.batch.work import ChunkWork
 from inference.clock import to_datetime
-from inference.errors import Conflict
-from inference.keys import Keys
-from inference.models import Inspect, ModelHost, ModelRegistry, inspect_in_subprocess
+from inference.errors import BadInput, Conflict
+from inference.keys import Keys, TableKind
+from inference.logs import get_logger
+from inference.models import Inspect, MicroBatches, ModelHost, ModelRegistry, inspect_in_subprocess
 from inference.settings import Settings
-from inference.store import GenerationState, Table
+from inference.storage import is_uri
+from inference.store import Pointer, Table
+
+log = get_logger(__name__)
 
 #: how long a command waits for the reconciler to let go of a model
 _WAIT_S = 5.0
 
 
 @dataclass(frozen=True)
-class Rollback:
-    """What serves after a rollback."""
+class Serving:
+    """What serves after a rollback or a release. `held_versions`: not activated again until someone insists."""
 
     model: str
     generation: int | None
     model_version: int | None
+    held_versions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, model: str, pointer: Pointer) -> Serving:
+        """Return what a pointer says."""
+        return cls(model, pointer.current, pointer.active_version, tuple(sorted(pointer.held_versions)))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -53,38 +67,61 @@ class Runs:
         keys: Keys,
         registry: ModelRegistry,
         host: Callable[[], ModelHost],
-        predictions: Callable[[str], Table],
+        table: Callable[[TableKind, str], Table],
         send_chunks: Callable[[str, Sequence[int]], None],
         poke: Callable[[], None],
         *,
         inspect: Inspect = inspect_in_subprocess,
     ) -> None:
         self._settings = settings
-        self._predictions = predictions
+        self._tables = RunTables(table)
         self._ledger = Ledger(client, keys)
-        self._preparation = Preparation(settings, self._ledger, registry, predictions, inspect)
-        finalising = Finalising(settings, self._ledger, keys, predictions)
-        self._reconciler = Reconciler(settings, self._ledger, predictions, self._preparation, finalising, send_chunks)
-        self._work = ChunkWork(settings, self._ledger, host, predictions, poke)
+        self._preparation = Preparation(settings, self._ledger, registry, self._tables, inspect)
+        finalising = Finalising(settings, self._ledger, keys, self._tables)
+        self._reconciler = Reconciler(settings, self._ledger, self._tables, self._preparation, finalising, send_chunks)
+        self._work = ChunkWork(settings, self._ledger, host, self._tables, poke, MicroBatches(registry))
 
     def request(
-        self, model: str | None, *, trigger: Trigger, source: str | None = None, slot: str | None = None
+        self,
+        model: str | None,
+        *,
+        trigger: Trigger,
+        source: str | None = None,
+        slot: str | None = None,
+        entities: Sequence[str] | None = None,
+        since: str | None = None,
     ) -> RunView:
         """Open a run; the reconciler does the rest. None as the model means the only one configured.
 
         `source` replaces the model's own table for this run; from the API only what lies in that table's
-        folder is allowed. `slot` names the schedule's instant that the run is for.
+        folder is allowed. `slot` names the schedule's instant that the run is for. `entities` or `since` (an ISO
+        8601 instant, or a duration such as `6h`) make it partial: only those rows are scored, into the overlay.
 
         Raises:
             UnknownModel: the model is not configured.
-            BadInput: there is no source, or it is not allowed.
+            BadInput: there is no source, or it is not allowed; an id or `since` is not legal, or the model has no
+                event-time column to compare with.
             Conflict: the model has a run in progress, or the slot was served already.
         """
         name, own = self._settings.model(model)
+        if (entities is not None or since is not None) and not own.batch.prediction_table:
+            raise BadInput("only some rows are scored into the prediction table: turn prediction_table on")
         path = locate_source(self._settings, name, own, source, confined=trigger is Trigger.API)
-        stamp = to_datetime(self._ledger.now()).strftime("%Y%m%dT%H%M%S")
-        run_id = f"{name}-{stamp}-{secrets.token_hex(3)}"
-        self._ledger.request(run_id, name, {"trigger": trigger.value, "source": path}, slot=slot)
+        now = self._ledger.now()
+        run_id = f"{name}-{to_datetime(now).strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
+        quarantine = run_folder(self._settings, own.batch.quarantine_path, model=name, run_id=run_id, created_at=now)
+        fields = {"trigger": trigger.value, "source": path, "quarantine_folder": quarantine}
+        if since is not None:
+            fields["since"] = repr(since_of(name, own, since, now=now))
+        if entities is not None:
+            asked = check_entities(entities)
+            fields["entities_asked"] = str(len(asked))
+            self._ledger.keep_entities(run_id, pack_entities(asked))
+        try:
+            self._ledger.request(run_id, name, fields, slot=slot)
+        except Conflict:
+            self._ledger.forget_entities(run_id)
+            raise
         return self.show(run_id)
 
     def prepare(self, run_id: str) -> None:
@@ -99,9 +136,9 @@ class Runs:
         """Score one chunk and stage its predictions. Safe to run twice."""
         self._work.score(run_id, chunk_number)
 
-    def reconcile(self) -> None:
-        """Move every run on by what is due. Safe to run twice, also at the same time."""
-        self._reconciler.reconcile()
+    def reconcile(self, model: str | None = None) -> None:
+        """Move every run on by what is due, or one model's. Safe to run twice, also at the same time."""
+        self._reconciler.reconcile(model)
 
     def show(self, run_id: str) -> RunView:
         """Return one run.
@@ -110,6 +147,25 @@ class Runs:
             NotFound: there is no such run.
         """
         return RunView.of(self._ledger.load(run_id), now=self._ledger.now())
+
+    def details(self, run_id: str) -> RunDetails:
+        """Return all that is known of one run: its chunks, its phases, what it left out.
+
+        Raises:
+            NotFound: there is no such run.
+        """
+        record = self._ledger.load(run_id)
+        now = self._ledger.now()
+        bad = record.bad_rows
+        if record.rows_quarantined and not bad:  # its gates were not checked yet
+            bad = bad_rows_of(self._ledger.results(run_id).values())
+        view = RunView.of(record, now=now)
+        return RunDetails(view, record, self._ledger.chunk_states(run_id), bad, now)
+
+    def in_progress(self, model: str) -> RunView | None:
+        """Return the model's run that is not over yet, or None."""
+        run_id = self._ledger.active_run(model)
+        return self.show(run_id) if run_id else None
 
     def list(self, model: str | None = None, limit: int = 50) -> Sequence[RunView]:
         """Return the newest runs, the newest first; None as the model means all models.
@@ -149,12 +205,15 @@ class Runs:
         changed = self._preparation.changes(run)
         if changed:
             raise Conflict(f"run {run_id} cannot go on, start a new one: {'; '.join(changed)}", field="run_id")
-        state = RunState.QUEUED if run.generation is None else RunState.RUNNING
+        state = RunState.RUNNING if run.fingerprint else RunState.QUEUED
         self._reopen(run, state, expected=over)
         return self.show(run_id)
 
-    def publish(self, run_id: str, *, force: bool = False) -> RunView:
-        """Publish a run that its gates refused. `force` must be given, and is recorded.
+    def publish(self, run_id: str, *, force: bool = False, by: str = "unknown") -> RunView:
+        """Have a run published that its gates refused; the reconciler does it within seconds.
+
+        `force` must be given; that it was, `by` whom and when, stays in the run. A model version that a rollback holds
+        back is held no longer then.
 
         Raises:
             NotFound: there is no such run.
@@ -164,35 +223,55 @@ class Runs:
         run = self._ledger.load(run_id)
         if not force:
             raise Conflict(f"run {run_id} is {run.state}: runs publish themselves; --force overrides their gates")
-        if run.state is not RunState.FAILED or not run.gates:
+        if run.state is not RunState.FAILED or not run.gates or run.chunks_done != run.chunks_total:
             raise Conflict(f"run {run_id} is {run.state} and was not refused by its gates", field="run_id")
-        self._reopen(run, RunState.PUBLISHING, expected=[RunState.FAILED], forced="1")
-        self._reconciler.prepare(run_id)
+        now = f"{self._ledger.now():.6f}"
+        self._reopen(run, RunState.PUBLISHING, expected=[RunState.FAILED], forced_by=by, forced_at=now)
+        log.warning("run.forced", run_id=run_id, by=by)
         return self.show(run_id)
 
-    def rollback(self, model: str | None = None) -> Rollback:
+    def rollback(self, model: str | None = None, *, generation: int | None = None) -> Serving:
         """Serve the previous generation again; the model version left behind is held until someone insists.
+
+        Features that the same run had published go back too.
+
+        `generation`: the one to go back from; None means whichever serves now.
 
         Raises:
             UnknownModel: the model is not configured.
-            Conflict: there is nothing to go back to, or a publication came in between.
+            Conflict: there is nothing to go back to, or another generation serves (by now).
         """
         name, _ = self._settings.model(model)
-        table = self._predictions(name)
-        current = table.pointer().current
-        if current is None:
-            raise Conflict(f"model {name!r} has no published generation", field="model")
-        pointer = table.rollback(current)
-        return Rollback(name, pointer.current, pointer.active_version)
+        return Serving.of(name, self._tables.roll_back(name, generation))
+
+    def release(self, model: str | None = None, *, version: int | None = None) -> Serving:
+        """End the hold of a rollback: the version answers again, and the next run scores with it.
+
+        `version`: None means the newest that is held.
+
+        Raises:
+            UnknownModel: the model is not configured.
+            Conflict: no such version is held.
+        """
+        name, _ = self._settings.model(model)
+        table = self._tables.predictions(name)
+        held = table.pointer().held_versions
+        if not held or (version is not None and version not in held):
+            told = ", ".join(map(str, sorted(held))) or "none"
+            raise Conflict(f"model {name!r} holds no such version back; held: {told}", field="version")
+        table.activate(max(held) if version is None else version, force=True)
+        return Serving.of(name, table.pointer())
 
     def _reopen(self, run: RunRecord, to: RunState, *, expected: Sequence[RunState], **fields: str) -> None:
         with self._reconciler.holding(run.model, wait_s=_WAIT_S) as held:  # against the collector
             if not held:
                 raise Conflict(f"model {run.model!r} is being worked on: try again in a moment", field="run_id")
-            if run.generation is not None:
-                state = self._predictions(run.model).state(run.generation)
-                if state is not GenerationState.LOADING:
-                    raise Conflict(
-                        f"the predictions of run {run.run_id} were collected: start a new run", field="run_id"
-                    )
+            if not self._tables.are_loading(run):
+                raise Conflict(f"the predictions of run {run.run_id} were collected: start a new run", field="run_id")
             self._ledger.reopen(run, to, expected=expected, **fields)
+
+
+def run_folder(settings: Settings, pattern: str, *, model: str, run_id: str, created_at: float) -> str:
+    """Return a run's own folder: an absolute path, or a URI as it is."""
+    folder = parquet_folder(pattern, model=model, run_id=run_id, created_at=created_at)
+    return folder if is_uri(folder) else str(settings.path(folder))

@@ -6,29 +6,37 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
 from inference.batch.leases import Lease
 from inference.batch.ledger import Claim, Ledger, Progress
-from inference.batch.plan import Chunk, SourceFile
+from inference.batch.plan import Chunk
+from inference.batch.quarantine import Quarantine
 from inference.batch.records import RunRecord, RunState
+from inference.batch.rows import Preparer
 from inference.batch.scoring import ChunkResult, ChunkScorer
 from inference.batch.sinks import Sink
+from inference.batch.sinks.overlay import OverlaySink
 from inference.batch.sinks.parquet import ParquetSink
 from inference.batch.sinks.table import TableSink
-from inference.batch.sources import read_slices
-from inference.errors import ContractError, NotFound, SourceError, StaleAttempt, Unavailable
+from inference.batch.tables import FEATURES_VERSION, RunTables
+from inference.errors import ContractError, NotFound, SourceError, StaleAttempt, StoreFull, Unavailable
+from inference.features import FeatureContract
+from inference.keys import TableKind
 from inference.logs import get_logger
-from inference.models import LoadedModel, ModelHost
+from inference.models import LoadedModel, MicroBatches, ModelHost
+from inference.schema import DType
 from inference.settings import Settings
-from inference.store import Manifest, Table
+from inference.sources import read_slices
 
 log = get_logger(__name__)
 
-#: rows read at once; several micro-batches
+#: what is read at once: enough rows for the largest micro-batch, but of wide rows fewer
 _READ_ROWS = 65_536
+_READ_BYTES = 32 << 20
+#: what a value of text is taken for
+_TEXT_BYTES = 32
 #: the longest rest after a failed attempt
 _MAX_PAUSE_S = 10.0
 
@@ -40,8 +48,9 @@ class ChunkWork:
     settings: Settings
     ledger: Ledger
     host: Callable[[], ModelHost]
-    predictions: Callable[[str], Table]
+    tables: RunTables
     poke: Callable[[], None]
+    micro_batches: MicroBatches
 
     def score(self, run_id: str, chunk_number: int) -> None:
         """Score one chunk, if it is still to be done. Safe to run twice, also at the same time.
@@ -58,6 +67,8 @@ class ChunkWork:
             self._attempt(claim)
         except (StaleAttempt, NotFound) as error:
             events.info("chunk.dropped", reason=error.message)
+        except StoreFull as error:  # whatever is tried again only keeps others from their memory
+            self.ledger.fail_for_memory(run_id, error)
         except Unavailable as error:
             events.warning("chunk.interrupted", error=error.message)
 
@@ -65,7 +76,7 @@ class ChunkWork:
         run = self.ledger.load(claim.run_id)
         try:
             self._score(run, claim)
-        except (StaleAttempt, NotFound):
+        except (StaleAttempt, NotFound, StoreFull):
             raise
         except (SourceError, ContractError) as error:  # no other worker would fare better
             log.warning("chunk.refused", run_id=run.run_id, chunk=claim.chunk, error=error.message)
@@ -80,18 +91,18 @@ class ChunkWork:
         started = time.monotonic()
         with Lease(lambda: self.ledger.renew(claim), name=f"{run.run_id} chunk {claim.chunk}") as lease:
             chunk = self.ledger.chunk(run.run_id, claim.chunk)
-            manifest = self.predictions(run.model).manifest(run.generation or 0)
-            if chunk is None or manifest is None:
-                raise StaleAttempt(f"run {run.run_id} has no generation any more")
+            if chunk is None:
+                raise StaleAttempt(f"run {run.run_id} has no plan any more")
             model = self.host().get(run.model, run.model_version)
-            result = self._scorer(run, claim, model, manifest, lease).score(self._read(run, chunk, model))
+            result = self._scorer(run, claim, model, lease).score(self._read(run, chunk, model))
         took_s = round(time.monotonic() - started, 3)
         self._finish(claim, result, took_s)
 
     def _finish(self, claim: Claim, result: ChunkResult, took_s: float) -> None:
         left_out = result.quarantined + result.non_finite
         facts = {**result.to_json(), "attempt": claim.attempt, "took_s": took_s}
-        progress = self.ledger.finish(claim, facts, rows=result.rows, quarantined=left_out)
+        histogram = result.histogram.to_json()
+        progress = self.ledger.finish(claim, facts, rows=result.rows, quarantined=left_out, histogram=histogram)
         if progress is None:
             raise StaleAttempt(f"chunk {claim.chunk} of run {claim.run_id} was finished by another worker")
         log.info("chunk.scored", run_id=claim.run_id, chunk=claim.chunk, rows=result.rows, took_s=took_s)
@@ -106,23 +117,56 @@ class ChunkWork:
 
     def _read(self, run: RunRecord, chunk: Chunk, model: LoadedModel) -> Iterator[pa.RecordBatch]:
         mark = run.fingerprint
-        files = [SourceFile(path, size, footer, ()) for path, size, footer in mark["files"]]
         keys = [mark["entity_column"], *([mark["event_time_column"]] if mark["event_time_column"] else [])]
         columns = list(dict.fromkeys([*keys, *model.vectoriser.columns]))
-        return read_slices(files, chunk.slices, columns=columns, batch_rows=_READ_ROWS)
+        rows = _rows_at_once(model.vectoriser.contract)
+        return read_slices(chunk.files, chunk.slices, columns=columns, batch_rows=rows)
 
-    def _scorer(
-        self, run: RunRecord, claim: Claim, model: LoadedModel, manifest: Manifest, lease: Lease
-    ) -> ChunkScorer:
-        sinks: list[Sink] = [TableSink(self.predictions(run.model), manifest)]
+    def _sinks(self, run: RunRecord, claim: Claim, model: LoadedModel) -> tuple[list[Sink], list[Sink]]:
+        """Return where the predictions go, and where the features."""
+        if run.is_partial:
+            return self._overlays(run, model)
+        sinks: dict[TableKind, list[Sink]] = {TableKind.PREDICTIONS: [], TableKind.FEATURES: []}
+        for staged in self.tables.of(run):
+            if staged.manifest is None:
+                raise StaleAttempt(f"run {run.run_id} has no generation any more")
+            sinks[staged.kind].append(TableSink(staged.table, staged.manifest))
         if run.parquet_folder:
-            sinks.append(ParquetSink(Path(run.parquet_folder), manifest.fields, chunk=claim.chunk, token=claim.token))
+            outputs = model.record.signature.outputs
+            parts = ParquetSink(run.parquet_folder, outputs, chunk=claim.chunk, token=claim.token)
+            sinks[TableKind.PREDICTIONS].append(parts)
+        return sinks[TableKind.PREDICTIONS], sinks[TableKind.FEATURES]
+
+    def _overlays(self, run: RunRecord, model: LoadedModel) -> tuple[list[Sink], list[Sink]]:
+        batch, record = self.settings.models[run.model].batch, model.record
+        predictions = self.tables.predictions(run.model)
+        into_predictions = OverlaySink(predictions, record.signature.outputs, record.version, batch.keep)
+        if not batch.feature_table:
+            return [into_predictions], []
+        features = self.tables.table(TableKind.FEATURES, run.model)
+        return [into_predictions], [
+            OverlaySink(features, model.vectoriser.contract.fields, FEATURES_VERSION, batch.keep)
+        ]
+
+    def _scorer(self, run: RunRecord, claim: Claim, model: LoadedModel, lease: Lease) -> ChunkScorer:
+        mark = run.fingerprint
+        sinks, feature_sinks = self._sinks(run, claim, model)
         return ChunkScorer(
             model=model,
+            preparer=Preparer(model.vectoriser, mark["entity_column"], mark["event_time_column"], run.created_at),
             sinks=sinks,
+            feature_sinks=feature_sinks,
+            quarantine=Quarantine(run.quarantine_folder, chunk=claim.chunk, token=claim.token),
             fence=lease.check,
-            entity_column=run.fingerprint["entity_column"],
-            event_time_column=run.fingerprint["event_time_column"],
-            loaded_at=run.created_at,
-            micro_batch_rows=self.settings.models[run.model].batch.micro_batch_rows,
+            alive=lease.ensure_held,
+            micro_batch=self.micro_batches.of(run.model, model, self.settings.models[run.model].batch.micro_batch_rows),
         )
+
+
+def _rows_at_once(contract: FeatureContract) -> int:
+    """Return how many rows are read at once, so that what is read ahead stays small whatever a row's width."""
+    row_bytes = sum(
+        feature.width * (_TEXT_BYTES if feature.dtype is DType.STRING else feature.dtype.numpy.itemsize)
+        for feature in contract.features
+    )
+    return max(1, min(_READ_ROWS, _READ_BYTES // max(row_bytes, 1)))

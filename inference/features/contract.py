@@ -134,13 +134,18 @@ def read_contract(folder: Path, version_folder: Path, signature: Signature) -> F
     Raises:
         ContractError: the file is malformed, or it and the signature disagree; names the feature or input.
     """
-    for place in (version_folder, folder):
-        file = place / CONTRACT_FILE
-        if file.is_file():
-            contract = _read_file(file)
-            check_contract(contract, signature)
-            return contract
-    return contract_from_signature(signature)
+    file = find_contract(folder, version_folder)
+    if file is None:
+        return contract_from_signature(signature)
+    contract = _read_file(file)
+    check_contract(contract, signature)
+    return contract
+
+
+def find_contract(folder: Path, version_folder: Path) -> Path | None:
+    """Return the `features.json` that holds for a version of the model in `folder`; None when there is none."""
+    places = (version_folder / CONTRACT_FILE, folder / CONTRACT_FILE)
+    return next((file for file in places if file.is_file()), None)
 
 
 def contract_from_signature(signature: Signature) -> FeatureContract:

@@ -6,24 +6,26 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from inference.entities import check_entity_column_type, entity_ids_as_text, illegal_entity_ids
 from inference.errors import Conflict, SourceError, StoreUnavailable
 from inference.features.event_time import check_event_time_column, event_times
 from inference.features.rows import examples
 from inference.features.vectoriser import Vectoriser
+from inference.sources import Source, count_distinct_ids, open_source, read_slices, whole_slices
 from inference.store import GenerationState, Manifest, Table
 
 #: rows written together: large windows put several fields into each HSET
 ROWS_PER_WINDOW = 250_000
+#: rows read at once: memory must not grow with the table
+_READ_ROWS = 65_536
 _EXAMPLES = 3
 
 
@@ -51,8 +53,7 @@ class _Source:
     """A checked Parquet table and the columns that matter of it."""
 
     name: str
-    dataset: ds.Dataset
-    rows: int
+    source: Source
     entity_column: str
     event_time_column: str | None
     vectoriser: Vectoriser
@@ -60,7 +61,7 @@ class _Source:
 
 def load_features(
     table: Table,
-    source: str | Path,
+    source: str,
     vectoriser: Vectoriser,
     *,
     entity_column: str,
@@ -68,7 +69,7 @@ def load_features(
     keep_s: float,
     rows_per_window: int = ROWS_PER_WINDOW,
 ) -> LoadReport:
-    """Publish a Parquet file or folder as the current features of every entity in it.
+    """Publish a source (an absolute path or a URI, see `open_source`) as the current features of all its entities.
 
     All or nothing: a refused row refuses the load, and what was current stays so. Without an event-time
     column the features are as old as this load. `keep_s`: when Redis forgets them.
@@ -83,7 +84,7 @@ def load_features(
     contract = vectoriser.contract
     manifest = table.begin(
         contract.fields,
-        rows_expected=checked.rows,
+        rows_expected=checked.source.rows,
         model_version=0,
         contract_hash=contract.hash,
         keep_s=keep_s,
@@ -101,28 +102,19 @@ def load_features(
         raise
     for number in table.collectable():
         table.collect(number)
-    return LoadReport(checked.name, manifest.number, checked.rows, round(time.monotonic() - started, 3))
+    return LoadReport(checked.name, manifest.number, checked.source.rows, round(time.monotonic() - started, 3))
 
 
-def _open(source: str | Path, entity_column: str, event_time_column: str | None, vectoriser: Vectoriser) -> _Source:
-    path = Path(source)
-    if not path.exists():
-        raise SourceError(f"feature table {path} does not exist", field="features")
-    try:
-        dataset = ds.dataset(path, format="parquet")
-        rows = dataset.count_rows()
-    except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{path} cannot be read as Parquet: {_first_line(error)}", field="features") from error
-    name, schema = path.name, dataset.schema
+def _open(path: str, entity_column: str, event_time_column: str | None, vectoriser: Vectoriser) -> _Source:
+    source = open_source(path)
+    name, schema = PurePosixPath(path).name, source.schema
     _check_column(schema, entity_column, name, "entity_column")
     check_entity_column_type(entity_column, schema.field(entity_column).type)
     if event_time_column is not None:
         _check_column(schema, event_time_column, name, "event_time_column")
         check_event_time_column(event_time_column, schema.field(event_time_column).type)
     vectoriser.check_schema(schema, name)
-    if rows == 0:
-        raise SourceError(f"{name} has no rows: nothing to load", field="features")
-    return _Source(name, dataset, rows, entity_column, event_time_column, vectoriser)
+    return _Source(name, source, entity_column, event_time_column, vectoriser)
 
 
 def _check_column(schema: pa.Schema, column: str, name: str, setting: str) -> None:
@@ -137,20 +129,14 @@ def _windows(source: _Source, rows: int) -> Iterator[pa.RecordBatch]:
     columns = {source.entity_column, *source.vectoriser.columns}
     if source.event_time_column is not None:
         columns.add(source.event_time_column)
-    # little read-ahead: memory must not grow with the table
-    scanner = source.dataset.scanner(
-        columns=sorted(columns), batch_size=rows, batch_readahead=1, fragment_readahead=1, use_threads=False
-    )
+    files = source.source.files
     waiting: list[pa.RecordBatch] = []
-    try:
-        for batch in scanner.to_batches():
-            waiting.append(batch)
-            if sum(one.num_rows for one in waiting) >= rows:
-                yield pa.concat_batches(waiting)
-                waiting = []
-    except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{source.name} cannot be read: {_first_line(error)}", field="features") from error
-    if sum(one.num_rows for one in waiting):
+    for batch in read_slices(files, whole_slices(files), columns=sorted(columns), batch_rows=min(rows, _READ_ROWS)):
+        waiting.append(batch)
+        if sum(one.num_rows for one in waiting) >= rows:
+            yield pa.concat_batches(waiting)
+            waiting = []
+    if waiting:
         yield pa.concat_batches(waiting)
 
 
@@ -186,20 +172,14 @@ def _as_of(source: _Source, batch: pa.RecordBatch, ids: pa.Array, loaded_at: flo
 
 
 def _refuse_duplicates(table: Table, manifest: Manifest, source: _Source) -> None:
-    distinct = table.count(manifest)
-    if distinct == source.rows:
+    stored, rows = table.count(manifest), source.source.rows
+    if stored == rows:
         return
-    ids = source.dataset.to_table(columns=[source.entity_column]).column(source.entity_column).combine_chunks()
-    counts = pc.value_counts(entity_ids_as_text(ids, source.entity_column))
-    twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values").slice(0, _EXAMPLES).to_pylist()
-    if not twice:
-        raise StoreUnavailable(f"{source.rows} rows were written but Redis holds {distinct}: load them again")
+    counted = count_distinct_ids(source.source.files, source.entity_column, examples=_EXAMPLES)
+    if not counted.duplicates:
+        raise StoreUnavailable(f"{rows} rows were written but Redis holds {stored}: load them again")
     raise SourceError(
-        f"{source.name}: {source.rows - distinct} rows repeat an id of {source.entity_column!r}, "
-        f"such as {', '.join(map(repr, twice))}: keep one row per entity",
+        f"{source.name}: {rows - stored} rows repeat an id of {source.entity_column!r}, "
+        f"such as {', '.join(map(repr, counted.duplicates))}: keep one row per entity",
         field=source.entity_column,
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n", 1)[0]

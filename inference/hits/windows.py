@@ -35,6 +35,11 @@ class HitCounts:
         hits = sum(count for outcome, count in self.outcomes.items() if outcome.is_hit)
         return hits / self.total if self.total else 0.0
 
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values: `total`, `hit_rate`, and `outcomes`, all seven in their order."""
+        outcomes = {outcome.value: self.outcomes.get(outcome, 0) for outcome in Outcome}
+        return {"total": self.total, "hit_rate": self.hit_rate, "outcomes": outcomes}
+
 
 class HitWindows:
     """Reads hit statistics. Synchronous: callers with an event loop use a thread."""

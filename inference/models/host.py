@@ -70,6 +70,11 @@ class ModelHost:
         with self._lock:
             return self._loaded.get((model, number)) or self._load(model, of_model, number)
 
+    def versions(self) -> dict[str, tuple[int, ...]]:
+        """Return the versions of each model that this process holds in memory now, oldest first."""
+        held = sorted(self._loaded)
+        return {model: tuple(version for own, version in held if own == model) for model, _ in held}
+
     def _start_model(self, model: str, of_model: ModelSettings) -> None:
         found = find_versions(self._settings.path(of_model.path))
         pointer = self._registry.pointer(model)

@@ -68,21 +68,35 @@ def inspect_in_subprocess(settings: Settings, model: str) -> dict[int, VersionRe
     name, of_model = settings.model(model)
     versions = of_model.versions
     wanted = versions if isinstance(versions, str) else ",".join(map(str, versions))
-    # -P: a user's own workers.py in the working directory must not be taken for ours. No GPU is touched
-    command = [sys.executable, "-P", "-m", "workers.inspect", str(settings.path(of_model.path)), wanted]
+    output = run_model_process("workers.inspect", str(settings.path(of_model.path)), wanted, what=f"model {name!r}")
+    return records_from_json(output)
+
+
+def run_model_process(module: str, *arguments: str, what: str, stdin: str = "") -> str:
+    """Return what one of our modules that loads a model prints, run in a process of its own without a GPU.
+
+    Raises:
+        ModelError: it ended with an error, whose last line is the message, or took too long.
+    """
+    # -P: a user's own workers.py in the working directory must not be taken for ours
+    command = [sys.executable, "-P", "-m", module, *arguments]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
     try:
-        done = subprocess.run(  # noqa: S603 - our own module; the path is the operator's
-            command, capture_output=True, text=True, env=environment, timeout=INSPECT_TIMEOUT_S, check=False
+        done = subprocess.run(  # noqa: S603 - our own module; the arguments are the operator's
+            command,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=INSPECT_TIMEOUT_S,
+            check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise ModelError(f"model {name!r} could not be loaded within {INSPECT_TIMEOUT_S} s", field="path") from error
+        raise ModelError(f"{what} could not be loaded within {INSPECT_TIMEOUT_S} s", field="path") from error
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        raise ModelError(
-            lines[-1] if lines else f"inspecting model {name!r} ended with {done.returncode}", field="path"
-        )
-    return records_from_json(done.stdout)
+        raise ModelError(lines[-1] if lines else f"loading {what} ended with {done.returncode}", field="path")
+    return done.stdout
 
 
 def record_to_serve(

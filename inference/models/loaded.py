@@ -43,10 +43,13 @@ def load_version(
     version: int,
     folder: Path,
     *,
+    contract: FeatureContract | None = None,
     warm_up_rows: Sequence[int] = (1,),
     clock: Clock = system_clock,
 ) -> LoadedModel:
     """Load a version and warm it up. `path` is the model's folder, `folder` the version's.
+
+    `contract`: takes the place of what is written in the folders; None for what is written there.
 
     Raises:
         ModelError: the folder cannot be served, or the model fails on a row of defaults.
@@ -55,7 +58,7 @@ def load_version(
     started = time.monotonic()
     check_version_folder(folder)
     runtime = load_runtime(folder)
-    contract = read_contract(path, folder, runtime.signature)
+    contract = contract or read_contract(path, folder, runtime.signature)
     vectoriser = Vectoriser(contract, runtime.signature)
     _warm_up(model, version, vectoriser, runtime, warm_up_rows)
     record = VersionRecord(
@@ -70,13 +73,17 @@ def load_version(
     return LoadedModel(model, record, vectoriser, runtime)
 
 
+def warm_up_inputs(vectoriser: Vectoriser, rows: int) -> Block:
+    """Return the inputs of so many rows of defaults, with zeros and "" where there is no default."""
+    block = vectoriser.defaults(rows).block
+    return vectoriser.inputs({feature.name: block[feature.name] for feature in vectoriser.contract.features})
+
+
 def _warm_up(model: str, version: int, vectoriser: Vectoriser, runtime: Runtime, sizes: Sequence[int]) -> None:
     """Call the model once for each size, so that no request pays for the first call."""
     for count in sizes:
-        rows = vectoriser.defaults(count)
-        block = {feature.name: rows.block[feature.name] for feature in vectoriser.contract.features}
         try:
-            runtime.predict(vectoriser.inputs(block))
+            runtime.predict(warm_up_inputs(vectoriser, count))
         except PredictionFailed as error:
             if not _made_up_text(vectoriser.contract):
                 raise ModelError(f"version {version} of model {model!r} fails on its warm-up row: {error}") from error

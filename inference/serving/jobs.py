@@ -127,7 +127,7 @@ def job_keys(keys: Keys, job_id: str) -> list[str]:
 
 def error_to_json(error: ForecacheError) -> str:
     """Return the error as jobs store it."""
-    return json.dumps({"code": error.code, "message": error.message, "field": error.field})
+    return json.dumps(error.to_json())
 
 
 def run_part(client: redis.Redis, keys: Keys, scorer: JobScorer, job_id: str, part: int) -> None:

@@ -23,6 +23,7 @@ from inference.features.rows import take
 from inference.logs import get_logger
 from inference.models import LoadedModel, ModelHost, prediction_values, score_rows
 from inference.schema import Block
+from inference.serving.messages import check_message, illegal_ids
 from inference.settings import ModelSettings, Settings
 from inference.store import Entry, Origin, Table
 
@@ -44,7 +45,7 @@ class _Answers:
     errors: dict[int, ForecacheError] = field(default_factory=dict)
     version: int | None = None
 
-    def to_json(self, model: str, entity_ids: Sequence[str | None], computed_at: float) -> Result:
+    def to_json(self, model: str | None, entity_ids: Sequence[str | None], computed_at: float) -> Result:
         items = [self._item(position, entity_id) for position, entity_id in enumerate(entity_ids)]
         return {
             "model": model,
@@ -59,10 +60,7 @@ class _Answers:
     def _item(self, position: int, entity_id: str | None) -> dict[str, Any]:
         error = self.errors.get(position)
         if error is not None:
-            return {
-                "entity_id": entity_id,
-                "error": {"code": error.code, "message": error.message, "field": error.field},
-            }
+            return {"entity_id": entity_id, "error": error.to_json()}
         return {
             "entity_id": entity_id,
             "prediction": self.predictions[position],
@@ -82,8 +80,9 @@ class _Wanted:
 class RealtimeScorer:
     """Computes predictions on demand and keeps them in the overlay.
 
-    No error leaves it: what goes wrong becomes the `error` of the rows it concerns, so that the others are
-    answered. A result is `{"model", "model_version", "computed_at", "predictions"}`; each prediction is
+    What goes wrong becomes the `error` of the rows it concerns, so that the others are answered; only a message
+    that cannot be answered row by row is refused as a whole (BadInput). None as the model means the only one
+    configured. A result is `{"model", "model_version", "computed_at", "predictions"}`; each prediction is
     `{"entity_id", "prediction", "as_of"}` or `{"entity_id", "error": {"code", "message", "field"}}`, in the
     order asked. `model_version` is None when no row reached a model. `deadline`: epoch seconds in Redis time;
     later than that, the model is not touched.
@@ -104,7 +103,7 @@ class RealtimeScorer:
 
     def predict_entities(
         self,
-        model: str,
+        model: str | None,
         entity_ids: Sequence[str],
         *,
         overrides: Mapping[str, Any] | None = None,
@@ -116,16 +115,19 @@ class RealtimeScorer:
         `overrides` replace features of every entity; such answers are not kept. Without `recompute`, an
         entity whose kept answer is younger than `min_recompute_interval` is answered with that.
         """
-        answers = _Answers(len(entity_ids))
+        check_message(
+            "entity_ids", entity_ids, model=model, deadline=deadline, overrides=overrides, recompute=recompute
+        )
+        answers = _Answers(len(entity_ids), errors=dict(illegal_ids(entity_ids)))
         now = time.time()
         try:
-            of_model = self._settings.model(model)[1]
+            model, of_model = self._settings.model(model)
             now = self._in_time(model, deadline)
             loaded = self._host.get(model)
             answers.version = loaded.record.version
-            todo = list(range(len(entity_ids)))
+            todo = [position for position in range(len(entity_ids)) if position not in answers.errors]
             if not recompute and not overrides:
-                todo = self._answer_recent(model, of_model, entity_ids, answers, now)
+                todo = self._answer_recent(model, of_model, entity_ids, todo, answers, now)
             wanted = self._find_features(model, of_model, loaded, entity_ids, todo, overrides, answers, now)
             outputs, done = _compute(loaded, wanted, answers)
             if not overrides:
@@ -134,11 +136,15 @@ class RealtimeScorer:
             answers.fail_all(error)
         return answers.to_json(model, entity_ids, now)
 
-    def predict_instances(self, model: str, instances: Sequence[Any], *, deadline: float | None = None) -> Result:
+    def predict_instances(
+        self, model: str | None, instances: Sequence[Any], *, deadline: float | None = None
+    ) -> Result:
         """Compute the predictions of feature rows that the request brought along. Nothing is kept."""
+        check_message("instances", instances, model=model, deadline=deadline)
         answers = _Answers(len(instances))
         now = time.time()
         try:
+            model, _ = self._settings.model(model)
             now = self._in_time(model, deadline)
             loaded = self._host.get(model)
             answers.version = loaded.record.version
@@ -167,11 +173,18 @@ class RealtimeScorer:
         return time.monotonic() + self._clock_measured[1]
 
     def _answer_recent(
-        self, model: str, of_model: ModelSettings, entity_ids: Sequence[str], answers: _Answers, now: float
+        self,
+        model: str,
+        of_model: ModelSettings,
+        entity_ids: Sequence[str],
+        todo: list[int],
+        answers: _Answers,
+        now: float,
     ) -> list[int]:
         """Answer what was computed moments ago, perhaps by another worker; return the positions left."""
         left = []
-        for position, entry in enumerate(self._predictions(model).read(entity_ids)):
+        entries = self._predictions(model).read([entity_ids[position] for position in todo])
+        for position, entry in zip(todo, entries, strict=True):
             if entry is not None and _is_recent(entry, answers.version, now - of_model.realtime.min_recompute_interval):
                 values = entry.values
                 answers.predictions[position] = next(iter(values.values())) if len(values) == 1 else values

@@ -1,6 +1,6 @@
 """Settings: `forecache.toml` and `FORECACHE_<SECTION>__<KEY>`, checked as a whole, misspellings named."""
 
-from inference.settings.loading import find_embedded_redis, load_settings
+from inference.settings.loading import find_embedded_redis, load_settings, read_toml, settings_file
 from inference.settings.model import (
     ApiKey,
     ApiSettings,
@@ -13,6 +13,7 @@ from inference.settings.model import (
     Scope,
     Settings,
     WorkerSettings,
+    parse_duration,
 )
 
 __all__ = [
@@ -29,4 +30,7 @@ __all__ = [
     "WorkerSettings",
     "find_embedded_redis",
     "load_settings",
+    "parse_duration",
+    "read_toml",
+    "settings_file",
 ]

@@ -34,7 +34,7 @@ def load_settings(path: str | Path | None = None) -> Settings:
     """
     file = _settings_file(path)
     root = file.parent.absolute() if file else Path.cwd()
-    values = _merge(_read_toml(file) if file else {}, _read_environment())
+    values = _merge(read_toml(file) if file else {}, _read_environment())
     values = _with_embedded_redis(values, root)
     try:
         settings = Settings.model_validate(values)
@@ -53,23 +53,48 @@ def find_embedded_redis(root: Path) -> dict[str, str] | None:
         return None
 
 
+def settings_file() -> Path:
+    """Return the file that the settings are read from when there is one."""
+    return Path(os.environ.get(ENV_CONFIG) or DEFAULT_FILE)
+
+
+def read_toml(file: Path) -> dict[str, Any]:
+    """Return what a settings file holds, unchecked.
+
+    Raises:
+        SettingsError: it cannot be read, or is not TOML; the message names line and column.
+    """
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"{file.name} cannot be read: {error.strerror}") from error
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        place = _place(data[: error.start].decode())
+        raise SettingsError(f"{file.name} {place}: byte 0x{data[error.start]:02x} is not UTF-8: save it so") from error
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        # tomllib says "(at line 1, column 2)", or "(at end of document)"
+        problem, _, where = str(error).rpartition(" (at ")
+        place = _place(text) if where.startswith("end") else where.rstrip(")")
+        raise SettingsError(f"{file.name} {place}: not valid TOML: {problem}") from error
+
+
+def _place(before: str) -> str:
+    """Return where the text after `before` begins, as a person counts."""
+    return f"line {before.count(chr(10)) + 1}, column {len(before) - before.rfind(chr(10))}"
+
+
 def _settings_file(path: str | Path | None) -> Path | None:
     named = path or os.environ.get(ENV_CONFIG)
-    file = Path(named) if named else Path(DEFAULT_FILE)
+    file = Path(named) if named else settings_file()
     if file.is_file():
         return file
     if named:
         raise SettingsError(f"settings file {named!s} does not exist: create it or unset {ENV_CONFIG}")
     return None
-
-
-def _read_toml(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"{file.name} is not valid TOML: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file.name} cannot be read: {error}") from error
 
 
 class _Environment(EnvSettingsSource):

@@ -6,16 +6,28 @@ import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qs, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from croniter import croniter
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
 from inference.errors import UnknownModel
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*$")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _RATE = re.compile(r"^[1-9][0-9]*/(second|minute|hour|day)$")
+_CERT_REQS = ("required", "optional", "none")
+NO_MODEL = "no model is configured: `forecache init` writes a forecache.toml, or add a [models.NAME] section to it"
 MODEL_NAME = re.compile(r"^[a-z0-9_-]{1,64}$")
 
 
@@ -66,8 +78,18 @@ class Section(BaseModel):
 
 
 def _check_redis_url(value: SecretStr | None) -> SecretStr | None:
-    if value is not None and not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+    if value is None:
+        return None
+    if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
         raise ValueError("a Redis URL starts with redis://, rediss:// or unix://")
+    try:
+        parts = urlsplit(value.get_secret_value())
+        _ = parts.port
+    except ValueError:  # its text quotes what may be the password
+        raise ValueError("its port is no number: special characters of a password are %-encoded") from None
+    if parts.scheme == "rediss" and parse_qs(parts.query).get("ssl_cert_reqs", [""])[-1] not in _CERT_REQS:
+        # Celery insists on one, and calls them CERT_REQUIRED too, which redis-py refuses
+        raise ValueError("a rediss:// URL must end in ?ssl_cert_reqs=required (or optional, or none)")
     return value
 
 
@@ -156,18 +178,40 @@ class BatchSettings(Section):
     """A model's runs. Durations in seconds once loaded.
 
     `ttl`: age limit on reading; `keep`: when Redis forgets. `min_size_ratio`: a run with fewer rows than
-    this share of the current generation is not published. `parquet_path` may hold `{date}`, `{model}` and `{run_id}`.
+    this share of the current generation is not published, nor is one that left out more than
+    `max_quarantined_fraction` of its rows, or whose predictions moved by more than `max_drift` (population stability
+    index). `parquet_path` and `quarantine_path` may hold `{date}`, `{model}` and `{run_id}`. `resumable`: how long
+    what a failed or cancelled run has scored is kept, unless a newer run starts.
+    `bytes_per_chunk`: of the source, before compression. `prediction_table`, `feature_table` and `parquet_path` say
+    where a run writes: what is served, what real-time answers are computed from, and files. `write_share`: how much
+    of the time one worker may keep Redis busy with writing.
     """
 
     schedule: Schedule | None = None
     timezone: str = "UTC"
     ttl: Duration = 24 * 3600.0
     keep: Duration = 7 * 24 * 3600.0
+    prediction_table: bool = True
+    feature_table: bool = False
     parquet_path: str | None = None
     rows_per_chunk: Annotated[int, Field(ge=1, le=10_000_000)] = 250_000
-    micro_batch_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
+    bytes_per_chunk: Annotated[int, Field(ge=1024)] = 512 << 20
+    micro_batch_rows: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)] = "auto"
+    write_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 32
     min_size_ratio: Annotated[float, Field(ge=0, le=1)] = 0.5
+    max_quarantined_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    max_drift: Annotated[float, Field(gt=0)] = 1.0
+    quarantine_path: str = ".forecache/quarantine"
+    resumable: Duration = 24 * 3600.0
+
+    @model_validator(mode="after")
+    def _writes_somewhere(self) -> BatchSettings:
+        if not (self.prediction_table or self.feature_table or self.parquet_path):
+            raise ValueError(
+                "a run would write nothing: turn prediction_table or feature_table on, or set parquet_path"
+            )
+        return self
 
     @field_validator("timezone")
     @classmethod
@@ -269,7 +313,7 @@ class Settings(Section):
         """
         known = ", ".join(sorted(self.models))
         if not self.models:
-            raise UnknownModel("no model is configured: add a [models.NAME] section to forecache.toml", field="model")
+            raise UnknownModel(NO_MODEL, field="model")
         if name is None:
             if len(self.models) != 1:
                 raise UnknownModel(f"name the model: {len(self.models)} are configured ({known})", field="model")

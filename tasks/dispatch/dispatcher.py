@@ -19,13 +19,11 @@ from inference.errors import (
 from inference.logs import get_logger
 from inference.settings import Settings
 from tasks.celery_app import make_celery
-from tasks.dispatch.sender import Sender, make_sending_app
+from tasks.dispatch.sender import Sender, make_sending_app, priorities
 from tasks.dispatch.waiter import Payload, ResultWaiter
 
 log = get_logger(__name__)
 
-#: on Redis brokers 0 is the highest; a job's parts wait until no request does
-JOB_PRIORITY = 9
 SOCKET_TIMEOUT_S = 1.0
 
 _ERRORS_BY_NAME = {cls.__name__: cls for cls in ERRORS_BY_CODE.values()}
@@ -75,7 +73,7 @@ class Dispatcher:
             BrokerUnavailable: the broker did not take one; those before it are on their way.
         """
         for kwargs in messages:
-            await self._patient.send(task, kwargs, task_id=f"later-{uuid.uuid4().hex}", priority=JOB_PRIORITY)
+            await self._patient.send(task, kwargs, task_id=f"later-{uuid.uuid4().hex}")
 
 
 def result_of(payload: Payload) -> dict[str, Any]:
@@ -114,7 +112,9 @@ async def open_dispatcher(settings: Settings) -> AsyncIterator[Dispatcher]:
         retry=None,
     )
     sending_app = make_sending_app(settings)
-    urgent, patient = Sender(sending_app, name="urgent"), Sender(sending_app, name="patient")
+    first, last = priorities(settings)
+    urgent = Sender(sending_app, name="urgent", priority=first)
+    patient = Sender(sending_app, name="patient", priority=last)
     waiter = ResultWaiter(client, make_celery(settings).backend.get_key_for_task, id_prefix=id_prefix)
     waiter.start()
     try:

@@ -14,7 +14,7 @@ from kombu.exceptions import KombuError, OperationalError
 from inference.errors import BrokerUnavailable
 from inference.logs import get_logger
 from inference.settings import Settings
-from tasks.celery_app import celery_config, make_celery
+from tasks.celery_app import AMQP_PRIORITIES, celery_config, is_redis, make_celery
 
 log = get_logger(__name__)
 
@@ -27,6 +27,8 @@ ONE_RETRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interva
 #: seconds past the deadline after which a worker throws the message away unread. The deadline itself travels
 #: inside, in Redis time: Celery compares `expires` by two hosts' clocks, which may differ by seconds
 EXPIRES_SLACK_S = 10.0
+
+LAST_ON_REDIS = 9
 
 
 def make_sending_app(settings: Settings) -> Celery:
@@ -45,17 +47,26 @@ def make_sending_app(settings: Settings) -> Celery:
             "socket_timeout": BROKER_TIMEOUT_S,
             "socket_connect_timeout": BROKER_TIMEOUT_S,
         }
-        if settings.broker_url.startswith(("redis://", "rediss://"))
+        if is_redis(settings.broker_url)
         else transport,
         task_publish_retry_policy=ONE_RETRY,
     )
 
 
-class Sender:
-    """One lane of messages: sent in order, by one thread."""
+def priorities(settings: Settings) -> tuple[int, int]:
+    """Return the priorities of a request and of a job's part, which waits until no request does.
 
-    def __init__(self, application: Celery, *, name: str) -> None:
+    On Redis 0 goes first, and kombu keeps four levels; on brokers of AMQP the highest number does.
+    """
+    return (0, LAST_ON_REDIS) if is_redis(settings.broker_url) else (AMQP_PRIORITIES, 0)
+
+
+class Sender:
+    """One lane of messages: sent in order, by one thread, with one priority."""
+
+    def __init__(self, application: Celery, *, name: str, priority: int) -> None:
         self._application = application
+        self._priority = priority
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"send-{name}")
 
     async def send(
@@ -65,32 +76,24 @@ class Sender:
         *,
         task_id: str,
         timeout_s: float | None = None,
-        priority: int | None = None,
     ) -> None:
         """Hand one message to the broker.
 
         `timeout_s`: for how long the result is wanted; None for good. A message that is still waiting for the
-        thread by then is not sent. `priority`: of Redis brokers, 0 is the highest; None means 0.
+        thread by then is not sent.
 
         Raises:
             BrokerUnavailable: the broker did not take it.
         """
         give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, self._send, task, dict(kwargs), task_id, give_up_at, priority)
+        await loop.run_in_executor(self._thread, self._send, task, dict(kwargs), task_id, give_up_at)
 
     def close(self) -> None:
         """End the thread without waiting for a broker that hangs; what is not sent by now is dropped."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _send(
-        self,
-        task: str,
-        kwargs: dict[str, Any],
-        task_id: str,
-        give_up_at: float | None,
-        priority: int | None,
-    ) -> None:
+    def _send(self, task: str, kwargs: dict[str, Any], task_id: str, give_up_at: float | None) -> None:
         expires = None
         if give_up_at is not None:
             left_s = give_up_at - time.monotonic()
@@ -98,7 +101,7 @@ class Sender:
                 raise BrokerUnavailable("the broker is too slow: the message was not sent within the budget")
             expires = left_s + EXPIRES_SLACK_S
         try:
-            self._application.send_task(task, kwargs=kwargs, task_id=task_id, expires=expires, priority=priority)
+            self._application.send_task(task, kwargs=kwargs, task_id=task_id, expires=expires, priority=self._priority)
         except (OperationalError, KombuError, OSError) as error:
             log.warning("broker.unavailable", task=task, error=type(error).__name__)
             raise BrokerUnavailable("the broker does not answer: the task was not sent") from error

@@ -45,6 +45,7 @@ class ResultWaiter:
         self._reconnect = asyncio.Event()
         self._heard_at = 0.0
         self._pause_s = FIRST_PAUSE_S
+        self._in_outage = False
         self._listening: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -123,7 +124,9 @@ class ResultWaiter:
             try:
                 await self._listen_once()
             except (redis.RedisError, OSError) as error:
-                log.warning("results.disconnected", error=type(error).__name__, retry_in_s=self._pause_s)
+                if not self._in_outage:  # an outage of hours is one line, not one a second
+                    log.warning("results.disconnected", error=type(error).__name__)
+                self._in_outage = True
                 await asyncio.sleep(self._pause_s)
                 self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
 
@@ -149,6 +152,9 @@ class ResultWaiter:
                 # a confirmation: what was published before it is found under its key
                 self._subscribed.set()
                 self._pause_s = FIRST_PAUSE_S
+                if self._in_outage:
+                    log.info("results.connected")
+                self._in_outage = False
                 await self._read(list(self._pending))
             elif message["type"] == "pmessage":
                 self._heard_at = asyncio.get_running_loop().time()

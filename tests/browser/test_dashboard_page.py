@@ -20,6 +20,7 @@ _HOSTILE_FIGURES = textwrap.dedent(
     from types import SimpleNamespace
     from app.dashboard import server
     from app.dashboard.figures import LiveData
+    from inference.hits import HitCounts
     from inference.outcomes import Outcome
     from inference.settings import load_settings
 
@@ -29,7 +30,7 @@ _HOSTILE_FIGURES = textwrap.dedent(
     counts = {{Outcome.HIT_BATCH: 9997, Outcome.SHED: 3}}
     server.live_data = lambda settings: LiveData(
         models=[hostile],
-        hits=lambda model, window_s: SimpleNamespace(total=10_000, outcomes=counts),
+        hits=lambda model, window_s: HitCounts(counts),
         in_service=lambda model: SimpleNamespace(current=12, previous=11, active_version=3),
         runs=lambda model, limit: [SimpleNamespace(to_json=lambda: run)],
     )

@@ -6,6 +6,7 @@ import socket
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -62,7 +63,7 @@ class FakeRun:
     run_id = "r1"
 
     def to_json(self) -> dict[str, Any]:
-        return {"run_id": self.run_id, "state": "queued"}
+        return {"run_id": self.run_id, "state": "queued", "source": f"{Path.cwd()}/data/t.parquet"}
 
 
 class FakeRuns:
@@ -71,7 +72,7 @@ class FakeRuns:
     def __init__(self) -> None:
         self.started: list[tuple[Any, ...]] = []
 
-    def request(self, model: str | None, *, trigger: Any, source: str | None = None) -> FakeRun:
+    def request(self, model: str | None, *, trigger: Any, source: str | None = None, **_: Any) -> FakeRun:
         if self.started:
             raise Conflict("run r1 of model 'delay' is in progress")
         self.started.append((model, trigger.value, source))
@@ -85,7 +86,13 @@ class FakeRuns:
             raise NotFound(f"no run {run_id!r}")
         return FakeRun()
 
-    cancel = resume = rollback = show
+    cancel = resume = details = show
+
+    def publish(self, run_id: str, *, force: bool, by: str) -> FakeRun:
+        if not force:
+            raise Conflict("--force overrides the gates")
+        assert by == "api"
+        return FakeRun()
 
 
 @dataclass
@@ -366,6 +373,16 @@ async def test_runs_are_started_shown_and_stopped(it: Deployment, http: httpx.As
     assert [(await http.post(f"/runs/r1/{verb}")).status_code for verb in ("cancel", "resume")] == [202, 202]
     it.broker_is_down = True
     assert (await http.post("/runs/r1/resume")).status_code == 202, "the reconciler finds it by itself"
+
+
+async def test_publishing_past_the_gates_asks_for_force_and_paths_start_at_the_deployment(
+    http: httpx.AsyncClient,
+) -> None:
+    assert_problem(await http.post("/runs/r1/publish", json={}), 409, "conflict")
+    forced = await http.post("/runs/r1/publish", json={"force": True})
+    assert (forced.status_code, forced.json()["source"]) == (202, "data/t.parquet")
+    assert (await http.get("/runs/r1")).json()["source"] == "data/t.parquet"
+    assert_problem(await http.post("/models/delay/rollback", json={"generation": "x"}), 400, "bad-input", "generation")
 
 
 async def test_ready_waits_for_every_model_once_and_then_only_for_the_store(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import redis
+import structlog
 
 from inference.errors import BrokerUnavailable, DeadlineExceeded, ModelUnavailable, PredictionFailed
 from inference.settings import RedisSettings, Settings
@@ -183,3 +184,17 @@ async def eventually(condition: Any, *, within_s: float = 10) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not come true"
         await asyncio.sleep(0.02)
+
+
+async def test_an_outage_is_told_once_and_so_is_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.dispatch.waiter.LONGEST_PAUSE_S", 0.1)
+    server = RedisServer(tmp_path)
+    with structlog.testing.capture_logs() as logs:
+        async with open_dispatcher(settings(server.port)):
+            await asyncio.sleep(1)  # ten attempts and more
+            server.start()
+            try:
+                await asyncio.sleep(0.5)
+            finally:
+                server.stop()
+    assert [line["event"] for line in logs][:2] == ["results.disconnected", "results.connected"]

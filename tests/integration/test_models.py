@@ -277,7 +277,7 @@ class Deployment:
         pq.write_table(pa.table(columns), folder / "features.parquet")
         load_features(
             self.features,
-            folder / "features.parquet",
+            str(folder / "features.parquet"),
             self.host.get("m").vectoriser,
             entity_column="id",
             event_time_column="at" if "at" in columns else None,

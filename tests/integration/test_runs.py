@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -13,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import redis
 
+from app.cli.batch import start_or_join
 from inference.batch import Runs, RunState, RunView, Trigger
 from inference.errors import BadInput, Conflict, ModelError, NotFound, PredictionFailed
 from inference.features import Feature, FeatureContract, Vectoriser
@@ -21,6 +24,7 @@ from inference.models import LoadedModel, ModelHost, ModelRegistry, VersionRecor
 from inference.schema import Block, DType, Signature, TensorSpec
 from inference.settings import BatchSettings, ModelSettings, Settings
 from inference.store import GenerationState, RedisTable
+from tests.support.leaks import leaked_keys
 
 pytestmark = pytest.mark.integration
 
@@ -61,16 +65,25 @@ class World:
 
     def __init__(self, client: redis.Redis, root: Path) -> None:
         self.client, self.root = client, root
-        batch = BatchSettings(rows_per_chunk=10, micro_batch_rows=4, max_in_flight=3, parquet_path="out")
-        self.settings = Settings(
-            models={"m": ModelSettings(path=root / "model", features=str(root / "t.parquet"), batch=batch)}
-        )
-        self.settings._root = root
+        self.configure()
         self.model = Doubling()
-        self.table = RedisTable(client, KEYS.table(TableKind.PREDICTIONS, "m"), kind=TableKind.PREDICTIONS, model="m")
+        self.tables: dict[str, RedisTable] = {}
+        self.table = self.tables["m"] = self.table_of(TableKind.PREDICTIONS, "m")
         self.queue: list[tuple[str, int]] = []
         self.inspected = 0
+
+    def configure(self, **batch: Any) -> None:
+        own = {"rows_per_chunk": 10, "micro_batch_rows": 4, "max_in_flight": 3, "parquet_path": "out", **batch}
+        model = ModelSettings(
+            path=self.root / "model", features=str(self.root / "t.parquet"), batch=BatchSettings(**own)
+        )
+        self.settings = Settings(models={"m": model})
+        self.settings._root = self.root
         self.runs = self.make_runs()
+
+    def table_of(self, kind: TableKind, model: str) -> RedisTable:
+        known = self.tables.get(model) if kind is TableKind.PREDICTIONS else None
+        return known or RedisTable(self.client, KEYS.table(kind, model), kind=kind, model=model)
 
     def make_runs(self) -> Runs:
         return Runs(
@@ -79,7 +92,7 @@ class World:
             KEYS,
             ModelRegistry(self.client, KEYS),
             lambda: cast("ModelHost", self.model),
-            lambda _: self.table,
+            self.table_of,
             self.send,
             lambda: None,
             inspect=self.inspect,
@@ -104,9 +117,9 @@ class World:
         for _ in range(min(most, len(self.queue))):
             self.runs.score(*self.queue.pop(0))
 
-    def finish(self, run: RunView) -> RunView:
+    def finish(self, run: RunView, model: str | None = None) -> RunView:
         for _ in range(20):
-            self.runs.reconcile()
+            self.runs.reconcile(model)
             if self.runs.show(run.run_id).state.is_over:
                 break
             self.work()
@@ -244,9 +257,12 @@ def test_a_forced_publication_serves_and_is_recorded(world: World) -> None:
 
     with pytest.raises(Conflict, match="--force"):
         world.runs.publish(run.run_id)
-    forced = world.runs.publish(run.run_id, force=True)
+    world.runs.publish(run.run_id, force=True, by="ada@host")
 
-    assert (forced.state, forced.forced, forced.error) == (RunState.PUBLISHED, True, None)
+    forced = world.finish(run)
+    assert (forced.state, forced.forced, forced.forced_by, forced.error) == (RunState.PUBLISHED, True, "ada@host", None)
+    assert forced.forced_at is not None
+    assert world.runs.list()[0].forced_by == "ada@host"
     assert world.answers("a", "b") == [2.0, None]
 
 
@@ -362,6 +378,15 @@ def test_runs_are_listed_newest_first_and_an_unknown_one_is_not_found(world: Wor
         world.runs.show("nope")
 
 
+def test_who_waits_for_a_run_joins_the_one_in_progress(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    by_beat = world.runs.request("m", trigger=Trigger.BEAT)
+    assert start_or_join(world.runs, "m").run_id == by_beat.run_id
+    assert capsys.readouterr().err == f"run {by_beat.run_id} of m is in progress already: waiting for it\n"
+    world.finish(by_beat)
+    assert world.runs.in_progress("m") is None
+    assert start_or_join(world.runs, "m").run_id != by_beat.run_id
+
+
 def test_one_model_that_fails_does_not_stop_another(world: World) -> None:
     other = ModelSettings(path=world.root / "o", features=str(world.root / "t.parquet"))
     world.settings.models["z"] = other
@@ -384,3 +409,337 @@ def test_nothing_of_a_run_outlives_it_for_ever(world: World) -> None:
     assert leaked == []
     assert world.client.exists(KEYS.active_run("m"), KEYS.reconciler("m")) == 0
     assert np.all([world.client.ttl(key) > 0 for key in world.client.keys("t:p:m:g:1:*")])
+
+
+def test_rows_that_were_left_out_lie_in_a_parquet_file_with_their_values(world: World) -> None:
+    world.configure(max_quarantined_fraction=0.5)
+    world.source(["a", "b", None, "d"], [1.0, None, 2.0, 3.0])
+
+    run = world.finish(world.request())
+
+    assert (run.state, run.rows_quarantined) == (RunState.PUBLISHED, 2)
+    assert world.answers("a", "b", "d") == [2.0, None, 6.0]
+    details = world.runs.details(run.run_id).to_json()
+    folder = world.root / ".forecache" / "quarantine" / run.run_id
+    assert details["quarantine"]["folder"] == str(folder)
+    assert {bad["feature"]: bad["examples"] for bad in details["quarantine"]["reasons"]} == {None: ["null"], "x": ["b"]}
+    kept = {row["entity_id"]: row for row in pq.read_table(folder).to_pylist()}
+    assert kept["b"]["feature"] == "x"
+    assert kept["b"]["values"] == {"entity_id": "b", "x": None}
+    assert kept[None]["values"] == {"entity_id": None, "x": 2.0}
+
+
+def test_predictions_that_moved_away_are_not_published(world: World) -> None:
+    world.configure(rows_per_chunk=700)
+    ids = [f"e{i}" for i in range(2_000)]
+    world.source(ids, [float(i) for i in range(2_000)])
+    assert world.finish(world.request()).state is RunState.PUBLISHED
+    world.source(ids, [float(i) + 5 for i in range(2_000)])
+    assert world.finish(world.request()).state is RunState.PUBLISHED
+    world.source(ids, [0.0] * 2_000)
+
+    run = world.finish(world.request())
+
+    assert (run.state, failed_gates(run)) == (RunState.FAILED, ["drift"])
+    assert world.answers("e1") == [12.0]
+
+
+def test_a_run_in_progress_shows_its_chunks_phases_and_reasons(world: World) -> None:
+    world.source([f"e{i}" for i in range(45)], [None, *(1.0,) * 44])
+    run = world.request()
+    world.runs.reconcile()
+    world.work(2)
+
+    shown = world.runs.details(run.run_id).to_json()
+
+    assert shown["chunks"] == {"done": 2, "scoring": 0, "waiting": 1, "unsent": 4, "map": "##o...."}
+    assert shown["attempts"] == 2
+    assert shown["phases"]["scoring_s"] >= 0
+    assert shown["phases"]["publishing_s"] is None
+    assert shown["quarantine"]["reasons"][0]["examples"] == ["e0"]
+    assert shown["rows_per_s"] > 0
+
+
+def test_a_run_whose_record_redis_lost_is_told_of_as_failed(world: World) -> None:
+    run = world.request()
+    world.runs.reconcile()
+    world.work(1)
+    world.client.flushall()
+
+    world.work()
+    world.runs.reconcile()
+
+    lost = world.runs.show(run.run_id)
+    assert (lost.state, lost.rows_total) == (RunState.FAILED, 45)
+    assert "the cache Redis lost its data while the run was going on" in (lost.error or "")
+    assert [listed.run_id for listed in world.runs.list()] == [run.run_id]
+    assert world.client.ttl(KEYS.run(run.run_id)) > 0
+    assert world.finish(world.request()).state is RunState.PUBLISHED
+
+
+def test_a_run_that_ended_well_is_not_taken_for_lost(world: World) -> None:
+    run = world.finish(world.request())
+    world.runs.reconcile()
+
+    assert world.runs.show(run.run_id).state is RunState.PUBLISHED
+
+
+def test_a_run_that_fills_redis_fails_in_words_and_gives_its_rows_up(world: World) -> None:
+    world.finish(world.request())
+    run = world.request()
+    world.runs.reconcile()
+    world.work(2)
+    generation = world.runs.show(run.run_id).generation or 0
+    world.client.config_set("maxmemory", 1)
+    try:
+        world.work(1)
+        world.runs.reconcile()
+        full = world.runs.show(run.run_id)
+        assert full.state is RunState.FAILED
+        assert "out of memory" in (full.error or "")
+        assert world.client.keys(f"t:p:m:g:{generation}:*") == []
+        assert world.answers("e44") == [88.0]
+    finally:
+        world.client.config_set("maxmemory", 0)
+
+    assert world.finish(world.request()).state is RunState.PUBLISHED
+
+
+def test_a_run_that_is_cancelled_while_it_is_planned_leaves_nothing_for_ever(world: World) -> None:
+    run = world.request()
+    begin = world.table.begin
+
+    def cancelled_meanwhile(*args: Any, **kwargs: Any) -> Any:
+        world.runs.cancel(run.run_id)
+        return begin(*args, **kwargs)
+
+    world.table.begin = cancelled_meanwhile  # type: ignore[method-assign]
+    world.runs.reconcile()
+
+    assert world.runs.show(run.run_id).state is RunState.CANCELLED
+    assert leaked_keys(world.client, "t") == []
+
+
+def test_a_rollback_may_name_the_generation_it_goes_back_from(world: World) -> None:
+    world.finish(world.request())
+    second = world.finish(world.request())
+
+    with pytest.raises(Conflict, match="is not the current one"):
+        world.runs.rollback("m", generation=(second.generation or 0) - 1)
+    assert world.runs.rollback("m", generation=second.generation).generation == 1
+
+
+def test_a_version_that_was_rolled_back_is_held_until_it_is_released(world: World) -> None:
+    world.finish(world.request())
+    ModelRegistry(world.client, KEYS).put("m", record(2))
+    ModelRegistry(world.client, KEYS).activate("m", 2)
+    assert world.finish(world.request()).model_version == 2
+
+    assert world.runs.rollback("m").held_versions == (2,)
+    assert world.finish(world.request()).model_version == 1
+    with pytest.raises(Conflict, match="held: 2"):
+        world.runs.release("m", version=7)
+    released = world.runs.release("m")
+
+    assert (released.model_version, released.held_versions) == (2, ())
+    assert world.finish(world.request()).model_version == 2
+
+
+def test_publishing_a_held_version_by_force_ends_its_hold(world: World) -> None:
+    world.finish(world.request())
+    ModelRegistry(world.client, KEYS).put("m", record(2))
+    ModelRegistry(world.client, KEYS).activate("m", 2)
+    world.finish(world.request())
+    late = world.request()
+    world.runs.reconcile()
+    world.runs.rollback("m")
+    assert failed_gates(world.finish(late)) == ["version"]
+
+    world.runs.publish(late.run_id, force=True, by="ada")
+
+    assert world.finish(late).state is RunState.PUBLISHED
+    assert world.table.pointer().active_version == 2
+    assert world.table.pointer().held_versions == frozenset()
+
+
+def test_a_slow_model_does_not_hold_up_another(world: World) -> None:
+    world.settings.models["slow"] = world.settings.models["m"]
+    started, go_on = threading.Event(), threading.Event()
+
+    def wait(*_: Any) -> bool:
+        started.set()
+        return go_on.wait(20)
+
+    slow = world.table_of(TableKind.PREDICTIONS, "slow")
+    slow.generations = wait  # type: ignore[assignment,method-assign]
+    world.tables["slow"] = slow
+    waiting = threading.Thread(target=world.runs.reconcile, args=("slow",))
+    waiting.start()
+    assert started.wait(10)
+
+    assert world.finish(world.request(), "m").state is RunState.PUBLISHED
+    go_on.set()
+    waiting.join()
+
+
+def test_a_resume_that_races_the_collector_gets_all_of_its_rows_or_is_refused(world: World) -> None:
+    world.configure(resumable=0.001)
+    outcomes = set()
+    for turn in range(12):
+        run = world.request()
+        world.runs.reconcile()
+        world.work(3)
+        world.queue.clear()
+        world.runs.cancel(run.run_id)
+        collector = threading.Thread(target=world.make_runs().reconcile)
+        collector.start()
+        time.sleep(turn * 0.001)
+        try:
+            world.runs.resume(run.run_id)
+            taken_up = True
+        except Conflict:
+            taken_up = False
+        collector.join()
+        outcomes.add(taken_up)
+        if taken_up:
+            assert world.finish(run).state is RunState.PUBLISHED
+            assert world.answers("e0", "e44") == [0.0, 88.0]
+    assert leaked_keys(world.client, "t") == []
+    assert False in outcomes
+
+
+def test_a_rollback_that_races_a_publication_goes_back_from_what_it_saw_or_is_refused(world: World) -> None:
+    for turn in range(10):
+        world.source([f"e{i}" for i in range(45)], [float(turn)] * 45)
+        run = world.request()
+        while (view := world.runs.show(run.run_id)).chunks_done != view.chunks_total:
+            world.runs.reconcile()
+            world.work()
+        before = world.table.pointer()
+        publisher = threading.Thread(target=world.make_runs().reconcile)
+        publisher.start()
+        time.sleep(turn * 0.003)
+        try:
+            back: int | None = world.runs.rollback("m", generation=before.current).generation
+        except Conflict:
+            back = None
+        publisher.join()
+        after = world.table.pointer()
+        assert back in (None, before.previous)
+        assert after.current is not None
+        assert world.table.state(after.current) is GenerationState.CURRENT
+        assert {world.answers(f"e{i}")[0] for i in range(45)} == {world.answers("e0")[0]}
+        assert world.finish(run).state is RunState.PUBLISHED
+    assert leaked_keys(world.client, "t") == []
+
+
+def test_the_feature_table_comes_from_the_same_pass_as_the_predictions(world: World) -> None:
+    world.configure(feature_table=True)
+    world.source([f"e{i}" for i in range(30)], [None if i == 7 else float(i) for i in range(30)])
+    world.configure(feature_table=True, max_quarantined_fraction=0.1)
+
+    done = world.finish(world.request())
+
+    assert (done.state, done.rows_quarantined) == (RunState.PUBLISHED, 1)
+    assert "features" in [gate.name for gate in done.gates]
+    features = world.table_of(TableKind.FEATURES, "m")
+    assert features.pointer().current == done.feature_generation
+    stored = features.read_block([f"e{i}" for i in range(30)])
+    assert stored is not None
+    assert stored.found.tolist() == [i != 7 for i in range(30)]
+    assert stored.block["x"][stored.found].tolist() == [float(i) for i in range(30) if i != 7]
+
+
+def test_a_refused_run_leaves_the_features_that_serve_and_gives_its_own_up(world: World) -> None:
+    world.configure(feature_table=True)
+    first = world.finish(world.request())
+    world.source(["e1"], [99.0])
+    refused = world.finish(world.request())
+    assert (refused.state, failed_gates(refused)) == (RunState.FAILED, ["size"])
+    features = world.table_of(TableKind.FEATURES, "m")
+    assert features.pointer().current == first.feature_generation
+
+    world.source([f"e{i}" for i in range(45)])
+    world.finish(world.request())
+    world.runs.reconcile()
+    assert refused.feature_generation is not None
+    assert features.state(refused.feature_generation) is not GenerationState.LOADING
+
+
+def test_a_rollback_takes_back_the_features_that_the_run_had_published(world: World) -> None:
+    world.configure(feature_table=True)
+    first, second = world.finish(world.request()), world.finish(world.request())
+    features = world.table_of(TableKind.FEATURES, "m")
+    assert features.pointer().current == second.feature_generation
+    world.runs.rollback("m")
+    assert features.pointer().current == first.feature_generation
+    assert world.table.pointer().current == first.generation
+
+
+def test_a_rollback_leaves_features_that_came_from_elsewhere(world: World) -> None:
+    world.finish(world.request())
+    world.configure(feature_table=True)
+    with_features = world.finish(world.request())
+    world.configure(feature_table=False)
+    world.finish(world.request())
+    world.runs.rollback("m")
+    assert world.table_of(TableKind.FEATURES, "m").pointer().current == with_features.feature_generation
+
+
+def test_a_process_killed_between_the_two_publications_is_made_good(world: World) -> None:
+    world.configure(feature_table=True)
+    run = world.request()
+    world.runs.reconcile()
+    world.work()
+    planned = world.runs.show(run.run_id)
+    assert planned.generation is not None
+    world.table.publish(planned.generation)  # and here it died
+    done = world.finish(run)
+    assert done.state is RunState.PUBLISHED
+    assert world.table_of(TableKind.FEATURES, "m").pointer().current == planned.feature_generation
+
+
+def test_a_run_may_write_parquet_and_nothing_else(world: World) -> None:
+    world.configure(prediction_table=False)
+    done = world.finish(world.request())
+    assert (done.state, done.generation, done.rows_done) == (RunState.PUBLISHED, None, 45)
+    assert failed_gates(done) == []
+    assert world.answers("e0") == [None]
+    folder = world.root / "out" / done.run_id
+    success = json.loads((folder / "_SUCCESS").read_text())
+    assert [column["name"] for column in success["schema"]] == ["entity_id", "y", "as_of"]
+    assert pq.read_table(folder).num_rows == 45
+    assert world.client.keys("*:b:*") == []
+
+
+def test_ids_are_compared_even_when_no_table_counts_them(world: World) -> None:
+    world.configure(prediction_table=False)
+    world.source(["e1", "e2", "e1"])
+    done = world.finish(world.request())
+    assert (done.state, failed_gates(done)) == (RunState.FAILED, ["coverage", "duplicates"])
+    assert "'e1'" in (done.error or "")
+    assert not (world.root / "out" / done.run_id / "_SUCCESS").exists()
+
+
+def test_a_run_of_only_parquet_fails_when_success_cannot_be_written(world: World) -> None:
+    world.configure(prediction_table=False)
+    run = world.request()
+    world.runs.reconcile()
+    world.work()
+    (world.root / "out" / run.run_id / "_SUCCESS").mkdir()
+    done = world.finish(run)
+    assert (done.state, "not published" in (done.error or "")) == (RunState.FAILED, True)
+
+
+def test_a_run_of_only_features_is_published_by_their_table(world: World) -> None:
+    world.configure(prediction_table=False, feature_table=True, parquet_path=None)
+    done = world.finish(world.request())
+    assert (done.state, done.generation) == (RunState.PUBLISHED, None)
+    assert world.table_of(TableKind.FEATURES, "m").pointer().current == done.feature_generation
+    assert not (world.root / "out").exists()
+
+
+def test_some_rows_need_the_prediction_table(world: World) -> None:
+    world.configure(prediction_table=False)
+    with pytest.raises(BadInput, match="prediction_table"):
+        world.request(entities=["e1"])

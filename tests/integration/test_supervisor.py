@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -45,23 +46,25 @@ def test_a_killed_process_is_back_within_two_seconds(supervise: Supervise) -> No
         os.kill(first, signal.SIGKILL)
         first = up.wait_pid("steady", other_than=first)
         assert time.monotonic() - killed_at < 2
-    assert "steady ended (killed by SIGKILL); starting it again now" in up.output()
+    assert "steady ended (killed by SIGKILL), restarting now" in up.output()
 
 
 def test_a_process_that_keeps_dying_is_started_ever_more_slowly(supervise: Supervise) -> None:
     up = supervise("flapping")
-    up.wait_said("flapping ended (exit code 3); starting it again now")
-    up.wait_said("starting it again in 1 s")
+    up.wait_said("flapping ended (exit code 3), restarting now")
+    up.wait_said("restarting in 1 s")
     announced_at = time.monotonic()
-    up.wait_said("starting it again in 2 s")
+    up.wait_said("restarting in 2 s")
     assert time.monotonic() - announced_at > 0.8, "the wait that was announced was not kept"
     assert up.output().count("last words") == 3
 
 
 def test_last_words_without_a_line_end_are_not_lost_and_carry_the_name(supervise: Supervise) -> None:
     up = supervise("flapping")
-    up.wait_said("flapping | last words\n")
-    assert "flapping | hello from flapping é\n" in up.output()
+    up.wait_said("last words\n")
+    said = "\n".join(up.output().splitlines())
+    assert re.search(r"^flapping \| \d\d:\d\d:\d\d info    last words$", said, re.MULTILINE)
+    assert re.search(r"^flapping \| \d\d:\d\d:\d\d info    hello from flapping é$", said, re.MULTILINE)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -91,6 +94,15 @@ def test_a_process_that_ignores_the_signal_is_killed_when_its_grace_is_over(supe
     assert not deaf.is_running()
 
 
+def test_a_second_signal_kills_what_takes_long_but_lets_redis_end_in_order(supervise: Supervise) -> None:
+    up = supervise("redis", "busy")
+    up.wait_said("deaf")
+    up.process.send_signal(signal.SIGINT)
+    up.wait_said("workers finish what they have in hand")
+    assert up.stop(signal.SIGINT) == 0
+    assert "Redis is now ready to exit" in up.output()
+
+
 def test_children_do_not_outlive_a_killed_supervisor(supervise: Supervise) -> None:
     up = supervise("redis", "steady")
     up.wait_pid("steady")
@@ -104,7 +116,7 @@ def test_a_second_up_in_the_folder_is_refused_with_the_pid(supervise: Supervise)
     first = supervise("steady")
     first.wait_pid("steady")
     lock = first.state_dir / "up.lock"
-    with pytest.raises(Conflict, match=f"already runs .* as pid {first.process.pid}"), only_one(lock):
+    with pytest.raises(Conflict, match=f"already runs .* as pid {first.process.pid}, since 2"), only_one(lock):
         pass
     first.stop(signal.SIGKILL)
     with only_one(lock):  # the kernel let go of it
@@ -116,7 +128,7 @@ def test_a_taken_port_is_refused_naming_port_setting_and_holder() -> None:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         port = holder.getsockname()[1]
-        with pytest.raises(Conflict, match=rf"port {port} is taken by .*pid {os.getpid()}.*\[api\] port"):
+        with pytest.raises(Conflict, match=rf"port {port} is taken by .*pytest.*\(pid {os.getpid()}.*\[api\] port"):
             require_free("127.0.0.1", port, "[api] port")
     require_free("127.0.0.1", port, "[api] port")
 
@@ -138,7 +150,11 @@ def test_up_refuses_a_taken_port_in_one_line_before_anything_starts(tmp_path: Pa
 def test_up_without_a_model_says_what_to_add(tmp_path: Path) -> None:
     done = _forecache(tmp_path, "up")
     assert done.returncode == 2
-    assert done.stderr == "forecache: no model is configured: add a [models.NAME] section to forecache.toml\n"
+    said = done.stderr
+    assert said.startswith("forecache: no model is configured: `forecache init` writes a forecache.toml")
+    assert len(said.splitlines()) == 1
+    (tmp_path / "forecache.toml").write_text("[api]\n")
+    assert _forecache(tmp_path, "up").stderr == said
 
 
 def test_the_state_folder_is_private(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Runs the supervisor over stand-in programs, in a process of its own so that it can be killed.
 
-`python local_up.py FOLDER [redis]`: keeps a `steady` program, and with `redis` the embedded Redis of FOLDER.
+`python local_up.py FOLDER KIND…`: keeps the programs named: `redis`, the embedded one of FOLDER, or stand-ins that
+stay (`steady`), die at once (`flapping`), or ignore SIGTERM for a short or a long grace (`stubborn`, `busy`).
 Each stand-in writes its pid to FOLDER/NAME.pid on every start.
 """
 
@@ -43,10 +44,12 @@ def _main(folder: Path, kinds: list[str]) -> None:
             programs.append(stand_in(folder, "steady", "time.sleep(600)"))
         if "flapping" in kinds:
             programs.append(stand_in(folder, "flapping", "sys.stderr.write('last words'); sys.exit(3)"))
+        ignores = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf'); time.sleep(600)"
         if "stubborn" in kinds:
-            more = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf'); time.sleep(600)"
-            programs.append(stand_in(folder, "stubborn", more, grace_s=1.0))
-        run_programs(programs, ["started"])
+            programs.append(stand_in(folder, "stubborn", ignores, grace_s=1.0))
+        if "busy" in kinds:
+            programs.append(stand_in(folder, "busy", ignores, grace_s=600.0))
+        run_programs(programs, [("started", "info")])
 
 
 if __name__ == "__main__":

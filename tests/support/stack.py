@@ -31,9 +31,9 @@ def child_environment() -> dict[str, str]:
 
 
 class Stack:
-    """Processes of one deployment in one folder, over a Redis of their own."""
+    """Processes of one deployment in one folder, over a Redis of their own; `broker_url` is that Redis unless given."""
 
-    def __init__(self, folder: Path, models_toml: str) -> None:
+    def __init__(self, folder: Path, models_toml: str, *, broker_url: str | None = None) -> None:
         self.folder = folder
         self.redis = RedisServer(folder / "redis", appendonly=True)
         self.api_port = free_port()
@@ -41,7 +41,8 @@ class Stack:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "forecache.toml").write_text(
             f'[redis]\nurl = "{self.redis.url(0)}"\ncache_url = "{self.redis.url(1)}"\n'
-            f"[api]\nport = {self.api_port}\n{models_toml}"
+            + (f'[celery]\nbroker_url = "{broker_url}"\n' if broker_url else "")
+            + f"[api]\nport = {self.api_port}\n{models_toml}"
         )
 
     def __enter__(self) -> Stack:

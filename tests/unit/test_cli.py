@@ -7,19 +7,19 @@ import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 import redis
 
-from app.cli.batch import until_over
-from app.cli.context import clear_outage, model_and, models_of
+from app.cli.context import clear_outage, model_and, models_of, place_of
 from app.cli.hits import window_seconds
 from app.cli.http import Api
-from app.cli.predict import job_once_over
-from inference.errors import StoreUnavailable, UnknownModel
+from app.cli.predict import enqueue, job_once_over
+from app.cli.progress import tell_changes, until_over
+from inference.batch import RunState
+from inference.errors import PredictionFailed, StoreUnavailable, UnknownModel
 from inference.settings import ApiSettings, ModelSettings, RedisSettings, Settings
 
 ONE = Settings(models={"delay": ModelSettings(path=Path("m"))})
@@ -74,7 +74,8 @@ def test_the_users_own_modules_are_not_taken_for_ours(tmp_path: Path) -> None:
     for name in ("app", "tasks", "workers", "inference", "beat_schedule", "typer"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong file')")
     done = forecache(tmp_path, "predict", "a")
-    assert done.stderr == "forecache: no model is configured: add a [models.NAME] section to forecache.toml\n"
+    assert done.stderr.startswith("forecache: no model is configured: `forecache init` writes a forecache.toml")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_predict_says_how_to_start_the_api_when_none_answers(tmp_path: Path) -> None:
@@ -130,6 +131,27 @@ def test_waiting_for_a_job_that_nobody_takes_up_is_explained_once(capsys: pytest
     assert capsys.readouterr().err.count("no worker has taken it up yet") == 1
 
 
+def test_waiting_for_a_job_with_a_failed_prediction_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "forecache.toml").write_text('[models.m]\npath = "m"\n')
+    items: list[Any] = [{"entity_id": "a", "prediction": 1.5}]
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "POST":
+            return httpx.Response(202, json={"task_id": "j1", "status_url": "/predictions/j1"})
+        return httpx.Response(200, json={"task_id": "j1", "state": "done", "result": {"predictions": items}})
+
+    transport = httpx.MockTransport(answer)
+    monkeypatch.setattr("app.cli.http.Api", lambda settings: Api(settings, transport=transport))
+    enqueue(["a"], wait=True)
+    items.append({"entity_id": "b", "error": {"detail": "no features of 'b'"}})
+    with pytest.raises(PredictionFailed, match="1 of 2 predictions failed"):
+        enqueue(["a", "b"], wait=True)
+    assert "no features of 'b'" in capsys.readouterr().out
+
+
 def test_the_model_may_be_left_out_when_there_is_one() -> None:
     assert model_and("file.parquet", None, ONE) == ("delay", "file.parquet")
     assert model_and("price", "file.parquet", TWO) == ("price", "file.parquet")
@@ -154,6 +176,30 @@ def test_an_outage_names_the_server_but_never_its_password() -> None:
     assert "secret" not in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://user:hush@h:6379/1?password=hush", "h:6379/1"),
+        ("unix://:hush@/run/redis.sock?db=1", "/run/redis.sock"),
+        ("redis:///1", "localhost/1"),
+        ("amqp://user:hush@[::1]:5672/vhost", "::1:5672/vhost"),
+        ("redis://:hu/sh@h:6379/1", "an address that cannot be read"),
+        ("redis://:1/hush@h:6379/1", "an address that cannot be read"),
+        ("redis://:1?hush@h:6379/1", "an address that cannot be read"),
+        ("redis://:1#hush@h:6379/1", "an address that cannot be read"),
+    ],
+)
+def test_of_an_address_only_the_place_is_shown(url: str, shown: str) -> None:
+    assert place_of(url) == shown
+
+
+def test_a_refused_password_is_told_from_silence() -> None:
+    with pytest.raises(StoreUnavailable, match="refuses the password: correct"), clear_outage(TWO):
+        raise redis.AuthenticationError("invalid password")
+    with pytest.raises(StoreUnavailable, match="refuses the password: correct"), clear_outage(TWO):
+        raise StoreUnavailable("the cache Redis did not answer") from redis.AuthenticationError("invalid password")
+
+
 def test_without_any_redis_the_message_speaks_of_up() -> None:
     with pytest.raises(StoreUnavailable, match="no `forecache up` runs in this folder"), clear_outage(ONE):
         raise redis.ConnectionError("refused")
@@ -166,27 +212,30 @@ class FakeRun:
     chunks_total: int | None = None
     chunks_done: int = 0
     eta_s: float | None = None
+    rows_per_s: float | None = None
 
 
 def _run(state: str, **fields: Any) -> Any:
-    return FakeRun("r1", SimpleNamespace(value=state), **fields)
+    return FakeRun("r1", RunState(state), **fields)
 
 
 def test_waiting_for_a_run_tells_each_change_once_and_ends_with_it() -> None:
     views = [
         _run("queued"),
         _run("running", chunks_total=2),
-        _run("running", chunks_total=2, chunks_done=1, eta_s=3.2),
+        _run("running", chunks_total=2, chunks_done=1, eta_s=3.2, rows_per_s=1234.5),
         _run("published", chunks_total=2, chunks_done=2),
     ]
     told: list[str] = []
     coming = iter(views)
-    last = until_over(lambda _: next(coming), _run("queued"), told.append, sleep=lambda _: None)
+    last = until_over(
+        lambda _: next(coming), _run("queued"), tell_changes(told.append), say=told.append, sleep=lambda _: None
+    )
     assert last.state.value == "published"
     assert told == [
         "r1 queued",
         "r1 running: chunk 0 of 2",
-        "r1 running: chunk 1 of 2, 3 s left",
+        "r1 running: chunk 1 of 2, 1,234 rows/s, 3 s left",
     ]
 
 
@@ -199,7 +248,7 @@ def test_a_run_that_nobody_takes_up_is_explained_once() -> None:
         looks += 1
         return replace(_run("queued")) if looks < 60 else _run("cancelled")
 
-    until_over(look, _run("queued"), told.append, sleep=lambda _: None)
+    until_over(look, _run("queued"), tell_changes(told.append), say=told.append, sleep=lambda _: None)
     assert told == [
         "r1 queued",
         "no worker has taken it up yet: is `forecache up`, or a maintenance worker, running?",

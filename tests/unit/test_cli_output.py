@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 
 import pytest
 
 from app.cli.output import cell_text, print_fields, print_json, print_rows
-from app.local.output import Lines, Output
 from inference.outcomes import Outcome
 
 
@@ -28,6 +26,21 @@ def test_no_head_is_cut_off_on_a_terminal_of_80_columns(
     out = capsys.readouterr().out
     assert "…" not in out
     assert set("_".join(heads).split("_")) <= set(out.split())
+
+
+def test_a_table_has_escape_sequences_on_a_terminal_only_and_none_with_no_color(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    print_rows(("id",), [("a",)])
+    assert "\x1b" not in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    print_rows(("id",), [("a",)])
+    assert "\x1b" in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    print_rows(("id",), [("a",)])
+    assert "\x1b" not in capsys.readouterr().out
 
 
 def test_fields_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,30 +70,3 @@ def test_json_keeps_emoji_and_numbers_whole(capsys: pytest.CaptureFixture[str]) 
 )
 def test_cells_read_well(value: object, text: str) -> None:
     assert cell_text(value) == text
-
-
-def test_lines_that_arrive_in_pieces_are_printed_whole_behind_their_name() -> None:
-    stream = io.StringIO()
-    lines = Lines("api", Output(["api", "maintenance"], stream))
-    for piece in ("hal", "lo é"[:4], "\nsecond\nthi"):
-        lines({"data": piece.encode()})
-    lines.close()
-    assert stream.getvalue() == "api         | hallo é\napi         | second\napi         | thi\n"
-    assert list(lines.last) == ["hallo é", "second", "thi"]
-
-
-def test_a_character_cut_in_two_is_put_together_again() -> None:
-    stream = io.StringIO()
-    lines = Lines("up", Output(["up"], stream))
-    data = "🚀\n".encode()
-    lines({"data": data[:2]})
-    lines({"data": data[2:]})
-    assert stream.getvalue() == "up | 🚀\n"
-
-
-def test_an_endless_line_is_passed_on_in_pieces() -> None:
-    stream = io.StringIO()
-    lines = Lines("up", Output(["up"], stream))
-    for _ in range(70):
-        lines({"data": b"x" * 1024})
-    assert stream.getvalue().startswith("up | xxx")

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from app.dashboard.figures import RUNS_SHOWN, LiveData, read_overview
+from inference.hits import HitCounts
 from inference.outcomes import Outcome
 
 
@@ -34,9 +35,8 @@ class Figures:
             runs=lambda _model, limit: self.history[:limit],
         )
 
-    def _hits(self, _model: str, window_s: int) -> Any:
-        outcomes = self.counts.get(window_s, {})
-        return SimpleNamespace(total=sum(outcomes.values()), outcomes=outcomes)
+    def _hits(self, _model: str, window_s: int) -> HitCounts:
+        return HitCounts(self.counts.get(window_s, {}))
 
 
 def overview(figures: Figures, *models: str) -> Any:

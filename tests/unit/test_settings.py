@@ -88,6 +88,24 @@ def test_a_named_file_that_is_missing_is_an_error(monkeypatch: pytest.MonkeyPatc
         load_settings()
 
 
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        (b"[api]\nport = = 1\n", "line 2, column 8"),
+        (b"[api", "line 1, column 5"),
+        (b'[api]\nhost = "x', "line 2, column 10"),
+        (b"port = 1\nport = 2", "line 2, column 9"),
+        (b'# h\xc3\xb6\n[api]\nhost = "\xff"', "line 3, column 9"),
+    ],
+)
+def test_a_syntax_error_is_one_line_with_line_and_column(text: bytes, place: str) -> None:
+    Path("forecache.toml").write_bytes(text)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert caught.value.message.startswith(f"forecache.toml {place}: ")
+    assert "\n" not in caught.value.message
+
+
 def test_relative_paths_start_at_the_settings_file(folder: Path) -> None:
     (folder / "deep").mkdir()
     write(MINIMAL, "deep/forecache.toml")
@@ -150,3 +168,19 @@ def test_an_unknown_model_names_the_known_ones() -> None:
     write(MINIMAL)
     with pytest.raises(UnknownModel, match=r"'price'.*known: delay"):
         load_settings().model("price")
+
+
+@pytest.mark.parametrize("query", ["", "?ssl_ca_certs=ca.pem", "?ssl_cert_reqs=CERT_REQUIRED"])
+def test_a_redis_over_tls_must_say_which_certificates_it_asks_for(query: str) -> None:
+    write(f'[redis]\nurl = "rediss://:secret@host:6380/0{query}"\n')
+    with pytest.raises(SettingsError, match=r"\[redis\].*\?ssl_cert_reqs=required") as caught:
+        load_settings()
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["redis://:hu/sh@h:6379/0", "redis://:hush@h:hush/0", "redis://:hu?sh@h/0"])
+def test_an_address_with_a_password_that_is_not_encoded_is_refused_and_not_quoted(url: str) -> None:
+    write(f'[redis]\nurl = "{url}"\n')
+    with pytest.raises(SettingsError, match="special characters of a password are %-encoded") as caught:
+        load_settings()
+    assert "hu" not in caught.value.message.replace("[redis]", "")

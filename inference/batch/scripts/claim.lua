@@ -11,4 +11,5 @@ if tonumber(lease) > now then return {0, 'another worker holds the chunk'} end
 if attempts >= tonumber(ARGV[4]) then return {0, 'no attempt is left'} end
 redis.call('HSET', KEYS[2], ARGV[1], string.format('%d %s %.0f', attempts + 1, ARGV[2], now + ARGV[3]))
 redis.call('HSET', KEYS[1], 'moved_at', string.format('%.0f', now), 'resends', 0)
+redis.call('HINCRBY', KEYS[1], 'attempts', 1)
 return {attempts + 1, ''}

@@ -21,6 +21,7 @@ def test_a_whole_run_passes_every_gate() -> None:
         "quarantine",
         "finite",
         "size",
+        "drift",
         "version",
     ]
 
@@ -45,8 +46,8 @@ def test_a_row_that_cannot_be_scored_is_named_with_its_feature() -> None:
     detail = failed(rows=100, stored=97, quarantined=3, bad_rows=bad)["quarantine"]
 
     assert detail == (
-        "3 of 100 rows cannot be scored: 'distance' missing, and the feature has no default in 3 rows"
-        " (such as 'x', 'y')"
+        "3 of 100 rows cannot be scored (max_quarantined_fraction is 0): "
+        "'distance' missing, and the feature has no default in 3 rows (such as 'x', 'y')"
     )
 
 
@@ -73,3 +74,29 @@ def test_reasons_are_merged_over_chunks_with_a_few_examples() -> None:
     ]
 
     assert merge_bad_rows(parts) == (BadRows("a", "r", 11, ("1", "2", "3", "4", "5")), BadRows("b", "r", 9))
+
+
+def test_each_gate_names_only_its_own_rows() -> None:
+    bad = (BadRows("x", "missing", 3, ("a",)), BadRows(None, "output 'y' is not a finite number", 1, ("b",), True))
+
+    told = failed(rows=100, stored=96, quarantined=3, non_finite=1, bad_rows=bad)
+
+    assert "missing" in told["quarantine"]
+    assert "finite" not in told["quarantine"]
+    assert "not a finite number" in told["finite"]
+    assert "missing" not in told["finite"]
+
+
+@pytest.mark.parametrize(("fraction", "passes"), [(0.0, False), (0.039, False), (0.04, True), (1.0, True)])
+def test_rows_left_out_for_whatever_reason_share_the_fraction_allowed(fraction: float, passes: bool) -> None:
+    told = failed(rows=100, stored=96, quarantined=3, non_finite=1, max_quarantined_fraction=fraction)
+
+    assert (set(told) == set()) is passes
+    assert passes or set(told) == {"quarantine", "finite"}
+
+
+def test_predictions_that_moved_away_fail_and_name_the_output() -> None:
+    assert failed(rows=1, stored=1, drift={"a": 0.2, "b": 1.5}, max_drift=1.0) == {
+        "drift": "output 'b' moved away from what serves now: population stability index a 0.2, b 1.5 (max_drift is 1)"
+    }
+    assert failed(rows=1, stored=1, drift={"a": 0.2, "b": 1.0}, max_drift=1.0) == {}

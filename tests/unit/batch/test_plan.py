@@ -1,10 +1,20 @@
 from __future__ import annotations
 
-from inference.batch.plan import Chunk, Fingerprint, SourceFile, plan_chunks
+from typing import Any
+
+from inference.batch.plan import Chunk, Fingerprint, Piece, file_differences, files_digest, gather
+from inference.batch.plan import plan_chunks as plan
+from inference.sources import Slice, SourceFile, pack_mask
+
+GIB = 1 << 30
 
 
-def file(*row_groups: int, path: str = "a.parquet") -> SourceFile:
-    return SourceFile(path, 100, "f00d", row_groups)
+def file(*row_groups: int, path: str = "a.parquet", bytes_per_row: int = 0) -> SourceFile:
+    return SourceFile(path, 100, "s", "f00d", row_groups, tuple(rows * bytes_per_row for rows in row_groups))
+
+
+def plan_chunks(files: list[SourceFile], *, rows_per_chunk: int = 10**9, bytes_per_chunk: int = GIB) -> list[Chunk]:
+    return list(plan(files, rows_per_chunk=rows_per_chunk, bytes_per_chunk=bytes_per_chunk))
 
 
 def covered(chunks: list[Chunk]) -> list[tuple[int, int, int]]:
@@ -37,23 +47,66 @@ def test_a_large_row_group_is_cut_into_equal_slices() -> None:
     assert [chunk.rows for chunk in plan_chunks([file(25)], rows_per_chunk=10)] == [8, 8, 9]
 
 
+def test_wide_rows_make_smaller_chunks() -> None:
+    wide = file(100, 3, 3, bytes_per_row=1000)
+
+    chunks = plan_chunks([wide], bytes_per_chunk=40_000)
+
+    assert [chunk.rows for chunk in chunks] == [33, 33, 40]
+    assert covered(chunks) == covered(plan_chunks([wide]))
+
+
+def test_a_row_larger_than_a_chunk_is_a_chunk_of_its_own() -> None:
+    assert [chunk.rows for chunk in plan_chunks([file(3, bytes_per_row=5000)], bytes_per_chunk=1024)] == [1, 1, 1]
+
+
 def test_a_chunk_survives_the_trip_through_json() -> None:
     for chunk in plan_chunks([file(3, 11), file(9)], rows_per_chunk=10):
         assert Chunk.from_json(chunk.number, chunk.to_json()) == chunk
 
 
-def test_a_hundred_thousand_chunks_are_planned_without_reading_rows() -> None:
-    assert len(plan_chunks([file(*[1_000_000] * 100_000)], rows_per_chunk=1_000_000)) == 100_000
+def test_a_chunk_of_some_rows_survives_the_trip_through_json_and_knows_how_many() -> None:
+    import numpy as np
+
+    mask = pack_mask(np.arange(9) % 4 == 0)
+    pieces = [Piece(Slice(0, 2, 9, 9, mask), 3, 10), Piece(Slice(0, 3, 0, 5), 5, 10)]
+
+    (chunk,) = gather(pieces, rows_per_chunk=10, bytes_per_chunk=GIB)
+
+    assert Chunk.from_json(0, chunk.to_json()) == chunk
+    assert chunk.rows == 8
+
+
+def test_a_long_plan_is_made_one_chunk_at_a_time() -> None:
+    endless = plan([file(*[1_000_000] * 100_000)], rows_per_chunk=1_000_000, bytes_per_chunk=GIB)
+
+    assert next(iter(endless)).slices == (Slice(0, 0, 0, 1_000_000),)
+    assert sum(1 for _ in endless) == 99_999
+
+
+def changed(path: str, **facts: Any) -> SourceFile:
+    return SourceFile(**{"path": path, "size": 1, "stamp": "s", "footer": "f", **facts})
+
+
+def test_files_that_came_went_or_were_replaced_are_named() -> None:
+    before = [changed("a"), changed("b"), changed("c"), changed("e")]
+    now = [changed("a"), changed("b", stamp="t"), changed("d"), changed("e", footer="g")]
+
+    assert file_differences(before, before) == []
+    assert file_differences(before, now) == ["c is gone", "d is new", "b was replaced", "e was replaced"]
+    assert files_digest(before) != files_digest(now)
+    assert files_digest(before) == files_digest([SourceFile.from_json(one.to_json()) for one in before])
+
+
+def test_of_many_changed_files_the_first_are_named_and_the_rest_counted() -> None:
+    told = file_differences([changed(f"f{number}") for number in range(1007)], [])
+
+    assert told[-2:] == ["f4 is gone", "and 1,002 files more"]
 
 
 def test_a_fingerprint_names_what_changed() -> None:
-    planned = Fingerprint((("a", 1, "x"), ("b", 2, "y"), ("c", 3, "z")), "id", None, 4, "h", 10)
-    now = Fingerprint((("a", 1, "x"), ("b", 2, "Y"), ("d", 1, "w")), "id", None, 5, "h", 10)
+    planned = Fingerprint("x", "id", None, 4, "h", 10, 20)
+    now = Fingerprint("y", "id", None, 5, "h", 10, 30)
 
     assert planned.differences(planned.to_json()) == []
-    assert now.differences(planned.to_json()) == [
-        "c is gone",
-        "d is new",
-        "b was replaced",
-        "model_version: 4 is now 5",
-    ]
+    assert now.differences(planned.to_json()) == ["model_version: 4 is now 5", "bytes_per_chunk: 20 is now 30"]

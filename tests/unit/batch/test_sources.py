@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -7,16 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from inference.batch.plan import Slice, plan_chunks
-from inference.batch.sources import (
-    check_key_columns,
-    count_distinct_ids,
-    locate_source,
-    open_source,
-    read_slices,
-)
+from inference.batch.sources import check_key_columns, locate_source
 from inference.errors import BadInput, SourceError
 from inference.settings import ModelSettings, Settings
+from inference.sources import open_source
+from tests.support.tables import write_wide
 
 
 def write(path: Path, rows: int = 100, *, row_group_size: int = 30, **columns: Any) -> Path:
@@ -24,62 +20,6 @@ def write(path: Path, rows: int = 100, *, row_group_size: int = 30, **columns: A
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, row_group_size=row_group_size)
     return path
-
-
-def test_a_folder_is_read_file_by_file_without_hidden_files(tmp_path: Path) -> None:
-    write(tmp_path / "b.parquet", 10)
-    write(tmp_path / "a" / "a.parquet", 40)
-    write(tmp_path / "_temporary" / "c.parquet", 5)
-
-    source = open_source(str(tmp_path))
-
-    assert [file.row_groups for file in source.files] == [(30, 10), (10,)]
-    assert source.rows == 50
-
-
-@pytest.mark.parametrize("rows_per_chunk", [7, 30, 45, 1000])
-def test_chunks_read_every_row_once_and_in_order(tmp_path: Path, rows_per_chunk: int) -> None:
-    source = open_source(str(write(tmp_path / "t.parquet")))
-
-    read = [
-        value
-        for chunk in plan_chunks(source.files, rows_per_chunk=rows_per_chunk)
-        for batch in read_slices(source.files, chunk.slices, columns=["x"], batch_rows=8)
-        for value in batch.column("x").to_pylist()
-    ]
-
-    assert read == [float(i) for i in range(100)]
-
-
-def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"none\.parquet does not exist"):
-        open_source(str(tmp_path / "none.parquet"))
-
-
-def test_a_folder_without_parquet_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"holds no \*\.parquet file"):
-        open_source(str(tmp_path))
-
-
-def test_a_truncated_file_is_named(tmp_path: Path) -> None:
-    path = write(tmp_path / "t.parquet")
-    path.write_bytes(path.read_bytes()[:-20])
-
-    with pytest.raises(SourceError, match=r"t\.parquet is not readable as Parquet"):
-        open_source(str(path))
-
-
-def test_a_source_without_rows_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="has no rows"):
-        open_source(str(write(tmp_path / "t.parquet", 0)))
-
-
-def test_files_with_other_columns_are_named_with_the_difference(tmp_path: Path) -> None:
-    write(tmp_path / "a.parquet", 10)
-    write(tmp_path / "b.parquet", 10, y=list(range(10)))
-
-    with pytest.raises(SourceError, match=r"b\.parquet differs from .*a\.parquet in its columns: y: int64"):
-        open_source(str(tmp_path))
 
 
 def test_a_missing_entity_column_names_the_nearest(tmp_path: Path) -> None:
@@ -101,30 +41,6 @@ def test_an_event_time_must_be_a_time(tmp_path: Path) -> None:
 
     with pytest.raises(SourceError, match="'x' is double"):
         check_key_columns(source, "entity_id", "x")
-
-
-def test_a_file_that_was_replaced_since_the_plan_is_refused(tmp_path: Path) -> None:
-    source = open_source(str(write(tmp_path / "t.parquet")))
-    write(tmp_path / "t.parquet", x=[float(i + 1) for i in range(100)])
-
-    with pytest.raises(SourceError, match="was replaced while the run was reading it"):
-        list(read_slices(source.files, [Slice(0, 0, 0, 5)], columns=["x"], batch_rows=8))
-
-
-def test_repeated_ids_are_counted_and_named(tmp_path: Path) -> None:
-    ids = [f"e{i}" for i in range(97)] + ["e5", "e5", "e80"]
-    source = open_source(str(write(tmp_path / "t.parquet", entity_id=ids)))
-
-    counted = count_distinct_ids(source.files, "entity_id", examples=5)
-
-    assert counted.distinct == 97
-    assert counted.duplicates == ("e5", "e80")
-
-
-def test_integer_ids_are_counted_as_text(tmp_path: Path) -> None:
-    source = open_source(str(write(tmp_path / "t.parquet", entity_id=[*range(99), 7])))
-
-    assert count_distinct_ids(source.files, "entity_id", examples=5).duplicates == ("7",)
 
 
 def locate(root: Path, asked: str | None, *, confined: bool, features: str | None = "data/t.parquet") -> str:
@@ -159,6 +75,70 @@ def test_a_model_without_a_table_has_no_runs(tmp_path: Path) -> None:
         locate(tmp_path, None, confined=False, features=None)
 
 
-def test_a_source_elsewhere_is_refused_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="not on this machine"):
-        locate(tmp_path, "s3://bucket/t.parquet", confined=False)
+def test_a_link_that_a_pattern_or_a_folder_reaches_does_not_lead_an_http_caller_outside(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere" / "t.parquet")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "way-out").symlink_to(tmp_path / "elsewhere")
+
+    for asked in ("data/*/t.parquet", "data/**", "data"):
+        with pytest.raises(BadInput, match="lies outside"):
+            locate(tmp_path, asked, confined=True)
+    assert locate(tmp_path, "data", confined=False) == str(tmp_path / "data")
+
+
+def test_patterns_below_the_tables_folder_are_allowed(tmp_path: Path) -> None:
+    write(tmp_path / "data" / "date=1" / "t.parquet")
+
+    for features in ("data", "data/*.parquet", "data/*/t.parquet", "data/t.parquet"):
+        assert locate(tmp_path, "data/date=*", confined=True, features=features) == str(tmp_path / "data/date=*")
+
+
+@pytest.mark.parametrize("features", ["s3://b/data", "s3://b/data/*.parquet", "s3://b/data/t.parquet"])
+def test_an_http_caller_gets_only_objects_below_the_tables_folder(tmp_path: Path, features: str) -> None:
+    for inside in ("s3://b/data/o.parquet", "s3://b/data/day=*/x.parquet", "s3://b/data", "S3://b/data/o"):
+        located = locate(tmp_path, inside, confined=True, features=features)
+        assert located == inside.replace("S3", "s3")
+    for outside in ("s3://b/database/o", "s3://b2/data/o", "s3://b", "gs://b/data/o", "/data/o", "s3://b/da*/o"):
+        with pytest.raises(BadInput, match="lies outside"):
+            locate(tmp_path, outside, confined=True, features=features)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("s3://b/data/../secret/t.parquet", "holds '.' or '..'"),
+        ("s3://b/data/./t.parquet", "holds '.' or '..'"),
+        ("s3://key:word@b/data/t.parquet", "must hold no credentials"),
+        ("s3:///data/t.parquet", "names no bucket"),
+        ("s3://b?endpoint_override=evil/data", "is no name of a bucket"),
+        ("ftp://b/data", r"ftp:// is no file system that is known here: use a path, s3://, gs://, hdfs://"),
+        ("file://elsewhere/data", "names another machine"),
+    ],
+)
+def test_a_uri_that_is_not_plain_is_refused_without_repeating_a_secret(
+    tmp_path: Path, asked: str, message: str
+) -> None:
+    for confined in (True, False):
+        with pytest.raises(BadInput, match=message) as refused:
+            locate(tmp_path, asked, confined=confined, features="s3://b/data")
+        assert refused.value.field == "source"
+        assert "word" not in refused.value.message
+
+
+def test_a_local_table_does_not_open_a_bucket_to_http_callers(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="lies outside"):
+        locate(tmp_path, "s3://b/t.parquet", confined=True)
+    with pytest.raises(BadInput, match="lies outside"):
+        locate(tmp_path, "file:///etc/passwd", confined=True)
+    inside = (tmp_path / "data" / "o.parquet").as_uri()
+    assert locate(tmp_path, inside, confined=True) == str(tmp_path / "data" / "o.parquet")
+
+
+def test_a_table_of_a_million_columns_is_refused_before_its_footer_is_taken_apart(tmp_path: Path) -> None:
+    write_wide(tmp_path / "few.parquet", 3)
+    assert pq.ParquetFile(tmp_path / "few.parquet").metadata.num_columns == 3
+    write_wide(tmp_path / "wide.parquet", 1_000_000)
+    started = time.process_time()
+    with pytest.raises(SourceError, match="over 200,000 columns or row groups"):
+        open_source(str(tmp_path / "wide.parquet"))
+    assert time.process_time() - started < 1

@@ -1,0 +1,64 @@
+"""`doctor`: everything that can be wrong with a deployment, each with its fix. One file for each concern."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from app.cli.context import load_settings
+from app.cli.output import AsJson, print_json, terminal
+
+if TYPE_CHECKING:
+    from app.cli.doctor.findings import Finding
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the application."""
+    app.command()(doctor)
+
+
+def doctor(as_json: AsJson = False) -> None:
+    """Check every part of the deployment; name each fault and its fix.
+
+    Versions, Redis, broker, workers, models, contracts, tables, schedules, and this machine. Exit 1 on any error.
+    """
+    from app.cli.context import log_warnings_only
+    from app.cli.doctor.checkup import check_up
+    from app.cli.doctor.findings import Status
+
+    log_warnings_only()
+    findings = check_up(load_settings())
+    if as_json:
+        print_json([finding.to_json() for finding in findings])
+    else:
+        print_findings(findings)
+    if any(finding.status is Status.ERROR for finding in findings):
+        raise typer.Exit(1)
+
+
+def print_findings(findings: list[Finding]) -> None:
+    """Print the findings under the names of their checks, fixes beneath, and the sum of it."""
+    from collections import Counter
+    from itertools import groupby
+
+    from rich.text import Text
+
+    from app.cli.doctor.findings import Status
+
+    styles = {Status.OK: "green", Status.WARNING: "yellow", Status.ERROR: "bold red"}
+    console = terminal()
+
+    def line(*parts: str | tuple[str, str]) -> None:
+        # soft_wrap: a terminal wraps by itself, and in a pipe a finding is one line
+        console.print(Text.assemble(*parts), soft_wrap=True)
+
+    for check, group in groupby(findings, key=lambda finding: finding.check):
+        line((check, "bold"))
+        for finding in group:
+            mark = (f"{finding.status.value:<7}", styles[finding.status])
+            line("  ", mark, f"  {finding.subject}: {finding.detail}")
+            if finding.fix:
+                line(" " * 11, f"fix: {finding.fix}")
+    count = Counter(finding.status for finding in findings)
+    line(f"{count[Status.OK]} ok, {count[Status.WARNING]} to look at, {count[Status.ERROR]} wrong")

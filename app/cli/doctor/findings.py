@@ -1,0 +1,82 @@
+"""What a check finds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+
+
+class Check(StrEnum):
+    """The concerns, in the order in which they are shown."""
+
+    VERSIONS = "versions"
+    REDIS = "redis"
+    BROKER = "broker"
+    WORKERS = "workers"
+    MODEL = "model"
+    TABLE = "table"
+    SCHEDULE = "schedule"
+    MACHINE = "machine"
+
+
+class Status(StrEnum):
+    """How bad it is."""
+
+    #: as it should be
+    OK = "ok"
+    #: works now, but will not always, or could not be looked at
+    WARNING = "warning"
+    #: predictions are not made, not served or not kept until it is put right
+    ERROR = "error"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report. `fix` is one sentence; None where there is nothing to do."""
+
+    check: Check
+    subject: str
+    status: Status
+    detail: str
+    fix: str | None = None
+
+    def to_json(self) -> dict[str, str | None]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+def ok(check: Check, subject: str, detail: str) -> Finding:
+    """Return a finding that is as it should be."""
+    return Finding(check, subject, Status.OK, detail)
+
+
+def warning(check: Check, subject: str, detail: str, fix: str) -> Finding:
+    """Return a finding to look at."""
+    return Finding(check, subject, Status.WARNING, detail, fix)
+
+
+def error(check: Check, subject: str, detail: str, fix: str) -> Finding:
+    """Return a finding that must be put right."""
+    return Finding(check, subject, Status.ERROR, detail, fix)
+
+
+def not_checked(check: Check, subject: str) -> Finding:
+    """Return the finding of a check that needs the cache Redis, which does not answer."""
+    return warning(check, subject, "not checked: no Redis", "put right what the Redis lines say, then ask again")
+
+
+def size_text(size_bytes: float) -> str:
+    """Return a size as a person reads it, such as `84.2 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:.1f} TB"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration as a person reads it, such as `0.3 s`, `90 s`, `12 min`, `3.5 h` or `21 d`."""
+    for limit, unit, length in ((120.0, "s", 1.0), (7200.0, "min", 60.0), (172800.0, "h", 3600.0)):
+        if seconds < limit:
+            return f"{seconds / length:.2g} {unit}" if seconds / length < 10 else f"{seconds / length:.0f} {unit}"
+    return f"{seconds / 86400:.0f} d"

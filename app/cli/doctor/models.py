@@ -1,0 +1,105 @@
+"""The models: their folders, what workers made of them, which version answers, and their feature contracts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.cli.doctor.findings import Check, Finding, error, not_checked, ok, warning
+from inference.errors import BadInput
+from inference.features import read_contract
+from inference.models import VersionRecord, find_versions
+from inference.models.versions import check_version_folder, wanted_versions
+from inference.settings import ModelSettings
+from inference.store import Pointer
+
+_START = "start `forecache up`, or `python -P -m workers realtime`"
+
+
+@dataclass(frozen=True)
+class Known:
+    """What Redis knows of a model: its version records, and which version answers."""
+
+    records: Mapping[int, VersionRecord]
+    pointer: Pointer
+
+    @property
+    def record(self) -> VersionRecord | None:
+        """The record of the version that answers, else of the newest that is ready."""
+        ready = {number: record for number, record in self.records.items() if record.state == "ready"}
+        return ready.get(self.pointer.active_version or 0) or ready.get(max(ready, default=0))
+
+
+def check_model(name: str, model: ModelSettings, path: Path, known: Known | None) -> list[Finding]:
+    """Return the lines of one model. `path`: its folder; `known`: None when Redis does not answer."""
+    try:
+        found = find_versions(path)
+        wanted = wanted_versions(found, model.versions)
+    except BadInput as problem:
+        fix = f"correct [models.{name}] {problem.field or 'path'}, or put the model there"
+        return [error(Check.MODEL, name, problem.message, fix)]
+    numbers = f"version{'' if len(found) == 1 else 's'} {', '.join(map(str, sorted(found)))}"
+    lines = [_check_folder(name, found, wanted) or ok(Check.MODEL, name, f"{numbers} in {path}")]
+    if known is None:
+        return [
+            *lines,
+            not_checked(Check.MODEL, f"{name}, what answers"),
+            not_checked(Check.MODEL, f"{name}, contract"),
+        ]
+    return [*lines, *_check_serving(name, found, wanted, known), *_check_contract(name, path, found, known)]
+
+
+def _check_folder(name: str, found: Mapping[int, Path], wanted: list[int]) -> Finding | None:
+    """Return what is wrong with the newest wanted version's folder, or None."""
+    try:
+        check_version_folder(found[wanted[0]])
+    except BadInput as problem:
+        others = len(wanted) > 1
+        level = warning if others else error
+        return level(Check.MODEL, name, problem.message, "export the model once more, as a SavedModel")
+    return None
+
+
+def _check_serving(name: str, found: Mapping[int, Path], wanted: list[int], known: Known) -> list[Finding]:
+    active, held = known.pointer.active_version, known.pointer.held_versions
+    lines = [
+        warning(
+            Check.MODEL, f"{name}, version {number}", f"refused: {record.error}", "put it right and restart the workers"
+        )
+        for number, record in known.records.items()
+        if record.state == "refused" and number in found
+    ]
+    subject = f"{name}, what answers"
+    if active is None:
+        detail = "no version has been activated: no worker has loaded one yet"
+        return [*lines, error(Check.MODEL, subject, detail, _START)]
+    if active not in found:
+        detail = f"version {active} answers, but it is no longer in the folder"
+        return [*lines, error(Check.MODEL, subject, detail, "put it back: a worker that starts now cannot load it")]
+    newest = max(wanted)
+    if newest > active and newest not in held and newest not in known.records:
+        detail = f"version {active} answers; version {newest} is in the folder, but no worker has tried it"
+        return [*lines, warning(Check.MODEL, subject, detail, "restart the workers: they load it and activate it")]
+    rolled_back = f"; held after a rollback: {', '.join(map(str, sorted(held)))}" if held else ""
+    return [*lines, ok(Check.MODEL, subject, f"version {active} answers{rolled_back}")]
+
+
+def _check_contract(name: str, path: Path, found: Mapping[int, Path], known: Known) -> list[Finding]:
+    subject, record = f"{name}, contract", known.record
+    if record is None:
+        return [warning(Check.MODEL, subject, "not checked: no worker has loaded the model", _START)]
+    if record.version not in found:
+        detail = f"not checked: version {record.version} is not in the folder"
+        return [warning(Check.MODEL, subject, detail, "put it back, then ask again")]
+    try:
+        contract = read_contract(path, found[record.version], record.signature)
+    except BadInput as problem:
+        return [error(Check.MODEL, subject, problem.message, "correct features.json to fit the model's inputs")]
+    if contract.hash != record.contract_hash:
+        detail = f"features.json is not what version {record.version} was loaded with ({contract.hash} is not "
+        detail += f"{record.contract_hash})"
+        fix = "put the old features.json back, or export a new version with the new one"
+        return [error(Check.MODEL, subject, detail, fix)]
+    count = len(contract.features)
+    return [ok(Check.MODEL, subject, f"{count} {'feature' if count == 1 else 'features'}, as loaded ({contract.hash})")]

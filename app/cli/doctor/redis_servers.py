@@ -1,0 +1,173 @@
+"""The Redis servers of `url` and `cache_url`: reachable, recent, on their own, keeping what they are given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from app.cli.context import place_of
+from app.cli.doctor.findings import Check, Finding, error, ok, warning
+from inference.clock import system_clock
+from inference.serving.deadlines import RedisClock
+from inference.settings import Settings
+
+CONNECT_TIMEOUT_S = 2.0
+OLDEST = (6, 2)
+_CLOCK_LOOKS = 3
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that answered: its INFO, its snapshot rule (None: not told), and how far its clock is ahead of ours."""
+
+    info: Mapping[str, Any]
+    save: str | None
+    offset_s: float
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there is no answer, and the fix. Neither ever holds a password."""
+
+    detail: str
+    fix: str
+
+
+def open_client(url: str) -> redis.Redis:
+    """Return a client that gives up soon.
+
+    Raises:
+        ValueError: the URL cannot be understood.
+    """
+    return redis.Redis.from_url(
+        url, socket_timeout=CONNECT_TIMEOUT_S, socket_connect_timeout=CONNECT_TIMEOUT_S, retry=None
+    )
+
+
+def look_at(url: str, setting: str) -> Server | Failure:
+    """Return what a server says of itself, or why it says nothing. `setting` names the URL's place in the settings."""
+    try:
+        with closing(open_client(url)) as client:
+            info: Any = client.info("everything")
+            return Server(info, _save_rule(client), _clock_offset_s(client))
+    except ValueError:  # its text may quote the password
+        return Failure("the URL cannot be understood", f"write {setting} as redis://:password@host:6379/0, %-encoded")
+    except (redis.AuthenticationError, redis.exceptions.AuthorizationError, redis.exceptions.NoPermissionError):
+        return Failure(
+            "it refuses the user or the password", f"correct them in {setting} (special characters %-encoded)"
+        )
+    except redis.BusyLoadingError:
+        return Failure("it is still loading its data", "wait until it has, then ask again")
+    except redis.TimeoutError:
+        return Failure(f"no answer within {CONNECT_TIMEOUT_S:g} s", f"check the host and port of {setting}")
+    except redis.ConnectionError as problem:
+        return Failure(_reason(problem), f"start it, or correct {setting}; `forecache up` starts one when none is set")
+    except redis.RedisError as problem:
+        return Failure(f"it answers with an error: {problem}", f"{setting} must be a Redis of version 6.2 or later")
+
+
+def check_servers(settings: Settings, results: Server | Failure, cache: Server | Failure) -> list[Finding]:
+    """Return the lines of both servers; of one that is both, just once."""
+    one = isinstance(results, Server) and isinstance(cache, Server) and _same(results, cache)
+    if one:
+        return _check_one(f"url and cache_url ({place_of(settings.cache_url)})", cache, holds_cache=True)
+    return [
+        *_check_one(f"url ({place_of(settings.redis_url)})", results, holds_cache=False),
+        *_check_one(f"cache_url ({place_of(settings.cache_url)})", cache, holds_cache=True),
+    ]
+
+
+def _check_one(subject: str, server: Server | Failure, *, holds_cache: bool) -> list[Finding]:
+    if isinstance(server, Failure):
+        return [error(Check.REDIS, subject, server.detail, server.fix)]
+    info = server.info
+    return [
+        *_kind(subject, info),
+        _eviction(subject, info, holds_cache=holds_cache),
+        _persistence(subject, server, holds_cache=holds_cache),
+    ]
+
+
+def _kind(subject: str, info: Mapping[str, Any]) -> list[Finding]:
+    """Return whether it is a server that we can work with."""
+    text = str(info.get("redis_version", "0"))
+    version = tuple(int(part) for part in text.split(".")[:2] if part.isdecimal())
+    found = []
+    if version < OLDEST:
+        found.append(error(Check.REDIS, subject, f"Redis {text}", "install Redis 6.2 or later"))
+    if info.get("redis_mode") in ("cluster", "sentinel"):
+        fix = "use a single Redis server: neither Celery nor Forecache's scripts work on this"
+        found.append(error(Check.REDIS, subject, f"it runs in {info['redis_mode']} mode", fix))
+    if info.get("role") in ("slave", "replica"):
+        fix = f"set the URL to its master, {info.get('master_host')}:{info.get('master_port')}"
+        found.append(error(Check.REDIS, subject, "it is a replica, which takes no writes", fix))
+    return found or [ok(Check.REDIS, subject, f"answers; Redis {text}")]
+
+
+def _eviction(subject: str, info: Mapping[str, Any], *, holds_cache: bool) -> Finding:
+    policy = info.get("maxmemory_policy", "unknown")
+    if policy == "noeviction":
+        return ok(Check.REDIS, subject, "evicts nothing (noeviction)")
+    lost = "predictions and runs" if holds_cache else "tasks and results"
+    fix = "redis-cli CONFIG SET maxmemory-policy noeviction, and the same in redis.conf"
+    level = error if holds_cache else warning
+    return level(Check.REDIS, subject, f"maxmemory-policy is {policy}: it may throw {lost} away", fix)
+
+
+def _persistence(subject: str, server: Server, *, holds_cache: bool) -> Finding:
+    info = server.info
+    aof, snapshots = bool(info.get("aof_enabled")), bool(server.save)
+    failed = (aof and info.get("aof_last_write_status", "ok") != "ok") or (
+        snapshots and info.get("rdb_last_bgsave_status", "ok") != "ok"
+    )
+    if failed:
+        fix = "read Redis' log: most often the disk is full, or the folder is not writable"
+        return error(Check.REDIS, subject, "its last write to disk failed", fix)
+    if aof:
+        return ok(Check.REDIS, subject, "persistent (append-only file)")
+    if snapshots:
+        return ok(Check.REDIS, subject, f"persistent (snapshots, save {server.save}; a crash loses what came since)")
+    if server.save is None:
+        return ok(Check.REDIS, subject, "no append-only file; whether it takes snapshots, it does not tell")
+    lost = "all predictions until the next run" if holds_cache else "all waiting tasks"
+    fix = "redis-cli CONFIG SET appendonly yes, and the same in redis.conf"
+    return warning(Check.REDIS, subject, f"not persistent: a restart loses {lost}", fix)
+
+
+def _same(one: Server, other: Server) -> bool:
+    return one.info.get("run_id") is not None and one.info.get("run_id") == other.info.get("run_id")
+
+
+def _save_rule(client: redis.Redis) -> str | None:
+    try:
+        answer: Any = client.config_get("save")
+    except redis.ResponseError:  # managed services allow no CONFIG
+        return None
+    rule = answer.get("save")
+    return None if rule is None else str(rule)
+
+
+def _clock_offset_s(client: redis.Redis) -> float:
+    """Return how far Redis' clock is ahead of ours: of some measurements, the one with the quickest answer."""
+    looks = []
+    for _ in range(_CLOCK_LOOKS):
+        clock, sent_at = RedisClock(), system_clock()
+        answer: Any = client.time()
+        received_at = system_clock()
+        clock.learn(answer[0] + answer[1] / 1e6, sent_at=sent_at, received_at=received_at)
+        looks.append((received_at - sent_at, clock.offset_s))
+    return min(looks)[1]
+
+
+def _reason(problem: BaseException) -> str:
+    """Return the system's word for what went wrong; redis-py's own text may quote more than it should."""
+    at: BaseException | None = problem
+    while at is not None:
+        if isinstance(at, OSError) and at.strerror:
+            return f"it cannot be reached ({at.strerror})"
+        at = at.__cause__ or at.__context__
+    return "it cannot be reached"

@@ -1,0 +1,59 @@
+"""Whether runs come when they should, succeed, and are over before the next is due."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from app.cli.doctor.findings import Check, Finding, duration_text, error, not_checked, ok, warning
+from inference.batch import RunState, slot_after, slot_at
+from inference.batch.records import RunRecord
+from inference.clock import Clock, system_clock, to_iso
+from inference.settings import ModelSettings
+
+
+def check_schedule(
+    name: str, model: ModelSettings, runs: Sequence[RunRecord] | None, *, clock: Clock = system_clock
+) -> list[Finding]:
+    """Return the lines of one model's runs, the newest first; `runs` is None when they cannot be read."""
+    batch = model.batch
+    if not model.features:
+        return []
+    if runs is None:
+        return [not_checked(Check.SCHEDULE, name)]
+    failed = [_failed(name, runs[0])] if runs and runs[0].state is RunState.FAILED else []
+    if not batch.schedule:
+        return [*failed, ok(Check.SCHEDULE, name, "no schedule: runs start by hand")]
+    now = clock()
+    latest = slot_at(batch.schedule, batch.timezone, now)
+    interval_s = slot_after(batch.schedule, batch.timezone, now) - latest
+    missed = _missed(name, runs, slot_at(batch.schedule, batch.timezone, latest - 1))
+    return [*failed, *missed, _run_time(name, batch.schedule, interval_s, runs)]
+
+
+def _failed(name: str, run: RunRecord) -> Finding:
+    fix = f"put it right, then `forecache batch resume {run.run_id}`"
+    return warning(Check.SCHEDULE, f"{name}, last run", f"failed: {run.error or 'no reason is known'}", fix)
+
+
+def _missed(name: str, runs: Sequence[RunRecord], last_but_one: float) -> list[Finding]:
+    """Tell of two slots in a row without any run; a single one may just be on its way."""
+    if not runs or runs[0].created_at >= last_but_one:
+        return []
+    detail = f"no run since {to_iso(runs[0].created_at)}, though two were due"
+    fix = "start beat: `forecache up`, or `python -P -m beat_schedule`"
+    return [warning(Check.SCHEDULE, f"{name}, beat", detail, fix)]
+
+
+def _run_time(name: str, schedule: str, interval_s: float, runs: Sequence[RunRecord]) -> Finding:
+    last = next((run for run in runs if run.state is RunState.PUBLISHED), None)
+    due = f"due every {duration_text(interval_s)} ({schedule})"
+    if last is None or last.finished_at is None:
+        return ok(Check.SCHEDULE, name, f"{due}; none has been published yet")
+    took_s = last.finished_at - last.created_at
+    detail = f"the last run took {duration_text(took_s)}, {due}"
+    fix = f"add batch workers, or run less often ([models.{name}.batch] schedule)"
+    if took_s > interval_s:
+        return error(Check.SCHEDULE, name, f"runs overlap, so slots are left out: {detail}", fix)
+    if took_s > interval_s / 2:
+        return warning(Check.SCHEDULE, name, f"runs take over half of their interval: {detail}", fix)
+    return ok(Check.SCHEDULE, name, detail)

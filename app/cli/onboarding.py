@@ -1,0 +1,271 @@
+"""The conversation of `forecache init`: look, decide, try, write, say what comes next."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import quote
+
+import typer
+
+from app.cli.asking import Asker
+from app.cli.http import base_url
+from inference import onboarding
+from inference.batch.sources import check_key_columns
+from inference.errors import Conflict, SettingsError
+from inference.features.contract import CONTRACT_FILE, find_contract
+from inference.models import Inspect, VersionRecord, find_versions, inspect_in_subprocess
+from inference.onboarding import Guess, Match, Proposal, Table, Target, Trial, TrialRequest, WidthMismatch
+from inference.settings import ModelSettings, Settings, load_settings, settings_file
+from inference.settings.model import MODEL_NAME, parse_schedule
+from inference.sources import Source, open_source
+
+_LABEL_WIDTH = len("event_time_column:")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line gave; None is asked for, or guessed."""
+
+    model: str | None
+    features: str | None
+    entity_column: str | None
+    event_time_column: str | None
+    columns: str | None
+    name: str | None
+    schedule: str
+    force: bool
+
+
+class Onboarding:
+    """Makes a deployment's first settings. Nothing is written before a row of the table has been scored."""
+
+    def __init__(
+        self,
+        options: Options,
+        asker: Asker,
+        *,
+        inspect: Inspect = inspect_in_subprocess,
+        try_row: Callable[[TrialRequest], Trial] = onboarding.try_row_in_subprocess,
+    ) -> None:
+        self._options = options
+        self._asker = asker
+        self._inspect = inspect
+        self._try_row = try_row
+
+    def run(self) -> None:
+        """Go all the way from the options to the files.
+
+        Raises:
+            ForecacheError: something is missing or does not fit, in one line; nothing was written.
+        """
+        options, need = self._options, self._asker.need
+        _check_schedule(options.schedule)
+        target = Target.find(settings_file(), force=options.force)
+        path = need(
+            "--model", "folder of the model (a SavedModel, or versions 1/, 2/, …)", options.model, _model_folder
+        )
+        name = _model_name(options.name, path)
+        target.check_model(name)
+        source = need("--features", "Parquet file or folder, one row per entity", options.features, _source)
+        _say("table", f"{source.path}: {_number(source.rows)} rows, {_number(len(source.schema.names))} columns")
+        entity = self._entity_column(source, name)
+        event_time = self._event_time_column(source, entity)
+        record = self._newest_version(name, path)
+        match = self._match(name, record, path, source, [entity.value, event_time.value])
+        contract_file = self._contract_file(record, match, path)
+        trial = self._try(name, path, record, match, source, str(entity.value))
+        proposal = Proposal(
+            model=name,
+            path=onboarding.spelled(path, target.root),
+            features=onboarding.spelled(Path(source.path), target.root),
+            entity_column=entity,
+            event_time_column=event_time,
+            matched=match.reason,
+            schedule=options.schedule,
+            ages=onboarding.ages_for(options.schedule, time.time()),
+        )
+        contract = {contract_file: onboarding.render_contract(match.contract)} if contract_file else {}
+        settings = _write(target, proposal, contract)
+        _next_steps(settings, proposal, source, trial)
+
+    def _entity_column(self, source: Source, name: str) -> Guess:
+        """Return the column of ids and why it can be it."""
+
+        def check(column: str) -> Guess:
+            check_key_columns(source, column, None)
+            return Guess(column, onboarding.check_distinct(onboarding.read_head(source, [column]), column))
+
+        guess = None
+        if self._options.entity_column is None:
+            candidates = onboarding.entity_candidates(source.schema, f"{Path(source.path).stem} {name}")
+            guess = onboarding.guess_entity_column(onboarding.read_head(source, candidates))
+            _say("guess", guess.reason if guess.value is None else f"entity column {guess.value!r}: {guess.reason}")
+        chosen = self._asker.need(
+            "--entity-column",
+            "column of entity ids",
+            self._options.entity_column,
+            check,
+            guess.value if guess else None,
+        )
+        _say("entity_column", f"{chosen.value!r}: {chosen.reason}")
+        return chosen
+
+    def _event_time_column(self, source: Source, entity: Guess) -> Guess:
+        """Return the column of event times, as given or guessed; no question is asked for it."""
+        given, now = self._options.event_time_column, datetime.now(UTC)
+        if given is not None:
+            check_key_columns(source, str(entity.value), given)
+            chosen = onboarding.given_event_time(given, onboarding.newest_times(source, [given]), now)
+        else:
+            candidates = onboarding.time_candidates(source.schema)
+            chosen = onboarding.guess_event_time(candidates, onboarding.newest_times(source, candidates), now)
+        _say("event_time_column", f"{chosen.value!r}: {chosen.reason}" if chosen.value else f"none: {chosen.reason}")
+        return chosen
+
+    def _match(
+        self, name: str, record: VersionRecord, path: Path, source: Source, taken: Sequence[str | None]
+    ) -> Match:
+        """Return which columns are the model's features; asks when that cannot be told."""
+        targets = [name, *name.replace("_", "-").split("-"), *(spec.name for spec in record.signature.outputs)]
+        table = Table(Path(source.path).name, source.schema, [one for one in taken if one], targets)
+
+        def listed(columns: str) -> Match:
+            names = [column.strip() for column in columns.split(",") if column.strip()]
+            return onboarding.match_listed(record.signature, table, names)
+
+        try:
+            if self._options.columns is not None:
+                match = listed(self._options.columns)
+            elif find_contract(path, _version_folder(path, record)):
+                match = onboarding.match_written(record.contract, record.signature, table)
+            else:
+                match = onboarding.match_columns(record.signature, table)
+        except WidthMismatch as error:
+            if not self._asker.interactive:
+                raise
+            _say("columns", error.message)
+            match = self._asker.ask("Columns, in the order of the tensor, with commas between", listed)
+        _say("features", match.reason)
+        return match
+
+    def _contract_file(self, record: VersionRecord, match: Match, path: Path) -> Path | None:
+        """Return where the contract must be written; None when what holds already is the same."""
+        if match.contract == record.contract:
+            return None
+        found = find_contract(path, _version_folder(path, record))
+        if found and not self._options.force:
+            raise Conflict(f"{found} already lists other columns: --force replaces it, without --columns it is used")
+        place = found or path / CONTRACT_FILE
+        onboarding.check_writable(place.parent)
+        return place
+
+    def _newest_version(self, name: str, path: Path) -> VersionRecord:
+        """Return the newest version that can be served."""
+        _say("loading", "the model, in a process of its own; this takes some seconds")
+        settings = Settings(models={name: ModelSettings(path=path.absolute())})
+        records = self._inspect(settings, name)
+        newest = records[max(version for version, record in records.items() if record.state == "ready")]
+        inputs = ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape) or ''}" for spec in newest.signature.inputs[:20])
+        outputs = ", ".join(
+            f"{spec.name} {spec.dtype}{list(spec.shape) or ''}" for spec in newest.signature.outputs[:20]
+        )
+        _say("version", f"{newest.version}: {inputs} -> {outputs}")
+        return newest
+
+    def _try(
+        self, name: str, path: Path, record: VersionRecord, match: Match, source: Source, entity_column: str
+    ) -> Trial:
+        """Score one row and show it."""
+        request = TrialRequest(
+            model=name,
+            path=str(path.absolute()),
+            version=record.version,
+            contract=match.contract,
+            source=str(Path(source.path).absolute()),
+            entity_column=entity_column,
+        )
+        trial = self._try_row(request)
+        _say("scored", f"{trial.entity_id!r} -> {trial.prediction!s:.200}")
+        if trial.unusable:
+            _say(
+                "note",
+                f"of the first {_number(trial.rows)} rows {_number(trial.unusable)} cannot be scored: {trial.why}",
+            )
+        return trial
+
+
+def _check_schedule(schedule: str) -> None:
+    try:
+        parse_schedule(schedule)
+    except ValueError as error:
+        raise SettingsError(f"--schedule: {error}", field="schedule") from error
+
+
+def _model_folder(text: str) -> Path:
+    path = Path(text).expanduser()
+    find_versions(path)
+    return path
+
+
+def _source(text: str) -> Source:
+    if "://" in text:
+        raise SettingsError(f"{text!r} is not on this machine: give a Parquet file or a folder", field="features")
+    return open_source(str(Path(text).expanduser()))
+
+
+def _model_name(given: str | None, path: Path) -> str:
+    if given is None:
+        name = onboarding.guess_model_name(path)
+        _say("model", f"{path}, called {name!r} after its folder (--name gives another)")
+        return name
+    if not MODEL_NAME.match(given):
+        raise SettingsError(f"--name: {given!r} must be 1 to 64 of a-z, 0-9, _ and -", field="name")
+    _say("model", f"{path}, called {given!r}")
+    return given
+
+
+def _version_folder(path: Path, record: VersionRecord) -> Path:
+    return find_versions(path)[record.version]
+
+
+def _write(target: Target, proposal: Proposal, contract: Mapping[Path, str]) -> Settings:
+    """Write the files and return the settings as every command will find them.
+
+    Raises:
+        Conflict: the settings file holds something else; the block for it is printed instead.
+        BadInput: a file cannot be written; nothing has changed.
+    """
+    if not target.may_write(proposal.model):
+        for place, text in contract.items():
+            typer.echo(f"\n# {place}:\n{text}", nl=False)
+        typer.echo(f"\n# {target.file}:\n{onboarding.render_model(proposal)}")
+        what = "the text above into these files" if contract else "the block above into it"
+        raise Conflict(f"{target.file} is already there, so nothing was written: paste {what}")
+    with onboarding.staged({**contract, target.file: onboarding.render_settings(proposal)}) as files:
+        settings = load_settings(files.files[target.file])
+        files.commit()
+    _say("wrote", " and ".join(map(str, files.files)))
+    return settings
+
+
+def _next_steps(settings: Settings, proposal: Proposal, source: Source, trial: Trial) -> None:
+    features = shlex.quote(source.path)
+    typer.echo("\nNext, the first in a terminal of its own, where it stays:")
+    typer.echo("  forecache up")
+    typer.echo(f"  forecache batch run {proposal.model} --wait")
+    typer.echo(f"  curl {base_url(settings.api)}/predict/{quote(trial.entity_id, safe='')}")
+    typer.echo("What no run has scored is computed on demand, once its features are loaded:")
+    typer.echo(f"  forecache features load {proposal.model} {features}")
+
+
+def _say(what: str, text: str) -> None:
+    typer.echo(f"{what + ':':<{_LABEL_WIDTH}} {text}")
+
+
+def _number(value: int) -> str:
+    return f"{value:,}".replace(",", " ")

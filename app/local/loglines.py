@@ -1,0 +1,114 @@
+"""The children's lines in one form: each library's way of logging read, its greetings left out.
+
+Our own processes log through `inference.logs`; Redis, TensorFlow's C++ and Python itself print as they like.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import strftime
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line as `up` prints it. `at`: wall clock, HH:MM:SS. `level`: debug, info, warning or error."""
+
+    at: str
+    level: str
+    text: str
+
+
+_OURS = re.compile(r"(?P<at>\d\d:\d\d:\d\d) \[(?P<level>\w+) *\] (?P<text>.*)")
+_REDIS = re.compile(r"\d+:[A-Z] \d\d \w{3} \d{4} (?P<at>\d\d:\d\d:\d\d)\.\d+ (?P<level>[.*#-]) (?P<text>.*)")
+_REDIS_SIGNAL = re.compile(r"\d+:signal-handler \(\d+\) (?P<text>.*)")
+_TENSORFLOW = re.compile(r"\d{4}-\d\d-\d\d (?P<at>\d\d:\d\d:\d\d)\.\d+: (?P<level>[IWEF]) (?P<text>.*)")
+#: before its logging is set up, the time of an absl line is 00:00 and epoch seconds
+_ABSL = re.compile(r"(?P<level>[IWEF])\d{4} \d\d:\d\d:\S+ +\d+ (?P<text>\S+:\d+\] .*)")
+_LIBRARY = re.compile(r"(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL):(?P<text>.*)")
+_PYTHON_WARNING = re.compile(r"\S+\.py:\d+: (?P<text>\w*Warning: .*)")
+_COMMAND = re.compile(r"forecache: (?P<text>.*)")
+_TRACEBACK = re.compile(r"\s*(\+ Exception Group )?Traceback \(most recent call last\):")
+
+_LEVELS = {
+    "critical": "error", "exception": "error", "fatal": "error",
+    "I": "info", "W": "warning", "E": "error", "F": "error",
+    ".": "debug", "-": "debug", "*": "info", "#": "warning",
+}  # fmt: skip
+
+#: Redis logs these as warnings at every start and stop
+_REDIS_ROUTINE = re.compile(
+    r"oO0OoO0OoO0Oo|Redis version=|Configuration loaded|Server initialized|User requested shutdown"
+    r"|Redis is now ready to exit|Received SIG"
+)
+#: printed at every start on a healthy machine, with a GPU or without; see tensorflow#62075 for the factories
+_TENSORFLOW_ROUTINE = re.compile(
+    r"All log messages before absl::InitializeLog|Unable to register cu\w+ factory"
+    r"|computation placer already registered|CUDA_ERROR_NO_DEVICE|Could not find cuda drivers"
+    r"|Could not find TensorRT|optimized to use available CPU|oneDNN custom operations|NUMA node"
+)
+#: the second line of one of these notes
+_TENSORFLOW_MORE = "To enable the following instructions:"
+#: the prefix says it already
+_OWN_NAME = re.compile(r" process=\S+")
+#: colours, and whatever else would move the cursor
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+class LogReader:
+    """Reads one process's lines in their order: what follows a traceback's head belongs to it."""
+
+    def __init__(self, now: Callable[[], str] = lambda: strftime("%H:%M:%S")) -> None:
+        self._now = now
+        self._in_traceback = False
+
+    def read(self, line: str) -> LogLine | None:
+        """Return the line in the one form; None for one that says nothing."""
+        line = _CONTROL.sub("", line).rstrip()
+        if not line or line.startswith(_TENSORFLOW_MORE):
+            return None
+        found = self._ours(line) or self._redis(line) or self._tensorflow(line) or self._other(line)
+        if found:
+            self._in_traceback = False
+            return found if found.text else None
+        if _TRACEBACK.match(line):
+            self._in_traceback = True
+        return LogLine(self._now(), "error" if self._in_traceback else "info", line)
+
+    def _ours(self, line: str) -> LogLine | None:
+        match = _OURS.fullmatch(line)
+        return LogLine(match["at"], _level(match["level"]), _OWN_NAME.sub("", match["text"])) if match else None
+
+    def _redis(self, line: str) -> LogLine | None:
+        if match := _REDIS_SIGNAL.fullmatch(line):
+            return LogLine(self._now(), "info", match["text"])
+        match = _REDIS.fullmatch(line)
+        if not match:
+            return None
+        level = "info" if _REDIS_ROUTINE.search(match["text"]) else _level(match["level"])
+        return LogLine(match["at"], level, match["text"])
+
+    def _tensorflow(self, line: str) -> LogLine | None:
+        """Read what TensorFlow, XLA and absl print from C++. Their notes are for their own developers."""
+        match = _TENSORFLOW.fullmatch(line) or _ABSL.fullmatch(line)
+        if not match:
+            return None
+        dull = match["level"] == "I" or _TENSORFLOW_ROUTINE.search(match["text"])
+        return LogLine(
+            match.groupdict().get("at") or self._now(), _level(match["level"]), "" if dull else match["text"]
+        )
+
+    def _other(self, line: str) -> LogLine | None:
+        if match := _LIBRARY.fullmatch(line):
+            dull = _TENSORFLOW_ROUTINE.search(match["text"])
+            return LogLine(self._now(), _level(match["level"].lower()), "" if dull else match["text"].strip())
+        if match := _PYTHON_WARNING.fullmatch(line):
+            return LogLine(self._now(), "warning", match["text"])
+        if match := _COMMAND.fullmatch(line):
+            return LogLine(self._now(), "error", match["text"])
+        return None
+
+
+def _level(name: str) -> str:
+    return _LEVELS.get(name, name)

@@ -1,0 +1,194 @@
+"""Which rows of a source a partial run scores: those of some entities, or those that changed since an instant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from inference.batch.asked import Selection, as_utc
+from inference.batch.gates import MAX_EXAMPLES
+from inference.batch.plan import Piece
+from inference.entities import entity_ids_as_text, illegal_entity_ids
+from inference.errors import SourceError
+from inference.features import event_times
+from inference.sources import (
+    Slice,
+    Source,
+    count_distinct_ids,
+    hash_ids,
+    pack_mask,
+    read_slices,
+)
+
+_BATCH_ROWS = 1 << 17
+
+
+@dataclass(frozen=True)
+class Selected:
+    """The rows found. `missing`: how many of the asked ids no row has, and some of them."""
+
+    pieces: list[Piece] = field(default_factory=list)
+    missing: int = 0
+    missing_examples: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Rows that the run scores."""
+        return sum(piece.rows for piece in self.pieces)
+
+
+def select_rows(
+    source: Source, pieces: Iterator[Piece], selection: Selection, *, entity_column: str, event_time_column: str | None
+) -> Selected:
+    """Return which rows of `pieces` (the whole source) are meant. Reads ids and event times, no features.
+
+    Row groups whose statistics say that nothing in them is new enough are not read.
+
+    Raises:
+        SourceError: two rows that are meant have the same id, or the source cannot be read.
+    """
+    scan = _Scan(selection, entity_column, event_time_column)
+    kept: list[Piece] = []
+    for group, batches in _row_groups(source, _prune(source, pieces, selection.since, event_time_column), scan.columns):
+        kept += _masked(group, np.concatenate([scan.mask(batch) for batch in batches]))
+    _refuse_repeated(source, kept, scan.hashes, entity_column)
+    return replace(scan.missing(), pieces=kept)
+
+
+class _Scan:
+    """Says of each row whether it is meant, and remembers the ids of those that are."""
+
+    def __init__(self, selection: Selection, entity_column: str, event_time_column: str | None) -> None:
+        self._asked = None if selection.entities is None else _Asked(selection.entities)
+        self._since = -np.inf if selection.since is None else selection.since
+        self._entity_column = entity_column
+        self._time_column = event_time_column if selection.since is not None else None
+        self.columns = [entity_column, *([self._time_column] if self._time_column else [])]
+        #: of the legal ids that are meant
+        self.hashes: list[npt.NDArray[np.uint64]] = []
+
+    def mask(self, batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+        ids = entity_ids_as_text(batch.column(self._entity_column), self._entity_column)
+        hashed = hash_ids(pc.fill_null(ids, ""))
+        mask = np.ones(len(ids), bool) if self._asked is None else self._asked.find(hashed)
+        if self._time_column is not None:
+            mask = mask & (event_times(batch.column(self._time_column)) >= self._since)  # an unknown time is not newer
+        self.hashes.append(hashed[mask & ~np.asarray(illegal_entity_ids(ids))])
+        return mask
+
+    def missing(self) -> Selected:
+        return Selected() if self._asked is None else self._asked.missing()
+
+
+class _Asked:
+    """The asked ids, by hash, and which of them were found."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self._ids = ids
+        self._own = hash_ids(pa.array(ids, pa.string()))
+        self._sorted = np.unique(self._own)
+        self._found = np.zeros(len(self._sorted), bool)
+
+    def find(self, hashed: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+        places = np.minimum(np.searchsorted(self._sorted, hashed), len(self._sorted) - 1)
+        mask: npt.NDArray[np.bool_] = self._sorted[places] == hashed
+        self._found[places[mask]] = True
+        return mask
+
+    def missing(self) -> Selected:
+        lost = self._sorted[~self._found]
+        rows = np.flatnonzero(np.isin(self._own, lost)) if len(lost) else np.empty(0, np.intp)
+        return Selected(missing=len(rows), missing_examples=tuple(self._ids[row] for row in rows[:MAX_EXAMPLES]))
+
+
+def _row_groups(
+    source: Source, pieces: Iterator[Piece], columns: list[str]
+) -> Iterator[tuple[list[Piece], Iterator[pa.RecordBatch]]]:
+    """Yield each row group's pieces with its rows, which must be read before the next is asked for."""
+    groups = [list(group) for _, group in groupby(pieces, key=lambda p: (p.slice.file, p.slice.row_group))]
+    whole = [replace(group[0].slice, offset=0, length=sum(piece.rows for piece in group)) for group in groups]
+    batches = read_slices(source.files, whole, columns=columns, batch_rows=_BATCH_ROWS)
+    for group, part in zip(groups, whole, strict=True):
+        yield group, _first_rows(batches, part.length)
+    next(batches, None)  # lets the reader compare the last file with the plan once more
+
+
+def _first_rows(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.RecordBatch]:
+    """Yield batches until that many rows were read; no batch spans two row groups."""
+    while rows > 0:
+        batch = next(batches)
+        rows -= batch.num_rows
+        yield batch
+
+
+def _masked(group: Sequence[Piece], mask: npt.NDArray[np.bool_]) -> Iterator[Piece]:
+    for piece in group:
+        own = mask[piece.slice.offset : piece.slice.offset + piece.slice.length]
+        rows = int(own.sum())
+        if rows:
+            packed = None if rows == len(own) else pack_mask(own)
+            yield Piece(replace(piece.slice, mask=packed), rows, piece.bytes * rows // len(own))
+
+
+def _refuse_repeated(
+    source: Source, pieces: Sequence[Piece], hashes: Sequence[npt.NDArray[np.uint64]], entity_column: str
+) -> None:
+    every = np.concatenate([np.empty(0, np.uint64), *hashes])
+    repeated = len(every) - len(np.unique(every))
+    if repeated:
+        slices: list[Slice] = [piece.slice for piece in pieces]
+        counted = count_distinct_ids(source.files, entity_column, examples=MAX_EXAMPLES, slices=slices)
+        named = ", ".join(map(repr, counted.duplicates))
+        raise SourceError(
+            f"{repeated:,} of the rows repeat an entity id, such as {named}: make the ids unique", field=entity_column
+        )
+
+
+def _prune(source: Source, pieces: Iterator[Piece], since: float | None, column: str | None) -> Iterator[Piece]:
+    """Leave out the row groups in which, by their statistics, nothing is new enough."""
+    if since is None or column is None:
+        return pieces
+    newest: dict[int, Mapping[int, float]] = {}
+
+    def may_match(piece: Piece) -> bool:
+        number = piece.slice.file
+        if number not in newest:
+            newest.clear()  # pieces come file by file
+            newest[number] = _newest_times(source, number, column)
+        return newest[number].get(piece.slice.row_group, since) >= since
+
+    return (piece for piece in pieces if may_match(piece))
+
+
+def _newest_times(source: Source, number: int, column: str) -> dict[int, float]:
+    """Return the newest event time of each row group of a file, where it is known."""
+    file, metadata = source.files[number], source.metadata[number]
+    places = [at for at in range(metadata.num_columns) if metadata.schema.column(at).path == column]
+    if not places:
+        value = next((value.scalar.as_py() for value in file.partition if value.column == column), None)
+        known = _epoch_s(value)
+        return {} if known is None else dict.fromkeys(range(len(file.row_groups)), known)
+    found = {}
+    for group in range(len(file.row_groups)):
+        statistics = metadata.row_group(group).column(places[0]).statistics
+        known = _epoch_s(statistics.max) if statistics is not None and statistics.has_min_max else None
+        if known is not None:
+            found[group] = known
+    return found
+
+
+def _epoch_s(value: Any) -> float | None:
+    """Return epoch seconds of a date or an instant, UTC unless it says otherwise; None for anything else."""
+    if isinstance(value, datetime):
+        return as_utc(value).timestamp()
+    if isinstance(value, date):
+        return datetime(value.year, value.month, value.day, tzinfo=UTC).timestamp()
+    return None

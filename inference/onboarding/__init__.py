@@ -1,0 +1,55 @@
+"""From a model and a table to a deployment's first settings: what is guessed, why, and the proof that it works.
+
+`head` reads little of the table; `guesses` and `matching` are pure rules; `trial` scores one row in a process of
+its own; `proposal` holds what was decided, `rendering` spells it, `target` knows what the file already holds, and
+`writing` puts files on disk, all or none.
+"""
+
+from inference.onboarding.guesses import (
+    Guess,
+    check_distinct,
+    entity_candidates,
+    given_event_time,
+    guess_entity_column,
+    guess_event_time,
+    guess_model_name,
+    time_candidates,
+)
+from inference.onboarding.head import newest_times, read_head
+from inference.onboarding.matching import Match, Table, WidthMismatch, match_columns, match_listed, match_written
+from inference.onboarding.proposal import Proposal, ages_for, spelled
+from inference.onboarding.rendering import render_contract, render_model, render_settings
+from inference.onboarding.target import Target
+from inference.onboarding.trial import Trial, TrialRequest, try_row_in_subprocess
+from inference.onboarding.writing import check_writable, staged
+
+__all__ = [
+    "Guess",
+    "Match",
+    "Proposal",
+    "Table",
+    "Target",
+    "Trial",
+    "TrialRequest",
+    "WidthMismatch",
+    "ages_for",
+    "check_distinct",
+    "check_writable",
+    "entity_candidates",
+    "given_event_time",
+    "guess_entity_column",
+    "guess_event_time",
+    "guess_model_name",
+    "match_columns",
+    "match_listed",
+    "match_written",
+    "newest_times",
+    "read_head",
+    "render_contract",
+    "render_model",
+    "render_settings",
+    "spelled",
+    "staged",
+    "time_candidates",
+    "try_row_in_subprocess",
+]

@@ -1,0 +1,168 @@
+"""Guesses from names, types and first rows. Each says in one line why, so that a person can judge it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from inference.entities import check_entity_column_type, entity_ids_as_text, illegal_entity_ids
+from inference.errors import SourceError
+from inference.onboarding.head import Head
+
+#: columns whose first rows are read to tell ids from other values
+MAX_CANDIDATES = 20
+#: features older than this are stale by the default age limit, so that every answer would be marked
+FRESH_WITHIN = timedelta(hours=24)
+
+_ID_NAME = re.compile(r"(^|_)(id|ids|uuid|guid|key)$|[a-z0-9](Id|ID|Key|Uuid|UUID)$", re.IGNORECASE)
+_TIME_NAMES = (
+    re.compile(r"updated|modified|refreshed|as_?of|snapshot", re.IGNORECASE),
+    re.compile(r"event_?(time|date|ts|at)|observed|computed|ingested|loaded|valid_from", re.IGNORECASE),
+    re.compile(r"^(timestamp|ts|time|date|datetime)$", re.IGNORECASE),
+)
+
+
+@dataclass(frozen=True)
+class Guess:
+    """What is proposed, None for nothing, and the line that says why."""
+
+    value: str | None
+    reason: str
+
+
+def looks_like_id(name: str) -> bool:
+    """Tell whether a column is named as columns of ids are: `user_id`, `uuid`, `customerKey`."""
+    return bool(_ID_NAME.search(name))
+
+
+def guess_model_name(folder: Path) -> str:
+    """Return a legal model name made from the folder's: that of `models/Delay v2/3` is `delay-v2`."""
+    absolute = folder.absolute()
+    for part in (absolute.name, absolute.parent.name):
+        name = re.sub(r"[^a-z0-9_-]+", "-", part.lower()).strip("-_")[:64]
+        if name and not name.isdecimal():
+            return name
+    return "model"
+
+
+def entity_candidates(schema: pa.Schema, hints: str = "") -> list[str]:
+    """Return the columns that may hold entity ids, likeliest first. `hints`: names of the table and the model."""
+    ranked = []
+    for position, field in enumerate(schema):
+        rank = _entity_rank(field, hints)
+        if rank is not None and len(schema.get_all_field_indices(field.name)) == 1:
+            ranked.append((rank, position, field.name))
+    return [name for _, _, name in sorted(ranked)[:MAX_CANDIDATES]]
+
+
+def guess_entity_column(head: Head) -> Guess:
+    """Return the first column of the head that has a different legal id in every row."""
+    for name in head.table.column_names:
+        if not head.table.num_rows or _id_problem(head, name):
+            continue
+        return Guess(name, f"{_kind(head.table.schema.field(name).type)}, {_unique(head)}")
+    looked = ", ".join(map(repr, head.table.column_names[:5])) or "no column of text or integers"
+    return Guess(None, f"no column looks like one id a row ({looked}: not unique in {head.words})")
+
+
+def check_distinct(head: Head, column: str) -> str:
+    """Return the line that says why a column can be the entity column.
+
+    Raises:
+        SourceError: its type holds no ids, or an id repeats or is illegal in the head.
+    """
+    check_entity_column_type(column, head.table.schema.field(column).type)
+    problem = _id_problem(head, column)
+    if problem:
+        raise SourceError(f"entity column {column!r} {problem}: a table has one row per entity", field=column)
+    return f"{_kind(head.table.schema.field(column).type)}, {_unique(head)}"
+
+
+def time_candidates(schema: pa.Schema) -> list[str]:
+    """Return the columns of instants, those first whose names say that they date the row."""
+    columns = [field.name for field in schema if pa.types.is_timestamp(field.type) or pa.types.is_date(field.type)]
+    return sorted(columns, key=_time_rank)[:MAX_CANDIDATES]
+
+
+def guess_event_time(candidates: list[str], newest: Mapping[str, datetime], now: datetime) -> Guess:
+    """Return the column that says how old a row's features are, when its name and its values speak for it.
+
+    `newest`: the newest instant of each column that is known. One that is a day old is not taken: every answer
+    would be marked stale from the start.
+    """
+    if not candidates:
+        return Guess(None, "the table has no column of timestamps: features are as old as the run that reads them")
+    best = candidates[0]
+    others = f" (others: {', '.join(map(repr, candidates[1:4]))})" if len(candidates) > 1 else ""
+    if _time_rank(best) == len(_TIME_NAMES):
+        return Guess(None, f"{best!r} does not sound like the age of a row's features{others}")
+    known = newest.get(best)
+    if known is None:
+        return Guess(best, f"timestamps, named like the age of a row{others}")
+    if now - known > FRESH_WITHIN:
+        return Guess(None, f"the newest {best!r} is of {_minute(known)}: every answer would be marked stale{others}")
+    return Guess(best, f"timestamps, the newest of {_minute(known)}{others}")
+
+
+def given_event_time(column: str, newest: Mapping[str, datetime], now: datetime) -> Guess:
+    """Return the column that a person has named, with a warning when its values will mark every answer stale."""
+    known = newest.get(column)
+    if known is None or now - known <= FRESH_WITHIN:
+        return Guess(column, "as given")
+    return Guess(column, f"as given; its newest is of {_minute(known)}, so every answer will be marked stale")
+
+
+def _entity_rank(field: pa.Field, hints: str) -> int | None:
+    """Return how unlikely a column is to hold entity ids; None when it cannot."""
+    try:
+        check_entity_column_type(field.name, field.type)
+    except SourceError:
+        return None
+    name = field.name.lower()
+    stem = re.sub(r"_?(id|uuid|guid|key)$", "", name)
+    if name == "entity_id":
+        return 0
+    named = looks_like_id(field.name)
+    if len(stem) >= 3 and stem in hints.lower():
+        return 1 if named else 3
+    if named:
+        return 2
+    # integers without such a name are quantities far more often than ids
+    return None if pa.types.is_integer(field.type) else 4
+
+
+def _id_problem(head: Head, column: str) -> str | None:
+    ids = entity_ids_as_text(head.table.column(column).combine_chunks(), column)
+    if isinstance(ids, pa.ChunkedArray):
+        ids = pa.concat_arrays(ids.chunks) if ids.num_chunks else pa.array([], pa.string())
+    illegal = illegal_entity_ids(ids)
+    if pc.any(illegal).as_py():
+        return f"holds {ids.filter(illegal)[0].as_py()!r:.60}, which is no legal id, in {head.words}"
+    counts = pc.value_counts(ids)
+    twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+    if not len(twice):
+        return None
+    return f"repeats {twice[0].as_py()!r:.60} in {head.words}"
+
+
+def _time_rank(name: str) -> int:
+    return next((rank for rank, pattern in enumerate(_TIME_NAMES) if pattern.search(name)), len(_TIME_NAMES))
+
+
+def _kind(type_: pa.DataType) -> str:
+    value_type = type_.value_type if pa.types.is_dictionary(type_) else type_
+    return "integers" if pa.types.is_integer(value_type) else "text"
+
+
+def _unique(head: Head) -> str:
+    return f"unique in {head.words}"
+
+
+def _minute(instant: datetime) -> str:
+    return instant.strftime("%Y-%m-%d %H:%M UTC")

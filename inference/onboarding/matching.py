@@ -1,0 +1,217 @@
+"""Which columns become which inputs: by name where the names agree, else in the order of the table."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import pyarrow as pa
+
+from inference.errors import BadInput, SourceError
+from inference.features import Feature, FeatureContract, Vectoriser, contract_from_signature
+from inference.features.columns import type_problem
+from inference.features.contract import CONTRACT_FILE, check_contract
+from inference.onboarding.guesses import looks_like_id
+from inference.schema import DType, Signature, TensorSpec
+
+_MOST_NAMES = 20
+_MOST_MISSING = 5
+_FEW_COLUMNS = 8
+_LONGEST_NAME = 60
+_TARGET_NAME = re.compile(r"^(target|label|labels|y|outcome|class)$|^(target|label)_|_(target|label)$", re.IGNORECASE)
+_ROW_NUMBER_NAME = re.compile(r"^(__index_level_\d+__|unnamed: ?\d+|index|level_\d+)$", re.IGNORECASE)
+
+
+class WidthMismatch(BadInput):
+    """Raised when more or fewer columns could fill a model's single tensor than it takes."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table to match. `taken`: columns that are no features; `targets`: words for what the model predicts."""
+
+    name: str
+    schema: pa.Schema
+    taken: Collection[str] = ()
+    targets: Collection[str] = ()
+
+
+@dataclass(frozen=True)
+class Match:
+    """The features of a model, and the line that says why these."""
+
+    contract: FeatureContract
+    reason: str
+
+
+def match_columns(signature: Signature, table: Table) -> Match:
+    """Match a table's columns to a model's inputs by name; for a single tensor also by type and order.
+
+    Raises:
+        WidthMismatch: it cannot be told which columns fill the single tensor; all that could are named.
+        BadInput: an input has no column (the nearest are named), or its type does not fit.
+    """
+    missing = [spec.name for spec in signature.inputs if spec.name not in table.schema.names]
+    if missing and len(signature.inputs) == 1 and len(signature.inputs[0].shape) <= 1:
+        return _fill_tensor(signature, table)
+    if missing:
+        raise SourceError(_no_columns(missing, table, len(signature.inputs)), field=missing[0])
+    contract = contract_from_signature(signature)
+    Vectoriser(contract, signature).check_schema(table.schema, table.name)
+    count = len(contract.features)
+    reason = f"{count} inputs, each a column of that name" if count > 1 else "the input's name is a column's"
+    return Match(contract, reason=f"{reason}: {_listed(contract.names)}")
+
+
+def match_listed(signature: Signature, table: Table, columns: Sequence[str]) -> Match:
+    """Take the named columns for a model's single tensor, in their order.
+
+    Raises:
+        BadInput: a column is not there (the nearest is named) or cannot fill it, or there are too few or many;
+            or the model has several inputs, which are matched by name.
+    """
+    if len(signature.inputs) != 1 or len(signature.inputs[0].shape) > 1:
+        inputs = ", ".join(spec.name for spec in signature.inputs)
+        raise BadInput(f"--columns is for a model with one flat input tensor; this one's inputs: {inputs}")
+    only = signature.inputs[0]
+    for name in columns:
+        if name not in table.schema.names:
+            raise SourceError(f"{table.name} has no column {name!r} {_nearest(name, table.schema)}", field=name)
+    contract = FeatureContract(tuple(_feature(table.schema.field(name), only) for name in columns))
+    if len(set(columns)) != len(columns):
+        twice = next(name for name in columns if columns.count(name) > 1)
+        raise BadInput(f"--columns names {twice!r} twice", field="columns")
+    if contract.width != math.prod(only.shape):
+        takes = _count(math.prod(only.shape), "value")
+        raise BadInput(
+            f"--columns gives {_count(contract.width, 'value')} but the model's input {only.name!r} takes {takes}"
+        )
+    Vectoriser(contract, signature).check_schema(table.schema, table.name)
+    return Match(contract, reason=f"as given: {_listed(columns)}")
+
+
+def match_written(contract: FeatureContract, signature: Signature, table: Table) -> Match:
+    """Match a table's columns to a contract that is already written.
+
+    Raises:
+        BadInput: a column is missing (the nearest is named), or its type does not fit.
+    """
+    Vectoriser(contract, signature).check_schema(table.schema, table.name)
+    return Match(contract, reason=f"as {CONTRACT_FILE} lists them: {_listed(contract.names)}")
+
+
+def _fill_tensor(signature: Signature, table: Table) -> Match:
+    only = signature.inputs[0]
+    width = math.prod(only.shape)
+    names = [field.name for field in table.schema if _can_fill(field, only, table)]
+    for dropped in _droppings(table):
+        kept = [name for name in names if not any(rule(name) for rule, _ in dropped)]
+        if len(kept) == width:
+            return _stacked(signature, names, kept, [words for _, words in dropped])
+    lists = [field.name for field in table.schema if _can_fill(field, only, table, shape=only.shape)] if width else []
+    if not names and len(lists) == 1:
+        contract = FeatureContract((Feature(lists[0], only.dtype, only.shape),))
+        check_contract(contract, signature)
+        return Match(contract, reason=f"{lists[0]!r}, the only column of lists")
+    raise WidthMismatch(_mismatch(only, width, names, table), field="columns")
+
+
+Rule = tuple[Callable[[str], bool], str]
+
+
+def _droppings(table: Table) -> list[tuple[Rule, ...]]:
+    """Return what may be left out, the least first: nothing, one kind of leftover, two kinds, all."""
+    targets = {word.lower() for word in table.targets}
+    rules: list[Rule] = [
+        (lambda name: bool(_ROW_NUMBER_NAME.search(name)), "a row number"),
+        (lambda name: name.lower() in targets or bool(_TARGET_NAME.search(name)), "what the model predicts"),
+        (looks_like_id, "another id"),
+    ]
+    return [chosen for size in range(len(rules) + 1) for chosen in combinations(rules, size)]
+
+
+def _stacked(signature: Signature, names: list[str], kept: list[str], left_out: list[str]) -> Match:
+    only = signature.inputs[0]
+    contract = FeatureContract(tuple(Feature(name, only.dtype) for name in kept))
+    check_contract(contract, signature)
+    reason = f"the {_count(len(kept), f'{_kind(only.dtype)} column')}, in the order of the table: {_listed(kept)}"
+    others = [name for name in names if name not in set(kept)]
+    if others:
+        reason += f" (left out as {' or '.join(left_out)}: {_listed(others)})"
+    return Match(contract, reason=reason)
+
+
+def _can_fill(field: pa.Field, only: TensorSpec, table: Table, shape: tuple[int, ...] = ()) -> bool:
+    if field.name in table.taken or len(table.schema.get_all_field_indices(field.name)) != 1:
+        return False
+    return not pa.types.is_null(field.type) and type_problem(Feature(field.name, only.dtype, shape), field.type) is None
+
+
+def _feature(field: pa.Field, only: TensorSpec) -> Feature:
+    """Return a named column as a feature; a list of fixed size stands for so many values."""
+    type_ = field.type
+    if pa.types.is_fixed_size_list(type_):
+        return Feature(field.name, only.dtype, (type_.list_size,))
+    is_list = pa.types.is_list(type_) or pa.types.is_large_list(type_)
+    return Feature(field.name, only.dtype, only.shape if is_list else ())
+
+
+def _mismatch(only: TensorSpec, width: int, names: list[str], table: Table) -> str:
+    kind = _kind(only.dtype)
+    takes = f"the model's input {only.name!r} takes {_count(width, 'value')}"
+    if len(names) < width:
+        others = [field.name for field in table.schema if field.name not in {*names, *table.taken}]
+        hint = f"; encode the others as in training: {_listed(others)}" if others else ""
+        found = f"only {_listed(names)}" if names else "none"
+        return f"{takes}, but of the {kind} columns that {table.name} needs it has {found}{hint}"
+    example = json.dumps({"features": [{"name": _shown(names[0]), "dtype": only.dtype.value}]}, ensure_ascii=False)
+    return (
+        f"{takes}, but {table.name} has {_count(len(names), f'{kind} column')}: {_listed(names)}; name those of the "
+        f"tensor in its order with --columns {_shown(names[0])},… or write {CONTRACT_FILE} in the model's folder: "
+        f"{example[:-2]}, …]}}"
+    )
+
+
+def _no_columns(missing: list[str], table: Table, inputs: int) -> str:
+    told = ", ".join(f"{name!r} {_nearest(name, table.schema)}" for name in missing[:_MOST_MISSING])
+    more = f" and {len(missing) - _MOST_MISSING} more" if len(missing) > _MOST_MISSING else ""
+    which = "none" if len(missing) == inputs else f"{inputs - len(missing)}"
+    return (
+        f"{which} of the model's {_count(inputs, 'input')} {'is a column' if inputs == 1 else 'are columns'} of "
+        f"{table.name}; missing: {told}{more}: rename the table's columns to the inputs' names"
+    )
+
+
+def _nearest(name: str, schema: pa.Schema) -> str:
+    # difflib tells cases apart, people do not
+    by_lower = {column.lower(): column for column in schema.names}
+    if name.lower() in by_lower:
+        return f"(nearest: {by_lower[name.lower()]!r})"
+    near = difflib.get_close_matches(name.lower(), by_lower, n=2, cutoff=0.5)
+    if near:
+        return f"(nearest: {', '.join(repr(by_lower[one]) for one in near)})"
+    return f"(its columns: {_listed(schema.names)})" if len(schema.names) <= _FEW_COLUMNS else "(none is near)"
+
+
+def _kind(dtype: DType) -> str:
+    return "text" if dtype is DType.STRING else "bool" if dtype is DType.BOOL else "numeric"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(map(_shown, names[:_MOST_NAMES]))
+    return f"{shown} and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else shown
+
+
+def _shown(name: str) -> str:
+    """Return a name that stays on one line."""
+    text = name if name.isprintable() else repr(name)
+    return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 1] + "…"

@@ -1,0 +1,123 @@
+"""Which workers are alive: each says so every few seconds, whatever its pool is busy with.
+
+A solo worker answers none of Celery's questions while a task runs, so that silence there proves nothing. Ages are
+measured by Redis' clock, so hosts' clocks do not matter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import redis
+
+from inference.errors import StoreUnavailable
+from inference.keys import Keys
+
+BEAT_EVERY_S = 4.0
+#: a worker that was not heard for so long counts as gone; three beats may be lost
+GONE_AFTER_S = 15
+#: the name of a worker that is gone is remembered for so long
+REMEMBERED_S = 3600
+
+# KEYS: the worker's record, then each of its queues. ARGV: record, seconds to keep it, name, seconds to remember it.
+_BEAT = """
+local time = redis.call('TIME')
+local now = time[1] + time[2] / 1000000
+redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+for i = 2, #KEYS do
+  redis.call('ZADD', KEYS[i], string.format('%.3f', now), ARGV[3])
+  redis.call('ZREMRANGEBYSCORE', KEYS[i], '-inf', now - ARGV[4])
+  redis.call('EXPIRE', KEYS[i], ARGV[4])
+end
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerBeat:
+    """What a worker process says of itself. `name` is Celery's node name, which several may share by mistake.
+
+    `versions`: model → the versions it holds in memory. `ready`: its models are loaded and it takes tasks.
+    `started_at`: epoch seconds of its own host's clock. `release`: of Forecache; None when it runs from
+    its sources.
+    """
+
+    name: str
+    process: str
+    queues: tuple[str, ...]
+    host: str
+    pid: int
+    release: str | None
+    started_at: float
+    ready: bool
+    versions: Mapping[str, tuple[int, ...]]
+
+    @property
+    def identity(self) -> str:
+        """What tells it from all others."""
+        return f"{self.name} pid {self.pid}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> WorkerBeat:
+        """Rebuild from `to_json`."""
+        versions = {model: tuple(held) for model, held in data["versions"].items()}
+        return cls(**{**data, "queues": tuple(data["queues"]), "versions": versions})
+
+
+@dataclass(frozen=True)
+class Roster:
+    """The workers of one queue: those `alive`, and who is `gone`, with the seconds since then."""
+
+    alive: tuple[WorkerBeat, ...]
+    gone: Mapping[str, float]
+
+
+class Presence:
+    """Writes and reads the workers' signs of life. Methods raise StoreUnavailable when Redis does not answer."""
+
+    def __init__(self, client: redis.Redis, keys: Keys, *, gone_after_s: int = GONE_AFTER_S) -> None:
+        self._client: Any = client  # redis-py types every answer as every possible one
+        self._keys = keys
+        self._gone_after_s = gone_after_s
+
+    def beat(self, worker: WorkerBeat) -> None:
+        """Say that a worker is alive."""
+        touched = [self._keys.worker(worker.identity), *map(self._keys.queue_workers, worker.queues)]
+        arguments = [json.dumps(worker.to_json()), self._gone_after_s, worker.identity, REMEMBERED_S]
+        try:
+            self._client.eval(_BEAT, len(touched), *touched, *arguments)
+        except redis.RedisError as error:
+            raise _unavailable(error) from error
+
+    def leave(self, worker: WorkerBeat) -> None:
+        """Say that a worker has ended as it was told to: nobody need look for it."""
+        try:
+            with self._client.pipeline(transaction=False) as pipe:
+                pipe.delete(self._keys.worker(worker.identity))
+                for queue in worker.queues:
+                    pipe.zrem(self._keys.queue_workers(queue), worker.identity)
+                pipe.execute()
+        except redis.RedisError as error:
+            raise _unavailable(error) from error
+
+    def roster(self, queue: str) -> Roster:
+        """Return who serves a queue now, and who did within the last hour and went without a word."""
+        try:
+            seconds, micros = self._client.time()
+            heard = self._client.zrange(self._keys.queue_workers(queue), 0, -1, withscores=True)
+            ages = {identity.decode(): max(seconds + micros / 1e6 - at, 0.0) for identity, at in heard}
+            texts = self._client.mget(map(self._keys.worker, ages)) if ages else []
+        except redis.RedisError as error:
+            raise _unavailable(error) from error
+        alive = tuple(WorkerBeat.from_json(json.loads(text)) for text in texts if text is not None)
+        return Roster(alive, {one: ages[one] for one in ages.keys() - {worker.identity for worker in alive}})
+
+
+def _unavailable(error: redis.RedisError) -> StoreUnavailable:
+    return StoreUnavailable(f"the cache Redis did not answer: {error}")

@@ -1,0 +1,126 @@
+"""Which files a path, a folder or a pattern means. Only names are listed here; no file is opened."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as fs
+
+from inference.errors import SourceError
+from inference.storage import Location, reason_of
+
+_PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
+_MAGIC = re.compile(r"[*?\[]")
+_PLACES = "give a Parquet file, a folder of them, or a pattern such as data/*.parquet"
+
+
+def is_pattern(path: str) -> bool:
+    """Whether a path stands for several files."""
+    return _MAGIC.search(path) is not None
+
+
+def fixed_part(path: str) -> str:
+    """Return the folder that everything a pattern matches lies in; for other paths the path itself."""
+    parts = path.split("/")
+    magic = next((number for number, part in enumerate(parts) if is_pattern(part)), None)
+    return path if magic is None else "/".join(parts[:magic]) or ("/" if path.startswith("/") else "")
+
+
+def list_files(place: Location) -> list[str]:
+    """Return the paths of a source's files, sorted.
+
+    Of a folder, and of folders that a pattern matches: every `*.parquet` (`.parq`, `.pq`) below. Hidden names and
+    those that start with an underscore, such as `_SUCCESS` or `_temporary/`, are left out, and so is `.crc`.
+
+    Raises:
+        SourceError: nothing is there, nothing of it is Parquet, or it cannot be listed.
+    """
+    if is_pattern(place.path) and not (place.is_local and Path(place.path).exists()):
+        return _matching(place, sorted(_below(place, fixed_part(place.path))))
+    kind = _kind(place, place.path)
+    if kind == fs.FileType.File:
+        return [place.path]
+    if kind == fs.FileType.NotFound:
+        raise SourceError(f"{place.name} does not exist: {_PLACES}", field="source")
+    found = sorted(_below(place, place.path))
+    parquet = [path for path in found if path.endswith(_PARQUET_SUFFIXES)]
+    if not parquet:
+        raise SourceError(f"{place.name} holds no *.parquet file{_instead(found)}", field="source")
+    return parquet
+
+
+def _matching(place: Location, found: list[str]) -> list[str]:
+    pattern = _compiled(place.path)
+    # what the pattern names is taken whatever its suffix; below a folder that it names, Parquet only
+    kept = [
+        path
+        for path in found
+        if pattern.fullmatch(path) or (path.endswith(_PARQUET_SUFFIXES) and _under(path, pattern))
+    ]
+    if not kept:
+        raise SourceError(f"{place.name} matches no Parquet file{_instead(found)}", field="source")
+    return kept
+
+
+def _under(path: str, pattern: re.Pattern[str]) -> bool:
+    return any(pattern.fullmatch(str(parent)) for parent in PurePosixPath(path).parents)
+
+
+def _instead(found: list[str]) -> str:
+    return (
+        f"; it holds {PurePosixPath(found[0]).name}" + (f" and {len(found) - 1} more" if found[1:] else "")
+        if found
+        else ""
+    )
+
+
+def _kind(place: Location, path: str) -> Any:
+    try:
+        return place.filesystem.get_file_info(path).type
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError(f"{place.at(path).name} cannot be read: {reason_of(error)}", field="source") from error
+
+
+def _below(place: Location, root: str) -> Iterator[str]:
+    try:
+        infos = place.filesystem.get_file_info(fs.FileSelector(root, recursive=True))
+    except FileNotFoundError:
+        return
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError(f"{place.at(root).name} cannot be listed: {reason_of(error)}", field="source") from error
+    for info in infos:
+        if info.type == fs.FileType.File and not _is_hidden(info.path[len(root) :]):
+            yield info.path
+
+
+def _is_hidden(relative: str) -> bool:
+    parts = [part for part in relative.split("/") if part]
+    # a partition column may start with an underscore
+    return relative.endswith(".crc") or any(
+        part.startswith(".") or (part.startswith("_") and "=" not in part) for part in parts
+    )
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """`*` and `?` stay within one name, `**` spans folders, `[ab]` and `[!ab]` are sets."""
+    return re.compile("".join(_translated(piece) for piece in _PIECE.finditer(pattern)))
+
+
+_PIECE = re.compile(
+    r"(?P<deep>\*\*/?)|(?P<star>\*)|(?P<one>\?)|\[(?P<not>!?)(?P<set>\]?[^]/]*)\]|(?P<text>.)", re.DOTALL
+)
+
+
+def _translated(piece: re.Match[str]) -> str:
+    if piece["deep"]:
+        return "(?:.*/)?" if piece["deep"].endswith("/") else ".*"
+    if piece["star"] or piece["one"]:
+        return "[^/]*" if piece["star"] else "[^/]"
+    if piece["set"]:
+        chosen = piece["set"].replace("\\", r"\\").replace("]", r"\]").replace("^", r"\^").replace("[", r"\[")
+        return f"[{'^/' if piece['not'] else ''}{chosen}]"
+    return re.escape(piece["text"] or "")

@@ -1,0 +1,151 @@
+"""What a Parquet file's footer says: row groups, schema, and a digest that tells whether it is still the same file."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from inference.errors import SourceError
+from inference.sources.partitions import PartitionValue
+from inference.storage import Location, reason_of
+
+#: footers read at once: object stores answer slowly but to many, and a local disk leaves parsing as the work
+REMOTE_THREADS, LOCAL_THREADS = 16, 2
+#: most footers fit, so that one request suffices
+_TAIL_BYTES = 64 << 10
+_MAGIC = b"PAR1"
+#: columns, or row groups, of one file: the footer of a million takes minutes and gigabytes to take apart
+MAX_FOOTER_ITEMS = 200_000
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One Parquet file as its footer describes it.
+
+    `path` as a user writes it. `stamp` changes whenever the file is written (its ETag, else its time of change), and
+    `footer`, a digest of the footer, with its content.
+    """
+
+    path: str
+    size: int
+    stamp: str
+    footer: str
+    #: rows of each row group
+    row_groups: tuple[int, ...] = ()
+    #: bytes of each row group before compression
+    group_bytes: tuple[int, ...] = ()
+    partition: tuple[PartitionValue, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Rows of the file."""
+        return sum(self.row_groups)
+
+    @property
+    def identity(self) -> tuple[int, str, str]:
+        """What is different after the file was replaced."""
+        return self.size, self.stamp, self.footer
+
+    def to_json(self) -> list[Any]:
+        """Return what a reader needs, without the row groups, as plain JSON values."""
+        return [self.path, *self.identity, [[value.column, value.text, value.type] for value in self.partition]]
+
+    @classmethod
+    def from_json(cls, data: Sequence[Any]) -> SourceFile:
+        """Rebuild from `to_json`, without the row groups."""
+        path, size, stamp, footer, partition = data
+        values = tuple(PartitionValue(*value) for value in partition)
+        return cls(path, size, stamp, footer, partition=values)
+
+
+@dataclass(frozen=True)
+class Footer:
+    """A file and its columns; those of its folders are not among them. `metadata`: Parquet's own, if it was kept."""
+
+    file: SourceFile
+    schema: pa.Schema
+    metadata: Any = field(default=None, repr=False)
+
+
+def read_footers(place: Location, paths: Sequence[str], *, keep_metadata: bool = False) -> list[Footer]:
+    """Return the footers of many files, read side by side, in their order.
+
+    `keep_metadata`: for the statistics of the row groups, some kilobytes each.
+
+    Raises:
+        SourceError: one of them cannot be read, or is no Parquet file; it is named.
+    """
+    threads = min(LOCAL_THREADS if place.is_local else REMOTE_THREADS, len(paths))
+    with ThreadPoolExecutor(threads, thread_name_prefix="footers") as pool:
+        return list(pool.map(lambda path: read_footer(place.at(path), keep_metadata=keep_metadata), paths))
+
+
+def read_footer(place: Location, *, keep_metadata: bool = False) -> Footer:
+    """Return a file's footer.
+
+    Raises:
+        SourceError: it cannot be read, or is no Parquet file.
+    """
+    try:
+        with place.filesystem.open_input_file(place.path) as opened:
+            size, stamp, tail = opened.size(), _stamp(place, opened), _tail(opened)
+        with pq.ParquetFile(pa.BufferReader(tail), thrift_container_size_limit=MAX_FOOTER_ITEMS) as parsed:
+            # not metadata.schema: the two hold each other, and footers would wait for the garbage collector
+            metadata, schema = parsed.metadata, parsed.schema_arrow.remove_metadata()
+    except (OSError, pa.ArrowException) as error:
+        if "Exceeded size limit" in str(error):
+            told = f"has over {MAX_FOOTER_ITEMS:,} columns or row groups: write a table of features with fewer"
+            raise SourceError(f"{place.name} {told}", field="source") from error
+        raise SourceError(f"{place.name} is not readable as Parquet: {reason_of(error)}", field="source") from error
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    file = SourceFile(
+        place.name,
+        size,
+        stamp,
+        hashlib.blake2b(tail, digest_size=8).hexdigest(),
+        tuple(group.num_rows for group in groups),
+        tuple(group.total_byte_size for group in groups),
+    )
+    return Footer(file, schema, metadata if keep_metadata else None)
+
+
+def check_unchanged(place: Location, planned: SourceFile) -> None:
+    """Refuse a file that is not the one that was planned any more.
+
+    Raises:
+        SourceError: it was replaced, or is gone.
+    """
+    try:
+        with place.filesystem.open_input_file(place.path) as opened:
+            size, stamp = opened.size(), _stamp(place, opened)
+            footer = hashlib.blake2b(_tail(opened), digest_size=8).hexdigest()
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError(f"{place.name} cannot be read any more: {reason_of(error)}", field="source") from error
+    if replace(planned, size=size, stamp=stamp, footer=footer) != planned:
+        raise SourceError(f"{place.name} was replaced while the run was reading it: start a new run", field="source")
+
+
+def _stamp(place: Location, opened: Any) -> str:
+    facts = {key.lower(): value for key, value in (opened.metadata() or {}).items()}
+    tag = facts.get("etag", b"")
+    if tag:
+        return str(tag.decode().strip('"'))
+    return str(place.filesystem.get_file_info(place.path).mtime_ns or "")
+
+
+def _tail(opened: Any) -> bytes:
+    """Return the footer, its length and the closing magic bytes."""
+    size = opened.size()
+    tail = opened.read_at(min(size, _TAIL_BYTES), max(size - _TAIL_BYTES, 0))
+    if tail[-4:] != _MAGIC or len(tail) < 12:
+        raise pa.ArrowInvalid("it does not end as a Parquet file does: is it truncated, or another format?")
+    needed = int.from_bytes(tail[-8:-4], "little") + 8
+    if needed > size:
+        raise pa.ArrowInvalid("its footer is longer than the file: is it truncated?")
+    return bytes(tail[-needed:] if needed <= len(tail) else opened.read_at(needed, size - needed))

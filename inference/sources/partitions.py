@@ -1,0 +1,90 @@
+"""Columns that stand in folder names, as Hive and Spark write them: `date=2026-01-01/part-0.parquet`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote
+
+import pyarrow as pa
+
+from inference.errors import SourceError
+
+#: what Hive and Spark write for a null
+NULL = "__HIVE_DEFAULT_PARTITION__"
+
+_SEGMENT = re.compile(r"([^=/]+)=([^/]*)")
+#: the types that a column of folder names may have, the first that holds all of its values
+_TYPES: tuple[tuple[re.Pattern[str], Any], ...] = (
+    (re.compile(r"-?\d{1,18}"), pa.int64()),
+    (re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"), pa.float64()),
+    (re.compile(r"\d{4}-\d{2}-\d{2}"), pa.date32()),
+    (re.compile(r"\d{4}-\d{2}-\d{2}[ T]\d{2}:\d{2}(:\d{2}(\.\d+)?)?"), pa.timestamp("us")),
+)
+
+
+@dataclass(frozen=True)
+class PartitionValue:
+    """One column's value for all rows of a file. `text` is None for null; `type` as Arrow spells it."""
+
+    column: str
+    text: str | None
+    type: str
+
+    @property
+    def scalar(self) -> Any:
+        """The value as an Arrow scalar."""
+        return pa.array([self.text], pa.string()).cast(pa.type_for_alias(self.type))[0]
+
+
+def partition_values(paths: Sequence[str], names: Sequence[str]) -> list[tuple[PartitionValue, ...]]:
+    """Return each file's partition values, their types inferred from all files: whole numbers, numbers, dates,
+    timestamps, else text. `names` are the paths as messages show them.
+
+    Raises:
+        SourceError: the files have different partition columns.
+    """
+    found = [_segments(path) for path in paths]
+    for columns, name in zip(found, names, strict=True):
+        if list(columns) != list(found[0]):
+            raise SourceError(
+                f"{name} lies below {_shown(columns)}, but {names[0]} below {_shown(found[0])}: "
+                "partition all files of a source by the same columns",
+                field="source",
+            )
+    types = {column: _type([columns[column] for columns in found]) for column in (found[0] if found else ())}
+    return [tuple(PartitionValue(column, text, types[column]) for column, text in columns.items()) for columns in found]
+
+
+def _segments(path: str) -> dict[str, str | None]:
+    """Return the unbroken line of `key=value` folders that a file lies in, outermost first."""
+    columns: dict[str, str | None] = {}
+    for folder in reversed(path.split("/")[:-1]):
+        match = _SEGMENT.fullmatch(folder)
+        if match is None:
+            break
+        value = unquote(match[2])
+        columns[unquote(match[1])] = None if value == NULL else value
+    return dict(reversed(columns.items()))
+
+
+def _type(values: Sequence[str | None]) -> str:
+    texts = {value for value in values if value is not None}
+    for pattern, type_ in _TYPES:
+        if texts and all(pattern.fullmatch(text) for text in texts) and _casts(texts, type_):
+            return str(type_)
+    return "string"
+
+
+def _casts(texts: set[str], type_: Any) -> bool:
+    try:
+        pa.array(list(texts), pa.string()).cast(type_)
+    except pa.ArrowInvalid:  # such as the 31st of February
+        return False
+    return True
+
+
+def _shown(columns: dict[str, str | None]) -> str:
+    return "/".join(f"{column}=…" for column in columns) or "no partition folder"

@@ -1,0 +1,122 @@
+"""Reads rows of planned files as streams: memory does not grow with row groups, and a replaced file is noticed."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from inference.errors import SourceError
+from inference.sources.footers import SourceFile, check_unchanged
+from inference.sources.partitions import PartitionValue
+from inference.storage import Location, open_location, reason_of
+
+#: read buffer of one column; a row group is streamed through it, never held whole
+_LOCAL_BUFFER_BYTES = 1 << 20
+#: each refill is a request to the store
+_REMOTE_BUFFER_BYTES = 4 << 20
+
+Files = Sequence[SourceFile] | Mapping[int, SourceFile]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some rows of one row group: `length` rows from `offset` on. `file` counts the source's files from 0.
+
+    `mask`: which of them are meant, as `pack_mask` packs it; None for all.
+    """
+
+    file: int
+    row_group: int
+    offset: int
+    length: int
+    mask: str | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows that are meant."""
+        return self.length if self.mask is None else int(unpack_mask(self.mask, self.length).sum())
+
+
+def pack_mask(mask: npt.NDArray[np.bool_]) -> str:
+    """Return which rows are meant as text: bits, compressed."""
+    return base64.b64encode(zlib.compress(np.packbits(mask).tobytes())).decode()
+
+
+def unpack_mask(text: str, rows: int) -> npt.NDArray[np.bool_]:
+    """Return what `pack_mask` packed."""
+    bits = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
+    return np.unpackbits(bits, count=rows).astype(bool)
+
+
+def read_slices(
+    files: Files, slices: Iterable[Slice], *, columns: Sequence[str], batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Yield the slices' rows in order, at most `batch_rows` at a time, with the columns of the files' folders.
+
+    Each file is compared with the plan before its first row and after its last: an object store answers every read
+    from whatever is there at that moment.
+
+    Raises:
+        SourceError: a file is gone, unreadable, or not the one that was planned; it is named.
+    """
+    for number, parts in groupby(slices, key=lambda part: part.file):
+        planned = files[number]
+        place = open_location(planned.path)
+        check_unchanged(place, planned)
+        yield from _read_file(place, planned, parts, columns, batch_rows)
+        check_unchanged(place, planned)
+
+
+def whole_slices(files: Sequence[SourceFile]) -> Iterator[Slice]:
+    """Yield every row of every file, a row group at a time."""
+    for number, file in enumerate(files):
+        for group, rows in enumerate(file.row_groups):
+            if rows:
+                yield Slice(number, group, 0, rows)
+
+
+def _read_file(
+    place: Location, planned: SourceFile, parts: Iterable[Slice], columns: Sequence[str], batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    buffer = _LOCAL_BUFFER_BYTES if place.is_local else _REMOTE_BUFFER_BYTES
+    try:
+        # without pre_buffer pages are streamed, and a large row group is never in memory as a whole
+        with (
+            place.filesystem.open_input_file(place.path) as opened,
+            pq.ParquetFile(opened, buffer_size=buffer, pre_buffer=False) as file,
+        ):
+            own = [name for name in columns if name in file.schema_arrow.names]
+            rest = [value for value in planned.partition if value.column in columns and value.column not in own]
+            for part in parts:
+                for batch in _read_slice(file, part, own, batch_rows):
+                    yield _with_partition(batch, rest)
+    except (pa.ArrowException, OSError) as error:
+        check_unchanged(place, planned)  # that it was replaced says more than what this led to
+        raise SourceError(f"{place.name} cannot be read: {reason_of(error)}", field="source") from error
+
+
+def _read_slice(file: pq.ParquetFile, part: Slice, columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+    begin, end, at = part.offset, part.offset + part.length, 0
+    mask = None if part.mask is None else unpack_mask(part.mask, part.length)
+    for batch in file.iter_batches(batch_rows, row_groups=[part.row_group], columns=columns):
+        low, high = max(begin - at, 0), min(end - at, batch.num_rows)
+        if low < high:
+            piece = batch.slice(low, high - low)
+            yield piece if mask is None else piece.filter(pa.array(mask[at + low - begin : at + high - begin]))
+        at += batch.num_rows
+        if at >= end:
+            return
+
+
+def _with_partition(batch: pa.RecordBatch, values: Sequence[PartitionValue]) -> pa.RecordBatch:
+    for value in values:
+        batch = batch.append_column(value.column, pa.repeat(value.scalar, batch.num_rows))
+    return batch

@@ -1,0 +1,160 @@
+"""File systems behind paths and URIs: local, `s3://`, `gs://`, `hdfs://`. Whatever does not answer is given up soon.
+
+Credentials, regions and endpoints come from where each store's own tools look for them (environment variables, their
+configuration files, the machine's role), never from a URI, so that no path in a message or a record holds a secret.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as fs
+
+from inference.errors import BadInput
+
+#: a store that takes no connection, or sends no byte for this long, is asked once more and then given up
+CONNECT_TIMEOUT_S = 3.0
+SILENCE_TIMEOUT_S = 5.0
+ATTEMPTS = 2
+
+REMOTE_SCHEMES = ("s3", "gs", "hdfs")
+
+_URI = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/]*)(?P<path>/.*)?", re.DOTALL)
+#: Google's client repeats a whole page
+_REASON_CHARS = 300
+_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
+
+
+@dataclass(frozen=True)
+class Location:
+    """A file or folder: `filesystem` knows it as `path`. `prefix` + `path` is its name for people."""
+
+    filesystem: Any
+    path: str
+    prefix: str = ""
+
+    @property
+    def name(self) -> str:
+        """The path as a user writes it."""
+        return self.prefix + self.path
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it lies in this machine's own file system."""
+        return not self.prefix
+
+    def at(self, path: str) -> Location:
+        """Return another path of the same file system."""
+        return Location(self.filesystem, path, self.prefix)
+
+
+def is_uri(text: str) -> bool:
+    """Whether a path names its file system, as in `s3://bucket/table`."""
+    return "://" in text
+
+
+def open_location(text: str) -> Location:
+    """Return where an absolute path or a URI leads. Nothing is asked of a store, but for the region of an S3 bucket.
+
+    Raises:
+        BadInput: the URI has another scheme, holds credentials, or its file system cannot be opened here.
+    """
+    if not is_uri(text):
+        return Location(_local(), text)
+    scheme, authority, path = split_uri(text)
+    if scheme == "file":
+        return Location(_local(), path)
+    prefix = f"{scheme}://{authority}" if scheme == "hdfs" else f"{scheme}://"
+    within = path if scheme == "hdfs" else authority + path
+    with _opening_errors(scheme, authority):
+        return Location(_remote(scheme, authority), within.rstrip("/"), prefix)
+
+
+def split_uri(text: str) -> tuple[str, str, str]:
+    """Return (scheme, bucket or host, path with its leading slash) of a URI. Nothing is decoded: `%20` stays.
+
+    Raises:
+        BadInput: it is none of the known kinds, has no bucket, holds credentials, or climbs with `..`.
+    """
+    match = _URI.fullmatch(text)
+    scheme = match["scheme"].lower() if match else ""
+    if match is None or scheme not in (*REMOTE_SCHEMES, "file"):
+        known = ", ".join(f"{each}://" for each in REMOTE_SCHEMES)
+        raise BadInput(f"{scheme or 'this'}:// is no file system that is known here: use a path, {known}")
+    authority, path = match["authority"], match["path"] or ""
+    if "@" in authority:
+        raise BadInput(f"a {scheme}:// path must hold no credentials: put them where its own tools find them")
+    if re.search(r"[^A-Za-z0-9._:-]", authority):
+        raise BadInput(f"{authority!r} is no name of a bucket or host: letters, digits, '.', '-' and '_'")
+    if not authority and scheme in ("s3", "gs"):
+        raise BadInput(f"{text} names no bucket: write {scheme}://bucket/path")
+    if scheme == "file" and authority not in ("", "localhost"):
+        raise BadInput(f"{text} names another machine: write file:///path")
+    if any(part in ("..", ".") for part in path.split("/")):
+        raise BadInput(f"{text} holds '.' or '..': write the path itself")
+    return scheme, authority, path
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what went wrong in one line, without credentials."""
+    lines = str(error).strip().splitlines()
+    text = re.sub(r" \(Request ID: [^)]*\)|\. Detail: .*", "", lines[0] if lines else type(error).__name__)
+    for name in _SECRETS:
+        if len(secret := os.environ.get(name, "")) >= 8:
+            text = text.replace(secret, "***")
+    return text if len(text) <= _REASON_CHARS else f"{text[:_REASON_CHARS]}…"
+
+
+@contextmanager
+def _opening_errors(scheme: str, authority: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise BadInput(f"{scheme}://{authority} cannot be opened: {reason_of(error)}") from error
+
+
+@lru_cache(maxsize=1)
+def _local() -> Any:
+    return fs.LocalFileSystem()
+
+
+def _remote(scheme: str, authority: str) -> Any:
+    """Return the file system of a bucket or host. One a process: each holds a pool of connections."""
+    if scheme != "s3":
+        return _by_uri(scheme, authority)
+    # Arrow does not look at these two itself: https://github.com/apache/arrow/issues/49643
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    return _s3(authority, endpoint, region)
+
+
+@lru_cache(maxsize=16)
+def _by_uri(scheme: str, authority: str) -> Any:
+    query = f"?retry_limit_seconds={SILENCE_TIMEOUT_S * ATTEMPTS:g}" if scheme == "gs" else ""
+    return fs.FileSystem.from_uri(f"{scheme}://{authority}/{query}")[0]
+
+
+@lru_cache(maxsize=16)
+def _s3(bucket: str, endpoint: str | None, region: str | None) -> Any:
+    if not region and not endpoint and not _has_aws_config():
+        region = fs.resolve_s3_region(bucket)
+    return fs.S3FileSystem(
+        region=region,
+        endpoint_override=endpoint,
+        connect_timeout=CONNECT_TIMEOUT_S,
+        # on Linux too: the longest time without a byte (measured with a server that accepts and stays silent)
+        request_timeout=SILENCE_TIMEOUT_S,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+    )
+
+
+def _has_aws_config() -> bool:
+    return Path(os.environ.get("AWS_CONFIG_FILE", "~/.aws/config")).expanduser().is_file()

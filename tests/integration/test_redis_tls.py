@@ -1,0 +1,86 @@
+"""Redis over TLS with a password, as `docs/existing.md` spells the URL: cache, results and broker."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+import redis
+
+from inference.services import Services
+from inference.settings import RedisSettings, Settings
+from tasks.dispatch import open_dispatcher
+from tests.support.ports import free_port
+from tests.support.redis_server import find_redis_binary, missing
+from tests.support.stack import ROOT, child_environment, end_tree
+from tests.support.waiting import wait_for
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+PASSWORD = "p@ss/word"
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """Return the files of a certificate for localhost, signed by itself, and of its key."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        missing("openssl")
+    certificate, key = folder / "ca.pem", folder / "key.pem"
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return certificate, key
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    certificate, key = make_certificate(tmp_path)
+    port = free_port()
+    server = subprocess.Popen(
+        [find_redis_binary(7), "--port", "0", "--tls-port", str(port), "--bind", "127.0.0.1", "--save", "",
+         "--tls-cert-file", certificate, "--tls-key-file", key, "--tls-ca-cert-file", certificate,
+         "--tls-auth-clients", "no", "--requirepass", PASSWORD, "--dir", tmp_path],
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        server_url = f"rediss://:{quote(PASSWORD, safe='')}@localhost:{port}/0"
+        yield f"{server_url}?ssl_cert_reqs=required&ssl_ca_certs={certificate}"
+    finally:
+        end_tree(server)
+
+
+@pytest.fixture
+def settings(url: str, tmp_path: Path) -> Iterator[Settings]:
+    """The settings of a deployment whose worker is at work."""
+    settings = Settings(redis=RedisSettings.model_validate({"url": url, "cache_url": url, "prefix": "test"}))
+    wait_for(lambda: answers(settings), "Redis over TLS", 15)
+    worker = subprocess.Popen(
+        [sys.executable, "-P", ROOT / "tests" / "support" / "echo_worker.py"],
+        cwd=tmp_path,
+        env=child_environment() | {"FORECACHE_REDIS__URL": url, "FORECACHE_REDIS__PREFIX": "test"},
+    )
+    try:
+        yield settings
+    finally:
+        end_tree(worker)
+
+
+async def test_one_url_serves_cache_results_and_broker(settings: Settings) -> None:
+    async with open_dispatcher(settings) as dispatcher:
+        result = await dispatcher("forecache.predict_echo", {"n": 1}, deadline=time.time() + 30, timeout_s=30)
+    assert result["n"] == 1
+
+
+def answers(settings: Settings) -> bool:
+    try:
+        return bool(Services(settings).cache.ping())
+    except redis.ConnectionError:
+        return False

@@ -1,0 +1,337 @@
+"""Random interleavings of everything that touches runs and generations, against the real scripts in a real Redis.
+
+Leases and deadlines do not wait: a rule writes into Redis that their time has passed.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import redis
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from inference.batch import Runs, RunState, Trigger
+from inference.batch.ledger import Claim, Ledger
+from inference.errors import Conflict
+from inference.features import Feature, FeatureContract
+from inference.keys import Keys, TableKind
+from inference.models import ModelRegistry, VersionRecord
+from inference.schema import DType, Signature, TensorSpec
+from inference.settings import BatchSettings, ModelSettings, Settings
+from inference.store import GenerationState, Manifest, RedisTable
+from tests.support.leaks import leaked_keys
+from tests.support.redis_server import RedisServer
+
+pytestmark = pytest.mark.integration
+
+KEYS = Keys("t")
+ROWS, CHUNK_ROWS = 6, 2
+SIGNATURE = Signature((TensorSpec("x", DType.FLOAT32),), (TensorSpec("y", DType.FLOAT32),))
+#: no two of a machine's steps find the same thing to do
+_CHOICE = st.integers(0, 1_000_000)
+
+
+def record(version: int) -> VersionRecord:
+    contract = FeatureContract((Feature("x", DType.FLOAT32),))
+    return VersionRecord(
+        version=version, state="ready", signature=SIGNATURE, contract=contract, fingerprint="f", inspected_at=0.0
+    )
+
+
+@dataclass
+class Worker:
+    """One worker in a chunk. `fenced`: it was told that the chunk is its own, and may write any time after."""
+
+    claim: Claim
+    manifest: Manifest
+    value: float
+    left_out: int
+    fenced: bool = False
+    wrote: bool = False
+
+
+class Interleavings(RuleBasedStateMachine):
+    """One model, whose every run predicts its own number for six entities; run by run some leave one out."""
+
+    client: redis.Redis
+    folder: Path
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.client.flushall()
+        batch = BatchSettings(rows_per_chunk=CHUNK_ROWS, max_in_flight=2)
+        model = ModelSettings(path=self.folder / "model", features=str(self.folder / "t.parquet"), batch=batch)
+        own = Settings(models={"m": model})
+        own._root = self.folder
+        self.table = self.table_of(TableKind.PREDICTIONS, "m")
+        self.registry = ModelRegistry(self.client, KEYS)
+        self.registry.put("m", record(1))
+        self.registry.activate("m", 1)
+        self.ledger = Ledger(self.client, KEYS)
+        unused: Any = None
+        self.runs = Runs(
+            own, self.client, KEYS, self.registry, unused, self.table_of, self.send, lambda: None,
+            inspect=lambda *_: {},
+        )  # fmt: skip
+        self.run_ids: list[str] = []
+        self.left_out: dict[str, int] = {}
+        self.messages: list[tuple[str, int]] = []
+        self.workers: list[Worker] = []
+        self.ended: dict[str, RunState] = {}
+        self.gone: set[int] = set()
+        self.pointer = self.table.pointer()
+
+    def table_of(self, kind: TableKind, model: str) -> RedisTable:
+        return RedisTable(self.client, KEYS.table(kind, model), kind=kind, model=model)
+
+    def send(self, run_id: str, chunks: Sequence[int]) -> None:
+        self.messages += [(run_id, chunk) for chunk in chunks]
+
+    # --- what people and beat do -------------------------------------------------------------------
+
+    @rule(leaves_one_out=st.booleans())
+    def request(self, leaves_one_out: bool) -> None:
+        try:
+            view = self.runs.request("m", trigger=Trigger.CLI)
+        except Conflict:
+            return
+        self.run_ids.append(view.run_id)
+        self.left_out[view.run_id] = int(leaves_one_out)
+
+    @precondition(lambda self: self.run_ids)
+    @rule(which=_CHOICE, verb=st.sampled_from(["cancel", "resume", "publish"]))
+    def tell_a_run(self, which: int, verb: str) -> None:
+        run_id = self.run_ids[-1 - which % min(len(self.run_ids), 3)]
+        options = {"force": True, "by": "test"} if verb == "publish" else {}
+        try:
+            getattr(self.runs, verb)(run_id, **options)
+        except Conflict:
+            return
+        self.ended.pop(run_id, None)
+
+    @rule()
+    def roll_back(self) -> None:
+        before = self.table.pointer()
+        try:
+            self.runs.rollback("m")
+        except Conflict:
+            return
+        after = self.table.pointer()
+        assert (after.current, after.previous) == (before.previous, None)
+        self.pointer = after
+
+    @rule()
+    def a_newer_version_arrives(self) -> None:
+        newest = max(self.registry.versions("m"))
+        self.registry.put("m", record(newest + 1))
+        assert self.registry.activate("m", newest + 1)
+
+    @rule()
+    def release(self) -> None:
+        try:
+            self.runs.release("m")
+        except Conflict:
+            assert not self.table.pointer().held_versions
+
+    # --- what maintenance does ---------------------------------------------------------------------
+
+    @rule()
+    def reconcile(self) -> None:
+        self.runs.reconcile()
+
+    @rule()
+    def collect_at_once(self) -> None:
+        for number in self.table.collectable():
+            self.table.collect(number, sweep_after_s=0)
+
+    @rule()
+    def time_passes_for_collection_and_resuming(self) -> None:
+        for manifest in self.table.generations():
+            key = KEYS.table(TableKind.PREDICTIONS, "m").generation(manifest.number)
+            if self.client.hexists(key, "sweep_due_at"):
+                self.client.hset(key, "sweep_due_at", 1)
+        for run_id in self.ended:
+            if self.client.hexists(KEYS.run(run_id), "finished_at"):
+                self.client.hset(KEYS.run(run_id), "finished_at", 1)
+
+    # --- what workers do ---------------------------------------------------------------------------
+
+    @precondition(lambda self: self.messages)
+    @rule(which=_CHOICE, twice=st.booleans())
+    def deliver(self, which: int, twice: bool) -> None:
+        run_id, chunk = self.messages[which % len(self.messages)]
+        if not twice:
+            self.messages.remove((run_id, chunk))
+        claim = self.ledger.claim(run_id, chunk, f"token{which}-{len(self.workers)}")
+        run = self.ledger.load(run_id)
+        manifest = self.table.manifest(run.generation or 0)
+        if isinstance(claim, Claim) and manifest is not None:
+            left_out = self.left_out[run_id] if chunk == 0 else 0
+            self.workers.append(Worker(claim, manifest, float(self.run_ids.index(run_id)), left_out))
+
+    @precondition(lambda self: self.workers)
+    @rule(which=_CHOICE)
+    def fence(self, which: int) -> None:
+        worker = self.workers[which % len(self.workers)]
+        worker.fenced = self.ledger.renew(worker.claim)
+
+    @precondition(lambda self: self.workers)
+    @rule(which=_CHOICE)
+    def write(self, which: int) -> None:
+        worker = self.workers[which % len(self.workers)]
+        if worker.fenced:
+            ids = [f"e{i}" for i in range(worker.claim.chunk * CHUNK_ROWS, (worker.claim.chunk + 1) * CHUNK_ROWS)]
+            ids = ids[worker.left_out :]
+            block = {"y": np.full(len(ids), worker.value, np.float32)}
+            self.table.write(worker.manifest, pa.array(ids), block, np.zeros(len(ids)))
+            worker.wrote = True
+
+    @precondition(lambda self: self.workers)
+    @rule(which=_CHOICE, stays=st.booleans())
+    def finish(self, which: int, stays: bool) -> None:
+        worker = self.workers[which % len(self.workers)]
+        if not worker.wrote:
+            return
+        bad = [{"feature": None, "reason": "r", "rows": 1, "examples": ["e0"], "non_finite": False}]
+        result = {
+            "rows": CHUNK_ROWS,
+            "quarantined": worker.left_out,
+            "non_finite": 0,
+            "bad_rows": bad * worker.left_out,
+        }
+        counts = {"y": {1: CHUNK_ROWS}}
+        self.ledger.finish(worker.claim, result, rows=CHUNK_ROWS, quarantined=worker.left_out, histogram=counts)
+        if not stays:  # else it finishes, or writes, once more
+            self.workers.remove(worker)
+
+    @precondition(lambda self: self.workers)
+    @rule(which=_CHOICE)
+    def fail(self, which: int) -> None:
+        worker = self.workers.pop(which % len(self.workers))
+        self.ledger.give_back(worker.claim, error="no", pause_s=0.001)
+
+    @precondition(lambda self: self.workers)
+    @rule(which=_CHOICE)
+    def lose_the_lease(self, which: int) -> None:
+        claim = self.workers[which % len(self.workers)].claim
+        held = self.client.hget(KEYS.run_part(claim.run_id, "claims"), str(claim.chunk))
+        if held is not None and claim.token.encode() in held:
+            attempt, token, _ = held.decode().split()
+            self.client.hset(KEYS.run_part(claim.run_id, "claims"), str(claim.chunk), f"{attempt} {token} 1")
+            self.client.zadd(KEYS.run_part(claim.run_id, "sent"), {str(claim.chunk): 0})
+
+    @rule()
+    def work_through(self) -> None:
+        """A whole run in one step, or published generations would be rare."""
+        for _ in range(8):
+            self.runs.reconcile()
+            while self.messages:
+                before = len(self.workers)
+                self.deliver(0, False)
+                for at in range(before, len(self.workers)):
+                    self.fence(at)
+                    self.write(at)
+                    self.finish(at, True)
+
+    # --- what always holds -------------------------------------------------------------------------
+
+    @invariant()
+    def what_serves_is_whole(self) -> None:
+        pointer = self.table.pointer()
+        for number, state in ((pointer.current, "current"), (pointer.previous, "previous")):
+            if number is None:
+                continue
+            manifest = self.table.manifest(number)
+            assert manifest is not None
+            assert manifest.run_id is not None
+            assert self.table.state(number) is GenerationState(state)
+            left_out = self.left_out[manifest.run_id]
+            entries = self.table.read_generation([f"e{i}" for i in range(ROWS)], number)
+            expected = [None] * left_out + [float(self.run_ids.index(manifest.run_id))] * (ROWS - left_out)
+            assert [entry and entry.values["y"] for entry in entries] == expected
+            run = self.ledger.load(manifest.run_id)
+            assert run.state in (RunState.PUBLISHED, RunState.PUBLISHING)
+            assert run.forced or not left_out
+
+    @invariant()
+    def a_publication_keeps_the_generation_before(self) -> None:
+        pointer = self.table.pointer()
+        if pointer.current != self.pointer.current and self.pointer.current is not None:
+            # work_through may publish once, since it requests nothing
+            assert pointer.previous == self.pointer.current
+        self.pointer = pointer
+
+    @invariant()
+    def rows_are_counted_once(self) -> None:
+        for run_id in self.run_ids:
+            run, results = self.ledger.load(run_id), self.ledger.results(run_id)
+            assert run.chunks_done == len(results) <= ROWS // CHUNK_ROWS
+            assert run.rows_done == sum(result["rows"] for result in results.values())
+            assert run.rows_quarantined == sum(result["quarantined"] for result in results.values())
+            assert sum(self.ledger.histogram(run_id).get("y", {}).values()) == run.rows_done
+
+    @invariant()
+    def ends_are_ends_and_one_run_at_most_goes_on(self) -> None:
+        going = []
+        for run_id in self.run_ids:
+            state = self.ledger.load(run_id).state
+            assert self.ended.get(run_id, state) is state
+            if state.is_over:
+                self.ended[run_id] = state
+            else:
+                going.append(run_id)
+        active = self.ledger.active_run("m")
+        assert going == ([] if active is None else [active])
+
+    @invariant()
+    def a_collected_generation_never_comes_back(self) -> None:
+        states = {manifest.number: self.table.state(manifest.number) for manifest in self.table.generations()}
+        assert {number for number in self.gone if number in states} <= {
+            number for number, state in states.items() if state is GenerationState.COLLECTING
+        }
+        self.gone |= {number for number, state in states.items() if state is GenerationState.COLLECTING}
+
+    @invariant()
+    def nothing_leaks(self) -> None:
+        assert leaked_keys(self.client, "t") == []
+
+
+def interleave(server: RedisServer, *, examples: int, steps: int) -> None:
+    with redis.Redis.from_url(server.url()) as client, tempfile.TemporaryDirectory() as folder:
+        values = pa.array([0.0] * ROWS, pa.float32())
+        pq.write_table(pa.table({"entity_id": [f"e{i}" for i in range(ROWS)], "x": values}), f"{folder}/t.parquet")
+
+        class Machine(Interleavings):
+            pass
+
+        Machine.client, Machine.folder = client, Path(folder)
+        run_state_machine_as_test(
+            Machine,
+            settings=settings(
+                max_examples=examples,
+                stateful_step_count=steps,
+                deadline=None,
+                suppress_health_check=list(HealthCheck),
+                print_blob=True,
+            ),
+        )
+
+
+def test_some_interleavings_break_no_promise(redis_server: RedisServer) -> None:
+    interleave(redis_server, examples=8, steps=40)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_many_interleavings_break_no_promise(redis_server: RedisServer) -> None:
+    interleave(redis_server, examples=60, steps=60)

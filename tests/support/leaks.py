@@ -1,0 +1,72 @@
+"""Nothing is left for ever: every key belongs to the catalogue in `inference/keys.py` and has an owner or an end."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from inference.batch import RunState
+from inference.keys import Keys, TableKind
+from tests.support.stack import Stack
+
+#: kept for good, once a model or a table
+_FOR_GOOD = re.compile(r"[pf]:[^:]+:(pointer|seq|gens|schemas)|m:[^:]+:(record|runs|slots)")
+_GENERATION = re.compile(r"([pf]):([^:]+):g:(\d+)")
+#: must expire, whoever wrote them
+_EXPIRING = re.compile(r"[pf]:[^:]+:g:\d+:\d+|[pf]:[^:]+:o:.*|m:[^:]+:reconciler|h:[^:]+:\d+|j:.*", re.DOTALL)
+_ACTIVE_RUN = re.compile(r"m:([^:]+):active_run")
+_RUN = re.compile(r"r:([^:]+)(:(plan|claims|done|sent|histogram))?")
+#: what the broker keeps: queues, their bindings, and deliveries that nobody has confirmed yet
+_BROKER = re.compile(r"_kombu\..*|unacked.*|batch|realtime|maintenance|[^:]*celery.*pidbox.*|celeryev.*")
+
+
+def leaked_keys(client: redis.Redis, prefix: str) -> list[str]:
+    """The keys of the cache Redis that nobody owns and that never expire, and those that no one knows."""
+    connection: Any = client
+    found = [key.decode(errors="replace") for key in connection.scan_iter(count=1000)]
+    return sorted(key for key in found if _leaks(connection, Keys(prefix), key))
+
+
+def _leaks(client: Any, keys: Keys, key: str) -> bool:
+    if not key.startswith(f"{keys.prefix}:"):
+        return True
+    name, expires = key.removeprefix(f"{keys.prefix}:"), client.ttl(key) != -1
+    if _FOR_GOOD.fullmatch(name):
+        return False
+    if _EXPIRING.fullmatch(name):
+        return not expires
+    if match := _GENERATION.fullmatch(name):
+        listed = client.zscore(keys.table(TableKind(match[1]), match[2]).generations, match[3])
+        return listed is None
+    if match := _ACTIVE_RUN.fullmatch(name):
+        run_id = client.get(key)
+        return run_id is not None and not _is_going_on(client, keys, run_id.decode())
+    if match := _RUN.fullmatch(name):
+        return not expires and not _is_going_on(client, keys, match[1])
+    return True
+
+
+def _is_going_on(client: Any, keys: Keys, run_id: str) -> bool:
+    state = client.hget(keys.run(run_id), "state")
+    return state is not None and not RunState(state.decode()).is_over
+
+
+def leaked_files(folder: Path) -> list[Path]:
+    """Temporary files of sinks below a folder."""
+    return [path for path in folder.rglob("*.tmp") if path.is_file()]
+
+
+def assert_nothing_leaks(stack: Stack) -> None:
+    """No key without owner or end, in the cache or beside the broker's own, and no temporary file."""
+    prefix = stack.settings.redis.prefix
+    with redis.Redis.from_url(stack.settings.cache_url) as cache:
+        assert leaked_keys(cache, prefix) == []
+    with redis.Redis.from_url(stack.settings.redis_url) as results:
+        connection: Any = results
+        lasting = [key.decode() for key in connection.scan_iter() if connection.ttl(key) == -1]
+    ours = [key for key in lasting if not _BROKER.fullmatch(key.removeprefix(f"{prefix}:"))]
+    assert ours == []
+    assert leaked_files(stack.folder) == []

@@ -1,0 +1,145 @@
+"""doctor: the whole of it, whatever fails; this machine; and how it is printed."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.cli.doctor import print_findings
+from app.cli.doctor.checkup import check_up, run_checks
+from app.cli.doctor.findings import Check, Finding, Status, duration_text, error, ok, size_text, warning
+from app.cli.doctor.machine import Gpus, check_clock, check_gpus, look_at_gpus
+from inference.errors import StoreUnavailable
+from inference.settings import Settings, WorkerSettings
+
+
+def test_a_check_that_fails_or_hangs_leaves_the_others_alone() -> None:
+    never = threading.Event()
+
+    def hang() -> list[Finding]:
+        never.wait()
+        return []
+
+    def fail() -> list[Finding]:
+        raise RuntimeError("hush")
+
+    def lose_redis() -> list[Finding]:
+        raise StoreUnavailable("gone in between")
+
+    checks = {
+        Check.VERSIONS: lambda: [ok(Check.VERSIONS, "python", "3.11")],
+        Check.BROKER: hang,
+        Check.MODEL: fail,
+        Check.TABLE: lose_redis,
+    }
+    found = run_checks(checks, 0.2)
+    never.set()
+    assert [(one.check, one.status) for one in found] == [
+        (Check.VERSIONS, Status.OK),
+        (Check.BROKER, Status.WARNING),
+        (Check.MODEL, Status.ERROR),
+        (Check.TABLE, Status.WARNING),
+    ]
+    assert [one.detail for one in found[1:]] == [
+        "not checked: it took over 0.2 s",
+        "the check itself failed (RuntimeError)",
+        "not checked: no Redis",
+    ]
+
+
+def test_without_any_redis_every_concern_still_says_something() -> None:
+    nowhere = "redis://:hush@127.0.0.1:1/0"
+    settings = Settings.model_validate(
+        {
+            "redis": {"url": nowhere, "cache_url": nowhere},
+            "models": {"delay": {"path": "gone", "features": "gone.parquet"}},
+        }
+    )
+    started = time.monotonic()
+    found = check_up(settings)
+    assert time.monotonic() - started < 10
+    assert list(dict.fromkeys(one.check for one in found)) == list(Check)
+    by_subject = {(one.check, one.subject): one for one in found}
+    assert by_subject[Check.REDIS, "cache_url (127.0.0.1:1/0)"].status is Status.ERROR
+    assert by_subject[Check.TABLE, "delay"].status is Status.ERROR
+    assert by_subject[Check.WORKERS, "all queues"].detail == "not checked: no Redis"
+    assert by_subject[Check.MACHINE, "clock"].detail == "not checked: no Redis"
+    assert "hush" not in json.dumps([one.to_json() for one in found])
+
+
+FOUND = [
+    ok(Check.VERSIONS, "python", "3.11"),
+    warning(Check.REDIS, "url", "[slow]", "wait"),
+    error(Check.REDIS, "cache_url", "gone", "start it"),
+]
+
+
+def test_in_a_pipe_findings_are_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    print_findings(FOUND)
+    assert capsys.readouterr().out.splitlines() == [
+        "versions",
+        "  ok       python: 3.11",
+        "redis",
+        "  warning  url: [slow]",
+        "           fix: wait",
+        "  error    cache_url: gone",
+        "           fix: start it",
+        "1 ok, 1 to look at, 1 wrong",
+    ]
+
+
+def test_on_a_terminal_the_marks_have_colours_unless_no_color_is_set(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    print_findings(FOUND)
+    assert "\x1b[32mok" in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    print_findings(FOUND)
+    assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("gpus", "there", "status", "told"),
+    [
+        ("auto", Gpus((), None, None), Status.OK, "no NVIDIA device"),
+        ("auto", Gpus((0, 1), None, None), Status.OK, "NVIDIA device 0, 1"),
+        ("auto", Gpus((0,), "-1", None), Status.WARNING, "hidden by CUDA_VISIBLE_DEVICES='-1'"),
+        ("auto", Gpus((0,), "", None), Status.WARNING, "hidden by CUDA_VISIBLE_DEVICES=''"),
+        ("auto", Gpus((0,), None, "TensorFlow's build is for the CPU only"), Status.WARNING, "CPU only"),
+        ("none", Gpus((0,), None, "x"), Status.OK, "not used"),
+        ([0, 2], Gpus((0, 1), None, None), Status.ERROR, "names 2, but this machine has 0, 1"),
+        ([0], Gpus((), None, None), Status.ERROR, "has no NVIDIA device"),
+        ([1], Gpus((0, 1), "0", None), Status.OK, "NVIDIA device 0, 1"),
+    ],
+)
+def test_workers_compute_where_the_settings_want_them(gpus: Any, there: Gpus, status: Status, told: str) -> None:
+    found = check_gpus(WorkerSettings(gpus=gpus), there)
+    assert found.status is status
+    assert told in found.detail
+
+
+def test_devices_are_counted_by_their_files(tmp_path: Path) -> None:
+    for name in ("nvidia0", "nvidia10", "nvidia2", "nvidiactl", "nvidia-uvm"):
+        (tmp_path / name).touch()
+    assert look_at_gpus(tmp_path, {"CUDA_VISIBLE_DEVICES": "2"})[:2] == ((0, 2, 10), "2")
+    assert look_at_gpus(tmp_path / "none", {})[:3] == ((), None, None)
+
+
+def test_a_clock_half_a_second_off_is_told_of() -> None:
+    assert check_clock(0.4).status is Status.OK
+    assert check_clock(-0.6).status is Status.WARNING
+    assert check_clock(-0.6).detail == "0.600 s ahead of Redis"
+    assert check_clock(None).status is Status.WARNING
+
+
+def test_sizes_and_durations_are_read_at_a_glance() -> None:
+    assert [size_text(n) for n in (0, 999, 84_200_000, 2e12)] == ["0 B", "999 B", "84.2 MB", "2.0 TB"]
+    assert [duration_text(s) for s in (0.293, 15, 300, 9000, 3e6)] == ["0.29 s", "15 s", "5 min", "2.5 h", "35 d"]

@@ -1,0 +1,160 @@
+"""doctor: folders, versions, contracts, tables, disks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from app.cli.doctor.findings import Finding, Status
+from app.cli.doctor.models import Known, check_model
+from app.cli.doctor.tables import check_disk, check_table, disk_finding, existing_parent, open_table
+from inference.features import FeatureContract
+from inference.models import VersionRecord
+from inference.schema import DType, Signature, TensorSpec
+from inference.settings import ModelSettings, Settings
+from inference.sources import Source
+from inference.store import Pointer
+
+CONTRACT = {"features": [{"name": "distance", "dtype": "float32"}, {"name": "time", "dtype": "float32"}]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model with versions 1 and 2 that fit the records below."""
+    for version in ("1", "2"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "saved_model.pb").touch()
+    (tmp_path / "features.json").write_text(json.dumps(CONTRACT))
+    return tmp_path
+
+
+def ready(version: int) -> VersionRecord:
+    signature = Signature((TensorSpec("x", DType.FLOAT32, (2,)),), (TensorSpec("y", DType.FLOAT32),))
+    return VersionRecord(
+        version=version, state="ready", signature=signature, contract=FeatureContract.from_json(CONTRACT),
+        fingerprint="f", inspected_at=0.0,
+    )  # fmt: skip
+
+
+def known(*records: VersionRecord, active: int | None = None, held: frozenset[int] = frozenset()) -> Known:
+    return Known({record.version: record for record in records}, Pointer(None, None, active, held))
+
+
+def wrong(folder: Path, what: Known | None, **model: Any) -> dict[str, tuple[Status, str]]:
+    settings = ModelSettings.model_validate({"path": str(folder), **model})
+    found = check_model("delay", settings, folder, what)
+    return {one.subject: (one.status, one.detail) for one in found if one.status is not Status.OK}
+
+
+def test_a_model_that_is_loaded_and_answers_has_nothing_wrong(folder: Path) -> None:
+    assert wrong(folder, known(ready(1), ready(2), active=2)) == {}
+
+
+def test_a_missing_folder_is_one_error(tmp_path: Path) -> None:
+    (only,) = wrong(tmp_path / "gone", None).values()
+    assert only[0] is Status.ERROR
+    assert "does not exist" in only[1]
+
+
+def test_a_version_without_a_saved_model_is_worse_when_there_is_no_other(folder: Path) -> None:
+    (folder / "2" / "saved_model.pb").unlink()
+    assert wrong(folder, known(ready(1), active=1), versions="latest")["delay"][0] is Status.WARNING
+    assert wrong(folder, known(ready(1), active=1), versions=[2])["delay"][0] is Status.ERROR
+
+
+def test_a_refused_version_is_told_with_its_reason(folder: Path) -> None:
+    refused = VersionRecord.refused(2, "it fails on its warm-up row", inspected_at=0.0)
+    assert wrong(folder, known(ready(1), refused, active=1)) == {
+        "delay, version 2": (Status.WARNING, "refused: it fails on its warm-up row")
+    }
+
+
+def test_a_model_that_no_worker_has_loaded_does_not_answer(folder: Path) -> None:
+    found = wrong(folder, known())
+    assert found["delay, what answers"][0] is Status.ERROR
+    assert found["delay, contract"][1] == "not checked: no worker has loaded the model"
+
+
+def test_a_new_version_that_no_worker_has_tried_is_told_of_unless_it_is_held(folder: Path) -> None:
+    assert "no worker has tried it" in wrong(folder, known(ready(1), active=1))["delay, what answers"][1]
+    assert wrong(folder, known(ready(1), active=1, held=frozenset({2}))) == {}
+
+
+def test_the_version_that_answers_must_be_in_the_folder(folder: Path) -> None:
+    assert wrong(folder, known(ready(3), active=3)) == {
+        "delay, what answers": (Status.ERROR, "version 3 answers, but it is no longer in the folder"),
+        "delay, contract": (Status.WARNING, "not checked: version 3 is not in the folder"),
+    }
+
+
+def test_a_contract_that_was_changed_since_it_was_loaded_is_an_error(folder: Path) -> None:
+    swapped = {"features": CONTRACT["features"][::-1]}
+    (folder / "features.json").write_text(json.dumps(swapped))
+    status, detail = wrong(folder, known(ready(2), active=2))["delay, contract"]
+    assert status is Status.ERROR
+    assert "is not what version 2 was loaded with" in detail
+    (folder / "features.json").write_text("{")
+    assert "is not valid JSON" in wrong(folder, known(ready(2), active=2))["delay, contract"][1]
+
+
+def test_without_redis_only_the_folder_is_looked_at(folder: Path) -> None:
+    assert {detail for _, detail in wrong(folder, None).values()} == {"not checked: no Redis"}
+
+
+# --- tables ---
+
+
+def table_of(tmp_path: Path, columns: dict[str, Any] | None, **model: Any) -> tuple[Finding, int | None]:
+    if columns is not None:
+        pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    settings = Settings.model_validate(
+        {"models": {"delay": {"path": "m", "features": str(tmp_path / "t.parquet"), **model}}}
+    )
+    table = open_table(settings, "delay", settings.models["delay"])
+    return check_table("delay", table, ready(1)), table.rows if isinstance(table, Source) else None
+
+
+def test_a_table_with_every_column_is_fine(tmp_path: Path) -> None:
+    found, rows = table_of(tmp_path, {"entity_id": ["a", "b"], "distance": [1.0, 2.0], "time": [3, 4]})
+    assert (found.status, found.detail) == (Status.OK, "2 rows in 1 file, with every column that the model needs")
+    assert rows == 2
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        (None, "does not exist"),
+        ({"entity_id": ["a"], "distanc": [1.0], "time": [1.0]}, "did you mean 'distanc'"),
+        ({"entity_id": ["a"], "distance": ["far"], "time": [1.0]}, "is string, but the feature is float32"),
+        ({"entity": ["a"], "distance": [1.0], "time": [1.0]}, "has no column 'entity_id'"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_an_error(tmp_path: Path, columns: dict[str, Any] | None, told: str) -> None:
+    found, _ = table_of(tmp_path, columns)
+    assert found.status is Status.ERROR
+    assert told in found.detail
+
+
+def test_a_model_without_a_table_is_fine(tmp_path: Path) -> None:
+    assert table_of(tmp_path, None, features=None)[0].status is Status.OK
+
+
+# --- disks ---
+
+
+@pytest.mark.parametrize(("free", "status"), [(99, Status.ERROR), (499, Status.WARNING), (500, Status.OK)])
+def test_a_disk_needs_room_for_some_runs(free: float, status: Status) -> None:
+    assert disk_finding("s", Path("/"), free, 100, "delay").status is status
+
+
+def test_the_disk_is_that_of_the_folder_that_exists(tmp_path: Path) -> None:
+    assert existing_parent(tmp_path / "a" / "b") == tmp_path
+    model = ModelSettings.model_validate({"path": "m", "batch": {"parquet_path": f"{tmp_path}/out/{{date}}"}})
+    (found,) = check_disk(Settings(), "delay", model, 10, ready(1))
+    assert f"free at {tmp_path}; a run writes at most about 270 B" in found.detail
+    assert check_disk(Settings(), "delay", ModelSettings(path=Path("m")), 10, None) == []
