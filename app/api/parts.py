@@ -16,12 +16,15 @@ from inference.batch import Runs
 from inference.errors import StoreUnavailable
 from inference.hits import HitRecorder, HitWindows
 from inference.keys import TableKind
+from inference.presence import Presence
 from inference.services import REQUEST_SOCKET_TIMEOUT_S, Services
 from inference.serving import PredictionService
+from inference.serving.attendance import follow_attendance
 from inference.serving.deadlines import RedisClock
 from inference.serving.job_queue import JobQueue
 from inference.serving.lookups import TableReader
 from inference.settings import Settings
+from tasks.celery_app import REALTIME_QUEUE
 from tasks.dispatch import open_dispatcher
 from tasks.runs import runs
 
@@ -97,7 +100,16 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             runs=runs,
             enqueue=dispatcher.enqueue,
         )
-        background = [asyncio.create_task(recorder.run()), asyncio.create_task(clock.follow(client))]
+        presence = Presence(blocking, services.keys)
+        background = [
+            asyncio.create_task(recorder.run()),
+            asyncio.create_task(clock.follow(client)),
+            asyncio.create_task(
+                follow_attendance(
+                    lambda: parts.in_thread(lambda: presence.roster(REALTIME_QUEUE)), service.workers_heard
+                )
+            ),
+        ]
         try:
             yield parts
         finally:

@@ -20,6 +20,9 @@ LONGEST_PAUSE_S = 2.0
 #: who brings so many times the patience of all who got no answer is let through: a budget that is too small for the
 #: model says nothing about a larger one
 MORE_PATIENT = 2.0
+#: a worker that is started loads its models for so long; whoever waits no longer than that need not ask for one
+#: while none is there
+WORKER_START_S = 10.0
 
 
 class Breaker:
@@ -32,6 +35,7 @@ class Breaker:
         self._longest_missed_s = 0.0
         self._pause_s = FIRST_PAUSE_S
         self._probe_at: float | None = None
+        self._present = True
 
     @property
     def is_open(self) -> bool:
@@ -54,6 +58,26 @@ class Breaker:
         if self._probe_at is not None:
             log.info("breaker.closed", model=self._model)
         self._missed, self._longest_missed_s, self._pause_s, self._probe_at = 0, 0.0, FIRST_PAUSE_S, None
+
+    def heard(self, present: bool) -> None:
+        """Note whether the workers' own signs of life say that any is there, ready for work.
+
+        A hint that is acted on when it changes: what the workers answer, or not, counts for more, so that a worker
+        whose signs are lost is still used.
+        """
+        if present is not self._present:
+            self._present = present
+            if not present:
+                self._miss_all()
+            elif self._probe_at is not None:
+                # the first probe may go at once
+                self._pause_s, self._probe_at = FIRST_PAUSE_S, self._clock()
+
+    def _miss_all(self) -> None:
+        self._longest_missed_s = max(self._longest_missed_s, WORKER_START_S)
+        if self._probe_at is None:
+            log.warning("breaker.opened", model=self._model, missed="every sign of life")
+            self._probe_at = self._clock() + self._pause_s
 
     def missed(self, timeout_s: float) -> None:
         """Note that nobody answered within `timeout_s`."""

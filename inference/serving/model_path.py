@@ -81,6 +81,10 @@ class ModelPath:
         )
         self._apart = asyncio.Semaphore(model.realtime.max_in_flight)
 
+    def workers_heard(self, present: bool) -> None:
+        """Note whether any worker that could compute is alive."""
+        self._breaker.heard(present)
+
     def budget_s(self, timeout_s: float | None) -> float:
         """Return a request's budget: its own, else the model's."""
         return self._realtime.timeout_ms / 1000 if timeout_s is None else timeout_s

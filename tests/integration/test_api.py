@@ -94,6 +94,9 @@ class FakeRuns:
         assert by == "api"
         return FakeRun()
 
+    def rollback(self, model: str | None, *, generation: int | None = None) -> FakeRun:
+        raise Conflict("there is no generation to go back to")
+
 
 @dataclass
 class Deployment:

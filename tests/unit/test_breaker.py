@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from inference.serving.breaker import FIRST_PAUSE_S, LONGEST_PAUSE_S, OPENS_AFTER, Breaker
+from inference.serving.breaker import FIRST_PAUSE_S, LONGEST_PAUSE_S, OPENS_AFTER, WORKER_START_S, Breaker
 
 
 @dataclass
@@ -81,3 +81,32 @@ def test_tiny_budgets_that_are_missed_stop_nobody_who_brings_more_patience() -> 
         watch.breaker.missed(0.001)
     assert watch.breaker.rest_s(0.001) > 0
     assert watch.breaker.rest_s(0.1) == 0.0
+
+
+def test_without_a_living_worker_it_opens_at_once_and_a_return_is_tried_at_once() -> None:
+    watch = Watch()
+    breaker = watch.breaker
+    breaker.heard(False)
+    assert (breaker.is_open, breaker.rest_s(1.0)) == (True, FIRST_PAUSE_S)
+    breaker.heard(True)
+    assert (breaker.is_open, breaker.rest_s(1.0)) == (True, 0.0)
+    breaker.answered()
+    assert not breaker.is_open
+
+
+def test_a_worker_that_answers_is_used_though_nobody_hears_its_signs_of_life() -> None:
+    watch = Watch()
+    breaker = watch.breaker
+    breaker.heard(False)
+    watch.now += FIRST_PAUSE_S
+    breaker.asked()
+    breaker.answered()
+    breaker.heard(False)
+    assert not breaker.is_open
+
+
+def test_who_can_wait_for_a_worker_to_start_is_let_through() -> None:
+    breaker = Watch().breaker
+    breaker.heard(False)
+    assert breaker.rest_s(2 * WORKER_START_S) > 0
+    assert breaker.rest_s(3 * WORKER_START_S) == 0.0
