@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import redis
 from fastapi import Request
@@ -21,7 +21,7 @@ from inference.services import REQUEST_SOCKET_TIMEOUT_S, Services
 from inference.serving import PredictionService
 from inference.serving.attendance import follow_attendance
 from inference.serving.deadlines import RedisClock
-from inference.serving.job_queue import JobQueue
+from inference.serving.job_queue import Enqueue, JobQueue
 from inference.serving.lookups import TableReader
 from inference.settings import Settings
 from tasks.celery_app import REALTIME_QUEUE
@@ -46,8 +46,7 @@ class Parts:
     jobs: JobQueue
     hits: HitWindows
     runs: Callable[[], Runs]
-    #: hands over messages whose results nobody awaits: (task, arguments of each)
-    enqueue: Callable[[str, Iterable[Mapping[str, Any]]], Awaitable[None]]
+    enqueue: Enqueue
     #: models that had an active version once: readiness never goes back on them
     activated: set[str] = field(default_factory=set)
     _threads: ThreadPoolExecutor = field(

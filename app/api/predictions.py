@@ -9,10 +9,10 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 
 from app.api.bodies import (
     MAX_JOB_ROWS,
+    EnqueueBody,
     JobAcceptedBody,
     JobBody,
     JsonResponse,
-    PredictBody,
     item_of,
 )
 from app.api.parts import Parts, parts_of
@@ -27,7 +27,7 @@ MAX_WAIT_S = 60
 
 @router.post("", status_code=202, response_model=JobAcceptedBody, responses=documented(400, 404, 413, 503))
 async def enqueue(
-    body: PredictBody,
+    body: EnqueueBody,
     parts: Annotated[Parts, Depends(parts_of)],
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> Response:
@@ -46,6 +46,7 @@ async def enqueue(
             instances=body.instances,
             overrides=body.overrides,
             timeout_s=body.timeout_s,
+            priority=body.priority,
         ),
         idempotency_key=idempotency_key,
     )

@@ -6,10 +6,10 @@ import asyncio
 import hashlib
 import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import redis
 import redis.asyncio
@@ -30,6 +30,7 @@ from inference.serving.jobs import (
     END_JOB,
     JOB_KEEP_S,
     PART_ROWS,
+    JobPriority,
     JobRequest,
     JobState,
     error_to_json,
@@ -43,8 +44,18 @@ STALLED_AFTER_S = 300
 FIRST_POLL_S = 0.02
 LONGEST_POLL_S = 0.5
 
-#: hands over messages whose results nobody awaits: (task, arguments of each)
-Enqueue = Callable[[str, Iterable[Mapping[str, Any]]], Awaitable[None]]
+
+class Enqueue(Protocol):
+    """Hands over messages whose results nobody awaits."""
+
+    async def __call__(
+        self, task: str, messages: Iterable[Mapping[str, Any]], *, priority: JobPriority = JobPriority.NORMAL
+    ) -> None:
+        """Send the task once for each message, which holds its arguments.
+
+        Raises:
+            BrokerUnavailable: the broker did not take one.
+        """
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,8 @@ class JobQueue:
                         await self._client.delete(*made)
                         return first
                     made.append(name)
-            await self._enqueue(PREDICT_JOB_PART, ({"job_id": job_id, "part": number} for number in range(len(parts))))
+            messages = ({"job_id": job_id, "part": number} for number in range(len(parts)))
+            await self._enqueue(PREDICT_JOB_PART, messages, priority=request.priority)
         except (BrokerUnavailable, BadInput):
             async with _outage_named():
                 await self._client.delete(*made)

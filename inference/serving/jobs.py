@@ -44,6 +44,17 @@ class JobState(StrEnum):
         return self in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
 
+class JobPriority(StrEnum):
+    """Which of the waiting jobs' parts a worker takes first; all wait until no request does."""
+
+    #: when nothing else waits
+    LOW = "low"
+    #: before low, after high
+    NORMAL = "normal"
+    #: right after requests
+    HIGH = "high"
+
+
 @dataclass(frozen=True)
 class JobRequest:
     """What a job is asked to predict: entity ids (with features to override, or none), or instances.
@@ -56,6 +67,7 @@ class JobRequest:
     instances: Sequence[Any] | None = None
     overrides: Mapping[str, Any] | None = None
     timeout_s: float | None = None
+    priority: JobPriority = JobPriority.NORMAL
 
     @property
     def rows(self) -> Sequence[Any]:

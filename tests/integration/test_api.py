@@ -26,7 +26,7 @@ from inference.hits import HitRecorder, HitWindows
 from inference.keys import Keys
 from inference.serving import PredictionService
 from inference.serving.job_queue import JobQueue
-from inference.serving.jobs import run_part
+from inference.serving.jobs import JobPriority, run_part
 from inference.settings import ApiSettings, Settings
 from tests.support.redis_server import RedisServer
 from tests.support.serving_fakes import FakeReader, FakeWorkers, entry
@@ -109,6 +109,7 @@ class Deployment:
     scorer: FakeScorer = field(default_factory=FakeScorer)
     runs: FakeRuns = field(default_factory=FakeRuns)
     sent: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    priorities: list[JobPriority] = field(default_factory=list)
     broker_is_down: bool = False
     settings: Settings = field(
         default_factory=lambda: Settings.model_validate(
@@ -116,7 +117,10 @@ class Deployment:
         )
     )
 
-    async def enqueue(self, task: str, messages: Iterable[Mapping[str, Any]]) -> None:
+    async def enqueue(
+        self, task: str, messages: Iterable[Mapping[str, Any]], *, priority: JobPriority = JobPriority.NORMAL
+    ) -> None:
+        self.priorities.append(priority)
         if self.broker_is_down:
             raise BrokerUnavailable("the broker does not answer")
         self.sent += [(task, dict(kwargs)) for kwargs in messages]
@@ -297,6 +301,22 @@ async def test_a_long_poll_returns_as_soon_as_the_job_is_over(it: Deployment, ht
     await asyncio.to_thread(it.work)
     body = (await asyncio.wait_for(polling, 5)).json()
     assert body["result"]["predictions"][0]["error"]["field"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"), [({}, "normal"), ({"priority": "high"}, "high"), ({"priority": "low"}, "low")]
+)
+async def test_a_job_is_sent_with_the_priority_that_was_asked_for(
+    it: Deployment, http: httpx.AsyncClient, asked: dict[str, str], sent: str
+) -> None:
+    assert (await http.post("/predictions", json={"entity_ids": ["1"], **asked})).status_code == 202
+    assert [priority.value for priority in it.priorities] == [sent]
+
+
+async def test_a_priority_that_does_not_exist_is_refused(http: httpx.AsyncClient) -> None:
+    response = await http.post("/predictions", json={"entity_ids": ["1"], "priority": "urgent"})
+    assert response.status_code == 400
+    assert response.json()["field"] == "priority"
 
 
 async def test_a_cancelled_job_is_not_computed_and_stays_cancelled(it: Deployment, http: httpx.AsyncClient) -> None:
