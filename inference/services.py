@@ -10,7 +10,7 @@ import redis.asyncio
 from inference.keys import Keys, TableKind
 from inference.models import ModelHost, ModelRegistry
 from inference.settings import Settings
-from inference.store import AsyncTableReader, Pace, RedisTable
+from inference.store import AsyncPipe, AsyncTableReader, Pace, RedisTable
 
 #: a worker may wait for a busy Redis; a request may not
 WORKER_SOCKET_TIMEOUT_S = 10.0
@@ -59,9 +59,9 @@ class Services:
             retry=None,
         )
 
-    def reader(self, client: redis.asyncio.Redis, kind: TableKind, model: str) -> AsyncTableReader:
+    def reader(self, pipe: AsyncPipe, kind: TableKind, model: str) -> AsyncTableReader:
         """Return the asyncio reader of one table."""
-        return AsyncTableReader(client, self.keys.table(kind, model))
+        return AsyncTableReader(pipe, self.keys.table(kind, model))
 
     def _table(self, kind: TableKind, model: str) -> RedisTable:
         of_model = self.settings.models.get(model)

@@ -24,6 +24,7 @@ from inference.serving.deadlines import RedisClock
 from inference.serving.job_queue import Enqueue, JobQueue
 from inference.serving.lookups import TableReader
 from inference.settings import Settings
+from inference.store import AsyncPipe
 from tasks.celery_app import REALTIME_QUEUE
 from tasks.dispatch import open_dispatcher
 from tasks.runs import runs
@@ -87,7 +88,8 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
     )
     clock = RedisClock()
     recorder = HitRecorder(client, services.keys)
-    readers = {name: services.reader(client, TableKind.PREDICTIONS, name) for name in settings.models}
+    pipe = AsyncPipe(client, timeout_s=REQUEST_SOCKET_TIMEOUT_S)
+    readers = {name: services.reader(pipe, TableKind.PREDICTIONS, name) for name in settings.models}
     async with open_dispatcher(settings) as dispatcher:
         service = PredictionService(settings, readers.__getitem__, dispatcher, recorder, clock.now)
         parts = Parts(

@@ -20,6 +20,8 @@ from inference.keys import Keys
 
 #: ids or instances of one message
 PART_ROWS = 256
+#: a part that was begun so often and never ended is taken to kill its worker
+MAX_BEGUN = 3
 #: how long an untouched job is remembered, in seconds
 JOB_KEEP_S = 3600
 
@@ -97,14 +99,15 @@ class JobScorer(Protocol):
         """Compute rows of features."""
 
 
-# KEYS: job. Returns the state, or nil when the job is gone.
+# KEYS: job. ARGV: part number. Returns the state (nil when the job is gone) and how often the part was begun.
 _BEGIN = """
 local state = redis.call('HGET', KEYS[1], 'state')
+if not state then return {false, 0} end
 if state == 'queued' then
   state = 'running'
   redis.call('HSET', KEYS[1], 'state', state, 'changed_at', redis.call('TIME')[1])
 end
-return state
+return {state, redis.call('HINCRBY', KEYS[1], 'begun:' .. ARGV[1], 1)}
 """
 
 # KEYS: job, inputs, parts. ARGV: part number, its result, seconds to keep. Returns 1 if it was taken.
@@ -112,6 +115,7 @@ _FINISH_PART = """
 if redis.call('HGET', KEYS[1], 'state') ~= 'running' then return 0 end
 redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])
 redis.call('HDEL', KEYS[2], ARGV[1])
+redis.call('HDEL', KEYS[1], 'begun:' .. ARGV[1])
 redis.call('HSET', KEYS[1], 'changed_at', redis.call('TIME')[1])
 if redis.call('HLEN', KEYS[3]) == tonumber(redis.call('HGET', KEYS[1], 'parts')) then
   redis.call('HSET', KEYS[1], 'state', 'done')
@@ -143,15 +147,19 @@ def error_to_json(error: ForecacheError) -> str:
 
 
 def run_part(client: redis.Redis, keys: Keys, scorer: JobScorer, job_id: str, part: int) -> None:
-    """Compute one part of a job and keep its predictions. Safe to run twice.
+    """Compute one part of a job and keep its predictions. Safe to run twice; the job fails if it is begun too often.
 
     A part of a job that is gone, cancelled or failed is dropped. When the part fails as a whole, so does the
     job; a single bad row is only that row's error.
     """
     touched = job_keys(keys, job_id)
-    state = client.eval(_BEGIN, 1, touched[0])
+    state, begun = cast("list[Any]", client.eval(_BEGIN, 1, touched[0], str(part)))
     rows = client.hget(touched[1], str(part))
     if state != JobState.RUNNING.value.encode() or rows is None:
+        return
+    if begun > MAX_BEGUN:
+        killer = PredictionFailed(f"part {part} was begun {MAX_BEGUN} times and ended its worker each time")
+        client.eval(END_JOB, 3, *touched, JobState.FAILED.value, error_to_json(killer), "")
         return
     try:
         result = _score(scorer, cast(dict[bytes, bytes], client.hgetall(touched[0])), json.loads(rows))

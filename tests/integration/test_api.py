@@ -26,7 +26,7 @@ from inference.hits import HitRecorder, HitWindows
 from inference.keys import Keys
 from inference.serving import PredictionService
 from inference.serving.job_queue import JobQueue
-from inference.serving.jobs import JobPriority, run_part
+from inference.serving.jobs import MAX_BEGUN, JobPriority, run_part
 from inference.settings import ApiSettings, Settings
 from tests.support.redis_server import RedisServer
 from tests.support.serving_fakes import FakeReader, FakeWorkers, entry
@@ -41,7 +41,7 @@ class FakeScorer:
     """The worker's side of jobs: twice the number that an id spells."""
 
     def __init__(self) -> None:
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.overrides: Any = None
 
     def predict_entities(
@@ -326,6 +326,22 @@ async def test_a_cancelled_job_is_not_computed_and_stays_cancelled(it: Deploymen
     it.work()
     assert (await http.get(url)).json()["state"] == "cancelled"
     assert it.client.exists(KEYS.job_parts(url.rpartition("/")[2])) == 0
+
+
+async def test_a_job_whose_part_ends_every_worker_fails_instead_of_ending_more(
+    it: Deployment, http: httpx.AsyncClient
+) -> None:
+    url = (await http.post("/predictions", json={"entity_ids": ["1"]})).headers["location"]
+    sent = list(it.sent)
+    it.scorer.error = KeyboardInterrupt()  # passes through every handler, as the end of a process does
+    for _ in range(MAX_BEGUN):
+        with pytest.raises(KeyboardInterrupt):
+            it.work()
+        it.sent = list(sent)
+        assert (await http.get(url)).json()["state"] == "running"
+    it.work()
+    job = (await http.get(url)).json()
+    assert (job["state"], job["error"]["code"]) == ("failed", "prediction-failed")
 
 
 async def test_a_job_asked_for_again_under_its_key_is_the_same_job(it: Deployment, http: httpx.AsyncClient) -> None:

@@ -36,7 +36,7 @@ def test_a_writer_rests_as_long_as_its_share_asks(share: float, rest_s: float) -
 
 
 class Server:
-    """Answers each thing it receives with the next of its replies; then closes."""
+    """Answers each three bytes that it receives with the next of its replies; then closes."""
 
     def __init__(self, *replies: bytes) -> None:
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -58,7 +58,7 @@ class Server:
         connection.settimeout(5)
         with connection:
             for reply in self._replies:
-                self.received.append(connection.recv(1000))
+                self.received.append(connection.recv(3, socket.MSG_WAITALL))
                 connection.sendall(reply)
 
     def pool(self, **kwargs: Any) -> redis.ConnectionPool:
