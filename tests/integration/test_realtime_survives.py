@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -84,6 +85,7 @@ def computes(stack: Stack) -> bool:
     return ask(stack, "F7").outcome == "computed"
 
 
+@pytest.mark.slow
 def test_with_all_workers_killed_misses_go_down_the_ladder_at_once_until_one_is_back(stack: Stack) -> None:
     with Load(stack) as load:
         wait_for(lambda: any(one.outcome == "computed" for one in load.seen), "load", 10)
@@ -111,6 +113,27 @@ def test_a_frozen_worker_costs_nobody_more_than_the_budget_and_goes_on_when_it_t
     assert max(one.took_s for one in load.seen) < BUDGET_S + SLACK_S
     assert sum(one.took_s < BUDGET_S / 2 for one in load.seen) > 20, "the breaker opened"
     wait_for(lambda: computes(stack), "computed answers again", 30)
+
+
+def test_a_worker_that_fell_silent_is_known_to_be_gone_before_anyone_asks(stack: Stack) -> None:
+    wait_for(lambda: computes(stack), "computed answers", 30)
+    silent = stack.processes["realtime"]
+    silent.send_signal(signal.SIGSTOP)
+    try:
+        time.sleep(GONE_AFTER_S + 2.5)
+        seen = [ask(stack, f"F{number}") for number in range(4)]
+    finally:
+        silent.send_signal(signal.SIGCONT)
+    assert sum(one.took_s > BUDGET_S / 2 for one in seen) <= 1, "only the probe waits"
+    wait_for(lambda: computes(stack), "computed answers again", 30)
+
+
+def test_clients_that_hang_up_leave_the_others_their_answers(stack: Stack) -> None:
+    wait_for(lambda: computes(stack), "computed answers", 30)
+    for number in range(50):
+        with socket.create_connection(("127.0.0.1", stack.api_port)) as client:
+            client.sendall(f"GET /predict/F{number}?max_staleness_hours=0 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    wait_for(lambda: computes(stack), "computed answers", 10)
 
 
 def test_redis_stopped_and_started_again_is_an_outage_within_the_budget_and_then_over(stack: Stack) -> None:
