@@ -39,6 +39,7 @@ ROWS, CHUNK_ROWS = 6, 2
 SIGNATURE = Signature((TensorSpec("x", DType.FLOAT32),), (TensorSpec("y", DType.FLOAT32),))
 #: no two of a machine's steps find the same thing to do
 _CHOICE = st.integers(0, 1_000_000)
+_IN_USE = (GenerationState.LOADING, GenerationState.CURRENT, GenerationState.PREVIOUS)
 
 
 def record(version: int) -> VersionRecord:
@@ -152,6 +153,19 @@ class Interleavings(RuleBasedStateMachine):
         for number in self.table.collectable():
             self.table.collect(number, sweep_after_s=0)
 
+    @rule(which=_CHOICE)
+    def collect_by_a_list_that_is_out_of_date(self, which: int) -> None:
+        known = [manifest.number for manifest in self.table.generations()]
+        if known:
+            number = known[which % len(known)]
+            in_use = self.table.state(number) in _IN_USE
+            try:
+                self.table.collect(number, sweep_after_s=0)
+            except Conflict:
+                assert in_use
+            else:
+                assert not in_use
+
     @rule()
     def time_passes_for_collection_and_resuming(self) -> None:
         for manifest in self.table.generations():
@@ -170,7 +184,9 @@ class Interleavings(RuleBasedStateMachine):
         run_id, chunk = self.messages[which % len(self.messages)]
         if not twice:
             self.messages.remove((run_id, chunk))
+        holder = self.holder(run_id, chunk)
         claim = self.ledger.claim(run_id, chunk, f"token{which}-{len(self.workers)}")
+        assert not (holder and isinstance(claim, Claim)), "a chunk was given to two workers at once"
         run = self.ledger.load(run_id)
         manifest = self.table.manifest(run.generation or 0)
         if isinstance(claim, Claim) and manifest is not None:
@@ -208,7 +224,12 @@ class Interleavings(RuleBasedStateMachine):
             "bad_rows": bad * worker.left_out,
         }
         counts = {"y": {1: CHUNK_ROWS}}
-        self.ledger.finish(worker.claim, result, rows=CHUNK_ROWS, quarantined=worker.left_out, histogram=counts)
+        is_its = self.claimed_by(worker.claim.run_id, worker.claim.chunk) == worker.claim.token
+        goes_on = self.ledger.load(worker.claim.run_id).state is RunState.RUNNING
+        progress = self.ledger.finish(
+            worker.claim, result, rows=CHUNK_ROWS, quarantined=worker.left_out, histogram=counts
+        )
+        assert (progress is not None) == (is_its and goes_on), "a result counts only from who holds the chunk"
         if not stays:  # else it finishes, or writes, once more
             self.workers.remove(worker)
 
@@ -227,6 +248,18 @@ class Interleavings(RuleBasedStateMachine):
             attempt, token, _ = held.decode().split()
             self.client.hset(KEYS.run_part(claim.run_id, "claims"), str(claim.chunk), f"{attempt} {token} 1")
             self.client.zadd(KEYS.run_part(claim.run_id, "sent"), {str(claim.chunk): 0})
+
+    def claimed_by(self, run_id: str, chunk: int) -> str | None:
+        """The token of who took a chunk last and neither finished it nor gave it back."""
+        held = self.client.hget(KEYS.run_part(run_id, "claims"), str(chunk))
+        token = None if held is None else held.decode().split()[1]
+        return None if token == "-" else token
+
+    def holder(self, run_id: str, chunk: int) -> str | None:
+        """The token of who holds a chunk by a lease that has not run out."""
+        held = self.client.hget(KEYS.run_part(run_id, "claims"), str(chunk))
+        lives = held is not None and int(held.split()[2]) > (self.ledger.now() + 1) * 1000
+        return self.claimed_by(run_id, chunk) if lives else None
 
     @rule()
     def work_through(self) -> None:
@@ -260,6 +293,26 @@ class Interleavings(RuleBasedStateMachine):
             run = self.ledger.load(manifest.run_id)
             assert run.state in (RunState.PUBLISHED, RunState.PUBLISHING)
             assert run.forced or not left_out
+
+    @invariant()
+    def nothing_is_kept_that_nobody_needs(self) -> None:
+        """Only what the pointer names is published, and only what may yet be published is loading."""
+        pointer = self.table.pointer()
+        for manifest in self.table.generations():
+            state = self.table.state(manifest.number)
+            assert (state is GenerationState.CURRENT) == (manifest.number == pointer.current)
+            assert (state is GenerationState.PREVIOUS) == (manifest.number == pointer.previous)
+
+    @invariant()
+    def a_run_that_goes_on_keeps_what_it_scored(self) -> None:
+        active = self.ledger.active_run("m")
+        run = None if active is None else self.ledger.load(active)
+        if run is not None and run.generation is not None:
+            assert self.table.state(run.generation) in _IN_USE
+            done = self.ledger.results(run.run_id)
+            ids = [f"e{i}" for chunk in done for i in range(chunk * CHUNK_ROWS, (chunk + 1) * CHUNK_ROWS)]
+            entries = self.table.read_generation(ids, run.generation)
+            assert sum(entry is None for entry in entries) == run.rows_quarantined
 
     @invariant()
     def a_publication_keeps_the_generation_before(self) -> None:
