@@ -178,9 +178,11 @@ class Interleavings(RuleBasedStateMachine):
 
     # --- what workers do ---------------------------------------------------------------------------
 
-    @precondition(lambda self: self.messages)
     @rule(which=_CHOICE, twice=st.booleans())
     def deliver(self, which: int, twice: bool) -> None:
+        self.have_messages()
+        if not self.messages:
+            return
         run_id, chunk = self.messages[which % len(self.messages)]
         if not twice:
             self.messages.remove((run_id, chunk))
@@ -193,16 +195,30 @@ class Interleavings(RuleBasedStateMachine):
             left_out = self.left_out[run_id] if chunk == 0 else 0
             self.workers.append(Worker(claim, manifest, float(self.run_ids.index(run_id)), left_out))
 
+    def pick(self, which: int) -> Worker:
+        """One of the latest workers: what older ones held is mostly over."""
+        return self.workers[-1 - which % min(len(self.workers), 4)]
+
+    def have_messages(self) -> None:
+        """See that there is something to do, or most steps would find nothing."""
+        if self.ledger.active_run("m") is None:
+            self.request(leaves_one_out=False)
+        self.runs.reconcile()
+        if not self.messages:  # all that is left is held by workers that linger
+            for at in range(min(len(self.workers), 4)):
+                self.lose_the_lease(at)
+            self.runs.reconcile()
+
     @precondition(lambda self: self.workers)
     @rule(which=_CHOICE)
     def fence(self, which: int) -> None:
-        worker = self.workers[which % len(self.workers)]
+        worker = self.pick(which)
         worker.fenced = self.ledger.renew(worker.claim)
 
     @precondition(lambda self: self.workers)
     @rule(which=_CHOICE)
     def write(self, which: int) -> None:
-        worker = self.workers[which % len(self.workers)]
+        worker = self.pick(which)
         if worker.fenced:
             ids = [f"e{i}" for i in range(worker.claim.chunk * CHUNK_ROWS, (worker.claim.chunk + 1) * CHUNK_ROWS)]
             ids = ids[worker.left_out :]
@@ -213,7 +229,7 @@ class Interleavings(RuleBasedStateMachine):
     @precondition(lambda self: self.workers)
     @rule(which=_CHOICE, stays=st.booleans())
     def finish(self, which: int, stays: bool) -> None:
-        worker = self.workers[which % len(self.workers)]
+        worker = self.pick(which)
         if not worker.wrote:
             return
         bad = [{"feature": None, "reason": "r", "rows": 1, "examples": ["e0"], "non_finite": False}]
@@ -236,13 +252,14 @@ class Interleavings(RuleBasedStateMachine):
     @precondition(lambda self: self.workers)
     @rule(which=_CHOICE)
     def fail(self, which: int) -> None:
-        worker = self.workers.pop(which % len(self.workers))
+        worker = self.pick(which)
+        self.workers.remove(worker)
         self.ledger.give_back(worker.claim, error="no", pause_s=0.001)
 
     @precondition(lambda self: self.workers)
     @rule(which=_CHOICE)
     def lose_the_lease(self, which: int) -> None:
-        claim = self.workers[which % len(self.workers)].claim
+        claim = self.pick(which).claim
         held = self.client.hget(KEYS.run_part(claim.run_id, "claims"), str(claim.chunk))
         if held is not None and claim.token.encode() in held:
             attempt, token, _ = held.decode().split()
@@ -261,18 +278,45 @@ class Interleavings(RuleBasedStateMachine):
         lives = held is not None and int(held.split()[2]) > (self.ledger.now() + 1) * 1000
         return self.claimed_by(run_id, chunk) if lives else None
 
+    @rule(which=_CHOICE)
+    def stall_at_the_last_moment(self, which: int) -> None:
+        """All is written, the lease runs out, another worker takes the chunk; the first may yet report."""
+        if not self.workers or not self.holds(self.pick(which)):
+            which = 0
+            self.deliver(0, False)
+        if not self.workers or not self.holds(worker := self.pick(which)):
+            return
+        self.workers.remove(worker)
+        self.workers.append(worker)
+        self.fence(0)
+        self.write(0)
+        self.lose_the_lease(0)
+        self.messages.insert(0, (worker.claim.run_id, worker.claim.chunk))
+        self.deliver(0, False)
+
+    def holds(self, worker: Worker) -> bool:
+        return self.holder(worker.claim.run_id, worker.claim.chunk) == worker.claim.token
+
+    @rule(chunks=st.integers(1, 3))
+    def work(self, chunks: int) -> None:
+        """Some chunks from end to end in one step, or finished ones would be rare; the workers linger."""
+        self.have_messages()
+        for _ in range(min(chunks, len(self.messages))):
+            before = len(self.workers)
+            self.deliver(0, False)
+            if len(self.workers) > before:
+                self.fence(0)
+                self.write(0)
+                self.finish(0, True)
+
     @rule()
     def work_through(self) -> None:
         """A whole run in one step, or published generations would be rare."""
-        for _ in range(8):
+        self.have_messages()
+        run_id = self.ledger.active_run("m")
+        while run_id is not None and self.ledger.active_run("m") == run_id:
+            self.work(2)
             self.runs.reconcile()
-            while self.messages:
-                before = len(self.workers)
-                self.deliver(0, False)
-                for at in range(before, len(self.workers)):
-                    self.fence(at)
-                    self.write(at)
-                    self.finish(at, True)
 
     # --- what always holds -------------------------------------------------------------------------
 
@@ -318,7 +362,7 @@ class Interleavings(RuleBasedStateMachine):
     def a_publication_keeps_the_generation_before(self) -> None:
         pointer = self.table.pointer()
         if pointer.current != self.pointer.current and self.pointer.current is not None:
-            # work_through may publish once, since it requests nothing
+            # no rule publishes twice
             assert pointer.previous == self.pointer.current
         self.pointer = pointer
 
@@ -379,7 +423,7 @@ def interleave(server: RedisServer, *, examples: int, steps: int) -> None:
 
 
 def test_some_interleavings_break_no_promise(redis_server: RedisServer) -> None:
-    interleave(redis_server, examples=8, steps=40)
+    interleave(redis_server, examples=6, steps=30)
 
 
 @pytest.mark.slow
