@@ -16,6 +16,7 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:T:o:ID         | string | header + packed value                    | the entry's `keep`    | real-time workers     |
 | P:T:schemas      | hash   | digest → fields of overlay values (JSON) | for good              | upsert script         |
 | P:m:M:record     | hash   | version → version record (JSON)          | for good              | inspect, workers      |
+| P:m:M:micro      | hash   | version:device → rows per call (JSON)    | for good              | batch workers         |
 | P:m:M:active_run | string | run id                                   | until run is over     | run scripts           |
 | P:m:M:runs       | zset   | run id, scored by creation time          | newest 200 kept       | run scripts           |
 | P:m:M:slots      | hash   | schedule slot → run id                   | newest kept           | run scripts           |
@@ -115,6 +116,10 @@ class Keys:
     def model_record(self, model: str) -> str:
         """Hash version → version record."""
         return f"{self.prefix}:m:{model}:record"
+
+    def micro_batches(self, model: str) -> str:
+        """Hash version and device → rows per model call."""
+        return f"{self.prefix}:m:{model}:micro"
 
     def active_run(self, model: str) -> str:
         """The one run of a model that is not over."""

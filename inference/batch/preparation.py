@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from inference.batch.asked import Selection, unpack_entities
@@ -14,13 +13,14 @@ from inference.batch.records import RunRecord, RunState
 from inference.batch.selection import Selected, select_rows
 from inference.batch.sinks.parquet import parquet_folder
 from inference.batch.sources import check_key_columns
+from inference.batch.tables import RunTables
 from inference.errors import BadInput, Conflict, SourceError
 from inference.features import Vectoriser
 from inference.logs import get_logger
 from inference.models import Inspect, ModelRegistry, VersionRecord, record_to_serve
 from inference.settings import ModelSettings, Settings
 from inference.sources import Source, open_source
-from inference.store import GenerationState, Table
+from inference.store import GenerationState
 
 log = get_logger(__name__)
 
@@ -32,7 +32,7 @@ class Preparation:
     settings: Settings
     ledger: Ledger
     registry: ModelRegistry
-    predictions: Callable[[str], Table]
+    tables: RunTables
     inspect: Inspect
 
     def prepare(self, run: RunRecord) -> None:
@@ -74,24 +74,13 @@ class Preparation:
         folder = self._parquet_folder(run, model)
         limits = {"rows_per_chunk": model.batch.rows_per_chunk, "bytes_per_chunk": model.batch.bytes_per_chunk}
         chunks = self.ledger.write_plan(run.run_id, plan_chunks(source.files, **limits), files=source.files)
-        table = self.predictions(run.model)
-        manifest = table.begin(
-            version.signature.outputs,
-            rows_expected=source.rows,
-            model_version=version.version,
-            contract_hash=version.contract_hash,
-            keep_s=model.batch.keep,
-            run_id=run.run_id,
-        )
-        facts: dict[str, str | int] = {
-            **_planned(chunks, source.rows, fingerprint),
-            "generation": manifest.number,
-            "parquet_folder": folder,
-        }
+        opened = self.tables.open(run, version, model.batch, rows=source.rows)
+        numbers = {run.field_of(kind): number for kind, number in opened.items()}
+        facts = {**_planned(chunks, source.rows, fingerprint), **numbers, "parquet_folder": folder}
         try:
             self.ledger.move(run, RunState.RUNNING, expected=[RunState.QUEUED], **facts)
         except Conflict:  # cancelled meanwhile
-            table.discard(manifest.number, GenerationState.CANCELLED)
+            self.tables.discard(run.model, opened, GenerationState.CANCELLED)
             raise
         log.info("run.planned", run_id=run.run_id, chunks=chunks, rows=source.rows, version=version.version)
 

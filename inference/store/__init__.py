@@ -6,6 +6,7 @@ overlay, one key an id; a look-up takes the newer of the two. `layout` and `code
 """
 
 from inference.store.async_reader import AsyncTableReader
+from inference.store.bulk import Pace
 from inference.store.memory_table import MemoryTable
 from inference.store.records import Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
 from inference.store.redis_table import RedisTable
@@ -19,6 +20,7 @@ __all__ = [
     "Manifest",
     "MemoryTable",
     "Origin",
+    "Pace",
     "Pointer",
     "RedisTable",
     "StoredRows",

@@ -17,6 +17,7 @@ import redis
 from inference.errors import Conflict, NotFound, store_error
 from inference.keys import TableKeys, TableKind
 from inference.schema import Block, TensorSpec
+from inference.store.bulk import Pace, send_in_bulk, sum_of
 from inference.store.codec import codec_for, pack_overlay, schema_digest, schema_text
 from inference.store.layout import bucket_count, stored_id
 from inference.store.plans import (
@@ -31,7 +32,7 @@ from inference.store.plans import (
 )
 from inference.store.records import Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
 from inference.store.table import SWEEP_AFTER_S
-from inference.store.wire import encode_window
+from inference.store.wire import Piece, encode_lengths, encode_window
 
 _SCRIPTS = {path.stem: path.read_text() for path in (Path(__file__).parent / "scripts").glob("*.lua")}
 _KIND_NAMES = {TableKind.PREDICTIONS: "predictions", TableKind.FEATURES: "features"}
@@ -42,10 +43,16 @@ _BYTES_PER_SEND = 256 * 1024
 
 
 class RedisTable:
-    """A `Table` in Redis. `client` must answer in bytes; threads may share it, and this too."""
+    """A `Table` in Redis. `client` must answer in bytes; threads may share it, and this too.
 
-    def __init__(self, client: redis.Redis, keys: TableKeys, *, kind: TableKind, model: str) -> None:
+    `pace`: how much of the time `write` may keep Redis busy; None writes flat out.
+    """
+
+    def __init__(
+        self, client: redis.Redis, keys: TableKeys, *, kind: TableKind, model: str, pace: Pace | None = None
+    ) -> None:
         self._client: Any = client
+        self._pace = pace or Pace()
         self._keys = keys
         self._name = f"{_KIND_NAMES[kind]} of {model!r}"
         self._memory = ReaderMemory()
@@ -108,15 +115,22 @@ class RedisTable:
         rows = codec_for(manifest.fields).pack(block, np.minimum(as_of, manifest.created_at))
         prefix = self._keys.bucket_prefix(manifest.number)
         deadline = math.ceil(manifest.deadline)
-        window = encode_window(ids, rows, bucket_prefix=prefix, buckets=manifest.buckets, deadline=deadline)
+        window = encode_window(
+            ids,
+            rows,
+            bucket_prefix=prefix,
+            buckets=manifest.buckets,
+            deadline=deadline,
+            piece_bytes=_BYTES_PER_SEND,
+        )
         with self._translated_errors():
-            self._send_encoded(window)
+            send_in_bulk(self._client.connection_pool, window, self._pace)
 
     def count(self, manifest: Manifest) -> int:
         """See `Table.count`."""
-        return sum(
-            sum(self._send([("HLEN", key) for key in keys])) for keys in self._bucket_keys(manifest, _HLEN_PER_PIPELINE)
-        )
+        pieces = (Piece(encode_lengths(keys), len(keys)) for keys in self._bucket_keys(manifest, _HLEN_PER_PIPELINE))
+        with self._translated_errors():
+            return sum_of(send_in_bulk(self._client.connection_pool, pieces, Pace()))
 
     def manifest(self, number: int) -> Manifest | None:
         """See `Table.manifest`."""
@@ -286,30 +300,6 @@ class RedisTable:
     def _script(self, name: str, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
         with self._translated_errors():
             return self._scripts[name](keys=keys, args=arguments)
-
-    def _send_encoded(self, window: Iterator[bytes]) -> None:
-        """Send encoded commands while Redis works on the earlier ones, and read the replies at the end."""
-        pool = self._client.connection_pool
-        connection = pool.get_connection()
-        try:
-            sent, pending, size = 0, [], 0
-            for command in window:
-                pending.append(command)
-                sent += 1
-                size += len(command)
-                if size >= _BYTES_PER_SEND:
-                    # a list would be sent with one system call an item
-                    connection.send_packed_command([b"".join(pending)])
-                    pending, size = [], 0
-            connection.send_packed_command([b"".join(pending)])
-            for _ in range(sent):
-                connection.read_response()
-        except BaseException:
-            # replies still to come would answer the next user of this connection
-            connection.disconnect()
-            raise
-        finally:
-            pool.release(connection)
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:

@@ -73,15 +73,7 @@ class FakeRuns:
         self.started: list[tuple[Any, ...]] = []
         self.source_changed = False
 
-    def request(
-        self,
-        model: str | None,
-        *,
-        trigger: Any,
-        source: str | None = None,
-        entities: Any = None,
-        since: str | None = None,
-    ) -> FakeRun:
+    def request(self, model: str | None, *, trigger: Any, source: str | None = None, **_: Any) -> FakeRun:
         if self.started:
             raise Conflict("run r1 of model 'delay' is in progress")
         self.started.append((model, trigger.value, source))

@@ -74,15 +74,14 @@ class Interleavings(RuleBasedStateMachine):
         model = ModelSettings(path=self.folder / "model", features=str(self.folder / "t.parquet"), batch=batch)
         own = Settings(models={"m": model})
         own._root = self.folder
-        keys = KEYS.table(TableKind.PREDICTIONS, "m")
-        self.table = RedisTable(self.client, keys, kind=TableKind.PREDICTIONS, model="m")
+        self.table = self.table_of(TableKind.PREDICTIONS, "m")
         self.registry = ModelRegistry(self.client, KEYS)
         self.registry.put("m", record(1))
         self.registry.activate("m", 1)
         self.ledger = Ledger(self.client, KEYS)
         unused: Any = None
         self.runs = Runs(
-            own, self.client, KEYS, self.registry, unused, lambda _: self.table, self.send, lambda: None,
+            own, self.client, KEYS, self.registry, unused, self.table_of, self.send, lambda: None,
             inspect=lambda *_: {},
         )  # fmt: skip
         self.run_ids: list[str] = []
@@ -92,6 +91,9 @@ class Interleavings(RuleBasedStateMachine):
         self.ended: dict[str, RunState] = {}
         self.gone: set[int] = set()
         self.pointer = self.table.pointer()
+
+    def table_of(self, kind: TableKind, model: str) -> RedisTable:
+        return RedisTable(self.client, KEYS.table(kind, model), kind=kind, model=model)
 
     def send(self, run_id: str, chunks: Sequence[int]) -> None:
         self.messages += [(run_id, chunk) for chunk in chunks]

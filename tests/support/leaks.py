@@ -13,7 +13,7 @@ from inference.keys import Keys, TableKind
 from tests.support.stack import Stack
 
 #: kept for good, once a model or a table
-_FOR_GOOD = re.compile(r"[pf]:[^:]+:(pointer|seq|gens|schemas)|m:[^:]+:(record|runs|slots|quarantines)")
+_FOR_GOOD = re.compile(r"[pf]:[^:]+:(pointer|seq|gens|schemas)|m:[^:]+:(record|runs|slots|quarantines|micro)")
 _GENERATION = re.compile(r"([pf]):([^:]+):g:(\d+)")
 #: must expire, whoever wrote them
 _EXPIRING = re.compile(r"[pf]:[^:]+:g:\d+:\d+|[pf]:[^:]+:o:.*|m:[^:]+:reconciler|h:[^:]+:\d+|j:.*|[wq]:.*", re.DOTALL)
