@@ -156,6 +156,21 @@ class Interleavings(RuleBasedStateMachine):
             self.table.collect(number, sweep_after_s=0)
 
     @rule(which=_CHOICE)
+    def publish_what_must_not_be(self, which: int) -> None:
+        """A maintenance process that stood still, and publishes what by now was given up, superseded or reopened."""
+        manifests = self.table.generations()
+        if not manifests:
+            return
+        manifest = manifests[which % len(manifests)]
+        number, run_id = manifest.number, manifest.run_id or ""
+        is_loading = self.table.state(number) is GenerationState.LOADING
+        going_on = self.ledger.load(run_id).state is RunState.PUBLISHING
+        if number != self.table.pointer().current and not (is_loading and going_on):
+            condition = {"run_key": KEYS.run(run_id), "run_state": "publishing"} if is_loading else {}
+            with pytest.raises(Conflict):
+                self.table.publish(number, **condition)
+
+    @rule(which=_CHOICE)
     def collect_by_a_list_that_is_out_of_date(self, which: int) -> None:
         known = [manifest.number for manifest in self.table.generations()]
         if known:
