@@ -166,11 +166,12 @@ class RedisTable:
         manifest, state = self.manifest(number), self.state(number)
         if manifest is not None and state is GenerationState.LOADING:
             for keys in self._bucket_keys(manifest, _BUCKETS_PER_MOVE):
-                for rows in self._send([("HGETALL", key) for key in keys]):
-                    entries = pack_overlay(
-                        manifest.fields, list(rows.values()), manifest.created_at, manifest.model_version, Origin.BATCH
-                    )
-                    self._upsert([self._keys.overlay(field) for field in rows], entries, manifest.fields, keep_s)
+                found = self._send([("HGETALL", key) for key in keys])
+                rows = {field: row for bucket in found for field, row in bucket.items()}
+                entries = pack_overlay(
+                    manifest.fields, list(rows.values()), manifest.created_at, manifest.model_version, Origin.BATCH
+                )
+                self._upsert([self._keys.overlay(field) for field in rows], entries, manifest.fields, keep_s)
         status = self._script("moved", [self._keys.generation(number)], []).decode()
         if status == "gone":
             raise NotFound(f"generation {number} of the {self._name} does not exist (any more)")

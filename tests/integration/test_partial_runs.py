@@ -226,7 +226,7 @@ def test_a_process_killed_while_it_moves_the_rows_is_made_good(world: PartialWor
     def killed(*arguments: Any) -> None:
         nonlocal calls
         calls += 1
-        if calls == 10:
+        if calls == 2:
             raise Killed
         upsert(*arguments)
 

@@ -121,6 +121,17 @@ class Interleavings(RuleBasedStateMachine):
         self.ended.pop(run_id, None)
 
     @rule()
+    def resume_too_late(self) -> None:
+        run_id = self.ledger.active_run("m")
+        if run_id is None or self.ledger.load(run_id).state is not RunState.RUNNING:
+            return
+        self.runs.cancel(run_id)
+        self.client.hset(KEYS.run(run_id), "finished_at", 1)
+        self.runs.reconcile()  # gives up what it scored
+        with pytest.raises(Conflict):
+            self.runs.resume(run_id)
+
+    @rule()
     def roll_back(self) -> None:
         before = self.table.pointer()
         try:
