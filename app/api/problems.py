@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from app.api.paths import without_folders
 from inference.errors import (
     BadInput,
     BrokerUnavailable,
@@ -112,8 +113,7 @@ def _respond(document: dict[str, Any], headers: dict[str, str] | None = None) ->
 
 def respond_to_error(error: ForecacheError) -> Response:
     """Return the response to an error of ours."""
-    document = problem_of(error)
-    return _respond(document, _headers_of(error))
+    return _respond(problem_of(error), _headers_of(error))
 
 
 def _headers_of(error: ForecacheError) -> dict[str, str] | None:
@@ -138,9 +138,11 @@ def respond_to_defect() -> Response:
     return _respond(_problem(500, "internal", "the server failed on this request; its log says why"))
 
 
-async def _on_forecache_error(_: Request, error: Exception) -> Response:
+async def _on_forecache_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ForecacheError)  # noqa: S101 - tells mypy what the registration says
-    return respond_to_error(error)
+    # what is wrong with a source or a run is told with paths of this machine
+    document = without_folders(problem_of(error), request.app.state.parts.settings)
+    return _respond(document, _headers_of(error))
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:

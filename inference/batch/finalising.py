@@ -43,9 +43,6 @@ class Finalising:
 
         May run twice: it goes on where a killed process stopped.
         """
-        if run.is_partial:
-            self._finish_partial(run)
-            return
         is_published = self.tables.is_published(run)  # by a process that was killed before it could say so
         if not is_published and not self.tables.are_loading(run):
             self._fail(run, "its predictions are gone from Redis: start a new run")
@@ -65,45 +62,35 @@ class Finalising:
             log.exception("run.not_finalised", run_id=run.run_id)
             self._fail(run, f"not published: {type(error).__name__}: {error}".splitlines()[0][:500])
             return
-        log.info("run.published", run_id=run.run_id, generation=run.generation)
+        log.info("run.published", run_id=run.run_id, generation=None if run.is_partial else run.generation)
 
     def _publish(self, run: RunRecord) -> None:
+        if run.is_partial:
+            self.tables.move_to_overlay(run, keep_s=self.settings.models[run.model].batch.keep)
+            self._close(run)
+            return
         self.tables.publish(run, run_key=self.keys.run(run.run_id), run_state=RunState.PUBLISHING.value)
         if run.forced and run.model_version is not None:
             # whoever insists on a held version ends its hold
             self.tables.predictions(run.model).activate(run.model_version, force=True)
         self._close(run)
 
-    def _finish_partial(self, run: RunRecord) -> None:
-        """End a partial run: its answers are in the overlay already, so its gates decide what is said of it."""
-        pointer = self.tables.predictions(run.model).pointer()
-        results = list(self.ledger.results(run.run_id).values())
-        bad_rows = bad_rows_of(results)
-        most = self.settings.models[run.model].batch.max_quarantined_fraction
-        gates = partial_gates(run, results, pointer, bad_rows=bad_rows, max_quarantined_fraction=most)
-        self._note(run, gates, bad_rows)
-        verdict = failures(gates)
-        if verdict and not run.forced:
-            self._fail(run, f"not complete: {verdict}")
-            return
-        log.info("run.published", run_id=run.run_id, rows=run.rows_done)
-        self._close(run)
-
     def _check(self, run: RunRecord) -> Sequence[Gate]:
         facts = self._facts(run)
-        gates = check_gates(facts)
-        self._note(run, gates, facts.bad_rows)
-        return gates
-
-    def _note(self, run: RunRecord, gates: Sequence[Gate], bad_rows: Sequence[BadRows]) -> None:
-        reasons = [bad.to_json() for bad in bad_rows[:_MAX_REASONS]]
+        if run.is_partial:
+            gates = partial_gates(run, facts, self.tables.predictions(run.model).pointer())
+        else:
+            gates = check_gates(facts)
+        reasons = [bad.to_json() for bad in facts.bad_rows[:_MAX_REASONS]]
         self.ledger.note(run, gates=json.dumps([gate.to_json() for gate in gates]), bad_rows=json.dumps(reasons))
+        return gates
 
     def _facts(self, run: RunRecord) -> RunFacts:
         results = self.ledger.results(run.run_id).values()
         staged = self.tables.of(run)
         stored = [one.table.count(one.manifest) for one in staged if one.manifest]
-        current = _serving_now(staged[0]) if staged else None
+        # some rows are not compared with all that serve now
+        current = _serving_now(staged[0]) if staged and not run.is_partial else None
         held = self.tables.predictions(run.model).pointer().held_versions
         limits = self.settings.models[run.model].batch
         facts = RunFacts(
@@ -122,7 +109,7 @@ class Finalising:
             model_version=run.model_version or 0,
             held=run.model_version in held,
         )
-        if not facts.needs_recount:
+        if run.is_partial or not facts.needs_recount:
             return facts
         counted = self._recount(run)
         return replace(facts, distinct=counted.distinct, duplicates=counted.duplicates)

@@ -74,18 +74,23 @@ class Preparation:
         folder = self._parquet_folder(run, model)
         limits = {"rows_per_chunk": model.batch.rows_per_chunk, "bytes_per_chunk": model.batch.bytes_per_chunk}
         chunks = self.ledger.write_plan(run.run_id, plan_chunks(source.files, **limits), files=source.files)
-        opened = self.tables.open(run, version, model.batch, rows=source.rows)
+        facts = {**_planned(chunks, source.rows, fingerprint), "parquet_folder": folder}
+        self._begin(run, version, model, facts)
+
+    def _begin(self, run: RunRecord, version: VersionRecord, model: ModelSettings, facts: dict[str, str | int]) -> None:
+        """Open what the run fills, and let its chunks be scored."""
+        opened = self.tables.open(run, version, model.batch, rows=int(facts["rows_total"]))
         numbers = {run.field_of(kind): number for kind, number in opened.items()}
-        facts = {**_planned(chunks, source.rows, fingerprint), **numbers, "parquet_folder": folder}
         try:
-            self.ledger.move(run, RunState.RUNNING, expected=[RunState.QUEUED], **facts)
+            self.ledger.move(run, RunState.RUNNING, expected=[RunState.QUEUED], **facts, **numbers)
         except Conflict:  # cancelled meanwhile
             self.tables.discard(run.model, opened, GenerationState.CANCELLED)
             raise
-        log.info("run.planned", run_id=run.run_id, chunks=chunks, rows=source.rows, version=version.version)
+        planned = {name: facts[name] for name in ("chunks_total", "rows_total", "model_version")}
+        log.info("run.planned", run_id=run.run_id, **planned)
 
     def _open_partial(self, run: RunRecord, version: VersionRecord, source: Source, fingerprint: Fingerprint) -> None:
-        """Plan the rows that are meant. No generation: they go to the overlay."""
+        """Plan the rows that are meant. Their generation is never current: it is moved to the overlay."""
         _, model = self.settings.model(run.model)
         limits = {"rows_per_chunk": model.batch.rows_per_chunk, "bytes_per_chunk": model.batch.bytes_per_chunk}
         selected = self._select(run, source, model, limits)
@@ -96,9 +101,8 @@ class Preparation:
             if not gate.passed:
                 raise SourceError(f"{source.path}: {gate.detail}", field="entities")
             facts["gates"] = json.dumps([gate.to_json()])
-        self.ledger.move(run, RunState.RUNNING, expected=[RunState.QUEUED], **facts)
+        self._begin(run, version, model, facts)
         self.ledger.forget_entities(run.run_id)
-        log.info("run.planned", run_id=run.run_id, chunks=chunks, rows=selected.rows, version=version.version)
 
     def _select(self, run: RunRecord, source: Source, model: ModelSettings, limits: dict[str, int]) -> Selected:
         entities = None

@@ -205,6 +205,8 @@ class RunView:
         """Return the view of a record at an instant (epoch seconds of Redis' clock)."""
         computed: dict[str, Any] = {"rows_per_s": _rows_per_s(record, now), "eta_s": _eta_s(record, now)}
         own = {name: getattr(record, name) for name in cls.__dataclass_fields__ if name not in computed}
+        if record.is_partial:  # its generations are never current: nobody can go back to them
+            own |= {"generation": None, "feature_generation": None}
         return cls(**own, **computed)
 
     def to_json(self) -> dict[str, Any]:

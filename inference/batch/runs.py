@@ -16,6 +16,7 @@ from inference.batch.ledger import Ledger
 from inference.batch.preparation import Preparation
 from inference.batch.reconciler import Reconciler
 from inference.batch.records import RunRecord, RunState, RunView, Trigger
+from inference.batch.retention import Retention
 from inference.batch.sinks.parquet import parquet_folder
 from inference.batch.sources import locate_source
 from inference.batch.tables import RunTables
@@ -76,6 +77,7 @@ class Runs:
         self._settings = settings
         self._tables = RunTables(table)
         self._ledger = Ledger(client, keys)
+        self._retention = Retention(client, keys)
         self._preparation = Preparation(settings, self._ledger, registry, self._tables, inspect)
         finalising = Finalising(settings, self._ledger, keys, self._tables)
         self._reconciler = Reconciler(settings, self._ledger, self._tables, self._preparation, finalising, send_chunks)
@@ -117,10 +119,12 @@ class Runs:
             asked = check_entities(entities)
             fields["entities_asked"] = str(len(asked))
             self._ledger.keep_entities(run_id, pack_entities(asked))
+        self._retention.remember(name, run_id, quarantine)
         try:
             self._ledger.request(run_id, name, fields, slot=slot)
         except Conflict:
             self._ledger.forget_entities(run_id)
+            self._retention.forget(name, run_id, quarantine)
             raise
         return self.show(run_id)
 
@@ -139,6 +143,8 @@ class Runs:
     def reconcile(self, model: str | None = None) -> None:
         """Move every run on by what is due, or one model's. Safe to run twice, also at the same time."""
         self._reconciler.reconcile(model)
+        for name in self._settings.models if model is None else [model]:
+            self._retention.remove_due(name)
 
     def show(self, run_id: str) -> RunView:
         """Return one run.

@@ -83,10 +83,21 @@ class RunTables:
                 condition = {} if position else {"run_key": run_key, "run_state": run_state}
                 staged.table.publish(run.generation_of(staged.kind) or 0, **condition)
 
+    def move_to_overlay(self, run: RunRecord, *, keep_s: float) -> None:
+        """Serve a partial run's rows beside the generation that is current. May run twice, like `publish`.
+
+        Raises:
+            NotFound: a generation does not exist (any more).
+            Conflict: a generation was given up.
+        """
+        for staged in self.of(run):
+            staged.table.move_to_overlay(run.generation_of(staged.kind) or 0, keep_s=keep_s)
+
     def is_published(self, run: RunRecord) -> bool:
-        """Whether the generation that decides serves, or did."""
+        """Whether the generation that decides serves, or did; of a partial run, whether it was moved."""
         staged = self.of(run)
-        return bool(staged) and staged[0].state in _PUBLISHED
+        ends = (GenerationState.COLLECTING,) if run.is_partial else _PUBLISHED
+        return bool(staged) and staged[0].state in ends
 
     def are_loading(self, run: RunRecord) -> bool:
         """Whether all that the run has filled is still there, and unpublished."""

@@ -17,10 +17,9 @@ from inference.batch.records import RunRecord, RunState
 from inference.batch.rows import Preparer
 from inference.batch.scoring import ChunkResult, ChunkScorer
 from inference.batch.sinks import Sink
-from inference.batch.sinks.overlay import OverlaySink
 from inference.batch.sinks.parquet import ParquetSink
 from inference.batch.sinks.table import TableSink
-from inference.batch.tables import FEATURES_VERSION, RunTables
+from inference.batch.tables import RunTables
 from inference.errors import ContractError, NotFound, SourceError, StaleAttempt, StoreFull, Unavailable
 from inference.features import FeatureContract
 from inference.keys import TableKind
@@ -124,8 +123,6 @@ class ChunkWork:
 
     def _sinks(self, run: RunRecord, claim: Claim, model: LoadedModel) -> tuple[list[Sink], list[Sink]]:
         """Return where the predictions go, and where the features."""
-        if run.is_partial:
-            return self._overlays(run, model)
         sinks: dict[TableKind, list[Sink]] = {TableKind.PREDICTIONS: [], TableKind.FEATURES: []}
         for staged in self.tables.of(run):
             if staged.manifest is None:
@@ -136,17 +133,6 @@ class ChunkWork:
             parts = ParquetSink(run.parquet_folder, outputs, chunk=claim.chunk, token=claim.token)
             sinks[TableKind.PREDICTIONS].append(parts)
         return sinks[TableKind.PREDICTIONS], sinks[TableKind.FEATURES]
-
-    def _overlays(self, run: RunRecord, model: LoadedModel) -> tuple[list[Sink], list[Sink]]:
-        batch, record = self.settings.models[run.model].batch, model.record
-        predictions = self.tables.predictions(run.model)
-        into_predictions = OverlaySink(predictions, record.signature.outputs, record.version, batch.keep)
-        if not batch.feature_table:
-            return [into_predictions], []
-        features = self.tables.table(TableKind.FEATURES, run.model)
-        return [into_predictions], [
-            OverlaySink(features, model.vectoriser.contract.fields, FEATURES_VERSION, batch.keep)
-        ]
 
     def _scorer(self, run: RunRecord, claim: Claim, model: LoadedModel, lease: Lease) -> ChunkScorer:
         mark = run.fingerprint

@@ -39,6 +39,8 @@ _KIND_NAMES = {TableKind.PREDICTIONS: "predictions", TableKind.FEATURES: "featur
 
 _HLEN_PER_PIPELINE = 4096
 _IDS_PER_UPSERT = 1000
+#: of about 100 rows each
+_BUCKETS_PER_MOVE = 10
 _BYTES_PER_SEND = 256 * 1024
 
 
@@ -159,6 +161,23 @@ class RedisTable:
             raise Conflict(f"generation {number} of the {self._name} is {status}: only a loading one is published")
         return self.pointer()
 
+    def move_to_overlay(self, number: int, *, keep_s: float) -> None:
+        """See `Table.move_to_overlay`."""
+        manifest, state = self.manifest(number), self.state(number)
+        if manifest is not None and state is GenerationState.LOADING:
+            for keys in self._bucket_keys(manifest, _BUCKETS_PER_MOVE):
+                found = self._send([("HGETALL", key) for key in keys])
+                rows = {field: row for bucket in found for field, row in bucket.items()}
+                entries = pack_overlay(
+                    manifest.fields, list(rows.values()), manifest.created_at, manifest.model_version, Origin.BATCH
+                )
+                self._upsert([self._keys.overlay(field) for field in rows], entries, manifest.fields, keep_s)
+        status = self._script("moved", [self._keys.generation(number)], []).decode()
+        if status == "gone":
+            raise NotFound(f"generation {number} of the {self._name} does not exist (any more)")
+        if status != "ok":
+            raise Conflict(f"generation {number} of the {self._name} is {status}: only a loading one is moved")
+
     def discard(self, number: int, state: GenerationState) -> None:
         """See `Table.discard`."""
         status = self._script("discard", [self._keys.generation(number)], [state.value]).decode()
@@ -256,10 +275,15 @@ class RedisTable:
         schema = tuple(fields)
         rows = codec_for(schema).pack(block, np.minimum(as_of, computed_at)).to_pylist()
         entries = pack_overlay(schema, rows, computed_at, model_version, origin)
-        head = [max(1, math.ceil(keep_s * 1000)), schema_digest(schema), schema_text(schema)]
         keys = [self._keys.overlay(stored_id(entity_id)) for entity_id in ids]
         if len(keys) != len(entries):
             raise ValueError(f"{len(keys)} ids for {len(entries)} rows")
+        self._upsert(keys, entries, schema, keep_s)
+
+    def _upsert(
+        self, keys: Sequence[bytes], entries: Sequence[bytes], schema: tuple[TensorSpec, ...], keep_s: float
+    ) -> None:
+        head = [max(1, math.ceil(keep_s * 1000)), schema_digest(schema), schema_text(schema)]
         for start in range(0, len(keys), _IDS_PER_UPSERT):
             part = slice(start, start + _IDS_PER_UPSERT)
             self._script("upsert", [self._keys.schemas, *keys[part]], [*head, *entries[part]])

@@ -429,6 +429,71 @@ def test_rows_that_were_left_out_lie_in_a_parquet_file_with_their_values(world: 
     assert kept[None]["values"] == {"entity_id": None, "x": 2.0}
 
 
+@pytest.mark.parametrize("how", ["failed at a gate", "cancelled in the middle"])
+def test_what_a_run_scored_is_removed_once_it_cannot_be_resumed_any_more(world: World, how: str) -> None:
+    if how == "failed at a gate":
+        world.source([f"e{i}" for i in range(45)], [None, *[1.0] * 44])
+        run = world.finish(world.request())
+    else:
+        run = world.request()
+        world.runs.reconcile()
+        world.work(2)
+        world.runs.cancel(run.run_id)
+    generation = f"t:p:m:g:{world.runs.show(run.run_id).generation}"
+    world.runs.reconcile()
+    assert world.client.keys(f"{generation}:*") != []
+    temporary = world.root / "out" / run.run_id / ".part-000009.killed.tmp"
+    temporary.touch()
+
+    world.client.hset(KEYS.run(run.run_id), "finished_at", world.table.now() - 24 * 3600 - 1)
+    world.runs.reconcile()
+    assert world.client.keys(f"{generation}:*") == []
+    with pytest.raises(Conflict, match="were collected: start a new run"):
+        world.runs.resume(run.run_id)
+    world.client.hset(generation, "sweep_due_at", 1)  # the longest that a straggler may take
+    world.runs.reconcile()
+
+    assert world.client.keys("t:p:m:g*") == []
+    assert not temporary.exists()
+    assert leaked_keys(world.client, "t") == []
+
+
+def test_rows_that_were_left_out_are_kept_as_long_as_their_run_is_known(world: World) -> None:
+    world.source(["a", "b"], [1.0, None])
+    run = world.finish(world.request())
+    folder = world.root / ".forecache" / "quarantine" / run.run_id
+    due = KEYS.quarantines("m")
+    left = [part.name for part in folder.iterdir()]
+
+    world.client.zadd(due, dict.fromkeys(world.client.zrange(due, 0, -1), 1))  # 30 days pass, but it was resumed
+    world.runs.reconcile()
+    assert [part.name for part in folder.iterdir()] == left == ["part-000000.parquet"]
+    assert world.client.zrange(due, 0, -1, withscores=True)[0][1] > world.table.now() + 86400
+
+    world.client.delete(KEYS.run(run.run_id))
+    world.client.zadd(due, dict.fromkeys(world.client.zrange(due, 0, -1), 1))
+    world.runs.reconcile()
+    assert not folder.exists()
+    assert world.client.zcard(due) == 0
+
+
+def test_a_quarantine_that_cannot_be_removed_is_tried_again_and_what_others_put_there_stays(world: World) -> None:
+    world.source(["a", "b"], [1.0, None])
+    run = world.finish(world.request())
+    folder = world.root / ".forecache" / "quarantine" / run.run_id
+    (folder / "notes.txt").write_text("ours")
+    due = KEYS.quarantines("m")
+    world.runs.reconcile()  # sees that it is over: it is not taken for lost
+    world.client.delete(KEYS.run(run.run_id))
+    world.client.zadd(due, {f"{run.run_id} {folder}": 1, "m-lost gs2://nowhere/x": 1})
+
+    world.runs.reconcile()
+
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    assert world.client.zrange(due, 0, -1) == [b"m-lost gs2://nowhere/x"]
+    assert world.client.zscore(due, "m-lost gs2://nowhere/x") > world.table.now()
+
+
 def test_predictions_that_moved_away_are_not_published(world: World) -> None:
     world.configure(rows_per_chunk=700)
     ids = [f"e{i}" for i in range(2_000)]
