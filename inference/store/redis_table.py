@@ -25,6 +25,7 @@ from inference.store.plans import (
     Plan,
     ReaderMemory,
     T,
+    parse_pointer,
     plan_pointer,
     plan_read,
     plan_read_block,
@@ -187,12 +188,12 @@ class RedisTable:
     def rollback(self, expected_current: int) -> Pointer:
         """See `Table.rollback`."""
         arguments = [expected_current, self._keys.generation_prefix]
-        status = self._script("rollback", [self._keys.pointer], arguments).decode()
-        if status == "moved":
+        status, *pointer = self._script("rollback", [self._keys.pointer], arguments)
+        if status == b"moved":
             raise Conflict(f"generation {expected_current} of the {self._name} is not the current one (any more)")
-        if status != "ok":
+        if status != b"ok":
             raise Conflict(f"the {self._name} have no previous generation to go back to")
-        return self.pointer()
+        return parse_pointer(pointer)
 
     def collectable(self) -> list[int]:
         """See `Table.collectable`."""
