@@ -21,6 +21,7 @@ from inference.serving import PredictionService
 from inference.serving.deadlines import RedisClock
 from inference.serving.job_queue import JobQueue
 from inference.serving.lookups import TableReader
+from inference.serving.model_path import Submit
 from inference.settings import Settings
 from tasks.dispatch import open_dispatcher
 from tasks.runs import runs
@@ -87,7 +88,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
     recorder = HitRecorder(client, services.keys)
     readers = {name: services.reader(client, TableKind.PREDICTIONS, name) for name in settings.models}
     async with open_dispatcher(settings) as dispatcher:
-        service = PredictionService(settings, readers.__getitem__, dispatcher, recorder, clock.now)
+        service = PredictionService(settings, readers.__getitem__, _counting(dispatcher, recorder), recorder, clock.now)
         parts = Parts(
             settings=settings,
             service=service,
@@ -108,6 +109,17 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             parts.close()
             blocking.close()
             await client.aclose()
+
+
+def _counting(submit: Submit, recorder: HitRecorder) -> Submit:
+    """Return `submit` with the sizes of its micro-batches counted."""
+
+    async def counted(task: str, kwargs: Mapping[str, Any], *, deadline: float, timeout_s: float) -> dict[str, Any]:
+        rows = kwargs.get("entity_ids") or kwargs.get("instances") or ()
+        recorder.record_micro_batch(kwargs["model"], len(rows))
+        return await submit(task, kwargs, deadline=deadline, timeout_s=timeout_s)
+
+    return counted
 
 
 async def parts_of(request: Request) -> Parts:
