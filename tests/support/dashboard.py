@@ -29,9 +29,14 @@ except ForecacheError as error:
 
 
 class DashboardProcess:
-    """`username` and `password` are fixed by the settings unless `password` is None: then one is generated."""
+    """`username` and `password` are fixed by the settings unless `password` is None: then one is generated.
 
-    def __init__(self, folder: Path, redis_url: str, *, password: str | None = "sesame", code: str = _SERVE) -> None:
+    `more`: further lines of the section `[dashboard]`.
+    """
+
+    def __init__(
+        self, folder: Path, redis_url: str, *, password: str | None = "sesame", code: str = _SERVE, more: str = ""
+    ) -> None:
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -41,7 +46,7 @@ class DashboardProcess:
         self.process: subprocess.Popen[bytes] | None = None
         settings = f'[redis]\nurl = "{redis_url}"\ncache_url = "{redis_url}"\n[dashboard]\nport = {self.port}\n'
         settings += f'password = "{password}"\n' if password else ""
-        (folder / "forecache.toml").write_text(settings + '[models.delay]\npath = "models/delay"\n')
+        (folder / "forecache.toml").write_text(settings + more + '[models.delay]\npath = "models/delay"\n')
 
     def start(self, **environment: str) -> DashboardProcess:
         with self.log_file.open("wb") as log:
@@ -54,11 +59,11 @@ class DashboardProcess:
             )
         return self
 
-    def wait_ready(self, timeout_s: float = 40) -> DashboardProcess:
+    def wait_ready(self, timeout_s: float = 40, *, path: str = "/healthcheck") -> DashboardProcess:
         end = time.monotonic() + timeout_s
         while True:
             try:
-                httpx.get(f"{self.url}/healthcheck").raise_for_status()
+                httpx.get(f"{self.url}{path}").raise_for_status()
                 return self
             except httpx.TransportError:
                 assert self.process
