@@ -69,7 +69,12 @@ def test_the_page_loads_nothing_from_elsewhere_and_its_parts_are_there(dashboard
     page = dashboard.get("/hit-rates")
     assert not any(f'{attribute}="http' in page.text for attribute in ("src", "data-url"))
     assert page.headers["X-Frame-Options"] == "DENY"
-    for part in ("/forecache/hit-rates.js", "/forecache/page.js", "/forecache/forecache.css", "/forecache/plotly.min.js"):
+    for part in (
+        "/forecache/hit-rates.js",
+        "/forecache/page.js",
+        "/forecache/forecache.css",
+        "/forecache/plotly.min.js",
+    ):
         assert dashboard.get(part).status_code == 200
 
 
