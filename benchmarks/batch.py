@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from rig.dataset import entity_id, make_dataset
 from rig.deployment import MODEL, ROOT, Deployment, temporary_folder
+from rig.peers import RAY, peer_python
 from rig.recording import Recorder, replay
 from rig.report import print_report
 
@@ -32,6 +33,8 @@ def main() -> None:
         ("the brief's loop", figures["brief_rows_per_s"], figures["brief_bytes_per_prediction"]),
         ("Redis floor: the same bytes replayed", figures["redis_floor_rows_per_s"], None),
     ]
+    if options.ray:
+        rows.insert(1, ("Ray Data, one actor", figures["ray_rows_per_s"], None))
     title = f"Batch: {options.rows:,} rows x 32 features, {options.processes} scoring process(es)"
     print_report(title, ["", "rows/s", "bytes/prediction"], rows, figures, as_json=options.json)
 
@@ -47,8 +50,14 @@ def measure(deployment: Deployment, options: argparse.Namespace) -> dict[str, An
     for name in workers:
         deployment.stop(name)
     floor_s = redis_floor_s(deployment, options.processes)
-    brief_rows_per_s, brief_bytes = brief(deployment, min(options.rows, options.brief_rows))
+    peers = min(options.rows, options.brief_rows)
+    brief_rows_per_s, brief_bytes = usual(deployment, "brief_batch", peers)
     ours, floor = median(rates), options.rows / floor_s
+    ray: dict[str, float] = {}
+    if options.ray:
+        python = str(peer_python("ray", RAY))
+        rate, _ = usual(deployment, "ray_batch", min(options.rows, options.ray_rows), python=python)
+        ray = {"ray_rows_per_s": round(rate), "ratio_ray": round(ours / rate, 2)}
     return {
         "rows": options.rows,
         "ours_rows_per_s": round(ours),
@@ -57,6 +66,7 @@ def measure(deployment: Deployment, options: argparse.Namespace) -> dict[str, An
         "redis_floor_rows_per_s": round(floor),
         "ratio_brief": round(ours / brief_rows_per_s, 2),
         "ratio_redis_floor": round(ours / floor, 3),
+        **ray,
         "bytes_per_prediction": round(used / options.rows, 1),
         "brief_bytes_per_prediction": round(brief_bytes, 1),
     }
@@ -103,15 +113,15 @@ def _replay_into_empty(deployment: Deployment, streams: Any) -> float:
     return replay(streams, deployment.redis_port)
 
 
-def brief(deployment: Deployment, rows: int) -> tuple[float, float]:
-    """Return the usual loop's rows per second and bytes a prediction, over the same table and model."""
+def usual(deployment: Deployment, name: str, rows: int, *, python: str = sys.executable) -> tuple[float, float]:
+    """Return a baseline's rows per second and bytes a prediction, over the same table and model."""
     with deployment.client() as client:
         client.flushdb()
     empty = used_memory(deployment)
     dataset = deployment.dataset
     finished = subprocess.run(
         [
-            sys.executable, "-m", "baselines.brief_batch", str(dataset.keras_model), str(dataset.table),
+            python, "-m", f"baselines.{name}", str(dataset.keras_model), str(dataset.table),
             str(rows), f"redis://127.0.0.1:{deployment.redis_port}/1",
         ],
         cwd=ROOT / "benchmarks", env=deployment.environment(), stdout=subprocess.PIPE, text=True, check=True,
@@ -132,6 +142,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3, help="runs of ours; the median counts")
     parser.add_argument("--processes", type=int, default=2, help="scoring processes of ours")
     parser.add_argument("--brief-rows", type=int, default=100_000, help="rows of the usual loop")
+    parser.add_argument("--ray", action="store_true", help="measure Ray Data too; its first time installs it")
+    parser.add_argument("--ray-rows", type=int, default=300_000, help="rows of Ray Data")
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     return parser.parse_args()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 
 #: returns epoch seconds; tests inject a fake one
 Clock = Callable[[], float]
@@ -19,4 +21,10 @@ def to_datetime(epoch_s: float) -> datetime:
 
 def to_iso(epoch_s: float) -> str:
     """Return the instant as ISO 8601 in UTC, to the millisecond, such as `2026-01-31T03:00:00.000Z`."""
-    return to_datetime(epoch_s).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    milliseconds = math.floor(epoch_s * 1000)
+    return f"{_whole_second(milliseconds // 1000)}.{milliseconds % 1000:03d}Z"
+
+
+@lru_cache(maxsize=4096)
+def _whole_second(epoch_s: int) -> str:
+    return to_datetime(epoch_s).strftime("%Y-%m-%dT%H:%M:%S")

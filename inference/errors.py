@@ -143,6 +143,12 @@ class PredictionFailed(ForecacheError):
     code = "prediction-failed"
 
 
+class ModelOutOfMemory(PredictionFailed):
+    """Raised when a model call did not fit into the device's memory: fewer rows may."""
+
+    code = "model-out-of-memory"
+
+
 def _subclasses(cls: type[ForecacheError]) -> list[type[ForecacheError]]:
     return [cls, *(deeper for child in cls.__subclasses__() for deeper in _subclasses(child))]
 

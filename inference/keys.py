@@ -16,9 +16,12 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:T:o:ID         | string | header + packed value                    | the entry's `keep`    | real-time workers     |
 | P:T:schemas      | hash   | digest → fields of overlay values (JSON) | for good              | upsert script         |
 | P:m:M:record     | hash   | version → version record (JSON)          | for good              | inspect, workers      |
+| P:m:M:micro      | hash   | version:device → rows per call (JSON)    | for good              | batch workers         |
 | P:m:M:active_run | string | run id                                   | until run is over     | run scripts           |
 | P:m:M:runs       | zset   | run id, scored by creation time          | newest 200 kept       | run scripts           |
 | P:m:M:slots      | hash   | schedule slot → run id                   | newest kept           | run scripts           |
+| P:m:M:quarantines| zset   | run id, folder of the rows it left out,  | 30 days after its run | request; maintenance  |
+|                  |        | scored by when that is removed (epoch s) |                       |                       |
 | P:m:M:reconciler | string | who moves this model's runs on now       | seconds               | maintenance           |
 | P:r:R            | hash   | the run record                           | 30 days after end     | run scripts           |
 | P:r:R:plan       | hash   | chunk → its slices (JSON);               | with the run          | planning              |
@@ -116,6 +119,10 @@ class Keys:
         """Hash version → version record."""
         return f"{self.prefix}:m:{model}:record"
 
+    def micro_batches(self, model: str) -> str:
+        """Hash version and device → rows per model call."""
+        return f"{self.prefix}:m:{model}:micro"
+
     def active_run(self, model: str) -> str:
         """The one run of a model that is not over."""
         return f"{self.prefix}:m:{model}:active_run"
@@ -123,6 +130,10 @@ class Keys:
     def runs(self, model: str) -> str:
         """Sorted set of run ids."""
         return f"{self.prefix}:m:{model}:runs"
+
+    def quarantines(self, model: str) -> str:
+        """Sorted set of run ids with the folders of what they left out, by when those are removed."""
+        return f"{self.prefix}:m:{model}:quarantines"
 
     def slots(self, model: str) -> str:
         """Hash schedule slot → run id."""

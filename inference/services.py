@@ -10,7 +10,7 @@ import redis.asyncio
 from inference.keys import Keys, TableKind
 from inference.models import ModelHost, ModelRegistry
 from inference.settings import Settings
-from inference.store import AsyncTableReader, RedisTable
+from inference.store import AsyncPipe, AsyncTableReader, Pace, RedisTable
 
 #: a worker may wait for a busy Redis; a request may not
 WORKER_SOCKET_TIMEOUT_S = 10.0
@@ -23,8 +23,7 @@ class Services:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.keys = Keys(settings.redis.prefix)
-        self.predictions = cache(lambda model: self._table(TableKind.PREDICTIONS, model))
-        self.features = cache(lambda model: self._table(TableKind.FEATURES, model))
+        self.table = cache(self._table)
 
     @cached_property
     def cache(self) -> redis.Redis:
@@ -43,6 +42,14 @@ class Services:
         """Loaded models; only workers may ask for it."""
         return ModelHost(self.settings, self.registry)
 
+    def predictions(self, model: str) -> RedisTable:
+        """Return a model's prediction table."""
+        return self.table(TableKind.PREDICTIONS, model)
+
+    def features(self, model: str) -> RedisTable:
+        """Return a model's feature table."""
+        return self.table(TableKind.FEATURES, model)
+
     def async_cache(self) -> redis.asyncio.Redis:
         """Return a new asyncio client of the cache Redis: short timeout, no retries."""
         return redis.asyncio.Redis.from_url(
@@ -52,9 +59,11 @@ class Services:
             retry=None,
         )
 
-    def reader(self, client: redis.asyncio.Redis, kind: TableKind, model: str) -> AsyncTableReader:
+    def reader(self, pipe: AsyncPipe, kind: TableKind, model: str) -> AsyncTableReader:
         """Return the asyncio reader of one table."""
-        return AsyncTableReader(client, self.keys.table(kind, model))
+        return AsyncTableReader(pipe, self.keys.table(kind, model))
 
     def _table(self, kind: TableKind, model: str) -> RedisTable:
-        return RedisTable(self.cache, self.keys.table(kind, model), kind=kind, model=model)
+        of_model = self.settings.models.get(model)
+        pace = Pace(of_model.batch.write_share) if of_model else None
+        return RedisTable(self.cache, self.keys.table(kind, model), kind=kind, model=model, pace=pace)

@@ -25,7 +25,7 @@ def runs() -> Runs:
         own.keys,
         own.registry,
         lambda: own.host,
-        own.predictions,
+        own.table,
         send_chunks,
         poke,
     )

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import redis
 
 from tests.support.redis_server import RedisServer, find_redis_binary
+
+# a busy machine makes a first example slow, which says nothing about the code
+hypothesis.settings.register_profile("forecache", deadline=None)
+hypothesis.settings.load_profile("forecache")
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ from inference.serving.job_queue import JobQueue
 from inference.serving.lookups import TableReader
 from inference.serving.model_path import Submit
 from inference.settings import Settings
+from inference.store import AsyncPipe
 from tasks.dispatch import open_dispatcher
 from tasks.runs import runs
 
@@ -86,7 +87,8 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
     )
     clock = RedisClock()
     recorder = HitRecorder(client, services.keys)
-    readers = {name: services.reader(client, TableKind.PREDICTIONS, name) for name in settings.models}
+    pipe = AsyncPipe(client, timeout_s=REQUEST_SOCKET_TIMEOUT_S)
+    readers = {name: services.reader(pipe, TableKind.PREDICTIONS, name) for name in settings.models}
     async with open_dispatcher(settings) as dispatcher:
         service = PredictionService(settings, readers.__getitem__, _counting(dispatcher, recorder), recorder, clock.now)
         parts = Parts(

@@ -12,6 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from app.api.paths import without_folders
 from inference.errors import (
     BadInput,
     BrokerUnavailable,
@@ -105,7 +106,10 @@ def _respond(document: dict[str, Any], headers: dict[str, str] | None = None) ->
 
 def respond_to_error(error: ForecacheError) -> Response:
     """Return the response to an error of ours."""
-    document = problem_of(error)
+    return _respond_to(problem_of(error))
+
+
+def _respond_to(document: dict[str, Any]) -> Response:
     retry = {"Retry-After": str(RETRY_AFTER_S)} if document["status"] == 503 else None
     return _respond(document, retry)
 
@@ -123,9 +127,10 @@ def respond_to_defect() -> Response:
     return _respond(_problem(500, "internal", "the server failed on this request; its log says why"))
 
 
-async def _on_forecache_error(_: Request, error: Exception) -> Response:
+async def _on_forecache_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ForecacheError)  # noqa: S101 - tells mypy what the registration says
-    return respond_to_error(error)
+    # what is wrong with a source or a run is told with paths of this machine
+    return _respond_to(without_folders(problem_of(error), request.app.state.parts.settings))
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:

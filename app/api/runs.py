@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
 
 from app.api.bodies import JsonResponse, PublishBody, RollbackBody, RunBody
 from app.api.parts import Parts, parts_of
+from app.api.paths import without_folders
 from app.api.problems import documented
 from inference.batch import RunView, Trigger
 from inference.errors import BrokerUnavailable
@@ -43,21 +44,21 @@ async def list_runs(
 ) -> Response:
     """Return the newest runs, the newest first."""
     views = await parts.in_thread(lambda: parts.runs().list(model, limit))
-    return JsonResponse({"runs": [_public(view.to_json(), parts) for view in views]})
+    return JsonResponse({"runs": [without_folders(view.to_json(), parts.settings) for view in views]})
 
 
 @router.get("/runs/{run_id}", responses=documented(404, 503))
 async def show(run_id: str, parts: Annotated[Parts, Depends(parts_of)]) -> Response:
     """Return one run: how far it is, its chunks and phases, its gates, what it left out."""
     details = await parts.in_thread(lambda: parts.runs().details(run_id))
-    return JsonResponse(_public(details.to_json(), parts))
+    return JsonResponse(without_folders(details.to_json(), parts.settings))
 
 
 @router.post("/runs/{run_id}/cancel", status_code=202, responses=documented(404, 409, 503))
 async def cancel(run_id: str, parts: Annotated[Parts, Depends(parts_of)]) -> Response:
     """Stop a run; what serves goes on serving."""
     view = await parts.in_thread(lambda: parts.runs().cancel(run_id))
-    return JsonResponse(_public(view.to_json(), parts), 202)
+    return JsonResponse(without_folders(view.to_json(), parts.settings), 202)
 
 
 @router.post("/runs/{run_id}/resume", status_code=202, responses=documented(404, 409, 503))
@@ -90,13 +91,6 @@ async def _accepted(view: RunView, parts: Parts) -> Response:
         await parts.enqueue(PREPARE_RUN, [{"run_id": view.run_id}])
     except BrokerUnavailable as error:
         log.warning("run.not_hurried", run_id=view.run_id, error=error.message)
-    return JsonResponse(_public(view.to_json(), parts), 202, headers={"Location": f"/runs/{view.run_id}"})
-
-
-def _public(value: Any, parts: Parts) -> Any:
-    """Return a run's facts with the deployment's folder left out of every path."""
-    if isinstance(value, str):
-        return value.replace(f"{parts.settings.root}/", "")
-    if isinstance(value, dict):
-        return {name: _public(item, parts) for name, item in value.items()}
-    return [_public(item, parts) for item in value] if isinstance(value, list) else value
+    return JsonResponse(
+        without_folders(view.to_json(), parts.settings), 202, headers={"Location": f"/runs/{view.run_id}"}
+    )

@@ -45,6 +45,7 @@ def run(
             view = start_or_join(runs, name)
         else:
             view = runs.request(name, trigger=Trigger.CLI, entities=ids, since=since)
+        _hurry()
         if wait:
             view = follow(runs.show, view)
         details = runs.details(view.run_id)
@@ -53,6 +54,17 @@ def run(
         raise typer.Exit(1)
     if not wait and not as_json:
         note(f"`forecache batch show {view.run_id}` follows it")
+
+
+def _hurry() -> None:
+    """Have the maintenance worker look at the run now; by itself it would do so within seconds."""
+    from inference.errors import BrokerUnavailable
+    from tasks.runs import poke
+
+    try:
+        poke()
+    except BrokerUnavailable as error:
+        note(f"{error.message}; the run goes on once the broker is back")
 
 
 @app.command("list")
@@ -91,6 +103,7 @@ def resume(run_id: RunId, as_json: AsJson = False) -> None:
     """Take up a failed or cancelled run: only what is left is done."""
     with _runs() as runs:
         view = runs.resume(run_id)
+        _hurry()
     _say(view, f"{run_id} resumed", as_json=as_json)
 
 

@@ -26,7 +26,7 @@ def follow(look: Callable[[str], RunView], view: RunView) -> RunView:
     """Return the run once it is over, showing how far it is on stderr."""
     if not sys.stderr.isatty():
         return until_over(look, view, tell_changes(note), say=note)
-    with _bar() as (draw, say):
+    with _bar(view.run_id) as (draw, say):
         return until_over(look, view, draw, say=say)
 
 
@@ -104,12 +104,13 @@ def tell_changes(tell: Callable[[str], None]) -> Callable[[RunView], None]:
 
 
 @contextmanager
-def _bar() -> Iterator[tuple[Callable[[RunView], None], Callable[[str], None]]]:
+def _bar(run_id: str) -> Iterator[tuple[Callable[[RunView], None], Callable[[str], None]]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[pace]}"))
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    columns = (TextColumn("{task.description}"), TaskProgressColumn(), BarColumn(), TextColumn("{task.fields[pace]}"))
+    with Progress(*columns, console=Console(stderr=True, highlight=False)) as progress:
+        progress.console.print(run_id)  # a line of its own: beside the bar it would leave no room in 80 columns
         task = progress.add_task("", total=None, pace="")
 
         def draw(view: RunView) -> None:
@@ -117,7 +118,7 @@ def _bar() -> Iterator[tuple[Callable[[RunView], None], Callable[[str], None]]]:
             pace += [f"{view.eta_s:.0f} s left"] if view.eta_s else []
             progress.update(
                 task,
-                description=f"{view.run_id} {view.state.value}",
+                description=view.state.value,
                 total=view.rows_total,
                 completed=view.rows_done,
                 pace=", ".join(pace),

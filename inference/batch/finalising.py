@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ from inference.batch.ledger import Ledger
 from inference.batch.partial import partial_gates
 from inference.batch.records import RunRecord, RunState, RunView
 from inference.batch.sinks.parquet import sweep_temporary_files, write_success
+from inference.batch.tables import RunTables, Staged
 from inference.errors import BadInput, Conflict, NotFound, Unavailable
 from inference.keys import Keys
 from inference.logs import get_logger
 from inference.settings import Settings
 from inference.sources import IdCount, count_distinct_ids, open_source
 from inference.storage import is_uri
-from inference.store import GenerationState, Manifest, Table
+from inference.store import Manifest
 
 log = get_logger(__name__)
 
@@ -35,34 +36,23 @@ class Finalising:
     settings: Settings
     ledger: Ledger
     keys: Keys
-    predictions: Callable[[str], Table]
+    tables: RunTables
 
     def finalise(self, run: RunRecord) -> None:
         """Publish a run in state publishing, or fail it when a gate says so.
 
         May run twice: it goes on where a killed process stopped.
         """
-        if run.is_partial:
-            self._finish_partial(run)
-            return
-        table = self.predictions(run.model)
-        number = run.generation or 0
-        state = table.state(number)
-        if state in (GenerationState.CURRENT, GenerationState.PREVIOUS):
-            self._close(run)  # published by a process that was killed before it could say so
-            return
-        manifest = table.manifest(number)
-        if state is not GenerationState.LOADING or manifest is None:
+        is_published = self.tables.is_published(run)  # by a process that was killed before it could say so
+        if not is_published and not self.tables.are_loading(run):
             self._fail(run, "its predictions are gone from Redis: start a new run")
             return
         try:
-            verdict = failures(self._check(run, table, manifest))
+            verdict = "" if is_published else failures(self._check(run))
             if verdict and not run.forced:
                 self._fail(run, f"not published: {verdict}")
                 return
-            pointer = table.publish(number, run_key=self.keys.run(run.run_id), run_state=RunState.PUBLISHING.value)
-            if run.forced:
-                table.activate(manifest.model_version, force=True)  # whoever insists on a held version ends its hold
+            self._publish(run)
         except (BadInput, Conflict, NotFound) as error:
             self._fail(run, f"not published: {error.message}")
             return
@@ -72,54 +62,54 @@ class Finalising:
             log.exception("run.not_finalised", run_id=run.run_id)
             self._fail(run, f"not published: {type(error).__name__}: {error}".splitlines()[0][:500])
             return
-        log.info("run.published", run_id=run.run_id, generation=pointer.current, previous=pointer.previous)
-        self._close(run)
+        log.info("run.published", run_id=run.run_id, generation=None if run.is_partial else run.generation)
 
-    def _finish_partial(self, run: RunRecord) -> None:
-        """End a partial run: its answers are in the overlay already, so its gates decide what is said of it."""
-        pointer = self.predictions(run.model).pointer()
-        results = list(self.ledger.results(run.run_id).values())
-        bad_rows = bad_rows_of(results)
-        most = self.settings.models[run.model].batch.max_quarantined_fraction
-        gates = partial_gates(run, results, pointer, bad_rows=bad_rows, max_quarantined_fraction=most)
-        self._note(run, gates, bad_rows)
-        verdict = failures(gates)
-        if verdict and not run.forced:
-            self._fail(run, f"not complete: {verdict}")
+    def _publish(self, run: RunRecord) -> None:
+        if run.is_partial:
+            self.tables.move_to_overlay(run, keep_s=self.settings.models[run.model].batch.keep)
+            self._close(run)
             return
-        log.info("run.published", run_id=run.run_id, rows=run.rows_done)
+        self.tables.publish(run, run_key=self.keys.run(run.run_id), run_state=RunState.PUBLISHING.value)
+        if run.forced and run.model_version is not None:
+            # whoever insists on a held version ends its hold
+            self.tables.predictions(run.model).activate(run.model_version, force=True)
         self._close(run)
 
-    def _check(self, run: RunRecord, table: Table, manifest: Manifest) -> Sequence[Gate]:
-        facts = self._facts(run, table, manifest)
-        gates = check_gates(facts)
-        self._note(run, gates, facts.bad_rows)
+    def _check(self, run: RunRecord) -> Sequence[Gate]:
+        facts = self._facts(run)
+        if run.is_partial:
+            gates = partial_gates(run, facts, self.tables.predictions(run.model).pointer())
+        else:
+            gates = check_gates(facts)
+        reasons = [bad.to_json() for bad in facts.bad_rows[:_MAX_REASONS]]
+        self.ledger.note(run, gates=json.dumps([gate.to_json() for gate in gates]), bad_rows=json.dumps(reasons))
         return gates
 
-    def _note(self, run: RunRecord, gates: Sequence[Gate], bad_rows: Sequence[BadRows]) -> None:
-        reasons = [bad.to_json() for bad in bad_rows[:_MAX_REASONS]]
-        self.ledger.note(run, gates=json.dumps([gate.to_json() for gate in gates]), bad_rows=json.dumps(reasons))
-
-    def _facts(self, run: RunRecord, table: Table, manifest: Manifest) -> RunFacts:
+    def _facts(self, run: RunRecord) -> RunFacts:
         results = self.ledger.results(run.run_id).values()
-        pointer = table.pointer()
-        current = table.manifest(pointer.current) if pointer.current is not None else None
+        staged = self.tables.of(run)
+        stored = [one.table.count(one.manifest) for one in staged if one.manifest]
+        # some rows are not compared with all that serve now
+        current = _serving_now(staged[0]) if staged and not run.is_partial else None
+        held = self.tables.predictions(run.model).pointer().held_versions
         limits = self.settings.models[run.model].batch
         facts = RunFacts(
             rows=run.rows_total or 0,
-            stored=table.count(manifest),
+            stored=stored[0] if stored else sum(_reported(result) for result in results),
+            counted=bool(stored),
+            features=stored[1] if len(stored) > 1 else None,
             quarantined=sum(result["quarantined"] for result in results),
             non_finite=sum(result["non_finite"] for result in results),
             bad_rows=bad_rows_of(results),
-            current=table.count(current) if current else None,
+            current=staged[0].table.count(current) if current else None,
             min_size_ratio=limits.min_size_ratio,
             max_quarantined_fraction=limits.max_quarantined_fraction,
             drift=self._drift(run, current),
             max_drift=limits.max_drift,
-            model_version=manifest.model_version,
-            held=manifest.model_version in pointer.held_versions,
+            model_version=run.model_version or 0,
+            held=run.model_version in held,
         )
-        if not facts.needs_recount:
+        if run.is_partial or not facts.needs_recount:
             return facts
         counted = self._recount(run)
         return replace(facts, distinct=counted.distinct, duplicates=counted.duplicates)
@@ -135,14 +125,19 @@ class Finalising:
         )
 
     def _close(self, run: RunRecord) -> None:
-        """Say that the run is published. What serves is decided already, so a full disk cannot undo it."""
+        """Say that the run is published.
+
+        What tables serve is decided already, so a full disk cannot undo it; a run that fills none fails then.
+        """
         error = {}
         sweep(run)
         if run.parquet_folder:
             try:
                 facts = RunView.of(self.ledger.load(run.run_id), now=self.ledger.now()).to_json()
-                write_success(Path(run.parquet_folder), {**facts, "state": RunState.PUBLISHED.value})
+                write_success(run.parquet_folder, {**facts, "state": RunState.PUBLISHED.value})
             except OSError as problem:
+                if not self.tables.of(run):
+                    raise
                 log.exception("run.success_file_not_written", run_id=run.run_id)
                 error = {"error": f"published, but the Parquet folder has no _SUCCESS: {problem}"}
         self.ledger.move(run, RunState.PUBLISHED, expected=[RunState.PUBLISHING], **error)
@@ -150,6 +145,15 @@ class Finalising:
     def _fail(self, run: RunRecord, error: str) -> None:
         log.warning("run.failed", run_id=run.run_id, error=error)
         self.ledger.move(run, RunState.FAILED, expected=[RunState.PUBLISHING], error=error)
+
+
+def _serving_now(staged: Staged) -> Manifest | None:
+    current = staged.table.pointer().current
+    return None if current is None else staged.table.manifest(current)
+
+
+def _reported(result: Mapping[str, Any]) -> int:
+    return int(result["rows"] - result["quarantined"] - result["non_finite"])
 
 
 def bad_rows_of(results: Iterable[Mapping[str, Any]]) -> tuple[BadRows, ...]:

@@ -62,8 +62,10 @@ class BadRows:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """What was counted. `stored` is counted in Redis, never summed from what workers reported.
+    """What was counted. `stored` is counted in Redis.
 
+    `counted`: False when the run fills no table, and `stored` is what the workers reported; the source's ids are
+    counted then. `features`: rows of the feature table that the run filled, None for none.
     `distinct`: distinct legal ids of the source, None when no recount was needed; `current`: rows of the
     generation that serves now, None for none; `held`: whether the run's model version is held back. `drift`: output
     → population stability index against the generation that serves now; empty when there is nothing to compare.
@@ -74,6 +76,8 @@ class RunFacts:
     quarantined: int = 0
     non_finite: int = 0
     bad_rows: tuple[BadRows, ...] = ()
+    counted: bool = True
+    features: int | None = None
     distinct: int | None = None
     duplicates: tuple[str, ...] = ()
     current: int | None = None
@@ -91,14 +95,15 @@ class RunFacts:
 
     @property
     def needs_recount(self) -> bool:
-        """Whether the sums differ, so that the source's ids must be read again to say why."""
-        return self.stored != self.rows - self.left_out
+        """Whether the source's ids must be read again: the sums differ, or no table has counted them."""
+        return not self.counted or self.stored != self.rows - self.left_out
 
 
 def check_gates(facts: RunFacts) -> tuple[Gate, ...]:
     """Return every gate's verdict; the run may be published when all passed."""
     return (
         _coverage(facts),
+        *([] if facts.features is None else [_features(facts, facts.features)]),
         _duplicates(facts),
         _quarantine(facts),
         _finite(facts),
@@ -132,6 +137,12 @@ def _coverage(facts: RunFacts) -> Gate:
     word = "missing" if facts.stored < expected else "too many"
     detail = f"{facts.stored:,} of {expected:,} entities are stored ({abs(expected - facts.stored):,} {word})"
     return Gate("coverage", False, detail)
+
+
+def _features(facts: RunFacts, stored: int) -> Gate:
+    if stored == facts.stored:
+        return Gate("features", True, f"the features of all {stored:,} are stored")
+    return Gate("features", False, f"the features of {stored:,} entities are stored, and {facts.stored:,} predictions")
 
 
 def _duplicates(facts: RunFacts) -> Gate:

@@ -51,6 +51,15 @@ class Lease:
         """
         if self._lost.is_set() or not self._renew():
             self._lost.set()
+        self.ensure_held()
+
+    def ensure_held(self) -> None:
+        """Do nothing while the hold is not known to be lost; asks nobody, so it may be called all the time.
+
+        Raises:
+            StaleAttempt: a renewal was refused.
+        """
+        if self._lost.is_set():
             raise StaleAttempt(f"{self._name} is no longer this worker's")
 
     def __enter__(self) -> Lease:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from inference.batch.gates import BadRows, Gate, RunFacts, check_gates
+from inference.batch.gates import Gate, RunFacts, check_gates
 from inference.batch.records import RunRecord
 from inference.store import Pointer
 
 #: of the gates of a whole run; ids are compared before a partial one starts
-_GATES = ("coverage", "quarantine", "finite")
+_GATES = ("coverage", "features", "quarantine", "finite")
 
 
 def entities_gate(asked: int, missing: int, examples: Sequence[str]) -> Gate:
@@ -22,24 +21,8 @@ def entities_gate(asked: int, missing: int, examples: Sequence[str]) -> Gate:
     return Gate("entities", missing < asked, detail)
 
 
-def partial_gates(
-    run: RunRecord,
-    results: Sequence[Mapping[str, Any]],
-    pointer: Pointer,
-    *,
-    bad_rows: Sequence[BadRows],
-    max_quarantined_fraction: float,
-) -> tuple[Gate, ...]:
+def partial_gates(run: RunRecord, facts: RunFacts, pointer: Pointer) -> tuple[Gate, ...]:
     """Return every gate's verdict on a run whose chunks are all done, those from its planning first."""
-    left_out = sum(result["quarantined"] + result["non_finite"] for result in results)
-    facts = RunFacts(
-        rows=run.rows_total or 0,
-        stored=sum(result["rows"] for result in results) - left_out,
-        quarantined=sum(result["quarantined"] for result in results),
-        non_finite=sum(result["non_finite"] for result in results),
-        bad_rows=tuple(bad_rows),
-        max_quarantined_fraction=max_quarantined_fraction,
-    )
     planned = [gate for gate in run.gates if gate.name == "entities"]
     return (*planned, *(gate for gate in check_gates(facts) if gate.name in _GATES), _version(run, pointer))
 

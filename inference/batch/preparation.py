@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from inference.batch.asked import Selection, unpack_entities
@@ -14,13 +13,14 @@ from inference.batch.records import RunRecord, RunState
 from inference.batch.selection import Selected, select_rows
 from inference.batch.sinks.parquet import parquet_folder
 from inference.batch.sources import check_key_columns
+from inference.batch.tables import RunTables
 from inference.errors import BadInput, Conflict, SourceError
 from inference.features import Vectoriser
 from inference.logs import get_logger
 from inference.models import Inspect, ModelRegistry, VersionRecord, record_to_serve
 from inference.settings import ModelSettings, Settings
 from inference.sources import Source, open_source
-from inference.store import GenerationState, Table
+from inference.store import GenerationState
 
 log = get_logger(__name__)
 
@@ -32,7 +32,7 @@ class Preparation:
     settings: Settings
     ledger: Ledger
     registry: ModelRegistry
-    predictions: Callable[[str], Table]
+    tables: RunTables
     inspect: Inspect
 
     def prepare(self, run: RunRecord) -> None:
@@ -74,29 +74,23 @@ class Preparation:
         folder = self._parquet_folder(run, model)
         limits = {"rows_per_chunk": model.batch.rows_per_chunk, "bytes_per_chunk": model.batch.bytes_per_chunk}
         chunks = self.ledger.write_plan(run.run_id, plan_chunks(source.files, **limits), files=source.files)
-        table = self.predictions(run.model)
-        manifest = table.begin(
-            version.signature.outputs,
-            rows_expected=source.rows,
-            model_version=version.version,
-            contract_hash=version.contract_hash,
-            keep_s=model.batch.keep,
-            run_id=run.run_id,
-        )
-        facts: dict[str, str | int] = {
-            **_planned(chunks, source.rows, fingerprint),
-            "generation": manifest.number,
-            "parquet_folder": folder,
-        }
+        facts = {**_planned(chunks, source.rows, fingerprint), "parquet_folder": folder}
+        self._begin(run, version, model, facts)
+
+    def _begin(self, run: RunRecord, version: VersionRecord, model: ModelSettings, facts: dict[str, str | int]) -> None:
+        """Open what the run fills, and let its chunks be scored."""
+        opened = self.tables.open(run, version, model.batch, rows=int(facts["rows_total"]))
+        numbers = {run.field_of(kind): number for kind, number in opened.items()}
         try:
-            self.ledger.move(run, RunState.RUNNING, expected=[RunState.QUEUED], **facts)
+            self.ledger.move(run, RunState.RUNNING, expected=[RunState.QUEUED], **facts, **numbers)
         except Conflict:  # cancelled meanwhile
-            table.discard(manifest.number, GenerationState.CANCELLED)
+            self.tables.discard(run.model, opened, GenerationState.CANCELLED)
             raise
-        log.info("run.planned", run_id=run.run_id, chunks=chunks, rows=source.rows, version=version.version)
+        planned = {name: facts[name] for name in ("chunks_total", "rows_total", "model_version")}
+        log.info("run.planned", run_id=run.run_id, **planned)
 
     def _open_partial(self, run: RunRecord, version: VersionRecord, source: Source, fingerprint: Fingerprint) -> None:
-        """Plan the rows that are meant. No generation: they go to the overlay."""
+        """Plan the rows that are meant. Their generation is never current: it is moved to the overlay."""
         _, model = self.settings.model(run.model)
         limits = {"rows_per_chunk": model.batch.rows_per_chunk, "bytes_per_chunk": model.batch.bytes_per_chunk}
         selected = self._select(run, source, model, limits)
@@ -107,9 +101,8 @@ class Preparation:
             if not gate.passed:
                 raise SourceError(f"{source.path}: {gate.detail}", field="entities")
             facts["gates"] = json.dumps([gate.to_json()])
-        self.ledger.move(run, RunState.RUNNING, expected=[RunState.QUEUED], **facts)
+        self._begin(run, version, model, facts)
         self.ledger.forget_entities(run.run_id)
-        log.info("run.planned", run_id=run.run_id, chunks=chunks, rows=selected.rows, version=version.version)
 
     def _select(self, run: RunRecord, source: Source, model: ModelSettings, limits: dict[str, int]) -> Selected:
         entities = None

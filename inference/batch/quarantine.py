@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
 from inference.storage import open_location
@@ -15,6 +18,7 @@ from inference.storage import open_location
 #: rows kept of one chunk, so that a table that is bad throughout does not fill the memory
 MAX_ROWS = 100_000
 
+_PART = re.compile(r"part-\d+\.parquet|\.part-\d+\.\w+\.tmp")
 _HEAD = (("entity_id", pa.string()), ("reason", pa.string()), ("feature", pa.string()))
 
 
@@ -63,3 +67,20 @@ class Quarantine:
             temporary.replace(final)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def remove_parts(folder: str) -> int:
+    """Remove a run's parts, and its folder when nothing else lies in it; return how many there were.
+
+    Raises:
+        OSError: a part, or the store, does not let itself be removed.
+    """
+    where = open_location(folder)
+    selector = fs.FileSelector(where.path, allow_not_found=True)
+    parts = [info.path for info in where.filesystem.get_file_info(selector) if _PART.fullmatch(info.base_name)]
+    for part in parts:
+        where.filesystem.delete_file(part)
+    if where.is_local and parts:
+        with suppress(OSError):  # somebody put something there
+            Path(where.path).rmdir()
+    return len(parts)

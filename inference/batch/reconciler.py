@@ -15,10 +15,12 @@ from inference.batch.leases import Lease
 from inference.batch.ledger import LEASE_S, Ledger, redis_outage_is_an_error
 from inference.batch.preparation import Preparation
 from inference.batch.records import RunRecord, RunState
+from inference.batch.tables import RunTables
 from inference.errors import Conflict, ForecacheError, NotFound, StoreFull
+from inference.keys import TableKind
 from inference.logs import get_logger
 from inference.settings import Settings
-from inference.store import GenerationState, Manifest, Table
+from inference.store import GenerationState, Manifest
 
 log = get_logger(__name__)
 
@@ -34,7 +36,7 @@ class Reconciler:
 
     settings: Settings
     ledger: Ledger
-    predictions: Callable[[str], Table]
+    tables: RunTables
     preparation: Preparation
     finalising: Finalising
     send_chunks: Callable[[str, Sequence[int]], None]
@@ -63,9 +65,7 @@ class Reconciler:
                 if held:
                     self._give_up_old(model)
                     self._advance(model)
-            table = self.predictions(model)
-            for number in table.collectable():
-                table.collect(number)
+            self.tables.collect(model)
         except Conflict as error:  # somebody else moved the run on first
             log.info("reconcile.overtaken", model=model, reason=error.message)
         except ForecacheError as error:
@@ -150,29 +150,31 @@ class Reconciler:
 
     def _give_up_old(self, model: str) -> None:
         """Give up what no run can use any more; its rows are removed soon after."""
-        table = self.predictions(model)
-        for manifest in table.generations():
-            if manifest.run_id and table.state(manifest.number) is GenerationState.LOADING:
-                self._give_up(table, manifest, model, manifest.run_id)
+        for kind, manifest in self.tables.unpublished(model):
+            if manifest.run_id:
+                self._give_up(kind, manifest, model, manifest.run_id)
 
-    def _give_up(self, table: Table, manifest: Manifest, model: str, run_id: str) -> None:
+    def _give_up(self, kind: TableKind, manifest: Manifest, model: str, run_id: str) -> None:
         active = self.ledger.active_run(model)
         try:
             run: RunRecord | None = self.ledger.load(run_id)
         except NotFound:
             run = None
-        if run and active == run_id and run.generation in (None, manifest.number):
+        if run and active == run_id and (not run.fingerprint or run.generation_of(kind) == manifest.number):
             return
-        if run and active is None and self._can_be_resumed(run, manifest):
+        is_its = run is not None and run.generation_of(kind) == manifest.number
+        if run and active is None and is_its and self._can_be_resumed(run):
             return
         cancelled = run is not None and run.state is RunState.CANCELLED
-        table.discard(manifest.number, GenerationState.CANCELLED if cancelled else GenerationState.FAILED)
+        self.tables.table(kind, model).discard(
+            manifest.number, GenerationState.CANCELLED if cancelled else GenerationState.FAILED
+        )
         if run:
             sweep(run)
         log.info("generation.given_up", model=model, generation=manifest.number, run_id=run_id)
 
-    def _can_be_resumed(self, run: RunRecord, manifest: Manifest) -> bool:
-        if run.generation != manifest.number or run.finished_at is None or run.spent:
+    def _can_be_resumed(self, run: RunRecord) -> bool:
+        if run.finished_at is None or run.spent:
             return False
         return self.ledger.now() - run.finished_at < self.settings.models[run.model].batch.resumable
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from inference.batch.gates import BadRows, Gate
 from inference.clock import to_iso
+from inference.keys import TableKind
 
 
 class RunState(StrEnum):
@@ -74,6 +75,8 @@ class RunRecord:
     rows_quarantined: int = 0
     model_version: int | None = None
     generation: int | None = None
+    #: of the feature table, from the same pass
+    feature_generation: int | None = None
     #: what the plan rests on, as `Fingerprint.to_json` gives it
     fingerprint: dict[str, Any] = field(default_factory=dict)
     #: folder of the Parquet parts; None for none
@@ -91,6 +94,16 @@ class RunRecord:
     error: str | None = None
     #: what the last failed attempt at a chunk said
     last_error: str | None = None
+
+    def generation_of(self, kind: TableKind) -> int | None:
+        """Return the generation that it fills in a table; None for none, or before it is planned."""
+        number: int | None = getattr(self, self.field_of(kind))
+        return number
+
+    @staticmethod
+    def field_of(kind: TableKind) -> str:
+        """Return the field that holds the number of its generation in a table."""
+        return "generation" if kind is TableKind.PREDICTIONS else "feature_generation"
 
     @property
     def is_partial(self) -> bool:
@@ -128,6 +141,7 @@ class RunRecord:
             rows_quarantined=int(text.get("rows_quarantined", 0)),
             model_version=_whole(text.get("model_version")),
             generation=_whole(text.get("generation")),
+            feature_generation=_whole(text.get("feature_generation")),
             fingerprint=json.loads(text.get("fingerprint", "{}")),
             parquet_folder=text.get("parquet_folder") or None,
             quarantine_folder=text.get("quarantine_folder", ""),
@@ -181,6 +195,7 @@ class RunView:
     error: str | None
     model_version: int | None
     generation: int | None
+    feature_generation: int | None
     forced: bool
     forced_by: str | None
     forced_at: float | None
@@ -190,6 +205,8 @@ class RunView:
         """Return the view of a record at an instant (epoch seconds of Redis' clock)."""
         computed: dict[str, Any] = {"rows_per_s": _rows_per_s(record, now), "eta_s": _eta_s(record, now)}
         own = {name: getattr(record, name) for name in cls.__dataclass_fields__ if name not in computed}
+        if record.is_partial:  # its generations are never current: nobody can go back to them
+            own |= {"generation": None, "feature_generation": None}
         return cls(**own, **computed)
 
     def to_json(self) -> dict[str, Any]:

@@ -16,17 +16,19 @@ from inference.batch.ledger import Ledger
 from inference.batch.preparation import Preparation
 from inference.batch.reconciler import Reconciler
 from inference.batch.records import RunRecord, RunState, RunView, Trigger
+from inference.batch.retention import Retention
 from inference.batch.sinks.parquet import parquet_folder
 from inference.batch.sources import locate_source
+from inference.batch.tables import RunTables
 from inference.batch.work import ChunkWork
 from inference.clock import to_datetime
-from inference.errors import Conflict
-from inference.keys import Keys
+from inference.errors import BadInput, Conflict
+from inference.keys import Keys, TableKind
 from inference.logs import get_logger
-from inference.models import Inspect, ModelHost, ModelRegistry, inspect_in_subprocess
+from inference.models import Inspect, MicroBatches, ModelHost, ModelRegistry, inspect_in_subprocess
 from inference.settings import Settings
 from inference.storage import is_uri
-from inference.store import GenerationState, Pointer, Table
+from inference.store import Pointer, Table
 
 log = get_logger(__name__)
 
@@ -66,19 +68,20 @@ class Runs:
         keys: Keys,
         registry: ModelRegistry,
         host: Callable[[], ModelHost],
-        predictions: Callable[[str], Table],
+        table: Callable[[TableKind, str], Table],
         send_chunks: Callable[[str, Sequence[int]], None],
         poke: Callable[[], None],
         *,
         inspect: Inspect = inspect_in_subprocess,
     ) -> None:
         self._settings = settings
-        self._predictions = predictions
+        self._tables = RunTables(table)
         self._ledger = Ledger(client, keys)
-        self._preparation = Preparation(settings, self._ledger, registry, predictions, inspect)
-        finalising = Finalising(settings, self._ledger, keys, predictions)
-        self._reconciler = Reconciler(settings, self._ledger, predictions, self._preparation, finalising, send_chunks)
-        self._work = ChunkWork(settings, self._ledger, host, predictions, poke)
+        self._retention = Retention(client, keys)
+        self._preparation = Preparation(settings, self._ledger, registry, self._tables, inspect)
+        finalising = Finalising(settings, self._ledger, keys, self._tables)
+        self._reconciler = Reconciler(settings, self._ledger, self._tables, self._preparation, finalising, send_chunks)
+        self._work = ChunkWork(settings, self._ledger, host, self._tables, poke, MicroBatches(registry))
 
     def request(
         self,
@@ -103,6 +106,8 @@ class Runs:
             Conflict: the model has a run in progress, or the slot was served already.
         """
         name, own = self._settings.model(model)
+        if (entities is not None or since is not None) and not own.batch.prediction_table:
+            raise BadInput("only some rows are scored into the prediction table: turn prediction_table on")
         path = locate_source(self._settings, name, own, source, confined=trigger is Trigger.API)
         now = self._ledger.now()
         run_id = f"{name}-{to_datetime(now).strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
@@ -114,10 +119,12 @@ class Runs:
             asked = check_entities(entities)
             fields["entities_asked"] = str(len(asked))
             self._ledger.keep_entities(run_id, pack_entities(asked))
+        self._retention.remember(name, run_id, quarantine)
         try:
             self._ledger.request(run_id, name, fields, slot=slot)
         except Conflict:
             self._ledger.forget_entities(run_id)
+            self._retention.forget(name, run_id, quarantine)
             raise
         return self.show(run_id)
 
@@ -136,6 +143,8 @@ class Runs:
     def reconcile(self, model: str | None = None) -> None:
         """Move every run on by what is due, or one model's. Safe to run twice, also at the same time."""
         self._reconciler.reconcile(model)
+        for name in self._settings.models if model is None else [model]:
+            self._retention.remove_due(name)
 
     def show(self, run_id: str) -> RunView:
         """Return one run.
@@ -230,6 +239,8 @@ class Runs:
     def rollback(self, model: str | None = None, *, generation: int | None = None) -> Serving:
         """Serve the previous generation again; the model version left behind is held until someone insists.
 
+        Features that the same run had published go back too.
+
         `generation`: the one to go back from; None means whichever serves now.
 
         Raises:
@@ -237,11 +248,7 @@ class Runs:
             Conflict: there is nothing to go back to, or another generation serves (by now).
         """
         name, _ = self._settings.model(model)
-        table = self._predictions(name)
-        current = table.pointer().current
-        if current is None:
-            raise Conflict(f"model {name!r} has no published generation", field="model")
-        return Serving.of(name, table.rollback(current if generation is None else generation))
+        return Serving.of(name, self._tables.roll_back(name, generation))
 
     def release(self, model: str | None = None, *, version: int | None = None) -> Serving:
         """End the hold of a rollback: the version answers again, and the next run scores with it.
@@ -253,7 +260,7 @@ class Runs:
             Conflict: no such version is held.
         """
         name, _ = self._settings.model(model)
-        table = self._predictions(name)
+        table = self._tables.predictions(name)
         held = table.pointer().held_versions
         if not held or (version is not None and version not in held):
             told = ", ".join(map(str, sorted(held))) or "none"
@@ -265,12 +272,8 @@ class Runs:
         with self._reconciler.holding(run.model, wait_s=_WAIT_S) as held:  # against the collector
             if not held:
                 raise Conflict(f"model {run.model!r} is being worked on: try again in a moment", field="run_id")
-            if run.generation is not None:
-                state = self._predictions(run.model).state(run.generation)
-                if state is not GenerationState.LOADING:
-                    raise Conflict(
-                        f"the predictions of run {run.run_id} were collected: start a new run", field="run_id"
-                    )
+            if not self._tables.are_loading(run):
+                raise Conflict(f"the predictions of run {run.run_id} were collected: start a new run", field="run_id")
             self._ledger.reopen(run, to, expected=expected, **fields)
 
 

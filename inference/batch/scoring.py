@@ -1,9 +1,11 @@
-"""Scores one chunk: vectorise, micro-batches through the model, windows to the sinks. Knows no Redis."""
+"""Scores one chunk in three stages at once: read and vectorise, call the model, write to the sinks. Knows no Redis."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,24 +15,22 @@ import pyarrow.compute as pc
 
 from inference.batch.drift import HistogramCounter
 from inference.batch.gates import MAX_EXAMPLES, BadRows, merge_bad_rows
+from inference.batch.pipeline import ReadAhead, WriteBehind
 from inference.batch.quarantine import Quarantine
+from inference.batch.rows import PreparedRows, Preparer, TableRows
 from inference.batch.sinks import Sink, Window
-from inference.entities import entity_ids_as_text, illegal_entity_ids
+from inference.batch.windows import WindowBuilder
 from inference.errors import ModelError
-from inference.features import FeatureRows, event_times
-from inference.models import LoadedModel, ScoredRows, score_rows
+from inference.features.rows import take
+from inference.models import LoadedModel, MicroBatch, ScoredRows, score_rows
 from inference.schema import Block
 
-#: rows written together: larger windows are faster (see the store), and this many float32 take a few MB
-WINDOW_ROWS = 250_000
-#: a window of wide outputs is written earlier
-WINDOW_BYTES = 64 << 20
+#: batches that are read before the model wants them, and windows that wait for the sinks
+READ_AHEAD, WRITE_BEHIND = 2, 1
 #: rows that a model may refuse one by one in a chunk before the chunk itself is given up
 MAX_FAILING_ROWS = 64
 #: different reasons that a chunk's result names
 MAX_REASONS = 20
-
-_BAD_ID = "the entity id (column {column!r}) is null, empty, over 512 bytes, or holds control characters"
 
 
 @dataclass
@@ -75,143 +75,90 @@ class ChunkResult:
 class ChunkScorer:
     """Scores a chunk's batches into sinks; the rows that are left out go to the quarantine.
 
-    `fence` is called before each window is written, and raises when this worker has lost the chunk.
-    `loaded_at`: the `as_of` of rows without an event time, in epoch seconds.
+    `fence` is called before each window is written, and `alive`, which must be cheap, before each model call; both
+    raise when this worker has lost the chunk. `feature_sinks` take what the rows were scored from.
     """
 
     model: LoadedModel
+    preparer: Preparer
     sinks: Sequence[Sink]
-    fence: Callable[[], None]
-    entity_column: str
-    event_time_column: str | None
-    loaded_at: float
-    micro_batch_rows: int
     quarantine: Quarantine
+    fence: Callable[[], None]
+    alive: Callable[[], None]
+    micro_batch: MicroBatch
+    feature_sinks: Sequence[Sink] = ()
 
     def score(self, batches: Iterable[pa.RecordBatch]) -> ChunkResult:
-        """Score every batch and commit the sinks; on any error what is not final is removed."""
-        result, pending = ChunkResult(), _Pending()
-        try:
-            for batch in batches:
-                result.rows += batch.num_rows
-                for scored in self._score_batch(batch, result):
-                    pending.add(scored)
-                    if pending.is_full:
-                        self._write(pending.take(), result)
-            if pending.rows:
-                self._write(pending.take(), result)
+        """Score every batch and commit the sinks; on any error what is not final is removed.
+
+        Batches are read, and windows written, in threads that end before this returns.
+        """
+        result = ChunkResult()
+        with ExitStack() as stages:
+            for sink in self._all_sinks:
+                stages.callback(sink.abandon)
+            with (
+                ReadAhead(map(self.preparer.prepare, batches), ahead=READ_AHEAD) as prepared,
+                WriteBehind(partial(self._write, result.histogram), behind=WRITE_BEHIND) as writer,
+            ):
+                self._score_all(prepared, writer, result)
             self.fence()
-            for sink in self.sinks:
+            for sink in self._all_sinks:
                 sink.commit()
             self.quarantine.commit()
-        finally:
-            for sink in self.sinks:
-                sink.abandon()
         return result
 
-    def _write(self, window: Window, result: ChunkResult) -> None:
+    @property
+    def _all_sinks(self) -> Sequence[Sink]:
+        return [*self.sinks, *self.feature_sinks]
+
+    def _score_all(self, prepared: Iterator[PreparedRows], writer: WriteBehind[Window], result: ChunkResult) -> None:
+        pending = WindowBuilder()
+        for rows in prepared:
+            for scored in self._score_batch(rows, result):
+                pending.add(scored)
+                if pending.is_full:
+                    writer.put(pending.take())
+        if pending.rows:
+            writer.put(pending.take())
+
+    def _write(self, histogram: HistogramCounter, window: Window) -> None:
         self.fence()
+        for sink in self.feature_sinks:
+            sink.write(window.of_features)
         for sink in self.sinks:
             sink.write(window)
-        result.histogram.add(window.block)
+        histogram.add(window.block)
 
-    def _score_batch(self, batch: pa.RecordBatch, result: ChunkResult) -> Iterable[Window]:
-        ids = entity_ids_as_text(batch.column(self.entity_column), self.entity_column)
-        features: FeatureRows = self.model.vectoriser.features_from_arrow(batch)
-        bad_ids = np.asarray(illegal_entity_ids(ids))
-        as_of = self._as_of(batch)
-        if bad_ids.any() or features.rejected.any():
-            keep = ~(bad_ids | features.rejected)
-            self._refuse(result, batch, ids, bad_ids, features)
-            batch, ids, as_of = batch.filter(pa.array(keep)), ids.filter(pa.array(keep)), as_of[keep]
-            features = FeatureRows(
-                {name: values[keep] for name, values in features.block.items()}, np.zeros(len(ids), bool)
-            )
-        for start in range(0, len(ids), self.micro_batch_rows):
-            part = slice(start, start + self.micro_batch_rows)
-            rows = {name: values[part] for name, values in features.block.items()}
-            yield self._micro_batch(rows, batch[part], ids[part], as_of[part], result)
+    def _score_batch(self, prepared: PreparedRows, result: ChunkResult) -> Iterator[Window]:
+        result.rows += len(prepared.rows.ids)
+        for one in prepared.refused:
+            source, ids = prepared.rows.source, prepared.rows.ids
+            result.refuse(BadRows(one.feature, one.reason, len(one.positions), _names(ids, one.positions)))
+            self.quarantine.add(source, ids, one.positions, reason=one.reason, feature=one.feature)
+        start, rows = 0, len(prepared.usable.ids)
+        while start < rows:
+            self.alive()
+            part = slice(start, min(start + self.micro_batch.rows, rows))
+            features = {name: values[part] for name, values in prepared.features.items()}
+            yield self._micro_batch(features, prepared.usable.slice(part), result)
+            start = part.stop
 
-    def _micro_batch(
-        self,
-        features: Block,
-        batch: pa.RecordBatch,
-        ids: pa.Array,
-        as_of: npt.NDArray[np.float64],
-        result: ChunkResult,
-    ) -> Window:
+    def _micro_batch(self, features: Block, rows: TableRows, result: ChunkResult) -> Window:
         scored = score_rows(self.model, features)
+        if scored.too_many_rows is not None:
+            self.micro_batch.shrink(scored.too_many_rows)
+        kept = features if self.feature_sinks else None
         if not scored.failed.any():
-            return Window(ids, scored.outputs, as_of)
-        for bad, failed in _failed_by_reason(ids, scored):
+            return Window(rows.ids, scored.outputs, rows.as_of, kept)
+        for bad, failed in _failed_by_reason(rows.ids, scored):
             result.note(bad)
-            self.quarantine.add(batch, ids, failed, reason=bad.reason)
+            self.quarantine.add(rows.source, rows.ids, failed, reason=bad.reason)
         if result.raised > MAX_FAILING_ROWS:
             raise ModelError(f"the model raises for too many rows, such as: {result.bad_rows[-1]}")
-        keep = ~scored.failed
-        outputs = {name: values[keep] for name, values in scored.outputs.items()}
-        return Window(ids.filter(pa.array(keep)), outputs, as_of[keep])
-
-    def _refuse(
-        self,
-        result: ChunkResult,
-        batch: pa.RecordBatch,
-        ids: pa.Array,
-        bad_ids: npt.NDArray[np.bool_],
-        features: FeatureRows,
-    ) -> None:
-        """Count each refused row once, under its first reason."""
-        seen = bad_ids.copy()
-        refused: list[tuple[str | None, str, npt.NDArray[np.intp]]] = []
-        if bad_ids.any():
-            refused.append((None, _BAD_ID.format(column=self.entity_column), np.flatnonzero(bad_ids)))
-        for rejection in features.reasons:
-            refused.append((rejection.feature, rejection.reason, rejection.rows[~seen[rejection.rows]]))
-            seen[rejection.rows] = True
-        for feature, reason, rows in refused:
-            if len(rows):
-                result.refuse(BadRows(feature, reason, len(rows), _names(ids, rows)))
-                self.quarantine.add(batch, ids, rows, reason=reason, feature=feature)
-
-    def _as_of(self, batch: pa.RecordBatch) -> npt.NDArray[np.float64]:
-        if self.event_time_column is None:
-            return np.full(batch.num_rows, self.loaded_at)
-        times = event_times(batch.column(self.event_time_column))
-        return np.where(np.isnan(times), self.loaded_at, times)
-
-
-class _Pending:
-    """Scored rows that wait for their window to fill."""
-
-    def __init__(self) -> None:
-        self._parts: list[Window] = []
-        self.rows = 0
-        self._bytes = 0
-
-    @property
-    def is_full(self) -> bool:
-        return self.rows >= WINDOW_ROWS or self._bytes >= WINDOW_BYTES
-
-    def add(self, part: Window) -> None:
-        if len(part.ids):
-            self._parts.append(part)
-            self.rows += len(part.ids)
-            self._bytes += sum(values.nbytes for values in part.block.values())
-
-    def take(self) -> Window:
-        parts, self._parts, self.rows, self._bytes = self._parts, [], 0, 0
-        ids = pa.concat_arrays([part.ids for part in parts])
-        block = {name: _join([part.block[name] for part in parts]) for name in parts[0].block}
-        return Window(ids, block, np.concatenate([part.as_of for part in parts]))
-
-
-def _join(columns: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
-    if len({values.shape[1:] for values in columns}) == 1:
-        return np.concatenate(columns)
-    rows = [row for values in columns for row in values]  # an inner dimension that differs between micro-batches
-    joined = np.empty(len(rows), dtype=object)
-    joined[:] = rows
-    return joined
+        good = ~scored.failed
+        rows = rows.take(good)
+        return Window(rows.ids, take(scored.outputs, good), rows.as_of, take(kept, good) if kept else None)
 
 
 def _failed_by_reason(ids: pa.Array, scored: ScoredRows) -> Iterator[tuple[BadRows, npt.NDArray[np.intp]]]:

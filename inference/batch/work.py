@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 
@@ -15,22 +14,28 @@ from inference.batch.ledger import Claim, Ledger, Progress
 from inference.batch.plan import Chunk
 from inference.batch.quarantine import Quarantine
 from inference.batch.records import RunRecord, RunState
+from inference.batch.rows import Preparer
 from inference.batch.scoring import ChunkResult, ChunkScorer
 from inference.batch.sinks import Sink
-from inference.batch.sinks.overlay import OverlaySink
 from inference.batch.sinks.parquet import ParquetSink
 from inference.batch.sinks.table import TableSink
+from inference.batch.tables import RunTables
 from inference.errors import ContractError, NotFound, SourceError, StaleAttempt, StoreFull, Unavailable
+from inference.features import FeatureContract
+from inference.keys import TableKind
 from inference.logs import get_logger
-from inference.models import LoadedModel, ModelHost
+from inference.models import LoadedModel, MicroBatches, ModelHost
+from inference.schema import DType
 from inference.settings import Settings
 from inference.sources import read_slices
-from inference.store import Table
 
 log = get_logger(__name__)
 
-#: rows read at once; several micro-batches
+#: what is read at once: enough rows for the largest micro-batch, but of wide rows fewer
 _READ_ROWS = 65_536
+_READ_BYTES = 32 << 20
+#: what a value of text is taken for
+_TEXT_BYTES = 32
 #: the longest rest after a failed attempt
 _MAX_PAUSE_S = 10.0
 
@@ -42,8 +47,9 @@ class ChunkWork:
     settings: Settings
     ledger: Ledger
     host: Callable[[], ModelHost]
-    predictions: Callable[[str], Table]
+    tables: RunTables
     poke: Callable[[], None]
+    micro_batches: MicroBatches
 
     def score(self, run_id: str, chunk_number: int) -> None:
         """Score one chunk, if it is still to be done. Safe to run twice, also at the same time.
@@ -112,29 +118,41 @@ class ChunkWork:
         mark = run.fingerprint
         keys = [mark["entity_column"], *([mark["event_time_column"]] if mark["event_time_column"] else [])]
         columns = list(dict.fromkeys([*keys, *model.vectoriser.columns]))
-        return read_slices(chunk.files, chunk.slices, columns=columns, batch_rows=_READ_ROWS)
+        rows = _rows_at_once(model.vectoriser.contract)
+        return read_slices(chunk.files, chunk.slices, columns=columns, batch_rows=rows)
 
-    def _sinks(self, run: RunRecord, claim: Claim, model: LoadedModel) -> Sequence[Sink]:
-        table = self.predictions(run.model)
-        if run.is_partial:
-            keep_s = self.settings.models[run.model].batch.keep
-            return [OverlaySink(table, model.record.signature.outputs, model.record.version, keep_s)]
-        manifest = table.manifest(run.generation or 0)
-        if manifest is None:
-            raise StaleAttempt(f"run {run.run_id} has no generation any more")
-        sinks: list[Sink] = [TableSink(table, manifest)]
+    def _sinks(self, run: RunRecord, claim: Claim, model: LoadedModel) -> tuple[list[Sink], list[Sink]]:
+        """Return where the predictions go, and where the features."""
+        sinks: dict[TableKind, list[Sink]] = {TableKind.PREDICTIONS: [], TableKind.FEATURES: []}
+        for staged in self.tables.of(run):
+            if staged.manifest is None:
+                raise StaleAttempt(f"run {run.run_id} has no generation any more")
+            sinks[staged.kind].append(TableSink(staged.table, staged.manifest))
         if run.parquet_folder:
-            sinks.append(ParquetSink(Path(run.parquet_folder), manifest.fields, chunk=claim.chunk, token=claim.token))
-        return sinks
+            outputs = model.record.signature.outputs
+            parts = ParquetSink(run.parquet_folder, outputs, chunk=claim.chunk, token=claim.token)
+            sinks[TableKind.PREDICTIONS].append(parts)
+        return sinks[TableKind.PREDICTIONS], sinks[TableKind.FEATURES]
 
     def _scorer(self, run: RunRecord, claim: Claim, model: LoadedModel, lease: Lease) -> ChunkScorer:
+        mark = run.fingerprint
+        sinks, feature_sinks = self._sinks(run, claim, model)
         return ChunkScorer(
             model=model,
-            sinks=self._sinks(run, claim, model),
+            preparer=Preparer(model.vectoriser, mark["entity_column"], mark["event_time_column"], run.created_at),
+            sinks=sinks,
+            feature_sinks=feature_sinks,
             quarantine=Quarantine(run.quarantine_folder, chunk=claim.chunk, token=claim.token),
             fence=lease.check,
-            entity_column=run.fingerprint["entity_column"],
-            event_time_column=run.fingerprint["event_time_column"],
-            loaded_at=run.created_at,
-            micro_batch_rows=self.settings.models[run.model].batch.micro_batch_rows,
+            alive=lease.ensure_held,
+            micro_batch=self.micro_batches.of(run.model, model, self.settings.models[run.model].batch.micro_batch_rows),
         )
+
+
+def _rows_at_once(contract: FeatureContract) -> int:
+    """Return how many rows are read at once, so that what is read ahead stays small whatever a row's width."""
+    row_bytes = sum(
+        feature.width * (_TEXT_BYTES if feature.dtype is DType.STRING else feature.dtype.numpy.itemsize)
+        for feature in contract.features
+    )
+    return max(1, min(_READ_ROWS, _READ_BYTES // max(row_bytes, 1)))

@@ -3,6 +3,7 @@
 from inference.models.host import ModelHost
 from inference.models.inspection import Inspect, inspect_in_subprocess, inspect_versions, record_to_serve
 from inference.models.loaded import LoadedModel
+from inference.models.micro_batch import MicroBatch, MicroBatches
 from inference.models.record import VersionRecord
 from inference.models.registry import ModelRegistry
 from inference.models.scoring import ScoredRows, prediction_values, score_rows
@@ -11,6 +12,8 @@ from inference.models.versions import find_versions
 __all__ = [
     "Inspect",
     "LoadedModel",
+    "MicroBatch",
+    "MicroBatches",
     "ModelHost",
     "ModelRegistry",
     "ScoredRows",

@@ -73,13 +73,17 @@ def load_version(
     return LoadedModel(model, record, vectoriser, runtime)
 
 
+def warm_up_inputs(vectoriser: Vectoriser, rows: int) -> Block:
+    """Return the inputs of so many rows of defaults, with zeros and "" where there is no default."""
+    block = vectoriser.defaults(rows).block
+    return vectoriser.inputs({feature.name: block[feature.name] for feature in vectoriser.contract.features})
+
+
 def _warm_up(model: str, version: int, vectoriser: Vectoriser, runtime: Runtime, sizes: Sequence[int]) -> None:
     """Call the model once for each size, so that no request pays for the first call."""
     for count in sizes:
-        rows = vectoriser.defaults(count)
-        block = {feature.name: rows.block[feature.name] for feature in vectoriser.contract.features}
         try:
-            runtime.predict(vectoriser.inputs(block))
+            runtime.predict(warm_up_inputs(vectoriser, count))
         except PredictionFailed as error:
             if not _made_up_text(vectoriser.contract):
                 raise ModelError(f"version {version} of model {model!r} fails on its warm-up row: {error}") from error

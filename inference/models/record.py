@@ -11,6 +11,14 @@ from inference.schema import Signature
 VersionState = Literal["ready", "refused"]
 
 
+@dataclass(frozen=True)
+class MicroBatchRecord:
+    """The rows per call that were found best for a version, as its `fingerprint` names it, on one kind of device."""
+
+    rows: int
+    fingerprint: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class VersionRecord:
     """One version: `ready` after a good warm-up, or `refused` with the `error` that says why.

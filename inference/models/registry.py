@@ -9,7 +9,7 @@ import redis
 
 from inference.errors import ModelUnavailable, StoreUnavailable
 from inference.keys import Keys, TableKind
-from inference.models.record import VersionRecord
+from inference.models.record import MicroBatchRecord, VersionRecord
 from inference.store import Pointer, RedisTable
 
 
@@ -54,6 +54,21 @@ class ModelRegistry:
         if record.state == "refused":
             raise ModelUnavailable(f"version {version} of model {model!r} was refused: {record.error}")
         return record
+
+    def micro_batch(self, model: str, version: int, device: str) -> MicroBatchRecord | None:
+        """Return what was found for a version on a kind of device; None when nobody has searched yet."""
+        try:
+            raw = cast("bytes | None", self._client.hget(self._keys.micro_batches(model), f"{version}:{device}"))
+        except redis.RedisError as error:
+            raise _unavailable(error) from error
+        return MicroBatchRecord(**orjson.loads(raw)) if raw else None
+
+    def put_micro_batch(self, model: str, version: int, device: str, record: MicroBatchRecord) -> None:
+        """Store what was found, replacing what stood there."""
+        try:
+            self._client.hset(self._keys.micro_batches(model), f"{version}:{device}", orjson.dumps(record))
+        except redis.RedisError as error:
+            raise _unavailable(error) from error
 
     def active_version(self, model: str) -> int | None:
         """Return the version that answers, None before the first activation."""

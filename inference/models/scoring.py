@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from inference.errors import PredictionFailed
+from inference.errors import ModelOutOfMemory, PredictionFailed
 from inference.features.rows import per_row
 from inference.models.loaded import LoadedModel
 from inference.schema import Block, DType, TensorSpec, rows_in
@@ -22,6 +22,8 @@ class ScoredRows:
     failed: npt.NDArray[np.bool_]
     #: row → why
     reasons: dict[int, str] = field(default_factory=dict)
+    #: the fewest rows that did not fit into memory in one call; None when all did
+    too_many_rows: int | None = None
 
 
 def score_rows(loaded: LoadedModel, features: Block) -> ScoredRows:
@@ -29,6 +31,9 @@ def score_rows(loaded: LoadedModel, features: Block) -> ScoredRows:
 
     When the call raises, it is halved until the rows at fault stand alone; the others keep their answers.
     A row with a non-finite answer fails too.
+
+    Raises:
+        ModelOutOfMemory: not even one row fits into the device's memory.
     """
     inputs = loaded.vectoriser.inputs(features)
     rows = rows_in(inputs)
@@ -61,7 +66,12 @@ def _call(
     try:
         parts.append((start, stop, loaded.predict(_slice(inputs, start, stop))))
     except PredictionFailed as error:
+        out_of_memory = isinstance(error, ModelOutOfMemory)
+        if out_of_memory:
+            scored.too_many_rows = min(stop - start, scored.too_many_rows or stop - start)
         if stop - start == 1:
+            if out_of_memory:
+                raise  # no fault of the row's
             scored.failed[start] = True
             scored.reasons[start] = error.message
             return

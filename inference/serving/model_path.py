@@ -70,7 +70,7 @@ class ModelPath:
     ) -> list[Answer | ForecacheError]:
         """Return the answer of each id, from the store or computed by `until` (event-loop time)."""
         try:
-            entries = await self._find(entity_ids, until)
+            entries = await self._lookups.find(entity_ids, until)
         except StoreUnavailable as error:
             return [self._step_down(entity_id, error) for entity_id in entity_ids]
         now = self._clock()
@@ -104,13 +104,6 @@ class ModelPath:
     async def close(self) -> None:
         """End what is in flight."""
         await self._coalescer.close()
-
-    async def _find(self, entity_ids: Sequence[str], until: float) -> list[Entry | None]:
-        try:
-            async with asyncio.timeout_at(until):
-                return await self._lookups.find(entity_ids)
-        except TimeoutError as error:
-            raise StoreUnavailable("the prediction store did not answer in time") from error
 
     def _from_store(
         self, entity_id: str, entry: Entry | None, now: float, max_staleness_s: float | None

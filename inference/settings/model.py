@@ -9,7 +9,16 @@ from urllib.parse import parse_qs, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from croniter import croniter
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 
 from inference.errors import UnknownModel
 
@@ -143,23 +152,36 @@ class BatchSettings(Section):
     `max_quarantined_fraction` of its rows, or whose predictions moved by more than `max_drift` (population stability
     index). `parquet_path` and `quarantine_path` may hold `{date}`, `{model}` and `{run_id}`. `resumable`: how long
     what a failed or cancelled run has scored is kept, unless a newer run starts.
-    `bytes_per_chunk`: of the source, before compression.
+    `bytes_per_chunk`: of the source, before compression. `prediction_table`, `feature_table` and `parquet_path` say
+    where a run writes: what is served, what real-time answers are computed from, and files. `write_share`: how much
+    of the time one worker may keep Redis busy with writing.
     """
 
     schedule: Schedule | None = None
     timezone: str = "UTC"
     ttl: Duration = 24 * 3600.0
     keep: Duration = 7 * 24 * 3600.0
+    prediction_table: bool = True
+    feature_table: bool = False
     parquet_path: str | None = None
     rows_per_chunk: Annotated[int, Field(ge=1, le=10_000_000)] = 250_000
     bytes_per_chunk: Annotated[int, Field(ge=1024)] = 512 << 20
-    micro_batch_rows: Annotated[int, Field(ge=1, le=1_000_000)] = 8192
+    micro_batch_rows: Literal["auto"] | Annotated[int, Field(ge=1, le=1_000_000)] = "auto"
+    write_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     max_in_flight: Annotated[int, Field(ge=1, le=10_000)] = 32
     min_size_ratio: Annotated[float, Field(ge=0, le=1)] = 0.5
     max_quarantined_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     max_drift: Annotated[float, Field(gt=0)] = 1.0
     quarantine_path: str = ".forecache/quarantine"
     resumable: Duration = 24 * 3600.0
+
+    @model_validator(mode="after")
+    def _writes_somewhere(self) -> BatchSettings:
+        if not (self.prediction_table or self.feature_table or self.parquet_path):
+            raise ValueError(
+                "a run would write nothing: turn prediction_table or feature_table on, or set parquet_path"
+            )
+        return self
 
     @field_validator("timezone")
     @classmethod

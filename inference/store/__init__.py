@@ -5,7 +5,9 @@ overlay, one key an id; a look-up takes the newer of the two. `layout` and `code
 `plans` how it is read.
 """
 
+from inference.store.async_pipe import AsyncPipe
 from inference.store.async_reader import AsyncTableReader
+from inference.store.bulk import Pace
 from inference.store.memory_table import MemoryTable
 from inference.store.records import Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
 from inference.store.redis_table import RedisTable
@@ -13,12 +15,14 @@ from inference.store.table import SWEEP_AFTER_S, Table
 
 __all__ = [
     "SWEEP_AFTER_S",
+    "AsyncPipe",
     "AsyncTableReader",
     "Entry",
     "GenerationState",
     "Manifest",
     "MemoryTable",
     "Origin",
+    "Pace",
     "Pointer",
     "RedisTable",
     "StoredRows",

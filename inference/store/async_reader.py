@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import redis
-import redis.asyncio
 
 from inference.errors import StoreUnavailable
 from inference.keys import TableKeys
+from inference.store.async_pipe import AsyncPipe
 from inference.store.plans import (
     Command,
     Plan,
@@ -23,13 +23,13 @@ from inference.store.records import Entry, Pointer
 
 
 class AsyncTableReader:
-    """Reads one table: one pipeline a look-up, however many ids it has. `client` must answer in bytes.
+    """Reads one table: one pipeline a look-up, however many ids it has.
 
     Every method raises StoreUnavailable when Redis does not answer: an outage is never a miss.
     """
 
-    def __init__(self, client: redis.asyncio.Redis, keys: TableKeys) -> None:
-        self._client: Any = client
+    def __init__(self, pipe: AsyncPipe, keys: TableKeys) -> None:
+        self._pipe = pipe
         self._keys = keys
         self._memory = ReaderMemory()
 
@@ -56,10 +56,6 @@ class AsyncTableReader:
 
     async def _send(self, commands: Sequence[Command]) -> list[Any]:
         try:
-            async with self._client.pipeline(transaction=False) as pipe:
-                for command in commands:
-                    pipe.execute_command(*command)
-                replies: list[Any] = await pipe.execute()
-                return replies
+            return await self._pipe.send(commands)
         except (redis.RedisError, OSError) as error:
             raise StoreUnavailable(f"{self._keys.base}: Redis did not answer: {error}") from error

@@ -16,9 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from inference.keys import MAX_INLINE_ID_BYTES
+from inference.store.checksums import crc32_of_each
 
-#: ids a bucket holds on average, at most; buckets are a power of two, so it is between half of this and this
-IDS_PER_BUCKET = 128
+#: ids a bucket holds on average. A compact hash is searched from its start on each HSET, so smaller ones are written
+#: faster, and each costs its key: 1e6 float32 predictions in buckets of 128, 64 and 32 take 2.2, 1.6 and 1.3 µs of
+#: Redis' time and 26.0, 27.4 and 29.7 bytes each
+IDS_PER_BUCKET = 64
 
 # control characters are illegal in ids, so no id can look like a digest
 _DIGEST_MARK = b"\x00"
@@ -26,9 +29,8 @@ _DIGEST_BYTES = 15
 
 
 def bucket_count(rows_expected: int) -> int:
-    """Return the number of buckets, a power of two, for a generation of about so many rows."""
-    needed = max(1, -(-rows_expected // IDS_PER_BUCKET))
-    return 1 << (needed - 1).bit_length()
+    """Return the number of buckets for a generation of about so many rows."""
+    return max(1, -(-rows_expected // IDS_PER_BUCKET))
 
 
 def bucket_of(entity_id: str, buckets: int) -> int:
@@ -59,5 +61,4 @@ def stored_ids(ids: Any) -> Any:
 
 def buckets_of(ids: Any, buckets: int) -> npt.NDArray[np.uint32]:
     """Return `bucket_of` each id of an Arrow text array."""
-    raw = pc.cast(ids, pa.large_binary()).to_numpy(zero_copy_only=False)
-    return np.fromiter(map(zlib.crc32, raw), np.uint32, len(raw)) % np.uint32(buckets)
+    return crc32_of_each(pc.cast(ids, pa.large_binary())) % np.uint32(buckets)

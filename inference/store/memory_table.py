@@ -115,6 +115,20 @@ class MemoryTable:
         self._pointer = Pointer(number, pointer.current, pointer.active_version, pointer.held_versions)
         return self._pointer
 
+    def move_to_overlay(self, number: int, *, keep_s: float) -> None:
+        """See `Table.move_to_overlay`."""
+        generation = self._generations.get(number)
+        if generation is None:
+            raise NotFound(f"generation {number} does not exist (any more)")
+        if generation.state not in (GenerationState.LOADING, GenerationState.COLLECTING):
+            raise Conflict(f"generation {number} is {generation.state}: only a loading one is moved")
+        if generation.state is GenerationState.LOADING:
+            own = generation.manifest
+            rows = self._rows(number)
+            entries = pack_overlay(own.fields, list(rows.values()), own.created_at, own.model_version, Origin.BATCH)
+            self._upsert(list(rows), entries, own.fields, keep_s)
+        generation.state = GenerationState.COLLECTING
+
     def discard(self, number: int, state: GenerationState) -> None:
         """See `Table.discard`."""
         present = self.state(number)
@@ -216,9 +230,11 @@ class MemoryTable:
     ) -> None:
         """See `Table.upsert`."""
         schema = tuple(fields)
-        self._schemas[schema_digest(schema)] = schema
         rows = codec_for(schema).pack(block, np.minimum(as_of, computed_at)).to_pylist()
-        entries = pack_overlay(schema, rows, computed_at, model_version, origin)
+        self._upsert(ids, pack_overlay(schema, rows, computed_at, model_version, origin), schema, keep_s)
+
+    def _upsert(self, ids: Sequence[str], entries: Sequence[bytes], schema: Fields, keep_s: float) -> None:
+        self._schemas[schema_digest(schema)] = schema
         for entity_id, entry in zip(ids, entries, strict=True):
             old = self._overlay_entry(entity_id)
             if old is None or not _is_newer(old, entry):

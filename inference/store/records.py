@@ -46,7 +46,7 @@ class Manifest:
     """All that is needed to decode a generation.
 
     Instants are epoch seconds by Redis' clock; at `deadline` Redis forgets the rows. `model_version` is 0 for
-    features. `buckets` is a power of two. `run_id` is None for a generation that no run wrote.
+    features. `run_id` is None for a generation that no run wrote.
     """
 
     number: int

@@ -17,6 +17,7 @@ import redis
 from inference.errors import Conflict, NotFound, store_error
 from inference.keys import TableKeys, TableKind
 from inference.schema import Block, TensorSpec
+from inference.store.bulk import Pace, send_in_bulk, sum_of
 from inference.store.codec import codec_for, pack_overlay, schema_digest, schema_text
 from inference.store.layout import bucket_count, stored_id
 from inference.store.plans import (
@@ -24,6 +25,7 @@ from inference.store.plans import (
     Plan,
     ReaderMemory,
     T,
+    parse_pointer,
     plan_pointer,
     plan_read,
     plan_read_block,
@@ -31,21 +33,29 @@ from inference.store.plans import (
 )
 from inference.store.records import Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
 from inference.store.table import SWEEP_AFTER_S
-from inference.store.wire import encode_window
+from inference.store.wire import Piece, encode_lengths, encode_window
 
 _SCRIPTS = {path.stem: path.read_text() for path in (Path(__file__).parent / "scripts").glob("*.lua")}
 _KIND_NAMES = {TableKind.PREDICTIONS: "predictions", TableKind.FEATURES: "features"}
 
 _HLEN_PER_PIPELINE = 4096
 _IDS_PER_UPSERT = 1000
+#: of about 100 rows each
+_BUCKETS_PER_MOVE = 10
 _BYTES_PER_SEND = 256 * 1024
 
 
 class RedisTable:
-    """A `Table` in Redis. `client` must answer in bytes; threads may share it, and this too."""
+    """A `Table` in Redis. `client` must answer in bytes; threads may share it, and this too.
 
-    def __init__(self, client: redis.Redis, keys: TableKeys, *, kind: TableKind, model: str) -> None:
+    `pace`: how much of the time `write` may keep Redis busy; None writes flat out.
+    """
+
+    def __init__(
+        self, client: redis.Redis, keys: TableKeys, *, kind: TableKind, model: str, pace: Pace | None = None
+    ) -> None:
         self._client: Any = client
+        self._pace = pace or Pace()
         self._keys = keys
         self._name = f"{_KIND_NAMES[kind]} of {model!r}"
         self._memory = ReaderMemory()
@@ -108,15 +118,22 @@ class RedisTable:
         rows = codec_for(manifest.fields).pack(block, np.minimum(as_of, manifest.created_at))
         prefix = self._keys.bucket_prefix(manifest.number)
         deadline = math.ceil(manifest.deadline)
-        window = encode_window(ids, rows, bucket_prefix=prefix, buckets=manifest.buckets, deadline=deadline)
+        window = encode_window(
+            ids,
+            rows,
+            bucket_prefix=prefix,
+            buckets=manifest.buckets,
+            deadline=deadline,
+            piece_bytes=_BYTES_PER_SEND,
+        )
         with self._translated_errors():
-            self._send_encoded(window)
+            send_in_bulk(self._client.connection_pool, window, self._pace)
 
     def count(self, manifest: Manifest) -> int:
         """See `Table.count`."""
-        return sum(
-            sum(self._send([("HLEN", key) for key in keys])) for keys in self._bucket_keys(manifest, _HLEN_PER_PIPELINE)
-        )
+        pieces = (Piece(encode_lengths(keys), len(keys)) for keys in self._bucket_keys(manifest, _HLEN_PER_PIPELINE))
+        with self._translated_errors():
+            return sum_of(send_in_bulk(self._client.connection_pool, pieces, Pace()))
 
     def manifest(self, number: int) -> Manifest | None:
         """See `Table.manifest`."""
@@ -145,6 +162,23 @@ class RedisTable:
             raise Conflict(f"generation {number} of the {self._name} is {status}: only a loading one is published")
         return self.pointer()
 
+    def move_to_overlay(self, number: int, *, keep_s: float) -> None:
+        """See `Table.move_to_overlay`."""
+        manifest, state = self.manifest(number), self.state(number)
+        if manifest is not None and state is GenerationState.LOADING:
+            for keys in self._bucket_keys(manifest, _BUCKETS_PER_MOVE):
+                found = self._send([("HGETALL", key) for key in keys])
+                rows = {field: row for bucket in found for field, row in bucket.items()}
+                entries = pack_overlay(
+                    manifest.fields, list(rows.values()), manifest.created_at, manifest.model_version, Origin.BATCH
+                )
+                self._upsert([self._keys.overlay(field) for field in rows], entries, manifest.fields, keep_s)
+        status = self._script("moved", [self._keys.generation(number)], []).decode()
+        if status == "gone":
+            raise NotFound(f"generation {number} of the {self._name} does not exist (any more)")
+        if status != "ok":
+            raise Conflict(f"generation {number} of the {self._name} is {status}: only a loading one is moved")
+
     def discard(self, number: int, state: GenerationState) -> None:
         """See `Table.discard`."""
         status = self._script("discard", [self._keys.generation(number)], [state.value]).decode()
@@ -154,12 +188,12 @@ class RedisTable:
     def rollback(self, expected_current: int) -> Pointer:
         """See `Table.rollback`."""
         arguments = [expected_current, self._keys.generation_prefix]
-        status = self._script("rollback", [self._keys.pointer], arguments).decode()
-        if status == "moved":
+        status, *pointer = self._script("rollback", [self._keys.pointer], arguments)
+        if status == b"moved":
             raise Conflict(f"generation {expected_current} of the {self._name} is not the current one (any more)")
-        if status != "ok":
+        if status != b"ok":
             raise Conflict(f"the {self._name} have no previous generation to go back to")
-        return self.pointer()
+        return parse_pointer(pointer)
 
     def collectable(self) -> list[int]:
         """See `Table.collectable`."""
@@ -242,10 +276,15 @@ class RedisTable:
         schema = tuple(fields)
         rows = codec_for(schema).pack(block, np.minimum(as_of, computed_at)).to_pylist()
         entries = pack_overlay(schema, rows, computed_at, model_version, origin)
-        head = [max(1, math.ceil(keep_s * 1000)), schema_digest(schema), schema_text(schema)]
         keys = [self._keys.overlay(stored_id(entity_id)) for entity_id in ids]
         if len(keys) != len(entries):
             raise ValueError(f"{len(keys)} ids for {len(entries)} rows")
+        self._upsert(keys, entries, schema, keep_s)
+
+    def _upsert(
+        self, keys: Sequence[bytes], entries: Sequence[bytes], schema: tuple[TensorSpec, ...], keep_s: float
+    ) -> None:
+        head = [max(1, math.ceil(keep_s * 1000)), schema_digest(schema), schema_text(schema)]
         for start in range(0, len(keys), _IDS_PER_UPSERT):
             part = slice(start, start + _IDS_PER_UPSERT)
             self._script("upsert", [self._keys.schemas, *keys[part]], [*head, *entries[part]])
@@ -286,30 +325,6 @@ class RedisTable:
     def _script(self, name: str, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
         with self._translated_errors():
             return self._scripts[name](keys=keys, args=arguments)
-
-    def _send_encoded(self, window: Iterator[bytes]) -> None:
-        """Send encoded commands while Redis works on the earlier ones, and read the replies at the end."""
-        pool = self._client.connection_pool
-        connection = pool.get_connection()
-        try:
-            sent, pending, size = 0, [], 0
-            for command in window:
-                pending.append(command)
-                sent += 1
-                size += len(command)
-                if size >= _BYTES_PER_SEND:
-                    # a list would be sent with one system call an item
-                    connection.send_packed_command([b"".join(pending)])
-                    pending, size = [], 0
-            connection.send_packed_command([b"".join(pending)])
-            for _ in range(sent):
-                connection.read_response()
-        except BaseException:
-            # replies still to come would answer the next user of this connection
-            connection.disconnect()
-            raise
-        finally:
-            pool.release(connection)
 
     @contextmanager
     def _translated_errors(self) -> Iterator[None]:

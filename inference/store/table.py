@@ -69,6 +69,17 @@ class Table(Protocol):
             NotFound: it is gone.
         """
 
+    def move_to_overlay(self, number: int, *, keep_s: float) -> None:
+        """Make a loading generation's rows overlay entries, each forgotten after `keep_s` seconds; may run twice.
+
+        An overlay entry that is newer stays: the rows count as computed when the generation was begun. Readers see
+        them one after the other. Once all are moved, the generation can be collected.
+
+        Raises:
+            Conflict: it is neither loading nor moved already.
+            NotFound: it is gone.
+        """
+
     def discard(self, number: int, state: GenerationState) -> None:
         """Mark a generation FAILED or CANCELLED, never to be served; one that is gone is left gone.
 

@@ -1,66 +1,122 @@
 """A window of rows as the bytes that go to Redis, encoded by column with Arrow.
 
-Grouping and packing pairs one by one in Python takes about as long as Redis takes to store them; joined as Arrow
-columns, they take two fifths of that CPU time (250 000 float32 rows in 8 192 buckets: 0.74 → 1.96 M rows a second).
+No Python runs for a row or a bucket: keys, lengths and pairs are columns that Arrow joins, and one `take` lays them
+out in the order of the buckets. Encoding 250 000 float32 rows costs 0.25 µs of CPU a row; grouping and packing pairs
+one by one costs 1.4, joining the columns and then looping over 8 192 buckets 0.6.
 The protocol is RESP: https://redis.io/docs/latest/develop/reference/protocol-spec/
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from inference.store.layout import buckets_of, stored_ids
 
 
-def encode_window(ids: Any, rows: Any, *, bucket_prefix: str, buckets: int, deadline: int) -> Iterator[bytes]:
-    """Yield each bucket's commands: HSET of its rows in the order of the ids, and EXPIREAT `deadline`.
+@dataclass(frozen=True)
+class Piece:
+    """Whole commands, each answered by one integer: their bytes, and how many replies they will get."""
 
-    `ids`: Arrow text without nulls; `rows`: Arrow binary of the same length. The expiry follows each HSET,
-    so that a straggler that writes after collection leaves no key for ever.
+    data: bytes | memoryview
+    replies: int
+
+
+def encode_window(
+    ids: Any, rows: Any, *, bucket_prefix: str, buckets: int, deadline: int, piece_bytes: int
+) -> Iterator[Piece]:
+    """Yield each bucket's commands, HSET of its rows in the order of the ids and EXPIREAT `deadline`, in pieces.
+
+    `ids`: Arrow text without nulls; `rows`: Arrow binary of the same length; `piece_bytes`: about how large a piece
+    is. The expiry follows each HSET, so that a straggler that writes after collection leaves no key for ever.
     """
     if len(ids) == 0:
         return
     bucket = buckets_of(ids, buckets)
     # narrow integers are sorted by radix, in linear time
     order = np.argsort(bucket.astype(np.uint16) if buckets <= 1 << 16 else bucket, kind="stable")
-    pairs = _encode_pairs(stored_ids(ids), rows).take(pa.array(order))
-    offsets = np.frombuffer(pairs.buffers()[1], np.int64)
-    data = memoryview(pairs.buffers()[2])
-    hit, starts = np.unique(bucket[order], return_index=True)
-    ends = np.append(starts[1:], len(bucket))
-    prefix = bucket_prefix.encode()
-    for number, count, start, end in zip(
-        hit.tolist(), (ends - starts).tolist(), offsets[starts].tolist(), offsets[ends].tolist(), strict=True
-    ):
-        key = b"%b%d" % (prefix, number)
-        yield b"".join((b"*%d\r\n$4\r\nHSET\r\n" % (2 + 2 * count), _bulk(key), data[start:end]))
-        yield b"*3\r\n$8\r\nEXPIREAT\r\n%b%b" % (_bulk(key), _bulk(b"%d" % deadline))
+    bucket = bucket[order]
+    starts = np.flatnonzero(np.append(True, bucket[1:] != bucket[:-1]))
+    counts = np.diff(np.append(starts, len(bucket)))
+    heads, tails = _around(bucket[starts], counts, bucket_prefix, deadline)
+    parts = pa.concat_arrays([_encode_pairs(stored_ids(ids), rows), heads, tails])
+    stream = parts.take(pa.array(_layout(order, starts, counts)))
+    yield from _pieces(stream, starts, counts, piece_bytes)
 
 
-def _bulk(value: bytes) -> bytes:
-    return b"$%d\r\n%b\r\n" % (len(value), value)
+def encode_lengths(keys: Iterable[str]) -> bytes:
+    """Return one HLEN for each key."""
+    return b"".join(b"*2\r\n$4\r\nHLEN\r\n$%d\r\n%b\r\n" % (len(key), key.encode()) for key in keys)
+
+
+def _around(hit: npt.NDArray[np.uint32], counts: npt.NDArray[np.int64], prefix: str, deadline: int) -> tuple[Any, Any]:
+    """Return what stands before and after each bucket's pairs."""
+    numbers = pc.cast(pc.cast(pa.array(hit), pa.string()), pa.large_binary())
+    keys = _join(_scalar(prefix.encode()), numbers)
+    key = _join(_length_lines(keys), keys, _scalar(b"\r\n"))
+    heads = _join(_lines(b"*%d\r\n$4\r\nHSET\r\n", pa.array(2 + 2 * counts)), key)
+    text = b"%d" % deadline
+    tails = _join(_scalar(b"*3\r\n$8\r\nEXPIREAT\r\n"), key, _scalar(b"$%d\r\n%b\r\n" % (len(text), text)))
+    return heads, tails
+
+
+def _layout(
+    order: npt.NDArray[np.intp], starts: npt.NDArray[np.intp], counts: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Return where each part of the stream stands: per bucket its head, its pairs, its tail."""
+    rows, hit = len(order), len(starts)
+    before = np.arange(hit) * 2
+    layout = np.empty(rows + 2 * hit, np.int64)
+    layout[starts + before] = rows + np.arange(hit)
+    layout[starts + counts + before + 1] = rows + hit + np.arange(hit)
+    layout[np.arange(rows) + np.repeat(before, counts) + 1] = order
+    return layout
+
+
+def _pieces(
+    stream: Any, starts: npt.NDArray[np.intp], counts: npt.NDArray[np.int64], piece_bytes: int
+) -> Iterator[Piece]:
+    """Cut the stream between buckets."""
+    offsets = np.frombuffer(stream.buffers()[1], np.int64)
+    data = memoryview(stream.buffers()[2])
+    ends = offsets[starts + counts + 2 * np.arange(1, len(starts) + 1)]
+    first, begin = 0, 0
+    while first < len(ends):
+        last = min(int(np.searchsorted(ends, begin + piece_bytes)), len(ends) - 1)
+        end = int(ends[last])
+        yield Piece(data[begin:end], 2 * (last + 1 - first))
+        first, begin = last + 1, end
 
 
 def _encode_pairs(fields: Any, rows: Any) -> Any:
     """Return each field and row as two RESP bulk strings in one binary value."""
     end = _scalar(b"\r\n")
-    return pc.binary_join_element_wise(_length_lines(fields), fields, end, _length_lines(rows), rows, end, _scalar(b""))
+    return _join(_length_lines(fields), fields, end, _length_lines(rows), rows, end)
 
 
 def _length_lines(values: Any) -> Any:
     """Return the line that announces each value's length: `$13` and CR LF."""
-    lengths = pc.binary_length(values)
-    bounds = pc.min_max(lengths)
+    return _lines(b"$%d\r\n", pc.binary_length(values))
+
+
+def _lines(form: bytes, numbers: Any) -> Any:
+    """Return the form with each number filled in; a scalar when they are all the same."""
+    bounds = pc.min_max(numbers)
     if bounds["min"] == bounds["max"]:
-        return _scalar(b"$%d\r\n" % bounds["min"].as_py())
-    distinct = lengths.dictionary_encode()
-    lines = [b"$%d\r\n" % length for length in distinct.dictionary.to_pylist()]
+        return _scalar(form % bounds["min"].as_py())
+    distinct = numbers.dictionary_encode()
+    lines = [form % number for number in distinct.dictionary.to_pylist()]
     return pa.array(lines, pa.large_binary()).take(distinct.indices)
+
+
+def _join(*parts: Any) -> Any:
+    return pc.binary_join_element_wise(*parts, _scalar(b""))
 
 
 def _scalar(value: bytes) -> Any:

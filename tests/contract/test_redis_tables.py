@@ -13,7 +13,7 @@ import redis.asyncio
 from inference.errors import StoreUnavailable
 from inference.keys import Keys, TableKeys, TableKind
 from inference.schema import DType, TensorSpec
-from inference.store import AsyncTableReader, Manifest, Origin, RedisTable
+from inference.store import AsyncPipe, AsyncTableReader, Manifest, Origin, RedisTable
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
 
@@ -127,7 +127,7 @@ async def test_the_asyncio_reader_reads_what_the_blocking_one_reads(
 ) -> None:
     table = make_table(redis_client)
     async with redis.asyncio.Redis.from_url(redis_server.url()) as client:
-        reader = AsyncTableReader(client, KEYS)
+        reader = AsyncTableReader(AsyncPipe(client, timeout_s=1.0), KEYS)
         assert await reader.read(["a"]) == [None]
         first = publish(table, {"a": 1.0, "b": 1.0})
         publish(table, {"a": 2.0, "b": 2.0})
@@ -143,4 +143,4 @@ async def test_the_asyncio_reader_reads_what_the_blocking_one_reads(
 async def test_the_asyncio_reader_reports_an_outage() -> None:
     async with redis.asyncio.Redis.from_url(f"redis://127.0.0.1:{free_port()}", retry=None) as client:
         with pytest.raises(StoreUnavailable):
-            await AsyncTableReader(client, KEYS).read(["a"])
+            await AsyncTableReader(AsyncPipe(client, timeout_s=1.0), KEYS).read(["a"])

@@ -16,6 +16,7 @@ from inference.keys import Keys, TableKind
 from inference.schema import DType, TensorSpec
 from inference.store import Entry, GenerationState, Manifest, MemoryTable, Origin, Pointer, RedisTable, Table
 from tests.support.redis_server import RedisServer, find_redis_binary
+from tests.support.waiting import wait_for
 
 PRICE = (TensorSpec("price", DType.FLOAT32),)
 MIXED = (
@@ -305,6 +306,50 @@ def test_an_overlay_entry_is_never_overwritten_by_an_older_one(room: Room) -> No
     assert room.price("a") == 3.0
     room.upsert("a", 4.0, as_of=2001, computed_at=2500)
     assert room.price("a") == 4.0
+
+
+def test_a_generation_moved_to_the_overlay_is_served_beside_the_current_one(room: Room) -> None:
+    room.table.activate(1)
+    current = room.publish({"a": 1.0, "b": 2.0, "c": 3.0}, as_of=1000)
+    staged = room.generation({"a": 10.0, "b": 20.0, "x" * 500: 30.0}, as_of=2000)
+    room.upsert("b", 21.0, as_of=3000)
+    assert room.price("a") == 1.0
+
+    for _ in range(2):
+        room.table.move_to_overlay(staged.number, keep_s=3600)
+
+    assert [room.price(i) for i in ("a", "b", "c", "x" * 500)] == [10.0, 21.0, 3.0, 30.0]
+    entry = room.table.read(["a"])[0]
+    assert entry == Entry({"price": 10.0}, 2000.0, staged.created_at, 1, Origin.BATCH, None)
+    assert room.table.pointer().current == current.number
+    assert room.table.collectable() == [staged.number]
+    room.table.collect(staged.number, sweep_after_s=0)
+    assert room.price("a") == 10.0
+
+
+def test_moved_rows_are_forgotten_in_time(room: Room) -> None:
+    room.table.activate(1)
+    room.table.move_to_overlay(room.generation({"a": 10.0}).number, keep_s=0.05)
+    wait_for(lambda: room.price("a") is None, "the row to be forgotten", 5)
+
+
+def test_only_a_generation_that_is_loading_is_moved(room: Room) -> None:
+    current = room.publish({"a": 1.0})
+    failed = room.generation({"a": 2.0})
+    room.table.discard(failed.number, GenerationState.FAILED)
+    for number in (current.number, failed.number):
+        with pytest.raises(Conflict, match="only a loading one is moved"):
+            room.table.move_to_overlay(number, keep_s=1)
+    with pytest.raises(NotFound):
+        room.table.move_to_overlay(99, keep_s=1)
+
+
+def test_many_rows_of_any_kind_are_moved(room: Room) -> None:
+    ids = [f"e{i}" for i in range(5_000)]
+    staged = room.generation({entity_id: float(i) for i, entity_id in enumerate(ids)})
+    room.table.activate(1)
+    room.table.move_to_overlay(staged.number, keep_s=3600)
+    assert [entry and entry.values["price"] for entry in room.table.read(ids)] == [float(i) for i in range(5_000)]
 
 
 def test_an_overlay_entry_of_another_version_is_ignored_and_may_be_overwritten(room: Room) -> None:

@@ -71,6 +71,7 @@ class FakeRuns:
 
     def __init__(self) -> None:
         self.started: list[tuple[Any, ...]] = []
+        self.source_changed = False
 
     def request(self, model: str | None, *, trigger: Any, source: str | None = None, **_: Any) -> FakeRun:
         if self.started:
@@ -86,7 +87,12 @@ class FakeRuns:
             raise NotFound(f"no run {run_id!r}")
         return FakeRun()
 
-    cancel = resume = details = show
+    cancel = details = show
+
+    def resume(self, run_id: str) -> FakeRun:
+        if self.source_changed:
+            raise Conflict(f"run {run_id} cannot go on: {Path.cwd()}/a.pq and /srv/data/b.pq were replaced")
+        return FakeRun()
 
     def publish(self, run_id: str, *, force: bool, by: str) -> FakeRun:
         if not force:
@@ -109,7 +115,7 @@ class Deployment:
     broker_is_down: bool = False
     settings: Settings = field(
         default_factory=lambda: Settings.model_validate(
-            {"models": {"delay": {"path": "m", "realtime": {"timeout_ms": 300}}}}
+            {"models": {"delay": {"path": "m", "features": "/srv/data/*.pq", "realtime": {"timeout_ms": 300}}}}
         )
     )
 
@@ -359,6 +365,13 @@ async def test_publishing_past_the_gates_asks_for_force_and_paths_start_at_the_d
     assert (forced.status_code, forced.json()["source"]) == (202, "data/t.parquet")
     assert (await http.get("/runs/r1")).json()["source"] == "data/t.parquet"
     assert_problem(await http.post("/models/delay/rollback", json={"generation": "x"}), 400, "bad-input", "generation")
+
+
+async def test_errors_of_runs_name_no_folder_of_the_server(it: Deployment, http: httpx.AsyncClient) -> None:
+    it.runs.source_changed = True
+    refused = await http.post("/runs/r1/resume")
+    assert_problem(refused, 409, "conflict")
+    assert refused.json()["detail"] == "run r1 cannot go on: a.pq and data/b.pq were replaced"
 
 
 async def test_ready_waits_for_every_model_once_and_then_only_for_the_store(

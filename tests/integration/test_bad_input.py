@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import signal
 import socket
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
+from unittest import mock
 from urllib.parse import quote
 
 import httpx
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support.models import export_sum_model
+from tests.support.object_store import SECRET, aws_environment
+from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
 from tests.support.stack import Stack, run_cli
 from tests.support.waiting import wait_for
@@ -48,7 +58,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     (tables / "not-parquet.parquet").write_text("entity_id,a,b\ne0,1,2\n")
     (tables / "truncated.parquet").write_bytes((tables / "good.parquet").read_bytes()[:-40])
     toml = '[models.sum]\npath = "model"\nfeatures = "tables/good.parquet"\n[models.sum.realtime]\ntimeout_ms = 5000\n'
-    with Stack(folder, toml) as running:
+    # a bucket's server is no more than this port: nobody listens, unless a test does
+    endpoint = f"http://127.0.0.1:{free_port()}"
+    with mock.patch.dict(os.environ, aws_environment(endpoint)), Stack(folder, toml) as running:
         running.start("gpu", "realtime", "maintenance", "api")
         running.wait_ready()
         yield running
@@ -79,6 +91,110 @@ def test_a_bad_table_fails_its_run_by_name_and_serves_nothing(stack: Stack, name
     for word in BAD_FILES[name]:
         assert word.lower() in error.lower(), error
     assert stack.services.predictions("sum").pointer().current == before
+
+
+def run_by_command(stack: Stack, folder: Path, features: str) -> tuple[int, dict[str, Any]]:
+    """`batch run --wait` in a folder whose settings name another table; its exit code and what became of the run."""
+    settings = (stack.folder / "forecache.toml").read_text().replace("tables/good.parquet", features)
+    (folder / "forecache.toml").write_text(settings.replace('path = "model"', f'path = "{stack.folder / "model"}"'))
+    done = run_cli(folder, "batch", "run", "--wait", "--json")
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+def write_night(folder: Path, kind: str) -> list[str]:
+    """Write a table of two files with a fault; return what the run's error must name."""
+    folder.mkdir()
+    GOOD[:50].to_parquet(folder / "monday.parquet", index=False)
+    other, rest = folder / "tuesday.parquet", GOOD[50:]
+    if kind == "another type":
+        rest.assign(b="one").to_parquet(other, index=False)
+        return ["monday.parquet", "tuesday.parquet", "'b'", "string", "double"]
+    if kind == "another column":
+        rest.rename(columns={"b": "c"}).to_parquet(other, index=False)
+        return ["monday.parquet", "tuesday.parquet", "'b'"]
+    if kind == "truncated":
+        rest.to_parquet(other, index=False)
+        other.write_bytes(other.read_bytes()[:-40])
+        return ["tuesday.parquet", "not readable as Parquet"]
+    if kind == "torn in the middle":  # its footer is whole
+        rest.to_parquet(other, index=False)
+        data = other.read_bytes()
+        other.write_bytes(data[:4] + bytes(800) + data[804:])
+        return ["tuesday.parquet"]
+    if kind == "the same entities":
+        GOOD[45:].to_parquet(other, index=False)
+        return ["5 rows repeat an entity id", "'e45'"]
+    write_with_empty_row_groups(other, rest[:0])
+    write_with_empty_row_groups(folder / "monday.parquet", rest[:0])
+    return ["no rows"]
+
+
+def write_with_empty_row_groups(path: Path, table: pd.DataFrame) -> None:
+    rows = pa.Table.from_pandas(table, preserve_index=False)
+    with pq.ParquetWriter(path, rows.schema) as writer:
+        for part in (rows[:0], rows, rows[:0]):
+            writer.write_table(part)
+
+
+FAULTS = ["another type", "the same entities"]
+RARER_FAULTS = ["another column", "truncated", "torn in the middle", "empty row groups only"]
+
+
+@pytest.mark.parametrize("kind", [*FAULTS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in RARER_FAULTS)])
+def test_a_table_of_several_files_with_a_fault_fails_the_command_by_name(
+    stack: Stack, tmp_path: Path, kind: str
+) -> None:
+    before = stack.services.predictions("sum").pointer().current
+    words = write_night(tmp_path / "night", kind)
+
+    code, run = run_by_command(stack, tmp_path, "night")
+
+    assert (code, run["state"]) == (1, "failed")
+    assert "\n" not in run["error"]
+    for word in words:
+        assert word in run["error"]
+    assert stack.services.predictions("sum").pointer().current == before
+
+
+def test_empty_row_groups_between_others_are_nothing_to_complain_of(stack: Stack, tmp_path: Path) -> None:
+    (tmp_path / "night").mkdir()
+    write_with_empty_row_groups(tmp_path / "night" / "monday.parquet", GOOD[:50])
+    write_with_empty_row_groups(tmp_path / "night" / "nobody.parquet", GOOD[:0])
+    write_with_empty_row_groups(tmp_path / "night" / "tuesday.parquet", GOOD[50:])
+
+    code, run = run_by_command(stack, tmp_path, "night")
+
+    assert (code, run["state"], run["rows_done"]) == (0, "published", 100), run["error"]
+    entries = stack.services.predictions("sum").read(list(GOOD["entity_id"]))
+    assert [entry and entry.values["y"] for entry in entries] == [i + 1.0 for i in range(100)]
+
+
+@contextmanager
+def silent_server(endpoint: str) -> Iterator[None]:
+    """Take connections at an endpoint, and never answer."""
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(("127.0.0.1", int(endpoint.rpartition(":")[2])))
+        server.listen(64)
+        yield
+
+
+@pytest.mark.parametrize("silent", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["refuses", "is silent"])
+def test_a_bucket_that_cannot_be_read_fails_the_command_soon_and_in_words(
+    stack: Stack, tmp_path: Path, silent: bool
+) -> None:
+    server = silent_server(os.environ["AWS_ENDPOINT_URL"]) if silent else nullcontext()
+    started = time.monotonic()
+
+    with server:
+        code, run = run_by_command(stack, tmp_path, "s3://nightly/users")
+
+    assert (code, run["state"]) == (1, "failed")
+    assert "s3://nightly/users cannot be read" in run["error"]
+    assert "\n" not in run["error"]
+    assert SECRET not in json.dumps(run)
+    assert time.monotonic() - started < (30 if silent else 15)
 
 
 @pytest.mark.parametrize("name", sorted(set(BAD_FILES) - {"illegal-ids.parquet"}))

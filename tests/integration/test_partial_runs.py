@@ -13,11 +13,18 @@ import redis
 
 from inference.batch import RunState, RunView, Trigger
 from inference.errors import BadInput, Conflict
+from inference.keys import TableKind
 from inference.serving.freshness import hit_outcome, source_of
 from inference.store import Origin
 from tests.integration.test_runs import KEYS, World, failed_gates
+from tests.support.leaks import leaked_keys
 
 pytestmark = pytest.mark.integration
+
+
+class Killed(BaseException):
+    """No handler of errors sees a kill."""
+
 
 HOURS_AGO = [48, 30, 24, 20, 10, 5, 3, 1]
 
@@ -59,7 +66,7 @@ def ended(world: World, run: RunView) -> RunView:
     return done
 
 
-def test_some_entities_are_scored_anew_and_no_generation_is_begun(world: PartialWorld) -> None:
+def test_some_entities_are_scored_anew_and_no_generation_is_published(world: PartialWorld) -> None:
     before = world.table.pointer()
 
     done = ended(world, world.request(entities=["e1", "e6", "e1"]))
@@ -67,7 +74,6 @@ def test_some_entities_are_scored_anew_and_no_generation_is_begun(world: Partial
     assert (done.rows_total, done.rows_done, done.entities_asked, done.generation) == (2, 2, 2, None)
     assert world.answers("e0", "e1", "e6", "e7") == [0.0, 202.0, 212.0, 14.0]
     assert world.table.pointer() == before
-    assert [manifest.number for manifest in world.table.generations()] == [before.current]
     assert [gate.name for gate in done.gates] == ["entities", "coverage", "quarantine", "finite", "version"]
     assert failed_gates(done) == []
 
@@ -180,14 +186,93 @@ def test_a_later_whole_run_wins_again(world: PartialWorld) -> None:
     assert world.answers("e1") == [2002.0]
 
 
-def test_rows_that_cannot_be_scored_fail_the_run_by_name_and_the_others_are_served(world: PartialWorld) -> None:
+def test_nothing_is_served_of_a_run_that_a_gate_refuses_unless_it_is_forced(world: PartialWorld) -> None:
     world.rows(["e0", "e1"], [1.0, float("nan")])
 
     done = world.finish(world.request(entities=["e0", "e1"]))
 
     assert done.state is RunState.FAILED
-    assert "not complete: quarantine: 1 of 2 rows cannot be scored" in (done.error or "")
+    assert "not published: quarantine: 1 of 2 rows cannot be scored" in (done.error or "")
+    assert world.answers("e0", "e1") == [0.0, 2.0]
+    assert world.client.keys("t:p:m:o:*") == []
+
+    world.runs.publish(done.run_id, force=True, by="ada")
+
+    assert ended(world, done).forced_by == "ada"
     assert world.answers("e0", "e1") == [2.0, 2.0]
+
+
+def test_nothing_is_served_before_all_is_scored(world: PartialWorld) -> None:
+    ids = [f"n{i}" for i in range(30)]
+    world.rows(ids, [1.0] * 30)
+    run = world.request(entities=ids)
+    world.runs.reconcile()
+    world.work(2)
+
+    assert world.runs.show(run.run_id).chunks_done == 2
+    assert world.answers(*ids) == [None] * 30
+    ended(world, run)
+    assert world.answers(*ids) == [2.0] * 30
+
+
+def test_a_process_killed_while_it_moves_the_rows_is_made_good(world: PartialWorld) -> None:
+    ids = [f"n{i}" for i in range(3_000)]
+    world.configure(rows_per_chunk=1_000)
+    world.timed(True)
+    world.rows(ids, [1.0] * 3_000, row_group_size=1_000)
+    run = world.request(entities=ids)
+    upsert, calls = world.table._upsert, 0
+
+    def killed(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise Killed
+        upsert(*arguments)
+
+    world.table._upsert = killed  # type: ignore[method-assign]
+    with pytest.raises(Killed):
+        world.finish(run)
+    assert world.runs.show(run.run_id).state is RunState.PUBLISHING
+    assert 0 < world.answers(*ids).count(2.0) < 3_000
+
+    world.table._upsert = upsert  # type: ignore[method-assign]
+    ended(world, run)
+    assert world.answers(*ids) == [2.0] * 3_000
+
+
+def test_a_process_killed_after_it_moved_the_rows_is_made_good(world: PartialWorld) -> None:
+    run = world.request(entities=["e1"])
+    world.runs.reconcile()
+    world.work()
+    staged = world.table.generations()[-1]
+    assert staged.run_id == run.run_id
+    world.table.move_to_overlay(staged.number, keep_s=3600)  # and here it died
+
+    assert ended(world, run).rows_done == 1
+    assert world.answers("e1") == [202.0]
+
+
+def test_the_rows_that_were_staged_are_collected(world: PartialWorld) -> None:
+    ended(world, world.request(entities=["e1"]))
+    world.runs.reconcile()
+    staged = world.table.generations()[-1].number
+
+    assert world.client.keys(f"t:p:m:g:{staged}:*") == []
+    world.client.hset(f"t:p:m:g:{staged}", "sweep_due_at", 1)
+    world.runs.reconcile()
+    assert world.client.keys(f"t:p:m:g:{staged}*") == []
+    assert leaked_keys(world.client, "t") == []
+
+
+def test_the_features_of_the_rows_are_moved_with_them(world: PartialWorld) -> None:
+    world.configure(feature_table=True)
+    world.timed(True)
+    ended(world, world.request(entities=["e1"]))
+
+    stored = world.table_of(TableKind.FEATURES, "m").read(["e1", "e2"])
+
+    assert [entry and entry.values for entry in stored] == [{"x": 101.0}, None]
 
 
 def test_many_rows_make_many_chunks_and_a_cancelled_run_goes_on_with_what_is_left(world: PartialWorld) -> None:
@@ -271,7 +356,7 @@ def test_answers_of_a_version_that_does_not_serve_any_more_are_no_success(world:
 
     done = world.finish(run)
 
-    assert done.error == "not complete: version: model version 1 does not serve now (2 does)"
+    assert done.error == "not published: version: model version 1 does not serve now (2 does)"
 
 
 def test_since_needs_an_event_time_column(world: PartialWorld) -> None:

@@ -67,11 +67,10 @@ class World:
         self.client, self.root = client, root
         self.configure()
         self.model = Doubling()
-        self.table = self.table_of("m")
-        self.tables = {"m": self.table}
+        self.tables: dict[str, RedisTable] = {}
+        self.table = self.tables["m"] = self.table_of(TableKind.PREDICTIONS, "m")
         self.queue: list[tuple[str, int]] = []
         self.inspected = 0
-        self.runs = self.make_runs()
 
     def configure(self, **batch: Any) -> None:
         own = {"rows_per_chunk": 10, "micro_batch_rows": 4, "max_in_flight": 3, "parquet_path": "out", **batch}
@@ -80,10 +79,11 @@ class World:
         )
         self.settings = Settings(models={"m": model})
         self.settings._root = self.root
+        self.runs = self.make_runs()
 
-    def table_of(self, model: str) -> RedisTable:
-        keys = KEYS.table(TableKind.PREDICTIONS, model)
-        return RedisTable(self.client, keys, kind=TableKind.PREDICTIONS, model=model)
+    def table_of(self, kind: TableKind, model: str) -> RedisTable:
+        known = self.tables.get(model) if kind is TableKind.PREDICTIONS else None
+        return known or RedisTable(self.client, KEYS.table(kind, model), kind=kind, model=model)
 
     def make_runs(self) -> Runs:
         return Runs(
@@ -92,7 +92,7 @@ class World:
             KEYS,
             ModelRegistry(self.client, KEYS),
             lambda: cast("ModelHost", self.model),
-            lambda model: self.tables.get(model) or self.table_of(model),
+            self.table_of,
             self.send,
             lambda: None,
             inspect=self.inspect,
@@ -413,7 +413,6 @@ def test_nothing_of_a_run_outlives_it_for_ever(world: World) -> None:
 
 def test_rows_that_were_left_out_lie_in_a_parquet_file_with_their_values(world: World) -> None:
     world.configure(max_quarantined_fraction=0.5)
-    world.runs = world.make_runs()
     world.source(["a", "b", None, "d"], [1.0, None, 2.0, 3.0])
 
     run = world.finish(world.request())
@@ -430,9 +429,73 @@ def test_rows_that_were_left_out_lie_in_a_parquet_file_with_their_values(world: 
     assert kept[None]["values"] == {"entity_id": None, "x": 2.0}
 
 
+@pytest.mark.parametrize("how", ["failed at a gate", "cancelled in the middle"])
+def test_what_a_run_scored_is_removed_once_it_cannot_be_resumed_any_more(world: World, how: str) -> None:
+    if how == "failed at a gate":
+        world.source([f"e{i}" for i in range(45)], [None, *[1.0] * 44])
+        run = world.finish(world.request())
+    else:
+        run = world.request()
+        world.runs.reconcile()
+        world.work(2)
+        world.runs.cancel(run.run_id)
+    generation = f"t:p:m:g:{world.runs.show(run.run_id).generation}"
+    world.runs.reconcile()
+    assert world.client.keys(f"{generation}:*") != []
+    temporary = world.root / "out" / run.run_id / ".part-000009.killed.tmp"
+    temporary.touch()
+
+    world.client.hset(KEYS.run(run.run_id), "finished_at", world.table.now() - 24 * 3600 - 1)
+    world.runs.reconcile()
+    assert world.client.keys(f"{generation}:*") == []
+    with pytest.raises(Conflict, match="were collected: start a new run"):
+        world.runs.resume(run.run_id)
+    world.client.hset(generation, "sweep_due_at", 1)  # the longest that a straggler may take
+    world.runs.reconcile()
+
+    assert world.client.keys("t:p:m:g*") == []
+    assert not temporary.exists()
+    assert leaked_keys(world.client, "t") == []
+
+
+def test_rows_that_were_left_out_are_kept_as_long_as_their_run_is_known(world: World) -> None:
+    world.source(["a", "b"], [1.0, None])
+    run = world.finish(world.request())
+    folder = world.root / ".forecache" / "quarantine" / run.run_id
+    due = KEYS.quarantines("m")
+    left = [part.name for part in folder.iterdir()]
+
+    world.client.zadd(due, dict.fromkeys(world.client.zrange(due, 0, -1), 1))  # 30 days pass, but it was resumed
+    world.runs.reconcile()
+    assert [part.name for part in folder.iterdir()] == left == ["part-000000.parquet"]
+    assert world.client.zrange(due, 0, -1, withscores=True)[0][1] > world.table.now() + 86400
+
+    world.client.delete(KEYS.run(run.run_id))
+    world.client.zadd(due, dict.fromkeys(world.client.zrange(due, 0, -1), 1))
+    world.runs.reconcile()
+    assert not folder.exists()
+    assert world.client.zcard(due) == 0
+
+
+def test_a_quarantine_that_cannot_be_removed_is_tried_again_and_what_others_put_there_stays(world: World) -> None:
+    world.source(["a", "b"], [1.0, None])
+    run = world.finish(world.request())
+    folder = world.root / ".forecache" / "quarantine" / run.run_id
+    (folder / "notes.txt").write_text("ours")
+    due = KEYS.quarantines("m")
+    world.runs.reconcile()  # sees that it is over: it is not taken for lost
+    world.client.delete(KEYS.run(run.run_id))
+    world.client.zadd(due, {f"{run.run_id} {folder}": 1, "m-lost gs2://nowhere/x": 1})
+
+    world.runs.reconcile()
+
+    assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    assert world.client.zrange(due, 0, -1) == [b"m-lost gs2://nowhere/x"]
+    assert world.client.zscore(due, "m-lost gs2://nowhere/x") > world.table.now()
+
+
 def test_predictions_that_moved_away_are_not_published(world: World) -> None:
     world.configure(rows_per_chunk=700)
-    world.runs = world.make_runs()
     ids = [f"e{i}" for i in range(2_000)]
     world.source(ids, [float(i) for i in range(2_000)])
     assert world.finish(world.request()).state is RunState.PUBLISHED
@@ -572,7 +635,7 @@ def test_a_slow_model_does_not_hold_up_another(world: World) -> None:
         started.set()
         return go_on.wait(20)
 
-    slow = world.table_of("slow")
+    slow = world.table_of(TableKind.PREDICTIONS, "slow")
     slow.generations = wait  # type: ignore[assignment,method-assign]
     world.tables["slow"] = slow
     waiting = threading.Thread(target=world.runs.reconcile, args=("slow",))
@@ -586,7 +649,6 @@ def test_a_slow_model_does_not_hold_up_another(world: World) -> None:
 
 def test_a_resume_that_races_the_collector_gets_all_of_its_rows_or_is_refused(world: World) -> None:
     world.configure(resumable=0.001)
-    world.runs = world.make_runs()
     outcomes = set()
     for turn in range(12):
         run = world.request()
@@ -634,3 +696,115 @@ def test_a_rollback_that_races_a_publication_goes_back_from_what_it_saw_or_is_re
         assert {world.answers(f"e{i}")[0] for i in range(45)} == {world.answers("e0")[0]}
         assert world.finish(run).state is RunState.PUBLISHED
     assert leaked_keys(world.client, "t") == []
+
+
+def test_the_feature_table_comes_from_the_same_pass_as_the_predictions(world: World) -> None:
+    world.configure(feature_table=True)
+    world.source([f"e{i}" for i in range(30)], [None if i == 7 else float(i) for i in range(30)])
+    world.configure(feature_table=True, max_quarantined_fraction=0.1)
+
+    done = world.finish(world.request())
+
+    assert (done.state, done.rows_quarantined) == (RunState.PUBLISHED, 1)
+    assert "features" in [gate.name for gate in done.gates]
+    features = world.table_of(TableKind.FEATURES, "m")
+    assert features.pointer().current == done.feature_generation
+    stored = features.read_block([f"e{i}" for i in range(30)])
+    assert stored is not None
+    assert stored.found.tolist() == [i != 7 for i in range(30)]
+    assert stored.block["x"][stored.found].tolist() == [float(i) for i in range(30) if i != 7]
+
+
+def test_a_refused_run_leaves_the_features_that_serve_and_gives_its_own_up(world: World) -> None:
+    world.configure(feature_table=True)
+    first = world.finish(world.request())
+    world.source(["e1"], [99.0])
+    refused = world.finish(world.request())
+    assert (refused.state, failed_gates(refused)) == (RunState.FAILED, ["size"])
+    features = world.table_of(TableKind.FEATURES, "m")
+    assert features.pointer().current == first.feature_generation
+
+    world.source([f"e{i}" for i in range(45)])
+    world.finish(world.request())
+    world.runs.reconcile()
+    assert refused.feature_generation is not None
+    assert features.state(refused.feature_generation) is not GenerationState.LOADING
+
+
+def test_a_rollback_takes_back_the_features_that_the_run_had_published(world: World) -> None:
+    world.configure(feature_table=True)
+    first, second = world.finish(world.request()), world.finish(world.request())
+    features = world.table_of(TableKind.FEATURES, "m")
+    assert features.pointer().current == second.feature_generation
+    world.runs.rollback("m")
+    assert features.pointer().current == first.feature_generation
+    assert world.table.pointer().current == first.generation
+
+
+def test_a_rollback_leaves_features_that_came_from_elsewhere(world: World) -> None:
+    world.finish(world.request())
+    world.configure(feature_table=True)
+    with_features = world.finish(world.request())
+    world.configure(feature_table=False)
+    world.finish(world.request())
+    world.runs.rollback("m")
+    assert world.table_of(TableKind.FEATURES, "m").pointer().current == with_features.feature_generation
+
+
+def test_a_process_killed_between_the_two_publications_is_made_good(world: World) -> None:
+    world.configure(feature_table=True)
+    run = world.request()
+    world.runs.reconcile()
+    world.work()
+    planned = world.runs.show(run.run_id)
+    assert planned.generation is not None
+    world.table.publish(planned.generation)  # and here it died
+    done = world.finish(run)
+    assert done.state is RunState.PUBLISHED
+    assert world.table_of(TableKind.FEATURES, "m").pointer().current == planned.feature_generation
+
+
+def test_a_run_may_write_parquet_and_nothing_else(world: World) -> None:
+    world.configure(prediction_table=False)
+    done = world.finish(world.request())
+    assert (done.state, done.generation, done.rows_done) == (RunState.PUBLISHED, None, 45)
+    assert failed_gates(done) == []
+    assert world.answers("e0") == [None]
+    folder = world.root / "out" / done.run_id
+    success = json.loads((folder / "_SUCCESS").read_text())
+    assert [column["name"] for column in success["schema"]] == ["entity_id", "y", "as_of"]
+    assert pq.read_table(folder).num_rows == 45
+    assert world.client.keys("*:b:*") == []
+
+
+def test_ids_are_compared_even_when_no_table_counts_them(world: World) -> None:
+    world.configure(prediction_table=False)
+    world.source(["e1", "e2", "e1"])
+    done = world.finish(world.request())
+    assert (done.state, failed_gates(done)) == (RunState.FAILED, ["coverage", "duplicates"])
+    assert "'e1'" in (done.error or "")
+    assert not (world.root / "out" / done.run_id / "_SUCCESS").exists()
+
+
+def test_a_run_of_only_parquet_fails_when_success_cannot_be_written(world: World) -> None:
+    world.configure(prediction_table=False)
+    run = world.request()
+    world.runs.reconcile()
+    world.work()
+    (world.root / "out" / run.run_id / "_SUCCESS").mkdir()
+    done = world.finish(run)
+    assert (done.state, "not published" in (done.error or "")) == (RunState.FAILED, True)
+
+
+def test_a_run_of_only_features_is_published_by_their_table(world: World) -> None:
+    world.configure(prediction_table=False, feature_table=True, parquet_path=None)
+    done = world.finish(world.request())
+    assert (done.state, done.generation) == (RunState.PUBLISHED, None)
+    assert world.table_of(TableKind.FEATURES, "m").pointer().current == done.feature_generation
+    assert not (world.root / "out").exists()
+
+
+def test_some_rows_need_the_prediction_table(world: World) -> None:
+    world.configure(prediction_table=False)
+    with pytest.raises(BadInput, match="prediction_table"):
+        world.request(entities=["e1"])

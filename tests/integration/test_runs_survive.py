@@ -5,14 +5,18 @@ from __future__ import annotations
 import random
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
 
 from tasks.celery_app import make_celery
 from tests.support.models import export_sum_model
+from tests.support.redis_server import missing
 from tests.support.runs_rig import MODEL, Rig
 from tests.support.stack import wait_for
 
@@ -153,6 +157,79 @@ def test_a_source_that_is_replaced_in_mid_run_fails_the_run_and_the_old_predicti
     assert done["state"] == "failed"
     assert "replaced" in done["error"] or "changed" in done["error"]
     rig.assert_serves(1_000, offset=serving)
+    rig.assert_clean()
+
+
+@pytest.mark.slow
+def test_a_full_disk_fails_the_run_in_words_and_it_goes_on_when_there_is_room_again(rig: Rig) -> None:
+    serving = _published(rig, 1_000)
+    offset = next(_OFFSETS)
+    with small_disk(rig.stack.folder / "out") as disk:
+        run_id = rig.start_run(4_000, offset=offset)
+        done = rig.end(run_id)
+        assert done["state"] == "failed"
+        assert "No space left on device" in done["error"]
+        rig.assert_serves(1_000, offset=serving)
+        rig.assert_clean()
+        subprocess.run(["mount", "-o", "remount,size=16m", disk], check=True)
+        httpx.post(f"{rig.stack.url}/runs/{run_id}/resume").raise_for_status()
+        rig.assert_published(run_id, 4_000, offset=offset)
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path]:
+    """A file system of 64 KiB over a folder."""
+    folder.mkdir(exist_ok=True)
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], check=False).returncode:
+        missing("the right to mount a file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_resume_against_the_collector_gets_all_of_its_rows_or_is_refused(rig: Rig) -> None:
+    rng, refused = random.Random(3), 0
+    for _ in range(6):
+        offset = next(_OFFSETS)
+        run_id = rig.start_run(1_000, offset=offset)
+        rig.wait_chunks(run_id, 1)
+        rig.cancel(run_id)
+        other = httpx.post(f"{rig.stack.url}/runs", json={"model": MODEL}).json()["run_id"]  # gives its rows up
+        time.sleep(rng.random())
+        if httpx.post(f"{rig.stack.url}/runs/{other}/cancel").status_code == 409:
+            rig.end(other)
+        answer = httpx.post(f"{rig.stack.url}/runs/{run_id}/resume", timeout=15)
+        if answer.status_code == 202:
+            rig.assert_published(run_id, 1_000, offset=offset)
+        else:
+            assert (answer.status_code, rig.run(run_id)["state"]) == (409, "cancelled")
+            refused += 1
+    assert refused
+    rig.assert_clean()
+
+
+@pytest.mark.slow
+def test_a_rollback_against_a_publication_leaves_one_of_them_whole(rig: Rig) -> None:
+    rng = random.Random(4)
+    for _ in range(5):
+        before = _published(rig, 1_000)
+        _published(rig, 1_000)
+        offset = next(_OFFSETS)
+        run_id = rig.start_run(1_000, offset=offset)
+        seen = rig.table.pointer()
+        rig.wait_chunks(run_id, 10)
+        time.sleep(rng.random() * 0.3)
+        body = {"generation": seen.current}
+        answer = httpx.post(f"{rig.stack.url}/models/{MODEL}/rollback", json=body, timeout=15)
+        assert rig.end(run_id)["state"] in ("published", "failed")
+        after = rig.table.pointer()
+        if answer.status_code == 200:
+            rig.assert_serves(1_000, offset=offset if rig.run(run_id)["state"] == "published" else before)
+        else:
+            assert (answer.status_code, after.previous) == (409, seen.current)
+            rig.assert_serves(1_000, offset=offset)
     rig.assert_clean()
 
 

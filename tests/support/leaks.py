@@ -13,14 +13,14 @@ from inference.keys import Keys, TableKind
 from tests.support.stack import Stack
 
 #: kept for good, once a model or a table
-_FOR_GOOD = re.compile(r"[pf]:[^:]+:(pointer|seq|gens|schemas)|m:[^:]+:(record|runs|slots)")
+_FOR_GOOD = re.compile(r"[pf]:[^:]+:(pointer|seq|gens|schemas)|m:[^:]+:(record|runs|slots|quarantines|micro)")
 _GENERATION = re.compile(r"([pf]):([^:]+):g:(\d+)")
 #: must expire, whoever wrote them
-_EXPIRING = re.compile(r"[pf]:[^:]+:g:\d+:\d+|[pf]:[^:]+:o:.*|m:[^:]+:reconciler|h:[^:]+:\d+|j:.*", re.DOTALL)
+_EXPIRING = re.compile(r"[pf]:[^:]+:g:\d+:\d+|[pf]:[^:]+:o:.*|m:[^:]+:reconciler|h:[^:]+:\d+|j:.*|[wq]:.*", re.DOTALL)
 _ACTIVE_RUN = re.compile(r"m:([^:]+):active_run")
 _RUN = re.compile(r"r:([^:]+)(:(plan|claims|done|sent|histogram))?")
 #: what the broker keeps: queues, their bindings, and deliveries that nobody has confirmed yet
-_BROKER = re.compile(r"_kombu\..*|unacked.*|batch|realtime|maintenance|[^:]*celery.*pidbox.*|celeryev.*")
+_BROKER = re.compile(r"_kombu\..*|unacked.*|[^:]+\.(batch|realtime|maintenance)|[^:]*celery.*pidbox.*|celeryev.*")
 
 
 def leaked_keys(client: redis.Redis, prefix: str) -> list[str]:
@@ -63,10 +63,12 @@ def assert_nothing_leaks(stack: Stack) -> None:
     """No key without owner or end, in the cache or beside the broker's own, and no temporary file."""
     prefix = stack.settings.redis.prefix
     with redis.Redis.from_url(stack.settings.cache_url) as cache:
-        assert leaked_keys(cache, prefix) == []
+        leaked = leaked_keys(cache, prefix)
+    assert leaked == [], leaked
     with redis.Redis.from_url(stack.settings.redis_url) as results:
         connection: Any = results
         lasting = [key.decode() for key in connection.scan_iter() if connection.ttl(key) == -1]
     ours = [key for key in lasting if not _BROKER.fullmatch(key.removeprefix(f"{prefix}:"))]
-    assert ours == []
-    assert leaked_files(stack.folder) == []
+    assert ours == [], ours
+    left = leaked_files(stack.folder)
+    assert left == [], left

@@ -3,7 +3,7 @@
 -- ARGV: chunk, token, result (JSON), rows, quarantined, field of the histogram, count, …
 -- Returns {1, chunks done, chunks in all, in flight, next chunk to send}, or {0}
 if redis.call('HGET', KEYS[1], 'state') ~= 'running' then return {0} end
-if redis.call('HEXISTS', KEYS[3], ARGV[1]) == 1 then return {0} end
+-- a chunk that is finished has no holder, and is claimed by nobody again
 local token = string.match(redis.call('HGET', KEYS[2], ARGV[1]) or '', '^%d+ (%S+) %d+$')
 if token ~= ARGV[2] then return {0} end
 local time = redis.call('TIME')

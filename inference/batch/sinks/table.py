@@ -1,4 +1,4 @@
-"""The prediction table as a sink: rows land in a generation that nobody reads until it is published."""
+"""Tables as sinks: rows land in a generation that nobody reads until it is published."""
 
 from __future__ import annotations
 

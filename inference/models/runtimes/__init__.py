@@ -15,12 +15,15 @@ class Runtime(Protocol):
 
     #: outputs are given as they are served: a trailing dimension of 1 is dropped
     signature: Signature
+    #: the kind of device that computes, such as "cpu-8" or a GPU's name: what is fast on one is fast on its like
+    device: str
 
     def predict(self, inputs: Block) -> Block:
         """Return the outputs by name, rows in the order of the inputs.
 
         Raises:
             PredictionFailed: the model raised on these rows.
+            ModelOutOfMemory: so many rows do not fit into the device's memory.
         """
         ...
 

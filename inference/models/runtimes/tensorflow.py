@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from inference.errors import ModelError, PredictionFailed, SettingsError
+from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed, SettingsError
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
 # read when the library is loaded: errors only, else every process greets with pages of notes
@@ -43,6 +43,7 @@ class TensorFlowRuntime:
         outputs = dict(sorted(self._function.structured_outputs.items()))
         self._inputs = {name: _spec(folder, "input", name, tensor) for name, tensor in inputs.items()}
         self._outputs = {name: _spec(folder, "output", name, tensor) for name, tensor in outputs.items()}
+        self.device = _device()
         self.signature = Signature(tuple(self._inputs.values()), tuple(map(_served, self._outputs.values())))
 
     def predict(self, inputs: Block) -> Block:
@@ -50,6 +51,7 @@ class TensorFlowRuntime:
 
         Raises:
             PredictionFailed: the model raised, or gave another number of rows.
+            ModelOutOfMemory: so many rows do not fit into the device's memory.
         """
         rows = rows_in(inputs)
         try:
@@ -59,6 +61,8 @@ class TensorFlowRuntime:
                     for name, spec in self._inputs.items()
                 }
             )
+        except tf.errors.ResourceExhaustedError as error:
+            raise ModelOutOfMemory(f"{rows} rows do not fit into memory: {_telling_line(error)}") from error
         except (tf.errors.OpError, ValueError, TypeError) as error:
             raise PredictionFailed(f"the model failed: {_telling_line(error)}") from error
         return {spec.name: _array(tensors[spec.name], spec, rows) for spec in self._outputs.values()}
@@ -78,6 +82,13 @@ def prepare_devices(*, use_gpus: bool, gpu_memory_share: float | None) -> list[s
             limit = tf.config.LogicalDeviceConfiguration(memory_limit=int(sizes[index] * gpu_memory_share))
             tf.config.set_logical_device_configuration(gpu, [limit])
     return [gpu.name for gpu in gpus]
+
+
+def _device() -> str:
+    """Return the name of the first GPU that this process uses, else the number of processors."""
+    for gpu in tf.config.get_visible_devices("GPU"):
+        return str(tf.config.experimental.get_device_details(gpu).get("device_name", "gpu"))
+    return f"cpu-{os.cpu_count()}"
 
 
 def _gpu_memory_mib() -> list[int]:

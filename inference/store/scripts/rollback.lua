@@ -1,12 +1,16 @@
 -- Goes back to the previous generation and its model version; holds the versions left behind.
 -- KEYS: pointer   ARGV: the generation expected to be current, generation prefix
--- Returns 'ok', 'moved' (another one is current), or 'none' (no previous generation).
+-- Returns {'ok', the pointer as it is now}, {'moved'} (another one is current), or {'none'} (no previous generation).
+local function done(pointer)
+  return { 'ok', unpack(redis.call('HMGET', pointer, 'current', 'previous', 'version', 'held', 'incarnation')) }
+end
+
 local pointer, expected, prefix = KEYS[1], ARGV[1], ARGV[2]
 
 local current = redis.call('HGET', pointer, 'current')
 local previous = redis.call('HGET', pointer, 'previous')
-if current ~= expected then return 'moved' end
-if not previous then return 'none' end
+if current ~= expected then return { 'moved' } end
+if not previous then return { 'none' } end
 
 redis.call('HSET', pointer, 'current', previous)
 redis.call('HDEL', pointer, 'previous')
@@ -14,7 +18,7 @@ redis.call('HSET', prefix .. previous, 'state', 'current')
 redis.call('HSET', prefix .. current, 'state', 'collecting')
 
 local back = redis.call('HGET', prefix .. previous, 'version')
-if back == '0' then return 'ok' end -- features have no versions
+if back == '0' then return done(pointer) end -- features have no versions
 
 local held = {}
 for version in string.gmatch(redis.call('HGET', pointer, 'held') or '', '%d+') do held[version] = true end
@@ -28,4 +32,4 @@ held[back] = nil
 local list = {}
 for version in pairs(held) do list[#list + 1] = version end
 redis.call('HSET', pointer, 'version', back, 'held', table.concat(list, ','))
-return 'ok'
+return done(pointer)

@@ -31,7 +31,7 @@ def visible(folder: Path) -> list[str]:
 
 
 def test_a_part_appears_only_when_its_chunk_is_whole(tmp_path: Path) -> None:
-    sink = ParquetSink(tmp_path / "run", FIELDS, chunk=3, token="t1")
+    sink = ParquetSink(str(tmp_path / "run"), FIELDS, chunk=3, token="t1")
     sink.write(window("a", "b"))
     sink.write(window("c"))
     assert visible(tmp_path / "run") == [".part-000003.t1.tmp"]
@@ -48,7 +48,7 @@ def test_a_part_appears_only_when_its_chunk_is_whole(tmp_path: Path) -> None:
 
 
 def test_an_abandoned_chunk_leaves_nothing(tmp_path: Path) -> None:
-    sink = ParquetSink(tmp_path, FIELDS, chunk=0, token="t1")
+    sink = ParquetSink(str(tmp_path), FIELDS, chunk=0, token="t1")
     sink.write(window("a"))
 
     sink.abandon()
@@ -58,7 +58,7 @@ def test_an_abandoned_chunk_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_chunk_that_ran_twice_is_one_part(tmp_path: Path) -> None:
     for token in ("t1", "t2"):
-        sink = ParquetSink(tmp_path, FIELDS, chunk=0, token=token)
+        sink = ParquetSink(str(tmp_path), FIELDS, chunk=0, token=token)
         sink.write(window("a"))
         sink.commit()
 
@@ -66,13 +66,13 @@ def test_a_chunk_that_ran_twice_is_one_part(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_worker_left_is_swept_and_success_is_written_in_one_step(tmp_path: Path) -> None:
-    ParquetSink(tmp_path, FIELDS, chunk=0, token="dead").write(window("a"))
+    ParquetSink(str(tmp_path), FIELDS, chunk=0, token="dead").write(window("a"))
 
     sweep_temporary_files(tmp_path)
-    write_success(tmp_path, {"rows_total": 1})
+    write_success(str(tmp_path), {"rows_total": 1})
 
     assert visible(tmp_path) == ["_SUCCESS"]
-    assert json.loads((tmp_path / "_SUCCESS").read_text()) == {"rows_total": 1}
+    assert json.loads((tmp_path / "_SUCCESS").read_text()) == {"rows_total": 1, "parts": 0, "schema": []}
 
 
 def test_runs_of_one_day_never_share_a_folder() -> None:

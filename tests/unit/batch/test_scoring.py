@@ -1,20 +1,24 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from inference.batch import scoring
+from inference.batch import windows
 from inference.batch.quarantine import Quarantine
+from inference.batch.rows import Preparer
 from inference.batch.scoring import ChunkResult, ChunkScorer
 from inference.batch.sinks import Window
-from inference.errors import ModelError, PredictionFailed, StaleAttempt
+from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed, StaleAttempt
 from inference.features import Feature, FeatureContract, Vectoriser
-from inference.models import LoadedModel, VersionRecord
+from inference.models import LoadedModel, MicroBatch, VersionRecord
 from inference.schema import Block, DType, Signature, TensorSpec
+from tests.support.waiting import wait_for
 
 SIGNATURE = Signature((TensorSpec("x", DType.FLOAT32),), (TensorSpec("y", DType.FLOAT32),))
 
@@ -77,22 +81,47 @@ def score(
     model: Doubling | None = None,
     fence: Callable[[], None] = lambda: None,
     event_time_column: str | None = None,
-    micro_batch_rows: int = 4,
+    alive: Callable[[], None] = lambda: None,
+    micro_batch: MicroBatch | None = None,
+    feature_sinks: Sequence[ListSink] = (),
     sink: ListSink | None = None,
     quarantine: Quarantine | None = None,
 ) -> tuple[ListSink, ChunkResult]:
     sink = sink or ListSink()
-    scorer = ChunkScorer(
-        cast(LoadedModel, model or Doubling()),
-        [sink],
-        fence,
-        "id",
-        event_time_column,
-        1000.0,
-        micro_batch_rows,
-        quarantine or Quarantine("nowhere", chunk=0, token="t"),
+    scorer = scorer_of(
+        model or Doubling(),
+        sink,
+        fence=fence,
+        event_time_column=event_time_column,
+        alive=alive,
+        micro_batch=micro_batch,
+        feature_sinks=feature_sinks,
+        quarantine=quarantine,
     )
     return sink, scorer.score(batches)
+
+
+def scorer_of(
+    model: Doubling,
+    sink: ListSink,
+    *,
+    fence: Callable[[], None] = lambda: None,
+    event_time_column: str | None = None,
+    alive: Callable[[], None] = lambda: None,
+    micro_batch: MicroBatch | None = None,
+    feature_sinks: Sequence[ListSink] = (),
+    quarantine: Quarantine | None = None,
+) -> ChunkScorer:
+    return ChunkScorer(
+        model=cast(LoadedModel, model),
+        preparer=Preparer(model.vectoriser, "id", event_time_column, 1000.0),
+        sinks=[sink],
+        quarantine=quarantine or Quarantine(tempfile.mkdtemp(), chunk=0, token="t"),
+        fence=fence,
+        alive=alive,
+        micro_batch=micro_batch or MicroBatch(4),
+        feature_sinks=feature_sinks,
+    )
 
 
 def test_every_row_is_scored_in_micro_batches_and_written_in_one_window() -> None:
@@ -151,7 +180,7 @@ def test_a_model_that_raises_for_every_row_gives_the_chunk_up_soon() -> None:
     model = Doubling(poison=[1])
 
     with pytest.raises(ModelError, match=r"raises for too many rows, such as: .*ValueError: bad row"):
-        score(batch([1] * 5000), model=model, micro_batch_rows=1000)
+        score(batch([1] * 5000), model=model, micro_batch=MicroBatch(1000))
 
     assert len(model.sizes) < 2000
 
@@ -164,7 +193,7 @@ def test_a_prediction_that_is_not_finite_is_never_written() -> None:
 
 
 def test_the_fence_is_asked_before_every_window_and_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "WINDOW_ROWS", 4)
+    monkeypatch.setattr(windows, "WINDOW_ROWS", 4)
     sink = ListSink()
 
     score(batch([1] * 10), fence=lambda: sink.events.append("fence"), sink=sink)
@@ -173,7 +202,7 @@ def test_the_fence_is_asked_before_every_window_and_before_the_end(monkeypatch: 
 
 
 def test_nothing_is_written_or_committed_once_the_claim_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "WINDOW_ROWS", 4)
+    monkeypatch.setattr(windows, "WINDOW_ROWS", 4)
     sink = ListSink()
 
     def fence() -> None:
@@ -187,8 +216,99 @@ def test_nothing_is_written_or_committed_once_the_claim_is_lost(monkeypatch: pyt
 
 
 def test_wide_predictions_are_written_in_smaller_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "WINDOW_BYTES", 16)
+    monkeypatch.setattr(windows, "WINDOW_BYTES", 16)
 
     sink, _ = score(batch([1, 2, 3, 4, 5, 6, 7, 8]))
 
     assert [len(window.ids) for window in sink.windows] == [4, 4]
+
+
+def test_a_feature_sink_gets_what_the_rows_were_scored_from_and_only_of_those(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "WINDOW_ROWS", 2)
+    features = ListSink()
+    sink, result = score(batch([1, None, 3, 0, 5]), model=Doubling(poison=[3]), feature_sinks=[features])
+    assert sink.rows == {"e0": 2.0, "e4": 10.0}
+    kept = {
+        name: value
+        for window in features.windows
+        for name, value in zip(window.ids.to_pylist(), window.block["x"].tolist(), strict=True)
+    }
+    assert kept == {"e0": 1.0, "e4": 5.0}
+    assert features.events[-2:] == ["commit", "abandon"]
+    assert result.rows == 5
+
+
+class SmallMemory(Doubling):
+    """A model for which more than three rows do not fit into memory."""
+
+    def predict(self, inputs: Block) -> Block:
+        if len(inputs["x"]) > 3:
+            raise ModelOutOfMemory(f"{len(inputs['x'])} rows do not fit into memory")
+        return super().predict(inputs)
+
+
+def test_out_of_memory_halves_the_micro_batch_for_good_and_costs_no_row() -> None:
+    remembered: list[int] = []
+    micro_batch, model = MicroBatch(8, remembered.append), SmallMemory()
+    sink, result = score(batch(range(1, 17)), batch([17, 18], ["a", "b"]), model=model, micro_batch=micro_batch)
+    assert len(sink.rows) == 18
+    assert (result.quarantined, result.non_finite) == (0, 0)
+    assert max(model.sizes) <= 3
+    assert (micro_batch.rows, remembered) == (2, [2])
+
+
+def test_a_model_that_has_no_memory_for_a_single_row_gives_the_chunk_up_and_blames_no_row() -> None:
+    class NoMemory(Doubling):
+        def predict(self, inputs: Block) -> Block:
+            raise ModelOutOfMemory("1 row does not fit into memory")
+
+    sink = ListSink()
+    with pytest.raises(ModelOutOfMemory):
+        score(batch([1, 2]), model=NoMemory(), sink=sink)
+    assert sink.events == ["abandon"]
+
+
+def test_batches_are_read_while_the_model_computes() -> None:
+    asked: list[int] = []
+
+    def reading() -> Iterator[pa.RecordBatch]:
+        for number in range(6):
+            asked.append(number)
+            yield batch([1.0], [f"e{number}"])
+
+    class Waiting(Doubling):
+        def predict(self, inputs: Block) -> Block:
+            if not self.sizes:  # the first call ends only when more has been read
+                wait_for(lambda: len(asked) >= 3, "read ahead")
+            return super().predict(inputs)
+
+    model, sink = Waiting(), ListSink()
+    result = scorer_of(model, sink).score(reading())
+    assert result.rows == 6
+    assert sorted(sink.rows) == [f"e{number}" for number in range(6)]
+
+
+def test_an_error_of_the_reader_ends_the_chunk_after_what_was_read() -> None:
+    def reading() -> Iterator[pa.RecordBatch]:
+        yield batch([1.0])
+        raise OSError("disk gone")
+
+    sink, threads_before = ListSink(), threading.active_count()
+    with pytest.raises(OSError, match="disk gone"):
+        scorer_of(Doubling(), sink).score(reading())
+    assert sink.events == ["abandon"]
+    assert threading.active_count() == threads_before
+
+
+def test_an_error_of_a_sink_ends_the_chunk_and_nothing_more_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "WINDOW_ROWS", 2)
+
+    class Full(ListSink):
+        def write(self, window: Window) -> None:
+            super().write(window)
+            raise OSError("No space left on device")
+
+    sink = Full()
+    with pytest.raises(OSError, match="No space"):
+        score(batch(range(1, 40)), sink=sink)
+    assert sink.events == ["write", "abandon"]

@@ -1,0 +1,72 @@
+"""The rows that runs left out end with the runs' records."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import redis
+
+from inference.batch.ledger import KEEP_RECORD_S, redis_outage_is_an_error
+from inference.batch.quarantine import remove_parts
+from inference.errors import BadInput
+from inference.keys import Keys
+from inference.logs import get_logger
+
+log = get_logger(__name__)
+
+#: what cannot be removed now is tried again after this long
+_AGAIN_S = 86400.0
+_PER_ROUND = 100
+#: what TTL says of a key that does not exist, or does not expire
+_NO_KEY, _NO_EXPIRY = -2, -1
+
+
+class Retention:
+    """Remembers where runs may leave rows out, and removes those of runs of which nothing is known any more.
+
+    Every method raises StoreUnavailable when Redis does not answer.
+    """
+
+    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+        self._client: Any = client
+        self._keys = keys
+
+    def remember(self, model: str, run_id: str, folder: str) -> None:
+        """Have a run's quarantine removed when its record has ended."""
+        self._due_in(model, run_id, folder, KEEP_RECORD_S)
+
+    def forget(self, model: str, run_id: str, folder: str) -> None:
+        """Let a quarantine be."""
+        with redis_outage_is_an_error():
+            self._client.zrem(self._keys.quarantines(model), f"{run_id} {folder}")
+
+    def remove_due(self, model: str) -> None:
+        """Remove what has been kept for long enough. May run twice, also at the same time."""
+        key = self._keys.quarantines(model)
+        with redis_outage_is_an_error():
+            now, _ = self._client.time()
+            due = self._client.zrangebyscore(key, 0, now, start=0, num=_PER_ROUND)
+        for entry in due:
+            run_id, _, folder = entry.decode().partition(" ")
+            self._remove(model, run_id, folder)
+
+    def _remove(self, model: str, run_id: str, folder: str) -> None:
+        with redis_outage_is_an_error():
+            ttl_s = self._client.ttl(self._keys.run(run_id))
+        if ttl_s != _NO_KEY:  # it lasted longer than most, or was taken up again
+            self._due_in(model, run_id, folder, KEEP_RECORD_S if ttl_s == _NO_EXPIRY else max(ttl_s, 1))
+            return
+        try:
+            removed = remove_parts(folder)
+        except (OSError, BadInput) as error:
+            log.warning("quarantine.not_removed", folder=folder, error=str(error))
+            self._due_in(model, run_id, folder, _AGAIN_S)
+            return
+        self.forget(model, run_id, folder)
+        if removed:
+            log.info("quarantine.removed", run_id=run_id, parts=removed)
+
+    def _due_in(self, model: str, run_id: str, folder: str, seconds: float) -> None:
+        with redis_outage_is_an_error():
+            now, _ = self._client.time()
+            self._client.zadd(self._keys.quarantines(model), {f"{run_id} {folder}": now + seconds})

@@ -1,0 +1,114 @@
+"""Rests between writes, and replies that are read as bytes."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from typing import Any
+
+import pytest
+import redis
+
+from inference.store.bulk import Pace, send_in_bulk, sum_of
+from inference.store.wire import Piece
+
+
+class Time:
+    """A clock that rests move on, and nothing else."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.rests: list[float] = []
+
+    def clock(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.rests.append(seconds)
+        self.now_s += seconds
+
+
+@pytest.mark.parametrize(("share", "rest_s"), [(0.5, 2.0), (0.25, 6.0), (1.0, 0.0)])
+def test_a_writer_rests_as_long_as_its_share_asks(share: float, rest_s: float) -> None:
+    time = Time()
+    Pace(share, time.clock, time.sleep).rest(2.0)
+    assert time.rests == [pytest.approx(rest_s)]
+
+
+class Server:
+    """Answers each three bytes that it receives with the next of its replies; then closes."""
+
+    def __init__(self, *replies: bytes) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket.settimeout(5)
+        self._replies = replies
+        self.received: list[bytes] = []
+        self._thread = threading.Thread(target=self._serve)
+
+    def __enter__(self) -> Server:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join()
+        self._socket.close()
+
+    def _serve(self) -> None:
+        connection, _ = self._socket.accept()
+        connection.settimeout(5)
+        with connection:
+            for reply in self._replies:
+                self.received.append(connection.recv(3, socket.MSG_WAITALL))
+                connection.sendall(reply)
+
+    def pool(self, **kwargs: Any) -> redis.ConnectionPool:
+        port = self._socket.getsockname()[1]
+        own = {"protocol": 2, "driver_info": None, "retry": None}
+        return redis.ConnectionPool(host="127.0.0.1", port=port, **{**own, **kwargs})
+
+
+PIECES = [Piece(b"one", 2), Piece(b"two", 1)]
+
+
+def test_replies_come_back_in_order_however_they_are_cut() -> None:
+    with Server(b":1\r\n:2", b"0\r\n:300\r\n") as server:
+        replies = send_in_bulk(server.pool(), PIECES, Pace())
+    assert (replies, sum_of(replies)) == (b":1\r\n:20\r\n:300\r\n", 321)
+
+
+def test_with_rests_each_piece_is_answered_before_the_next_is_sent() -> None:
+    time = Time()
+    with Server(b":1\r\n:2\r\n", b":3\r\n") as server:
+        send_in_bulk(server.pool(), PIECES, Pace(0.5, time.clock, time.sleep))
+    assert server.received == [b"one", b"two"]
+    assert len(time.rests) == 2
+
+
+@pytest.mark.parametrize(
+    ("replies", "error", "message"),
+    [
+        ((b":1\r\n-OOM command not allowed\r\n:3\r\n", b""), redis.ResponseError, "OOM command not allowed"),
+        ((b":1\r\n",), redis.ConnectionError, "closed the connection"),
+    ],
+    ids=["an error among the replies", "a connection that closes"],
+)
+def test_what_redis_did_not_take_is_an_error(replies: tuple[bytes, ...], error: type[Exception], message: str) -> None:
+    with Server(*replies) as server, pytest.raises(error, match=message):
+        send_in_bulk(server.pool(), PIECES[:1] if len(replies) == 1 else PIECES, Pace())
+
+
+def test_a_silent_redis_is_a_timeout_and_its_late_replies_reach_nobody() -> None:
+    released = threading.Event()
+
+    class Silent(Server):
+        def _serve(self) -> None:
+            connection, _ = self._socket.accept()
+            with connection:
+                released.wait(5)
+
+    with Silent() as server:
+        pool = server.pool(socket_timeout=0.05)
+        with pytest.raises(redis.TimeoutError, match="did not answer in time"):
+            send_in_bulk(pool, PIECES, Pace())
+        released.set()
+        assert pool._available_connections[0]._sock is None  # closed: the next user gets a new one
