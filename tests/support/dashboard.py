@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +11,6 @@ from pathlib import Path
 import httpx
 
 from tests.support.ports import free_port
-from tests.support.redis_server import missing
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -85,17 +83,3 @@ class DashboardProcess:
         finally:
             self.process.kill()
             self.process.wait(10)
-
-
-def chromium(folder: Path, *arguments: str) -> str:
-    """Run headless chromium once over a new profile and return what it printed."""
-    binary = shutil.which("chromium") or missing("chromium")
-    finished = subprocess.run(
-        [
-            str(binary), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            f"--user-data-dir={folder / 'profile'}", *arguments,
-        ],
-        capture_output=True, text=True, timeout=90, check=True,
-    )  # fmt: skip
-    return finished.stdout

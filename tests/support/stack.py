@@ -75,7 +75,7 @@ class Stack:
         return f"http://forecache:sesame@127.0.0.1:{self.dashboard_port}/flower"
 
     def start(self, *names: str) -> None:
-        """Start `gpu`, `realtime`, `maintenance`, `beat`, `api` or `dashboard`; a suffix (`gpu-2`) starts another of the kind."""
+        """Start `gpu`, `realtime`, `maintenance`, `beat`, `api` or `dashboard`; a suffix (`gpu-2`): one more."""
         for name in names:
             log = (self.folder / f"{name}.log").open("ab")
             argv = [sys.executable, "-P", "-m", *self._command(name.split("-")[0], name)]

@@ -36,7 +36,7 @@ function microBatchRow(sizes) {
 }
 
 keepDrawing((data) => {
-  const queues = table(["Queue", numberHeading("Waiting"), numberHeading("Oldest waits since"), numberHeading("Workers")],
+  const queues = table(["Queue", numberHeading("Waiting"), numberHeading("Oldest has waited"), numberHeading("Workers")],
     data.queues.map(queueRow));
   const workers = table(["Worker", "Queue", "State", "Model versions", "GPU", "Release", numberHeading("Pid"), "Started"],
     data.workers.map(workerRow), "No worker is alive.");
