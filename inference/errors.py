@@ -12,14 +12,16 @@ class ForecacheError(Exception):
     """Base of everything that Forecache raises on purpose.
 
     `field` names the request field, setting, column or feature at fault; None where there is no single one.
+    `retry_after_s`: after how many seconds another try is worth it; None when nobody knows, or it never is.
     """
 
     code: ClassVar[str] = "error"
 
-    def __init__(self, message: str, *, field: str | None = None) -> None:
+    def __init__(self, message: str, *, field: str | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
+        self.retry_after_s = retry_after_s
 
     def to_json(self) -> dict[str, str | None]:
         """Return what `from_code` rebuilds the error from: plain JSON, as task results and jobs hold it."""
@@ -72,6 +74,18 @@ class UnknownEntity(ForecacheError):
     """Raised when neither the prediction store nor the feature store knows an entity."""
 
     code = "unknown-entity"
+
+
+class Unauthorized(ForecacheError):
+    """Raised when a request shows no key that is known."""
+
+    code = "unauthorized"
+
+
+class Forbidden(ForecacheError):
+    """Raised when a request's key lacks the scope for it."""
+
+    code = "forbidden"
 
 
 class NotFound(ForecacheError):
@@ -135,6 +149,24 @@ class DeadlineExceeded(Unavailable):
     """Raised when an answer was not there by its deadline."""
 
     code = "deadline-exceeded"
+
+
+class WorkersUnavailable(Unavailable):
+    """Raised when a model's workers have answered nothing for a while, so that they are not asked."""
+
+    code = "workers-unavailable"
+
+
+class Overloaded(Unavailable):
+    """Raised when so much waits already that an answer could not come in time."""
+
+    code = "overloaded"
+
+
+class RateLimited(ForecacheError):
+    """Raised when a key has used up what it may ask for now."""
+
+    code = "rate-limited"
 
 
 class PredictionFailed(ForecacheError):

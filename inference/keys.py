@@ -37,7 +37,8 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:j:J            | hash   | the job record                           | an hour unchanged     | API, workers          |
 | P:j:J:inputs     | hash   | part number → ids or instances (JSON)    | till its part is done | API                   |
 | P:j:J:parts      | hash   | part number → predictions (JSON)         | with the job          | real-time workers     |
-| P:w:W            | string | what a worker says of itself (JSON)      | 15 s after its beat   | every worker          |
+| P:i:DIGEST       | string | job id, digest of its request            | an hour               | API                   |
+| P:w:W            | string | what a worker says of itself (JSON)      | 5 or 15 s unchanged   | every worker          |
 | P:q:QUEUE        | zset   | worker W, scored by its last beat        | an hour unchanged     | every worker          |
 """
 
@@ -170,6 +171,10 @@ class Keys:
     def job_parts(self, job_id: str) -> str:
         """Hash part number → predictions."""
         return f"{self.prefix}:j:{job_id}:parts"
+
+    def idempotency(self, digest: str) -> str:
+        """Which job a client's Idempotency-Key (by its digest) has made."""
+        return f"{self.prefix}:i:{digest}"
 
     def worker(self, identity: str) -> str:
         """A living worker's own words."""

@@ -8,6 +8,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from celery import Task
+
+from inference.errors import DeadlineExceeded
 from inference.serving.jobs import run_part
 from inference.serving.scorer import RealtimeScorer
 from tasks.celery_app import celery_app, services
@@ -20,8 +23,19 @@ def scorer() -> RealtimeScorer:
     return RealtimeScorer(parts.settings, parts.host, parts.predictions, parts.features)
 
 
-@celery_app.task(name="forecache.predict_entities", acks_late=False)  # type: ignore[untyped-decorator]
+def _refuse_redelivered(task: Task) -> None:
+    """Refuse a request that was handed to a worker before: it may have killed it, and would kill one after another.
+
+    The solo pool acknowledges at the end whatever `acks_late` says, so that RabbitMQ delivers at once what a dying
+    worker held. Whoever asked has been answered by the ladder meanwhile.
+    """
+    if (task.request.delivery_info or {}).get("redelivered"):
+        raise DeadlineExceeded("the worker that had taken this up ended")
+
+
+@celery_app.task(name="forecache.predict_entities", acks_late=False, bind=True)  # type: ignore[untyped-decorator]
 def predict_entities(
+    self: Task,
     model: str | None = None,
     entity_ids: list[str] | None = None,
     deadline: float | None = None,
@@ -29,16 +43,18 @@ def predict_entities(
     recompute: bool = True,
 ) -> dict[str, Any]:
     """Compute entities' predictions from their stored features, and keep them unless there are overrides."""
+    _refuse_redelivered(self)
     return scorer().predict_entities(
         model, entity_ids or [], overrides=overrides, deadline=deadline, recompute=recompute
     )
 
 
-@celery_app.task(name="forecache.predict_instances", acks_late=False)  # type: ignore[untyped-decorator]
+@celery_app.task(name="forecache.predict_instances", acks_late=False, bind=True)  # type: ignore[untyped-decorator]
 def predict_instances(
-    model: str | None = None, instances: list[Any] | None = None, deadline: float | None = None
+    self: Task, model: str | None = None, instances: list[Any] | None = None, deadline: float | None = None
 ) -> dict[str, Any]:
     """Compute the predictions of feature rows that a request brought along."""
+    _refuse_redelivered(self)
     return scorer().predict_instances(model, instances or [], deadline=deadline)
 
 

@@ -17,7 +17,7 @@ from celery.signals import worker_init, worker_ready, worker_shutdown
 from inference.errors import StoreUnavailable
 from inference.gpus import gpu_use
 from inference.logs import get_logger
-from inference.presence import BEAT_EVERY_S, Presence, WorkerBeat
+from inference.presence import BEAT_EVERY_S, GONE_AFTER_S, Presence, WorkerBeat
 from inference.release import installed_release
 from inference.services import Services
 from inference.settings import Settings
@@ -80,14 +80,25 @@ class Heartbeat:
             self.beat()
 
 
-def beat_while_running(services: Callable[[], Services], *, process: str, versions: Versions) -> None:
-    """Have the worker that starts in this process beat from before its models are loaded until it ends."""
+def beat_while_running(
+    services: Callable[[], Services],
+    *,
+    process: str,
+    versions: Versions,
+    every_s: float = BEAT_EVERY_S,
+    gone_after_s: int = GONE_AFTER_S,
+) -> None:
+    """Have the worker that starts in this process beat from before its models are loaded until it ends.
+
+    `gone_after_s`: after how long a silence others take it for gone.
+    """
     beating: list[Heartbeat] = []
 
     def begin(sender: Any, **_: Any) -> None:
         own = services()
         worker = _describe(sender, process)
-        beating.append(Heartbeat(Presence(_client(own.settings), own.keys), worker, versions))
+        presence = Presence(_client(own.settings), own.keys, gone_after_s=gone_after_s)
+        beating.append(Heartbeat(presence, worker, versions, every_s=every_s))
         beating[0].start()
 
     def tell_ready(**_: Any) -> None:

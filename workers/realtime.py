@@ -12,6 +12,16 @@ from workers.pools import load_models_on_start, prepare_worker
 
 PROCESS = "realtime"
 
+#: requests wait for this worker: when it is killed, they should soon know; four beats may be lost
+BEAT_EVERY_S = 1.0
+GONE_AFTER_S = 5
+
 celery_app = prepare_worker(broker.celery_app, process=PROCESS, pool="solo", concurrency=1)
-beat_while_running(broker.services, process=PROCESS, versions=lambda: broker.services().host.versions())
+beat_while_running(
+    broker.services,
+    process=PROCESS,
+    versions=lambda: broker.services().host.versions(),
+    every_s=BEAT_EVERY_S,
+    gone_after_s=GONE_AFTER_S,
+)
 load_models_on_start(broker.services, process=PROCESS, prepare=prepare_gpus)

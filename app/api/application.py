@@ -12,18 +12,30 @@ from starlette.types import Receive, Scope, Send
 
 from app.api import health, hits, hot_path, metrics, predict, predictions, runs
 from app.api.bodies import AnswerBody
+from app.api.gate import Gate
 from app.api.limits import BodyLimit
 from app.api.parts import OpenParts, open_parts
-from app.api.problems import Problem, add_problem_handlers
+from app.api.problems import Problem, add_problem_handlers, documented, respond_to_error
+from inference.errors import ForecacheError
 from inference.release import installed_release
 from inference.settings import Settings
 
 
 class Application(FastAPI):
-    """FastAPI, but for the one request that goes the short way."""
+    """FastAPI behind the gate, but for the one request that goes the short way."""
+
+    def __init__(self, gate: Gate, **options: Any) -> None:
+        super().__init__(**options)
+        self._gate = gate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
+        if scope["type"] == "http":
+            try:
+                self._gate.check(scope)
+            except ForecacheError as error:
+                await respond_to_error(error)(scope, receive, send)
+                return
         if hot_path.is_hot(scope):
             await hot_path.predict_one(self.state.parts, scope, receive, send)
         else:
@@ -39,8 +51,14 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
             app.state.parts = parts
             yield
 
-    release = installed_release() or "0"
-    app = Application(title="Forecache", version=release, lifespan=lifespan, redirect_slashes=False, redoc_url=None)
+    app = Application(
+        Gate(settings.api),
+        title="Forecache",
+        version=installed_release() or "0",
+        lifespan=lifespan,
+        redirect_slashes=False,
+        redoc_url=None,
+    )
     for noun in (predict, predictions, runs, hits, health, metrics):
         app.include_router(noun.router)
     app.add_middleware(BodyLimit)
@@ -56,10 +74,15 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         document["paths"] = {f"{hot_path.PREFIX}{{entity_id}}": {"get": hot_path.openapi_operation()}} | document[
             "paths"
         ]
-        for path in document["paths"].values():
-            for operation in path.values():
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
                 operation["responses"].pop("422", None)
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+                if not path.startswith("/health/"):
+                    operation["responses"] |= {str(status): what for status, what in documented(401, 403, 429).items()}
+                    operation["security"] = [{}, {"bearer": []}]
+        components = document.setdefault("components", {})
+        components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+        schemas = components.setdefault("schemas", {})
         schemas["Problem"] = Problem.model_json_schema()
         schemas["AnswerBody"] = AnswerBody.model_json_schema()
         for unused in ("HTTPValidationError", "ValidationError"):

@@ -12,6 +12,7 @@ from app.api.problems import Problem, problem_of
 from inference.entities import check_entity_id
 from inference.errors import BadEntityId, BadInput, ForecacheError
 from inference.serving import Answer
+from inference.serving.jobs import JobPriority
 
 MAX_ROWS = 1_000
 MAX_JOB_ROWS = 100_000
@@ -75,6 +76,14 @@ class PredictBody(Terms):
                 check_entity_id(entity_id)
             except BadEntityId as error:
                 raise BadEntityId(error.message, field=f"entity_ids.{number}") from error
+
+
+class EnqueueBody(PredictBody):
+    """What to predict later, and how urgent it is."""
+
+    priority: Annotated[
+        JobPriority, Field(description="which waiting jobs go first; requests go before all of them")
+    ] = JobPriority.NORMAL
 
 
 class RunBody(BaseModel):

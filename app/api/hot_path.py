@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
 from app.api.bodies import AnswerBody, JsonResponse, Terms
+from app.api.disconnects import ClientWatch
 from app.api.parts import Parts
 from app.api.problems import documented, respond_to_defect, respond_to_error, respond_to_validation
 from inference.entities import check_entity_id
@@ -36,8 +37,10 @@ def is_hot(scope: Scope) -> bool:
 
 async def predict_one(parts: Parts, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer one entity's prediction: stored if it is fresh, else computed within the budget."""
-    response = await _respond(parts, scope)
-    await response(scope, receive, send)
+    with ClientWatch(receive) as client:
+        response = await _respond(parts, scope)
+    if not client.gone:
+        await response(scope, receive, send)
 
 
 async def _respond(parts: Parts, scope: Scope) -> Response:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import redis
 from fastapi import Request
@@ -16,14 +16,17 @@ from inference.batch import Runs
 from inference.errors import StoreUnavailable
 from inference.hits import HitRecorder, HitWindows
 from inference.keys import TableKind
+from inference.presence import Presence
 from inference.services import REQUEST_SOCKET_TIMEOUT_S, Services
 from inference.serving import PredictionService
+from inference.serving.attendance import follow_attendance
 from inference.serving.deadlines import RedisClock
-from inference.serving.job_queue import JobQueue
+from inference.serving.job_queue import Enqueue, JobQueue
 from inference.serving.lookups import TableReader
 from inference.serving.model_path import Submit
 from inference.settings import Settings
 from inference.store import AsyncPipe
+from tasks.celery_app import REALTIME_QUEUE
 from tasks.dispatch import open_dispatcher
 from tasks.runs import runs
 
@@ -45,8 +48,7 @@ class Parts:
     jobs: JobQueue
     hits: HitWindows
     runs: Callable[[], Runs]
-    #: hands over messages whose results nobody awaits: (task, arguments of each)
-    enqueue: Callable[[str, Iterable[Mapping[str, Any]]], Awaitable[None]]
+    enqueue: Enqueue
     #: models that had an active version once: readiness never goes back on them
     activated: set[str] = field(default_factory=set)
     _threads: ThreadPoolExecutor = field(
@@ -100,7 +102,16 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             runs=runs,
             enqueue=dispatcher.enqueue,
         )
-        background = [asyncio.create_task(recorder.run()), asyncio.create_task(clock.follow(client))]
+        presence = Presence(blocking, services.keys)
+        background = [
+            asyncio.create_task(recorder.run()),
+            asyncio.create_task(clock.follow(client)),
+            asyncio.create_task(
+                follow_attendance(
+                    lambda: parts.in_thread(lambda: presence.roster(REALTIME_QUEUE)), service.workers_heard
+                )
+            ),
+        ]
         try:
             yield parts
         finally:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
 
 from app.api.bodies import (
     MAX_JOB_ROWS,
+    EnqueueBody,
     JobAcceptedBody,
     JobBody,
     JsonResponse,
-    PredictBody,
     item_of,
 )
 from app.api.parts import Parts, parts_of
@@ -26,10 +26,16 @@ MAX_WAIT_S = 60
 
 
 @router.post("", status_code=202, response_model=JobAcceptedBody, responses=documented(400, 404, 413, 503))
-async def enqueue(body: PredictBody, parts: Annotated[Parts, Depends(parts_of)]) -> Response:
+async def enqueue(
+    body: EnqueueBody,
+    parts: Annotated[Parts, Depends(parts_of)],
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+) -> Response:
     """Enqueue up to 100 000 predictions. All are computed anew, so any `max_staleness_hours` is kept.
 
     `timeout_ms`: what no worker has begun by then fails with `deadline-exceeded`; left out, nothing does.
+    `Idempotency-Key`: a client that does not know whether its request arrived sends it again under the same key, and
+    gets the same job.
     """
     body.check_rows(MAX_JOB_ROWS)
     model, _ = parts.settings.model(body.model)
@@ -40,7 +46,9 @@ async def enqueue(body: PredictBody, parts: Annotated[Parts, Depends(parts_of)])
             instances=body.instances,
             overrides=body.overrides,
             timeout_s=body.timeout_s,
-        )
+            priority=body.priority,
+        ),
+        idempotency_key=idempotency_key,
     )
     url = f"/predictions/{job_id}"
     return JsonResponse({"task_id": job_id, "status_url": url}, 202, headers={"Location": url})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -17,26 +18,32 @@ from inference.errors import (
     BadInput,
     BrokerUnavailable,
     Conflict,
+    Forbidden,
     ForecacheError,
     NotFound,
     PredictionFailed,
+    RateLimited,
     StoreUnavailable,
+    Unauthorized,
     Unavailable,
     UnknownEntity,
     UnknownModel,
 )
 
 MEDIA_TYPE = "application/problem+json"
-#: seconds after which an outage is worth another try
-RETRY_AFTER_S = 1
+#: seconds after which an outage is worth another try, when nobody knows better
+RETRY_AFTER_S = 1.0
 
 #: the first that fits decides; what fits none is our own trouble, 500
 _STATUS: tuple[tuple[type[ForecacheError], int], ...] = (
+    (Unauthorized, 401),
+    (Forbidden, 403),
     (UnknownModel, 404),
     (UnknownEntity, 404),
     (NotFound, 404),
     (Conflict, 409),
     (BadInput, 400),
+    (RateLimited, 429),
     (Unavailable, 503),
 )
 #: our own trouble in words of our own: the error's may hold an address, or the insides of a model
@@ -106,12 +113,16 @@ def _respond(document: dict[str, Any], headers: dict[str, str] | None = None) ->
 
 def respond_to_error(error: ForecacheError) -> Response:
     """Return the response to an error of ours."""
-    return _respond_to(problem_of(error))
+    return _respond(problem_of(error), _headers_of(error))
 
 
-def _respond_to(document: dict[str, Any]) -> Response:
-    retry = {"Retry-After": str(RETRY_AFTER_S)} if document["status"] == 503 else None
-    return _respond(document, retry)
+def _headers_of(error: ForecacheError) -> dict[str, str] | None:
+    if isinstance(error, Unauthorized):
+        return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, Unavailable | RateLimited):
+        # whole seconds are all that the header can say (RFC 9110)
+        return {"Retry-After": str(max(1, math.ceil(error.retry_after_s or RETRY_AFTER_S)))}
+    return None
 
 
 def respond_to_validation(first: Mapping[str, Any], *place: str) -> Response:
@@ -130,7 +141,8 @@ def respond_to_defect() -> Response:
 async def _on_forecache_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ForecacheError)  # noqa: S101 - tells mypy what the registration says
     # what is wrong with a source or a run is told with paths of this machine
-    return _respond_to(without_folders(problem_of(error), request.app.state.parts.settings))
+    document = without_folders(problem_of(error), request.app.state.parts.settings)
+    return _respond(document, _headers_of(error))
 
 
 async def _on_validation_error(request: Request, error: Exception) -> Response:

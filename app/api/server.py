@@ -23,8 +23,8 @@ def serve(settings: Settings) -> None:
     """Serve until stopped.
 
     Raises:
-        SettingsError: other machines could reach the address and `[api] allow_remote` is not set, or the
-            port is taken.
+        SettingsError: other machines could reach the address, and there are neither keys nor `[api] allow_remote`;
+            or the port is taken.
     """
     listener = listen(settings.api)
     configure_logging("api")

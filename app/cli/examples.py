@@ -39,6 +39,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "batch rollback": ("forecache batch rollback delay",),
     "batch release": ("forecache batch release", "forecache batch release delay --version 4"),
     "models list": ("forecache models list", "forecache models list --json"),
+    "keys new": ("forecache keys new shop", "forecache keys new nightly --scope enqueue --rate 600/minute"),
     "models show": ("forecache models show", "forecache models show delay --json"),
 }
 

@@ -20,7 +20,9 @@ class Api:
     def __init__(self, settings: ApiSettings, *, transport: httpx.BaseTransport | None = None) -> None:
         self.base_url = base_url(settings)
         # an HTTP proxy of the environment has no business between us and a local service
-        self._client = httpx.Client(base_url=self.base_url, transport=transport, trust_env=False)
+        key = settings.client_key
+        headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else None
+        self._client = httpx.Client(base_url=self.base_url, transport=transport, trust_env=False, headers=headers)
 
     def call(self, method: str, path: str, body: Any = None, *, timeout_s: float = 0.0) -> Any:
         """Return the JSON of an answer. `timeout_s`: what the API may need on purpose.

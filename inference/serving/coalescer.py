@@ -1,7 +1,8 @@
 """Joins what is missed at the same time into micro-batches, without a timer.
 
 Self-clocking: at most K micro-batches are in flight, and what arrives meanwhile makes up the next one. At low
-load nothing waits; micro-batches grow exactly when the load asks for it.
+load nothing waits; micro-batches grow exactly when the load asks for it. What could not be answered in time, by the
+pace of the last ones, is turned away at once instead of waiting for nothing.
 """
 
 from __future__ import annotations
@@ -11,11 +12,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from inference.errors import DeadlineExceeded, ForecacheError, PredictionFailed
+from inference.errors import DeadlineExceeded, ForecacheError, Overloaded, PredictionFailed
 from inference.logs import get_logger
 from inference.serving.answers import Reply
+from inference.serving.pace import Pace
 
 log = get_logger(__name__)
+
+#: micro-batches that may wait, whatever the pace: memory is bounded even if every caller has minutes
+MAX_WAITING_BATCHES = 64
 
 
 class Compute(Protocol):
@@ -46,9 +51,12 @@ class Coalescer:
         self._flying: dict[str, _Flight] = {}
         self._batches: set[asyncio.Task[None]] = set()
         self._launch_is_due = False
+        self._pace = Pace()
 
     async def ask(self, entity_ids: Sequence[str], *, until: float) -> list[Reply]:
         """Return one reply per id, in order; DeadlineExceeded for what is not there by `until`.
+
+        Overloaded, at once, for what cannot be there by then.
 
         `until`: event-loop time. A caller that is cancelled leaves the others' computation alone; ids that
         nobody waits for any more are not sent.
@@ -85,16 +93,33 @@ class Coalescer:
         return flights
 
     def _board(self, entity_id: str, until: float) -> _Flight:
-        flight = self._flying.get(entity_id)
-        if flight is None:
-            flight = self._waiting.get(entity_id)
-            if flight is None:
-                flight = _Flight(entity_id, until, asyncio.get_running_loop().create_future())
-                self._waiting[entity_id] = flight
-            flight.until = max(flight.until, until)
-            self._plan_launch()
+        flight = self._flying.get(entity_id) or self._queue(entity_id, until)
         flight.waiters += 1
         return flight
+
+    def _queue(self, entity_id: str, until: float) -> _Flight:
+        """Return the id's flight among the waiting ones; one that would land too late is refused, and does not wait."""
+        flight = self._waiting.get(entity_id)
+        if flight is None:
+            flight = _Flight(entity_id, until, asyncio.get_running_loop().create_future())
+            refusal = self._refusal(until)
+            if refusal is not None:
+                flight.reply.set_result(refusal)
+                return flight
+            self._waiting[entity_id] = flight
+        flight.until = max(flight.until, until)
+        self._plan_launch()
+        return flight
+
+    def _refusal(self, until: float) -> Overloaded | None:
+        """Return why one more id may not wait; None when it may."""
+        ahead = len(self._waiting) // self._max_rows
+        answer_s = 0.0
+        if len(self._batches) >= self._max_in_flight:
+            answer_s = self._pace.answer_s(ahead, self._max_in_flight)
+        if ahead < MAX_WAITING_BATCHES and asyncio.get_running_loop().time() + answer_s <= until:
+            return None
+        return Overloaded("too much waits already: the prediction would come too late", retry_after_s=answer_s)
 
     def _plan_launch(self) -> None:
         """Launch at the end of this turn of the loop, so that all of its askers share the micro-batch."""
@@ -136,14 +161,18 @@ class Coalescer:
 
     async def _compute_or_fail(self, flights: list[_Flight]) -> list[Reply]:
         until = max(flight.until for flight in flights)
+        loop = asyncio.get_running_loop()
+        began_at = loop.time()
         failed: ForecacheError
         try:
             async with asyncio.timeout_at(until):
                 replies = await self._compute([flight.entity_id for flight in flights], until)
+            self._pace.learn(loop.time() - began_at)
             if len(replies) == len(flights):
                 return replies
             failed = PredictionFailed(f"{len(replies)} replies came back for {len(flights)} rows")
-        except TimeoutError:
+        except (TimeoutError, DeadlineExceeded):
+            self._pace.learn(loop.time() - began_at)  # it would have taken longer still
             failed = DeadlineExceeded("the prediction was not computed in time")
         except ForecacheError as error:
             failed = error

@@ -17,6 +17,8 @@ class Freshness(Enum):
     FRESH = auto()
     #: too old, but computed so recently that computing again would read the same old features
     JUST_COMPUTED = auto()
+    #: too old, but within `stale_while_revalidate`: it is the answer, and is computed anew behind it
+    REVALIDATE = auto()
     #: too old: compute, and keep it to fall back on
     STALE = auto()
 
@@ -28,25 +30,35 @@ class FreshnessRules:
     batch_ttl_s: float
     realtime_ttl_s: float
     min_recompute_interval_s: float
+    stale_while_revalidate_s: float = 0.0
 
     @classmethod
     def of(cls, model: ModelSettings) -> FreshnessRules:
         """Return the rules that a model's settings ask for."""
-        return cls(model.batch.ttl, model.realtime.ttl, model.realtime.min_recompute_interval)
+        realtime = model.realtime
+        return cls(
+            batch_ttl_s=model.batch.ttl,
+            realtime_ttl_s=realtime.ttl,
+            min_recompute_interval_s=realtime.min_recompute_interval,
+            stale_while_revalidate_s=realtime.stale_while_revalidate or 0.0,
+        )
 
     def judge(self, entry: Entry, now: float, max_staleness_s: float | None = None) -> Freshness:
         """Judge an entry by the age of its oldest feature.
 
-        `max_staleness_s`: the request's own limit; None means the `ttl` of the entry's origin, 0 forces
-        computing whatever the entry's age.
+        `max_staleness_s`: the request's own limit, which is meant: nothing older is revalidated behind it. None
+        means the `ttl` of the entry's origin, 0 forces computing whatever the entry's age.
         """
         if max_staleness_s == 0:
             return Freshness.STALE
         limit = self._ttl_s(entry) if max_staleness_s is None else max_staleness_s
-        if now - entry.as_of <= limit:
+        age_s = now - entry.as_of
+        if age_s <= limit:
             return Freshness.FRESH
         if now - max(entry.computed_at, entry.retried_at or 0.0) < self.min_recompute_interval_s:
             return Freshness.JUST_COMPUTED
+        if max_staleness_s is None and age_s <= limit + self.stale_while_revalidate_s:
+            return Freshness.REVALIDATE
         return Freshness.STALE
 
     def _ttl_s(self, entry: Entry) -> float:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import redis
 import redis.asyncio
 
 from inference.clock import Clock
 from inference.errors import (
+    BadInput,
     BrokerUnavailable,
     ForecacheError,
     ModelUnavailable,
@@ -28,6 +30,7 @@ from inference.serving.jobs import (
     END_JOB,
     JOB_KEEP_S,
     PART_ROWS,
+    JobPriority,
     JobRequest,
     JobState,
     error_to_json,
@@ -41,8 +44,18 @@ STALLED_AFTER_S = 300
 FIRST_POLL_S = 0.02
 LONGEST_POLL_S = 0.5
 
-#: hands over messages whose results nobody awaits: (task, arguments of each)
-Enqueue = Callable[[str, Iterable[Mapping[str, Any]]], Awaitable[None]]
+
+class Enqueue(Protocol):
+    """Hands over messages whose results nobody awaits."""
+
+    async def __call__(
+        self, task: str, messages: Iterable[Mapping[str, Any]], *, priority: JobPriority = JobPriority.NORMAL
+    ) -> None:
+        """Send the task once for each message, which holds its arguments.
+
+        Raises:
+            BrokerUnavailable: the broker did not take one.
+        """
 
 
 @dataclass(frozen=True)
@@ -74,24 +87,48 @@ class JobQueue:
         self._enqueue = enqueue
         self._clock = clock
 
-    async def create(self, request: JobRequest) -> str:
+    async def create(self, request: JobRequest, *, idempotency_key: str | None = None) -> str:
         """Record a job, hand its parts to the workers, and return its id.
+
+        `idempotency_key`: the client's own name for this request; asked again under it within an hour, the job that
+        it has made is returned.
 
         Raises:
             BrokerUnavailable: its parts could not be sent; the job does not exist then.
+            BadInput: the key was used for another request.
         """
         job_id = uuid.uuid4().hex
         rows = request.rows
         parts = [list(rows[start : start + PART_ROWS]) for start in range(0, len(rows), PART_ROWS)]
-        async with _outage_named():
-            await self._record(job_id, request, parts)
+        made = job_keys(self._keys, job_id)
         try:
-            await self._enqueue(PREDICT_JOB_PART, ({"job_id": job_id, "part": number} for number in range(len(parts))))
-        except BrokerUnavailable:
             async with _outage_named():
-                await self._client.delete(*job_keys(self._keys, job_id))
+                await self._record(job_id, request, parts)
+                if idempotency_key is not None:
+                    name = self._keys.idempotency(hashlib.sha256(idempotency_key.encode()).hexdigest())
+                    first = await self._first_under(name, job_id, request)
+                    if first != job_id:
+                        await self._client.delete(*made)
+                        return first
+                    made.append(name)
+            messages = ({"job_id": job_id, "part": number} for number in range(len(parts)))
+            await self._enqueue(PREDICT_JOB_PART, messages, priority=request.priority)
+        except (BrokerUnavailable, BadInput):
+            async with _outage_named():
+                await self._client.delete(*made)
             raise
         return job_id
+
+    async def _first_under(self, named: str, job_id: str, request: JobRequest) -> str:
+        """Return the job that a key stands for: this one, if the key is new."""
+        mine = f"{job_id} {request.digest}"
+        if await self._client.set(named, mine, nx=True, ex=JOB_KEEP_S):
+            return job_id
+        stored = cast("bytes | None", await self._client.get(named))
+        first, _, digest = (stored.decode() if stored else mine).partition(" ")
+        if digest != request.digest:
+            raise BadInput("this Idempotency-Key was used for another request: take a new one", field="Idempotency-Key")
+        return first
 
     async def show(self, job_id: str) -> JobView:
         """Return the job as it stands.

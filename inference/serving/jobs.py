@@ -6,9 +6,10 @@ into parts, one message each; `job_queue` is the side that creates and shows job
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Protocol, cast
 
@@ -19,6 +20,8 @@ from inference.keys import Keys
 
 #: ids or instances of one message
 PART_ROWS = 256
+#: a part that was begun so often and never ended is taken to kill its worker
+MAX_BEGUN = 3
 #: how long an untouched job is remembered, in seconds
 JOB_KEEP_S = 3600
 
@@ -43,6 +46,17 @@ class JobState(StrEnum):
         return self in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
 
 
+class JobPriority(StrEnum):
+    """Which of the waiting jobs' parts a worker takes first; all wait until no request does."""
+
+    #: when nothing else waits
+    LOW = "low"
+    #: before low, after high
+    NORMAL = "normal"
+    #: right after requests
+    HIGH = "high"
+
+
 @dataclass(frozen=True)
 class JobRequest:
     """What a job is asked to predict: entity ids (with features to override, or none), or instances.
@@ -55,11 +69,17 @@ class JobRequest:
     instances: Sequence[Any] | None = None
     overrides: Mapping[str, Any] | None = None
     timeout_s: float | None = None
+    priority: JobPriority = JobPriority.NORMAL
 
     @property
     def rows(self) -> Sequence[Any]:
         """The ids or the instances."""
         return self.entity_ids if self.entity_ids is not None else (self.instances or ())
+
+    @property
+    def digest(self) -> str:
+        """A digest that two requests share when they ask for the same."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 class JobScorer(Protocol):
@@ -79,14 +99,15 @@ class JobScorer(Protocol):
         """Compute rows of features."""
 
 
-# KEYS: job. Returns the state, or nil when the job is gone.
+# KEYS: job. ARGV: part number. Returns the state (nil when the job is gone) and how often the part was begun.
 _BEGIN = """
 local state = redis.call('HGET', KEYS[1], 'state')
+if not state then return {false, 0} end
 if state == 'queued' then
   state = 'running'
   redis.call('HSET', KEYS[1], 'state', state, 'changed_at', redis.call('TIME')[1])
 end
-return state
+return {state, redis.call('HINCRBY', KEYS[1], 'begun:' .. ARGV[1], 1)}
 """
 
 # KEYS: job, inputs, parts. ARGV: part number, its result, seconds to keep. Returns 1 if it was taken.
@@ -94,6 +115,7 @@ _FINISH_PART = """
 if redis.call('HGET', KEYS[1], 'state') ~= 'running' then return 0 end
 redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])
 redis.call('HDEL', KEYS[2], ARGV[1])
+redis.call('HDEL', KEYS[1], 'begun:' .. ARGV[1])
 redis.call('HSET', KEYS[1], 'changed_at', redis.call('TIME')[1])
 if redis.call('HLEN', KEYS[3]) == tonumber(redis.call('HGET', KEYS[1], 'parts')) then
   redis.call('HSET', KEYS[1], 'state', 'done')
@@ -125,15 +147,19 @@ def error_to_json(error: ForecacheError) -> str:
 
 
 def run_part(client: redis.Redis, keys: Keys, scorer: JobScorer, job_id: str, part: int) -> None:
-    """Compute one part of a job and keep its predictions. Safe to run twice.
+    """Compute one part of a job and keep its predictions. Safe to run twice; the job fails if it is begun too often.
 
     A part of a job that is gone, cancelled or failed is dropped. When the part fails as a whole, so does the
     job; a single bad row is only that row's error.
     """
     touched = job_keys(keys, job_id)
-    state = client.eval(_BEGIN, 1, touched[0])
+    state, begun = cast("list[Any]", client.eval(_BEGIN, 1, touched[0], str(part)))
     rows = client.hget(touched[1], str(part))
     if state != JobState.RUNNING.value.encode() or rows is None:
+        return
+    if begun > MAX_BEGUN:
+        killer = PredictionFailed(f"part {part} was begun {MAX_BEGUN} times and ended its worker each time")
+        client.eval(END_JOB, 3, *touched, JobState.FAILED.value, error_to_json(killer), "")
         return
     try:
         result = _score(scorer, cast(dict[bytes, bytes], client.hgetall(touched[0])), json.loads(rows))

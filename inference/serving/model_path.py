@@ -6,8 +6,17 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from cachetools import TTLCache
+
 from inference.clock import Clock
-from inference.errors import DeadlineExceeded, ForecacheError, StoreUnavailable
+from inference.errors import (
+    BrokerUnavailable,
+    DeadlineExceeded,
+    ForecacheError,
+    StoreUnavailable,
+    UnknownEntity,
+    WorkersUnavailable,
+)
 from inference.outcomes import Outcome
 from inference.serving.answers import (
     Answer,
@@ -17,10 +26,12 @@ from inference.serving.answers import (
     answer_stored,
     replies_from_result,
 )
+from inference.serving.breaker import Breaker
 from inference.serving.coalescer import Coalescer
 from inference.serving.freshness import Freshness, FreshnessRules, hit_outcome, source_of
 from inference.serving.ladder import may_serve_previous, step_down
 from inference.serving.lookups import SharedLookups, TableReader
+from inference.serving.revalidation import Revalidation
 from inference.settings import ModelSettings
 from inference.store import Entry
 
@@ -29,6 +40,9 @@ PREDICT_INSTANCES = "forecache.predict_instances"
 
 #: how long past the budget the previous generation may still be asked for: one read of Redis
 PREVIOUS_GRACE_S = 0.03
+
+#: unknown entities remembered at a time
+MAX_UNKNOWN = 10_000
 
 
 class Submit(Protocol):
@@ -59,7 +73,17 @@ class ModelPath:
         self._coalescer = Coalescer(
             self._compute, max_in_flight=model.realtime.max_in_flight, max_rows=model.realtime.max_micro_batch
         )
+        self._breaker = Breaker(name, lambda: asyncio.get_running_loop().time())
+        self._revalidation = Revalidation(self._compute_behind)
+        # ids that nobody knows; a client that asks for one again and again must not cost a task each time
+        self._unknown: TTLCache[str, UnknownEntity] = TTLCache(
+            MAX_UNKNOWN, model.realtime.unknown_ttl, timer=lambda: asyncio.get_running_loop().time()
+        )
         self._apart = asyncio.Semaphore(model.realtime.max_in_flight)
+
+    def workers_heard(self, present: bool) -> None:
+        """Note whether any worker that could compute is alive."""
+        self._breaker.heard(present)
 
     def budget_s(self, timeout_s: float | None) -> float:
         """Return a request's budget: its own, else the model's."""
@@ -82,7 +106,10 @@ class ModelPath:
             for entity_id, entry, answer in zip(entity_ids, entries, stored, strict=True)
             if answer is None
         }
-        computed = await self._compute_missing(missing, until)
+        known = {} if max_staleness_s == 0 else self._known_unknown(missing)
+        computed = known | await self._compute_missing(
+            {entity_id: entry for entity_id, entry in missing.items() if entity_id not in known}, until
+        )
         return [
             computed[entity_id] if answer is None else answer
             for entity_id, answer in zip(entity_ids, stored, strict=True)
@@ -103,6 +130,7 @@ class ModelPath:
 
     async def close(self) -> None:
         """End what is in flight."""
+        await self._revalidation.close()
         await self._coalescer.close()
 
     def _from_store(
@@ -114,6 +142,8 @@ class ModelPath:
         freshness = self._rules.judge(entry, now, max_staleness_s)
         if freshness is Freshness.STALE:
             return None
+        if freshness is Freshness.REVALIDATE:
+            self._revalidation.start([entity_id])
         outcome = hit_outcome(entry) if freshness is Freshness.FRESH else Outcome.STALE
         return answer_stored(self.name, entity_id, entry, source_of(entry), outcome)
 
@@ -121,6 +151,8 @@ class ModelPath:
         self, missing: Mapping[str, Entry | None], until: float
     ) -> dict[str, Answer | ForecacheError]:
         """Return an answer for each id; `missing` holds the stale entry to fall back on, or None."""
+        if not missing:
+            return {}
         replies = dict(zip(missing, await self._coalescer.ask(list(missing), until=until), strict=True))
         bare = [
             entity_id
@@ -128,10 +160,19 @@ class ModelPath:
             if missing[entity_id] is None and not isinstance(reply, Computed)
         ]
         previous = await self._find_previous(bare) if bare else {}
+        self._unknown.update({key: reply for key, reply in replies.items() if isinstance(reply, UnknownEntity)})
         return {
             entity_id: self._conclude(entity_id, reply, missing[entity_id], previous.get(entity_id))
             for entity_id, reply in replies.items()
         }
+
+    def _known_unknown(self, missing: Mapping[str, Entry | None]) -> dict[str, Answer | ForecacheError]:
+        """Return the ids of which a worker said a moment ago that nobody knows them."""
+        return {key: self._unknown[key] for key, entry in missing.items() if entry is None and key in self._unknown}
+
+    async def _compute_behind(self, entity_ids: Sequence[str]) -> object:
+        until = asyncio.get_running_loop().time() + self.budget_s(None)
+        return await self._coalescer.ask(entity_ids, until=until)
 
     async def _find_previous(self, entity_ids: list[str]) -> dict[str, Entry]:
         """Return what the previous generation has; nothing when the store does not say so at once."""
@@ -177,9 +218,23 @@ class ModelPath:
         timeout_s = until - asyncio.get_running_loop().time()
         if timeout_s <= 0:
             raise DeadlineExceeded("the prediction was not computed in time")
-        result = await self._submit(
-            task, {"model": self.name, **kwargs}, deadline=self._clock() + timeout_s, timeout_s=timeout_s
-        )
+        rest_s = self._breaker.rest_s(timeout_s)
+        if rest_s > 0:
+            raise WorkersUnavailable(f"no worker answers for model {self.name!r}", retry_after_s=rest_s)
+        self._breaker.asked()
+        try:
+            result = await self._submit(
+                task, {"model": self.name, **kwargs}, deadline=self._clock() + timeout_s, timeout_s=timeout_s
+            )
+        except (DeadlineExceeded, BrokerUnavailable):
+            self._breaker.missed(timeout_s)
+            raise
+        except asyncio.CancelledError:
+            # the callers' own clock may strike a moment before that of `submit`
+            if asyncio.get_running_loop().time() >= until:
+                self._breaker.missed(timeout_s)
+            raise
+        self._breaker.answered()
         return replies_from_result(result, rows)
 
     def _conclude(

@@ -89,6 +89,11 @@ class PredictionService:
         self._count(path.name, answers, started)
         return answers
 
+    def workers_heard(self, present: bool) -> None:
+        """Note whether any real-time worker is alive: without one, misses go down the ladder at once."""
+        for path in self._paths.values():
+            path.workers_heard(present)
+
     async def close(self) -> None:
         """End what is in flight."""
         for path in self._paths.values():

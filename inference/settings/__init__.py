@@ -2,6 +2,7 @@
 
 from inference.settings.loading import find_embedded_redis, load_settings, read_toml, settings_file
 from inference.settings.model import (
+    ApiKey,
     ApiSettings,
     BatchSettings,
     CelerySettings,
@@ -9,12 +10,14 @@ from inference.settings.model import (
     ModelSettings,
     RealtimeSettings,
     RedisSettings,
+    Scope,
     Settings,
     WorkerSettings,
     parse_duration,
 )
 
 __all__ = [
+    "ApiKey",
     "ApiSettings",
     "BatchSettings",
     "CelerySettings",
@@ -22,6 +25,7 @@ __all__ = [
     "ModelSettings",
     "RealtimeSettings",
     "RedisSettings",
+    "Scope",
     "Settings",
     "WorkerSettings",
     "find_embedded_redis",

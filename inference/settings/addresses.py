@@ -9,14 +9,15 @@ from inference.settings.model import ApiSettings
 
 
 def require_allowed(api: ApiSettings) -> None:
-    """Refuse an address of the API that other machines could reach, unless that was asked for.
+    """Refuse an address of the API that other machines could reach, unless keys guard it or that was asked for.
 
     Raises:
-        SettingsError: `[api] allow_remote` is not set.
+        SettingsError: there are no `[api.keys.NAME]`, and `[api] allow_remote` is not set.
     """
-    if not api.allow_remote and not is_loopback(api.host):
+    if not api.allow_remote and not api.keys and not is_loopback(api.host):
         raise SettingsError(
-            f"[api] host {api.host!r} can be reached from other machines: use 127.0.0.1, or set allow_remote = true",
+            f"[api] host {api.host!r} can be reached from other machines: use 127.0.0.1, give keys "
+            "(`forecache keys new NAME`), or set allow_remote = true",
             field="api.host",
         )
 

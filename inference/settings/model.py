@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qs, urlsplit
@@ -24,6 +25,7 @@ from inference.errors import UnknownModel
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*$")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+_RATE = re.compile(r"^[1-9][0-9]*/(second|minute|hour|day)$")
 _CERT_REQS = ("required", "optional", "none")
 NO_MODEL = "no model is configured: `forecache init` writes a forecache.toml, or add a [models.NAME] section to it"
 MODEL_NAME = re.compile(r"^[a-z0-9_-]{1,64}$")
@@ -107,12 +109,47 @@ class CelerySettings(Section):
     broker_url: SecretStr | None = None
 
 
+class Scope(StrEnum):
+    """What a key of the API allows."""
+
+    #: predictions, hit rates, runs and models, as they are
+    READ = "read"
+    #: jobs: enqueue and cancel them
+    ENQUEUE = "enqueue"
+    #: whatever changes what is served: runs, rollbacks
+    ADMIN = "admin"
+
+
+class ApiKey(Section):
+    """One client's key, of which only the hash is kept (`forecache keys new` makes both).
+
+    `rate`: at most so many requests, such as "600/minute", of one API process; None for no limit.
+    """
+
+    hash: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    scopes: Annotated[list[Scope], Field(min_length=1)] = [Scope.READ]
+    rate: str | None = None
+
+    @field_validator("rate")
+    @classmethod
+    def _legal_rate(cls, value: str | None) -> str | None:
+        if value is not None and not _RATE.match(value):
+            raise ValueError(f"{value!r} is no rate: write a number and second, minute, hour or day, as in 600/minute")
+        return value
+
+
 class ApiSettings(Section):
-    """The HTTP service. `allow_remote` must be set to listen on an address that other machines can reach."""
+    """The HTTP service. Without `keys` it listens where other machines can reach it only if `allow_remote` is set.
+
+    `keys`: by the name of whom they are for; with any, every request but those to /health needs one.
+    `client_key`: the key that `forecache predict` and `enqueue` show.
+    """
 
     host: str = "127.0.0.1"
     port: Port = 8000
     allow_remote: bool = False
+    keys: dict[str, ApiKey] = {}
+    client_key: SecretStr | None = None
 
 
 class DashboardSettings(Section):
@@ -198,6 +235,8 @@ class RealtimeSettings(Section):
 
     `default`: the answer of last resort in an outage or past the deadline; None for none.
     `min_recompute_interval`: an answer computed more recently than this is not computed again for its age.
+    `stale_while_revalidate`: for so long past its `ttl` an answer is given at once and computed anew behind it
+    (RFC 5861); None for never. `unknown_ttl`: how long a process remembers that nobody knows an entity.
     `unknown_entity`: "error" (404), or "defaults" to compute from the feature contract's defaults.
     """
 
@@ -206,6 +245,8 @@ class RealtimeSettings(Section):
     timeout_ms: Annotated[int, Field(ge=1, le=600_000)] = 100
     default: float | list[float] | dict[str, Any] | None = None
     min_recompute_interval: Duration = 60.0
+    stale_while_revalidate: Duration | None = None
+    unknown_ttl: Duration = 2.0
     unknown_entity: Literal["error", "defaults"] = "error"
     max_micro_batch: Annotated[int, Field(ge=1, le=4096)] = 256
     max_in_flight: Annotated[int, Field(ge=1, le=64)] = 2

@@ -17,9 +17,10 @@ from inference.errors import (
     PredictionFailed,
 )
 from inference.logs import get_logger
+from inference.serving.jobs import JobPriority
 from inference.settings import Settings
 from tasks.celery_app import make_celery
-from tasks.dispatch.sender import Sender, make_sending_app, priorities
+from tasks.dispatch.sender import Priorities, Sender, make_sending_app, priorities
 from tasks.dispatch.waiter import Payload, ResultWaiter
 
 log = get_logger(__name__)
@@ -35,9 +36,12 @@ class Dispatcher:
     Two lanes, so that the many messages of a job never hold up a request's one.
     """
 
-    def __init__(self, urgent: Sender, patient: Sender, waiter: ResultWaiter, *, id_prefix: str) -> None:
+    def __init__(
+        self, urgent: Sender, patient: Sender, priorities: Priorities, waiter: ResultWaiter, *, id_prefix: str
+    ) -> None:
         self._urgent = urgent
         self._patient = patient
+        self._priorities = priorities
         self._waiter = waiter
         self._id_prefix = id_prefix
 
@@ -59,21 +63,29 @@ class Dispatcher:
             try:
                 async with asyncio.timeout_at(until):
                     await self._urgent.send(
-                        task, {**kwargs, "deadline": deadline}, task_id=task_id, timeout_s=until - loop.time()
+                        task,
+                        {**kwargs, "deadline": deadline},
+                        task_id=task_id,
+                        priority=self._priorities.request,
+                        timeout_s=until - loop.time(),
                     )
             except TimeoutError as error:
                 raise DeadlineExceeded("the broker did not take the task in time") from error
             payload = await self._waiter.result(task_id, timeout_s=until - loop.time())
         return result_of(payload)
 
-    async def enqueue(self, task: str, messages: Iterable[Mapping[str, Any]]) -> None:
+    async def enqueue(
+        self, task: str, messages: Iterable[Mapping[str, Any]], *, priority: JobPriority = JobPriority.NORMAL
+    ) -> None:
         """Hand over messages whose results nobody awaits, behind all requests.
 
         Raises:
             BrokerUnavailable: the broker did not take one; those before it are on their way.
         """
         for kwargs in messages:
-            await self._patient.send(task, kwargs, task_id=f"later-{uuid.uuid4().hex}")
+            await self._patient.send(
+                task, kwargs, task_id=f"later-{uuid.uuid4().hex}", priority=self._priorities.jobs[priority]
+            )
 
 
 def result_of(payload: Payload) -> dict[str, Any]:
@@ -112,13 +124,12 @@ async def open_dispatcher(settings: Settings) -> AsyncIterator[Dispatcher]:
         retry=None,
     )
     sending_app = make_sending_app(settings)
-    first, last = priorities(settings)
-    urgent = Sender(sending_app, name="urgent", priority=first)
-    patient = Sender(sending_app, name="patient", priority=last)
+    urgent = Sender(sending_app, name="urgent")
+    patient = Sender(sending_app, name="patient")
     waiter = ResultWaiter(client, make_celery(settings).backend.get_key_for_task, id_prefix=id_prefix)
     waiter.start()
     try:
-        yield Dispatcher(urgent, patient, waiter, id_prefix=id_prefix)
+        yield Dispatcher(urgent, patient, priorities(settings), waiter, id_prefix=id_prefix)
     finally:
         urgent.close()
         patient.close()

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
@@ -13,6 +14,7 @@ from kombu.exceptions import KombuError, OperationalError
 
 from inference.errors import BrokerUnavailable
 from inference.logs import get_logger
+from inference.serving.jobs import JobPriority
 from inference.settings import Settings
 from tasks.celery_app import AMQP_PRIORITIES, celery_config, is_redis, make_celery
 
@@ -28,7 +30,8 @@ ONE_RETRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interva
 #: inside, in Redis time: Celery compares `expires` by two hosts' clocks, which may differ by seconds
 EXPIRES_SLACK_S = 10.0
 
-LAST_ON_REDIS = 9
+#: kombu keeps a list per level of a queue on Redis, and these are its levels; the lowest number goes first there
+REDIS_LEVELS = (0, 3, 6, 9)
 
 
 def make_sending_app(settings: Settings) -> Celery:
@@ -53,20 +56,25 @@ def make_sending_app(settings: Settings) -> Celery:
     )
 
 
-def priorities(settings: Settings) -> tuple[int, int]:
-    """Return the priorities of a request and of a job's part, which waits until no request does.
+@dataclass(frozen=True)
+class Priorities:
+    """The broker's number for a request, and for the parts of jobs, which wait until no request does."""
 
-    On Redis 0 goes first, and kombu keeps four levels; on brokers of AMQP the highest number does.
-    """
-    return (0, LAST_ON_REDIS) if is_redis(settings.broker_url) else (AMQP_PRIORITIES, 0)
+    request: int
+    jobs: Mapping[JobPriority, int]
+
+
+def priorities(settings: Settings) -> Priorities:
+    """Return the numbers for the configured broker: on Redis the lowest goes first, on AMQP the highest."""
+    request, *jobs = REDIS_LEVELS if is_redis(settings.broker_url) else (AMQP_PRIORITIES - n for n in REDIS_LEVELS)
+    return Priorities(request, dict(zip((JobPriority.HIGH, JobPriority.NORMAL, JobPriority.LOW), jobs, strict=True)))
 
 
 class Sender:
-    """One lane of messages: sent in order, by one thread, with one priority."""
+    """One lane of messages: sent in order, by one thread."""
 
-    def __init__(self, application: Celery, *, name: str, priority: int) -> None:
+    def __init__(self, application: Celery, *, name: str) -> None:
         self._application = application
-        self._priority = priority
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"send-{name}")
 
     async def send(
@@ -75,25 +83,26 @@ class Sender:
         kwargs: Mapping[str, Any],
         *,
         task_id: str,
+        priority: int,
         timeout_s: float | None = None,
     ) -> None:
         """Hand one message to the broker.
 
-        `timeout_s`: for how long the result is wanted; None for good. A message that is still waiting for the
-        thread by then is not sent.
+        `priority`: the broker's number (`priorities`). `timeout_s`: for how long the result is wanted; None for
+        good. A message that is still waiting for the thread by then is not sent.
 
         Raises:
             BrokerUnavailable: the broker did not take it.
         """
         give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, self._send, task, dict(kwargs), task_id, give_up_at)
+        await loop.run_in_executor(self._thread, self._send, task, dict(kwargs), task_id, priority, give_up_at)
 
     def close(self) -> None:
         """End the thread without waiting for a broker that hangs; what is not sent by now is dropped."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _send(self, task: str, kwargs: dict[str, Any], task_id: str, give_up_at: float | None) -> None:
+    def _send(self, task: str, kwargs: dict[str, Any], task_id: str, priority: int, give_up_at: float | None) -> None:
         expires = None
         if give_up_at is not None:
             left_s = give_up_at - time.monotonic()
@@ -101,7 +110,7 @@ class Sender:
                 raise BrokerUnavailable("the broker is too slow: the message was not sent within the budget")
             expires = left_s + EXPIRES_SLACK_S
         try:
-            self._application.send_task(task, kwargs=kwargs, task_id=task_id, expires=expires, priority=self._priority)
+            self._application.send_task(task, kwargs=kwargs, task_id=task_id, expires=expires, priority=priority)
         except (OperationalError, KombuError, OSError) as error:
             log.warning("broker.unavailable", task=task, error=type(error).__name__)
             raise BrokerUnavailable("the broker does not answer: the task was not sent") from error

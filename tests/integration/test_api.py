@@ -26,7 +26,7 @@ from inference.hits import HitRecorder, HitWindows
 from inference.keys import Keys
 from inference.serving import PredictionService
 from inference.serving.job_queue import JobQueue
-from inference.serving.jobs import run_part
+from inference.serving.jobs import MAX_BEGUN, JobPriority, run_part
 from inference.settings import ApiSettings, Settings
 from tests.support.redis_server import RedisServer
 from tests.support.serving_fakes import FakeReader, FakeWorkers, entry
@@ -41,7 +41,7 @@ class FakeScorer:
     """The worker's side of jobs: twice the number that an id spells."""
 
     def __init__(self) -> None:
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
         self.overrides: Any = None
 
     def predict_entities(
@@ -100,6 +100,9 @@ class FakeRuns:
         assert by == "api"
         return FakeRun()
 
+    def rollback(self, model: str | None, *, generation: int | None = None) -> FakeRun:
+        raise Conflict("there is no generation to go back to")
+
 
 @dataclass
 class Deployment:
@@ -112,6 +115,7 @@ class Deployment:
     scorer: FakeScorer = field(default_factory=FakeScorer)
     runs: FakeRuns = field(default_factory=FakeRuns)
     sent: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    priorities: list[JobPriority] = field(default_factory=list)
     broker_is_down: bool = False
     settings: Settings = field(
         default_factory=lambda: Settings.model_validate(
@@ -119,7 +123,10 @@ class Deployment:
         )
     )
 
-    async def enqueue(self, task: str, messages: Iterable[Mapping[str, Any]]) -> None:
+    async def enqueue(
+        self, task: str, messages: Iterable[Mapping[str, Any]], *, priority: JobPriority = JobPriority.NORMAL
+    ) -> None:
+        self.priorities.append(priority)
         if self.broker_is_down:
             raise BrokerUnavailable("the broker does not answer")
         self.sent += [(task, dict(kwargs)) for kwargs in messages]
@@ -303,6 +310,22 @@ async def test_a_long_poll_returns_as_soon_as_the_job_is_over(it: Deployment, ht
     assert body["result"]["predictions"][0]["error"]["field"] == "x"
 
 
+@pytest.mark.parametrize(
+    ("asked", "sent"), [({}, "normal"), ({"priority": "high"}, "high"), ({"priority": "low"}, "low")]
+)
+async def test_a_job_is_sent_with_the_priority_that_was_asked_for(
+    it: Deployment, http: httpx.AsyncClient, asked: dict[str, str], sent: str
+) -> None:
+    assert (await http.post("/predictions", json={"entity_ids": ["1"], **asked})).status_code == 202
+    assert [priority.value for priority in it.priorities] == [sent]
+
+
+async def test_a_priority_that_does_not_exist_is_refused(http: httpx.AsyncClient) -> None:
+    response = await http.post("/predictions", json={"entity_ids": ["1"], "priority": "urgent"})
+    assert response.status_code == 400
+    assert response.json()["field"] == "priority"
+
+
 async def test_a_cancelled_job_is_not_computed_and_stays_cancelled(it: Deployment, http: httpx.AsyncClient) -> None:
     url = (await http.post("/predictions", json={"entity_ids": ["1"]})).headers["location"]
     response = await http.delete(url)
@@ -310,6 +333,46 @@ async def test_a_cancelled_job_is_not_computed_and_stays_cancelled(it: Deploymen
     it.work()
     assert (await http.get(url)).json()["state"] == "cancelled"
     assert it.client.exists(KEYS.job_parts(url.rpartition("/")[2])) == 0
+
+
+async def test_a_job_whose_part_ends_every_worker_fails_instead_of_ending_more(
+    it: Deployment, http: httpx.AsyncClient
+) -> None:
+    url = (await http.post("/predictions", json={"entity_ids": ["1"]})).headers["location"]
+    sent = list(it.sent)
+    it.scorer.error = KeyboardInterrupt()  # passes through every handler, as the end of a process does
+    for _ in range(MAX_BEGUN):
+        with pytest.raises(KeyboardInterrupt):
+            it.work()
+        it.sent = list(sent)
+        assert (await http.get(url)).json()["state"] == "running"
+    it.work()
+    job = (await http.get(url)).json()
+    assert (job["state"], job["error"]["code"]) == ("failed", "prediction-failed")
+
+
+async def test_a_job_asked_for_again_under_its_key_is_the_same_job(it: Deployment, http: httpx.AsyncClient) -> None:
+    async def enqueue(ids: list[str], key: str) -> httpx.Response:
+        return await http.post("/predictions", json={"entity_ids": ids}, headers={"Idempotency-Key": key})
+
+    asked = await asyncio.gather(*(enqueue(["1", "2"], "order-7") for _ in range(5)))
+    [job_id] = {answer.json()["task_id"] for answer in asked}
+    assert len(it.sent) == 1
+    assert (await http.get(f"/predictions/{job_id}")).json()["state"] == "queued"
+    assert (await enqueue(["1", "2"], "order-8")).json()["task_id"] != job_id
+    assert_problem(await enqueue(["3"], "order-7"), 400, "bad-input", "Idempotency-Key")
+
+
+async def test_a_key_whose_job_could_not_be_sent_is_free_again(it: Deployment, http: httpx.AsyncClient) -> None:
+    async def enqueue() -> httpx.Response:
+        return await http.post("/predictions", json={"entity_ids": ["1"]}, headers={"Idempotency-Key": "k"})
+
+    it.broker_is_down = True
+    assert_problem(await enqueue(), 503, "broker-unavailable")
+    it.broker_is_down = False
+    made = await enqueue()
+    assert (await http.get(made.json()["status_url"])).json()["state"] == "queued"
+    assert len(it.sent) == 1
 
 
 async def test_a_job_whose_part_fails_says_why(it: Deployment, http: httpx.AsyncClient) -> None:

@@ -15,6 +15,7 @@ import redis
 import structlog
 
 from inference.errors import BrokerUnavailable, DeadlineExceeded, ModelUnavailable, PredictionFailed
+from inference.serving.jobs import JobPriority
 from inference.settings import RedisSettings, Settings
 from tasks.dispatch import Dispatcher, open_dispatcher
 from tests.support.deaf_proxy import deaf_proxy
@@ -143,6 +144,22 @@ async def test_jobs_go_behind_requests(dispatcher: Dispatcher, server: RedisServ
         assert client.llen("later") <= 2, "at most what the worker had already fetched"
         await eventually(lambda: client.llen("later") == 50)
     await blocker
+
+
+async def test_of_the_jobs_that_wait_the_urgent_go_first(dispatcher: Dispatcher, server: RedisServer) -> None:
+    blocker = asyncio.create_task(call(dispatcher, "forecache.predict_echo", sleep_s=0.5))
+    await asyncio.sleep(0.2)
+    with redis.Redis.from_url(server.url()) as client:
+        client.delete("later")
+        for first, priority in ((100, JobPriority.LOW), (200, JobPriority.NORMAL), (300, JobPriority.HIGH)):
+            messages = [{"number": first + number} for number in range(5)]
+            await dispatcher.enqueue("forecache.predict_later", messages, priority=priority)
+        await eventually(lambda: client.llen("later") == 15)
+        done = [int(number) for number in client.lrange("later", 0, -1)]
+        client.delete("later")
+    await blocker
+    # one may have been fetched before the others were there
+    assert [number for number in done if number != 100] == [*range(300, 305), *range(200, 205), *range(101, 105)]
 
 
 async def test_without_a_broker_there_is_an_error_within_the_budget() -> None:

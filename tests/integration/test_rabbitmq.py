@@ -92,6 +92,17 @@ def test_a_request_goes_before_the_parts_of_a_job_that_came_first(it: Deployment
     httpx.delete(f"{url}{job['status_url']}").raise_for_status()
 
 
+def test_an_urgent_job_overtakes_one_that_came_first(it: Deployment) -> None:
+    ids = [f"F{number % 100}" for number in range(100_000)]
+    url = it.stack.url
+    slow = httpx.post(f"{url}/predictions", json={"entity_ids": ids, "priority": "low"}, timeout=60).json()
+    urgent = httpx.post(f"{url}/predictions", json={"entity_ids": ["F1"], "priority": "high"}).json()
+    done = httpx.get(f"{url}{urgent['status_url']}", params={"wait_s": 30}, timeout=40).json()
+    assert done["state"] == "done"
+    assert httpx.get(f"{url}{slow['status_url']}", timeout=20).json()["state"] in ("queued", "running")
+    httpx.delete(f"{url}{slow['status_url']}").raise_for_status()
+
+
 def test_a_celery_application_gets_predictions_beside_its_own_tasks(it: Deployment) -> None:
     done = run_example(it.stack, "celery_shop.py", "F3", "nobody")
     assert json.loads(done.stdout) == {"F3": 4.0, "nobody": None}, done.stderr

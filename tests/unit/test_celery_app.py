@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from celery import Celery
 
+from inference.serving.jobs import JobPriority
 from inference.settings import CelerySettings, RedisSettings, Settings
 from tasks.celery_app import make_celery
 from tasks.dispatch.sender import priorities
@@ -40,10 +41,12 @@ def test_workers_and_routes_call_a_queue_by_its_short_name(queue: str) -> None:
 
 
 def test_a_request_goes_before_a_job_whichever_way_the_broker_counts() -> None:
-    request, job = priorities(settings("shop"))
-    assert request < job
-    request, job = priorities(settings("shop", "amqp://host"))
-    assert request > job
+    for broker, first_is_lowest in (("", True), ("amqp://host", False)):
+        numbers = priorities(settings("shop", broker) if broker else settings("shop"))
+        jobs = [numbers.jobs[priority] for priority in (JobPriority.HIGH, JobPriority.NORMAL, JobPriority.LOW)]
+        asked = [numbers.request, *jobs]
+        assert len(set(asked)) == 4
+        assert asked == sorted(asked, reverse=not first_is_lowest)
 
 
 def test_the_prefix_of_redis_keys_is_no_option_of_other_brokers() -> None:

@@ -63,3 +63,11 @@ def test_silence_is_told_from_absence() -> None:
 )
 def test_an_address_for_listening_becomes_one_for_asking(host: str, url: str) -> None:
     assert base_url(ApiSettings(host=host)) == url
+
+
+def test_the_configured_key_is_shown() -> None:
+    def echo(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json=request.headers["authorization"])
+
+    settings = ApiSettings.model_validate({"client_key": "fc_secret"})
+    assert Api(settings, transport=httpx.MockTransport(echo)).call("GET", "/x") == "Bearer fc_secret"

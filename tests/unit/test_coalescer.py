@@ -3,9 +3,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from inference.errors import BrokerUnavailable, DeadlineExceeded, PredictionFailed
+from inference.errors import BrokerUnavailable, DeadlineExceeded, Overloaded, PredictionFailed
 from inference.serving.answers import Computed, Reply
-from inference.serving.coalescer import Coalescer
+from inference.serving.coalescer import MAX_WAITING_BATCHES, Coalescer
 from tests.support.virtual_time import virtual_time
 
 
@@ -130,3 +130,47 @@ async def test_closing_ends_what_is_in_flight() -> None:
     await asyncio.sleep(0.1)
     await coalescer.close()
     assert predictions(await asking) == [PredictionFailed]
+
+
+@virtual_time
+async def test_what_cannot_be_answered_in_time_is_turned_away_at_once_and_told_when_to_come_back() -> None:
+    worker = Worker()
+    coalescer = Coalescer(worker, max_in_flight=1, max_rows=2)
+    await coalescer.ask(["warm"], until=5)  # now the pace is known: one second
+    loop = asyncio.get_running_loop()
+    flying = asyncio.create_task(coalescer.ask(["a", "b"], until=9))
+    await asyncio.sleep(0.1)
+    waiting = asyncio.create_task(coalescer.ask(["c", "d"], until=9))
+    await asyncio.sleep(0)
+    before = loop.time()
+    [refused] = await coalescer.ask(["e"], until=before + 1.5)
+    assert isinstance(refused, Overloaded)
+    assert (loop.time(), refused.retry_after_s) == (before, 2.0)
+    assert predictions(await coalescer.ask(["e"], until=before + 3)) == ["e"]
+    assert predictions([*await flying, *await waiting]) == ["a", "b", "c", "d"]
+
+
+@virtual_time
+async def test_joining_what_is_in_flight_is_never_refused() -> None:
+    coalescer = Coalescer(Worker(), max_in_flight=1, max_rows=1)
+    await coalescer.ask(["warm"], until=5)
+    first = asyncio.create_task(coalescer.ask(["a"], until=9))
+    await asyncio.sleep(0.5)
+    assert predictions(await coalescer.ask(["a"], until=asyncio.get_running_loop().time() + 0.6)) == ["a"]
+    await first
+
+
+@virtual_time
+async def test_a_slow_spell_is_forgotten_as_soon_as_there_is_room_again() -> None:
+    worker = Worker()
+    coalescer = Coalescer(worker, max_in_flight=1, max_rows=1)
+    assert predictions(await coalescer.ask(["a"], until=0.5)) == [DeadlineExceeded]
+    assert predictions(await coalescer.ask(["a"], until=5)) == ["a"]
+
+
+@virtual_time
+async def test_what_waits_is_bounded_however_patient_the_callers_are() -> None:
+    coalescer = Coalescer(Worker(), max_in_flight=1, max_rows=1)
+    ids = [str(number) for number in range(MAX_WAITING_BATCHES + 10)]
+    answers = predictions(await coalescer.ask(ids, until=1e6))
+    assert answers == [*ids[:MAX_WAITING_BATCHES], *[Overloaded] * 10]

@@ -53,3 +53,11 @@ def test_only_what_was_computed_on_demand_counts_as_a_realtime_hit() -> None:
         Origin.REALTIME: "hit_realtime",
         Origin.UPSERT: "hit_batch",
     }
+
+
+def test_an_answer_may_be_given_while_it_is_computed_anew_but_not_when_the_request_names_its_own_limit() -> None:
+    rules = replace(RULES, stale_while_revalidate_s=50)
+    stored = entry(as_of=1000)
+    assert rules.judge(stored, 1150) is Freshness.REVALIDATE
+    assert rules.judge(stored, 1151) is Freshness.STALE
+    assert rules.judge(stored, 1150, max_staleness_s=100) is Freshness.STALE

@@ -16,9 +16,11 @@ from inference.errors import (
     StoreUnavailable,
     UnknownEntity,
     UnknownModel,
+    WorkersUnavailable,
 )
 from inference.outcomes import Outcome
 from inference.serving import Answer, PredictionService
+from inference.serving.breaker import FIRST_PAUSE_S, OPENS_AFTER
 from inference.settings import Settings
 from inference.store import Origin
 from tests.support.serving_fakes import FakeReader, FakeRecorder, FakeWorkers, entry
@@ -32,6 +34,7 @@ class Deployment:
     """One model over fakes."""
 
     default: Any = None
+    realtime: dict[str, Any] = field(default_factory=dict)
     reader: FakeReader = field(default_factory=FakeReader)
     workers: FakeWorkers = field(default_factory=FakeWorkers)
     hits: FakeRecorder = field(default_factory=FakeRecorder)
@@ -49,6 +52,7 @@ class Deployment:
                             "timeout_ms": 1000,
                             "default": self.default,
                             "max_micro_batch": 4,
+                            **self.realtime,
                         },
                     }
                 }
@@ -237,3 +241,72 @@ async def test_instances_are_computed_in_micro_batches_and_in_order() -> None:
 async def test_an_unknown_model_is_named() -> None:
     with pytest.raises(UnknownModel, match=r"'dleay'.*delay"):
         await Deployment().service.predict("dleay", ["a"])
+
+
+@virtual_time
+async def test_workers_that_answer_nothing_are_not_waited_for_again_until_one_does() -> None:
+    it = Deployment(default=0.0)
+    it.workers.delay_s = 60
+    service, loop = it.service, asyncio.get_running_loop()
+
+    async def ask(entity_id: str) -> tuple[str, float]:
+        before = loop.time()
+        [answer] = await service.predict("delay", [entity_id])
+        assert isinstance(answer, Answer)
+        return answer.outcome, round(loop.time() - before, 3)
+
+    assert [await ask(f"a{n}") for n in range(OPENS_AFTER)] == [("default", 1.0)] * OPENS_AFTER
+    assert await ask("b") == ("default", 0.0)
+    it.workers.delay_s = 0
+    await asyncio.sleep(FIRST_PAUSE_S)
+    assert await ask("c") == ("computed", 0.0)
+    assert await ask("d") == ("computed", 0.0)
+
+
+@virtual_time
+async def test_a_patient_request_is_computed_though_hasty_ones_went_unanswered() -> None:
+    it = Deployment()
+    it.workers.delay_s = 5
+    service = it.service
+    for n in range(OPENS_AFTER):
+        await service.predict("delay", [f"a{n}"])
+    [refused] = await service.predict("delay", ["b"])
+    assert isinstance(refused, WorkersUnavailable)
+    assert refused.retry_after_s
+    [answer] = await service.predict("delay", ["b"], timeout_s=20)
+    assert isinstance(answer, Answer)
+
+
+@virtual_time
+async def test_a_stale_answer_is_given_at_once_and_computed_anew_behind_it_once() -> None:
+    it = Deployment(reader=FakeReader({"a": entry(4.0, as_of=NOW - 101)}), realtime={"stale_while_revalidate": "10s"})
+    it.workers.delay_s = 0.5
+    service = it.service
+    for _ in range(3):
+        [answer] = await service.predict("delay", ["a"])
+        assert isinstance(answer, Answer)
+        assert (answer.prediction, answer.outcome, answer.stale) == (4.0, Outcome.STALE, True)
+    assert asyncio.get_running_loop().time() == 0.0
+    await asyncio.sleep(1)
+    assert [kwargs["entity_ids"] for _, kwargs in it.workers.calls] == [["a"]]
+
+
+@virtual_time
+async def test_an_entity_that_nobody_knows_is_not_asked_for_again_for_a_moment() -> None:
+    it = Deployment(realtime={"unknown_ttl": "3s"})
+    it.workers.failing["x"] = UnknownEntity("nobody knows x", field="entity_id")
+    service = it.service
+
+    async def ask(**how: Any) -> int:
+        [answer] = await service.predict("delay", ["x"], **how)
+        assert isinstance(answer, UnknownEntity)
+        return len(it.workers.calls)
+
+    assert [await ask(), await ask()] == [1, 1]
+    assert await ask(max_staleness_s=0) == 2  # forced
+    it.reader.entries["x"] = entry(4.0)
+    [found] = await service.predict("delay", ["x"])
+    assert isinstance(found, Answer)  # what a run has scored since is served all the same
+    del it.reader.entries["x"]
+    await asyncio.sleep(3)
+    assert await ask() == 3

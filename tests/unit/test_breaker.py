@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from inference.serving.breaker import FIRST_PAUSE_S, LONGEST_PAUSE_S, OPENS_AFTER, WORKER_START_S, Breaker
+
+
+@dataclass
+class Watch:
+    now: float = 100.0
+    breaker: Breaker = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.breaker = Breaker("delay", lambda: self.now)
+
+    def open(self) -> Breaker:
+        for _ in range(OPENS_AFTER):
+            self.breaker.missed(0.1)
+        return self.breaker
+
+
+def test_a_few_misses_with_answers_between_them_open_nothing() -> None:
+    breaker = Watch().breaker
+    for _ in range(3):
+        for _ in range(OPENS_AFTER - 1):
+            breaker.missed(0.1)
+        breaker.answered()
+    assert (breaker.is_open, breaker.rest_s(0.1)) == (False, 0.0)
+
+
+def test_misses_in_a_row_open_it_until_the_first_probe_is_due() -> None:
+    watch = Watch()
+    breaker = watch.open()
+    assert (breaker.is_open, breaker.rest_s(0.1)) == (True, FIRST_PAUSE_S)
+    watch.now += FIRST_PAUSE_S
+    assert (breaker.is_open, breaker.rest_s(0.1)) == (True, 0.0)
+
+
+def test_nothing_follows_a_probe_until_it_is_answered() -> None:
+    watch = Watch()
+    breaker = watch.open()
+    watch.now += FIRST_PAUSE_S
+    breaker.asked()
+    assert breaker.rest_s(0.1) == FIRST_PAUSE_S
+    breaker.answered()
+    assert (breaker.is_open, breaker.rest_s(0.1)) == (False, 0.0)
+
+
+def test_a_probe_that_is_never_reported_on_does_not_keep_it_open() -> None:
+    watch = Watch()
+    breaker = watch.open()
+    watch.now += FIRST_PAUSE_S
+    breaker.asked()
+    watch.now += FIRST_PAUSE_S
+    assert breaker.rest_s(0.1) == 0.0
+
+
+def test_each_failed_probe_is_followed_by_a_longer_rest_up_to_a_limit() -> None:
+    watch = Watch()
+    breaker = watch.open()
+    rests = []
+    for _ in range(6):
+        watch.now += breaker.rest_s(0.1)
+        breaker.asked()
+        breaker.missed(0.1)
+        rests.append(breaker.rest_s(0.1))
+    assert rests == [0.5, 1.0, 2.0, 2.0, 2.0, LONGEST_PAUSE_S]
+
+
+def test_an_answer_makes_the_next_outage_start_from_scratch() -> None:
+    watch = Watch()
+    breaker = watch.open()
+    breaker.missed(0.1)
+    breaker.answered()
+    assert watch.open().rest_s(0.1) == FIRST_PAUSE_S
+
+
+def test_tiny_budgets_that_are_missed_stop_nobody_who_brings_more_patience() -> None:
+    watch = Watch()
+    for _ in range(OPENS_AFTER):
+        watch.breaker.missed(0.001)
+    assert watch.breaker.rest_s(0.001) > 0
+    assert watch.breaker.rest_s(0.1) == 0.0
+
+
+def test_without_a_living_worker_it_opens_at_once_and_a_return_is_tried_at_once() -> None:
+    watch = Watch()
+    breaker = watch.breaker
+    breaker.heard(False)
+    assert (breaker.is_open, breaker.rest_s(1.0)) == (True, FIRST_PAUSE_S)
+    breaker.heard(True)
+    assert (breaker.is_open, breaker.rest_s(1.0)) == (True, 0.0)
+    breaker.answered()
+    assert not breaker.is_open
+
+
+def test_a_worker_that_answers_is_used_though_nobody_hears_its_signs_of_life() -> None:
+    watch = Watch()
+    breaker = watch.breaker
+    breaker.heard(False)
+    watch.now += FIRST_PAUSE_S
+    breaker.asked()
+    breaker.answered()
+    breaker.heard(False)
+    assert not breaker.is_open
+
+
+def test_who_can_wait_for_a_worker_to_start_is_let_through() -> None:
+    breaker = Watch().breaker
+    breaker.heard(False)
+    assert breaker.rest_s(2 * WORKER_START_S) > 0
+    assert breaker.rest_s(3 * WORKER_START_S) == 0.0
