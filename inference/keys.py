@@ -31,7 +31,9 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:r:R:done       | hash   | chunk → chunk result (JSON)              | with the run          | finish (once a chunk) |
 | P:r:R:sent       | zset   | chunk number, scored by sending time     | with the run          | reconciler            |
 | P:r:R:histogram  | hash   | output:bin → count of predictions        | with the run          | finish                |
-| P:h:M:MINUTE     | hash   | outcome → count                          | 8 days                | API processes         |
+| P:h:M:MINUTE     | hash   | outcome → count; hit_s:B, miss_s:B,      | 8 days                | API processes         |
+|                  |        | age_s:B, rows:B (bucket B) → count       |                       |                       |
+| P:h:M:total      | hash   | the same fields, since ever              | for good              | API processes         |
 | P:j:J            | hash   | the job record                           | an hour unchanged     | API, workers          |
 | P:j:J:inputs     | hash   | part number → ids or instances (JSON)    | till its part is done | API                   |
 | P:j:J:parts      | hash   | part number → predictions (JSON)         | with the job          | real-time workers     |
@@ -153,6 +155,10 @@ class Keys:
     def hits(self, model: str, minute: int) -> str:
         """Outcome counters of one minute (epoch minutes)."""
         return f"{self.prefix}:h:{model}:{minute}"
+
+    def hit_totals(self, model: str) -> str:
+        """All that `hits` counted since ever."""
+        return f"{self.prefix}:h:{model}:total"
 
     def job(self, job_id: str) -> str:
         """The job record."""

@@ -14,6 +14,7 @@ from typing import Any
 import redis
 
 from inference.errors import StoreUnavailable
+from inference.gpus import GpuUse
 from inference.keys import Keys
 
 BEAT_EVERY_S = 4.0
@@ -41,7 +42,7 @@ class WorkerBeat:
 
     `versions`: model → the versions it holds in memory. `ready`: its models are loaded and it takes tasks.
     `started_at`: epoch seconds of its own host's clock. `release`: of Forecache; None when it runs from
-    its sources.
+    its sources. `gpus`: what it may use; empty where nothing can be learnt of them.
     """
 
     name: str
@@ -53,6 +54,7 @@ class WorkerBeat:
     started_at: float
     ready: bool
     versions: Mapping[str, tuple[int, ...]]
+    gpus: tuple[GpuUse, ...] = ()
 
     @property
     def identity(self) -> str:
@@ -67,7 +69,8 @@ class WorkerBeat:
     def from_json(cls, data: dict[str, Any]) -> WorkerBeat:
         """Rebuild from `to_json`."""
         versions = {model: tuple(held) for model, held in data["versions"].items()}
-        return cls(**{**data, "queues": tuple(data["queues"]), "versions": versions})
+        gpus = tuple(GpuUse(**gpu) for gpu in data.get("gpus", ()))
+        return cls(**{**data, "queues": tuple(data["queues"]), "versions": versions, "gpus": gpus})
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,16 @@ other deployments too. Building the settings is the one thing done at import; no
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 from celery import Celery
+from celery.signals import before_task_publish
 from kombu import Exchange, Queue
 
+from inference.clock import system_clock
+from inference.queues import SENT_AT_HEADER
 from inference.services import Services
 from inference.settings import Settings, load_settings
 
@@ -87,6 +91,13 @@ def _queue(prefix: str, name: str) -> Queue:
     # must not deliver one queue's tasks to another
     full = f"{prefix}.{name}"
     return Queue(full, Exchange(full, type="direct"), routing_key=full, alias=name)
+
+
+@before_task_publish.connect  # type: ignore[untyped-decorator]  # celery has no types
+def _say_when(headers: Mapping[str, Any] | None = None, **_: Any) -> None:
+    """Write into a message of ours when it was sent, since Celery does not."""
+    if isinstance(headers, dict) and str(headers.get("task", "")).startswith("forecache."):
+        headers[SENT_AT_HEADER] = system_clock()
 
 
 @cache

@@ -15,6 +15,7 @@ from celery import Celery
 from celery.signals import worker_init, worker_ready, worker_shutdown
 
 from inference.errors import StoreUnavailable
+from inference.gpus import gpu_use
 from inference.logs import get_logger
 from inference.presence import BEAT_EVERY_S, GONE_AFTER_S, Presence, WorkerBeat
 from inference.release import installed_release
@@ -65,7 +66,7 @@ class Heartbeat:
     def beat(self) -> None:
         """Beat once; a lost beat is logged when the one before it was heard."""
         try:
-            self._presence.beat(replace(self._worker, versions=dict(self._versions())))
+            self._presence.beat(replace(self._worker, versions=dict(self._versions()), gpus=gpu_use()))
         except StoreUnavailable as error:
             if self._heard:
                 log.warning("heartbeat.lost", error=error.message)

@@ -1,7 +1,7 @@
 """`/metrics` for Prometheus: the same minute windows that every other face reads.
 
-They are gauges, not counters: the truth is in Redis and shared by all API processes, so any of them may be
-scraped, and none needs to remember anything.
+The truth is in Redis and shared by all API processes, so any of them may be scraped, and none needs to remember
+anything: also the counter goes on through restarts.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
@@ -43,11 +43,17 @@ class HitCollector(Collector):
             "Share of them answered from the store and fresh.",
             labels=["model"],
         )
+        answered = CounterMetricFamily(
+            "forecache_predictions", "Predictions answered since ever, by outcome.", labels=["model", "outcome"]
+        )
         for model in self._models:
+            totals = self._hits.totals(model)
             counts = self._hits.read(model, WINDOW_S)
             rates.add_metric([model], counts.hit_rate)
             for outcome, count in counts.outcomes.items():
                 requests.add_metric([model, outcome.value], count)
+                answered.add_metric([model, outcome.value], totals.get(outcome.value, 0))
+        yield answered
         yield requests
         yield rates
 

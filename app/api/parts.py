@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import redis
 from fastapi import Request
@@ -23,6 +23,7 @@ from inference.serving.attendance import follow_attendance
 from inference.serving.deadlines import RedisClock
 from inference.serving.job_queue import Enqueue, JobQueue
 from inference.serving.lookups import TableReader
+from inference.serving.model_path import Submit
 from inference.settings import Settings
 from inference.store import AsyncPipe
 from tasks.celery_app import REALTIME_QUEUE
@@ -91,7 +92,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
     pipe = AsyncPipe(client, timeout_s=REQUEST_SOCKET_TIMEOUT_S)
     readers = {name: services.reader(pipe, TableKind.PREDICTIONS, name) for name in settings.models}
     async with open_dispatcher(settings) as dispatcher:
-        service = PredictionService(settings, readers.__getitem__, dispatcher, recorder, clock.now)
+        service = PredictionService(settings, readers.__getitem__, _counting(dispatcher, recorder), recorder, clock.now)
         parts = Parts(
             settings=settings,
             service=service,
@@ -121,6 +122,17 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             parts.close()
             blocking.close()
             await client.aclose()
+
+
+def _counting(submit: Submit, recorder: HitRecorder) -> Submit:
+    """Return `submit` with the sizes of its micro-batches counted."""
+
+    async def counted(task: str, kwargs: Mapping[str, Any], *, deadline: float, timeout_s: float) -> dict[str, Any]:
+        rows = kwargs.get("entity_ids") or kwargs.get("instances") or ()
+        recorder.record_micro_batch(kwargs["model"], len(rows))
+        return await submit(task, kwargs, deadline=deadline, timeout_s=timeout_s)
+
+    return counted
 
 
 async def parts_of(request: Request) -> Parts:

@@ -1,4 +1,4 @@
-"""The dashboard: Flower over our Celery application, with a page of hit rates."""
+"""The dashboard: Flower over our Celery application, with pages of hit rates, runs and queues."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ def serve(settings: Settings) -> None:
         SettingsError: Flower is not installed, the port is taken, or the credentials cannot be used.
     """
     try:
-        import flower  # noqa: F401 - an optional extra: asked for here, so that the sentence below is the answer
+        # an optional extra: asked for here, so that the sentence below is the answer
+        import flower  # noqa: F401
+        import plotly  # noqa: F401
     except ModuleNotFoundError as error:
-        raise SettingsError("Flower is not installed: pip install 'forecache[dashboard]'") from error
+        raise SettingsError(f"{error.name} is not installed: pip install 'forecache[dashboard]'") from error
     from app.dashboard.server import run
 
     run(settings)

@@ -1,49 +1,60 @@
-"""The page of hit rates inside Flower, and the JSON it refreshes itself from."""
+"""Our pages inside Flower, the JSON they refresh themselves from, and what their buttons post to."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from concurrent.futures import Executor
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from flower.views import BaseHandler
+from flower.views.monitor import Metrics
 from tornado import web
-from tornado.web import StaticFileHandler, url
+from tornado.web import RequestHandler, StaticFileHandler, url
 
-from inference.errors import ForecacheError, StoreUnavailable
+from app.dashboard.actions import Action
+from app.dashboard.figures import Choice
+from app.dashboard.reading import SharedReads
+from inference.errors import BadInput, BrokerUnavailable, Conflict, ForecacheError, NotFound, StoreUnavailable
 from inference.logs import get_logger
 
 log = get_logger(__name__)
 
 STATIC_FOLDER = Path(__file__).parent / "static"
+#: longer than any id of ours
+_LONGEST_ARGUMENT = 200
 
-#: the page asks again after 2 s, so an answer later than this is worth less than the word that it is late
-READ_TIMEOUT_S = 3.0
+#: only what this server itself sends may run: no script of an address, an id or another host. Plotly sets the
+#: style attribute of what it draws
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+_STATUS: dict[type[ForecacheError], int] = {
+    NotFound: 404,
+    BadInput: 400,
+    Conflict: 409,
+    StoreUnavailable: 503,
+    BrokerUnavailable: 503,
+}
+
+#: page → reads its figures
+Readers = Mapping[str, Callable[[Choice], dict[str, Any]]]
+#: the pages in the order of their tabs: name in the address, title
+PAGES = {"hit-rates": "Hit rates", "runs": "Runs", "queues": "Queues"}
 
 
-class SharedRead:
-    """Runs a blocking read in a thread, one at a time: pages that ask meanwhile share its answer."""
+@dataclass(frozen=True)
+class Faces:
+    """What the handlers work with. `act` does what a button asks for; it blocks."""
 
-    def __init__(self, read: Callable[[], dict[str, Any]], executor: Executor) -> None:
-        self._read = read
-        self._executor = executor
-        self._running: asyncio.Future[dict[str, Any]] | None = None
-
-    async def __call__(self) -> dict[str, Any]:
-        """Return the figures.
-
-        Raises:
-            StoreUnavailable: they cannot be read, or not within 3 seconds (the read itself goes on).
-        """
-        if self._running is None or self._running.done():
-            self._running = asyncio.get_running_loop().run_in_executor(self._executor, self._read)
-        try:
-            # shielded: a page that is closed must not take the answer from the others
-            return await asyncio.wait_for(asyncio.shield(self._running), READ_TIMEOUT_S)
-        except TimeoutError as error:
-            raise StoreUnavailable(f"the cache Redis did not answer within {READ_TIMEOUT_S:.0f} s") from error
+    readers: Readers
+    act: Callable[[Action], dict[str, Any]]
+    reads: SharedReads
 
 
 class _Page(BaseHandler):  # type: ignore[misc]  # Flower ships no types
@@ -53,41 +64,109 @@ class _Page(BaseHandler):  # type: ignore[misc]  # Flower ships no types
         super().set_default_headers()
         self.set_header("Cache-Control", "no-store")
         self.set_header("X-Frame-Options", "DENY")
+        self.set_header("Referrer-Policy", "no-referrer")
+        self.set_header("Content-Security-Policy", CONTENT_SECURITY_POLICY)
+
+    def refuse(self, error: ForecacheError) -> None:
+        """Answer with an error's message and its status."""
+        self.set_status(next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500))
+        self.write({"error": error.message})
 
 
-class HitRatesPage(_Page):
-    """The page; it holds no figures of its own, so it opens while Redis is away."""
+class ShellPage(_Page):
+    """A page; it holds no figures of its own, so it opens while Redis is away."""
+
+    def initialize(self, page: str) -> None:
+        """Take what Tornado hands over for each request."""
+        self.page = page
 
     @web.authenticated
     def get(self) -> None:
         """Render the page."""
-        self.render("hit-rates.html")
+        self.render(
+            f"{self.page}.html",
+            page=self.page,
+            read_only=self.application.options.read_only,
+            plotly_version=version("plotly"),
+        )
 
 
-class HitRatesData(_Page):
-    """The figures as JSON; 503 with the reason while they cannot be read."""
+class PageData(_Page):
+    """The figures of a page as JSON; 503 with the reason while they cannot be read."""
 
-    read: SharedRead
-
-    def initialize(self, read: SharedRead) -> None:
+    def initialize(self, page: str, faces: Faces) -> None:
         """Take what Tornado hands over for each request."""
-        self.read = read
+        self.page = page
+        self.faces = faces
 
     @web.authenticated
     async def get(self) -> None:
-        """Answer with the overview."""
+        """Answer with what the address asks for."""
+        choice = Choice(*(self._argument(name) for name in ("model", "window", "run")))
         try:
-            self.write(await self.read())
+            self.write(await self.faces.reads.read((self.page, choice), lambda: self.faces.readers[self.page](choice)))
         except ForecacheError as error:
-            log.warning("dashboard.no_figures", reason=error.message)
-            self.set_status(503)
-            self.write({"error": error.message})
+            if isinstance(error, StoreUnavailable):
+                log.warning("dashboard.no_figures", page=self.page, reason=error.message)
+            self.refuse(error)
+
+    def _argument(self, name: str) -> str:
+        return str(self.get_argument(name, "", escape=False))[:_LONGEST_ARGUMENT]
 
 
-def page_handlers(read: SharedRead) -> list[url]:
+class RunActions(_Page):
+    """Takes the buttons' requests: from a page of ours, by someone with the credentials, unless read-only."""
+
+    def initialize(self, faces: Faces) -> None:
+        """Take what Tornado hands over for each request."""
+        self.faces = faces
+
+    def check_xsrf_cookie(self) -> None:
+        """Ask for the page's token also where Flower trusts basic auth: browsers send that along by themselves."""
+        super().check_xsrf_cookie()
+        RequestHandler.check_xsrf_cookie(self)
+
+    @web.authenticated
+    async def post(self) -> None:
+        """Do what was asked for."""
+        if self.application.options.read_only:
+            self.set_status(403)
+            self.write({"error": "the dashboard is read-only: [dashboard] read_only"})
+            return
+        try:
+            action = Action.from_json(_json(self.request.body))
+            done = await self.faces.reads.act(lambda: self.faces.act(action))
+        except ForecacheError as error:
+            self.refuse(error)
+            return
+        log.info("dashboard.action", action=action.name, model=action.model, run_id=action.run_id)
+        self.write(done)
+
+
+class GuardedMetrics(Metrics):  # type: ignore[misc]  # Flower ships no types
+    """Flower's own metrics, for those with the credentials; Flower itself shows them to everyone."""
+
+    @web.authenticated
+    async def get(self) -> None:
+        """Answer with Flower's metrics."""
+        await super().get()
+
+
+def page_handlers(faces: Faces, *, open_metrics: bool) -> list[url]:
     """Return the routes of our pages; templates know them by their names."""
-    return [
-        url(r"/hit-rates", HitRatesPage, name="hit-rates"),
-        url(r"/hit-rates/data", HitRatesData, {"read": read}, name="hit-rates-data"),
+    plotly = files("plotly") / "package_data"
+    routes = [url(rf"/{page}", ShellPage, {"page": page}, name=page) for page in PAGES]
+    routes += [url(rf"/{page}/data", PageData, {"page": page, "faces": faces}, name=f"{page}-data") for page in PAGES]
+    routes += [
+        url(r"/runs/actions", RunActions, {"faces": faces}, name="runs-actions"),
+        url(r"/forecache/(plotly\.min\.js)", StaticFileHandler, {"path": str(plotly)}, name="forecache-plotly"),
         url(r"/forecache/(.*)", StaticFileHandler, {"path": str(STATIC_FOLDER)}, name="forecache-static"),
     ]
+    return routes if open_metrics else [*routes, url(r"/metrics", GuardedMetrics)]
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError as error:
+        raise BadInput("the body is no JSON") from error

@@ -7,23 +7,28 @@ import logging
 import signal
 import socket
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import Celery
-from flower.app import Flower
+from flower.app import Flower, rewrite_handler
 from flower.options import default_options
 from flower.urls import settings as flower_settings
+from flower.utils import prepend_url
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
+from app.dashboard.actions import Action
 from app.dashboard.credentials import Credentials, find_credentials
-from app.dashboard.figures import LiveData, read_overview
-from app.dashboard.pages import SharedRead, page_handlers
+from app.dashboard.figures import LiveData, read_hit_rates, read_queues, read_runs
+from app.dashboard.pages import Faces, Readers, page_handlers
+from app.dashboard.reading import SharedReads
 from app.dashboard.theme import Templates
-from inference.errors import SettingsError
+from inference.errors import BrokerUnavailable, NotFound, SettingsError
 from inference.logs import configure_logging, get_logger
-from inference.settings import Settings
+from inference.settings import DashboardSettings, Settings
+
+if TYPE_CHECKING:
+    from inference.batch import RunView
 
 log = get_logger(__name__)
 
@@ -45,8 +50,7 @@ def run(settings: Settings) -> None:
     logging.getLogger("flower.inspector").setLevel(logging.ERROR)
     sockets = _listen(settings.dashboard.host, settings.dashboard.port)
     credentials = find_credentials(settings)
-    data = live_data(settings)
-    flower = build_flower(celery_app, credentials, partial(read_overview, data))
+    flower = build_flower(celery_app, settings.dashboard, credentials, live_readers(settings), act)
     HTTPServer(flower).add_sockets(sockets)
     for number in (signal.SIGINT, signal.SIGTERM):
         flower.io_loop.asyncio_loop.add_signal_handler(number, flower.stop)
@@ -54,30 +58,83 @@ def run(settings: Settings) -> None:
     flower.start()
 
 
-def build_flower(celery_app: Celery, credentials: Credentials, read: Callable[[], dict[str, Any]]) -> Flower:
+def build_flower(
+    celery_app: Celery,
+    settings: DashboardSettings,
+    credentials: Credentials,
+    readers: Readers,
+    act: Callable[[Action], dict[str, Any]],
+) -> Flower:
     """Return Flower with our pages; only whoever has the credentials gets in. Nothing connects yet."""
+    prefix = settings.url_prefix.strip("/")
     default_options.basic_auth = [credentials.basic_auth]
+    default_options.url_prefix = prefix or None
+    default_options.read_only = settings.read_only
     # its pages ask the process-wide default application for the time zone
     celery_app.set_default()
-    templates = Templates(flower_settings["template_path"])
-    flower = Flower(capp=celery_app, options=default_options, **{**flower_settings, "template_loader": templates})
-    flower.add_handlers(r".*", page_handlers(SharedRead(read, flower.executor)))
+    own = {"template_loader": Templates(flower_settings["template_path"])}
+    if prefix:  # as Flower's own command does
+        own |= {name: prepend_url(flower_settings[name], prefix) for name in ("login_url", "static_url_prefix")}
+    flower = Flower(capp=celery_app, options=default_options, **{**flower_settings, **own})
+    faces = Faces(readers, act, SharedReads(flower.executor))
+    handlers = page_handlers(faces, open_metrics=settings.open_metrics)
+    flower.add_handlers(r".*", [rewrite_handler(one, prefix) for one in handlers] if prefix else handlers)
     return flower
+
+
+def live_readers(settings: Settings) -> Readers:
+    """Return what reads the pages' figures of the deployment that the settings describe."""
+    data = live_data(settings)
+    return {
+        "hit-rates": lambda choice: read_hit_rates(data, choice),
+        "runs": lambda choice: read_runs(data, choice),
+        "queues": lambda _: read_queues(data),
+    }
 
 
 def live_data(settings: Settings) -> LiveData:
     """Return the figures of the deployment that the settings describe."""
     from inference.hits import HitWindows
+    from inference.presence import Presence
     from tasks.celery_app import services
+    from tasks.queues import Queues
     from tasks.runs import runs
 
-    windows = HitWindows(services().cache, services().keys)
+    own = services()
+    windows = HitWindows(own.cache, own.keys)
+
+    def run_of(model: str, generation: int) -> RunView | None:
+        manifest = own.predictions(model).manifest(generation)
+        if manifest is None or manifest.run_id is None:
+            return None
+        try:
+            return runs().show(manifest.run_id)
+        except NotFound:
+            return None
+
     return LiveData(
         models=sorted(settings.models),
-        hits=windows.read,
-        in_service=lambda model: services().predictions(model).pointer(),
+        statistics=windows.statistics,
+        series=windows.series,
+        in_service=lambda model: own.predictions(model).pointer(),
+        run_of=run_of,
         runs=lambda model, limit: runs().list(model, limit=limit),
+        details=lambda run_id: runs().details(run_id),
+        queues=Queues(settings).read,
+        roster=Presence(own.cache, own.keys).roster,
     )
+
+
+def act(action: Action) -> dict[str, Any]:
+    """Do what a button asks for, and wake the maintenance worker."""
+    from tasks.runs import poke, runs
+
+    done = action.do(runs())
+    try:
+        poke()
+    except BrokerUnavailable as error:  # the reconciler looks by itself within seconds
+        log.warning("run.not_hurried", action=action.name, error=error.message)
+    return done
 
 
 def _listen(host: str, port: int) -> list[socket.socket]:
@@ -96,9 +153,10 @@ def _listen(host: str, port: int) -> list[socket.socket]:
 def _announce(settings: Settings, credentials: Credentials) -> None:
     """Say where it is and where its password stands; the password itself is never logged."""
     host, port = settings.dashboard.host, settings.dashboard.port
+    root = f"http://{f'[{host}]' if ':' in host else host}:{port}/{settings.dashboard.url_prefix.strip('/')}"
     log.info(
         "dashboard.ready",
-        url=f"http://{f'[{host}]' if ':' in host else host}:{port}/hit-rates",
+        url=f"{root.rstrip('/')}/hit-rates",
         username=credentials.username,
         password_in=str(credentials.file or "the settings"),
     )

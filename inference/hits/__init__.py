@@ -1,6 +1,7 @@
-"""Hit statistics: outcomes counted by the minute in Redis, one truth for every face."""
+"""Hit statistics: outcomes and latencies counted by the minute in Redis, one truth for every face."""
 
 from inference.hits.recorder import HitRecorder
-from inference.hits.windows import HitCounts, HitWindows
+from inference.hits.statistics import HitCounts, Statistics
+from inference.hits.windows import HitWindows, Point
 
-__all__ = ["HitCounts", "HitRecorder", "HitWindows"]
+__all__ = ["HitCounts", "HitRecorder", "HitWindows", "Point", "Statistics"]

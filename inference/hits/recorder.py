@@ -1,4 +1,4 @@
-"""Counts outcomes in memory and adds them to Redis once a second."""
+"""Counts outcomes, latencies and ages in memory and adds them to Redis once a second."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import redis
 import redis.asyncio
 
 from inference.clock import Clock, system_clock
+from inference.hits.histograms import AGE, HIT_LATENCY, MICRO_BATCH, MISS_LATENCY
 from inference.keys import Keys
 from inference.logs import get_logger
 from inference.outcomes import Outcome
@@ -27,14 +28,24 @@ class HitRecorder:
         self._client = client
         self._keys = keys
         self._clock = clock
-        self._counts: Counter[tuple[str, Outcome]] = Counter()
+        self._counts: Counter[tuple[str, str]] = Counter()
 
-    def record(self, model: str, outcome: Outcome, count: int = 1) -> None:
-        """Count `count` more of an outcome."""
-        self._counts[model, outcome] += count
+    def record(self, model: str, outcome: Outcome, count: int = 1, *, age_s: float | None = None) -> None:
+        """Count `count` more of an outcome; `age_s`: of the features behind the answer, None for a default."""
+        self._counts[model, outcome.value] += count
+        if age_s is not None:
+            self._counts[model, AGE.field_of(age_s)] += count
+
+    def record_latency(self, model: str, took_s: float, *, hit: bool) -> None:
+        """Count one request's duration; `hit`: all of it was answered from the store, and fresh."""
+        self._counts[model, (HIT_LATENCY if hit else MISS_LATENCY).field_of(took_s)] += 1
+
+    def record_micro_batch(self, model: str, rows: int) -> None:
+        """Count one message that was sent to the real-time workers."""
+        self._counts[model, MICRO_BATCH.field_of(rows)] += 1
 
     async def flush(self) -> None:
-        """Add what was counted to the current minute in Redis.
+        """Add what was counted to the current minute and to the totals in Redis.
 
         When Redis does not answer, the counts are dropped and the loss is logged: it may have taken them, and
         counting twice would be worse.
@@ -44,14 +55,17 @@ class HitRecorder:
             return
         minute = int(self._clock() // 60)
         pipeline = self._client.pipeline(transaction=False)
-        for (model, outcome), count in counts.items():
-            pipeline.hincrby(self._keys.hits(model, minute), outcome.value, count)
+        for (model, field), count in counts.items():
+            pipeline.hincrby(self._keys.hits(model, minute), field, count)
+            pipeline.hincrby(self._keys.hit_totals(model), field, count)
         for model in {model for model, _ in counts}:
             pipeline.expire(self._keys.hits(model, minute), KEEP_S)
         try:
             await pipeline.execute()
         except (redis.RedisError, OSError) as error:
-            log.warning("hits.dropped", count=counts.total(), error=type(error).__name__)
+            outcomes = set(Outcome)
+            lost = sum(count for (_, field), count in counts.items() if field in outcomes)
+            log.warning("hits.dropped", count=lost, error=type(error).__name__)
 
     async def run(self, *, every_s: float = FLUSH_EVERY_S) -> None:
         """Flush again and again; when cancelled, flush what is left and end."""

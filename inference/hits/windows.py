@@ -1,74 +1,132 @@
-"""Reads the minute counters back as totals over a window."""
+"""Reads the minute counters back, as totals over a window or as a series of points."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from sys import intern
 from typing import Any
 
 import redis
 
 from inference.clock import Clock, system_clock
 from inference.errors import StoreUnavailable
+from inference.hits.statistics import HitCounts, Statistics
 from inference.keys import Keys
-from inference.outcomes import Outcome
 
 #: a week: counters are kept for a day longer
 MAX_WINDOW_S = 7 * 24 * 3600
+#: window in seconds → minutes that one point of its series stands for
+POINT_MINUTES = {300: 1, 3600: 1, 24 * 3600: 10}
+#: a minute that is over for so long is not added to any more: flushes are late by a second or two
+_CLOSED_AFTER_MIN = 3
+#: minutes kept in memory for each model, a day
+_MOST_REMEMBERED = 24 * 60 + 10
+
+#: field → count, of one minute or of several
+Fields = Mapping[str, int]
 
 
 @dataclass(frozen=True)
-class HitCounts:
-    """What became of the requests of one window; `outcomes` names all seven."""
+class Point:
+    """One point of a series. `at`: the start of its first minute, epoch seconds."""
 
-    outcomes: dict[Outcome, int]
-
-    @property
-    def total(self) -> int:
-        """All requests counted."""
-        return sum(self.outcomes.values())
-
-    @property
-    def hit_rate(self) -> float:
-        """Share of requests answered from the store and fresh, 0 to 1; 0 when there were none."""
-        hits = sum(count for outcome, count in self.outcomes.items() if outcome.is_hit)
-        return hits / self.total if self.total else 0.0
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values: `total`, `hit_rate`, and `outcomes`, all seven in their order."""
-        outcomes = {outcome.value: self.outcomes.get(outcome, 0) for outcome in Outcome}
-        return {"total": self.total, "hit_rate": self.hit_rate, "outcomes": outcomes}
+    at: int
+    statistics: Statistics
 
 
 class HitWindows:
-    """Reads hit statistics. Synchronous: callers with an event loop use a thread."""
+    """Reads hit statistics. Synchronous: callers with an event loop use a thread.
+
+    Minutes that are over are read once and remembered, so a page that asks every 2 seconds costs little.
+    """
 
     def __init__(self, client: redis.Redis, keys: Keys, clock: Clock = system_clock) -> None:
-        self._client = client
+        self._client: Any = client  # redis-py types every answer as every possible one
         self._keys = keys
         self._clock = clock
+        self._closed: dict[tuple[str, int], Fields] = {}
 
     def read(self, model: str, window_s: float) -> HitCounts:
-        """Return the counts of every minute that the last `window_s` seconds touch (at most a week).
+        """Return the outcomes of every minute that the last `window_s` seconds touch (at most a week).
 
         Raises:
             StoreUnavailable: Redis did not answer.
         """
+        return self.statistics(model, window_s).counts
+
+    def statistics(self, model: str, window_s: float) -> Statistics:
+        """Return all that was counted in every minute that the last `window_s` seconds touch (at most a week).
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        return Statistics.of(_sum(self._minutes(model, self._window(window_s))))
+
+    def series(self, model: str, window_s: int) -> list[Point]:
+        """Return the window in points of equal length, oldest first; `window_s` is one of `POINT_MINUTES`.
+
+        The last point is the one that is still going on.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        length, window = POINT_MINUTES[window_s], self._window(window_s)
+        # points start at whole multiples of their length: a past point never changes
+        minutes = range(window.start // length * length, window.stop)
+        fields = self._minutes(model, minutes)
+        starts = range(0, len(minutes), length)
+        return [Point(minutes[start] * 60, Statistics.of(_sum(fields[start : start + length]))) for start in starts]
+
+    def totals(self, model: str) -> Fields:
+        """Return the fields of all that was ever counted; they only grow.
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        try:
+            return _decoded(self._client.hgetall(self._keys.hit_totals(model)))
+        except (redis.RedisError, OSError) as error:
+            raise _unavailable() from error
+
+    def _window(self, window_s: float) -> range:
         now = self._clock()
-        first = int((now - min(window_s, MAX_WINDOW_S)) // 60)
+        return range(int((now - min(window_s, MAX_WINDOW_S)) // 60), int(now // 60) + 1)
+
+    def _minutes(self, model: str, minutes: Sequence[int]) -> list[Fields]:
+        unknown = [minute for minute in minutes if (model, minute) not in self._closed]
         pipeline = self._client.pipeline(transaction=False)
-        for minute in range(first, int(now // 60) + 1):
+        for minute in unknown:
             pipeline.hgetall(self._keys.hits(model, minute))
         try:
-            return HitCounts(_sum(pipeline.execute()))
+            read = dict(zip(unknown, map(_decoded, pipeline.execute()), strict=True))
         except (redis.RedisError, OSError) as error:
-            raise StoreUnavailable("the hit counters cannot be read: Redis does not answer") from error
+            raise _unavailable() from error
+        found = [self._closed.get((model, minute)) or read.get(minute, {}) for minute in minutes]
+        self._remember(model, read, minutes[-1])
+        return found
+
+    def _remember(self, model: str, read: Mapping[int, Fields], now: int) -> None:
+        """Keep minutes that are over and not empty: an empty one costs next to nothing to read."""
+        closed = {minute: fields for minute, fields in read.items() if fields and minute < now - _CLOSED_AFTER_MIN}
+        self._closed.update({(model, minute): fields for minute, fields in closed.items()})
+        # a copy: other threads may be adding
+        for key in [key for key in list(self._closed) if key[0] == model and key[1] < now - _MOST_REMEMBERED]:
+            self._closed.pop(key, None)
 
 
-def _sum(minutes: Iterable[Mapping[bytes, Any]]) -> dict[Outcome, int]:
+def _decoded(minute: Mapping[bytes, Any]) -> Fields:
+    # a day of minutes holds each name a thousand times
+    return {intern(name.decode()): int(count) for name, count in minute.items()}
+
+
+def _sum(minutes: Iterable[Fields]) -> Fields:
     totals: Counter[str] = Counter()
     for minute in minutes:
-        for outcome, count in minute.items():
-            totals[outcome.decode()] += int(count)
-    return {outcome: totals[outcome.value] for outcome in Outcome}
+        totals.update(minute)
+    return totals
+
+
+def _unavailable() -> StoreUnavailable:
+    return StoreUnavailable("the hit counters cannot be read: Redis does not answer")

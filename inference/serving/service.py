@@ -16,10 +16,13 @@ from inference.settings import Settings
 
 
 class OutcomeRecorder(Protocol):
-    """Counts what became of requests."""
+    """Counts what became of requests; never blocks and never fails."""
 
-    def record(self, model: str, outcome: Outcome, count: int = 1) -> None:
-        """Count `count` more of an outcome; never blocks and never fails."""
+    def record(self, model: str, outcome: Outcome, count: int = 1, *, age_s: float | None = None) -> None:
+        """Count `count` more of an outcome; `age_s`: of the features behind the answer, None for a default."""
+
+    def record_latency(self, model: str, took_s: float, *, hit: bool) -> None:
+        """Count one request's duration; `hit`: all of it was answered from the store, and fresh."""
 
 
 class PredictionService:
@@ -38,6 +41,7 @@ class PredictionService:
     ) -> None:
         self._settings = settings
         self._hits = hits
+        self._clock = clock
         self._paths = {
             name: ModelPath(name, model, readers(name), submit, clock) for name, model in settings.models.items()
         }
@@ -61,12 +65,13 @@ class PredictionService:
             UnknownModel: no such model, or none named and several configured.
         """
         path = self._path(model)
-        until = asyncio.get_running_loop().time() + path.budget_s(timeout_s)
+        started = asyncio.get_running_loop().time()
+        until = started + path.budget_s(timeout_s)
         if overrides:
             answers = await path.compute_apart(entity_ids, until, overrides=overrides)
         else:
             answers = await path.predict(entity_ids, until, max_staleness_s=max_staleness_s)
-        self._count(path.name, answers)
+        self._count(path.name, answers, started)
         return answers
 
     async def predict_instances(
@@ -78,9 +83,10 @@ class PredictionService:
             UnknownModel: no such model, or none named and several configured.
         """
         path = self._path(model)
-        until = asyncio.get_running_loop().time() + path.budget_s(timeout_s)
+        started = asyncio.get_running_loop().time()
+        until = started + path.budget_s(timeout_s)
         answers = await path.compute_instances(instances, until)
-        self._count(path.name, answers)
+        self._count(path.name, answers, started)
         return answers
 
     def workers_heard(self, present: bool) -> None:
@@ -97,10 +103,19 @@ class PredictionService:
         name, _ = self._settings.model(model)
         return self._paths[name]
 
-    def _count(self, model: str, answers: Sequence[Answer | ForecacheError]) -> None:
+    def _count(self, model: str, answers: Sequence[Answer | ForecacheError], started: float) -> None:
         """Count answers by outcome, our own failures as shed, and the client's mistakes not at all."""
+        now, counted, hits = self._clock(), 0, 0
         for answer in answers:
             if isinstance(answer, Answer):
-                self._hits.record(model, answer.outcome)
+                age_s = None if answer.as_of is None else now - answer.as_of
+                self._hits.record(model, answer.outcome, age_s=age_s)
+                hits += answer.outcome.is_hit
             elif not isinstance(answer, BadInput | UnknownEntity):
                 self._hits.record(model, Outcome.SHED)
+            else:
+                continue
+            counted += 1
+        if counted:
+            took_s = asyncio.get_running_loop().time() - started
+            self._hits.record_latency(model, took_s, hit=hits == counted)

@@ -153,12 +153,19 @@ class ApiSettings(Section):
 
 
 class DashboardSettings(Section):
-    """Flower. Without a password one is generated on first start and kept in `.forecache/`."""
+    """Flower. Without a password one is generated on first start and kept in `.forecache/`.
+
+    `url_prefix`: where a proxy shows it, such as "flower". `read_only`: nothing can be started or stopped there.
+    `open_metrics`: Flower's own `/metrics` asks for no password.
+    """
 
     host: str = "127.0.0.1"
     port: Port = 5555
     username: str = "forecache"
     password: SecretStr | None = None
+    url_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]*$")] = ""
+    read_only: bool = False
+    open_metrics: bool = False
 
 
 class WorkerSettings(Section):

@@ -219,6 +219,7 @@ async def test_hit_miss_and_unknown_are_counted_and_answered_each_in_its_way(
     metrics = (await http.get("/metrics")).text
     assert 'forecache_requests_5m{model="delay",outcome="computed"} 1.0' in metrics
     assert 'forecache_hit_rate_5m{model="delay"} 0.5' in metrics
+    assert 'forecache_predictions_total{model="delay",outcome="computed"} 1.0' in metrics
 
 
 async def test_an_outage_of_the_store_is_a_503_that_says_when_to_come_back(

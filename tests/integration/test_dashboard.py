@@ -42,7 +42,8 @@ def count(client: redis.Redis, outcome: Outcome, number: int, *, minutes_ago: in
     client.hincrby(Keys("forecache").hits("delay", int(time.time() // 60) - minutes_ago), outcome.value, number)
 
 
-PAGES = ["/", "/workers", "/tasks", "/broker", "/hit-rates", "/hit-rates/data", "/api/workers", "/api/tasks"]
+OWN_PAGES = ["/hit-rates", "/hit-rates/data", "/runs", "/runs/data", "/queues", "/queues/data"]
+PAGES = ["/", "/workers", "/tasks", "/broker", "/metrics", "/api/workers", "/api/tasks", *OWN_PAGES]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -54,7 +55,7 @@ def test_nobody_gets_in_without_the_credentials(dashboard, page, auth):
         assert answer.headers["WWW-Authenticate"].startswith("Basic")
 
 
-@pytest.mark.parametrize("page", ["/", "/tasks", "/broker", "/hit-rates", "/hit-rates/data", "/api/tasks"])
+@pytest.mark.parametrize("page", ["/", "/tasks", "/broker", "/metrics", "/api/tasks", *OWN_PAGES])
 def test_every_page_opens_with_the_credentials(dashboard, counters, page):
     assert dashboard.get(page).status_code == 200
 
@@ -68,8 +69,12 @@ def test_the_page_loads_nothing_from_elsewhere_and_its_parts_are_there(dashboard
     page = dashboard.get("/hit-rates")
     assert not any(f'{attribute}="http' in page.text for attribute in ("src", "data-url"))
     assert page.headers["X-Frame-Options"] == "DENY"
-    for part in ("/forecache/hit-rates.js", "/forecache/hit-rates.css"):
-        assert part in page.text
+    for part in (
+        "/forecache/hit-rates.js",
+        "/forecache/page.js",
+        "/forecache/forecache.css",
+        "/forecache/plotly.min.js",
+    ):
         assert dashboard.get(part).status_code == 200
 
 
@@ -78,14 +83,73 @@ def test_the_figures_are_those_of_the_minute_counters(dashboard, counters):
     count(counters, Outcome.COMPUTED, 30)
     count(counters, Outcome.SHED, 100, minutes_ago=30)
     count(counters, Outcome.HIT_REALTIME, 200, minutes_ago=600)
-    model = dashboard.get("/hit-rates/data").json()["models"][0]
+    model = dashboard.get("/hit-rates/data").json()["model"]
     assert [window["total"] for window in model["windows"]] == [100, 200, 400]
     assert [window["hit_rate"] for window in model["windows"]] == [0.7, 0.35, 0.675]
     assert model["windows"][0]["outcomes"] == {outcome.value: 0 for outcome in Outcome} | {
         "hit_batch": 70,
         "computed": 30,
     }
-    assert (model["model"], model["generation"], model["active_version"], model["runs"]) == ("delay", None, None, [])
+    assert (model["model"], model["serving"]["generation"], model["serving"]["active_version"]) == ("delay", None, None)
+    assert [point["total"] for point in model["points"]][-1] == 100
+    assert dashboard.get("/runs/data").json()["runs"] == []
+
+
+@pytest.mark.parametrize(
+    ("address", "status"),
+    [("?model=<b>", 404), ("?window=2y", 400), ("?window=1h&model=delay", 200), ("?model=" + "x" * 9000, 404)],
+)
+def test_the_address_chooses_model_and_window_and_nothing_else(dashboard, counters, address, status):
+    assert dashboard.get("/hit-rates/data" + address).status_code == status
+
+
+@pytest.mark.parametrize("page", ["/hit-rates", "/runs", "/queues"])
+def test_only_what_the_server_itself_sends_may_run_in_our_pages(dashboard, page):
+    policy = dashboard.get(page).headers["Content-Security-Policy"]
+    assert "script-src 'self';" in policy
+    assert "unsafe-eval" not in policy
+
+
+def test_a_button_needs_the_pages_token_the_same_site_and_a_sound_request(dashboard, counters):
+    with httpx.Client(base_url=dashboard.url, auth=dashboard.auth, timeout=20) as browser:
+        page = browser.get("/runs").text
+        token = page.split('data-xsrf="')[1].split('"')[0]
+
+        def press(body, **headers):
+            return browser.post("/runs/actions", content=body, headers=headers)
+
+        start = json.dumps({"action": "start", "model": "delay"})
+        assert press(start).status_code == 403
+        assert press(start, **{"X-XSRFToken": "2|aaaa|bbbb|1"}).status_code == 403
+        assert press(start, **{"X-XSRFToken": token, "Sec-Fetch-Site": "cross-site"}).status_code == 403
+        assert press("{", **{"X-XSRFToken": token}).status_code == 400
+        refused = press(start, **{"X-XSRFToken": token})
+        assert (refused.status_code, "source" in refused.json()["error"]) == (400, True)
+        unknown = press(json.dumps({"action": "cancel", "run_id": "<b>"}), **{"X-XSRFToken": token})
+        assert unknown.status_code == 404
+    assert counters.keys("forecache:r:*") == []
+
+
+def test_behind_a_prefix_and_read_only_everything_is_there_but_the_buttons(redis_server, tmp_path):
+    process = DashboardProcess(tmp_path, redis_server.url(1), more="url_prefix = '/flower/'\nread_only = true\n")
+    process.start().wait_ready(path="/flower/healthcheck")
+    try:
+        page = process.get("/flower/runs")
+        assert 'data-url="/flower/runs/data"' in page.text
+        assert 'href="/flower/queues"' in page.text
+        assert "read-only" in page.text
+        assert process.get("/flower/hit-rates/data").status_code == 200
+        assert process.get("/flower/forecache/plotly.min.js").status_code == 200
+        assert process.get("/hit-rates").status_code == 404
+        assert httpx.get(process.url + "/flower/runs").status_code == 401
+        token = page.text.split('data-xsrf="')[1].split('"')[0]
+        pressed = httpx.post(
+            process.url + "/flower/runs/actions", auth=process.auth, cookies=dict(page.cookies),
+            headers={"X-XSRFToken": token}, json={"action": "start", "model": "delay"},
+        )  # fmt: skip
+        assert (pressed.status_code, "read-only" in pressed.json()["error"]) == (403, True)
+    finally:
+        process.stop()
 
 
 def test_the_log_says_where_it_is_and_never_the_password(dashboard):

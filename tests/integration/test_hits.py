@@ -64,7 +64,7 @@ async def test_two_processes_add_up_and_old_minutes_leave_the_window(
 async def test_counters_expire_after_the_longest_window(recorder: HitRecorder, redis_client: redis.Redis) -> None:
     recorder.record("delay", Outcome.COMPUTED)
     await recorder.flush()
-    [key] = redis_client.keys("test:h:*")
+    [key] = redis_client.keys("test:h:*:[0-9]*")
     assert 7 * 24 * 3600 < redis_client.ttl(key) <= 8 * 24 * 3600
 
 
@@ -98,3 +98,37 @@ async def test_what_is_left_is_flushed_at_the_end(
 def test_an_outage_is_an_error_and_not_a_hit_rate_of_zero() -> None:
     with redis.Redis(port=free_port(), retry=None) as nowhere, pytest.raises(StoreUnavailable):
         HitWindows(nowhere, KEYS).read("delay", 60)
+
+
+async def test_a_series_adds_up_to_its_window_and_tells_when(
+    recorder: HitRecorder, redis_client: redis.Redis, clock: Clock
+) -> None:
+    windows = HitWindows(redis_client, KEYS, clock)
+    for _ in range(4):
+        recorder.record("delay", Outcome.HIT_BATCH, 10, age_s=60.0)
+        recorder.record_latency("delay", 0.001, hit=True)
+        recorder.record_micro_batch("delay", 3)
+        await recorder.flush()
+        clock.now += 60
+    points = windows.series("delay", 300)
+    assert [point.statistics.counts.total for point in points] == [0, 10, 10, 10, 10, 0]
+    assert points[-1].at == clock.now // 60 * 60
+    assert sum(point.statistics.hit_latency.total for point in windows.series("delay", 24 * 3600)) == 4
+    assert windows.statistics("delay", 300).micro_batch.total == 4
+    assert windows.totals("delay")["hit_batch"] == 40
+
+
+async def test_minutes_that_are_over_are_read_once_and_late_ones_again(
+    recorder: HitRecorder, redis_client: redis.Redis, clock: Clock
+) -> None:
+    windows = HitWindows(redis_client, KEYS, clock)
+    recorder.record("delay", Outcome.COMPUTED)
+    await recorder.flush()
+    assert windows.read("delay", 3600).total == 1
+    recorder.record("delay", Outcome.COMPUTED)
+    await recorder.flush()
+    assert windows.read("delay", 3600).total == 2
+    clock.now += 600
+    assert windows.read("delay", 3600).total == 2
+    redis_client.flushdb()
+    assert windows.read("delay", 3600).total == 2

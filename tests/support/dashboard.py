@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -12,7 +11,6 @@ from pathlib import Path
 import httpx
 
 from tests.support.ports import free_port
-from tests.support.redis_server import missing
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,9 +27,14 @@ except ForecacheError as error:
 
 
 class DashboardProcess:
-    """`username` and `password` are fixed by the settings unless `password` is None: then one is generated."""
+    """`username` and `password` are fixed by the settings unless `password` is None: then one is generated.
 
-    def __init__(self, folder: Path, redis_url: str, *, password: str | None = "sesame", code: str = _SERVE) -> None:
+    `more`: further lines of the section `[dashboard]`.
+    """
+
+    def __init__(
+        self, folder: Path, redis_url: str, *, password: str | None = "sesame", code: str = _SERVE, more: str = ""
+    ) -> None:
         self.folder = folder
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -41,7 +44,7 @@ class DashboardProcess:
         self.process: subprocess.Popen[bytes] | None = None
         settings = f'[redis]\nurl = "{redis_url}"\ncache_url = "{redis_url}"\n[dashboard]\nport = {self.port}\n'
         settings += f'password = "{password}"\n' if password else ""
-        (folder / "forecache.toml").write_text(settings + '[models.delay]\npath = "models/delay"\n')
+        (folder / "forecache.toml").write_text(settings + more + '[models.delay]\npath = "models/delay"\n')
 
     def start(self, **environment: str) -> DashboardProcess:
         with self.log_file.open("wb") as log:
@@ -54,11 +57,11 @@ class DashboardProcess:
             )
         return self
 
-    def wait_ready(self, timeout_s: float = 40) -> DashboardProcess:
+    def wait_ready(self, timeout_s: float = 40, *, path: str = "/healthcheck") -> DashboardProcess:
         end = time.monotonic() + timeout_s
         while True:
             try:
-                httpx.get(f"{self.url}/healthcheck").raise_for_status()
+                httpx.get(f"{self.url}{path}").raise_for_status()
                 return self
             except httpx.TransportError:
                 assert self.process
@@ -80,17 +83,3 @@ class DashboardProcess:
         finally:
             self.process.kill()
             self.process.wait(10)
-
-
-def chromium(folder: Path, *arguments: str) -> str:
-    """Run headless chromium once over a new profile and return what it printed."""
-    binary = shutil.which("chromium") or missing("chromium")
-    finished = subprocess.run(
-        [
-            str(binary), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            f"--user-data-dir={folder / 'profile'}", *arguments,
-        ],
-        capture_output=True, text=True, timeout=90, check=True,
-    )  # fmt: skip
-    return finished.stdout

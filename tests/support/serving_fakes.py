@@ -98,10 +98,16 @@ class FakeWorkers:
 
 
 class FakeRecorder:
-    """Counts outcomes."""
+    """Counts outcomes, and keeps ages and durations with whether they were of hits."""
 
     def __init__(self) -> None:
         self.counts: Counter[Outcome] = Counter()
+        self.ages_s: list[float | None] = []
+        self.latencies: list[tuple[bool, float]] = []
 
-    def record(self, model: str, outcome: Outcome, count: int = 1) -> None:
+    def record(self, model: str, outcome: Outcome, count: int = 1, *, age_s: float | None = None) -> None:
         self.counts[outcome] += count
+        self.ages_s.append(age_s)
+
+    def record_latency(self, model: str, took_s: float, *, hit: bool) -> None:
+        self.latencies.append((hit, took_s))

@@ -36,13 +36,14 @@ class Stack:
     def __init__(self, folder: Path, models_toml: str, *, broker_url: str | None = None) -> None:
         self.folder = folder
         self.redis = RedisServer(folder / "redis", appendonly=True)
-        self.api_port = free_port()
+        self.api_port, self.dashboard_port = free_port(), free_port()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "forecache.toml").write_text(
             f'[redis]\nurl = "{self.redis.url(0)}"\ncache_url = "{self.redis.url(1)}"\n'
             + (f'[celery]\nbroker_url = "{broker_url}"\n' if broker_url else "")
-            + f"[api]\nport = {self.api_port}\n{models_toml}"
+            + f"[api]\nport = {self.api_port}\n"
+            + f'[dashboard]\nport = {self.dashboard_port}\npassword = "sesame"\nurl_prefix = "flower"\n{models_toml}'
         )
 
     def __enter__(self) -> Stack:
@@ -68,8 +69,13 @@ class Stack:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.api_port}"
 
+    @property
+    def dashboard_url(self) -> str:
+        """Where Flower is, under a prefix and with what its basic auth asks for."""
+        return f"http://forecache:sesame@127.0.0.1:{self.dashboard_port}/flower"
+
     def start(self, *names: str) -> None:
-        """Start `gpu`, `realtime`, `maintenance`, `beat` or `api`; a suffix (`gpu-2`) starts another of the kind."""
+        """Start `gpu`, `realtime`, `maintenance`, `beat`, `api` or `dashboard`; a suffix (`gpu-2`): one more."""
         for name in names:
             log = (self.folder / f"{name}.log").open("ab")
             argv = [sys.executable, "-P", "-m", *self._command(name.split("-")[0], name)]
@@ -81,7 +87,7 @@ class Stack:
     def _command(self, kind: str, name: str) -> list[str]:
         if kind in WORKERS:
             return ["workers", kind, "-n", f"{name}@%h"]
-        return {"beat": ["beat_schedule"], "api": ["app.cli", "api"]}[kind]
+        return ["beat_schedule"] if kind == "beat" else ["app.cli", kind]
 
     def stop(self, name: str, how: signal.Signals) -> None:
         process = self.processes.pop(name)

@@ -1,4 +1,4 @@
-"""What the hit-rate page is told, from figures that stand still."""
+"""What the pages are told, from figures that stand still."""
 
 from __future__ import annotations
 
@@ -6,14 +6,23 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-from app.dashboard.figures import RUNS_SHOWN, LiveData, read_overview
-from inference.hits import HitCounts
-from inference.outcomes import Outcome
+import pytest
+
+from app.dashboard.figures import RUNS_SHOWN, Choice, LiveData, read_hit_rates, read_queues, read_runs
+from inference.errors import BadInput, BrokerUnavailable, NotFound
+from inference.hits import Point, Statistics
+from inference.presence import Roster
+from inference.queues import QueueState
 
 
 @dataclass
 class Run:
     run_id: str
+    rows_total: int | None = 100
+    rows_done: int = 100
+    rows_quarantined: int = 4
+    finished_at: float | None = 1_700_000_000.0
+    gates: Any = (SimpleNamespace(name="coverage", detail="96 of 96"),)
 
     def to_json(self) -> dict[str, Any]:
         return {"run_id": self.run_id}
@@ -23,53 +32,95 @@ class Run:
 class Figures:
     """Counts by window, the same for every model."""
 
-    counts: dict[int, dict[Outcome, int]] = field(default_factory=dict)
+    counts: dict[int, dict[str, int]] = field(default_factory=dict)
     pointer: Any = field(default_factory=lambda: SimpleNamespace(current=None, previous=None, active_version=None))
     history: list[Run] = field(default_factory=list)
+    states: list[QueueState] = field(default_factory=list)
+    broker_down: bool = False
 
     def data(self, *models: str) -> LiveData:
         return LiveData(
             models=models,
-            hits=self._hits,
+            statistics=lambda _model, window_s: Statistics.of(self.counts.get(window_s, {})),
+            series=lambda _model, window_s: [Point(1_700_000_000, Statistics.of(self.counts.get(window_s, {})))],
             in_service=lambda _model: self.pointer,
+            run_of=lambda _model, _generation: self.history[0] if self.history else None,
             runs=lambda _model, limit: self.history[:limit],
+            details=lambda run_id: Run(f"details of {run_id}"),
+            queues=self._queues,
+            roster=lambda _queue: Roster((), {"gpu@old pid 1": 20.0}),
         )
 
-    def _hits(self, _model: str, window_s: int) -> HitCounts:
-        return HitCounts(self.counts.get(window_s, {}))
+    def _queues(self) -> list[QueueState]:
+        if self.broker_down:
+            raise BrokerUnavailable("the broker does not answer")
+        return self.states
 
 
-def overview(figures: Figures, *models: str) -> Any:
-    return read_overview(figures.data(*models), clock=lambda: 1_700_000_000.0)
+def hit_rates(figures: Figures, choice: Choice = Choice()) -> Any:  # noqa: B008 - a frozen value
+    return read_hit_rates(figures.data("delay", "price"), choice, clock=lambda: 1_700_000_000.0)
 
 
 def test_each_window_names_all_seven_outcomes_and_the_rate_of_both_kinds_of_hit():
-    figures = Figures({300: {Outcome.HIT_BATCH: 6, Outcome.HIT_REALTIME: 1, Outcome.COMPUTED: 2, Outcome.SHED: 1}})
-    first = overview(figures, "delay")["models"][0]["windows"][0]
-    assert (first["window_s"], first["total"], first["hit_rate"]) == (300, 10, 0.7)
-    assert set(first["outcomes"]) == {outcome.value for outcome in Outcome}
+    figures = Figures({300: {"hit_batch": 6, "hit_realtime": 1, "computed": 2, "shed": 1}})
+    first = hit_rates(figures)["model"]["windows"][0]
+    assert (first["window_s"], first["total"], first["hit_rate"], len(first["outcomes"])) == (300, 10, 0.7, 7)
 
 
 def test_a_model_without_requests_has_no_hit_rate_instead_of_zero_percent():
-    assert all(window["hit_rate"] is None for window in overview(Figures(), "delay")["models"][0]["windows"])
+    told = hit_rates(Figures())["model"]
+    assert {window["hit_rate"] for window in told["windows"]} == {None}
+    assert told["points"][0]["hit_rate"] is None
 
 
-def test_the_three_windows_are_five_minutes_an_hour_and_a_day():
-    windows = overview(Figures(), "delay")["models"][0]["windows"]
-    assert [window["window_s"] for window in windows] == [300, 3600, 86400]
+@pytest.mark.parametrize(("window", "length_s"), [("", 300), ("5m", 300), ("1h", 3600), ("24h", 86400)])
+def test_the_address_chooses_the_window_of_the_charts(window, length_s):
+    figures = Figures({length_s: {"computed": 9}})
+    told = hit_rates(figures, Choice(window=window))
+    assert (told["window_s"], told["model"]["points"][0]["total"]) == (length_s, 9)
 
 
-def test_the_generation_and_version_in_service_are_shown():
+def test_the_address_chooses_the_model_and_the_first_one_is_the_default():
+    assert hit_rates(Figures())["model"]["model"] == "delay"
+    assert hit_rates(Figures(), Choice(model="price"))["model"]["model"] == "price"
+
+
+def test_an_address_that_asks_for_what_is_not_there_is_refused():
+    with pytest.raises(NotFound, match="model"):
+        hit_rates(Figures(), Choice(model="<script>"))
+    with pytest.raises(BadInput, match="5m, 1h, 24h"):
+        hit_rates(Figures(), Choice(window="2y"))
+
+
+def test_without_a_model_the_pages_are_empty_and_not_broken():
+    data = Figures().data()
+    assert read_hit_rates(data, Choice())["model"] is None
+    assert read_runs(data, Choice())["runs"] == []
+
+
+def test_what_serves_is_told_with_the_coverage_of_the_run_that_wrote_it():
     pointer = SimpleNamespace(current=7, previous=6, active_version=3)
-    model = overview(Figures(pointer=pointer), "delay")["models"][0]
-    assert (model["generation"], model["previous_generation"], model["active_version"]) == (7, 6, 3)
+    serving = hit_rates(Figures(pointer=pointer, history=[Run("r")]))["model"]["serving"]
+    assert (serving["generation"], serving["previous_generation"], serving["active_version"]) == (7, 6, 3)
+    assert (serving["coverage"], serving["coverage_detail"]) == (0.96, "96 of 96")
+    assert serving["published_at"] == "2023-11-14T22:13:20.000Z"
+    assert hit_rates(Figures(pointer=pointer))["model"]["serving"]["coverage"] is None
 
 
-def test_only_the_newest_runs_are_shown():
-    figures = Figures(history=[Run(f"r{number}") for number in range(20)])
-    runs = overview(figures, "delay")["models"][0]["runs"]
-    assert [run["run_id"] for run in runs] == [f"r{number}" for number in range(RUNS_SHOWN)]
+def test_the_newest_runs_are_listed_and_the_newest_is_shown_closely_unless_another_is_asked_for():
+    data = Figures(history=[Run(f"r{number}") for number in range(40)]).data("delay")
+    told = read_runs(data, Choice())
+    assert [run["run_id"] for run in told["runs"]] == [f"r{number}" for number in range(RUNS_SHOWN)]
+    assert told["details"]["run_id"] == "details of r0"
+    assert read_runs(data, Choice(run_id="r9"))["details"]["run_id"] == "details of r9"
 
 
-def test_the_time_of_reading_is_said_in_utc():
-    assert overview(Figures())["read_at"] == "2023-11-14T22:13:20.000Z"
+def test_queues_are_told_with_who_serves_them_and_without_the_broker_only_so():
+    figures = Figures(states=[QueueState("realtime", 3, 12.5)])
+    told = {queue["queue"]: queue for queue in read_queues(figures.data("delay"))["queues"]}
+    assert (told["realtime"]["depth"], told["realtime"]["oldest_age_s"]) == (3, 12.5)
+    assert (told["realtime"]["workers"], told["realtime"]["gone"]) == (0, ["gpu@old pid 1"])
+    figures.broker_down = True
+    away = read_queues(figures.data("delay"))
+    assert away["broker_error"] == "the broker does not answer"
+    assert [queue["depth"] for queue in away["queues"]] == [None, None, None]

@@ -1,160 +1,87 @@
-/* Asks for the figures every 2 s and draws them. Text only ever enters the page as text, never as HTML. */
-(function () {
-  "use strict";
+// The page of hit rates.
+import { card, choice, choices, count, duration, element, keepDrawing, localTime, number, numberHeading, percent, show,
+  table } from "./page.js";
+import { OUTCOMES, OUTCOME_NAMES, drawHitRate, drawLatency, drawOutcomes } from "./charts.js";
 
-  const REFRESH_MS = 2000;
-  const TIMEOUT_MS = 5000;
-  const OUTCOMES = ["hit_batch", "hit_realtime", "computed", "stale", "previous", "default", "shed"];
-  const OUTCOME_NAMES = {
-    hit_batch: "Batch hits", hit_realtime: "Real-time hits", computed: "Computed", stale: "Stale",
-    previous: "Previous", default: "Default", shed: "Shed",
-  };
-  const DEGRADED = ["stale", "previous", "default", "shed"];
-  const WINDOW_NAMES = { 300: "5 min", 3600: "1 h", 86400: "24 h" };
+const WINDOWS = [["5m", "5 min"], ["1h", "1 h"], ["24h", "24 h"]];
+const WINDOW_NAMES = { 300: "5 min", 3600: "1 h", 86400: "24 h" };
+const DEGRADED = ["stale", "previous", "default", "shed"];
 
-  const page = document.getElementById("hit-rates");
-  // the address bar may hold name:password@, which fetch refuses
-  const dataUrl = new URL(page.dataset.url, window.location.origin);
-
-  function element(tag, className, ...children) {
-    const node = document.createElement(tag);
-    if (className) node.className = className;
-    node.append(...children.map((child) => (child instanceof Node ? child : String(child))));
-    return node;
+function outcomeBar(figures) {
+  const bar = element("div", "outcome-bar");
+  for (const name of OUTCOMES) {
+    if (!figures.outcomes[name]) continue;
+    const part = element("span", "outcome-" + name);
+    part.style.width = (100 * figures.outcomes[name]) / figures.total + "%";
+    part.title = OUTCOME_NAMES[name] + ": " + count(figures.outcomes[name]);
+    bar.append(part);
   }
+  return bar;
+}
 
-  const count = (value) => (value == null ? "—" : Number(value).toLocaleString("en-US"));
+const quantiles = (values) => [values.p50, values.p95, values.p99].map(duration).join(" / ");
 
-  function percent(rate) {
-    if (rate == null) return "—";
-    // 99.97 % must not be shown as a perfect 100
-    return (Math.floor(rate * 1000) / 10).toFixed(1) + " %";
-  }
+function windowsTable(windows) {
+  const outcomeHeadings = OUTCOMES.map((name) =>
+    element("th", "number", element("i", "outcome-swatch outcome-" + name), OUTCOME_NAMES[name]));
+  const headings = ["Window", element("th", "rate", "Hit rate"), numberHeading("Requests"), ...outcomeHeadings];
+  return table(headings, windows.map((figures) => element("tr", "",
+    element("td", "", WINDOW_NAMES[figures.window_s]),
+    element("td", "rate", percent(figures.hit_rate), outcomeBar(figures)),
+    number(count(figures.total)),
+    OUTCOMES.map((name) => number(count(figures.outcomes[name]))))));
+}
 
-  function localTime(iso) {
-    if (!iso) return "—";
-    const at = new Date(iso);
-    return isNaN(at) ? String(iso) : at.toLocaleString("sv-SE");
-  }
+function timesTable(windows) {
+  const headings = ["Window", numberHeading("Hits p50 / p95 / p99"), numberHeading("Misses p50 / p95 / p99"),
+    numberHeading("Age of answers p50 / p95 / p99")];
+  return table(headings, windows.map((figures) => element("tr", "",
+    element("td", "", WINDOW_NAMES[figures.window_s]),
+    number(quantiles(figures.hit_latency_s)),
+    number(quantiles(figures.miss_latency_s)),
+    number(quantiles(figures.age_s)))));
+}
 
-  function outcomeBar(window_) {
-    const bar = element("div", "outcome-bar");
-    for (const name of OUTCOMES) {
-      const number = window_.outcomes[name];
-      if (!number) continue;
-      const part = element("span", "outcome-" + name);
-      part.style.width = (100 * number) / window_.total + "%";
-      part.title = OUTCOME_NAMES[name] + ": " + count(number);
-      bar.append(part);
-    }
-    return bar;
-  }
+function servingFacts(serving) {
+  const facts = [
+    serving.generation == null ? "no generation yet" : "generation " + serving.generation,
+    serving.active_version == null ? "no active version" : "version " + serving.active_version,
+  ];
+  if (serving.previous_generation != null) facts.push("previous generation " + serving.previous_generation);
+  if (serving.published_at) facts.push("published " + localTime(serving.published_at));
+  return facts;
+}
 
-  function table(headings, rows) {
-    const head = element("tr", "", ...headings);
-    const node = element("table", "workers-table table table-hover align-middle w-100 mb-0",
-      element("thead", "", head), element("tbody", "", ...rows));
-    return element("figure", "table-responsive mb-0", node);
-  }
+function drawSummary(model, figures) {
+  const name = WINDOW_NAMES[figures.window_s];
+  document.querySelectorAll(".summary-window").forEach((node) => { node.textContent = name; });
+  show("summary-hit-rate", percent(figures.hit_rate));
+  show("summary-total", count(figures.total));
+  show("summary-degraded", count(DEGRADED.reduce((sum, outcome) => sum + figures.outcomes[outcome], 0)));
+  show("summary-hit-p95", duration(figures.hit_latency_s.p95));
+  show("summary-miss-p95", duration(figures.miss_latency_s.p95));
+  show("summary-age", duration(figures.age_s.p50));
+  show("summary-coverage", percent(model.serving.coverage));
+  document.getElementById("summary-coverage").title = model.serving.coverage_detail || "";
+}
 
-  function windowsTable(model) {
-    const headings = [element("th", "", "Window"), element("th", "rate", "Hit rate"), element("th", "number", "Requests")];
-    for (const name of OUTCOMES) {
-      headings.push(element("th", "number", element("i", "outcome-swatch outcome-" + name), OUTCOME_NAMES[name]));
-    }
-    const rows = model.windows.map((window_) => element("tr", "",
-      element("td", "", WINDOW_NAMES[window_.window_s] || window_.window_s + " s"),
-      element("td", "rate", percent(window_.hit_rate), outcomeBar(window_)),
-      element("td", "number", count(window_.total)),
-      ...OUTCOMES.map((name) => element("td", "number", count(window_.outcomes[name])))));
-    return table(headings, rows);
-  }
+function drawModel(model, windowS) {
+  const figures = model.windows.find((one) => one.window_s === windowS);
+  drawSummary(model, figures);
+  drawHitRate("chart-hit-rate", model.points);
+  drawOutcomes("chart-outcomes", model.points);
+  drawLatency("chart-hit-latency", model.points, "hit_latency_s");
+  drawLatency("chart-miss-latency", model.points, "miss_latency_s");
+  document.getElementById("hit-rates-tables").replaceChildren(
+    card(model.model, servingFacts(model.serving), windowsTable(model.windows)),
+    card("Times", ["within 20 % of the exact value"], timesTable(model.windows)));
+}
 
-  const STATE_BADGES = { published: "bg-success", failed: "bg-danger", cancelled: "bg-secondary" };
-
-  function runNote(run) {
-    if (run.error) return run.error;
-    const failed = (run.gates || []).filter((gate) => gate.passed === false);
-    if (failed.length) return failed.map((gate) => gate.name + ": " + gate.detail).join("; ");
-    return run.source || "";
-  }
-
-  function runRow(run) {
-    const done = count(run.rows_done) + (run.rows_total == null ? "" : " / " + count(run.rows_total));
-    return element("tr", "",
-      element("td", "", element("code", "", run.run_id)),
-      element("td", "", element("span", "badge " + (STATE_BADGES[run.state] || "bg-primary"), run.state)),
-      element("td", "", run.trigger || "—"),
-      element("td", "", localTime(run.started_at || run.created_at)),
-      element("td", "number", done),
-      element("td", "number", count(run.rows_quarantined)),
-      element("td", "run-note" + (run.error ? " run-failed" : ""), runNote(run)));
-  }
-
-  function runsTable(model) {
-    const headings = ["Run", "State", "Trigger", "Started"].map((name) => element("th", "", name));
-    headings.push(element("th", "number", "Rows"), element("th", "number", "Quarantined"), element("th", "", "Note"));
-    const none = element("td", "empty-table-message", "No run yet.");
-    none.colSpan = headings.length;
-    return table(headings, model.runs.length ? model.runs.map(runRow) : [element("tr", "", none)]);
-  }
-
-  function modelCard(model) {
-    const facts = [
-      model.generation == null ? "no generation yet" : "generation " + model.generation,
-      model.active_version == null ? "no active version" : "version " + model.active_version,
-    ];
-    if (model.previous_generation != null) facts.push("previous generation " + model.previous_generation);
-    const header = element("header", "model-card-header", element("h2", "", model.model),
-      ...facts.map((fact) => element("span", "", fact)));
-    const card = element("section", "workers-table-card model-card", header, windowsTable(model), runsTable(model));
-    card.setAttribute("aria-label", "Model " + model.model);
-    return card;
-  }
-
-  function drawSummary(models) {
-    const sum = (names) => models.reduce((total, model) =>
-      total + names.reduce((part, name) => part + model.windows[0].outcomes[name], 0), 0);
-    const total = sum(OUTCOMES);
-    const show = (id, text) => { document.getElementById(id).textContent = text; };
-    show("summary-hit-rate", percent(total ? sum(["hit_batch", "hit_realtime"]) / total : null));
-    show("summary-total", count(total));
-    show("summary-computed", count(sum(["computed"])));
-    show("summary-degraded", count(sum(DEGRADED)));
-  }
-
-  function drawModels(models) {
-    const none = element("p", "empty-table-message", "No model is configured.");
-    document.getElementById("hit-rates-models").replaceChildren(...(models.length ? models.map(modelCard) : [none]));
-  }
-
-  function say(text, live) {
-    document.getElementById("hit-rates-status").textContent = text;
-    document.getElementById("hit-rates-indicator").className =
-      "status-dot " + (live ? "status-dot-live" : "status-dot-error");
-    page.classList.toggle("hit-rates-old", !live);
-  }
-
-  let drawn = "";
-
-  async function refresh() {
-    try {
-      const answer = await fetch(dataUrl, { signal: AbortSignal.timeout(TIMEOUT_MS), cache: "no-store" });
-      const data = await answer.json();
-      if (!answer.ok) throw new Error(data.error || "HTTP " + answer.status);
-      const models = JSON.stringify(data.models);
-      // unchanged figures are not redrawn: a selection or a scroll position stays where it was
-      if (models !== drawn) {
-        drawSummary(data.models);
-        drawModels(data.models);
-        drawn = models;
-      }
-      say("Live · " + localTime(data.read_at).slice(-8), true);
-    } catch (error) {
-      say("Not refreshed: " + error.message, false);
-    }
-    window.setTimeout(refresh, REFRESH_MS);
-  }
-
-  refresh();
-}());
+keepDrawing((data) => {
+  const model = data.model;
+  choices("choose-model", "model", data.models.map((name) => [name, name]), model && model.model);
+  choices("choose-window", "window", WINDOWS, choice().get("window") || "5m");
+  document.getElementById("forecache-figures").hidden = !model;
+  document.getElementById("forecache-empty").hidden = Boolean(model);
+  if (model) drawModel(model, data.window_s);
+});

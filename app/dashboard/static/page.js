@@ -1,0 +1,161 @@
+// What all pages share: building nodes, spelling numbers, the address, asking for figures every 2 s.
+// Text only ever enters the page as text, never as HTML.
+
+const REFRESH_MS = 2000;
+const TIMEOUT_MS = 5000;
+
+export const root = document.getElementById("forecache-page");
+
+export function element(tag, className, ...children) {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  node.append(...children.flat().map((child) => (child instanceof Node ? child : String(child))));
+  return node;
+}
+
+export function show(id, text) {
+  document.getElementById(id).textContent = text;
+}
+
+export const count = (value) => (value == null ? "—" : Number(value).toLocaleString("en-US"));
+
+export function percent(share) {
+  if (share == null) return "—";
+  // 99.97 % must not be shown as a perfect 100
+  return (Math.floor(share * 1000 + 1e-9) / 10).toFixed(1) + " %";
+}
+
+export function duration(seconds) {
+  if (seconds == null) return "—";
+  if (seconds < 0.1) return (seconds * 1000).toPrecision(2) + " ms";
+  if (seconds < 1) return Math.round(seconds * 1000) + " ms";
+  if (seconds < 10) return seconds.toFixed(1) + " s";
+  if (seconds < 100) return Math.round(seconds) + " s";
+  if (seconds < 6000) return Math.round(seconds / 60) + " min";
+  if (seconds < 172800) return (seconds / 3600).toFixed(1) + " h";
+  return (seconds / 86400).toFixed(1) + " d";
+}
+
+export function bytes(value) {
+  return (value / 2 ** 30).toFixed(1) + " GiB";
+}
+
+export function localTime(iso) {
+  if (!iso) return "—";
+  const at = new Date(iso);
+  return isNaN(at) ? String(iso) : at.toLocaleString("sv-SE");
+}
+
+export function table(headings, rows, none) {
+  const cells = headings.map((heading) => (heading instanceof Node ? heading : element("th", "", heading)));
+  if (!rows.length) {
+    const empty = element("td", "empty-table-message", none);
+    empty.colSpan = cells.length;
+    rows = [element("tr", "", empty)];
+  }
+  const node = element("table", "workers-table table table-hover align-middle w-100 mb-0",
+    element("thead", "", element("tr", "", cells)), element("tbody", "", rows));
+  return element("figure", "table-responsive mb-0", node);
+}
+
+export const number = (text) => element("td", "number", text);
+export const numberHeading = (text) => element("th", "number", text);
+
+export function card(title, facts, ...content) {
+  const header = element("header", "model-card-header", element("h2", "", title),
+    facts.map((fact) => (fact instanceof Node ? fact : element("span", "", fact))));
+  const node = element("section", "workers-table-card model-card", header, content);
+  node.setAttribute("aria-label", title);
+  return node;
+}
+
+// --- the address: what is looked at can be sent to a colleague
+
+export const choice = () => new URLSearchParams(window.location.search);
+
+let changed = () => {};
+
+export function choose(name, value) {
+  const parameters = choice();
+  if (value) parameters.set(name, value);
+  else parameters.delete(name);
+  window.history.pushState(null, "", "?" + parameters);
+  changed();
+}
+
+window.addEventListener("popstate", () => changed());
+
+// A row of buttons of which one is pressed; drawn again only when something differs.
+export function choices(id, name, options, chosen) {
+  const box = document.getElementById(id);
+  const key = JSON.stringify([options, chosen]);
+  if (box.dataset.drawn === key) return;
+  box.dataset.drawn = key;
+  box.replaceChildren(...options.map(([value, text]) => {
+    const button = element("button", "btn btn-sm btn-outline-primary" + (value === chosen ? " active" : ""), text);
+    button.type = "button";
+    button.setAttribute("aria-pressed", String(value === chosen));
+    button.addEventListener("click", () => choose(name, value));
+    return button;
+  }));
+}
+
+// --- figures
+
+function say(text, live) {
+  show("forecache-status", text);
+  document.getElementById("forecache-indicator").className =
+    "status-dot " + (live ? "status-dot-live" : "status-dot-error");
+  root.classList.toggle("forecache-old", !live);
+}
+
+async function ask(url, options) {
+  // the address bar may hold name:password@, which fetch refuses
+  const answer = await fetch(new URL(url, window.location.origin), {
+    signal: AbortSignal.timeout(TIMEOUT_MS), cache: "no-store", ...options,
+  });
+  const data = await answer.json();
+  if (!answer.ok) throw new Error(data.error || "HTTP " + answer.status);
+  return data;
+}
+
+// Calls draw(data) whenever the figures changed; at once when the address or the theme did.
+export function keepDrawing(draw) {
+  let drawn = "";
+  let timer = 0;
+  let asked = 0;
+
+  async function refresh() {
+    window.clearTimeout(timer);
+    const mine = ++asked;
+    try {
+      const data = await ask(root.dataset.url + "?" + choice());
+      if (mine !== asked) return;
+      const { read_at: readAt, read_in_ms: _took, ...figures } = data;
+      const key = JSON.stringify(figures);
+      // unchanged figures are not redrawn: a selection or a scroll position stays where it was
+      if (key !== drawn) draw(data);
+      drawn = key;
+      say("Live · " + localTime(readAt).slice(-8), true);
+    } catch (error) {
+      if (mine !== asked) return;
+      say("Not refreshed: " + error.message, false);
+    }
+    timer = window.setTimeout(refresh, REFRESH_MS);
+  }
+
+  changed = refresh;
+  new MutationObserver(() => { drawn = ""; refresh(); })
+    .observe(document.documentElement, { attributes: true, attributeFilter: ["data-bs-theme"] });
+  refresh();
+  return refresh;
+}
+
+export function post(url, body) {
+  return ask(url, {
+    method: "POST",
+    headers: { "Content-Type": "application/json", "X-XSRFToken": root.dataset.xsrf },
+    body: JSON.stringify(body),
+    signal: AbortSignal.timeout(15000),
+  });
+}

@@ -1,0 +1,193 @@
+// The page of runs: the newest of a model, one of them closely, and the buttons.
+import { card, choice, choices, choose, count, duration, element, keepDrawing, localTime, number, numberHeading,
+  percent, post, root, table } from "./page.js";
+
+const BADGES = { published: "bg-success", failed: "bg-danger", cancelled: "bg-secondary" };
+const CELLS = { "#": "done", "+": "partly", ">": "scoring", o: "waiting", ".": "unsent" };
+const READ_ONLY = root.dataset.readOnly === "true";
+
+let refresh = () => {};
+
+const badge = (state) => element("span", "badge " + (BADGES[state] || "bg-primary"), state);
+
+// --- buttons: each asks once more, and says what became of it
+
+function say(text, failed) {
+  const note = document.getElementById("runs-note");
+  note.textContent = text;
+  note.className = "alert py-2 " + (failed ? "alert-danger" : "alert-success");
+  note.hidden = false;
+}
+
+function confirmed(question, button) {
+  const dialog = document.getElementById("runs-confirm");
+  document.getElementById("runs-question").textContent = question;
+  document.getElementById("runs-yes").textContent = button;
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
+  });
+}
+
+async function act(question, button, body, told) {
+  if (!await confirmed(question, button)) return;
+  try {
+    const done = await post(root.dataset.actions, body);
+    say(told(done), false);
+    if (done.run_id) choose("run", done.run_id);
+    else refresh();
+  } catch (error) {
+    say(error.message, true);
+  }
+}
+
+function button(text, style, pressed) {
+  const node = element("button", "btn btn-sm " + style, text);
+  node.type = "button";
+  node.addEventListener("click", pressed);
+  return node;
+}
+
+function modelButtons(data) {
+  const { model, serving } = data;
+  const buttons = [button("Start a run", "btn-primary", () => act(
+    `Start a run of ${model}?`, "Start", { action: "start", model }, (run) => `Run ${run.run_id} is ${run.state}.`))];
+  if (serving.previous_generation != null) {
+    const { generation, previous_generation: previous } = serving;
+    buttons.push(button("Roll back", "btn-danger", () => act(
+      `Serve generation ${previous} of ${model} again, instead of ${generation}? Its model version is held back then.`,
+      "Roll back", { action: "rollback", model, generation },
+      (now) => `${now.model} serves generation ${now.generation} again.`)));
+  }
+  return buttons;
+}
+
+function runButtons(run) {
+  const { run_id: runId } = run;
+  if (["queued", "running"].includes(run.state)) {
+    return [button("Cancel this run", "btn-danger", () => act(
+      `Cancel run ${runId}? What serves goes on serving.`, "Cancel the run", { action: "cancel", run_id: runId },
+      (after) => `Run ${runId} is ${after.state}.`))];
+  }
+  if (["failed", "cancelled"].includes(run.state)) {
+    return [button("Resume this run", "btn-primary", () => act(
+      `Resume run ${runId}? Only what is left is scored.`, "Resume", { action: "resume", run_id: runId },
+      (after) => `Run ${runId} is ${after.state}.`))];
+  }
+  return [];
+}
+
+function drawButtons(data) {
+  const { model, serving, details } = data;
+  const box = document.getElementById("runs-buttons");
+  const key = JSON.stringify([model, serving, details && [details.run_id, details.state]]);
+  // a button that is replaced while it is being pressed does nothing
+  if (READ_ONLY || box.dataset.drawn === key) return;
+  box.dataset.drawn = key;
+  box.replaceChildren(...modelButtons(data), ...(details ? runButtons(details) : []));
+}
+
+// --- one run
+
+function progress(run) {
+  const share = run.rows_total ? run.rows_done / run.rows_total : 0;
+  const bar = element("div", "progress-bar");
+  bar.style.width = 100 * share + "%";
+  const box = element("div", "progress", bar);
+  box.setAttribute("role", "progressbar");
+  box.setAttribute("aria-valuenow", String(Math.floor(100 * share)));
+  return box;
+}
+
+function chunkGrid(map) {
+  const grid = element("div", "chunk-grid", [...map].map((cell) => {
+    const node = element("i", "chunk chunk-" + (CELLS[cell] || "unsent"));
+    node.title = CELLS[cell] || "";
+    return node;
+  }));
+  grid.setAttribute("aria-label", "Chunks in order");
+  const legend = element("p", "chunk-legend", Object.values(CELLS).map((name) =>
+    element("span", "", element("i", "chunk chunk-" + name), name)));
+  return element("div", "", grid, legend);
+}
+
+function facts(details) {
+  const { chunks, phases } = details;
+  const told = [
+    ["Rows", count(details.rows_done) + " of " + count(details.rows_total)],
+    ["Rate", details.rows_per_s == null ? "—" : count(Math.round(details.rows_per_s)) + " rows/s"],
+    ["ETA", duration(details.eta_s)],
+    ["Chunks", `${count(chunks.done)} of ${count(details.chunks_total)} done, ${chunks.scoring} being scored`],
+    ["Queued / scoring / publishing", [phases.queued_s, phases.scoring_s, phases.publishing_s].map(duration).join(" / ")],
+    ["Trigger", details.trigger + ", " + localTime(details.created_at)],
+    ["Model version", details.model_version == null ? "—" : details.model_version],
+    ["Source", details.source],
+  ];
+  if (details.forced) told.push(["Published by force", details.forced_by + ", " + localTime(details.forced_at)]);
+  return element("dl", "run-facts", told.map(([name, value]) => element("div", "",
+    element("dt", "", name), element("dd", "", value))));
+}
+
+function gatesTable(gates) {
+  return table(["Gate", "Verdict", "What it rests on"], gates.map((gate) => element("tr", "",
+    element("td", "", gate.name),
+    element("td", "", element("span", "badge " + (gate.passed ? "bg-success" : "bg-danger"),
+      gate.passed ? "passed" : "failed")),
+    element("td", "run-note", gate.detail))), "The gates were not checked yet.");
+}
+
+function quarantineTable(reasons) {
+  return table(["Column", "Reason", numberHeading("Rows"), "Such as"], reasons.map((bad) => element("tr", "",
+    element("td", "", bad.feature || "—"),
+    element("td", "", bad.reason),
+    number(count(bad.rows)),
+    element("td", "run-note", bad.examples.join(", ")))), "No row was left out.");
+}
+
+function detailCards(details) {
+  const head = card(details.run_id, [badge(details.state)],
+    element("div", "run-body", progress(details), chunkGrid(details.chunks.map), facts(details)));
+  const error = details.error || details.last_error;
+  if (error) head.querySelector(".run-body").append(element("p", "run-failed mb-0", error));
+  const { quarantine } = details;
+  return [head, card("Gates", [], gatesTable(details.gates)),
+    card("Left out", [count(details.rows_quarantined) + " rows", ...(quarantine.folder ? [quarantine.folder] : [])],
+      quarantineTable(quarantine.reasons))];
+}
+
+// --- the list
+
+function runRow(run, shown) {
+  const link = element("a", "", element("code", "", run.run_id));
+  const parameters = choice();
+  parameters.set("run", run.run_id);
+  link.href = "?" + parameters;
+  link.addEventListener("click", (event) => { event.preventDefault(); choose("run", run.run_id); });
+  const share = run.state === "published" || !run.rows_total ? "" : " (" + percent(run.rows_done / run.rows_total) + ")";
+  return element("tr", run.run_id === shown ? "table-active" : "",
+    element("td", "", link), element("td", "", badge(run.state)), element("td", "", run.trigger),
+    element("td", "", localTime(run.started_at || run.created_at)),
+    number(count(run.rows_done) + share), number(count(run.rows_quarantined)),
+    number(run.generation == null ? "—" : run.generation));
+}
+
+function listCard(data) {
+  const headings = ["Run", "State", "Trigger", "Started", numberHeading("Rows"), numberHeading("Left out"),
+    numberHeading("Generation")];
+  const { serving } = data;
+  const facts_ = serving.generation == null ? ["no generation yet"]
+    : ["generation " + serving.generation, "version " + serving.active_version];
+  return card(data.model, facts_, table(headings,
+    data.runs.map((run) => runRow(run, data.details && data.details.run_id)), "No run yet."));
+}
+
+refresh = keepDrawing((data) => {
+  choices("choose-model", "model", data.models.map((name) => [name, name]), data.model);
+  document.getElementById("forecache-figures").hidden = !data.model;
+  document.getElementById("forecache-empty").hidden = Boolean(data.model);
+  if (!data.model) return;
+  drawButtons(data);
+  document.getElementById("runs-details").replaceChildren(...(data.details ? detailCards(data.details) : []));
+  document.getElementById("runs-list").replaceChildren(listCard(data));
+});

@@ -1,0 +1,57 @@
+"""What this process's GPUs are busy with, where NVIDIA's library (NVML) is there to say so."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+
+@dataclass(frozen=True)
+class GpuUse:
+    """One GPU as NVML counts it. Memory in bytes, of all processes; `busy_share`: of the last second, 0 to 1."""
+
+    index: int
+    name: str
+    memory_used: int
+    memory_total: int
+    busy_share: float
+
+
+def gpu_use() -> tuple[GpuUse, ...]:
+    """Return the GPUs that `CUDA_VISIBLE_DEVICES` leaves to this process; empty without NVML or a GPU."""
+    nvml = _nvml()
+    if nvml is None:
+        return ()
+    try:
+        found = tuple(_read(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
+    except nvml.NVMLError:  # the driver went away: a sign of life must not depend on it
+        return ()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return found
+    wanted = {int(part) for part in visible.split(",") if part.strip().isdecimal()}
+    return tuple(gpu for gpu in found if gpu.index in wanted)
+
+
+@cache
+def _nvml() -> Any:
+    """Return NVML's binding, ready to be asked; None where there is none."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    return pynvml
+
+
+def _read(nvml: Any, index: int) -> GpuUse:
+    device = nvml.nvmlDeviceGetHandleByIndex(index)
+    memory = nvml.nvmlDeviceGetMemoryInfo(device)
+    name = nvml.nvmlDeviceGetName(device)
+    busy = nvml.nvmlDeviceGetUtilizationRates(device).gpu / 100
+    return GpuUse(index, name if isinstance(name, str) else name.decode(), int(memory.used), int(memory.total), busy)

@@ -1,0 +1,68 @@
+"""The state of a task queue: how many messages wait, and for how long the oldest has waited."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+#: header of every task message that we send: epoch seconds of the sender's clock
+SENT_AT_HEADER = "forecache_sent_at"
+
+
+@dataclass(frozen=True)
+class QueueState:
+    """One queue. `oldest_age_s`: None when nothing waits. `queue` is what routes call it, without the prefix."""
+
+    queue: str
+    depth: int
+    oldest_age_s: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Head:
+    """The message that is next in a queue. `sent_at` is None when its sender did not say."""
+
+    task_id: str
+    sent_at: float | None
+
+    @classmethod
+    def of(cls, headers: Mapping[str, Any]) -> Head:
+        """Read the headers of a task message."""
+        sent_at = headers.get(SENT_AT_HEADER)
+        return cls(str(headers.get("id", "")), float(sent_at) if isinstance(sent_at, int | float) else None)
+
+    @classmethod
+    def of_envelope(cls, envelope: bytes) -> Head:
+        """Read a message as kombu stores it in Redis; one that cannot be understood has no time."""
+        try:
+            return cls.of(json.loads(envelope)["headers"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return cls("", None)
+
+
+class HeadAges:
+    """Tells how long heads have waited; of one without a time, since it was first seen here."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._first_seen: dict[str, tuple[str, float]] = {}
+
+    def age_s(self, place: str, head: Head | None) -> float | None:
+        """Return the seconds that the head of one place in the broker has waited; None for no head."""
+        now = self._clock()
+        if head is None:
+            self._first_seen.pop(place, None)
+            return None
+        if head.sent_at is not None:
+            return max(now - head.sent_at, 0.0)
+        task_id, seen_at = self._first_seen.get(place, (None, now))
+        if task_id != head.task_id:
+            seen_at = now
+        self._first_seen[place] = (head.task_id, seen_at)
+        return now - seen_at

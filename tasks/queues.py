@@ -1,0 +1,100 @@
+"""How full the queues are, asked of the broker itself: Redis, or any other that kombu speaks to, such as RabbitMQ."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import redis
+from kombu import Connection
+from kombu.exceptions import KombuError
+
+from inference.clock import Clock, system_clock
+from inference.errors import BrokerUnavailable
+from inference.queues import Head, HeadAges, QueueState
+from inference.settings import Settings
+from tasks.celery_app import BATCH_QUEUE, MAINTENANCE_QUEUE, REALTIME_QUEUE, is_redis
+
+QUEUES = (BATCH_QUEUE, REALTIME_QUEUE, MAINTENANCE_QUEUE)
+
+_TIMEOUT_S = 2.0
+#: several pages and scrapers share one look at the broker
+_SHARED_FOR_S = 1.0
+#: kombu's Redis transport keeps a list for each of four priorities, the first of them without a suffix
+_REDIS_SUFFIXES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
+
+
+class Queues:
+    """Reads the three queues of a deployment. Safe to call from several threads."""
+
+    def __init__(self, settings: Settings, clock: Clock = system_clock) -> None:
+        self._url = settings.broker_url
+        self._prefix = settings.redis.prefix
+        self._ages = HeadAges(clock)
+        self._lock = threading.Lock()
+        self._read_at = float("-inf")
+        self._states: list[QueueState] = []
+        self._redis: Any = None
+        if is_redis(self._url):
+            self._redis = redis.Redis.from_url(
+                self._url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, retry=None
+            )
+
+    def read(self) -> list[QueueState]:
+        """Return the state of each queue, at most a second old.
+
+        Brokers other than Redis show a message only to whoever takes it: the oldest is taken and given back at once,
+        to its old place.
+
+        Raises:
+            BrokerUnavailable: the broker did not answer.
+        """
+        with self._lock:
+            if time.monotonic() - self._read_at > _SHARED_FOR_S:
+                self._states = self._of_redis() if self._redis is not None else self._of_amqp()
+                self._read_at = time.monotonic()
+            return self._states
+
+    def _of_redis(self) -> list[QueueState]:
+        pipeline = self._redis.pipeline(transaction=False)
+        places = [
+            (queue, f"{self._prefix}:{self._prefix}.{queue}{suffix}") for queue in QUEUES for suffix in _REDIS_SUFFIXES
+        ]
+        for _, key in places:
+            pipeline.llen(key)
+            pipeline.lindex(key, -1)
+        try:
+            answers = pipeline.execute()
+        except (redis.RedisError, OSError) as error:
+            raise BrokerUnavailable("the broker does not answer") from error
+        depths = dict.fromkeys(QUEUES, 0)
+        ages: dict[str, float] = {}
+        for (queue, key), depth, head in zip(places, answers[::2], answers[1::2], strict=True):
+            depths[queue] += depth
+            age_s = self._ages.age_s(key, None if head is None else Head.of_envelope(head))
+            if age_s is not None:
+                ages[queue] = max(age_s, ages.get(queue, 0.0))
+        return [QueueState(queue, depths[queue], ages.get(queue)) for queue in QUEUES]
+
+    def _of_amqp(self) -> list[QueueState]:
+        try:
+            with Connection(self._url, connect_timeout=_TIMEOUT_S) as connection:
+                connection.connect()
+                return [self._of_amqp_queue(connection, queue) for queue in QUEUES]
+        # each transport has connection errors of its own, which kombu only names once connected
+        except (OSError, KombuError, *Connection(self._url).connection_errors) as error:
+            raise BrokerUnavailable("the broker does not answer") from error
+
+    def _of_amqp_queue(self, connection: Any, queue: str) -> QueueState:
+        name = f"{self._prefix}.{queue}"
+        try:
+            with connection.channel() as channel:
+                depth = int(channel.queue_declare(name, passive=True).message_count)
+                message = channel.basic_get(name) if depth else None
+                if message is not None:
+                    channel.basic_reject(message.delivery_info["delivery_tag"], requeue=True)
+        except connection.channel_errors:  # no worker has declared it yet
+            return QueueState(queue, 0, None)
+        head = None if message is None else Head.of(message.headers or {})
+        return QueueState(queue, depth, self._ages.age_s(name, head))

@@ -1,0 +1,48 @@
+"""Histograms of latencies and ages, and what the pages are told of them."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from inference.hits import Statistics
+from inference.hits.histograms import AGE, HIT_LATENCY, MICRO_BATCH, MISS_LATENCY
+from inference.hits.statistics import QUANTILES
+
+
+def fields_of(values, scale=HIT_LATENCY):
+    fields = {}
+    for value in values:
+        name = scale.field_of(value)
+        fields[name] = fields.get(name, 0) + 1
+    return fields
+
+
+@pytest.mark.parametrize("share", QUANTILES.values())
+def test_a_quantile_is_off_by_less_than_a_buckets_width(share):
+    drawn = random.Random(7)
+    values = sorted(drawn.lognormvariate(-6, 0.8) for _ in range(5000))
+    exact = values[int(share * len(values))]
+    assert HIT_LATENCY.histogram(fields_of(values)).quantile(share) == pytest.approx(exact, rel=0.19)
+
+
+def test_without_values_there_is_no_quantile():
+    assert HIT_LATENCY.histogram({}).quantile(0.5) is None
+
+
+@pytest.mark.parametrize("scale", [HIT_LATENCY, MISS_LATENCY, AGE, MICRO_BATCH])
+@pytest.mark.parametrize("value", [-1.0, 0.0, 1e12])
+def test_the_number_of_fields_is_bounded_whatever_the_value(scale, value):
+    assert scale.field_of(value) in (scale.fields[0], scale.fields[-1])
+
+
+def test_a_window_is_told_in_seconds_and_rows():
+    fields = {"hit_batch": 3, "computed": 1, **fields_of([0.001] * 3), **fields_of([0.05], MISS_LATENCY)}
+    fields |= fields_of([3600.0] * 4, AGE) | fields_of([16], MICRO_BATCH)
+    told = Statistics.of(fields).to_json()
+    assert (told["total"], told["hit_rate"]) == (4, 0.75)
+    assert told["hit_latency_s"]["p50"] == pytest.approx(0.001, rel=0.19)
+    assert told["miss_latency_s"]["p99"] == pytest.approx(0.05, rel=0.19)
+    assert told["age_s"]["p50"] == pytest.approx(3600, rel=0.42)
+    assert 8 <= told["micro_batch_rows"]["p50"] <= 16
