@@ -19,8 +19,9 @@ _GENERATION = re.compile(r"([pf]):([^:]+):g:(\d+)")
 _EXPIRING = re.compile(r"[pf]:[^:]+:g:\d+:\d+|[pf]:[^:]+:o:.*|m:[^:]+:reconciler|h:[^:]+:\d+|j:.*|[wq]:.*", re.DOTALL)
 _ACTIVE_RUN = re.compile(r"m:([^:]+):active_run")
 _RUN = re.compile(r"r:([^:]+)(:(plan|claims|done|sent|histogram))?")
-#: what the broker keeps: queues, their bindings, and deliveries that nobody has confirmed yet
-_BROKER = re.compile(r"_kombu\..*|unacked.*|[^:]+\.(batch|realtime|maintenance)|[^:]*celery.*pidbox.*|celeryev.*")
+#: what the broker keeps: queues, their bindings, deliveries that nobody has confirmed yet, answers to remote control
+#: that came after whoever asked had left
+_BROKER = re.compile(r"_kombu\..*|unacked.*|[^:]+\.(batch|realtime|maintenance)|[^:]*pidbox.*|celeryev.*")
 
 
 def leaked_keys(client: redis.Redis, prefix: str) -> list[str]:
