@@ -45,7 +45,8 @@ class Queues:
         """Return the state of each queue, at most a second old.
 
         Brokers other than Redis show a message only to whoever takes it: the oldest is taken and given back at once,
-        to its old place.
+        to its old place. That marks it as redelivered, which real-time workers refuse, so the age of their queue is
+        not known there.
 
         Raises:
             BrokerUnavailable: the broker did not answer.
@@ -91,7 +92,7 @@ class Queues:
         try:
             with connection.channel() as channel:
                 depth = int(channel.queue_declare(name, passive=True).message_count)
-                message = channel.basic_get(name) if depth else None
+                message = channel.basic_get(name) if depth and queue != REALTIME_QUEUE else None
                 if message is not None:
                     channel.basic_reject(message.delivery_info["delivery_tag"], requeue=True)
         except connection.channel_errors:  # no worker has declared it yet
