@@ -6,13 +6,12 @@ import argparse
 import json
 import subprocess
 import sys
-from datetime import datetime
 from statistics import median
 from typing import Any
 
 import numpy as np
 from rig.dataset import entity_id, make_dataset
-from rig.deployment import MODEL, ROOT, Deployment, temporary_folder
+from rig.deployment import MODEL, ROOT, Deployment, rows_per_s, temporary_folder
 from rig.peers import RAY, peer_python
 from rig.recording import Recorder, replay
 from rig.report import print_report
@@ -43,10 +42,10 @@ def measure(deployment: Deployment, options: argparse.Namespace) -> dict[str, An
     """Return the figures of all three."""
     workers = deployment.start_workers(*["gpu"] * options.processes, "maintenance")
     empty = used_memory(deployment)
-    rates = [_rows_per_s(deployment.batch_run())]
+    rates = [rows_per_s(deployment.batch_run())]
     used = used_memory(deployment) - empty
     check_stored(deployment)
-    rates += [_rows_per_s(deployment.batch_run()) for _ in range(options.runs - 1)]
+    rates += [rows_per_s(deployment.batch_run()) for _ in range(options.runs - 1)]
     for name in workers:
         deployment.stop(name)
     floor_s = redis_floor_s(deployment, options.processes)
@@ -128,12 +127,6 @@ def usual(deployment: Deployment, name: str, rows: int, *, python: str = sys.exe
     )  # fmt: skip
     result = json.loads(finished.stdout.splitlines()[-1])
     return result["rows"] / result["seconds"], (used_memory(deployment) - empty) / result["rows"]
-
-
-def _rows_per_s(run: dict[str, Any]) -> float:
-    """Return the run's rate from the request to the published generation."""
-    took = datetime.fromisoformat(run["finished_at"]) - datetime.fromisoformat(run["created_at"])
-    return float(run["rows_done"] / took.total_seconds())
 
 
 def _options() -> argparse.Namespace:

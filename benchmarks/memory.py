@@ -1,4 +1,4 @@
-"""Memory: bytes of Redis a prediction, by shape, and what a batch worker takes as its table grows."""
+"""Memory: bytes of Redis a prediction, by shape; what a batch worker takes, and how fast it is, as its table grows."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ import numpy as np
 import pyarrow as pa
 import redis
 from rig.dataset import entity_id, make_dataset
-from rig.deployment import MODEL, Deployment, temporary_folder
+from rig.deployment import MODEL, Deployment, rows_per_s, temporary_folder
 from rig.report import print_report
 
 from inference.schema import DType, TensorSpec
 
 SHAPES = ((), (8,), (64,))
 WINDOW = 250_000
-GROWTH = 4
 
 
 def main() -> None:
@@ -29,21 +28,24 @@ def main() -> None:
         small = make_dataset(folder, options.worker_rows)
         with Deployment(folder / "store", small) as deployment:
             stored = {_name(shape): store_both(deployment, shape, options.rows) for shape in SHAPES}
-        peaks = [worker_peak_mib(folder, options.worker_rows * factor) for factor in (1, GROWTH)]
-    (ours, brief), (small_mib, large_mib) = stored[_name(())], peaks
+        runs = [worker_run(folder, options.worker_rows * factor) for factor in (1, options.growth)]
+    (ours, brief), ((small_mib, small_rate), (large_mib, large_rate)) = stored[_name(())], runs
     figures = {
         "rows": options.rows,
         "ours_bytes_per_prediction": round(ours, 1),
         "brief_bytes_per_prediction": round(brief, 1),
         "ratio_brief": round(ours / brief, 3),
         "by_shape": {name: {"ours": round(pair[0], 1), "brief": round(pair[1], 1)} for name, pair in stored.items()},
-        "worker_rows": [options.worker_rows, options.worker_rows * GROWTH],
+        "worker_rows": [options.worker_rows, options.worker_rows * options.growth],
         "worker_peak_mib": [round(small_mib), round(large_mib)],
         "ratio_worker_growth": round(large_mib / small_mib, 3),
+        "worker_rows_per_s": [round(small_rate), round(large_rate)],
+        "ratio_worker_rate": round(large_rate / small_rate, 3),
     }
     rows: list[tuple[Any, ...]] = [(f"bytes a prediction, {name}", *pair) for name, pair in stored.items()]
-    rows.append((f"worker's peak MiB, {options.worker_rows:,} rows", small_mib, None))
-    rows.append((f"worker's peak MiB, {options.worker_rows * GROWTH:,} rows", large_mib, None))
+    for size, (peak_mib, rate) in zip(figures["worker_rows"], runs, strict=True):
+        rows.append((f"worker's peak MiB, {size:,} rows", peak_mib, None))
+        rows.append((f"worker's rows/s, {size:,} rows", rate, None))
     print_report(f"Memory, {options.rows:,} predictions", ["", "ours", "brief"], rows, figures, as_json=options.json)
 
 
@@ -85,15 +87,19 @@ def _write_json(client: redis.Redis, values: Any, rows: int) -> None:
         pipeline.execute()
 
 
-def worker_peak_mib(folder: Path, rows: int) -> float:
-    """Return the most memory, in MiB, that a fresh batch worker held while it scored so many rows."""
+def worker_run(folder: Path, rows: int) -> tuple[float, float]:
+    """Return the most memory, in MiB, that a fresh batch worker held while it scored so many rows, and rows/s.
+
+    The rate is that of a second run, from the request to the publication: the first loads the model.
+    """
     dataset = make_dataset(folder, rows)
     with Deployment(folder / f"run-{rows}", dataset) as deployment:
         workers = deployment.start_workers("gpu", "maintenance")
         deployment.batch_run()
+        rate = rows_per_s(deployment.batch_run())
         status = Path(f"/proc/{next(iter(workers.values()))}/status").read_text()
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(peak.split()[1]) / 1024
+    return int(peak.split()[1]) / 1024, rate
 
 
 def _name(shape: tuple[int, ...]) -> str:
@@ -104,6 +110,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=500_000, help="predictions stored of each shape")
     parser.add_argument("--worker-rows", type=int, default=500_000, help="of the smaller run of two")
+    parser.add_argument("--growth", type=int, default=4, help="how many times as many the larger has")
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     return parser.parse_args()
 

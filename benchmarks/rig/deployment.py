@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -221,3 +222,9 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = STAR
         if time.monotonic() > end:
             raise SystemExit(f"{what} did not become ready within {timeout_s:.0f} s")
         time.sleep(0.1)
+
+
+def rows_per_s(run: dict[str, Any]) -> float:
+    """Return the run's rate from the request to the published generation."""
+    took = datetime.fromisoformat(run["finished_at"]) - datetime.fromisoformat(run["created_at"])
+    return float(run["rows_done"] / took.total_seconds())
