@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from inference.serving.attendance import LOOK_EVERY_S
 from tests.support.flights import write_flights
 from tests.support.stack import Stack
 from tests.support.waiting import wait_for
@@ -117,6 +118,7 @@ def test_a_frozen_worker_costs_nobody_more_than_the_budget_and_goes_on_when_it_t
 
 def test_a_worker_that_fell_silent_is_known_to_be_gone_before_anyone_asks(stack: Stack) -> None:
     wait_for(lambda: computes(stack), "computed answers", 30)
+    time.sleep(LOOK_EVERY_S + 2)  # it was silent in the test before: the API must have heard it again
     silent = stack.processes["realtime"]
     silent.send_signal(signal.SIGSTOP)
     try:
