@@ -13,7 +13,6 @@ import pytest
 
 from inference.settings import load_settings
 from tests.support.flights import write_flights
-from tests.support.ports import free_port
 from tests.support.redis_server import missing
 from tests.support.stack import Stack, child_environment, end_tree
 from tests.support.systemd_units import Service, copy_units, environment_file, services
@@ -69,12 +68,11 @@ def test_the_example_settings_are_valid() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_each_command_comes_up_serves_and_ends_on_sigterm_in_time(tmp_path: Path) -> None:
-    dashboard = f'[dashboard]\nport = {free_port()}\npassword = "of-the-test"\n'
-    with Stack(tmp_path, dashboard + write_flights(tmp_path)) as stack:
+    with Stack(tmp_path, write_flights(tmp_path)) as stack:
         running = {service.name: start(service, tmp_path) for service in services()}
         try:
             for name, sign in READY.items():
-                wait_for(lambda: sign in log(tmp_path, name), f"{name}:\n{log(tmp_path, name)}", 120)  # noqa: B023
+                wait_for(lambda: sign in log(tmp_path, name), f"{sign!r} in {name}.log", 120)  # noqa: B023
             assert set(running) == set(READY)
             started = httpx.post(f"{stack.url}/runs").raise_for_status().json()
             assert stack.wait_run(started["run_id"])["state"] == "published"

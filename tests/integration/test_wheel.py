@@ -66,7 +66,7 @@ def test_the_wheel_holds_the_rooms_whole_and_nothing_else(wheel: Path) -> None:
     assert {f"{room}/py.typed" for room in ROOMS} <= names
     for needed in ("inference/store/scripts/publish.lua", "inference/batch/scripts/claim.lua"):
         assert needed in names
-    for page in ("templates/hit-rates.html", "static/hit-rates.js", "static/hit-rates.css"):
+    for page in ("templates/hit-rates.html", "static/hit-rates.js", "static/forecache.css"):
         assert f"app/dashboard/{page}" in names
 
 

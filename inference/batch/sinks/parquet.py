@@ -64,8 +64,9 @@ class ParquetSink:
 
     def write(self, window: Window) -> None:
         """Append rows to the temporary file."""
-        if self._writer is None:
+        if self._file is None:
             self._file = self._open()
+        if self._writer is None:
             self._writer = pq.ParquetWriter(self._file, self._schema)
         columns = [window.ids, *(_column(window.block[spec.name], spec) for spec in self._fields)]
         columns.append(pa.array((window.as_of * 1000).astype("int64"), pa.int64()).cast(_AS_OF))
@@ -82,19 +83,22 @@ class ParquetSink:
         else:
             self._send()
             self._file.close()
-        self._writer = None
+        self._file = self._writer = None
 
     def abandon(self) -> None:
         """Remove the temporary file."""
-        if self._writer is None:
-            return
-        with suppress(OSError):  # a full disk takes no footer, and what follows is that none is wanted
-            self._writer.close()
-        with suppress(OSError):
-            self._file.close()
-        self._writer = None
-        if self._folder.is_local:
-            self._temporary.unlink(missing_ok=True)
+        try:
+            # a full disk takes no footer, which nobody wants any more
+            if self._writer is not None:
+                with suppress(OSError):
+                    self._writer.close()
+            if self._file is not None:
+                with suppress(OSError):
+                    self._file.close()
+        finally:
+            self._file = self._writer = None
+            if self._folder.is_local:
+                self._temporary.unlink(missing_ok=True)
 
     def _open(self) -> Any:
         if not self._folder.is_local:

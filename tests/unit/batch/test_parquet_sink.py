@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -50,6 +51,20 @@ def test_a_part_appears_only_when_its_chunk_is_whole(tmp_path: Path) -> None:
 def test_an_abandoned_chunk_leaves_nothing(tmp_path: Path) -> None:
     sink = ParquetSink(str(tmp_path), FIELDS, chunk=0, token="t1")
     sink.write(window("a"))
+
+    sink.abandon()
+
+    assert visible(tmp_path) == []
+
+
+def test_a_chunk_that_fails_at_its_first_byte_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full_disk(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    sink = ParquetSink(str(tmp_path), FIELDS, chunk=0, token="t1")
+    monkeypatch.setattr(pq, "ParquetWriter", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        sink.write(window("a"))
 
     sink.abandon()
 
