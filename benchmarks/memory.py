@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -28,7 +31,7 @@ def main() -> None:
         small = make_dataset(folder, options.worker_rows)
         with Deployment(folder / "store", small) as deployment:
             stored = {_name(shape): store_both(deployment, shape, options.rows) for shape in SHAPES}
-        runs = [worker_run(folder, options.worker_rows * factor) for factor in (1, options.growth)]
+        runs = worker_runs(folder, [options.worker_rows, options.worker_rows * options.growth], options.rounds)
     (ours, brief), ((small_mib, small_rate), (large_mib, large_rate)) = stored[_name(())], runs
     figures = {
         "rows": options.rows,
@@ -87,19 +90,28 @@ def _write_json(client: redis.Redis, values: Any, rows: int) -> None:
         pipeline.execute()
 
 
-def worker_run(folder: Path, rows: int) -> tuple[float, float]:
-    """Return the most memory, in MiB, that a fresh batch worker held while it scored so many rows, and rows/s.
+def worker_runs(folder: Path, sizes: Sequence[int], rounds: int) -> list[tuple[float, float]]:
+    """Return of each size the most memory, in MiB, that its batch worker ever held, and the median of its rows/s.
 
-    The rate is that of a second run, from the request to the publication: the first loads the model.
+    Each size has a worker of its own. The sizes run in turn, so that a machine that grows slower does so for all; a
+    first run of each, which loads the model, is not counted. A run lasts from its request to its publication.
     """
-    dataset = make_dataset(folder, rows)
-    with Deployment(folder / f"run-{rows}", dataset) as deployment:
-        workers = deployment.start_workers("gpu", "maintenance")
-        deployment.batch_run()
-        rate = rows_per_s(deployment.batch_run())
-        status = Path(f"/proc/{next(iter(workers.values()))}/status").read_text()
+    with ExitStack() as stack:
+        workers, deployments = [], []
+        for rows in sizes:
+            deployment = stack.enter_context(Deployment(folder / f"run-{rows}", make_dataset(folder, rows)))
+            workers.append(deployment.start_workers("gpu", "maintenance"))
+            deployment.batch_run()
+            deployments.append(deployment)
+        rates = [[rows_per_s(deployment.batch_run()) for deployment in deployments] for _ in range(rounds)]
+        peaks = [_peak_mib(next(iter(pids.values()))) for pids in workers]
+    return list(zip(peaks, map(median, zip(*rates, strict=True)), strict=True))
+
+
+def _peak_mib(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(peak.split()[1]) / 1024, rate
+    return int(peak.split()[1]) / 1024
 
 
 def _name(shape: tuple[int, ...]) -> str:
@@ -111,6 +123,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=500_000, help="predictions stored of each shape")
     parser.add_argument("--worker-rows", type=int, default=500_000, help="of the smaller run of two")
     parser.add_argument("--growth", type=int, default=4, help="how many times as many the larger has")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each size whose median rate counts")
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     return parser.parse_args()
 
