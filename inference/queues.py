@@ -1,14 +1,26 @@
-"""The state of a task queue: how many messages wait, and for how long the oldest has waited."""
+"""The task queues: which jobs go first, how many messages wait, and for how long the oldest has waited."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import Any
 
 #: header of every task message that we send: epoch seconds of the sender's clock
 SENT_AT_HEADER = "forecache_sent_at"
+
+
+class JobPriority(StrEnum):
+    """Which of the waiting jobs' parts a worker takes first; all wait until no request does."""
+
+    #: when nothing else waits
+    LOW = "low"
+    #: before low, after high
+    NORMAL = "normal"
+    #: right after requests
+    HIGH = "high"
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from app.api.problems import Problem, problem_of
 from inference.entities import check_entity_id
 from inference.errors import BadEntityId, BadInput, ForecacheError
+from inference.queues import JobPriority
 from inference.serving import Answer
-from inference.serving.jobs import JobPriority
 
 MAX_ROWS = 1_000
 MAX_JOB_ROWS = 100_000

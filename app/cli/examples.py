@@ -22,7 +22,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "forecache predict customer-42",
         "forecache predict 42 --model delay --max-staleness-hours 0 --timeout-ms 500",
     ),
-    "enqueue": ("forecache enqueue 41 42 43 --wait", "forecache enqueue --model delay $(cat ids.txt)"),
+    "enqueue": ("forecache enqueue 41 42 43 --wait", "forecache enqueue --model delay --priority low $(cat ids.txt)"),
     "hits": ("forecache hits", "forecache hits delay --window 24h --json"),
     "features load": ("forecache features load data/flights.parquet", "forecache features load delay data/flights"),
     "features get": ("forecache features get customer-42", "forecache features get delay 42 --json"),

@@ -10,6 +10,7 @@ from app.cli.arguments import ModelOption
 from app.cli.context import load_settings
 from app.cli.output import AsJson, note, print_fields, print_json, print_rows
 from inference.errors import PredictionFailed, Unavailable
+from inference.queues import JobPriority
 
 #: seconds of one long poll
 _POLL_S = 20.0
@@ -56,6 +57,9 @@ def predict(
 def enqueue(
     entities: Annotated[list[str], typer.Argument(metavar="ENTITY", help="Entity ids.")],
     model: ModelOption = None,
+    priority: Annotated[
+        JobPriority, typer.Option(help="Which waiting jobs go first; requests go before all of them.")
+    ] = JobPriority.NORMAL,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -67,7 +71,7 @@ def enqueue(
 
     settings = load_settings()
     api = Api(settings.api)
-    body = {"model": settings.model(model)[0], "entity_ids": entities}
+    body = {"model": settings.model(model)[0], "entity_ids": entities, "priority": priority.value}
     job = api.call("POST", "/predictions", body)
     if not wait:
         if as_json:

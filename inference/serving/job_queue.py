@@ -25,12 +25,12 @@ from inference.errors import (
     from_code,
 )
 from inference.keys import Keys
+from inference.queues import JobPriority
 from inference.serving.answers import Answer, Computed, answer_computed, replies_from_result
 from inference.serving.jobs import (
     END_JOB,
     JOB_KEEP_S,
     PART_ROWS,
-    JobPriority,
     JobRequest,
     JobState,
     error_to_json,

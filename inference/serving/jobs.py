@@ -17,6 +17,7 @@ import redis
 
 from inference.errors import ForecacheError, PredictionFailed
 from inference.keys import Keys
+from inference.queues import JobPriority
 
 #: ids or instances of one message
 PART_ROWS = 256
@@ -44,17 +45,6 @@ class JobState(StrEnum):
     def is_over(self) -> bool:
         """Whether it will not change any more."""
         return self in (JobState.DONE, JobState.FAILED, JobState.CANCELLED)
-
-
-class JobPriority(StrEnum):
-    """Which of the waiting jobs' parts a worker takes first; all wait until no request does."""
-
-    #: when nothing else waits
-    LOW = "low"
-    #: before low, after high
-    NORMAL = "normal"
-    #: right after requests
-    HIGH = "high"
 
 
 @dataclass(frozen=True)

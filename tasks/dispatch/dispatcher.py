@@ -17,7 +17,7 @@ from inference.errors import (
     PredictionFailed,
 )
 from inference.logs import get_logger
-from inference.serving.jobs import JobPriority
+from inference.queues import JobPriority
 from inference.settings import Settings
 from tasks.celery_app import make_celery
 from tasks.dispatch.sender import Priorities, Sender, make_sending_app, priorities

@@ -14,7 +14,7 @@ from kombu.exceptions import KombuError, OperationalError
 
 from inference.errors import BrokerUnavailable
 from inference.logs import get_logger
-from inference.serving.jobs import JobPriority
+from inference.queues import JobPriority
 from inference.settings import Settings
 from tasks.celery_app import AMQP_PRIORITIES, celery_config, is_redis, make_celery
 

@@ -24,9 +24,10 @@ from inference.clock import system_clock
 from inference.errors import BrokerUnavailable, Conflict, ModelUnavailable, NotFound, SettingsError
 from inference.hits import HitRecorder, HitWindows
 from inference.keys import Keys
+from inference.queues import JobPriority
 from inference.serving import PredictionService
 from inference.serving.job_queue import JobQueue
-from inference.serving.jobs import MAX_BEGUN, JobPriority, run_part
+from inference.serving.jobs import MAX_BEGUN, run_part
 from inference.settings import ApiSettings, Settings
 from tests.support.redis_server import RedisServer
 from tests.support.serving_fakes import FakeReader, FakeWorkers, entry

@@ -15,7 +15,7 @@ import redis
 import structlog
 
 from inference.errors import BrokerUnavailable, DeadlineExceeded, ModelUnavailable, PredictionFailed
-from inference.serving.jobs import JobPriority
+from inference.queues import JobPriority
 from inference.settings import RedisSettings, Settings
 from tasks.dispatch import Dispatcher, open_dispatcher
 from tests.support.deaf_proxy import deaf_proxy

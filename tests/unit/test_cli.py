@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from app.cli.predict import enqueue, job_once_over
 from app.cli.progress import tell_changes, until_over
 from inference.batch import RunState
 from inference.errors import PredictionFailed, StoreUnavailable, UnknownModel
+from inference.queues import JobPriority
 from inference.settings import ApiSettings, ModelSettings, RedisSettings, Settings
 
 ONE = Settings(models={"delay": ModelSettings(path=Path("m"))})
@@ -137,9 +139,11 @@ def test_waiting_for_a_job_with_a_failed_prediction_is_a_failure(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "forecache.toml").write_text('[models.m]\npath = "m"\n')
     items: list[Any] = [{"entity_id": "a", "prediction": 1.5}]
+    asked: list[str] = []
 
     def answer(request: httpx.Request) -> httpx.Response:
         if request.method == "POST":
+            asked.append(json.loads(request.content)["priority"])
             return httpx.Response(202, json={"task_id": "j1", "status_url": "/predictions/j1"})
         return httpx.Response(200, json={"task_id": "j1", "state": "done", "result": {"predictions": items}})
 
@@ -148,8 +152,9 @@ def test_waiting_for_a_job_with_a_failed_prediction_is_a_failure(
     enqueue(["a"], wait=True)
     items.append({"entity_id": "b", "error": {"detail": "no features of 'b'"}})
     with pytest.raises(PredictionFailed, match="1 of 2 predictions failed"):
-        enqueue(["a", "b"], wait=True)
+        enqueue(["a", "b"], priority=JobPriority.HIGH, wait=True)
     assert "no features of 'b'" in capsys.readouterr().out
+    assert asked == ["normal", "high"]
 
 
 def test_the_model_may_be_left_out_when_there_is_one() -> None:
