@@ -1,71 +1,198 @@
-"""`/metrics` for Prometheus: the same minute windows that every other face reads.
+"""`/metrics` for Prometheus: what the other faces show, by Prometheus' conventions.
 
-The truth is in Redis and shared by all API processes, so any of them may be scraped, and none needs to remember
-anything: also the counter goes on through restarts.
+The truth is in Redis and at the broker and shared by all API processes, so any of them may be scraped, and none needs
+to remember anything: also the counters go on through restarts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from app.api.parts import Parts, parts_of
+from app.api.parts import Monitoring, Parts, parts_of
 from app.api.problems import documented
-from inference.hits import HitWindows
+from inference.batch import RunState
+from inference.errors import BrokerUnavailable
+from inference.hits import HitWindows, Statistics
+from inference.hits.histograms import Histogram
+from inference.presence import Roster
+from tasks.queues import QUEUES
 
 router = APIRouter(tags=["metrics"])
 
+#: what `forecache_hit_ratio` looks back over, in seconds
 WINDOW_S = 300
+#: buckets of ours that make one of Prometheus': 64 of them for each model and quantity would be too many
+_MERGED = 4
 
 
 class HitCollector(Collector):
-    """Reads the last five minutes of every model."""
+    """The outcomes, latencies and ages of every model's answers."""
 
-    def __init__(self, hits: HitWindows, models: list[str]) -> None:
+    def __init__(self, hits: HitWindows, models: Sequence[str]) -> None:
         self._hits = hits
         self._models = models
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the counts and the hit rate of each model."""
-        requests = GaugeMetricFamily(
-            "forecache_requests_5m",
-            "Predictions answered in the last five minutes, by outcome.",
-            labels=["model", "outcome"],
+        """Yield the counters since ever, and the hit rate of the last five minutes."""
+        answered = CounterMetricFamily(
+            "forecache_predictions", "Predictions answered, by outcome.", labels=["model", "outcome"]
         )
-        rates = GaugeMetricFamily(
-            "forecache_hit_rate_5m",
-            "Share of them answered from the store and fresh.",
+        ratio = GaugeMetricFamily(
+            "forecache_hit_ratio",
+            "Share of the last five minutes' answers that were fresh and from the store; absent without any.",
             labels=["model"],
         )
-        answered = CounterMetricFamily(
-            "forecache_predictions", "Predictions answered since ever, by outcome.", labels=["model", "outcome"]
-        )
+        hit_latency = _histogram("forecache_hit_latency_seconds", "How long requests took that the store answered.")
+        miss_latency = _histogram("forecache_miss_latency_seconds", "How long all other requests took.")
+        age = _histogram("forecache_prediction_age_seconds", "How old predictions were when they were answered.")
         for model in self._models:
-            totals = self._hits.totals(model)
-            counts = self._hits.read(model, WINDOW_S)
-            rates.add_metric([model], counts.hit_rate)
-            for outcome, count in counts.outcomes.items():
-                requests.add_metric([model, outcome.value], count)
-                answered.add_metric([model, outcome.value], totals.get(outcome.value, 0))
-        yield answered
-        yield requests
-        yield rates
+            ever = Statistics.of(self._hits.totals(model))
+            for outcome, count in ever.counts.outcomes.items():
+                answered.add_metric([model, outcome.value], count)
+            recent = self._hits.read(model, WINDOW_S)
+            if recent.total:  # without a request there is no rate, and 0 would be an alarm
+                ratio.add_metric([model], recent.hit_rate)
+            histograms = ever.hit_latency, ever.miss_latency, ever.age
+            for family, counted in zip((hit_latency, miss_latency, age), histograms, strict=True):
+                # the sum of the values is not kept
+                family.add_metric([model], _cumulative(counted), sum_value=None)
+        yield from (answered, ratio, hit_latency, miss_latency, age)
+
+
+class RunCollector(Collector):
+    """The newest run of every model, and the generation that serves."""
+
+    def __init__(self, monitoring: Monitoring, models: Sequence[str]) -> None:
+        self._monitoring = monitoring
+        self._models = models
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what is known; a model without a run or a generation has none."""
+        states = GaugeMetricFamily(
+            "forecache_last_run_state", "1 for the state that the newest run is in.", labels=["model", "state"]
+        )
+        asked_at = _of_model("forecache_last_run_created_timestamp_seconds", "When the newest run was asked for.")
+        rows = _of_model("forecache_last_run_rows", "Rows of the newest run's source, once it is planned.")
+        done = _of_model("forecache_last_run_rows_done", "Rows that the newest run is done with.")
+        quarantined = _of_model("forecache_last_run_rows_quarantined", "Rows that the newest run could not score.")
+        generation = _of_model("forecache_generation", "Number of the generation that serves.")
+        created_at = _of_model("forecache_generation_created_timestamp_seconds", "When that generation was begun.")
+        expires_at = _of_model("forecache_generation_expires_timestamp_seconds", "When Redis forgets that generation.")
+        for model in self._models:
+            if run := self._monitoring.newest_run(model):
+                for state in RunState:
+                    states.add_metric([model, state.value], state is run.state)
+                asked_at.add_metric([model], run.created_at)
+                if run.rows_total is not None:
+                    rows.add_metric([model], run.rows_total)
+                done.add_metric([model], run.rows_done)
+                quarantined.add_metric([model], run.rows_quarantined)
+            if manifest := self._monitoring.serving(model):
+                generation.add_metric([model], manifest.number)
+                created_at.add_metric([model], manifest.created_at)
+                expires_at.add_metric([model], manifest.deadline)
+        yield from (states, asked_at, rows, done, quarantined, generation, created_at, expires_at)
+
+
+class QueueCollector(Collector):
+    """The queues, as the broker tells, and the workers that serve them."""
+
+    def __init__(self, monitoring: Monitoring) -> None:
+        self._monitoring = monitoring
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield both; while the broker is away nothing is said of its queues."""
+        up = GaugeMetricFamily("forecache_broker_up", "Whether the broker told how full its queues are.")
+        waiting = GaugeMetricFamily("forecache_queue_messages", "Messages that wait.", labels=["queue"])
+        oldest = GaugeMetricFamily(
+            "forecache_queue_oldest_message_age_seconds",
+            "For how long the oldest message has waited, 0 when none does; absent where the broker hides it.",
+            labels=["queue"],
+        )
+        try:
+            states = self._monitoring.queues()
+        except BrokerUnavailable:  # what is wrong is the metric's own value
+            states = ()
+            up.add_metric([], 0)
+        else:
+            up.add_metric([], 1)
+        for state in states:
+            waiting.add_metric([state.queue], state.depth)
+            age_s = state.oldest_age_s if state.depth else 0
+            if age_s is not None:
+                oldest.add_metric([state.queue], age_s)
+        yield from (up, waiting, oldest)
+        rosters = {queue: self._monitoring.roster(queue) for queue in QUEUES}
+        yield _workers(rosters)
+        yield from _gpus(rosters.values())
+
+
+def _workers(rosters: dict[str, Roster]) -> Metric:
+    workers = GaugeMetricFamily(
+        "forecache_workers", "Workers that are ready, starting, or went without a word.", labels=["queue", "state"]
+    )
+    for queue, roster in rosters.items():
+        ready = sum(worker.ready for worker in roster.alive)
+        counts = {"ready": ready, "starting": len(roster.alive) - ready, "gone": len(roster.gone)}
+        for state, count in counts.items():
+            workers.add_metric([queue, state], count)
+    return workers
+
+
+def _gpus(rosters: Iterable[Roster]) -> Iterator[Metric]:
+    used, total, busy = (
+        GaugeMetricFamily(name, text, labels=["host", "gpu"])
+        for name, text in (
+            ("forecache_gpu_memory_used_bytes", "Memory of a worker's GPU in use, by all processes."),
+            ("forecache_gpu_memory_bytes", "Memory of a worker's GPU."),
+            ("forecache_gpu_busy_ratio", "Share of the last second that a worker's GPU computed."),
+        )
+    )
+    # several workers may share one
+    seen = {(worker.host, str(gpu.index)): gpu for one in rosters for worker in one.alive for gpu in worker.gpus}
+    for labels, gpu in seen.items():
+        used.add_metric(labels, gpu.memory_used)
+        total.add_metric(labels, gpu.memory_total)
+        busy.add_metric(labels, gpu.busy_share)
+    yield from (used, total, busy)
+
+
+def _of_model(name: str, text: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, labels=["model"])
+
+
+def _histogram(name: str, text: str) -> HistogramMetricFamily:
+    return HistogramMetricFamily(name, text, labels=["model"])
+
+
+def _cumulative(counted: Histogram) -> list[tuple[str, float]]:
+    """Return Prometheus' buckets: the upper bound, and how many values are not above it."""
+    bounds, counts = counted.scale.bounds, counted.counts
+    merged = range(_MERGED - 1, len(bounds), _MERGED)
+    return [*((f"{bounds[n]:.4g}", sum(counts[: n + 1])) for n in merged), ("+Inf", counted.total)]
 
 
 @router.get("/metrics", responses=documented(503))
 async def metrics(parts: Annotated[Parts, Depends(parts_of)]) -> Response:
     """Return the metrics in Prometheus' text format."""
-    registry = CollectorRegistry(auto_describe=False)
-    collector = HitCollector(parts.hits, list(parts.settings.models))
+    models = list(parts.settings.models)
+    collectors = (
+        HitCollector(parts.hits, models),
+        RunCollector(parts.monitoring, models),
+        QueueCollector(parts.monitoring),
+    )
 
     def scrape() -> bytes:
-        registry.register(collector)
+        registry = CollectorRegistry(auto_describe=False)
+        for collector in collectors:
+            registry.register(collector)
         return generate_latest(registry)
 
     return Response(await parts.in_thread(scrape), media_type=CONTENT_TYPE_LATEST)

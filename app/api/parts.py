@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 import redis
 from fastapi import Request
 
-from inference.batch import Runs
+from inference.batch import Runs, RunView
 from inference.errors import StoreUnavailable
 from inference.hits import HitRecorder, HitWindows
-from inference.keys import TableKind
-from inference.presence import Presence
+from inference.keys import Keys, TableKind
+from inference.presence import Presence, Roster
+from inference.queues import QueueState
 from inference.services import REQUEST_SOCKET_TIMEOUT_S, Services
 from inference.serving import PredictionService
 from inference.serving.attendance import follow_attendance
@@ -25,9 +26,10 @@ from inference.serving.job_queue import Enqueue, JobQueue
 from inference.serving.lookups import TableReader
 from inference.serving.model_path import Submit
 from inference.settings import Settings
-from inference.store import AsyncPipe
+from inference.store import AsyncPipe, Manifest, RedisTable
 from tasks.celery_app import REALTIME_QUEUE
 from tasks.dispatch import open_dispatcher
+from tasks.queues import Queues
 from tasks.runs import runs
 
 #: threads for calls that block; they are never on the way of a prediction
@@ -36,6 +38,20 @@ BLOCKING_THREADS = 4
 BLOCKING_TIMEOUT_S = 5.0
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Monitoring:
+    """What `/metrics` reads beside the hit windows. The calls block, and raise StoreUnavailable.
+
+    `newest_run` and `serving` take a model and return None where there is none; `queues` raises BrokerUnavailable;
+    `roster` takes a queue.
+    """
+
+    newest_run: Callable[[str], RunView | None]
+    serving: Callable[[str], Manifest | None]
+    queues: Callable[[], Sequence[QueueState]]
+    roster: Callable[[str], Roster]
 
 
 @dataclass
@@ -49,6 +65,7 @@ class Parts:
     hits: HitWindows
     runs: Callable[[], Runs]
     enqueue: Enqueue
+    monitoring: Monitoring
     #: models that had an active version once: readiness never goes back on them
     activated: set[str] = field(default_factory=set)
     _threads: ThreadPoolExecutor = field(
@@ -90,6 +107,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
     clock = RedisClock()
     recorder = HitRecorder(client, services.keys)
     pipe = AsyncPipe(client, timeout_s=REQUEST_SOCKET_TIMEOUT_S)
+    presence = Presence(blocking, services.keys)
     readers = {name: services.reader(pipe, TableKind.PREDICTIONS, name) for name in settings.models}
     async with open_dispatcher(settings) as dispatcher:
         service = PredictionService(settings, readers.__getitem__, _counting(dispatcher, recorder), recorder, clock.now)
@@ -101,8 +119,8 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             hits=HitWindows(blocking, services.keys),
             runs=runs,
             enqueue=dispatcher.enqueue,
+            monitoring=_monitoring(settings, blocking, presence),
         )
-        presence = Presence(blocking, services.keys)
         background = [
             asyncio.create_task(recorder.run()),
             asyncio.create_task(clock.follow(client)),
@@ -122,6 +140,23 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             parts.close()
             blocking.close()
             await client.aclose()
+
+
+def _monitoring(settings: Settings, client: redis.Redis, presence: Presence) -> Monitoring:
+    keys = Keys(settings.redis.prefix)
+
+    def serving(model: str) -> Manifest | None:
+        kind = TableKind.PREDICTIONS
+        table = RedisTable(client, keys.table(kind, model), kind=kind, model=model)
+        current = table.pointer().current
+        return None if current is None else table.manifest(current)
+
+    return Monitoring(
+        newest_run=lambda model: next(iter(runs().list(model, limit=1)), None),
+        serving=serving,
+        queues=Queues(settings).read,
+        roster=presence.roster,
+    )
 
 
 def _counting(submit: Submit, recorder: HitRecorder) -> Submit:

@@ -18,12 +18,13 @@ import redis.asyncio
 
 from app.api import create_app
 from app.api.limits import MAX_BODY_BYTES
-from app.api.parts import Parts
+from app.api.parts import Monitoring, Parts
 from app.api.server import listen
 from inference.clock import system_clock
 from inference.errors import BrokerUnavailable, Conflict, ModelUnavailable, NotFound, SettingsError
 from inference.hits import HitRecorder, HitWindows
 from inference.keys import Keys
+from inference.presence import Presence
 from inference.queues import JobPriority
 from inference.serving import PredictionService
 from inference.serving.job_queue import JobQueue
@@ -150,6 +151,12 @@ class Deployment:
             hits=HitWindows(self.client, KEYS),
             runs=lambda: self.runs,  # type: ignore[arg-type, return-value]
             enqueue=self.enqueue,
+            monitoring=Monitoring(
+                newest_run=lambda _: None,
+                serving=lambda _: None,
+                queues=list,
+                roster=Presence(self.client, KEYS).roster,
+            ),
         )
         yield parts
         parts.close()
@@ -218,8 +225,8 @@ async def test_hit_miss_and_unknown_are_counted_and_answered_each_in_its_way(
     assert (body["model"], body["window_s"], body["total"], body["hit_rate"]) == ("delay", 60, 2, 0.5)
     assert len(body["outcomes"]) == 7
     metrics = (await http.get("/metrics")).text
-    assert 'forecache_requests_5m{model="delay",outcome="computed"} 1.0' in metrics
-    assert 'forecache_hit_rate_5m{model="delay"} 0.5' in metrics
+    assert 'forecache_hit_ratio{model="delay"} 0.5' in metrics
+    assert 'forecache_workers{queue="realtime",state="ready"} 0.0' in metrics
     assert 'forecache_predictions_total{model="delay",outcome="computed"} 1.0' in metrics
 
 

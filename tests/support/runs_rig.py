@@ -114,15 +114,15 @@ class Rig:
     def signal(self, name: str, number: signal.Signals) -> None:
         self.stack.processes[name].send_signal(number)
 
-    def kill_at_work(self, names: list[str], rng: random.Random) -> str:
-        """kill -9 one of the workers at a random moment of its work, and start it again."""
+    def kill_at_work(self, names: list[str], rng: random.Random, *, within_s: float = 0.5) -> str:
+        """kill -9 one of the workers at a random moment of its work's first `within_s`, and start it again."""
         marks = {name: len(self.stack.log(name)) for name in names}
 
         def working() -> list[str]:
             return [name for name in names if "chunk.scored" in self.stack.log(name)[marks[name] :]]
 
         wait_for(working, "a worker at work", 60)
-        time.sleep(rng.random() * 0.5)
+        time.sleep(rng.random() * within_s)
         victim = rng.choice(working())
         self.stack.kill(victim)
         self.stack.start(victim)

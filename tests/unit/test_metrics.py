@@ -1,0 +1,171 @@
+"""What Prometheus is told, and that the alerting rules ask for what there is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import promql_parser
+import pytest
+import yaml
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from app.api.metrics import HitCollector, QueueCollector, RunCollector
+from app.api.parts import Monitoring
+from inference.batch import RunState
+from inference.errors import BrokerUnavailable
+from inference.gpus import GpuUse
+from inference.hits.histograms import AGE, HIT_LATENCY, MISS_LATENCY
+from inference.hits.statistics import HitCounts
+from inference.outcomes import Outcome
+from inference.presence import Roster, WorkerBeat
+from inference.queues import QueueState
+from tests.support.records import manifest_of, run_view
+
+RULES = Path(__file__).parents[2] / "docker" / "prometheus" / "alerts.yml"
+GPU = GpuUse(0, "H100", 3 << 30, 80 << 30, 0.25)
+
+
+class FakeHits:
+    """A model with 3 hits and a miss ever, of which nothing was within the last five minutes for `idle`."""
+
+    def totals(self, model: str) -> Mapping[str, int]:
+        latencies = {HIT_LATENCY.field_of(0.0009): 3, MISS_LATENCY.field_of(0.012): 1, AGE.field_of(3600): 4}
+        return {Outcome.HIT_BATCH.value: 3, Outcome.COMPUTED.value: 1, **latencies}
+
+    def read(self, model: str, window_s: float) -> HitCounts:
+        return HitCounts({} if model == "idle" else {Outcome.HIT_BATCH: 3, Outcome.COMPUTED: 1})
+
+
+def beat(name: str, *, ready: bool = True) -> WorkerBeat:
+    return WorkerBeat(
+        name=name, process="gpu", queues=("batch",), host="h1", pid=1, release=None, started_at=0.0, ready=ready,
+        versions={}, gpus=(GPU,),
+    )  # fmt: skip
+
+
+def queues() -> list[QueueState]:
+    return [QueueState("batch", 20, 31.5), QueueState("realtime", 0, None), QueueState("maintenance", 3, None)]
+
+
+MONITORING = Monitoring(
+    newest_run=lambda model: None if model == "idle" else run_view(state=RunState.FAILED, rows_total=100, rows_done=40),
+    serving=lambda model: None if model == "idle" else manifest_of(7, created_at=1000.0, deadline=2000.0),
+    queues=queues,
+    roster=lambda queue: (
+        Roster((beat("a"), beat("b", ready=False)), {"c": 60.0}) if queue == "batch" else Roster((), {})
+    ),
+)
+
+
+def scrape(monitoring: Monitoring = MONITORING) -> dict[str, float]:
+    """Sample, as `name{label=value,…}` → value, of one scrape, read back by Prometheus' own parser."""
+    registry = CollectorRegistry(auto_describe=False)
+    hits: Any = FakeHits()
+    for collector in (
+        HitCollector(hits, ["delay", "idle"]),
+        RunCollector(monitoring, ["delay", "idle"]),
+        QueueCollector(monitoring),
+    ):
+        registry.register(collector)
+    text = generate_latest(registry).decode()
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    found = {f"{one.name}{{{','.join(f'{k}={v}' for k, v in one.labels.items())}}}": one.value for one in samples}
+    assert len(found) == len(samples)
+    return found
+
+
+def test_hits_are_counted_by_outcome_and_their_rate_is_absent_without_requests() -> None:
+    told = scrape()
+    assert told["forecache_predictions_total{model=delay,outcome=hit_batch}"] == 3
+    assert told["forecache_predictions_total{model=delay,outcome=shed}"] == 0
+    assert told["forecache_hit_ratio{model=delay}"] == 0.75
+    assert "forecache_hit_ratio{model=idle}" not in told
+
+
+def test_latencies_and_ages_are_histograms_in_seconds() -> None:
+    told = scrape()
+    buckets = {
+        float(found[1]): value
+        for name, value in told.items()
+        if (found := re.fullmatch(r"forecache_hit_latency_seconds_bucket{le=(.*),model=delay}", name))
+    }
+    assert {value for bound, value in buckets.items() if bound < 0.0008} == {0.0}
+    assert {value for bound, value in buckets.items() if bound > 0.001} == {3.0}
+    assert told["forecache_miss_latency_seconds_bucket{le=+Inf,model=delay}"] == 1
+    assert told["forecache_prediction_age_seconds_bucket{le=+Inf,model=delay}"] == 4
+
+
+def test_the_newest_run_and_what_serves() -> None:
+    told = scrape()
+    assert told["forecache_last_run_state{model=delay,state=failed}"] == 1
+    assert sum(value for name, value in told.items() if name.startswith("forecache_last_run_state{model=delay")) == 1
+    assert (told["forecache_last_run_rows{model=delay}"], told["forecache_last_run_rows_done{model=delay}"]) == (
+        100,
+        40,
+    )
+    assert told["forecache_generation{model=delay}"] == 7
+    assert told["forecache_generation_expires_timestamp_seconds{model=delay}"] == 2000
+    assert [name for name in told if "run" in name and "idle" in name] == []
+
+
+def test_a_run_that_is_not_planned_yet_has_no_rows() -> None:
+    queued = replace(MONITORING, newest_run=lambda _: run_view(state=RunState.QUEUED, rows_total=None, rows_done=0))
+    assert "forecache_last_run_rows{model=delay}" not in scrape(queued)
+
+
+def test_queues_workers_and_gpus() -> None:
+    told = scrape()
+    assert told["forecache_broker_up{}"] == 1
+    assert told["forecache_queue_messages{queue=batch}"] == 20
+    assert told["forecache_queue_oldest_message_age_seconds{queue=batch}"] == 31.5
+    assert told["forecache_queue_oldest_message_age_seconds{queue=realtime}"] == 0
+    assert "forecache_queue_oldest_message_age_seconds{queue=maintenance}" not in told
+    states = [told[f"forecache_workers{{queue=batch,state={state}}}"] for state in ("ready", "starting", "gone")]
+    assert states == [1, 1, 1]
+    assert told["forecache_workers{queue=realtime,state=ready}"] == 0
+    assert told["forecache_gpu_memory_used_bytes{gpu=0,host=h1}"] == 3 << 30
+
+
+def test_a_broker_that_is_away_is_a_figure_and_hides_nothing_else() -> None:
+    def away() -> list[QueueState]:
+        raise BrokerUnavailable("the broker does not answer")
+
+    told = scrape(replace(MONITORING, queues=away))
+    assert told["forecache_broker_up{}"] == 0
+    assert [name for name in told if name.startswith("forecache_queue_")] == []
+    assert told["forecache_workers{queue=batch,state=ready}"] == 1
+
+
+def rules() -> list[dict[str, Any]]:
+    (group,) = yaml.safe_load(RULES.read_text())["groups"]
+    return list(group["rules"])
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
+def test_an_alerting_rule_parses_and_asks_for_metrics_and_labels_that_there_are(rule: dict[str, Any]) -> None:
+    told = scrape()
+    for selector in _selectors(promql_parser.parse(rule["expr"])):
+        if selector.name == "up":  # Prometheus' own
+            continue
+        names = [name for name in told if name.startswith(f"{selector.name}{{")]
+        assert names, selector.name
+        for matcher in selector.matchers.matchers:
+            wanted = matcher.value.split("|")
+            assert all(any(f"{matcher.name}={value}" in name for name in names) for value in wanted), matcher
+    assert {"severity"} == set(rule["labels"])
+    assert rule["annotations"]["summary"]
+
+
+def _selectors(node: Any) -> list[Any]:
+    if isinstance(node, promql_parser.VectorSelector):
+        return [node]
+    if isinstance(node, promql_parser.MatrixSelector):
+        return [node.vector_selector]
+    children = [getattr(node, name, None) for name in ("expr", "lhs", "rhs", "param")]
+    arguments = list(getattr(node, "args", None) or [])
+    return [found for child in [*children, *arguments] if child is not None for found in _selectors(child)]
