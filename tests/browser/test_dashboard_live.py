@@ -86,6 +86,17 @@ def test_a_run_is_started_by_a_button_and_its_end_is_seen(desk: Desk) -> None:
     assert browser.complaints() == []
 
 
+def test_prometheus_is_told_what_the_pages_show(desk: Desk) -> None:
+    told = httpx.get(f"{desk.stack.url}/metrics").raise_for_status().text.splitlines()
+    assert 'forecache_last_run_state{model="delay",state="published"} 1.0' in told
+    assert 'forecache_last_run_rows_done{model="delay"} 100.0' in told
+    assert 'forecache_generation{model="delay"} 1.0' in told
+    assert "forecache_broker_up 1.0" in told
+    for queue in ("batch", "realtime", "maintenance"):
+        assert f'forecache_queue_messages{{queue="{queue}"}} 0.0' in told
+        assert f'forecache_workers{{queue="{queue}",state="ready"}} 1.0' in told
+
+
 def test_the_chart_moves_after_100_hits_and_20_misses_and_says_what_the_api_says(desk: Desk) -> None:
     browser = desk.look("hit-rates?model=delay&window=1h")
     assert browser.text("#summary-total") == "0"
