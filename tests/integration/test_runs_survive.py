@@ -41,7 +41,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 # workers live for some chunks at least: one that loses its worker five times is given up, even if by chance
 @pytest.mark.parametrize(
     ("kills", "rows", "within_s"),
-    [(4, 6_000, 0.5), pytest.param(30, 60_000, 1.0, marks=pytest.mark.slow)],
+    [(4, 6_000, 0.5), pytest.param(30, 60_000, 1.0, marks=[pytest.mark.slow, pytest.mark.timeout(800)])],
     ids=["few", "thirty"],
 )
 def test_workers_killed_at_random_moments_cost_no_prediction(rig: Rig, kills: int, rows: int, within_s: float) -> None:
