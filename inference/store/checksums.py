@@ -22,14 +22,18 @@ _LONGEST = 64
 _BLOCK = 16_384
 
 
-def crc32_of_each(texts: Any) -> npt.NDArray[np.uint32]:
-    """Return `zlib.crc32` of each value of an Arrow `large_binary` array without nulls."""
+def crc32_of_each(texts: Any, *, without_last: int = 0) -> npt.NDArray[np.uint32]:
+    """Return `zlib.crc32` of each value of an Arrow `large_binary` array without nulls.
+
+    `without_last`: so many bytes at each value's end do not count.
+    """
     offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
     data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)
     result = np.empty(len(texts), np.uint32)
     for start in range(0, len(texts), _BLOCK):
         bounds = offsets[start : start + _BLOCK + 1]
-        _fill(result[start : start + _BLOCK], data, bounds[:-1], np.diff(bounds))
+        lengths = np.maximum(np.diff(bounds) - without_last, 0)
+        _fill(result[start : start + _BLOCK], data, bounds[:-1], lengths)
     return result
 
 
