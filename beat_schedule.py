@@ -82,6 +82,11 @@ def make_beat(settings: Settings) -> Any:
     )
 
 
+def _log_to_stderr(**_: Any) -> None:
+    configure_logging("beat", load_settings().logs)
+
+
+setup_logging.connect(_log_to_stderr)
 celery_app = make_beat(load_settings())
 
 
@@ -91,5 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    setup_logging.connect(lambda **_: configure_logging("beat"), weak=False)
     main()

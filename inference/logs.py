@@ -2,57 +2,144 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import os
+import re
 import sys
-from typing import Any
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from inference.request_ids import requests_behind, told
 
-def configure_logging(process: str, *, level: int = logging.INFO) -> None:
-    """Route structlog and the standard library through one renderer on stderr.
+if TYPE_CHECKING:
+    from inference.settings import LogSettings
 
-    `process` names the process in every line. Colours only on a terminal and without `NO_COLOR`.
+#: user and password of a URL, which an exception of a driver may quote
+_CREDENTIALS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/@]*:[^\s/@]*@")
+#: before settings are known, or for a command whose log is for the person who typed it
+_CONSOLE = "console"
+
+
+def configure_logging(process: str, logs: LogSettings | None = None, *, level: int = logging.INFO) -> None:
+    """Route structlog, the standard library and Python's warnings through one renderer on stderr.
+
+    `process` names the process in every line. `logs`: form and level; None for the console's form and `level`. Colours
+    only on a terminal and without `NO_COLOR`.
     """
+    form = _CONSOLE if logs is None else logs.format
+    least = level if logs is None else logging.getLevelNamesMapping()[logs.level.upper()]
     shared: list[Any] = [
+        _named(process),
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.stdlib.ExtraAdder(),
-        _without_colored_twin,
-        structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
+        _only_what_matters,
+        _with_requests,
+        *(_JSON_STAMPS if form == "json" else _CONSOLE_STAMPS),
     ]
-    colors = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-            # plain: the renderer's own choice prints local variables, which hold people's data and passwords
-            structlog.dev.ConsoleRenderer(
-                colors=colors, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
-            ),
+            *(_json_renderers() if form == "json" else _console_renderers()),
+            _without_credentials,
         ],
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level)
+    root.setLevel(least)
+    logging.captureWarnings(True)
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        # what is below the level costs a call and nothing more
+        wrapper_class=structlog.make_filtering_bound_logger(least),
         cache_logger_on_first_use=True,
     )
-    structlog.contextvars.bind_contextvars(process=process)
+    if form == "json":
+        _log_crashes()
 
 
-def _without_colored_twin(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
-    """Drop the second copy of its text that uvicorn hands over for terminals."""
+_CONSOLE_STAMPS = (structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),)
+_JSON_STAMPS = (structlog.stdlib.add_logger_name, structlog.processors.TimeStamper(fmt="iso", utc=True))
+
+
+def _console_renderers() -> list[Any]:
+    colors = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    # plain: the renderer's own choice prints local variables, which hold people's data and passwords
+    plain = structlog.dev.plain_traceback
+    return [structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=0, exception_formatter=plain)]
+
+
+def _json_renderers() -> list[Any]:
+    # tracebacks become one field, without local variables
+    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+
+
+def _named(process: str) -> Callable[[Any, str, dict[str, Any]], dict[str, Any]]:
+    # no context variable: a new thread would not have it
+    return lambda _logger, _method, event: {**event, "process": process}
+
+
+def _only_what_matters(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+    """Drop what libraries hand over beside their text: uvicorn a second copy of it, Celery a task's arguments."""
     event.pop("color_message", None)
+    task = event.pop("data", None)
+    if isinstance(task, dict) and "id" in task:
+        event |= {"task_id": task["id"], "task": task.get("name")}
     return event
+
+
+def _with_requests(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+    requests = requests_behind()
+    if len(requests) == 1:
+        event["request_id"] = str(requests[0])
+    elif requests:
+        event["request_ids"] = told(requests)
+    return event
+
+
+def _without_credentials(_logger: Any, _method: str, line: Any) -> str:
+    text = str(line)
+    return _CREDENTIALS.sub(r"\1***@", text) if "://" in text else text
+
+
+def _log_crashes() -> None:
+    """Have what nobody caught end in a line too, not in a traceback of many."""
+    log = get_logger(__name__)
+
+    def crashed(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            sys.__excepthook__(kind, error, traceback)
+        else:
+            log.critical("process.crashed", exc_info=(kind, error, traceback))
+
+    def thread_crashed(args: threading.ExceptHookArgs) -> None:
+        if args.exc_value is not None and not issubclass(args.exc_type, SystemExit):
+            crashed(args.exc_type, args.exc_value, args.exc_traceback)
+
+    sys.excepthook = crashed
+    threading.excepthook = thread_crashed
 
 
 def get_logger(name: str) -> Any:
     """Return a logger whose methods take an event name and fields: `log.info("chunk.scored", rows=n)`."""
     return structlog.stdlib.get_logger(name)
+
+
+def bound(**fields: Any) -> AbstractContextManager[None]:
+    """Return a block in which every line, whoever logs it, has these fields too."""
+    return structlog.contextvars.bound_contextvars(**fields)
+
+
+def in_this_context(call: Callable[[], None]) -> Callable[[], None]:
+    """Return `call` for another thread, where its lines have the fields that are bound here."""
+    context = contextvars.copy_context()
+    return lambda: context.run(call)

@@ -18,6 +18,7 @@ from inference.clock import system_clock
 from inference.queues import SENT_AT_HEADER
 from inference.services import Services
 from inference.settings import Settings, load_settings
+from tasks.logged import LoggedTask
 
 BATCH_QUEUE = "batch"
 REALTIME_QUEUE = "realtime"
@@ -76,7 +77,7 @@ def celery_config(settings: Settings) -> dict[str, Any]:
 
 def make_celery(settings: Settings, **overrides: Any) -> Celery:
     """Return an application for these settings. Nothing connects until it is used."""
-    application = Celery("forecache", set_as_current=False)
+    application = Celery("forecache", task_cls=LoggedTask, set_as_current=False)
     application.conf.update(celery_config(settings), **overrides)
     return application
 

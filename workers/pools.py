@@ -14,7 +14,7 @@ from celery.signals import celeryd_init, setup_logging, worker_init
 from inference.errors import StoreUnavailable
 from inference.logs import configure_logging, get_logger
 from inference.services import Services
-from inference.settings import Settings
+from inference.settings import Settings, load_settings
 
 log = get_logger(__name__)
 
@@ -60,7 +60,7 @@ def load_models_on_start(
 
 
 def _log_to_stderr(process: str) -> None:
-    configure_logging(process)
+    configure_logging(process, load_settings().logs)
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
 

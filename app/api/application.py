@@ -14,6 +14,7 @@ from app.api import health, hits, hot_path, metrics, predict, predictions, runs
 from app.api.bodies import AnswerBody
 from app.api.gate import Gate
 from app.api.limits import BodyLimit
+from app.api.naming import name_request, telling
 from app.api.parts import OpenParts, open_parts
 from app.api.problems import Problem, add_problem_handlers, documented, respond_to_error
 from inference.errors import ForecacheError
@@ -30,16 +31,19 @@ class Application(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if scope["type"] == "http":
-            try:
-                self._gate.check(scope)
-            except ForecacheError as error:
-                await respond_to_error(error)(scope, receive, send)
-                return
-        if hot_path.is_hot(scope):
-            await hot_path.predict_one(self.state.parts, scope, receive, send)
-        else:
+        if scope["type"] != "http":
             await super().__call__(scope, receive, send)
+            return
+        request = name_request(scope)
+        try:
+            self._gate.check(scope)
+        except ForecacheError as error:
+            await respond_to_error(error)(scope, receive, telling(send, request))
+            return
+        if hot_path.is_hot(scope):
+            await hot_path.predict_one(self.state.parts, scope, receive, send, request)
+        else:
+            await super().__call__(scope, receive, telling(send, request))
 
 
 def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> FastAPI:

@@ -16,11 +16,13 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.bodies import AnswerBody, Terms
 from app.api.disconnects import ClientWatch
+from app.api.naming import header_of, telling
 from app.api.parts import Parts
 from app.api.problems import documented, respond_to_defect, respond_to_error, respond_to_validation
 from inference.entities import check_entity_id
 from inference.errors import BadEntityId, ForecacheError
 from inference.logs import get_logger
+from inference.request_ids import RequestId
 
 log = get_logger(__name__)
 
@@ -36,17 +38,19 @@ def is_hot(scope: Scope) -> bool:
     return bool(scope["type"] == "http" and scope["method"] == "GET" and scope["path"].startswith(PREFIX))
 
 
-async def predict_one(parts: Parts, scope: Scope, receive: Receive, send: Send) -> None:
+async def predict_one(parts: Parts, scope: Scope, receive: Receive, send: Send, request: RequestId) -> None:
     """Answer one entity's prediction: stored if it is fresh, else computed within the budget."""
     with ClientWatch(receive) as client:
         answered = await _respond(parts, scope)
     if client.gone:
         return
     if isinstance(answered, Response):
-        await answered(scope, receive, send)
+        await answered(scope, receive, telling(send, request))
         return
     # a Response object would cost a tenth of the whole request
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answered))]
+    if request.is_named:
+        headers.append(header_of(request))
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": answered})
 

@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import redis
@@ -80,7 +82,9 @@ class Parts:
         """
         try:
             async with asyncio.timeout(BLOCKING_TIMEOUT_S):
-                return await asyncio.get_running_loop().run_in_executor(self._threads, call)
+                # its lines in the log belong to the request that waits for it
+                in_context = partial(copy_context().run, call)
+                return await asyncio.get_running_loop().run_in_executor(self._threads, in_context)
         except TimeoutError as error:
             raise StoreUnavailable("the cache Redis does not answer") from error
 

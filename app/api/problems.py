@@ -29,6 +29,7 @@ from inference.errors import (
     UnknownEntity,
     UnknownModel,
 )
+from inference.request_ids import requests_behind
 
 MEDIA_TYPE = "application/problem+json"
 #: seconds after which an outage is worth another try, when nobody knows better
@@ -56,7 +57,10 @@ _CODES = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large", 50
 
 
 class Problem(BaseModel):
-    """An error by RFC 9457. `code` is the word to branch on, `field` what is at fault (if one thing is)."""
+    """An error by RFC 9457. `code` is the word to branch on, `field` what is at fault (if one thing is).
+
+    `request_id`: by which the log's lines of this request are found.
+    """
 
     type: str
     title: str
@@ -64,6 +68,7 @@ class Problem(BaseModel):
     detail: str
     code: str
     field: str | None = None
+    request_id: str | None = None
 
 
 def status_of(error: ForecacheError) -> int:
@@ -106,8 +111,10 @@ def _problem(status: int, code: str, detail: str, field: str | None = None) -> d
 
 
 def _respond(document: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
+    requests = requests_behind()
+    named = {**document, "request_id": str(requests[0])} if requests else document
     # ASCII only: a detail may quote text that is no valid Unicode
-    body = json.dumps(document)
+    body = json.dumps(named)
     return Response(body, document["status"], headers=headers, media_type=MEDIA_TYPE)
 
 

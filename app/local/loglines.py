@@ -5,19 +5,25 @@ Our own processes log through `inference.logs`; Redis, TensorFlow's C++ and Pyth
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import strftime
+from typing import Any
 
 
 @dataclass(frozen=True)
 class LogLine:
-    """One line as `up` prints it. `at`: wall clock, HH:MM:SS. `level`: debug, info, warning or error."""
+    """One line as `up` prints it. `at`: wall clock, HH:MM:SS. `level`: debug, info, warning or error.
+
+    `fields`: all that a line in JSON says, its text among it; None for one in words.
+    """
 
     at: str
     level: str
     text: str
+    fields: Mapping[str, Any] | None = None
 
 
 _OURS = re.compile(r"(?P<at>\d\d:\d\d:\d\d) \[(?P<level>\w+) *\] (?P<text>.*)")
@@ -68,7 +74,7 @@ class LogReader:
         line = _CONTROL.sub("", line).rstrip()
         if not line or line.startswith(_TENSORFLOW_MORE):
             return None
-        found = self._ours(line) or self._redis(line) or self._tensorflow(line) or self._other(line)
+        found = self._ours(line) or self._json(line) or self._redis(line) or self._tensorflow(line) or self._other(line)
         if found:
             self._in_traceback = False
             return found if found.text else None
@@ -79,6 +85,17 @@ class LogReader:
     def _ours(self, line: str) -> LogLine | None:
         match = _OURS.fullmatch(line)
         return LogLine(match["at"], _level(match["level"]), _OWN_NAME.sub("", match["text"])) if match else None
+
+    def _json(self, line: str) -> LogLine | None:
+        if not line.startswith("{"):
+            return None
+        try:
+            fields = json.loads(line)
+        except ValueError:  # a dictionary that somebody printed
+            return None
+        if not isinstance(fields.get("event"), str):
+            return None
+        return LogLine(self._now(), _level(str(fields.get("level", "info"))), fields["event"], fields)
 
     def _redis(self, line: str) -> LogLine | None:
         if match := _REDIS_SIGNAL.fullmatch(line):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections import deque
 from collections.abc import Callable
+from datetime import UTC, datetime
 from time import strftime
 from typing import TextIO
 
@@ -19,10 +21,11 @@ _LONGEST_LINE = 64 * 1024
 
 
 class Output:
-    """Prints lines of several writers to one stream, whole lines only."""
+    """Prints lines of several writers to one stream, whole lines only; `as_json`: each line an object."""
 
-    def __init__(self, names: list[str], stream: TextIO) -> None:
+    def __init__(self, names: list[str], stream: TextIO, *, as_json: bool = False) -> None:
         self._stream = stream
+        self._as_json = as_json
         self._width = max(map(len, [*names, "up"]))
         self._colorful = stream.isatty() and not os.environ.get("NO_COLOR")
         self._colors = {name: _COLORS[i % len(_COLORS)] for i, name in enumerate(names)}
@@ -33,15 +36,26 @@ class Output:
 
     def line(self, name: str, line: LogLine) -> None:
         """Print one line; a reader that went away is no reason to stop serving."""
-        head = self._painted(f"{name:<{self._width}} |", self._colors.get(name))
-        level = self._painted(f"{line.level:<{_LONGEST_LEVEL}}", _LEVEL_COLORS.get(line.level))
+        text = _as_json(name, line) if self._as_json else self._in_words(name, line)
         try:
-            print(f"{head} {line.at} {level} {line.text}", file=self._stream, flush=True)
+            print(text, file=self._stream, flush=True)
         except BrokenPipeError:
             self._stream = open(os.devnull, "w")  # noqa: PTH123, SIM115 - kept open until the process ends
 
+    def _in_words(self, name: str, line: LogLine) -> str:
+        head = self._painted(f"{name:<{self._width}} |", self._colors.get(name))
+        level = self._painted(f"{line.level:<{_LONGEST_LEVEL}}", _LEVEL_COLORS.get(line.level))
+        return f"{head} {line.at} {level} {line.text}"
+
     def _painted(self, text: str, color: int | None) -> str:
         return f"\x1b[{color}m{text}\x1b[0m" if self._colorful and color else text
+
+
+def _as_json(name: str, line: LogLine) -> str:
+    now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
+    fields = line.fields or {"event": line.text, "level": line.level, "timestamp": now}
+    # which of several workers it is, the supervisor knows better
+    return json.dumps({**fields, "process": name})
 
 
 class Lines:
@@ -83,6 +97,6 @@ class Lines:
             self.on_text(read.text)
 
 
-def standard_output(names: list[str]) -> Output:
+def standard_output(names: list[str], *, as_json: bool = False) -> Output:
     """Return an Output on this process's standard output."""
-    return Output(names, sys.stdout)
+    return Output(names, sys.stdout, as_json=as_json)

@@ -53,18 +53,18 @@ def up(settings: Settings, kinds: frozenset[str] | None = None) -> None:
             on_exit.callback(redis.withdraw)
         gpus = visible_gpus(settings.workers)
         programs = [each for each in all_programs(settings, redis, gpus) if each.kind in kinds]
-        run_programs(programs, list(_notes(settings, kinds, redis)))
+        run_programs(programs, list(_notes(settings, kinds, redis)), as_json=settings.logs.format == "json")
 
 
-def run_programs(programs: list[Program], notes: list[tuple[str, str]]) -> None:
+def run_programs(programs: list[Program], notes: list[tuple[str, str]], *, as_json: bool = False) -> None:
     """Keep the programs running until a signal to stop, their output on standard output.
 
-    `notes`: (text, level), said first.
+    `notes`: (text, level), said first. `as_json`: every line is an object.
 
     Raises:
         Unavailable: one that others wait for ended before it was ready.
     """
-    output = standard_output([program.name for program in programs])
+    output = standard_output([program.name for program in programs], as_json=as_json)
     for text, level in notes:
         output.say(text, level)
     asyncio.run(_supervise(programs, output))

@@ -10,7 +10,7 @@ from types import TracebackType
 from redis.lock import Lock
 
 from inference.errors import StaleAttempt, Unavailable
-from inference.logs import get_logger
+from inference.logs import get_logger, in_this_context
 
 #: three renewals may fail before a lease of 10 s runs out
 RENEW_EVERY_S = 3.0
@@ -40,7 +40,7 @@ class Lease:
         self._every_s = every_s
         self._left = threading.Event()
         self._lost = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name=f"lease {name}", daemon=True)
+        self._thread = threading.Thread(target=in_this_context(self._keep), name=f"lease {name}", daemon=True)
 
     def check(self) -> None:
         """Renew now.

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Generic, TypeVar
 
+from inference.logs import in_this_context
+
 T = TypeVar("T")
 
 
@@ -63,7 +65,7 @@ class ReadAhead(Generic[T]):
     def __init__(self, items: Iterable[T], *, ahead: int, name: str = "read ahead") -> None:
         self._items = items
         self._channel: _Channel[T] = _Channel(ahead)
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=in_this_context(self._run), name=name, daemon=True)
 
     def __enter__(self) -> Iterator[T]:
         self._thread.start()
@@ -105,7 +107,7 @@ class WriteBehind(Generic[T]):
     def __init__(self, write: Callable[[T], None], *, behind: int, name: str = "write behind") -> None:
         self._write = write
         self._channel: _Channel[T] = _Channel(behind)
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = threading.Thread(target=in_this_context(self._run), name=name, daemon=True)
         self._error: BaseException | None = None
 
     def put(self, item: T) -> None:

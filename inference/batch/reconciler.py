@@ -18,7 +18,7 @@ from inference.batch.records import RunRecord, RunState
 from inference.batch.tables import RunTables
 from inference.errors import Conflict, ForecacheError, NotFound, StoreFull
 from inference.keys import TableKind
-from inference.logs import get_logger
+from inference.logs import bound, get_logger
 from inference.settings import Settings
 from inference.store import GenerationState, Manifest
 
@@ -107,7 +107,8 @@ class Reconciler:
             return
         self.seen[model] = run
         try:
-            self._advance_run(run)
+            with bound(run_id=run_id):
+                self._advance_run(run)
         except StoreFull as error:
             self.ledger.fail_for_memory(run_id, error)
 

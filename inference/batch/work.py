@@ -23,7 +23,7 @@ from inference.batch.tables import RunTables
 from inference.errors import ContractError, NotFound, SourceError, StaleAttempt, StoreFull, Unavailable
 from inference.features import FeatureContract
 from inference.keys import TableKind
-from inference.logs import get_logger
+from inference.logs import bound, get_logger
 from inference.models import LoadedModel, MicroBatches, ModelHost
 from inference.schema import DType
 from inference.settings import Settings
@@ -57,19 +57,22 @@ class ChunkWork:
         A claim that is refused, a run that is gone and an outage all end quietly: the reconciler sends the
         chunk again when it is needed.
         """
-        events = log.bind(run_id=run_id, chunk=chunk_number)
+        with bound(run_id=run_id, chunk=chunk_number):
+            self._claim_and_score(run_id, chunk_number)
+
+    def _claim_and_score(self, run_id: str, chunk_number: int) -> None:
         try:
             claim = self.ledger.claim(run_id, chunk_number, uuid.uuid4().hex)
             if isinstance(claim, str):
-                events.info("chunk.dropped", reason=claim)
+                log.info("chunk.dropped", reason=claim)
                 return
             self._attempt(claim)
         except (StaleAttempt, NotFound) as error:
-            events.info("chunk.dropped", reason=error.message)
+            log.info("chunk.dropped", reason=error.message)
         except StoreFull as error:  # whatever is tried again only keeps others from their memory
             self.ledger.fail_for_memory(run_id, error)
         except Unavailable as error:
-            events.warning("chunk.interrupted", error=error.message)
+            log.warning("chunk.interrupted", error=error.message)
 
     def _attempt(self, claim: Claim) -> None:
         run = self.ledger.load(claim.run_id)
@@ -78,11 +81,11 @@ class ChunkWork:
         except (StaleAttempt, NotFound, StoreFull):
             raise
         except (SourceError, ContractError) as error:  # no other worker would fare better
-            log.warning("chunk.refused", run_id=run.run_id, chunk=claim.chunk, error=error.message)
+            log.warning("chunk.refused", error=error.message)
             if self.ledger.renew(claim):
                 self.ledger.move(run, RunState.FAILED, expected=[RunState.RUNNING], error=error.message)
         except Exception as error:  # a model, a disk or a driver may raise anything: another attempt is due
-            log.exception("chunk.failed", run_id=run.run_id, chunk=claim.chunk, attempt=claim.attempt)
+            log.exception("chunk.failed", attempt=claim.attempt)
             text = f"{type(error).__name__}: {error}".splitlines()[0][:500]
             self.ledger.give_back(claim, error=text, pause_s=min(2.0**claim.attempt / 2, _MAX_PAUSE_S))
 
@@ -104,7 +107,7 @@ class ChunkWork:
         progress = self.ledger.finish(claim, facts, rows=result.rows, quarantined=left_out, histogram=histogram)
         if progress is None:
             raise StaleAttempt(f"chunk {claim.chunk} of run {claim.run_id} was finished by another worker")
-        log.info("chunk.scored", run_id=claim.run_id, chunk=claim.chunk, rows=result.rows, took_s=took_s)
+        log.info("chunk.scored", rows=result.rows, took_s=took_s)
         if self._wants_poke(progress):
             self.poke()
 

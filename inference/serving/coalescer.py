@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from inference.errors import DeadlineExceeded, ForecacheError, Overloaded, PredictionFailed
 from inference.logs import get_logger
+from inference.request_ids import RequestId, requests_behind, work_for
 from inference.serving.answers import Reply
 from inference.serving.pace import Pace
 
@@ -38,6 +39,8 @@ class _Flight:
     until: float
     reply: asyncio.Future[Reply]
     waiters: int = 0
+    #: who asked for it before it left
+    requests: list[RequestId] = field(default_factory=list)
 
 
 class Coalescer:
@@ -108,6 +111,7 @@ class Coalescer:
                 return flight
             self._waiting[entity_id] = flight
         flight.until = max(flight.until, until)
+        flight.requests += requests_behind()
         self._plan_launch()
         return flight
 
@@ -151,6 +155,8 @@ class Coalescer:
         return taken
 
     async def _fly(self, flights: list[_Flight]) -> None:
+        # this task was made in the context of one of the requests
+        work_for([request for flight in flights for request in flight.requests])
         replies: list[Reply] = [PredictionFailed("the computation was given up")] * len(flights)
         try:
             replies = await self._compute_or_fail(flights)

@@ -119,6 +119,7 @@ class _EnvironmentReader(BaseSettings):
     api: dict[str, Any] = {}
     dashboard: dict[str, Any] = {}
     workers: dict[str, Any] = {}
+    logs: dict[str, Any] = {}
     models: dict[str, Any] = {}
 
     @classmethod

@@ -181,6 +181,13 @@ class WorkerSettings(Section):
     gpu_memory_share: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
+class LogSettings(Section):
+    """How every process logs. `format`: "console" for people, "json" for machines: an object on each line."""
+
+    format: Literal["console", "json"] = "console"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
 class BatchSettings(Section):
     """A model's runs. Durations in seconds once loaded.
 
@@ -274,6 +281,7 @@ class Settings(Section):
     api: ApiSettings = ApiSettings()
     dashboard: DashboardSettings = DashboardSettings()
     workers: WorkerSettings = WorkerSettings()
+    logs: LogSettings = LogSettings()
     models: dict[str, ModelSettings] = {}
 
     #: folder that relative paths start from: that of forecache.toml, else the working directory

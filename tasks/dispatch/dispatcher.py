@@ -18,6 +18,7 @@ from inference.errors import (
 )
 from inference.logs import get_logger
 from inference.queues import JobPriority
+from inference.request_ids import REQUEST_IDS_HEADER, requests_behind, told
 from inference.settings import Settings
 from tasks.celery_app import make_celery
 from tasks.dispatch.sender import Priorities, Sender, make_sending_app, priorities
@@ -68,11 +69,12 @@ class Dispatcher:
                         task_id=task_id,
                         priority=self._priorities.request,
                         timeout_s=until - loop.time(),
+                        headers=_headers(),
                     )
             except TimeoutError as error:
                 raise DeadlineExceeded("the broker did not take the task in time") from error
             payload = await self._waiter.result(task_id, timeout_s=until - loop.time())
-        return result_of(payload)
+        return result_of(payload, task_id)
 
     async def enqueue(
         self, task: str, messages: Iterable[Mapping[str, Any]], *, priority: JobPriority = JobPriority.NORMAL
@@ -84,11 +86,21 @@ class Dispatcher:
         """
         for kwargs in messages:
             await self._patient.send(
-                task, kwargs, task_id=f"later-{uuid.uuid4().hex}", priority=self._priorities.jobs[priority]
+                task,
+                kwargs,
+                task_id=f"later-{uuid.uuid4().hex}",
+                priority=self._priorities.jobs[priority],
+                headers=_headers(),
             )
 
 
-def result_of(payload: Payload) -> dict[str, Any]:
+def _headers() -> dict[str, Any] | None:
+    """Return what tells the worker for whom it works; None for what no request asked for."""
+    requests = requests_behind()
+    return {REQUEST_IDS_HEADER: told(requests)} if requests else None
+
+
+def result_of(payload: Payload, task_id: str) -> dict[str, Any]:
     """Return what a finished task returned.
 
     Raises:
@@ -100,16 +112,16 @@ def result_of(payload: Payload) -> dict[str, Any]:
         return result
     if payload["status"] == "REVOKED":
         raise DeadlineExceeded("the task expired on its queue")
-    raise _error_of(payload["result"])
+    raise _error_of(payload["result"], task_id)
 
 
-def _error_of(failure: Mapping[str, Any]) -> ForecacheError:
+def _error_of(failure: Mapping[str, Any], task_id: str) -> ForecacheError:
     message = failure.get("exc_message")
     text = str(message[0] if isinstance(message, list) and message else message)
     cls = _ERRORS_BY_NAME.get(str(failure.get("exc_type")))
     if cls is not None:
         return cls(text)
-    log.error("task.failed", exc_type=failure.get("exc_type"), exc_message=text)
+    log.error("task.failed", task_id=task_id, exc_type=failure.get("exc_type"), exc_message=text)
     return PredictionFailed("a worker failed on this task; its log says why")
 
 

@@ -85,24 +85,26 @@ class Sender:
         task_id: str,
         priority: int,
         timeout_s: float | None = None,
+        headers: Mapping[str, Any] | None = None,
     ) -> None:
         """Hand one message to the broker.
 
         `priority`: the broker's number (`priorities`). `timeout_s`: for how long the result is wanted; None for
-        good. A message that is still waiting for the thread by then is not sent.
+        good. A message that is still waiting for the thread by then is not sent. `headers`: more for the message.
 
         Raises:
             BrokerUnavailable: the broker did not take it.
         """
         give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, self._send, task, dict(kwargs), task_id, priority, give_up_at)
+        options = {"task_id": task_id, "priority": priority, "headers": headers and dict(headers)}
+        await loop.run_in_executor(self._thread, self._send, task, dict(kwargs), options, give_up_at)
 
     def close(self) -> None:
         """End the thread without waiting for a broker that hangs; what is not sent by now is dropped."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _send(self, task: str, kwargs: dict[str, Any], task_id: str, priority: int, give_up_at: float | None) -> None:
+    def _send(self, task: str, kwargs: dict[str, Any], options: dict[str, Any], give_up_at: float | None) -> None:
         expires = None
         if give_up_at is not None:
             left_s = give_up_at - time.monotonic()
@@ -110,7 +112,7 @@ class Sender:
                 raise BrokerUnavailable("the broker is too slow: the message was not sent within the budget")
             expires = left_s + EXPIRES_SLACK_S
         try:
-            self._application.send_task(task, kwargs=kwargs, task_id=task_id, expires=expires, priority=priority)
+            self._application.send_task(task, kwargs=kwargs, expires=expires, **options)
         except (OperationalError, KombuError, OSError) as error:
-            log.warning("broker.unavailable", task=task, error=type(error).__name__)
+            log.warning("broker.unavailable", task=task, task_id=options["task_id"], error=type(error).__name__)
             raise BrokerUnavailable("the broker does not answer: the task was not sent") from error
