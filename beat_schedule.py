@@ -83,7 +83,8 @@ def make_beat(settings: Settings) -> Any:
 
 
 def _log_to_stderr(**_: Any) -> None:
-    configure_logging("beat", load_settings().logs)
+    logs = load_settings().logs
+    configure_logging("beat", form=logs.format, level=logs.level)
 
 
 setup_logging.connect(_log_to_stderr)

@@ -10,29 +10,23 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import structlog
 
 from inference.request_ids import requests_behind, told
 
-if TYPE_CHECKING:
-    from inference.settings import LogSettings
-
 #: user and password of a URL, which an exception of a driver may quote
 _CREDENTIALS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/@]*:[^\s/@]*@")
-#: before settings are known, or for a command whose log is for the person who typed it
-_CONSOLE = "console"
 
 
-def configure_logging(process: str, logs: LogSettings | None = None, *, level: int = logging.INFO) -> None:
+def configure_logging(process: str, *, form: str = "console", level: str = "info") -> None:
     """Route structlog, the standard library and Python's warnings through one renderer on stderr.
 
-    `process` names the process in every line. `logs`: form and level; None for the console's form and `level`. Colours
-    only on a terminal and without `NO_COLOR`.
+    `process` names the process in every line. `form` and `level`: as the settings call them; the console's form has
+    colours only on a terminal and without `NO_COLOR`.
     """
-    form = _CONSOLE if logs is None else logs.format
-    least = level if logs is None else logging.getLevelNamesMapping()[logs.level.upper()]
+    least = logging.getLevelNamesMapping()[level.upper()]
     shared: list[Any] = [
         _named(process),
         structlog.contextvars.merge_contextvars,

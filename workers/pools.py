@@ -60,7 +60,8 @@ def load_models_on_start(
 
 
 def _log_to_stderr(process: str) -> None:
-    configure_logging(process, load_settings().logs)
+    logs = load_settings().logs
+    configure_logging(process, form=logs.format, level=logs.level)
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
 

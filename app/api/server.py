@@ -27,7 +27,7 @@ def serve(settings: Settings) -> None:
             or the port is taken.
     """
     listener = listen(settings.api)
-    configure_logging("api", settings.logs)
+    configure_logging("api", form=settings.logs.format, level=settings.logs.level)
     config = uvicorn.Config(create_app(settings), log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S)
     host, port = listener.getsockname()[:2]
     log.info("api.listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")

@@ -29,11 +29,9 @@ def load_settings() -> Settings:
 
 def log_warnings_only() -> None:
     """Keep stdout for what was asked, whatever the code that a command runs in its own process may log."""
-    import logging
-
     from inference.logs import configure_logging
 
-    configure_logging("cli", level=logging.WARNING)
+    configure_logging("cli", level="warning")
 
 
 def model_and(first: str, second: str | None, settings: Settings) -> tuple[str, str]:

@@ -43,7 +43,7 @@ def run(settings: Settings) -> None:
     """
     from tasks.celery_app import celery_app
 
-    configure_logging("dashboard", settings.logs)
+    configure_logging("dashboard", form=settings.logs.format, level=settings.logs.level)
     # a page that refreshes every 2 s would fill the log with itself
     logging.getLogger("tornado.access").setLevel(logging.ERROR)
     # it asks workers that are still loading their models, and warns of each that does not answer yet

@@ -19,8 +19,7 @@ _SET_UP = """
 import logging, threading, warnings
 from inference.logs import bound, configure_logging, get_logger, in_this_context
 from inference.request_ids import RequestId, work_for
-from inference.settings import LogSettings
-configure_logging("gpu", LogSettings(format=FORMAT, level=LEVEL))
+configure_logging("gpu", form=FORMAT, level=LEVEL)
 log = get_logger("ours")
 """
 
@@ -49,7 +48,7 @@ def test_a_line_in_json_has_time_level_logger_process_and_fields() -> None:
 
 def test_libraries_lines_and_pythons_warnings_have_the_same_form() -> None:
     lines = objects("logging.getLogger('celery.beat').warning('Sending %s', 'x'); warnings.warn('old', stacklevel=1)")
-    assert [(line["event"], line["level"], line["process"]) for line in lines][0] == ("Sending x", "warning", "gpu")
+    assert tuple(lines[0][name] for name in ("event", "level", "process")) == ("Sending x", "warning", "gpu")
     assert "old" in lines[1]["event"]
 
 
