@@ -38,8 +38,10 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:j:J:inputs     | hash   | part number → ids or instances (JSON)    | till its part is done | API                   |
 | P:j:J:parts      | hash   | part number → predictions (JSON)         | with the job          | real-time workers     |
 | P:i:DIGEST       | string | job id, digest of its request            | an hour               | API                   |
-| P:w:W            | string | what a worker says of itself (JSON)      | 5 or 15 s unchanged   | every worker          |
-| P:q:QUEUE        | zset   | worker W, scored by its last beat        | an hour unchanged     | every worker          |
+| P:w:W            | string | what a worker or an API process says of  | 5 to 15 s unchanged   | they themselves       |
+|                  |        | itself (JSON)                            |                       |                       |
+| P:q:QUEUE        | zset   | worker W, scored by its last beat;       | an hour unchanged     | they themselves       |
+|                  |        | QUEUE `@api`: API processes              |                       |                       |
 """
 
 from __future__ import annotations

@@ -74,7 +74,12 @@ def _console_renderers() -> list[Any]:
 
 def _json_renderers() -> list[Any]:
     # tracebacks become one field, without local variables
-    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    return [structlog.processors.format_exc_info, _head_first, structlog.processors.JSONRenderer()]
+
+
+def _head_first(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+    # who reads lines as they are sees first what all of them have
+    return {name: event[name] for name in ("timestamp", "level", "event") if name in event} | event
 
 
 def _named(process: str) -> Callable[[Any, str, dict[str, Any]], dict[str, Any]]:

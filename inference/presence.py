@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import redis
@@ -22,6 +22,8 @@ BEAT_EVERY_S = 4.0
 GONE_AFTER_S = 15
 #: the name of a worker that is gone is remembered for so long
 REMEMBERED_S = 3600
+#: where API processes are listed, as workers are under their queues; no queue can be called so
+API_PROCESSES = "@api"
 
 # KEYS: the worker's record, then each of its queues. ARGV: record, seconds to keep it, name, seconds to remember it.
 _BEAT = """
@@ -38,11 +40,14 @@ end
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerBeat:
-    """What a worker process says of itself. `name` is Celery's node name, which several may share by mistake.
+    """What a worker, or an API process, says of itself.
+
+    `name` is Celery's node name, which several may share by mistake.
 
     `versions`: model → the versions it holds in memory. `ready`: its models are loaded and it takes tasks.
     `started_at`: epoch seconds of its own host's clock. `release`: of Forecache; None when it runs from
     its sources. `gpus`: what it may use; empty where nothing can be learnt of them.
+    `breakers`: of an API process, model → the state of its breaker (`inference.serving.breaker`); of a worker, empty.
     """
 
     name: str
@@ -55,6 +60,7 @@ class WorkerBeat:
     ready: bool
     versions: Mapping[str, tuple[int, ...]]
     gpus: tuple[GpuUse, ...] = ()
+    breakers: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def identity(self) -> str:

@@ -6,6 +6,7 @@ to remember anything: also the counters go on through restarts.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated
 
@@ -21,7 +22,8 @@ from inference.batch import RunState
 from inference.errors import BrokerUnavailable
 from inference.hits import HitWindows, Statistics
 from inference.hits.histograms import Histogram
-from inference.presence import Roster
+from inference.presence import API_PROCESSES, Roster
+from inference.serving.breaker import BreakerState
 from tasks.queues import QUEUES
 
 router = APIRouter(tags=["metrics"])
@@ -102,10 +104,11 @@ class RunCollector(Collector):
 
 
 class QueueCollector(Collector):
-    """The queues, as the broker tells, and the workers that serve them."""
+    """The queues, as the broker tells, the workers that serve them, and the API processes that fill them."""
 
-    def __init__(self, monitoring: Monitoring) -> None:
+    def __init__(self, monitoring: Monitoring, models: Sequence[str]) -> None:
         self._monitoring = monitoring
+        self._models = models
 
     def collect(self) -> Iterator[Metric]:
         """Yield both; while the broker is away nothing is said of its queues."""
@@ -132,6 +135,7 @@ class QueueCollector(Collector):
         rosters = {queue: self._monitoring.roster(queue) for queue in QUEUES}
         yield _workers(rosters)
         yield from _gpus(rosters.values())
+        yield from _api_processes(self._monitoring.roster(API_PROCESSES), self._models)
 
 
 def _workers(rosters: dict[str, Roster]) -> Metric:
@@ -144,6 +148,21 @@ def _workers(rosters: dict[str, Roster]) -> Metric:
         for state, count in counts.items():
             workers.add_metric([queue, state], count)
     return workers
+
+
+def _api_processes(roster: Roster, models: Sequence[str]) -> Iterator[Metric]:
+    processes = GaugeMetricFamily("forecache_api_processes", "API processes that answer requests.")
+    processes.add_metric([], len(roster.alive))
+    breakers = GaugeMetricFamily(
+        "forecache_api_breakers",
+        "API processes by the state of their breaker: open ones ask the model's workers nothing.",
+        labels=["model", "state"],
+    )
+    for model in models:
+        states = Counter(process.breakers.get(model) for process in roster.alive)
+        for state in BreakerState:
+            breakers.add_metric([model, state.value], states[state.value])
+    yield from (processes, breakers)
 
 
 def _gpus(rosters: Iterable[Roster]) -> Iterator[Metric]:
@@ -186,7 +205,7 @@ async def metrics(parts: Annotated[Parts, Depends(parts_of)]) -> Response:
     collectors = (
         HitCollector(parts.hits, models),
         RunCollector(parts.monitoring, models),
-        QueueCollector(parts.monitoring),
+        QueueCollector(parts.monitoring, models),
     )
 
     def scrape() -> bytes:

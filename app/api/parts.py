@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from contextvars import copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -18,11 +21,12 @@ from inference.batch import Runs, RunView
 from inference.errors import StoreUnavailable
 from inference.hits import HitRecorder, HitWindows
 from inference.keys import Keys, TableKind
-from inference.presence import Presence, Roster
+from inference.presence import API_PROCESSES, Presence, Roster, WorkerBeat
 from inference.queues import QueueState
+from inference.release import installed_release
 from inference.services import REQUEST_SOCKET_TIMEOUT_S, Services
 from inference.serving import PredictionService
-from inference.serving.attendance import follow_attendance
+from inference.serving.attendance import GONE_AFTER_S, follow_attendance, keep_beating
 from inference.serving.deadlines import RedisClock
 from inference.serving.job_queue import Enqueue, JobQueue
 from inference.serving.lookups import TableReader
@@ -47,7 +51,7 @@ class Monitoring:
     """What `/metrics` reads beside the hit windows. The calls block, and raise StoreUnavailable.
 
     `newest_run` and `serving` take a model and return None where there is none; `queues` raises BrokerUnavailable;
-    `roster` takes a queue.
+    `roster` takes a queue, or API_PROCESSES.
     """
 
     newest_run: Callable[[str], RunView | None]
@@ -111,7 +115,8 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
     clock = RedisClock()
     recorder = HitRecorder(client, services.keys)
     pipe = AsyncPipe(client, timeout_s=REQUEST_SOCKET_TIMEOUT_S)
-    presence = Presence(blocking, services.keys)
+    presence = Presence(blocking, services.keys, gone_after_s=GONE_AFTER_S)
+    itself = _itself()
     readers = {name: services.reader(pipe, TableKind.PREDICTIONS, name) for name in settings.models}
     async with open_dispatcher(settings) as dispatcher:
         service = PredictionService(settings, readers.__getitem__, _counting(dispatcher, recorder), recorder, clock.now)
@@ -125,6 +130,11 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             enqueue=dispatcher.enqueue,
             monitoring=_monitoring(settings, blocking, presence),
         )
+
+        async def beat() -> None:
+            now = replace(itself, breakers=service.breaker_states())
+            await parts.in_thread(lambda: presence.beat(now))
+
         background = [
             asyncio.create_task(recorder.run()),
             asyncio.create_task(clock.follow(client)),
@@ -134,6 +144,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
                 )
             ),
         ]
+        background.append(asyncio.create_task(keep_beating(beat)))
         try:
             yield parts
         finally:
@@ -141,9 +152,27 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             for task in background:
                 task.cancel()
             await asyncio.gather(*background, return_exceptions=True)
+            with suppress(StoreUnavailable):  # whoever looks finds out within seconds
+                await parts.in_thread(lambda: presence.leave(itself))
             parts.close()
             blocking.close()
             await client.aclose()
+
+
+def _itself() -> WorkerBeat:
+    """Return what this process tells of itself to the dashboard and to Prometheus."""
+    host = socket.gethostname()
+    return WorkerBeat(
+        name=f"api@{host}",
+        process="api",
+        queues=(API_PROCESSES,),
+        host=host,
+        pid=os.getpid(),
+        release=installed_release(),
+        started_at=time.time(),
+        ready=True,
+        versions={},
+    )
 
 
 def _monitoring(settings: Settings, client: redis.Redis, presence: Presence) -> Monitoring:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from inference.clock import Clock, system_clock, to_iso
 from inference.errors import BadInput, BrokerUnavailable, NotFound
+from inference.presence import API_PROCESSES
+from inference.serving.breaker import BreakerState
 
 if TYPE_CHECKING:
     from inference.batch import RunView
@@ -63,7 +66,7 @@ class DashboardData(Protocol):
         ...
 
     def roster(self, queue: str) -> Roster:
-        """Return who serves a queue."""
+        """Return who serves a queue, or, for API_PROCESSES, who answers requests."""
         ...
 
 
@@ -205,17 +208,26 @@ def read_queues(data: DashboardData, clock: Clock = system_clock) -> dict[str, A
         states, broker_error = {state.queue: state for state in data.queues()}, None
     except BrokerUnavailable as error:
         states, broker_error = {}, error.message
+    api = data.roster(API_PROCESSES)
     rosters = {queue: data.roster(queue) for queue in ("batch", "realtime", "maintenance")}
     return {
         "read_at": to_iso(clock()),
         "broker_error": broker_error,
         "queues": [_queue(queue, states.get(queue), roster) for queue, roster in rosters.items()],
         "workers": [worker.to_json() for roster in rosters.values() for worker in roster.alive],
+        "api": {"alive": len(api.alive), "gone": sorted(api.gone)},
+        "breakers": [_breaker(model, api) for model in data.models],
         "micro_batches": [
             {"model": model, **(data.statistics(model, WINDOWS_S["5m"]).to_json()["micro_batch_rows"])}
             for model in data.models
         ],
     }
+
+
+def _breaker(model: str, api: Roster) -> dict[str, Any]:
+    """Return how many API processes ask the model's workers, try it again, or ask nothing."""
+    states = Counter(process.breakers.get(model) for process in api.alive)
+    return {"model": model, **{state.value: states[state.value] for state in BreakerState}}
 
 
 def _queue(queue: str, state: QueueState | None, roster: Roster) -> dict[str, Any]:

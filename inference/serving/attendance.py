@@ -1,4 +1,4 @@
-"""Tells whoever asks workers whether any is there, by the workers' own signs of life."""
+"""Signs of life from the API's side: whether any worker is there, and that this process is."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ log = get_logger(__name__)
 
 #: seconds between two looks: three small reads of Redis
 LOOK_EVERY_S = 1.0
+#: seconds between two beats of an API process, and after how long a silence it counts as gone
+BEAT_EVERY_S, GONE_AFTER_S = 2.0, 10
 
 
 async def follow_attendance(
@@ -26,4 +28,14 @@ async def follow_attendance(
             log.debug("attendance.unknown", error=error.message)
         else:
             tell(any(worker.ready for worker in roster.alive))
+        await asyncio.sleep(every_s)
+
+
+async def keep_beating(beat: Callable[[], Awaitable[None]], *, every_s: float = BEAT_EVERY_S) -> None:
+    """Call `beat` again and again until cancelled; one that an outage swallows is made good by the next."""
+    while True:
+        try:
+            await beat()
+        except StoreUnavailable as error:
+            log.debug("heartbeat.lost", error=error.message)
         await asyncio.sleep(every_s)

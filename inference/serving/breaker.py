@@ -7,6 +7,7 @@ after a few micro-batches without an answer nothing more is sent but one probe a
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import StrEnum
 
 from inference.logs import get_logger
 
@@ -25,6 +26,17 @@ MORE_PATIENT = 2.0
 WORKER_START_S = 10.0
 
 
+class BreakerState(StrEnum):
+    """What a breaker does with the next miss."""
+
+    #: the workers answer, and are asked
+    CLOSED = "closed"
+    #: the pause is over: the next miss is the probe
+    HALF_OPEN = "half_open"
+    #: nobody is asked until the pause is over
+    OPEN = "open"
+
+
 class Breaker:
     """Whether the workers of one model are worth asking. `clock`: seconds of a steady clock."""
 
@@ -36,6 +48,13 @@ class Breaker:
         self._pause_s = FIRST_PAUSE_S
         self._probe_at: float | None = None
         self._present = True
+
+    @property
+    def state(self) -> BreakerState:
+        """What would become of a miss now."""
+        if self._probe_at is None:
+            return BreakerState.CLOSED
+        return BreakerState.HALF_OPEN if self._clock() >= self._probe_at else BreakerState.OPEN
 
     @property
     def is_open(self) -> bool:

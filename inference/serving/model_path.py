@@ -26,7 +26,7 @@ from inference.serving.answers import (
     answer_stored,
     replies_from_result,
 )
-from inference.serving.breaker import Breaker
+from inference.serving.breaker import Breaker, BreakerState
 from inference.serving.coalescer import Coalescer
 from inference.serving.freshness import Freshness, FreshnessRules, hit_outcome, source_of
 from inference.serving.ladder import may_serve_previous, step_down
@@ -84,6 +84,11 @@ class ModelPath:
     def workers_heard(self, present: bool) -> None:
         """Note whether any worker that could compute is alive."""
         self._breaker.heard(present)
+
+    @property
+    def breaker_state(self) -> BreakerState:
+        """Whether this process asks the model's workers."""
+        return self._breaker.state
 
     def budget_s(self, timeout_s: float | None) -> float:
         """Return a request's budget: its own, else the model's."""

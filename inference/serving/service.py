@@ -94,6 +94,10 @@ class PredictionService:
         for path in self._paths.values():
             path.workers_heard(present)
 
+    def breaker_states(self) -> dict[str, str]:
+        """Return for each model whether this process asks its workers (`BreakerState`)."""
+        return {name: path.breaker_state.value for name, path in self._paths.items()}
+
     async def close(self) -> None:
         """End what is in flight."""
         for path in self._paths.values():

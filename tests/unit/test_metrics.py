@@ -69,7 +69,7 @@ def scrape(monitoring: Monitoring = MONITORING) -> dict[str, float]:
     for collector in (
         HitCollector(hits, ["delay", "idle"]),
         RunCollector(monitoring, ["delay", "idle"]),
-        QueueCollector(monitoring),
+        QueueCollector(monitoring, ["delay", "idle"]),
     ):
         registry.register(collector)
     text = generate_latest(registry).decode()

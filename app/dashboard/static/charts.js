@@ -27,11 +27,11 @@ function layout(more) {
     height: 240,
     hovermode: "x unified",
     hoverlabel: { bgcolor: colour("--flower-surface"), bordercolor: grid, font: { color: colour("--bs-body-color") } },
-    legend: { orientation: "h", y: -0.18, x: 0, font: { size: 11 } },
+    legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0, font: { size: 11 } },
     barmode: "stack",
     bargap: 0.15,
     showlegend: more.showlegend !== false,
-    xaxis: { ...axis, type: "date", range: more.range, showgrid: false },
+    xaxis: { ...axis, type: "date", range: more.range, showgrid: false, tickformat: "%H:%M" },
     yaxis: { ...axis, rangemode: "tozero", ...more.yaxis },
   };
 }

@@ -24,7 +24,7 @@ const quantiles = (values) => [values.p50, values.p95, values.p99].map(duration)
 function windowsTable(windows) {
   const outcomeHeadings = OUTCOMES.map((name) =>
     element("th", "number", element("i", "outcome-swatch outcome-" + name), OUTCOME_NAMES[name]));
-  const headings = ["Window", element("th", "rate", "Hit rate"), numberHeading("Requests"), ...outcomeHeadings];
+  const headings = ["Window", element("th", "rate", "Hit rate"), numberHeading("Predictions"), ...outcomeHeadings];
   return table(headings, windows.map((figures) => element("tr", "",
     element("td", "", WINDOW_NAMES[figures.window_s]),
     element("td", "rate", percent(figures.hit_rate), outcomeBar(figures)),
@@ -62,6 +62,10 @@ function drawSummary(model, figures) {
   show("summary-miss-p95", duration(figures.miss_latency_s.p95));
   show("summary-age", duration(figures.age_s.p50));
   show("summary-coverage", percent(model.serving.coverage));
+  const { generation, active_version: version, published_at: publishedAt } = model.serving;
+  show("summary-serving", generation == null ? "—" : `${count(generation)} · v${version ?? "—"}`);
+  show("summary-published", generation == null ? "no run is published yet" :
+    "generation · model version" + (publishedAt ? ", since " + localTime(publishedAt).slice(5, 16) : ""));
   document.getElementById("summary-coverage").title = model.serving.coverage_detail || "";
 }
 

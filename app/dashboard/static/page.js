@@ -61,6 +61,8 @@ export function table(headings, rows, none) {
 export const number = (text) => element("td", "number", text);
 export const numberHeading = (text) => element("th", "number", text);
 
+export const note = (text) => element("p", "card-note", text);
+
 export function card(title, facts, ...content) {
   const header = element("header", "model-card-header", element("h2", "", title),
     facts.map((fact) => (fact instanceof Node ? fact : element("span", "", fact))));

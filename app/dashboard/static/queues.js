@@ -1,6 +1,6 @@
 // The page of queues and of the workers that serve them.
-import { bytes, card, count, duration, element, keepDrawing, localTime, number, numberHeading, percent,
-  table } from "./page.js";
+import { bytes, card, count, duration, element, keepDrawing, localTime, note, number, numberHeading,
+  percent, table } from "./page.js";
 
 function queueRow(queue) {
   const gone = queue.gone.length ? ` (${queue.gone.length} gone without a word)` : "";
@@ -35,15 +35,37 @@ function microBatchRow(sizes) {
     ["p50", "p95", "p99"].map((name) => number(sizes[name] == null ? "—" : Math.max(1, Math.round(sizes[name])))));
 }
 
+// One breaker in each API process for each model.
+function breakerRow(one, processes) {
+  const told = one.closed + one.half_open + one.open;
+  const badge = one.open || one.half_open ? ["bg-danger", "not asking"] : ["bg-success", "asking"];
+  const state = told ? element("span", "badge " + badge[0], badge[1]) : "not known yet";
+  return element("tr", "", element("td", "", one.model), element("td", "", state),
+    number(`${count(one.closed)} of ${count(processes)}`), number(count(one.half_open)), number(count(one.open)));
+}
+
+function apiFacts(api) {
+  const alive = api.alive === 1 ? "1 process alive" : count(api.alive) + " processes alive";
+  if (!api.gone.length) return [api.alive ? alive : element("span", "run-failed", "no API process is alive")];
+  const gone = element("span", "run-failed", `${api.gone.length} gone without a word within the hour`);
+  gone.title = api.gone.join(", ");
+  return [alive, gone];
+}
+
 keepDrawing((data) => {
   const queues = table(["Queue", numberHeading("Waiting"), numberHeading("Oldest has waited"), numberHeading("Workers")],
     data.queues.map(queueRow));
   const workers = table(["Worker", "Queue", "State", "Model versions", "GPU", "Release", numberHeading("Pid"), "Started"],
     data.workers.map(workerRow), "No worker is alive.");
+  const breakers = table(["Model", "Workers are asked", numberHeading("Closed"), numberHeading("Half-open"),
+    numberHeading("Open")], data.breakers.map((one) => breakerRow(one, data.api.alive)), "No model is configured.");
   const batches = table(["Model", numberHeading("p50"), numberHeading("p95"), numberHeading("p99")],
     data.micro_batches.map(microBatchRow), "No model is configured.");
   document.getElementById("queues-cards").replaceChildren(
     card("Queues", data.broker_error ? [element("span", "run-failed", data.broker_error)] : [], queues),
     card("Workers", [count(data.workers.length) + " alive"], workers),
+    card("API and its breakers", apiFacts(data.api), breakers,
+      note("A breaker that is open asks the real-time workers nothing, since they did not answer: misses get what " +
+        "the ladder has at once. Half-open, the next miss tries them again.")),
     card("Micro-batches", ["rows in one message of the real-time queue, last 5 min"], batches));
 });

@@ -117,7 +117,7 @@ function facts(details) {
   const told = [
     ["Rows", count(details.rows_done) + " of " + count(details.rows_total)],
     ["Rate", details.rows_per_s == null ? "—" : count(Math.round(details.rows_per_s)) + " rows/s"],
-    ["ETA", duration(details.eta_s)],
+    ["Time left", duration(details.eta_s)],
     ["Chunks", `${count(chunks.done)} of ${count(details.chunks_total)} done, ${chunks.scoring} being scored`],
     ["Queued / scoring / publishing", [phases.queued_s, phases.scoring_s, phases.publishing_s].map(duration).join(" / ")],
     ["Trigger", details.trigger + ", " + localTime(details.created_at)],
