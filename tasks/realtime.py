@@ -11,6 +11,7 @@ from typing import Any
 from celery import Task
 
 from inference.errors import DeadlineExceeded
+from inference.logs import bound
 from inference.serving.jobs import run_part
 from inference.serving.scorer import RealtimeScorer
 from tasks.celery_app import celery_app, services
@@ -62,4 +63,5 @@ def predict_instances(
 def predict_job_part(job_id: str, part: int) -> None:
     """Compute one part of an enqueued job. Safe to run twice."""
     parts = services()
-    run_part(parts.cache, parts.keys, scorer(), job_id, part)
+    with bound(job_id=job_id, part=part):
+        run_part(parts.cache, parts.keys, scorer(), job_id, part)

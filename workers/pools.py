@@ -33,6 +33,8 @@ def prepare_worker(application: Celery, *, process: str, pool: str, concurrency:
 
     def refuse_unsafe_pool(options: dict[str, Any], **_: Any) -> None:
         check_pool(process, pool, options.get("pool_cls"), sys.argv)
+        # what Celery and Python warn of while it starts is a line like any other
+        _log_to_stderr(process)
 
     def set_up_logging(**_: Any) -> None:
         _log_to_stderr(process)

@@ -242,6 +242,30 @@ async def test_an_outage_of_the_store_is_a_503_that_says_when_to_come_back(
     assert items[0]["error"]["status"] == 503
 
 
+@pytest.mark.parametrize("path", ["/predict/known", "/predict/%20", "/hit-rate", "/no-such-page"])
+async def test_a_request_keeps_the_name_that_its_client_gave_it(
+    it: Deployment, http: httpx.AsyncClient, path: str
+) -> None:
+    it.reader.entries["known"] = fresh(1.0)
+    answer = await http.get(path, headers={"X-Request-ID": "checkout-7"})
+    assert answer.headers.get_list("x-request-id") == ["checkout-7"]
+    if answer.status_code >= 400:
+        assert answer.json()["request_id"] == "checkout-7"
+
+
+async def test_a_request_without_a_sane_name_gets_one_where_somebody_may_ask_for_it(
+    it: Deployment, http: httpx.AsyncClient
+) -> None:
+    it.reader.entries["known"] = fresh(1.0)
+    assert "x-request-id" not in (await http.get("/predict/known")).headers
+    made = set()
+    for name in ("", "a b", "<script>", "x" * 129):
+        answer = await http.get("/predict/" + "x" * 600, headers={"X-Request-ID": name} if name else {})
+        assert answer.json()["request_id"] == answer.headers["x-request-id"] != name
+        made.add(answer.headers["x-request-id"])
+    assert len(made) == 4
+
+
 @pytest.mark.parametrize(
     ("body", "field"),
     [

@@ -9,7 +9,7 @@ import pytest
 
 from inference.errors import StoreUnavailable
 from inference.presence import Roster, WorkerBeat
-from inference.serving.attendance import follow_attendance
+from inference.serving.attendance import BEAT_EVERY_S, follow_attendance, keep_beating
 from tests.support.virtual_time import virtual_time
 
 READY = WorkerBeat(
@@ -35,3 +35,19 @@ async def test_only_a_ready_worker_counts_and_an_outage_tells_nothing() -> None:
     with pytest.raises(asyncio.CancelledError):
         await follow_attendance(look, told.append)
     assert told == [False, True, False]
+
+
+@virtual_time
+async def test_an_api_process_goes_on_beating_through_an_outage() -> None:
+    beats: list[float] = []
+
+    async def beat() -> None:
+        beats.append(asyncio.get_running_loop().time())
+        if len(beats) == 1:
+            raise StoreUnavailable("gone")
+        if len(beats) == 3:
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await keep_beating(beat)
+    assert [round(at - beats[0], 6) for at in beats] == [0, BEAT_EVERY_S, 2 * BEAT_EVERY_S]

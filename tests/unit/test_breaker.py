@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from inference.serving.breaker import FIRST_PAUSE_S, LONGEST_PAUSE_S, OPENS_AFTER, WORKER_START_S, Breaker
+from inference.serving.breaker import FIRST_PAUSE_S, LONGEST_PAUSE_S, OPENS_AFTER, WORKER_START_S, Breaker, BreakerState
 
 
 @dataclass
@@ -110,3 +110,16 @@ def test_who_can_wait_for_a_worker_to_start_is_let_through() -> None:
     breaker.heard(False)
     assert breaker.rest_s(2 * WORKER_START_S) > 0
     assert breaker.rest_s(3 * WORKER_START_S) == 0.0
+
+
+def test_its_state_is_half_open_from_the_end_of_the_pause_until_the_probe_is_on_its_way() -> None:
+    watch = Watch()
+    assert watch.breaker.state is BreakerState.CLOSED
+    breaker = watch.open()
+    assert breaker.state is BreakerState.OPEN
+    watch.now += FIRST_PAUSE_S
+    assert breaker.state is BreakerState.HALF_OPEN
+    breaker.asked()
+    assert breaker.state is BreakerState.OPEN
+    breaker.answered()
+    assert breaker.state is BreakerState.CLOSED

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from inference.errors import BrokerUnavailable, DeadlineExceeded, Overloaded, PredictionFailed
+from inference.request_ids import RequestId, requests_behind, work_for
 from inference.serving.answers import Computed, Reply
 from inference.serving.coalescer import MAX_WAITING_BATCHES, Coalescer
 from tests.support.virtual_time import virtual_time
@@ -174,3 +175,24 @@ async def test_what_waits_is_bounded_however_patient_the_callers_are() -> None:
     ids = [str(number) for number in range(MAX_WAITING_BATCHES + 10)]
     answers = predictions(await coalescer.ask(ids, until=1e6))
     assert answers == [*ids[:MAX_WAITING_BATCHES], *[Overloaded] * 10]
+
+
+@virtual_time
+async def test_a_micro_batch_is_computed_for_all_who_asked_before_it_left_and_for_nobody_else() -> None:
+    behind: list[list[str]] = []
+
+    async def compute(entity_ids: list[str], until: float) -> list[Reply]:
+        behind.append([str(request) for request in requests_behind()])
+        await asyncio.sleep(1)
+        return [Computed(entity_id, 1, 0.0, 0.0) for entity_id in entity_ids]
+
+    coalescer = Coalescer(compute, max_in_flight=1, max_rows=10)
+
+    async def ask(name: str, entity_id: str) -> None:
+        work_for([RequestId(name)])
+        await coalescer.ask([entity_id], until=9)
+
+    first = asyncio.gather(ask("one", "a"), ask("two", "b"), ask("three", "a"))
+    await asyncio.sleep(0.5)
+    await asyncio.gather(first, ask("four", "c"))
+    assert behind == [["one", "three", "two"], ["four"]]

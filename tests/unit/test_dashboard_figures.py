@@ -11,7 +11,7 @@ import pytest
 from app.dashboard.figures import RUNS_SHOWN, Choice, LiveData, read_hit_rates, read_queues, read_runs
 from inference.errors import BadInput, BrokerUnavailable, NotFound
 from inference.hits import Point, Statistics
-from inference.presence import Roster
+from inference.presence import API_PROCESSES, Roster, WorkerBeat
 from inference.queues import QueueState
 
 
@@ -37,6 +37,7 @@ class Figures:
     history: list[Run] = field(default_factory=list)
     states: list[QueueState] = field(default_factory=list)
     broker_down: bool = False
+    api: Roster = field(default_factory=lambda: Roster((), {}))
 
     def data(self, *models: str) -> LiveData:
         return LiveData(
@@ -48,7 +49,7 @@ class Figures:
             runs=lambda _model, limit: self.history[:limit],
             details=lambda run_id: Run(f"details of {run_id}"),
             queues=self._queues,
-            roster=lambda _queue: Roster((), {"gpu@old pid 1": 20.0}),
+            roster=lambda queue: self.api if queue == API_PROCESSES else Roster((), {"gpu@old pid 1": 20.0}),
         )
 
     def _queues(self) -> list[QueueState]:
@@ -124,3 +125,19 @@ def test_queues_are_told_with_who_serves_them_and_without_the_broker_only_so():
     away = read_queues(figures.data("delay"))
     assert away["broker_error"] == "the broker does not answer"
     assert [queue["depth"] for queue in away["queues"]] == [None, None, None]
+
+
+def test_breakers_are_told_by_model_with_how_many_api_processes_ask_and_how_many_do_not():
+    def process(pid, **breakers):
+        return WorkerBeat(
+            name="api@h", process="api", queues=(API_PROCESSES,), host="h", pid=pid, release=None, started_at=0.0,
+            ready=True, versions={}, breakers=breakers,
+        )  # fmt: skip
+
+    api = Roster((process(1, delay="closed"), process(2, delay="open", price="half_open")), {"api@h pid 3": 20.0})
+    told = read_queues(Figures(api=api).data("delay", "price"))
+    assert told["api"] == {"alive": 2, "gone": ["api@h pid 3"]}
+    assert told["breakers"] == [
+        {"model": "delay", "closed": 1, "half_open": 0, "open": 1},
+        {"model": "price", "closed": 0, "half_open": 1, "open": 0},
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 
@@ -228,3 +229,18 @@ def test_every_kind_is_a_program_of_up() -> None:
     redis = EmbeddedRedis(Path("/state"), Path("/bin/redis-server"), 1234, "secret")
     programs = all_programs(Settings(workers=WorkerSettings(realtime_processes=2)), redis, None)
     assert {program.kind for program in programs} == set(KINDS)
+
+
+def test_with_json_every_line_is_an_object_that_names_its_process_whoever_said_it() -> None:
+    stream = io.StringIO()
+    lines = Lines("batch-1", Output(["batch-1"], stream, as_json=True))
+    seen: list[str] = []
+    lines.on_text = seen.append
+    own = {"timestamp": "2026-11-23T09:08:07Z", "level": "info", "event": "chunk.scored", "process": "gpu", "rows": 3}
+    said = [json.dumps(own), "30524:M 23 Nov 2026 09:08:07.150 # Can't save in background", '{"no": "line of ours"}']
+    lines({"data": "\n".join([*said, ""]).encode()})
+    first, second, third = map(json.loads, stream.getvalue().splitlines())
+    assert first == {**own, "process": "batch-1"}
+    assert (second["level"], second["event"], second["process"]) == ("warning", "Can't save in background", "batch-1")
+    assert third["event"] == '{"no": "line of ours"}'
+    assert seen == [first["event"], second["event"], third["event"]]

@@ -22,7 +22,7 @@ from inference.gpus import GpuUse
 from inference.hits.histograms import AGE, HIT_LATENCY, MISS_LATENCY
 from inference.hits.statistics import HitCounts
 from inference.outcomes import Outcome
-from inference.presence import Roster, WorkerBeat
+from inference.presence import API_PROCESSES, Roster, WorkerBeat
 from inference.queues import QueueState
 from tests.support.records import manifest_of, run_view
 
@@ -48,6 +48,13 @@ def beat(name: str, *, ready: bool = True) -> WorkerBeat:
     )  # fmt: skip
 
 
+def api_process(**breakers: str) -> WorkerBeat:
+    return replace(beat("api"), process="api", queues=(API_PROCESSES,), gpus=(), breakers=breakers)
+
+
+API = Roster((api_process(delay="open", idle="closed"), api_process(delay="half_open", idle="closed")), {})
+
+
 def queues() -> list[QueueState]:
     return [QueueState("batch", 20, 31.5), QueueState("realtime", 0, None), QueueState("maintenance", 3, None)]
 
@@ -56,9 +63,10 @@ MONITORING = Monitoring(
     newest_run=lambda model: None if model == "idle" else run_view(state=RunState.FAILED, rows_total=100, rows_done=40),
     serving=lambda model: None if model == "idle" else manifest_of(7, created_at=1000.0, deadline=2000.0),
     queues=queues,
-    roster=lambda queue: (
-        Roster((beat("a"), beat("b", ready=False)), {"c": 60.0}) if queue == "batch" else Roster((), {})
-    ),
+    roster=lambda queue: {
+        "batch": Roster((beat("a"), beat("b", ready=False)), {"c": 60.0}),
+        API_PROCESSES: API,
+    }.get(queue, Roster((), {})),
 )
 
 
@@ -85,6 +93,14 @@ def test_hits_are_counted_by_outcome_and_their_rate_is_absent_without_requests()
     assert told["forecache_predictions_total{model=delay,outcome=shed}"] == 0
     assert told["forecache_hit_ratio{model=delay}"] == 0.75
     assert "forecache_hit_ratio{model=idle}" not in told
+
+
+def test_breakers_are_counted_by_state_over_all_api_processes() -> None:
+    told = scrape()
+    assert told["forecache_api_processes{}"] == 2
+    states = ("closed", "half_open", "open")
+    assert [told[f"forecache_api_breakers{{model=delay,state={state}}}"] for state in states] == [0, 1, 1]
+    assert [told[f"forecache_api_breakers{{model=idle,state={state}}}"] for state in states] == [2, 0, 0]
 
 
 def test_latencies_and_ages_are_histograms_in_seconds() -> None:

@@ -38,7 +38,7 @@ function microBatchRow(sizes) {
 // One breaker in each API process for each model.
 function breakerRow(one, processes) {
   const told = one.closed + one.half_open + one.open;
-  const badge = one.open || one.half_open ? ["bg-danger", "not asking"] : ["bg-success", "asking"];
+  const badge = one.open ? ["bg-danger", "no"] : one.half_open ? ["bg-primary", "once, to try"] : ["bg-success", "yes"];
   const state = told ? element("span", "badge " + badge[0], badge[1]) : "not known yet";
   return element("tr", "", element("td", "", one.model), element("td", "", state),
     number(`${count(one.closed)} of ${count(processes)}`), number(count(one.half_open)), number(count(one.open)));
