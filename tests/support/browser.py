@@ -53,6 +53,16 @@ class Browser:
         self.driver.find_element(By.CSS_SELECTOR, f"[data-bs-theme-value={theme}]").click()
         self.wait_live()
 
+    @contextmanager
+    def as_phone(self, width: int = 400) -> Iterator[None]:
+        """Be so narrow within the block, which no window may be."""
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": True}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        try:
+            yield
+        finally:
+            self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
     def complaints(self) -> list[str]:
         """Return what the console said since the last call, but for what is only worth a note."""
         return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
