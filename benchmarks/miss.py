@@ -26,7 +26,7 @@ def main() -> None:
     options = _options()
     peers = PEERS if options.peers else ()
     for peer in peers:
-        peer_python(peer.name)
+        peer_python(peer.requirements)
     with temporary_folder() as folder:
         dataset = make_dataset(folder, options.rows)
         with Deployment(folder, dataset) as deployment:
@@ -121,6 +121,10 @@ def _peer_figures(loads: Loads) -> dict[str, Any]:
         "best_peer": {str(count): name for count, name in best.items()},
         "ratio_best_peer": {
             str(count): round(ours[count].rps / peers[name][count].rps, 2) for count, name in best.items()
+        },
+        **{
+            f"ratio_{name}": {str(count): round(ours[count].rps / one.rps, 2) for count, one in of.items()}
+            for name, of in peers.items()
         },
     }
     if 1 in ours:

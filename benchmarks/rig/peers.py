@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -27,21 +27,28 @@ SERVERS = ROOT / "benchmarks" / "peers"
 
 @dataclass(frozen=True)
 class Peer:
-    """A model server under `peers/`, with requirements of the same name.
+    """A model server under `peers/`.
 
-    `command`: from a model's folder and a port to the arguments of its interpreter. `body`: what stands before and
-    after a row in a request.
+    `requirements`: names its environment. `command`: from a model's folder and a port to the arguments of its
+    interpreter. `body`: what stands before and after a row in a request.
     """
 
     name: str
+    requirements: str
     command: Callable[[Path, int], list[str]]
     path: str
     body: tuple[str, str] = ("", "")
     stop_with: signal.Signals = signal.SIGTERM
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def _ray_serve(model: Path, port: int) -> list[str]:
+    return [str(SERVERS / "ray_serve_server.py"), str(model), str(port)]
 
 
 PEERS = (
     Peer(
+        "litserve",
         "litserve",
         lambda model, port: [str(SERVERS / "litserve_server.py"), str(model), str(port)],
         "/predict",
@@ -50,16 +57,25 @@ PEERS = (
     ),
     Peer(
         "bentoml",
+        "bentoml",
         lambda _, port: ["-m", "bentoml", "serve", "bentoml_server:Bench", "--host", "127.0.0.1", "--port", str(port)],
         "/predict",
         body=('{"rows":[', "]}"),
     ),
-    Peer("ray_serve", lambda model, port: [str(SERVERS / "ray_serve_server.py"), str(model), str(port)], "/"),
+    Peer("ray_serve", "ray_serve", _ray_serve, "/"),
+    Peer(
+        "ray_serve_haproxy",
+        "ray_serve",
+        _ray_serve,
+        "/",
+        # off unless asked for; what Ray's guide to high throughput sets (2.56 and later)
+        environment={"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"},
+    ),
 )
 
 
 def peer_python(name: str) -> Path:
-    """Return the interpreter of a peer's environment; the first time it is made, which takes minutes."""
+    """Return the interpreter of the environment of `peers/NAME.txt`; the first time it is made, which takes minutes."""
     requirements = SERVERS / f"{name}.txt"
     mark = hashlib.sha256(requirements.read_bytes()).hexdigest()[:12]
     folder = ENVIRONMENTS / f"{name}-{mark}"
@@ -83,8 +99,8 @@ def serving(peer: Peer, dataset: Dataset, answers: Path) -> Iterator[Target]:
     log_file = dataset.folder / f"{peer.name}.log"
     with log_file.open("ab") as log:
         process = subprocess.Popen(
-            [str(peer_python(peer.name)), *peer.command(dataset.model, port)],
-            cwd=SERVERS, env=_environment(dataset), stdout=log, stderr=log, start_new_session=True,
+            [str(peer_python(peer.requirements)), *peer.command(dataset.model, port)],
+            cwd=SERVERS, env=_environment(dataset) | peer.environment, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     url, rows = f"http://127.0.0.1:{port}", dataset.rows_file
     try:
