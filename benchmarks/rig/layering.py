@@ -81,9 +81,11 @@ def _layers_ns(spans: dict[str, Interval], inner: list[int], sent_ns: int, recei
     request, lookup, dispatch, send, task = (spans[name] for name in ("request", "lookup", "dispatch", "send", "task"))
     # a quick worker begins before the sender has returned: how it took the message up counts as enqueueing then
     handed_ns = min(send[1], task[0])
+    # a server that looks up before it calls the application has checked the request by then
+    taken_up_ns = min(request[0], lookup[0])
     return [
-        request[0] - sent_ns,
-        lookup[0] - request[0],
+        taken_up_ns - sent_ns,
+        lookup[0] - taken_up_ns,
         lookup[1] - lookup[0],
         dispatch[0] - lookup[1],
         handed_ns - dispatch[0],

@@ -12,7 +12,6 @@ import atexit
 import functools
 import importlib.abc
 import importlib.util
-import inspect
 import os
 import sys
 import threading
@@ -26,6 +25,7 @@ from typing import Any
 FLUSH_EVERY_S = 0.25
 
 _spans: deque[tuple[str, str, int, int]] = deque()
+_asked_ns: dict[str, int] = {}
 _batch: ContextVar[str] = ContextVar("batch", default="")
 
 
@@ -61,14 +61,24 @@ def _task(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return timed
 
 
-def _lookup(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _lookup_begins(_: str, function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
-    async def timed(self: Any, entity_ids: Sequence[str], *args: Any, **kwargs: Any) -> Any:
-        began_ns = time.monotonic_ns()
-        try:
-            return await function(self, entity_ids, *args, **kwargs)
-        finally:
-            _note(name, _numbers(entity_ids), began_ns)
+    def timed(self: Any, ids: Sequence[str], *args: Any, **kwargs: Any) -> None:
+        function(self, ids, *args, **kwargs)
+        _asked_ns[_numbers(ids)] = time.monotonic_ns()
+
+    return timed
+
+
+def _lookup_ends(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Time the look-ups of one turn of the event loop, each from when it was asked for."""
+
+    @functools.wraps(function)
+    async def timed(self: Any, asked: Sequence[Any]) -> None:
+        await function(self, asked)
+        for one in asked:
+            numbers = _numbers(one.ids)
+            _note(name, numbers, _asked_ns.pop(numbers))
 
     return timed
 
@@ -90,15 +100,30 @@ def _dispatch(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return timed
 
 
-def _send(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    async def timed(*args: Any, **kwargs: Any) -> Any:
+class _TimedLane:
+    """The dispatcher's way to the broker, whichever it is; a message is noted under its micro-batch."""
+
+    def __init__(self, lane: Any, name: str) -> None:
+        self._lane = lane
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._lane, attribute)
+
+    async def send(self, *args: Any, **kwargs: Any) -> None:
         began_ns = time.monotonic_ns()
         try:
-            result = function(*args, **kwargs)
-            return await result if inspect.isawaitable(result) else result
+            await self._lane.send(*args, **kwargs)
         finally:
-            _note(name, _batch.get(), began_ns)
+            _note(self._name, _batch.get(), began_ns)
+
+
+def _send(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Time what the dispatcher sends over its first lane, that of requests."""
+
+    @functools.wraps(function)
+    def timed(self: Any, urgent: Any, *args: Any, **kwargs: Any) -> None:
+        function(self, _TimedLane(urgent, name), *args, **kwargs)
 
     return timed
 
@@ -132,9 +157,14 @@ def _numbers(ids: Sequence[str]) -> str:
 #: module → the functions in it → span and how it is taken
 TIMED: dict[str, dict[str, tuple[str, Callable[[str, Callable[..., Any]], Callable[..., Any]]]]] = {
     "app.api.application": {"Application.__call__": ("request", _request)},
-    "inference.serving.lookups": {"SharedLookups.find": ("lookup", _lookup)},
-    "tasks.dispatch.dispatcher": {"Dispatcher.__call__": ("dispatch", _dispatch)},
-    "tasks.dispatch.sender": {"Sender.send": ("send", _send)},
+    "inference.serving.lookups": {
+        "_Asked.__init__": ("lookup", _lookup_begins),
+        "SharedLookups._read": ("lookup", _lookup_ends),
+    },
+    "tasks.dispatch.dispatcher": {
+        "Dispatcher.__init__": ("send", _send),
+        "Dispatcher.__call__": ("dispatch", _dispatch),
+    },
     "inference.serving.scorer": {
         "RealtimeScorer.predict_entities": ("task", _task),
         "score_rows": ("model", _plain),
