@@ -33,7 +33,8 @@ def main() -> None:
             loads = measure(prepare(deployment), peers, deployment, options)
     rows = [
         (
-            f"{name}, {connections} connections",
+            name,
+            connections,
             one.rps,
             one.p50_ms,
             one.p99_ms,
@@ -43,7 +44,7 @@ def main() -> None:
         for connections, one in by_connections.items()
     ]
     title = f"Misses: {options.rows:,} ids with stored features, every answer computed, one worker"
-    headings = ["", "requests/s", "p50 ms", "p99 ms", "client"]
+    headings = ["", "connections", "requests/s", "p50 ms", "p99 ms", "client"]
     print_report(title, headings, rows, _figures(loads, options), as_json=options.json)
 
 
@@ -152,10 +153,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--peers", action="store_true", help="measure LitServe, BentoML and Ray Serve; installs them once"
     )
-    parser.add_argument("--seconds", type=float, default=5, help="of each load")
+    parser.add_argument("--seconds", type=float, help="of each load (6; with --peers 3)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     options = parser.parse_args()
+    # so that a run with all peers, who are started anew for each round, takes under 8 minutes
+    options.seconds = options.seconds or (3 if options.peers else 6)
     options.connections = options.connections or ([1, 32, 128] if options.peers else [1, 8, 32])
     return options
 
