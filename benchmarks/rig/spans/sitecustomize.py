@@ -25,7 +25,6 @@ from typing import Any
 FLUSH_EVERY_S = 0.25
 
 _spans: deque[tuple[str, str, int, int]] = deque()
-_asked_ns: dict[str, int] = {}
 _batch: ContextVar[str] = ContextVar("batch", default="")
 
 
@@ -61,24 +60,16 @@ def _task(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return timed
 
 
-def _lookup_begins(_: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def timed(self: Any, ids: Sequence[str], *args: Any, **kwargs: Any) -> None:
-        function(self, ids, *args, **kwargs)
-        _asked_ns[_numbers(ids)] = time.monotonic_ns()
-
-    return timed
-
-
-def _lookup_ends(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Time the look-ups of one turn of the event loop, each from when it was asked for."""
+def _lookup(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Time the one read that all look-ups of a turn of the event loop share."""
 
     @functools.wraps(function)
-    async def timed(self: Any, asked: Sequence[Any]) -> None:
-        await function(self, asked)
-        for one in asked:
-            numbers = _numbers(one.ids)
-            _note(name, numbers, _asked_ns.pop(numbers))
+    async def timed(self: Any, ids: Sequence[str]) -> Any:
+        began_ns = time.monotonic_ns()
+        try:
+            return await function(self, ids)
+        finally:
+            _note(name, _numbers(ids), began_ns)
 
     return timed
 
@@ -157,10 +148,7 @@ def _numbers(ids: Sequence[str]) -> str:
 #: module → the functions in it → span and how it is taken
 TIMED: dict[str, dict[str, tuple[str, Callable[[str, Callable[..., Any]], Callable[..., Any]]]]] = {
     "app.api.application": {"Application.__call__": ("request", _request)},
-    "inference.serving.lookups": {
-        "_Asked.__init__": ("lookup", _lookup_begins),
-        "SharedLookups._read": ("lookup", _lookup_ends),
-    },
+    "inference.store.async_reader": {"AsyncTableReader.read": ("lookup", _lookup)},
     "tasks.dispatch.dispatcher": {
         "Dispatcher.__init__": ("send", _send),
         "Dispatcher.__call__": ("dispatch", _dispatch),
