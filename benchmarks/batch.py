@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from rig.dataset import entity_id, make_dataset
 from rig.deployment import MODEL, ROOT, Deployment, rows_per_s, temporary_folder
-from rig.peers import RAY, peer_python
+from rig.peers import peer_python
 from rig.recording import Recorder, replay
 from rig.report import print_report
 
@@ -54,7 +54,7 @@ def measure(deployment: Deployment, options: argparse.Namespace) -> dict[str, An
     ours, floor = median(rates), options.rows / floor_s
     ray: dict[str, float] = {}
     if options.ray:
-        python = str(peer_python("ray", RAY))
+        python = str(peer_python("ray_data"))
         rate, _ = usual(deployment, "ray_batch", min(options.rows, options.ray_rows), python=python)
         ray = {"ray_rows_per_s": round(rate), "ratio_ray": round(ours / rate, 2)}
     return {

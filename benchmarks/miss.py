@@ -1,12 +1,17 @@
-"""Requests per second that must be computed, against `apply_async(...).get()` in a thread pool."""
+"""Requests per second that must be computed, against `apply_async(...).get()` in a thread pool.
+
+With `--peers` against LitServe, BentoML and Ray Serve too, to which the features are sent; Forecache reads them from
+Redis and keeps the answer.
+"""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-from rig.dataset import make_dataset
+from rig.dataset import make_dataset, write_rows
 from rig.deployment import MODEL, Deployment, temporary_folder
+from rig.peers import PEERS, Peer, peer_python, serving
 from rig.report import print_report
 from rig.wrk import Load, Target, load, median_load, write_answers
 
@@ -17,15 +22,19 @@ Loads = dict[str, dict[int, Load]]
 
 
 def main() -> None:
-    """Measure both at each number of connections and print."""
+    """Measure all at each number of connections and print."""
     options = _options()
+    peers = PEERS if options.peers else ()
+    for peer in peers:
+        peer_python(peer.requirements)
     with temporary_folder() as folder:
         dataset = make_dataset(folder, options.rows)
         with Deployment(folder, dataset) as deployment:
-            loads = measure(prepare(deployment), options)
+            loads = measure(prepare(deployment), peers, deployment, options)
     rows = [
         (
-            f"{name}, {connections} connections",
+            name,
+            connections,
             one.rps,
             one.p50_ms,
             one.p99_ms,
@@ -35,7 +44,7 @@ def main() -> None:
         for connections, one in by_connections.items()
     ]
     title = f"Misses: {options.rows:,} ids with stored features, every answer computed, one worker"
-    headings = ["", "requests/s", "p50 ms", "p99 ms", "client"]
+    headings = ["", "connections", "requests/s", "p50 ms", "p99 ms", "client"]
     print_report(title, headings, rows, _figures(loads, options), as_json=options.json)
 
 
@@ -55,23 +64,36 @@ def prepare(deployment: Deployment) -> list[Target]:
     ]
 
 
-def measure(targets: list[Target], options: argparse.Namespace) -> Loads:
-    """Return each target's median for each number of connections; the rounds take turns."""
+def measure(
+    targets: list[Target], peers: tuple[Peer, ...], deployment: Deployment, options: argparse.Namespace
+) -> Loads:
+    """Return each server's median for each number of connections; the rounds take turns."""
+    rounds: dict[str, dict[int, list[Load]]] = {}
+    if peers:
+        write_rows(deployment.dataset)
     for target in targets:
         load(target, connections=max(options.connections), seconds=WARM_UP_S)
-    loads: Loads = {target.name: {} for target in targets}
-    for connections in options.connections:
-        rounds: dict[str, list[Load]] = {target.name: [] for target in targets}
-        for _ in range(options.rounds):
-            for target in targets:
-                rounds[target.name].append(load(target, connections=connections, seconds=options.seconds))
-        for name, several in rounds.items():
-            loads[name][connections] = median_load(several)
-    return loads
+    for _ in range(options.rounds):
+        for target in targets:
+            _load_all(target, options, rounds)
+        for peer in peers:
+            with serving(peer, deployment.dataset, deployment.folder / "answers.txt") as target:
+                load(target, connections=max(options.connections), seconds=WARM_UP_S)
+                _load_all(target, options, rounds)
+    return {
+        name: {count: median_load(several) for count, several in by_connections.items()}
+        for name, by_connections in rounds.items()
+    }
+
+
+def _load_all(target: Target, options: argparse.Namespace, rounds: dict[str, dict[int, list[Load]]]) -> None:
+    of_target = rounds.setdefault(target.name, {count: [] for count in options.connections})
+    for count in options.connections:
+        of_target[count].append(load(target, connections=count, seconds=options.seconds))
 
 
 def _figures(loads: Loads, options: argparse.Namespace) -> dict[str, Any]:
-    headline = options.connections[-1]
+    headline = _headline(options.connections)
     ours, plain = loads["ours"][headline], loads["plain_celery"][headline]
     every = [(name, count, one) for name, per in loads.items() for count, one in per.items()]
     return {
@@ -84,7 +106,35 @@ def _figures(loads: Loads, options: argparse.Namespace) -> dict[str, Any]:
         "plain_celery_p50_ms": round(plain.p50_ms, 2),
         "by_connections": {f"{name}-{count}": _figure(one) for name, count, one in every},
         "client_bound": [f"{name}-{count}" for name, count, one in every if one.client_bound],
+        **_peer_figures(loads),
     }
+
+
+def _peer_figures(loads: Loads) -> dict[str, Any]:
+    """Return how we stand against the best peer by connections, and the latency of a lone caller against LitServe's."""
+    peers = {peer.name: loads[peer.name] for peer in PEERS if peer.name in loads}
+    if not peers:
+        return {}
+    ours = loads["ours"]
+    best = {count: max(peers, key=lambda name: peers[name][count].rps) for count in ours}
+    figures: dict[str, Any] = {
+        "peers": {name: {str(count): _figure(one) for count, one in of.items()} for name, of in peers.items()},
+        "best_peer": {str(count): name for count, name in best.items()},
+        "ratio_best_peer": {
+            str(count): round(ours[count].rps / peers[name][count].rps, 2) for count, name in best.items()
+        },
+        **{
+            f"ratio_{name}": {str(count): round(ours[count].rps / one.rps, 2) for count, one in of.items()}
+            for name, of in peers.items()
+        },
+    }
+    if 1 in ours:
+        figures["ratio_p50_litserve"] = round(ours[1].p50_ms / peers["litserve"][1].p50_ms, 2)
+    return figures
+
+
+def _headline(connections: list[int]) -> int:
+    return 32 if 32 in connections else connections[-1]
 
 
 def _figure(one: Load) -> dict[str, float]:
@@ -98,13 +148,19 @@ def _options() -> argparse.Namespace:
         "--connections",
         type=int,
         nargs="+",
-        default=[1, 8, 32],
-        help="each in turn; the last is the headline",
+        help="each in turn; 32 is the headline, else the last (1 8 32; with --peers 1 32 128)",
     )
-    parser.add_argument("--seconds", type=float, default=6, help="of each load")
+    parser.add_argument(
+        "--peers", action="store_true", help="measure LitServe, BentoML and Ray Serve; installs them once"
+    )
+    parser.add_argument("--seconds", type=float, help="of each load (6; with --peers 3)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
-    return parser.parse_args()
+    options = parser.parse_args()
+    # so that a run with all peers, who are started anew for each round, takes under 8 minutes
+    options.seconds = options.seconds or (3 if options.peers else 6)
+    options.connections = options.connections or ([1, 32, 128] if options.peers else [1, 8, 32])
+    return options
 
 
 if __name__ == "__main__":

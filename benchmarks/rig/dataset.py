@@ -45,6 +45,11 @@ class Dataset:
         """numpy file of the expected predictions."""
         return self.folder / f"answers-{self.rows}.npy"
 
+    @property
+    def rows_file(self) -> Path:
+        """Each row as JSON on a line of its own, for servers that want the features in the request."""
+        return self.folder / f"rows-{self.rows}.jsonl"
+
     def answers(self) -> npt.NDArray[np.float32]:
         """Return the expected predictions in row order."""
         return np.load(self.answers_file)  # type: ignore[no-any-return]
@@ -65,6 +70,16 @@ def make_dataset(folder: Path, rows: int) -> Dataset:
         [sys.executable, str(script), str(folder), str(rows)], check=True, stdout=sys.stderr, env=environment
     )
     return dataset
+
+
+def write_rows(dataset: Dataset) -> None:
+    """Write `rows_file`: `{"entity_id": …, "features": […]}`, floats in as few digits as tell them apart."""
+    with dataset.rows_file.open("w") as file:
+        for batch in pq.ParquetFile(dataset.table).iter_batches(batch_size=65_536):
+            ids, *columns = batch.columns
+            rows = np.stack([column.to_numpy() for column in columns], axis=1)
+            for name, row in zip(ids.to_pylist(), rows, strict=True):
+                file.write(f'{{"entity_id":"{name}","features":[{",".join(map(str, row))}]}}\n')
 
 
 def _write_table(path: Path, rows: int) -> None:

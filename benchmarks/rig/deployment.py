@@ -54,6 +54,8 @@ class Deployment:
         self.redis_port = free_port()
         self.api_port = free_port()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        #: for processes started from now on
+        self.variables: dict[str, str] = {}
         (folder / "logs").mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Deployment:
@@ -181,6 +183,7 @@ timeout_ms = 10000
             "FORECACHE_CONFIG": str(self.settings_file),
             "BENCH_REDIS_URL": f"redis://127.0.0.1:{self.redis_port}/1",
             "TF_CPP_MIN_LOG_LEVEL": "2",
+            **self.variables,
         }
 
     def last_logs(self) -> str:

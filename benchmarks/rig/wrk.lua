@@ -1,6 +1,7 @@
--- Asks for ids drawn uniformly and checks every answer. Arguments: rows, query, expected body text, answers file.
+-- Asks for ids drawn uniformly and checks every answer. Arguments: rows, query, expected body text, answers file; to
+-- POST also the path, a file with a row as JSON on each line, and what stands before and after a row in the body.
+dofile(debug.getinfo(1, "S").source:match("@(.*/)") .. "expected.lua")
 local threads = {}
-local expected = {}
 
 function setup(thread)
   table.insert(threads, thread)
@@ -10,29 +11,30 @@ end
 function init(args)
   rows, query, must, answers = tonumber(args[1]), args[2], args[3], args[4]
   wrong, refused = 0, 0
-  if answers ~= "" then
-    local row = 0
-    for line in io.lines(answers) do
-      expected[row] = tonumber(line)
-      row = row + 1
-    end
-  end
+  if answers ~= "" then read_answers(answers) end
   math.randomseed(os.time() * 1000 + seed)
-  head = "GET /predict/user_"
-  tail = query .. " HTTP/1.1\r\nHost: " .. wrk.host .. ":" .. wrk.port .. "\r\n\r\n"
+  host = " HTTP/1.1\r\nHost: " .. wrk.host .. ":" .. wrk.port .. "\r\n"
+  if args[5] then prepare_posts(args[5], args[6], args[7], args[8]) end
+end
+
+function prepare_posts(path, bodies, before, after)
+  local posts, row = {}, 0
+  for line in io.lines(bodies) do
+    local body = before .. line .. after
+    posts[row] = "Content-Type: application/json\r\nContent-Length: " .. #body .. "\r\n\r\n" .. body
+    row = row + 1
+  end
+  local head = "POST " .. path .. host
+  request = function() return head .. posts[math.random(0, rows - 1)] end
 end
 
 function request()
-  return head .. math.random(0, rows - 1) .. tail
+  return "GET /predict/user_" .. math.random(0, rows - 1) .. query .. host .. "\r\n"
 end
 
 local function is_right(body)
   if not body:find(must, 1, true) then return false end
-  if answers == "" then return true end
-  local row = tonumber(body:match('"entity_id":%s*"user_(%d+)"'))
-  local value = tonumber(body:match('"prediction":%s*([-+%deE.]+)'))
-  if not row or not value or not expected[row] then return false end
-  return math.abs(value - expected[row]) <= 1e-6 + 1e-5 * math.abs(expected[row])
+  return answers == "" or is_predicted(body)
 end
 
 function response(status, headers, body)

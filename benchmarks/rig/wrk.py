@@ -34,11 +34,21 @@ class Load:
 
 
 @dataclass(frozen=True)
+class Posts:
+    """Bodies to POST to `path`: each a line of the file `rows` between `before` and `after`."""
+
+    path: str
+    rows: Path
+    before: str = ""
+    after: str = ""
+
+
+@dataclass(frozen=True)
 class Target:
     """A server and what its right answers look like.
 
     `must` is text that every body holds. `answers` is a file of expected predictions, one a line; None for
-    a server whose body is constant.
+    a server whose body is constant. It is asked by GET for an id unless there are `posts`.
     """
 
     name: str
@@ -47,6 +57,14 @@ class Target:
     must: str
     query: str = ""
     answers: Path | None = None
+    posts: Posts | None = None
+
+    @property
+    def arguments(self) -> list[str]:
+        """What the script inside wrk is told."""
+        told = [str(self.rows), self.query, self.must, str(self.answers or "")]
+        posts = self.posts
+        return [*told, posts.path, str(posts.rows), posts.before, posts.after] if posts else told
 
 
 def write_answers(path: Path, answers: npt.NDArray[np.float32]) -> Path:
@@ -55,20 +73,25 @@ def write_answers(path: Path, answers: npt.NDArray[np.float32]) -> Path:
     return path
 
 
+def wrk_binary() -> str:
+    """Return the generator's path, or end the benchmark with a sentence."""
+    wrk = shutil.which("wrk")
+    if wrk is None:
+        raise SystemExit("wrk is not installed: apt install wrk (the benchmarks need a compiled load generator)")
+    return wrk
+
+
 def load(target: Target, *, connections: int, seconds: float) -> Load:
     """Load a server and return what came of it.
 
     A benchmark of wrong answers is none: one wrong or missing answer ends it with a sentence.
     """
-    wrk = shutil.which("wrk")
-    if wrk is None:
-        raise SystemExit("wrk is not installed: apt install wrk (the benchmarks need a compiled load generator)")
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     finished = subprocess.run(
         [
-            wrk, "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "30s", "-s", str(_SCRIPT),
+            wrk_binary(), "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "30s", "-s", str(_SCRIPT),
             target.url,
-            "--", str(target.rows), target.query, target.must, str(target.answers or ""),
+            "--", *target.arguments,
         ],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
