@@ -24,6 +24,7 @@ from inference.clock import system_clock
 from inference.errors import BrokerUnavailable, Conflict, ModelUnavailable, NotFound, SettingsError
 from inference.hits import HitRecorder, HitWindows
 from inference.keys import Keys
+from inference.models import ModelRegistry
 from inference.presence import Presence
 from inference.queues import JobPriority
 from inference.serving import PredictionService
@@ -157,6 +158,7 @@ class Deployment:
                 queues=list,
                 roster=Presence(self.client, KEYS).roster,
             ),
+            records=ModelRegistry(self.client, KEYS).versions,
         )
         yield parts
         parts.close()
