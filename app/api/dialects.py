@@ -29,10 +29,10 @@ def respond_with_error(status: int, message: str, headers: Mapping[str, str] | N
     return Response(json.dumps({"error": message}), status, headers=dict(headers or {}), media_type="application/json")
 
 
-def documented_errors(*statuses: int) -> dict[str, dict[str, Any]]:
+def documented_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return what OpenAPI says of an operation that may answer with these errors."""
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{SCHEMA}"}}}
-    return {str(status): {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
 
 
 def error_schema() -> dict[str, Any]:

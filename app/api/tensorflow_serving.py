@@ -108,9 +108,7 @@ async def _status(path: ModelPath, parts: Parts) -> list[VersionStatus]:
         card = await parts.cards.of(path.model)
     except NotFound as error:
         raise missing from error
-    held = await held_versions(parts, path.model)
-    if held and card.active is not None:
-        held.add(card.active)  # a worker tells only every few seconds what it holds
+    held = await held_versions(parts, path.model, card)
     found = [
         VersionStatus(number, "AVAILABLE" if number in held else "END", _error(record, parts))
         for number, record in sorted(card.versions.items())
@@ -192,6 +190,6 @@ def _operation(method: Method, suffix: str, description: str, *errors: int) -> d
         "parameters": parameters,
         "responses": {
             "200": {"description": "OK", "content": {"application/json": {"schema": {"type": "object"}}}},
-            **documented_errors(*errors),
+            **{str(status): response for status, response in documented_errors(*errors).items()},
         },
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import Request
 
+from app.api.cards import ModelCard
 from app.api.disconnects import ClientWatch
 from app.api.parts import Parts
 from inference.schema import Block
@@ -18,11 +19,13 @@ async def compute(request: Request, parts: Parts, model: str, inputs: Block, ver
     return None
 
 
-async def held_versions(parts: Parts, model: str) -> set[int]:
-    """Return the versions of a model that real-time workers which are alive say they hold.
+async def held_versions(parts: Parts, model: str, card: ModelCard) -> set[int]:
+    """Return the versions of a model that real-time workers which are alive hold.
 
     Raises:
         StoreUnavailable: Redis did not answer in time.
     """
     roster = await parts.in_thread(lambda: parts.monitoring.roster(REALTIME_QUEUE))
-    return {version for worker in roster.alive if worker.ready for version in worker.versions.get(model, ())}
+    held = {version for worker in roster.alive if worker.ready for version in worker.versions.get(model, ())}
+    # a worker tells only every few seconds what it holds, and may have activated a version meanwhile
+    return held | {card.active} if held and card.active is not None else held

@@ -65,11 +65,6 @@ def array_of(value: Any, dtype: DType) -> npt.NDArray[Any] | None:
         return None
 
 
-def exact_integers(dtype: DType) -> int:
-    """Return up to which size a float type holds every integer."""
-    return int(2 ** (np.finfo(dtype.numpy).nmant + 1)) - 1
-
-
 def render(document: Any) -> bytes:
     """Return JSON of plain values and numpy arrays; floats have a point or an exponent, NaN is a bare word."""
     if _is_finite(document):
@@ -91,13 +86,13 @@ def _integers(found: npt.NDArray[Any], dtype: DType) -> npt.NDArray[Any] | None:
 def _floats(found: npt.NDArray[Any], dtype: DType) -> npt.NDArray[Any] | None:
     values = found.astype(np.float64)
     size = np.abs(values)
-    exact = exact_integers(dtype)
+    exact = 2 ** (np.finfo(dtype.numpy).nmant + 1) - 1  # up to here a float of this type holds every integer
     large = size > exact  # false for NaN
     if large.any() and any(type(one) is int and abs(one) > exact for one in found[large]):
         return None
-    if (size[np.isfinite(size)] > np.finfo(dtype.numpy).max).any():
-        return None
-    return values.astype(dtype.numpy)
+    with np.errstate(over="ignore"):
+        rounded = values.astype(dtype.numpy)
+    return None if (np.isinf(rounded) & np.isfinite(values)).any() else rounded
 
 
 def _is_finite(value: Any) -> bool:

@@ -13,6 +13,8 @@ import httpx
 import numpy as np
 import ovmsclient
 import pytest
+import tritonclient.http
+from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
 from app.api.limits import MAX_BODY_BYTES
 from tests.support.models import dense_predictions, export_models
@@ -29,6 +31,9 @@ realtime = { timeout_ms = 10000, max_micro_batch = 100 }
 [models.quick]
 path = "quick"
 realtime = { timeout_ms = 300, default = 0.0 }
+[models.counted]
+path = "regress"
+realtime = { timeout_ms = 10000 }
 """
 OTHERS = ("mixed", "several", "fussy", "echo", "raw", "classify", "regress")
 X = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
@@ -223,21 +228,118 @@ def test_the_models_own_failure_tells_nothing_of_its_insides(http: httpx.Client)
 
 
 def test_a_body_over_the_limit_is_refused_while_it_arrives(http: httpx.Client) -> None:
-    for path in ("/v1/models/dense:predict",):
+    for path in ("/v1/models/dense:predict", "/v2/models/dense/infer"):
         assert "over 8388608 bytes" in error_of(http.post(path, content=b" " * (MAX_BODY_BYTES + 1)), 413)
+
+
+@pytest.fixture
+def triton(stack: Stack) -> Iterator[Any]:
+    client = tritonclient.http.InferenceServerClient(stack.url.removeprefix("http://"))
+    yield client
+    client.close()
+
+
+def tensor(name: str, values: np.ndarray, *, binary: bool = True) -> Any:
+    item = tritonclient.http.InferInput(name, list(values.shape), np_to_triton_dtype(values.dtype))
+    return item.set_data_from_numpy(values, binary_data=binary)
+
+
+def test_the_client_of_triton_hears_that_server_and_models_are_ready(triton: Any) -> None:
+    assert triton.is_server_live()
+    assert triton.is_server_ready()
+    assert triton.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+    assert triton.is_model_ready("dense")
+    assert triton.is_model_ready("dense", "2")
+    assert not triton.is_model_ready("dense", "9")
+    assert not triton.is_model_ready("nobody")
+    assert triton.get_model_metadata("dense") == {
+        "name": "dense",
+        "versions": ["2", "3"],
+        "platform": "tensorflow_savedmodel",
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 3]}],
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 1]}],
+    }
+    assert triton.get_model_metadata("dense", "2")["versions"] == ["2"]
+
+
+@pytest.mark.parametrize("binary_in", [True, False])
+@pytest.mark.parametrize("binary_out", [True, False])
+def test_the_client_of_triton_infers_in_binary_and_in_json(triton: Any, binary_in: bool, binary_out: bool) -> None:
+    values = {
+        "number": np.array([[1.5, np.nan], [np.inf, -2.25]], np.float32),
+        "count": np.array([2**40, -1], np.int64),
+        "text": np.array(["ü".encode(), b"b"], dtype=object),
+        "flag": np.array([True, False]),
+    }
+    outputs = [tritonclient.http.InferRequestedOutput(f"same_{name}", binary_data=binary_out) for name in values]
+    inputs = [tensor(name, one, binary=binary_in) for name, one in values.items()]
+    result = triton.infer("echo", inputs, outputs=outputs, request_id="r-1")
+    assert result.get_response()["id"] == "r-1"
+    assert result.get_response()["model_version"] == "1"
+    for name in ("number", "count", "flag"):
+        np.testing.assert_array_equal(result.as_numpy(f"same_{name}"), values[name])
+    texts = result.as_numpy("same_text").tolist()
+    assert [one if isinstance(one, bytes) else one.encode() for one in texts] == ["ü".encode(), b"b"]
+
+
+def test_the_client_of_triton_infers_by_version_and_in_packed_bodies(triton: Any) -> None:
+    for version in ("2", "3"):
+        result = triton.infer("dense", [tensor("x", X)], model_version=version, request_compression_algorithm="gzip")
+        assert result.get_response()["model_version"] == version
+        np.testing.assert_allclose(result.as_numpy("y")[:, 0], dense_predictions(X, seed=int(version)), rtol=1e-5)
+    result = triton.infer("dense", [tensor("x", X)], request_compression_algorithm="deflate")
+    assert result.get_response()["model_version"] == "3"
+
+
+def test_the_client_of_triton_hears_what_is_wrong(triton: Any) -> None:
+    refusals = [
+        ("404", "Request for unknown model: 'nobody' is not found", "nobody", [tensor("x", X)], ""),
+        ("404", "Request for unknown model: 'dense' version 1 is not found", "dense", [tensor("x", X)], "1"),
+        ("400", "unexpected inference input 'z' for model 'dense'", "dense", [tensor("z", X)], ""),
+        (
+            "400",
+            "inference input 'x' data-type is 'FP64', but model 'dense' expects 'FP32'",
+            "dense",
+            [tensor("x", X.astype(np.float64))],
+            "",
+        ),
+        (
+            "400",
+            "unexpected shape for input 'x' for model 'dense'. Expected [-1,3], got [5,2]",
+            "dense",
+            [tensor("x", X[:, :2])],
+            "",
+        ),
+        ("500", "the model gave no usable prediction for this input", "fussy", [tensor("x", -(X[:, :2] ** 2))], ""),
+    ]
+    for status, message, model, inputs, version in refusals:
+        with pytest.raises(InferenceServerException) as refused:
+            triton.infer(model, inputs, model_version=version)
+        assert (refused.value.status(), refused.value.message()) == (status, message)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v2/nothing", 404),
+        ("GET", "/v2/models/dense/infer", 405),
+        ("GET", "/v2/models/dense/versions/x", 400),
+        ("GET", "/v2/models/dense/versions/0", 400),
+        ("POST", "/v2/models/dense/infer", 400),
+    ],
+)
+def test_errors_under_v2_are_those_of_the_protocol(http: httpx.Client, method: str, path: str, status: int) -> None:
+    error_of(http.request(method, path, content=b"[" * 2000), status)
 
 
 def test_requests_are_counted_by_rows_and_mistakes_are_not(http: httpx.Client) -> None:
     def total() -> int:
-        return int(http.get("/hit-rate?model=regress&window_s=3600").json()["outcomes"]["computed"])
+        return int(http.get("/hit-rate?model=counted&window_s=3600").json()["outcomes"]["computed"])
 
-    assert http.post("/v1/models/regress:regress", json={"examples": [{}]}).status_code == 200
+    assert http.post("/v1/models/counted:regress", json={"examples": [1]}).status_code == 400
+    assert http.post("/v1/models/counted:regress", json={"examples": [{}, {}, {}]}).status_code == 200
     wait_for(lambda: total() > 0, "the counters", 5)
-    before = total()
-    assert http.post("/v1/models/regress:regress", json={"examples": [{}, {}, {}]}).status_code == 200
-    assert http.post("/v1/models/regress:regress", json={"examples": [1]}).status_code == 400
-    wait_for(lambda: total() > before, "the counters", 5)
-    assert total() == before + 3
+    assert total() == 3
 
 
 def test_a_silent_worker_is_a_deadline_and_a_dead_one_an_outage(stack: Stack, http: httpx.Client) -> None:
@@ -263,5 +365,8 @@ def test_a_silent_worker_is_a_deadline_and_a_dead_one_an_outage(stack: Stack, ht
     assert int(response.headers["retry-after"]) >= 1
     states = {one["state"] for one in http.get("/v1/models/quick").json()["model_version_status"]}
     assert states == {"END"}
+    assert "no worker holds it" in error_of(http.get("/v2/models/quick/ready"), 400)
+    inputs = [{"name": "x", "shape": [5, 3], "datatype": "FP32", "data": X.tolist()}]
+    assert error_of(http.post("/v2/models/quick/infer", json={"inputs": inputs}), 503).startswith("no worker answers")
     stack.start("realtime")
     wait_for(lambda: http.post("/v1/models/quick:predict", json=body).status_code == 200, "the worker", 60)

@@ -22,8 +22,10 @@ def delivered(task: Any, *, again: bool) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    "task", [predict_entities, predict_instances, predict_tensors], ids=["entities", "instances", "tensors"]
+    ("task", "arguments"),
+    [(predict_entities, {}), (predict_instances, {}), (predict_tensors, {"model": "m", "inputs": {}})],
+    ids=["entities", "instances", "tensors"],
 )
-def test_what_may_have_killed_a_worker_is_not_given_to_another(task: Any) -> None:
+def test_what_may_have_killed_a_worker_is_not_given_to_another(task: Any, arguments: dict[str, Any]) -> None:
     with delivered(task, again=True), pytest.raises(DeadlineExceeded, match="ended"):
         task.run(**arguments)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from inference.errors import BadInput
+from inference.protocols.json_tensors import array_of
 from inference.protocols.tensorflow_serving.mistakes import decoded, described, is_base64
 from inference.protocols.tensorflow_serving.requests import DEFAULT_SIGNATURE, signature_of
 from inference.protocols.tensors import check_rows, objects
@@ -19,7 +20,6 @@ from inference.schema import Block, DType, Signature
 #: the names that the protocol gives to the tensors of such models
 INPUTS, CLASSES, SCORES, OUTPUTS = "inputs", "classes", "scores", "outputs"
 
-_FLOATS_MOST = 3.4028234663852886e38
 _KINDS = {bool: "int64", int: "int64", float: "float", str: "bytes", dict: "bytes"}
 #: field numbers in Feature
 _FIELDS = {"bytes": 1, "float": 2, "int64": 3}
@@ -136,7 +136,7 @@ def _feature(name: str, content: Any) -> bytes:
 
 
 def _check_number(name: str, value: Any) -> None:
-    if isinstance(value, float) and _FLOATS_MOST < abs(value) < float("inf"):
+    if isinstance(value, float) and array_of(value, DType.FLOAT32) is None:
         raise BadInput(f"Cannot convert JSON value: {value} to float without loss of precision.")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         raise BadInput(f"Feature: {name} has uint64 element. Only int64 is supported.")

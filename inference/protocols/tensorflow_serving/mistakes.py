@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from inference.errors import BadInput
-from inference.protocols.json_tensors import array_of, exact_integers
+from inference.protocols.json_tensors import array_of
 from inference.protocols.tensors import as_text, shape_text
 from inference.schema import DType, TensorSpec
 
@@ -166,23 +166,14 @@ def _is_flat(values: list[Any], dtype: DType) -> bool:
 
 
 def _value_problem(value: Any, dtype: DType) -> str | None:
-    if dtype is DType.STRING:
-        if isinstance(value, dict) and not is_base64(value):
-            return f"JSON Value: {described(value)} not formatted correctly for base64 data"
-        return None if isinstance(value, str | bytes) or is_base64(value) else _type_problem(value, dtype)
-    if dtype is DType.BOOL:
-        return None if isinstance(value, bool) else _type_problem(value, dtype)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return _type_problem(value, dtype)
-    if dtype.is_integer:
-        limits = np.iinfo(dtype.numpy)
-        fits = isinstance(value, int) and limits.min <= value <= limits.max
-        return None if fits else _type_problem(value, dtype)
-    most = float(np.finfo(dtype.numpy).max)
-    lossless = abs(value) <= exact_integers(dtype) if isinstance(value, int) else not most < abs(value) < float("inf")
-    if lossless:
+    is_text = dtype is DType.STRING
+    if array_of(value, dtype) is not None or (is_text and is_base64(value)):
         return None
-    return f"Cannot convert JSON value: {described(value)} to {type_name(dtype)} without loss of precision."
+    if is_text and isinstance(value, dict):
+        return f"JSON Value: {described(value)} not formatted correctly for base64 data"
+    if dtype.is_float and type(value) in (int, float):
+        return f"Cannot convert JSON value: {described(value)} to {type_name(dtype)} without loss of precision."
+    return _type_problem(value, dtype)
 
 
 def _type_problem(value: Any, dtype: DType) -> str:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from inference.errors import BadInput
+from inference.protocols.numbers import MOST_VERSION, whole_number
 
 _MODEL = r"/v1/models/(?P<model>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
 _CALL = re.compile(_MODEL + r":(?P<method>classify|regress|predict)", re.IGNORECASE | re.ASCII)
 _LOOK = re.compile(_MODEL + r"(?P<method>/metadata)?", re.IGNORECASE | re.ASCII)
 _NO_MODEL = re.compile(r"/v1/models(/metadata)?", re.IGNORECASE)
-_MOST_VERSION = 2**63 - 1
 
 
 class Method(StrEnum):
@@ -49,7 +49,8 @@ def parse_path(http_method: str, path: str) -> ModelPath:
         if http_method == "GET" and _NO_MODEL.fullmatch(path):
             raise BadInput("Missing model name in request.")
         raise BadInput(f"Malformed request: {http_method} {path}")
-    version, method = found["version"], (found["method"] or "status").removeprefix("/").lower()
-    if version and int(version) > _MOST_VERSION:
-        raise BadInput(f"Failed to convert version: {version} to numeric.")
-    return ModelPath(found["model"], Method(method), int(version or 0) or None, found["label"])
+    version = whole_number(found["version"] or "0", MOST_VERSION)
+    if version is None:
+        raise BadInput(f"Failed to convert version: {found['version']} to numeric.")
+    method = Method((found["method"] or "status").removeprefix("/").lower())
+    return ModelPath(found["model"], method, version or None, found["label"])
