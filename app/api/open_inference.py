@@ -104,11 +104,14 @@ _INFER: dict[str, Any] = {
     "parameters": [{"name": LENGTH_HEADER, "in": "header", "required": False, "schema": {"type": "integer"}}],
 }
 _INFER_VERSIONED = _INFER | {"parameters": [_IN_PATH, *_INFER["parameters"]]}
-_ERRORS = documented_errors(400, 404, 413, 500, 503, 504)
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/json": {}, "application/octet-stream": {}}},
+    **documented_errors(400, 404, 413, 500, 503, 504),
+}
 
 
-@router.post("/models/{model}/infer", responses=_ERRORS, openapi_extra=_INFER)
-@router.post("/models/{model}/versions/{version}/infer", responses=_ERRORS, openapi_extra=_INFER_VERSIONED)
+@router.post("/models/{model}/infer", responses=_ANSWERS, openapi_extra=_INFER)
+@router.post("/models/{model}/versions/{version}/infer", responses=_ANSWERS, openapi_extra=_INFER_VERSIONED)
 async def infer(request: Request, parts: _PartsOf, model: str, version: _Version) -> Response:
     """Return what the model gives for its own input tensors, as JSON or, where asked for, as bytes behind it."""
     document, binary = protocol.read_body(await body_of(request), request.headers.get(LENGTH_HEADER))

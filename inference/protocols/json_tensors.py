@@ -33,11 +33,15 @@ def parse(body: bytes) -> Any:
         if not any(word in body for word in _NOT_FINITE):
             raise _parse_error(error) from error
     try:
-        return json.loads(body)
+        found = json.loads(body)
+        if b"\\u" in body:
+            # half of a surrogate pair is no text, which this parser lets through
+            json.dumps(found, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise _parse_error(error) from error
-    except (RecursionError, UnicodeDecodeError) as error:
+    except (RecursionError, ValueError) as error:
         raise BadInput(f"JSON Parse error: {error}") from error
+    return found
 
 
 def array_of(value: Any, dtype: DType) -> npt.NDArray[Any] | None:

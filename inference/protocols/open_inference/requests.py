@@ -129,8 +129,7 @@ def _from_json(item: Mapping[str, Any], spec: TensorSpec) -> npt.NDArray[Any]:
     values = array_of(item["data"], spec.dtype)
     if values is None:
         raise BadInput(f"unable to parse 'data' of input '{spec.name}': not all of it is {datatype(spec.dtype)}")
-    _check_count(values.size, item, spec)
-    return values.reshape(item["shape"])
+    return _shaped(values, item, spec)
 
 
 def _from_binary(data: memoryview, size: int, item: Mapping[str, Any], spec: TensorSpec) -> npt.NDArray[Any]:
@@ -151,14 +150,17 @@ def _from_binary(data: memoryview, size: int, item: Mapping[str, Any], spec: Ten
         # any byte but 0 is true, while numpy would keep the byte
         values = np.frombuffer(data, np.uint8 if spec.dtype is DType.BOOL else spec.dtype.numpy)
         values = values.astype(bool) if spec.dtype is DType.BOOL else values
-    _check_count(values.size, item, spec)
-    return values.reshape(item["shape"])
+    return _shaped(values, item, spec)
 
 
-def _check_count(found: int, item: Mapping[str, Any], spec: TensorSpec) -> None:
+def _shaped(values: npt.NDArray[Any], item: Mapping[str, Any], spec: TensorSpec) -> npt.NDArray[Any]:
     expected = math.prod(item["shape"])
-    if found != expected:
-        raise BadInput(f"unexpected number of elements {found} for input '{spec.name}', expecting {expected}")
+    if values.size != expected:
+        raise BadInput(f"unexpected number of elements {values.size} for input '{spec.name}', expecting {expected}")
+    try:
+        return values.reshape(item["shape"])
+    except (ValueError, OverflowError) as error:  # nothing, but of a size beyond any array's
+        raise BadInput(f"unexpected shape for input '{spec.name}': {error}") from error
 
 
 def _binary_size(item: Mapping[str, Any], name: str) -> int | None:
