@@ -60,6 +60,6 @@ async def body_of(request: Request) -> bytes:
         raise BadInput(f"the body is no {packed}: {error}") from error
     if len(unpacked) > MAX_BODY_BYTES:
         raise HTTPException(413, f"the body is over {MAX_BODY_BYTES} bytes: send it in parts")
-    if not unpacker.eof:
-        raise BadInput(f"the body is no {packed}: it is cut off")
+    if not unpacker.eof or unpacker.unused_data:
+        raise BadInput(f"the body is no {packed}: it is cut off, or goes on after its end")
     return unpacked

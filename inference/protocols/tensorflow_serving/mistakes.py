@@ -166,14 +166,23 @@ def _is_flat(values: list[Any], dtype: DType) -> bool:
 
 
 def _value_problem(value: Any, dtype: DType) -> str | None:
-    is_text = dtype is DType.STRING
-    if array_of(value, dtype) is not None or (is_text and is_base64(value)):
+    if array_of(value, dtype) is not None:
         return None
-    if is_text and isinstance(value, dict):
+    if dtype is DType.STRING and isinstance(value, dict):
+        if is_base64(value):
+            return _undecodable(value)
         return f"JSON Value: {described(value)} not formatted correctly for base64 data"
     if dtype.is_float and type(value) in (int, float):
         return f"Cannot convert JSON value: {described(value)} to {type_name(dtype)} without loss of precision."
     return _type_problem(value, dtype)
+
+
+def _undecodable(value: dict[str, Any]) -> str | None:
+    try:
+        decoded(value)
+    except BadInput as error:
+        return error.message
+    return None
 
 
 def _type_problem(value: Any, dtype: DType) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 
 from inference.errors import BadInput
 from inference.protocols.json_tensors import array_of, parse
@@ -88,14 +88,25 @@ def _from_instances(instances: list[Any], inputs: Sequence[TensorSpec]) -> Block
             "instances is a plain list, but expecting list of objects as multiple input tensors required as per "
             "tensorinfo_map"
         )
-    tensors: Block = {}
-    for spec, column in zip(inputs, _columns(instances, inputs) or (), strict=False):
-        values = array_of(with_decoded_bytes(column) if spec.dtype is DType.STRING else column, spec.dtype)
-        if values is not None:
-            tensors[spec.name] = values
-    if len(tensors) < len(inputs):
+    columns = _columns(instances, inputs)
+    if columns is None:
         raise explain_instances(instances, inputs)
+    tensors: Block = {}
+    for spec, column in zip(inputs, columns, strict=True):
+        values = _array(column, spec)
+        if values is None:
+            raise explain_instances(instances, inputs)
+        tensors[spec.name] = values
     return tensors
+
+
+def _array(column: list[Any], spec: TensorSpec) -> npt.NDArray[Any] | None:
+    if spec.dtype is not DType.STRING:
+        return array_of(column, spec.dtype)
+    try:
+        return array_of(with_decoded_bytes(column), spec.dtype)
+    except BadInput:  # no base 64
+        return None
 
 
 def _columns(instances: list[Any], inputs: Sequence[TensorSpec]) -> list[list[Any]] | None:
@@ -125,5 +136,5 @@ def _from_inputs(value: Any, inputs: Sequence[TensorSpec]) -> Block:
         values = array_of(tensor, spec.dtype)
         if values is None:
             raise explain_tensor(tensor, spec.dtype)
-        tensors[spec.name] = np.asarray(values)
+        tensors[spec.name] = values
     return tensors

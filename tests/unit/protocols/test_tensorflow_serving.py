@@ -217,6 +217,7 @@ FAILED = "Failed to process element: {} of 'instances' list. Error: INVALID_ARGU
             'JSON Value: {\n    "b65": "YWI="\n} not formatted correctly for base64 data',
         ),
         ({"inputs": [{"b64": "?"}]}, TEXT, "Unable to base64 decode"),
+        ({"instances": ["a", {"b64": "?"}]}, TEXT, FAILED.format(1, "Unable to base64 decode")),
         ({"instances": [[1, 2], [3]]}, X, FAILED.format(1, "Expecting tensor size: 2 but got: 1")),
         ({"instances": [[[1, 2]], [1, 2]]}, X, FAILED.format(1, "Expecting shape [1,2] but got: [2]")),
         (
