@@ -173,7 +173,8 @@ def test_nan_and_infinity_go_through_the_model_and_back(http: httpx.Client) -> N
     assert str(predict(http, "fussy", {"instances": [[1.0, 0.0]]})) == "{'predictions': [-inf]}"
 
 
-def test_bytes_travel_in_base_64(http: httpx.Client) -> None:
+def test_bytes_travel_in_base_64(http: httpx.Client, client: Any) -> None:
+    assert client.predict({"image": [b"\xff\xd8\x01"]}, "raw")["length"].tolist() == [3]
     image = b64encode(b"\xff\xd8\x00").decode()
     assert predict(http, "raw", {"instances": [{"b64": image}]})["predictions"][0]["length"] == 3
     assert predict(http, "raw", {"instances": [{"image": {"b64": b64encode(b"abc").decode()}}]}) == {
