@@ -14,6 +14,7 @@ from inference.errors import DeadlineExceeded
 from inference.logs import bound
 from inference.serving.jobs import run_part
 from inference.serving.scorer import RealtimeScorer
+from inference.serving.tensor_scorer import TensorScorer
 from tasks.celery_app import celery_app, services
 
 
@@ -22,6 +23,12 @@ def scorer() -> RealtimeScorer:
     """Return this process's scorer, built on first use."""
     parts = services()
     return RealtimeScorer(parts.settings, parts.host, parts.predictions, parts.features)
+
+
+@cache
+def tensor_scorer() -> TensorScorer:
+    """Return this process's scorer of tensors, built on first use."""
+    return TensorScorer(services().settings, services().host, scorer().in_time)
 
 
 def _refuse_redelivered(task: Task) -> None:
@@ -57,6 +64,15 @@ def predict_instances(
     """Compute the predictions of feature rows that a request brought along."""
     _refuse_redelivered(self)
     return scorer().predict_instances(model, instances or [], deadline=deadline)
+
+
+@celery_app.task(name="forecache.predict_tensors", acks_late=False, bind=True)  # type: ignore[untyped-decorator]
+def predict_tensors(
+    self: Task, model: str, inputs: dict[str, Any], version: int | None = None, deadline: float | None = None
+) -> dict[str, Any]:
+    """Compute a model's own input tensors, which a client of another serving protocol brought along."""
+    _refuse_redelivered(self)
+    return tensor_scorer().predict_tensors(model, inputs, version=version, deadline=deadline)
 
 
 @celery_app.task(name="forecache.predict_job_part", acks_late=False, ignore_result=True)  # type: ignore[untyped-decorator]

@@ -10,9 +10,11 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.types import Receive, Scope, Send
 
-from app.api import health, hits, hot_path, metrics, predict, predictions, runs
+from app.api import health, hits, hot_path, metrics, open_inference, predict, predictions, runs, tensorflow_serving
 from app.api.bodies import AnswerBody
-from app.api.gate import Gate
+from app.api.dialects import SCHEMA as ERROR_SCHEMA
+from app.api.dialects import documented_errors, error_schema, speaks_protocol
+from app.api.gate import OPEN_PATHS, Gate
 from app.api.limits import BodyLimit
 from app.api.naming import name_request, telling
 from app.api.parts import OpenParts, open_parts
@@ -38,7 +40,7 @@ class Application(FastAPI):
         try:
             self._gate.check(scope)
         except ForecacheError as error:
-            await respond_to_error(error)(scope, receive, telling(send, request))
+            await respond_to_error(error, scope["path"])(scope, receive, telling(send, request))
             return
         if hot_path.is_hot(scope):
             await hot_path.predict_one(self.state.parts, scope, receive, send, request)
@@ -63,8 +65,9 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
         redirect_slashes=False,
         redoc_url=None,
     )
-    for noun in (predict, predictions, runs, hits, health, metrics):
+    for noun in (predict, predictions, runs, hits, health, metrics, open_inference):
         app.include_router(noun.router)
+    app.router.routes.append(tensorflow_serving.route())
     app.add_middleware(BodyLimit)
     add_problem_handlers(app)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
@@ -75,19 +78,23 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI document with our problems in the place of FastAPI's own 422."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        document["paths"] = {f"{hot_path.PREFIX}{{entity_id}}": {"get": hot_path.openapi_operation()}} | document[
-            "paths"
-        ]
+        document["paths"] = {
+            f"{hot_path.PREFIX}{{entity_id}}": {"get": hot_path.openapi_operation()},
+            **document["paths"],
+            **tensorflow_serving.openapi_paths(),
+        }
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 operation["responses"].pop("422", None)
-                if not path.startswith("/health/"):
-                    operation["responses"] |= {str(status): what for status, what in documented(401, 403, 429).items()}
+                if not path.startswith(OPEN_PATHS):
+                    refusals = documented_errors if speaks_protocol(path) else documented
+                    operation["responses"] |= {str(status): what for status, what in refusals(401, 403, 429).items()}
                     operation["security"] = [{}, {"bearer": []}]
         components = document.setdefault("components", {})
         components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
         schemas = components.setdefault("schemas", {})
         schemas["Problem"] = Problem.model_json_schema()
+        schemas[ERROR_SCHEMA] = error_schema()
         schemas["AnswerBody"] = AnswerBody.model_json_schema()
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)

@@ -15,7 +15,7 @@ from inference.errors import Forbidden, RateLimited, Unauthorized
 from inference.settings import ApiSettings, Scope
 
 #: probes of load balancers and supervisors bring no key
-_OPEN = "/health/"
+OPEN_PATHS = ("/health/", "/v2/health/")
 _BEARER = b"bearer "
 
 
@@ -46,7 +46,7 @@ class Gate:
             Forbidden: its key has another scope.
             RateLimited: its key has used up what it may ask in this window.
         """
-        if not self._holders or connection["path"].startswith(_OPEN):
+        if not self._holders or connection["path"].startswith(OPEN_PATHS):
             return
         holder = self._holder(connection)
         needed = needed_scope(connection["method"], connection["path"])
@@ -69,7 +69,7 @@ class Gate:
 
 def needed_scope(method: str, path: str) -> Scope:
     """Return the scope that a request needs: what only reads is `read`, jobs are `enqueue`, the rest is `admin`."""
-    if method in ("GET", "HEAD", "OPTIONS") or path == "/predict":
+    if method in ("GET", "HEAD", "OPTIONS") or path == "/predict" or path.startswith(("/v1/", "/v2/")):
         return Scope.READ
     return Scope.ENQUEUE if path == "/predictions" or path.startswith("/predictions/") else Scope.ADMIN
 

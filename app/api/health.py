@@ -26,6 +26,16 @@ async def live() -> Response:
 @router.get("/ready", responses=documented(503))
 async def ready(parts: Annotated[Parts, Depends(parts_of)]) -> Response:
     """Answer 200 once every model has been activated, from then on as long as the store answers."""
+    return JsonResponse({"status": "ready", "models": await active_versions(parts)})
+
+
+async def active_versions(parts: Parts) -> dict[str, int | None]:
+    """Return the active version of each model; None for one that was active before and is not now.
+
+    Raises:
+        StoreUnavailable: the store did not answer in time.
+        ModelUnavailable: a model has never been activated yet.
+    """
     try:
         async with asyncio.timeout(STORE_TIMEOUT_S):
             versions = {name: (await reader.pointer()).active_version for name, reader in parts.readers.items()}
@@ -35,4 +45,4 @@ async def ready(parts: Annotated[Parts, Depends(parts_of)]) -> Response:
     missing = sorted(versions.keys() - parts.activated)
     if missing:
         raise ModelUnavailable(f"no worker has activated a version yet of: {', '.join(missing)}")
-    return JsonResponse({"status": "ready", "models": versions})
+    return versions

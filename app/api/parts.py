@@ -17,11 +17,14 @@ from typing import Any, TypeVar
 import redis
 from fastapi import Request
 
+from app.api.cards import ModelCards
 from inference.batch import Runs, RunView
 from inference.errors import StoreUnavailable
 from inference.hits import HitRecorder, HitWindows
 from inference.keys import Keys, TableKind
+from inference.models import ModelRegistry, VersionRecord
 from inference.presence import API_PROCESSES, Presence, Roster, WorkerBeat
+from inference.protocols.tensors import packed_rows
 from inference.queues import QueueState
 from inference.release import installed_release
 from inference.services import REQUEST_SOCKET_TIMEOUT_S, Services
@@ -72,11 +75,18 @@ class Parts:
     runs: Callable[[], Runs]
     enqueue: Enqueue
     monitoring: Monitoring
+    #: a model's version records; the call blocks
+    records: Callable[[str], Mapping[int, VersionRecord]]
+    #: what models take and give
+    cards: ModelCards = field(init=False)
     #: models that had an active version once: readiness never goes back on them
     activated: set[str] = field(default_factory=set)
     _threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(BLOCKING_THREADS, thread_name_prefix="api-blocking")
     )
+
+    def __post_init__(self) -> None:
+        self.cards = ModelCards(self.readers, lambda model: self.in_thread(lambda: self.records(model)))
 
     async def in_thread(self, call: Callable[[], T]) -> T:
         """Return what a blocking call returns.
@@ -129,6 +139,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             runs=runs,
             enqueue=dispatcher.enqueue,
             monitoring=_monitoring(settings, blocking, presence),
+            records=ModelRegistry(blocking, services.keys).versions,
         )
 
         async def beat() -> None:
@@ -197,7 +208,7 @@ def _counting(submit: Submit, recorder: HitRecorder) -> Submit:
 
     async def counted(task: str, kwargs: Mapping[str, Any], *, deadline: float, timeout_s: float) -> dict[str, Any]:
         rows = kwargs.get("entity_ids") or kwargs.get("instances") or ()
-        recorder.record_micro_batch(kwargs["model"], len(rows))
+        recorder.record_micro_batch(kwargs["model"], len(rows) or packed_rows(kwargs["inputs"]))
         return await submit(task, kwargs, deadline=deadline, timeout_s=timeout_s)
 
     return counted

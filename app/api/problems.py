@@ -13,11 +13,13 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from app.api.dialects import respond_with_error, speaks_protocol
 from app.api.paths import without_folders
 from inference.errors import (
     BadInput,
     BrokerUnavailable,
     Conflict,
+    DeadlineExceeded,
     Forbidden,
     ForecacheError,
     NotFound,
@@ -53,6 +55,7 @@ _OWN_WORDS: dict[type[ForecacheError], str] = {
     StoreUnavailable: "the cache Redis does not answer",
     BrokerUnavailable: "the broker does not answer",
 }
+_DEFECT = "the server failed on this request; its log says why"
 _CODES = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large", 500: "internal"}
 
 
@@ -78,8 +81,11 @@ def status_of(error: ForecacheError) -> int:
 
 def problem_of(error: ForecacheError) -> dict[str, Any]:
     """Return an error as a problem document."""
-    detail = _OWN_WORDS.get(type(error), error.message)
-    return _problem(status_of(error), error.code, detail, error.field)
+    return _problem(status_of(error), error.code, _words_of(error), error.field)
+
+
+def _words_of(error: ForecacheError) -> str:
+    return _OWN_WORDS.get(type(error), error.message)
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -118,8 +124,12 @@ def _respond(document: dict[str, Any], headers: dict[str, str] | None = None) ->
     return Response(body, document["status"], headers=headers, media_type=MEDIA_TYPE)
 
 
-def respond_to_error(error: ForecacheError) -> Response:
-    """Return the response to an error of ours."""
+def respond_to_error(error: ForecacheError, path: str = "") -> Response:
+    """Return the response to an error of ours, in the words of the protocol that the path belongs to."""
+    if speaks_protocol(path):
+        # both protocols tell a deadline from an outage
+        status = 504 if isinstance(error, DeadlineExceeded) else status_of(error)
+        return respond_with_error(status, _words_of(error), _headers_of(error))
     return _respond(problem_of(error), _headers_of(error))
 
 
@@ -142,11 +152,13 @@ def respond_to_validation(first: Mapping[str, Any], *place: str) -> Response:
 
 def respond_to_defect() -> Response:
     """Return the response to a failure of our own, whose cause belongs into the log."""
-    return _respond(_problem(500, "internal", "the server failed on this request; its log says why"))
+    return _respond(_problem(500, "internal", _DEFECT))
 
 
 async def _on_forecache_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ForecacheError)  # noqa: S101 - tells mypy what the registration says
+    if speaks_protocol(request.url.path):
+        return respond_to_error(error, request.url.path)
     # what is wrong with a source or a run is told with paths of this machine
     document = without_folders(problem_of(error), request.app.state.parts.settings)
     return _respond(document, _headers_of(error))
@@ -160,12 +172,16 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
     return respond_to_validation(error.errors()[0])
 
 
-async def _on_http_exception(_: Request, error: Exception) -> Response:
+async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - see above
+    if speaks_protocol(request.url.path):
+        return respond_with_error(error.status_code, str(error.detail), error.headers)
     code = _CODES.get(error.status_code, "bad-input")
     return _respond(_problem(error.status_code, code, str(error.detail)), dict(error.headers or {}))
 
 
-async def _on_defect(_: Request, __: Exception) -> Response:
+async def _on_defect(request: Request, _: Exception) -> Response:
     # the server logs the exception itself
+    if speaks_protocol(request.url.path):
+        return respond_with_error(500, _DEFECT)
     return respond_to_defect()

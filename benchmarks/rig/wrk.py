@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 _SCRIPT = Path(__file__).with_name("wrk.lua")
+_POST_SCRIPT = Path(__file__).with_name("post.lua")
 #: share of one core from which the generator, not the server, may be what is measured
 CLIENT_BOUND = 0.9
 
@@ -86,27 +87,54 @@ def load(target: Target, *, connections: int, seconds: float) -> Load:
 
     A benchmark of wrong answers is none: one wrong or missing answer ends it with a sentence.
     """
+    return _run(target.name, target.url, _SCRIPT, target.arguments, connections=connections, seconds=seconds)
+
+
+@dataclass(frozen=True)
+class Posted:
+    """A server that is sent one body again and again.
+
+    `answers` is a file of the expected predictions in order; `pattern` finds them in the answer (a Lua pattern), or is
+    "" where they are the last bytes of it, as float32. `json_length`: of a body with binary tensors behind its JSON.
+    """
+
+    name: str
+    url: str
+    body: Path
+    answers: Path
+    pattern: str
+    json_length: int | None = None
+
+
+def post(target: Posted, *, connections: int, seconds: float) -> Load:
+    """Load a server with posted bodies and return what came of it; see `load`."""
+    kind = "application/json" if target.json_length is None else "application/octet-stream"
+    length = "" if target.json_length is None else str(target.json_length)
+    arguments = [str(target.body), kind, length, target.pattern, str(target.answers)]
+    return _run(target.name, target.url, _POST_SCRIPT, arguments, connections=connections, seconds=seconds)
+
+
+def _run(name: str, url: str, script: Path, arguments: list[str], *, connections: int, seconds: float) -> Load:
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     finished = subprocess.run(
         [
-            wrk_binary(), "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "30s", "-s", str(_SCRIPT),
-            target.url,
-            "--", *target.arguments,
+            wrk_binary(), "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "--timeout", "30s", "-s", str(script), url,
+            "--", *arguments,
         ],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     took_s, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return _checked(target, finished.stdout, cpu_s / took_s)
+    return _checked(name, finished.stdout, cpu_s / took_s)
 
 
-def _checked(target: Target, output: str, client_core: float) -> Load:
+def _checked(name: str, output: str, client_core: float) -> Load:
     lines = output.splitlines()
     result = json.loads(next(line for line in lines if line.startswith("RESULT ")).removeprefix("RESULT "))
-    bad = {name: result[name] for name in ("wrong", "refused", "lost") if result[name]}
+    bad = {what: result[what] for what in ("wrong", "refused", "lost") if result[what]}
     if bad or not result["requests"]:
         sample = next((line for line in lines if line.startswith("WRONG ")), "")
-        raise SystemExit(f"{target.name}: not every answer was right: {bad or 'no answer at all'} {sample}".rstrip())
+        raise SystemExit(f"{name}: not every answer was right: {bad or 'no answer at all'} {sample}".rstrip())
     return Load(
         rps=result["requests"] / (result["duration_us"] / 1e6),
         p50_ms=result["p50_us"] / 1000,

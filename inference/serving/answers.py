@@ -9,6 +9,8 @@ from typing import Any
 from inference.clock import to_iso
 from inference.errors import ForecacheError, PredictionFailed, from_code
 from inference.outcomes import Outcome, Source
+from inference.protocols.tensors import unpack
+from inference.schema import Block
 from inference.store import Entry
 
 
@@ -120,6 +122,26 @@ def replies_from_result(result: Mapping[str, Any], rows: int) -> list[Reply]:
         failed = PredictionFailed(f"a worker answered {len(items)} of {rows} rows")
         return [failed] * rows
     return [_reply(item, result) for item in items]
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """A model's own output tensors, by name, and the version that gave them."""
+
+    tensors: Block
+    version: int
+
+
+def outputs_from_result(result: Mapping[str, Any]) -> Outputs:
+    """Return a worker's result (the JSON of `TensorScorer`) as tensors.
+
+    Raises:
+        ForecacheError: what the worker reports instead.
+    """
+    error = result.get("error")
+    if error is not None:
+        raise from_code(error["code"], error["message"], error.get("field"))
+    return Outputs(unpack(result["outputs"]), result["model_version"])
 
 
 def _reply(item: Mapping[str, Any], result: Mapping[str, Any]) -> Reply:

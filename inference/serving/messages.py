@@ -39,6 +39,20 @@ def check_message(
         raise BadInput(f"recompute must be true or false, not {_kind(recompute)}", field="recompute")
 
 
+def check_tensor_message(*, model: Any, deadline: Any, version: Any) -> None:
+    """Refuse a message of tensors whose other arguments are not what they should be.
+
+    Raises:
+        BadInput: an argument has another type.
+    """
+    if not isinstance(model, str):
+        raise BadInput(f"model must be text, not {_kind(model)}", field="model")
+    if isinstance(deadline, bool) or not isinstance(deadline, float | int | None):
+        raise BadInput(f"deadline must be epoch seconds, not {_kind(deadline)}", field="deadline")
+    if isinstance(version, bool) or not isinstance(version, int | None):
+        raise BadInput(f"version must be a number, not {_kind(version)}", field="version")
+
+
 def illegal_ids(entity_ids: Sequence[Any]) -> dict[int, BadEntityId]:
     """Return what is wrong with ids, by their position; nothing for legal ones."""
     wrong = {}

@@ -18,12 +18,16 @@ from inference.errors import (
     WorkersUnavailable,
 )
 from inference.outcomes import Outcome
+from inference.protocols.tensors import joined, pack, rows_between
+from inference.schema import Block, rows_in
 from inference.serving.answers import (
     Answer,
     Computed,
+    Outputs,
     Reply,
     answer_computed,
     answer_stored,
+    outputs_from_result,
     replies_from_result,
 )
 from inference.serving.breaker import Breaker, BreakerState
@@ -37,6 +41,7 @@ from inference.store import Entry
 
 PREDICT_ENTITIES = "forecache.predict_entities"
 PREDICT_INSTANCES = "forecache.predict_instances"
+PREDICT_TENSORS = "forecache.predict_tensors"
 
 #: how long past the budget the previous generation may still be asked for: one read of Redis
 PREVIOUS_GRACE_S = 0.03
@@ -133,6 +138,21 @@ class ModelPath:
         replies = await self._submit_parts(PREDICT_INSTANCES, "instances", instances, until, {})
         return [self._conclude(None, reply) for reply in replies]
 
+    async def compute_tensors(self, inputs: Block, until: float, *, version: int | None) -> Outputs:
+        """Compute the model's own input tensors, in micro-batches; nothing is kept, and nothing takes the place of an
+        error.
+
+        Raises:
+            ForecacheError: the first that befell a micro-batch.
+        """
+        size, rows = self._realtime.max_micro_batch, rows_in(inputs)
+        parts = [rows_between(inputs, start, start + size) for start in range(0, rows, size)]
+        outputs = await self._ask_tensors(parts, version, until)
+        if len({one.version for one in outputs}) > 1:
+            # one was activated meanwhile: rows of two versions make no answer
+            outputs = await self._ask_tensors(parts, max(one.version for one in outputs), until)
+        return Outputs(joined([one.tensors for one in outputs]), outputs[0].version)
+
     async def close(self) -> None:
         """End what is in flight."""
         await self._revalidation.close()
@@ -219,7 +239,27 @@ class ModelPath:
         except ForecacheError as error:
             return [error] * rows
 
+    async def _ask_tensors(self, parts: Sequence[Block], version: int | None, until: float) -> list[Outputs]:
+        asked = [asyncio.create_task(self._ask_part(part, version, until)) for part in parts]
+        try:
+            async with asyncio.timeout_at(until):
+                return await asyncio.gather(*asked)
+        except TimeoutError as error:
+            raise DeadlineExceeded("the prediction was not computed in time") from error
+        finally:
+            for one in asked:
+                one.cancel()  # the answer needs all of them
+
+    async def _ask_part(self, part: Block, version: int | None, until: float) -> Outputs:
+        async with self._apart:
+            return outputs_from_result(
+                await self._ask(PREDICT_TENSORS, {"inputs": pack(part), "version": version}, until)
+            )
+
     async def _submit_part(self, task: str, kwargs: dict[str, Any], rows: int, until: float) -> list[Reply]:
+        return replies_from_result(await self._ask(task, kwargs, until), rows)
+
+    async def _ask(self, task: str, kwargs: dict[str, Any], until: float) -> dict[str, Any]:
         timeout_s = until - asyncio.get_running_loop().time()
         if timeout_s <= 0:
             raise DeadlineExceeded("the prediction was not computed in time")
@@ -240,7 +280,7 @@ class ModelPath:
                 self._breaker.missed(timeout_s)
             raise
         self._breaker.answered()
-        return replies_from_result(result, rows)
+        return result
 
     def _conclude(
         self, entity_id: str | None, reply: Reply, stale: Entry | None = None, previous: Entry | None = None

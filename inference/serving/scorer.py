@@ -122,7 +122,7 @@ class RealtimeScorer:
         now = time.time()
         try:
             model, of_model = self._settings.model(model)
-            now = self._in_time(model, deadline)
+            now = self.in_time(model, deadline)
             loaded = self._host.get(model)
             answers.version = loaded.record.version
             todo = [position for position in range(len(entity_ids)) if position not in answers.errors]
@@ -145,7 +145,7 @@ class RealtimeScorer:
         now = time.time()
         try:
             model, _ = self._settings.model(model)
-            now = self._in_time(model, deadline)
+            now = self.in_time(model, deadline)
             loaded = self._host.get(model)
             answers.version = loaded.record.version
             rows = loaded.vectoriser.features_from_rows(instances)
@@ -155,7 +155,7 @@ class RealtimeScorer:
             answers.fail_all(error)
         return answers.to_json(model, [None] * len(instances), now)
 
-    def _in_time(self, model: str, deadline: float | None) -> float:
+    def in_time(self, model: str, deadline: float | None) -> float:
         """Return the present instant in Redis time, unless the deadline has passed."""
         now = self._now(model)
         if deadline is not None and now > deadline:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from inference.clock import Clock
-from inference.errors import BadInput, ForecacheError, UnknownEntity
+from inference.errors import BadInput, ForecacheError, NotFound, UnknownEntity
 from inference.outcomes import Outcome
-from inference.serving.answers import Answer
+from inference.schema import Block, rows_in
+from inference.serving.answers import Answer, Outputs
 from inference.serving.lookups import TableReader
 from inference.serving.model_path import ModelPath, Submit
 from inference.settings import Settings
@@ -88,6 +89,33 @@ class PredictionService:
         answers = await path.compute_instances(instances, until)
         self._count(path.name, answers, started)
         return answers
+
+    async def predict_tensors(
+        self, model: str, inputs: Block, *, version: int | None = None, timeout_s: float | None = None
+    ) -> Outputs:
+        """Return what a model gives for its own input tensors, of which each has the same number of rows.
+
+        `version` None: whichever is active. Nothing is kept, and no default takes the place of an error.
+
+        Raises:
+            UnknownModel: no such model.
+            NotFound: no worker that was asked holds that version.
+            BadInput: the tensors are not what the model takes.
+            ForecacheError: it was not computed, or not in time.
+        """
+        path = self._path(model)
+        started = asyncio.get_running_loop().time()
+        try:
+            outputs = await path.compute_tensors(inputs, started + path.budget_s(timeout_s), version=version)
+        except ForecacheError as error:
+            if not isinstance(error, BadInput | NotFound):
+                self._hits.record(model, Outcome.SHED, rows_in(inputs))
+                self._hits.record_latency(model, asyncio.get_running_loop().time() - started, hit=False)
+            raise
+        # the request brought the features along, so they are of now
+        self._hits.record(model, Outcome.COMPUTED, rows_in(inputs), age_s=0.0)
+        self._hits.record_latency(model, asyncio.get_running_loop().time() - started, hit=False)
+        return outputs
 
     def workers_heard(self, present: bool) -> None:
         """Note whether any real-time worker is alive: without one, misses go down the ladder at once."""

@@ -22,10 +22,13 @@ from app.api.parts import Monitoring, Parts
 from app.api.server import listen
 from inference.clock import system_clock
 from inference.errors import BrokerUnavailable, Conflict, ModelUnavailable, NotFound, SettingsError
+from inference.features import Feature, FeatureContract
 from inference.hits import HitRecorder, HitWindows
 from inference.keys import Keys
+from inference.models import ModelRegistry, VersionRecord
 from inference.presence import Presence
 from inference.queues import JobPriority
+from inference.schema import DType, Signature, TensorSpec
 from inference.serving import PredictionService
 from inference.serving.job_queue import JobQueue
 from inference.serving.jobs import MAX_BEGUN, run_part
@@ -157,6 +160,7 @@ class Deployment:
                 queues=list,
                 roster=Presence(self.client, KEYS).roster,
             ),
+            records=ModelRegistry(self.client, KEYS).versions,
         )
         yield parts
         parts.close()
@@ -264,6 +268,40 @@ async def test_a_request_without_a_sane_name_gets_one_where_somebody_may_ask_for
         assert answer.json()["request_id"] == answer.headers["x-request-id"] != name
         made.add(answer.headers["x-request-id"])
     assert len(made) == 4
+PROTOCOL_CALLS = [
+    ("/v1/models/delay/versions/1:predict", {"instances": [1]}),
+    ("/v2/models/delay/versions/1/infer", {"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}]}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), PROTOCOL_CALLS, ids=["v1", "v2"])
+async def test_outages_are_told_by_the_serving_protocols_in_their_form(
+    it: Deployment, http: httpx.AsyncClient, path: str, body: Any
+) -> None:
+    signature = Signature((TensorSpec("x", DType.FLOAT32),), (TensorSpec("y", DType.FLOAT32),))
+    contract = FeatureContract((Feature("x", DType.FLOAT32),))
+    record = VersionRecord(
+        version=1, state="ready", signature=signature, contract=contract, fingerprint="f", inspected_at=0.0
+    )
+    ModelRegistry(it.client, KEYS).put("delay", record)
+    it.reader.down = True
+    no_store = await http.post(path, json=body)
+    it.reader.down, it.workers.error = False, BrokerUnavailable("amqp://secret@host refused")
+    no_broker = await http.post(path, json=body)
+    it.workers.error = NotFound("version 1 is not held")
+    not_held = await http.post(path, json=body)
+    it.workers.error = RuntimeError("a defect")
+    defect = await http.post(path, json=body)
+    assert (no_store.status_code, no_store.json()) == (503, {"error": "the cache Redis does not answer"})
+    assert (no_broker.status_code, no_broker.json()) == (503, {"error": "the broker does not answer"})
+    assert no_store.headers["retry-after"] == no_broker.headers["retry-after"] == "1"
+    assert not_held.status_code == 404
+    assert not_held.json()["error"] in (
+        "Servable not found for request: Specific(delay, 1)",
+        "Request for unknown model: 'delay' version 1 is not found",
+    )
+    assert (defect.status_code, list(defect.json())) == (500, ["error"])
+    assert "defect" not in defect.text
 
 
 @pytest.mark.parametrize(

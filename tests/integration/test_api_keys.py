@@ -92,6 +92,23 @@ async def test_each_route_wants_a_key_with_its_scope(
     assert allowed.status_code not in (401, 403)
 
 
+@pytest.mark.parametrize("path", ["/v1/models/delay:predict", "/v2/models/delay/infer"])
+async def test_the_serving_protocols_want_a_reading_key_and_refuse_in_their_own_form(
+    it: Deployment,  # noqa: F811
+    tmp_path: Path,
+    path: str,
+) -> None:
+    reads, runs = new_key(tmp_path, "--rate", "1/hour"), new_key(tmp_path, "--scope=admin")
+    async with serving(it, {"reads": reads.settings["shop"], "runs": runs.settings["shop"]}) as http:
+        answers = [await http.post(path, headers=key) for key in ({}, runs.bearer, reads.bearer, reads.bearer)]
+        probe = await http.get("/v2/health/live")
+    assert [answer.status_code for answer in answers] == [401, 403, 400, 429]
+    assert [list(answer.json()) for answer in answers] == [["error"]] * 4
+    assert answers[0].headers["www-authenticate"] == "Bearer"
+    assert int(answers[3].headers["retry-after"]) > 3500
+    assert probe.json() == {"live": True}
+
+
 async def test_a_key_serves_and_probes_need_none(it: Deployment, tmp_path: Path) -> None:  # noqa: F811
     key = new_key(tmp_path)
     it.reader.entries["a"] = fresh(4.0)

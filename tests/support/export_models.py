@@ -8,6 +8,9 @@ Run as its own process, so that the test process needs no TensorFlow. KIND:
 - `several`       one input [None, 4] float32 → score [None, 1], embedding [None, 3], label [None] string
 - `fussy`         one input [None, 2] float32; raises when a row's first value is negative
 - `fixed`         one input [1, 2]: a row dimension that cannot be served
+- `echo`          number [None, 2] float32, count int64, text string, flag bool, all [None] → the same as `same_…`
+- `raw`           one input [None] string → its length [None] int64, and itself as `image_bytes`
+- `classify`, `regress`  serialized examples with x of 2 floats → classes and scores [None, 2], or outputs [None, 1]
 - `keras:K`       a Keras model of the functional interface, exported by `model.export`
 """
 
@@ -111,6 +114,55 @@ def fixed(folder: str) -> None:
     _save(Fixed(), folder)
 
 
+def echo(folder: str) -> None:
+    class Echo(tf.Module):
+        @tf.function(
+            input_signature=[
+                spec(None, 2, name="number"),
+                spec(None, dtype=tf.int64, name="count"),
+                spec(None, dtype=tf.string, name="text"),
+                spec(None, dtype=tf.bool, name="flag"),
+            ]
+        )
+        def serve(self, number: tf.Tensor, count: tf.Tensor, text: tf.Tensor, flag: tf.Tensor) -> dict[str, tf.Tensor]:
+            given = {"number": number, "count": count, "text": text, "flag": flag}
+            return {f"same_{name}": tf.identity(tensor) for name, tensor in given.items()}
+
+    _save(Echo(), folder)
+
+
+def raw(folder: str) -> None:
+    class Raw(tf.Module):
+        @tf.function(input_signature=[spec(None, dtype=tf.string, name="image")])
+        def serve(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"length": tf.cast(tf.strings.length(image), tf.int64), "image_bytes": tf.identity(image)}
+
+    _save(Raw(), folder)
+
+
+def _parse_x(inputs: tf.Tensor) -> tf.Tensor:
+    return tf.io.parse_example(inputs, {"x": tf.io.FixedLenFeature([2], tf.float32, [0.0, 0.0])})["x"]
+
+
+def classify(folder: str) -> None:
+    class Classify(tf.Module):
+        @tf.function(input_signature=[spec(None, dtype=tf.string, name="inputs")])
+        def serve(self, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+            x = _parse_x(inputs)
+            return {"scores": x, "classes": tf.tile([["first", "second"]], [tf.shape(x)[0], 1])}
+
+    _save(Classify(), folder)
+
+
+def regress(folder: str) -> None:
+    class Regress(tf.Module):
+        @tf.function(input_signature=[spec(None, dtype=tf.string, name="inputs")])
+        def serve(self, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+            return {"outputs": tf.reduce_sum(_parse_x(inputs), axis=1, keepdims=True)}
+
+    _save(Regress(), folder)
+
+
 def keras(folder: str, k: str) -> None:
     import keras as library
 
@@ -130,6 +182,10 @@ KINDS = {
     "several": several,
     "fussy": fussy,
     "fixed": fixed,
+    "echo": echo,
+    "raw": raw,
+    "classify": classify,
+    "regress": regress,
     "keras": keras,
 }
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from inference.errors import DeadlineExceeded
-from tasks.realtime import predict_entities, predict_instances
+from tasks.realtime import predict_entities, predict_instances, predict_tensors
 
 
 @contextmanager
@@ -21,7 +21,11 @@ def delivered(task: Any, *, again: bool) -> Iterator[None]:
         task.pop_request()
 
 
-@pytest.mark.parametrize("task", [predict_entities, predict_instances], ids=["entities", "instances"])
-def test_what_may_have_killed_a_worker_is_not_given_to_another(task: Any) -> None:
+@pytest.mark.parametrize(
+    ("task", "arguments"),
+    [(predict_entities, {}), (predict_instances, {}), (predict_tensors, {"model": "m", "inputs": {}})],
+    ids=["entities", "instances", "tensors"],
+)
+def test_what_may_have_killed_a_worker_is_not_given_to_another(task: Any, arguments: dict[str, Any]) -> None:
     with delivered(task, again=True), pytest.raises(DeadlineExceeded, match="ended"):
-        task.run()
+        task.run(**arguments)

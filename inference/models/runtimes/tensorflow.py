@@ -44,7 +44,7 @@ class TensorFlowRuntime:
         self._inputs = {name: _spec(folder, "input", name, tensor) for name, tensor in inputs.items()}
         self._outputs = {name: _spec(folder, "output", name, tensor) for name, tensor in outputs.items()}
         self.device = _device()
-        self.signature = Signature(tuple(self._inputs.values()), tuple(map(_served, self._outputs.values())))
+        self.signature = Signature.of_model(self._inputs.values(), self._outputs.values())
 
     def predict(self, inputs: Block) -> Block:
         """Return the outputs by name, a trailing dimension of 1 dropped, rows in the order of the inputs.
@@ -153,10 +153,6 @@ def _spec(folder: Path, kind: str, name: str, tensor: Any) -> TensorSpec:
             f"{folder}: {kind} {name!r} is {tensor.dtype.name}, which cannot be served", field=name
         ) from None
     return TensorSpec(name, dtype, tuple(-1 if size is None else size for size in sizes))
-
-
-def _served(spec: TensorSpec) -> TensorSpec:
-    return TensorSpec(spec.name, spec.dtype, spec.shape[:-1]) if spec.shape[-1:] == (1,) else spec
 
 
 def _tf_dtype(spec: TensorSpec) -> Any:

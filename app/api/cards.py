@@ -1,0 +1,73 @@
+"""What each model's versions take and give, for requests that bring tensors. At most a second old."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+from inference.errors import NotFound, StoreUnavailable
+from inference.models import VersionRecord
+from inference.serving.lookups import TableReader
+
+#: as old as a worker's knowledge of the active version may be
+MAX_AGE_S = 1.0
+STORE_TIMEOUT_S = 1.0
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """A model's versions, good and refused ones, and which of them answers. `active` None: none does yet."""
+
+    active: int | None
+    versions: Mapping[int, VersionRecord]
+
+    def ready(self, version: int | None) -> VersionRecord | None:
+        """Return the record of a good version, the active one for None; None when there is no such version."""
+        number = self.active if version is None else version
+        record = None if number is None else self.versions.get(number)
+        return record if record is not None and record.state == "ready" else None
+
+
+class ModelCards:
+    """Reads cards and keeps them for a second; those who ask at the same time share the reading."""
+
+    def __init__(
+        self,
+        readers: Mapping[str, TableReader],
+        records: Callable[[str], Awaitable[Mapping[int, VersionRecord]]],
+    ) -> None:
+        self._readers = readers
+        self._records = records
+        self._known: dict[str, tuple[float, ModelCard]] = {}
+        self._reading: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def of(self, model: str) -> ModelCard:
+        """Return a model's card.
+
+        Raises:
+            NotFound: the settings have no such model.
+            StoreUnavailable: Redis did not answer in time.
+        """
+        if model not in self._readers:
+            raise NotFound(f"no model {model!r}")
+        known = self._fresh(model)
+        if known is not None:
+            return known
+        async with self._reading[model]:
+            return self._fresh(model) or await self._read(model)
+
+    def _fresh(self, model: str) -> ModelCard | None:
+        known = self._known.get(model)
+        return known[1] if known is not None and asyncio.get_running_loop().time() - known[0] < MAX_AGE_S else None
+
+    async def _read(self, model: str) -> ModelCard:
+        try:
+            async with asyncio.timeout(STORE_TIMEOUT_S):
+                pointer = await self._readers[model].pointer()
+                card = ModelCard(pointer.active_version, await self._records(model))
+        except TimeoutError as error:
+            raise StoreUnavailable("the cache Redis does not answer") from error
+        self._known[model] = (asyncio.get_running_loop().time(), card)
+        return card

@@ -1,0 +1,150 @@
+"""`/v2/…`: the Open Inference Protocol. Its rules are in `inference/protocols/open_inference`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from app.api.dialects import body_of, documented_errors
+from app.api.health import active_versions
+from app.api.parts import Parts, parts_of
+from app.api.tensors import compute, held_versions
+from inference.errors import BadInput, NotFound
+from inference.models import VersionRecord
+from inference.protocols import open_inference as protocol
+from inference.protocols.json_tensors import render
+from inference.protocols.numbers import MOST_VERSION, whole_number
+from inference.release import installed_release
+
+#: how much of a body is JSON, when binary tensors follow it
+LENGTH_HEADER = "Inference-Header-Content-Length"
+#: of all models, since SavedModels are what is served
+PLATFORM = "tensorflow_savedmodel"
+
+
+async def _version(request: Request) -> int | None:
+    """Return the version in the path; None when there is none."""
+    version: str | None = request.path_params.get("version")
+    if version is None:
+        return None
+    number = whole_number(version, MOST_VERSION)
+    if not number:
+        raise BadInput(f"failed to get model version from specified version string '{version}'")
+    return number
+
+
+_PartsOf = Annotated[Parts, Depends(parts_of)]
+_Version = Annotated[int | None, Depends(_version)]
+_IN_PATH = {"name": "version", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 1}}
+_VERSIONED: dict[str, Any] = {"parameters": [_IN_PATH]}
+
+router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
+
+
+@router.get("/health/live")
+async def server_live() -> Response:
+    """Answer as long as the process does."""
+    return _json({"live": True})
+
+
+@router.get("/health/ready", responses=documented_errors(503))
+async def server_ready(parts: _PartsOf) -> Response:
+    """Answer 200 once every model has been activated, from then on as long as the store answers."""
+    await active_versions(parts)
+    return _json({"live": True, "ready": True})
+
+
+@router.get("")
+async def server() -> Response:
+    """Return what this server is and which extensions it has."""
+    return _json(protocol.server_metadata(installed_release() or "0"))
+
+
+@router.get("/models/{model}", responses=documented_errors(400, 404, 503))
+@router.get("/models/{model}/versions/{version}", responses=documented_errors(400, 404, 503), openapi_extra=_VERSIONED)
+async def model_metadata(parts: _PartsOf, model: str, version: _Version) -> Response:
+    """Return what a model takes and gives."""
+    record = await _record(parts, model, version)
+    known = (await parts.cards.of(model)).versions
+    ready = [one for one, found in sorted(known.items()) if found.state == "ready"]
+    return _json(protocol.model_metadata(model, ready if version is None else [version], PLATFORM, record.signature))
+
+
+@router.get("/models/{model}/ready", responses=documented_errors(400, 404, 503))
+@router.get(
+    "/models/{model}/versions/{version}/ready", responses=documented_errors(400, 404, 503), openapi_extra=_VERSIONED
+)
+async def model_ready(parts: _PartsOf, model: str, version: _Version) -> Response:
+    """Answer 200 when a worker holds the model, or the version that is named."""
+    record = await _record(parts, model, version)
+    if record.version not in await held_versions(parts, model, await parts.cards.of(model)):
+        raise BadInput(f"model '{model}' version {record.version} is not ready: no worker holds it")
+    return _json({"name": model, "version": str(record.version), "ready": True})
+
+
+_INFER: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["inputs"],
+                    "properties": {
+                        "id": {"type": "string"},
+                        "parameters": {"type": "object"},
+                        "inputs": {"type": "array", "items": {"type": "object"}},
+                        "outputs": {"type": "array", "items": {"type": "object"}},
+                    },
+                }
+            }
+        },
+    },
+    "parameters": [{"name": LENGTH_HEADER, "in": "header", "required": False, "schema": {"type": "integer"}}],
+}
+_INFER_VERSIONED = _INFER | {"parameters": [_IN_PATH, *_INFER["parameters"]]}
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/json": {}, "application/octet-stream": {}}},
+    **documented_errors(400, 404, 413, 500, 503, 504),
+}
+
+
+@router.post("/models/{model}/infer", responses=_ANSWERS, openapi_extra=_INFER)
+@router.post("/models/{model}/versions/{version}/infer", responses=_ANSWERS, openapi_extra=_INFER_VERSIONED)
+async def infer(request: Request, parts: _PartsOf, model: str, version: _Version) -> Response:
+    """Return what the model gives for its own input tensors, as JSON or, where asked for, as bytes behind it."""
+    document, binary = protocol.read_body(await body_of(request), request.headers.get(LENGTH_HEADER))
+    record = await _record(parts, model, version)
+    asked = protocol.infer_request(model, document, binary, record.signature)
+    try:
+        outputs = await compute(request, parts, model, asked.tensors, version)
+    except NotFound as error:
+        raise _unknown(model, version) from error
+    if outputs is None:
+        return Response(status_code=499)
+    answer = protocol.infer_answer(model, outputs.version, asked, outputs.tensors)
+    if answer.json_length is None:
+        return Response(answer.body, media_type="application/json")
+    return Response(
+        answer.body, headers={LENGTH_HEADER: str(answer.json_length)}, media_type="application/octet-stream"
+    )
+
+
+async def _record(parts: Parts, model: str, version: int | None) -> VersionRecord:
+    try:
+        record = (await parts.cards.of(model)).ready(version)
+    except NotFound as error:
+        raise _unknown(model, None) from error
+    if record is None:
+        raise _unknown(model, version)
+    return record
+
+
+def _unknown(model: str, version: int | None) -> NotFound:
+    which = f"'{model}'" if version is None else f"'{model}' version {version}"
+    return NotFound(f"Request for unknown model: {which} is not found")
+
+
+def _json(body: dict[str, Any]) -> Response:
+    return Response(render(body), media_type="application/json")

@@ -1,0 +1,195 @@
+"""`/v1/models/…`: TensorFlow Serving's REST protocol. Its rules are in `inference/protocols/tensorflow_serving`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import Request, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from app.api.dialects import body_of, documented_errors
+from app.api.parts import Parts
+from app.api.paths import without_folders
+from app.api.tensors import compute, held_versions
+from inference.errors import BadInput, NotFound
+from inference.models import VersionRecord
+from inference.protocols import tensorflow_serving as protocol
+from inference.protocols.json_tensors import render
+from inference.protocols.tensorflow_serving import Method, ModelPath, VersionStatus
+
+
+class TensorFlowServing:
+    """Every request under `/v1/`, whatever its verb: the protocol has its own words for those it does not know."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        request = Request(scope, receive)
+        response = await _respond(request, request.app.state.parts)
+        await response(scope, receive, send)
+
+
+def route() -> Route:
+    """Return the route of everything under `/v1/`."""
+    return Route("/v1/{rest:path}", TensorFlowServing())
+
+
+async def _respond(request: Request, parts: Parts) -> Response:
+    path = protocol.parse_path(request.method, request.scope["path"])
+    match path.method:
+        case Method.PREDICT:
+            return await _predict(request, path, parts)
+        case Method.CLASSIFY | Method.REGRESS:
+            return await _examples(request, path, parts)
+        case Method.METADATA:
+            record = await _record(path, parts)
+            body = protocol.metadata(path.model, record.version, record.signature)
+        case Method.STATUS:
+            body = protocol.status(await _status(path, parts))
+    return _json(render(body))
+
+
+async def _predict(request: Request, path: ModelPath, parts: Parts) -> Response:
+    document = protocol.read_document(await body_of(request))
+    protocol.signature_of(document)
+    record = await _record(path, parts)
+    tensors, by_row = protocol.tensors_of(document, record.signature.inputs)
+    outputs = await _compute(request, path, parts, tensors)
+    return _gone() if outputs is None else _json(protocol.predict_answer(outputs, by_row=by_row))
+
+
+async def _examples(request: Request, path: ModelPath, parts: Parts) -> Response:
+    document = protocol.read_document(await body_of(request))
+    examples = protocol.read_examples(document)
+    record = await _record(path, parts)
+    classify = path.method is Method.CLASSIFY
+    (protocol.check_classify if classify else protocol.check_regress)(document, record.signature)
+    outputs = await _compute(request, path, parts, protocol.example_tensors(examples))
+    if outputs is None:
+        return _gone()
+    return _json(protocol.classify_answer(outputs) if classify else protocol.regress_answer(outputs))
+
+
+async def _compute(request: Request, path: ModelPath, parts: Parts, tensors: Any) -> Any:
+    try:
+        outputs = await compute(request, parts, path.model, tensors, path.version)
+    except NotFound as error:
+        raise _not_found(path) from error
+    return None if outputs is None else outputs.tensors
+
+
+async def _record(path: ModelPath, parts: Parts) -> VersionRecord:
+    """Return the record of the version that a path names.
+
+    Raises:
+        NotFound: there is no such model or version, or none is active yet.
+        BadInput: it names a label: there are none.
+    """
+    if path.label is not None:
+        raise BadInput(f"Unrecognized servable version label: {path.label}")
+    try:
+        record = (await parts.cards.of(path.model)).ready(path.version)
+    except NotFound as error:
+        raise _not_found(path) from error
+    if record is None:
+        raise _not_found(path)
+    return record
+
+
+async def _status(path: ModelPath, parts: Parts) -> list[VersionStatus]:
+    if path.label is not None:
+        raise BadInput(f"Unrecognized servable version label: {path.label}")
+    missing = NotFound(
+        f"Could not find any versions of model {path.model}"
+        if path.version is None
+        else f"Could not find version {path.version} of model {path.model}"
+    )
+    try:
+        card = await parts.cards.of(path.model)
+    except NotFound as error:
+        raise missing from error
+    held = await held_versions(parts, path.model, card)
+    found = [
+        VersionStatus(number, "AVAILABLE" if number in held else "END", _error(record, parts))
+        for number, record in sorted(card.versions.items())
+        if path.version in (None, number)
+    ]
+    if not found:
+        raise missing
+    return found
+
+
+def _error(record: VersionRecord, parts: Parts) -> str:
+    return str(without_folders(record.error or "", parts.settings))
+
+
+def _not_found(path: ModelPath) -> NotFound:
+    which = f"Latest({path.model})" if path.version is None else f"Specific({path.model}, {path.version})"
+    return NotFound(f"Servable not found for request: {which}")
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")
+
+
+def _gone() -> Response:
+    return Response(status_code=499)
+
+
+def openapi_paths() -> dict[str, Any]:
+    """Return these routes' entries in the OpenAPI document."""
+    paths: dict[str, Any] = {}
+    for suffix in ("", "/versions/{version}"):
+        base = f"/v1/models/{{model}}{suffix}"
+        for method in (Method.PREDICT, Method.CLASSIFY, Method.REGRESS):
+            paths[f"{base}:{method}"] = {"post": _call_operation(method, suffix)}
+        for method, end in ((Method.STATUS, ""), (Method.METADATA, "/metadata")):
+            paths[f"{base}{end}"] = {"get": _operation(method, suffix, _LOOKS[method], 400, 404, 503)}
+    return paths
+
+
+_LOOKS = {
+    Method.STATUS: "Return whether versions are available.",
+    Method.METADATA: "Return what a version takes and gives.",
+}
+_CALLS: dict[Method, tuple[str, dict[str, Any]]] = {
+    Method.PREDICT: (
+        "Return what the model gives for its own input tensors, as rows (`instances`) or columns (`inputs`).",
+        {"signature_name": {"type": "string"}, "instances": {"type": "array", "minItems": 1}, "inputs": {}},
+    ),
+    Method.CLASSIFY: ("Return labels and scores of examples.", {}),
+    Method.REGRESS: ("Return a number for each example.", {}),
+}
+_EXAMPLES: dict[str, Any] = {
+    "signature_name": {"type": "string"},
+    "context": {"type": "object"},
+    "examples": {"type": "array", "minItems": 1, "items": {"type": "object"}},
+}
+
+
+def _call_operation(method: Method, suffix: str) -> dict[str, Any]:
+    description, properties = _CALLS[method]
+    schema = {"type": "object", "properties": properties or _EXAMPLES}
+    operation = _operation(method, suffix, description, 400, 404, 413, 500, 503, 504)
+    return operation | {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _operation(method: Method, suffix: str, description: str, *errors: int) -> dict[str, Any]:
+    parameters: list[dict[str, Any]] = [
+        {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "pattern": "^[a-z0-9_-]{1,64}$"}}
+    ]
+    if suffix:
+        parameters.append(
+            {"name": "version", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 0}}
+        )
+    return {
+        "tags": ["TensorFlow Serving"],
+        "summary": method.value.capitalize(),
+        "description": description,
+        "operationId": f"v1_{method.value}{'_version' if suffix else ''}",
+        "parameters": parameters,
+        "responses": {
+            "200": {"description": "OK", "content": {"application/json": {"schema": {"type": "object"}}}},
+            **{str(status): response for status, response in documented_errors(*errors).items()},
+        },
+    }

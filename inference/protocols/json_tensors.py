@@ -1,0 +1,119 @@
+"""Tensors out of JSON as both protocols write it, and back: with NaN and infinities as bare words.
+
+The usual case goes through numpy as a whole; only what does not fit is looked at value by value.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from inference.errors import BadInput
+from inference.schema import DType
+
+_NOT_FINITE = (b"NaN", b"Infinity")
+
+
+def parse(body: bytes) -> Any:
+    """Return what JSON says; `NaN`, `Infinity` and `-Infinity` are numbers.
+
+    Raises:
+        BadInput: it is no JSON, or nested deeper than any tensor.
+    """
+    if not body:
+        raise BadInput("JSON Parse error: The document is empty")
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        if not any(word in body for word in _NOT_FINITE):
+            raise _parse_error(error) from error
+    try:
+        found = json.loads(body)
+        if b"\\u" in body:
+            # half of a surrogate pair is no text, which this parser lets through
+            json.dumps(found, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise _parse_error(error) from error
+    except (RecursionError, ValueError) as error:
+        raise BadInput(f"JSON Parse error: {error}") from error
+    return found
+
+
+def array_of(value: Any, dtype: DType) -> npt.NDArray[Any] | None:
+    """Return a number, text or boolean, or nested lists of them, as an array; None when something does not fit.
+
+    Integers may stand for floats, if no digit is lost; floats never stand for integers, booleans for no number. Text
+    may be bytes too, which JSON itself does not have.
+    """
+    try:
+        found = np.array(value, dtype=object)
+    except ValueError:  # lists of different shapes
+        return None
+    if not found.size:
+        return np.zeros(found.shape, dtype=dtype.numpy)
+    types = set(map(type, found.ravel()))
+    if dtype is DType.STRING:
+        return found if types <= {str, bytes} else None
+    if dtype is DType.BOOL:
+        return found.astype(bool) if types == {bool} else None
+    try:
+        if dtype.is_integer:
+            return _integers(found, dtype) if types == {int} else None
+        return _floats(found, dtype) if types <= {int, float} else None
+    except OverflowError:  # an integer beyond 64 bits, or beyond any float
+        return None
+
+
+def render(document: Any) -> bytes:
+    """Return JSON of plain values and numpy arrays; floats have a point or an exponent, NaN is a bare word."""
+    if _is_finite(document):
+        return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    return json.dumps(_plain(document), ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _parse_error(error: json.JSONDecodeError) -> BadInput:
+    return BadInput(f"JSON Parse error: {error.msg} at offset: {error.pos}")
+
+
+def _integers(found: npt.NDArray[Any], dtype: DType) -> npt.NDArray[Any] | None:
+    limits = np.iinfo(dtype.numpy)
+    if found.min() < limits.min or found.max() > limits.max:
+        return None
+    return found.astype(dtype.numpy)
+
+
+def _floats(found: npt.NDArray[Any], dtype: DType) -> npt.NDArray[Any] | None:
+    values = found.astype(np.float64)
+    size = np.abs(values)
+    exact = 2 ** (np.finfo(dtype.numpy).nmant + 1) - 1  # up to here a float of this type holds every integer
+    large = size > exact  # false for NaN
+    if large.any() and any(type(one) is int and abs(one) > exact for one in found[large]):
+        return None
+    with np.errstate(over="ignore"):
+        rounded = values.astype(dtype.numpy)
+    return None if (np.isinf(rounded) & np.isfinite(values)).any() else rounded
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.dtype.kind != "f" or bool(np.isfinite(value).all())
+    if isinstance(value, Mapping):
+        return all(map(_is_finite, value.values()))
+    return all(map(_is_finite, value)) if isinstance(value, list) else True
+
+
+def _plain(value: Any) -> Any:
+    """Return plain values; a float has the digits that its own type needs, rather than those of a double."""
+    if isinstance(value, np.ndarray | np.generic):
+        short = np.asarray(value)
+        if short.dtype.kind == "f":
+            short = short.astype("U").astype(np.float64)
+        return short.tolist()
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list) else value

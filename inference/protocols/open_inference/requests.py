@@ -1,0 +1,201 @@
+"""An infer request, in JSON or followed by binary tensors, as the model's input tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from inference.errors import BadInput
+from inference.protocols.json_tensors import array_of, parse
+from inference.protocols.numbers import whole_number
+from inference.protocols.open_inference.datatypes import datatype
+from inference.protocols.tensors import check_tensors, fits, full, shape_text, text_from_bytes
+from inference.schema import Block, DType, Signature, TensorSpec
+
+
+@dataclass(frozen=True)
+class InferRequest:
+    """What to compute. `outputs`: those wanted, in order, and whether each comes back as bytes rather than JSON.
+
+    `request_id` None: the client gave none.
+    """
+
+    request_id: str | None
+    tensors: Block
+    outputs: Mapping[str, bool]
+
+
+def read_body(body: bytes, header_length: str | None) -> tuple[dict[str, Any], memoryview]:
+    """Return the request's JSON object and the binary tensors behind it.
+
+    `header_length`: the header Inference-Header-Content-Length; None when all of the body is JSON.
+
+    Raises:
+        BadInput: there is no JSON object of that length.
+    """
+    length = len(body)
+    if header_length is not None:
+        within = whole_number(header_length, length)
+        if within is None:
+            raise BadInput(f"Inference-Header-Content-Length {header_length!r} is no length within the body's {length}")
+        length = within
+    document = parse(body[:length])
+    if not isinstance(document, dict):
+        raise BadInput("the inference request is no JSON object")
+    return document, memoryview(body)[length:]
+
+
+def infer_request(model: str, document: Mapping[str, Any], binary: memoryview, signature: Signature) -> InferRequest:
+    """Return what a request asks of a model.
+
+    Raises:
+        BadInput: it does not fit the model or the protocol.
+    """
+    request_id = document.get("id")
+    if not isinstance(request_id, str | None):
+        raise BadInput("the inference request's 'id' must be a string")
+    tensors = _tensors(model, document, binary, signature.inputs)
+    check_tensors(tensors, signature.inputs)
+    return InferRequest(request_id, tensors, _outputs(model, document, signature.outputs))
+
+
+def _tensors(model: str, document: Mapping[str, Any], binary: memoryview, specs: Sequence[TensorSpec]) -> Block:
+    known = {spec.name: spec for spec in specs}
+    tensors: Block = {}
+    start = 0
+    for item in _objects(document, "inputs"):
+        name = _name(item, "input")
+        spec = known.get(name)
+        if spec is None:
+            raise BadInput(f"unexpected inference input '{name}' for model '{model}'")
+        if name in tensors:
+            raise BadInput(f"input '{name}' already exists in request")
+        _check_declared(item, spec, model)
+        size = _binary_size(item, name)
+        if size is None:
+            tensors[name] = _from_json(item, spec)
+        else:
+            tensors[name] = _from_binary(binary[start : start + size], size, item, spec)
+            start += size
+    if start != len(binary):
+        raise BadInput(f"unexpected additional input data for model '{model}'")
+    if len(tensors) < len(specs):
+        raise BadInput(f"expected {len(specs)} inputs but got {len(tensors)} inputs for model '{model}'")
+    return tensors
+
+
+def _outputs(model: str, document: Mapping[str, Any], specs: Sequence[TensorSpec]) -> dict[str, bool]:
+    names = [spec.name for spec in specs]
+    by_default = _flag(_parameters(document), "binary_data_output") or False
+    if not document.get("outputs"):
+        return dict.fromkeys(names, by_default)
+    wanted: dict[str, bool] = {}
+    for item in _objects(document, "outputs"):
+        name, parameters = _name(item, "output"), _parameters(item)
+        if name not in names:
+            raise BadInput(f"unexpected inference output '{name}' for model '{model}'")
+        if parameters.get("classification"):
+            raise BadInput(f"output '{name}': the classification extension is not supported")
+        binary = _flag(parameters, "binary_data")
+        wanted[name] = by_default if binary is None else binary
+    return wanted
+
+
+def _check_declared(item: Mapping[str, Any], spec: TensorSpec, model: str) -> None:
+    wanted = datatype(spec.dtype)
+    if item.get("datatype") != wanted:
+        raise BadInput(
+            f"inference input '{spec.name}' data-type is '{item.get('datatype')}', but model '{model}' expects "
+            f"'{wanted}'"
+        )
+    shape = item.get("shape")
+    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+        raise BadInput(f"input '{spec.name}' must have a 'shape', a list of sizes")
+    if not fits(shape, spec):
+        raise BadInput(
+            f"unexpected shape for input '{spec.name}' for model '{model}'. Expected {shape_text(full(spec))}, "
+            f"got {shape_text(shape)}"
+        )
+
+
+def _from_json(item: Mapping[str, Any], spec: TensorSpec) -> npt.NDArray[Any]:
+    if not isinstance(item.get("data"), list):
+        raise BadInput(f"input '{spec.name}' must have 'data', a list, or 'binary_data_size' in its parameters")
+    values = array_of(item["data"], spec.dtype)
+    if values is None:
+        raise BadInput(f"unable to parse 'data' of input '{spec.name}': not all of it is {datatype(spec.dtype)}")
+    return _shaped(values, item, spec)
+
+
+def _from_binary(data: memoryview, size: int, item: Mapping[str, Any], spec: TensorSpec) -> npt.NDArray[Any]:
+    if "data" in item:
+        raise BadInput(f"input '{spec.name}' has both 'data' and 'binary_data_size'")
+    if len(data) < size:
+        raise BadInput(f"unexpected size for input '{spec.name}', expecting {size - len(data)} additional bytes")
+    if spec.dtype is DType.STRING:
+        try:
+            values = text_from_bytes(data)
+        except ValueError as error:
+            raise BadInput(f"unable to parse the bytes of input '{spec.name}': {error}") from error
+    else:
+        width = spec.dtype.numpy.itemsize
+        expected = math.prod(item["shape"]) * width
+        if size != expected:
+            raise BadInput(f"unexpected total byte size {size} for input '{spec.name}', expecting {expected}")
+        # any byte but 0 is true, while numpy would keep the byte
+        values = np.frombuffer(data, np.uint8 if spec.dtype is DType.BOOL else spec.dtype.numpy)
+        values = values.astype(bool) if spec.dtype is DType.BOOL else values
+    return _shaped(values, item, spec)
+
+
+def _shaped(values: npt.NDArray[Any], item: Mapping[str, Any], spec: TensorSpec) -> npt.NDArray[Any]:
+    expected = math.prod(item["shape"])
+    if values.size != expected:
+        raise BadInput(f"unexpected number of elements {values.size} for input '{spec.name}', expecting {expected}")
+    try:
+        return values.reshape(item["shape"])
+    except (ValueError, OverflowError) as error:  # nothing, but of a size beyond any array's
+        raise BadInput(f"unexpected shape for input '{spec.name}': {error}") from error
+
+
+def _binary_size(item: Mapping[str, Any], name: str) -> int | None:
+    parameters = _parameters(item)
+    if "shared_memory_region" in parameters:
+        raise BadInput(f"input '{name}': the shared memory extensions are not supported")
+    size = parameters.get("binary_data_size")
+    if size is not None and (type(size) is not int or size < 0):
+        raise BadInput(f"input '{name}': 'binary_data_size' must be a number of bytes")
+    return size
+
+
+def _objects(document: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    items = document.get(key)
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise BadInput(f"the inference request's '{key}' must be a list of objects")
+    return items
+
+
+def _name(item: Mapping[str, Any], kind: str) -> str:
+    name = item.get("name")
+    if not isinstance(name, str):
+        raise BadInput(f"an {kind} of the inference request has no 'name'")
+    return name
+
+
+def _parameters(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    parameters = item.get("parameters")
+    if not isinstance(parameters, dict | None):
+        raise BadInput("'parameters' must be an object")
+    return parameters or {}
+
+
+def _flag(parameters: Mapping[str, Any], name: str) -> bool | None:
+    value = parameters.get(name)
+    if not isinstance(value, bool | None):
+        raise BadInput(f"parameter '{name}' must be true or false")
+    return value

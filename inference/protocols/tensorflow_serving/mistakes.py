@@ -1,0 +1,191 @@
+"""Finds what is wrong with a request, value by value, and says it as TensorFlow Serving does."""
+
+from __future__ import annotations
+
+import binascii
+import json
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from inference.errors import BadInput
+from inference.protocols.json_tensors import array_of
+from inference.protocols.tensors import as_text, shape_text
+from inference.schema import DType, TensorSpec
+
+#: TensorFlow's names of types, where they are not numpy's
+_NAMES = {DType.FLOAT16: "half", DType.FLOAT32: "float", DType.FLOAT64: "double"}
+_INVALID = "INVALID_ARGUMENT: "
+#: characters of a value that a message quotes; the protocol quotes all of it
+MOST_QUOTED = 1000
+_QUOTER = json.JSONEncoder(indent=4, ensure_ascii=False, default=lambda data: {"b64": b64encode(data).decode("ascii")})
+#: elements that are tried as a whole before each is looked at
+_CHUNK = 4096
+#: no tensor has more dimensions
+MAX_RANK = 64
+
+
+def type_name(dtype: DType) -> str:
+    """Return TensorFlow's name of a type."""
+    return _NAMES.get(dtype, dtype.value)
+
+
+def described(value: Any) -> str:
+    """Return a JSON value as messages quote it."""
+    text = ""
+    for part in _QUOTER.iterencode(value):  # no further than is quoted: the value may be a whole body
+        text += part
+        if len(text) > MOST_QUOTED:
+            return f"{text[:MOST_QUOTED]}…"
+    return text
+
+
+def is_base64(value: Any) -> bool:
+    """Tell whether a value is an object that stands for bytes."""
+    return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
+
+
+def with_decoded_bytes(value: Any) -> Any:
+    """Return the same lists with the objects that stand for bytes replaced by those, as text where they are UTF-8.
+
+    Raises:
+        BadInput: one of them is no base 64.
+    """
+    if isinstance(value, list):
+        if set(map(type, value)) <= {str}:
+            return value
+        return [with_decoded_bytes(one) for one in value]
+    return decoded(value) if is_base64(value) else value
+
+
+def decoded(value: dict[str, Any]) -> str | bytes:
+    """Return what an object that stands for bytes holds.
+
+    Raises:
+        BadInput: it is no base 64.
+    """
+    text = value["b64"]
+    try:
+        # padding may be left out, as the protocol's own decoder has it
+        return as_text(b64decode(text + "=" * (-len(text) % 4), validate=True))
+    except (binascii.Error, ValueError) as error:
+        raise BadInput("Unable to base64 decode") from error
+
+
+def explain_tensor(value: Any, dtype: DType) -> BadInput:
+    """Return what is wrong with the value of one tensor."""
+    shape = _shape(value)
+    return BadInput(
+        _problem(value, dtype, shape, 0) or f"JSON Value: {described(value)} is no tensor of type {type_name(dtype)}"
+    )
+
+
+def explain_instances(instances: list[Any], inputs: Sequence[TensorSpec]) -> BadInput:
+    """Return what is wrong with instances: the first mistake, in the order in which the protocol looks."""
+    specs = {spec.name: spec for spec in inputs}
+    objects = _is_named(instances[0])
+    shapes: dict[str, list[int]] = {}
+    for number, element in enumerate(instances):
+        if _is_named(element) is not objects:
+            return BadInput(
+                f"Expecting object but got list at item {number} of input list"
+                if objects
+                else f"Expecting value/list but got object at item {number} of input list"
+            )
+        items = element if objects else {inputs[0].name: element}
+        for name, value in items.items():
+            problem = _instance_problem(value, specs.get(name), name, shapes)
+            if problem:
+                key = f" key: {name}" if objects else ""
+                return BadInput(
+                    f"Failed to process element: {number}{key} of 'instances' list. Error: {_INVALID}{problem}"
+                )
+        if objects and element.keys() != specs.keys():
+            return BadInput(
+                f"Failed to process element: {number} of 'instances' list. JSON object: {described(element)} "
+                f"keys must be equal to: {','.join(sorted(specs))}"
+            )
+    return BadInput("Failed to process 'instances' list")
+
+
+def _instance_problem(value: Any, spec: TensorSpec | None, name: str, shapes: dict[str, list[int]]) -> str | None:
+    if spec is None:
+        return f"JSON object: does not have named input: {name}"
+    shape = _shape(value)
+    problem = _problem(value, spec.dtype, shape, 0)
+    if problem:
+        return problem
+    first = shapes.setdefault(name, shape)
+    if np.prod(first) != np.prod(shape):
+        return f"Expecting tensor size: {int(np.prod(first))} but got: {int(np.prod(shape))}"
+    return f"Expecting shape {shape_text(first)} but got: {shape_text(shape)}" if first != shape else None
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, dict) and not is_base64(value)
+
+
+def _shape(value: Any) -> list[int]:
+    """Return the shape that the first elements have."""
+    shape: list[int] = []
+    while isinstance(value, list) and len(shape) <= MAX_RANK:
+        shape.append(len(value))
+        value = value[0] if value else None
+    return shape
+
+
+def _problem(value: Any, dtype: DType, shape: list[int], level: int) -> str | None:
+    if not isinstance(value, list):
+        if level != len(shape):
+            return (
+                f"JSON Value: {described(value)} found at incorrect level: {level + 1} in the JSON DOM. "
+                f"Expected at level: {len(shape)}"
+            )
+        return _value_problem(value, dtype)
+    if level >= min(len(shape), MAX_RANK):
+        return f"Encountered list at unexpected level: {level} expected < {min(len(shape), MAX_RANK)}"
+    if len(value) != shape[level]:
+        return f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: {shape[level]}"
+    for start in range(0, len(value), _CHUNK):
+        chunk = value[start : start + _CHUNK]
+        if level == len(shape) - 1 and _is_flat(chunk, dtype):
+            continue
+        for one in chunk:
+            problem = _problem(one, dtype, shape, level + 1)
+            if problem:
+                return problem
+    return None
+
+
+def _is_flat(values: list[Any], dtype: DType) -> bool:
+    """Tell at once whether all values are good ones of this type: millions may come before the bad one."""
+    array = array_of(values, dtype)
+    return array is not None and array.ndim == 1
+
+
+def _value_problem(value: Any, dtype: DType) -> str | None:
+    if array_of(value, dtype) is not None:
+        return None
+    if dtype is DType.STRING and isinstance(value, dict):
+        if is_base64(value):
+            return _undecodable(value)
+        return f"JSON Value: {described(value)} not formatted correctly for base64 data"
+    if dtype.is_float and type(value) in (int, float):
+        return f"Cannot convert JSON value: {described(value)} to {type_name(dtype)} without loss of precision."
+    return _type_problem(value, dtype)
+
+
+def _undecodable(value: dict[str, Any]) -> str | None:
+    try:
+        decoded(value)
+    except BadInput as error:
+        return error.message
+    return None
+
+
+def _type_problem(value: Any, dtype: DType) -> str:
+    kinds = {type(None): "Null", dict: "Object", list: "Array", str: "String", bytes: "Object"}
+    kind = str(value) if isinstance(value, bool) else kinds.get(type(value), "Number")
+    return f"JSON Value: {described(value)} Type: {kind} is not of expected type: {type_name(dtype)}"

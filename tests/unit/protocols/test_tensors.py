@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference.errors import BadInput
+from inference.protocols.tensors import (
+    MAX_TENSOR_ROWS,
+    check_tensors,
+    joined,
+    objects,
+    pack,
+    packed_rows,
+    text_from_bytes,
+    text_to_bytes,
+    unpack,
+)
+from inference.schema import DType, TensorSpec
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype in DType if dtype is not DType.STRING])
+def test_numbers_come_back_from_a_message_bit_for_bit(dtype: DType) -> None:
+    values = np.arange(6).reshape(3, 2).astype(dtype.numpy)
+    back = unpack(json.loads(json.dumps(pack({"x": values}))))["x"]
+    assert back.dtype == values.dtype
+    assert (back == values).all()
+    assert packed_rows(pack({"x": values})) == 3
+
+
+@given(st.lists(st.text() | st.binary().filter(lambda data: not _is_text(data))))
+def test_texts_and_bytes_come_back_as_they_were(values: list[Any]) -> None:
+    assert text_from_bytes(text_to_bytes(objects(values))).tolist() == values
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("data", [b"\x01", b"\x05\x00\x00\x00abc"])
+def test_texts_that_are_cut_off_are_refused(data: bytes) -> None:
+    with pytest.raises(ValueError, match="cut off"):
+        text_from_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [None, {}, {"x": 1}, {"x": {"dtype": "int32", "shape": [2], "data": "AAAA"}}, {"x": {"dtype": "?"}}],
+)
+def test_a_message_that_holds_no_tensors_is_refused(packed: Any) -> None:
+    with pytest.raises(BadInput):
+        unpack(packed)
+
+
+SPECS = (TensorSpec("a", DType.FLOAT32, (-1,)), TensorSpec("b", DType.INT64))
+A, B = np.zeros((2, 5), np.float32), np.zeros(2, np.int64)
+
+
+def test_a_dimension_of_unknown_size_takes_any() -> None:
+    check_tensors({"a": A, "b": B}, SPECS)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"a": A}, "tensor 'b' is missing"),
+        ({"a": A, "b": B, "c": B}, "tensor 'c' is no input of the model: a, b"),
+        ({"a": A.astype("f8"), "b": B}, "tensor 'a' is float64, but the model takes float32"),
+        ({"a": A[0], "b": B}, r"tensor 'a' has shape \[5\], but the model takes \[-1,-1\]"),
+        ({"a": A, "b": B[:1]}, "tensor 'b' has 1 rows, another one 2"),
+        ({"a": A[:0], "b": B[:0]}, "0 rows"),
+        ({"a": np.zeros((5000, 1), "f4"), "b": np.zeros(5000, "i8")}, f"send 1 to {MAX_TENSOR_ROWS}"),
+    ],
+)
+def test_tensors_that_are_not_the_models_are_refused(tensors: Any, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        check_tensors(tensors, SPECS)
+
+
+def test_parts_of_different_widths_make_no_tensor() -> None:
+    with pytest.raises(BadInput, match="different shapes"):
+        joined([{"a": np.zeros((1, 2))}, {"a": np.zeros((1, 3))}])

@@ -1,0 +1,85 @@
+"""The worker's side of the serving protocols, over a model that is a few lines of numpy."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from inference.errors import DeadlineExceeded, PredictionFailed
+from inference.features import FeatureContract, Vectoriser, contract_from_signature
+from inference.models import LoadedModel, ModelHost, VersionRecord
+from inference.protocols.tensors import pack, unpack
+from inference.schema import Block, DType, Signature, TensorSpec
+from inference.serving.tensor_scorer import TensorScorer
+from inference.settings import Settings
+
+SIGNATURE = Signature.of_model([TensorSpec("x", DType.FLOAT32)], [TensorSpec("y", DType.FLOAT32, (1,))])
+
+
+class Doubling:
+    """Gives 2x as it is served, a number a row; fails on rows that are all negative."""
+
+    signature, device = SIGNATURE, "cpu-1"
+
+    def predict(self, inputs: Block) -> Block:
+        if (inputs["x"] < 0).all():
+            raise PredictionFailed("node 'secret' failed")
+        return {"y": 2 * inputs["x"]}
+
+
+class Host:
+    """Holds versions 2 and 3 of model m; 3 is active."""
+
+    def versions(self) -> dict[str, tuple[int, ...]]:
+        return {"m": (2, 3)}
+
+    def get(self, model: str, version: int | None = None) -> LoadedModel:
+        contract: FeatureContract = contract_from_signature(SIGNATURE)
+        record = VersionRecord(
+            version=version or 3, state="ready", signature=SIGNATURE, contract=contract,
+            fingerprint="f", inspected_at=0.0,
+        )  # fmt: skip
+        return LoadedModel(model, record, Vectoriser(contract, SIGNATURE), Doubling())
+
+
+def in_time(model: str, deadline: float | None) -> float:
+    if deadline is not None and deadline < 100.0:
+        raise DeadlineExceeded("late")
+    return 100.0
+
+
+SCORER = TensorScorer(Settings.model_validate({"models": {"m": {"path": "m"}}}), cast("ModelHost", Host()), in_time)
+X = pack({"x": np.array([1.5, np.nan, np.inf], np.float32)})
+
+
+def test_tensors_are_computed_as_they_are_and_keep_the_models_own_shape() -> None:
+    result = SCORER.predict_tensors("m", X, deadline=101.0)
+    assert (result["model"], result["model_version"]) == ("m", 3)
+    assert str(unpack(result["outputs"])["y"].tolist()) == "[[3.0], [nan], [inf]]"
+
+
+def test_a_version_that_is_held_computes_and_no_other_is_loaded() -> None:
+    assert SCORER.predict_tensors("m", X, version=2)["model_version"] == 2
+    assert SCORER.predict_tensors("m", X, version=1)["error"]["code"] == "not-found"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        ({"model": "nobody"}, "unknown-model"),
+        ({"model": None}, "bad-input"),
+        ({"deadline": 99.0}, "deadline-exceeded"),
+        ({"deadline": "soon"}, "bad-input"),
+        ({"version": True}, "bad-input"),
+        ({"inputs": {"x": 1}}, "bad-input"),
+        ({"inputs": pack({"x": np.zeros((2, 2), np.float32)})}, "bad-input"),
+        ({"inputs": pack({"z": np.zeros(2, np.float32)})}, "bad-input"),
+        ({"inputs": pack({"x": np.array([-1.0], np.float32)})}, "prediction-failed"),
+    ],
+)
+def test_what_cannot_be_computed_is_the_error_of_the_result(arguments: dict[str, Any], code: str) -> None:
+    result = SCORER.predict_tensors(**({"model": "m", "inputs": X} | arguments))
+    assert list(result) == ["error"]
+    assert result["error"]["code"] == code

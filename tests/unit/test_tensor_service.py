@@ -1,0 +1,101 @@
+"""Tensors through the service: in micro-batches, of one version, counted, and never replaced by a default."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from inference.errors import BadInput, BrokerUnavailable, DeadlineExceeded, ForecacheError, NotFound
+from inference.outcomes import Outcome
+from inference.protocols.tensors import pack, unpack
+from inference.serving import PredictionService
+from inference.settings import Settings
+from tests.support.serving_fakes import FakeReader, FakeRecorder
+from tests.support.virtual_time import virtual_time
+
+X = {"x": np.arange(10, dtype=np.float32)}
+
+
+class DoublingWorkers:
+    """Doubles x. `versions`: those of the first answers, then the last of them; `errors`: what answers say instead."""
+
+    def __init__(self) -> None:
+        self.versions = [1]
+        self.errors: list[ForecacheError] = []
+        self.outage: ForecacheError | None = None
+        self.delay_s = 0.0
+        self.asked: list[tuple[int, Any]] = []
+
+    async def __call__(
+        self, task: str, kwargs: Mapping[str, Any], *, deadline: float, timeout_s: float
+    ) -> dict[str, Any]:
+        assert task == "forecache.predict_tensors"
+        inputs = unpack(kwargs["inputs"])
+        self.asked.append((len(inputs["x"]), kwargs["version"]))
+        version = kwargs["version"] or (self.versions.pop(0) if len(self.versions) > 1 else self.versions[0])
+        await asyncio.sleep(self.delay_s)
+        if self.outage:
+            raise self.outage
+        if self.errors:
+            return {"error": self.errors.pop().to_json()}
+        return {"model": kwargs["model"], "model_version": version, "outputs": pack({"y": 2 * inputs["x"]})}
+
+
+def service(workers: DoublingWorkers, recorder: FakeRecorder) -> PredictionService:
+    realtime = {"timeout_ms": 1000, "max_micro_batch": 4, "default": 0.0}
+    settings = Settings.model_validate({"models": {"m": {"path": Path("m"), "realtime": realtime}}})
+    return PredictionService(settings, lambda _: FakeReader(), workers, recorder, lambda: 1000.0)
+
+
+@virtual_time
+async def test_rows_go_out_in_micro_batches_and_come_back_in_order() -> None:
+    workers, recorder = DoublingWorkers(), FakeRecorder()
+    outputs = await service(workers, recorder).predict_tensors("m", X)
+    assert outputs.tensors["y"].tolist() == (2 * X["x"]).tolist()
+    assert workers.asked == [(4, None), (4, None), (2, None)]
+    assert recorder.counts == {Outcome.COMPUTED: 10}
+    assert [hit for hit, _ in recorder.latencies] == [False]
+
+
+@virtual_time
+async def test_rows_of_two_versions_are_computed_again_by_the_newer() -> None:
+    workers = DoublingWorkers()
+    workers.versions = [1, 2, 1]
+    outputs = await service(workers, FakeRecorder()).predict_tensors("m", X)
+    assert outputs.version == 2
+    assert [version for _, version in workers.asked] == [None] * 3 + [2] * 3
+
+
+@virtual_time
+async def test_a_version_that_is_asked_for_is_told_to_the_worker() -> None:
+    workers = DoublingWorkers()
+    outputs = await service(workers, FakeRecorder()).predict_tensors("m", X, version=7)
+    assert outputs.version == 7
+    assert {version for _, version in workers.asked} == {7}
+
+
+@virtual_time
+@pytest.mark.parametrize(("error", "shed"), [(BadInput("x"), 0), (NotFound("x"), 0), (ForecacheError("x"), 10)])
+async def test_an_error_of_one_micro_batch_is_that_of_the_request(error: ForecacheError, shed: int) -> None:
+    workers, recorder = DoublingWorkers(), FakeRecorder()
+    workers.errors = [error]
+    with pytest.raises(type(error)):
+        await service(workers, recorder).predict_tensors("m", X)
+    assert recorder.counts == ({Outcome.SHED: shed} if shed else {})
+
+
+@virtual_time
+async def test_what_is_late_or_cannot_be_sent_is_shed_and_no_default_takes_its_place() -> None:
+    workers, recorder = DoublingWorkers(), FakeRecorder()
+    workers.delay_s = 2.0
+    with pytest.raises(DeadlineExceeded):
+        await service(workers, recorder).predict_tensors("m", X)
+    workers.delay_s, workers.outage = 0.0, BrokerUnavailable("x")
+    with pytest.raises(BrokerUnavailable):
+        await service(workers, recorder).predict_tensors("m", X)
+    assert recorder.counts == {Outcome.SHED: 20}
