@@ -14,6 +14,7 @@ from inference.errors import BadInput, ModelError, ModelUnavailable
 from inference.models.loaded import LoadedModel, load_version
 from inference.models.record import VersionRecord
 from inference.models.registry import ModelRegistry
+from inference.models.runtimes import LoadOptions
 from inference.models.versions import Wanted, find_versions, wanted_versions
 from inference.settings import Settings
 
@@ -46,12 +47,13 @@ def try_version(
     version: int,
     folder: Path,
     *,
+    options: LoadOptions | None = None,
     warm_up_rows: tuple[int, ...] = (1,),
     clock: Clock = system_clock,
 ) -> LoadedModel | VersionRecord:
     """Return the loaded version, or the record that says why it is refused."""
     try:
-        return load_version(model, path, version, folder, warm_up_rows=warm_up_rows, clock=clock)
+        return load_version(model, path, version, folder, options=options, warm_up_rows=warm_up_rows, clock=clock)
     except BadInput as error:
         return VersionRecord.refused(version, error.message, inspected_at=clock())
 

@@ -172,7 +172,7 @@ class WorkerSettings(Section):
     """What `forecache up` starts, and how workers share GPUs.
 
     `gpus`: "auto" (all that are visible), "none", or GPU indexes. `gpu_memory_share`: the fraction of a
-    GPU's memory that one process may take; None lets TensorFlow grow as it needs.
+    GPU's memory that one process may take; None lets libraries take what they need as they need it.
     """
 
     gpus: Literal["auto", "none"] | list[int] = "auto"
