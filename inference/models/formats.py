@@ -54,6 +54,11 @@ FORMATS = (
         names=("saved_model.pb", "saved_model.pbtxt"),
     ),
     Format("onnx", "ONNX", "onnx", "onnxruntime", "onnx", suffixes=(".onnx",)),
+    Format("skops", "scikit-learn (skops)", "sklearn", "skops", "sklearn", suffixes=(".skops",)),
+    Format(
+        "pickle", "pickled scikit-learn", "sklearn", "sklearn", "sklearn",
+        suffixes=(".pkl", ".pickle", ".joblib"), runs_code=True,
+    ),
 )  # fmt: skip
 
 
@@ -96,6 +101,21 @@ def require_model_file(folder: Path) -> ModelFile:
     names = [file.name for file in _files(folder)]
     shown = ", ".join(names[:_MOST_SHOWN]) + (", …" if len(names) > _MOST_SHOWN else "") if names else "nothing"
     raise ModelError(f"{folder} holds no model that is known ({known_files()}); found: {shown}", field="path")
+
+
+def check_allowed(found: ModelFile, *, allow_code: bool) -> None:
+    """Refuse a file that runs code when it is loaded, unless the settings allow that.
+
+    Raises:
+        ModelError: says what to save instead, and how to allow it.
+    """
+    if found.format.runs_code and not allow_code:
+        raise ModelError(
+            f"{found.file} is a pickle, and loading one runs whatever code it holds: save the model with "
+            f"skops.io.dump(model, '{found.file.with_suffix('.skops')}'), or set allow_code = true under "
+            "[models.NAME] if you trust who wrote it",
+            field="allow_code",
+        )
 
 
 def known_files() -> str:

@@ -142,7 +142,8 @@ class ModelHost:
     def _try_folder(self, model: str, of_model: ModelSettings, version: int) -> LoadedModel | VersionRecord:
         path = self._settings.path(of_model.path)
         sizes = (1, of_model.realtime.max_micro_batch)
-        options = LoadOptions(gpu_memory_share=self._settings.workers.gpu_memory_share)
+        share = self._settings.workers.gpu_memory_share
+        options = LoadOptions(allow_code=of_model.allow_code, gpu_memory_share=share)
         try:
             folder = find_versions(path).get(version)
         except BadInput as error:

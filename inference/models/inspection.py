@@ -25,7 +25,9 @@ Inspect = Callable[[Settings, str], dict[int, VersionRecord]]
 INSPECT_TIMEOUT_S = 600
 
 
-def inspect_versions(path: Path, wanted: Wanted, *, clock: Clock = system_clock) -> dict[int, VersionRecord]:
+def inspect_versions(
+    path: Path, wanted: Wanted, *, options: LoadOptions | None = None, clock: Clock = system_clock
+) -> dict[int, VersionRecord]:
     """Load the wanted versions one after the other and return their records, refused ones included.
 
     Raises:
@@ -34,7 +36,7 @@ def inspect_versions(path: Path, wanted: Wanted, *, clock: Clock = system_clock)
     found = find_versions(path)
     records: dict[int, VersionRecord] = {}
     for version in wanted_versions(found, wanted):
-        result = try_version(path.name, path, version, found[version], clock=clock)
+        result = try_version(path.name, path, version, found[version], options=options, clock=clock)
         records[version] = result.record if isinstance(result, LoadedModel) else result
         if wanted == "latest" and isinstance(result, LoadedModel):
             break
@@ -70,7 +72,8 @@ def inspect_in_subprocess(settings: Settings, model: str) -> dict[int, VersionRe
     name, of_model = settings.model(model)
     versions = of_model.versions
     wanted = versions if isinstance(versions, str) else ",".join(map(str, versions))
-    output = run_model_process("workers.inspect", str(settings.path(of_model.path)), wanted, what=f"model {name!r}")
+    arguments = [str(settings.path(of_model.path)), wanted, *(["--allow-code"] if of_model.allow_code else [])]
+    output = run_model_process("workers.inspect", *arguments, what=f"model {name!r}")
     return records_from_json(output)
 
 

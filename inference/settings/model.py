@@ -253,9 +253,13 @@ class RealtimeSettings(Section):
 
 
 class ModelSettings(Section):
-    """One model: its folder, its table of features, how it is scheduled and served."""
+    """One model: its folder, its table of features, how it is scheduled and served.
+
+    `allow_code`: formats whose loading runs code, such as pickles, may be loaded.
+    """
 
     path: Path
+    allow_code: bool = False
     versions: Annotated[
         Literal["latest", "all"] | list[Annotated[int, Field(ge=1)]], BeforeValidator(_parse_versions)
     ] = "latest"

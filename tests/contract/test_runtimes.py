@@ -13,6 +13,7 @@ from inference.errors import ModelError, PredictionFailed
 from inference.models import LoadedModel, score_rows
 from inference.models.formats import FORMATS, require_model_file
 from inference.models.loaded import load_version
+from inference.models.runtimes import LoadOptions
 from inference.schema import Block, DType, rows_in
 from tests.support.redis_server import missing
 from tests.support.runtimes.cases import answered, asked, train
@@ -20,7 +21,8 @@ from tests.support.runtimes.cases import answered, asked, train
 #: the design's tolerance: float32 matrix products differ in the last bits with the size of a micro-batch
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
 #: runtime → what it needs
-RUNTIMES = {"saved_model": "tensorflow", "onnx": "onnxruntime"}
+RUNTIMES = {"saved_model": "tensorflow", "onnx": "onnxruntime", "skops": "skops", "pickle": "sklearn"}
+OPTIONS = LoadOptions(allow_code=True)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Trained:
 
     def load(self, name: str) -> LoadedModel:
         folder = self.case(name)
-        return load_version(name, folder, 1, folder / "1", warm_up_rows=(1, 8))
+        return load_version(name, folder, 1, folder / "1", options=OPTIONS, warm_up_rows=(1, 8))
 
 
 @pytest.fixture(scope="module", params=sorted(RUNTIMES))
@@ -138,7 +140,7 @@ def test_a_damaged_file_is_refused_in_one_line(trained: Trained, tmp_path: Path)
     whole = require_model_file(trained.case("plain") / "1").file
     (tmp_path / whole.name).write_bytes(b"PK no model at all")
     with pytest.raises(ModelError, match="cannot be loaded") as caught:
-        load_version("m", tmp_path, 1, tmp_path)
+        load_version("m", tmp_path, 1, tmp_path, options=OPTIONS)
     assert "\n" not in caught.value.message
     assert whole.name in caught.value.message or str(tmp_path) in caught.value.message
 

@@ -11,7 +11,7 @@ from app.cli.doctor.findings import Check, Finding, error, not_checked, ok, warn
 from inference.errors import BadInput
 from inference.features import read_contract
 from inference.models import VersionRecord, find_versions
-from inference.models.formats import ModelFile, require_model_file
+from inference.models.formats import ModelFile, check_allowed, require_model_file
 from inference.models.versions import wanted_versions
 from inference.settings import ModelSettings
 from inference.store import Pointer
@@ -42,7 +42,7 @@ def check_model(name: str, model: ModelSettings, path: Path, known: Known | None
         fix = f"correct [models.{name}] {problem.field or 'path'}, or put the model there"
         return [error(Check.MODEL, name, problem.message, fix)]
     numbers = f"version{'' if len(found) == 1 else 's'} {', '.join(map(str, sorted(found)))}"
-    lines = [_check_folder(name, f"{numbers} in {path}", found, wanted)]
+    lines = [_check_folder(name, model, f"{numbers} in {path}", [found[each] for each in wanted])]
     if known is None:
         return [
             *lines,
@@ -52,10 +52,11 @@ def check_model(name: str, model: ModelSettings, path: Path, known: Known | None
     return [*lines, *_check_serving(name, found, wanted, known), *_check_contract(name, path, found, known)]
 
 
-def _check_folder(name: str, where: str, found: Mapping[int, Path], wanted: list[int]) -> Finding:
+def _check_folder(name: str, model: ModelSettings, where: str, wanted: list[Path]) -> Finding:
     """Return what is wrong with the newest wanted version's folder, or where it is and what it holds."""
     try:
-        newest = require_model_file(found[wanted[0]])
+        newest = require_model_file(wanted[0])
+        check_allowed(newest, allow_code=model.allow_code)
     except BadInput as problem:
         others = len(wanted) > 1
         level = warning if others else error

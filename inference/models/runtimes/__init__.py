@@ -8,7 +8,7 @@ from typing import Any
 
 from inference.errors import ModelError
 from inference.features import FeatureContract
-from inference.models.formats import Format, require_model_file
+from inference.models.formats import Format, check_allowed, require_model_file
 from inference.models.runtimes.greetings import without_greetings
 from inference.models.runtimes.runtime import LoadOptions, Runtime
 
@@ -23,11 +23,13 @@ def load_runtime(
     `contract`: what is known of the features already, for formats that name no inputs; None for nothing.
 
     Raises:
-        ModelError: it cannot be loaded or served, or its library is not installed.
+        ModelError: it cannot be loaded or served, runs code that was not allowed, or its library is not installed.
         SettingsError: `gpu_memory_share` is set, but the size of the GPU's memory cannot be found out.
     """
+    options = options or LoadOptions()
     found = require_model_file(folder)
-    runtime: Runtime = _import(found.format).load(found.file, options or LoadOptions(), contract)
+    check_allowed(found, allow_code=options.allow_code)
+    runtime: Runtime = _import(found.format).load(found.file, options, contract)
     return runtime
 
 

@@ -30,7 +30,9 @@ class Runtime(Protocol):
 class LoadOptions:
     """What the settings say about loading a model.
 
+    `allow_code`: files that run code when they are loaded may be loaded.
     `gpu_memory_share`: the fraction of each GPU's memory to take; None takes what is needed as it is needed.
     """
 
+    allow_code: bool = False
     gpu_memory_share: float | None = None
