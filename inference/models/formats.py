@@ -26,7 +26,8 @@ class Format:
     """One format. `name`: as records keep it; `title`: for people; `runtime`: the module that loads it.
 
     A file is of it whose name is one of `names` or ends in one of `suffixes`. `library`: what must be importable,
-    `extra`: what of Forecache's installs it. `runs_code`: loading one runs whatever code its author put there.
+    `extra`: what of Forecache's installs it. `runs_code`: why loading one may run its author's code; None when it does
+    not. `instead`: what to save instead, with `{stem}` for the file without its suffix.
     """
 
     name: str
@@ -36,7 +37,8 @@ class Format:
     extra: str
     names: tuple[str, ...] = ()
     suffixes: tuple[str, ...] = ()
-    runs_code: bool = False
+    runs_code: str | None = None
+    instead: str = ""
 
     def holds(self, file: Path) -> bool:
         """Tell whether a file is of this format, by its name."""
@@ -53,12 +55,19 @@ FORMATS = (
         "saved_model", "TensorFlow SavedModel", "tensorflow", "tensorflow", "tensorflow",
         names=("saved_model.pb", "saved_model.pbtxt"),
     ),
+    Format("keras", "Keras", "keras", "keras", "keras", suffixes=(".keras",)),
+    Format(
+        "torch_export", "exported PyTorch", "pytorch", "torch", "torch", suffixes=(".pt2",),
+        runs_code="torch.export.load evaluates what the file holds",
+    ),
     Format("onnx", "ONNX", "onnx", "onnxruntime", "onnx", suffixes=(".onnx",)),
     Format("skops", "scikit-learn (skops)", "sklearn", "skops", "sklearn", suffixes=(".skops",)),
     Format(
         "pickle", "pickled scikit-learn", "sklearn", "sklearn", "sklearn",
-        suffixes=(".pkl", ".pickle", ".joblib"), runs_code=True,
+        suffixes=(".pkl", ".pickle", ".joblib"), runs_code="loading a pickle runs whatever it holds",
+        instead="; skops.io.dump(model, '{stem}.skops') writes one that needs no such trust",
     ),
+    Format("remote", "an engine elsewhere", "remote", "httpx", "", names=("remote.toml",)),
 )  # fmt: skip
 
 
@@ -111,9 +120,8 @@ def check_allowed(found: ModelFile, *, allow_code: bool) -> None:
     """
     if found.format.runs_code and not allow_code:
         raise ModelError(
-            f"{found.file} is a pickle, and loading one runs whatever code it holds: save the model with "
-            f"skops.io.dump(model, '{found.file.with_suffix('.skops')}'), or set allow_code = true under "
-            "[models.NAME] if you trust who wrote it",
+            f"{found.file} may run code ({found.format.runs_code}): set allow_code = true under [models.NAME] "
+            f"if you trust whoever can write it{found.format.instead.format(stem=found.file.with_suffix(''))}",
             field="allow_code",
         )
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,12 +20,24 @@ from inference.models.loaded import load_version
 from inference.models.runtimes import LoadOptions
 from inference.schema import Block, DType, rows_in
 from tests.support.redis_server import missing
-from tests.support.runtimes.cases import answered, asked, train
+from tests.support.runtimes import remote_cases
+from tests.support.runtimes.cases import ROOT, answered, asked, train
+from tests.support.tensorflow_serving import TensorFlowServingServer
 
 #: the design's tolerance: float32 matrix products differ in the last bits with the size of a micro-batch
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
-#: runtime → what it needs
-RUNTIMES = {"saved_model": "tensorflow", "onnx": "onnxruntime", "skops": "skops", "pickle": "sklearn"}
+#: format → what it needs
+LIBRARIES = {
+    "saved_model": "tensorflow",
+    "onnx": "onnxruntime",
+    "skops": "skops",
+    "pickle": "sklearn",
+    "keras": "keras",
+    "torch_export": "torch",
+    "remote": "httpx",
+}
+#: an engine is asked in several ways
+RUNTIMES = [*sorted(set(LIBRARIES) - {"remote"}), "remote-columns", "remote-rows"]
 OPTIONS = LoadOptions(allow_code=True)
 
 
@@ -31,6 +47,10 @@ class Trained:
 
     runtime: str
     folder: Path
+
+    @property
+    def format(self) -> str:
+        return self.runtime.partition("-")[0]
 
     def case(self, name: str) -> Path:
         if not (self.folder / name).is_dir():
@@ -42,14 +62,19 @@ class Trained:
         return load_version(name, folder, 1, folder / "1", options=OPTIONS, warm_up_rows=(1, 8))
 
 
-@pytest.fixture(scope="module", params=sorted(RUNTIMES))
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    library = RUNTIMES[request.param]
+@pytest.fixture(scope="module", params=RUNTIMES)
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
+    own = Trained(request.param, tmp_path_factory.mktemp(request.param))
+    if own.format == "remote":
+        with TensorFlowServingServer(remote_cases.models()) as server:
+            remote_cases.write_folders(own.folder, server.url, form=own.runtime.partition("-")[2])
+            yield own
+        return
+    library = LIBRARIES[own.format]
     if find_spec(library) is None:
         missing(library)
-    folder = tmp_path_factory.mktemp(request.param)
-    train(request.param, folder)
-    return Trained(request.param, folder)
+    train(own.format, own.folder)
+    yield own
 
 
 def inputs_of(loaded: LoadedModel, folder: Path) -> Block:
@@ -74,7 +99,7 @@ def assert_same(got: Block, wanted: dict[str, np.ndarray]) -> None:
 
 
 def test_every_format_is_found_by_its_file(trained: Trained) -> None:
-    assert require_model_file(trained.case("plain") / "1").format.name == trained.runtime
+    assert require_model_file(trained.case("plain") / "1").format.name == trained.format
 
 
 @pytest.mark.parametrize("case", ["plain", "several", "text"])
@@ -149,5 +174,19 @@ def test_the_device_is_named_for_the_memory_of_micro_batches(trained: Trained) -
     assert trained.load("plain").runtime.device
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_keras_keeps_the_contract_over_its_other_backends(backend: str) -> None:
+    """A process has one backend: this one's is TensorFlow."""
+    if find_spec(backend) is None:
+        missing(backend)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", "keras", __file__],
+        env=os.environ | {"KERAS_BACKEND": backend}, cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "passed" in done.stdout
+
+
 def test_every_format_is_under_this_contract() -> None:
-    assert set(RUNTIMES) == {one.name for one in FORMATS}
+    assert set(LIBRARIES) == {one.name for one in FORMATS}

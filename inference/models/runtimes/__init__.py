@@ -12,7 +12,7 @@ from inference.models.formats import Format, check_allowed, require_model_file
 from inference.models.runtimes.greetings import without_greetings
 from inference.models.runtimes.runtime import LoadOptions, Runtime
 
-__all__ = ["LoadOptions", "Runtime", "load_runtime"]
+__all__ = ["LoadOptions", "Runtime", "keras_environment", "load_runtime"]
 
 
 def load_runtime(
@@ -31,6 +31,11 @@ def load_runtime(
     check_allowed(found, allow_code=options.allow_code)
     runtime: Runtime = _import(found.format).load(found.file, options, contract)
     return runtime
+
+
+def keras_environment(backend: str | None) -> dict[str, str]:
+    """Return the variables that make Keras, when it is loaded, compute by a backend; None: as it would anyway."""
+    return {} if backend is None else {"KERAS_BACKEND": backend}
 
 
 def _import(format_: Format) -> Any:

@@ -24,8 +24,8 @@ def row_spec(folder: Path, kind: str, name: str, dtype: str, shape: Sequence[int
     rows, *sizes = shape
     if rows is not None:
         raise ModelError(
-            f"{folder}: {kind} {name!r} has a fixed row dimension of {rows}: export it with None there, "
-            "so that it takes any number of rows",
+            f"{folder}: {kind} {name!r} has a fixed row dimension of {rows}: export it with None there "
+            "(PyTorch: a torch.export.Dim), so that it takes any number of rows",
             field=name,
         )
     return TensorSpec(name, dtype_of(folder, kind, name, dtype), tuple(-1 if size is None else size for size in sizes))
