@@ -9,6 +9,7 @@ from typing import Any
 
 from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
+from inference.logs import get_logger
 from inference.models.runtimes.devices import cpu_name, gpu_memory_mib
 from inference.models.runtimes.runtime import LoadOptions
 from inference.models.runtimes.tensors import as_served, row_spec, served
@@ -19,6 +20,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import tensorflow as tf
 
+from inference.models.runtimes.warm_up_requests import REQUESTS_FILE, read_requests  # it imports tensorflow
+
+log = get_logger(__name__)
+
 _DEFAULT_SIGNATURE = "serving_default"
 #: what the lines around the message of a graph error begin with
 _FRAME_LINES = ("Graph execution error", "Detected at node", "<stack", "File ", "[[", "(")
@@ -27,7 +32,9 @@ _FRAME_LINES = ("Graph execution error", "Detected at node", "<stack", "File ", 
 def load(file: Path, options: LoadOptions, _: FeatureContract | None) -> TensorFlowRuntime:
     """Load the SavedModel whose graph is in `file`."""
     prepare_gpus(options.gpu_memory_share)
-    return TensorFlowRuntime(file.parent)
+    runtime = TensorFlowRuntime(file.parent)
+    _warm_up_with_own_requests(runtime, file.parent)
+    return runtime
 
 
 class TensorFlowRuntime:
@@ -44,7 +51,8 @@ class TensorFlowRuntime:
             raise ModelError(
                 f"{folder} cannot be loaded as a SavedModel: {_telling_line(error)}", field="path"
             ) from error
-        self._function = _serving_signature(self._model, folder)
+        self.signature_name = _serving_signature(self._model, folder)
+        self._function = self._model.signatures[self.signature_name]
         # by name: a signature has no order of its own; that of its protobuf map differs between processes
         inputs = dict(sorted(self._function.structured_input_signature[1].items()))
         outputs = dict(sorted(self._function.structured_outputs.items()))
@@ -52,6 +60,11 @@ class TensorFlowRuntime:
         self._outputs = {name: _spec(folder, "output", name, tensor) for name, tensor in outputs.items()}
         self.device = device()
         self.signature = Signature(tuple(self._inputs.values()), tuple(map(served, self._outputs.values())))
+
+    @property
+    def input_names(self) -> set[str]:
+        """What the inputs are called."""
+        return set(self._inputs)
 
     def predict(self, inputs: Block) -> Block:
         """Return the outputs by name, a trailing dimension of 1 dropped, rows in the order of the inputs.
@@ -73,6 +86,29 @@ class TensorFlowRuntime:
         except (tf.errors.OpError, ValueError, TypeError) as error:
             raise PredictionFailed(f"the model failed: {_telling_line(error)}") from error
         return {spec.name: as_served(tensors[spec.name].numpy(), spec, rows) for spec in self._outputs.values()}
+
+
+def _warm_up_with_own_requests(runtime: TensorFlowRuntime, folder: Path) -> None:
+    """Answer the requests that the model brings along, as TensorFlow Serving does, before it is served.
+
+    Raises:
+        ModelError: one of them cannot be answered, so the version must not be served.
+    """
+    answered = 0
+    for number, (signature, inputs) in enumerate(read_requests(folder), start=1):
+        if (signature or _DEFAULT_SIGNATURE) != runtime.signature_name:
+            continue
+        where = f"{folder / REQUESTS_FILE}: request {number}"
+        missing = runtime.input_names - inputs.keys()
+        if missing:
+            raise ModelError(f"{where} has no input {min(missing)!r}", field=min(missing))
+        try:
+            runtime.predict(inputs)
+        except PredictionFailed as error:
+            raise ModelError(f"{where} fails: {error.message}") from error
+        answered += 1
+    if answered:
+        log.info("model.warm_up_requests", folder=str(folder), answered=answered)
 
 
 @cache
@@ -98,13 +134,14 @@ def device() -> str:
     return cpu_name()
 
 
-def _serving_signature(model: Any, folder: Path) -> Any:
+def _serving_signature(model: Any, folder: Path) -> str:
+    """Return the name of the signature that is served: the default one, else the only one."""
     signatures = getattr(model, "signatures", {})
     names = [name for name in signatures if not name.startswith("__")]
     if _DEFAULT_SIGNATURE in names:
-        function = signatures[_DEFAULT_SIGNATURE]
+        name = _DEFAULT_SIGNATURE
     elif len(names) == 1:
-        function = signatures[names[0]]
+        name = names[0]
     else:
         found = ", ".join(sorted(names)) or "none"
         raise ModelError(
@@ -112,9 +149,10 @@ def _serving_signature(model: Any, folder: Path) -> Any:
             "export it with model.export(path), or pass signatures= to tf.saved_model.save",
             field="path",
         )
-    if not isinstance(function.structured_outputs, dict) or not function.structured_outputs:
+    outputs = signatures[name].structured_outputs
+    if not isinstance(outputs, dict) or not outputs:
         raise ModelError(f"{folder}: its signature gives no named outputs", field="path")
-    return function
+    return name
 
 
 def _spec(folder: Path, kind: str, name: str, tensor: Any) -> TensorSpec:
