@@ -24,7 +24,7 @@ class RemoteEngine(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    protocol: Literal["tensorflow-serving"]
+    protocol: Literal["tensorflow-serving", "open-inference"]
     url: str
     name: Annotated[str, Field(min_length=1, max_length=200)]
     version: Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)] | None = (
@@ -44,9 +44,12 @@ class RemoteEngine(BaseModel):
         return value.rstrip("/")
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> RemoteEngine:
+    def _fits_the_protocol(self) -> RemoteEngine:
         if self.version and self.label:
             raise ValueError("version and label exclude each other")
+        others = self.model_fields_set & {"label", "signature", "form"}
+        if self.protocol == "open-inference" and others:
+            raise ValueError(f"{min(others)} is TensorFlow Serving's: the Open Inference Protocol has none")
         return self
 
 

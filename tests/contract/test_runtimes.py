@@ -19,6 +19,7 @@ from inference.models.formats import FORMATS, require_model_file
 from inference.models.loaded import load_version
 from inference.models.runtimes import LoadOptions
 from inference.schema import Block, DType, rows_in
+from tests.support.open_inference import OpenInferenceServer
 from tests.support.redis_server import missing
 from tests.support.runtimes import remote_cases
 from tests.support.runtimes.cases import ROOT, answered, asked, train
@@ -36,8 +37,13 @@ LIBRARIES = {
     "torch_export": "torch",
     "remote": "httpx",
 }
-#: an engine is asked in several ways
-RUNTIMES = [*sorted(set(LIBRARIES) - {"remote"}), "remote-columns", "remote-rows"]
+#: an engine is asked in several ways: what serves, and what `remote.toml` says of it
+ENGINES: dict[str, tuple[type[TensorFlowServingServer], str]] = {
+    "remote-columns": (TensorFlowServingServer, 'protocol = "tensorflow-serving"'),
+    "remote-rows": (TensorFlowServingServer, 'protocol = "tensorflow-serving"\nform = "rows"'),
+    "remote-open": (OpenInferenceServer, 'protocol = "open-inference"'),
+}
+RUNTIMES = [*sorted(set(LIBRARIES) - {"remote"}), *ENGINES]
 OPTIONS = LoadOptions(allow_code=True)
 
 
@@ -66,8 +72,9 @@ class Trained:
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     own = Trained(request.param, tmp_path_factory.mktemp(request.param))
     if own.format == "remote":
-        with TensorFlowServingServer(remote_cases.models()) as server:
-            remote_cases.write_folders(own.folder, server.url, form=own.runtime.partition("-")[2])
+        kind, lines = ENGINES[own.runtime]
+        with kind(remote_cases.models()) as server:
+            remote_cases.write_folders(own.folder, server.url, lines)
             yield own
         return
     library = LIBRARIES[own.format]

@@ -12,6 +12,7 @@ import pytest
 from inference.errors import ModelError, ModelUnavailable, PredictionFailed
 from inference.models import LoadedModel, score_rows
 from inference.models.loaded import load_version
+from tests.support.open_inference import OpenInferenceServer
 from tests.support.runtimes.cases import learnt_weights
 from tests.support.runtimes.remote_cases import models
 from tests.support.tensorflow_serving import ServedModel, TensorFlowServingServer
@@ -28,8 +29,8 @@ def engine() -> Iterator[TensorFlowServingServer]:
 
 
 def load(folder: Path, server: TensorFlowServingServer, name: str = "plain", **more: str) -> LoadedModel:
-    lines = [f'{key} = "{value}"' for key, value in {"name": name, "url": server.url, **more}.items()]
-    (folder / "remote.toml").write_text("\n".join(['protocol = "tensorflow-serving"', *lines]))
+    engine = {"protocol": "tensorflow-serving", "name": name, "url": server.url, **more}
+    (folder / "remote.toml").write_text("\n".join(f'{key} = "{value}"' for key, value in engine.items()))
     return load_version("m", folder, 1, folder)
 
 
@@ -63,6 +64,24 @@ def test_what_the_engine_does_not_have_or_the_file_gets_wrong_is_refused_by_name
 ) -> None:
     with pytest.raises(ModelError, match=said):
         load(tmp_path, engine, **given)
+
+
+def test_open_inference_knows_versions_and_no_labels(tmp_path: Path) -> None:
+    with OpenInferenceServer(models()) as engine:
+        loaded = load(tmp_path, engine, protocol="open-inference", version="7")
+        assert loaded.predict({"x": X})["y"] == pytest.approx(wanted(), rel=1e-5)
+        with pytest.raises(ModelError, match="404: Model plain with version 8 not found"):
+            load(tmp_path, engine, protocol="open-inference", version="8")
+        with pytest.raises(ModelError, match="label is TensorFlow Serving's"):
+            load(tmp_path, engine, protocol="open-inference", label="stable")
+
+
+def test_an_engine_that_does_not_say_what_a_model_takes_is_refused(tmp_path: Path) -> None:
+    with (
+        OpenInferenceServer({"plain": ServedModel({}, {}, dict)}) as engine,
+        pytest.raises(ModelError, match="does not say what the inputs of model 'plain' are"),
+    ):
+        load(tmp_path, engine, protocol="open-inference")
 
 
 def test_connections_are_kept(tmp_path: Path, engine: TensorFlowServingServer) -> None:

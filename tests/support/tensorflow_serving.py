@@ -108,11 +108,15 @@ class TensorFlowServingServer:
         model = self._find(match[1], match[2], match[3])
         if match[4] == "/metadata":
             return _metadata(match[1], model)
+        self._turn_away()
+        return _predict(model, json.loads(body or b""))
+
+    def _turn_away(self) -> None:
+        """Count a request for predictions, and delay or refuse it as the test wishes."""
         self.predictions += 1
         if self.refuse_next:
             raise Refusal(self.refuse_next.pop(0), "Servable is not ready")
         time.sleep(self.delay_s)
-        return _predict(model, json.loads(body or b""))
 
     def _find(self, name: str, version: str | None, label: str | None) -> ServedModel:
         model = self.models.get(name)

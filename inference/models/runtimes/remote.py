@@ -17,7 +17,9 @@ import orjson
 from inference.errors import ForecacheError, ModelError, ModelOutOfMemory, ModelUnavailable, PredictionFailed
 from inference.features import FeatureContract
 from inference.models.remote import RemoteEngine, read_remote
+from inference.models.runtimes.open_inference import OpenInference
 from inference.models.runtimes.runtime import LoadOptions
+from inference.models.runtimes.tensorflow_serving import TensorFlowServing
 from inference.models.runtimes.tensors import as_served, served
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
@@ -118,9 +120,7 @@ class RemoteRuntime:
 
 
 def _language(engine: RemoteEngine) -> Language:
-    from inference.models.runtimes.tensorflow_serving import TensorFlowServing
-
-    return TensorFlowServing(engine)
+    return OpenInference(engine) if engine.protocol == "open-inference" else TensorFlowServing(engine)
 
 
 def _array(values: Any, spec: TensorSpec) -> npt.NDArray[Any]:

@@ -40,13 +40,12 @@ def models() -> dict[str, ServedModel]:
     }
 
 
-def write_folders(target: Path, url: str, *, form: str) -> None:
+def write_folders(target: Path, url: str, engine: str) -> None:
+    """`engine`: the first lines of each `remote.toml`."""
     for name in models():
         folder = target / name / "1"
         folder.mkdir(parents=True)
-        (folder / "remote.toml").write_text(
-            f'protocol = "tensorflow-serving"\nurl = "{url}"\nname = "{name}"\nform = "{form}"\n'
-        )
+        (folder / "remote.toml").write_text(f'{engine}\nurl = "{url}"\nname = "{name}"\n')
     x, _ = learnable()
     weights, bias = learnt_weights()
     named = float_contract(["f0", "f1", "f2", "f3"])
