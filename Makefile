@@ -6,13 +6,13 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := tensorflow,embedded,dashboard,dev
+EXTRAS := tensorflow,keras,onnx,sklearn,embedded,dashboard,dev
 PYTEST := $(BIN)/python -m pytest
 # TensorFlow's start-up chatter says nothing about Forecache
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export TF_ENABLE_ONEDNN_OPTS ?= 0
 
-.PHONY: help install install-all demo test test-full lint format bench clean
+.PHONY: help install install-all install-runtimes demo test test-full lint format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -27,6 +27,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 install-all: install ## the same, with the CUDA build of TensorFlow
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS),gpu]"
+
+install-runtimes: install ## the same, with PyTorch and JAX (1 GB), whose tests are skipped without them
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS),torch,jax]"
 
 demo: install ## the main job on an embedded Redis, shown step by step
 	$(BIN)/forecache demo

@@ -1,20 +1,20 @@
-"""GPU set-up of a worker process: before TensorFlow is used for the first time."""
+"""What a worker process decides before a model's library is used for the first time."""
 
 from __future__ import annotations
 
-from inference.logs import get_logger
-from inference.models.runtimes import prepare_devices
+import os
+
+from inference.models.runtimes import keras_environment
 from inference.settings import Settings
 
-log = get_logger(__name__)
 
+def prepare_devices(settings: Settings) -> None:
+    """Hide the GPUs from every library when the settings say so, and choose what Keras computes by.
 
-def prepare_gpus(settings: Settings) -> None:
-    """Let this process take GPU memory only as the settings allow.
-
-    Which GPU it is pinned to was decided by whoever started it, through `CUDA_VISIBLE_DEVICES`;
-    `gpus = "none"` hides them all.
+    Which GPU this process is pinned to was decided by whoever started it, through `CUDA_VISIBLE_DEVICES`. How much of
+    its memory a library may take is decided when it loads its first model: no library is imported for a format that
+    no model has.
     """
-    of_workers = settings.workers
-    devices = prepare_devices(use_gpus=of_workers.gpus != "none", gpu_memory_share=of_workers.gpu_memory_share)
-    log.info("worker.devices", gpus=devices or "none")
+    if settings.workers.gpus == "none":
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    os.environ.update(keras_environment(settings.workers.keras_backend))

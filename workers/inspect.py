@@ -1,4 +1,4 @@
-"""Prints what a model takes and gives, as JSON: `python -P -m workers.inspect PATH [latest|all|3,4]`.
+"""Prints what a model takes and gives, as JSON: `python -P -m workers.inspect PATH [latest|all|3,4] [--allow-code]`.
 
 Its own process, so that those who ask need no TensorFlow. A refused model: exit 1 and one line on stderr.
 """
@@ -11,18 +11,24 @@ from pathlib import Path
 
 from inference.errors import ForecacheError
 from inference.models.inspection import inspect_versions, records_to_json
+from inference.models.runtimes import LoadOptions
 from inference.models.versions import Wanted
+
+#: pickles may be loaded, which runs what they hold
+_ALLOW_CODE = "--allow-code"
 
 
 def main(argv: Sequence[str]) -> int:
     """Inspect one model's folder; returns the exit status."""
+    options = LoadOptions(allow_code=_ALLOW_CODE in argv)
+    argv = [word for word in argv if word != _ALLOW_CODE]
     if len(argv) not in (1, 2):
-        return _complain("usage: python -P -m workers.inspect PATH [latest|all|3,4]", 2)
+        return _complain(f"usage: python -P -m workers.inspect PATH [latest|all|3,4] [{_ALLOW_CODE}]", 2)
     wanted = parse_wanted(argv[1] if len(argv) == 2 else "latest")
     if wanted is None:
         return _complain(f"{argv[1]!r} is neither 'latest', 'all' nor version numbers such as 3,4", 2)
     try:
-        records = inspect_versions(Path(argv[0]).absolute(), wanted)
+        records = inspect_versions(Path(argv[0]).absolute(), wanted, options=options)
     except ForecacheError as error:
         return _complain(error.message, 1)
     if not any(record.state == "ready" for record in records.values()):

@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 def init(
     model: Annotated[
-        str | None, typer.Option(metavar="DIR", help="A SavedModel, or a folder of versions 1/, 2/, …")
+        str | None, typer.Option(metavar="DIR", help="The folder of a model, or of its versions 1/, 2/, …")
     ] = None,
     features: Annotated[
         str | None, typer.Option(metavar="FILE", help="A Parquet file or folder with one row per entity.")

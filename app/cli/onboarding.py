@@ -66,9 +66,7 @@ class Onboarding:
         options, need = self._options, self._asker.need
         _check_schedule(options.schedule)
         target = Target.find(settings_file(), force=options.force)
-        path = need(
-            "--model", "folder of the model (a SavedModel, or versions 1/, 2/, …)", options.model, _model_folder
-        )
+        path = need("--model", "folder of the model (or of its versions 1/, 2/, …)", options.model, _model_folder)
         name = _model_name(options.name, path)
         target.check_model(name)
         source = need("--features", "Parquet file or folder, one row per entity", options.features, _source)

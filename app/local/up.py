@@ -18,17 +18,17 @@ from app.local.ports import require_free
 from app.local.programs import Program, all_programs, visible_gpus
 from app.local.selection import chosen_kinds
 from app.local.supervisor import Supervisor
-from inference.errors import SettingsError
+from inference.errors import ModelError, SettingsError
+from inference.models.formats import Format, require_model_file
+from inference.models.versions import find_versions, wanted_versions
 from inference.settings import Settings
 from inference.settings.addresses import require_allowed
 from inference.settings.model import NO_MODEL
 
 #: kind → (module it cannot do without, the extra that brings it)
-_NEEDS = {
-    "batch": ("tensorflow", "tensorflow"),
-    "realtime": ("tensorflow", "tensorflow"),
-    "dashboard": ("flower", "dashboard"),
-}
+_NEEDS = {"dashboard": ("flower", "dashboard")}
+#: kinds that load models
+_LOADERS = ("batch", "realtime")
 
 
 def up(settings: Settings, kinds: frozenset[str] | None = None) -> None:
@@ -43,7 +43,7 @@ def up(settings: Settings, kinds: frozenset[str] | None = None) -> None:
     kinds = kinds or chosen_kinds()
     if not settings.models:
         raise SettingsError(NO_MODEL, field="models")
-    _require_installed(kinds)
+    _require_installed(kinds, settings)
     with ExitStack() as on_exit:
         private_folder(settings.state_dir)
         on_exit.enter_context(only_one(settings.state_dir / "up.lock"))
@@ -75,12 +75,24 @@ async def _supervise(programs: list[Program], output: Output) -> None:
     await Supervisor(programs, output).run()
 
 
-def _require_installed(kinds: frozenset[str]) -> None:
-    for kind, (module, extra) in _NEEDS.items():
+def _require_installed(kinds: frozenset[str], settings: Settings) -> None:
+    needs = [(kind, *what) for kind, what in _NEEDS.items()]
+    needs += [(kind, one.library, one.extra) for kind in _LOADERS for one in _newest_formats(settings)]
+    for kind, module, extra in needs:
         if kind in kinds and find_spec(module) is None:
             raise SettingsError(
                 f"{kind} needs {module}: pip install 'forecache[{extra}]', or leave it out with --without {kind}"
             )
+
+
+def _newest_formats(settings: Settings) -> Iterator[Format]:
+    """Give the format of each model's newest version; a folder that is wrong is for the workers to refuse."""
+    for of_model in settings.models.values():
+        try:
+            found = find_versions(settings.path(of_model.path))
+            yield require_model_file(found[wanted_versions(found, of_model.versions)[0]]).format
+        except ModelError:
+            continue
 
 
 def _require_addresses(settings: Settings, kinds: frozenset[str]) -> None:

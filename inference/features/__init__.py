@@ -1,6 +1,12 @@
 """Features: what a model needs to know of an entity, and how tables and requests become arrays."""
 
-from inference.features.contract import Feature, FeatureContract, contract_from_signature, read_contract
+from inference.features.contract import (
+    Feature,
+    FeatureContract,
+    contract_from_signature,
+    read_contract,
+    written_contract,
+)
 from inference.features.event_time import check_event_time_column, event_times
 from inference.features.loading import LoadReport, load_features
 from inference.features.rows import FeatureRows, Rejection
@@ -18,4 +24,5 @@ __all__ = [
     "event_times",
     "load_features",
     "read_contract",
+    "written_contract",
 ]

@@ -134,12 +134,21 @@ def read_contract(folder: Path, version_folder: Path, signature: Signature) -> F
     Raises:
         ContractError: the file is malformed, or it and the signature disagree; names the feature or input.
     """
-    file = find_contract(folder, version_folder)
-    if file is None:
+    contract = written_contract(folder, version_folder)
+    if contract is None:
         return contract_from_signature(signature)
-    contract = _read_file(file)
     check_contract(contract, signature)
     return contract
+
+
+def written_contract(folder: Path, version_folder: Path) -> FeatureContract | None:
+    """Return the contract that `features.json` holds, whatever the signature; None when there is no file.
+
+    Raises:
+        ContractError: the file is malformed.
+    """
+    file = find_contract(folder, version_folder)
+    return _read_file(file) if file else None
 
 
 def find_contract(folder: Path, version_folder: Path) -> Path | None:

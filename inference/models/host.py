@@ -12,6 +12,7 @@ from inference.models.inspection import try_version
 from inference.models.loaded import LoadedModel
 from inference.models.record import VersionRecord
 from inference.models.registry import ModelRegistry
+from inference.models.runtimes import LoadOptions
 from inference.models.versions import find_versions, wanted_versions
 from inference.settings import ModelSettings, Settings
 
@@ -141,10 +142,12 @@ class ModelHost:
     def _try_folder(self, model: str, of_model: ModelSettings, version: int) -> LoadedModel | VersionRecord:
         path = self._settings.path(of_model.path)
         sizes = (1, of_model.realtime.max_micro_batch)
+        share = self._settings.workers.gpu_memory_share
+        options = LoadOptions(allow_code=of_model.allow_code, gpu_memory_share=share)
         try:
             folder = find_versions(path).get(version)
         except BadInput as error:
             return VersionRecord.refused(version, error.message, inspected_at=time.time())
         if folder is None:
             return VersionRecord.refused(version, f"it is not in {path}", inspected_at=time.time())
-        return try_version(model, path, version, folder, warm_up_rows=sizes)
+        return try_version(model, path, version, folder, options=options, warm_up_rows=sizes)

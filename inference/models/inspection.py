@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from inference.clock import Clock, system_clock
@@ -14,6 +14,7 @@ from inference.errors import BadInput, ModelError, ModelUnavailable
 from inference.models.loaded import LoadedModel, load_version
 from inference.models.record import VersionRecord
 from inference.models.registry import ModelRegistry
+from inference.models.runtimes import LoadOptions, keras_environment
 from inference.models.versions import Wanted, find_versions, wanted_versions
 from inference.settings import Settings
 
@@ -24,7 +25,9 @@ Inspect = Callable[[Settings, str], dict[int, VersionRecord]]
 INSPECT_TIMEOUT_S = 600
 
 
-def inspect_versions(path: Path, wanted: Wanted, *, clock: Clock = system_clock) -> dict[int, VersionRecord]:
+def inspect_versions(
+    path: Path, wanted: Wanted, *, options: LoadOptions | None = None, clock: Clock = system_clock
+) -> dict[int, VersionRecord]:
     """Load the wanted versions one after the other and return their records, refused ones included.
 
     Raises:
@@ -33,7 +36,7 @@ def inspect_versions(path: Path, wanted: Wanted, *, clock: Clock = system_clock)
     found = find_versions(path)
     records: dict[int, VersionRecord] = {}
     for version in wanted_versions(found, wanted):
-        result = try_version(path.name, path, version, found[version], clock=clock)
+        result = try_version(path.name, path, version, found[version], options=options, clock=clock)
         records[version] = result.record if isinstance(result, LoadedModel) else result
         if wanted == "latest" and isinstance(result, LoadedModel):
             break
@@ -46,12 +49,13 @@ def try_version(
     version: int,
     folder: Path,
     *,
+    options: LoadOptions | None = None,
     warm_up_rows: tuple[int, ...] = (1,),
     clock: Clock = system_clock,
 ) -> LoadedModel | VersionRecord:
     """Return the loaded version, or the record that says why it is refused."""
     try:
-        return load_version(model, path, version, folder, warm_up_rows=warm_up_rows, clock=clock)
+        return load_version(model, path, version, folder, options=options, warm_up_rows=warm_up_rows, clock=clock)
     except BadInput as error:
         return VersionRecord.refused(version, error.message, inspected_at=clock())
 
@@ -68,26 +72,32 @@ def inspect_in_subprocess(settings: Settings, model: str) -> dict[int, VersionRe
     name, of_model = settings.model(model)
     versions = of_model.versions
     wanted = versions if isinstance(versions, str) else ",".join(map(str, versions))
-    output = run_model_process("workers.inspect", str(settings.path(of_model.path)), wanted, what=f"model {name!r}")
+    arguments = [str(settings.path(of_model.path)), wanted, *(["--allow-code"] if of_model.allow_code else [])]
+    environment = keras_environment(settings.workers.keras_backend)
+    output = run_model_process("workers.inspect", *arguments, what=f"model {name!r}", environment=environment)
     return records_from_json(output)
 
 
-def run_model_process(module: str, *arguments: str, what: str, stdin: str = "") -> str:
+def run_model_process(
+    module: str, *arguments: str, what: str, stdin: str = "", environment: Mapping[str, str] | None = None
+) -> str:
     """Return what one of our modules that loads a model prints, run in a process of its own without a GPU.
+
+    `environment`: what is added to this process's own.
 
     Raises:
         ModelError: it ended with an error, whose last line is the message, or took too long.
     """
     # -P: a user's own workers.py in the working directory must not be taken for ours
     command = [sys.executable, "-P", "-m", module, *arguments]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"}
+    variables = {**os.environ, **(environment or {}), "CUDA_VISIBLE_DEVICES": "-1"}
     try:
         done = subprocess.run(  # noqa: S603 - our own module; the arguments are the operator's
             command,
             input=stdin,
             capture_output=True,
             text=True,
-            env=environment,
+            env=variables,
             timeout=INSPECT_TIMEOUT_S,
             check=False,
         )

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from inference.clock import Clock, system_clock
 from inference.errors import ModelError, PredictionFailed
-from inference.features import FeatureContract, Vectoriser, read_contract
+from inference.features import FeatureContract, Vectoriser, read_contract, written_contract
 from inference.logs import get_logger
 from inference.models.record import VersionRecord
-from inference.models.runtimes import Runtime, load_runtime
-from inference.models.versions import check_version_folder, fingerprint
+from inference.models.runtimes import LoadOptions, Runtime, load_runtime
+from inference.models.versions import fingerprint
 from inference.schema import Block, DType
 
 log = get_logger(__name__)
@@ -43,6 +45,7 @@ def load_version(
     version: int,
     folder: Path,
     *,
+    options: LoadOptions | None = None,
     contract: FeatureContract | None = None,
     warm_up_rows: Sequence[int] = (1,),
     clock: Clock = system_clock,
@@ -52,12 +55,12 @@ def load_version(
     `contract`: takes the place of what is written in the folders; None for what is written there.
 
     Raises:
-        ModelError: the folder cannot be served, or the model fails on a row of defaults.
+        ModelError: the folder cannot be served, or the model fails on a row of defaults, or answers none with numbers.
         ContractError: its features and its signature disagree.
     """
     started = time.monotonic()
-    check_version_folder(folder)
-    runtime = load_runtime(folder)
+    given = contract or written_contract(path, folder)
+    runtime = load_runtime(folder, options=options, contract=given)
     contract = contract or read_contract(path, folder, runtime.signature)
     vectoriser = Vectoriser(contract, runtime.signature)
     _warm_up(model, version, vectoriser, runtime, warm_up_rows)
@@ -69,7 +72,8 @@ def load_version(
         fingerprint=fingerprint(folder),
         inspected_at=clock(),
     )
-    log.info("model.loaded", model=model, version=version, took_s=round(time.monotonic() - started, 2))
+    took_s = round(time.monotonic() - started, 2)
+    log.info("model.loaded", model=model, version=version, device=runtime.device, took_s=took_s)
     return LoadedModel(model, record, vectoriser, runtime)
 
 
@@ -82,14 +86,36 @@ def warm_up_inputs(vectoriser: Vectoriser, rows: int) -> Block:
 def _warm_up(model: str, version: int, vectoriser: Vectoriser, runtime: Runtime, sizes: Sequence[int]) -> None:
     """Call the model once for each size, so that no request pays for the first call."""
     for count in sizes:
+        inputs = warm_up_inputs(vectoriser, count)
         try:
-            runtime.predict(warm_up_inputs(vectoriser, count))
+            bad = _not_finite(runtime.predict(inputs))
+            if bad and _not_finite(runtime.predict(_zeros_to_ones(inputs))):
+                # zeros may be no legal values (a logarithm): a model is refused when it answers ones no better
+                raise ModelError(
+                    f"version {version} of model {model!r} answers its warm-up row with {bad!r} not a finite number: "
+                    "its weights may be broken; train and export it once more"
+                )
         except PredictionFailed as error:
             if not _made_up_text(vectoriser.contract):
                 raise ModelError(f"version {version} of model {model!r} fails on its warm-up row: {error}") from error
             # a vocabulary may refuse "", which no real row holds: that is no fault of the model
             log.warning("model.warm_up_skipped", model=model, version=version, reason=error.message)
             return
+
+
+def _not_finite(outputs: Block) -> str | None:
+    """Return the name of an output that is no finite number in any row; None when there is none."""
+    for name, values in outputs.items():
+        if values.dtype.kind == "f" and not np.isfinite(values).any():
+            return name
+    return None
+
+
+def _zeros_to_ones(inputs: Block) -> Block:
+    return {
+        name: values if values.dtype == object else np.where(values == 0, np.ones_like(values), values)
+        for name, values in inputs.items()
+    }
 
 
 def _made_up_text(contract: FeatureContract) -> bool:

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from inference.errors import ModelError
+from inference.models.formats import find_model_file, known_files, near_miss
 
 #: `latest`, `all`, or the numbers, as in the settings
 Wanted = Literal["latest", "all"] | list[int]
 
-_SAVED_MODEL_FILES = ("saved_model.pb", "saved_model.pbtxt")
-_KERAS_SUFFIXES = (".keras", ".h5", ".hdf5")
 _READ_BYTES = 1 << 20
 
 
@@ -23,38 +22,21 @@ def find_versions(path: Path) -> dict[int, Path]:
     A numbered folder is listed whether or not it can be loaded.
 
     Raises:
-        ModelError: there is no such folder, or no model in it; a Keras file gets the line that exports it.
+        ModelError: there is no such folder, or no model in it, or several; with the fix.
     """
     if not path.exists():
         raise ModelError(f"model folder {path} does not exist: correct the model's path", field="path")
     if path.is_file():
-        raise _not_a_folder(path)
-    if _is_saved_model(path):
-        return {1: path}
+        raise ModelError(f"{path} is a file: give the folder that holds the model, and nothing else", field="path")
     numbered = {int(one.name): one for one in path.iterdir() if one.is_dir() and one.name.isdecimal() and int(one.name)}
     if numbered:
         return dict(sorted(numbered.items()))
-    keras = _keras_file(path)
-    if keras:
-        raise _needs_export(keras, path / "1")
-    raise ModelError(
-        f"model folder {path} holds no model: put a SavedModel there, or one in each of 1/, 2/, …",
+    if find_model_file(path):
+        return {1: path}
+    raise near_miss(path) or ModelError(
+        f"model folder {path} holds no model: put one there ({known_files()}), or one in each of 1/, 2/, …",
         field="path",
     )
-
-
-def check_version_folder(folder: Path) -> None:
-    """Refuse a version's folder that holds no SavedModel.
-
-    Raises:
-        ModelError: says what is there instead, and the fix.
-    """
-    if _is_saved_model(folder):
-        return
-    keras = _keras_file(folder)
-    if keras:
-        raise _needs_export(keras, folder)
-    raise ModelError(f"{folder} holds no saved_model.pb: export the model there with model.export(path)", field="path")
 
 
 def wanted_versions(found: Iterable[int], wanted: Wanted) -> list[int]:
@@ -84,22 +66,3 @@ def fingerprint(folder: Path) -> str:
             while part := stream.read(_READ_BYTES):
                 digest.update(part)
     return digest.hexdigest()
-
-
-def _is_saved_model(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _SAVED_MODEL_FILES)
-
-
-def _keras_file(folder: Path) -> Path | None:
-    return next((one for one in sorted(folder.iterdir()) if one.suffix in _KERAS_SUFFIXES), None)
-
-
-def _needs_export(file: Path, target: Path) -> ModelError:
-    line = f"""python -c "import keras; keras.models.load_model('{file}').export('{target}')\""""
-    return ModelError(f"{file} is a Keras file, which needs its code to load; export it once: {line}", field="path")
-
-
-def _not_a_folder(path: Path) -> ModelError:
-    if path.suffix in _KERAS_SUFFIXES:
-        return _needs_export(path, path.with_suffix("") / "1")
-    return ModelError(f"{path} is a file: give the folder that holds the SavedModel", field="path")

@@ -35,7 +35,7 @@ _REST = """\
 
 _MODEL = """\
 [models.{name}]
-# A SavedModel, or a folder with version folders 1/, 2/, …: the newest good one answers.
+# The folder of a model, or of version folders 1/, 2/, …: the newest good one answers.
 path = {path}
 # The Parquet file or folder that runs score, with one row per entity.
 {matched}

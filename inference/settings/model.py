@@ -172,13 +172,15 @@ class WorkerSettings(Section):
     """What `forecache up` starts, and how workers share GPUs.
 
     `gpus`: "auto" (all that are visible), "none", or GPU indexes. `gpu_memory_share`: the fraction of a
-    GPU's memory that one process may take; None lets TensorFlow grow as it needs.
+    GPU's memory that one process may take; None lets libraries take what they need as they need it. `keras_backend`:
+    what Keras computes by; None for what `KERAS_BACKEND` says, else the first that is installed.
     """
 
     gpus: Literal["auto", "none"] | list[int] = "auto"
     batch_processes: Annotated[int, Field(ge=1, le=64)] = 1
     realtime_processes: Annotated[int, Field(ge=1, le=64)] = 1
     gpu_memory_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    keras_backend: Literal["tensorflow", "torch", "jax"] | None = None
 
 
 class LogSettings(Section):
@@ -260,9 +262,13 @@ class RealtimeSettings(Section):
 
 
 class ModelSettings(Section):
-    """One model: its folder, its table of features, how it is scheduled and served."""
+    """One model: its folder, its table of features, how it is scheduled and served.
+
+    `allow_code`: formats whose loading runs code, such as pickles, may be loaded.
+    """
 
     path: Path
+    allow_code: bool = False
     versions: Annotated[
         Literal["latest", "all"] | list[Annotated[int, Field(ge=1)]], BeforeValidator(_parse_versions)
     ] = "latest"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from app.cli.doctor.findings import Check, Finding, error, not_checked, ok, warning
 from inference.errors import BadInput
 from inference.features import read_contract
 from inference.models import VersionRecord, find_versions
-from inference.models.versions import check_version_folder, wanted_versions
+from inference.models.formats import ModelFile, check_allowed, require_model_file
+from inference.models.versions import wanted_versions
 from inference.settings import ModelSettings
 from inference.store import Pointer
 
@@ -40,7 +42,7 @@ def check_model(name: str, model: ModelSettings, path: Path, known: Known | None
         fix = f"correct [models.{name}] {problem.field or 'path'}, or put the model there"
         return [error(Check.MODEL, name, problem.message, fix)]
     numbers = f"version{'' if len(found) == 1 else 's'} {', '.join(map(str, sorted(found)))}"
-    lines = [_check_folder(name, found, wanted) or ok(Check.MODEL, name, f"{numbers} in {path}")]
+    lines = [_check_folder(name, model, f"{numbers} in {path}", [found[each] for each in wanted])]
     if known is None:
         return [
             *lines,
@@ -50,15 +52,23 @@ def check_model(name: str, model: ModelSettings, path: Path, known: Known | None
     return [*lines, *_check_serving(name, found, wanted, known), *_check_contract(name, path, found, known)]
 
 
-def _check_folder(name: str, found: Mapping[int, Path], wanted: list[int]) -> Finding | None:
-    """Return what is wrong with the newest wanted version's folder, or None."""
+def _check_folder(name: str, model: ModelSettings, where: str, wanted: list[Path]) -> Finding:
+    """Return what is wrong with the newest wanted version's folder, or where it is and what it holds."""
     try:
-        check_version_folder(found[wanted[0]])
+        newest = require_model_file(wanted[0])
+        check_allowed(newest, allow_code=model.allow_code)
     except BadInput as problem:
         others = len(wanted) > 1
         level = warning if others else error
-        return level(Check.MODEL, name, problem.message, "export the model once more, as a SavedModel")
-    return None
+        return level(Check.MODEL, name, problem.message, "export the model once more, in one of these formats")
+    return ok(Check.MODEL, name, f"{where}, {_format(newest)}")
+
+
+def _format(model: ModelFile) -> str:
+    """Return a model's format, and whether this machine could load it: only those of workers need to."""
+    if find_spec(model.format.library):
+        return model.format.title
+    return f"{model.format.title} (not to be loaded here: workers need forecache[{model.format.extra}])"
 
 
 def _check_serving(name: str, found: Mapping[int, Path], wanted: list[int], known: Known) -> list[Finding]:

@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterable
 from packaging.requirements import Requirement
 
 from app.cli.doctor.findings import Check, Finding, error, ok
+from inference.models.formats import FORMATS
 from inference.release import installed_release
 
 #: distribution → installed version, None when it is not there
 Installed = Callable[[str], str | None]
 
 #: shown even when they are as required
-_SHOWN = ("celery", "redis", "tensorflow")
+_SHOWN = ("celery", "redis")
+#: what loads models: shown when it is installed
+_RUNTIMES = frozenset(one.extra for one in FORMATS)
 
 
 def check_versions(
@@ -37,19 +40,19 @@ def check_versions(
 
 
 def _check(requirement: Requirement, found: str | None) -> list[Finding]:
-    """Return no line, or one; TensorFlow is the one extra that counts, and need not be there."""
+    """Return no line, or one; of extras, those that load models count, where they are installed."""
     name = requirement.name
-    is_tensorflow = name == "tensorflow" and _applies(requirement, "tensorflow")
-    if not (_applies(requirement, "") or is_tensorflow):
+    is_runtime = any(_applies(requirement, extra) for extra in _RUNTIMES)
+    if not (_applies(requirement, "") or is_runtime):
         return []
     if found is None:
-        if is_tensorflow:
-            return [ok(Check.VERSIONS, name, "not installed: only machines that run workers need it")]
+        if is_runtime:
+            return []
         return [error(Check.VERSIONS, name, "not installed", f"pip install '{name}{requirement.specifier}'")]
     if not requirement.specifier.contains(found, prereleases=True):
         detail = f"{found} is not {requirement.specifier}"
         return [error(Check.VERSIONS, name, detail, f"pip install '{name}{requirement.specifier}'")]
-    return [ok(Check.VERSIONS, name, found)] if name in _SHOWN else []
+    return [ok(Check.VERSIONS, name, found)] if is_runtime or name in _SHOWN else []
 
 
 def _applies(requirement: Requirement, extra: str) -> bool:

@@ -2,63 +2,48 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from inference.errors import ModelError
+from inference.features import FeatureContract
+from inference.models.formats import Format, check_allowed, require_model_file
 from inference.models.runtimes.greetings import without_greetings
-from inference.schema import Block, Signature
+from inference.models.runtimes.runtime import LoadOptions, Runtime
+
+__all__ = ["LoadOptions", "Runtime", "keras_environment", "load_runtime"]
 
 
-class Runtime(Protocol):
-    """A loaded model. `predict` may be called from one thread at a time or from many."""
+def load_runtime(
+    folder: Path, *, options: LoadOptions | None = None, contract: FeatureContract | None = None
+) -> Runtime:
+    """Load the model in a version's folder. Takes seconds the first time: its library is imported here.
 
-    #: outputs are given as they are served: a trailing dimension of 1 is dropped
-    signature: Signature
-    #: the kind of device that computes, such as "cpu-8" or a GPU's name: what is fast on one is fast on its like
-    device: str
-
-    def predict(self, inputs: Block) -> Block:
-        """Return the outputs by name, rows in the order of the inputs.
-
-        Raises:
-            PredictionFailed: the model raised on these rows.
-            ModelOutOfMemory: so many rows do not fit into the device's memory.
-        """
-        ...
-
-
-def load_runtime(folder: Path) -> Runtime:
-    """Load the model in a version's folder. Takes seconds the first time: TensorFlow is imported here.
+    `contract`: what is known of the features already, for formats that name no inputs; None for nothing.
 
     Raises:
-        ModelError: it cannot be loaded or served, or TensorFlow is not installed.
+        ModelError: it cannot be loaded or served, runs code that was not allowed, or its library is not installed.
+        SettingsError: `gpu_memory_share` is set, but the size of the GPU's memory cannot be found out.
     """
-    runtime: Runtime = _tensorflow().TensorFlowRuntime(folder)
+    options = options or LoadOptions()
+    found = require_model_file(folder)
+    check_allowed(found, allow_code=options.allow_code)
+    runtime: Runtime = _import(found.format).load(found.file, options, contract)
     return runtime
 
 
-def prepare_devices(*, use_gpus: bool, gpu_memory_share: float | None) -> list[str]:
-    """Set up this process's GPUs, before any model is loaded; returns their names.
-
-    `gpu_memory_share`: the fraction of each GPU's memory to take; None takes what is needed as it is needed.
-
-    Raises:
-        ModelError: TensorFlow is not installed.
-        SettingsError: a share is asked for, but the size of the GPU's memory cannot be found out.
-    """
-    library = _tensorflow()
-    with without_greetings():
-        names: list[str] = library.prepare_devices(use_gpus=use_gpus, gpu_memory_share=gpu_memory_share)
-    return names
+def keras_environment(backend: str | None) -> dict[str, str]:
+    """Return the variables that make Keras, when it is loaded, compute by a backend; None: as it would anyway."""
+    return {} if backend is None else {"KERAS_BACKEND": backend}
 
 
-def _tensorflow() -> Any:
+def _import(format_: Format) -> Any:
     try:
         with without_greetings():
-            from inference.models.runtimes import tensorflow
+            return import_module(f"inference.models.runtimes.{format_.runtime}")
     except ImportError as error:
         raise ModelError(
-            f"TensorFlow cannot be imported ({error}): install forecache[tensorflow] where workers run"
+            f"{format_.title} models need {format_.library}, which cannot be imported ({error}): "
+            f"install forecache[{format_.extra}] where workers run"
         ) from error
-    return tensorflow

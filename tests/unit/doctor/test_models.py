@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from app.cli.doctor import models
 from app.cli.doctor.findings import Finding, Status
 from app.cli.doctor.models import Known, check_model
 from app.cli.doctor.tables import check_disk, check_table, disk_finding, existing_parent, open_table
@@ -65,6 +66,15 @@ def test_a_version_without_a_saved_model_is_worse_when_there_is_no_other(folder:
     (folder / "2" / "saved_model.pb").unlink()
     assert wrong(folder, known(ready(1), active=1), versions="latest")["delay"][0] is Status.WARNING
     assert wrong(folder, known(ready(1), active=1), versions=[2])["delay"][0] is Status.ERROR
+
+
+def test_a_format_whose_library_is_not_here_is_told_with_its_extra(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "find_spec", lambda _: None)
+    found = check_model("delay", ModelSettings(path=folder), folder, None)[0]
+    assert found.status is Status.OK
+    assert "TensorFlow SavedModel (not to be loaded here: workers need forecache[tensorflow])" in found.detail
 
 
 def test_a_refused_version_is_told_with_its_reason(folder: Path) -> None:

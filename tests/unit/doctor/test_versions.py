@@ -31,5 +31,5 @@ def test_a_library_that_is_too_new_or_missing_is_an_error_with_the_line_that_men
 
 
 def test_a_machine_without_workers_needs_no_tensorflow() -> None:
-    assert lines(celery="5.7.0", orjson="3.10")["tensorflow"][0] is Status.OK
+    assert "tensorflow" not in lines(celery="5.7.0", orjson="3.10")
     assert lines(celery="5.7.0", orjson="3.10", tensorflow="2.30")["tensorflow"][0] is Status.ERROR

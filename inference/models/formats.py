@@ -1,0 +1,147 @@
+"""The formats of models: which file in a version's folder says who can load it. Imports none of their libraries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from inference.errors import ModelError
+
+#: files that are near a model, and what makes one of them
+_NEAR_MISSES = {
+    (".h5", ".hdf5"): (
+        "is in Keras' old format; save it once in the new one: "
+        """python -c "import keras; keras.models.load_model('{file}').save('{stem}.keras')\""""
+    ),
+    (".pt", ".pth", ".safetensors"): (
+        "holds weights without their model; export both together: "
+        "torch.export.save(torch.export.export(model, (rows,), dynamic_shapes=…), '{stem}.pt2')"
+    ),
+}
+_MOST_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format. `name`: as records keep it; `title`: for people; `runtime`: the module that loads it.
+
+    A file is of it whose name is one of `names` or ends in one of `suffixes`. `library`: what must be importable,
+    `extra`: what of Forecache's installs it. `runs_code`: why loading one may run its author's code; None when it does
+    not. `instead`: what to save instead, with `{stem}` for the file without its suffix.
+    """
+
+    name: str
+    title: str
+    runtime: str
+    library: str
+    extra: str
+    names: tuple[str, ...] = ()
+    suffixes: tuple[str, ...] = ()
+    runs_code: str | None = None
+    instead: str = ""
+
+    def holds(self, file: Path) -> bool:
+        """Tell whether a file is of this format, by its name."""
+        return file.name in self.names or file.suffix in self.suffixes
+
+    @property
+    def files(self) -> str:
+        """How its files are called, for a sentence."""
+        return " or ".join([*self.names[:1], *(f"*{suffix}" for suffix in self.suffixes)])
+
+
+FORMATS = (
+    Format(
+        "saved_model", "TensorFlow SavedModel", "tensorflow", "tensorflow", "tensorflow",
+        names=("saved_model.pb", "saved_model.pbtxt"),
+    ),
+    Format("keras", "Keras", "keras", "keras", "keras", suffixes=(".keras",)),
+    Format(
+        "torch_export", "exported PyTorch", "pytorch", "torch", "torch", suffixes=(".pt2",),
+        runs_code="torch.export.load evaluates what the file holds",
+    ),
+    Format("onnx", "ONNX", "onnx", "onnxruntime", "onnx", suffixes=(".onnx",)),
+    Format("skops", "scikit-learn (skops)", "sklearn", "skops", "sklearn", suffixes=(".skops",)),
+    Format(
+        "pickle", "pickled scikit-learn", "sklearn", "sklearn", "sklearn",
+        suffixes=(".pkl", ".pickle", ".joblib"), runs_code="loading a pickle runs whatever it holds",
+        instead="; skops.io.dump(model, '{stem}.skops') writes one that needs no such trust",
+    ),
+    Format("remote", "an engine elsewhere", "remote", "httpx", "", names=("remote.toml",)),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """The file that makes a version's folder a model."""
+
+    format: Format
+    file: Path
+
+
+def find_model_file(folder: Path) -> ModelFile | None:
+    """Return the one model in a version's folder; None when nothing there is one.
+
+    Raises:
+        ModelError: there are several, and nobody can say which is meant.
+    """
+    files = _files(folder)
+    found = [ModelFile(one, file) for one in FORMATS for file in files if one.holds(file)]
+    if len(found) > 1 and not (len(found) == 2 and all(each.file.name in each.format.names for each in found)):
+        listed = ", ".join(f"{each.file.name} ({each.format.title})" for each in found[:_MOST_SHOWN])
+        raise ModelError(
+            f"{folder} holds {len(found)} models, where one is expected: {listed}; leave one there", field="path"
+        )
+    return found[0] if found else None
+
+
+def require_model_file(folder: Path) -> ModelFile:
+    """Return the one model in a version's folder.
+
+    Raises:
+        ModelError: there is none, or there are several; says what is there instead, and the fix.
+    """
+    found = find_model_file(folder)
+    if found:
+        return found
+    near = near_miss(folder)
+    if near:
+        raise near
+    names = [file.name for file in _files(folder)]
+    shown = ", ".join(names[:_MOST_SHOWN]) + (", …" if len(names) > _MOST_SHOWN else "") if names else "nothing"
+    raise ModelError(f"{folder} holds no model that is known ({known_files()}); found: {shown}", field="path")
+
+
+def check_allowed(found: ModelFile, *, allow_code: bool) -> None:
+    """Refuse a file that runs code when it is loaded, unless the settings allow that.
+
+    Raises:
+        ModelError: says what to save instead, and how to allow it.
+    """
+    if found.format.runs_code and not allow_code:
+        raise ModelError(
+            f"{found.file} may run code ({found.format.runs_code}): set allow_code = true under [models.NAME] "
+            f"if you trust whoever can write it{found.format.instead.format(stem=found.file.with_suffix(''))}",
+            field="allow_code",
+        )
+
+
+def known_files() -> str:
+    """Return how the files of all formats are called, for a sentence."""
+    return ", ".join(one.files for one in FORMATS)
+
+
+def near_miss(folder: Path) -> ModelError | None:
+    """Return what to do with a folder's file that could become a model; None when there is none."""
+    for file in _files(folder):
+        for suffixes, what in _NEAR_MISSES.items():
+            if file.suffix in suffixes:
+                fix = what.format(file=file, stem=file.with_suffix(""))
+                return ModelError(f"{file} {fix}", field="path")
+    return None
+
+
+def _files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(one for one in folder.iterdir() if one.is_file() and not one.name.startswith("."))

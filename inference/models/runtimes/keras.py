@@ -1,0 +1,230 @@
+"""Keras 3 models, computed by TensorFlow, JAX or PyTorch: whichever `KERAS_BACKEND` names, else the first installed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed
+from inference.features import FeatureContract
+from inference.models.runtimes.devices import cpu_name
+from inference.models.runtimes.runtime import LoadOptions
+from inference.models.runtimes.tensors import as_served, row_spec
+from inference.schema import Block, DType, Signature, TensorSpec, rows_in
+
+BACKENDS = ("tensorflow", "torch", "jax")
+_BACKEND = os.environ.get("KERAS_BACKEND") or next((name for name in BACKENDS if find_spec(name)), None)
+if _BACKEND is None:
+    raise ImportError(
+        "Keras computes by TensorFlow, PyTorch or JAX, and none is installed: "
+        "install forecache[tensorflow], forecache[torch] or forecache[jax]"
+    )
+# read when the library is loaded
+os.environ["KERAS_BACKEND"] = _BACKEND
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# JAX would take three quarters of a GPU at once
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import keras  # noqa: E402 - it reads these variables
+
+#: inputs by name → outputs in order
+_Call = Callable[[Block], list[npt.NDArray[Any]]]
+#: model, the structure of its inputs, their specs → a call of it, and the outputs' dtypes where the backend knows them
+#: better than Keras, which takes text that was looked up for integers
+_Bind = Callable[[Any, Any, dict[str, TensorSpec]], tuple[_Call, list[str] | None]]
+_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory", "OOM when allocating")
+
+
+def load(file: Path, options: LoadOptions, _: FeatureContract | None) -> KerasRuntime:
+    """Load the model in `file` without running code of its author's, onto the GPU where the backend can use one."""
+    try:
+        device, bind = _of_backend(options)
+    except ImportError as error:
+        raise ModelError(f"Keras is to compute by {_BACKEND}, which cannot be imported: {error}") from error
+    return KerasRuntime(file, device, bind)
+
+
+class KerasRuntime:
+    """A functional or sequential model in memory; it is called, which costs a fraction of Keras' own `predict`."""
+
+    def __init__(self, file: Path, device: str, bind: _Bind) -> None:
+        try:
+            model = keras.saving.load_model(file, compile=False, safe_mode=True)
+        except Exception as error:
+            raise ModelError(f"{file} cannot be loaded as a Keras model: {_one_line(error)}", field="path") from error
+        inputs = getattr(model, "inputs", None)
+        if not inputs:
+            raise ModelError(
+                f"{file} holds a {type(model).__name__}, which does not say what it takes: build it by the functional "
+                "interface, or export it as a SavedModel with model.export(path)",
+                field="path",
+            )
+        if isinstance(model, keras.Sequential):
+            structure, given, names = inputs[0], model.outputs[0], [model.layers[-1].name]
+        else:
+            structure, given, names = model.input, model.output, list(model.output_names)
+        taken = _named(structure, [one.name for one in inputs], file)
+        self._inputs = {
+            name: row_spec(file, "input", name, str(tensor.dtype), tensor.shape) for name, tensor in taken.items()
+        }
+        self._call, dtypes = bind(model, structure, self._inputs)
+        outputs = _named(given, names, file)
+        dtypes = dtypes or [str(tensor.dtype) for tensor in outputs.values()]
+        self._outputs = {
+            name: row_spec(file, "output", name, dtype, tensor.shape)
+            for (name, tensor), dtype in zip(outputs.items(), dtypes, strict=True)
+        }
+        self.device = device
+        self.signature = Signature.of_model(self._inputs.values(), self._outputs.values())
+
+    def predict(self, inputs: Block) -> Block:
+        """Return the outputs by name, a trailing dimension of 1 dropped, rows in the order of the inputs.
+
+        Raises:
+            PredictionFailed: the model raised, or gave another number of rows.
+            ModelOutOfMemory: so many rows do not fit into the device's memory.
+        """
+        rows = rows_in(inputs)
+        try:
+            arrays = self._call({name: inputs[name] for name in self._inputs})
+        except Exception as error:  # each backend has its own
+            line = _one_line(error)
+            if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
+                raise ModelOutOfMemory(f"{rows} rows do not fit into memory: {line}") from error
+            raise PredictionFailed(f"the model failed: {line}") from error
+        given = zip(self._outputs.values(), arrays, strict=True)
+        return {spec.name: as_served(array, spec, rows) for spec, array in given}
+
+
+def _of_backend(options: LoadOptions) -> tuple[str, _Bind]:
+    """Return the device of the chosen backend, and what makes calls of models by it."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        from inference.models.runtimes import tensorflow
+
+        tensorflow.prepare_gpus(options.gpu_memory_share)
+        return tensorflow.device(), _by_tensorflow
+    if backend == "torch":
+        from inference.models.runtimes import pytorch
+
+        pytorch.prepare_gpus(options.gpu_memory_share)
+        return pytorch.device(), _by_torch
+    if backend == "jax":
+        return _jax_device(options.gpu_memory_share), _by_jax
+    known = ", ".join(BACKENDS)
+    raise ModelError(f"Keras' backend {backend!r} is not known here: set KERAS_BACKEND to one of {known}")
+
+
+def _arranged(structure: Any, tensors: dict[str, Any]) -> Any:
+    """Return tensors by name as the model takes them: a dict, a list, or one alone."""
+    if isinstance(structure, dict):
+        return tensors
+    return list(tensors.values()) if isinstance(structure, list | tuple) else next(iter(tensors.values()))
+
+
+def _flat(answer: Any, model: Any) -> list[Any]:
+    """Return the outputs in the order in which the model declares them, which a dict's own need not be."""
+    if isinstance(answer, dict):
+        return [answer[name] for name in model.output]
+    return list(answer) if isinstance(answer, list | tuple) else [answer]
+
+
+def _by_tensorflow(model: Any, structure: Any, inputs: dict[str, TensorSpec]) -> tuple[_Call, list[str] | None]:
+    import tensorflow as tf
+
+    def dtype(spec: TensorSpec) -> Any:
+        return tf.string if spec.dtype is DType.STRING else tf.as_dtype(spec.dtype.value)
+
+    def shape(spec: TensorSpec) -> list[int | None]:
+        return [None, *(None if size < 0 else size for size in spec.shape)]
+
+    def call(tensors: dict[str, Any]) -> list[Any]:
+        return _flat(model(_arranged(structure, tensors), training=False), model)
+
+    # traced once, for any number of rows
+    signature = [{name: tf.TensorSpec(shape(spec), dtype(spec), name=name) for name, spec in inputs.items()}]
+    traced = tf.function(call, input_signature=signature).get_concrete_function()
+    dtypes = [tensor.dtype.name for tensor in traced.structured_outputs]
+
+    def compute(arrays: Block) -> list[npt.NDArray[Any]]:
+        tensors = {name: tf.convert_to_tensor(array, dtype(inputs[name])) for name, array in arrays.items()}
+        return [tensor.numpy() for tensor in traced(tensors)]
+
+    return compute, dtypes
+
+
+def _by_torch(model: Any, structure: Any, _: dict[str, TensorSpec]) -> tuple[_Call, list[str] | None]:
+    import torch
+
+    def compute(arrays: Block) -> list[npt.NDArray[Any]]:
+        with torch.inference_mode():
+            # torch shares the memory, and warns of what it may not write to
+            tensors = {name: keras.ops.convert_to_tensor(np.require(a, requirements="W")) for name, a in arrays.items()}
+            answer = model(_arranged(structure, tensors), training=False)
+            return [one.detach().cpu().numpy() for one in _flat(answer, model)]
+
+    return compute, None
+
+
+def _by_jax(model: Any, structure: Any, _: dict[str, TensorSpec]) -> tuple[_Call, list[str] | None]:
+    """Return a compiled call. JAX compiles for each number of rows anew, so rows are filled up to powers of two.
+
+    The first call of a size compiles the smaller ones as well: after a warm-up no request waits for a compiler.
+    """
+    import jax
+
+    def call(trainable: Any, fixed: Any, tensors: dict[str, Any]) -> list[Any]:
+        answer, _ = model.stateless_call(trainable, fixed, _arranged(structure, tensors), training=False)
+        return _flat(answer, model)
+
+    compiled = jax.jit(call)
+    trainable = [variable.value for variable in model.trainable_variables]
+    fixed = [variable.value for variable in model.non_trainable_variables]
+    known: set[int] = set()
+
+    def compute(arrays: Block) -> list[npt.NDArray[Any]]:
+        rows = rows_in(arrays)
+        size = 1 << (rows - 1).bit_length()
+        for smaller in (1 << bits for bits in range(size.bit_length() - 1)):
+            if size not in known and smaller not in known:
+                compiled(trainable, fixed, {name: _with_rows(array, smaller) for name, array in arrays.items()})
+                known.add(smaller)
+        known.add(size)
+        answer = compiled(trainable, fixed, {name: _with_rows(array, size) for name, array in arrays.items()})
+        return [np.asarray(one)[:rows] for one in answer]
+
+    return compute, None
+
+
+def _with_rows(array: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
+    """Return so many rows, the last one repeated where there are not enough."""
+    missing = max(0, rows - len(array))
+    return array[:rows] if not missing else np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
+
+
+def _jax_device(gpu_memory_share: float | None) -> str:
+    if gpu_memory_share is not None:  # read when the device is used for the first time
+        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(gpu_memory_share))
+    import jax
+
+    first = jax.devices()[0]
+    return cpu_name() if first.platform == "cpu" else str(first.device_kind)
+
+
+def _named(structure: Any, names: list[str], file: Path) -> dict[str, Any]:
+    """Return the tensors of a structure by name: a dict's own keys, else what Keras calls them."""
+    tensors = list(structure.values()) if isinstance(structure, dict) else structure
+    tensors = list(tensors) if isinstance(tensors, list | tuple) else [tensors]
+    if not all(isinstance(tensor, keras.KerasTensor) for tensor in tensors):
+        raise ModelError(f"{file} takes or gives nested tensors, which cannot be served", field="path")
+    return dict(zip(structure if isinstance(structure, dict) else names, tensors, strict=True))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__

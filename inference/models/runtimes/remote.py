@@ -1,0 +1,166 @@
+"""Models that an engine elsewhere computes: one pooled HTTP client, and the two protocols that it may speak."""
+
+from __future__ import annotations
+
+import json
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from inference.errors import ForecacheError, ModelError, ModelOutOfMemory, ModelUnavailable, PredictionFailed
+from inference.features import FeatureContract
+from inference.models.remote import RemoteEngine, read_remote
+from inference.models.runtimes.open_inference import OpenInference
+from inference.models.runtimes.runtime import LoadOptions
+from inference.models.runtimes.tensorflow_serving import TensorFlowServing
+from inference.models.runtimes.tensors import as_served
+from inference.schema import Block, DType, Signature, TensorSpec, rows_in
+
+#: an engine that does not accept a connection so fast is not there
+_CONNECT_S = 2.0
+#: before a request is sent again
+_PAUSE_S = 0.05
+#: turned away, not refused: another try may be answered
+_TRY_AGAIN = (429, 502, 503)
+_GONE = (401, 403, 404, 429, 502, 503, 504)
+_LONGEST_MESSAGE = 300
+
+_ASK_AGAIN_ERRORS = (httpx.ConnectError, httpx.ConnectTimeout, httpx.RemoteProtocolError, httpx.ReadError)
+
+
+class Language(Protocol):
+    """One protocol: how an engine is asked what a model takes, and for predictions."""
+
+    def describe(self, ask: Callable[..., Any]) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """Return the inputs and outputs as the model declares them; `ask(path, body)` sends one request."""
+        ...
+
+    def predict(self, ask: Callable[..., Any], inputs: Block) -> dict[str, Any]:
+        """Return each output's values, nested lists or arrays, by name."""
+        ...
+
+
+def load(file: Path, _: LoadOptions, __: FeatureContract | None) -> RemoteRuntime:
+    """Ask the engine that `file` describes what its model takes and gives."""
+    return RemoteRuntime(file, read_remote(file))
+
+
+class RemoteRuntime:
+    """A model elsewhere. Connections are kept; a call is safe to repeat, since a prediction changes nothing."""
+
+    def __init__(self, file: Path, engine: RemoteEngine) -> None:
+        self._engine = engine
+        self._client = httpx.Client(
+            base_url=engine.url,
+            timeout=httpx.Timeout(engine.timeout, connect=min(_CONNECT_S, engine.timeout)),
+            headers={"content-type": "application/json"},
+        )
+        weakref.finalize(self, self._client.close)
+        self._language = _language(engine)
+        try:
+            inputs, outputs = self._language.describe(self._ask)
+        except ForecacheError as error:
+            raise ModelError(f"{file}: {error.message}", field="path") from error
+        self._inputs, self._outputs = inputs, {spec.name: spec for spec in outputs}
+        # what is fast depends on the engine's machine, of which nothing else is known
+        self.device = f"remote {httpx.URL(engine.url).netloc.decode()}"
+        self.signature = Signature.of_model(inputs, outputs)
+
+    def predict(self, inputs: Block) -> Block:
+        """Return the outputs by name, a trailing dimension of 1 dropped, rows in the order of the inputs.
+
+        Raises:
+            PredictionFailed: the engine refused these rows, or answered with something else.
+            ModelOutOfMemory: so many rows do not fit into the memory of the engine's device.
+            ModelUnavailable: the engine did not answer in time, or does not serve the model.
+        """
+        rows = rows_in(inputs)
+        answered = self._language.predict(self._ask, {spec.name: inputs[spec.name] for spec in self._inputs})
+        missing = self._outputs.keys() - answered.keys()
+        if missing:
+            raise PredictionFailed(f"the engine's answer has no output {min(missing)!r}")
+        return {name: as_served(_array(answered[name], spec), spec, rows) for name, spec in self._outputs.items()}
+
+    def _ask(self, path: str, body: Any = None) -> Any:
+        """Send a request, again where that may help, and return its JSON; without a body it is a GET."""
+        content = None if body is None else _encoded(body)
+        for left in range(self._engine.retries, -1, -1):
+            try:
+                response = self._client.request("GET" if content is None else "POST", path, content=content)
+            except _ASK_AGAIN_ERRORS as error:
+                if not left:
+                    raise ModelUnavailable(f"{self._engine.url} does not answer: {_words(str(error))}") from error
+            except httpx.HTTPError as error:  # it had its time: another try would take as long again
+                raise ModelUnavailable(f"{self._engine.url} did not answer in time: {_words(str(error))}") from error
+            else:
+                if response.status_code not in _TRY_AGAIN or not left:
+                    return self._read(response)
+            time.sleep(_PAUSE_S)
+        raise AssertionError("unreachable")
+
+    def _read(self, response: httpx.Response) -> Any:
+        if response.is_success:
+            try:
+                return _decoded(response.content)
+            except ValueError as error:
+                raise PredictionFailed(f"{self._engine.url} answered with something that is no JSON") from error
+        said = f"{self._engine.url} answered {response.status_code}: {_reason(response)}"
+        if "OOM when allocating" in said:
+            raise ModelOutOfMemory(said)
+        if response.status_code in _GONE:
+            raise ModelUnavailable(said)
+        raise PredictionFailed(said)
+
+
+def _language(engine: RemoteEngine) -> Language:
+    return OpenInference(engine) if engine.protocol == "open-inference" else TensorFlowServing(engine)
+
+
+def _array(values: Any, spec: TensorSpec) -> npt.NDArray[Any]:
+    try:
+        return np.asarray(values, dtype=object if spec.dtype is DType.STRING else spec.dtype.numpy)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise PredictionFailed(f"the engine's output {spec.name!r} is no {spec.dtype}: {_words(str(error))}") from error
+
+
+def _encoded(body: Any) -> bytes:
+    """Return JSON in which numbers that are none stand as `NaN` and `Infinity`, which both protocols' engines read."""
+    if _all_finite(body):
+        return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    return json.dumps(body, default=lambda array: array.tolist()).encode()
+
+
+def _all_finite(value: Any) -> bool:
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind != "f" or bool(np.isfinite(value).all())
+    if isinstance(value, dict):
+        return all(map(_all_finite, value.values()))
+    if isinstance(value, list):
+        return all(map(_all_finite, value))
+    return not isinstance(value, float) or np.isfinite(value)
+
+
+def _decoded(content: bytes) -> Any:
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:  # NaN and Infinity are no JSON, but the protocols have them
+        return json.loads(content)
+
+
+def _reason(response: httpx.Response) -> str:
+    try:
+        said = _decoded(response.content)
+    except ValueError:
+        said = response.text
+    return _words(str(said.get("error", said) if isinstance(said, dict) else said)) or response.reason_phrase
+
+
+def _words(text: str) -> str:
+    return " ".join(text.split())[:_LONGEST_MESSAGE]

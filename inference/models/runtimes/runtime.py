@@ -1,0 +1,38 @@
+"""What every runtime is to those who call it, and what it is told when it loads a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from inference.schema import Block, Signature
+
+
+class Runtime(Protocol):
+    """A loaded model. `predict` may be called from one thread at a time or from many."""
+
+    #: outputs are given as they are served: a trailing dimension of 1 is dropped
+    signature: Signature
+    #: the kind of device that computes, such as "cpu-8" or a GPU's name: what is fast on one is fast on its like
+    device: str
+
+    def predict(self, inputs: Block) -> Block:
+        """Return the outputs by name, rows in the order of the inputs.
+
+        Raises:
+            PredictionFailed: the model raised on these rows.
+            ModelOutOfMemory: so many rows do not fit into the device's memory.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """What the settings say about loading a model.
+
+    `allow_code`: files that run code when they are loaded may be loaded.
+    `gpu_memory_share`: the fraction of each GPU's memory to take; None takes what is needed as it is needed.
+    """
+
+    allow_code: bool = False
+    gpu_memory_share: float | None = None

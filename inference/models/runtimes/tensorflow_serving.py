@@ -1,0 +1,121 @@
+"""The client's side of TensorFlow Serving's REST API (http_rest_api_util.cc, json_tensor.cc of tensorflow/serving)."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from inference.errors import ModelError, PredictionFailed
+from inference.models.remote import RemoteEngine
+from inference.models.runtimes.tensors import row_spec
+from inference.schema import Block, DType, TensorSpec, rows_in
+
+#: TensorFlow's names of dtypes → numpy's
+_DTYPES = {
+    "DT_FLOAT": "float32", "DT_DOUBLE": "float64", "DT_HALF": "float16", "DT_BOOL": "bool", "DT_STRING": "string",
+    **{f"DT_{kind}{bits}": f"{kind.lower()}{bits}" for kind in ("INT", "UINT") for bits in (8, 16, 32, 64)},
+}  # fmt: skip
+
+
+class TensorFlowServing:
+    """Predictions by rows or by columns."""
+
+    def __init__(self, engine: RemoteEngine) -> None:
+        self._engine = engine
+        self._path = f"/v1/models/{quote(engine.name, safe='')}"
+        if engine.version:
+            self._path += f"/versions/{quote(engine.version, safe='')}"
+        if engine.label:
+            self._path += f"/labels/{quote(engine.label, safe='')}"
+        self._outputs: tuple[TensorSpec, ...] = ()
+
+    def describe(self, ask: Callable[..., Any]) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """Return the inputs and outputs of the signature, by name: the engine's JSON has no order of its own.
+
+        Raises:
+            ModelError: it has no such signature, or one that cannot be served.
+        """
+        metadata = ask(f"{self._path}/metadata")
+        try:
+            signatures = metadata["metadata"]["signature_def"]["signature_def"]
+        except (KeyError, TypeError) as error:
+            raise ModelError(f"{self._engine.url} does not describe the model as TensorFlow Serving does") from error
+        signature = signatures.get(self._engine.signature)
+        if signature is None:
+            known = ", ".join(sorted(name for name in signatures if not name.startswith("__")))
+            raise ModelError(f"the model has no signature {self._engine.signature!r}; it has: {known}")
+        inputs = _specs(self._engine.name, "input", signature["inputs"])
+        self._outputs = _specs(self._engine.name, "output", signature["outputs"])
+        return inputs, self._outputs
+
+    def predict(self, ask: Callable[..., Any], inputs: Block) -> dict[str, Any]:
+        """Return the outputs' values by name.
+
+        Raises:
+            PredictionFailed: the answer has not the form of the protocol.
+        """
+        by_columns = self._engine.form == "columns"
+        body: dict[str, Any] = {"signature_name": self._engine.signature}
+        body |= {"inputs": _columns(inputs)} if by_columns else {"instances": _rows(inputs)}
+        answer = ask(f"{self._path}:predict", body)
+        try:
+            return self._from_columns(answer["outputs"]) if by_columns else self._from_rows(answer["predictions"])
+        except (KeyError, TypeError) as error:
+            raise PredictionFailed(f"{self._engine.url} did not answer as TensorFlow Serving does") from error
+
+    def _from_columns(self, answer: Any) -> dict[str, Any]:
+        """Return the outputs; one alone stands without its name."""
+        if len(self._outputs) == 1:
+            answer = {self._outputs[0].name: answer}
+        return {spec.name: _text(answer[spec.name], spec) for spec in self._outputs}
+
+    def _from_rows(self, answer: list[Any]) -> dict[str, Any]:
+        if len(self._outputs) == 1:
+            return {self._outputs[0].name: _text(answer, self._outputs[0])}
+        return {spec.name: _text([row[spec.name] for row in answer], spec) for spec in self._outputs}
+
+
+def _specs(model: str, kind: str, tensors: Mapping[str, Any]) -> tuple[TensorSpec, ...]:
+    return tuple(_spec(model, kind, name, tensors[name]) for name in sorted(tensors))
+
+
+def _spec(model: str, kind: str, name: str, tensor: Mapping[str, Any]) -> TensorSpec:
+    shape = tensor["tensor_shape"]
+    if shape.get("unknown_rank"):
+        raise ModelError(f"{model}: {kind} {name!r} is no plain tensor of known rank", field=name)
+    sizes = [int(dim["size"]) for dim in shape["dim"]]
+    dtype = _DTYPES.get(tensor["dtype"], tensor["dtype"])
+    return row_spec(Path(model), kind, name, dtype, [None if size < 0 else size for size in sizes])
+
+
+def _columns(inputs: Block) -> Any:
+    """Return the inputs by name; text as lists, which the encoder of numbers does not know."""
+    columns = {name: array.tolist() if array.dtype == object else _plain(array) for name, array in inputs.items()}
+    return next(iter(columns.values())) if len(columns) == 1 else columns
+
+
+def _rows(inputs: Block) -> list[Any]:
+    values = {name: array.tolist() for name, array in inputs.items()}
+    if len(values) == 1:
+        return next(iter(values.values()))
+    return [{name: column[row] for name, column in values.items()} for row in range(rows_in(inputs))]
+
+
+def _plain(array: Any) -> Any:
+    # the encoder takes neither half floats everywhere nor arrays with gaps
+    array = array.astype(np.float32) if array.dtype == np.float16 else array
+    return np.ascontiguousarray(array)
+
+
+def _text(values: Any, spec: TensorSpec) -> Any:
+    """Return bytes of an output whose name ends in `_bytes` as what they encode; all else as it is."""
+    if spec.dtype is not DType.STRING:
+        return values
+    if isinstance(values, list):
+        return [_text(value, spec) for value in values]
+    return base64.b64decode(values["b64"]) if isinstance(values, dict) else values

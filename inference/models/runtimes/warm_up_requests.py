@@ -1,0 +1,83 @@
+"""The requests that a SavedModel brings along to be warmed up with, as TensorFlow Serving reads them.
+
+`assets.extra/tf_serving_warmup_requests` is a TFRecord file of `tensorflow.serving.PredictionLog`. The few fields that
+matter are declared here by their numbers: the package that holds the whole declarations ties TensorFlow to one version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+
+from inference.errors import ModelError
+from inference.schema import Block
+
+REQUESTS_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
+#: TensorFlow Serving's own limit
+MOST_REQUESTS = 1_000
+
+_TENSOR_FILE = "tensorflow/core/framework/tensor.proto"
+_PACKAGE = "forecache.warm_up"
+#: message → fields as (name, number, type), a message's name standing for its type
+_MESSAGES: dict[str, list[tuple[str, int, str]]] = {
+    "ModelSpec": [("signature_name", 3, "string")],
+    "Input": [("key", 1, "string"), ("value", 2, ".tensorflow.TensorProto")],
+    "PredictRequest": [("model_spec", 1, "ModelSpec"), ("inputs", 2, "repeated Input")],
+    "PredictLog": [("request", 1, "PredictRequest")],
+    "PredictionLog": [("predict_log", 6, "PredictLog")],
+}
+
+
+def read_requests(folder: Path) -> Iterator[tuple[str, Block]]:
+    """Give the signature's name ("" for the default one) and the inputs of each request to predict, in their order.
+
+    Nothing where a version's folder brings none; requests to classify or regress are left out.
+
+    Raises:
+        ModelError: the file is damaged, or holds something else.
+    """
+    file = folder / REQUESTS_FILE
+    if not file.is_file():
+        return
+    try:
+        for record in tf.data.TFRecordDataset(str(file)).take(MOST_REQUESTS).as_numpy_iterator():
+            log = _prediction_log().FromString(record)
+            if log.HasField("predict_log"):
+                request = log.predict_log.request
+                inputs = {each.key: tf.make_ndarray(each.value) for each in request.inputs}
+                yield request.model_spec.signature_name, inputs
+    except (tf.errors.OpError, DecodeError, TypeError) as error:
+        raise ModelError(f"{file} cannot be read as warm-up requests: {' '.join(str(error).split())[:200]}") from error
+
+
+@cache
+def _prediction_log() -> Any:
+    """Return the class of the outermost message."""
+    declared = descriptor_pb2.FileDescriptorProto(
+        name="forecache/warm_up.proto", package=_PACKAGE, dependency=[_TENSOR_FILE], syntax="proto3"
+    )
+    for name, fields in _MESSAGES.items():
+        message = declared.message_type.add(name=name)
+        for field, number, kind in fields:
+            message.field.append(_field(field, number, kind))
+    pool = descriptor_pool.Default()
+    pool.Add(declared)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.PredictionLog"))
+
+
+def _field(name: str, number: int, kind: str) -> descriptor_pb2.FieldDescriptorProto:
+    repeated, _, kind = kind.rpartition(" ")
+    field = descriptor_pb2.FieldDescriptorProto(name=name, number=number)
+    field.label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
+    if kind == "string":
+        field.type = field.TYPE_STRING
+    else:
+        field.type = field.TYPE_MESSAGE
+        field.type_name = kind if kind.startswith(".") else f".{_PACKAGE}.{kind}"
+    return field
