@@ -36,6 +36,11 @@ end
 """
 
 
+def identity_of(name: str, pid: int) -> str:
+    """Return what tells a worker from all others."""
+    return f"{name} pid {pid}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class WorkerBeat:
     """What a worker process says of itself. `name` is Celery's node name, which several may share by mistake.
@@ -59,7 +64,7 @@ class WorkerBeat:
     @property
     def identity(self) -> str:
         """What tells it from all others."""
-        return f"{self.name} pid {self.pid}"
+        return identity_of(self.name, self.pid)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

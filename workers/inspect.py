@@ -5,6 +5,7 @@ Its own process, so that those who ask need no TensorFlow. A refused model: exit
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from pathlib import Path
 from inference.errors import ForecacheError
 from inference.models.inspection import inspect_versions, records_to_json
 from inference.models.versions import Wanted
+
+_POLITENESS = 10
 
 
 def main(argv: Sequence[str]) -> int:
@@ -21,6 +24,8 @@ def main(argv: Sequence[str]) -> int:
     wanted = parse_wanted(argv[1] if len(argv) == 2 else "latest")
     if wanted is None:
         return _complain(f"{argv[1]!r} is neither 'latest', 'all' nor version numbers such as 3,4", 2)
+    # whoever serves requests on this machine goes first
+    os.nice(_POLITENESS)
     try:
         records = inspect_versions(Path(argv[0]).absolute(), wanted)
     except ForecacheError as error:

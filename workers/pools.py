@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 import time
@@ -54,6 +55,9 @@ def load_models_on_start(
     def load(**_: Any) -> None:
         _log_to_stderr(process)  # Celery asks for logging only after this hook
         prepare(services().settings)
+        # what the libraries hold is there for good: the garbage collector need not walk through it again
+        gc.collect()
+        gc.freeze()
         wait_for_store(services().host.start)
 
     worker_init.connect(load, weak=False)

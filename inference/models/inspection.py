@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -72,6 +73,19 @@ def inspect_in_subprocess(settings: Settings, model: str) -> dict[int, VersionRe
     return records_from_json(output)
 
 
+def inspect_version_in_subprocess(settings: Settings, model: str, version: int) -> VersionRecord:
+    """Return the record of one version that is good, tried where it can crash without harm.
+
+    Raises:
+        UnknownModel: it is not in the settings.
+        ModelError: it cannot be served, or ended the process that tried it.
+    """
+    name, of_model = settings.model(model)
+    what = f"version {version} of model {name!r}"
+    output = run_model_process("workers.inspect", str(settings.path(of_model.path)), str(version), what=what)
+    return records_from_json(output)[version]
+
+
 def run_model_process(module: str, *arguments: str, what: str, stdin: str = "") -> str:
     """Return what one of our modules that loads a model prints, run in a process of its own without a GPU.
 
@@ -93,6 +107,9 @@ def run_model_process(module: str, *arguments: str, what: str, stdin: str = "") 
         )
     except subprocess.TimeoutExpired as error:
         raise ModelError(f"{what} could not be loaded within {INSPECT_TIMEOUT_S} s", field="path") from error
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise ModelError(f"loading {what} ended its process by {name}", field="path")
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         raise ModelError(lines[-1] if lines else f"loading {what} ended with {done.returncode}", field="path")
