@@ -17,6 +17,8 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:T:schemas      | hash   | digest → fields of overlay values (JSON) | for good              | upsert script         |
 | P:m:M:record     | hash   | version → version record (JSON)          | for good              | inspect, workers      |
 | P:m:M:micro      | hash   | version:device → rows per call (JSON)    | for good              | batch workers         |
+| P:m:M:reload     | hash   | asked → last wish for new versions;      | an hour unchanged     | models reload,        |
+|                  |        | W → last wish that worker has fulfilled  |                       | real-time workers     |
 | P:m:M:active_run | string | run id                                   | until run is over     | run scripts           |
 | P:m:M:runs       | zset   | run id, scored by creation time          | newest 200 kept       | run scripts           |
 | P:m:M:slots      | hash   | schedule slot → run id                   | newest kept           | run scripts           |
@@ -125,6 +127,10 @@ class Keys:
     def micro_batches(self, model: str) -> str:
         """Hash version and device → rows per model call."""
         return f"{self.prefix}:m:{model}:micro"
+
+    def reload(self, model: str) -> str:
+        """Hash of the wishes to look for new versions of a model."""
+        return f"{self.prefix}:m:{model}:reload"
 
     def active_run(self, model: str) -> str:
         """The one run of a model that is not over."""

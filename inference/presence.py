@@ -38,6 +38,11 @@ end
 """
 
 
+def identity_of(name: str, pid: int) -> str:
+    """Return what tells a worker from all others."""
+    return f"{name} pid {pid}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class WorkerBeat:
     """What a worker, or an API process, says of itself.
@@ -65,7 +70,7 @@ class WorkerBeat:
     @property
     def identity(self) -> str:
         """What tells it from all others."""
-        return f"{self.name} pid {self.pid}"
+        return identity_of(self.name, self.pid)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

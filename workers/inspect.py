@@ -5,6 +5,7 @@ Its own process, so that those who ask need no TensorFlow. A refused model: exit
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ from inference.models.versions import Wanted
 
 #: pickles may be loaded, which runs what they hold
 _ALLOW_CODE = "--allow-code"
+#: by how much this process stands back from those that serve (nice)
+_POLITENESS = 10
 
 
 def main(argv: Sequence[str]) -> int:
@@ -27,6 +30,8 @@ def main(argv: Sequence[str]) -> int:
     wanted = parse_wanted(argv[1] if len(argv) == 2 else "latest")
     if wanted is None:
         return _complain(f"{argv[1]!r} is neither 'latest', 'all' nor version numbers such as 3,4", 2)
+    # whoever serves requests on this machine goes first
+    os.nice(_POLITENESS)
     try:
         records = inspect_versions(Path(argv[0]).absolute(), wanted, options=options)
     except ForecacheError as error:

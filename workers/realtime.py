@@ -9,6 +9,7 @@ from tasks import celery_app as broker
 from workers.devices import prepare_devices
 from workers.heartbeat import beat_while_running
 from workers.pools import load_models_on_start, prepare_worker
+from workers.watching import watch_versions
 
 PROCESS = "realtime"
 
@@ -25,3 +26,4 @@ beat_while_running(
     gone_after_s=GONE_AFTER_S,
 )
 load_models_on_start(broker.services, process=PROCESS, prepare=prepare_devices)
+watch_versions(broker.services, answers=True)

@@ -40,6 +40,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "batch release": ("forecache batch release", "forecache batch release delay --version 4"),
     "models list": ("forecache models list", "forecache models list --json"),
     "keys new": ("forecache keys new shop", "forecache keys new nightly --scope enqueue --rate 600/minute"),
+    "models reload": ("forecache models reload", "forecache models reload delay --json"),
+    "models verify": ("forecache models verify", "forecache models verify delay --version 4"),
     "models show": ("forecache models show", "forecache models show delay --json"),
 }
 

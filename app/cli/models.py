@@ -1,17 +1,25 @@
-"""`models list` and `models show`."""
+"""`models list`, `show`, `verify` and `reload`."""
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from app.cli.arguments import OneModel
-from app.cli.context import models_of, open_services
-from app.cli.output import AsJson, print_fields, print_json, print_rows
+from app.cli.context import load_settings, models_of, open_services
+from app.cli.output import AsJson, note, print_fields, print_json, print_rows
 from inference.clock import to_iso
 
+if TYPE_CHECKING:
+    from inference.models import VersionRecord
+    from inference.services import Services
+
 app = typer.Typer(help="Models and their versions.", no_args_is_help=True)
+
+_ASK_AGAIN_S = 0.2
 
 
 @app.command("list")
@@ -63,6 +71,92 @@ def show(
     for each in data:
         typer.echo()
         print_fields(_described(each))
+
+
+@app.command()
+def verify(
+    model: OneModel = None,
+    version: Annotated[int | None, typer.Option(help="Left out: every version in the model's folder.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Load versions in a process of their own and say whether they could be served; nothing else changes.
+
+    Exit 1 when one could not.
+    """
+    from inference.models.versions import find_versions, wanted_versions
+
+    settings = load_settings()
+    name, of_model = settings.model(model)
+    found = find_versions(settings.path(of_model.path))
+    records = [_verified(name, each) for each in wanted_versions(found, "all" if version is None else [version])]
+    if as_json:
+        print_json({"model": name, "versions": [record.to_json() for record in records]})
+    else:
+        for record in records:
+            print_fields(_described({**record.to_json(), "inspected_at": to_iso(record.inspected_at)}))
+            typer.echo()
+    if any(record.state == "refused" for record in records):
+        raise typer.Exit(1)
+
+
+def _verified(model: str, version: int) -> VersionRecord:
+    from inference.errors import ModelError
+    from inference.models import VersionRecord
+    from inference.models.inspection import inspect_version_in_subprocess
+
+    try:
+        return inspect_version_in_subprocess(load_settings(), model, version)
+    except ModelError as error:
+        return VersionRecord.refused(version, error.message, inspected_at=time.time())
+
+
+@app.command()
+def reload(
+    model: OneModel = None,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for the workers; 0: do not wait.")] = 120,
+    as_json: AsJson = False,
+) -> None:
+    """Have the workers look for new versions now, also at those they refused before, and wait until they have.
+
+    Exit 1 when not all of them have within the time.
+    """
+    with open_services() as services:
+        name, _ = services.settings.model(model)
+        number = services.registry.ask_reload(name)
+        left = _wait_for_workers(services, name, number, timeout) if timeout else []
+        active = services.registry.active_version(name)
+        versions = {str(version): record for version, record in services.registry.versions(name).items()}
+    if as_json:
+        states = {version: record.state for version, record in versions.items()}
+        print_json({"model": name, "active_version": active, "versions": states, "not_done": left})
+    else:
+        print_fields({"model": name, "active version": active})
+        for version, record in versions.items():
+            print_fields({f"version {version}": record.error or record.state})
+    if left:
+        note(f"not done within {timeout:g} s: {', '.join(left)}")
+        raise typer.Exit(1)
+
+
+def _wait_for_workers(services: Services, model: str, number: int, timeout_s: float) -> list[str]:
+    """Return who has not looked yet when the time is up."""
+    from inference.presence import Presence
+
+    presence = Presence(services.cache, services.keys)
+    end = time.monotonic() + timeout_s
+    while left := _not_done(services, presence.roster, model, number):
+        if time.monotonic() > end:
+            break
+        time.sleep(_ASK_AGAIN_S)
+    return left
+
+
+def _not_done(services: Services, roster: Callable[[str], Any], model: str, number: int) -> list[str]:
+    done = services.registry.reloads(model).done
+    alive = [one for queue in ("realtime", "batch") for one in roster(queue).alive if one.ready]
+    if not alive:
+        note("no worker is running: the first one that starts looks at the model's folder")
+    return [one.identity for one in alive if done.get(one.identity, 0) < number]
 
 
 def _described(record: dict[str, Any]) -> dict[str, Any]:

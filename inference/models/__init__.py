@@ -6,6 +6,7 @@ from inference.models.loaded import LoadedModel
 from inference.models.micro_batch import MicroBatch, MicroBatches
 from inference.models.record import VersionRecord
 from inference.models.registry import ModelRegistry
+from inference.models.rollout import Rollout
 from inference.models.scoring import ScoredRows, prediction_values, score_rows
 from inference.models.versions import find_versions
 
@@ -16,6 +17,7 @@ __all__ = [
     "MicroBatches",
     "ModelHost",
     "ModelRegistry",
+    "Rollout",
     "ScoredRows",
     "VersionRecord",
     "find_versions",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from inference.errors import BadInput, ModelUnavailable
 from inference.logs import get_logger
@@ -24,6 +25,11 @@ ACTIVE_MAX_AGE_S = 1.0
 RETRY_AFTER_S = 15.0
 
 
+def is_ruled_out(active: int | None, of_model: ModelSettings) -> bool:
+    """Return whether the settings list versions, and the one that answers is none of them."""
+    return active is not None and isinstance(of_model.versions, list) and active not in of_model.versions
+
+
 class ModelHost:
     """Loads versions, keeps them, and gives out the one that is active. Safe to call from several threads.
 
@@ -40,11 +46,14 @@ class ModelHost:
         self._loaded: dict[tuple[str, int], LoadedModel] = {}
         self._failed: dict[tuple[str, int], tuple[float, str]] = {}
         self._active: dict[str, tuple[float, int]] = {}
+        #: when each version was last asked for, by `monotonic`
+        self._used_at: dict[tuple[str, int], float] = {}
 
     def start(self) -> None:
-        """Load and warm up each model's versions, record them, and activate the newest good one.
+        """Load and warm up the version of each model that answers; where none does, activate the newest good one.
 
-        A bad version is refused, recorded and logged; it stops neither other versions nor other models.
+        A bad version is refused, recorded and logged; it stops neither other versions nor other models. Versions
+        that are newer than the one that answers are for `Rollout`.
 
         Raises:
             StoreUnavailable: Redis did not answer in time; may be called again.
@@ -65,11 +74,36 @@ class ModelHost:
         """
         of_model = self._settings.model(model)[1]
         number = self._active_version(model) if version is None else version
-        loaded = self._loaded.get((model, number))
-        if loaded is not None:
-            return loaded
-        with self._lock:
-            return self._loaded.get((model, number)) or self._load(model, of_model, number)
+        loaded = self._loaded.get((model, number)) or self._load_once(model, of_model, number)
+        self._used_at[model, number] = self._monotonic()
+        return loaded
+
+    def load(self, model: str, version: int) -> LoadedModel:
+        """Load a version beside those in memory and record it, also one that failed a moment ago.
+
+        Raises:
+            UnknownModel, ModelUnavailable, StoreUnavailable: see `get`.
+        """
+        of_model = self._settings.model(model)[1]
+        self._failed.pop((model, version), None)
+        return self._load_once(model, of_model, version)
+
+    def unload_idle(self, model: str, *, keep: Collection[int | None], idle_s: float) -> None:
+        """Let go of a model's versions that nobody has asked for within `idle_s`, but for those to keep.
+
+        Raises:
+            StoreUnavailable: Redis did not answer in time.
+        """
+        spare = {*keep, self._registry.active_version(model)}
+        since = self._monotonic() - idle_s
+        idle = [one for one in self.versions().get(model, ()) if one not in spare and self._used_at[model, one] < since]
+        for version in idle:
+            # whoever computes with it at this moment still holds it
+            del self._loaded[model, version]
+            log.info("model.unloaded", model=model, version=version)
+        if idle:
+            # a model's graph refers to itself: half a megabyte each time until the collector comes by
+            gc.collect()
 
     def versions(self) -> dict[str, tuple[int, ...]]:
         """Return the versions of each model that this process holds in memory now, oldest first."""
@@ -79,35 +113,29 @@ class ModelHost:
     def _start_model(self, model: str, of_model: ModelSettings) -> None:
         found = find_versions(self._settings.path(of_model.path))
         pointer = self._registry.pointer(model)
+        active = pointer.active_version
         candidates = wanted_versions(found, of_model.versions)
         if of_model.versions == "latest":
             # one that a rollback took out of service is not tried again
             candidates = [one for one in candidates if one not in pointer.held_versions]
-        good = self._load_candidates(model, of_model, candidates)
-        if good:
-            newest = max(good)
-            activated = self._registry.activate(model, newest)
-            log.info("model.ready", model=model, version=newest, activated=activated)
-        active = self._registry.active_version(model)
-        if active is not None and active in found and active not in good:
-            self._try(model, of_model, active)
-
-    def _load_candidates(self, model: str, of_model: ModelSettings, candidates: list[int]) -> list[int]:
-        good: list[int] = []
+        if active in found and not is_ruled_out(active, of_model):
+            candidates = [active, *(one for one in candidates if one != active)]
         for version in candidates:
             if self._try(model, of_model, version) is not None:
-                good.append(version)
-                if of_model.versions == "latest":
-                    break
-        return good
+                activated = self._registry.activate(model, version, force=is_ruled_out(active, of_model))
+                log.info("model.ready", model=model, version=version, activated=activated)
+                break
 
     def _try(self, model: str, of_model: ModelSettings, version: int) -> LoadedModel | None:
+        try:
+            return self._load_once(model, of_model, version)
+        except ModelUnavailable as error:
+            log.error("model.version_refused", model=model, version=version, error=error.message)  # noqa: TRY400
+            return None
+
+    def _load_once(self, model: str, of_model: ModelSettings, version: int) -> LoadedModel:
         with self._lock:
-            try:
-                return self._loaded.get((model, version)) or self._load(model, of_model, version)
-            except ModelUnavailable as error:
-                log.error("model.version_refused", model=model, version=version, error=error.message)  # noqa: TRY400
-                return None
+            return self._loaded.get((model, version)) or self._load(model, of_model, version)
 
     def _active_version(self, model: str) -> int:
         known = self._active.get(model)
@@ -129,6 +157,7 @@ class ModelHost:
         if isinstance(result, LoadedModel):
             self._registry.put(model, result.record)
             self._failed.pop(key, None)
+            self._used_at[key] = self._monotonic()
             self._loaded[key] = result
             return result
         message = f"version {version} of model {model!r} cannot be served: {result.error}"

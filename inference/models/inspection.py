@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from inference.models.record import VersionRecord
 from inference.models.registry import ModelRegistry
 from inference.models.runtimes import LoadOptions, keras_environment
 from inference.models.versions import Wanted, find_versions, wanted_versions
-from inference.settings import Settings
+from inference.settings import ModelSettings, Settings
 
 #: inspects a model's wanted versions without loading TensorFlow into this process
 Inspect = Callable[[Settings, str], dict[int, VersionRecord]]
@@ -72,10 +73,24 @@ def inspect_in_subprocess(settings: Settings, model: str) -> dict[int, VersionRe
     name, of_model = settings.model(model)
     versions = of_model.versions
     wanted = versions if isinstance(versions, str) else ",".join(map(str, versions))
+    return _inspect_apart(settings, of_model, wanted, what=f"model {name!r}")
+
+
+def inspect_version_in_subprocess(settings: Settings, model: str, version: int) -> VersionRecord:
+    """Return the record of one version that is good, tried where it can crash without harm.
+
+    Raises:
+        UnknownModel: it is not in the settings.
+        ModelError: it cannot be served, or ended the process that tried it.
+    """
+    name, of_model = settings.model(model)
+    return _inspect_apart(settings, of_model, str(version), what=f"version {version} of model {name!r}")[version]
+
+
+def _inspect_apart(settings: Settings, of_model: ModelSettings, wanted: str, *, what: str) -> dict[int, VersionRecord]:
     arguments = [str(settings.path(of_model.path)), wanted, *(["--allow-code"] if of_model.allow_code else [])]
     environment = keras_environment(settings.workers.keras_backend)
-    output = run_model_process("workers.inspect", *arguments, what=f"model {name!r}", environment=environment)
-    return records_from_json(output)
+    return records_from_json(run_model_process("workers.inspect", *arguments, what=what, environment=environment))
 
 
 def run_model_process(
@@ -103,6 +118,9 @@ def run_model_process(
         )
     except subprocess.TimeoutExpired as error:
         raise ModelError(f"{what} could not be loaded within {INSPECT_TIMEOUT_S} s", field="path") from error
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        raise ModelError(f"loading {what} ended its process by {name}", field="path")
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         raise ModelError(lines[-1] if lines else f"loading {what} ended with {done.returncode}", field="path")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 import orjson
@@ -11,6 +13,19 @@ from inference.errors import ModelUnavailable, StoreUnavailable
 from inference.keys import Keys, TableKind
 from inference.models.record import MicroBatchRecord, VersionRecord
 from inference.store import Pointer, RedisTable
+
+#: an hour after the last wish nobody waits for it any more
+RELOAD_REMEMBERED_S = 3600
+#: no worker's name: those hold a host and a process id
+_ASKED = "asked"
+
+
+@dataclass(frozen=True)
+class Reloads:
+    """Wishes for new versions: the number of the last one, and by worker that of the last it has fulfilled."""
+
+    asked: int
+    done: Mapping[str, int]
 
 
 class ModelRegistry:
@@ -91,6 +106,38 @@ class ModelRegistry:
         `force` also goes backwards, and releases a hold.
         """
         return self._table(model).activate(version, force=force)
+
+    def ask_reload(self, model: str) -> int:
+        """Ask all workers to look for new versions now; return the number of this wish."""
+        key = self._keys.reload(model)
+        try:
+            with self._client.pipeline() as pipe:
+                pipe.hincrby(key, _ASKED, 1)
+                pipe.expire(key, RELOAD_REMEMBERED_S)
+                number = pipe.execute()[0]
+        except redis.RedisError as error:
+            raise _unavailable(error) from error
+        return int(number)
+
+    def reloads(self, model: str) -> Reloads:
+        """Return the last wish for new versions, and who has fulfilled which."""
+        try:
+            raw = cast("dict[bytes, bytes]", self._client.hgetall(self._keys.reload(model)))
+        except redis.RedisError as error:
+            raise _unavailable(error) from error
+        numbers = {name.decode(): int(number) for name, number in raw.items()}
+        return Reloads(numbers.pop(_ASKED, 0), numbers)
+
+    def put_reloaded(self, model: str, worker: str, number: int) -> None:
+        """Note that a worker has fulfilled the wish of that number."""
+        key = self._keys.reload(model)
+        try:
+            with self._client.pipeline() as pipe:
+                pipe.hset(key, worker, str(number))
+                pipe.expire(key, RELOAD_REMEMBERED_S)
+                pipe.execute()
+        except redis.RedisError as error:
+            raise _unavailable(error) from error
 
     def pointer(self, model: str) -> Pointer:
         """Return the prediction table's pointer, in which the active version and the held ones stand."""

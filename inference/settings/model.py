@@ -66,6 +66,10 @@ def _parse_versions(value: Any) -> Any:
     return value
 
 
+def _parse_poll(value: Any) -> Any:
+    return None if value == "never" else value
+
+
 Duration = Annotated[float, BeforeValidator(parse_duration)]
 Schedule = Annotated[str, BeforeValidator(parse_schedule)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -265,6 +269,7 @@ class ModelSettings(Section):
     """One model: its folder, its table of features, how it is scheduled and served.
 
     `allow_code`: formats whose loading runs code, such as pickles, may be loaded.
+    `poll_every`: how often workers look for new versions; None for only when they start or are told to.
     """
 
     path: Path
@@ -272,6 +277,7 @@ class ModelSettings(Section):
     versions: Annotated[
         Literal["latest", "all"] | list[Annotated[int, Field(ge=1)]], BeforeValidator(_parse_versions)
     ] = "latest"
+    poll_every: Annotated[Duration | None, BeforeValidator(_parse_poll)] = 10.0
     features: str | None = None
     entity_column: str = "entity_id"
     event_time_column: str | None = None

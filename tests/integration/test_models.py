@@ -220,33 +220,6 @@ def test_a_bad_model_stops_neither_the_others_nor_the_worker(models: Path, regis
         host.get("nobody")
 
 
-def test_a_bad_new_version_is_refused_and_the_old_one_keeps_serving(models: Path, registry: ModelRegistry) -> None:
-    settings = settings_for(models, m="dense-4-0")
-    ModelHost(settings, registry).start()
-    shutil.copytree(models / "fixed" / "1", models / "dense-4-0" / "2")
-    host = ModelHost(settings, registry)
-    host.start()
-    assert registry.active_version("m") == 1
-    assert registry.versions("m")[2].state == "refused"
-    assert host.get("m").record.version == 1
-
-
-def test_workers_obey_an_activation_rather_than_the_folder(models: Path, registry: ModelRegistry) -> None:
-    settings = settings_for(models, m="dense-4-0")
-    now = 0.0
-    host = ModelHost(settings, registry, monotonic=lambda: now)
-    host.start()
-    shutil.copytree(models / "dense-4-1" / "1", models / "dense-4-0" / "2")
-    assert host.get("m").record.version == 1
-    ModelHost(settings, registry).start()  # another worker finds, warms up and activates version 2
-    now = 5.0
-    assert host.get("m").record.version == 2
-    assert host.get("m", 1).record.version == 1
-    registry.activate("m", 1, force=True)
-    now = 10.0
-    assert host.get("m").record.version == 1
-
-
 def test_a_version_whose_folder_vanished_is_unavailable(models: Path, registry: ModelRegistry) -> None:
     settings = settings_for(models, m="mixed")
     ModelHost(settings, registry).start()

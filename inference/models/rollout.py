@@ -1,0 +1,176 @@
+"""Brings new versions of a model into service while the worker goes on answering with the old one.
+
+A new version's folder is left alone until it stands still between two looks (it may be being copied), tried in a
+process of its own (it may crash), loaded and warmed up beside the version that answers, and activated once every
+worker that answers requests holds it. So no request meets a worker that must load it first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from inference.errors import BadInput, ModelError, ModelUnavailable
+from inference.logs import get_logger
+from inference.models.host import ModelHost, is_ruled_out
+from inference.models.inspection import inspect_version_in_subprocess
+from inference.models.record import VersionRecord
+from inference.models.registry import ModelRegistry
+from inference.models.versions import find_versions, fingerprint, wanted_versions
+from inference.settings import Settings
+from inference.store import Pointer
+
+log = get_logger(__name__)
+
+#: a version that nobody has asked for so long, and that is not wanted any more, leaves memory
+UNLOAD_AFTER_S = 60.0
+
+#: tries one version of a model where it can do no harm
+TryApart = Callable[[Settings, str, int], VersionRecord]
+
+#: what a worker holds in memory: model → versions
+Held = Mapping[str, tuple[int, ...]]
+
+#: names and sizes and times of a folder's files: what it looks like from outside
+_Look = frozenset[tuple[str, int, int]]
+
+
+class Rollout:
+    """Watches one model's folder for one worker. Call `look` from one thread at a time.
+
+    `answers`: whether this worker answers requests; one that does not brings versions into service only while there
+    are no others that do. `others` gives what each of those holds in memory: model → versions.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        host: ModelHost,
+        registry: ModelRegistry,
+        model: str,
+        *,
+        answers: bool,
+        others: Callable[[], Sequence[Held]],
+        try_apart: TryApart = inspect_version_in_subprocess,
+    ) -> None:
+        self._settings = settings
+        self._host = host
+        self._registry = registry
+        self._model = model
+        self._answers = answers
+        self._others = others
+        self._try_apart = try_apart
+        self._seen: dict[int, _Look] = {}
+        self._refused: dict[int, _Look] = {}
+        self._trouble: str | None = None
+
+    def look(self, *, again: bool = False) -> bool:
+        """Do what can be done now; False while something is still on its way and another look is wanted soon.
+
+        `again`: versions are tried that were refused before, and folders that change at this moment.
+
+        Raises:
+            StoreUnavailable: Redis did not answer in time; may be called again.
+        """
+        if again:
+            self._refused.clear()
+        others = self._others()
+        if others and not self._answers:
+            self._host.unload_idle(self._model, keep=(), idle_s=UNLOAD_AFTER_S)
+            return True
+        pointer = self._registry.pointer(self._model)
+        folders = self._folders()
+        newest, settled = self._prepare(folders, pointer, again=again)
+        arrived = newest is None or self._activate(newest, others, pointer)
+        keep = folders if self._settings.models[self._model].versions != "latest" else {newest}
+        self._host.unload_idle(self._model, keep=keep, idle_s=UNLOAD_AFTER_S)
+        return settled and arrived
+
+    def _folders(self) -> dict[int, Path]:
+        """Return the wanted versions, newest first; none, said once, while the model's folder is at fault."""
+        own = self._settings.models[self._model]
+        try:
+            found = find_versions(self._settings.path(own.path))
+            wanted = {version: found[version] for version in wanted_versions(found, own.versions)}
+        except ModelError as error:
+            if error.message != self._trouble:
+                log.warning("model.folder_unusable", model=self._model, error=error.message)
+            self._trouble = error.message
+            return {}
+        self._trouble = None
+        return wanted
+
+    def _prepare(self, folders: Mapping[int, Path], pointer: Pointer, *, again: bool) -> tuple[int | None, bool]:
+        """Load what is new; return the newest good version, and whether no folder is still changing."""
+        only_one = self._settings.models[self._model].versions == "latest"
+        newest, settled = None, True
+        for version, folder in folders.items():
+            if version in pointer.held_versions:
+                continue
+            if not self._is_loaded(version):
+                if only_one and version < (pointer.active_version or 0):
+                    break
+                if not again and not self._stands_still(version, folder):
+                    settled = False
+                    continue
+                if not self._load(version, folder, pointer):
+                    continue
+            newest = version if newest is None else newest
+            if only_one:
+                break
+        return newest, settled
+
+    def _is_loaded(self, version: int) -> bool:
+        return version in self._host.versions().get(self._model, ())
+
+    def _stands_still(self, version: int, folder: Path) -> bool:
+        looks = _look_of(folder)
+        before, self._seen[version] = self._seen.get(version), looks
+        return looks == before
+
+    def _load(self, version: int, folder: Path, pointer: Pointer) -> bool:
+        """Load one version, unless it looks as it did when it was refused; whether it is in memory now."""
+        looks = _look_of(folder)
+        if self._refused.get(version) == looks:
+            return False
+        try:
+            if pointer.active_version not in (None, version):
+                self._try_where_it_can_crash(version, folder)
+            self._host.load(self._model, version)
+        except (BadInput, ModelUnavailable) as error:
+            self._refused[version] = looks
+            log.error("model.version_refused", model=self._model, version=version, error=error.message)  # noqa: TRY400
+            return False
+        self._refused.pop(version, None)
+        return True
+
+    def _try_where_it_can_crash(self, version: int, folder: Path) -> None:
+        """Raise ModelError for a version that cannot be served; one that another worker has found good passes."""
+        known = self._registry.versions(self._model).get(version)
+        if known is not None and known.state == "ready" and known.fingerprint == fingerprint(folder):
+            return
+        try:
+            self._try_apart(self._settings, self._model, version)
+        except ModelError as error:
+            if known is None or known.state == "refused":
+                refused = VersionRecord.refused(version, error.message, inspected_at=time.time())
+                self._registry.put(self._model, refused)
+            raise
+
+    def _activate(self, version: int, others: Sequence[Held], pointer: Pointer) -> bool:
+        """Make a version the one that answers once everybody can; False while somebody is still to load it."""
+        own = self._settings.models[self._model]
+        ruled_out = is_ruled_out(pointer.active_version, own)
+        if version == pointer.active_version or (version < (pointer.active_version or 0) and not ruled_out):
+            return True
+        if any(version not in held.get(self._model, ()) for held in others):
+            return False
+        if self._registry.activate(self._model, version, force=ruled_out):
+            log.info("model.activated", model=self._model, version=version, instead_of=pointer.active_version)
+        return True
+
+
+def _look_of(folder: Path) -> _Look:
+    stats = ((one.relative_to(folder).as_posix(), one.stat()) for one in folder.rglob("*") if one.is_file())
+    return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)

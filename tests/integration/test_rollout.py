@@ -1,0 +1,311 @@
+"""New versions of a model that serves: watched for, tried, loaded beside the old one, activated, and unloaded."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import redis
+
+from inference.errors import ModelError, ModelUnavailable
+from inference.keys import Keys, TableKind
+from inference.models import ModelHost, ModelRegistry, Rollout, VersionRecord, inspect_versions
+from inference.models.inspection import inspect_version_in_subprocess
+from inference.models.rollout import UNLOAD_AFTER_S
+from inference.settings import Settings
+from tests.support.models import dense_predictions, export_models, float_features, write_features
+from tests.support.stack import Stack
+from tests.support.waiting import wait_for
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of SavedModels: good ones whose answers differ, and one that cannot be served."""
+    folder = tmp_path_factory.mktemp("models")
+    export_models({folder / "one": "dense:4:0", folder / "two": "dense:4:1", folder / "bad": "fixed"})
+    return folder
+
+
+def try_here(settings: Settings, model: str, version: int) -> VersionRecord:
+    """What a process of its own would find, without the seconds that its start takes."""
+    record = inspect_versions(settings.path(settings.models[model].path), [version])[version]
+    if record.error:
+        raise ModelError(record.error)
+    return record
+
+
+class Room:
+    """One worker's view of model `m`, whose folder a test fills."""
+
+    def __init__(self, folder: Path, exported: Path, client: redis.Redis, **model: Any) -> None:
+        self.folder = folder
+        self.exported = exported
+        self.now = 1000.0
+        self.others: list[dict[str, tuple[int, ...]]] = []
+        write_features(folder, float_features(4))
+        self.put("one", 1)
+        self.settings = Settings.model_validate({"models": {"m": {"path": str(folder), **model}}})
+        self.registry = ModelRegistry(client, Keys("t"))
+        self.host = ModelHost(self.settings, self.registry, monotonic=lambda: self.now)
+        self.rollout = self.watch()
+        self.host.start()
+
+    def watch(self, *, answers: bool = True, try_apart: Any = try_here) -> Rollout:
+        def others() -> list[dict[str, tuple[int, ...]]]:
+            return self.others
+
+        return Rollout(
+            self.settings, self.host, self.registry, "m", answers=answers, others=others, try_apart=try_apart
+        )
+
+    def put(self, name: str, version: int) -> None:
+        shutil.copytree(self.exported / name, self.folder / str(version))
+
+    @property
+    def active(self) -> int | None:
+        self.now += 5  # what a worker knows of the active version is a second old at most
+        return self.host.get("m").record.version
+
+
+@pytest.fixture
+def make_room(tmp_path: Path, exported: Path, redis_client: redis.Redis) -> Any:
+    return lambda **model: Room(tmp_path / "m", exported, redis_client, **model)
+
+
+def test_a_new_version_waits_beside_the_old_one_until_every_worker_that_answers_holds_it(make_room: Any) -> None:
+    room = make_room()
+    room.others = [{"m": (1,)}]
+    room.put("two", 2)
+    assert not room.rollout.look()  # its folder might still be growing
+    assert not room.rollout.look()
+    assert room.host.versions() == {"m": (1, 2)}
+    assert room.active == 1
+    room.others = [{"m": (1, 2)}]
+    assert room.rollout.look()
+    assert room.active == 2
+
+
+def test_a_folder_that_is_being_copied_is_left_alone_until_it_stands_still(make_room: Any, exported: Path) -> None:
+    room = make_room()
+    (room.folder / "2" / "variables").mkdir(parents=True)
+    shutil.copy(exported / "two" / "saved_model.pb", room.folder / "2")
+    room.rollout.look()
+    for file in (exported / "two" / "variables").iterdir():
+        shutil.copy(file, room.folder / "2" / "variables")
+    room.rollout.look()
+    assert 2 not in room.registry.versions("m")
+    assert room.rollout.look()
+    assert room.active == 2
+
+
+def test_a_bad_version_is_refused_in_words_and_tried_again_only_when_it_changes_or_someone_asks(
+    make_room: Any, exported: Path
+) -> None:
+    room = make_room()
+    room.put("bad", 2)
+    room.rollout.look()
+    assert room.rollout.look()
+    refused = room.registry.versions("m")[2]
+    assert refused.state == "refused"
+    assert "row dimension" in (refused.error or "")
+    assert room.active == 1
+    room.rollout.look()
+    assert room.registry.versions("m")[2] == refused
+    room.rollout.look(again=True)
+    assert room.registry.versions("m")[2].inspected_at > refused.inspected_at
+    shutil.rmtree(room.folder / "2")
+    room.put("two", 2)
+    room.rollout.look()
+    assert room.rollout.look()
+    assert room.active == 2
+
+
+def test_a_version_that_crashes_is_refused_and_takes_no_worker_with_it(
+    make_room: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = make_room()
+    room.put("two", 2)
+    # stands for a model whose code crashes: the process that tries a version dies by SIGSEGV
+    (tmp_path / "crash").mkdir()
+    (tmp_path / "crash" / "sitecustomize.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    with monkeypatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(tmp_path / "crash"))
+        assert room.watch(try_apart=inspect_version_in_subprocess).look(again=True)
+    assert "SIGSEGV" in (room.registry.versions("m")[2].error or "")
+    assert room.active == 1
+
+
+def test_what_nobody_asks_for_any_more_leaves_memory(make_room: Any) -> None:
+    room = make_room()
+    room.put("two", 2)
+    room.rollout.look(again=True)
+    assert room.active == 2
+    held = weakref.ref(room.host.get("m", 1))  # a run that is pinned to it
+    room.now += UNLOAD_AFTER_S - 1
+    room.rollout.look()
+    assert room.host.versions() == {"m": (1, 2)}
+    room.now += 2
+    room.rollout.look()
+    assert room.host.versions() == {"m": (2,)}
+    assert held() is None
+    assert room.host.get("m", 1).record.version == 1
+
+
+def test_with_all_versions_each_is_there_and_the_newest_answers(make_room: Any) -> None:
+    room = make_room(versions="all")
+    room.put("two", 2)
+    room.rollout.look(again=True)
+    room.now += 10 * UNLOAD_AFTER_S
+    room.rollout.look()
+    assert room.host.versions() == {"m": (1, 2)}
+    assert room.active == 2
+
+
+def test_a_list_that_leaves_the_active_version_out_puts_its_newest_in_the_place(
+    make_room: Any, redis_client: redis.Redis
+) -> None:
+    room = make_room()
+    room.put("two", 2)
+    room.rollout.look(again=True)
+    assert room.active == 2
+    shutil.rmtree(room.folder)
+    back = Room(room.folder, room.exported, redis_client, versions=[1])
+    assert back.active == 1
+
+
+def test_a_version_that_was_rolled_back_does_not_come_again(make_room: Any, redis_client: redis.Redis) -> None:
+    room = make_room()
+    room.put("two", 2)
+    room.rollout.look(again=True)
+    redis_client.hset(Keys("t").table(TableKind.PREDICTIONS, "m").pointer, mapping={"version": 1, "held": "2"})
+    room.rollout.look(again=True)
+    assert room.active == 1
+
+
+def test_a_batch_worker_brings_versions_into_service_only_where_nobody_answers_requests(make_room: Any) -> None:
+    room = make_room()
+    room.put("two", 2)
+    batch = room.watch(answers=False)
+    room.others = [{"m": (1,)}]
+    assert batch.look(again=True)
+    assert room.host.versions() == {"m": (1,)}
+    room.others = []
+    assert batch.look(again=True)
+    assert room.active == 2
+
+
+def test_a_folder_that_vanishes_is_said_once_and_nothing_changes(make_room: Any) -> None:
+    room = make_room()
+    shutil.rmtree(room.folder)
+    assert room.rollout.look()
+    assert room.active == 1
+    with pytest.raises(ModelUnavailable):
+        room.host.get("m", 2)
+
+
+# --- with real workers ---
+
+ENTITIES = 2000
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory, exported: Path) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("rollout")
+    write_features(folder / "m", float_features(4))
+    shutil.copytree(exported / "one", folder / "m" / "1")
+    rows = np.random.default_rng(0).normal(size=(ENTITIES, 4)).astype(np.float32)
+    np.save(folder / "rows.npy", rows)
+    columns = {"entity_id": [f"e{i}" for i in range(ENTITIES)], **{f"f{k}": rows[:, k] for k in range(4)}}
+    pq.write_table(pa.table(columns), folder / "table.parquet")
+    models = textwrap.dedent(
+        f"""
+        [models.m]
+        path = "{folder / "m"}"
+        features = "{folder / "table.parquet"}"
+        poll_every = "1h"
+        [models.m.realtime]
+        timeout_ms = 5000
+        """
+    )
+    with Stack(folder, models) as deployment:
+        deployment.start("realtime", "realtime-2", "api")
+        deployment.wait_ready()
+        deployment.cli("features", "load", "m", str(folder / "table.parquet"))
+        yield deployment
+
+
+def test_a_version_is_changed_under_load_without_a_failed_request(stack: Stack, exported: Path) -> None:
+    rows = np.load(stack.folder / "rows.npy")
+    expected = {1: dense_predictions(rows), 2: dense_predictions(rows, 1)}
+    wrong: list[Any] = []
+    seen: set[int] = set()
+    stop = threading.Event()
+
+    def ask(start: int) -> None:
+        with httpx.Client(base_url=stack.url, timeout=10) as client:
+            i = start
+            while not stop.is_set():
+                i = (i + 7) % ENTITIES
+                got = client.get(f"/predict/e{i}", params={"max_staleness_hours": 0})
+                body = got.json()
+                if got.status_code != 200 or not np.isclose(
+                    body["prediction"], expected[body["model_version"]][i], rtol=1e-5, atol=1e-6
+                ):
+                    wrong.append((got.status_code, body))
+                else:
+                    seen.add(body["model_version"])
+
+    wait_for(lambda: len(_holding(stack, 1)) == 2, "two workers with version 1")
+    # the one request that an API which has just found a worker lets through
+    assert httpx.get(f"{stack.url}/predict/e0").status_code == 200
+    asking = [threading.Thread(target=ask, args=(start,)) for start in (0, 3)]
+    for thread in asking:
+        thread.start()
+    try:
+        wait_for(lambda: 1 in seen, "answers of version 1")
+        shutil.copytree(exported / "two", stack.folder / "m" / "2")
+        done = stack.cli("models", "reload", "m", "--json")
+        wait_for(lambda: 2 in seen, "answers of version 2", 20)
+        time.sleep(0.5)
+    finally:
+        stop.set()
+        for thread in asking:
+            thread.join()
+    assert done.returncode == 0, done.stderr
+    assert '"active_version": 2' in done.stdout
+    assert not wrong, wrong[:3]
+    assert len(_holding(stack, 2)) == 2
+
+
+def test_a_refused_version_is_named_by_reload_and_verify_and_by_show(stack: Stack, exported: Path) -> None:
+    shutil.copytree(exported / "bad", stack.folder / "m" / "7")
+    try:
+        done = stack.cli("models", "reload")
+        assert done.returncode == 0, done.stderr
+        assert "row dimension" in done.stdout
+        verified = stack.cli("models", "verify", "--version", "7")
+        assert (verified.returncode, "row dimension" in verified.stdout) == (1, True)
+        assert stack.cli("models", "verify", "--version", "1").returncode == 0
+    finally:
+        shutil.rmtree(stack.folder / "m" / "7")
+
+
+def _holding(stack: Stack, version: int) -> list[str]:
+    from inference.presence import Presence
+
+    services = stack.services
+    alive = Presence(services.cache, services.keys).roster("realtime").alive
+    return [one.identity for one in alive if one.ready and version in one.versions.get("m", ())]

@@ -1,0 +1,124 @@
+"""Has a worker look for new versions of its models, from a thread of its own, while it goes on working."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from celery.signals import worker_ready, worker_shutting_down
+
+from inference.errors import ForecacheError
+from inference.logs import get_logger
+from inference.models import ModelRegistry, Rollout
+from inference.presence import Presence, identity_of
+from inference.services import Services
+from tasks.celery_app import REALTIME_QUEUE
+
+log = get_logger(__name__)
+
+#: how long a wish for new versions, or a version that waits for another worker, may go unnoticed
+TICK_S = 1.0
+
+
+class Watch:
+    """Looks at one model's folder every `poll_every` seconds, sooner when asked to or when something is on its way."""
+
+    def __init__(
+        self,
+        model: str,
+        rollout: Rollout,
+        registry: ModelRegistry,
+        *,
+        worker: str,
+        poll_every: float | None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._model = model
+        self._rollout = rollout
+        self._registry = registry
+        self._worker = worker
+        self._poll_every = poll_every
+        self._monotonic = monotonic
+        self._due_at: float | None = 0.0
+        self._fulfilled = 0
+
+    def tick(self) -> None:
+        """Look if it is time to; a wish counts as fulfilled when nothing is on its way any more.
+
+        Raises:
+            StoreUnavailable: Redis did not answer in time; may be called again.
+        """
+        asked = self._registry.reloads(self._model).asked
+        wished = asked != self._fulfilled
+        if not wished and (self._due_at is None or self._monotonic() < self._due_at):
+            return
+        if not self._rollout.look(again=wished):
+            self._due_at = 0.0
+            return
+        if wished:
+            self._registry.put_reloaded(self._model, self._worker, asked)
+            self._fulfilled = asked
+        self._due_at = None if self._poll_every is None else self._monotonic() + self._poll_every
+
+
+class Watcher:
+    """Ticks all watches until it is stopped, through outages too."""
+
+    def __init__(self, watches: Iterable[tuple[str, Watch]]) -> None:
+        self._watches = list(watches)
+        self._stopped = threading.Event()
+
+    def start(self) -> None:
+        """Start the thread."""
+        threading.Thread(target=self._keep, name="versions", daemon=True).start()
+
+    def stop(self) -> None:
+        """Let the thread end after what it is doing; nobody waits for it, since each step may be cut off."""
+        self._stopped.set()
+
+    def _keep(self) -> None:
+        while not self._stopped.wait(TICK_S):
+            for model, watch in self._watches:
+                try:
+                    watch.tick()
+                except ForecacheError as error:
+                    log.warning("model.watch_failed", model=model, error=error.message)
+                except Exception:  # without this thread no new version ever comes
+                    log.exception("model.watch_failed", model=model)
+
+
+def watch_versions(services: Callable[[], Services], *, answers: bool) -> None:
+    """Have the worker that starts in this process look for new versions from when it is ready until it ends.
+
+    `answers`: whether it answers requests.
+    """
+    watching: list[Watcher] = []
+
+    def begin(sender: Any, **_: Any) -> None:
+        own = services()
+        worker = identity_of(sender.hostname, os.getpid())
+        watching.append(Watcher((model, _watch(own, model, worker, answers)) for model in own.settings.models))
+        watching[0].start()
+
+    def end(**_: Any) -> None:
+        for watcher in watching:
+            watcher.stop()
+
+    # weak=False: nothing else holds these functions
+    worker_ready.connect(begin, weak=False)
+    worker_shutting_down.connect(end, weak=False)
+
+
+def _watch(services: Services, model: str, worker: str, answers: bool) -> Watch:
+    presence = Presence(services.cache, services.keys)
+
+    def others() -> list[Any]:
+        alive = presence.roster(REALTIME_QUEUE).alive
+        return [one.versions for one in alive if one.ready and one.identity != worker]
+
+    rollout = Rollout(services.settings, services.host, services.registry, model, answers=answers, others=others)
+    poll_every = services.settings.models[model].poll_every
+    return Watch(model, rollout, services.registry, worker=worker, poll_every=poll_every)
