@@ -268,6 +268,8 @@ async def test_a_request_without_a_sane_name_gets_one_where_somebody_may_ask_for
         assert answer.json()["request_id"] == answer.headers["x-request-id"] != name
         made.add(answer.headers["x-request-id"])
     assert len(made) == 4
+
+
 PROTOCOL_CALLS = [
     ("/v1/models/delay/versions/1:predict", {"instances": [1]}),
     ("/v2/models/delay/versions/1/infer", {"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]}]}),
