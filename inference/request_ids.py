@@ -5,6 +5,7 @@ An id costs nothing until somebody asks for it, so that every request may have o
 
 from __future__ import annotations
 
+import os
 import re
 import uuid
 from collections.abc import Iterable, Sequence
@@ -35,7 +36,8 @@ class RequestId:
 
     def __str__(self) -> str:
         if self._text is None:
-            self._text = f"{_process}-{next(_numbers):x}"
+            # with the process id, since processes that were forked share the rest
+            self._text = f"{_process}{os.getpid():x}-{next(_numbers):x}"
         return self._text
 
 
