@@ -61,6 +61,12 @@ def told(requests: Iterable[RequestId]) -> list[str]:
     return [str(request) for request in distinct[:MAX_TOLD]]
 
 
+def message_headers() -> dict[str, Any]:
+    """Return what tells a worker for whom the present work is done; nothing for what no request asked for."""
+    requests = requests_behind()
+    return {REQUEST_IDS_HEADER: told(requests)} if requests else {}
+
+
 def from_message(header: Any) -> tuple[RequestId, ...]:
     """Return what a message's header names; whoever sent it, only sane ids count."""
     if not isinstance(header, list):
