@@ -5,6 +5,7 @@ An id costs nothing until somebody asks for it, so that every request may have o
 
 from __future__ import annotations
 
+import os
 import re
 import uuid
 from collections.abc import Iterable, Sequence
@@ -35,7 +36,8 @@ class RequestId:
 
     def __str__(self) -> str:
         if self._text is None:
-            self._text = f"{_process}-{next(_numbers):x}"
+            # with the process id, since processes that were forked share the rest
+            self._text = f"{_process}{os.getpid():x}-{next(_numbers):x}"
         return self._text
 
 
@@ -57,6 +59,12 @@ def told(requests: Iterable[RequestId]) -> list[str]:
     """Return the ids as text, the first few and each once."""
     distinct = list(dict.fromkeys(requests))
     return [str(request) for request in distinct[:MAX_TOLD]]
+
+
+def message_headers() -> dict[str, Any]:
+    """Return what tells a worker for whom the present work is done; nothing for what no request asked for."""
+    requests = requests_behind()
+    return {REQUEST_IDS_HEADER: told(requests)} if requests else {}
 
 
 def from_message(header: Any) -> tuple[RequestId, ...]:

@@ -18,7 +18,6 @@ from inference.errors import (
 )
 from inference.logs import get_logger
 from inference.queues import JobPriority
-from inference.request_ids import REQUEST_IDS_HEADER, requests_behind, told
 from inference.settings import Settings
 from tasks.celery_app import make_celery
 from tasks.dispatch.sender import Priorities, Sender, make_sending_app, priorities
@@ -69,7 +68,6 @@ class Dispatcher:
                         task_id=task_id,
                         priority=self._priorities.request,
                         timeout_s=until - loop.time(),
-                        headers=_headers(),
                     )
             except TimeoutError as error:
                 raise DeadlineExceeded("the broker did not take the task in time") from error
@@ -86,18 +84,8 @@ class Dispatcher:
         """
         for kwargs in messages:
             await self._patient.send(
-                task,
-                kwargs,
-                task_id=f"later-{uuid.uuid4().hex}",
-                priority=self._priorities.jobs[priority],
-                headers=_headers(),
+                task, kwargs, task_id=f"later-{uuid.uuid4().hex}", priority=self._priorities.jobs[priority]
             )
-
-
-def _headers() -> dict[str, Any] | None:
-    """Return what tells the worker for whom it works; None for what no request asked for."""
-    requests = requests_behind()
-    return {REQUEST_IDS_HEADER: told(requests)} if requests else None
 
 
 def result_of(payload: Payload, task_id: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from kombu.exceptions import KombuError, OperationalError
 from inference.errors import BrokerUnavailable
 from inference.logs import get_logger
 from inference.queues import JobPriority
+from inference.request_ids import message_headers
 from inference.settings import Settings
 from tasks.celery_app import AMQP_PRIORITIES, celery_config, is_redis, make_celery
 
@@ -85,19 +86,18 @@ class Sender:
         task_id: str,
         priority: int,
         timeout_s: float | None = None,
-        headers: Mapping[str, Any] | None = None,
     ) -> None:
         """Hand one message to the broker.
 
         `priority`: the broker's number (`priorities`). `timeout_s`: for how long the result is wanted; None for
-        good. A message that is still waiting for the thread by then is not sent. `headers`: more for the message.
+        good. A message that is still waiting for the thread by then is not sent.
 
         Raises:
             BrokerUnavailable: the broker did not take it.
         """
         give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
         loop = asyncio.get_running_loop()
-        options = {"task_id": task_id, "priority": priority, "headers": headers and dict(headers)}
+        options = {"task_id": task_id, "priority": priority, "headers": message_headers()}
         await loop.run_in_executor(self._thread, self._send, task, dict(kwargs), options, give_up_at)
 
     def close(self) -> None:
