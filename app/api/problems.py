@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from app.api.paths import without_folders
 from inference.errors import (
@@ -52,6 +53,7 @@ _OWN_WORDS: dict[type[ForecacheError], str] = {
     StoreUnavailable: "the cache Redis does not answer",
     BrokerUnavailable: "the broker does not answer",
 }
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _CODES = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large", 500: "internal"}
 
 
@@ -153,10 +155,22 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
     return respond_to_validation(error.errors()[0])
 
 
-async def _on_http_exception(_: Request, error: Exception) -> Response:
+async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - see above
     code = _CODES.get(error.status_code, "bad-input")
-    return _respond(_problem(error.status_code, code, str(error.detail)), dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_allowed(request))
+    return _respond(_problem(error.status_code, code, str(error.detail)), headers)
+
+
+def _allowed(request: Request) -> list[str]:
+    """Return every method of the path: Starlette names only those of the first route that has it."""
+    return [
+        method
+        for method in _METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
 
 
 async def _on_defect(_: Request, __: Exception) -> Response:

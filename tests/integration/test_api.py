@@ -252,6 +252,8 @@ async def test_an_outage_of_the_store_is_a_503_that_says_when_to_come_back(
         ({"instances": [{}] * 1001}, "instances"),
         ({"entity_ids": ["a"], "timeout_ms": 0}, "timeout_ms"),
         ({"entity_ids": ["a"], "max_staleness_hours": -1}, "max_staleness_hours"),
+        ({"entity_ids": ["a"], "max_staleness_hours": False}, "max_staleness_hours"),
+        ({"entity_ids": ["a"], "timeout_ms": "100"}, "timeout_ms"),
         ({"entity_ids": ["a"], "max_stalenes_hours": 1}, "max_stalenes_hours"),
         ({}, "body"),
         ({"entity_ids": ["a"], "instances": [1]}, "body"),
@@ -269,6 +271,7 @@ async def test_every_other_error_is_a_problem_too(it: Deployment, http: httpx.As
     json_type = {"content-type": "application/json"}
     assert_problem(await http.get("/nowhere"), 404, "not-found")
     assert_problem(await http.put("/predict"), 405, "method-not-allowed")
+    assert (await http.put("/runs")).headers["allow"] == "GET, POST"
     assert_problem(await http.post("/predict", content=b"{", headers=json_type), 400, "bad-input", "body")
     assert_problem(await http.get("/predict/a?model=dleay"), 404, "unknown-model", "model")
     assert_problem(await http.get("/predict/a?timeout_ms=x"), 400, "bad-input", "timeout_ms")
