@@ -13,6 +13,7 @@ from inference.errors import (
     BrokerUnavailable,
     DeadlineExceeded,
     ForecacheError,
+    Overloaded,
     StoreUnavailable,
     UnknownEntity,
     WorkersUnavailable,
@@ -27,7 +28,7 @@ from inference.serving.answers import (
     replies_from_result,
 )
 from inference.serving.breaker import Breaker
-from inference.serving.coalescer import Coalescer
+from inference.serving.coalescer import MAX_WAITING_BATCHES, Coalescer
 from inference.serving.freshness import Freshness, FreshnessRules, hit_outcome, source_of
 from inference.serving.ladder import may_serve_previous, step_down
 from inference.serving.lookups import SharedLookups, TableReader
@@ -80,6 +81,7 @@ class ModelPath:
             MAX_UNKNOWN, model.realtime.unknown_ttl, timer=lambda: asyncio.get_running_loop().time()
         )
         self._apart = asyncio.Semaphore(model.realtime.max_in_flight)
+        self._waiting_apart = 0
 
     def workers_heard(self, present: bool) -> None:
         """Note whether any worker that could compute is alive."""
@@ -206,6 +208,9 @@ class ModelPath:
 
     async def _submit_apart(self, task: str, kwargs: dict[str, Any], rows: int, until: float) -> list[Reply]:
         """Submit one part when there is room for it; a part that fails is an error for each of its rows."""
+        if self._waiting_apart >= MAX_WAITING_BATCHES:
+            return [Overloaded("too many requests of their own wait already")] * rows
+        self._waiting_apart += 1
         try:
             async with asyncio.timeout_at(until), self._apart:
                 return await self._submit_part(task, kwargs, rows, until)
@@ -213,6 +218,8 @@ class ModelPath:
             return [DeadlineExceeded("the prediction was not computed in time")] * rows
         except ForecacheError as error:
             return [error] * rows
+        finally:
+            self._waiting_apart -= 1
 
     async def _submit_part(self, task: str, kwargs: dict[str, Any], rows: int, until: float) -> list[Reply]:
         timeout_s = until - asyncio.get_running_loop().time()
