@@ -1,4 +1,4 @@
--- More load than a server can take: answers and refusals are both right, and are counted. Arguments: rows, query,
+-- More load than a server can take: answers, fallbacks and refusals are all right, and are counted. Arguments: rows, query,
 -- milliseconds after which an answer is late.
 local threads = {}
 
@@ -9,7 +9,7 @@ end
 
 function init(args)
   rows, query, late_ms = tonumber(args[1]), args[2], tonumber(args[3])
-  answered, shed, wrong = 0, 0, 0
+  answered, fallback, shed, wrong = 0, 0, 0, 0
   math.randomseed(os.time() * 1000 + seed)
   head = "GET /predict/user_"
   tail = query .. " HTTP/1.1\r\nHost: " .. wrk.host .. ":" .. wrk.port .. "\r\n\r\n"
@@ -20,7 +20,9 @@ function request()
 end
 
 function response(status, headers, body)
-  if status == 200 then
+  if status == 200 and body:find('"degraded":true', 1, true) then
+    fallback = fallback + 1
+  elseif status == 200 then
     answered = answered + 1
   elseif status == 503 then
     shed = shed + 1
@@ -37,15 +39,15 @@ local function share_over(latency, limit_us)
 end
 
 function done(summary, latency, requests)
-  local sums = { answered = 0, shed = 0, wrong = 0 }
+  local sums = { answered = 0, fallback = 0, shed = 0, wrong = 0 }
   for _, thread in ipairs(threads) do
     for name in pairs(sums) do sums[name] = sums[name] + thread:get(name) end
   end
   local e = summary.errors
   io.write(string.format(
-    'RESULT {"duration_s": %.3f, "answered": %d, "shed": %d, "wrong": %d, "lost": %d, '
+    'RESULT {"duration_s": %.3f, "answered": %d, "fallback": %d, "shed": %d, "wrong": %d, "lost": %d, '
       .. '"p50_ms": %.3f, "p99_ms": %.3f, "max_ms": %.3f, "late": %.3f}\n',
-    summary.duration / 1e6, sums.answered, sums.shed, sums.wrong, e.connect + e.read + e.write + e.timeout,
+    summary.duration / 1e6, sums.answered, sums.fallback, sums.shed, sums.wrong, e.connect + e.read + e.write + e.timeout,
     latency:percentile(50) / 1000, latency:percentile(99) / 1000, latency.max / 1000,
     share_over(latency, threads[1]:get("late_ms") * 1000)))
 end

@@ -15,10 +15,14 @@ GRACE_MS = 50
 
 @dataclass(frozen=True)
 class Pressure:
-    """What came of it. `late`: the share of answers that took longer than their budget and 50 ms."""
+    """What came of it: predictions as asked for, fallbacks of the ladder, refusals, anything else, lost connections.
+
+    `late`: the share of answers that took longer than their budget and 50 ms.
+    """
 
     duration_s: float
     answered: int
+    fallback: int
     shed: int
     wrong: int
     lost: int
@@ -29,13 +33,8 @@ class Pressure:
 
     @property
     def rps(self) -> float:
-        """Answers with a prediction, a second."""
+        """Predictions as asked for, a second."""
         return self.answered / self.duration_s
-
-    @property
-    def all_rps(self) -> float:
-        """All answers a second."""
-        return (self.answered + self.shed + self.wrong) / self.duration_s
 
 
 class Pressing:

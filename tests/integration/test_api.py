@@ -27,7 +27,7 @@ from inference.keys import Keys
 from inference.presence import Presence
 from inference.queues import JobPriority
 from inference.serving import PredictionService
-from inference.serving.job_queue import JobQueue
+from inference.serving.job_queue import LOST_AFTER_S, STALLED_AFTER_S, JobQueue
 from inference.serving.jobs import MAX_BEGUN, run_part
 from inference.settings import ApiSettings, Settings
 from tests.support.redis_server import RedisServer
@@ -360,6 +360,35 @@ async def test_a_job_whose_part_ends_every_worker_fails_instead_of_ending_more(
     it.work()
     job = (await http.get(url)).json()
     assert (job["state"], job["error"]["code"]) == ("failed", "prediction-failed")
+
+
+async def test_parts_that_went_down_with_a_worker_are_sent_again_now_and_then_until_the_job_is_given_up(
+    it: Deployment, http: httpx.AsyncClient
+) -> None:
+    url = (await http.post("/predictions", json={"entity_ids": [str(n) for n in range(600)]})).headers["location"]
+    it.sent = it.sent[:1]
+    it.work()  # the first part; the other two are lost
+
+    async def after(silent_s: float) -> list[int]:
+        """What is sent when the job has stood still for so long, though two clients ask."""
+        record = KEYS.job(url.rpartition("/")[2])
+        it.client.hset(record, "changed_at", int(began - silent_s))
+        states = [(await http.get(url)).json()["state"] for _ in range(2)]
+        assert states == ["running"] * 2
+        parts = sorted(kwargs["part"] for _, kwargs in it.sent)
+        it.sent.clear()
+        return parts
+
+    began = system_clock()
+    assert await after(LOST_AFTER_S - 20) == []
+    assert await after(LOST_AFTER_S + 20) == [1, 2]
+    it.broker_is_down = True
+    assert await after(2 * LOST_AFTER_S + 20) == []
+    it.broker_is_down = False
+    assert await after(2 * LOST_AFTER_S + 20) == [1, 2]
+    job = KEYS.job(url.rpartition("/")[2])
+    it.client.hset(job, "changed_at", int(began - STALLED_AFTER_S - 20))
+    assert (await http.get(url)).json()["error"]["code"] == "model-unavailable"
 
 
 async def test_a_job_asked_for_again_under_its_key_is_the_same_job(it: Deployment, http: httpx.AsyncClient) -> None:
