@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import Response
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from app.api.problems import Problem, problem_of
 from inference.entities import check_entity_id
@@ -18,6 +18,13 @@ MAX_ROWS = 1_000
 MAX_JOB_ROWS = 100_000
 MAX_TIMEOUT_MS = 600_000
 
+#: what `check_entity_id` takes, as far as a schema can say it: its 512 are bytes
+ENTITY_ID_SCHEMA = {"type": "string", "minLength": 1, "maxLength": 512, "pattern": r"^[^\u0000-\u001f\u007f-\u009f]+$"}
+
+EntityIds = Annotated[
+    list[str] | None,
+    WithJsonSchema({"anyOf": [{"type": "array", "items": ENTITY_ID_SCHEMA, "minItems": 1}, {"type": "null"}]}),
+]
 Hours = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 TimeoutMs = Annotated[int, Field(ge=1, le=MAX_TIMEOUT_MS)]
 
@@ -47,9 +54,17 @@ class PredictBody(Terms):
 
     model_config = ConfigDict(extra="forbid")
 
-    entity_ids: list[str] | None = None
+    entity_ids: EntityIds = None
     instances: list[Any] | None = None
     overrides: dict[str, Any] | None = None
+
+    @field_validator("max_staleness_hours", "timeout_ms", mode="before")
+    @classmethod
+    def _a_number(cls, value: Any) -> Any:
+        # in a query everything is text; in JSON, text or a boolean in a number's place is a mistake
+        if isinstance(value, str | bool):
+            raise ValueError("send a number")  # noqa: TRY004 - pydantic makes a complaint of a ValueError only
+        return value
 
     @model_validator(mode="after")
     def _one_of_two(self) -> PredictBody:

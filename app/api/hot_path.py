@@ -14,7 +14,7 @@ from fastapi import Response
 from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
-from app.api.bodies import AnswerBody, Terms
+from app.api.bodies import ENTITY_ID_SCHEMA, AnswerBody, Terms
 from app.api.disconnects import ClientWatch
 from app.api.naming import header_of, telling
 from app.api.parts import Parts
@@ -95,7 +95,7 @@ def _entity_id(scope: Scope) -> str:
 def openapi_operation() -> dict[str, Any]:
     """Return this route's entry in the OpenAPI document."""
     properties = Terms.model_json_schema()["properties"]
-    path = {"name": "entity_id", "in": "path", "required": True, "schema": {"type": "string"}}
+    path = {"name": "entity_id", "in": "path", "required": True, "schema": ENTITY_ID_SCHEMA}
     query = [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in properties.items()]
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{AnswerBody.__name__}"}}}
     return {

@@ -198,7 +198,13 @@ def _cumulative(counted: Histogram) -> list[tuple[str, float]]:
     return [*((f"{bounds[n]:.4g}", sum(counts[: n + 1])) for n in merged), ("+Inf", counted.total)]
 
 
-@router.get("/metrics", responses=documented(503))
+class MetricsResponse(Response):
+    """Prometheus' text format."""
+
+    media_type = CONTENT_TYPE_LATEST
+
+
+@router.get("/metrics", response_class=MetricsResponse, responses=documented(503))
 async def metrics(parts: Annotated[Parts, Depends(parts_of)]) -> Response:
     """Return the metrics in Prometheus' text format."""
     models = list(parts.settings.models)
@@ -214,4 +220,4 @@ async def metrics(parts: Annotated[Parts, Depends(parts_of)]) -> Response:
             registry.register(collector)
         return generate_latest(registry)
 
-    return Response(await parts.in_thread(scrape), media_type=CONTENT_TYPE_LATEST)
+    return MetricsResponse(await parts.in_thread(scrape))

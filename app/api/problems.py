@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from app.api.dialects import respond_with_error, speaks_protocol
 from app.api.paths import without_folders
@@ -56,6 +57,7 @@ _OWN_WORDS: dict[type[ForecacheError], str] = {
     BrokerUnavailable: "the broker does not answer",
 }
 _DEFECT = "the server failed on this request; its log says why"
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _CODES = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large", 500: "internal"}
 
 
@@ -177,7 +179,19 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if speaks_protocol(request.url.path):
         return respond_with_error(error.status_code, str(error.detail), error.headers)
     code = _CODES.get(error.status_code, "bad-input")
-    return _respond(_problem(error.status_code, code, str(error.detail)), dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(_allowed(request))
+    return _respond(_problem(error.status_code, code, str(error.detail)), headers)
+
+
+def _allowed(request: Request) -> list[str]:
+    """Return every method of the path: Starlette names only those of the first route that has it."""
+    return [
+        method
+        for method in _METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
 
 
 async def _on_defect(request: Request, _: Exception) -> Response:

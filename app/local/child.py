@@ -1,4 +1,4 @@
-"""Becomes another program that dies with its supervisor: `python -P -m app.local.child PARENT_PID PROGRAM …`.
+"""Becomes another program that dies with its supervisor: `python -P -m app.local.child PARENT_PID NICENESS PROGRAM …`.
 
 An exec keeps the kernel's parent-death signal, so this costs one short start and no process.
 """
@@ -9,7 +9,10 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
+#: where Linux schedules by session, and each program of ours is one, a process' own niceness counts for nothing
+_AUTOGROUP = Path("/proc/self/autogroup")
 #: <linux/prctl.h>
 _PR_SET_PDEATHSIG = 1
 
@@ -28,6 +31,15 @@ def die_with(parent_pid: int) -> None:
         sys.exit(1)
 
 
+def give_way(niceness: int) -> None:
+    """Take the processor only as far as the others leave it; 0 changes nothing."""
+    if niceness:
+        os.nice(niceness)
+        if _AUTOGROUP.exists():
+            _AUTOGROUP.write_text(str(niceness))
+
+
 if __name__ == "__main__":
     die_with(int(sys.argv[1]))
-    os.execvp(sys.argv[2], sys.argv[2:])  # noqa: S606 - argv comes from the supervisor; there is no shell
+    give_way(int(sys.argv[2]))
+    os.execvp(sys.argv[3], sys.argv[3:])  # noqa: S606 - argv comes from the supervisor; there is no shell

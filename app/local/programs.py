@@ -18,6 +18,10 @@ from inference.settings.addresses import reachable_url
 #: seconds that a worker may take to finish its chunk before it is killed; a killed chunk runs again
 WORKER_GRACE_S = 20.0
 GRACE_S = 10.0
+#: of what nobody waits for: starting TensorFlow takes whole seconds of every core, and requests go on meanwhile
+NICENESS = 10
+#: kinds that requests go through, beside Redis
+_IN_A_HURRY = ("realtime", "api")
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Program:
     `on_start` is told the pid of each start.
     `explain`: turns the last lines of one that ends before it is ready into one sentence.
     `stops_last`: it is stopped when all others have ended.
+    `niceness`: how far it gives way to the others when the processor is short (0 to 19).
     """
 
     name: str
@@ -43,6 +48,7 @@ class Program:
     on_start: Callable[[int], None] | None = None
     explain: Callable[[list[str]], str] | None = None
     stops_last: bool = False
+    niceness: int = 0
 
     @property
     def kind(self) -> str:
@@ -108,7 +114,8 @@ def _worker(name: str, module: str, env: dict[str, str] | None = None) -> Progra
 def _module(name: str, module: str, *arguments: str, says_ready: str, **options: Any) -> Program:
     # -P: the user's folder may hold an app.py, tasks.py or workers.py of its own
     argv = [sys.executable, "-P", "-m", module, *arguments]
-    return Program(name, argv, says_ready=re.compile(says_ready), **options)
+    niceness = 0 if name.partition("-")[0] in _IN_A_HURRY else NICENESS
+    return Program(name, argv, says_ready=re.compile(says_ready), niceness=niceness, **options)
 
 
 def _url(listener: ApiSettings | DashboardSettings) -> str:

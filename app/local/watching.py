@@ -32,7 +32,7 @@ class Child(Process):  # type: ignore[misc]  # circus ships no types
         self.started = time.time()
         program: Program = self.watcher.program
         self._worker = psutil.Popen(
-            [sys.executable, "-P", "-m", "app.local.child", str(os.getpid()), *program.argv],
+            [sys.executable, "-P", "-m", "app.local.child", str(os.getpid()), str(program.niceness), *program.argv],
             env=os.environ | program.env | _child_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

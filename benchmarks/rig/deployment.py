@@ -130,10 +130,11 @@ timeout_ms = 10000
         wait_until(lambda: len(celery_app.control.ping(timeout=1.0)) >= len(kinds), "workers")
         return started
 
-    def start_api(self) -> None:
-        """Start the API and wait until it is ready."""
-        self.start("api", sys.executable, "-P", "-m", "app.cli", "api")
+    def start_api(self) -> int:
+        """Start the API, wait until it is ready, and return its process id."""
+        pid = self.start("api", sys.executable, "-P", "-m", "app.cli", "api")
         wait_until(lambda: http_ok(f"{self.url}/health/ready"), "the API")
+        return pid
 
     def start_baseline(self, module: str) -> str:
         """Serve `baselines/MODULE.py` under the server that the API uses too; return its URL."""

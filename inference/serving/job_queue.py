@@ -25,6 +25,7 @@ from inference.errors import (
     from_code,
 )
 from inference.keys import Keys
+from inference.logs import get_logger
 from inference.queues import JobPriority
 from inference.serving.answers import Answer, Computed, answer_computed, replies_from_result
 from inference.serving.jobs import (
@@ -37,9 +38,14 @@ from inference.serving.jobs import (
     job_keys,
 )
 
+log = get_logger(__name__)
+
 PREDICT_JOB_PART = "forecache.predict_job_part"
 
-#: a running job of which no part was finished for so long has lost one with its worker
+#: a running job of which no part was finished for so long may have lost some with a worker: what is left is sent
+#: again, since a broker on Redis keeps to itself for an hour what a dead worker held
+LOST_AFTER_S = 100
+#: a running job of which no part was finished for so long is given up
 STALLED_AFTER_S = 300
 FIRST_POLL_S = 0.02
 LONGEST_POLL_S = 0.5
@@ -65,6 +71,7 @@ class JobView:
     job_id: str
     state: JobState
     model: str
+    priority: JobPriority
     parts: int
     changed_at: float
     error: ForecacheError | None
@@ -111,13 +118,16 @@ class JobQueue:
                         await self._client.delete(*made)
                         return first
                     made.append(name)
-            messages = ({"job_id": job_id, "part": number} for number in range(len(parts)))
-            await self._enqueue(PREDICT_JOB_PART, messages, priority=request.priority)
+            await self._send(job_id, range(len(parts)), request.priority)
         except (BrokerUnavailable, BadInput):
             async with _outage_named():
                 await self._client.delete(*made)
             raise
         return job_id
+
+    async def _send(self, job_id: str, parts: Iterable[int], priority: JobPriority) -> None:
+        messages = ({"job_id": job_id, "part": number} for number in parts)
+        await self._enqueue(PREDICT_JOB_PART, messages, priority=priority)
 
     async def _first_under(self, named: str, job_id: str, request: JobRequest) -> str:
         """Return the job that a key stands for: this one, if the key is new."""
@@ -137,11 +147,29 @@ class JobQueue:
             NotFound: there is no such job (any more).
         """
         view = await self._read(job_id)
-        if view.state is JobState.RUNNING and self._clock() - view.changed_at > STALLED_AFTER_S:
+        silent_s = self._clock() - view.changed_at if view.state is JobState.RUNNING else 0.0
+        if LOST_AFTER_S < silent_s <= STALLED_AFTER_S:
+            await self._send_again(view, int(silent_s // LOST_AFTER_S))
+        elif silent_s > STALLED_AFTER_S:
             lost = ModelUnavailable(f"no worker has finished a part for {STALLED_AFTER_S} s: enqueue it again")
             await self._end(view, JobState.FAILED, error_to_json(lost), expected=f"{view.changed_at:.0f}")
             view = await self._read(job_id)
         return view
+
+    async def _send_again(self, view: JobView, time: int) -> None:
+        """Send what is left of a job once more; of all who see that it is due for the `time`-th time, one does."""
+        record, inputs, _ = job_keys(self._keys, view.job_id)
+        claim = f"again:{view.changed_at:.0f}:{time}"
+        async with _outage_named():
+            if not await self._client.hsetnx(record, claim, "1"):
+                return
+            left = await cast(Awaitable[list[bytes]], self._client.hkeys(inputs))
+        log.warning("job.sent_again", job_id=view.job_id, parts=len(left))
+        try:
+            await self._send(view.job_id, map(int, left), view.priority)
+        except BrokerUnavailable:
+            async with _outage_named():
+                await self._client.hdel(record, claim)
 
     async def wait(self, job_id: str, wait_s: float) -> JobView:
         """Return the job once it is over, or as it stands after `wait_s`.
@@ -191,6 +219,7 @@ class JobQueue:
                 "kind": "instances" if request.entity_ids is None else "entities",
                 "overrides": json.dumps(dict(request.overrides)) if request.overrides else "",
                 "deadline": "" if request.timeout_s is None else repr(now + request.timeout_s),
+                "priority": request.priority.value,
                 "parts": len(parts),
                 "changed_at": int(now),
                 "error": "",
@@ -209,6 +238,7 @@ class JobQueue:
             job_id=job_id,
             state=JobState(record[b"state"].decode()),
             model=record[b"model"].decode(),
+            priority=JobPriority(record.get(b"priority", b"normal").decode()),
             parts=int(record[b"parts"]),
             changed_at=float(record[b"changed_at"]),
             error=_stored_error(record[b"error"]),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 from cachetools import TTLCache
@@ -13,6 +14,7 @@ from inference.errors import (
     BrokerUnavailable,
     DeadlineExceeded,
     ForecacheError,
+    Overloaded,
     StoreUnavailable,
     UnknownEntity,
     WorkersUnavailable,
@@ -31,7 +33,7 @@ from inference.serving.answers import (
     replies_from_result,
 )
 from inference.serving.breaker import Breaker, BreakerState
-from inference.serving.coalescer import Coalescer
+from inference.serving.coalescer import MAX_WAITING_BATCHES, Coalescer
 from inference.serving.freshness import Freshness, FreshnessRules, hit_outcome, source_of
 from inference.serving.ladder import may_serve_previous, step_down
 from inference.serving.lookups import SharedLookups, TableReader
@@ -85,6 +87,7 @@ class ModelPath:
             MAX_UNKNOWN, model.realtime.unknown_ttl, timer=lambda: asyncio.get_running_loop().time()
         )
         self._apart = asyncio.Semaphore(model.realtime.max_in_flight)
+        self._waiting_apart = 0
 
     def workers_heard(self, present: bool) -> None:
         """Note whether any worker that could compute is alive."""
@@ -232,26 +235,40 @@ class ModelPath:
     async def _submit_apart(self, task: str, kwargs: dict[str, Any], rows: int, until: float) -> list[Reply]:
         """Submit one part when there is room for it; a part that fails is an error for each of its rows."""
         try:
-            async with asyncio.timeout_at(until), self._apart:
+            async with self._turn_apart(until):
                 return await self._submit_part(task, kwargs, rows, until)
-        except TimeoutError:
-            return [DeadlineExceeded("the prediction was not computed in time")] * rows
         except ForecacheError as error:
             return [error] * rows
+
+    @asynccontextmanager
+    async def _turn_apart(self, until: float) -> AsyncIterator[None]:
+        """Wait for room among the few tasks of requests that share nothing, and hold it, until `until` at most.
+
+        Raises:
+            Overloaded: too many wait already.
+            DeadlineExceeded: the time is up.
+        """
+        if self._waiting_apart >= MAX_WAITING_BATCHES:
+            raise Overloaded("too many requests of their own wait already")
+        self._waiting_apart += 1
+        try:
+            async with asyncio.timeout_at(until), self._apart:
+                yield
+        except TimeoutError as error:
+            raise DeadlineExceeded("the prediction was not computed in time") from error
+        finally:
+            self._waiting_apart -= 1
 
     async def _ask_tensors(self, parts: Sequence[Block], version: int | None, until: float) -> list[Outputs]:
         asked = [asyncio.create_task(self._ask_part(part, version, until)) for part in parts]
         try:
-            async with asyncio.timeout_at(until):
-                return await asyncio.gather(*asked)
-        except TimeoutError as error:
-            raise DeadlineExceeded("the prediction was not computed in time") from error
+            return await asyncio.gather(*asked)
         finally:
             for one in asked:
                 one.cancel()  # the answer needs all of them
 
     async def _ask_part(self, part: Block, version: int | None, until: float) -> Outputs:
-        async with self._apart:
+        async with self._turn_apart(until):
             return outputs_from_result(
                 await self._ask(PREDICT_TENSORS, {"inputs": pack(part), "version": version}, until)
             )

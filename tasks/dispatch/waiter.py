@@ -24,6 +24,9 @@ log = get_logger(__name__)
 READY_STATES = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
+#: how often what was read is removed: at a thousand micro-batches a minute, with rows by the hundred, results that
+#: wait for their end take hundreds of MiB of Redis
+FORGET_EVERY_S = 1.0
 
 #: what the result backend stores of a task: status, result, traceback
 Payload = dict[str, Any]
@@ -46,17 +49,18 @@ class ResultWaiter:
         self._heard_at = 0.0
         self._pause_s = FIRST_PAUSE_S
         self._in_outage = False
-        self._listening: asyncio.Task[None] | None = None
+        self._read_keys: list[bytes] = []
+        self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
         """Begin to subscribe, and go on through every outage until closed."""
-        self._listening = asyncio.create_task(self._listen_for_good())
+        self._tasks = [asyncio.create_task(self._listen_for_good()), asyncio.create_task(self._forget_for_good())]
 
     async def close(self) -> None:
         """End the subscription; whoever still waits gets BrokerUnavailable."""
-        if self._listening:
-            self._listening.cancel()
-            await asyncio.gather(self._listening, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for future in self._pending.values():
             if not future.done():
                 future.set_exception(BrokerUnavailable("this process is shutting down"))
@@ -174,9 +178,22 @@ class ResultWaiter:
         """Hand a result to whoever expects it; False when nobody does (any more), or it is not final."""
         future = self._pending.get(task_id)
         if future is None or future.done():
+            self._read_keys.append(self._key_of(task_id))  # it came too late: nobody else may ask for it
             return False
         payload: Payload = json.loads(data)
         if payload["status"] not in READY_STATES:
             return False
         future.set_result(payload)
+        self._read_keys.append(self._key_of(task_id))
         return True
+
+    async def _forget_for_good(self) -> None:
+        """Remove results that were read, now and then. What is lost in an outage goes by its own expiry."""
+        while True:
+            await asyncio.sleep(FORGET_EVERY_S)
+            keys, self._read_keys = self._read_keys, []
+            if keys:
+                try:
+                    await self._client.unlink(*keys)
+                except (redis.RedisError, OSError) as error:
+                    log.debug("results.not_removed", error=type(error).__name__)

@@ -30,7 +30,7 @@ from inference.presence import Presence
 from inference.queues import JobPriority
 from inference.schema import DType, Signature, TensorSpec
 from inference.serving import PredictionService
-from inference.serving.job_queue import JobQueue
+from inference.serving.job_queue import LOST_AFTER_S, STALLED_AFTER_S, JobQueue
 from inference.serving.jobs import MAX_BEGUN, run_part
 from inference.settings import ApiSettings, Settings
 from tests.support.redis_server import RedisServer
@@ -316,6 +316,8 @@ async def test_outages_are_told_by_the_serving_protocols_in_their_form(
         ({"instances": [{}] * 1001}, "instances"),
         ({"entity_ids": ["a"], "timeout_ms": 0}, "timeout_ms"),
         ({"entity_ids": ["a"], "max_staleness_hours": -1}, "max_staleness_hours"),
+        ({"entity_ids": ["a"], "max_staleness_hours": False}, "max_staleness_hours"),
+        ({"entity_ids": ["a"], "timeout_ms": "100"}, "timeout_ms"),
         ({"entity_ids": ["a"], "max_stalenes_hours": 1}, "max_stalenes_hours"),
         ({}, "body"),
         ({"entity_ids": ["a"], "instances": [1]}, "body"),
@@ -333,6 +335,7 @@ async def test_every_other_error_is_a_problem_too(it: Deployment, http: httpx.As
     json_type = {"content-type": "application/json"}
     assert_problem(await http.get("/nowhere"), 404, "not-found")
     assert_problem(await http.put("/predict"), 405, "method-not-allowed")
+    assert (await http.put("/runs")).headers["allow"] == "GET, POST"
     assert_problem(await http.post("/predict", content=b"{", headers=json_type), 400, "bad-input", "body")
     assert_problem(await http.get("/predict/a?model=dleay"), 404, "unknown-model", "model")
     assert_problem(await http.get("/predict/a?timeout_ms=x"), 400, "bad-input", "timeout_ms")
@@ -421,6 +424,35 @@ async def test_a_job_whose_part_ends_every_worker_fails_instead_of_ending_more(
     it.work()
     job = (await http.get(url)).json()
     assert (job["state"], job["error"]["code"]) == ("failed", "prediction-failed")
+
+
+async def test_parts_that_went_down_with_a_worker_are_sent_again_now_and_then_until_the_job_is_given_up(
+    it: Deployment, http: httpx.AsyncClient
+) -> None:
+    url = (await http.post("/predictions", json={"entity_ids": [str(n) for n in range(600)]})).headers["location"]
+    it.sent = it.sent[:1]
+    it.work()  # the first part; the other two are lost
+
+    async def after(silent_s: float) -> list[int]:
+        """What is sent when the job has stood still for so long, though two clients ask."""
+        record = KEYS.job(url.rpartition("/")[2])
+        it.client.hset(record, "changed_at", int(began - silent_s))
+        states = [(await http.get(url)).json()["state"] for _ in range(2)]
+        assert states == ["running"] * 2
+        parts = sorted(kwargs["part"] for _, kwargs in it.sent)
+        it.sent.clear()
+        return parts
+
+    began = system_clock()
+    assert await after(LOST_AFTER_S - 20) == []
+    assert await after(LOST_AFTER_S + 20) == [1, 2]
+    it.broker_is_down = True
+    assert await after(2 * LOST_AFTER_S + 20) == []
+    it.broker_is_down = False
+    assert await after(2 * LOST_AFTER_S + 20) == [1, 2]
+    job = KEYS.job(url.rpartition("/")[2])
+    it.client.hset(job, "changed_at", int(began - STALLED_AFTER_S - 20))
+    assert (await http.get(url)).json()["error"]["code"] == "model-unavailable"
 
 
 async def test_a_job_asked_for_again_under_its_key_is_the_same_job(it: Deployment, http: httpx.AsyncClient) -> None:

@@ -120,6 +120,18 @@ async def test_results_published_while_the_subscription_was_cut_are_found_again(
     assert time.perf_counter() - began < 5, "found by the second confirmation, not at half of the budget"
 
 
+async def test_results_that_were_read_or_came_too_late_are_soon_removed(
+    dispatcher: Dispatcher, server: RedisServer
+) -> None:
+    with redis.Redis.from_url(server.url()) as client:
+        others = set(client.scan_iter("*celery-task-meta-*"))
+        with pytest.raises(DeadlineExceeded):
+            await call(dispatcher, "forecache.predict_echo", sleep_s=0.3, timeout_s=0.1)
+        await asyncio.gather(*(call(dispatcher, "forecache.predict_echo", number=number) for number in range(20)))
+        assert set(client.scan_iter("*celery-task-meta-*")) > others
+        await eventually(lambda: set(client.scan_iter("*celery-task-meta-*")) <= others)
+
+
 async def test_a_half_open_subscription_costs_half_of_a_budget_and_is_replaced(
     worker: subprocess.Popen[bytes], server: RedisServer
 ) -> None:

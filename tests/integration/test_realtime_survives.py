@@ -9,9 +9,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import redis
 
 from inference.serving.attendance import LOOK_EVERY_S
 from tests.support.flights import write_flights
@@ -132,9 +134,29 @@ def test_a_worker_that_fell_silent_is_known_to_be_gone_before_anyone_asks(stack:
 
 def test_clients_that_hang_up_leave_the_others_their_answers(stack: Stack) -> None:
     wait_for(lambda: computes(stack), "computed answers", 30)
-    for number in range(50):
-        with socket.create_connection(("127.0.0.1", stack.api_port)) as client:
-            client.sendall(f"GET /predict/F{number}?max_staleness_hours=0 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    with Load(stack) as load:
+        for number in range(200):
+            with socket.create_connection(("127.0.0.1", stack.api_port)) as client:
+                client.sendall(
+                    f"GET /predict/F{number % 100}?max_staleness_hours=0 HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+                )
+        wait_for(lambda: len(load.seen) > 40, "answers of the others", 20)
+    assert sum(one.outcome == "computed" for one in load.seen) > 0.8 * len(load.seen), load.seen
+    assert {one.status for one in load.seen} <= {200, 503}
+    assert max(one.took_s for one in load.seen) < BUDGET_S + SLACK_S
+    wait_for(lambda: computes(stack), "computed answers", 10)
+
+
+def test_the_subscriber_cut_off_again_and_again_under_load_costs_nobody_more_than_the_budget(stack: Stack) -> None:
+    wait_for(lambda: computes(stack), "computed answers", 30)
+    with redis.Redis.from_url(stack.redis.url()) as client, Load(stack) as load:
+        for _ in range(10):
+            cut: Any = client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+            assert cut > 0
+            time.sleep(0.2)
+        wait_for(lambda: len(load.seen) > 40, "answers", 20)
+    assert max(one.took_s for one in load.seen) < BUDGET_S + SLACK_S
+    assert sum(one.outcome == "computed" for one in load.seen) > 0.8 * len(load.seen), load.seen
     wait_for(lambda: computes(stack), "computed answers", 10)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 import threading
@@ -18,6 +19,7 @@ import pandas as pd
 import psutil
 import pytest
 
+from app.local.programs import NICENESS
 from tests.support.models import export_sum_model
 from tests.support.ports import free_port
 from tests.support.stack import child_environment, end_tree, run_cli
@@ -139,6 +141,7 @@ class Traffic:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._flow)
         self.answers: Counter[str] = Counter()
+        self.wrong: list[str] = []
 
     def __enter__(self) -> Traffic:
         self._thread.start()
@@ -148,6 +151,14 @@ class Traffic:
         self._ended.set()
         self._thread.join(30)
 
+    @staticmethod
+    def _is_right(entity_id: str, answer: httpx.Response) -> bool:
+        """Whether it is the prediction, or a refusal that says why and when to come back."""
+        if answer.status_code == 200:
+            return bool(answer.json()["prediction"] == int(entity_id[1:]) + 1)
+        is_problem = answer.headers["content-type"] == "application/problem+json"
+        return answer.status_code == 503 and is_problem and "retry-after" in answer.headers
+
     def _flow(self) -> None:
         number = 0
         while not self._ended.is_set():
@@ -155,9 +166,17 @@ class Traffic:
             try:
                 answer = httpx.get(f"{self._up.url}/predict/e{number % ROWS}", timeout=5)
                 self.answers[str(answer.status_code)] += 1
+                if not self._is_right(f"e{number % ROWS}", answer):
+                    self.wrong.append(answer.text)
             except httpx.TransportError as error:
                 self.answers[type(error).__name__] += 1
             time.sleep(0.02)
+
+
+def test_requests_have_the_processor_before_runs(up: Up) -> None:
+    nice = {program: psutil.Process(up.pid(program)).nice() for program in PROGRAMS}
+    assert (nice["api"], nice["realtime"], nice["redis"]) == (0, 0, 0)
+    assert nice["batch"] == NICENESS
 
 
 @pytest.mark.slow
@@ -174,6 +193,22 @@ def test_after_kill_minus_9_everything_works_within_20_seconds(up: Up, program: 
     assert took_s <= RECOVERY_S
     assert set(traffic.answers) <= {"200", "503", "ConnectError", "ReadError", "RemoteProtocolError"}, traffic.answers
     assert traffic.answers["200"] > 0
+
+
+@pytest.mark.slow
+def test_random_processes_killed_every_few_seconds_cost_refusals_and_nothing_else(up: Up) -> None:
+    chance = random.Random(7)
+    with Traffic(up) as traffic:
+        since = up.newest_published_at()
+        for _ in range(8):
+            program = chance.choice(sorted(PROGRAMS))
+            if pid := up.pid(program):  # it may just be dead
+                psutil.Process(pid).kill()
+            time.sleep(4)
+        wait_for(lambda: up.works_fully(since), "the whole product", 2 * RECOVERY_S)
+    assert set(traffic.answers) <= {"200", "503", "ConnectError", "ReadError", "RemoteProtocolError"}, traffic.answers
+    assert traffic.answers["200"] > sum(traffic.answers.values()) / 2, traffic.answers
+    assert traffic.wrong == []
 
 
 def test_a_scheduled_run_is_served_and_flower_is_up(up: Up) -> None:

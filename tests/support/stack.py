@@ -74,20 +74,23 @@ class Stack:
         """Where Flower is, under a prefix and with what its basic auth asks for."""
         return f"http://forecache:sesame@127.0.0.1:{self.dashboard_port}/flower"
 
-    def start(self, *names: str) -> None:
-        """Start `gpu`, `realtime`, `maintenance`, `beat`, `api` or `dashboard`; a suffix (`gpu-2`): one more."""
+    def start(self, *names: str, script: Path | None = None) -> None:
+        """Start `gpu`, `realtime`, `maintenance`, `beat`, `api` or `dashboard`; a suffix (`gpu-2`): one more.
+
+        `script`: run in the place of `workers`, with the same arguments.
+        """
         for name in names:
             log = (self.folder / f"{name}.log").open("ab")
-            argv = [sys.executable, "-P", "-m", *self._command(name.split("-")[0], name)]
+            argv = [sys.executable, "-P", *self._command(name.split("-")[0], name, script)]
             self.processes[name] = subprocess.Popen(
                 argv, cwd=self.folder, env=child_environment(), stdout=log, stderr=log, start_new_session=True
             )
             log.close()
 
-    def _command(self, kind: str, name: str) -> list[str]:
+    def _command(self, kind: str, name: str, script: Path | None) -> list[str]:
         if kind in WORKERS:
-            return ["workers", kind, "-n", f"{name}@%h"]
-        return ["beat_schedule"] if kind == "beat" else ["app.cli", kind]
+            return [*([str(script)] if script else ["-m", "workers"]), kind, "-n", f"{name}@%h"]
+        return ["-m", "beat_schedule"] if kind == "beat" else ["-m", "app.cli", kind]
 
     def stop(self, name: str, how: signal.Signals) -> None:
         process = self.processes.pop(name)

@@ -30,6 +30,12 @@ def test_the_embedded_redis_starts_first_and_stops_last() -> None:
     assert not any("secret" in word for program in programs for word in program.argv)
 
 
+def test_what_requests_go_through_has_the_processor_first() -> None:
+    settings = Settings(workers=WorkerSettings(realtime_processes=2))
+    hurried = {program.name for program in all_programs(settings, REDIS, None) if not program.niceness}
+    assert hurried == {"redis", "realtime-1", "realtime-2", "api"}
+
+
 def test_no_child_puts_the_users_folder_on_its_module_path() -> None:
     for program in all_programs(Settings(), None, None):
         assert program.argv[:3] == [sys.executable, "-P", "-m"]

@@ -12,6 +12,7 @@ from inference.errors import (
     ContractError,
     DeadlineExceeded,
     ForecacheError,
+    Overloaded,
     PredictionFailed,
     StoreUnavailable,
     UnknownEntity,
@@ -21,6 +22,7 @@ from inference.errors import (
 from inference.outcomes import Outcome
 from inference.serving import Answer, PredictionService
 from inference.serving.breaker import FIRST_PAUSE_S, OPENS_AFTER
+from inference.serving.coalescer import MAX_WAITING_BATCHES
 from inference.settings import Settings
 from inference.store import Origin
 from tests.support.serving_fakes import FakeReader, FakeRecorder, FakeWorkers, entry
@@ -235,6 +237,17 @@ async def test_instances_are_computed_in_micro_batches_and_in_order() -> None:
     answers = await it.service.predict_instances(None, [{"x": n} for n in range(6)])
     assert [(a.entity_id, a.prediction) for a in answers if isinstance(a, Answer)] == [(None, 2.5)] * 6
     assert [len(call[1]["instances"]) for call in it.workers.calls] == [4, 2]
+
+
+@virtual_time
+async def test_instances_that_wait_are_bounded_however_patient_their_senders_are() -> None:
+    it = Deployment(realtime={"max_micro_batch": 1, "max_in_flight": 1})
+    it.workers.delay_s = 1.0
+    answers = await it.service.predict_instances("delay", [{}] * (MAX_WAITING_BATCHES + 5), timeout_s=600)
+    assert sum(isinstance(answer, Answer) for answer in answers) == MAX_WAITING_BATCHES
+    assert [type(answer) for answer in answers[MAX_WAITING_BATCHES:]] == [Overloaded] * 5
+    [answer] = await it.service.predict_instances("delay", [{}], timeout_s=600)
+    assert isinstance(answer, Answer), "there is room again"
 
 
 @virtual_time

@@ -1,0 +1,199 @@
+"""Ten times the connections that saturate the misses, for a minute: memory, hits meanwhile, and what comes after."""
+
+from __future__ import annotations
+
+import argparse
+import threading
+import time
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import httpx
+import psutil
+import redis
+from rig.dataset import entity_id, make_dataset
+from rig.deployment import MODEL, Deployment, temporary_folder
+from rig.pressure import Pressing, Pressure, press
+from rig.report import print_report
+
+TIMES = 10
+#: connections tried; the fewest that are about as fast as any saturate
+SATURATING = (8, 32, 128)
+ABOUT = 0.95
+HIT_CONNECTIONS = 8
+SATURATION_S = 5
+BARE_S = 15
+#: memory is compared with what it was so long after the beginning
+SETTLED_S = 10
+RECOVERY_S = 5
+IDS_AT_ONCE = 1000
+MUST_COMPUTE = "?max_staleness_hours=0"
+
+
+@dataclass
+class Memory:
+    """Samples the resident memory of processes and the memory of Redis, in MiB, once a second."""
+
+    pids: dict[str, int]
+    client: redis.Redis
+    samples: list[dict[str, float]] = field(default_factory=list)
+    _over: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Memory:
+        self._thread = threading.Thread(target=self._sample)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def growth(self, name: str) -> float:
+        """Return the last sample divided by that at 10 s."""
+        return self.samples[-1][name] / self.samples[min(SETTLED_S, len(self.samples) - 1)][name]
+
+    def _sample(self) -> None:
+        processes = {name: psutil.Process(pid) for name, pid in self.pids.items()}
+        info: Any = self.client.info
+        while True:
+            used = {name: process.memory_info().rss / 2**20 for name, process in processes.items()}
+            self.samples.append({**used, "redis": info("memory")["used_memory"] / 2**20})
+            if self._over.wait(1):
+                return
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Everything that was measured."""
+
+    saturated: Pressure
+    connections: int
+    bare: Pressure
+    bare_hits: Pressure
+    misses: Pressure
+    hits: Pressure
+    memory: Memory
+    before: list[float]
+    after: list[float]
+
+
+def main() -> None:
+    """Measure and print."""
+    options = _options()
+    with temporary_folder() as folder:
+        dataset = make_dataset(folder, options.rows)
+        with Deployment(folder, dataset) as deployment:
+            seen = measure(deployment, options)
+    rows = [
+        (f"misses, saturated by {seen.connections} connections", *_cells(seen.saturated)),
+        (f"misses, {seen.connections * TIMES} connections, {options.budget_ms} ms", *_cells(seen.misses)),
+        (f"hits meanwhile, {HIT_CONNECTIONS} connections", *_cells(seen.hits)),
+        (f"bare endpoint, {seen.connections * TIMES} connections", *_cells(seen.bare)),
+        (f"bare endpoint meanwhile, {HIT_CONNECTIONS} connections", *_cells(seen.bare_hits)),
+    ]
+    title = f"Overload: {TIMES} times saturation for {options.seconds} s, one API process, one worker"
+    headings = ["", "as asked/s", "ladder/s", "503/s", "p50 ms", "p99 ms", "max ms", "late"]
+    print_report(title, headings, rows, _figures(seen), as_json=options.json)
+    for name in ("api", "worker", "redis"):
+        samples = seen.memory.samples
+        middle = samples[min(SETTLED_S, len(samples) - 1)][name]
+        print(f"memory of {name}: {middle:.1f} MiB at {SETTLED_S} s, {samples[-1][name]:.1f} MiB at the end")
+    for when, rates in (("before", seen.before), ("after", seen.after)):
+        print(f"predictions/s at saturation in each second {when}: " + " ".join(f"{rate:.0f}" for rate in rates))
+
+
+def measure(deployment: Deployment, options: argparse.Namespace) -> Seen:
+    """Find saturation, overload the bare endpoint and then ours, and watch ours recover."""
+    rows, pids = options.rows, prepare(deployment, options.rows)
+    saturated, connections = saturate(deployment, rows)
+    bare_url = deployment.start_baseline("bare_api")
+    bare, bare_hits = _overload(bare_url, rows, connections, BARE_S, "", options.budget_ms)
+    before = _seconds(deployment.url, rows, connections)
+    with deployment.client() as client, Memory(pids, client) as memory:
+        query = f"{MUST_COMPUTE}&timeout_ms={options.budget_ms}"
+        misses, hits = _overload(deployment.url, rows, connections, options.seconds, query, options.budget_ms)
+    after = _seconds(deployment.url, rows, connections)
+    return Seen(saturated, connections, bare, bare_hits, misses, hits, memory, before, after)
+
+
+def prepare(deployment: Deployment, rows: int) -> dict[str, int]:
+    """Publish a generation, load the features, start one real-time worker and the API; return their pids.
+
+    Every entity is computed once, since what is kept of it is the product and not what overload leaves behind.
+    """
+    batch = deployment.start_workers("gpu", "maintenance")
+    deployment.batch_run()
+    for name in batch:
+        deployment.stop(name)
+    deployment.forecache("features", "load", MODEL, str(deployment.dataset.table))
+    [worker] = deployment.start_workers("realtime").values()
+    api = deployment.start_api()
+    with httpx.Client(base_url=deployment.url, timeout=120) as client:
+        for start in range(0, rows, IDS_AT_ONCE):
+            ids = [entity_id(row) for row in range(start, min(start + IDS_AT_ONCE, rows))]
+            body = {"entity_ids": ids, "max_staleness_hours": 0, "timeout_ms": 60_000}
+            client.post("/predict", json=body).raise_for_status()
+    return {"worker": worker, "api": api}
+
+
+def saturate(deployment: Deployment, rows: int) -> tuple[Pressure, int]:
+    """Return what the misses come to at saturation, and how many connections that takes."""
+    tried = {
+        connections: press(deployment.url, rows=rows, connections=connections, seconds=SATURATION_S, query=MUST_COMPUTE)
+        for connections in SATURATING
+    }
+    best = max(one.rps for one in tried.values())
+    return next((one, connections) for connections, one in tried.items() if one.rps >= ABOUT * best)
+
+
+def _seconds(url: str, rows: int, connections: int) -> list[float]:
+    """Return the predictions computed in each of five seconds at saturation."""
+    return [
+        press(url, rows=rows, connections=connections, seconds=1, query=MUST_COMPUTE).rps for _ in range(RECOVERY_S)
+    ]
+
+
+def _overload(
+    url: str, rows: int, connections: int, seconds: float, query: str, budget_ms: int
+) -> tuple[Pressure, Pressure]:
+    """Return what became of the load that is too much, and of the hits beside it."""
+    pressing = Pressing(
+        url, rows=rows, connections=connections * TIMES, seconds=seconds, query=query, budget_ms=budget_ms
+    )
+    time.sleep(1)
+    hits = press(url, rows=rows, connections=HIT_CONNECTIONS, seconds=seconds - 2)
+    return pressing.finish(), hits
+
+
+def _cells(one: Pressure) -> tuple[Any, ...]:
+    others = (one.fallback / one.duration_s, one.shed / one.duration_s)
+    return (one.rps, *others, one.p50_ms, one.p99_ms, one.max_ms, f"{one.late:.1%}" + (" wrong" if one.wrong else ""))
+
+
+def _figures(seen: Seen) -> dict[str, Any]:
+    return {
+        "saturated_rps": round(seen.saturated.rps),
+        "connections": seen.connections,
+        "ratio_hit_p99_bare": round(seen.hits.p99_ms / seen.bare_hits.p99_ms, 2),
+        "hit_p99_ms": round(seen.hits.p99_ms, 1),
+        "misses_late": seen.misses.late,
+        "misses_wrong": seen.misses.wrong + seen.misses.lost,
+        "ratio_memory_api": round(seen.memory.growth("api"), 3),
+        "ratio_memory_worker": round(seen.memory.growth("worker"), 3),
+        "ratio_memory_redis": round(seen.memory.growth("redis"), 3),
+        "ratio_recovered": round(max(seen.after) / median(seen.before), 3),
+    }
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=100_000, help="ids, drawn uniformly")
+    parser.add_argument("--seconds", type=int, default=60, help="of overload")
+    parser.add_argument("--budget-ms", type=int, default=100, help="of each miss in the overload")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

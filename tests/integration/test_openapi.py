@@ -1,0 +1,63 @@
+"""The OpenAPI document against the real API: schemathesis makes requests of it, good and bad ones, and checks answers.
+
+Redis and the worker are real. `GET /predict/{entity_id}` goes beside FastAPI and writes its own entry.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.flights import write_flights
+from tests.support.stack import Stack
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(150)]
+
+#: for each operation, beside those that cover every constraint of its schema
+EXAMPLES = 8
+#: a 503 is an answer that the document knows: a budget of 1 ms cannot be kept
+CONFIG = """
+[checks]
+not_a_server_error.expected-statuses = ["2XX", "4XX", 503]
+"""
+CHECKS = (
+    "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_headers_conformance",
+    "response_schema_conformance", "negative_data_rejection", "missing_required_header", "unsupported_method",
+    "allow_header_conformance",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("openapi")
+    with Stack(folder, write_flights(folder)) as stack:
+        stack.start("realtime", "maintenance", "api")
+        stack.wait_ready()
+        assert stack.cli("features", "load", "delay", "flights.parquet").returncode == 0
+        yield stack
+
+
+def schemathesis(stack: Stack, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Test the API that runs, by its own document; what was wrong is in the output."""
+    config = folder / "schemathesis.toml"
+    config.write_text(CONFIG)
+    command = [sys.executable, "-m", "schemathesis.cli", "--config-file", config, "run", f"{stack.url}/openapi.json"]
+    return subprocess.run(
+        [*command, "--checks", ",".join(CHECKS), "--max-examples", str(EXAMPLES), "--continue-on-failure",
+         "--no-color", *options],
+        cwd=folder, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_every_answer_is_one_that_the_document_promises(stack: Stack, tmp_path: Path) -> None:
+    done = schemathesis(stack, tmp_path, "--phases", "coverage,fuzzing,stateful", "--seed", "7")
+    assert done.returncode == 0, done.stdout + done.stderr
+    paths = httpx.get(f"{stack.url}/openapi.json").json()["paths"]
+    assert "get" in paths["/predict/{entity_id}"]
+    assert f"Tested: {sum(map(len, paths.values()))}" in done.stdout, done.stdout
+    assert httpx.get(f"{stack.url}/predict/F7").json()["prediction"] == 8.0, "everything still works"
