@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 from app.api import health, hits, hot_path, metrics, predict, predictions, runs
 from app.api.bodies import AnswerBody
 from app.api.gate import Gate
+from app.api.hot_path import HotRequest
 from app.api.limits import BodyLimit
 from app.api.parts import OpenParts, open_parts
 from app.api.problems import Problem, add_problem_handlers, documented, respond_to_error
@@ -30,16 +31,23 @@ class Application(FastAPI):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
+        if hot_path.is_hot(scope):
+            await hot_path.predict_one(self.state.parts, self._gate.check, scope, receive, send)
+            return
         if scope["type"] == "http":
             try:
                 self._gate.check(scope)
             except ForecacheError as error:
                 await respond_to_error(error)(scope, receive, send)
                 return
-        if hot_path.is_hot(scope):
-            await hot_path.predict_one(self.state.parts, scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
+        await super().__call__(scope, receive, send)
+
+    def hot_request(self, scope: Scope, tell: Callable[[], None]) -> HotRequest:
+        """Return a request of which `is_hot` is true, for a server that begins it without a task.
+
+        What is left to do once it has told, this application does as ever, given the request in the scope.
+        """
+        return HotRequest(self.state.parts, self._gate.check, scope, tell)
 
 
 def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> FastAPI:

@@ -7,6 +7,7 @@ import socket
 import uvicorn
 
 from app.api.application import create_app
+from app.api.connections import Connection
 from inference.errors import SettingsError
 from inference.logs import configure_logging, get_logger
 from inference.settings import ApiSettings, Settings
@@ -28,7 +29,15 @@ def serve(settings: Settings) -> None:
     """
     listener = listen(settings.api)
     configure_logging("api")
-    config = uvicorn.Config(create_app(settings), log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S)
+    config = uvicorn.Config(
+        create_app(settings),
+        http=Connection,
+        log_config=None,
+        access_log=False,
+        # nothing here asks for the client's address
+        proxy_headers=False,
+        timeout_graceful_shutdown=GRACE_S,
+    )
     host, port = listener.getsockname()[:2]
     log.info("api.listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
     uvicorn.Server(config).run(sockets=[listener])

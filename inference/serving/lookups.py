@@ -7,7 +7,7 @@ costs a tenth of what each would cost alone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,13 +28,24 @@ class TableReader(Protocol):
         """Return each id's entry of one generation, None for a miss."""
 
 
+#: what a look-up gives: the newest entry of each id in order, None for a miss; or why it gave nothing. An error is a
+#: value here, since whoever is told may not be waiting in a coroutine
+Found = list[Entry | None] | Exception
+
+
 @dataclass(slots=True, eq=False)
 class _Asked:
-    """One caller: what it wants, until when (event-loop time), and where it waits."""
+    """One caller: what it wants, until when (event-loop time), and whom to tell, once."""
 
     ids: Sequence[str]
     until: float
-    answer: asyncio.Future[list[Entry | None]]
+    tell: Callable[[Found], None]
+    told: bool = False
+
+    def settle(self, found: Found) -> None:
+        if not self.told:
+            self.told = True
+            self.tell(found)
 
 
 class SharedLookups:
@@ -45,22 +56,37 @@ class SharedLookups:
         self._asked: list[_Asked] = []
         self._reads: set[asyncio.Task[None]] = set()
 
+    def ask(self, entity_ids: Sequence[str], until: float, tell: Callable[[Found], None]) -> None:
+        """Have `tell` called, once and never within this call, with the newest entry of each id.
+
+        `until`: event-loop time after which it is told StoreUnavailable; the read that it shares goes on. `tell` must
+        not raise.
+        """
+        if not self._asked:
+            # runs in the next turn of the loop: until then others join
+            asyncio.get_running_loop().call_soon(self._start)
+        self._asked.append(_Asked(entity_ids, until, tell))
+
     async def find(self, entity_ids: Sequence[str], until: float) -> list[Entry | None]:
         """Return the newest entry of each id, None for a miss.
 
-        `until`: event-loop time after which the caller waits no longer. One that is cancelled, or has waited long
-        enough, does not cancel the read that it shares.
+        `until`: see `ask`. A caller that is cancelled does not cancel the read that it shares.
 
         Raises:
             StoreUnavailable: Redis did not answer, or not in time.
         """
-        loop = asyncio.get_running_loop()
-        asked = _Asked(entity_ids, until, loop.create_future())
-        if not self._asked:
-            # runs in the next turn of the loop: until then others join
-            loop.call_soon(self._start)
-        self._asked.append(asked)
-        return await asked.answer
+        answer: asyncio.Future[list[Entry | None]] = asyncio.get_running_loop().create_future()
+
+        def settle(found: Found) -> None:
+            if answer.done():
+                return
+            if isinstance(found, Exception):
+                answer.set_exception(found)
+            else:
+                answer.set_result(found)
+
+        self.ask(entity_ids, until, settle)
+        return await answer
 
     def _start(self) -> None:
         asked, self._asked = self._asked, []
@@ -70,21 +96,20 @@ class SharedLookups:
 
     async def _read(self, asked: list[_Asked]) -> None:
         timer = _Timer(asked)
-        wanted = list(dict.fromkeys(entity_id for one in asked for entity_id in one.ids))
+        wanted = list(dict.fromkeys([entity_id for one in asked for entity_id in one.ids]))
         try:
             entries = await self._reader.read(wanted)
         except StoreUnavailable as error:
             for one in asked:
-                _fail(one, error.message)
+                # an error of its own for each: one raised in two places would gather both of their tracebacks
+                one.settle(StoreUnavailable(error.message))
         except Exception as error:  # noqa: BLE001 - a defect: raised where each caller waits
             for one in asked:
-                if not one.answer.done():
-                    one.answer.set_exception(error)
+                one.settle(error)
         else:
             found = dict(zip(wanted, entries, strict=True))
             for one in asked:
-                if not one.answer.done():
-                    one.answer.set_result([found[entity_id] for entity_id in one.ids])
+                one.settle([found[entity_id] for entity_id in one.ids])
         finally:
             timer.stop()
 
@@ -107,13 +132,7 @@ class _Timer:
         now = asyncio.get_running_loop().time()
         for one in self._waiting:
             if one.until <= now:
-                _fail(one, "the prediction store did not answer in time")
+                one.settle(StoreUnavailable("the prediction store did not answer in time"))
         self._waiting = [one for one in self._waiting if one.until > now]
         if self._waiting:
             self._set()
-
-
-def _fail(asked: _Asked, reason: str) -> None:
-    """Give a caller an error of its own: one raised in two places would gather both of their tracebacks."""
-    if not asked.answer.done():
-        asked.answer.set_exception(StoreUnavailable(reason))

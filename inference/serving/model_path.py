@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from cachetools import TTLCache
@@ -30,7 +30,7 @@ from inference.serving.breaker import Breaker
 from inference.serving.coalescer import Coalescer
 from inference.serving.freshness import Freshness, FreshnessRules, hit_outcome, source_of
 from inference.serving.ladder import may_serve_previous, step_down
-from inference.serving.lookups import SharedLookups, TableReader
+from inference.serving.lookups import Found, SharedLookups, TableReader
 from inference.serving.revalidation import Revalidation
 from inference.settings import ModelSettings
 from inference.store import Entry
@@ -89,21 +89,31 @@ class ModelPath:
         """Return a request's budget: its own, else the model's."""
         return self._realtime.timeout_ms / 1000 if timeout_s is None else timeout_s
 
-    async def predict(
-        self, entity_ids: Sequence[str], until: float, *, max_staleness_s: float | None = None
-    ) -> list[Answer | ForecacheError]:
-        """Return the answer of each id, from the store or computed by `until` (event-loop time)."""
-        try:
-            entries = await self._lookups.find(entity_ids, until)
-        except StoreUnavailable as error:
-            return [self._step_down(entity_id, error) for entity_id in entity_ids]
+    def look_up(self, entity_ids: Sequence[str], until: float, tell: Callable[[Found], None]) -> None:
+        """Have `tell` called with what the store holds of each id; see `SharedLookups.ask`."""
+        self._lookups.ask(entity_ids, until, tell)
+
+    def judge(
+        self, entity_ids: Sequence[str], entries: Sequence[Entry | None], max_staleness_s: float | None
+    ) -> list[Answer | None]:
+        """Return the answers that stored entries give; None where one has to be computed."""
         now = self._clock()
-        stored = [self._from_store(*pair, now, max_staleness_s) for pair in zip(entity_ids, entries, strict=True)]
+        return [self._from_store(*pair, now, max_staleness_s) for pair in zip(entity_ids, entries, strict=True)]
+
+    async def complete(
+        self, entity_ids: Sequence[str], found: Found, until: float, *, max_staleness_s: float | None = None
+    ) -> list[Answer | ForecacheError]:
+        """Return the answer of each id, from what was found or computed by `until` (event-loop time)."""
+        if isinstance(found, StoreUnavailable):
+            return [self._step_down(entity_id, found) for entity_id in entity_ids]
+        if isinstance(found, Exception):
+            raise found
+        stored = self.judge(entity_ids, found, max_staleness_s)
         if None not in stored:
             return [answer for answer in stored if answer is not None]
         missing = {
             entity_id: entry
-            for entity_id, entry, answer in zip(entity_ids, entries, stored, strict=True)
+            for entity_id, entry, answer in zip(entity_ids, found, stored, strict=True)
             if answer is None
         }
         known = {} if max_staleness_s == 0 else self._known_unknown(missing)

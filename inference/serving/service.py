@@ -10,7 +10,7 @@ from inference.clock import Clock
 from inference.errors import BadInput, ForecacheError, UnknownEntity
 from inference.outcomes import Outcome
 from inference.serving.answers import Answer
-from inference.serving.lookups import TableReader
+from inference.serving.lookups import Found, TableReader
 from inference.serving.model_path import ModelPath, Submit
 from inference.settings import Settings
 
@@ -23,6 +23,36 @@ class OutcomeRecorder(Protocol):
 
     def record_latency(self, model: str, took_s: float, *, hit: bool) -> None:
         """Count one request's duration; `hit`: all of it was answered from the store, and fresh."""
+
+
+class LookUp:
+    """One request's look-up in the store: what was asked, and, once it is over, what was found."""
+
+    __slots__ = ("_tell", "entity_ids", "found", "max_staleness_s", "path", "started", "until")
+
+    def __init__(
+        self,
+        path: ModelPath,
+        entity_ids: Sequence[str],
+        max_staleness_s: float | None,
+        timeout_s: float | None,
+        tell: Callable[[LookUp], None],
+    ) -> None:
+        self.path = path
+        self.entity_ids = entity_ids
+        self.max_staleness_s = max_staleness_s
+        self.started = asyncio.get_running_loop().time()
+        self.until = self.started + path.budget_s(timeout_s)
+        self.found: Found = []
+        self._tell = tell
+
+    def begin(self) -> None:
+        """Ask the store; the listener is told when it has answered, or not in time."""
+        self.path.look_up(self.entity_ids, self.until, self._over)
+
+    def _over(self, found: Found) -> None:
+        self.found = found
+        self._tell(self)
 
 
 class PredictionService:
@@ -45,6 +75,8 @@ class PredictionService:
         self._paths = {
             name: ModelPath(name, model, readers(name), submit, clock) for name, model in settings.models.items()
         }
+        # what a request means that names no model
+        self._only = next(iter(self._paths.values())) if len(self._paths) == 1 else None
 
     async def predict(
         self,
@@ -64,14 +96,63 @@ class PredictionService:
         Raises:
             UnknownModel: no such model, or none named and several configured.
         """
-        path = self._path(model)
-        started = asyncio.get_running_loop().time()
-        until = started + path.budget_s(timeout_s)
         if overrides:
+            path = self._path(model)
+            started = asyncio.get_running_loop().time()
+            until = started + path.budget_s(timeout_s)
             answers = await path.compute_apart(entity_ids, until, overrides=overrides)
-        else:
-            answers = await path.predict(entity_ids, until, max_staleness_s=max_staleness_s)
-        self._count(path.name, answers, started)
+            self._count(path.name, answers, started)
+            return answers
+        over: asyncio.Future[LookUp] = asyncio.get_running_loop().create_future()
+        self.look_up(
+            model,
+            entity_ids,
+            lambda look_up: None if over.done() else over.set_result(look_up),
+            max_staleness_s=max_staleness_s,
+            timeout_s=timeout_s,
+        )
+        return await self.complete(await over)
+
+    def look_up(
+        self,
+        model: str | None,
+        entity_ids: Sequence[str],
+        tell: Callable[[LookUp], None],
+        *,
+        max_staleness_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Begin what `predict` does: `tell` is called, once and never within this call, with what the store gave.
+
+        Then it is answered, by `hits` without waiting if that can be, else by `complete`. `tell` must not raise. The
+        other arguments are those of `predict`.
+
+        Raises:
+            UnknownModel: no such model, or none named and several configured.
+        """
+        LookUp(self._path(model), entity_ids, max_staleness_s, timeout_s, tell).begin()
+
+    def hits(self, look_up: LookUp) -> list[Answer] | None:
+        """Return the answers that the store gave, and count them; None when something is left to compute or to say."""
+        found = look_up.found
+        if isinstance(found, Exception):
+            return None
+        path = look_up.path
+        answers = [
+            answer for answer in path.judge(look_up.entity_ids, found, look_up.max_staleness_s) if answer is not None
+        ]
+        if len(answers) < len(found):
+            return None
+        self._count(path.name, answers, look_up.started)
+        return answers
+
+    async def complete(self, look_up: LookUp) -> list[Answer | ForecacheError]:
+        """Return an answer per id of a look-up that is over, computed within its budget where the store had none."""
+        path = look_up.path
+        answers = await path.complete(
+            look_up.entity_ids, look_up.found, look_up.until, max_staleness_s=look_up.max_staleness_s
+        )
+        self._count(path.name, answers, look_up.started)
         return answers
 
     async def predict_instances(
@@ -100,8 +181,8 @@ class PredictionService:
             await path.close()
 
     def _path(self, model: str | None) -> ModelPath:
-        name, _ = self._settings.model(model)
-        return self._paths[name]
+        path = self._paths.get(model) if model else self._only
+        return path or self._paths[self._settings.model(model)[0]]
 
     def _count(self, model: str, answers: Sequence[Answer | ForecacheError], started: float) -> None:
         """Count answers by outcome, our own failures as shed, and the client's mistakes not at all."""
