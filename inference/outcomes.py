@@ -37,7 +37,7 @@ class Outcome(StrEnum):
     @property
     def is_hit(self) -> bool:
         """Whether it counts into the hit rate's numerator."""
-        return self in (Outcome.HIT_BATCH, Outcome.HIT_REALTIME)
+        return self is Outcome.HIT_BATCH or self is Outcome.HIT_REALTIME
 
     @property
     def is_stale(self) -> bool:

@@ -1,8 +1,8 @@
 """The server's connections: uvicorn's, with a short way for the one request that has to be fast.
 
-uvicorn starts a task for each request, and the task's messages to and fro are checked and written one by one. That costs
-more than the rest of a hit. Here a hit is answered with one write when its look-up is over; whatever is not a hit goes
-uvicorn's way from there. Parsing, keep-alive, pipelining and shutdown are uvicorn's throughout.
+uvicorn starts a task for each request, and the task's messages to and fro are checked and written one by one. That
+costs more than the rest of a hit. Here a hit is answered with one write when its look-up is over; whatever is not a
+hit goes uvicorn's way from there. Parsing, keep-alive, pipelining and shutdown are uvicorn's throughout.
 """
 
 from __future__ import annotations

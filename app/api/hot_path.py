@@ -22,7 +22,7 @@ from app.api.problems import documented, respond_to_defect, respond_to_error, re
 from inference.entities import check_entity_id
 from inference.errors import BadEntityId, ForecacheError
 from inference.logs import get_logger
-from inference.serving.service import LookUp
+from inference.serving.service import Request
 
 log = get_logger(__name__)
 
@@ -30,9 +30,6 @@ PREFIX = "/predict/"
 CONTENT_TYPE = (b"content-type", b"application/json")
 #: where the server leaves a request in the scope that it has begun itself
 BEGUN = "forecache.begun"
-
-# as a query string; other names in it are ignored, as FastAPI does
-_NO_QUERY = Terms()
 
 
 def is_hot(scope: Scope) -> bool:
@@ -43,11 +40,11 @@ def is_hot(scope: Scope) -> bool:
 class HotRequest:
     """One request on its way. It begins and ends without a coroutine when the store has its answer.
 
-    `begin` it; when it tells that its look-up is over, `body` is the answer, or None when there is more to do or to say,
-    which `finish` does. `allow` is asked first, and raises ForecacheError.
+    `begin` it; when it tells that its look-up is over, `body` is the answer, or None when there is more to do or to
+    say, which `finish` does. `allow` is asked first, and raises ForecacheError.
     """
 
-    __slots__ = ("_allow", "_error", "_look_up", "_parts", "_scope", "_tell", "body")
+    __slots__ = ("_allow", "_error", "_parts", "_request", "_scope", "_tell", "body")
 
     def __init__(self, parts: Parts, allow: Callable[[Scope], None], scope: Scope, tell: Callable[[], None]) -> None:
         self.body: bytes | None = None
@@ -55,7 +52,7 @@ class HotRequest:
         self._allow = allow
         self._scope = scope
         self._tell = tell
-        self._look_up: LookUp | None = None
+        self._request: Request | None = None
         self._error: Exception | None = None
 
     def begin(self) -> None:
@@ -64,22 +61,17 @@ class HotRequest:
             self._allow(self._scope)
             entity_id = check_entity_id(_entity_id(self._scope))
             raw_query = self._scope["query_string"]
-            terms = Terms.model_validate(dict(parse_qsl(raw_query.decode("latin-1")))) if raw_query else _NO_QUERY
-            self._parts.service.look_up(
-                terms.model,
-                (entity_id,),
-                self._over,
-                max_staleness_s=terms.max_staleness_s,
-                timeout_s=terms.timeout_s,
+            model, max_staleness_s, timeout_s = _terms(raw_query) if raw_query else (None, None, None)
+            self._request = self._parts.service.look_up(
+                model, (entity_id,), self._over, max_staleness_s=max_staleness_s, timeout_s=timeout_s
             )
         except Exception as error:  # noqa: BLE001 - `finish` tells it, whatever it is
             self._error = error
             self._tell()
 
-    def _over(self, look_up: LookUp) -> None:
-        self._look_up = look_up
+    def _over(self) -> None:
         try:
-            hits = self._parts.service.hits(look_up)
+            hits = None if self._request is None else self._parts.service.hits(self._request)
             self.body = None if hits is None else hits[0].to_json_text()
         except Exception as error:  # noqa: BLE001 - see above
             self._error = error
@@ -114,8 +106,8 @@ class HotRequest:
         if self._error is not None:
             raise self._error
         if self.body is None:
-            assert self._look_up is not None  # noqa: S101 - tells mypy what `begin` promises
-            [answer] = await self._parts.service.complete(self._look_up)
+            assert self._request is not None  # noqa: S101 - tells mypy what `begin` promises
+            [answer] = await self._parts.service.complete(self._request)
             if isinstance(answer, ForecacheError):
                 raise answer
             self.body = answer.to_json_text()
@@ -131,6 +123,12 @@ async def predict_one(parts: Parts, allow: Callable[[Scope], None], scope: Scope
         request.begin()
         await over.wait()
     await request.finish(scope, receive, send)
+
+
+def _terms(raw_query: bytes) -> tuple[str | None, float | None, float | None]:
+    # names that are none of ours are ignored, as FastAPI does
+    terms = Terms.model_validate(dict(parse_qsl(raw_query.decode("latin-1"))))
+    return terms.model, terms.max_staleness_s, terms.timeout_s
 
 
 def _entity_id(scope: Scope) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from inference.errors import StoreUnavailable
@@ -33,19 +32,25 @@ class TableReader(Protocol):
 Found = list[Entry | None] | Exception
 
 
-@dataclass(slots=True, eq=False)
-class _Asked:
-    """One caller: what it wants, until when (event-loop time), and whom to tell, once."""
+class LookUp:
+    """One caller's look-up: what it asks for, until when (event-loop time), and, once it is over, what was found.
 
-    ids: Sequence[str]
-    until: float
-    tell: Callable[[Found], None]
-    told: bool = False
+    `tell` is called then, once and never within `SharedLookups.ask`; it must not raise.
+    """
+
+    __slots__ = ("entity_ids", "found", "tell", "until")
+
+    def __init__(self, entity_ids: Sequence[str], until: float, tell: Callable[[], None]) -> None:
+        self.entity_ids = entity_ids
+        self.until = until
+        self.tell = tell
+        self.found: Found | None = None
 
     def settle(self, found: Found) -> None:
-        if not self.told:
-            self.told = True
-            self.tell(found)
+        """Take what was found, unless it is over already."""
+        if self.found is None:
+            self.found = found
+            self.tell()
 
 
 class SharedLookups:
@@ -53,40 +58,18 @@ class SharedLookups:
 
     def __init__(self, reader: TableReader) -> None:
         self._reader = reader
-        self._asked: list[_Asked] = []
+        self._asked: list[LookUp] = []
         self._reads: set[asyncio.Task[None]] = set()
 
-    def ask(self, entity_ids: Sequence[str], until: float, tell: Callable[[Found], None]) -> None:
-        """Have `tell` called, once and never within this call, with the newest entry of each id.
+    def ask(self, look_up: LookUp) -> None:
+        """Have a look-up settled with the newest entry of each id, None for a miss.
 
-        `until`: event-loop time after which it is told StoreUnavailable; the read that it shares goes on. `tell` must
-        not raise.
+        After its `until` it is settled with StoreUnavailable; the read that it shares goes on.
         """
         if not self._asked:
             # runs in the next turn of the loop: until then others join
             asyncio.get_running_loop().call_soon(self._start)
-        self._asked.append(_Asked(entity_ids, until, tell))
-
-    async def find(self, entity_ids: Sequence[str], until: float) -> list[Entry | None]:
-        """Return the newest entry of each id, None for a miss.
-
-        `until`: see `ask`. A caller that is cancelled does not cancel the read that it shares.
-
-        Raises:
-            StoreUnavailable: Redis did not answer, or not in time.
-        """
-        answer: asyncio.Future[list[Entry | None]] = asyncio.get_running_loop().create_future()
-
-        def settle(found: Found) -> None:
-            if answer.done():
-                return
-            if isinstance(found, Exception):
-                answer.set_exception(found)
-            else:
-                answer.set_result(found)
-
-        self.ask(entity_ids, until, settle)
-        return await answer
+        self._asked.append(look_up)
 
     def _start(self) -> None:
         asked, self._asked = self._asked, []
@@ -94,9 +77,9 @@ class SharedLookups:
         self._reads.add(read)
         read.add_done_callback(self._reads.discard)
 
-    async def _read(self, asked: list[_Asked]) -> None:
+    async def _read(self, asked: list[LookUp]) -> None:
         timer = _Timer(asked)
-        wanted = list(dict.fromkeys([entity_id for one in asked for entity_id in one.ids]))
+        wanted = list(dict.fromkeys([entity_id for one in asked for entity_id in one.entity_ids]))
         try:
             entries = await self._reader.read(wanted)
         except StoreUnavailable as error:
@@ -109,7 +92,8 @@ class SharedLookups:
         else:
             found = dict(zip(wanted, entries, strict=True))
             for one in asked:
-                one.settle([found[entity_id] for entity_id in one.ids])
+                ids = one.entity_ids
+                one.settle([found[ids[0]]] if len(ids) == 1 else [found[entity_id] for entity_id in ids])
         finally:
             timer.stop()
 
@@ -117,7 +101,7 @@ class SharedLookups:
 class _Timer:
     """Lets callers of one read go when their time is up: one timer for all of them, set to the next."""
 
-    def __init__(self, asked: list[_Asked]) -> None:
+    def __init__(self, asked: list[LookUp]) -> None:
         self._waiting = asked
         self._set()
 

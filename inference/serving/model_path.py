@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from cachetools import TTLCache
@@ -30,7 +30,7 @@ from inference.serving.breaker import Breaker
 from inference.serving.coalescer import Coalescer
 from inference.serving.freshness import Freshness, FreshnessRules, hit_outcome, source_of
 from inference.serving.ladder import may_serve_previous, step_down
-from inference.serving.lookups import Found, SharedLookups, TableReader
+from inference.serving.lookups import Found, LookUp, SharedLookups, TableReader
 from inference.serving.revalidation import Revalidation
 from inference.settings import ModelSettings
 from inference.store import Entry
@@ -89,15 +89,17 @@ class ModelPath:
         """Return a request's budget: its own, else the model's."""
         return self._realtime.timeout_ms / 1000 if timeout_s is None else timeout_s
 
-    def look_up(self, entity_ids: Sequence[str], until: float, tell: Callable[[Found], None]) -> None:
-        """Have `tell` called with what the store holds of each id; see `SharedLookups.ask`."""
-        self._lookups.ask(entity_ids, until, tell)
+    def look_up(self, look_up: LookUp) -> None:
+        """Begin a look-up in the prediction table; see `SharedLookups.ask`."""
+        self._lookups.ask(look_up)
 
     def judge(
         self, entity_ids: Sequence[str], entries: Sequence[Entry | None], max_staleness_s: float | None
     ) -> list[Answer | None]:
         """Return the answers that stored entries give; None where one has to be computed."""
         now = self._clock()
+        if len(entries) == 1:
+            return [self._from_store(entity_ids[0], entries[0], now, max_staleness_s)]
         return [self._from_store(*pair, now, max_staleness_s) for pair in zip(entity_ids, entries, strict=True)]
 
     async def complete(

@@ -10,7 +10,7 @@ from inference.clock import Clock
 from inference.errors import BadInput, ForecacheError, UnknownEntity
 from inference.outcomes import Outcome
 from inference.serving.answers import Answer
-from inference.serving.lookups import Found, TableReader
+from inference.serving.lookups import LookUp, TableReader
 from inference.serving.model_path import ModelPath, Submit
 from inference.settings import Settings
 
@@ -25,10 +25,10 @@ class OutcomeRecorder(Protocol):
         """Count one request's duration; `hit`: all of it was answered from the store, and fresh."""
 
 
-class LookUp:
-    """One request's look-up in the store: what was asked, and, once it is over, what was found."""
+class Request(LookUp):
+    """A request for stored predictions: a look-up, whose it is, and since when (event-loop time)."""
 
-    __slots__ = ("_tell", "entity_ids", "found", "max_staleness_s", "path", "started", "until")
+    __slots__ = ("max_staleness_s", "path", "started")
 
     def __init__(
         self,
@@ -36,23 +36,12 @@ class LookUp:
         entity_ids: Sequence[str],
         max_staleness_s: float | None,
         timeout_s: float | None,
-        tell: Callable[[LookUp], None],
+        tell: Callable[[], None],
     ) -> None:
         self.path = path
-        self.entity_ids = entity_ids
         self.max_staleness_s = max_staleness_s
         self.started = asyncio.get_running_loop().time()
-        self.until = self.started + path.budget_s(timeout_s)
-        self.found: Found = []
-        self._tell = tell
-
-    def begin(self) -> None:
-        """Ask the store; the listener is told when it has answered, or not in time."""
-        self.path.look_up(self.entity_ids, self.until, self._over)
-
-    def _over(self, found: Found) -> None:
-        self.found = found
-        self._tell(self)
+        super().__init__(entity_ids, self.started + path.budget_s(timeout_s), tell)
 
 
 class PredictionService:
@@ -103,56 +92,52 @@ class PredictionService:
             answers = await path.compute_apart(entity_ids, until, overrides=overrides)
             self._count(path.name, answers, started)
             return answers
-        over: asyncio.Future[LookUp] = asyncio.get_running_loop().create_future()
-        self.look_up(
-            model,
-            entity_ids,
-            lambda look_up: None if over.done() else over.set_result(look_up),
-            max_staleness_s=max_staleness_s,
-            timeout_s=timeout_s,
-        )
-        return await self.complete(await over)
+        over = asyncio.Event()
+        request = self.look_up(model, entity_ids, over.set, max_staleness_s=max_staleness_s, timeout_s=timeout_s)
+        await over.wait()
+        return await self.complete(request)
 
     def look_up(
         self,
         model: str | None,
         entity_ids: Sequence[str],
-        tell: Callable[[LookUp], None],
+        tell: Callable[[], None],
         *,
         max_staleness_s: float | None = None,
         timeout_s: float | None = None,
-    ) -> None:
-        """Begin what `predict` does: `tell` is called, once and never within this call, with what the store gave.
+    ) -> Request:
+        """Begin what `predict` does: `tell` is called, once and never within this call, when the store has answered.
 
-        Then it is answered, by `hits` without waiting if that can be, else by `complete`. `tell` must not raise. The
-        other arguments are those of `predict`.
+        Then the request is answered, by `hits` without waiting if that can be, else by `complete`. `tell` must not
+        raise. The other arguments are those of `predict`.
 
         Raises:
             UnknownModel: no such model, or none named and several configured.
         """
-        LookUp(self._path(model), entity_ids, max_staleness_s, timeout_s, tell).begin()
+        path = self._path(model)
+        request = Request(path, entity_ids, max_staleness_s, timeout_s, tell)
+        path.look_up(request)
+        return request
 
-    def hits(self, look_up: LookUp) -> list[Answer] | None:
+    def hits(self, request: Request) -> list[Answer] | None:
         """Return the answers that the store gave, and count them; None when something is left to compute or to say."""
-        found = look_up.found
-        if isinstance(found, Exception):
+        found, path = request.found, request.path
+        if found is None or isinstance(found, Exception):
             return None
-        path = look_up.path
-        answers = [
-            answer for answer in path.judge(look_up.entity_ids, found, look_up.max_staleness_s) if answer is not None
-        ]
-        if len(answers) < len(found):
+        answers = path.judge(request.entity_ids, found, request.max_staleness_s)
+        stored = [answer for answer in answers if answer is not None]
+        if len(stored) < len(answers):
             return None
-        self._count(path.name, answers, look_up.started)
-        return answers
+        self._count(path.name, stored, request.started)
+        return stored
 
-    async def complete(self, look_up: LookUp) -> list[Answer | ForecacheError]:
-        """Return an answer per id of a look-up that is over, computed within its budget where the store had none."""
-        path = look_up.path
+    async def complete(self, request: Request) -> list[Answer | ForecacheError]:
+        """Return an answer per id of a request whose look-up is over, computed within its budget if need be."""
+        path = request.path
         answers = await path.complete(
-            look_up.entity_ids, look_up.found, look_up.until, max_staleness_s=look_up.max_staleness_s
+            request.entity_ids, request.found or [], request.until, max_staleness_s=request.max_staleness_s
         )
-        self._count(path.name, answers, look_up.started)
+        self._count(path.name, answers, request.started)
         return answers
 
     async def predict_instances(
@@ -186,14 +171,14 @@ class PredictionService:
 
     def _count(self, model: str, answers: Sequence[Answer | ForecacheError], started: float) -> None:
         """Count answers by outcome, our own failures as shed, and the client's mistakes not at all."""
-        now, counted, hits = self._clock(), 0, 0
+        now, counted, hits, record = self._clock(), 0, 0, self._hits.record
         for answer in answers:
             if isinstance(answer, Answer):
-                age_s = None if answer.as_of is None else now - answer.as_of
-                self._hits.record(model, answer.outcome, age_s=age_s)
-                hits += answer.outcome.is_hit
+                as_of, outcome = answer.as_of, answer.outcome
+                record(model, outcome, age_s=None if as_of is None else now - as_of)
+                hits += outcome.is_hit
             elif not isinstance(answer, BadInput | UnknownEntity):
-                self._hits.record(model, Outcome.SHED)
+                record(model, Outcome.SHED)
             else:
                 continue
             counted += 1
