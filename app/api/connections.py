@@ -36,10 +36,12 @@ class Connection(HttpToolsProtocol):
 
     def _looked_up(self, cycle: RequestResponseCycle) -> None:
         scope: Any = cycle.scope
-        body = scope[hot_path.BEGUN].body
+        request = scope.pop(hot_path.BEGUN)
+        body = request.body
         if cycle.disconnected:
             return
         if body is None or cycle.flow.write_paused:
+            scope[hot_path.BEGUN] = request
             super()._start_asgi_task(cycle, self.app)
             return
         if cycle.default_headers is not self._own_headers:

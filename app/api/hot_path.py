@@ -116,7 +116,7 @@ class HotRequest:
 
 async def predict_one(parts: Parts, allow: Callable[[Scope], None], scope: Scope, receive: Receive, send: Send) -> None:
     """Answer one entity's prediction: stored if it is fresh, else computed within the budget."""
-    request: HotRequest | None = scope.get(BEGUN)
+    request: HotRequest | None = scope.pop(BEGUN, None)
     if request is None:
         over = asyncio.Event()
         request = HotRequest(parts, allow, scope, over.set)

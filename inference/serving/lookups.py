@@ -50,7 +50,12 @@ class LookUp:
         """Take what was found, unless it is over already."""
         if self.found is None:
             self.found = found
-            self.tell()
+            tell, self.tell = self.tell, _told
+            tell()
+
+
+def _told() -> None:
+    """Stand where the listener was: it knows the look-up, and a ring of references would wait for the collector."""
 
 
 class SharedLookups:
@@ -110,7 +115,7 @@ class _Timer:
 
     def _set(self) -> None:
         loop = asyncio.get_running_loop()
-        self._handle = loop.call_at(min(one.until for one in self._waiting), self._due)
+        self._handle = loop.call_at(min([one.until for one in self._waiting]), self._due)
 
     def _due(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -45,6 +45,9 @@ PREVIOUS_GRACE_S = 0.03
 MAX_UNKNOWN = 10_000
 
 
+_FRESH = Freshness.FRESH
+
+
 class Submit(Protocol):
     """Has a worker do a task and brings its result."""
 
@@ -152,12 +155,13 @@ class ModelPath:
         if entry is None:
             return None
         freshness = self._rules.judge(entry, now, max_staleness_s)
+        if freshness is _FRESH:
+            return answer_stored(self.name, entity_id, entry, source_of(entry), hit_outcome(entry))
         if freshness is Freshness.STALE:
             return None
         if freshness is Freshness.REVALIDATE:
             self._revalidation.start([entity_id])
-        outcome = hit_outcome(entry) if freshness is Freshness.FRESH else Outcome.STALE
-        return answer_stored(self.name, entity_id, entry, source_of(entry), outcome)
+        return answer_stored(self.name, entity_id, entry, source_of(entry), Outcome.STALE)
 
     async def _compute_missing(
         self, missing: Mapping[str, Entry | None], until: float

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from inference.clock import Clock
 from inference.errors import BadInput, ForecacheError, UnknownEntity
@@ -40,8 +40,8 @@ class Request(LookUp):
     ) -> None:
         self.path = path
         self.max_staleness_s = max_staleness_s
-        self.started = asyncio.get_running_loop().time()
-        super().__init__(entity_ids, self.started + path.budget_s(timeout_s), tell)
+        self.started = started = asyncio.get_running_loop().time()
+        super().__init__(entity_ids, started + path.budget_s(timeout_s), tell)
 
 
 class PredictionService:
@@ -125,11 +125,11 @@ class PredictionService:
         if found is None or isinstance(found, Exception):
             return None
         answers = path.judge(request.entity_ids, found, request.max_staleness_s)
-        stored = [answer for answer in answers if answer is not None]
-        if len(stored) < len(answers):
+        if None in answers:
             return None
-        self._count(path.name, stored, request.started)
-        return stored
+        hits = cast(list[Answer], answers)
+        self._count(path.name, hits, request.started)
+        return hits
 
     async def complete(self, request: Request) -> list[Answer | ForecacheError]:
         """Return an answer per id of a request whose look-up is over, computed within its budget if need be."""

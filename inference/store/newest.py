@@ -49,9 +49,10 @@ def decode_entries(fetched: Fetched) -> list[Entry | None]:
         found = [i for i, row in enumerate(fetched.rows) if row is not None and i not in winners]
         retried_at = {i: h.computed_at for i, (h, _) in overlay.items() if h.model_version == fetched.active_version}
         begun_at, version, number = manifest.created_at, manifest.model_version, manifest.number
+        origin = Origin.BATCH
         rows = codec_for(manifest.fields).unpack_rows([fetched.rows[i] for i in found])
         for i, (as_of, values) in zip(found, rows, strict=True):
-            entries[i] = Entry(values, as_of, begun_at, version, Origin.BATCH, number, retried_at.get(i))
+            entries[i] = Entry(values, as_of, begun_at, version, origin, number, retried_at.get(i))
     for fields, group in _by_fields(winners, fetched.schemas).items():
         rows = codec_for(fields).unpack_rows([winners[i][1] for i in group])
         for i, (as_of, values) in zip(group, rows, strict=True):
