@@ -174,8 +174,8 @@ class PredictionService:
         now, counted, hits, record = self._clock(), 0, 0, self._hits.record
         for answer in answers:
             if isinstance(answer, Answer):
-                as_of, outcome = answer.as_of, answer.outcome
-                record(model, outcome, age_s=None if as_of is None else now - as_of)
+                outcome, as_of = answer.outcome, answer.as_of
+                record(model, outcome, 1, age_s=None if as_of is None else now - as_of)
                 hits += outcome.is_hit
             elif not isinstance(answer, BadInput | UnknownEntity):
                 record(model, Outcome.SHED)
