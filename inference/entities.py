@@ -24,6 +24,9 @@ def check_entity_id(text: str) -> str:
     Raises:
         BadEntityId: it is empty, over 512 bytes of UTF-8, not valid Unicode, or holds control characters.
     """
+    # what nearly all ids are: this check is part of every hit
+    if text.isascii() and text.isprintable() and 0 < len(text) <= MAX_ENTITY_ID_BYTES:
+        return text
     if not text:
         raise BadEntityId("entity_id is empty: give 1 to 512 bytes of UTF-8", field="entity_id")
     try:

@@ -34,17 +34,15 @@ class Outcome(StrEnum):
     #: no answer: 503
     SHED = "shed"
 
-    @property
-    def is_hit(self) -> bool:
-        """Whether it counts into the hit rate's numerator."""
-        return self in (Outcome.HIT_BATCH, Outcome.HIT_REALTIME)
+    # attributes, not properties: each answer is asked for them, and looking a member up takes its time
+    #: whether it counts into the hit rate's numerator
+    is_hit: bool
+    #: whether the answer is older than asked for
+    is_stale: bool
+    #: whether the answer is less than the request asked for
+    is_degraded: bool
 
-    @property
-    def is_stale(self) -> bool:
-        """Whether the answer is older than asked for."""
-        return self in (Outcome.STALE, Outcome.PREVIOUS)
-
-    @property
-    def is_degraded(self) -> bool:
-        """Whether the answer is less than the request asked for."""
-        return self in (Outcome.STALE, Outcome.PREVIOUS, Outcome.DEFAULT)
+    def __init__(self, word: str) -> None:
+        self.is_hit = word in ("hit_batch", "hit_realtime")
+        self.is_stale = word in ("stale", "previous")
+        self.is_degraded = word in ("stale", "previous", "default")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from app.api.bodies import AnswerBody
 from app.api.dialects import SCHEMA as ERROR_SCHEMA
 from app.api.dialects import documented_errors, error_schema, speaks_protocol
 from app.api.gate import OPEN_PATHS, Gate
+from app.api.hot_path import HotRequest
 from app.api.limits import BodyLimit
 from app.api.naming import name_request, telling
 from app.api.parts import OpenParts, open_parts
@@ -37,15 +38,22 @@ class Application(FastAPI):
             await super().__call__(scope, receive, send)
             return
         request = name_request(scope)
+        if hot_path.is_hot(scope):
+            await hot_path.predict_one(self.state.parts, self._gate.check, scope, receive, send, request)
+            return
         try:
             self._gate.check(scope)
         except ForecacheError as error:
             await respond_to_error(error, scope["path"])(scope, receive, telling(send, request))
             return
-        if hot_path.is_hot(scope):
-            await hot_path.predict_one(self.state.parts, scope, receive, send, request)
-        else:
-            await super().__call__(scope, receive, telling(send, request))
+        await super().__call__(scope, receive, telling(send, request))
+
+    def hot_request(self, scope: Scope, tell: Callable[[], None]) -> HotRequest:
+        """Return a request of which `is_hot` is true, for a server that begins it without a task.
+
+        What is left to do once it has told, this application does as ever, given the request in the scope.
+        """
+        return HotRequest(self.state.parts, self._gate.check, scope, tell)
 
 
 def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> FastAPI:

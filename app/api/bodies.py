@@ -197,8 +197,8 @@ class JsonResponse(Response):
         return orjson.dumps(content)
 
 
-def item_of(entity_id: str | None, answer: Answer | ForecacheError) -> dict[str, Any]:
-    """Return one item of a list of predictions."""
+def item_of(entity_id: str | None, answer: Answer | ForecacheError) -> orjson.Fragment | dict[str, Any]:
+    """Return one item of a list of predictions, for `JsonResponse`."""
     if isinstance(answer, Answer):
-        return answer.to_json()
+        return orjson.Fragment(answer.to_json_text())
     return {"entity_id": entity_id, "error": problem_of(answer)}

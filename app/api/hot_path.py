@@ -6,10 +6,11 @@ for the other routes is done here by hand: the same checks, the same problem doc
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl, unquote_to_bytes
 
-import orjson
 from fastapi import Response
 from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
@@ -23,14 +24,14 @@ from inference.entities import check_entity_id
 from inference.errors import BadEntityId, ForecacheError
 from inference.logs import get_logger
 from inference.request_ids import RequestId
+from inference.serving.service import Request
 
 log = get_logger(__name__)
 
 PREFIX = "/predict/"
-
-
-# as a query string; other names in it are ignored, as FastAPI does
-_NO_QUERY = Terms()
+CONTENT_TYPE = (b"content-type", b"application/json")
+#: where the server leaves a request in the scope that it has begun itself
+BEGUN = "forecache.begun"
 
 
 def is_hot(scope: Scope) -> bool:
@@ -38,47 +39,102 @@ def is_hot(scope: Scope) -> bool:
     return bool(scope["type"] == "http" and scope["method"] == "GET" and scope["path"].startswith(PREFIX))
 
 
-async def predict_one(parts: Parts, scope: Scope, receive: Receive, send: Send, request: RequestId) -> None:
+class HotRequest:
+    """One request on its way. It begins and ends without a coroutine when the store has its answer.
+
+    `begin` it; when it tells that its look-up is over, `body` is the answer, or None when there is more to do or to
+    say, which `finish` does. `allow` is asked first, and raises ForecacheError.
+    """
+
+    __slots__ = ("_allow", "_error", "_parts", "_request", "_scope", "_tell", "body")
+
+    def __init__(self, parts: Parts, allow: Callable[[Scope], None], scope: Scope, tell: Callable[[], None]) -> None:
+        self.body: bytes | None = None
+        self._parts = parts
+        self._allow = allow
+        self._scope = scope
+        self._tell = tell
+        self._request: Request | None = None
+        self._error: Exception | None = None
+
+    def begin(self) -> None:
+        """Check the request and look the entity up; a refused one is told within this call."""
+        try:
+            self._allow(self._scope)
+            entity_id = check_entity_id(_entity_id(self._scope))
+            raw_query = self._scope["query_string"]
+            model, max_staleness_s, timeout_s = _terms(raw_query) if raw_query else (None, None, None)
+            self._request = self._parts.service.look_up(
+                model, (entity_id,), self._over, max_staleness_s=max_staleness_s, timeout_s=timeout_s
+            )
+        except Exception as error:  # noqa: BLE001 - `finish` tells it, whatever it is
+            self._error = error
+            self._tell()
+
+    def _over(self) -> None:
+        try:
+            hits = None if self._request is None else self._parts.service.hits(self._request)
+            self.body = None if hits is None else hits[0].to_json_text()
+        except Exception as error:  # noqa: BLE001 - see above
+            self._error = error
+        self._tell()
+
+    async def finish(self, scope: Scope, receive: Receive, send: Send, request: RequestId) -> None:
+        """Answer: with the body, with what is computed within the budget, or with why there is neither."""
+        with ClientWatch(receive) as client:
+            answered = await self._respond()
+        if client.gone:
+            return
+        if isinstance(answered, Response):
+            await answered(scope, receive, telling(send, request))
+            return
+        headers = [CONTENT_TYPE, (b"content-length", b"%d" % len(answered))]
+        if request.is_named:
+            headers.append(header_of(request))
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": answered})
+
+    async def _respond(self) -> Response | bytes:
+        """Return the body of an answer, or the response that says why there is none."""
+        try:
+            return await self._answer()
+        except ForecacheError as error:
+            return respond_to_error(error)
+        except ValidationError as error:
+            return respond_to_validation(error.errors(include_url=False)[0], "query")
+        except Exception as error:
+            log.exception("api.defect", error=type(error).__name__)
+            return respond_to_defect()
+
+    async def _answer(self) -> bytes:
+        if self._error is not None:
+            raise self._error
+        if self.body is None:
+            assert self._request is not None  # noqa: S101 - tells mypy what `begin` promises
+            [answer] = await self._parts.service.complete(self._request)
+            if isinstance(answer, ForecacheError):
+                raise answer
+            self.body = answer.to_json_text()
+        return self.body
+
+
+async def predict_one(
+    parts: Parts, allow: Callable[[Scope], None], scope: Scope, receive: Receive, send: Send, request: RequestId
+) -> None:
     """Answer one entity's prediction: stored if it is fresh, else computed within the budget."""
-    with ClientWatch(receive) as client:
-        answered = await _respond(parts, scope)
-    if client.gone:
-        return
-    if isinstance(answered, Response):
-        await answered(scope, receive, telling(send, request))
-        return
-    # a Response object would cost a tenth of the whole request
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answered))]
-    if request.is_named:
-        headers.append(header_of(request))
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": answered})
+    hot: HotRequest | None = scope.pop(BEGUN, None)
+    if hot is None:
+        over = asyncio.Event()
+        hot = HotRequest(parts, allow, scope, over.set)
+        hot.begin()
+        await over.wait()
+    await hot.finish(scope, receive, send, request)
 
 
-async def _respond(parts: Parts, scope: Scope) -> Response | bytes:
-    """Return the body of an answer, or the response that says why there is none."""
-    try:
-        return await _answer(parts, scope)
-    except ForecacheError as error:
-        return respond_to_error(error)
-    except ValidationError as error:
-        return respond_to_validation(error.errors(include_url=False)[0], "query")
-    except Exception as error:
-        log.exception("api.defect", error=type(error).__name__)
-        return respond_to_defect()
-
-
-async def _answer(parts: Parts, scope: Scope) -> bytes:
-    entity_id = check_entity_id(_entity_id(scope))
-    raw_query = scope["query_string"]
-    terms = Terms.model_validate(dict(parse_qsl(raw_query.decode("latin-1")))) if raw_query else _NO_QUERY
-    answers = await parts.service.predict(
-        terms.model, [entity_id], max_staleness_s=terms.max_staleness_s, timeout_s=terms.timeout_s
-    )
-    answer = answers[0]
-    if isinstance(answer, ForecacheError):
-        raise answer
-    return orjson.dumps(answer.to_json())
+def _terms(raw_query: bytes) -> tuple[str | None, float | None, float | None]:
+    # names that are none of ours are ignored, as FastAPI does
+    terms = Terms.model_validate(dict(parse_qsl(raw_query.decode("latin-1"))))
+    return terms.model, terms.max_staleness_s, terms.timeout_s
 
 
 def _entity_id(scope: Scope) -> str:

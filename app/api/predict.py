@@ -25,13 +25,13 @@ router = APIRouter(tags=["predict"])
 async def predict_many(body: PredictBody, parts: Annotated[Parts, Depends(parts_of)], request: Request) -> Response:
     """Return predictions of up to 1 000 entities or instances, in order; a failed item has an `error`."""
     body.check_rows(MAX_ROWS)
-    items: list[dict[str, Any]] = []
+    items: list[Any] = []
     with ClientWatch(request.receive):
         items = await _predict(body, parts.service)
     return JsonResponse({"predictions": items})
 
 
-async def _predict(body: PredictBody, service: PredictionService) -> list[dict[str, Any]]:
+async def _predict(body: PredictBody, service: PredictionService) -> list[Any]:
     if body.instances is not None:
         answers = await service.predict_instances(body.model, body.instances, timeout_s=body.timeout_s)
         return [item_of(None, answer) for answer in answers]

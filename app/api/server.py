@@ -1,12 +1,23 @@
-"""Runs the HTTP service on the configured address."""
+"""Runs the HTTP service on the configured address, in one process or several."""
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
 import socket
+import sys
+import threading
+from functools import partial
 
 import uvicorn
+from fastapi import FastAPI
+from uvicorn.config import STARTUP_FAILURE
+from uvicorn.supervisors import Multiprocess
 
 from app.api.application import create_app
+from app.api.connections import Connection
 from inference.errors import SettingsError
 from inference.logs import configure_logging, get_logger
 from inference.settings import ApiSettings, Settings
@@ -22,16 +33,60 @@ BACKLOG = 2048
 def serve(settings: Settings) -> None:
     """Serve until stopped.
 
+    With several `[api] processes` this one only watches over the others, which share the port; one that dies or hangs
+    is replaced.
+
     Raises:
         SettingsError: other machines could reach the address, and there are neither keys nor `[api] allow_remote`;
             or the port is taken.
     """
     listener = listen(settings.api)
-    configure_logging("api", form=settings.logs.format, level=settings.logs.level)
-    config = uvicorn.Config(create_app(settings), log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S)
+    _configure_logging(settings)
+    config = uvicorn.Config(
+        partial(_application, settings),
+        factory=True,
+        workers=settings.api.processes,
+        http=Connection,
+        log_config=None,
+        access_log=False,
+        # nothing here asks for the client's address
+        proxy_headers=False,
+        timeout_graceful_shutdown=GRACE_S,
+    )
     host, port = listener.getsockname()[:2]
     log.info("api.listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
-    uvicorn.Server(config).run(sockets=[listener])
+    if settings.api.processes == 1:
+        uvicorn.Server(config).run(sockets=[listener])
+        return
+    processes = _Processes(config, sockets=[listener])
+    processes.run()
+    if any(each.exitcode == STARTUP_FAILURE for each in processes.processes):
+        sys.exit(STARTUP_FAILURE)
+
+
+class _Processes(Multiprocess):
+    def handle_hup(self) -> None:
+        """End with the terminal, as one process does; uvicorn would start all of them anew."""
+        self.should_exit.set()
+
+
+def _application(settings: Settings) -> FastAPI:
+    """Return the application, in whichever process serves it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        _configure_logging(settings)
+        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    return create_app(settings)
+
+
+def _configure_logging(settings: Settings) -> None:
+    configure_logging("api", form=settings.logs.format, level=settings.logs.level)
+
+
+def _end_with(sentinel: int) -> None:
+    """Stop this process when the one that watches over it is gone: nobody else would."""
+    multiprocessing.connection.wait([sentinel])
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def listen(api: ApiSettings) -> socket.socket:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import defaultdict
 
 import redis
 import redis.asyncio
@@ -28,21 +28,22 @@ class HitRecorder:
         self._client = client
         self._keys = keys
         self._clock = clock
-        self._counts: Counter[tuple[str, str]] = Counter()
+        self._counts = _none()
 
     def record(self, model: str, outcome: Outcome, count: int = 1, *, age_s: float | None = None) -> None:
         """Count `count` more of an outcome; `age_s`: of the features behind the answer, None for a default."""
-        self._counts[model, outcome.value] += count
+        counts = self._counts[model]
+        counts[outcome._value_] += count  # `value` is a property, and this is the way of every request
         if age_s is not None:
-            self._counts[model, AGE.field_of(age_s)] += count
+            counts[AGE.field_of(age_s)] += count
 
     def record_latency(self, model: str, took_s: float, *, hit: bool) -> None:
         """Count one request's duration; `hit`: all of it was answered from the store, and fresh."""
-        self._counts[model, (HIT_LATENCY if hit else MISS_LATENCY).field_of(took_s)] += 1
+        self._counts[model][(HIT_LATENCY if hit else MISS_LATENCY).field_of(took_s)] += 1
 
     def record_micro_batch(self, model: str, rows: int) -> None:
         """Count one message that was sent to the real-time workers."""
-        self._counts[model, MICRO_BATCH.field_of(rows)] += 1
+        self._counts[model][MICRO_BATCH.field_of(rows)] += 1
 
     async def flush(self) -> None:
         """Add what was counted to the current minute and to the totals in Redis.
@@ -50,21 +51,21 @@ class HitRecorder:
         When Redis does not answer, the counts are dropped and the loss is logged: it may have taken them, and
         counting twice would be worse.
         """
-        counts, self._counts = self._counts, Counter()
-        if not counts:
+        by_model, self._counts = self._counts, _none()
+        if not by_model:
             return
         minute = int(self._clock() // 60)
         pipeline = self._client.pipeline(transaction=False)
-        for (model, field), count in counts.items():
-            pipeline.hincrby(self._keys.hits(model, minute), field, count)
-            pipeline.hincrby(self._keys.hit_totals(model), field, count)
-        for model in {model for model, _ in counts}:
+        for model, counts in by_model.items():
+            for field, count in counts.items():
+                pipeline.hincrby(self._keys.hits(model, minute), field, count)
+                pipeline.hincrby(self._keys.hit_totals(model), field, count)
             pipeline.expire(self._keys.hits(model, minute), KEEP_S)
         try:
             await pipeline.execute()
         except (redis.RedisError, OSError) as error:
             outcomes = set(Outcome)
-            lost = sum(count for (_, field), count in counts.items() if field in outcomes)
+            lost = sum(n for counts in by_model.values() for field, n in counts.items() if field in outcomes)
             log.warning("hits.dropped", count=lost, error=type(error).__name__)
 
     async def run(self, *, every_s: float = FLUSH_EVERY_S) -> None:
@@ -75,3 +76,8 @@ class HitRecorder:
                 await self.flush()
         finally:
             await self.flush()
+
+
+def _none() -> defaultdict[str, defaultdict[str, int]]:
+    """Return empty counts: model → field → count."""
+    return defaultdict(lambda: defaultdict(int))

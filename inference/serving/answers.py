@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import orjson
 
 from inference.clock import to_iso
 from inference.errors import ForecacheError, PredictionFailed, from_code
@@ -13,9 +16,11 @@ from inference.protocols.tensors import unpack
 from inference.schema import Block
 from inference.store import Entry
 
+#: pieces of answers that are remembered, of each kind
+_FRAGMENTS = 4096
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+
+class Answer(NamedTuple):
     """One prediction as it leaves the system.
 
     `entity_id` is None for an instance that the request brought along; `model_version` and `as_of` are
@@ -46,22 +51,49 @@ class Answer:
         """Whether it is less than the request asked for."""
         return self.outcome.is_degraded
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the body of the HTTP contract."""
-        return {
-            "entity_id": self.entity_id,
-            "model": self.model,
-            "model_version": self.model_version,
-            "prediction": self.prediction,
-            "source": self.source.value,
-            "outcome": self.outcome.value,
-            "cache_hit": self.cache_hit,
-            "stale": self.stale,
-            "degraded": self.degraded,
-            "as_of": None if self.as_of is None else to_iso(self.as_of),
-            "computed_at": to_iso(self.computed_at),
-            "timestamp": self.computed_at,
-        }
+    def to_json_text(self) -> bytes:
+        """Return the body of the HTTP contract; numbers that are not finite become null.
+
+        Most of it is the same for all rows of a generation, and spelling it anew takes five times as long.
+        """
+        return b"".join(
+            (
+                b'{"entity_id":',
+                orjson.dumps(self.entity_id),
+                _of_model(self.model, self.model_version),
+                orjson.dumps(self.prediction),
+                _of_outcome(self.source, self.outcome),
+                _instant(self.as_of),
+                _of_computing(self.computed_at),
+            )
+        )
+
+
+@lru_cache(maxsize=_FRAGMENTS)
+def _of_model(model: str, version: int | None) -> bytes:
+    return b',"model":%b,"model_version":%b,"prediction":' % (orjson.dumps(model), orjson.dumps(version))
+
+
+@lru_cache(maxsize=_FRAGMENTS)
+def _of_outcome(source: Source, outcome: Outcome) -> bytes:
+    words = {
+        "source": source.value,
+        "outcome": outcome.value,
+        "cache_hit": outcome.is_hit,
+        "stale": outcome.is_stale,
+        "degraded": outcome.is_degraded,
+    }
+    return b',%b,"as_of":' % orjson.dumps(words)[1:-1]
+
+
+@lru_cache(maxsize=_FRAGMENTS)
+def _instant(epoch_s: float | None) -> bytes:
+    return orjson.dumps(None if epoch_s is None else to_iso(epoch_s))
+
+
+@lru_cache(maxsize=_FRAGMENTS)
+def _of_computing(computed_at: float) -> bytes:
+    return b',"computed_at":%b,"timestamp":%b}' % (_instant(computed_at), orjson.dumps(computed_at))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +119,14 @@ def prediction_of(values: Mapping[str, Any]) -> Any:
 def answer_stored(model: str, entity_id: str, entry: Entry, source: Source, outcome: Outcome) -> Answer:
     """Return the answer that a stored entry gives."""
     return Answer(
-        entity_id=entity_id,
-        model=model,
-        model_version=entry.model_version,
-        prediction=prediction_of(entry.values),
-        source=source,
-        outcome=outcome,
-        as_of=entry.as_of,
-        computed_at=entry.computed_at,
+        entity_id,
+        model,
+        entry.model_version,
+        prediction_of(entry.values),
+        source,
+        outcome,
+        entry.as_of,
+        entry.computed_at,
     )
 
 

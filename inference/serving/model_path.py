@@ -36,7 +36,7 @@ from inference.serving.breaker import Breaker, BreakerState
 from inference.serving.coalescer import MAX_WAITING_BATCHES, Coalescer
 from inference.serving.freshness import Freshness, FreshnessRules, hit_outcome, source_of
 from inference.serving.ladder import may_serve_previous, step_down
-from inference.serving.lookups import SharedLookups, TableReader
+from inference.serving.lookups import Found, LookUp, SharedLookups, TableReader
 from inference.serving.revalidation import Revalidation
 from inference.settings import ModelSettings
 from inference.store import Entry
@@ -50,6 +50,9 @@ PREVIOUS_GRACE_S = 0.03
 
 #: unknown entities remembered at a time
 MAX_UNKNOWN = 10_000
+
+
+_FRESH = Freshness.FRESH
 
 
 class Submit(Protocol):
@@ -102,21 +105,33 @@ class ModelPath:
         """Return a request's budget: its own, else the model's."""
         return self._realtime.timeout_ms / 1000 if timeout_s is None else timeout_s
 
-    async def predict(
-        self, entity_ids: Sequence[str], until: float, *, max_staleness_s: float | None = None
-    ) -> list[Answer | ForecacheError]:
-        """Return the answer of each id, from the store or computed by `until` (event-loop time)."""
-        try:
-            entries = await self._lookups.find(entity_ids, until)
-        except StoreUnavailable as error:
-            return [self._step_down(entity_id, error) for entity_id in entity_ids]
+    def look_up(self, look_up: LookUp) -> None:
+        """Begin a look-up in the prediction table; see `SharedLookups.ask`."""
+        self._lookups.ask(look_up)
+
+    def judge(
+        self, entity_ids: Sequence[str], entries: Sequence[Entry | None], max_staleness_s: float | None
+    ) -> list[Answer | None]:
+        """Return the answers that stored entries give; None where one has to be computed."""
         now = self._clock()
-        stored = [self._from_store(*pair, now, max_staleness_s) for pair in zip(entity_ids, entries, strict=True)]
+        if len(entries) == 1:
+            return [self._from_store(entity_ids[0], entries[0], now, max_staleness_s)]
+        return [self._from_store(*pair, now, max_staleness_s) for pair in zip(entity_ids, entries, strict=True)]
+
+    async def complete(
+        self, entity_ids: Sequence[str], found: Found, until: float, *, max_staleness_s: float | None = None
+    ) -> list[Answer | ForecacheError]:
+        """Return the answer of each id, from what was found or computed by `until` (event-loop time)."""
+        if isinstance(found, StoreUnavailable):
+            return [self._step_down(entity_id, found) for entity_id in entity_ids]
+        if isinstance(found, Exception):
+            raise found
+        stored = self.judge(entity_ids, found, max_staleness_s)
         if None not in stored:
             return [answer for answer in stored if answer is not None]
         missing = {
             entity_id: entry
-            for entity_id, entry, answer in zip(entity_ids, entries, stored, strict=True)
+            for entity_id, entry, answer in zip(entity_ids, found, stored, strict=True)
             if answer is None
         }
         known = {} if max_staleness_s == 0 else self._known_unknown(missing)
@@ -168,12 +183,13 @@ class ModelPath:
         if entry is None:
             return None
         freshness = self._rules.judge(entry, now, max_staleness_s)
+        if freshness is _FRESH:
+            return answer_stored(self.name, entity_id, entry, source_of(entry), hit_outcome(entry))
         if freshness is Freshness.STALE:
             return None
         if freshness is Freshness.REVALIDATE:
             self._revalidation.start([entity_id])
-        outcome = hit_outcome(entry) if freshness is Freshness.FRESH else Outcome.STALE
-        return answer_stored(self.name, entity_id, entry, source_of(entry), outcome)
+        return answer_stored(self.name, entity_id, entry, source_of(entry), Outcome.STALE)
 
     async def _compute_missing(
         self, missing: Mapping[str, Entry | None], until: float

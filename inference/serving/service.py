@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from inference.clock import Clock
 from inference.errors import BadInput, ForecacheError, NotFound, UnknownEntity
 from inference.outcomes import Outcome
 from inference.schema import Block, rows_in
 from inference.serving.answers import Answer, Outputs
-from inference.serving.lookups import TableReader
+from inference.serving.lookups import LookUp, TableReader
 from inference.serving.model_path import ModelPath, Submit
 from inference.settings import Settings
 
@@ -24,6 +24,25 @@ class OutcomeRecorder(Protocol):
 
     def record_latency(self, model: str, took_s: float, *, hit: bool) -> None:
         """Count one request's duration; `hit`: all of it was answered from the store, and fresh."""
+
+
+class Request(LookUp):
+    """A request for stored predictions: a look-up, whose it is, and since when (event-loop time)."""
+
+    __slots__ = ("max_staleness_s", "path", "started")
+
+    def __init__(
+        self,
+        path: ModelPath,
+        entity_ids: Sequence[str],
+        max_staleness_s: float | None,
+        timeout_s: float | None,
+        tell: Callable[[], None],
+    ) -> None:
+        self.path = path
+        self.max_staleness_s = max_staleness_s
+        self.started = started = asyncio.get_running_loop().time()
+        super().__init__(entity_ids, started + path.budget_s(timeout_s), tell)
 
 
 class PredictionService:
@@ -46,6 +65,8 @@ class PredictionService:
         self._paths = {
             name: ModelPath(name, model, readers(name), submit, clock) for name, model in settings.models.items()
         }
+        # what a request means that names no model
+        self._only = next(iter(self._paths.values())) if len(self._paths) == 1 else None
 
     async def predict(
         self,
@@ -65,14 +86,59 @@ class PredictionService:
         Raises:
             UnknownModel: no such model, or none named and several configured.
         """
-        path = self._path(model)
-        started = asyncio.get_running_loop().time()
-        until = started + path.budget_s(timeout_s)
         if overrides:
+            path = self._path(model)
+            started = asyncio.get_running_loop().time()
+            until = started + path.budget_s(timeout_s)
             answers = await path.compute_apart(entity_ids, until, overrides=overrides)
-        else:
-            answers = await path.predict(entity_ids, until, max_staleness_s=max_staleness_s)
-        self._count(path.name, answers, started)
+            self._count(path.name, answers, started)
+            return answers
+        over = asyncio.Event()
+        request = self.look_up(model, entity_ids, over.set, max_staleness_s=max_staleness_s, timeout_s=timeout_s)
+        await over.wait()
+        return await self.complete(request)
+
+    def look_up(
+        self,
+        model: str | None,
+        entity_ids: Sequence[str],
+        tell: Callable[[], None],
+        *,
+        max_staleness_s: float | None = None,
+        timeout_s: float | None = None,
+    ) -> Request:
+        """Begin what `predict` does: `tell` is called, once and never within this call, when the store has answered.
+
+        Then the request is answered, by `hits` without waiting if that can be, else by `complete`. `tell` must not
+        raise. The other arguments are those of `predict`.
+
+        Raises:
+            UnknownModel: no such model, or none named and several configured.
+        """
+        path = self._path(model)
+        request = Request(path, entity_ids, max_staleness_s, timeout_s, tell)
+        path.look_up(request)
+        return request
+
+    def hits(self, request: Request) -> list[Answer] | None:
+        """Return the answers that the store gave, and count them; None when something is left to compute or to say."""
+        found, path = request.found, request.path
+        if found is None or isinstance(found, Exception):
+            return None
+        answers = path.judge(request.entity_ids, found, request.max_staleness_s)
+        if None in answers:
+            return None
+        hits = cast(list[Answer], answers)
+        self._count(path.name, hits, request.started)
+        return hits
+
+    async def complete(self, request: Request) -> list[Answer | ForecacheError]:
+        """Return an answer per id of a request whose look-up is over, computed within its budget if need be."""
+        path = request.path
+        answers = await path.complete(
+            request.entity_ids, request.found or [], request.until, max_staleness_s=request.max_staleness_s
+        )
+        self._count(path.name, answers, request.started)
         return answers
 
     async def predict_instances(
@@ -132,19 +198,19 @@ class PredictionService:
             await path.close()
 
     def _path(self, model: str | None) -> ModelPath:
-        name, _ = self._settings.model(model)
-        return self._paths[name]
+        path = self._paths.get(model) if model else self._only
+        return path or self._paths[self._settings.model(model)[0]]
 
     def _count(self, model: str, answers: Sequence[Answer | ForecacheError], started: float) -> None:
         """Count answers by outcome, our own failures as shed, and the client's mistakes not at all."""
-        now, counted, hits = self._clock(), 0, 0
+        now, counted, hits, record = self._clock(), 0, 0, self._hits.record
         for answer in answers:
             if isinstance(answer, Answer):
-                age_s = None if answer.as_of is None else now - answer.as_of
-                self._hits.record(model, answer.outcome, age_s=age_s)
-                hits += answer.outcome.is_hit
+                outcome, as_of = answer.outcome, answer.as_of
+                record(model, outcome, 1, age_s=None if as_of is None else now - as_of)
+                hits += outcome.is_hit
             elif not isinstance(answer, BadInput | UnknownEntity):
-                self._hits.record(model, Outcome.SHED)
+                record(model, Outcome.SHED)
             else:
                 continue
             counted += 1

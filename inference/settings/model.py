@@ -145,12 +145,14 @@ class ApiKey(Section):
 class ApiSettings(Section):
     """The HTTP service. Without `keys` it listens where other machines can reach it only if `allow_remote` is set.
 
+    `processes`: how many serve the port; one uses one core.
     `keys`: by the name of whom they are for; with any, every request but those to /health needs one.
     `client_key`: the key that `forecache predict` and `enqueue` show.
     """
 
     host: str = "127.0.0.1"
     port: Port = 8000
+    processes: Annotated[int, Field(ge=1)] = 1
     allow_remote: bool = False
     keys: dict[str, ApiKey] = {}
     client_key: SecretStr | None = None

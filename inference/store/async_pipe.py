@@ -16,8 +16,6 @@ import redis.asyncio
 
 Command = tuple[Any, ...]
 
-_RECEIVE_BYTES = 1 << 16
-
 
 class AsyncPipe:
     """Sends batches, each over a connection that it has to itself meanwhile, so that none waits for another.
@@ -36,25 +34,17 @@ class AsyncPipe:
         Raises:
             redis.RedisError, OSError: Redis did not answer in time, or answered a command with an error.
         """
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                replies = await self._exchange(commands)
-        except TimeoutError as error:
-            raise redis.TimeoutError(f"no answer within {self._timeout_s:g} s") from error
-        for reply in replies:
-            if isinstance(reply, redis.ResponseError):
-                raise reply
-        return replies
-
-    async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
         connection = await self._take()
         try:
-            replies = await connection.exchange(commands)
+            replies = await connection.exchange(commands, self._timeout_s)
         except BaseException:
             # replies still to come would answer the next batch
             await self._give_back(connection)
             raise
         self._idle.append(connection)
+        for reply in replies:
+            if isinstance(reply, redis.ResponseError):
+                raise reply
         return replies
 
     async def _take(self) -> _Connection:
@@ -63,38 +53,83 @@ class AsyncPipe:
             if connection.is_open:
                 return connection
             await self._give_back(connection)
-        return _Connection(await self._pool.get_connection())
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return _Connection(await self._pool.get_connection())
+        except TimeoutError as error:
+            raise _too_late(self._timeout_s) from error
 
     async def _give_back(self, connection: _Connection) -> None:
         await connection.pooled.disconnect(nowait=True)
         await self._pool.release(connection.pooled)
 
 
-class _Connection:
-    """One connected socket; `pooled` is the pool's name for it."""
+class _Connection(asyncio.Protocol):
+    """One connected socket, which it takes over from `pooled`, the pool's name for it.
+
+    A stream would cost a turn of the event loop and twice the work for each batch.
+    """
 
     def __init__(self, pooled: Any) -> None:
         self.pooled = pooled
-        # redis-py has no public way to a connection's streams, only to parsed replies
-        self._receive: asyncio.StreamReader = pooled._reader
-        self._send: asyncio.StreamWriter = pooled._writer
+        # redis-py has no public way to a connection's transport, only to parsed replies
+        self._transport: asyncio.Transport = pooled._writer.transport
+        self._stream = self._transport.get_protocol()
         self._parser = hiredis.Reader(replyError=redis.ResponseError)
+        self._replies: list[Any] = []
+        self._expected = 0
+        self._answer: asyncio.Future[list[Any]] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport.set_protocol(self)
 
     @property
     def is_open(self) -> bool:
         """Whether nobody has closed it since it was last used."""
-        return not (self._receive.at_eof() or self._send.is_closing())
+        return not self._transport.is_closing()
 
-    async def exchange(self, commands: Sequence[Command]) -> list[Any]:
-        self._send.write(b"".join(map(hiredis.pack_command, commands)))
-        await self._send.drain()
-        replies: list[Any] = []
-        while len(replies) < len(commands):
-            data = await self._receive.read(_RECEIVE_BYTES)
-            if not data:
-                raise redis.ConnectionError("Redis closed the connection")
+    def exchange(self, commands: Sequence[Command], timeout_s: float) -> asyncio.Future[list[Any]]:
+        """Send a batch and return its replies to come; the next one only when they have."""
+        loop = asyncio.get_running_loop()
+        self._replies, self._expected = [], len(commands)
+        self._answer = loop.create_future()
+        self._timer = loop.call_later(timeout_s, self._fail, _too_late(timeout_s))
+        self._transport.write(b"".join(map(hiredis.pack_command, commands)))
+        return self._answer
+
+    def data_received(self, data: bytes) -> None:
+        """Take what Redis sent."""
+        try:
             self._parser.feed(data)
             while (reply := self._parser.gets()) is not False:
                 if not isinstance(reply, hiredis.PushNotification):
-                    replies.append(reply)
-        return replies
+                    self._replies.append(reply)
+        except hiredis.HiredisError as error:
+            self._fail(redis.ConnectionError(f"Redis sent what is no reply: {error}"))
+            self._transport.close()
+            return
+        if len(self._replies) >= self._expected:
+            answer = self._over()
+            if answer is not None:
+                answer.set_result(self._replies)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Take note that it is closed; redis-py may be waiting for that too."""
+        self._fail(redis.ConnectionError("Redis closed the connection"))
+        self._stream.connection_lost(error)
+
+    def _fail(self, error: Exception) -> None:
+        answer = self._over()
+        if answer is not None:
+            answer.set_exception(error)
+
+    def _over(self) -> asyncio.Future[list[Any]] | None:
+        """End the exchange and return whom to tell; None when nobody waits any more."""
+        answer, self._answer = self._answer, None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        return None if answer is None or answer.done() else answer
+
+
+def _too_late(timeout_s: float) -> redis.TimeoutError:
+    return redis.TimeoutError(f"no answer within {timeout_s:g} s")

@@ -29,6 +29,11 @@ _SCHEMA_BYTES = 6
 _HEADER = struct.Struct(f"<dIB{_SCHEMA_BYTES}s")
 _HEADER_AND_AS_OF = struct.Struct(f"<dIB{_SCHEMA_BYTES}sI")
 _AS_OF = struct.Struct("<I")
+#: of Python's struct
+_CODES = {
+    DType.BOOL: "?", DType.INT8: "b", DType.INT16: "h", DType.INT32: "i", DType.INT64: "q", DType.UINT8: "B",
+    DType.UINT16: "H", DType.UINT32: "I", DType.UINT64: "Q", DType.FLOAT16: "e", DType.FLOAT32: "f", DType.FLOAT64: "d",
+}  # fmt: skip
 _ORIGINS = (Origin.BATCH, Origin.REALTIME, Origin.UPSERT)
 
 
@@ -39,6 +44,9 @@ class RowCodec:
         self.fields = fields
         self._fixed = [(f"f{i}", spec) for i, spec in enumerate(fields) if spec.is_fixed_number]
         self._loose = [spec for spec in fields if not spec.is_fixed_number]
+        plain = not self._loose and all(spec.shape == () for spec in fields)
+        # numpy takes longer than a few rows of single numbers do
+        self._scalars = struct.Struct("<I" + "".join(_CODES[s.dtype] for s in fields)) if plain else None
         self.dtype = np.dtype([("as_of", "<u4"), *((key, s.dtype.numpy, s.shape) for key, s in self._fixed)])
 
     def pack(self, block: Block, as_of: npt.NDArray[np.float64]) -> Any:
@@ -60,13 +68,26 @@ class RowCodec:
         tails = pa.array(map(_pack_loose, zip(*columns, strict=True)), pa.large_binary(), size=len(rows))
         return pc.binary_join_element_wise(_arrow_rows(rows), tails, pa.scalar(b"", pa.large_binary()))
 
-    def unpack_values(self, rows: Sequence[bytes]) -> list[dict[str, Any]]:
-        """Return each row's values by field name as plain numbers, text and nested lists."""
+    def unpack_rows(self, rows: Sequence[Any]) -> list[tuple[int, dict[str, Any]]]:
+        """Return each row's `as_of` and its values by field name as plain numbers, text and nested lists.
+
+        `rows` are of bytes.
+        """
+        names = [spec.name for spec in self.fields]
+        if self._scalars is not None:
+            unpacked = map(self._scalars.unpack_from, rows)
+            if len(names) == 1:
+                name = names[0]
+                return [(as_of, {name: value}) for as_of, value in unpacked]
+            return [(row[0], dict(zip(names, row[1:], strict=True))) for row in unpacked]
         fixed = self._unpack_fixed(rows)
         columns = {spec.name: fixed[key].tolist() for key, spec in self._fixed}
         columns |= {spec.name: column for spec, column in zip(self._loose, self._unpack_loose(rows), strict=True)}
-        names = [spec.name for spec in self.fields]
-        return [dict(zip(names, row, strict=True)) for row in zip(*(columns[n] for n in names), strict=True)]
+        values = zip(*(columns[name] for name in names), strict=True)
+        return [
+            (as_of, dict(zip(names, row, strict=True)))
+            for as_of, row in zip(fixed["as_of"].tolist(), values, strict=True)
+        ]
 
     def unpack_block(self, rows: Sequence[bytes]) -> Block:
         """Return the rows as arrays by field name; a field of unknown shape is an object column of arrays."""

@@ -44,7 +44,8 @@ def bucket_of(entity_id: str, buckets: int) -> int:
 
 def stored_id(entity_id: str) -> bytes:
     """Return the form under which an id is stored: its UTF-8, or a digest when that is over 60 bytes."""
-    return _inline_or_digest(entity_id.encode())
+    raw = entity_id.encode()
+    return raw if len(raw) <= MAX_INLINE_ID_BYTES else _inline_or_digest(raw)
 
 
 def _inline_or_digest(raw: bytes) -> bytes:

@@ -43,27 +43,21 @@ def decode_entries(fetched: Fetched) -> list[Entry | None]:
     """Return the newest entry of each id; None where there is none."""
     entries: list[Entry | None] = [None] * len(fetched.rows)
     manifest = fetched.manifest
-    winners = dict(_overlay_winners(fetched))
+    overlay = _overlay_entries(fetched)
+    winners = dict(_winners(fetched, overlay))
     if manifest is not None:
-        codec = codec_for(manifest.fields)
-        found = [(i, row) for i, row in enumerate(fetched.rows) if row is not None and i not in winners]
-        decoded = codec.unpack_values([row for _, row in found])
-        retried_at = _retries(fetched)
-        for (i, row), values in zip(found, decoded, strict=True):
-            entries[i] = Entry(
-                values,
-                row_as_of(row),
-                manifest.created_at,
-                manifest.model_version,
-                Origin.BATCH,
-                manifest.number,
-                retried_at.get(i),
-            )
+        found = [i for i, row in enumerate(fetched.rows) if row is not None and i not in winners]
+        retried_at = {i: h.computed_at for i, (h, _) in overlay.items() if h.model_version == fetched.active_version}
+        begun_at, version, number = manifest.created_at, manifest.model_version, manifest.number
+        origin = Origin.BATCH
+        rows = codec_for(manifest.fields).unpack_rows([fetched.rows[i] for i in found])
+        for i, (as_of, values) in zip(found, rows, strict=True):
+            entries[i] = Entry(values, as_of, begun_at, version, origin, number, retried_at.get(i))
     for fields, group in _by_fields(winners, fetched.schemas).items():
-        decoded = codec_for(fields).unpack_values([winners[i][1] for i in group])
-        for i, values in zip(group, decoded, strict=True):
+        rows = codec_for(fields).unpack_rows([winners[i][1] for i in group])
+        for i, (as_of, values) in zip(group, rows, strict=True):
             header = winners[i][0]
-            entries[i] = Entry(values, header.as_of, header.computed_at, header.model_version, header.origin, None)
+            entries[i] = Entry(values, as_of, header.computed_at, header.model_version, header.origin, None)
     return entries
 
 
@@ -74,7 +68,7 @@ def decode_block(fetched: Fetched) -> StoredRows | None:
         return None
     digest = schema_digest(fields)
     rows = {i: row for i, row in enumerate(fetched.rows) if row is not None}
-    rows |= {i: row for i, (header, row) in _overlay_winners(fetched) if header.schema == digest}
+    rows |= {i: row for i, (header, row) in _winners(fetched, _overlay_entries(fetched)) if header.schema == digest}
     codec, where = codec_for(fields), np.fromiter(rows, np.intp, len(rows))
     block = {spec.name: empty_column(spec, len(fetched.rows)) for spec in fields}
     for name, values in codec.unpack_block(list(rows.values())).items():
@@ -86,20 +80,18 @@ def decode_block(fetched: Fetched) -> StoredRows | None:
     return StoredRows(block, found, as_of)
 
 
-def _overlay_winners(fetched: Fetched) -> Iterator[tuple[int, tuple[OverlayHeader, bytes]]]:
+def _overlay_entries(fetched: Fetched) -> dict[int, tuple[OverlayHeader, bytes]]:
+    return {i: unpack_overlay(entry) for i, entry in enumerate(fetched.overlay) if entry is not None}
+
+
+def _winners(
+    fetched: Fetched, overlay: Mapping[int, tuple[OverlayHeader, bytes]]
+) -> Iterator[tuple[int, tuple[OverlayHeader, bytes]]]:
     """Yield (index, entry) of the ids whose overlay entry is served."""
-    for i, entry in enumerate(fetched.overlay):
-        if entry is None:
-            continue
-        header, row = unpack_overlay(entry)
+    for i, entry in overlay.items():
+        header = entry[0]
         if header.schema in fetched.schemas and _overlay_wins(header, fetched.rows[i], fetched):
-            yield i, (header, row)
-
-
-def _retries(fetched: Fetched) -> dict[int, float]:
-    """Return when each id with an overlay entry was computed on demand, by the model version that serves."""
-    headers = {i: unpack_overlay(entry)[0] for i, entry in enumerate(fetched.overlay) if entry is not None}
-    return {i: h.computed_at for i, h in headers.items() if h.model_version == fetched.active_version}
+            yield i, entry
 
 
 def _overlay_wins(header: OverlayHeader, row: bytes | None, fetched: Fetched) -> bool:
@@ -114,7 +106,7 @@ def _overlay_wins(header: OverlayHeader, row: bytes | None, fetched: Fetched) ->
 def _block_fields(fetched: Fetched) -> Fields | None:
     if fetched.manifest is not None:
         return fetched.manifest.fields
-    headers = [header for _, (header, _) in _overlay_winners(fetched)]
+    headers = [header for _, (header, _) in _winners(fetched, _overlay_entries(fetched))]
     newest = max(headers, key=lambda header: header.computed_at, default=None)
     return fetched.schemas[newest.schema] if newest else None
 

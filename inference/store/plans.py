@@ -6,7 +6,6 @@ outcome. `RedisTable` and `AsyncTableReader` drive the same plans, one blocking 
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Generator, Sequence
 from typing import Any, TypeVar
 
@@ -68,7 +67,8 @@ def plan_read_generation(
     while True:
         assumed = memory.pointer
         manifest = yield from _fetch_manifest(keys, memory, number)
-        commands, places = _bucket_commands(keys, manifest, ids)
+        stored = [stored_id(entity_id) for entity_id in ids]
+        commands, places = _bucket_commands(keys, manifest, ids, stored)
         replies = yield [*commands, _pointer_command(keys)]
         memory.renew(pointer := parse_pointer(replies[-1]))
         if assumed is not None and assumed.incarnation == pointer.incarnation:
@@ -89,12 +89,13 @@ def parse_pointer(reply: Sequence[bytes | None]) -> Pointer:
 
 def _fetch_newest(keys: TableKeys, memory: ReaderMemory, ids: Sequence[str]) -> Plan[Fetched]:
     """Fetch rows of the current generation and overlay entries in one pipeline; anew if the pointer moved."""
-    overlay_command = ("MGET", *(keys.overlay(stored_id(entity_id)) for entity_id in ids))
+    stored, prefix = [stored_id(entity_id) for entity_id in ids], keys.overlay(b"")
+    overlay_command = ("MGET", *[prefix + field for field in stored])
     while True:
         assumed = memory.pointer or (yield from plan_pointer(keys))
         number = assumed.current
         manifest = None if number is None else (yield from _fetch_manifest(keys, memory, number))
-        commands, places = _bucket_commands(keys, manifest, ids)
+        commands, places = _bucket_commands(keys, manifest, ids, stored)
         # the pointer is read last: unchanged then, it was so while the rows were read
         replies = yield [*commands, *([overlay_command] if ids else []), _pointer_command(keys)]
         memory.renew(pointer := parse_pointer(replies[-1]))
@@ -128,16 +129,17 @@ def _fetch_schemas(keys: TableKeys, memory: ReaderMemory, overlay: Sequence[byte
 
 
 def _bucket_commands(
-    keys: TableKeys, manifest: Manifest | None, ids: Sequence[str]
+    keys: TableKeys, manifest: Manifest | None, ids: Sequence[str], stored: Sequence[bytes]
 ) -> tuple[list[Command], list[list[int]]]:
     """Return one HMGET per bucket, and which ids (by index) each one answers."""
     if manifest is None:
         return [], []
-    groups: defaultdict[int, list[int]] = defaultdict(list)
+    groups: dict[int, list[int]] = {}
+    buckets = manifest.buckets
     for index, entity_id in enumerate(ids):
-        groups[bucket_of(entity_id, manifest.buckets)].append(index)
+        groups.setdefault(bucket_of(entity_id, buckets), []).append(index)
     prefix = keys.bucket_prefix(manifest.number)
-    commands = [("HMGET", f"{prefix}{b}", *(stored_id(ids[i]) for i in group)) for b, group in groups.items()]
+    commands = [("HMGET", f"{prefix}{b}", *[stored[i] for i in group]) for b, group in groups.items()]
     return commands, list(groups.values())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -85,8 +85,7 @@ class Pointer:
     incarnation: str = field(default="", compare=False, repr=False)
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One stored row, decoded. `generation` is None for an overlay entry.
 
     `values`: field name → number, text, or nested lists of them. `as_of` is epoch seconds, whole (rounded

@@ -42,7 +42,7 @@ def test_an_entry_just_recomputed_from_old_features_does_not_miss_for_ever() -> 
 
 
 def test_a_batch_row_just_retried_from_features_no_newer_does_not_miss_for_ever() -> None:
-    stored = replace(entry(as_of=10, computed_at=10), retried_at=998.0)
+    stored = entry(as_of=10, computed_at=10)._replace(retried_at=998.0)
     assert RULES.judge(stored, 1000) is Freshness.JUST_COMPUTED
     assert RULES.judge(stored, 1003) is Freshness.STALE
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from inference.errors import StoreUnavailable
-from inference.serving.lookups import SharedLookups
+from inference.serving.lookups import LookUp, SharedLookups
 from inference.store import Entry
 from tests.support.serving_fakes import FakeReader, entry
 from tests.support.virtual_time import virtual_time
@@ -14,13 +14,24 @@ from tests.support.virtual_time import virtual_time
 LATER = 1e9
 
 
+async def find(lookups: SharedLookups, ids: Sequence[str], until: float = LATER) -> list[Entry | None]:
+    """Ask, wait, and return what was found."""
+    over = asyncio.Event()
+    look_up = LookUp(ids, until, over.set)
+    lookups.ask(look_up)
+    assert not over.is_set()
+    await over.wait()
+    assert look_up.found is not None
+    if isinstance(look_up.found, Exception):
+        raise look_up.found
+    return look_up.found
+
+
 @virtual_time
 async def test_look_ups_of_one_turn_share_one_read() -> None:
     reader = FakeReader({"a": entry(1), "b": entry(2)})
     lookups = SharedLookups(reader)
-    found = await asyncio.gather(
-        lookups.find(["a"], LATER), lookups.find(["b", "c"], LATER), lookups.find(["a", "a"], LATER)
-    )
+    found = await asyncio.gather(find(lookups, ["a"]), find(lookups, ["b", "c"]), find(lookups, ["a", "a"]))
     assert reader.reads == [["a", "b", "c"]]
     assert [[e and e.values["prediction"] for e in entries] for entries in found] == [[1], [2, None], [1, 1]]
 
@@ -30,10 +41,10 @@ async def test_a_later_look_up_does_not_join_a_read_that_has_begun() -> None:
     reader = FakeReader({"a": entry(1)})
     reader.delay_s = 1
     lookups = SharedLookups(reader)
-    first = asyncio.create_task(lookups.find(["a"], LATER))
+    first = asyncio.create_task(find(lookups, ["a"]))
     await asyncio.sleep(0.5)
     reader.entries["a"] = entry(2)
-    [found] = await lookups.find(["a"], LATER)
+    [found] = await find(lookups, ["a"])
     assert found is not None
     assert found.values == {"prediction": 2}
     assert len(reader.reads) == 2
@@ -45,7 +56,7 @@ async def test_a_cancelled_look_up_does_not_cancel_the_read_that_it_shares() -> 
     reader = FakeReader({"a": entry(1)})
     reader.delay_s = 1
     lookups = SharedLookups(reader)
-    leaving, staying = asyncio.create_task(lookups.find(["a"], LATER)), asyncio.create_task(lookups.find(["a"], LATER))
+    leaving, staying = asyncio.create_task(find(lookups, ["a"])), asyncio.create_task(find(lookups, ["a"]))
     await asyncio.sleep(0.5)
     leaving.cancel()
     assert (await staying)[0] is not None
@@ -56,12 +67,12 @@ async def test_an_outage_is_an_error_for_each_and_never_a_miss() -> None:
     reader = FakeReader()
     reader.down = True
     lookups = SharedLookups(reader)
-    results = await asyncio.gather(lookups.find(["a"], LATER), lookups.find(["b"], LATER), return_exceptions=True)
+    results = await asyncio.gather(find(lookups, ["a"]), find(lookups, ["b"]), return_exceptions=True)
     assert [type(result) for result in results] == [StoreUnavailable, StoreUnavailable]
     reader.down = False
     with pytest.raises(StoreUnavailable):
         raise results[0]  # type: ignore[misc]
-    assert await lookups.find(["a"], LATER) == [None]
+    assert await find(lookups, ["a"]) == [None]
 
 
 @virtual_time
@@ -70,7 +81,9 @@ async def test_each_caller_waits_as_long_as_it_asked_and_the_read_goes_on_for_th
     reader.delay_s = 1
     lookups, loop = SharedLookups(reader), asyncio.get_running_loop()
     started = loop.time()
-    hasty, hastier, patient = (asyncio.create_task(lookups.find(["a"], started + wait_s)) for wait_s in (0.5, 0.2, 5.0))
+    hasty, hastier, patient = (
+        asyncio.create_task(find(lookups, ["a"], started + wait_s)) for wait_s in (0.5, 0.2, 5.0)
+    )
     with pytest.raises(StoreUnavailable, match="in time"):
         await hastier
     assert loop.time() == pytest.approx(started + 0.2)
@@ -88,5 +101,5 @@ async def test_a_defect_of_the_reader_reaches_every_caller() -> None:
             raise ZeroDivisionError
 
     lookups = SharedLookups(Broken())
-    results = await asyncio.gather(lookups.find(["a"], LATER), lookups.find(["b"], LATER), return_exceptions=True)
+    results = await asyncio.gather(find(lookups, ["a"]), find(lookups, ["b"]), return_exceptions=True)
     assert [type(result) for result in results] == [ZeroDivisionError, ZeroDivisionError]

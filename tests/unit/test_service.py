@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from inference.errors import (
@@ -75,7 +76,7 @@ class Deployment:
 async def test_a_fresh_stored_prediction_is_answered_without_a_worker() -> None:
     it = Deployment(reader=FakeReader({"a": entry(4.0, as_of=1000), "b": entry(5.0, origin=Origin.REALTIME)}))
     answers = await it.ask("a", "b", "a")
-    assert [a.to_json()["outcome"] for a in answers if isinstance(a, Answer)] == [
+    assert [a.outcome for a in answers if isinstance(a, Answer)] == [
         "hit_batch", "hit_realtime", "hit_batch",
     ]  # fmt: skip
     assert it.workers.calls == []
@@ -85,7 +86,7 @@ async def test_a_fresh_stored_prediction_is_answered_without_a_worker() -> None:
 @virtual_time
 async def test_the_body_of_an_answer_is_that_of_the_contract() -> None:
     it = Deployment(reader=FakeReader({"a": entry(4.0, as_of=1000, computed_at=1001.5)}))
-    assert (await it.answer()).to_json() == {
+    assert orjson.loads((await it.answer()).to_json_text()) == {
         "entity_id": "a",
         "model": "delay",
         "model_version": 1,

@@ -67,13 +67,13 @@ def test_a_block_comes_back_bit_for_bit(drawn: Any, as_of: int) -> None:
             assert unpacked[spec.name].tolist() == block[spec.name].tolist()
         else:
             assert unpacked[spec.name].tobytes() == block[spec.name].tobytes()
-    values = codec.unpack_values(packed)
+    values = [row for _, row in codec.unpack_rows(packed)]
     assert [list(row) for row in values] == [[spec.name for spec in fields]] * rows
     np.testing.assert_equal(
         [row[fields[0].name] for row in values], [value.tolist() if hasattr(value, "tolist") else value
                                                   for value in block[fields[0].name]],
     )  # fmt: skip
-    assert [row_as_of(row) for row in packed] == [as_of] * rows
+    assert [row_as_of(row) for row in packed] == [as_of] * rows == [stamp for stamp, _ in codec.unpack_rows(packed)]
     assert codec.unpack_as_of(packed).tolist() == [as_of] * rows
 
 
