@@ -172,6 +172,11 @@ function runRow(run, shown) {
     number(run.generation == null ? "—" : run.generation));
 }
 
+function noRun(model) {
+  const command = `"forecache batch run ${model}"`;
+  return "No run yet. " + (READ_ONLY ? `${command} starts one.` : `The button above starts one, and so does ${command}.`);
+}
+
 function listCard(data) {
   const headings = ["Run", "State", "Trigger", "Started", numberHeading("Rows"), numberHeading("Left out"),
     numberHeading("Generation")];
@@ -179,7 +184,7 @@ function listCard(data) {
   const facts_ = serving.generation == null ? ["no generation yet"]
     : ["generation " + serving.generation, "version " + serving.active_version];
   return card(data.model, facts_, table(headings,
-    data.runs.map((run) => runRow(run, data.details && data.details.run_id)), "No run yet."));
+    data.runs.map((run) => runRow(run, data.details && data.details.run_id)), noRun(data.model)));
 }
 
 refresh = keepDrawing((data) => {
