@@ -128,6 +128,13 @@ def _log_crashes() -> None:
     threading.excepthook = thread_crashed
 
 
+def write_at_once(text: str) -> None:
+    """Write one line past the handlers: for signal handlers, which may have interrupted one that is writing."""
+    record = logging.LogRecord("signal", logging.INFO, "", 0, text, None, None)
+    line = logging.getLogger().handlers[0].format(record)
+    os.write(sys.stderr.fileno(), f"{line}\n".encode())
+
+
 def get_logger(name: str) -> Any:
     """Return a logger whose methods take an event name and fields: `log.info("chunk.scored", rows=n)`."""
     return structlog.stdlib.get_logger(name)

@@ -8,11 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+import celery.apps.worker
 from celery import Celery
 from celery.signals import celeryd_init, setup_logging, worker_init
 
 from inference.errors import StoreUnavailable
-from inference.logs import configure_logging, get_logger
+from inference.logs import configure_logging, get_logger, write_at_once
 from inference.services import Services
 from inference.settings import Settings, load_settings
 
@@ -64,6 +65,8 @@ def load_models_on_start(
 def _log_to_stderr(process: str) -> None:
     logs = load_settings().logs
     configure_logging(process, form=logs.format, level=logs.level)
+    # it prints to stdout what a signal does, past all logging
+    celery.apps.worker.safe_say = lambda text, *_: write_at_once(text)
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -117,6 +117,15 @@ def test_celerys_word_of_a_failed_task_has_its_id_and_not_its_arguments() -> Non
     assert "somebody" not in json.dumps(line)
 
 
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_what_a_signal_handler_writes_at_once_has_the_form_too(form: str) -> None:
+    (line,) = logged(
+        "from inference.logs import write_at_once\nwrite_at_once('worker: Warm shutdown (MainProcess)')", form=form
+    )
+    assert "worker: Warm shutdown (MainProcess)" in line
+    assert line.startswith('{"timestamp"') if form == "json" else "[info" in line
+
+
 def test_the_level_decides_what_is_written() -> None:
     code = "log.debug('a'); log.info('b'); logging.getLogger('x').info('c'); log.warning('d')"
     assert [line["event"] for line in objects(code, level="warning")] == ["d"]

@@ -184,3 +184,15 @@ def test_an_address_with_a_password_that_is_not_encoded_is_refused_and_not_quote
     with pytest.raises(SettingsError, match="special characters of a password are %-encoded") as caught:
         load_settings()
     assert "hu" not in caught.value.message.replace("[redis]", "")
+
+
+def test_the_form_of_the_log_comes_from_the_environment_too_and_must_be_a_known_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert (load_settings().logs.format, load_settings().logs.level) == ("console", "info")
+    monkeypatch.setenv("FORECACHE_LOGS__FORMAT", "json")
+    monkeypatch.setenv("FORECACHE_LOGS__LEVEL", "warning")
+    assert (load_settings().logs.format, load_settings().logs.level) == ("json", "warning")
+    monkeypatch.setenv("FORECACHE_LOGS__FORMAT", "xml")
+    with pytest.raises(SettingsError, match="format"):
+        load_settings()

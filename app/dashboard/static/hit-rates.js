@@ -69,8 +69,21 @@ function drawSummary(model, figures) {
   document.getElementById("summary-coverage").title = model.serving.coverage_detail || "";
 }
 
+// What to do when there is nothing to see.
+function hint(model, figures) {
+  const told = [];
+  if (model.serving.generation == null) told.push("No run is published yet: the page of runs starts one.");
+  if (!figures.total) {
+    told.push(`No prediction was asked for within ${WINDOW_NAMES[figures.window_s]}: ` +
+      "GET /predict/ENTITY of the API asks for one.");
+  }
+  show("hit-rates-hint", told.join(" "));
+  document.getElementById("hit-rates-hint").hidden = !told.length;
+}
+
 function drawModel(model, windowS) {
   const figures = model.windows.find((one) => one.window_s === windowS);
+  hint(model, figures);
   drawSummary(model, figures);
   drawHitRate("chart-hit-rate", model.points);
   drawOutcomes("chart-outcomes", model.points);

@@ -4,7 +4,7 @@ import { bytes, card, count, duration, element, keepDrawing, localTime, note, nu
 
 function queueRow(queue) {
   const gone = queue.gone.length ? ` (${queue.gone.length} gone without a word)` : "";
-  const workers = number(count(queue.workers) + gone);
+  const workers = number((queue.workers ? count(queue.workers) : "none alive") + gone);
   if (!queue.workers) workers.classList.add("run-failed");
   if (queue.gone.length) workers.title = queue.gone.join(", ");
   return element("tr", "", element("td", "", queue.queue), number(count(queue.depth)),

@@ -112,6 +112,14 @@ function chunkGrid(map) {
   return element("div", "", grid, legend);
 }
 
+// The end of a path tells most; all of it is shown to who points at it.
+function shortPath(path) {
+  const parts = path.split("/");
+  const node = element("span", "", parts.length > 3 ? "…/" + parts.slice(-2).join("/") : path);
+  node.title = path;
+  return node;
+}
+
 function facts(details) {
   const { chunks, phases } = details;
   const told = [
@@ -122,7 +130,7 @@ function facts(details) {
     ["Queued / scoring / publishing", [phases.queued_s, phases.scoring_s, phases.publishing_s].map(duration).join(" / ")],
     ["Trigger", details.trigger + ", " + localTime(details.created_at)],
     ["Model version", details.model_version == null ? "—" : details.model_version],
-    ["Source", details.source],
+    ["Source", shortPath(details.source)],
   ];
   if (details.forced) told.push(["Published by force", details.forced_by + ", " + localTime(details.forced_at)]);
   return element("dl", "run-facts", told.map(([name, value]) => element("div", "",
@@ -152,7 +160,7 @@ function detailCards(details) {
   if (error) head.querySelector(".run-body").append(element("p", "run-failed mb-0", error));
   const { quarantine } = details;
   return [head, card("Gates", [], gatesTable(details.gates)),
-    card("Left out", [count(details.rows_quarantined) + " rows", ...(quarantine.folder ? [quarantine.folder] : [])],
+    card("Left out", [count(details.rows_quarantined) + " rows", ...(quarantine.folder ? [shortPath(quarantine.folder)] : [])],
       quarantineTable(quarantine.reasons))];
 }
 
@@ -172,6 +180,11 @@ function runRow(run, shown) {
     number(run.generation == null ? "—" : run.generation));
 }
 
+function noRun(model) {
+  const command = `"forecache batch run ${model}"`;
+  return "No run yet. " + (READ_ONLY ? `${command} starts one.` : `The button above starts one, and so does ${command}.`);
+}
+
 function listCard(data) {
   const headings = ["Run", "State", "Trigger", "Started", numberHeading("Rows"), numberHeading("Left out"),
     numberHeading("Generation")];
@@ -179,7 +192,7 @@ function listCard(data) {
   const facts_ = serving.generation == null ? ["no generation yet"]
     : ["generation " + serving.generation, "version " + serving.active_version];
   return card(data.model, facts_, table(headings,
-    data.runs.map((run) => runRow(run, data.details && data.details.run_id)), "No run yet."));
+    data.runs.map((run) => runRow(run, data.details && data.details.run_id)), noRun(data.model)));
 }
 
 refresh = keepDrawing((data) => {
