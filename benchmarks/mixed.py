@@ -76,18 +76,20 @@ def _table(saturated: Trace, held: Trace) -> list[tuple[Any, ...]]:
         ("half of it", held.rps, *_percentiles(held, after_s=WARM_UP_S), None, f"{held.client_core:.0%} of a core"),
     ]
     for outcome, share in held.shares().items():
-        latencies = _percentiles(held, outcome, after_s=WARM_UP_S) if " " not in outcome else (None,) * 3
-        rows.append((f"  {outcome}", None, *latencies, f"{share:.2%}", None))
+        rows.append((f"  {outcome}", None, *_percentiles(held, outcome, after_s=WARM_UP_S), f"{share:.2%}", None))
     return rows
 
 
-def _percentiles(trace: Trace, *outcomes: str, after_s: float = 0) -> tuple[float, ...]:
-    return tuple(float(value) for value in np.percentile(trace.latency_ms(*outcomes, after_s=after_s), [50, 95, 99]))
+def _percentiles(trace: Trace, *outcomes: str, after_s: float = 0) -> tuple[float | None, ...]:
+    """Return p50, p95 and p99 in ms; None for outcomes that are no predictions, whose times are not known."""
+    latencies = trace.latency_ms(*outcomes, after_s=after_s)
+    if not len(latencies):
+        return (None, None, None)
+    return tuple(float(value) for value in np.percentile(latencies, [50, 95, 99]))
 
 
 def _figures(saturated: Trace, held: Trace, options: argparse.Namespace) -> dict[str, Any]:
-    p50, p95, p99 = _percentiles(held, after_s=WARM_UP_S)
-    late_ms = (held.sent_us - held.due_us) / 1000
+    p50, p95, p99 = np.percentile(held.latency_ms(after_s=WARM_UP_S), [50, 95, 99]).tolist()
     return {
         "rows": options.rows,
         "miss_share": options.miss_share,
@@ -98,8 +100,8 @@ def _figures(saturated: Trace, held: Trace, options: argparse.Namespace) -> dict
         "p95_ms": round(p95, 2),
         "p99_ms": round(p99, 2),
         "target_p99_ms": TARGET_P99_MS,
-        # of what was sent, how much later than it was due: the generator's own share of the latency
-        "sent_late_p99_ms": round(float(np.percentile(late_ms, 99)), 2),
+        # a part of the latency: no connection was free, or the generator had no core
+        "sent_late_p99_ms": round(float(np.percentile(held.lateness_ms(WARM_UP_S), 99)), 2),
         "outcomes": {name: round(share, 5) for name, share in held.shares().items()},
         "client_bound": [name for name, trace in (("saturated", saturated), ("half", held)) if trace.client_bound],
     }

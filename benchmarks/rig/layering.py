@@ -14,19 +14,19 @@ from rig.traced import Trace
 
 #: in the order of a miss's way; what `rig/spans` times, and what lies between
 LAYERS = (
-    "HTTP in: client to application",
+    "HTTP in",
     "request checked",
     "look-up",
-    "wait for a micro-batch",
+    "micro-batch wait",
     "enqueue",
     "queue wait",
-    "read of features",
+    "read",
     "model",
-    "write of the answer",
-    "rest of the task",
-    "reply: result to the API",
+    "write",
+    "rest of task",
+    "reply",
     "answer made",
-    "HTTP out: application to client",
+    "HTTP out",
 )
 
 #: begin and end, ns of the monotonic clock
@@ -47,12 +47,22 @@ class Layering:
 
     @property
     def explained(self) -> float:
-        """Sum of the layers' medians by the median of what the clients waited."""
+        """Sum of the layers' medians by the median of what the clients waited; layers that vary together lessen it."""
         return float(np.median(self.layers_ms, axis=0).sum() / np.median(self.total_ms))
 
     def medians(self) -> dict[str, float]:
         """Return the median of each layer in ms."""
-        return dict(zip(LAYERS, np.round(np.median(self.layers_ms, axis=0), 3).tolist(), strict=True))
+        return _named(np.median(self.layers_ms, axis=0))
+
+    def typical(self) -> dict[str, float]:
+        """Return the mean of each layer in ms over the tenth of the requests around the median; these do add up."""
+        low, high = np.percentile(self.total_ms, [45, 55])
+        around = (low <= self.total_ms) & (self.total_ms <= high)
+        return _named(self.layers_ms[around].mean(axis=0))
+
+
+def _named(layers_ms: npt.NDArray[np.float64]) -> dict[str, float]:
+    return dict(zip(LAYERS, np.round(layers_ms, 3).tolist(), strict=True))
 
 
 def read_layers(folder: Path, trace: Trace) -> Layering:

@@ -57,12 +57,19 @@ class Trace:
 
     def latency_ms(self, *outcomes: str, after_s: float = 0) -> npt.NDArray[np.float64]:
         """Return the time from due to answered of each prediction of these outcomes (none named: of all)."""
-        kept = self.row >= 0
+        kept = self._due_after(after_s)
         if outcomes:
             kept &= np.isin(self.outcome, outcomes)
-        if after_s:
-            kept &= self.due_us >= self.due_us[self.row >= 0].min() + after_s * 1e6
         return (self.received_us[kept] - self.due_us[kept]) / 1000
+
+    def lateness_ms(self, after_s: float = 0) -> npt.NDArray[np.float64]:
+        """Return for how long each request, once due, waited for a free connection or for the generator."""
+        kept = self._due_after(after_s)
+        return (self.sent_us[kept] - self.due_us[kept]) / 1000
+
+    def _due_after(self, seconds: float) -> npt.NDArray[np.bool_]:
+        known = self.row >= 0
+        return known & (self.due_us >= self.due_us[known].min() + seconds * 1e6)
 
     def shares(self) -> dict[str, float]:
         """Return the share of each outcome among the answers."""
@@ -101,6 +108,8 @@ def trace_load(url: str, answers: Path, mix: Mix, *, connections: int, seconds: 
     wrong = int((trace.outcome == "wrong").sum())
     if wrong or result["lost"]:
         raise SystemExit(f"{url}: {wrong} wrong and {result['lost']} lost answers of {len(trace.row)}")
+    if not (trace.row >= 0).any():
+        raise SystemExit(f"{url}: no prediction among {len(trace.row)} answers: {trace.shares()}")
     if result["exhausted"]:
         raise SystemExit("every row that was to be missed has been asked for: more --misses are needed")
     return trace

@@ -77,6 +77,7 @@ def test_the_layers_of_a_request_add_up_to_what_its_client_waited(layering: Modu
     layers = layering.read_layers(tmp_path, _trace(layering, [7]))
     assert layers.layers_ms[0].tolist() == [2, 1, 5, 6, 5, 10, 4, 20, 9, 17, 10, 8, 3]
     assert layers.layers_ms[0].sum() == layers.total_ms[0] == 100
+    assert sum(layers.typical().values()) == 100
 
 
 def test_a_request_that_lacks_a_span_counts_as_incomplete(layering: ModuleType, tmp_path: Path) -> None:
