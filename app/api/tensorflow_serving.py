@@ -17,6 +17,7 @@ from inference.models import VersionRecord
 from inference.protocols import tensorflow_serving as protocol
 from inference.protocols.json_tensors import render
 from inference.protocols.tensorflow_serving import Method, ModelPath, VersionStatus
+from inference.schema import Block
 
 
 class TensorFlowServing:
@@ -70,7 +71,8 @@ async def _examples(request: Request, path: ModelPath, parts: Parts) -> Response
     return _json(protocol.classify_answer(outputs) if classify else protocol.regress_answer(outputs))
 
 
-async def _compute(request: Request, path: ModelPath, parts: Parts, tensors: Any) -> Any:
+async def _compute(request: Request, path: ModelPath, parts: Parts, tensors: Block) -> Block | None:
+    """Return the outputs; None when the client has hung up meanwhile."""
     try:
         outputs = await compute(request, parts, path.model, tensors, path.version)
     except NotFound as error:
