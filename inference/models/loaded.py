@@ -13,6 +13,7 @@ from inference.clock import Clock, system_clock
 from inference.errors import ModelError, PredictionFailed
 from inference.features import FeatureContract, Vectoriser, read_contract, written_contract
 from inference.logs import get_logger
+from inference.models.formats import require_model_file
 from inference.models.record import VersionRecord
 from inference.models.runtimes import LoadOptions, Runtime, load_runtime
 from inference.models.versions import fingerprint
@@ -71,6 +72,7 @@ def load_version(
         contract=contract,
         fingerprint=fingerprint(folder),
         inspected_at=clock(),
+        format=require_model_file(folder).format.name,
     )
     took_s = round(time.monotonic() - started, 2)
     log.info("model.loaded", model=model, version=version, device=runtime.device, took_s=took_s)

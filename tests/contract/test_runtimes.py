@@ -107,6 +107,7 @@ def assert_same(got: Block, wanted: dict[str, np.ndarray]) -> None:
 
 def test_every_format_is_found_by_its_file(trained: Trained) -> None:
     assert require_model_file(trained.case("plain") / "1").format.name == trained.format
+    assert trained.load("plain").record.format == trained.format
 
 
 @pytest.mark.parametrize("case", ["plain", "several", "text"])

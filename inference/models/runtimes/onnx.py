@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,10 @@ class OnnxRuntime:
 
 def _providers(gpu_memory_share: float | None) -> list[Any]:
     """Return who computes, in the order of preference."""
-    if _CUDA not in ort.get_available_providers():
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if _CUDA not in ort.get_available_providers() or hidden:
         return ["CPUExecutionProvider"]
+    ort.preload_dlls()  # CUDA's libraries are wheels too, which the loader does not find
     limits: dict[str, Any] = {}
     if gpu_memory_share is not None:
         limits["gpu_mem_limit"] = int(gpu_memory_mib()[0] * gpu_memory_share) << 20

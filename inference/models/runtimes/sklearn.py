@@ -152,9 +152,11 @@ def _text_columns(model: Any) -> Iterator[str]:
     """Give the columns whose known categories are text, as far as a column transformer at the beginning tells."""
     first = model.steps[0][1] if hasattr(model, "steps") else model
     for _, transformer, columns in getattr(first, "transformers_", ()):
+        names = [columns] if isinstance(columns, str) else columns
+        if not isinstance(names, Sequence):  # a slice or a mask
+            continue
         for step in [one for _, one in getattr(transformer, "steps", [("", transformer)])]:
             known: Sequence[Any] = getattr(step, "categories_", ())
-            names = [columns] if isinstance(columns, str) else list(columns)
             yield from (
                 str(name) for name, categories in zip(names, known, strict=False) if categories.dtype.kind in "OUT"
             )
