@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -72,16 +73,37 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a model takes and gives, in the model's own order."""
+    """What a model takes and gives, in the model's own order.
+
+    `outputs` are as they are served: one number a row, where the model gives a column of one. Those that are such a
+    column in the model itself are named by `columns`.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    columns: tuple[str, ...] = ()
+
+    @classmethod
+    def of_model(cls, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> Signature:
+        """Return the signature of a model that gives `outputs`: a trailing dimension of 1 is dropped where served."""
+        given = tuple(outputs)
+        columns = tuple(spec.name for spec in given if spec.shape[-1:] == (1,))
+        served = (replace(spec, shape=spec.shape[:-1]) if spec.name in columns else spec for spec in given)
+        return cls(tuple(inputs), tuple(served), columns)
+
+    @property
+    def model_outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs in the shapes that the model itself gives."""
+        return tuple(
+            replace(spec, shape=(*spec.shape, 1)) if spec.name in self.columns else spec for spec in self.outputs
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {
             "inputs": [spec.to_json() for spec in self.inputs],
             "outputs": [spec.to_json() for spec in self.outputs],
+            "columns": list(self.columns),
         }
 
     @classmethod
@@ -90,6 +112,7 @@ class Signature:
         return cls(
             tuple(TensorSpec.from_json(item) for item in data["inputs"]),
             tuple(TensorSpec.from_json(item) for item in data["outputs"]),
+            tuple(data.get("columns", ())),  # records of older releases have none
         )
 
 

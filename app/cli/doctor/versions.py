@@ -17,7 +17,7 @@ Installed = Callable[[str], str | None]
 #: shown even when they are as required
 _SHOWN = ("celery", "redis")
 #: what loads models: shown when it is installed
-_RUNTIMES = frozenset(one.extra for one in FORMATS)
+_RUNTIMES = frozenset(one.extra for one in FORMATS if one.extra)
 
 
 def check_versions(

@@ -15,7 +15,7 @@ from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
 from inference.models.runtimes.devices import cpu_name
 from inference.models.runtimes.runtime import LoadOptions
-from inference.models.runtimes.tensors import as_served, row_spec, served
+from inference.models.runtimes.tensors import as_served, row_spec
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
 BACKENDS = ("tensorflow", "torch", "jax")
@@ -81,7 +81,7 @@ class KerasRuntime:
             for (name, tensor), dtype in zip(outputs.items(), dtypes, strict=True)
         }
         self.device = device
-        self.signature = Signature(tuple(self._inputs.values()), tuple(map(served, self._outputs.values())))
+        self.signature = Signature.of_model(self._inputs.values(), self._outputs.values())
 
     def predict(self, inputs: Block) -> Block:
         """Return the outputs by name, a trailing dimension of 1 dropped, rows in the order of the inputs.

@@ -14,7 +14,7 @@ from inference.features import FeatureContract
 from inference.gpus import gpu_use
 from inference.models.runtimes.devices import cpu_name, gpu_memory_mib
 from inference.models.runtimes.runtime import LoadOptions
-from inference.models.runtimes.tensors import as_served, row_spec, served
+from inference.models.runtimes.tensors import as_served, row_spec
 from inference.schema import Block, Signature, TensorSpec, rows_in
 
 _CUDA = "CUDAExecutionProvider"
@@ -50,7 +50,7 @@ class OnnxRuntime:
         self._outputs = tuple(_spec(file, "output", tensor) for tensor in self._session.get_outputs())
         self._names = [spec.name for spec in self._outputs]
         self.device = _gpu_name() if _CUDA in self._session.get_providers() else cpu_name()
-        self.signature = Signature(self._inputs, tuple(map(served, self._outputs)))
+        self.signature = Signature.of_model(self._inputs, self._outputs)
 
     def predict(self, inputs: Block) -> Block:
         """Return the outputs by name, a trailing dimension of 1 dropped, rows in the order of the inputs.

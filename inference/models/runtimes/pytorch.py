@@ -16,7 +16,7 @@ from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
 from inference.models.runtimes.devices import cpu_name
 from inference.models.runtimes.runtime import LoadOptions
-from inference.models.runtimes.tensors import as_served, row_spec, served
+from inference.models.runtimes.tensors import as_served, row_spec
 from inference.schema import Block, Signature, TensorSpec, rows_in
 
 _OUTPUT = "output"
@@ -53,7 +53,7 @@ class TorchRuntime:
             _spec(file, "output", name, values.get(node)) for name, node in zip(names, given, strict=True)
         )
         self.device = device()
-        self.signature = Signature(self._inputs, tuple(map(served, self._outputs)))
+        self.signature = Signature.of_model(self._inputs, self._outputs)
 
     def predict(self, inputs: Block) -> Block:
         """Return the outputs by name, a trailing dimension of 1 dropped, rows in the order of the inputs.

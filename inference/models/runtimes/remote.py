@@ -20,7 +20,7 @@ from inference.models.remote import RemoteEngine, read_remote
 from inference.models.runtimes.open_inference import OpenInference
 from inference.models.runtimes.runtime import LoadOptions
 from inference.models.runtimes.tensorflow_serving import TensorFlowServing
-from inference.models.runtimes.tensors import as_served, served
+from inference.models.runtimes.tensors import as_served
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
 #: an engine that does not accept a connection so fast is not there
@@ -72,7 +72,7 @@ class RemoteRuntime:
         self._inputs, self._outputs = inputs, {spec.name: spec for spec in outputs}
         # what is fast depends on the engine's machine, of which nothing else is known
         self.device = f"remote {httpx.URL(engine.url).netloc.decode()}"
-        self.signature = Signature(inputs, tuple(map(served, outputs)))
+        self.signature = Signature.of_model(inputs, outputs)
 
     def predict(self, inputs: Block) -> Block:
         """Return the outputs by name, a trailing dimension of 1 dropped, rows in the order of the inputs.

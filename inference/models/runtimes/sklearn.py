@@ -18,7 +18,7 @@ from inference.errors import ContractError, ModelError, ModelOutOfMemory, Predic
 from inference.features import FeatureContract
 from inference.models.runtimes.devices import cpu_name
 from inference.models.runtimes.runtime import LoadOptions
-from inference.models.runtimes.tensors import as_served, dtype_of, served
+from inference.models.runtimes.tensors import as_served, dtype_of
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
 _MOST_SHOWN = 5
@@ -59,7 +59,7 @@ class SklearnRuntime:
         )
         self._outputs = self._find_outputs(file)
         self.device = cpu_name()
-        self.signature = Signature(self._inputs, tuple(map(served, self._outputs)))
+        self.signature = Signature.of_model(self._inputs, self._outputs)
 
     def predict(self, inputs: Block) -> Block:
         """Return the outputs by name, rows in the order of the inputs.

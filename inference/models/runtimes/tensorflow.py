@@ -12,7 +12,7 @@ from inference.features import FeatureContract
 from inference.logs import get_logger
 from inference.models.runtimes.devices import cpu_name, gpu_memory_mib
 from inference.models.runtimes.runtime import LoadOptions
-from inference.models.runtimes.tensors import as_served, row_spec, served
+from inference.models.runtimes.tensors import as_served, row_spec
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
 # read when the library is loaded: errors only, else every process greets with pages of notes
@@ -59,7 +59,7 @@ class TensorFlowRuntime:
         self._inputs = {name: _spec(folder, "input", name, tensor) for name, tensor in inputs.items()}
         self._outputs = {name: _spec(folder, "output", name, tensor) for name, tensor in outputs.items()}
         self.device = device()
-        self.signature = Signature(tuple(self._inputs.values()), tuple(map(served, self._outputs.values())))
+        self.signature = Signature.of_model(self._inputs.values(), self._outputs.values())
 
     @property
     def input_names(self) -> set[str]:

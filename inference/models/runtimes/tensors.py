@@ -43,11 +43,6 @@ def dtype_of(folder: Path, kind: str, name: str, dtype: str) -> DType:
         raise ModelError(f"{folder}: {kind} {name!r} is {dtype}, which cannot be served", field=name) from None
 
 
-def served(spec: TensorSpec) -> TensorSpec:
-    """Return an output as it is served: without a trailing dimension of 1."""
-    return TensorSpec(spec.name, spec.dtype, spec.shape[:-1]) if spec.shape[-1:] == (1,) else spec
-
-
 def as_served(array: npt.NDArray[Any], spec: TensorSpec, rows: int) -> npt.NDArray[Any]:
     """Return an output's values as they are served; `spec`: as the model declares it. Text becomes `str`.
 
