@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -16,6 +17,8 @@ import numpy as np
 from rig import formats
 from rig.deployment import ROOT, temporary_folder
 from rig.report import print_report
+
+from inference.models.formats import FORMATS as KNOWN
 
 SIZES = (1, 64, 8192)
 #: what is measured → format, and what Keras computes by
@@ -38,7 +41,8 @@ def main() -> None:
         return
     rates: dict[str, dict[int, list[float]]] = {}
     with temporary_folder() as folder:
-        chosen = {name: _written(folder / name.replace(" ", "-"), *how) for name, how in RUNTIMES.items()}
+        present = {name: how for name, how in RUNTIMES.items() if all(map(find_spec, _libraries(*how)))}
+        chosen = {name: _written(folder / name.replace(" ", "-"), *how) for name, how in present.items()}
         for _ in range(options.rounds):
             for name, where in chosen.items():
                 for rows, rate in _measured(where, RUNTIMES[name][1], options.seconds).items():
@@ -76,6 +80,12 @@ def _rate(loaded: Any, inputs: dict[str, np.ndarray], rows: int, seconds: float)
         loaded.predict(inputs)
         calls += 1
     return calls * rows / took
+
+
+def _libraries(format_: str, backend: str | None) -> list[str]:
+    """Return what must be importable; a runtime without its library is left out."""
+    (library,) = (one.library for one in KNOWN if one.name == format_)
+    return [library, "onnx"] if format_ == "onnx" else [library, backend or library]
 
 
 def _written(folder: Path, format_: str, backend: str | None) -> Path:

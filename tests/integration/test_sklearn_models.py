@@ -21,7 +21,7 @@ from inference.models import LoadedModel, inspect_in_subprocess
 from inference.models.loaded import load_version
 from inference.models.runtimes import LoadOptions
 from inference.schema import DType, TensorSpec
-from inference.settings import Settings
+from inference.settings import Settings, load_settings
 from tests.support.runtimes.cases import ROOT
 from tests.support.stack import run_cli
 
@@ -135,14 +135,20 @@ def test_init_writes_the_contract_of_a_model_without_names(tmp_path: Path) -> No
     assert float(scored.rpartition(" ")[2]) == pytest.approx(X[0] @ [1.0, 10.0], rel=1e-5)
 
 
-def test_init_says_why_it_does_not_load_a_pickle(tmp_path: Path) -> None:
+def test_init_loads_a_pickle_only_when_told_to(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "m.pkl").write_bytes(pickle.dumps(LinearRegression().fit(X, X[:, 0])))
     pd.DataFrame({"id": range(50), "width": X[:, 0], "height": X[:, 1]}).to_parquet(tmp_path / "t.parquet")
     done = run_cli(tmp_path, "init", "--model", "home", "--features", "t.parquet", "--entity-column", "id")
     assert done.returncode == 1
     assert "loading a pickle runs" in done.stderr
-    assert "allow_code = true" in done.stderr
+    assert "--allow-code" in done.stderr
+    done = run_cli(
+        tmp_path, "init", "--model", "home", "--features", "t.parquet", "--entity-column", "id",
+        "--columns", "width,height", "--allow-code",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert load_settings(tmp_path / "forecache.toml").model()[1].allow_code
 
 
 def test_what_predicts_nothing_is_refused(tmp_path: Path) -> None:
