@@ -95,7 +95,7 @@ def _warm_up(model: str, version: int, vectoriser: Vectoriser, runtime: Runtime,
                 # zeros may be no legal values (a logarithm): a model is refused when it answers ones no better
                 raise ModelError(
                     f"version {version} of model {model!r} answers its warm-up row with {bad!r} not a finite number: "
-                    "its weights may be broken; train and export it once more"
+                    "its weights may be broken, or its features need defaults in features.json that it can answer"
                 )
         except PredictionFailed as error:
             if not _made_up_text(vectoriser.contract):

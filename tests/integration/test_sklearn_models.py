@@ -12,9 +12,15 @@ import pandas as pd
 import pytest
 import skops.io
 from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.cluster import KMeans
-from sklearn.linear_model import LinearRegression
-from sklearn.preprocessing import StandardScaler
+from sklearn.datasets import fetch_openml
+from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LinearRegression, LogisticRegression, PoissonRegressor
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from inference.errors import BadInput, ContractError, ModelError
 from inference.models import LoadedModel, inspect_in_subprocess
@@ -81,6 +87,31 @@ def test_types_that_skops_does_not_know_are_named_and_not_loaded(tmp_path: Path)
     with pytest.raises(ModelError, match=r"not known to be safe: .*Home.*allow_code"):
         load(tmp_path)
     assert load(tmp_path, allow_code=True).predict({"x": X})["prediction"] == pytest.approx(X.sum(axis=1))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        HistGradientBoostingRegressor(max_iter=3),
+        RandomForestClassifier(3),
+        CalibratedClassifierCV(LogisticRegression()),
+        KNeighborsClassifier(),
+        make_pipeline(SimpleImputer(), PoissonRegressor()),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_what_scikit_learns_own_models_are_made_of_needs_no_leave(tmp_path: Path, model: Any) -> None:
+    model.fit(X, (X[:, 0] > 0).astype(int))
+    loaded = load(saved(tmp_path, model))
+    assert next(iter(loaded.predict({"x": X}).values())) == pytest.approx(model.predict(X))
+
+
+def test_a_function_is_no_part_of_a_model_even_when_it_is_scikit_learns(tmp_path: Path) -> None:
+    model = make_pipeline(FunctionTransformer(fetch_openml), LinearRegression())
+    model.steps[1][1].fit(X, X[:, 0])
+    saved(tmp_path, model)
+    with pytest.raises(ModelError, match=r"not known to be safe: .*fetch_openml"):
+        load(tmp_path)
 
 
 def test_the_setting_reaches_the_process_that_inspects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from inference.models.runtimes.tensors import as_served, dtype_of
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
 _MOST_SHOWN = 5
+#: parts of scikit-learn that are no part of a model
+_NEVER_TRUSTED = frozenset({"tests", "_testing", "externals", "conftest"})
 #: the input of a model that knows neither names nor a feature contract
 _ROWS = "x"
 _PREDICTION, _LABEL, _PROBABILITIES = "prediction", "label", "probabilities"
@@ -105,7 +108,8 @@ class SklearnRuntime:
 
 
 def _from_skops(file: Path, allow_code: bool) -> Any:
-    unknown = skops.io.get_untrusted_types(file=file)
+    unvouched = skops.io.get_untrusted_types(file=file)
+    unknown = [name for name in unvouched if not _is_sklearns_own(name)]
     if unknown and not allow_code:
         shown = ", ".join(unknown[:_MOST_SHOWN])
         raise ModelError(
@@ -113,7 +117,26 @@ def _from_skops(file: Path, allow_code: bool) -> Any:
             "allow_code = true under the model's settings if you trust who wrote it",
             field="allow_code",
         )
-    return skops.io.load(file, trusted=unknown)
+    return skops.io.load(file, trusted=unvouched)
+
+
+def _is_sklearns_own(name: str) -> bool:
+    """Tell whether a type that skops vouches for no more than for any other is a class that scikit-learn defines.
+
+    Its estimators skops trusts, but not what they are made of: nodes of trees, losses, neighbours. Such a class is made
+    without a call of the author's choice. A function is another matter: an estimator may call it.
+    """
+    if name == "numpy.dtype":
+        return True
+    module, _, own_name = name.rpartition(".")
+    parts = module.split(".")
+    if parts[0] != "sklearn" or not _NEVER_TRUSTED.isdisjoint(parts):
+        return False
+    try:
+        found = getattr(import_module(module), own_name, None)
+    except ImportError:
+        return False
+    return isinstance(found, type) and found.__module__ == module
 
 
 def _from_pickle(file: Path, _: bool) -> Any:
