@@ -13,7 +13,7 @@ from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
 from inference.gpus import gpu_use
 from inference.models.runtimes.devices import cpu_name, gpu_memory_mib
-from inference.models.runtimes.runtime import LoadOptions
+from inference.models.runtimes.runtime import LoadOptions, one_line
 from inference.models.runtimes.tensors import as_served, row_spec
 from inference.schema import Block, Signature, TensorSpec, rows_in
 
@@ -45,7 +45,7 @@ class OnnxRuntime:
         try:
             self._session = ort.InferenceSession(str(file), session_options, providers=_providers(gpu_memory_share))
         except _FAILURES as error:
-            raise ModelError(f"{file} cannot be loaded as an ONNX model: {_one_line(error)}", field="path") from error
+            raise ModelError(f"{file} cannot be loaded as an ONNX model: {one_line(error)}", field="path") from error
         self._inputs = tuple(_spec(file, "input", tensor) for tensor in self._session.get_inputs())
         self._outputs = tuple(_spec(file, "output", tensor) for tensor in self._session.get_outputs())
         self._names = [spec.name for spec in self._outputs]
@@ -65,7 +65,7 @@ class OnnxRuntime:
         except MemoryError as error:
             raise ModelOutOfMemory(f"{rows} rows do not fit into memory") from error
         except _FAILURES as error:
-            line = _one_line(error)
+            line = one_line(error)
             if any(words in line.lower() for words in _OUT_OF_MEMORY):
                 raise ModelOutOfMemory(f"{rows} rows do not fit into memory: {line}") from error
             raise PredictionFailed(f"the model failed: {line}") from error
@@ -99,7 +99,3 @@ def _spec(file: Path, kind: str, tensor: Any) -> TensorSpec:
     # a free dimension is a name, or None
     shape = [size if isinstance(size, int) else None for size in tensor.shape]
     return row_spec(file, kind, tensor.name, _ELEMENTS.get(element, element), shape)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

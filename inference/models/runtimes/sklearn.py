@@ -18,7 +18,7 @@ from sklearn.base import is_classifier
 from inference.errors import ContractError, ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
 from inference.models.runtimes.devices import cpu_name
-from inference.models.runtimes.runtime import LoadOptions
+from inference.models.runtimes.runtime import LoadOptions, one_line
 from inference.models.runtimes.tensors import as_served, dtype_of
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
@@ -38,9 +38,7 @@ def load(file: Path, options: LoadOptions, contract: FeatureContract | None) -> 
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(
-            f"{file} cannot be loaded as a scikit-learn model: {_one_line(error)}", field="path"
-        ) from error
+        raise ModelError(f"{file} cannot be loaded as a scikit-learn model: {one_line(error)}", field="path") from error
     if not hasattr(model, "predict"):
         raise ModelError(f"{file} holds a {type(model).__name__}, which has no predict method", field="path")
     return SklearnRuntime(model, file, contract)
@@ -75,9 +73,9 @@ class SklearnRuntime:
         try:
             arrays = self._compute(inputs)
         except MemoryError as error:
-            raise ModelOutOfMemory(f"{rows} rows do not fit into memory: {_one_line(error)}") from error
+            raise ModelOutOfMemory(f"{rows} rows do not fit into memory: {one_line(error)}") from error
         except Exception as error:  # an estimator raises whatever its author liked
-            raise PredictionFailed(f"the model failed: {_one_line(error)}") from error
+            raise PredictionFailed(f"the model failed: {one_line(error)}") from error
         return {spec.name: as_served(array, spec, rows) for spec, array in zip(self._outputs, arrays, strict=True)}
 
     def _compute(self, inputs: Block) -> list[npt.NDArray[Any]]:
@@ -193,7 +191,3 @@ def _zeros(spec: TensorSpec) -> npt.NDArray[Any]:
     if spec.dtype is DType.STRING:
         return np.full((1, *spec.shape), "", dtype=object)
     return np.zeros((1, *spec.shape), dtype=spec.dtype.numpy)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
