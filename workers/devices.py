@@ -8,7 +8,7 @@ from inference.models.runtimes import keras_environment
 from inference.settings import Settings
 
 
-def prepare_devices(settings: Settings) -> None:
+def prepare_gpus(settings: Settings) -> None:
     """Hide the GPUs from every library when the settings say so, and choose what Keras computes by.
 
     Which GPU this process is pinned to was decided by whoever started it, through `CUDA_VISIBLE_DEVICES`. How much of

@@ -6,7 +6,7 @@ One thread computes while the main thread keeps heartbeats and control going: a 
 from __future__ import annotations
 
 from tasks import celery_app as broker
-from workers.devices import prepare_devices
+from workers.devices import prepare_gpus
 from workers.heartbeat import beat_while_running
 from workers.pools import load_models_on_start, prepare_worker
 from workers.watching import watch_versions
@@ -15,5 +15,5 @@ PROCESS = "gpu"
 
 celery_app = prepare_worker(broker.celery_app, process=PROCESS, pool="threads", concurrency=1)
 beat_while_running(broker.services, process=PROCESS, versions=lambda: broker.services().host.versions())
-load_models_on_start(broker.services, process=PROCESS, prepare=prepare_devices)
+load_models_on_start(broker.services, process=PROCESS, prepare=prepare_gpus)
 watch_versions(broker.services, answers=False)

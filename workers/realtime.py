@@ -6,7 +6,7 @@ Solo: the shortest way from message to answer (a round trip of 2.7 ms; threads 2
 from __future__ import annotations
 
 from tasks import celery_app as broker
-from workers.devices import prepare_devices
+from workers.devices import prepare_gpus
 from workers.heartbeat import beat_while_running
 from workers.pools import load_models_on_start, prepare_worker
 from workers.watching import watch_versions
@@ -25,5 +25,5 @@ beat_while_running(
     every_s=BEAT_EVERY_S,
     gone_after_s=GONE_AFTER_S,
 )
-load_models_on_start(broker.services, process=PROCESS, prepare=prepare_devices)
+load_models_on_start(broker.services, process=PROCESS, prepare=prepare_gpus)
 watch_versions(broker.services, answers=True)

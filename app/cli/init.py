@@ -39,6 +39,9 @@ def init(
     schedule: Annotated[
         str, typer.Option(metavar="WHEN", help="When runs start: a cron line (UTC), or a duration such as 30m.")
     ] = _NIGHTLY,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Load a model whose loading runs its author's code, such as a pickle.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace files that are already there.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: take the guesses.")] = False,
 ) -> None:
@@ -60,5 +63,6 @@ def init(
         name=name,
         schedule=schedule,
         force=force,
+        allow_code=allow_code,
     )
     Onboarding(options, Asker.for_terminal(accepts=yes)).run()

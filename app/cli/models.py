@@ -167,6 +167,7 @@ def _described(record: dict[str, Any]) -> dict[str, Any]:
     features = record["contract"]["features"]
     return {
         **shown,
+        "format": record["format"],
         "inputs": ", ".join(map(_tensor, signature["inputs"])),
         "outputs": ", ".join(map(_tensor, signature["outputs"])),
         "features": ", ".join(feature["name"] for feature in features),

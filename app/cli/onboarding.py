@@ -39,6 +39,7 @@ class Options:
     name: str | None
     schedule: str
     force: bool
+    allow_code: bool = False
 
 
 class Onboarding:
@@ -81,6 +82,7 @@ class Onboarding:
             model=name,
             path=onboarding.spelled(path, target.root),
             features=onboarding.spelled(Path(source.path), target.root),
+            allow_code=options.allow_code,
             entity_column=entity,
             event_time_column=event_time,
             matched=match.reason,
@@ -165,7 +167,8 @@ class Onboarding:
     def _newest_version(self, name: str, path: Path) -> VersionRecord:
         """Return the newest version that can be served."""
         _say("loading", "the model, in a process of its own; this takes some seconds")
-        settings = Settings(models={name: ModelSettings(path=path.absolute())})
+        model = ModelSettings(path=path.absolute(), allow_code=self._options.allow_code)
+        settings = Settings(models={name: model})
         records = self._inspect(settings, name)
         newest = records[max(version for version, record in records.items() if record.state == "ready")]
         inputs = ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape) or ''}" for spec in newest.signature.inputs[:20])
@@ -186,6 +189,7 @@ class Onboarding:
             contract=match.contract,
             source=str(Path(source.path).absolute()),
             entity_column=entity_column,
+            allow_code=self._options.allow_code,
         )
         trial = self._try_row(request)
         _say("scored", f"{trial.entity_id!r} -> {trial.prediction!s:.200}")

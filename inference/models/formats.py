@@ -118,10 +118,12 @@ def check_allowed(found: ModelFile, *, allow_code: bool) -> None:
     Raises:
         ModelError: says what to save instead, and how to allow it.
     """
-    if found.format.runs_code and not allow_code:
+    format_ = found.format
+    if format_.runs_code and not allow_code:
         raise ModelError(
-            f"{found.file} may run code ({found.format.runs_code}): set allow_code = true under [models.NAME] "
-            f"if you trust whoever can write it{found.format.instead.format(stem=found.file.with_suffix(''))}",
+            f"{found.file} may run code ({format_.runs_code}): set allow_code = true under [models.NAME] "
+            "(forecache init --allow-code) if you trust whoever can write it"
+            + format_.instead.format(stem=found.file.with_suffix("")),
             field="allow_code",
         )
 

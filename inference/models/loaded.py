@@ -13,6 +13,7 @@ from inference.clock import Clock, system_clock
 from inference.errors import ModelError, PredictionFailed
 from inference.features import FeatureContract, Vectoriser, read_contract, written_contract
 from inference.logs import get_logger
+from inference.models.formats import require_model_file
 from inference.models.record import VersionRecord
 from inference.models.runtimes import LoadOptions, Runtime, load_runtime
 from inference.models.versions import fingerprint
@@ -71,6 +72,7 @@ def load_version(
         contract=contract,
         fingerprint=fingerprint(folder),
         inspected_at=clock(),
+        format=require_model_file(folder).format.name,
     )
     took_s = round(time.monotonic() - started, 2)
     log.info("model.loaded", model=model, version=version, device=runtime.device, took_s=took_s)
@@ -93,7 +95,7 @@ def _warm_up(model: str, version: int, vectoriser: Vectoriser, runtime: Runtime,
                 # zeros may be no legal values (a logarithm): a model is refused when it answers ones no better
                 raise ModelError(
                     f"version {version} of model {model!r} answers its warm-up row with {bad!r} not a finite number: "
-                    "its weights may be broken; train and export it once more"
+                    "its weights may be broken, or its features need defaults in features.json that it can answer"
                 )
         except PredictionFailed as error:
             if not _made_up_text(vectoriser.contract):

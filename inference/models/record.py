@@ -24,7 +24,8 @@ class VersionRecord:
     """One version: `ready` after a good warm-up, or `refused` with the `error` that says why.
 
     The signature's outputs are the fields of its predictions. `fingerprint` changes when any file of the
-    version does. A refused version has an empty signature and contract. `inspected_at`: epoch seconds.
+    version does. `format`: as `inference.models.formats` names it. A refused version has an empty signature and
+    contract, and no format. `inspected_at`: epoch seconds.
     """
 
     version: int
@@ -34,6 +35,7 @@ class VersionRecord:
     fingerprint: str
     inspected_at: float
     error: str | None = None
+    format: str = ""
 
     @property
     def contract_hash(self) -> str:
@@ -51,6 +53,7 @@ class VersionRecord:
             "fingerprint": self.fingerprint,
             "inspected_at": self.inspected_at,
             "error": self.error,
+            "format": self.format,
         }
 
     @classmethod
@@ -65,6 +68,7 @@ class VersionRecord:
             fingerprint=data["fingerprint"],
             inspected_at=data["inspected_at"],
             error=data["error"],
+            format=data.get("format", ""),  # not in records of before there were several
         )
 
     @classmethod

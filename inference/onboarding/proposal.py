@@ -37,6 +37,7 @@ class Proposal:
     matched: str
     schedule: str
     ages: Ages
+    allow_code: bool = False
 
 
 def ages_for(schedule: str, now: float) -> Ages:

@@ -33,11 +33,16 @@ _REST = """\
 #cache_url = "redis://127.0.0.1:6379/1"
 """
 
+_ALLOW_CODE = """\
+# Loading it runs its author's code: whoever can write to the folder can run code on the workers.
+allow_code = true
+"""
+
 _MODEL = """\
 [models.{name}]
 # The folder of a model, or of version folders 1/, 2/, …: the newest good one answers.
 path = {path}
-# The Parquet file or folder that runs score, with one row per entity.
+{allow_code}# The Parquet file or folder that runs score, with one row per entity.
 {matched}
 features = {features}
 # The column of ids, as asked for in /predict/ID.
@@ -76,6 +81,7 @@ def render_model(proposal: Proposal) -> str:
     return _MODEL.format(
         name=proposal.model,
         path=toml_text(proposal.path),
+        allow_code=_ALLOW_CODE if proposal.allow_code else "",
         matched=_comment(f"Features: {proposal.matched}"),
         features=toml_text(proposal.features),
         entity_reason=_comment(f"Chosen: {proposal.entity_column.reason}"),

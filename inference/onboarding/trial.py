@@ -19,6 +19,7 @@ from inference.features.rows import examples, take
 from inference.models import prediction_values, score_rows
 from inference.models.inspection import run_model_process
 from inference.models.loaded import load_version
+from inference.models.runtimes import LoadOptions
 from inference.models.versions import find_versions
 from inference.onboarding.head import read_head
 from inference.schema import Block
@@ -42,6 +43,7 @@ class TrialRequest:
     contract: FeatureContract
     source: str
     entity_column: str
+    allow_code: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -85,7 +87,8 @@ def try_row(request: TrialRequest) -> Trial:
     """
     path = Path(request.path)
     folder = find_versions(path)[request.version]
-    loaded = load_version(request.model, path, request.version, folder, contract=request.contract)
+    options = LoadOptions(allow_code=request.allow_code)
+    loaded = load_version(request.model, path, request.version, folder, options=options, contract=request.contract)
     ids, rows = _first_rows(request, loaded.vectoriser)
     bad = rows.rejected | np.asarray(illegal_entity_ids(ids))
     why = _why_not(ids, rows, bad, request.entity_column)

@@ -44,7 +44,8 @@ ENGINES: dict[str, tuple[type[TensorFlowServingServer], str]] = {
     "remote-open": (OpenInferenceServer, 'protocol = "open-inference"'),
 }
 RUNTIMES = [*sorted(set(LIBRARIES) - {"remote"}), *ENGINES]
-OPTIONS = LoadOptions(allow_code=True)
+#: formats whose loading may run their author's code; the others must do without
+RUN_CODE = {"pickle", "torch_export"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,11 @@ class Trained:
 
     def load(self, name: str) -> LoadedModel:
         folder = self.case(name)
-        return load_version(name, folder, 1, folder / "1", options=OPTIONS, warm_up_rows=(1, 8))
+        return load_version(name, folder, 1, folder / "1", options=self.options, warm_up_rows=(1, 8))
+
+    @property
+    def options(self) -> LoadOptions:
+        return LoadOptions(allow_code=self.format in RUN_CODE)
 
 
 @pytest.fixture(scope="module", params=RUNTIMES)
@@ -107,6 +112,7 @@ def assert_same(got: Block, wanted: dict[str, np.ndarray]) -> None:
 
 def test_every_format_is_found_by_its_file(trained: Trained) -> None:
     assert require_model_file(trained.case("plain") / "1").format.name == trained.format
+    assert trained.load("plain").record.format == trained.format
 
 
 @pytest.mark.parametrize("case", ["plain", "several", "text"])
@@ -172,7 +178,7 @@ def test_a_damaged_file_is_refused_in_one_line(trained: Trained, tmp_path: Path)
     whole = require_model_file(trained.case("plain") / "1").file
     (tmp_path / whole.name).write_bytes(b"PK no model at all")
     with pytest.raises(ModelError, match="cannot be loaded") as caught:
-        load_version("m", tmp_path, 1, tmp_path, options=OPTIONS)
+        load_version("m", tmp_path, 1, tmp_path, options=trained.options)
     assert "\n" not in caught.value.message
     assert whole.name in caught.value.message or str(tmp_path) in caught.value.message
 
@@ -193,6 +199,11 @@ def test_keras_keeps_the_contract_over_its_other_backends(backend: str) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
     assert "passed" in done.stdout
+
+
+@pytest.mark.parametrize("format_", FORMATS, ids=lambda one: one.name)
+def test_only_what_is_known_to_run_code_needs_leave(format_) -> None:
+    assert bool(format_.runs_code) == (format_.name in RUN_CODE)
 
 
 def test_every_format_is_under_this_contract() -> None:

@@ -108,6 +108,16 @@ def test_a_refused_request_is_not_sent_again(tmp_path: Path, engine: TensorFlowS
     assert engine.predictions == before + 1
 
 
+def test_a_request_that_is_too_large_for_the_engine_is_sent_in_halves(
+    tmp_path: Path, engine: TensorFlowServingServer
+) -> None:
+    loaded = load(tmp_path, engine)
+    engine.refuse_next = [413]
+    scored = score_rows(loaded, {"x": X})
+    assert scored.too_many_rows == len(X)
+    assert scored.outputs["y"] == pytest.approx(wanted(), rel=1e-5)
+
+
 def test_an_engine_that_is_late_had_its_time_once(tmp_path: Path, engine: TensorFlowServingServer) -> None:
     loaded = load(tmp_path, engine, timeout="300ms")
     engine.delay_s, before, started = 2.0, engine.predictions, time.monotonic()

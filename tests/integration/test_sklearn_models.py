@@ -12,16 +12,22 @@ import pandas as pd
 import pytest
 import skops.io
 from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.cluster import KMeans
-from sklearn.linear_model import LinearRegression
-from sklearn.preprocessing import StandardScaler
+from sklearn.datasets import fetch_openml
+from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestClassifier
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LinearRegression, LogisticRegression, PoissonRegressor
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from inference.errors import BadInput, ContractError, ModelError
 from inference.models import LoadedModel, inspect_in_subprocess
 from inference.models.loaded import load_version
 from inference.models.runtimes import LoadOptions
 from inference.schema import DType, TensorSpec
-from inference.settings import Settings
+from inference.settings import Settings, load_settings
 from tests.support.runtimes.cases import ROOT
 from tests.support.stack import run_cli
 
@@ -83,6 +89,31 @@ def test_types_that_skops_does_not_know_are_named_and_not_loaded(tmp_path: Path)
     assert load(tmp_path, allow_code=True).predict({"x": X})["prediction"] == pytest.approx(X.sum(axis=1))
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        HistGradientBoostingRegressor(max_iter=3),
+        RandomForestClassifier(3),
+        CalibratedClassifierCV(LogisticRegression()),
+        KNeighborsClassifier(),
+        make_pipeline(SimpleImputer(), PoissonRegressor()),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_what_scikit_learns_own_models_are_made_of_needs_no_leave(tmp_path: Path, model: Any) -> None:
+    model.fit(X, (X[:, 0] > 0).astype(int))
+    loaded = load(saved(tmp_path, model))
+    assert next(iter(loaded.predict({"x": X}).values())) == pytest.approx(model.predict(X))
+
+
+def test_a_function_is_no_part_of_a_model_even_when_it_is_scikit_learns(tmp_path: Path) -> None:
+    model = make_pipeline(FunctionTransformer(fetch_openml), LinearRegression())
+    model.steps[1][1].fit(X, X[:, 0])
+    saved(tmp_path, model)
+    with pytest.raises(ModelError, match=r"not known to be safe: .*fetch_openml"):
+        load(tmp_path)
+
+
 def test_the_setting_reaches_the_process_that_inspects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (tmp_path / "m.pickle").write_bytes(pickle.dumps(LinearRegression().fit(X, X[:, 0])))
@@ -135,14 +166,20 @@ def test_init_writes_the_contract_of_a_model_without_names(tmp_path: Path) -> No
     assert float(scored.rpartition(" ")[2]) == pytest.approx(X[0] @ [1.0, 10.0], rel=1e-5)
 
 
-def test_init_says_why_it_does_not_load_a_pickle(tmp_path: Path) -> None:
+def test_init_loads_a_pickle_only_when_told_to(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "m.pkl").write_bytes(pickle.dumps(LinearRegression().fit(X, X[:, 0])))
     pd.DataFrame({"id": range(50), "width": X[:, 0], "height": X[:, 1]}).to_parquet(tmp_path / "t.parquet")
     done = run_cli(tmp_path, "init", "--model", "home", "--features", "t.parquet", "--entity-column", "id")
     assert done.returncode == 1
     assert "loading a pickle runs" in done.stderr
-    assert "allow_code = true" in done.stderr
+    assert "--allow-code" in done.stderr
+    done = run_cli(
+        tmp_path, "init", "--model", "home", "--features", "t.parquet", "--entity-column", "id",
+        "--columns", "width,height", "--allow-code",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert load_settings(tmp_path / "forecache.toml").model()[1].allow_code
 
 
 def test_what_predicts_nothing_is_refused(tmp_path: Path) -> None:

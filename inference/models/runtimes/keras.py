@@ -14,7 +14,7 @@ import numpy.typing as npt
 from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
 from inference.models.runtimes.devices import cpu_name
-from inference.models.runtimes.runtime import LoadOptions
+from inference.models.runtimes.runtime import LoadOptions, one_line
 from inference.models.runtimes.tensors import as_served, row_spec
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
@@ -57,7 +57,7 @@ class KerasRuntime:
         try:
             model = keras.saving.load_model(file, compile=False, safe_mode=True)
         except Exception as error:
-            raise ModelError(f"{file} cannot be loaded as a Keras model: {_one_line(error)}", field="path") from error
+            raise ModelError(f"{file} cannot be loaded as a Keras model: {one_line(error)}", field="path") from error
         inputs = getattr(model, "inputs", None)
         if not inputs:
             raise ModelError(
@@ -94,7 +94,7 @@ class KerasRuntime:
         try:
             arrays = self._call({name: inputs[name] for name in self._inputs})
         except Exception as error:  # each backend has its own
-            line = _one_line(error)
+            line = one_line(error)
             if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
                 raise ModelOutOfMemory(f"{rows} rows do not fit into memory: {line}") from error
             raise PredictionFailed(f"the model failed: {line}") from error
@@ -224,7 +224,3 @@ def _named(structure: Any, names: list[str], file: Path) -> dict[str, Any]:
     if not all(isinstance(tensor, keras.KerasTensor) for tensor in tensors):
         raise ModelError(f"{file} takes or gives nested tensors, which cannot be served", field="path")
     return dict(zip(structure if isinstance(structure, dict) else names, tensors, strict=True))
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

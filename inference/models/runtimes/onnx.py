@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
 from inference.gpus import gpu_use
 from inference.models.runtimes.devices import cpu_name, gpu_memory_mib
-from inference.models.runtimes.runtime import LoadOptions
+from inference.models.runtimes.runtime import LoadOptions, one_line
 from inference.models.runtimes.tensors import as_served, row_spec
 from inference.schema import Block, Signature, TensorSpec, rows_in
 
@@ -44,7 +45,7 @@ class OnnxRuntime:
         try:
             self._session = ort.InferenceSession(str(file), session_options, providers=_providers(gpu_memory_share))
         except _FAILURES as error:
-            raise ModelError(f"{file} cannot be loaded as an ONNX model: {_one_line(error)}", field="path") from error
+            raise ModelError(f"{file} cannot be loaded as an ONNX model: {one_line(error)}", field="path") from error
         self._inputs = tuple(_spec(file, "input", tensor) for tensor in self._session.get_inputs())
         self._outputs = tuple(_spec(file, "output", tensor) for tensor in self._session.get_outputs())
         self._names = [spec.name for spec in self._outputs]
@@ -64,7 +65,7 @@ class OnnxRuntime:
         except MemoryError as error:
             raise ModelOutOfMemory(f"{rows} rows do not fit into memory") from error
         except _FAILURES as error:
-            line = _one_line(error)
+            line = one_line(error)
             if any(words in line.lower() for words in _OUT_OF_MEMORY):
                 raise ModelOutOfMemory(f"{rows} rows do not fit into memory: {line}") from error
             raise PredictionFailed(f"the model failed: {line}") from error
@@ -73,8 +74,10 @@ class OnnxRuntime:
 
 def _providers(gpu_memory_share: float | None) -> list[Any]:
     """Return who computes, in the order of preference."""
-    if _CUDA not in ort.get_available_providers():
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if _CUDA not in ort.get_available_providers() or hidden:
         return ["CPUExecutionProvider"]
+    ort.preload_dlls()  # CUDA's libraries are wheels too, which the loader does not find
     limits: dict[str, Any] = {}
     if gpu_memory_share is not None:
         limits["gpu_mem_limit"] = int(gpu_memory_mib()[0] * gpu_memory_share) << 20
@@ -96,7 +99,3 @@ def _spec(file: Path, kind: str, tensor: Any) -> TensorSpec:
     # a free dimension is a name, or None
     shape = [size if isinstance(size, int) else None for size in tensor.shape]
     return row_spec(file, kind, tensor.name, _ELEMENTS.get(element, element), shape)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

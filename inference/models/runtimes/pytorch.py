@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
 from inference.models.runtimes.devices import cpu_name
-from inference.models.runtimes.runtime import LoadOptions
+from inference.models.runtimes.runtime import LoadOptions, one_line
 from inference.models.runtimes.tensors import as_served, row_spec
 from inference.schema import Block, Signature, TensorSpec, rows_in
 
@@ -42,7 +42,7 @@ class TorchRuntime:
             self._module = program.module()
         except Exception as error:
             raise ModelError(
-                f"{file} cannot be loaded as an exported PyTorch program: {_one_line(error)}", field="path"
+                f"{file} cannot be loaded as an exported PyTorch program: {one_line(error)}", field="path"
             ) from error
         values = {node.name: node.meta.get("val") for node in program.graph.nodes}
         self._keywords = _keywords(program.call_spec.in_spec, file)
@@ -93,7 +93,7 @@ def device() -> str:
 
 def failure(error: Exception, rows: int) -> PredictionFailed:
     """Return what an error of PyTorch's means for whoever asked for so many rows."""
-    line = _one_line(error)
+    line = one_line(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in line for words in _CPU_OUT_OF_MEMORY):
         return ModelOutOfMemory(f"{rows} rows do not fit into memory: {line}")
     return PredictionFailed(f"the model failed: {line}")
@@ -127,7 +127,3 @@ def _spec(file: Path, kind: str, name: str, value: Any) -> TensorSpec:
         raise ModelError(f"{file}: {kind} {name!r} is no tensor", field=name)
     shape = [size if isinstance(size, int) else None for size in value.shape]
     return row_spec(file, kind, name, str(value.dtype).removeprefix("torch."), shape)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__

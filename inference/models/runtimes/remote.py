@@ -29,6 +29,7 @@ _CONNECT_S = 2.0
 _PAUSE_S = 0.05
 #: turned away, not refused: another try may be answered
 _TRY_AGAIN = (429, 502, 503)
+_TOO_LARGE = 413
 _GONE = (401, 403, 404, 429, 502, 503, 504)
 _LONGEST_MESSAGE = 300
 
@@ -112,8 +113,8 @@ class RemoteRuntime:
             except ValueError as error:
                 raise PredictionFailed(f"{self._engine.url} answered with something that is no JSON") from error
         said = f"{self._engine.url} answered {response.status_code}: {_reason(response)}"
-        if "OOM when allocating" in said:
-            raise ModelOutOfMemory(said)
+        if response.status_code == _TOO_LARGE or "OOM when allocating" in said:
+            raise ModelOutOfMemory(said)  # fewer rows may fit
         if response.status_code in _GONE:
             raise ModelUnavailable(said)
         raise PredictionFailed(said)

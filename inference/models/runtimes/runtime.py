@@ -7,6 +7,8 @@ from typing import Protocol
 
 from inference.schema import Block, Signature
 
+_LONGEST_LINE = 300
+
 
 class Runtime(Protocol):
     """A loaded model. `predict` may be called from one thread at a time or from many."""
@@ -36,3 +38,8 @@ class LoadOptions:
 
     allow_code: bool = False
     gpu_memory_share: float | None = None
+
+
+def one_line(error: BaseException) -> str:
+    """Return what a library's error says, as one line of bounded length."""
+    return " ".join(str(error).split())[:_LONGEST_LINE] or type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from sklearn.base import is_classifier
 from inference.errors import ContractError, ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
 from inference.models.runtimes.devices import cpu_name
-from inference.models.runtimes.runtime import LoadOptions
+from inference.models.runtimes.runtime import LoadOptions, one_line
 from inference.models.runtimes.tensors import as_served, dtype_of
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
 _MOST_SHOWN = 5
+#: parts of scikit-learn that are no part of a model
+_NEVER_TRUSTED = frozenset({"tests", "_testing", "externals", "conftest"})
 #: the input of a model that knows neither names nor a feature contract
 _ROWS = "x"
 _PREDICTION, _LABEL, _PROBABILITIES = "prediction", "label", "probabilities"
@@ -35,9 +38,7 @@ def load(file: Path, options: LoadOptions, contract: FeatureContract | None) -> 
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(
-            f"{file} cannot be loaded as a scikit-learn model: {_one_line(error)}", field="path"
-        ) from error
+        raise ModelError(f"{file} cannot be loaded as a scikit-learn model: {one_line(error)}", field="path") from error
     if not hasattr(model, "predict"):
         raise ModelError(f"{file} holds a {type(model).__name__}, which has no predict method", field="path")
     return SklearnRuntime(model, file, contract)
@@ -72,9 +73,9 @@ class SklearnRuntime:
         try:
             arrays = self._compute(inputs)
         except MemoryError as error:
-            raise ModelOutOfMemory(f"{rows} rows do not fit into memory: {_one_line(error)}") from error
+            raise ModelOutOfMemory(f"{rows} rows do not fit into memory: {one_line(error)}") from error
         except Exception as error:  # an estimator raises whatever its author liked
-            raise PredictionFailed(f"the model failed: {_one_line(error)}") from error
+            raise PredictionFailed(f"the model failed: {one_line(error)}") from error
         return {spec.name: as_served(array, spec, rows) for spec, array in zip(self._outputs, arrays, strict=True)}
 
     def _compute(self, inputs: Block) -> list[npt.NDArray[Any]]:
@@ -105,7 +106,8 @@ class SklearnRuntime:
 
 
 def _from_skops(file: Path, allow_code: bool) -> Any:
-    unknown = skops.io.get_untrusted_types(file=file)
+    unvouched = skops.io.get_untrusted_types(file=file)
+    unknown = [name for name in unvouched if not _is_sklearns_own(name)]
     if unknown and not allow_code:
         shown = ", ".join(unknown[:_MOST_SHOWN])
         raise ModelError(
@@ -113,7 +115,26 @@ def _from_skops(file: Path, allow_code: bool) -> Any:
             "allow_code = true under the model's settings if you trust who wrote it",
             field="allow_code",
         )
-    return skops.io.load(file, trusted=unknown)
+    return skops.io.load(file, trusted=unvouched)
+
+
+def _is_sklearns_own(name: str) -> bool:
+    """Tell whether a type that skops vouches for no more than for any other is a class that scikit-learn defines.
+
+    Its estimators skops trusts, but not what they are made of: nodes of trees, losses, neighbours. Such a class is made
+    without a call of the author's choice. A function is another matter: an estimator may call it.
+    """
+    if name == "numpy.dtype":
+        return True
+    module, _, own_name = name.rpartition(".")
+    parts = module.split(".")
+    if parts[0] != "sklearn" or not _NEVER_TRUSTED.isdisjoint(parts):
+        return False
+    try:
+        found = getattr(import_module(module), own_name, None)
+    except ImportError:
+        return False
+    return isinstance(found, type) and found.__module__ == module
 
 
 def _from_pickle(file: Path, _: bool) -> Any:
@@ -152,9 +173,11 @@ def _text_columns(model: Any) -> Iterator[str]:
     """Give the columns whose known categories are text, as far as a column transformer at the beginning tells."""
     first = model.steps[0][1] if hasattr(model, "steps") else model
     for _, transformer, columns in getattr(first, "transformers_", ()):
+        names = [columns] if isinstance(columns, str) else columns
+        if not isinstance(names, Sequence):  # a slice or a mask
+            continue
         for step in [one for _, one in getattr(transformer, "steps", [("", transformer)])]:
             known: Sequence[Any] = getattr(step, "categories_", ())
-            names = [columns] if isinstance(columns, str) else list(columns)
             yield from (
                 str(name) for name, categories in zip(names, known, strict=False) if categories.dtype.kind in "OUT"
             )
@@ -168,7 +191,3 @@ def _zeros(spec: TensorSpec) -> npt.NDArray[Any]:
     if spec.dtype is DType.STRING:
         return np.full((1, *spec.shape), "", dtype=object)
     return np.zeros((1, *spec.shape), dtype=spec.dtype.numpy)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
