@@ -133,8 +133,9 @@ class Finalising:
         sweep(run)
         if run.parquet_folder:
             try:
-                facts = RunView.of(self.ledger.load(run.run_id), now=self.ledger.now()).to_json()
-                write_success(run.parquet_folder, {**facts, "state": RunState.PUBLISHED.value})
+                now = self.ledger.now()
+                done = replace(self.ledger.load(run.run_id), state=RunState.PUBLISHED, finished_at=now)
+                write_success(run.parquet_folder, RunView.of(done, now=now).to_json())
             except OSError as problem:
                 if not self.tables.of(run):
                     raise

@@ -109,9 +109,16 @@ class WriteBehind(Generic[T]):
         self._channel: _Channel[T] = _Channel(behind)
         self._thread = threading.Thread(target=in_this_context(self._run), name=name, daemon=True)
         self._error: BaseException | None = None
+        self._taken, self._written = 0, 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything that was handed over is written."""
+        return self._taken == self._written
 
     def put(self, item: T) -> None:
         """Hand an item over; waits while too many do."""
+        self._taken += 1
         self._channel.put(item)
 
     def __enter__(self) -> WriteBehind[T]:
@@ -130,6 +137,7 @@ class WriteBehind(Generic[T]):
         try:
             while True:
                 self._write(self._channel.get())
+                self._written += 1
         except _Closed:
             return
         except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread

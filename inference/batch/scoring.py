@@ -117,7 +117,7 @@ class ChunkScorer:
         for rows in prepared:
             for scored in self._score_batch(rows, result):
                 pending.add(scored)
-                if pending.is_full:
+                if pending.is_full or (pending.is_worth_writing and writer.is_idle):
                     writer.put(pending.take())
         if pending.rows:
             writer.put(pending.take())

@@ -15,6 +15,9 @@ from inference.schema import Block
 WINDOW_ROWS = 250_000
 #: a window of wide rows is written earlier; some four windows are in memory at once
 WINDOW_BYTES = 64 << 20
+#: this part of a window is written already when nothing else is to be written: at a chunk's start, and as long as the
+#: sinks are faster than the model
+_EARLY = 4
 
 
 class WindowBuilder:
@@ -29,6 +32,11 @@ class WindowBuilder:
     def is_full(self) -> bool:
         """Whether it is time to write."""
         return self.rows >= WINDOW_ROWS or self._bytes >= WINDOW_BYTES
+
+    @property
+    def is_worth_writing(self) -> bool:
+        """Whether there is enough to write if the sinks have nothing else to do."""
+        return self.rows * _EARLY >= WINDOW_ROWS or self._bytes * _EARLY >= WINDOW_BYTES
 
     def add(self, part: Window) -> None:
         """Take scored rows."""

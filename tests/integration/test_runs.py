@@ -158,7 +158,10 @@ def test_a_run_publishes_every_prediction_at_once_and_leaves_parquet_parts(world
     assert failed_gates(done) == []
     assert world.answers(*(f"e{i}" for i in range(46))) == [*(2.0 * i for i in range(45)), None]
     folder = world.root / "out" / run.run_id
-    assert json.loads((folder / "_SUCCESS").read_text())["rows_total"] == 45
+    success = json.loads((folder / "_SUCCESS").read_text())
+    assert success["rows_total"] == 45
+    assert success["state"] == "published"
+    assert success["created_at"] < success["finished_at"]
     assert sorted(pq.read_table(folder, schema=None).column("y").to_pylist()) == [2.0 * i for i in range(45)]
     assert world.inspected == 1
 

@@ -29,6 +29,17 @@ def test_columns_and_requests_agree_on_what_is_legal() -> None:
     assert illegal_entity_ids(ids).to_pylist() == [False] * len(LEGAL) + [True] * (len(ILLEGAL) + 1)
 
 
+@pytest.mark.parametrize("text", ILLEGAL)
+def test_one_illegal_id_is_found_among_plain_ones(text: str) -> None:
+    ids = pa.array(["left out", "plain", text, "~ "]).slice(1)
+    assert illegal_entity_ids(ids).to_pylist() == [False, True, False]
+
+
+def test_ids_beside_a_slice_do_not_count() -> None:
+    assert illegal_entity_ids(pa.array(["\n", "a", "b", "\x7f"]).slice(1, 2)).to_pylist() == [False, False]
+    assert illegal_entity_ids(pa.array([], pa.string())).to_pylist() == []
+
+
 def test_integers_become_decimal_text() -> None:
     assert entity_ids_as_text(pa.array([1, -5, None, 2**63 - 1])).to_pylist() == [
         "1",

@@ -223,6 +223,24 @@ def test_wide_predictions_are_written_in_smaller_windows(monkeypatch: pytest.Mon
     assert [len(window.ids) for window in sink.windows] == [4, 4]
 
 
+def test_a_window_is_written_early_when_nothing_else_is_to_be_written_and_whole_when_the_sink_is_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(windows, "WINDOW_ROWS", 16)
+    model = Doubling()
+
+    class Slow(ListSink):
+        def write(self, window: Window) -> None:
+            if not self.windows:  # until the model has filled two whole windows, of which one waits and one has no room
+                wait_for(lambda: len(model.sizes) == 9, "the model")
+            super().write(window)
+
+    sink, result = score(batch(range(1, 41)), model=model, sink=Slow())
+
+    assert [len(window.ids) for window in sink.windows] == [4, 16, 16, 4]
+    assert result.rows == 40
+
+
 def test_a_feature_sink_gets_what_the_rows_were_scored_from_and_only_of_those(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows, "WINDOW_ROWS", 2)
     features = ListSink()

@@ -116,20 +116,28 @@ def test_ids_are_placed_alike_one_by_one_and_by_column(ids: list[str], buckets: 
     assert all(len(stored_id(entity_id)) <= 60 for entity_id in ids)
 
 
+def test_neighbours_share_a_bucket() -> None:
+    assert len({bucket_of(f"user_{number}", 1 << 20) for number in range(120, 140)}) == 2
+
+
 @given(
     st.lists(st.tuples(legal_ids, st.binary(min_size=1, max_size=12)), min_size=1, max_size=30),
     st.sampled_from([1, 100, 10**6]),
+    st.sampled_from([4, 1 << 20]),
 )
-def test_an_encoded_window_is_what_a_redis_client_would_send(pairs: list[tuple[str, bytes]], piece_bytes: int) -> None:
+def test_an_encoded_window_is_what_a_redis_client_would_send(
+    pairs: list[tuple[str, bytes]], piece_bytes: int, buckets: int
+) -> None:
     ids, rows = pa.array([p[0] for p in pairs]), pa.array([p[1] for p in pairs], pa.large_binary())
-    pieces = list(encode_window(ids, rows, bucket_prefix="k:", buckets=4, deadline=123, piece_bytes=piece_bytes))
+    pieces = list(encode_window(ids, rows, bucket_prefix="k:", buckets=buckets, deadline=123, piece_bytes=piece_bytes))
     sent = b"".join(piece.data for piece in pieces)
     expected = b""
-    for bucket in sorted({bucket_of(entity_id, 4) for entity_id, _ in pairs}):
-        fields = [part for i, row in pairs if bucket_of(i, 4) == bucket for part in (stored_id(i), row)]
+    hit = sorted({bucket_of(entity_id, buckets) for entity_id, _ in pairs})
+    for bucket in hit:
+        fields = [part for i, row in pairs if bucket_of(i, buckets) == bucket for part in (stored_id(i), row)]
         expected += _resp(b"HSET", b"k:%d" % bucket, *fields) + _resp(b"EXPIREAT", b"k:%d" % bucket, b"123")
     assert sent == expected
-    assert sum(piece.replies for piece in pieces) == 2 * len({bucket_of(entity_id, 4) for entity_id, _ in pairs})
+    assert sum(piece.replies for piece in pieces) == 2 * len(hit)
 
 
 def test_buckets_hold_64_ids_on_average() -> None:
