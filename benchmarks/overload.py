@@ -33,7 +33,7 @@ MUST_COMPUTE = "?max_staleness_hours=0"
 
 @dataclass
 class Memory:
-    """Samples the resident memory of processes and the memory of Redis, in MiB, once a second."""
+    """Samples the resident memory of processes with their children and that of Redis, in MiB, once a second."""
 
     pids: dict[str, int]
     client: redis.Redis
@@ -57,7 +57,10 @@ class Memory:
         processes = {name: psutil.Process(pid) for name, pid in self.pids.items()}
         info: Any = self.client.info
         while True:
-            used = {name: process.memory_info().rss / 2**20 for name, process in processes.items()}
+            used = {
+                name: sum(one.memory_info().rss for one in [process, *process.children(recursive=True)]) / 2**20
+                for name, process in processes.items()
+            }
             self.samples.append({**used, "redis": info("memory")["used_memory"] / 2**20})
             if self._over.wait(1):
                 return
@@ -92,7 +95,10 @@ def main() -> None:
         (f"bare endpoint, {seen.connections * TIMES} connections", *_cells(seen.bare)),
         (f"bare endpoint meanwhile, {HIT_CONNECTIONS} connections", *_cells(seen.bare_hits)),
     ]
-    title = f"Overload: {TIMES} times saturation for {options.seconds} s, one API process, one worker"
+    title = (
+        f"Overload: {TIMES} times saturation for {options.seconds} s, {options.api_processes} API process(es), "
+        f"one worker, micro-batches of up to {options.max_micro_batch}"
+    )
     headings = ["", "as asked/s", "ladder/s", "503/s", "p50 ms", "p99 ms", "max ms", "late"]
     print_report(title, headings, rows, _figures(seen), as_json=options.json)
     for name in ("api", "worker", "redis"):
@@ -105,7 +111,7 @@ def main() -> None:
 
 def measure(deployment: Deployment, options: argparse.Namespace) -> Seen:
     """Find saturation, overload the bare endpoint and then ours, and watch ours recover."""
-    rows, pids = options.rows, prepare(deployment, options.rows)
+    rows, pids = options.rows, prepare(deployment, options)
     saturated, connections = saturate(deployment, rows)
     bare_url = deployment.start_baseline("bare_api")
     bare, bare_hits = _overload(bare_url, rows, connections, BARE_S, "", options.budget_ms)
@@ -117,11 +123,16 @@ def measure(deployment: Deployment, options: argparse.Namespace) -> Seen:
     return Seen(saturated, connections, bare, bare_hits, misses, hits, memory, before, after)
 
 
-def prepare(deployment: Deployment, rows: int) -> dict[str, int]:
+def prepare(deployment: Deployment, options: argparse.Namespace) -> dict[str, int]:
     """Publish a generation, load the features, start one real-time worker and the API; return their pids.
 
     Every entity is computed once, since what is kept of it is the product and not what overload leaves behind.
     """
+    rows, file = options.rows, deployment.settings_file
+    settings = file.read_text() + f"max_micro_batch = {options.max_micro_batch}\n"
+    if options.api_processes > 1:
+        settings = settings.replace("[api]\n", f"[api]\nprocesses = {options.api_processes}\n")
+    file.write_text(settings)
     batch = deployment.start_workers("gpu", "maintenance")
     deployment.batch_run()
     for name in batch:
@@ -191,6 +202,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=100_000, help="ids, drawn uniformly")
     parser.add_argument("--seconds", type=int, default=60, help="of overload")
     parser.add_argument("--budget-ms", type=int, default=100, help="of each miss in the overload")
+    parser.add_argument("--max-micro-batch", type=int, default=256, help="the setting of that name")
+    parser.add_argument("--api-processes", type=int, default=1, help="the setting [api] processes")
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     return parser.parse_args()
 

@@ -37,6 +37,7 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:j:J            | hash   | the job record                           | an hour unchanged     | API, workers          |
 | P:j:J:inputs     | hash   | part number → ids or instances (JSON)    | till its part is done | API                   |
 | P:j:J:parts      | hash   | part number → predictions (JSON)         | with the job          | real-time workers     |
+| P:jobs           | hash   | minute → bytes of the jobs begun in it   | an hour unchanged     | API processes         |
 | P:i:DIGEST       | string | job id, digest of its request            | an hour               | API                   |
 | P:w:W            | string | what a worker says of itself (JSON)      | 5 or 15 s unchanged   | every worker          |
 | P:q:QUEUE        | zset   | worker W, scored by its last beat        | an hour unchanged     | every worker          |
@@ -171,6 +172,11 @@ class Keys:
     def job_parts(self, job_id: str) -> str:
         """Hash part number → predictions."""
         return f"{self.prefix}:j:{job_id}:parts"
+
+    @property
+    def job_room(self) -> str:
+        """Hash minute → bytes that jobs begun in it take."""
+        return f"{self.prefix}:jobs"
 
     def idempotency(self, digest: str) -> str:
         """Which job a client's Idempotency-Key (by its digest) has made."""
