@@ -58,12 +58,23 @@ class Memory:
         info: Any = self.client.info
         while True:
             used = {
-                name: sum(one.memory_info().rss for one in [process, *process.children(recursive=True)]) / 2**20
+                name: sum(one.memory_info().rss for one in _with_children(process)) / 2**20
                 for name, process in processes.items()
             }
             self.samples.append({**used, "redis": info("memory")["used_memory"] / 2**20})
             if self._over.wait(1):
                 return
+
+
+@dataclass(frozen=True)
+class Second:
+    """A second at saturation. `cpu_us`: the API's and the worker's processor time for each prediction.
+
+    Other work on the machine moves the rate and not the processor time.
+    """
+
+    rps: float
+    cpu_us: float
 
 
 @dataclass(frozen=True)
@@ -77,8 +88,8 @@ class Seen:
     misses: Pressure
     hits: Pressure
     memory: Memory
-    before: list[float]
-    after: list[float]
+    before: list[Second]
+    after: list[Second]
 
 
 def main() -> None:
@@ -105,8 +116,9 @@ def main() -> None:
         samples = seen.memory.samples
         middle = samples[min(SETTLED_S, len(samples) - 1)][name]
         print(f"memory of {name}: {middle:.1f} MiB at {SETTLED_S} s, {samples[-1][name]:.1f} MiB at the end")
-    for when, rates in (("before", seen.before), ("after", seen.after)):
-        print(f"predictions/s at saturation in each second {when}: " + " ".join(f"{rate:.0f}" for rate in rates))
+    for when, seconds in (("before", seen.before), ("after", seen.after)):
+        told = ", ".join(f"{one.rps:.0f}/s at {one.cpu_us:.0f} us" for one in seconds)
+        print(f"predictions at saturation and their processor time, each second {when}: {told}")
 
 
 def measure(deployment: Deployment, options: argparse.Namespace) -> Seen:
@@ -115,11 +127,11 @@ def measure(deployment: Deployment, options: argparse.Namespace) -> Seen:
     saturated, connections = saturate(deployment, rows)
     bare_url = deployment.start_baseline("bare_api")
     bare, bare_hits = _overload(bare_url, rows, connections, BARE_S, "", options.budget_ms)
-    before = _seconds(deployment.url, rows, connections)
+    before = _seconds(deployment.url, rows, connections, pids)
     with deployment.client() as client, Memory(pids, client) as memory:
         query = f"{MUST_COMPUTE}&timeout_ms={options.budget_ms}"
         misses, hits = _overload(deployment.url, rows, connections, options.seconds, query, options.budget_ms)
-    after = _seconds(deployment.url, rows, connections)
+    after = _seconds(deployment.url, rows, connections, pids)
     return Seen(saturated, connections, bare, bare_hits, misses, hits, memory, before, after)
 
 
@@ -158,11 +170,23 @@ def saturate(deployment: Deployment, rows: int) -> tuple[Pressure, int]:
     return next((one, connections) for connections, one in tried.items() if one.rps >= ABOUT * best)
 
 
-def _seconds(url: str, rows: int, connections: int) -> list[float]:
-    """Return the predictions computed in each of five seconds at saturation."""
-    return [
-        press(url, rows=rows, connections=connections, seconds=1, query=MUST_COMPUTE).rps for _ in range(RECOVERY_S)
-    ]
+def _with_children(process: psutil.Process) -> list[psutil.Process]:
+    return [process, *process.children(recursive=True)]
+
+
+def _seconds(url: str, rows: int, connections: int, pids: dict[str, int]) -> list[Second]:
+    """Return five seconds at saturation."""
+
+    def cpu_s() -> float:
+        times = [one.cpu_times() for pid in pids.values() for one in _with_children(psutil.Process(pid))]
+        return float(sum(one.user + one.system for one in times))
+
+    seconds = []
+    for _ in range(RECOVERY_S):
+        before_s = cpu_s()
+        one = press(url, rows=rows, connections=connections, seconds=1, query=MUST_COMPUTE)
+        seconds.append(Second(one.rps, (cpu_s() - before_s) / max(one.answered, 1) * 1e6))
+    return seconds
 
 
 def _overload(
@@ -193,7 +217,8 @@ def _figures(seen: Seen) -> dict[str, Any]:
         "ratio_memory_api": round(seen.memory.growth("api"), 3),
         "ratio_memory_worker": round(seen.memory.growth("worker"), 3),
         "ratio_memory_redis": round(seen.memory.growth("redis"), 3),
-        "ratio_recovered": round(max(seen.after) / median(seen.before), 3),
+        "ratio_recovered": round(max(one.rps for one in seen.after) / median(one.rps for one in seen.before), 3),
+        "ratio_cpu_after": round(seen.after[-1].cpu_us / median(one.cpu_us for one in seen.before), 3),
     }
 
 
