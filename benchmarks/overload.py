@@ -33,7 +33,7 @@ MUST_COMPUTE = "?max_staleness_hours=0"
 
 @dataclass
 class Memory:
-    """Samples the resident memory of processes and the memory of Redis, in MiB, once a second."""
+    """Samples the resident memory of processes with their children and that of Redis, in MiB, once a second."""
 
     pids: dict[str, int]
     client: redis.Redis
@@ -57,10 +57,24 @@ class Memory:
         processes = {name: psutil.Process(pid) for name, pid in self.pids.items()}
         info: Any = self.client.info
         while True:
-            used = {name: process.memory_info().rss / 2**20 for name, process in processes.items()}
+            used = {
+                name: sum(one.memory_info().rss for one in _with_children(process)) / 2**20
+                for name, process in processes.items()
+            }
             self.samples.append({**used, "redis": info("memory")["used_memory"] / 2**20})
             if self._over.wait(1):
                 return
+
+
+@dataclass(frozen=True)
+class Second:
+    """A second at saturation. `cpu_us`: the API's and the worker's processor time for each prediction.
+
+    Other work on the machine moves the rate and not the processor time.
+    """
+
+    rps: float
+    cpu_us: float
 
 
 @dataclass(frozen=True)
@@ -74,8 +88,8 @@ class Seen:
     misses: Pressure
     hits: Pressure
     memory: Memory
-    before: list[float]
-    after: list[float]
+    before: list[Second]
+    after: list[Second]
 
 
 def main() -> None:
@@ -92,36 +106,45 @@ def main() -> None:
         (f"bare endpoint, {seen.connections * TIMES} connections", *_cells(seen.bare)),
         (f"bare endpoint meanwhile, {HIT_CONNECTIONS} connections", *_cells(seen.bare_hits)),
     ]
-    title = f"Overload: {TIMES} times saturation for {options.seconds} s, one API process, one worker"
+    title = (
+        f"Overload: {TIMES} times saturation for {options.seconds} s, {options.api_processes} API process(es), "
+        f"one worker, micro-batches of up to {options.max_micro_batch}"
+    )
     headings = ["", "as asked/s", "ladder/s", "503/s", "p50 ms", "p99 ms", "max ms", "late"]
     print_report(title, headings, rows, _figures(seen), as_json=options.json)
     for name in ("api", "worker", "redis"):
         samples = seen.memory.samples
         middle = samples[min(SETTLED_S, len(samples) - 1)][name]
         print(f"memory of {name}: {middle:.1f} MiB at {SETTLED_S} s, {samples[-1][name]:.1f} MiB at the end")
-    for when, rates in (("before", seen.before), ("after", seen.after)):
-        print(f"predictions/s at saturation in each second {when}: " + " ".join(f"{rate:.0f}" for rate in rates))
+    for when, seconds in (("before", seen.before), ("after", seen.after)):
+        told = ", ".join(f"{one.rps:.0f}/s at {one.cpu_us:.0f} us" for one in seconds)
+        print(f"predictions at saturation and their processor time, each second {when}: {told}")
 
 
 def measure(deployment: Deployment, options: argparse.Namespace) -> Seen:
     """Find saturation, overload the bare endpoint and then ours, and watch ours recover."""
-    rows, pids = options.rows, prepare(deployment, options.rows)
+    rows, pids = options.rows, prepare(deployment, options)
     saturated, connections = saturate(deployment, rows)
     bare_url = deployment.start_baseline("bare_api")
     bare, bare_hits = _overload(bare_url, rows, connections, BARE_S, "", options.budget_ms)
-    before = _seconds(deployment.url, rows, connections)
+    before = _seconds(deployment.url, rows, connections, pids)
     with deployment.client() as client, Memory(pids, client) as memory:
         query = f"{MUST_COMPUTE}&timeout_ms={options.budget_ms}"
         misses, hits = _overload(deployment.url, rows, connections, options.seconds, query, options.budget_ms)
-    after = _seconds(deployment.url, rows, connections)
+    after = _seconds(deployment.url, rows, connections, pids)
     return Seen(saturated, connections, bare, bare_hits, misses, hits, memory, before, after)
 
 
-def prepare(deployment: Deployment, rows: int) -> dict[str, int]:
+def prepare(deployment: Deployment, options: argparse.Namespace) -> dict[str, int]:
     """Publish a generation, load the features, start one real-time worker and the API; return their pids.
 
     Every entity is computed once, since what is kept of it is the product and not what overload leaves behind.
     """
+    rows, file = options.rows, deployment.settings_file
+    settings = file.read_text() + f"max_micro_batch = {options.max_micro_batch}\n"
+    if options.api_processes > 1:
+        settings = settings.replace("[api]\n", f"[api]\nprocesses = {options.api_processes}\n")
+    file.write_text(settings)
     batch = deployment.start_workers("gpu", "maintenance")
     deployment.batch_run()
     for name in batch:
@@ -147,11 +170,23 @@ def saturate(deployment: Deployment, rows: int) -> tuple[Pressure, int]:
     return next((one, connections) for connections, one in tried.items() if one.rps >= ABOUT * best)
 
 
-def _seconds(url: str, rows: int, connections: int) -> list[float]:
-    """Return the predictions computed in each of five seconds at saturation."""
-    return [
-        press(url, rows=rows, connections=connections, seconds=1, query=MUST_COMPUTE).rps for _ in range(RECOVERY_S)
-    ]
+def _with_children(process: psutil.Process) -> list[psutil.Process]:
+    return [process, *process.children(recursive=True)]
+
+
+def _seconds(url: str, rows: int, connections: int, pids: dict[str, int]) -> list[Second]:
+    """Return five seconds at saturation."""
+
+    def cpu_s() -> float:
+        times = [one.cpu_times() for pid in pids.values() for one in _with_children(psutil.Process(pid))]
+        return float(sum(one.user + one.system for one in times))
+
+    seconds = []
+    for _ in range(RECOVERY_S):
+        before_s = cpu_s()
+        one = press(url, rows=rows, connections=connections, seconds=1, query=MUST_COMPUTE)
+        seconds.append(Second(one.rps, (cpu_s() - before_s) / max(one.answered, 1) * 1e6))
+    return seconds
 
 
 def _overload(
@@ -182,7 +217,8 @@ def _figures(seen: Seen) -> dict[str, Any]:
         "ratio_memory_api": round(seen.memory.growth("api"), 3),
         "ratio_memory_worker": round(seen.memory.growth("worker"), 3),
         "ratio_memory_redis": round(seen.memory.growth("redis"), 3),
-        "ratio_recovered": round(max(seen.after) / median(seen.before), 3),
+        "ratio_recovered": round(max(one.rps for one in seen.after) / median(one.rps for one in seen.before), 3),
+        "ratio_cpu_after": round(seen.after[-1].cpu_us / median(one.cpu_us for one in seen.before), 3),
     }
 
 
@@ -191,6 +227,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=100_000, help="ids, drawn uniformly")
     parser.add_argument("--seconds", type=int, default=60, help="of overload")
     parser.add_argument("--budget-ms", type=int, default=100, help="of each miss in the overload")
+    parser.add_argument("--max-micro-batch", type=int, default=256, help="the setting of that name")
+    parser.add_argument("--api-processes", type=int, default=1, help="the setting [api] processes")
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
     return parser.parse_args()
 

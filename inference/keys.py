@@ -39,6 +39,7 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:j:J            | hash   | the job record                           | an hour unchanged     | API, workers          |
 | P:j:J:inputs     | hash   | part number → ids or instances (JSON)    | till its part is done | API                   |
 | P:j:J:parts      | hash   | part number → predictions (JSON)         | with the job          | real-time workers     |
+| P:jobs           | hash   | minute → bytes of the jobs begun in it   | an hour unchanged     | API processes         |
 | P:i:DIGEST       | string | job id, digest of its request            | an hour               | API                   |
 | P:w:W            | string | what a worker or an API process says of  | 5 to 15 s unchanged   | they themselves       |
 |                  |        | itself (JSON)                            |                       |                       |
@@ -179,6 +180,11 @@ class Keys:
     def job_parts(self, job_id: str) -> str:
         """Hash part number → predictions."""
         return f"{self.prefix}:j:{job_id}:parts"
+
+    @property
+    def job_room(self) -> str:
+        """Hash minute → bytes that jobs begun in it take."""
+        return f"{self.prefix}:jobs"
 
     def idempotency(self, digest: str) -> str:
         """Which job a client's Idempotency-Key (by its digest) has made."""

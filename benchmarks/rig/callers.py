@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 #: requests under way at a time; more are not begun and count as lost
-MOST_UNDER_WAY = 512
+MOST_UNDER_WAY = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +74,17 @@ class Callers:
             status, outcome = 0, type(error).__name__
         self.called.append(Called(due, time.monotonic() - due, status, outcome))
 
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Return a connection; servers close those that are idle for seconds, which every client looks for."""
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof() and not writer.is_closing():
+                return reader, writer
+            writer.close()
+        return await asyncio.open_connection("127.0.0.1", self._port)
+
     async def _exchange(self) -> tuple[int, str]:
-        reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = await self._connection()
         try:
             writer.write(f"GET {self._path()} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\n\r\n".encode())
             head = await reader.readuntil(b"\r\n\r\n")

@@ -28,6 +28,7 @@ from inference.keys import Keys
 from inference.logs import get_logger
 from inference.queues import JobPriority
 from inference.serving.answers import Answer, Computed, answer_computed, replies_from_result
+from inference.serving.job_room import ROW_BYTES, JobRoom
 from inference.serving.jobs import (
     END_JOB,
     JOB_KEEP_S,
@@ -93,6 +94,7 @@ class JobQueue:
         self._keys = keys
         self._enqueue = enqueue
         self._clock = clock
+        self._room = JobRoom(client, keys.job_room, clock)
 
     async def create(self, request: JobRequest, *, idempotency_key: str | None = None) -> str:
         """Record a job, hand its parts to the workers, and return its id.
@@ -103,11 +105,15 @@ class JobQueue:
         Raises:
             BrokerUnavailable: its parts could not be sent; the job does not exist then.
             BadInput: the key was used for another request.
+            Overloaded: the jobs of the last hour take up all the room there is.
         """
         job_id = uuid.uuid4().hex
         rows = request.rows
-        parts = [list(rows[start : start + PART_ROWS]) for start in range(0, len(rows), PART_ROWS)]
+        parts = [json.dumps(list(rows[start : start + PART_ROWS])) for start in range(0, len(rows), PART_ROWS)]
         made = job_keys(self._keys, job_id)
+        taken = sum(map(len, parts)) + ROW_BYTES * len(rows)
+        async with _outage_named():
+            await self._room.take(taken)
         try:
             async with _outage_named():
                 await self._record(job_id, request, parts)
@@ -115,15 +121,19 @@ class JobQueue:
                     name = self._keys.idempotency(hashlib.sha256(idempotency_key.encode()).hexdigest())
                     first = await self._first_under(name, job_id, request)
                     if first != job_id:
-                        await self._client.delete(*made)
+                        await self._forget(made, taken)
                         return first
                     made.append(name)
             await self._send(job_id, range(len(parts)), request.priority)
         except (BrokerUnavailable, BadInput):
             async with _outage_named():
-                await self._client.delete(*made)
+                await self._forget(made, taken)
             raise
         return job_id
+
+    async def _forget(self, made: list[str], taken: int) -> None:
+        await self._client.delete(*made)
+        await self._room.give_back(taken)
 
     async def _send(self, job_id: str, parts: Iterable[int], priority: JobPriority) -> None:
         messages = ({"job_id": job_id, "part": number} for number in parts)
@@ -206,11 +216,11 @@ class JobQueue:
         # a hundred thousand rows take half a second to rebuild: not on the loop that serves requests
         return await asyncio.to_thread(lambda: [row for part in parts for row in _rows_of(view.model, part)])
 
-    async def _record(self, job_id: str, request: JobRequest, parts: list[list[Any]]) -> None:
+    async def _record(self, job_id: str, request: JobRequest, parts: list[str]) -> None:
         now = self._clock()
         record, inputs, _ = job_keys(self._keys, job_id)
         pipeline = self._client.pipeline(transaction=False)
-        pipeline.hset(inputs, mapping={str(number): json.dumps(part) for number, part in enumerate(parts)})
+        pipeline.hset(inputs, mapping={str(number): part for number, part in enumerate(parts)})
         pipeline.hset(
             record,
             mapping={

@@ -479,6 +479,30 @@ async def test_a_key_whose_job_could_not_be_sent_is_free_again(it: Deployment, h
     assert len(it.sent) == 1
 
 
+async def test_jobs_never_fill_the_redis_that_serves_predictions(
+    it: Deployment, http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def enqueue(key: str | None = None) -> httpx.Response:
+        headers = {"Idempotency-Key": key} if key else {}
+        return await http.post("/predictions", json={"entity_ids": ["1"] * 100}, headers=headers)
+
+    monkeypatch.setattr("inference.serving.job_room.MAX_JOB_BYTES", 25_000)  # room for two
+    assert [(await enqueue("first")).status_code for _ in range(5)] == [202] * 5, "one job, and room for one"
+    it.broker_is_down = True
+    assert (await enqueue()).status_code == 503
+    it.broker_is_down = False
+    assert (await enqueue()).status_code == 202
+    refused = await enqueue()
+    assert_problem(refused, 503, "overloaded")
+    assert 3500 < int(refused.headers["retry-after"]) <= 3700
+    an_hour_ago = int(system_clock() // 60) - 61
+    held = sum(map(int, it.client.hvals(KEYS.job_room)))
+    it.client.delete(KEYS.job_room)
+    it.client.hset(KEYS.job_room, str(an_hour_ago), held)
+    assert (await enqueue()).status_code == 202, "they are forgotten by now"
+    assert 0 < it.client.ttl(KEYS.job_room) <= 3660
+
+
 async def test_a_job_whose_part_fails_says_why(it: Deployment, http: httpx.AsyncClient) -> None:
     url = (await http.post("/predictions", json={"entity_ids": ["1"]})).headers["location"]
     it.scorer.error = ModelUnavailable("model 'delay' has no active version")

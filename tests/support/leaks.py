@@ -17,7 +17,9 @@ from tests.support.waiting import wait_for
 _FOR_GOOD = re.compile(r"[pf]:[^:]+:(pointer|seq|gens|schemas)|m:[^:]+:(record|runs|slots|quarantines|micro)")
 _GENERATION = re.compile(r"([pf]):([^:]+):g:(\d+)")
 #: must expire, whoever wrote them
-_EXPIRING = re.compile(r"[pf]:[^:]+:g:\d+:\d+|[pf]:[^:]+:o:.*|m:[^:]+:reconciler|h:[^:]+:\d+|j:.*|[wq]:.*", re.DOTALL)
+_EXPIRING = re.compile(
+    r"[pf]:[^:]+:g:\d+:\d+|[pf]:[^:]+:o:.*|m:[^:]+:reconciler|h:[^:]+:\d+|j:.*|jobs|i:.*|[wq]:.*", re.DOTALL
+)
 _ACTIVE_RUN = re.compile(r"m:([^:]+):active_run")
 _RUN = re.compile(r"r:([^:]+)(:(plan|claims|done|sent|histogram))?")
 #: what the broker keeps: queues, their bindings, deliveries that nobody has confirmed yet, answers to remote control
