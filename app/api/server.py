@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from functools import partial
 
 import uvicorn
@@ -42,17 +43,7 @@ def serve(settings: Settings) -> None:
     """
     listener = listen(settings.api)
     _configure_logging(settings)
-    config = uvicorn.Config(
-        partial(_application, settings),
-        factory=True,
-        workers=settings.api.processes,
-        http=Connection,
-        log_config=None,
-        access_log=False,
-        # nothing here asks for the client's address
-        proxy_headers=False,
-        timeout_graceful_shutdown=GRACE_S,
-    )
+    config = configure(settings.api, partial(_application, settings))
     host, port = listener.getsockname()[:2]
     log.info("api.listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
     if settings.api.processes == 1:
@@ -62,6 +53,21 @@ def serve(settings: Settings) -> None:
     processes.run()
     if any(each.exitcode == STARTUP_FAILURE for each in processes.processes):
         sys.exit(STARTUP_FAILURE)
+
+
+def configure(api: ApiSettings, application: Callable[[], FastAPI]) -> uvicorn.Config:
+    """Return how the application is served; each process calls `application` for one of its own."""
+    return uvicorn.Config(
+        application,
+        factory=True,
+        workers=api.processes,
+        http=Connection,
+        log_config=None,
+        access_log=False,
+        # nothing here asks for the client's address
+        proxy_headers=False,
+        timeout_graceful_shutdown=GRACE_S,
+    )
 
 
 class _Processes(Multiprocess):

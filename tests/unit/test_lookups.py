@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from inference.errors import StoreUnavailable
-from inference.serving.lookups import LookUp, SharedLookups
+from inference.serving.lookups import PATIENCE_S, LookUp, SharedLookups
 from inference.store import Entry
 from tests.support.serving_fakes import FakeReader, entry
 from tests.support.virtual_time import virtual_time
@@ -49,6 +49,34 @@ async def test_a_later_look_up_does_not_join_a_read_that_has_begun() -> None:
     assert found.values == {"prediction": 2}
     assert len(reader.reads) == 2
     await first
+
+
+@virtual_time
+async def test_what_is_asked_during_a_read_shares_the_next_which_begins_when_that_one_is_over() -> None:
+    reader = FakeReader({"a": entry(1)})
+    reader.delay_s = PATIENCE_S / 2
+    lookups, loop = SharedLookups(reader), asyncio.get_running_loop()
+    first = asyncio.create_task(find(lookups, ["a"]))
+    await asyncio.sleep(PATIENCE_S / 8)
+    second = asyncio.create_task(find(lookups, ["b"]))
+    await asyncio.sleep(PATIENCE_S / 8)
+    await asyncio.gather(first, second, find(lookups, ["c"]))
+    assert reader.reads == [["a"], ["b", "c"]]
+    assert loop.time() == pytest.approx(PATIENCE_S)
+
+
+@virtual_time
+async def test_a_read_that_hangs_holds_up_the_next_for_no_more_than_a_moment() -> None:
+    reader = FakeReader({"a": entry(1)})
+    reader.delay_s = 10
+    lookups, loop = SharedLookups(reader), asyncio.get_running_loop()
+    hanging = asyncio.create_task(find(lookups, ["a"]))
+    await asyncio.sleep(1)
+    reader.delay_s = 0
+    assert await find(lookups, ["a"]) != [None]
+    assert loop.time() == pytest.approx(1 + PATIENCE_S)
+    assert not hanging.done()
+    hanging.cancel()
 
 
 @virtual_time

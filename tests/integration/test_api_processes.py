@@ -1,0 +1,136 @@
+"""Several API processes on one port: real ones, really killed."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+import redis
+
+from inference.keys import Keys, TableKind
+from inference.schema import DType, TensorSpec
+from inference.store import RedisTable
+from tests.support.flights import write_flights
+from tests.support.stack import Stack
+from tests.support.waiting import wait_for
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
+
+MODEL = '[models.delay]\npath = "m"\n'
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    """Two API processes and a published prediction of 2.5 for `a`."""
+    with Stack(tmp_path, MODEL) as stack:
+        use_two_processes(stack)
+        publish(stack)
+        stack.start("api")
+        stack.wait_ready()
+        yield stack
+
+
+def use_two_processes(stack: Stack) -> None:
+    file = stack.folder / "forecache.toml"
+    file.write_text(file.read_text().replace("[api]\n", "[api]\nprocesses = 2\n"))
+
+
+def publish(stack: Stack) -> None:
+    with redis.Redis.from_url(stack.settings.cache_url) as client:
+        keys = Keys(stack.settings.redis.prefix).table(TableKind.PREDICTIONS, "delay")
+        table = RedisTable(client, keys, kind=TableKind.PREDICTIONS, model="delay")
+        fields = [TensorSpec("prediction", DType.FLOAT32)]
+        new = table.begin(fields, rows_expected=1, model_version=1, contract_hash="c", keep_s=1000)
+        table.write(new, pa.array(["a"]), {"prediction": np.array([2.5], np.float32)}, np.array([table.now()]))
+        table.publish(new.number)
+        table.activate(1)
+
+
+def serving(stack: Stack) -> list[psutil.Process]:
+    """Return the processes that serve, without the one that watches over them and Python's own."""
+    children = psutil.Process(stack.processes["api"].pid).children()
+    return [one for one in children if "spawn_main" in " ".join(one.cmdline())]
+
+
+def clients_of_both(stack: Stack, open_clients: ExitStack) -> dict[int, httpx.Client]:
+    """Return a client that is connected to each of the two processes, by the process' id."""
+    by_process: dict[int, httpx.Client] = {}
+
+    def connect() -> bool:
+        client = open_clients.enter_context(httpx.Client(base_url=stack.url))
+        with client.stream("GET", "/health/live") as response:
+            here = response.extensions["network_stream"].get_extra_info("client_addr")[1]
+            response.read()
+        for one in serving(stack):
+            if any(c.raddr and c.raddr.port == here for c in one.net_connections("tcp")):
+                by_process[one.pid] = client
+        return len(by_process) == 2
+
+    wait_for(connect, "connections to both processes", 30)
+    return by_process
+
+
+def test_both_answer_and_count_into_one_hit_rate(stack: Stack) -> None:
+    with ExitStack() as open_clients:
+        for client in clients_of_both(stack, open_clients).values():
+            for _ in range(10):
+                answer = client.get("/predict/a").json()
+                assert (answer["prediction"], answer["outcome"]) == (2.5, "hit_batch")
+
+    def counted() -> int:
+        total: int = httpx.get(f"{stack.url}/hit-rate").json()["total"]
+        return total
+
+    wait_for(lambda: counted() >= 20, "the counts of both", 10)
+    assert counted() == 20
+
+
+def test_one_that_is_killed_comes_back_and_the_other_carries_on(stack: Stack) -> None:
+    with ExitStack() as open_clients:
+        clients = clients_of_both(stack, open_clients)
+        killed, other = sorted(clients)
+        psutil.Process(killed).kill()
+        for _ in range(20):
+            assert clients[other].get("/predict/a").json()["outcome"] == "hit_batch"
+    wait_for(lambda: len({one.pid for one in serving(stack)} - {killed}) == 2, "another one", 30)
+    with ExitStack() as open_clients:
+        for client in clients_of_both(stack, open_clients).values():
+            assert client.get("/predict/a").json()["outcome"] == "hit_batch"
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_all_end_together_however_the_first_one_ends(stack: Stack, how: signal.Signals) -> None:
+    started = psutil.Process(stack.processes["api"].pid).children(recursive=True)
+    assert len(serving(stack)) == 2
+    stack.stop("api", how)
+    _, alive = psutil.wait_procs(started, timeout=10)
+    assert alive == []
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{stack.url}/health/live")
+
+
+def test_a_taken_port_is_told_and_leaves_nothing_running(stack: Stack) -> None:
+    second = stack.cli("api")
+    assert (second.returncode, len(serving(stack))) == (1, 2)
+    assert "cannot be used" in second.stderr
+
+
+@pytest.mark.slow
+def test_each_gets_the_results_that_it_asked_for(tmp_path: Path) -> None:
+    with Stack(tmp_path, write_flights(tmp_path)) as stack, ExitStack() as open_clients:
+        use_two_processes(stack)
+        stack.start("realtime", "api")
+        stack.wait_ready()
+        assert stack.cli("features", "load", "delay", "flights.parquet").returncode == 0
+        asked = {"max_staleness_hours": "0", "timeout_ms": "10000"}
+        for client in clients_of_both(stack, open_clients).values():
+            for number in range(20):
+                answer = client.get(f"/predict/F{number}", params=asked).json()
+                assert (answer["entity_id"], answer["outcome"]) == (f"F{number}", "computed")

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference.clock import to_iso
+from inference.outcomes import Outcome, Source
+from inference.serving import Answer
+
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+instants = st.floats(0, 4e9)
+numbers = st.floats(width=32) | st.integers(-(2**53), 2**53)
+values = st.recursive(numbers | texts | st.booleans(), lambda inner: st.lists(inner) | st.dictionaries(texts, inner))
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has no infinities and no NaN."""
+    if isinstance(value, dict):
+        return {key: without_nan(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [without_nan(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@given(
+    texts | st.none(), texts, st.none() | st.integers(0, 2**40), values, st.sampled_from(Source),
+    st.sampled_from(Outcome), instants | st.none(), instants,
+)  # fmt: skip
+def test_the_pieces_of_an_answer_make_up_the_body_of_the_contract(
+    entity_id: str | None,
+    model: str,
+    version: int | None,
+    prediction: Any,
+    source: Source,
+    outcome: Outcome,
+    as_of: float | None,
+    computed_at: float,
+) -> None:
+    answer = Answer(entity_id, model, version, prediction, source, outcome, as_of, computed_at)
+    assert list(orjson.loads(answer.to_json_text()).items()) == [
+        ("entity_id", entity_id),
+        ("model", model),
+        ("model_version", version),
+        ("prediction", without_nan(prediction)),
+        ("source", source),
+        ("outcome", outcome),
+        ("cache_hit", answer.cache_hit),
+        ("stale", answer.stale),
+        ("degraded", answer.degraded),
+        ("as_of", None if as_of is None else to_iso(as_of)),
+        ("computed_at", to_iso(computed_at)),
+        ("timestamp", computed_at),
+    ]
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_each_outcome_says_whether_it_is_a_hit_stale_or_less_than_asked_for(outcome: Outcome) -> None:
+    assert outcome.is_hit == outcome.value.startswith("hit_")
+    assert outcome.is_stale == (outcome in (Outcome.STALE, Outcome.PREVIOUS))
+    assert outcome.is_degraded == (outcome in (Outcome.STALE, Outcome.PREVIOUS, Outcome.DEFAULT))
