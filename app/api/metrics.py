@@ -22,7 +22,6 @@ from inference.errors import BrokerUnavailable
 from inference.hits import HitWindows, Statistics
 from inference.hits.histograms import Histogram
 from inference.presence import Roster
-from tasks.queues import QUEUES
 
 router = APIRouter(tags=["metrics"])
 
@@ -129,7 +128,7 @@ class QueueCollector(Collector):
             if age_s is not None:
                 oldest.add_metric([state.queue], age_s)
         yield from (up, waiting, oldest)
-        rosters = {queue: self._monitoring.roster(queue) for queue in QUEUES}
+        rosters = {queue: self._monitoring.roster(queue) for queue in self._monitoring.queue_names}
         yield _workers(rosters)
         yield from _gpus(rosters.values())
 

@@ -34,6 +34,11 @@ class DashboardData(Protocol):
         """Names of the configured models, in the pages' order."""
         ...
 
+    @property
+    def queue_names(self) -> Sequence[str]:
+        """Names of the queues, in the page's order."""
+        ...
+
     def statistics(self, model: str, window_s: int) -> Statistics:
         """Return what was counted in the last `window_s` seconds."""
         ...
@@ -80,6 +85,7 @@ class LiveData:
     details: Callable[[str], RunDetails]
     queues: Callable[[], Sequence[QueueState]]
     roster: Callable[[str], Roster]
+    queue_names: Sequence[str] = ("batch", "realtime", "maintenance")
 
 
 @dataclass(frozen=True)
@@ -205,12 +211,14 @@ def read_queues(data: DashboardData, clock: Clock = system_clock) -> dict[str, A
         states, broker_error = {state.queue: state for state in data.queues()}, None
     except BrokerUnavailable as error:
         states, broker_error = {}, error.message
-    rosters = {queue: data.roster(queue) for queue in ("batch", "realtime", "maintenance")}
+    rosters = {queue: data.roster(queue) for queue in data.queue_names}
+    # one that serves several queues is on the roster of each
+    workers = {worker.identity: worker for roster in rosters.values() for worker in roster.alive}
     return {
         "read_at": to_iso(clock()),
         "broker_error": broker_error,
         "queues": [_queue(queue, states.get(queue), roster) for queue, roster in rosters.items()],
-        "workers": [worker.to_json() for roster in rosters.values() for worker in roster.alive],
+        "workers": [worker.to_json() for worker in workers.values()],
         "micro_batches": [
             {"model": model, **(data.statistics(model, WINDOWS_S["5m"]).to_json()["micro_batch_rows"])}
             for model in data.models

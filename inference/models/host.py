@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from inference.errors import BadInput, ModelUnavailable
 from inference.logs import get_logger
@@ -40,8 +40,8 @@ class ModelHost:
         self._failed: dict[tuple[str, int], tuple[float, str]] = {}
         self._active: dict[str, tuple[float, int]] = {}
 
-    def start(self) -> None:
-        """Load and warm up each model's versions, record them, and activate the newest good one.
+    def start(self, models: Collection[str] | None = None) -> None:
+        """Load and warm up the versions of these models (None: of all), record them, and activate each newest good one.
 
         A bad version is refused, recorded and logged; it stops neither other versions nor other models.
 
@@ -49,6 +49,8 @@ class ModelHost:
             StoreUnavailable: Redis did not answer in time; may be called again.
         """
         for model, of_model in self._settings.models.items():
+            if models is not None and model not in models:
+                continue
             try:
                 self._start_model(model, of_model)
             except BadInput as error:

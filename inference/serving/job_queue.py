@@ -49,9 +49,14 @@ class Enqueue(Protocol):
     """Hands over messages whose results nobody awaits."""
 
     async def __call__(
-        self, task: str, messages: Iterable[Mapping[str, Any]], *, priority: JobPriority = JobPriority.NORMAL
+        self,
+        task: str,
+        messages: Iterable[Mapping[str, Any]],
+        *,
+        model: str | None = None,
+        priority: JobPriority = JobPriority.NORMAL,
     ) -> None:
-        """Send the task once for each message, which holds its arguments.
+        """Send the task once for each message, which holds its arguments. `model`: whose workers are to do it.
 
         Raises:
             BrokerUnavailable: the broker did not take one.
@@ -112,7 +117,7 @@ class JobQueue:
                         return first
                     made.append(name)
             messages = ({"job_id": job_id, "part": number} for number in range(len(parts)))
-            await self._enqueue(PREDICT_JOB_PART, messages, priority=request.priority)
+            await self._enqueue(PREDICT_JOB_PART, messages, model=request.model, priority=request.priority)
         except (BrokerUnavailable, BadInput):
             async with _outage_named():
                 await self._client.delete(*made)

@@ -89,10 +89,10 @@ class PredictionService:
         self._count(path.name, answers, started)
         return answers
 
-    def workers_heard(self, present: bool) -> None:
-        """Note whether any real-time worker is alive: without one, misses go down the ladder at once."""
-        for path in self._paths.values():
-            path.workers_heard(present)
+    def workers_heard(self, models: Sequence[str], present: bool) -> None:
+        """Note whether any worker of these models is alive: without one, misses go down the ladder at once."""
+        for model in models:
+            self._paths[model].workers_heard(present)
 
     async def close(self) -> None:
         """End what is in flight."""

@@ -1,4 +1,4 @@
-"""Sends task messages from a thread of its own, so that the event loop never waits for the broker."""
+"""Sends task messages by kombu, from a thread of its own, so that the event loop never waits for the broker."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from celery import Celery
 from kombu.exceptions import KombuError, OperationalError
@@ -70,8 +70,31 @@ def priorities(settings: Settings) -> Priorities:
     return Priorities(request, dict(zip((JobPriority.HIGH, JobPriority.NORMAL, JobPriority.LOW), jobs, strict=True)))
 
 
+class Lane(Protocol):
+    """One way to the broker: what is sent over it goes out in order."""
+
+    async def send(
+        self,
+        task: str,
+        kwargs: Mapping[str, Any],
+        *,
+        queue: str,
+        task_id: str,
+        priority: int,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Hand one message to the broker.
+
+        `queue`: as routes call it. `priority`: the broker's number (`priorities`). `timeout_s`: for how long the result
+        is wanted; None for good.
+
+        Raises:
+            BrokerUnavailable: the broker did not take it.
+        """
+
+
 class Sender:
-    """One lane of messages: sent in order, by one thread."""
+    """A lane of any broker: one thread, since kombu knows no event loop."""
 
     def __init__(self, application: Celery, *, name: str) -> None:
         self._application = application
@@ -82,27 +105,22 @@ class Sender:
         task: str,
         kwargs: Mapping[str, Any],
         *,
+        queue: str,
         task_id: str,
         priority: int,
         timeout_s: float | None = None,
     ) -> None:
-        """Hand one message to the broker.
-
-        `priority`: the broker's number (`priorities`). `timeout_s`: for how long the result is wanted; None for
-        good. A message that is still waiting for the thread by then is not sent.
-
-        Raises:
-            BrokerUnavailable: the broker did not take it.
-        """
+        """See `Lane.send`. A message that is still waiting for the thread when its time is up is not sent."""
         give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._thread, self._send, task, dict(kwargs), task_id, priority, give_up_at)
+        options = {"queue": queue, "task_id": task_id, "priority": priority}
+        await loop.run_in_executor(self._thread, self._send, task, dict(kwargs), options, give_up_at)
 
     def close(self) -> None:
         """End the thread without waiting for a broker that hangs; what is not sent by now is dropped."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _send(self, task: str, kwargs: dict[str, Any], task_id: str, priority: int, give_up_at: float | None) -> None:
+    def _send(self, task: str, kwargs: dict[str, Any], options: dict[str, Any], give_up_at: float | None) -> None:
         expires = None
         if give_up_at is not None:
             left_s = give_up_at - time.monotonic()
@@ -110,7 +128,7 @@ class Sender:
                 raise BrokerUnavailable("the broker is too slow: the message was not sent within the budget")
             expires = left_s + EXPIRES_SLACK_S
         try:
-            self._application.send_task(task, kwargs=kwargs, task_id=task_id, expires=expires, priority=priority)
+            self._application.send_task(task, kwargs=kwargs, expires=expires, **options)
         except (OperationalError, KombuError, OSError) as error:
             log.warning("broker.unavailable", task=task, error=type(error).__name__)
             raise BrokerUnavailable("the broker does not answer: the task was not sent") from error
