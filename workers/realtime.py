@@ -20,7 +20,8 @@ GONE_AFTER_S = 5
 
 
 def trim(application: Celery) -> Celery:
-    """Have each task cost fewer round trips: results by `workers.results`, messages from Redis taken for good.
+    """Have each task cost fewer round trips: results by `workers.results`, events by `workers.consumer`, messages from
+    Redis taken for good.
 
     Kombu otherwise keeps a message in a second place until it is done, a seventh of what a lone task costs, and
     sends it again an hour after its worker was killed: nobody waits for a request by then, and a job has failed.
@@ -28,6 +29,7 @@ def trim(application: Celery) -> Celery:
     """
     conf = application.conf
     conf.result_backend = f"workers.results:RealtimeResults+{conf.result_backend}"
+    conf.worker_consumer = "workers.consumer:RealtimeConsumer"
     if broker.is_redis(conf.broker_url):
         conf.broker_transport_options = {**conf.broker_transport_options, "ack_emulation": False}
     return application

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import orjson
+import redis
 from celery import states
 from celery.backends.redis import RedisBackend
+
+from inference.store import Pipe
 
 
 class RealtimeResults(RedisBackend):  # type: ignore[misc]  # celery has no types
@@ -26,8 +30,17 @@ class RealtimeResults(RedisBackend):  # type: ignore[misc]  # celery has no type
         self.ensure(self._write, (self.get_key_for_task(task_id), orjson.dumps(meta)))
         return result
 
+    @cached_property
+    def _pipe(self) -> Pipe:
+        return Pipe(self.client)
+
     def _write(self, key: bytes, payload: bytes) -> None:
-        with self.client.pipeline(transaction=False) as pipe:
-            pipe.setex(key, self.expires, payload)
-            pipe.publish(key, payload)
-            pipe.execute()
+        commands = [("SETEX", key, self.expires, payload), ("PUBLISH", key, payload)]
+        try:
+            self._pipe.send(commands)
+        except redis.ConnectionError:
+            # a connection that lay idle while Redis was restarted; redis-py tries anew, for a while
+            with self.client.pipeline(transaction=False) as pipe:
+                for command in commands:
+                    pipe.execute_command(*command)
+                pipe.execute()
