@@ -75,7 +75,10 @@ class Stack:
         return f"http://forecache:sesame@127.0.0.1:{self.dashboard_port}/flower"
 
     def start(self, *names: str) -> None:
-        """Start `gpu`, `realtime`, `maintenance`, `beat`, `api` or `dashboard`; a suffix (`gpu-2`): one more."""
+        """Start `gpu`, `realtime`, `maintenance`, `beat`, `api` or `dashboard`; a suffix (`gpu-2`): one more.
+
+        `realtime-QUEUE` serves that queue only, and `realtime` none of the others then.
+        """
         for name in names:
             log = (self.folder / f"{name}.log").open("ab")
             argv = [sys.executable, "-P", "-m", *self._command(name.split("-")[0], name)]
@@ -86,7 +89,11 @@ class Stack:
 
     def _command(self, kind: str, name: str) -> list[str]:
         if kind in WORKERS:
-            return ["workers", kind, "-n", f"{name}@%h"]
+            # `realtime-QUEUE` serves a model's own queue
+            own = name.partition("-")[2] or name
+            queues = self.settings.realtime_queues
+            of_queue = ["-Q", own] if kind == "realtime" and len(queues) > 1 and own in queues else []
+            return ["workers", kind, "-n", f"{name}@%h", *of_queue]
         return ["beat_schedule"] if kind == "beat" else ["app.cli", kind]
 
     def stop(self, name: str, how: signal.Signals) -> None:
