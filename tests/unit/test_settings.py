@@ -184,3 +184,26 @@ def test_an_address_with_a_password_that_is_not_encoded_is_refused_and_not_quote
     with pytest.raises(SettingsError, match="special characters of a password are %-encoded") as caught:
         load_settings()
     assert "hu" not in caught.value.message.replace("[redis]", "")
+
+
+OWN_QUEUE = '[models.slow]\npath = "slow"\n[models.slow.realtime]\nqueue = "{}"\n'
+
+
+def test_a_model_may_have_a_queue_of_its_own() -> None:
+    write(MINIMAL + "\n" + OWN_QUEUE.format("own"))
+    settings = load_settings()
+    assert settings.queues == ("batch", "realtime", "own", "maintenance")
+    assert [settings.realtime_queue(model) for model in ("delay", "slow", None)] == ["realtime", "own", "realtime"]
+    assert settings.models_of(["own"]) == ["slow"]
+
+
+def test_the_only_models_queue_is_that_of_requests_that_name_none() -> None:
+    write(OWN_QUEUE.format("own"))
+    assert load_settings().realtime_queue(None) == "own"
+
+
+@pytest.mark.parametrize("name", ["batch", "maintenance", "2", "Own", "a b", ""])
+def test_a_queue_whose_workers_compute_no_requests_or_that_is_no_name_is_refused(name: str) -> None:
+    write(OWN_QUEUE.format(name))
+    with pytest.raises(SettingsError, match="queue"):
+        load_settings()
