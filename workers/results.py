@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any
 
 import orjson
-import redis
 from celery import states
 from celery.backends.redis import RedisBackend
 
@@ -35,12 +34,4 @@ class RealtimeResults(RedisBackend):  # type: ignore[misc]  # celery has no type
         return Pipe(self.client)
 
     def _write(self, key: bytes, payload: bytes) -> None:
-        commands = [("SETEX", key, self.expires, payload), ("PUBLISH", key, payload)]
-        try:
-            self._pipe.send(commands)
-        except redis.ConnectionError:
-            # a connection that lay idle while Redis was restarted; redis-py tries anew, for a while
-            with self.client.pipeline(transaction=False) as pipe:
-                for command in commands:
-                    pipe.execute_command(*command)
-                pipe.execute()
+        self._pipe.send([("SETEX", key, self.expires, payload), ("PUBLISH", key, payload)])
