@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,13 +25,17 @@ RESULT = {"model": "m", "predictions": [{"entity_id": "ä", "prediction": 0.1, "
 
 
 @pytest.fixture
-def stock(redis_server: RedisServer, redis_client: redis.Redis) -> Celery:
-    return make_celery(Settings.model_validate({"redis": {"url": redis_server.url(), "prefix": "shop"}}))
+def stock(redis_server: RedisServer, redis_client: redis.Redis) -> Iterator[Celery]:
+    application = make_celery(Settings.model_validate({"redis": {"url": redis_server.url(), "prefix": "shop"}}))
+    yield application
+    application.backend.client.close()
 
 
 @pytest.fixture
-def trimmed(stock: Celery, redis_server: RedisServer) -> Celery:
-    return trim(make_celery(Settings.model_validate({"redis": {"url": redis_server.url(), "prefix": "shop"}})))
+def trimmed(redis_server: RedisServer, redis_client: redis.Redis) -> Iterator[Celery]:
+    application = trim(make_celery(Settings.model_validate({"redis": {"url": redis_server.url(), "prefix": "shop"}})))
+    yield application
+    application.backend.client.close()
 
 
 def key(application: Celery, task_id: str) -> str:
