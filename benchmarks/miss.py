@@ -1,7 +1,7 @@
 """Requests per second that must be computed, against `apply_async(...).get()` in a thread pool.
 
-With `--peers` against LitServe, BentoML and Ray Serve too, to which the features are sent; Forecache reads them from
-Redis and keeps the answer.
+Over HTTP, and once more without it: callers in one process. With `--peers` against LitServe, BentoML and Ray Serve too,
+to which the features are sent; Forecache reads them from Redis and keeps the answer.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from rig.callers import ours_per_s, plain_per_s
 from rig.dataset import make_dataset, write_rows
 from rig.deployment import MODEL, Deployment, temporary_folder
 from rig.peers import PEERS, Peer, peer_python, serving
@@ -31,6 +32,7 @@ def main() -> None:
         dataset = make_dataset(folder, options.rows)
         with Deployment(folder, dataset) as deployment:
             loads = measure(prepare(deployment), peers, deployment, options)
+            callers = measure_callers(deployment, options)
     rows = [
         (
             name,
@@ -43,15 +45,18 @@ def main() -> None:
         for name, by_connections in loads.items()
         for connections, one in by_connections.items()
     ]
+    rows += [(f"{name}, callers in one process", options.callers, rate, "", "", "") for name, rate in callers.items()]
     title = f"Misses: {options.rows:,} ids with stored features, every answer computed, one worker"
     headings = ["", "connections", "requests/s", "p50 ms", "p99 ms", "client"]
-    print_report(title, headings, rows, _figures(loads, options), as_json=options.json)
+    figures = _figures(loads, options) | _caller_figures(callers, options)
+    print_report(title, headings, rows, figures, as_json=options.json)
 
 
 def prepare(deployment: Deployment) -> list[Target]:
-    """Load the features, start one real-time worker and both servers; there is no generation to hit."""
+    """Load the features, start a worker and a server of each kind; there is no generation to hit."""
     dataset = deployment.dataset
     deployment.start_workers("realtime")
+    deployment.start_stock_worker()
     deployment.forecache("features", "load", MODEL, str(dataset.table))
     file = write_answers(deployment.folder / "answers.txt", dataset.answers())
     deployment.start_api()
@@ -90,6 +95,26 @@ def _load_all(target: Target, options: argparse.Namespace, rounds: dict[str, dic
     of_target = rounds.setdefault(target.name, {count: [] for count in options.connections})
     for count in options.connections:
         of_target[count].append(load(target, connections=count, seconds=options.seconds))
+
+
+def measure_callers(deployment: Deployment, options: argparse.Namespace) -> dict[str, float]:
+    """Return each way's median rate without HTTP; the rounds take turns."""
+    answers = deployment.dataset.answers()
+    rates: dict[str, list[float]] = {"ours": [], "plain_celery": []}
+    for _ in range(options.rounds):
+        for name, rate in (("ours", ours_per_s), ("plain_celery", plain_per_s)):
+            measured = rate(deployment.services, MODEL, answers, callers=options.callers, seconds=options.seconds)
+            rates[name].append(measured)
+    return {name: sorted(several)[(len(several) - 1) // 2] for name, several in rates.items()}
+
+
+def _caller_figures(callers: dict[str, float], options: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "callers": options.callers,
+        "ours_callers_per_s": round(callers["ours"]),
+        "plain_celery_callers_per_s": round(callers["plain_celery"]),
+        "ratio_plain_celery_callers": round(callers["ours"] / callers["plain_celery"], 2),
+    }
 
 
 def _figures(loads: Loads, options: argparse.Namespace) -> dict[str, Any]:
@@ -153,6 +178,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--peers", action="store_true", help="measure LitServe, BentoML and Ray Serve; installs them once"
     )
+    parser.add_argument("--callers", type=int, default=32, help="in one process, without HTTP")
     parser.add_argument("--seconds", type=float, help="of each load (6; with --peers 3)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")

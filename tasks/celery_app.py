@@ -1,4 +1,4 @@
-"""The Celery application: JSON only, three queues, results that expire in minutes.
+"""The Celery application: JSON only, a queue for each kind of worker, results that expire in minutes.
 
 Every name on the broker starts with the deployment's prefix, so that a broker may serve other applications and
 other deployments too. Building the settings is the one thing done at import; nothing connects.
@@ -17,12 +17,11 @@ from kombu import Exchange, Queue
 from inference.clock import system_clock
 from inference.queues import SENT_AT_HEADER
 from inference.services import Services
-from inference.settings import Settings, load_settings
+from inference.settings import BATCH_QUEUE, MAINTENANCE_QUEUE, REALTIME_QUEUE, Settings, load_settings
 from tasks.logged import LoggedTask
 
-BATCH_QUEUE = "batch"
-REALTIME_QUEUE = "realtime"
-MAINTENANCE_QUEUE = "maintenance"
+#: how the names of the tasks that real-time workers do begin
+REALTIME_TASKS = "forecache.predict_"
 
 #: seconds that a result waits for its reader
 RESULT_EXPIRES_S = 600
@@ -57,13 +56,13 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "task_serializer": "json",
         "result_serializer": "json",
         "result_expires": RESULT_EXPIRES_S,
-        "task_queues": [_queue(prefix, name) for name in (BATCH_QUEUE, REALTIME_QUEUE, MAINTENANCE_QUEUE)],
+        "task_queues": [_queue(prefix, name) for name in dict.fromkeys((*settings.queues, REALTIME_QUEUE))],
         "task_queue_max_priority": AMQP_PRIORITIES,
         "task_default_queue": MAINTENANCE_QUEUE,
         "task_create_missing_queues": False,
         "task_routes": {
             "forecache.score_chunk": {"queue": BATCH_QUEUE},
-            "forecache.predict_*": {"queue": REALTIME_QUEUE},
+            f"{REALTIME_TASKS}*": {"queue": REALTIME_QUEUE},
         },
         "worker_prefetch_multiplier": 1,
         "worker_send_task_events": True,

@@ -13,10 +13,8 @@ from kombu.exceptions import KombuError
 from inference.clock import Clock, system_clock
 from inference.errors import BrokerUnavailable
 from inference.queues import Head, HeadAges, QueueState
-from inference.settings import Settings
-from tasks.celery_app import BATCH_QUEUE, MAINTENANCE_QUEUE, REALTIME_QUEUE, is_redis
-
-QUEUES = (BATCH_QUEUE, REALTIME_QUEUE, MAINTENANCE_QUEUE)
+from inference.settings import BATCH_QUEUE, MAINTENANCE_QUEUE, Settings
+from tasks.celery_app import is_redis
 
 _TIMEOUT_S = 2.0
 #: several pages and scrapers share one look at the broker
@@ -26,11 +24,12 @@ _REDIS_SUFFIXES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
 
 
 class Queues:
-    """Reads the three queues of a deployment. Safe to call from several threads."""
+    """Reads the queues of a deployment. Safe to call from several threads."""
 
     def __init__(self, settings: Settings, clock: Clock = system_clock) -> None:
         self._url = settings.broker_url
         self._prefix = settings.redis.prefix
+        self._queues = settings.queues
         self._ages = HeadAges(clock)
         self._lock = threading.Lock()
         self._read_at = float("-inf")
@@ -60,7 +59,9 @@ class Queues:
     def _of_redis(self) -> list[QueueState]:
         pipeline = self._redis.pipeline(transaction=False)
         places = [
-            (queue, f"{self._prefix}:{self._prefix}.{queue}{suffix}") for queue in QUEUES for suffix in _REDIS_SUFFIXES
+            (queue, f"{self._prefix}:{self._prefix}.{queue}{suffix}")
+            for queue in self._queues
+            for suffix in _REDIS_SUFFIXES
         ]
         for _, key in places:
             pipeline.llen(key)
@@ -69,20 +70,20 @@ class Queues:
             answers = pipeline.execute()
         except (redis.RedisError, OSError) as error:
             raise BrokerUnavailable("the broker does not answer") from error
-        depths = dict.fromkeys(QUEUES, 0)
+        depths = dict.fromkeys(self._queues, 0)
         ages: dict[str, float] = {}
         for (queue, key), depth, head in zip(places, answers[::2], answers[1::2], strict=True):
             depths[queue] += depth
             age_s = self._ages.age_s(key, None if head is None else Head.of_envelope(head))
             if age_s is not None:
                 ages[queue] = max(age_s, ages.get(queue, 0.0))
-        return [QueueState(queue, depths[queue], ages.get(queue)) for queue in QUEUES]
+        return [QueueState(queue, depths[queue], ages.get(queue)) for queue in self._queues]
 
     def _of_amqp(self) -> list[QueueState]:
         try:
             with Connection(self._url, connect_timeout=_TIMEOUT_S) as connection:
                 connection.connect()
-                return [self._of_amqp_queue(connection, queue) for queue in QUEUES]
+                return [self._of_amqp_queue(connection, queue) for queue in self._queues]
         # each transport has connection errors of its own, which kombu only names once connected
         except (OSError, KombuError, *Connection(self._url).connection_errors) as error:
             raise BrokerUnavailable("the broker does not answer") from error
@@ -92,7 +93,7 @@ class Queues:
         try:
             with connection.channel() as channel:
                 depth = int(channel.queue_declare(name, passive=True).message_count)
-                message = channel.basic_get(name) if depth and queue != REALTIME_QUEUE else None
+                message = channel.basic_get(name) if depth and queue in (BATCH_QUEUE, MAINTENANCE_QUEUE) else None
                 if message is not None:
                     channel.basic_reject(message.delivery_info["delivery_tag"], requeue=True)
         except connection.channel_errors:  # no worker has declared it yet

@@ -9,12 +9,17 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from inference.errors import ForecacheError
+from inference.settings import BATCH_QUEUE, MAINTENANCE_QUEUE, Settings, load_settings
 
-#: worker → its queue
-QUEUES = {"gpu": "batch", "realtime": "realtime", "maintenance": "maintenance"}
+#: worker → the queues that it serves, unless it is told otherwise
+QUEUES: dict[str, Callable[[Settings], Sequence[str]]] = {
+    "gpu": lambda _: [BATCH_QUEUE],
+    "realtime": lambda settings: settings.realtime_queues,
+    "maintenance": lambda _: [MAINTENANCE_QUEUE],
+}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,15 +33,16 @@ def main(argv: Sequence[str]) -> int:
     except ForecacheError as error:
         print(error.message, file=sys.stderr)  # noqa: T201 - no logging yet
         return 2
-    return int(module.celery_app.worker_main(worker_arguments(name, options)) or 0)
+    queues = QUEUES[name](load_settings())
+    return int(module.celery_app.worker_main(worker_arguments(name, queues, options)) or 0)
 
 
-def worker_arguments(name: str, options: Sequence[str]) -> list[str]:
-    """Return Celery's arguments: the worker's queue, a name of its own and the log level, unless given."""
+def worker_arguments(name: str, queues: Sequence[str], options: Sequence[str]) -> list[str]:
+    """Return Celery's arguments: the worker's queues, a name of its own and the log level, unless given."""
     # quiet: no banner of thirty lines among the log's
     arguments = ["--quiet", "worker", *options]
     if not _given(options, "-Q", "--queues"):
-        arguments += ["-Q", QUEUES[name]]
+        arguments += ["-Q", ",".join(queues)]
     if not _given(options, "-n", "--hostname"):
         # two workers of one kind on one host must not share a name
         arguments += ["-n", f"{name}-{os.getpid()}@%h"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import celery.apps.worker
@@ -47,17 +48,22 @@ def prepare_worker(application: Celery, *, process: str, pool: str, concurrency:
 
 
 def load_models_on_start(
-    services: Callable[[], Services], *, process: str, prepare: Callable[[Settings], None]
+    services: Callable[[], Services],
+    *,
+    process: str,
+    prepare: Callable[[Settings], None],
+    models: Callable[[Celery], Collection[str] | None] = lambda _: None,
 ) -> None:
     """Have the worker load its models before it takes a task.
 
-    `prepare` runs first, with the settings. While Redis is not there, the worker waits for it.
+    `prepare` runs first, with the settings. `models` tells which ones, None for all. While Redis is not there, the
+    worker waits for it.
     """
 
-    def load(**_: Any) -> None:
+    def load(sender: Any, **_: Any) -> None:
         _log_to_stderr(process)  # Celery asks for logging only after this hook
         prepare(services().settings)
-        wait_for_store(services().host.start)
+        wait_for_store(partial(services().host.start, models(sender.app)))
 
     worker_init.connect(load, weak=False)
 

@@ -5,9 +5,11 @@ Solo: the shortest way from message to answer (a round trip of 2.7 ms; threads 2
 
 from __future__ import annotations
 
+from celery import Celery
+
 from tasks import celery_app as broker
 from workers.devices import prepare_gpus
-from workers.heartbeat import beat_while_running
+from workers.heartbeat import beat_while_running, served_queues
 from workers.pools import load_models_on_start, prepare_worker
 from workers.watching import watch_versions
 
@@ -17,7 +19,24 @@ PROCESS = "realtime"
 BEAT_EVERY_S = 1.0
 GONE_AFTER_S = 5
 
-celery_app = prepare_worker(broker.celery_app, process=PROCESS, pool="solo", concurrency=1)
+
+def trim(application: Celery) -> Celery:
+    """Have each task cost fewer round trips: results by `workers.results`, events by `workers.consumer`, messages from
+    Redis taken for good.
+
+    Kombu otherwise keeps a message in a second place until it is done, a seventh of what a lone task costs, and
+    sends it again an hour after its worker was killed: nobody waits for a request by then, and a job has failed.
+    What a worker that stops in good order has not begun goes back to the queue in any case.
+    """
+    conf = application.conf
+    conf.result_backend = f"workers.results:RealtimeResults+{conf.result_backend}"
+    conf.worker_consumer = "workers.consumer:RealtimeConsumer"
+    if broker.is_redis(conf.broker_url):
+        conf.broker_transport_options = {**conf.broker_transport_options, "ack_emulation": False}
+    return application
+
+
+celery_app = trim(prepare_worker(broker.celery_app, process=PROCESS, pool="solo", concurrency=1))
 beat_while_running(
     broker.services,
     process=PROCESS,
@@ -25,5 +44,12 @@ beat_while_running(
     every_s=BEAT_EVERY_S,
     gone_after_s=GONE_AFTER_S,
 )
-load_models_on_start(broker.services, process=PROCESS, prepare=prepare_gpus)
-watch_versions(broker.services, answers=True)
+
+
+def _own_models(application: Celery) -> list[str]:
+    # what other queues' models need, it leaves to their workers; asked all the same, it loads one then
+    return broker.services().settings.models_of(served_queues(application))
+
+
+load_models_on_start(broker.services, process=PROCESS, prepare=prepare_gpus, models=_own_models)
+watch_versions(broker.services, answers=True, models=_own_models)

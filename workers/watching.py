@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from celery import Celery
 from celery.signals import worker_ready, worker_shutting_down
 
 from inference.errors import ForecacheError
@@ -15,7 +16,6 @@ from inference.logs import get_logger
 from inference.models import ModelRegistry, Rollout
 from inference.presence import Presence, identity_of
 from inference.services import Services
-from tasks.celery_app import REALTIME_QUEUE
 
 log = get_logger(__name__)
 
@@ -90,17 +90,20 @@ class Watcher:
                     log.exception("model.watch_failed", model=model)
 
 
-def watch_versions(services: Callable[[], Services], *, answers: bool) -> None:
+def watch_versions(
+    services: Callable[[], Services], *, answers: bool, models: Callable[[Celery], Iterable[str]] | None = None
+) -> None:
     """Have the worker that starts in this process look for new versions from when it is ready until it ends.
 
-    `answers`: whether it answers requests.
+    `answers`: whether it answers requests. `models` tells for which ones it looks; None: for all.
     """
     watching: list[Watcher] = []
 
     def begin(sender: Any, **_: Any) -> None:
         own = services()
         worker = identity_of(sender.hostname, os.getpid())
-        watching.append(Watcher((model, _watch(own, model, worker, answers)) for model in own.settings.models))
+        watched = own.settings.models if models is None else models(sender.app)
+        watching.append(Watcher((model, _watch(own, model, worker, answers)) for model in watched))
         watching[0].start()
 
     def end(**_: Any) -> None:
@@ -116,7 +119,7 @@ def _watch(services: Services, model: str, worker: str, answers: bool) -> Watch:
     presence = Presence(services.cache, services.keys)
 
     def others() -> list[Any]:
-        alive = presence.roster(REALTIME_QUEUE).alive
+        alive = presence.roster(services.settings.realtime_queue(model)).alive
         return [one.versions for one in alive if one.ready and one.identity != worker]
 
     rollout = Rollout(services.settings, services.host, services.registry, model, answers=answers, others=others)

@@ -24,7 +24,6 @@ from inference.hits import HitWindows, Statistics
 from inference.hits.histograms import Histogram
 from inference.presence import API_PROCESSES, Roster
 from inference.serving.breaker import BreakerState
-from tasks.queues import QUEUES
 
 router = APIRouter(tags=["metrics"])
 
@@ -132,7 +131,7 @@ class QueueCollector(Collector):
             if age_s is not None:
                 oldest.add_metric([state.queue], age_s)
         yield from (up, waiting, oldest)
-        rosters = {queue: self._monitoring.roster(queue) for queue in QUEUES}
+        rosters = {queue: self._monitoring.roster(queue) for queue in self._monitoring.queue_names}
         yield _workers(rosters)
         yield from _gpus(rosters.values())
         yield from _api_processes(self._monitoring.roster(API_PROCESSES), self._models)

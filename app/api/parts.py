@@ -36,7 +36,6 @@ from inference.serving.lookups import TableReader
 from inference.serving.model_path import Submit
 from inference.settings import Settings
 from inference.store import AsyncPipe, Manifest, RedisTable
-from tasks.celery_app import REALTIME_QUEUE
 from tasks.dispatch import open_dispatcher
 from tasks.queues import Queues
 from tasks.runs import runs
@@ -61,6 +60,7 @@ class Monitoring:
     serving: Callable[[str], Manifest | None]
     queues: Callable[[], Sequence[QueueState]]
     roster: Callable[[str], Roster]
+    queue_names: Sequence[str] = Settings().queues
 
 
 @dataclass
@@ -149,10 +149,14 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
         background = [
             asyncio.create_task(recorder.run()),
             asyncio.create_task(clock.follow(client)),
-            asyncio.create_task(
-                follow_attendance(
-                    lambda: parts.in_thread(lambda: presence.roster(REALTIME_QUEUE)), service.workers_heard
+            *(
+                asyncio.create_task(
+                    follow_attendance(
+                        partial(parts.in_thread, partial(presence.roster, queue)),
+                        partial(service.workers_heard, settings.models_of([queue])),
+                    )
                 )
+                for queue in settings.realtime_queues
             ),
         ]
         background.append(asyncio.create_task(keep_beating(beat)))
@@ -200,6 +204,7 @@ def _monitoring(settings: Settings, client: redis.Redis, presence: Presence) -> 
         serving=serving,
         queues=Queues(settings).read,
         roster=presence.roster,
+        queue_names=settings.queues,
     )
 
 

@@ -9,7 +9,6 @@ from app.api.disconnects import ClientWatch
 from app.api.parts import Parts
 from inference.schema import Block
 from inference.serving import Outputs
-from tasks.celery_app import REALTIME_QUEUE
 
 
 async def compute(request: Request, parts: Parts, model: str, inputs: Block, version: int | None) -> Outputs | None:
@@ -25,7 +24,8 @@ async def held_versions(parts: Parts, model: str, card: ModelCard) -> set[int]:
     Raises:
         StoreUnavailable: Redis did not answer in time.
     """
-    roster = await parts.in_thread(lambda: parts.monitoring.roster(REALTIME_QUEUE))
+    queue = parts.settings.realtime_queue(model)
+    roster = await parts.in_thread(lambda: parts.monitoring.roster(queue))
     held = {version for worker in roster.alive if worker.ready for version in worker.versions.get(model, ())}
     # a worker tells only every few seconds what it holds, and may have activated a version meanwhile
     return held | {card.active} if held and card.active is not None else held

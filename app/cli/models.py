@@ -152,8 +152,11 @@ def _wait_for_workers(services: Services, model: str, number: int, timeout_s: fl
 
 
 def _not_done(services: Services, roster: Callable[[str], Any], model: str, number: int) -> list[str]:
+    from inference.settings import BATCH_QUEUE
+
     done = services.registry.reloads(model).done
-    alive = [one for queue in ("realtime", "batch") for one in roster(queue).alive if one.ready]
+    queues = (services.settings.realtime_queue(model), BATCH_QUEUE)
+    alive = [one for queue in queues for one in roster(queue).alive if one.ready]
     if not alive:
         note("no worker is running: the first one that starts looks at the model's folder")
     return [one.identity for one in alive if done.get(one.identity, 0) < number]

@@ -37,6 +37,11 @@ class DashboardData(Protocol):
         """Names of the configured models, in the pages' order."""
         ...
 
+    @property
+    def queue_names(self) -> Sequence[str]:
+        """Names of the queues, in the page's order."""
+        ...
+
     def statistics(self, model: str, window_s: int) -> Statistics:
         """Return what was counted in the last `window_s` seconds."""
         ...
@@ -83,6 +88,7 @@ class LiveData:
     details: Callable[[str], RunDetails]
     queues: Callable[[], Sequence[QueueState]]
     roster: Callable[[str], Roster]
+    queue_names: Sequence[str] = ("batch", "realtime", "maintenance")
 
 
 @dataclass(frozen=True)
@@ -209,12 +215,14 @@ def read_queues(data: DashboardData, clock: Clock = system_clock) -> dict[str, A
     except BrokerUnavailable as error:
         states, broker_error = {}, error.message
     api = data.roster(API_PROCESSES)
-    rosters = {queue: data.roster(queue) for queue in ("batch", "realtime", "maintenance")}
+    rosters = {queue: data.roster(queue) for queue in data.queue_names}
+    # one that serves several queues is on the roster of each
+    workers = {worker.identity: worker for roster in rosters.values() for worker in roster.alive}
     return {
         "read_at": to_iso(clock()),
         "broker_error": broker_error,
         "queues": [_queue(queue, states.get(queue), roster) for queue, roster in rosters.items()],
-        "workers": [worker.to_json() for roster in rosters.values() for worker in roster.alive],
+        "workers": [worker.to_json() for worker in workers.values()],
         "api": {"alive": len(api.alive), "gone": sorted(api.gone)},
         "breakers": [_breaker(model, api) for model in data.models],
         "micro_batches": [

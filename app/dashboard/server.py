@@ -122,6 +122,7 @@ def live_data(settings: Settings) -> LiveData:
         details=lambda run_id: runs().details(run_id),
         queues=Queues(settings).read,
         roster=Presence(own.cache, own.keys).roster,
+        queue_names=settings.queues,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from app.local.embedded_redis import EmbeddedRedis, explain_death
 from app.local.ports import LOOPBACK
-from inference.settings import ApiSettings, DashboardSettings, Settings, WorkerSettings
+from inference.settings import REALTIME_QUEUE, ApiSettings, DashboardSettings, Settings, WorkerSettings
 from inference.settings.addresses import reachable_url
 
 #: seconds that a worker may take to finish its chunk before it is killed; a killed chunk runs again
@@ -64,7 +64,17 @@ def all_programs(settings: Settings, redis: EmbeddedRedis | None, gpus: Sequence
     return [
         *([_redis_program(redis)] if redis else []),
         _worker("maintenance", "maintenance"),
-        *_workers("realtime", "realtime", settings.workers.realtime_processes, gpus),
+        *(
+            program
+            for queue in settings.realtime_queues
+            for program in _workers(
+                "realtime" if queue == REALTIME_QUEUE else f"realtime-{queue}",
+                "realtime",
+                settings.workers.realtime_processes,
+                gpus,
+                queue=queue,
+            )
+        ),
         *_workers("batch", "gpu", settings.workers.batch_processes, gpus),
         _module("beat", "beat_schedule", says_ready="beat: Starting"),
         _module("api", "app.cli", "api", says_ready="Application startup complete", url=_url(settings.api)),
@@ -94,19 +104,21 @@ def visible_gpus(workers: WorkerSettings, devices: Path = Path("/dev")) -> list[
     return [str(index) for index in found] or None
 
 
-def _workers(name: str, module: str, per_gpu: int, gpus: Sequence[str] | None) -> list[Program]:
+def _workers(
+    name: str, module: str, per_gpu: int, gpus: Sequence[str] | None, *, queue: str | None = None
+) -> list[Program]:
     places: list[dict[str, str]] = [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in gpus or ()]
     if not places:
         places = [{}] if gpus is None else [{"CUDA_VISIBLE_DEVICES": "-1"}]
     environments = [place for place in places for _ in range(per_gpu)]
     names = [f"{name}-{number}" for number in range(1, len(environments) + 1)] if len(environments) > 1 else [name]
-    return [_worker(own, module, env) for own, env in zip(names, environments, strict=True)]
+    return [_worker(own, module, env, queue) for own, env in zip(names, environments, strict=True)]
 
 
-def _worker(name: str, module: str, env: dict[str, str] | None = None) -> Program:
+def _worker(name: str, module: str, env: dict[str, str] | None = None, queue: str | None = None) -> Program:
     # the second is Celery's own line once it takes tasks
     return _module(
-        name, "workers", module, "-n", f"{name}@%h",
+        name, "workers", module, *(["-Q", queue] if queue else []), "-n", f"{name}@%h",
         says_ready=rf"{name}@\S+ ready", env=env or {}, grace_s=WORKER_GRACE_S,
     )  # fmt: skip
 

@@ -1,97 +1,130 @@
-"""An open-loop load: requests are due by the clock, whether those before were answered or not.
-
-In Python, so that every single request can be told: when it was due, what came of it and how long that took. What a
-server that is being killed does to its connections is part of that; nothing is repeated.
-"""
+"""Callers in one process, without HTTP: many that each wait for one prediction after the other."""
 
 from __future__ import annotations
 
 import asyncio
-import json
+import itertools
+import random
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 
-#: requests under way at a time; more are not begun and count as lost
-MOST_UNDER_WAY = 4096
+import numpy as np
+import numpy.typing as npt
+import uvloop
+from baselines.plain_queue import QUEUE, with_its_queue
+
+from inference.errors import ForecacheError
+from inference.hits import HitRecorder
+from inference.keys import TableKind
+from inference.services import Services
+from inference.serving import PredictionService
+from inference.serving.answers import Answer
+from inference.serving.deadlines import RedisClock
+from inference.store import AsyncPipe
+from rig.dataset import entity_id
+from tasks.celery_app import make_celery
+from tasks.dispatch import open_dispatcher
+
+TIMEOUT_S = 30.0
+_SEED = 11
+
+#: asks for the prediction of a row
+Ask = Callable[[int], Awaitable[float]]
 
 
-@dataclass(frozen=True, slots=True)
-class Called:
-    """One request: when it was due (`time.monotonic`), how long it took, and its status, or 0 with why in `outcome`."""
+def ours_per_s(
+    services: Services, model: str, answers: npt.NDArray[np.float32], *, callers: int, seconds: float
+) -> float:
+    """Return predictions per second of callers on one event loop: look-up, coalescer, worker, result."""
 
-    at: float
-    took_s: float
-    status: int
-    outcome: str
+    async def run() -> float:
+        client = services.async_cache()
+        pipe = AsyncPipe(client, timeout_s=1.0)
+        async with client, open_dispatcher(services.settings) as dispatcher:
+            clock = RedisClock()
+            await clock.measure(client)
+            service = PredictionService(
+                services.settings,
+                lambda name: services.reader(pipe, TableKind.PREDICTIONS, name),
+                dispatcher,
+                HitRecorder(client, services.keys),
+                clock.now,
+            )
+
+            async def ask(row: int) -> float:
+                (answer,) = await service.predict(model, [entity_id(row)], max_staleness_s=0, timeout_s=TIMEOUT_S)
+                if isinstance(answer, ForecacheError):
+                    raise answer
+                return _number(answer)
+
+            try:
+                return await _ask_all(ask, answers, callers, seconds)
+            finally:
+                await service.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(run())
 
 
-class Callers:
-    """Clients of one server that keep their connections. `path`: what the next request asks for."""
+def plain_per_s(
+    services: Services, model: str, answers: npt.NDArray[np.float32], *, callers: int, seconds: float
+) -> float:
+    """Return predictions per second of as many threads, each with `apply_async(...).get()`."""
+    application = with_its_queue(make_celery(services.settings))
+    done = itertools.count()
+    until = time.perf_counter() + seconds
+    failed: list[BaseException] = []
 
-    def __init__(self, port: int, path: Callable[[], str], *, patience_s: float) -> None:
-        self._port = port
-        self._path = path
-        self._patience_s = patience_s
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
-        self._under_way: set[asyncio.Task[None]] = set()
-        self.called: list[Called] = []
-
-    async def keep_rate(self, rate: float, seconds: float) -> None:
-        """Send `rate` requests a second for so long, and wait for the last answers."""
-        began = time.monotonic()
-        number = 0
-        while (due := began + number / rate) < began + seconds:
-            await asyncio.sleep(max(due - time.monotonic(), 0))
-            number += 1
-            if len(self._under_way) >= MOST_UNDER_WAY:
-                self.called.append(Called(due, 0.0, 0, "not sent: too many under way"))
-                continue
-            task = asyncio.create_task(self._call(due))
-            self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
-        await asyncio.gather(*self._under_way)
-
-    async def go_on(self, callers: int, seconds: float) -> float:
-        """Let so many callers ask without a pause; return the answers a second."""
-        end = time.monotonic() + seconds
-        before = len(self.called)
-
-        async def one() -> None:
-            while time.monotonic() < end:
-                await self._call(time.monotonic())
-
-        await asyncio.gather(*(one() for _ in range(callers)))
-        return (len(self.called) - before) / seconds
-
-    async def _call(self, due: float) -> None:
+    def call(caller: int) -> None:
+        rows = random.Random(_SEED + caller)
         try:
-            async with asyncio.timeout(self._patience_s):
-                status, outcome = await self._exchange()
-        except TimeoutError:
-            status, outcome = 0, "no answer"
-        except (OSError, asyncio.IncompleteReadError) as error:
-            status, outcome = 0, type(error).__name__
-        self.called.append(Called(due, time.monotonic() - due, status, outcome))
+            while time.perf_counter() < until:
+                row = rows.randrange(len(answers))
+                arguments = {"model": model, "entity_ids": [entity_id(row)]}
+                sent = application.send_task("forecache.predict_entities", kwargs=arguments, queue=QUEUE)
+                _check(row, sent.get(timeout=TIMEOUT_S)["predictions"][0]["prediction"], answers)
+                next(done)
+        except BaseException as error:  # noqa: BLE001 - raised below, where it ends the benchmark
+            failed.append(error)
 
-    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Return a connection; servers close those that are idle for seconds, which every client looks for."""
-        while self._idle:
-            reader, writer = self._idle.pop()
-            if not reader.at_eof() and not writer.is_closing():
-                return reader, writer
-            writer.close()
-        return await asyncio.open_connection("127.0.0.1", self._port)
+    threads = [threading.Thread(target=call, args=(caller,)) for caller in range(callers)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    took_s = time.perf_counter() - began
+    application.close()
+    if failed:
+        raise failed[0]
+    return next(done) / took_s
 
-    async def _exchange(self) -> tuple[int, str]:
-        reader, writer = await self._connection()
-        try:
-            writer.write(f"GET {self._path()} HTTP/1.1\r\nHost: 127.0.0.1:{self._port}\r\n\r\n".encode())
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
-            body = json.loads(await reader.readexactly(int(length.partition(b":")[2])))
-        except BaseException:
-            writer.close()
-            raise
-        self._idle.append((reader, writer))
-        return int(head[9:12]), str(body.get("outcome") or body.get("code"))
+
+async def _ask_all(ask: Ask, answers: npt.NDArray[np.float32], callers: int, seconds: float) -> float:
+    until = time.perf_counter() + seconds
+
+    async def call(caller: int) -> int:
+        rows = random.Random(_SEED + caller)
+        count = 0
+        while time.perf_counter() < until:
+            row = rows.randrange(len(answers))
+            _check(row, await ask(row), answers)
+            count += 1
+        return count
+
+    began = time.perf_counter()
+    counts = await asyncio.gather(*(call(caller) for caller in range(callers)))
+    return sum(counts) / (time.perf_counter() - began)
+
+
+def _number(answer: Answer) -> float:
+    if answer.outcome.value != "computed":
+        raise SystemExit(f"not computed: {answer}")
+    return float(answer.prediction)
+
+
+def _check(row: int, given: float, answers: npt.NDArray[np.float32]) -> None:
+    wanted = float(answers[row])
+    if abs(given - wanted) > 1e-6 + 1e-5 * abs(wanted):
+        raise SystemExit(f"row {row}: {given} instead of {wanted}")

@@ -130,6 +130,16 @@ timeout_ms = 10000
         wait_until(lambda: len(celery_app.control.ping(timeout=1.0)) >= len(kinds), "workers")
         return started
 
+    def start_stock_worker(self) -> None:
+        """Start a worker of the same tasks as Celery makes it, and wait until it takes them."""
+        module = "baselines.stock_worker"
+        self.start(
+            "stock", sys.executable, "-P", "-m", "celery", "-q", "-A", f"{module}:celery_app", "worker",
+            "-Q", "plain", "-n", "stock@bench",
+        )  # fmt: skip
+        celery_app = make_celery(load_settings(self.settings_file))
+        wait_until(lambda: bool(celery_app.control.ping(["stock@bench"], timeout=1.0)), "the stock worker")
+
     def start_api(self) -> int:
         """Start the API, wait until it is ready, and return its process id."""
         pid = self.start("api", sys.executable, "-P", "-m", "app.cli", "api")
@@ -177,7 +187,7 @@ timeout_ms = 10000
     def environment(self) -> dict[str, str]:
         """Return the environment of this deployment's processes: ours, without anybody else's settings."""
         own = {name: value for name, value in os.environ.items() if not name.startswith("FORECACHE_")}
-        path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+        path = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH")]))
         return {
             **own,
             "PYTHONPATH": path,

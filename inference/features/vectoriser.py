@@ -145,6 +145,8 @@ def _as_input(values: npt.NDArray[Any], spec: TensorSpec) -> npt.NDArray[Any]:
 def _castable(stored: npt.NDArray[Any], feature: Feature) -> bool:
     if stored.shape[1:] != feature.shape:
         return False
+    if stored.dtype == feature.dtype.numpy:
+        return True
     if feature.dtype is DType.STRING or stored.dtype.kind == "O":
         return feature.dtype is DType.STRING and stored.dtype.kind == "O"
     # floats may lose digits, as they do from a table; an integer that no longer fits must be loaded anew

@@ -49,8 +49,11 @@ class ModelHost:
         #: when each version was last asked for, by `monotonic`
         self._used_at: dict[tuple[str, int], float] = {}
 
-    def start(self) -> None:
-        """Load and warm up the version of each model that answers; where none does, activate the newest good one.
+    def start(self, models: Collection[str] | None = None) -> None:
+        """Load and warm up the version of each of these models (None: of all) that answers.
+
+        Where none does, the newest good one is activated.
+
 
         A bad version is refused, recorded and logged; it stops neither other versions nor other models. Versions
         that are newer than the one that answers are for `Rollout`.
@@ -59,6 +62,8 @@ class ModelHost:
             StoreUnavailable: Redis did not answer in time; may be called again.
         """
         for model, of_model in self._settings.models.items():
+            if models is not None and model not in models:
+                continue
             try:
                 self._start_model(model, of_model)
             except BadInput as error:

@@ -56,9 +56,14 @@ class Enqueue(Protocol):
     """Hands over messages whose results nobody awaits."""
 
     async def __call__(
-        self, task: str, messages: Iterable[Mapping[str, Any]], *, priority: JobPriority = JobPriority.NORMAL
+        self,
+        task: str,
+        messages: Iterable[Mapping[str, Any]],
+        *,
+        model: str | None = None,
+        priority: JobPriority = JobPriority.NORMAL,
     ) -> None:
-        """Send the task once for each message, which holds its arguments.
+        """Send the task once for each message, which holds its arguments. `model`: whose workers are to do it.
 
         Raises:
             BrokerUnavailable: the broker did not take one.
@@ -124,7 +129,7 @@ class JobQueue:
                         await self._forget(made, taken)
                         return first
                     made.append(name)
-            await self._send(job_id, range(len(parts)), request.priority)
+            await self._send(job_id, range(len(parts)), request.model, request.priority)
         except (BrokerUnavailable, BadInput):
             async with _outage_named():
                 await self._forget(made, taken)
@@ -135,9 +140,9 @@ class JobQueue:
         await self._client.delete(*made)
         await self._room.give_back(taken)
 
-    async def _send(self, job_id: str, parts: Iterable[int], priority: JobPriority) -> None:
+    async def _send(self, job_id: str, parts: Iterable[int], model: str, priority: JobPriority) -> None:
         messages = ({"job_id": job_id, "part": number} for number in parts)
-        await self._enqueue(PREDICT_JOB_PART, messages, priority=priority)
+        await self._enqueue(PREDICT_JOB_PART, messages, model=model, priority=priority)
 
     async def _first_under(self, named: str, job_id: str, request: JobRequest) -> str:
         """Return the job that a key stands for: this one, if the key is new."""
@@ -176,7 +181,7 @@ class JobQueue:
             left = await cast(Awaitable[list[bytes]], self._client.hkeys(inputs))
         log.warning("job.sent_again", job_id=view.job_id, parts=len(left))
         try:
-            await self._send(view.job_id, map(int, left), view.priority)
+            await self._send(view.job_id, map(int, left), view.model, view.priority)
         except BrokerUnavailable:
             async with _outage_named():
                 await self._client.hdel(record, claim)

@@ -183,10 +183,10 @@ class PredictionService:
         self._hits.record_latency(model, asyncio.get_running_loop().time() - started, hit=False)
         return outputs
 
-    def workers_heard(self, present: bool) -> None:
-        """Note whether any real-time worker is alive: without one, misses go down the ladder at once."""
-        for path in self._paths.values():
-            path.workers_heard(present)
+    def workers_heard(self, models: Sequence[str], present: bool) -> None:
+        """Note whether any worker of these models is alive: without one, misses go down the ladder at once."""
+        for model in models:
+            self._paths[model].workers_heard(present)
 
     def breaker_states(self) -> dict[str, str]:
         """Return for each model whether this process asks its workers (`BreakerState`)."""

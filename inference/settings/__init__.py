@@ -2,6 +2,9 @@
 
 from inference.settings.loading import find_embedded_redis, load_settings, read_toml, settings_file
 from inference.settings.model import (
+    BATCH_QUEUE,
+    MAINTENANCE_QUEUE,
+    REALTIME_QUEUE,
     ApiKey,
     ApiSettings,
     BatchSettings,
@@ -18,6 +21,9 @@ from inference.settings.model import (
 )
 
 __all__ = [
+    "BATCH_QUEUE",
+    "MAINTENANCE_QUEUE",
+    "REALTIME_QUEUE",
     "ApiKey",
     "ApiSettings",
     "BatchSettings",

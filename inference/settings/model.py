@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,6 +28,12 @@ _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*$")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _RATE = re.compile(r"^[1-9][0-9]*/(second|minute|hour|day)$")
 _CERT_REQS = ("required", "optional", "none")
+#: of a name on the broker; a worker is called after it, where a number would be taken for its own
+QUEUE_NAME = re.compile(r"^[a-z][a-z0-9_-]{0,63}$")
+BATCH_QUEUE = "batch"
+#: the queue of requests, unless a model has its own
+REALTIME_QUEUE = "realtime"
+MAINTENANCE_QUEUE = "maintenance"
 NO_MODEL = "no model is configured: `forecache init` writes a forecache.toml, or add a [models.NAME] section to it"
 MODEL_NAME = re.compile(r"^[a-z0-9_-]{1,64}$")
 
@@ -252,7 +259,8 @@ class RealtimeSettings(Section):
     `min_recompute_interval`: an answer computed more recently than this is not computed again for its age.
     `stale_while_revalidate`: for so long past its `ttl` an answer is given at once and computed anew behind it
     (RFC 5861); None for never. `unknown_ttl`: how long a process remembers that nobody knows an entity.
-    `unknown_entity`: "error" (404), or "defaults" to compute from the feature contract's defaults.
+    `unknown_entity`: "error" (404), or "defaults" to compute from the feature contract's defaults. `queue`: where its
+    requests and its jobs' parts wait; a queue of its own has workers of its own.
     """
 
     ttl: Duration = 3600.0
@@ -265,6 +273,16 @@ class RealtimeSettings(Section):
     unknown_entity: Literal["error", "defaults"] = "error"
     max_micro_batch: Annotated[int, Field(ge=1, le=4096)] = 256
     max_in_flight: Annotated[int, Field(ge=1, le=64)] = 2
+    queue: str = REALTIME_QUEUE
+
+    @field_validator("queue")
+    @classmethod
+    def _legal_queue(cls, value: str) -> str:
+        if not QUEUE_NAME.match(value):
+            raise ValueError(f"{value!r} is no name of a queue: write a letter and up to 63 of a-z, 0-9, _ and -")
+        if value in (BATCH_QUEUE, MAINTENANCE_QUEUE):
+            raise ValueError(f"the queue {value!r} has workers that compute no requests: take another name")
+        return value
 
 
 class ModelSettings(Section):
@@ -350,6 +368,29 @@ class Settings(Section):
         if name not in self.models:
             raise UnknownModel(f"no model {name!r} is configured; known: {known}", field="model")
         return name, self.models[name]
+
+    @property
+    def realtime_queues(self) -> tuple[str, ...]:
+        """The queues of requests, each once: every model's, in the order of the models."""
+        queues = dict.fromkeys(model.realtime.queue for model in self.models.values())
+        return tuple(queues) or (REALTIME_QUEUE,)
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """All queues that workers of this deployment serve, as `-Q` and routes call them."""
+        return (BATCH_QUEUE, *self.realtime_queues, MAINTENANCE_QUEUE)
+
+    def models_of(self, queues: Iterable[str]) -> list[str]:
+        """Return the models whose requests wait in one of these queues."""
+        wanted = set(queues)
+        return [name for name, model in self.models.items() if model.realtime.queue in wanted]
+
+    def realtime_queue(self, model: str | None) -> str:
+        """Return where a model's requests wait; that of all the others when there is no such model, or none named."""
+        if model is None and len(self.models) == 1:
+            model = next(iter(self.models))
+        named = self.models.get(model) if model is not None else None
+        return named.realtime.queue if named else REALTIME_QUEUE
 
     def path(self, path: str | Path) -> Path:
         """Return a path of the settings as an absolute one."""

@@ -165,6 +165,7 @@ def unpack_overlay(entry: bytes) -> tuple[OverlayHeader, bytes]:
     return OverlayHeader(computed_at, version, _ORIGINS[origin], schema, as_of), entry[_HEADER.size :]
 
 
+@lru_cache(maxsize=256)
 def schema_text(fields: tuple[TensorSpec, ...]) -> str:
     """Return the fields as JSON text, the same text for the same fields."""
     return json.dumps([spec.to_json() for spec in fields], sort_keys=True)

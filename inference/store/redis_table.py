@@ -20,6 +20,7 @@ from inference.schema import Block, TensorSpec
 from inference.store.bulk import Pace, send_in_bulk, sum_of
 from inference.store.codec import codec_for, pack_overlay, schema_digest, schema_text
 from inference.store.layout import bucket_count, stored_id
+from inference.store.pipe import Pipe
 from inference.store.plans import (
     Command,
     Plan,
@@ -55,6 +56,7 @@ class RedisTable:
         self, client: redis.Redis, keys: TableKeys, *, kind: TableKind, model: str, pace: Pace | None = None
     ) -> None:
         self._client: Any = client
+        self._pipe = Pipe(client)
         self._pace = pace or Pace()
         self._keys = keys
         self._name = f"{_KIND_NAMES[kind]} of {model!r}"
@@ -287,7 +289,7 @@ class RedisTable:
         head = [max(1, math.ceil(keep_s * 1000)), schema_digest(schema), schema_text(schema)]
         for start in range(0, len(keys), _IDS_PER_UPSERT):
             part = slice(start, start + _IDS_PER_UPSERT)
-            self._script("upsert", [self._keys.schemas, *keys[part]], [*head, *entries[part]])
+            self._script_again("upsert", [self._keys.schemas, *keys[part]], [*head, *entries[part]])
 
     def _numbers(self) -> list[int]:
         return [int(number) for number in self._send([("ZRANGE", self._keys.generations, 0, -1)])[0]]
@@ -309,10 +311,20 @@ class RedisTable:
         try:
             commands = next(plan)
             while True:
-                commands = plan.send(self._send(commands))
+                commands = plan.send(self._look_up(commands))
         except StopIteration as done:
             outcome: T = done.value
             return outcome
+
+    def _look_up(self, commands: Sequence[Command]) -> list[Any]:
+        """Return the replies of one pipeline that only reads."""
+        try:
+            return self._pipe.send(commands)
+        except redis.ConnectionError:
+            # a connection that lay idle while Redis was restarted; redis-py tries anew, for a while
+            return self._send(commands)
+        except redis.RedisError as error:
+            raise store_error(f"the {self._name}", error) from error
 
     def _send(self, commands: Sequence[Command], *, atomic: bool = False) -> list[Any]:
         """Return the replies of one pipeline; `atomic` makes it a transaction."""
@@ -321,6 +333,15 @@ class RedisTable:
                 pipe.execute_command(*command)
             replies: list[Any] = pipe.execute()
             return replies
+
+    def _script_again(self, name: str, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
+        """Run a script that Redis probably holds, and that may run twice."""
+        try:
+            return self._pipe.send([("EVALSHA", self._scripts[name].sha, len(keys), *keys, *arguments)])[0]
+        except (redis.ConnectionError, redis.ResponseError):
+            return self._script(name, keys, arguments)
+        except redis.RedisError as error:
+            raise store_error(f"the {self._name}", error) from error
 
     def _script(self, name: str, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
         with self._translated_errors():

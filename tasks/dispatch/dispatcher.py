@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,9 +18,11 @@ from inference.errors import (
 )
 from inference.logs import get_logger
 from inference.queues import JobPriority
-from inference.settings import Settings
-from tasks.celery_app import make_celery
-from tasks.dispatch.sender import Priorities, Sender, make_sending_app, priorities
+from inference.settings import MAINTENANCE_QUEUE, Settings
+from tasks.celery_app import REALTIME_TASKS, is_redis, make_celery
+from tasks.dispatch.envelopes import Envelopes
+from tasks.dispatch.redis_sender import RedisSender
+from tasks.dispatch.sender import BROKER_TIMEOUT_S, Lane, Priorities, Sender, make_sending_app, priorities
 from tasks.dispatch.waiter import Payload, ResultWaiter
 
 log = get_logger(__name__)
@@ -33,14 +35,22 @@ _ERRORS_BY_NAME = {cls.__name__: cls for cls in ERRORS_BY_CODE.values()}
 class Dispatcher:
     """The broker as one event loop sees it. Calling it is `inference.serving.Submit`.
 
-    Two lanes, so that the many messages of a job never hold up a request's one.
+    Two lanes, so that the many messages of a job never hold up a request's one. `queue_of` tells a model's queue.
     """
 
     def __init__(
-        self, urgent: Sender, patient: Sender, priorities: Priorities, waiter: ResultWaiter, *, id_prefix: str
+        self,
+        urgent: Lane,
+        patient: Lane,
+        queue_of: Callable[[str | None], str],
+        priorities: Priorities,
+        waiter: ResultWaiter,
+        *,
+        id_prefix: str,
     ) -> None:
         self._urgent = urgent
         self._patient = patient
+        self._queue_of = queue_of
         self._priorities = priorities
         self._waiter = waiter
         self._id_prefix = id_prefix
@@ -65,6 +75,7 @@ class Dispatcher:
                     await self._urgent.send(
                         task,
                         {**kwargs, "deadline": deadline},
+                        queue=self._queue_of(kwargs.get("model")),
                         task_id=task_id,
                         priority=self._priorities.request,
                         timeout_s=until - loop.time(),
@@ -75,16 +86,22 @@ class Dispatcher:
         return result_of(payload, task_id)
 
     async def enqueue(
-        self, task: str, messages: Iterable[Mapping[str, Any]], *, priority: JobPriority = JobPriority.NORMAL
+        self,
+        task: str,
+        messages: Iterable[Mapping[str, Any]],
+        *,
+        model: str | None = None,
+        priority: JobPriority = JobPriority.NORMAL,
     ) -> None:
-        """Hand over messages whose results nobody awaits, behind all requests.
+        """Hand over messages whose results nobody awaits, behind all requests. `model`: whose workers they are for.
 
         Raises:
             BrokerUnavailable: the broker did not take one; those before it are on their way.
         """
+        queue = self._queue_of(model) if task.startswith(REALTIME_TASKS) else MAINTENANCE_QUEUE
         for kwargs in messages:
             await self._patient.send(
-                task, kwargs, task_id=f"later-{uuid.uuid4().hex}", priority=self._priorities.jobs[priority]
+                task, kwargs, queue=queue, task_id=f"later-{uuid.uuid4().hex}", priority=self._priorities.jobs[priority]
             )
 
 
@@ -123,16 +140,39 @@ async def open_dispatcher(settings: Settings) -> AsyncIterator[Dispatcher]:
         socket_connect_timeout=SOCKET_TIMEOUT_S,
         retry=None,
     )
-    sending_app = make_sending_app(settings)
-    urgent = Sender(sending_app, name="urgent")
-    patient = Sender(sending_app, name="patient")
     waiter = ResultWaiter(client, make_celery(settings).backend.get_key_for_task, id_prefix=id_prefix)
     waiter.start()
     try:
-        yield Dispatcher(urgent, patient, priorities(settings), waiter, id_prefix=id_prefix)
+        async with _open_lanes(settings) as (urgent, patient):
+            yield Dispatcher(
+                urgent, patient, settings.realtime_queue, priorities(settings), waiter, id_prefix=id_prefix
+            )
     finally:
-        urgent.close()
-        patient.close()
         await waiter.close()
         await client.aclose()
-        sending_app.close()
+
+
+@asynccontextmanager
+async def _open_lanes(settings: Settings) -> AsyncIterator[tuple[Lane, Lane]]:
+    """Yield a lane for requests and one for all else."""
+    application = make_sending_app(settings)
+    try:
+        if is_redis(settings.broker_url):
+            broker = redis.asyncio.Redis.from_url(
+                settings.broker_url,
+                socket_timeout=BROKER_TIMEOUT_S,
+                socket_connect_timeout=BROKER_TIMEOUT_S,
+                retry=None,
+            )
+            async with broker:
+                envelopes = Envelopes(application)
+                yield RedisSender(broker, envelopes), RedisSender(broker, envelopes)
+            return
+        urgent, patient = Sender(application, name="urgent"), Sender(application, name="patient")
+        try:
+            yield urgent, patient
+        finally:
+            urgent.close()
+            patient.close()
+    finally:
+        application.close()

@@ -1,4 +1,4 @@
-"""Sends task messages from a thread of its own, so that the event loop never waits for the broker."""
+"""Sends task messages by kombu, from a thread of its own, so that the event loop never waits for the broker."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from celery import Celery
 from kombu.exceptions import KombuError, OperationalError
@@ -71,8 +71,31 @@ def priorities(settings: Settings) -> Priorities:
     return Priorities(request, dict(zip((JobPriority.HIGH, JobPriority.NORMAL, JobPriority.LOW), jobs, strict=True)))
 
 
+class Lane(Protocol):
+    """One way to the broker: what is sent over it goes out in order."""
+
+    async def send(
+        self,
+        task: str,
+        kwargs: Mapping[str, Any],
+        *,
+        queue: str,
+        task_id: str,
+        priority: int,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Hand one message to the broker.
+
+        `queue`: as routes call it. `priority`: the broker's number (`priorities`). `timeout_s`: for how long the result
+        is wanted; None for good.
+
+        Raises:
+            BrokerUnavailable: the broker did not take it.
+        """
+
+
 class Sender:
-    """One lane of messages: sent in order, by one thread."""
+    """A lane of any broker: one thread, since kombu knows no event loop."""
 
     def __init__(self, application: Celery, *, name: str) -> None:
         self._application = application
@@ -83,21 +106,15 @@ class Sender:
         task: str,
         kwargs: Mapping[str, Any],
         *,
+        queue: str,
         task_id: str,
         priority: int,
         timeout_s: float | None = None,
     ) -> None:
-        """Hand one message to the broker.
-
-        `priority`: the broker's number (`priorities`). `timeout_s`: for how long the result is wanted; None for
-        good. A message that is still waiting for the thread by then is not sent.
-
-        Raises:
-            BrokerUnavailable: the broker did not take it.
-        """
+        """See `Lane.send`. A message that is still waiting for the thread when its time is up is not sent."""
         give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
         loop = asyncio.get_running_loop()
-        options = {"task_id": task_id, "priority": priority, "headers": message_headers()}
+        options = {"queue": queue, "task_id": task_id, "priority": priority, "headers": message_headers()}
         await loop.run_in_executor(self._thread, self._send, task, dict(kwargs), options, give_up_at)
 
     def close(self) -> None:

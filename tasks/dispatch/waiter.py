@@ -7,11 +7,11 @@ prefix that is this process's own, so one PSUBSCRIBE hears all of its results an
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import orjson
 import redis
 import redis.asyncio
 
@@ -180,7 +180,7 @@ class ResultWaiter:
         if future is None or future.done():
             self._read_keys.append(self._key_of(task_id))  # it came too late: nobody else may ask for it
             return False
-        payload: Payload = json.loads(data)
+        payload: Payload = orjson.loads(data)
         if payload["status"] not in READY_STATES:
             return False
         future.set_result(payload)

@@ -129,7 +129,12 @@ class Deployment:
     )
 
     async def enqueue(
-        self, task: str, messages: Iterable[Mapping[str, Any]], *, priority: JobPriority = JobPriority.NORMAL
+        self,
+        task: str,
+        messages: Iterable[Mapping[str, Any]],
+        *,
+        model: str | None = None,
+        priority: JobPriority = JobPriority.NORMAL,
     ) -> None:
         self.priorities.append(priority)
         if self.broker_is_down:

@@ -77,7 +77,8 @@ class Stack:
     def start(self, *names: str, script: Path | None = None) -> None:
         """Start `gpu`, `realtime`, `maintenance`, `beat`, `api` or `dashboard`; a suffix (`gpu-2`): one more.
 
-        `script`: run in the place of `workers`, with the same arguments.
+        `realtime-QUEUE` serves that queue only, and `realtime` none of the others then. `script`: run in the place of
+        `workers`, with the same arguments.
         """
         for name in names:
             log = (self.folder / f"{name}.log").open("ab")
@@ -89,7 +90,11 @@ class Stack:
 
     def _command(self, kind: str, name: str, script: Path | None) -> list[str]:
         if kind in WORKERS:
-            return [*([str(script)] if script else ["-m", "workers"]), kind, "-n", f"{name}@%h"]
+            # `realtime-QUEUE` serves a model's own queue
+            own = name.partition("-")[2] or name
+            queues = self.settings.realtime_queues
+            of_queue = ["-Q", own] if kind == "realtime" and len(queues) > 1 and own in queues else []
+            return [*([str(script)] if script else ["-m", "workers"]), kind, "-n", f"{name}@%h", *of_queue]
         return ["-m", "beat_schedule"] if kind == "beat" else ["-m", "app.cli", kind]
 
     def stop(self, name: str, how: signal.Signals) -> None:

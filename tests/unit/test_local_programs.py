@@ -54,6 +54,19 @@ def test_each_gpu_gets_its_own_workers() -> None:
     }
 
 
+def test_every_queue_of_requests_has_workers_of_its_own() -> None:
+    own = {"path": "m", "realtime": {"queue": "own"}}
+    settings = Settings.model_validate({"workers": {"realtime_processes": 2}, "models": {"a": {"path": "m"}, "b": own}})
+    programs = {one.name: one for one in all_programs(settings, None, None) if one.kind == "realtime"}
+    served = {name: one.argv[one.argv.index("-Q") + 1] for name, one in programs.items()}
+    assert served == {
+        "realtime-1": "realtime",
+        "realtime-2": "realtime",
+        "realtime-own-1": "own",
+        "realtime-own-2": "own",
+    }
+
+
 def test_workers_of_one_machine_have_different_names() -> None:
     settings = Settings(workers=WorkerSettings(batch_processes=3))
     nodes = [program.argv[-1] for program in all_programs(settings, None, None) if "-n" in program.argv]

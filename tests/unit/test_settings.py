@@ -196,3 +196,26 @@ def test_the_form_of_the_log_comes_from_the_environment_too_and_must_be_a_known_
     monkeypatch.setenv("FORECACHE_LOGS__FORMAT", "xml")
     with pytest.raises(SettingsError, match="format"):
         load_settings()
+
+
+OWN_QUEUE = '[models.slow]\npath = "slow"\n[models.slow.realtime]\nqueue = "{}"\n'
+
+
+def test_a_model_may_have_a_queue_of_its_own() -> None:
+    write(MINIMAL + "\n" + OWN_QUEUE.format("own"))
+    settings = load_settings()
+    assert settings.queues == ("batch", "realtime", "own", "maintenance")
+    assert [settings.realtime_queue(model) for model in ("delay", "slow", None)] == ["realtime", "own", "realtime"]
+    assert settings.models_of(["own"]) == ["slow"]
+
+
+def test_the_only_models_queue_is_that_of_requests_that_name_none() -> None:
+    write(OWN_QUEUE.format("own"))
+    assert load_settings().realtime_queue(None) == "own"
+
+
+@pytest.mark.parametrize("name", ["batch", "maintenance", "2", "Own", "a b", ""])
+def test_a_queue_whose_workers_compute_no_requests_or_that_is_no_name_is_refused(name: str) -> None:
+    write(OWN_QUEUE.format(name))
+    with pytest.raises(SettingsError, match="queue"):
+        load_settings()

@@ -50,7 +50,7 @@ def test_a_worker_waits_for_redis_with_longer_and_longer_pauses() -> None:
 
 
 def test_a_worker_gets_its_queue_and_a_name_of_its_own_unless_given() -> None:
-    assert worker_arguments("gpu", []) == [
+    assert worker_arguments("gpu", ["batch"], []) == [
         "--quiet",
         "worker",
         "-Q",
@@ -61,7 +61,7 @@ def test_a_worker_gets_its_queue_and_a_name_of_its_own_unless_given() -> None:
         "INFO",
     ]
     given = ["-Q", "fast", "--hostname=a@b", "--loglevel", "DEBUG"]
-    assert worker_arguments("realtime", given) == ["--quiet", "worker", *given]
+    assert worker_arguments("realtime", ["realtime"], given) == ["--quiet", "worker", *given]
 
 
 def test_versions_to_inspect_are_words_or_numbers() -> None:

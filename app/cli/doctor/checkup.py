@@ -17,7 +17,7 @@ from app.cli.doctor.redis_servers import Failure, Server, check_servers, look_at
 from app.cli.doctor.schedules import check_schedule
 from app.cli.doctor.tables import check_disk, check_table, open_table
 from app.cli.doctor.versions import check_versions
-from app.cli.doctor.workers import STARTED_BY, check_workers
+from app.cli.doctor.workers import check_workers
 from inference.batch.ledger import Ledger
 from inference.batch.records import RunRecord
 from inference.errors import StoreUnavailable
@@ -148,4 +148,4 @@ class Deployment:
         if self._client is None:
             return None
         presence = Presence(self._client, self._keys)
-        return {queue: presence.roster(queue) for queue in STARTED_BY}
+        return {queue: presence.roster(queue) for queue in self._settings.queues}

@@ -8,18 +8,12 @@ from app.cli.doctor.findings import Check, Finding, duration_text, error, not_ch
 from inference.clock import Clock, system_clock
 from inference.presence import Roster, WorkerBeat
 from inference.release import installed_release
-from inference.settings import Settings
+from inference.settings import BATCH_QUEUE, MAINTENANCE_QUEUE, REALTIME_QUEUE, Settings
 
-#: queue → what starts a worker of it
-STARTED_BY = {
-    "batch": "python -P -m workers gpu",
-    "realtime": "python -P -m workers realtime",
-    "maintenance": "python -P -m workers maintenance",
-}
-_WITHOUT = {
-    "batch": "no run is scored",
-    "realtime": "no miss is computed",
-    "maintenance": "no run is started or published",
+#: queue → what starts a worker of it, and what does not happen without one; all others are queues of requests
+_OTHERS = {
+    BATCH_QUEUE: ("gpu", "no run is scored"),
+    MAINTENANCE_QUEUE: ("maintenance", "no run is started or published"),
 }
 
 
@@ -39,10 +33,19 @@ def check_workers(
     lines: list[Finding] = []
     for queue, roster in rosters.items():
         if roster.alive:
-            lines.extend(_check_one(queue, worker, active, clock()) for worker in roster.alive)
+            there = _active_there(settings, queue, active)
+            lines.extend(_check_one(queue, worker, there, clock()) for worker in roster.alive)
         else:
             lines.append(_nobody(settings, queue, roster))
     return lines
+
+
+def _active_there(settings: Settings, queue: str, active: Mapping[str, int | None]) -> Mapping[str, int | None]:
+    """Return what the workers of a queue should hold; those of maintenance hold no models."""
+    if queue == MAINTENANCE_QUEUE:
+        return {}
+    own = settings.models if queue == BATCH_QUEUE else settings.models_of([queue])
+    return {model: version for model, version in active.items() if model in own}
 
 
 def _check_one(queue: str, worker: WorkerBeat, active: Mapping[str, int | None], now: float) -> Finding:
@@ -56,11 +59,10 @@ def _check_one(queue: str, worker: WorkerBeat, active: Mapping[str, int | None],
     if worker.release != installed_release():
         fix = "install the same release everywhere and restart the workers"
         return warning(Check.WORKERS, subject, f"{detail}; runs Forecache {worker.release or 'from its sources'}", fix)
-    # the maintenance worker holds no models
     behind = [
         f"version {version} of {model} answers"
         for model, version in sorted(active.items())
-        if queue != "maintenance" and version is not None and version not in worker.versions.get(model, ())
+        if version is not None and version not in worker.versions.get(model, ())
     ]
     if behind:
         fix = "the worker loads it with its first task; restart it to have it now"
@@ -70,8 +72,11 @@ def _check_one(queue: str, worker: WorkerBeat, active: Mapping[str, int | None],
 
 def _nobody(settings: Settings, queue: str, roster: Roster) -> Finding:
     lately = ", ".join(f"{name} was heard {duration_text(age)} ago" for name, age in sorted(roster.gone.items()))
-    detail = f"no worker is alive ({lately or 'none was within the last hour'}): {_WITHOUT[queue]}"
-    fix = f"start `forecache up`, or `{STARTED_BY[queue]}`"
+    which = "" if len(settings.realtime_queues) == 1 else f" of {', '.join(settings.models_of([queue]))}"
+    worker, without = _OTHERS.get(queue, ("realtime", f"no miss{which} is computed"))
+    detail = f"no worker is alive ({lately or 'none was within the last hour'}): {without}"
+    own = "" if queue in (*_OTHERS, REALTIME_QUEUE) else f" -Q {queue}"
+    fix = f"start `forecache up`, or `python -P -m workers {worker}{own}`"
     # a model without a table has no runs
-    needed = queue == "realtime" or any(model.features for model in settings.models.values())
+    needed = queue not in _OTHERS or any(model.features for model in settings.models.values())
     return (error if needed else warning)(Check.WORKERS, queue, detail, fix)

@@ -58,6 +58,7 @@ class TensorFlowRuntime:
         outputs = dict(sorted(self._function.structured_outputs.items()))
         self._inputs = {name: _spec(folder, "input", name, tensor) for name, tensor in inputs.items()}
         self._outputs = {name: _spec(folder, "output", name, tensor) for name, tensor in outputs.items()}
+        self._order = list(self._function.function_type.parameters)
         self.device = device()
         self.signature = Signature.of_model(self._inputs.values(), self._outputs.values())
 
@@ -75,17 +76,21 @@ class TensorFlowRuntime:
         """
         rows = rows_in(inputs)
         try:
-            tensors = self._function(
-                **{
-                    name: tf.convert_to_tensor(inputs[name], dtype=_tf_dtype(spec))
-                    for name, spec in self._inputs.items()
-                }
+            tensors = self._call(
+                {name: tf.convert_to_tensor(inputs[name], dtype=_tf_dtype(spec)) for name, spec in self._inputs.items()}
             )
         except tf.errors.ResourceExhaustedError as error:
             raise ModelOutOfMemory(f"{rows} rows do not fit into memory: {_telling_line(error)}") from error
         except (tf.errors.OpError, ValueError, TypeError) as error:
             raise PredictionFailed(f"the model failed: {_telling_line(error)}") from error
         return {spec.name: as_served(tensors[spec.name].numpy(), spec, rows) for spec in self._outputs.values()}
+
+    def _call(self, tensors: dict[str, Any]) -> Any:
+        # what calling the signature does, without binding the arguments by Python's `inspect` each time, which takes
+        # as long as a small model (164 µs a call against 89)
+        function = self._function
+        flat = function.inference_fn.call_flat(*(tensors[name] for name in self._order), *function.captured_inputs)
+        return function.function_type.pack_output(flat)
 
 
 def _warm_up_with_own_requests(runtime: TensorFlowRuntime, folder: Path) -> None:

@@ -67,6 +67,16 @@ def test_a_queue_without_a_worker_is_an_error_that_says_when_one_was_last_heard(
     assert found.fix == "start `forecache up`, or `python -P -m workers realtime`"
 
 
+def test_a_models_own_queue_is_asked_for_its_workers_and_they_for_its_model_alone() -> None:
+    own = {"path": "m", "realtime": {"queue": "own"}}
+    both = Settings.model_validate({"models": {"delay": {"path": "m"}, "slow": own}})
+    rosters = {"realtime": Roster((worker("realtime"),), {}), "own": NOBODY}
+    here, there = check_workers(both, rosters, {"delay": 2, "slow": 1}, clock=lambda: 1090.0)
+    assert here.status is Status.OK
+    assert (there.status, there.detail.endswith("no miss of slow is computed")) == (Status.ERROR, True)
+    assert there.fix == "start `forecache up`, or `python -P -m workers realtime -Q own`"
+
+
 def test_a_model_without_a_table_needs_no_batch_worker() -> None:
     bare = Settings.model_validate({"models": {"delay": {"path": "m"}}})
     found = check_workers(bare, {"batch": NOBODY, "realtime": NOBODY}, {"delay": None})

@@ -1,0 +1,14 @@
+"""The queue of the worker as Celery makes it, so that it takes no request of ours."""
+
+from __future__ import annotations
+
+from celery import Celery
+from kombu import Queue
+
+QUEUE = "plain"
+
+
+def with_its_queue(application: Celery) -> Celery:
+    """Make the queue known to an application."""
+    application.conf.task_queues = [*application.conf.task_queues, Queue(QUEUE)]
+    return application

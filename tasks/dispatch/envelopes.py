@@ -1,0 +1,103 @@
+"""Task messages as kombu's Redis transport stores them, written without kombu.
+
+Celery's `send_task` takes 0.9 ms of Python for a message that Redis takes in 0.1. Of the envelope only a few values
+differ from message to message; the rest is made once by Celery itself. A test holds the outcome to what kombu writes.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import Any
+
+import orjson
+from celery import Celery
+
+from inference.clock import system_clock
+from inference.queues import SENT_AT_HEADER
+from inference.request_ids import message_headers
+
+#: between a queue's name and its level in the name of a list; level 0 has neither
+LEVEL_SEPARATOR = "\x06\x16"
+
+#: of a list of rows, how many are spelt out for whoever looks at the task; Celery cuts the text at so many characters
+_SHOWN_ROWS = 20
+_SHOWN_CHARACTERS = 1024
+_NO_CALLBACKS = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+
+
+class Envelopes:
+    """Makes messages for the queues of an application whose broker is Redis."""
+
+    def __init__(self, application: Celery) -> None:
+        self._application = application
+        self._prefix = application.conf.broker_transport_options["global_keyprefix"]
+        self._headers = cache(self._template)
+
+    def place(self, queue: str, priority: int) -> str:
+        """Return the key of the list that a message goes to; `queue` as routes call it."""
+        name = self._application.amqp.queues[queue].name
+        return f"{self._prefix}{name}{LEVEL_SEPARATOR}{priority}" if priority else f"{self._prefix}{name}"
+
+    def message(
+        self,
+        task: str,
+        kwargs: Mapping[str, Any],
+        *,
+        queue: str,
+        task_id: str,
+        priority: int,
+        expires_s: float | None,
+    ) -> bytes:
+        """Return the message. `expires_s`: seconds after which a worker throws it away unread; None for never."""
+        expires_at = None if expires_s is None else (datetime.now(UTC) + timedelta(seconds=expires_s)).isoformat()
+        headers = {
+            **self._headers(task),
+            "id": task_id,
+            "root_id": task_id,
+            "expires": expires_at,
+            "kwargsrepr": _shown(kwargs),
+            SENT_AT_HEADER: system_clock(),
+            **message_headers(),
+        }
+        properties = {
+            "correlation_id": task_id,
+            "reply_to": self._application.thread_oid,
+            "delivery_mode": 2,
+            **({} if expires_s is None else {"expiration": str(int(expires_s * 1000))}),
+            "delivery_info": {"exchange": "", "routing_key": self._application.amqp.queues[queue].name},
+            "priority": priority,
+            "body_encoding": "base64",
+            "delivery_tag": str(uuid.uuid4()),
+        }
+        body = base64.b64encode(_to_json([[], kwargs, _NO_CALLBACKS])).decode()
+        return orjson.dumps(
+            {
+                "body": body,
+                "content-encoding": "utf-8",
+                "content-type": "application/json",
+                "headers": headers,
+                "properties": properties,
+            }
+        )
+
+    def _template(self, task: str) -> dict[str, Any]:
+        headers: dict[str, Any] = self._application.amqp.as_task_v2("", task, ignore_result=None).headers
+        return headers
+
+
+def _shown(kwargs: Mapping[str, Any]) -> str:
+    short = {name: value[:_SHOWN_ROWS] if isinstance(value, list) else value for name, value in kwargs.items()}
+    # entity ids may hold what no UTF-8 does, which a header may not
+    return repr(short)[:_SHOWN_CHARACTERS].encode("utf-8", "replace").decode()
+
+
+def _to_json(value: Any) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # integers over 64 bits, halves of surrogate pairs: what a client may send as an instance
+        return json.dumps(value).encode()

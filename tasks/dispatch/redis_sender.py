@@ -1,0 +1,52 @@
+"""Sends task messages from the event loop itself, when the broker is Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import redis
+import redis.asyncio
+
+from inference.errors import BrokerUnavailable
+from inference.logs import get_logger
+from inference.store import AsyncPipe
+from tasks.dispatch.envelopes import Envelopes
+from tasks.dispatch.sender import BROKER_TIMEOUT_S, EXPIRES_SLACK_S
+
+log = get_logger(__name__)
+
+
+class RedisSender:
+    """A lane of messages into the lists of a Redis broker; see `Lane`."""
+
+    def __init__(self, client: redis.asyncio.Redis, envelopes: Envelopes) -> None:
+        self._pipe = AsyncPipe(client, timeout_s=BROKER_TIMEOUT_S)
+        self._envelopes = envelopes
+
+    async def send(
+        self,
+        task: str,
+        kwargs: Mapping[str, Any],
+        *,
+        queue: str,
+        task_id: str,
+        priority: int,
+        timeout_s: float | None = None,
+    ) -> None:
+        """See `Lane.send`."""
+        expires_s = None if timeout_s is None else timeout_s + EXPIRES_SLACK_S
+        message = self._envelopes.message(
+            task, kwargs, queue=queue, task_id=task_id, priority=priority, expires_s=expires_s
+        )
+        command = ("LPUSH", self._envelopes.place(queue, priority), message)
+        try:
+            try:
+                await self._pipe.send([command])
+            except (redis.ConnectionError, ConnectionError):
+                # one that a restarted broker closed; should the first have arrived, its task is done twice, with one
+                # result
+                await self._pipe.send([command])
+        except (redis.RedisError, OSError) as error:
+            log.warning("broker.unavailable", task=task, error=type(error).__name__)
+            raise BrokerUnavailable("the broker does not answer: the task was not sent") from error

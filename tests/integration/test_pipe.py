@@ -1,0 +1,90 @@
+"""Blocking look-ups over connections of their own, against a real Redis."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import redis
+
+from inference.errors import StoreUnavailable
+from inference.keys import Keys, TableKind
+from inference.schema import DType, TensorSpec
+from inference.store import Origin, Pipe, RedisTable
+from tests.support.ports import free_port
+
+pytestmark = pytest.mark.integration
+
+FIELDS = (TensorSpec("y", DType.FLOAT32, ()),)
+
+
+def table(client: redis.Redis) -> RedisTable:
+    keys = Keys("t").table(TableKind.PREDICTIONS, "m")
+    return RedisTable(client, keys, kind=TableKind.PREDICTIONS, model="m")
+
+
+def write(to: RedisTable, value: float) -> None:
+    to.upsert(
+        ["a"],
+        FIELDS,
+        {"y": np.array([value], np.float32)},
+        as_of=np.array([100.0]),
+        computed_at=200.0 + value,
+        model_version=1,
+        origin=Origin.REALTIME,
+        keep_s=60,
+    )
+
+
+def read(of: RedisTable) -> float:
+    (entry,) = of.read(["a"])
+    assert entry is not None
+    return float(entry.values["y"])
+
+
+def test_connections_that_were_cut_cost_neither_a_look_up_nor_an_answer(redis_client: redis.Redis) -> None:
+    mine = table(redis_client)
+    mine.activate(1)
+    write(mine, 1.0)
+    assert read(mine) == 1.0
+    with redis_client.client() as other:
+        other.client_kill_filter(_type="normal", skipme=True)
+    assert read(mine) == 1.0
+    with redis_client.client() as other:
+        other.client_kill_filter(_type="normal", skipme=True)
+    write(mine, 2.0)
+    assert read(mine) == 2.0
+
+
+def test_an_answer_is_kept_by_a_redis_that_has_forgotten_its_scripts(redis_client: redis.Redis) -> None:
+    mine = table(redis_client)
+    mine.activate(1)
+    write(mine, 1.0)
+    redis_client.script_flush()
+    write(mine, 2.0)
+    assert read(mine) == 2.0
+
+
+def test_threads_get_their_own_replies(redis_client: redis.Redis) -> None:
+    pipe = Pipe(redis_client)
+
+    def echo(number: int) -> list[bytes]:
+        return [reply for _ in range(50) for reply in pipe.send([("ECHO", number), ("ECHO", -number)])]
+
+    with ThreadPoolExecutor(8) as threads:
+        for number, replies in enumerate(threads.map(echo, range(8))):
+            assert set(replies) == {str(number).encode(), str(-number).encode()}
+
+
+def test_an_error_is_raised_and_the_next_batch_gets_its_own_replies(redis_client: redis.Redis) -> None:
+    pipe = Pipe(redis_client)
+    with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
+        pipe.send([("SET", "text", "x"), ("LPUSH", "text", "y"), ("GET", "text")])
+    assert pipe.send([("GET", "text")]) == [b"x"]
+
+
+def test_no_redis_is_an_outage() -> None:
+    client = redis.Redis(port=free_port(), retry=None)
+    with pytest.raises(StoreUnavailable):
+        table(client).read(["a"])
