@@ -52,8 +52,8 @@ PEERS = (
         "litserve",
         lambda model, port: [str(SERVERS / "litserve_server.py"), str(model), str(port)],
         "/predict",
-        # by SIGTERM it would leave its workers behind
-        stop_with=signal.SIGINT,
+        # by SIGTERM it leaves its workers behind, by SIGINT it takes more than 20 s
+        stop_with=signal.SIGKILL,
     ),
     Peer(
         "bentoml",
