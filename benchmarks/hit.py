@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from typing import Any
 
 from baselines.brief_store import store
+from rig.cpu import cpu_s
 from rig.dataset import entity_id, make_dataset
 from rig.deployment import Deployment, temporary_folder
 from rig.report import print_report
-from rig.wrk import Load, Target, load, median_load, write_answers
+from rig.wrk import Load, Target, load, write_answers
 
 WARM_UP_S = 2
+_PROCESSES = {"ours": "api", "brief": "brief_api", "bare": "bare_api"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A load, and the microseconds of CPU time that the server took for each request of it."""
+
+    load: Load
+    server_us: float
 
 
 def main() -> None:
@@ -21,11 +32,16 @@ def main() -> None:
         dataset = make_dataset(folder, options.rows)
         with Deployment(folder, dataset) as deployment:
             targets = prepare(deployment)
-            loads = measure(targets, options)
-    figures = _figures(loads, options)
-    rows = [(name, one.rps, one.p50_ms, one.p99_ms, _bound(one)) for name, one in loads.items()]
+            measured = measure(targets, deployment, options)
+    figures = _figures(measured, options)
+    rows = [
+        (name, one.load.rps, one.load.p50_ms, one.load.p99_ms, one.server_us, _bound(one.load))
+        for name, one in measured.items()
+    ]
     title = f"Hits: {options.rows:,} ids, {options.connections} connections, one server process each"
-    print_report(title, ["", "requests/s", "p50 ms", "p99 ms", "client"], rows, figures, as_json=options.json)
+    print_report(
+        title, ["", "requests/s", "p50 ms", "p99 ms", "server µs", "client"], rows, figures, as_json=options.json
+    )
 
 
 def prepare(deployment: Deployment) -> list[Target]:
@@ -47,15 +63,19 @@ def prepare(deployment: Deployment) -> list[Target]:
     ]
 
 
-def measure(targets: list[Target], options: argparse.Namespace) -> dict[str, Load]:
+def measure(targets: list[Target], deployment: Deployment, options: argparse.Namespace) -> dict[str, Measured]:
     """Return each target's median over the rounds; the rounds take turns, so a noisy moment hits all."""
     for target in targets:
         load(target, connections=options.connections, seconds=WARM_UP_S)
-    rounds: dict[str, list[Load]] = {target.name: [] for target in targets}
+    rounds: dict[str, list[Measured]] = {target.name: [] for target in targets}
     for _ in range(options.rounds):
         for target in targets:
-            rounds[target.name].append(load(target, connections=options.connections, seconds=options.seconds))
-    return {name: median_load(loads) for name, loads in rounds.items()}
+            pid = deployment.process_id(_PROCESSES[target.name])
+            before_s = cpu_s(pid)
+            seen = load(target, connections=options.connections, seconds=options.seconds)
+            used_s = cpu_s(pid) - before_s
+            rounds[target.name].append(Measured(seen, used_s / (seen.rps * options.seconds) * 1e6))
+    return {name: sorted(all_, key=lambda one: one.load.rps)[(len(all_) - 1) // 2] for name, all_ in rounds.items()}
 
 
 def _store_like_the_brief(deployment: Deployment, answers: list[float]) -> None:
@@ -65,7 +85,8 @@ def _store_like_the_brief(deployment: Deployment, answers: list[float]) -> None:
             store(client, [entity_id(start + number) for number in range(len(part))], part)
 
 
-def _figures(loads: dict[str, Load], options: argparse.Namespace) -> dict[str, Any]:
+def _figures(measured: dict[str, Measured], options: argparse.Namespace) -> dict[str, Any]:
+    loads = {name: one.load for name, one in measured.items()}
     ours = loads["ours"]
     return {
         "rows": options.rows,
@@ -77,6 +98,7 @@ def _figures(loads: dict[str, Load], options: argparse.Namespace) -> dict[str, A
         "ratio_bare": round(ours.rps / loads["bare"].rps, 3),
         "ours_p50_ms": round(ours.p50_ms, 3),
         "ours_p99_ms": round(ours.p99_ms, 3),
+        **{f"{name}_cpu_us": round(one.server_us, 1) for name, one in measured.items()},
         "client_bound": [name for name, one in loads.items() if one.client_bound],
     }
 

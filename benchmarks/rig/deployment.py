@@ -152,10 +152,15 @@ timeout_ms = 10000
         self.start(
             module, sys.executable, "-P", "-m", "uvicorn", "--app-dir", str(ROOT / "benchmarks"),
             f"baselines.{module}:app", "--port", str(port), "--no-access-log", "--log-level", "warning",
+            "--no-proxy-headers",
         )  # fmt: skip
         url = f"http://127.0.0.1:{port}"
         wait_until(lambda: http_ok(f"{url}/ready"), module)
         return url
+
+    def process_id(self, name: str) -> int:
+        """Return the id of a process that was started under this name; a baseline's is that of its module."""
+        return self._processes[name].pid
 
     def stop(self, name: str) -> None:
         """End a process and wait until it is gone."""

@@ -1,0 +1,296 @@
+"""What a hit costs by layer, in microseconds of the API's CPU time, so that other work on the machine matters little.
+
+The layers in Python are run by themselves, over what Redis really answers; the system's share is what the served API
+takes beyond them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import inspect
+import random
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import hiredis
+import numpy as np
+import pyarrow as pa
+import uvloop
+from rig.cpu import cpu_s
+from rig.dataset import Dataset, entity_id
+from rig.deployment import MODEL, Deployment, temporary_folder
+from rig.report import print_report
+from rig.wrk import Target, load
+from uvicorn.server import ServerState
+
+from app.api.connections import Connection
+from app.api.gate import Gate
+from app.api.hot_path import HotRequest
+from app.api.server import configure
+from inference.clock import system_clock
+from inference.hits import HitRecorder
+from inference.keys import TableKind
+from inference.outcomes import Outcome
+from inference.schema import DType, TensorSpec
+from inference.services import Services
+from inference.serving import PredictionService
+from inference.serving.answers import Answer, answer_stored
+from inference.serving.freshness import FreshnessRules, hit_outcome, source_of
+from inference.settings import Settings
+from inference.store import AsyncPipe, Entry
+from inference.store.plans import ReaderMemory, plan_read
+
+ROWS = 200_000
+#: look-ups that share a read under 32 connections
+TURN = 20
+TURNS = 1_500
+REPEATS = 5
+
+HTTP = "HTTP: parsing, keep-alive, the reply"
+TOGETHER = "look-up and answer, together"
+
+
+def main() -> None:
+    """Measure each layer, then the served API, and print what is left for the system."""
+    options = _options()
+    with temporary_folder() as folder, Deployment(folder, Dataset(folder, ROWS)) as deployment:
+        publish(deployment)
+        layers = uvloop.run(measure_layers(deployment))
+        served_us = measure_served(deployment, deployment.start_api(), options.seconds)
+    in_python = layers[HTTP] + layers.pop(TOGETHER)
+    layers["between the parts: callbacks, checks, task and timer of a read"] = in_python - sum(layers.values())
+    layers["system: event loop, sockets, scheduling"] = served_us - in_python
+    figures = {"turn": TURN, "served_us": round(served_us, 1), "layers": {k: round(v, 2) for k, v in layers.items()}}
+    rows = [*layers.items(), ("all", served_us)]
+    print_report(f"CPU time of a hit, {TURN} look-ups a read", ["", "µs"], rows, figures, as_json=options.json)
+
+
+def publish(deployment: Deployment) -> None:
+    """Publish a generation of random predictions; no worker is needed for a hit."""
+    table = deployment.services.predictions(MODEL)
+    fields = [TensorSpec("prediction", DType.FLOAT32)]
+    new = table.begin(fields, rows_expected=ROWS, model_version=1, contract_hash="", keep_s=86_400)
+    ids = pa.array([entity_id(number) for number in range(ROWS)])
+    values = np.random.default_rng(1).random(ROWS).astype(np.float32)
+    table.write(new, ids, {"prediction": values}, np.full(ROWS, table.now()))
+    table.publish(new.number)
+    table.activate(1)
+
+
+async def measure_layers(deployment: Deployment) -> dict[str, float]:
+    """Return the microseconds per request of each layer in Python."""
+    services = deployment.services
+    client = services.async_cache()
+    pipe, recorder = AsyncPipe(client, timeout_s=1.0), HitRecorder(client, services.keys)
+    layers = {HTTP: await _per_request(_http_turn(services.settings))}
+    layers |= await _look_up_layers(services, pipe)
+    layers |= await _answer_layers(services, pipe, recorder)
+    layers[TOGETHER] = await _requests(services, pipe, recorder)
+    await client.aclose()
+    return layers
+
+
+async def _look_up_layers(services: Services, pipe: AsyncPipe) -> dict[str, float]:
+    ids = _some_ids()
+    memory, keys = ReaderMemory(), services.keys.table(TableKind.PREDICTIONS, MODEL)
+    replies: list[Any] = []
+    for _ in range(2):  # the second time pointer and manifest are known
+        plan = plan_read(keys, memory, ids)
+        with suppress(StopIteration):
+            commands = next(plan)
+            while True:
+                replies = await pipe.send(commands)
+                commands = plan.send(replies)
+    wire = b"".join(map(_resp, replies))
+
+    def pack() -> None:
+        b"".join(map(hiredis.pack_command, next(plan_read(keys, memory, ids))))
+
+    def decode() -> None:
+        plan = plan_read(keys, memory, ids)
+        next(plan)
+        with suppress(StopIteration):
+            plan.send(replies)
+
+    def parse() -> None:
+        reader = hiredis.Reader()
+        reader.feed(wire)
+        while reader.gets() is not False:
+            pass
+
+    planning_us = await _per_request(lambda: next(plan_read(keys, memory, ids)))
+    return {
+        "look-up: commands and packing": await _per_request(pack),
+        "look-up: parsing replies": await _per_request(parse),
+        "look-up: decoding, the newest of row and overlay": await _per_request(decode) - planning_us,
+    }
+
+
+async def _answer_layers(services: Services, pipe: AsyncPipe, recorder: HitRecorder) -> dict[str, float]:
+    found = await services.reader(pipe, TableKind.PREDICTIONS, MODEL).read(_some_ids())
+    entries = [entry for entry in found if entry is not None]
+    rules, now = FreshnessRules.of(services.settings.models[MODEL]), system_clock()
+
+    def answer(entry: Entry) -> Answer:
+        rules.judge(entry, now)
+        return answer_stored(MODEL, "user_1", entry, source_of(entry), hit_outcome(entry))
+
+    def count() -> None:
+        for _ in entries:
+            recorder.record(MODEL, Outcome.HIT_BATCH, age_s=5.0)
+            recorder.record_latency(MODEL, 0.001, hit=True)
+
+    answers = [answer(entry) for entry in entries]
+    return {
+        "judging the age, making the answer": await _per_request(lambda: [answer(entry) for entry in entries]),
+        "counting outcome, age and duration": await _per_request(count),
+        "spelling the body": await _per_request(lambda: [one.to_json_text() for one in answers]),
+    }
+
+
+def _some_ids() -> list[str]:
+    return [entity_id(number) for number in random.Random(1).sample(range(ROWS), TURN)]
+
+
+async def _per_request(turn: Callable[[], object]) -> float:
+    """Return the microseconds per request of what is done for one turn's requests, in this process."""
+    best = float("inf")
+    for _ in range(REPEATS):
+        began = time.process_time()
+        for _ in range(TURNS):
+            done = turn()
+            if done is not None and inspect.isawaitable(done):
+                await done
+        best = min(best, time.process_time() - began)
+    return best / TURNS / TURN * 1e6
+
+
+async def _requests(services: Services, pipe: AsyncPipe, recorder: HitRecorder) -> float:
+    """Return the same of whole requests without HTTP, and without the system's part of talking to Redis."""
+
+    async def nobody_computes(*_: Any, **__: Any) -> dict[str, Any]:
+        raise SystemExit("a look-up missed")
+
+    canned = _Canned(pipe)
+    reader = services.reader(canned, TableKind.PREDICTIONS, MODEL)
+    service = PredictionService(services.settings, lambda _: reader, nobody_computes, recorder, system_clock)
+    parts: Any = type("Parts", (), {"service": service})
+    allow = Gate(services.settings.api).check
+    scopes = [_scope(entity) for entity in _some_ids()]
+
+    async def turn() -> None:
+        over = asyncio.Event()
+        requests = [HotRequest(parts, allow, scope, over.set) for scope in scopes]
+        for request in requests:
+            request.begin()
+        await over.wait()
+        await asyncio.sleep(0)
+        if not all(request.body for request in requests):
+            raise SystemExit("not every request was a hit")
+
+    for _ in range(3):
+        await turn()
+    canned.remembers = True
+    return await _per_request(turn)
+
+
+class _Canned(AsyncPipe):
+    """Packs as ever, and answers what Redis answered before: these requests are always the same ones."""
+
+    def __init__(self, pipe: AsyncPipe) -> None:
+        self._pipe = pipe
+        self._replies: list[Any] = []
+        self._wire = b""
+        self.remembers = False
+
+    async def send(self, commands: Any) -> list[Any]:
+        if not self.remembers:
+            self._replies = await self._pipe.send(commands)
+            self._wire = b"".join(map(_resp, self._replies))
+            return self._replies
+        b"".join(map(hiredis.pack_command, commands))
+        reader = hiredis.Reader()
+        reader.feed(self._wire)
+        return [reader.gets() for _ in commands]
+
+
+def _http_turn(settings: Settings) -> Callable[[], object]:
+    """Return a turn of requests through the server's connections, whose answers are there at once."""
+
+    class Request:
+        body = b"x" * 280
+
+        def __init__(self, tell: Callable[[], None]) -> None:
+            self.begin = tell
+
+    class Application:
+        def hot_request(self, _: Any, tell: Callable[[], None]) -> Request:
+            return Request(tell)
+
+        async def __call__(self, *_: Any) -> None:
+            raise SystemExit("a request went the long way")
+
+    class Transport(asyncio.Transport):
+        def write(self, data: Any) -> None:
+            pass
+
+        def is_closing(self) -> bool:
+            return False
+
+        def resume_reading(self) -> None:
+            pass
+
+    application: Any = Application()
+    config = configure(settings.api, lambda: application)
+    config.load()
+    state = ServerState()
+    state.default_headers = [(b"date", b"Wed, 25 Nov 2026 12:00:00 GMT"), (b"server", b"uvicorn")]
+    connections = [Connection(config, state, {}, asyncio.get_running_loop()) for _ in range(TURN)]
+    for connection in connections:
+        connection.connection_made(Transport())
+    request = b"GET /predict/user_12345 HTTP/1.1\r\nHost: 127.0.0.1:8000\r\n\r\n"
+
+    async def turn() -> None:
+        for connection in connections:
+            connection.data_received(request)
+        await asyncio.sleep(0)  # the loop drops cancelled timers
+
+    return turn
+
+
+def measure_served(deployment: Deployment, seconds: float) -> float:
+    """Return the microseconds of CPU time that the served API takes per request under 32 connections."""
+    target = Target("ours", deployment.url, ROWS, '"cache_hit":true')
+    load(target, connections=32, seconds=2)
+    pid = deployment.process_id("api")
+    before_s = cpu_s(pid)
+    seen = load(target, connections=32, seconds=seconds)
+    return (cpu_s(pid) - before_s) / (seen.rps * seconds) * 1e6
+
+
+def _scope(entity: str) -> dict[str, Any]:
+    path = f"/predict/{entity}"
+    return {"path": path, "raw_path": path.encode(), "method": "GET", "query_string": b"", "headers": []}
+
+
+def _resp(value: Any) -> bytes:
+    """Return a reply as Redis sends it."""
+    if value is None:
+        return b"_\r\n"
+    if isinstance(value, list):
+        return b"*%d\r\n" % len(value) + b"".join(map(_resp, value))
+    return b"$%d\r\n%b\r\n" % (len(value), value)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=8, help="of load on the served API")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on the last line")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
