@@ -10,10 +10,10 @@ from collections import Counter
 from dataclasses import dataclass
 
 import psutil
-from rig.callers import Called, Callers
 from rig.dataset import Dataset, entity_id, make_dataset
 from rig.deployment import MODEL, temporary_folder
 from rig.local_up import LocalUp
+from rig.open_loop import Called, Callers
 from rig.report import print_report
 
 #: of the requests, that must be computed
