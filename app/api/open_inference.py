@@ -20,7 +20,15 @@ from inference.release import installed_release
 #: how much of a body is JSON, when binary tensors follow it
 LENGTH_HEADER = "Inference-Header-Content-Length"
 #: of all models, since SavedModels are what is served
-PLATFORM = "tensorflow_savedmodel"
+#: by format, as the protocol spells platforms: project and format
+_PLATFORMS = {
+    "saved_model": "tensorflow_savedmodel",
+    "keras": "keras_keras",
+    "torch_export": "pytorch_export",
+    "onnx": "onnxruntime_onnx",
+    "skops": "sklearn_skops",
+    "pickle": "sklearn_pickle",
+}
 
 
 async def _version(request: Request) -> int | None:
@@ -68,7 +76,8 @@ async def model_metadata(parts: _PartsOf, model: str, version: _Version) -> Resp
     record = await _record(parts, model, version)
     known = (await parts.cards.of(model)).versions
     ready = [one for one, found in sorted(known.items()) if found.state == "ready"]
-    return _json(protocol.model_metadata(model, ready if version is None else [version], PLATFORM, record.signature))
+    platform = _PLATFORMS.get(record.format, "forecache_remote")
+    return _json(protocol.model_metadata(model, ready if version is None else [version], platform, record.signature))
 
 
 @router.get("/models/{model}/ready", responses=documented_errors(400, 404, 503))
