@@ -59,7 +59,8 @@ def main() -> None:
     with temporary_folder() as folder, Deployment(folder, Dataset(folder, ROWS)) as deployment:
         publish(deployment)
         layers = uvloop.run(measure_layers(deployment))
-        served_us = measure_served(deployment, deployment.start_api(), options.seconds)
+        deployment.start_api()
+        served_us = measure_served(deployment, options.seconds)
     in_python = layers[HTTP] + layers.pop(TOGETHER)
     layers["between the parts: callbacks, checks, task and timer of a read"] = in_python - sum(layers.values())
     layers["system: event loop, sockets, scheduling"] = served_us - in_python
@@ -217,40 +218,52 @@ class _Canned(AsyncPipe):
         return [reader.gets() for _ in commands]
 
 
+class _Request:
+    """A request whose answer is there at once."""
+
+    body = b"x" * 280
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self.begin = tell
+
+
+class _Application:
+    """Begins such requests."""
+
+    def hot_request(self, _: Any, tell: Callable[[], None]) -> _Request:
+        return _Request(tell)
+
+    async def __call__(self, *_: Any) -> None:
+        raise SystemExit("a request went the long way")
+
+
+class _Transport(asyncio.Transport):
+    """A connection to nowhere."""
+
+    def write(self, data: Any) -> None:
+        pass
+
+    def is_closing(self) -> bool:
+        return False
+
+    def resume_reading(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
 def _http_turn(settings: Settings) -> Callable[[], object]:
     """Return a turn of requests through the server's connections, whose answers are there at once."""
 
-    class Request:
-        body = b"x" * 280
-
-        def __init__(self, tell: Callable[[], None]) -> None:
-            self.begin = tell
-
-    class Application:
-        def hot_request(self, _: Any, tell: Callable[[], None]) -> Request:
-            return Request(tell)
-
-        async def __call__(self, *_: Any) -> None:
-            raise SystemExit("a request went the long way")
-
-    class Transport(asyncio.Transport):
-        def write(self, data: Any) -> None:
-            pass
-
-        def is_closing(self) -> bool:
-            return False
-
-        def resume_reading(self) -> None:
-            pass
-
-    application: Any = Application()
+    application: Any = _Application()
     config = configure(settings.api, lambda: application)
     config.load()
     state = ServerState()
     state.default_headers = [(b"date", b"Wed, 25 Nov 2026 12:00:00 GMT"), (b"server", b"uvicorn")]
     connections = [Connection(config, state, {}, asyncio.get_running_loop()) for _ in range(TURN)]
     for connection in connections:
-        connection.connection_made(Transport())
+        connection.connection_made(_Transport())
     request = b"GET /predict/user_12345 HTTP/1.1\r\nHost: 127.0.0.1:8000\r\n\r\n"
 
     async def turn() -> None:

@@ -19,7 +19,6 @@ from inference.release import installed_release
 
 #: how much of a body is JSON, when binary tensors follow it
 LENGTH_HEADER = "Inference-Header-Content-Length"
-#: of all models, since SavedModels are what is served
 #: by format, as the protocol spells platforms: project and format
 _PLATFORMS = {
     "saved_model": "tensorflow_savedmodel",
