@@ -73,13 +73,8 @@ class MLServer:
 
     def __init__(self, folder: Path, weights: Path) -> None:
         self.folder = folder
-        self.port = free_port()
+        self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
-        settings = {
-            "http_port": self.port, "grpc_port": free_port(), "metrics_port": free_port(), "host": "127.0.0.1",
-            "parallel_workers": 0,
-        }  # fmt: skip
-        (folder / "settings.json").write_text(json.dumps(settings))
         (folder / "home.py").write_text(_CODE)
         self._model("plain", "home.Plain", [("x", "FP32", [-1, 4])], [("y", "FP32", [-1, 1])], str(weights))
         outputs = [("code", "INT64", [-1, 1]), ("english", "BYTES", [-1, 1])]
@@ -91,21 +86,20 @@ class MLServer:
 
     def __enter__(self) -> MLServer:
         python = mlserver_python()
-        with (self.folder / "log").open("wb") as log:
-            self._process = subprocess.Popen(
-                [str(python.parent / "mlserver"), "start", str(self.folder)],
-                env={**os.environ, "PYTHONPATH": str(self.folder)}, cwd=self.folder, stdout=log, stderr=log,
-                start_new_session=True,
-            )  # fmt: skip
-        try:
-            wait_for(self._ready, f"MLServer; its log: {self.folder / 'log'}", 120)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
+        # a port that was free may be taken by the time that MLServer, seconds later, asks for it
+        for _ in range(3):
+            self._start(python)
+            try:
+                wait_for(self._ready_or_ended, "MLServer", 120)
+            except BaseException:
+                self.__exit__()
+                raise
+            if self._ended() is None:
+                return self
+        raise AssertionError(f"MLServer ended three times: {(self.folder / 'log').read_text()[-3000:]}")
 
     def __exit__(self, *exc: object) -> None:
-        if self._process is not None:
+        if self._process is not None and self._ended() is None:
             os.killpg(self._process.pid, signal.SIGTERM)
             try:
                 self._process.wait(20)
@@ -113,9 +107,30 @@ class MLServer:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait(5)
 
-    def _ready(self) -> bool:
+    def _start(self, python: Path) -> None:
+        self.port = free_port()
+        settings = {
+            "http_port": self.port, "grpc_port": free_port(), "metrics_port": free_port(), "host": "127.0.0.1",
+            "parallel_workers": 0,
+        }  # fmt: skip
+        (self.folder / "settings.json").write_text(json.dumps(settings))
+        with (self.folder / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [str(python.parent / "mlserver"), "start", str(self.folder)],
+                env={**os.environ, "PYTHONPATH": str(self.folder)}, cwd=self.folder, stdout=log, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def _ended(self) -> int | None:
         assert self._process is not None
-        assert self._process.poll() is None, (self.folder / "log").read_text()[-3000:]
+        return self._process.poll()
+
+    def _ready_or_ended(self) -> bool:
+        if self._ended() is not None:
+            return True
+        # asked for only once it listens: a client of a port where nobody listens yet may be given that port itself
+        if "Uvicorn running on http://127.0.0.1:" + str(self.port) not in (self.folder / "log").read_text():
+            return False
         try:
             return all(httpx.get(f"{self.url}/v2/models/{name}/ready").is_success for name in ("plain", "text"))
         except httpx.TransportError:
