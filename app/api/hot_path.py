@@ -59,10 +59,11 @@ class HotRequest:
 
     def begin(self) -> None:
         """Check the request and look the entity up; a refused one is told within this call."""
+        scope = self._scope
         try:
-            self._allow(self._scope)
-            entity_id = check_entity_id(_entity_id(self._scope))
-            raw_query = self._scope["query_string"]
+            self._allow(scope)
+            entity_id = check_entity_id(_entity_id(scope))
+            raw_query = scope["query_string"]
             model, max_staleness_s, timeout_s = _terms(raw_query) if raw_query else (None, None, None)
             self._request = self._parts.service.look_up(
                 model, (entity_id,), self._over, max_staleness_s=max_staleness_s, timeout_s=timeout_s
@@ -140,7 +141,7 @@ def _terms(raw_query: bytes) -> tuple[str | None, float | None, float | None]:
 def _entity_id(scope: Scope) -> str:
     """Return the id as sent. A path that is no UTF-8 is refused: servers decode it into another entity's id."""
     path: str = scope["path"]
-    if "\ufffd" in path or not path.isascii():
+    if not path.isascii():
         try:
             unquote_to_bytes(scope.get("raw_path") or b"").decode()
         except UnicodeDecodeError as error:

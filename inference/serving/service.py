@@ -39,10 +39,11 @@ class Request(LookUp):
         timeout_s: float | None,
         tell: Callable[[], None],
     ) -> None:
+        started = asyncio.get_running_loop().time()
+        super().__init__(entity_ids, started + path.budget_s(timeout_s), tell)
         self.path = path
         self.max_staleness_s = max_staleness_s
-        self.started = started = asyncio.get_running_loop().time()
-        super().__init__(entity_ids, started + path.budget_s(timeout_s), tell)
+        self.started = started
 
 
 class PredictionService:
