@@ -20,34 +20,34 @@ from uvicorn.supervisors import Multiprocess
 
 from app.api.application import create_app
 from app.api.connections import Connection
+from app.listening import listen
 from inference.errors import SettingsError
 from inference.logs import configure_logging, get_logger
 from inference.settings import ApiSettings, Settings
-from inference.settings.addresses import require_allowed
 
 log = get_logger(__name__)
 
 #: how long open requests may take to finish when the service stops
 GRACE_S = 5
-BACKLOG = 2048
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, fd: int | None = None) -> None:
     """Serve until stopped.
 
     With several `[api] processes` this one only watches over the others, which share the port; one that dies or hangs
-    is replaced.
+    is replaced. `fd`: of a listening socket that this process was given, to be one of several that share it; somebody
+    else watches over them then.
 
     Raises:
         SettingsError: other machines could reach the address, and there are neither keys nor `[api] allow_remote`;
             or the port is taken.
     """
-    listener = listen(settings.api)
+    listener = listen(settings.api) if fd is None else _given(fd)
     _configure_logging(settings)
     config = configure(settings.api, partial(_application, settings))
     host, port = listener.getsockname()[:2]
     log.info("api.listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
-    if settings.api.processes == 1:
+    if fd is not None or settings.api.processes == 1:
         uvicorn.Server(config).run(sockets=[listener])
         return
     processes = _Processes(config, sockets=[listener])
@@ -69,6 +69,13 @@ def configure(api: ApiSettings, application: Callable[[], FastAPI]) -> uvicorn.C
         proxy_headers=False,
         timeout_graceful_shutdown=GRACE_S,
     )
+
+
+def _given(fd: int) -> socket.socket:
+    try:
+        return socket.socket(fileno=fd)
+    except OSError as error:
+        raise SettingsError(f"--fd {fd} is no open socket ({error.strerror})") from error
 
 
 class _Processes(Multiprocess):
@@ -98,27 +105,3 @@ def _end_with(sentinel: int) -> None:
     """Stop this process when the one that watches over it is gone: nobody else would."""
     multiprocessing.connection.wait([sentinel])
     os.kill(os.getpid(), signal.SIGTERM)
-
-
-def listen(api: ApiSettings) -> socket.socket:
-    """Return a socket bound to the configured address.
-
-    Raises:
-        SettingsError: see `serve`.
-    """
-    require_allowed(api)
-    family = socket.AF_INET6 if ":" in api.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((api.host, api.port))
-        # listening at once: of two services that start together, one is refused and not both
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise SettingsError(
-            f"port {api.port} of {api.host} cannot be used ({error.strerror}): "
-            "stop what listens there, or set [api] port",
-            field="api.port",
-        ) from error
-    return listener

@@ -46,11 +46,13 @@ def demo(
         raise typer.Exit(1)
 
 
-def api() -> None:
+def api(
+    fd: Annotated[int | None, typer.Option(help="A listening socket that is open already, shared with others.")] = None,
+) -> None:
     """Serve the HTTP API."""
     from app.api.server import serve
 
-    serve(load_settings())
+    serve(load_settings(), fd)
 
 
 def dashboard() -> None:

@@ -36,6 +36,7 @@ class Program:
     `explain`: turns the last lines of one that ends before it is ready into one sentence.
     `stops_last`: it is stopped when all others have ended.
     `niceness`: how far it gives way to the others when the processor is short (0 to 19).
+    `fds`: of the supervisor's open files, those that it is given.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Program:
     explain: Callable[[list[str]], str] | None = None
     stops_last: bool = False
     niceness: int = 0
+    fds: tuple[int, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -56,10 +58,14 @@ class Program:
         return self.name.partition("-")[0]
 
 
-def all_programs(settings: Settings, redis: EmbeddedRedis | None, gpus: Sequence[str] | None) -> list[Program]:
+def all_programs(
+    settings: Settings, redis: EmbeddedRedis | None, gpus: Sequence[str] | None, *, listener: int | None = None
+) -> list[Program]:
     """Return every process of the deployment, in the order in which they start.
 
     `gpus`: what `visible_gpus` found; one batch worker and the real-time workers of the settings go to each.
+    `listener`: the file descriptor of a socket that the API processes share; None where there is one, which opens its
+    own.
     """
     return [
         *([_redis_program(redis)] if redis else []),
@@ -77,7 +83,7 @@ def all_programs(settings: Settings, redis: EmbeddedRedis | None, gpus: Sequence
         ),
         *_workers("batch", "gpu", settings.workers.batch_processes, gpus),
         _module("beat", "beat_schedule", says_ready="beat: Starting"),
-        _module("api", "app.cli", "api", says_ready="Application startup complete", url=_url(settings.api)),
+        *_apis(settings.api, listener),
         _module(
             "dashboard",
             "app.cli",
@@ -85,6 +91,16 @@ def all_programs(settings: Settings, redis: EmbeddedRedis | None, gpus: Sequence
             says_ready="dashboard.ready",
             url=f"{_url(settings.dashboard)}/hit-rates",
         ),
+    ]
+
+
+def _apis(api: ApiSettings, listener: int | None) -> list[Program]:
+    ready, url = "Application startup complete", _url(api)
+    if listener is None:
+        return [_module("api", "app.cli", "api", says_ready=ready, url=url)]
+    return [
+        _module(f"api-{number}", "app.cli", "api", "--fd", str(listener), says_ready=ready, url=url, fds=(listener,))
+        for number in range(1, api.processes + 1)
     ]
 
 

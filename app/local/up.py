@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
+from app.listening import listen
 from app.local import embedded_redis
 from app.local.embedded_redis import EmbeddedRedis
 from app.local.files import only_one, private_folder
@@ -52,7 +53,12 @@ def up(settings: Settings, kinds: frozenset[str] | None = None) -> None:
         if redis:
             on_exit.callback(redis.withdraw)
         gpus = visible_gpus(settings.workers)
-        programs = [each for each in all_programs(settings, redis, gpus) if each.kind in kinds]
+        listener = None
+        if "api" in kinds and settings.api.processes > 1:
+            # held here, so that whichever of them dies, the others go on
+            listener = on_exit.enter_context(listen(settings.api)).fileno()
+        programs = all_programs(settings, redis, gpus, listener=listener)
+        programs = [each for each in programs if each.kind in kinds]
         run_programs(programs, list(_notes(settings, kinds, redis)), as_json=settings.logs.format == "json")
 
 

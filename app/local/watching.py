@@ -37,6 +37,7 @@ class Child(Process):  # type: ignore[misc]  # circus ships no types
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            pass_fds=program.fds,
             start_new_session=True,  # Ctrl-C goes to the supervisor alone, which stops all in order
         )
 

@@ -19,7 +19,7 @@ import redis.asyncio
 from app.api import create_app
 from app.api.limits import MAX_BODY_BYTES
 from app.api.parts import Monitoring, Parts
-from app.api.server import listen
+from app.listening import listen
 from inference.clock import system_clock
 from inference.errors import BrokerUnavailable, Conflict, ModelUnavailable, NotFound, SettingsError
 from inference.features import Feature, FeatureContract

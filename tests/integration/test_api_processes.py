@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -18,7 +20,8 @@ from inference.keys import Keys, TableKind
 from inference.schema import DType, TensorSpec
 from inference.store import RedisTable
 from tests.support.flights import write_flights
-from tests.support.stack import Stack
+from tests.support.ports import free_port
+from tests.support.stack import Stack, child_environment, end_tree
 from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(120)]
@@ -153,3 +156,36 @@ def test_each_gets_the_results_that_it_asked_for(tmp_path: Path) -> None:
             for number in range(20):
                 answer = client.get(f"/predict/F{number}", params=asked).json()
                 assert (answer["entity_id"], answer["outcome"]) == (f"F{number}", "computed")
+
+
+def test_under_up_each_is_watched_over_and_the_death_of_one_refuses_nobody(tmp_path: Path) -> None:
+    port = free_port()
+    (tmp_path / "forecache.toml").write_text(f"[api]\nport = {port}\nprocesses = 2\n{MODEL}")
+    command = [sys.executable, "-P", "-m", "app.cli", "up", "--only", "redis,api"]
+    with (tmp_path / "up.log").open("wb") as log:
+        up = subprocess.Popen(command, cwd=tmp_path, env=child_environment(), stdout=log, stderr=log)
+
+    def apis() -> list[psutil.Process]:
+        found = []
+        for one in psutil.Process(up.pid).children():
+            with suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
+                if "--fd" in one.cmdline() and "app.local.child" not in one.cmdline():
+                    found.append(one)
+        return found
+
+    def both_serve() -> bool:
+        return (tmp_path / "up.log").read_text().count("Application startup complete") >= started + 2
+
+    try:
+        started = 0
+        wait_for(lambda: len(apis()) == 2 and both_serve(), "two processes", 60)
+        killed = apis()[0]
+        killed.kill()
+        for _ in range(30):
+            assert httpx.get(f"http://127.0.0.1:{port}/health/live", timeout=5).status_code == 200
+        started = 1
+        wait_for(lambda: len({one.pid for one in apis()} - {killed.pid}) == 2 and both_serve(), "another one", 60)
+    finally:
+        end_tree(up)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{port}/health/live")

@@ -36,6 +36,13 @@ def test_what_requests_go_through_has_the_processor_first() -> None:
     assert hurried == {"redis", "realtime-1", "realtime-2", "api"}
 
 
+def test_several_api_processes_are_each_watched_over_and_share_one_socket() -> None:
+    settings = Settings.model_validate({"api": {"processes": 2}})
+    apis = [one for one in all_programs(settings, None, None, listener=7) if one.kind == "api"]
+    assert [one.name for one in apis] == ["api-1", "api-2"]
+    assert all(one.fds == (7,) and list(one.argv[-2:]) == ["--fd", "7"] for one in apis)
+
+
 def test_no_child_puts_the_users_folder_on_its_module_path() -> None:
     for program in all_programs(Settings(), None, None):
         assert program.argv[:3] == [sys.executable, "-P", "-m"]
