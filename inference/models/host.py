@@ -125,11 +125,20 @@ class ModelHost:
             candidates = [one for one in candidates if one not in pointer.held_versions]
         if active in found and not is_ruled_out(active, of_model):
             candidates = [active, *(one for one in candidates if one != active)]
+        good = self._load_good(model, of_model, candidates)
+        if good:
+            activated = self._registry.activate(model, good[0], force=is_ruled_out(active, of_model))
+            log.info("model.ready", model=model, version=good[0], activated=activated)
+
+    def _load_good(self, model: str, of_model: ModelSettings, candidates: list[int]) -> list[int]:
+        """Load versions in this order, of the latest the first good one only; return those that are good."""
+        good: list[int] = []
         for version in candidates:
             if self._try(model, of_model, version) is not None:
-                activated = self._registry.activate(model, version, force=is_ruled_out(active, of_model))
-                log.info("model.ready", model=model, version=version, activated=activated)
-                break
+                good.append(version)
+                if of_model.versions == "latest":
+                    break
+        return good
 
     def _try(self, model: str, of_model: ModelSettings, version: int) -> LoadedModel | None:
         try:
