@@ -44,7 +44,7 @@ log = get_logger(__name__)
 PREDICT_JOB_PART = "forecache.predict_job_part"
 
 #: a running job of which no part was finished for so long may have lost some with a worker: what is left is sent
-#: again, since a broker on Redis keeps to itself for an hour what a dead worker held
+#: again, since from a broker on Redis a worker takes them for good
 LOST_AFTER_S = 100
 #: a running job of which no part was finished for so long is given up
 STALLED_AFTER_S = 300

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import hiredis
 import redis
@@ -15,6 +16,13 @@ import redis
 Command = tuple[Any, ...]
 
 _RECEIVE_BYTES = 1 << 16
+
+_pipes: WeakKeyDictionary[Any, Pipe] = WeakKeyDictionary()
+
+
+def pipe_of(client: redis.Redis) -> Pipe:
+    """Return the one pipe of a client's pool, since what a pipe keeps open nobody else may use."""
+    return _pipes.setdefault(client.connection_pool, Pipe(client))
 
 
 class Pipe:

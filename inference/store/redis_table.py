@@ -20,7 +20,7 @@ from inference.schema import Block, TensorSpec
 from inference.store.bulk import Pace, send_in_bulk, sum_of
 from inference.store.codec import codec_for, pack_overlay, schema_digest, schema_text
 from inference.store.layout import bucket_count, stored_id
-from inference.store.pipe import Pipe
+from inference.store.pipe import pipe_of
 from inference.store.plans import (
     Command,
     Plan,
@@ -56,7 +56,7 @@ class RedisTable:
         self, client: redis.Redis, keys: TableKeys, *, kind: TableKind, model: str, pace: Pace | None = None
     ) -> None:
         self._client: Any = client
-        self._pipe = Pipe(client)
+        self._pipe = pipe_of(client)
         self._pace = pace or Pace()
         self._keys = keys
         self._name = f"{_KIND_NAMES[kind]} of {model!r}"

@@ -66,6 +66,15 @@ def test_an_answer_is_kept_by_a_redis_that_has_forgotten_its_scripts(redis_clien
     assert read(mine) == 2.0
 
 
+def test_any_number_of_tables_over_a_client_share_its_connections(redis_client: redis.Redis) -> None:
+    table(redis_client).activate(1)
+    write(table(redis_client), 1.0)
+    before = redis_client.info("clients")["connected_clients"]
+    tables = [table(redis_client) for _ in range(200)]
+    assert [read(each) for each in tables] == [1.0] * 200
+    assert redis_client.info("clients")["connected_clients"] <= before + 1
+
+
 def test_threads_get_their_own_replies(redis_client: redis.Redis) -> None:
     pipe = Pipe(redis_client)
 
