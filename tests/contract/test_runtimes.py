@@ -46,8 +46,10 @@ ENGINES: dict[str, tuple[type[TensorFlowServingServer], str]] = {
 RUNTIMES = [*sorted(set(LIBRARIES) - {"remote"}), *ENGINES]
 #: formats whose loading may run their author's code; the others must do without
 RUN_CODE = {"pickle", "torch_export"}
-#: (format, case): PyTorch has no tensors of text
+#: (format, case): PyTorch and JAX have no tensors of text
 INEXPRESSIBLE = {("torch_export", "text")}
+if os.environ.get("KERAS_BACKEND", "tensorflow") != "tensorflow":
+    INEXPRESSIBLE.add(("keras", "text"))
 
 
 @dataclass(frozen=True)
