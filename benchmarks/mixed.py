@@ -110,7 +110,7 @@ def _figures(saturated: Trace, held: Trace, options: argparse.Namespace) -> dict
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=100_000, help="ids that a run has scored, drawn uniformly")
-    parser.add_argument("--misses", type=int, default=50_000, help="further ids, each asked for once")
+    parser.add_argument("--misses", type=int, default=200_000, help="further ids, each asked for once")
     parser.add_argument("--miss-share", type=float, default=0.05)
     parser.add_argument("--seconds", type=float, default=10, help="of each load")
     parser.add_argument("--rounds", type=int, default=3, help="at half of the saturated rate")
