@@ -24,6 +24,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "enqueue": ("forecache enqueue 41 42 43 --wait", "forecache enqueue --model delay --priority low $(cat ids.txt)"),
     "hits": ("forecache hits", "forecache hits delay --window 24h --json"),
+    "bench": ("forecache bench", "forecache bench delay --rate 500 --miss-share 0.05 --json"),
     "features load": ("forecache features load data/flights.parquet", "forecache features load delay data/flights"),
     "features get": ("forecache features get customer-42", "forecache features get delay 42 --json"),
     "batch run": (
