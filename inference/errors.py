@@ -124,6 +124,12 @@ class StoreFull(StoreUnavailable):
     code = "store-full"
 
 
+class UnknownFormat(StoreUnavailable):
+    """Raised when what is stored was written by a release of Forecache whose form of data is not known here."""
+
+    code = "unknown-format"
+
+
 def store_error(what: str, error: Exception) -> StoreUnavailable:
     """Return what a Redis client's error means for whoever was busy with `what`."""
     # by its text, for the error's class and code depend on whether a script met it, and on Redis' version

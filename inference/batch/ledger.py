@@ -24,6 +24,7 @@ from inference.batch.records import RunRecord, RunState
 from inference.errors import Conflict, NotFound, StoreFull, store_error
 from inference.keys import Keys
 from inference.logs import get_logger
+from inference.release import DATA_FORMAT
 from inference.sources import SourceFile
 
 log = get_logger(__name__)
@@ -122,7 +123,7 @@ class Ledger:
             self._keys.runs(model),
             self._keys.run(run_id),
         ]
-        pairs = _pairs({"model": model, **fields})
+        pairs = _pairs({"model": model, "format": DATA_FORMAT, **fields})
         verdict, other = self._run("request", keys, [run_id, slot or "", KEEP_RUNS, KEEP_SLOTS, *pairs])
         if verdict == b"active":
             raise Conflict(

@@ -113,6 +113,7 @@ class Reconciler:
             self.ledger.fail_for_memory(run_id, error)
 
     def _advance_run(self, run: RunRecord) -> None:
+        run.check_format()
         if run.state is RunState.QUEUED:
             self.preparation.prepare(run)
             run = self.ledger.load(run.run_id)

@@ -11,6 +11,7 @@ from typing import Any
 from inference.batch.gates import BadRows, Gate
 from inference.clock import to_iso
 from inference.keys import TableKind
+from inference.release import DATA_FORMAT, check_format
 
 
 class RunState(StrEnum):
@@ -94,6 +95,16 @@ class RunRecord:
     error: str | None = None
     #: what the last failed attempt at a chunk said
     last_error: str | None = None
+    #: that of the release which was asked for it
+    format: int = DATA_FORMAT
+
+    def check_format(self) -> None:
+        """Refuse to go on with a run whose plan may be of a form that is not known here.
+
+        Raises:
+            UnknownFormat: another release was asked for it.
+        """
+        check_format(f"run {self.run_id}", self.format)
 
     def generation_of(self, kind: TableKind) -> int | None:
         """Return the generation that it fills in a table; None for none, or before it is planned."""
@@ -152,6 +163,7 @@ class RunRecord:
             spent=text.get("spent") == "1",
             error=text.get("error"),
             last_error=text.get("last_error"),
+            format=int(text.get("format", DATA_FORMAT)),
         )
 
     def to_hash(self) -> dict[str, str]:

@@ -20,7 +20,7 @@ from inference.batch.sinks import Sink
 from inference.batch.sinks.parquet import ParquetSink
 from inference.batch.sinks.table import TableSink
 from inference.batch.tables import RunTables
-from inference.errors import ContractError, NotFound, SourceError, StaleAttempt, StoreFull, Unavailable
+from inference.errors import ContractError, NotFound, SourceError, StaleAttempt, StoreFull, Unavailable, UnknownFormat
 from inference.features import FeatureContract
 from inference.keys import TableKind
 from inference.logs import bound, get_logger
@@ -84,12 +84,16 @@ class ChunkWork:
             log.warning("chunk.refused", error=error.message)
             if self.ledger.renew(claim):
                 self.ledger.move(run, RunState.FAILED, expected=[RunState.RUNNING], error=error.message)
+        except UnknownFormat as error:  # a worker of the release that planned it may take it
+            log.warning("chunk.refused", error=error.message)
+            self.ledger.give_back(claim, error=error.message, pause_s=_MAX_PAUSE_S)
         except Exception as error:  # a model, a disk or a driver may raise anything: another attempt is due
             log.exception("chunk.failed", attempt=claim.attempt)
             text = f"{type(error).__name__}: {error}".splitlines()[0][:500]
             self.ledger.give_back(claim, error=text, pause_s=min(2.0**claim.attempt / 2, _MAX_PAUSE_S))
 
     def _score(self, run: RunRecord, claim: Claim) -> None:
+        run.check_format()
         started = time.monotonic()
         with Lease(lambda: self.ledger.renew(claim), name=f"{run.run_id} chunk {claim.chunk}") as lease:
             chunk = self.ledger.chunk(run.run_id, claim.chunk)

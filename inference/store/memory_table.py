@@ -74,6 +74,7 @@ class MemoryTable:
 
     def write(self, manifest: Manifest, ids: Any, block: Block, as_of: npt.NDArray[np.float64]) -> None:
         """See `Table.write`."""
+        manifest.check_format()
         if ids.null_count or len(ids) != len(as_of):
             raise ValueError(f"{len(ids)} ids ({ids.null_count} of them null) for {len(as_of)} rows")
         rows = codec_for(manifest.fields).pack(block, np.minimum(as_of, manifest.created_at))

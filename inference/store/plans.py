@@ -72,6 +72,8 @@ def plan_read_generation(
         replies = yield [*commands, _pointer_command(keys)]
         memory.renew(pointer := parse_pointer(replies[-1]))
         if assumed is not None and assumed.incarnation == pointer.incarnation:
+            if manifest is not None:
+                manifest.check_format()
             return decode_entries(Fetched(manifest, None, _in_order(replies, places, len(ids))))
 
 
@@ -101,6 +103,8 @@ def _fetch_newest(keys: TableKeys, memory: ReaderMemory, ids: Sequence[str]) -> 
         memory.renew(pointer := parse_pointer(replies[-1]))
         if (pointer.current, pointer.incarnation) == (assumed.current, assumed.incarnation):
             break
+    if manifest is not None:  # not before: the pointer may long have left a generation that cannot be read
+        manifest.check_format()
     overlay = replies[-2] if ids else []
     yield from _fetch_schemas(keys, memory, overlay)
     return Fetched(manifest, pointer.active_version, _in_order(replies, places, len(ids)), overlay, memory.schemas)

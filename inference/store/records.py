@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from inference.release import DATA_FORMAT, check_format
 from inference.schema import Block, TensorSpec
 
 
@@ -58,6 +59,16 @@ class Manifest:
     created_at: float
     deadline: float
     rows_expected: int
+    #: that of the release which began it
+    format: int = DATA_FORMAT
+
+    def check_format(self) -> None:
+        """Refuse to read or write rows of a form that is not known here.
+
+        Raises:
+            UnknownFormat: another release began the generation.
+        """
+        check_format(f"generation {self.number}", self.format)
 
     def to_json(self) -> str:
         """Return the manifest as JSON text."""
@@ -65,9 +76,10 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:
-        """Rebuild from `to_json`."""
+        """Rebuild from `to_json`, of another release too: what it added is left out."""
         data = json.loads(text)
-        return cls(**{**data, "fields": tuple(TensorSpec.from_json(item) for item in data["fields"])})
+        known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
+        return cls(**{**known, "fields": tuple(TensorSpec.from_json(item) for item in data["fields"])})
 
 
 @dataclass(frozen=True)

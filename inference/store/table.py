@@ -44,6 +44,9 @@ class Table(Protocol):
 
         Windows of some 250 000 rows are fastest. `ids`: an Arrow text array without nulls; `as_of` is
         clamped to the generation's `created_at`. Of rows with one id, the last one stays.
+
+        Raises:
+            UnknownFormat: a release whose form of data is not known here began the generation.
         """
 
     def count(self, manifest: Manifest) -> int:
