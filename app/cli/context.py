@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from inference.errors import StoreUnavailable
+from inference.errors import StoreUnavailable, UnknownFormat
 
 if TYPE_CHECKING:
     from inference.services import Services
@@ -75,11 +75,14 @@ def clear_outage(settings: Settings) -> Iterator[None]:
 
     Raises:
         StoreUnavailable: Redis does not answer, or not with what it was asked for.
+        UnknownFormat: another release wrote what was asked for.
     """
     import redis
 
     try:
         yield
+    except UnknownFormat:
+        raise
     except redis.RedisError as error:
         raise StoreUnavailable(_no_redis(settings, error)) from error
     except StoreUnavailable as error:
