@@ -32,6 +32,7 @@ def prepare_worker(application: Celery, *, process: str, pool: str, concurrency:
     """Give the application a worker's pool and logging; refuses unsafe pools when the worker starts."""
     application.conf.worker_pool = pool
     application.conf.worker_concurrency = concurrency
+    application.conf.worker_consumer = "workers.consumer:TaskConsumer"
 
     def refuse_unsafe_pool(options: dict[str, Any], **_: Any) -> None:
         check_pool(process, pool, options.get("pool_cls"), sys.argv)

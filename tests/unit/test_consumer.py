@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from workers.consumer import MAX_MESSAGE_BYTES, problem_of
+
+HEADERS = {"task": "forecache.reconcile", "id": "1"}
+
+
+def message(payload: Any, headers: Any = HEADERS, body: bytes | None = None) -> Any:
+    return SimpleNamespace(body=json.dumps(payload) if body is None else body, headers=headers, payload=payload)
+
+
+@pytest.mark.parametrize(
+    "good",
+    [
+        message([[], {}, {}]),
+        message(([], {}, None)),
+        message([[1], {"a": 1}, {"chain": None}], HEADERS | {"timelimit": [None, 3], "shadow": None}),
+        message({"task": "forecache.reconcile", "id": "1", "args": [], "kwargs": {}}, {}),
+    ],
+)
+def test_messages_of_both_versions_of_celerys_protocol_are_taken(good: Any) -> None:
+    assert problem_of(good) is None
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (message("text"), "no list"),
+        (message([[], {}]), "no list"),
+        (message([{}, [], {}]), "no list"),
+        (message([[], {}, []]), "no list"),
+        (message([[], {}, {}], None), "headers"),
+        (message([[], {}, {}], {"task": "t"}), "no id"),
+        (message([[], {}, {}], {"task": ["t"], "id": "1"}), "names no task"),
+        (message([[], {}, {}], HEADERS | {"timelimit": 3}), "time limits"),
+        (message({"task": 1, "id": "1"}, {}), "names no task"),
+        (message([[], {}, {}], body=bytes(MAX_MESSAGE_BYTES + 1)), "over"),
+    ],
+)
+def test_what_is_no_task_is_told_why(bad: Any, said: str) -> None:
+    assert said in str(problem_of(bad))
