@@ -16,7 +16,7 @@ from inference.logs import get_logger
 from inference.models.formats import require_model_file
 from inference.models.record import VersionRecord
 from inference.models.runtimes import LoadOptions, Runtime, load_runtime
-from inference.models.versions import fingerprint
+from inference.models.versions import check_confined, fingerprint
 from inference.schema import Block, DType
 
 log = get_logger(__name__)
@@ -56,10 +56,11 @@ def load_version(
     `contract`: takes the place of what is written in the folders; None for what is written there.
 
     Raises:
-        ModelError: the folder cannot be served, or the model fails on a row of defaults, or answers none with numbers.
+        ModelError: the folder cannot be served, or a link leads out of it, or the model fails on a row of defaults, or answers none with numbers.
         ContractError: its features and its signature disagree.
     """
     started = time.monotonic()
+    check_confined(path, folder)
     given = contract or written_contract(path, folder)
     runtime = load_runtime(folder, options=options, contract=given)
     contract = contract or read_contract(path, folder, runtime.signature)

@@ -39,6 +39,26 @@ def find_versions(path: Path) -> dict[int, Path]:
     )
 
 
+def check_confined(path: Path, folder: Path) -> None:
+    """Refuse a version, in `folder`, of which a part lies outside the model's folder `path` by a symbolic link.
+
+    Whoever may put versions there could otherwise have workers read whatever they can, and tell what is in it. Links
+    within the model's folder are fine; that folder may be a link itself.
+
+    Raises:
+        ModelError: names the link and where it leads.
+    """
+    home = path.resolve()
+    parts = [folder, *folder.rglob("*"), *path.glob("*.json")]
+    for part in parts:
+        if part.is_symlink() and not part.resolve().is_relative_to(home):
+            raise ModelError(
+                f"{part} is a link to {part.resolve()}, outside of the model's folder: copy it there, or name the "
+                "folder that it leads to as the model's path",
+                field="path",
+            )
+
+
 def wanted_versions(found: Iterable[int], wanted: Wanted) -> list[int]:
     """Return the versions to consider, newest first. With `latest` they are tried until one is good.
 

@@ -10,7 +10,9 @@ import pytest
 from inference.errors import ModelError
 from inference.models import find_versions
 from inference.models.formats import FORMATS, find_model_file, require_model_file
+from inference.models.loaded import load_version
 from inference.models.runtimes import LoadOptions, load_runtime
+from inference.models.versions import check_confined
 
 
 def holding(folder: Path, *names: str) -> Path:
@@ -79,3 +81,27 @@ def test_a_library_that_is_not_installed_is_one_sentence_with_its_extra(
     with pytest.raises(ModelError, match=rf"install forecache\[{format_.extra}\] where workers run") as caught:
         load_runtime(tmp_path, options=LoadOptions(allow_code=True))
     assert "\n" not in caught.value.message
+
+
+def test_a_link_that_leads_out_of_the_models_folder_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    holding(tmp_path / "secrets", "m.onnx", "key")
+    own = holding(tmp_path / "model")
+    (own / "1").symlink_to(tmp_path / "secrets")
+    holding(own / "2", "m.onnx")
+    (own / "2" / "vocabulary.txt").symlink_to(tmp_path / "secrets" / "key")
+    holding(own / "3" / "deep", "m.onnx")
+    (own / "3" / "deep" / "er").symlink_to("../../../secrets")
+    for version in (1, 2, 3):
+        with pytest.raises(ModelError, match=r"is a link to .*secrets.*outside of the model's folder: copy it there"):
+            load_version("m", own, version, own / str(version))
+
+
+def test_links_within_the_models_folder_and_a_folder_that_is_a_link_are_fine(tmp_path: Path) -> None:
+    # as Kubernetes mounts a volume, with versions that share a file
+    holding(tmp_path / "mounted" / ".data" / "1", "m.onnx")
+    holding(tmp_path / "mounted" / "shared", "vocabulary.txt")
+    (tmp_path / "mounted" / "1").symlink_to(".data/1")
+    (tmp_path / "mounted" / ".data" / "1" / "vocabulary.txt").symlink_to("../../shared/vocabulary.txt")
+    (tmp_path / "model").symlink_to(tmp_path / "mounted")
+    check_confined(tmp_path / "model", tmp_path / "model" / "1")
+    check_confined(tmp_path / "mounted", tmp_path / "mounted" / "1")
