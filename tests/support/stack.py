@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,17 +75,23 @@ class Stack:
         """Where Flower is, under a prefix and with what its basic auth asks for."""
         return f"http://forecache:sesame@127.0.0.1:{self.dashboard_port}/flower"
 
-    def start(self, *names: str, script: Path | None = None) -> None:
+    def start(self, *names: str, script: Path | None = None, environment: Mapping[str, str] | None = None) -> None:
         """Start `gpu`, `realtime`, `maintenance`, `beat`, `api` or `dashboard`; a suffix (`gpu-2`): one more.
 
         `realtime-QUEUE` serves that queue only, and `realtime` none of the others then. `script`: run in the place of
-        `workers`, with the same arguments.
+        `workers`, with the same arguments. `environment`: further variables.
         """
+        own = child_environment() | dict(environment or {})
         for name in names:
             log = (self.folder / f"{name}.log").open("ab")
             argv = [sys.executable, "-P", *self._command(name.split("-")[0], name, script)]
             self.processes[name] = subprocess.Popen(
-                argv, cwd=self.folder, env=child_environment(), stdout=log, stderr=log, start_new_session=True
+                argv,
+                cwd=self.folder,
+                env=own,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
             )
             log.close()
 

@@ -1,0 +1,108 @@
+"""Everything runs as the users of docker/redis/users.acl, and none of them may do more than it must."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import httpx
+import pytest
+import redis
+
+from tests.support.flights import write_flights
+from tests.support.redis_server import find_redis_binary
+from tests.support.stack import ROOT, Stack, child_environment
+from tests.support.waiting import wait_for
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
+
+USERS = ROOT / "docker" / "redis" / "users.acl"
+ROLES = {
+    "maintenance": "worker", "gpu": "worker", "realtime": "worker", "beat": "worker", "api": "api",
+    "dashboard": "dashboard",
+}  # fmt: skip
+PASSWORD = "s3same"
+
+
+def as_user(stack: Stack, role: str) -> dict[str, str]:
+    address = f"redis://forecache-{role}:{PASSWORD}@127.0.0.1:{stack.redis.port}"
+    return {"FORECACHE_REDIS__URL": f"{address}/0", "FORECACHE_REDIS__CACHE_URL": f"{address}/1"}
+
+
+def client(stack: Stack, user: str, database: int = 1) -> redis.Redis:
+    return redis.Redis(port=stack.redis.port, db=database, username=user, password=PASSWORD, retry=None)
+
+
+def command(stack: Stack, role: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "app.cli", *words], cwd=stack.folder,
+        env=child_environment() | as_user(stack, role), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    folder = tmp_path_factory.mktemp("acl")
+    stack = Stack(folder, write_flights(folder))
+    stack.redis.binary = find_redis_binary(7)
+    with stack:
+        with redis.Redis(port=stack.redis.port) as admin:
+            admin.execute_command("ACL", "SETUSER", "onlooker", "on", f">{PASSWORD}", "~*", "&*", "+@all")
+            for line in USERS.read_text().replace("PASSWORD", PASSWORD).splitlines():
+                if line.startswith("user forecache-"):
+                    admin.execute_command("ACL", "SETUSER", *line.split()[1:])
+            admin.execute_command("ACL", "SETUSER", "default", "off")
+        for name, role in ROLES.items():
+            stack.start(name, environment=as_user(stack, role))
+        stack.wait_ready()
+        yield stack
+
+
+def denied(stack: Stack) -> list[str]:
+    """What Redis refused: who, and what."""
+    with client(stack, "onlooker") as onlooker:
+        entries = onlooker.acl_log()
+    return [f"{one['username']}: {one['reason']} {one['object']} ({one['context']})" for one in entries]
+
+
+def test_the_whole_system_works_and_asks_for_nothing_that_its_users_may_not(stack: Stack) -> None:
+    assert command(stack, "worker", "features", "load", "delay", "flights.parquet").returncode == 0
+    run = httpx.post(f"{stack.url}/runs", json={}).raise_for_status().json()
+    assert stack.wait_run(run["run_id"])["state"] == "published"
+    assert httpx.get(f"{stack.url}/predict/F1").json()["outcome"] == "hit_batch"
+    assert httpx.get(f"{stack.url}/predict/F2", params={"max_staleness_hours": 0}).json()["outcome"] == "computed"
+    job = httpx.post(f"{stack.url}/predictions", json={"entity_ids": ["F1", "F2"]}).headers["location"]
+    wait_for(lambda: httpx.get(f"{stack.url}{job}").json()["state"] == "done", "the job's end", 30)
+    second = httpx.post(f"{stack.url}/runs", json={}).raise_for_status().json()
+    assert stack.wait_run(second["run_id"])["state"] == "published"
+    assert httpx.post(f"{stack.url}/models/delay/rollback").status_code == 200
+    assert "forecache_broker_up 1" in httpx.get(f"{stack.url}/metrics").text
+    for page in ("hit-rates", "runs", "queues"):
+        assert httpx.get(f"{stack.dashboard_url}/{page}", follow_redirects=True).status_code == 200
+    assert command(stack, "admin", "doctor").returncode == 0, command(stack, "admin", "doctor").stdout
+    assert denied(stack) == []
+
+
+@pytest.mark.parametrize("role", ["api", "worker", "dashboard", "admin"])
+def test_no_user_reaches_what_is_not_forecaches_or_the_server_itself(stack: Stack, role: str) -> None:
+    with client(stack, f"forecache-{role}") as own:
+        for words in (
+            ("GET", "somebody-elses"), ("SET", "somebody-elses", "1"), ("FLUSHALL",), ("FLUSHDB",),
+            ("CONFIG", "SET", "maxmemory", "1"), ("SHUTDOWN",), ("ACL", "SETUSER", "me", "on"),
+            ("REPLICAOF", "127.0.0.1", "1"), ("MODULE", "LIST"), ("KEYS", "*"),
+        ):  # fmt: skip
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                own.execute_command(*words)
+
+
+def test_the_api_cannot_write_the_rows_of_a_run(stack: Stack) -> None:
+    with client(stack, "forecache-api") as own:
+        for key in ("forecache:p:delay:g:1:0", "forecache:p:delay:g:12:345", "forecache:f:delay:g:1:0"):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                own.hset(key, "F1", b"forged")
+
+
+def test_without_a_user_nothing_is_to_be_had(stack: Stack) -> None:
+    with redis.Redis(port=stack.redis.port, retry=None) as nobody, pytest.raises(redis.AuthenticationError):
+        nobody.get("forecache:p:delay:pointer")
