@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export TF_ENABLE_ONEDNN_OPTS ?= 0
 
-.PHONY: help install install-all install-runtimes demo test test-full lint format bench clean
+.PHONY: help install install-all install-runtimes demo test test-full lint audit format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,12 +40,15 @@ test: install ## the tests, without those that take minutes
 test-full: install ## all tests that this machine can run (ONLY=slow: just those that `make test` leaves out)
 	$(PYTEST) -m "$(if $(ONLY),$(ONLY) and )not gpu"
 
-lint: install ## style, types, layers
+lint: install audit ## style, types, layers, and the audit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/mypy examples
 	$(BIN)/lint-imports
+
+audit: install ## known vulnerabilities of the pinned libraries, where a service tells
+	$(BIN)/python .ci/audit.py
 
 format: install ## rewrite the files in house style
 	$(BIN)/ruff check --fix .
