@@ -56,7 +56,8 @@ def load_version(
     `contract`: takes the place of what is written in the folders; None for what is written there.
 
     Raises:
-        ModelError: the folder cannot be served, or a link leads out of it, or the model fails on a row of defaults, or answers none with numbers.
+        ModelError: the folder cannot be served, a link leads out of it, or the model fails on a row of defaults, or
+            answers none with numbers.
         ContractError: its features and its signature disagree.
     """
     started = time.monotonic()

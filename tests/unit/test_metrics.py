@@ -177,6 +177,13 @@ def test_an_alerting_rule_parses_and_asks_for_metrics_and_labels_that_there_are(
     assert rule["annotations"]["summary"]
 
 
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule["alert"])
+def test_an_alerting_rule_names_the_section_that_says_what_to_do(rule: dict[str, Any]) -> None:
+    page, _, section = rule["annotations"]["runbook"].partition("#")
+    headings = re.findall(r"^#+ (.+)$", (RULES.parents[2] / page).read_text(), re.MULTILINE)
+    assert section in [heading.lower().replace(" ", "-") for heading in headings]
+
+
 def _selectors(node: Any) -> list[Any]:
     if isinstance(node, promql_parser.VectorSelector):
         return [node]
