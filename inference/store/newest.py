@@ -39,7 +39,7 @@ class Fetched:
     rows: Sequence[bytes | None]
     overlay: Sequence[bytes | None] = ()
     schemas: Mapping[bytes, Fields] = field(default_factory=dict)
-    labels: Labels = Labels()
+    labels: Labels = field(default_factory=Labels)
     model: str = ""
     ids: Sequence[str] = ()
 

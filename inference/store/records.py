@@ -84,7 +84,7 @@ class Pointer:
     previous: int | None = None
     active_version: int | None = None
     held_versions: frozenset[int] = frozenset()
-    labels: Labels = Labels()
+    labels: Labels = field(default_factory=Labels)
     incarnation: str = field(default="", compare=False, repr=False)
 
 
