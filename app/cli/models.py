@@ -22,6 +22,8 @@ app = typer.Typer(help="Models and their versions.", no_args_is_help=True)
 
 _ASK_AGAIN_S = 0.2
 
+_Timeout = Annotated[float, typer.Option(min=0, help="Seconds to wait for the workers; 0: do not wait.")]
+
 
 @app.command("list")
 def list_models(as_json: AsJson = False) -> None:
@@ -125,7 +127,7 @@ def _verified(model: str, version: int) -> VersionRecord:
 @app.command()
 def reload(
     model: OneModel = None,
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for the workers; 0: do not wait.")] = 120,
+    timeout: _Timeout = 120,
     as_json: AsJson = False,
 ) -> None:
     """Have the workers look for new versions now, also at those they refused before, and wait until they have.
@@ -134,8 +136,7 @@ def reload(
     """
     with open_services() as services:
         name, _ = services.settings.model(model)
-        number = services.registry.ask_reload(name)
-        left = _wait_for_workers(services, name, number, timeout) if timeout else []
+        left = _reloaded(services, name, timeout)
         active = services.registry.active_version(name)
         versions = {str(version): record for version, record in services.registry.versions(name).items()}
     if as_json:
@@ -145,9 +146,7 @@ def reload(
         print_fields({"model": name, "active version": active})
         for version, record in versions.items():
             print_fields({f"version {version}": record.error or record.state})
-    if left:
-        note(f"not done within {timeout:g} s: {', '.join(left)}")
-        raise typer.Exit(1)
+    _fail_if_not_done(left, timeout)
 
 
 _Label = Annotated[str, typer.Argument(metavar="LABEL", help="stable, canary, or a name of your own.")]
@@ -162,7 +161,7 @@ def label(
         float | None,
         typer.Option(min=0, max=1, help="Of canary: which part of the entities it computes, 0.05 for 5 %."),
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for the workers; 0: do not wait.")] = 120,
+    timeout: _Timeout = 120,
     as_json: AsJson = False,
 ) -> None:
     """Give a version a label, and wait until the workers hold it.
@@ -174,23 +173,23 @@ def label(
         named, of_model = services.settings.model(model)
         _check_wanted(named, of_model.versions, version)
         services.registry.label(named, name, version, share=share)
-        number = services.registry.ask_reload(named)
-        left = _wait_for_workers(services, named, number, timeout) if timeout else []
+        left = _reloaded(services, named, timeout)
         serving = _serving(services, named)
-    _tell_serving(named, serving, as_json, {"not_done": left})
-    if left:
-        note(f"not done within {timeout:g} s: {', '.join(left)}")
-        raise typer.Exit(1)
+    _tell_labels(named, serving, left, timeout, as_json)
 
 
 @app.command()
-def unlabel(name: _Label, model: ModelOption = None, as_json: AsJson = False) -> None:
-    """Take a label away. A canary's answers are not served from then on; the version stays where it is."""
+def unlabel(name: _Label, model: ModelOption = None, timeout: _Timeout = 120, as_json: AsJson = False) -> None:
+    """Take a label away, and wait until the workers know.
+
+    What a canary has computed is not served from this moment on. Exit 1 when not all workers are done within the time.
+    """
     with open_services() as services:
         named, _ = services.settings.model(model)
         services.registry.remove_label(named, name)
+        left = _reloaded(services, named, timeout)
         serving = _serving(services, named)
-    _tell_serving(named, serving, as_json, {})
+    _tell_labels(named, serving, left, timeout, as_json)
 
 
 def _check_wanted(model: str, versions: Any, version: int) -> None:
@@ -211,12 +210,19 @@ def _serving(services: Services, model: str) -> dict[str, Any]:
     return {"active_version": pointer.active_version, "labels": versions, "canary_share": labels.canary_share}
 
 
-def _tell_serving(model: str, serving: dict[str, Any], as_json: bool, more: dict[str, Any]) -> None:
+def _tell_labels(model: str, serving: dict[str, Any], left: list[str], timeout_s: float, as_json: bool) -> None:
     if as_json:
-        print_json({"model": model, **serving, **more})
-        return
-    labels = _named(serving["labels"], serving["canary_share"])
-    print_fields({"model": model, "active version": serving["active_version"], "labels": labels or "none"})
+        print_json({"model": model, **serving, "not_done": left})
+    else:
+        labels = _named(serving["labels"], serving["canary_share"])
+        print_fields({"model": model, "active version": serving["active_version"], "labels": labels or "none"})
+    _fail_if_not_done(left, timeout_s)
+
+
+def _fail_if_not_done(left: list[str], timeout_s: float) -> None:
+    if left:
+        note(f"not done within {timeout_s:g} s: {', '.join(left)}")
+        raise typer.Exit(1)
 
 
 def _named(labels: dict[str, int], canary_share: float) -> str | None:
@@ -225,10 +231,13 @@ def _named(labels: dict[str, int], canary_share: float) -> str | None:
     return ", ".join(f"{label} {version}{shares.get(label, '')}" for label, version in labels.items()) or None
 
 
-def _wait_for_workers(services: Services, model: str, number: int, timeout_s: float) -> list[str]:
-    """Return who has not looked yet when the time is up."""
+def _reloaded(services: Services, model: str, timeout_s: float) -> list[str]:
+    """Have the workers look; return who has not when the time is up, nobody when it is 0."""
     from inference.presence import Presence
 
+    number = services.registry.ask_reload(model)
+    if not timeout_s:
+        return []
     presence = Presence(services.cache, services.keys)
     end = time.monotonic() + timeout_s
     while left := _not_done(services, presence.roster, model, number):

@@ -103,6 +103,10 @@ class ModelHost:
             sides.append((self.get(model, canary), sorted(by_canary)))
         return sides
 
+    def learn(self, model: str, pointer: Pointer) -> None:
+        """Obey from now on what was just read of a model's active version and labels."""
+        self._pointers[model] = (self._monotonic(), pointer)
+
     def load(self, model: str, version: int) -> LoadedModel:
         """Load a version beside those in memory and record it, also one that failed a moment ago.
 
@@ -190,7 +194,7 @@ class ModelHost:
             return known[1]
         pointer = self._registry.pointer(model)
         if pointer.active_version is not None:  # one that is awaited is looked for by every request
-            self._pointers[model] = (now, pointer)
+            self.learn(model, pointer)
         return pointer
 
     def _load(self, model: str, of_model: ModelSettings, version: int) -> LoadedModel:

@@ -81,6 +81,8 @@ class Rollout:
             self._host.unload_idle(self._model, keep=(), idle_s=UNLOAD_AFTER_S)
             return True
         pointer = self._registry.pointer(self._model)
+        if pointer.active_version is not None:
+            self._host.learn(self._model, pointer)
         labelled = set(pointer.labels.versions.values())
         folders = self._folders(labelled)
         newest, settled = self._prepare(folders, pointer, again=again)
@@ -183,6 +185,7 @@ class Rollout:
             return False
         if self._registry.activate(self._model, version, force=ruled_out):
             log.info("model.activated", model=self._model, version=version, instead_of=pointer.active_version)
+            self._host.learn(self._model, self._registry.pointer(self._model))
         return True
 
 
