@@ -18,6 +18,7 @@ from inference.models.host import ModelHost, is_ruled_out
 from inference.models.inspection import inspect_version_in_subprocess
 from inference.models.record import VersionRecord
 from inference.models.registry import ModelRegistry
+from inference.models.remote import REMOTE_FILE
 from inference.models.versions import find_versions, fingerprint, wanted_versions
 from inference.settings import Settings
 from inference.store import Pointer
@@ -63,7 +64,8 @@ class Rollout:
         self._others = others
         self._try_apart = try_apart
         self._seen: dict[int, _Look] = {}
-        self._refused: dict[int, _Look] = {}
+        #: what a refused version's folder looked like, and why it was refused
+        self._refused: dict[int, tuple[_Look, str]] = {}
         self._trouble: str | None = None
 
     def look(self, *, again: bool = False) -> bool:
@@ -146,17 +148,22 @@ class Rollout:
         return looks == before
 
     def _load(self, version: int, folder: Path, pointer: Pointer) -> bool:
-        """Load one version, unless it looks as it did when it was refused; whether it is in memory now."""
-        looks = _look_of(folder)
-        if self._refused.get(version) == looks:
+        """Load one version, unless it looks as it did when it was refused; whether it is in memory now.
+
+        An engine elsewhere may be back though nothing in the folder has changed, and cannot crash this process.
+        """
+        looks, is_remote = _look_of(folder), (folder / REMOTE_FILE).exists()
+        refused = self._refused.get(version)
+        if refused is not None and refused[0] == looks and not is_remote:
             return False
         try:
-            if pointer.active_version not in (None, version):
+            if pointer.active_version not in (None, version) and not is_remote:
                 self._try_where_it_can_crash(version, folder)
             self._host.load(self._model, version)
         except (BadInput, ModelUnavailable) as error:
-            self._refused[version] = looks
-            log.error("model.version_refused", model=self._model, version=version, error=error.message)  # noqa: TRY400
+            self._refused[version] = (looks, error.message)
+            if refused != self._refused[version]:
+                log.error("model.version_refused", model=self._model, version=version, error=error.message)  # noqa: TRY400
             return False
         self._refused.pop(version, None)
         return True
