@@ -97,11 +97,11 @@ class ModelHost:
         canary = labels.canary
         if not labels.canary_share or canary == active.record.version or (model, canary) not in self._loaded:
             return [(active, list(positions))]
-        by_canary = {one for one in positions if labels.canary_for(model, entity_ids[one]) is not None}
-        sides = [(active, [one for one in positions if one not in by_canary])]
-        if by_canary:
-            sides.append((self.get(model, canary), sorted(by_canary)))
-        return sides
+        own, of_canary = [], []
+        for one in positions:
+            (own if labels.canary_for(model, entity_ids[one]) is None else of_canary).append(one)
+        sides = [(active, own)] if own or not of_canary else []
+        return [*sides, (self.get(model, canary), of_canary)] if of_canary else sides
 
     def learn(self, model: str, pointer: Pointer) -> None:
         """Obey from now on what was just read of a model's active version and labels."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from hashlib import blake2b
 
 #: the version that answers: while it is set, no other is activated
@@ -51,7 +50,6 @@ def is_on_canary_side(model: str, entity_id: str, share: float) -> bool:
     return int.from_bytes(digest) < share * 2.0 ** (8 * _HASH_BYTES)
 
 
-@lru_cache(maxsize=256)
 def labels_from_text(names: bytes | None, share: bytes | None) -> Labels:
     """Return labels as they stand in Redis: `canary=4,stable=3`, and the share as decimal text."""
     pairs = (part.split("=") for part in (names or b"").decode().split(",") if part)

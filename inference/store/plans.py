@@ -7,6 +7,7 @@ outcome. `RedisTable` and `AsyncTableReader` drive the same plans, one blocking 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from inference.keys import TableKeys
@@ -79,6 +80,11 @@ def plan_read_generation(
 
 def parse_pointer(reply: Sequence[bytes | None]) -> Pointer:
     """Return the pointer from the reply to its HMGET."""
+    return _parsed_pointer(tuple(reply))
+
+
+@lru_cache(maxsize=256)  # each look-up reads it, and it hardly ever changes
+def _parsed_pointer(reply: tuple[bytes | None, ...]) -> Pointer:
     current, previous, version, held, incarnation, labels, canary_share = reply
     return Pointer(
         current=_number(current),
