@@ -97,7 +97,8 @@ class ModelHost:
         canary = labels.canary
         if not labels.canary_share or canary == active.record.version or (model, canary) not in self._loaded:
             return [(active, list(positions))]
-        own, of_canary = [], []
+        own: list[int] = []
+        of_canary: list[int] = []
         for one in positions:
             (own if labels.canary_for(model, entity_ids[one]) is None else of_canary).append(one)
         sides = [(active, own)] if own or not of_canary else []
