@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export TF_ENABLE_ONEDNN_OPTS ?= 0
 
-.PHONY: help install install-all install-runtimes demo test test-full lint audit format bench clean
+.PHONY: help install install-all install-runtimes demo test test-full test-gpu lint audit format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ test: install ## the tests, without those that take minutes
 test-full: install ## all tests that this machine can run (ONLY=slow: just those that `make test` leaves out)
 	$(PYTEST) -m "$(if $(ONLY),$(ONLY) and )not gpu"
 
+test-gpu: install ## the tests that need an NVIDIA GPU, skipped without one
+	$(PYTEST) tests/gpu
+
 lint: install audit ## style, types, layers, and the audit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,7 +58,7 @@ format: install ## rewrite the files in house style
 	$(BIN)/ruff format .
 
 bench: install ## every benchmark, with its baselines (needs wrk)
-	for name in memory batch hit miss mixed layers protocols; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+	for name in memory batch hit miss mixed layers protocols runtimes reloads activation; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist build

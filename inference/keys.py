@@ -7,7 +7,9 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 |------------------|--------|------------------------------------------|-----------------------|-----------------------|
 | P:T:pointer      | hash   | current, previous (generations);         | for good              | publish, rollback,    |
 |                  |        | version (active), held (versions,        |                       | activation scripts;   |
-|                  |        | comma between); incarnation (random)     |                       | begin                 |
+|                  |        | comma between); incarnation (random);    |                       | label script; begin   |
+|                  |        | labels (name=version, comma between);    |                       |                       |
+|                  |        | canary_share (0 to 1)                    |                       |                       |
 | P:T:seq          | string | last generation number given out         | for good              | INCR                  |
 | P:T:gens         | zset   | number, scored by creation time          | until collected       | begin, collection     |
 | P:T:g:N          | hash   | state; manifest (JSON); model version;   | until collected       | begin, publish, …     |
@@ -70,8 +72,13 @@ class TableKeys:
     base: str
 
     @property
+    def model(self) -> str:
+        """The model whose table it is."""
+        return self.base.rpartition(":")[2]
+
+    @property
     def pointer(self) -> str:
-        """Hash with `current`, `previous`, `version`, `held`, `incarnation`."""
+        """Hash with what is served: generations, versions, labels."""
         return f"{self.base}:pointer"
 
     @property

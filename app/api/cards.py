@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from inference.errors import NotFound, StoreUnavailable
 from inference.models import VersionRecord
@@ -18,10 +18,14 @@ STORE_TIMEOUT_S = 1.0
 
 @dataclass(frozen=True)
 class ModelCard:
-    """A model's versions, good and refused ones, and which of them answers. `active` None: none does yet."""
+    """A model's versions, good and refused ones, and which of them answers. `active` None: none does yet.
+
+    `labels`: name → version.
+    """
 
     active: int | None
     versions: Mapping[int, VersionRecord]
+    labels: Mapping[str, int] = field(default_factory=dict)
 
     def ready(self, version: int | None) -> VersionRecord | None:
         """Return the record of a good version, the active one for None; None when there is no such version."""
@@ -66,7 +70,7 @@ class ModelCards:
         try:
             async with asyncio.timeout(STORE_TIMEOUT_S):
                 pointer = await self._readers[model].pointer()
-                card = ModelCard(pointer.active_version, await self._records(model))
+                card = ModelCard(pointer.active_version, await self._records(model), pointer.labels.versions)
         except TimeoutError as error:
             raise StoreUnavailable("the cache Redis does not answer") from error
         self._known[model] = (asyncio.get_running_loop().time(), card)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from fastapi import Request, Response
@@ -36,7 +37,7 @@ def route() -> Route:
 
 
 async def _respond(request: Request, parts: Parts) -> Response:
-    path = protocol.parse_path(request.method, request.scope["path"])
+    path = await _without_label(protocol.parse_path(request.method, request.scope["path"]), parts)
     match path.method:
         case Method.PREDICT:
             return await _predict(request, path, parts)
@@ -48,6 +49,24 @@ async def _respond(request: Request, parts: Parts) -> Response:
         case Method.STATUS:
             body = protocol.status(await _status(path, parts))
     return _json(render(body))
+
+
+async def _without_label(path: ModelPath, parts: Parts) -> ModelPath:
+    """Return the path with the version that its label stands for.
+
+    Raises:
+        BadInput: no version has that label.
+    """
+    if path.label is None:
+        return path
+    unknown = BadInput(f"Unrecognized servable version label: {path.label}")
+    try:
+        labels = (await parts.cards.of(path.model)).labels
+    except NotFound as error:
+        raise unknown from error
+    if path.label not in labels:
+        raise unknown
+    return replace(path, version=labels[path.label], label=None)
 
 
 async def _predict(request: Request, path: ModelPath, parts: Parts) -> Response:
@@ -85,10 +104,7 @@ async def _record(path: ModelPath, parts: Parts) -> VersionRecord:
 
     Raises:
         NotFound: there is no such model or version, or none is active yet.
-        BadInput: it names a label: there are none.
     """
-    if path.label is not None:
-        raise BadInput(f"Unrecognized servable version label: {path.label}")
     try:
         record = (await parts.cards.of(path.model)).ready(path.version)
     except NotFound as error:
@@ -99,8 +115,6 @@ async def _record(path: ModelPath, parts: Parts) -> VersionRecord:
 
 
 async def _status(path: ModelPath, parts: Parts) -> list[VersionStatus]:
-    if path.label is not None:
-        raise BadInput(f"Unrecognized servable version label: {path.label}")
     missing = NotFound(
         f"Could not find any versions of model {path.model}"
         if path.version is None
@@ -141,7 +155,7 @@ def _gone() -> Response:
 def openapi_paths() -> dict[str, Any]:
     """Return these routes' entries in the OpenAPI document."""
     paths: dict[str, Any] = {}
-    for suffix in ("", "/versions/{version}"):
+    for suffix in ("", "/versions/{version}", "/labels/{label}"):
         base = f"/v1/models/{{model}}{suffix}"
         for method in (Method.PREDICT, Method.CLASSIFY, Method.REGRESS):
             paths[f"{base}:{method}"] = {"post": _call_operation(method, suffix)}
@@ -149,6 +163,13 @@ def openapi_paths() -> dict[str, Any]:
             paths[f"{base}{end}"] = {"get": _operation(method, suffix, _LOOKS[method], 400, 404, 503)}
     return paths
 
+
+#: what follows a model in a path → the schema of what it names
+_NAMED: dict[str, dict[str, Any]] = {
+    "/versions/{version}": {"type": "integer", "minimum": 0},
+    "/labels/{label}": {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"},
+}
+_ENDINGS = {"": "", "/versions/{version}": "_version", "/labels/{label}": "_label"}
 
 _LOOKS = {
     Method.STATUS: "Return whether versions are available.",
@@ -181,14 +202,12 @@ def _operation(method: Method, suffix: str, description: str, *errors: int) -> d
         {"name": "model", "in": "path", "required": True, "schema": {"type": "string", "pattern": "^[a-z0-9_-]{1,64}$"}}
     ]
     if suffix:
-        parameters.append(
-            {"name": "version", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 0}}
-        )
+        parameters.append({"name": suffix.split("{")[1][:-1], "in": "path", "required": True, "schema": _NAMED[suffix]})
     return {
         "tags": ["TensorFlow Serving"],
         "summary": method.value.capitalize(),
         "description": description,
-        "operationId": f"v1_{method.value}{'_version' if suffix else ''}",
+        "operationId": f"v1_{method.value}{_ENDINGS[suffix]}",
         "parameters": parameters,
         "responses": {
             "200": {"description": "OK", "content": {"application/json": {"schema": {"type": "object"}}}},

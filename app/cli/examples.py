@@ -43,6 +43,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "keys new": ("forecache keys new shop", "forecache keys new nightly --scope enqueue --rate 600/minute"),
     "models reload": ("forecache models reload", "forecache models reload delay --json"),
     "models verify": ("forecache models verify", "forecache models verify delay --version 4"),
+    "models label": (
+        "forecache models label stable 3",
+        "forecache models label canary 4 --share 0.05 --model delay",
+    ),
+    "models unlabel": ("forecache models unlabel canary", "forecache models unlabel canary --model delay"),
     "models show": ("forecache models show", "forecache models show delay --json"),
 }
 

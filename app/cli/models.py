@@ -1,4 +1,4 @@
-"""`models list`, `show`, `verify` and `reload`."""
+"""`models list`, `show`, `verify`, `reload`, `label` and `unlabel`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.arguments import OneModel
+from app.cli.arguments import ModelOption, OneModel
 from app.cli.context import load_settings, models_of, open_services
 from app.cli.output import AsJson, note, print_fields, print_json, print_rows
 from inference.clock import to_iso
@@ -16,10 +16,13 @@ from inference.clock import to_iso
 if TYPE_CHECKING:
     from inference.models import VersionRecord
     from inference.services import Services
+    from inference.store import Labels
 
 app = typer.Typer(help="Models and their versions.", no_args_is_help=True)
 
 _ASK_AGAIN_S = 0.2
+
+_Timeout = Annotated[float, typer.Option(min=0, help="Seconds to wait for the workers; 0: do not wait.")]
 
 
 @app.command("list")
@@ -29,7 +32,7 @@ def list_models(as_json: AsJson = False) -> None:
         found: list[dict[str, Any]] = [
             {
                 "model": model,
-                "active_version": services.registry.active_version(model),
+                **_serving(services, model),
                 "versions": {
                     str(version): record.state for version, record in services.registry.versions(model).items()
                 },
@@ -39,8 +42,11 @@ def list_models(as_json: AsJson = False) -> None:
     if as_json:
         print_json(found)
         return
-    rows = [(each["model"], each["active_version"], _states(each["versions"])) for each in found]
-    print_rows(("model", "active", "versions"), rows)
+    rows = [
+        (each["model"], each["active_version"], _states(each["versions"]), _named(each["labels"], each["canary_share"]))
+        for each in found
+    ]
+    print_rows(("model", "active", "versions", "labels"), rows)
 
 
 @app.command()
@@ -53,19 +59,27 @@ def show(
 
     with open_services() as services:
         name, of_model = services.settings.model(model)
-        active = services.registry.active_version(name)
+        serving = _serving(services, name)
         records = services.registry.versions(name)
     if not records:
         # no worker could load a folder that is wrong: say so here, rather than "start one"
         find_versions(services.settings.path(of_model.path))
     data = [
-        {**record.to_json(), "active": version == active, "inspected_at": to_iso(record.inspected_at)}
+        {
+            **record.to_json(),
+            "active": version == serving["active_version"],
+            "labels": [label for label, given in serving["labels"].items() if given == version],
+            "inspected_at": to_iso(record.inspected_at),
+        }
         for version, record in records.items()
     ]
     if as_json:
-        print_json({"model": name, "path": str(of_model.path), "versions": data})
+        shares = {"canary_share": serving["canary_share"]}
+        print_json({"model": name, "path": str(of_model.path), **shares, "versions": data})
         return
-    print_fields({"model": name, "path": str(of_model.path), "active version": active})
+    labels = _named(serving["labels"], serving["canary_share"])
+    shown = {"active version": serving["active_version"], **({"labels": labels} if labels else {})}
+    print_fields({"model": name, "path": str(of_model.path), **shown})
     if not data:
         typer.echo("no worker has loaded it yet: start `forecache up`")
     for each in data:
@@ -113,7 +127,7 @@ def _verified(model: str, version: int) -> VersionRecord:
 @app.command()
 def reload(
     model: OneModel = None,
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait for the workers; 0: do not wait.")] = 120,
+    timeout: _Timeout = 120,
     as_json: AsJson = False,
 ) -> None:
     """Have the workers look for new versions now, also at those they refused before, and wait until they have.
@@ -122,8 +136,7 @@ def reload(
     """
     with open_services() as services:
         name, _ = services.settings.model(model)
-        number = services.registry.ask_reload(name)
-        left = _wait_for_workers(services, name, number, timeout) if timeout else []
+        left = _reloaded(services, name, timeout)
         active = services.registry.active_version(name)
         versions = {str(version): record for version, record in services.registry.versions(name).items()}
     if as_json:
@@ -133,15 +146,98 @@ def reload(
         print_fields({"model": name, "active version": active})
         for version, record in versions.items():
             print_fields({f"version {version}": record.error or record.state})
+    _fail_if_not_done(left, timeout)
+
+
+_Label = Annotated[str, typer.Argument(metavar="LABEL", help="stable, canary, or a name of your own.")]
+
+
+@app.command()
+def label(
+    name: _Label,
+    version: Annotated[int, typer.Argument(metavar="VERSION", min=1, help="One that a worker has found good.")],
+    model: ModelOption = None,
+    share: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Of canary: which part of the entities it computes, 0.05 for 5 %."),
+    ] = None,
+    timeout: _Timeout = 120,
+    as_json: AsJson = False,
+) -> None:
+    """Give a version a label, and wait until the workers hold it.
+
+    stable: this version answers, and no newer one until it gets the label. canary: it computes what is computed on
+    demand for a share of the entities. /v1 answers by any label. Exit 1 when not all workers are done within the time.
+    """
+    with open_services() as services:
+        named, of_model = services.settings.model(model)
+        _check_wanted(named, of_model.versions, version)
+        services.registry.label(named, name, version, share=share)
+        left = _reloaded(services, named, timeout)
+        serving = _serving(services, named)
+    _tell_labels(named, serving, left, timeout, as_json)
+
+
+@app.command()
+def unlabel(name: _Label, model: ModelOption = None, timeout: _Timeout = 120, as_json: AsJson = False) -> None:
+    """Take a label away, and wait until the workers know.
+
+    What a canary has computed is not served from this moment on. Exit 1 when not all workers are done within the time.
+    """
+    with open_services() as services:
+        named, _ = services.settings.model(model)
+        services.registry.remove_label(named, name)
+        left = _reloaded(services, named, timeout)
+        serving = _serving(services, named)
+    _tell_labels(named, serving, left, timeout, as_json)
+
+
+def _check_wanted(model: str, versions: Any, version: int) -> None:
+    from inference.errors import BadInput
+
+    if isinstance(versions, list) and version not in versions:
+        listed = ", ".join(map(str, versions))
+        raise BadInput(
+            f"the settings of model {model!r} list versions {listed}: add {version} to them first", field="version"
+        )
+
+
+def _serving(services: Services, model: str) -> dict[str, Any]:
+    """Return which version answers, and the labels."""
+    pointer = services.registry.pointer(model)
+    labels: Labels = pointer.labels
+    versions = dict(sorted(labels.versions.items()))
+    return {"active_version": pointer.active_version, "labels": versions, "canary_share": labels.canary_share}
+
+
+def _tell_labels(model: str, serving: dict[str, Any], left: list[str], timeout_s: float, as_json: bool) -> None:
+    if as_json:
+        print_json({"model": model, **serving, "not_done": left})
+    else:
+        labels = _named(serving["labels"], serving["canary_share"])
+        print_fields({"model": model, "active version": serving["active_version"], "labels": labels or "none"})
+    _fail_if_not_done(left, timeout_s)
+
+
+def _fail_if_not_done(left: list[str], timeout_s: float) -> None:
     if left:
-        note(f"not done within {timeout:g} s: {', '.join(left)}")
+        note(f"not done within {timeout_s:g} s: {', '.join(left)}")
         raise typer.Exit(1)
 
 
-def _wait_for_workers(services: Services, model: str, number: int, timeout_s: float) -> list[str]:
-    """Return who has not looked yet when the time is up."""
+def _named(labels: dict[str, int], canary_share: float) -> str | None:
+    """Return labels as people read them: `canary 4 (0.05 of the entities), stable 3`."""
+    shares = {"canary": f" ({canary_share:.4g} of the entities)"}
+    return ", ".join(f"{label} {version}{shares.get(label, '')}" for label, version in labels.items()) or None
+
+
+def _reloaded(services: Services, model: str, timeout_s: float) -> list[str]:
+    """Have the workers look; return who has not when the time is up, nobody when it is 0."""
     from inference.presence import Presence
 
+    number = services.registry.ask_reload(model)
+    if not timeout_s:
+        return []
     presence = Presence(services.cache, services.keys)
     end = time.monotonic() + timeout_s
     while left := _not_done(services, presence.roster, model, number):

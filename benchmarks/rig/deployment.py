@@ -56,6 +56,9 @@ class Deployment:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         #: for processes started from now on
         self.variables: dict[str, str] = {}
+        #: as in the settings; `model_lines`: more keys of the model's section
+        self.gpus = "none"
+        self.model_lines = ""
         (folder / "logs").mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Deployment:
@@ -100,8 +103,9 @@ cache_url = "redis://127.0.0.1:{port}/1"
 [api]
 port = {self.api_port}
 [workers]
-gpus = "none"
+gpus = "{self.gpus}"
 [models.{MODEL}]
+{self.model_lines}
 path = "{self.dataset.model}"
 features = "{self.dataset.table}"
 [models.{MODEL}.realtime]

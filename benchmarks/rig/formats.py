@@ -1,4 +1,4 @@
-"""One network in every format: 20 numbers, 64 tanh, one number out, with the same weights.
+"""One network in every format: 20 numbers, 64 tanh (or `BENCH_HIDDEN`), one number out, with the same weights.
 
 Run as a script, `python formats.py FORMAT FOLDER` writes it into a version's folder, in a process of its own.
 """
@@ -13,7 +13,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 
-FEATURES, HIDDEN = 20, 64
+FEATURES, HIDDEN = 20, int(os.environ.get("BENCH_HIDDEN", "64"))
 
 
 def weights() -> tuple[np.ndarray, ...]:

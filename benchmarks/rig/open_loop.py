@@ -39,9 +39,16 @@ class Callers:
 
     async def keep_rate(self, rate: float, seconds: float) -> None:
         """Send `rate` requests a second for so long, and wait for the last answers."""
+        end = time.monotonic() + seconds
+        await self.keep_rate_while(rate, lambda due: due < end)
+
+    async def keep_rate_while(self, rate: float, goes_on: Callable[[float], bool]) -> None:
+        """Send `rate` requests a second as long as the next one's time (`time.monotonic`) is within, and wait for the
+        last answers.
+        """
         began = time.monotonic()
         number = 0
-        while (due := began + number / rate) < began + seconds:
+        while goes_on(due := began + number / rate):
             await asyncio.sleep(max(due - time.monotonic(), 0))
             number += 1
             if len(self._under_way) >= MOST_UNDER_WAY:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from inference.errors import BadInput, ModelUnavailable
 from inference.logs import get_logger
@@ -16,10 +16,11 @@ from inference.models.registry import ModelRegistry
 from inference.models.runtimes import LoadOptions
 from inference.models.versions import find_versions, wanted_versions
 from inference.settings import ModelSettings, Settings
+from inference.store import Pointer
 
 log = get_logger(__name__)
 
-#: how old this process's knowledge of the active version may be
+#: how old this process's knowledge of the active version and of the labels may be
 ACTIVE_MAX_AGE_S = 1.0
 #: a version that failed to load is not tried again for so long: a try takes seconds
 RETRY_AFTER_S = 15.0
@@ -45,15 +46,14 @@ class ModelHost:
         self._lock = threading.RLock()
         self._loaded: dict[tuple[str, int], LoadedModel] = {}
         self._failed: dict[tuple[str, int], tuple[float, str]] = {}
-        self._active: dict[str, tuple[float, int]] = {}
+        self._pointers: dict[str, tuple[float, Pointer]] = {}
         #: when each version was last asked for, by `monotonic`
         self._used_at: dict[tuple[str, int], float] = {}
 
     def start(self, models: Collection[str] | None = None) -> None:
         """Load and warm up the version of each of these models (None: of all) that answers.
 
-        Where none does, the newest good one is activated.
-
+        Where none does, the newest good one is activated. Versions that have labels are loaded too.
 
         A bad version is refused, recorded and logged; it stops neither other versions nor other models. Versions
         that are newer than the one that answers are for `Rollout`.
@@ -82,6 +82,31 @@ class ModelHost:
         loaded = self._loaded.get((model, number)) or self._load_once(model, of_model, number)
         self._used_at[model, number] = self._monotonic()
         return loaded
+
+    def share_out(
+        self, model: str, entity_ids: Sequence[str], positions: Sequence[int]
+    ) -> list[tuple[LoadedModel, list[int]]]:
+        """Return who computes which of these positions: the active version, and the canary for entities on its side.
+
+        A canary that this process does not hold (yet) computes nothing: its entities are the active version's.
+
+        Raises: see `get`.
+        """
+        active = self.get(model)
+        labels = self._pointer(model).labels
+        canary = labels.canary
+        if not labels.canary_share or canary == active.record.version or (model, canary) not in self._loaded:
+            return [(active, list(positions))]
+        own: list[int] = []
+        of_canary: list[int] = []
+        for one in positions:
+            (own if labels.canary_for(model, entity_ids[one]) is None else of_canary).append(one)
+        sides = [(active, own)] if own or not of_canary else []
+        return [*sides, (self.get(model, canary), of_canary)] if of_canary else sides
+
+    def learn(self, model: str, pointer: Pointer) -> None:
+        """Obey from now on what was just read of a model's active version and labels."""
+        self._pointers[model] = (self._monotonic(), pointer)
 
     def load(self, model: str, version: int) -> LoadedModel:
         """Load a version beside those in memory and record it, also one that failed a moment ago.
@@ -123,12 +148,18 @@ class ModelHost:
         if of_model.versions == "latest":
             # one that a rollback took out of service is not tried again
             candidates = [one for one in candidates if one not in pointer.held_versions]
-        if active in found and not is_ruled_out(active, of_model):
-            candidates = [active, *(one for one in candidates if one != active)]
+        labels = pointer.labels
+        candidates = [one for one in candidates if one != labels.canary]
+        for first in (labels.stable, active):
+            if first in found and not is_ruled_out(first, of_model):
+                candidates = [first, *(one for one in candidates if one != first)]
         good = self._load_good(model, of_model, candidates)
         if good:
             activated = self._registry.activate(model, good[0], force=is_ruled_out(active, of_model))
             log.info("model.ready", model=model, version=good[0], activated=activated)
+        for version in found.keys() & {active, *labels.versions.values()} - set(good):
+            if not is_ruled_out(version, of_model):
+                self._try(model, of_model, version)
 
     def _load_good(self, model: str, of_model: ModelSettings, candidates: list[int]) -> list[int]:
         """Load versions in this order, of the latest the first good one only; return those that are good."""
@@ -152,15 +183,20 @@ class ModelHost:
             return self._loaded.get((model, version)) or self._load(model, of_model, version)
 
     def _active_version(self, model: str) -> int:
-        known = self._active.get(model)
+        version = self._pointer(model).active_version
+        if version is None:
+            raise ModelUnavailable(f"model {model!r} has no active version yet: none could be loaded")
+        return version
+
+    def _pointer(self, model: str) -> Pointer:
+        known = self._pointers.get(model)
         now = self._monotonic()
         if known is not None and now - known[0] < ACTIVE_MAX_AGE_S:
             return known[1]
-        version = self._registry.active_version(model)
-        if version is None:
-            raise ModelUnavailable(f"model {model!r} has no active version yet: none could be loaded")
-        self._active[model] = (now, version)
-        return version
+        pointer = self._registry.pointer(model)
+        if pointer.active_version is not None:  # one that is awaited is looked for by every request
+            self.learn(model, pointer)
+        return pointer
 
     def _load(self, model: str, of_model: ModelSettings, version: int) -> LoadedModel:
         key = (model, version)

@@ -9,10 +9,11 @@ from typing import Any, cast
 import orjson
 import redis
 
-from inference.errors import ModelUnavailable, StoreUnavailable
+from inference.errors import BadInput, ModelUnavailable, StoreUnavailable
 from inference.keys import Keys, TableKind
 from inference.models.record import MicroBatchRecord, VersionRecord
-from inference.store import Pointer, RedisTable
+from inference.store import CANARY, STABLE, Labels, Pointer, RedisTable
+from inference.store.labels import LABEL
 
 #: an hour after the last wish nobody waits for it any more
 RELOAD_REMEMBERED_S = 3600
@@ -106,6 +107,48 @@ class ModelRegistry:
         `force` also goes backwards, and releases a hold.
         """
         return self._table(model).activate(version, force=force)
+
+    def labels(self, model: str) -> Labels:
+        """Return which versions have names."""
+        return self.pointer(model).labels
+
+    def label(self, model: str, name: str, version: int, *, share: float | None = None) -> None:
+        """Give a label to a version in place of the one that has it.
+
+        `stable`: the version that answers; workers load it where they do not hold it, and activate it once all do.
+        `canary`: the version on trial, never activated by itself; `share`, 0 to 1, of the entities is computed by it,
+        None for none.
+
+        Raises:
+            BadInput: it is no name of a label, the share is none or not the canary's, or the canary would be the
+                version that answers.
+            ModelUnavailable: no worker has inspected that version, or it was refused.
+        """
+        if not LABEL.fullmatch(name):
+            raise BadInput(f"{name!r} is no label: write 1 to 64 of A-Z, a-z, 0-9, _, . and -", field="label")
+        if share is not None and name != CANARY:
+            raise BadInput(f"only {CANARY} has a share of the entities: leave it out for {name}", field="share")
+        if share is not None and not 0 <= share <= 1:
+            raise BadInput(f"share {share:g} is not between 0 and 1: write 0.05 for 5 %", field="share")
+        self.get(model, version)
+        pointer = self.pointer(model)
+        if name == CANARY and version in (pointer.active_version, pointer.labels.stable):
+            raise BadInput(
+                f"version {version} of model {model!r} answers already, so it cannot be its own {CANARY}: "
+                f"label the version that is to answer {STABLE} first",
+                field="version",
+            )
+        self._table(model).label(name, version, share=share or 0.0)
+
+    def remove_label(self, model: str, name: str) -> None:
+        """Take a label away. A canary's answers are not read from then on.
+
+        Raises:
+            BadInput: no version has it.
+        """
+        if name not in self.labels(model).versions:
+            raise BadInput(f"no version of model {model!r} is labelled {name}", field="label")
+        self._table(model).label(name, None)
 
     def ask_reload(self, model: str) -> int:
         """Ask all workers to look for new versions now; return the number of this wish."""

@@ -2,13 +2,14 @@
 
 A new version's folder is left alone until it stands still between two looks (it may be being copied), tried in a
 process of its own (it may crash), loaded and warmed up beside the version that answers, and activated once every
-worker that answers requests holds it. So no request meets a worker that must load it first.
+worker that answers requests holds it. So no request meets a worker that must load it first. Versions with labels are
+held beside it; while one is labelled stable, that one is activated and no other, and the canary never is.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from inference.errors import BadInput, ModelError, ModelUnavailable
@@ -17,6 +18,7 @@ from inference.models.host import ModelHost, is_ruled_out
 from inference.models.inspection import inspect_version_in_subprocess
 from inference.models.record import VersionRecord
 from inference.models.registry import ModelRegistry
+from inference.models.remote import REMOTE_FILE
 from inference.models.versions import find_versions, fingerprint, wanted_versions
 from inference.settings import Settings
 from inference.store import Pointer
@@ -62,7 +64,8 @@ class Rollout:
         self._others = others
         self._try_apart = try_apart
         self._seen: dict[int, _Look] = {}
-        self._refused: dict[int, _Look] = {}
+        #: what a refused version's folder looked like, and why it was refused
+        self._refused: dict[int, tuple[_Look, str]] = {}
         self._trouble: str | None = None
 
     def look(self, *, again: bool = False) -> bool:
@@ -80,15 +83,23 @@ class Rollout:
             self._host.unload_idle(self._model, keep=(), idle_s=UNLOAD_AFTER_S)
             return True
         pointer = self._registry.pointer(self._model)
-        folders = self._folders()
+        if pointer.active_version is not None:
+            self._host.learn(self._model, pointer)
+        labelled = set(pointer.labels.versions.values())
+        folders = self._folders(labelled)
         newest, settled = self._prepare(folders, pointer, again=again)
-        arrived = newest is None or self._activate(newest, others, pointer)
-        keep = folders if self._settings.models[self._model].versions != "latest" else {newest}
+        stable = pointer.labels.stable
+        wanted = stable if stable in folders else newest
+        arrived = wanted is None or not self._is_loaded(wanted) or self._activate(wanted, others, pointer)
+        keep = folders if self._settings.models[self._model].versions != "latest" else {newest, *labelled}
         self._host.unload_idle(self._model, keep=keep, idle_s=UNLOAD_AFTER_S)
         return settled and arrived
 
-    def _folders(self) -> dict[int, Path]:
-        """Return the wanted versions, newest first; none, said once, while the model's folder is at fault."""
+    def _folders(self, labelled: Collection[int]) -> dict[int, Path]:
+        """Return the wanted versions, newest first; none, said once, while the model's folder is at fault.
+
+        What has a label is wanted, unless the settings list versions and it is none of them.
+        """
         own = self._settings.models[self._model]
         try:
             found = find_versions(self._settings.path(own.path))
@@ -98,27 +109,34 @@ class Rollout:
                 log.warning("model.folder_unusable", model=self._model, error=error.message)
             self._trouble = error.message
             return {}
-        self._trouble = None
+        absent = sorted(set(labelled) - wanted.keys())
+        trouble = f"version {absent[0]} has a label, and is not in the folder or not among versions" if absent else None
+        if trouble and trouble != self._trouble:
+            log.warning("model.label_unusable", model=self._model, error=trouble)
+        self._trouble = trouble
         return wanted
 
     def _prepare(self, folders: Mapping[int, Path], pointer: Pointer, *, again: bool) -> tuple[int | None, bool]:
-        """Load what is new; return the newest good version, and whether no folder is still changing."""
+        """Load what is new or has a label; return the newest good version but for the canary, and whether no folder is
+        still changing.
+        """
         only_one = self._settings.models[self._model].versions == "latest"
+        labels = pointer.labels
+        labelled = set(labels.versions.values())
         newest, settled = None, True
         for version, folder in folders.items():
-            if version in pointer.held_versions:
-                continue
+            if version not in labelled:
+                too_old = not self._is_loaded(version) and version < (pointer.active_version or 0)
+                if version in pointer.held_versions or (only_one and (newest is not None or too_old)):
+                    continue
             if not self._is_loaded(version):
-                if only_one and version < (pointer.active_version or 0):
-                    break
                 if not again and not self._stands_still(version, folder):
                     settled = False
                     continue
                 if not self._load(version, folder, pointer):
                     continue
-            newest = version if newest is None else newest
-            if only_one:
-                break
+            if newest is None and version != labels.canary and version not in pointer.held_versions:
+                newest = version
         return newest, settled
 
     def _is_loaded(self, version: int) -> bool:
@@ -130,17 +148,22 @@ class Rollout:
         return looks == before
 
     def _load(self, version: int, folder: Path, pointer: Pointer) -> bool:
-        """Load one version, unless it looks as it did when it was refused; whether it is in memory now."""
-        looks = _look_of(folder)
-        if self._refused.get(version) == looks:
+        """Load one version, unless it looks as it did when it was refused; whether it is in memory now.
+
+        An engine elsewhere may be back though nothing in the folder has changed, and cannot crash this process.
+        """
+        looks, is_remote = _look_of(folder), (folder / REMOTE_FILE).exists()
+        refused = self._refused.get(version)
+        if refused is not None and refused[0] == looks and not is_remote:
             return False
         try:
-            if pointer.active_version not in (None, version):
+            if pointer.active_version not in (None, version) and not is_remote:
                 self._try_where_it_can_crash(version, folder)
             self._host.load(self._model, version)
         except (BadInput, ModelUnavailable) as error:
-            self._refused[version] = looks
-            log.error("model.version_refused", model=self._model, version=version, error=error.message)  # noqa: TRY400
+            self._refused[version] = (looks, error.message)
+            if refused != self._refused[version]:
+                log.error("model.version_refused", model=self._model, version=version, error=error.message)  # noqa: TRY400
             return False
         self._refused.pop(version, None)
         return True
@@ -162,12 +185,14 @@ class Rollout:
         """Make a version the one that answers once everybody can; False while somebody is still to load it."""
         own = self._settings.models[self._model]
         ruled_out = is_ruled_out(pointer.active_version, own)
-        if version == pointer.active_version or (version < (pointer.active_version or 0) and not ruled_out):
+        backwards = version < (pointer.active_version or 0) and version != pointer.labels.stable
+        if version == pointer.active_version or (backwards and not ruled_out):
             return True
         if any(version not in held.get(self._model, ()) for held in others):
             return False
         if self._registry.activate(self._model, version, force=ruled_out):
             log.info("model.activated", model=self._model, version=version, instead_of=pointer.active_version)
+            self._host.learn(self._model, self._registry.pointer(self._model))
         return True
 
 

@@ -182,7 +182,7 @@ def _reply(item: Mapping[str, Any], result: Mapping[str, Any]) -> Reply:
         return from_code(error["code"], error["message"], error.get("field"))
     return Computed(
         prediction=item["prediction"],
-        model_version=result["model_version"],
+        model_version=item.get("model_version") or result["model_version"],
         as_of=item.get("as_of"),
         computed_at=result["computed_at"],
     )

@@ -44,6 +44,8 @@ class _Answers:
     as_of: dict[int, float] = field(default_factory=dict)
     errors: dict[int, ForecacheError] = field(default_factory=dict)
     version: int | None = None
+    #: of rows that another version than `version` computed
+    versions: dict[int, int] = field(default_factory=dict)
 
     def to_json(self, model: str | None, entity_ids: Sequence[str | None], computed_at: float) -> Result:
         items = [self._item(position, entity_id) for position, entity_id in enumerate(entity_ids)]
@@ -57,15 +59,22 @@ class _Answers:
     def fail_all(self, error: ForecacheError) -> None:
         self.errors = dict.fromkeys(range(self.count), error)
 
+    def computed_by(self, version: int, positions: Sequence[int]) -> None:
+        if version != self.version:
+            self.versions.update(dict.fromkeys(positions, version))
+
     def _item(self, position: int, entity_id: str | None) -> dict[str, Any]:
         error = self.errors.get(position)
         if error is not None:
             return {"entity_id": entity_id, "error": error.to_json()}
-        return {
+        item = {
             "entity_id": entity_id,
             "prediction": self.predictions[position],
             "as_of": self.as_of[position],
         }
+        if position in self.versions:
+            item["model_version"] = self.versions[position]
+        return item
 
 
 @dataclass
@@ -84,7 +93,8 @@ class RealtimeScorer:
     that cannot be answered row by row is refused as a whole (BadInput). None as the model means the only one
     configured. A result is `{"model", "model_version", "computed_at", "predictions"}`; each prediction is
     `{"entity_id", "prediction", "as_of"}` or `{"entity_id", "error": {"code", "message", "field"}}`, in the
-    order asked. `model_version` is None when no row reached a model. `deadline`: epoch seconds in Redis time;
+    order asked. `model_version` is None when no row reached a model; a prediction has one of its own where the canary
+    computed it. `deadline`: epoch seconds in Redis time;
     later than that, the model is not touched.
     """
 
@@ -126,12 +136,14 @@ class RealtimeScorer:
             loaded = self._host.get(model)
             answers.version = loaded.record.version
             todo = [position for position in range(len(entity_ids)) if position not in answers.errors]
-            if not recompute and not overrides:
-                todo = self._answer_recent(model, of_model, entity_ids, todo, answers, now)
-            wanted = self._find_features(model, of_model, loaded, entity_ids, todo, overrides, answers, now)
-            outputs, done = _compute(loaded, wanted, answers)
-            if not overrides:
-                self._keep(model, of_model, loaded, entity_ids, done, outputs, now)
+            for loaded, positions in self._host.share_out(model, entity_ids, todo):
+                answers.computed_by(loaded.record.version, positions)
+                if not recompute and not overrides:
+                    positions = self._answer_recent(model, of_model, loaded, entity_ids, positions, answers, now)
+                wanted = self._find_features(model, of_model, loaded, entity_ids, positions, overrides, answers, now)
+                outputs, done = _compute(loaded, wanted, answers)
+                if not overrides:
+                    self._keep(model, of_model, loaded, entity_ids, done, outputs, now)
         except ForecacheError as error:
             answers.fail_all(error)
         return answers.to_json(model, entity_ids, now)
@@ -176,6 +188,7 @@ class RealtimeScorer:
         self,
         model: str,
         of_model: ModelSettings,
+        loaded: LoadedModel,
         entity_ids: Sequence[str],
         todo: list[int],
         answers: _Answers,
@@ -183,9 +196,10 @@ class RealtimeScorer:
     ) -> list[int]:
         """Answer what was computed moments ago, perhaps by another worker; return the positions left."""
         left = []
+        since = now - of_model.realtime.min_recompute_interval
         entries = self._predictions(model).read([entity_ids[position] for position in todo])
         for position, entry in zip(todo, entries, strict=True):
-            if entry is not None and _is_recent(entry, answers.version, now - of_model.realtime.min_recompute_interval):
+            if entry is not None and _is_recent(entry, loaded.record.version, since):
                 values = entry.values
                 answers.predictions[position] = next(iter(values.values())) if len(values) == 1 else values
                 answers.as_of[position] = entry.as_of
@@ -297,7 +311,7 @@ def _joined(first: _Wanted, second: _Wanted) -> _Wanted:
     )
 
 
-def _is_recent(entry: Entry, version: int | None, since: float) -> bool:
+def _is_recent(entry: Entry, version: int, since: float) -> bool:
     return entry.origin is Origin.REALTIME and entry.model_version == version and entry.computed_at >= since
 
 

@@ -8,6 +8,7 @@ overlay, one key an id; a look-up takes the newer of the two. `layout` and `code
 from inference.store.async_pipe import AsyncPipe
 from inference.store.async_reader import AsyncTableReader
 from inference.store.bulk import Pace
+from inference.store.labels import CANARY, STABLE, Labels
 from inference.store.memory_table import MemoryTable
 from inference.store.pipe import Pipe
 from inference.store.records import Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
@@ -15,11 +16,14 @@ from inference.store.redis_table import RedisTable
 from inference.store.table import SWEEP_AFTER_S, Table
 
 __all__ = [
+    "CANARY",
+    "STABLE",
     "SWEEP_AFTER_S",
     "AsyncPipe",
     "AsyncTableReader",
     "Entry",
     "GenerationState",
+    "Labels",
     "Manifest",
     "MemoryTable",
     "Origin",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from inference.clock import Clock, system_clock
 from inference.errors import Conflict, NotFound
 from inference.schema import Block, TensorSpec
 from inference.store.codec import codec_for, pack_overlay, schema_digest, unpack_overlay
+from inference.store.labels import CANARY, STABLE, Labels
 from inference.store.layout import bucket_count
 from inference.store.newest import Fetched, Fields, decode_block, decode_entries
 from inference.store.records import Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
@@ -32,7 +33,8 @@ class _Generation:
 class MemoryTable:
     """A `Table` in memory. `run_states` (run key → state) stands in for the run records `publish` checks."""
 
-    def __init__(self, clock: Clock = system_clock) -> None:
+    def __init__(self, clock: Clock = system_clock, *, model: str = "m") -> None:
+        self._model = model
         self.run_states: dict[str, str] = {}
         self._clock = clock
         self._sequence = 0
@@ -113,7 +115,7 @@ class MemoryTable:
         self._set_state(pointer.previous, GenerationState.COLLECTING)
         self._set_state(pointer.current, GenerationState.PREVIOUS)
         self._set_state(number, GenerationState.CURRENT)
-        self._pointer = Pointer(number, pointer.current, pointer.active_version, pointer.held_versions)
+        self._pointer = replace(pointer, current=number, previous=pointer.current)
         return self._pointer
 
     def move_to_overlay(self, number: int, *, keep_s: float) -> None:
@@ -149,11 +151,11 @@ class MemoryTable:
         back = self._generations[pointer.previous].manifest.model_version
         self._set_state(pointer.previous, GenerationState.CURRENT)
         self._set_state(expected_current, GenerationState.COLLECTING)
-        active, held = pointer.active_version, pointer.held_versions
+        active, held, labels = pointer.active_version, pointer.held_versions, pointer.labels
         if back:  # features have no versions
             held = frozenset({*held, left, *([active] if active else [])} - {back})
-            active = back
-        self._pointer = Pointer(pointer.previous, None, active, held)
+            active, labels = back, _moved_along(labels, back)
+        self._pointer = Pointer(pointer.previous, None, active, held, labels)
         return self._pointer
 
     def collectable(self) -> list[int]:
@@ -198,11 +200,30 @@ class MemoryTable:
     def activate(self, version: int, *, force: bool = False) -> bool:
         """See `Table.activate`."""
         pointer = self._pointer
-        refused = version in pointer.held_versions or (pointer.active_version or 0) > version
-        if refused and not force:
+        labels = pointer.labels
+        if labels.stable is None:
+            refused = (pointer.active_version or 0) > version or labels.canary == version
+        else:
+            refused = labels.stable != version
+        if (refused or version in pointer.held_versions) and not force:
             return False
-        self._pointer = Pointer(pointer.current, pointer.previous, version, pointer.held_versions - {version})
+        held = pointer.held_versions - {version}
+        labels = _moved_along(labels, version)
+        self._pointer = replace(pointer, active_version=version, held_versions=held, labels=labels)
         return True
+
+    def label(self, name: str, version: int | None, *, share: float = 0.0) -> None:
+        """See `Table.label`."""
+        old, held = self._pointer.labels, self._pointer.held_versions
+        names = {label: given for label, given in old.versions.items() if label != name}
+        if version is not None:
+            names[name] = version
+        if name == STABLE and version is not None:
+            held -= {version}
+            if names.get(CANARY) == version:
+                del names[CANARY]
+        labels = Labels(names, _share(names, share if name == CANARY else old.canary_share))
+        self._pointer = replace(self._pointer, held_versions=held, labels=labels)
 
     def read(self, ids: Sequence[str]) -> list[Entry | None]:
         """See `Table.read`."""
@@ -251,6 +272,9 @@ class MemoryTable:
             [rows.get(entity_id) for entity_id in ids],
             [self._overlay_entry(entity_id) for entity_id in ids],
             self._schemas,
+            labels=self._pointer.labels,
+            model=self._model,
+            ids=ids,
         )
 
     def _rows(self, number: int) -> dict[str, bytes]:
@@ -266,6 +290,18 @@ class MemoryTable:
     def _set_state(self, number: int | None, state: GenerationState) -> None:
         if number in self._generations:
             self._generations[number].state = state
+
+
+def _moved_along(labels: Labels, version: int) -> Labels:
+    """Return the labels after a version was made the active one by somebody who insists."""
+    names = {name: given for name, given in labels.versions.items() if (name, given) != (CANARY, version)}
+    if STABLE in names:
+        names[STABLE] = version
+    return Labels(names, _share(names, labels.canary_share))
+
+
+def _share(names: dict[str, int], share: float) -> float:
+    return share if CANARY in names else 0.0
 
 
 def _is_newer(old: bytes, new: bytes) -> bool:

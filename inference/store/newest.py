@@ -20,6 +20,7 @@ from inference.store.codec import (
     schema_digest,
     unpack_overlay,
 )
+from inference.store.labels import Labels
 from inference.store.records import Entry, Manifest, Origin, StoredRows
 
 Fields = tuple[TensorSpec, ...]
@@ -29,7 +30,8 @@ Fields = tuple[TensorSpec, ...]
 class Fetched:
     """The raw answer to a look-up, in the order of the ids; None where a part has no value.
 
-    `schemas`: digest → fields, of the overlay entries. `manifest` is None when no generation is read.
+    `schemas`: digest → fields, of the overlay entries. `manifest` is None when no generation is read. `ids` are asked
+    for only where `labels` names a canary.
     """
 
     manifest: Manifest | None
@@ -37,6 +39,9 @@ class Fetched:
     rows: Sequence[bytes | None]
     overlay: Sequence[bytes | None] = ()
     schemas: Mapping[bytes, Fields] = field(default_factory=dict)
+    labels: Labels = field(default_factory=Labels)
+    model: str = ""
+    ids: Sequence[str] = ()
 
 
 def decode_entries(fetched: Fetched) -> list[Entry | None]:
@@ -47,7 +52,7 @@ def decode_entries(fetched: Fetched) -> list[Entry | None]:
     winners = dict(_winners(fetched, overlay))
     if manifest is not None:
         found = [i for i, row in enumerate(fetched.rows) if row is not None and i not in winners]
-        retried_at = {i: h.computed_at for i, (h, _) in overlay.items() if h.model_version == fetched.active_version}
+        retried_at = {i: header.computed_at for i, (header, _) in overlay.items() if header.model_version}
         begun_at, version, number = manifest.created_at, manifest.model_version, manifest.number
         origin = Origin.BATCH
         rows = codec_for(manifest.fields).unpack_rows([fetched.rows[i] for i in found])
@@ -81,7 +86,17 @@ def decode_block(fetched: Fetched) -> StoredRows | None:
 
 
 def _overlay_entries(fetched: Fetched) -> dict[int, tuple[OverlayHeader, bytes]]:
-    return {i: unpack_overlay(entry) for i, entry in enumerate(fetched.overlay) if entry is not None}
+    """Return the overlay's entries by index, but for those of a version that does not answer for that id."""
+    entries = ((i, unpack_overlay(entry)) for i, entry in enumerate(fetched.overlay) if entry is not None)
+    return {i: entry for i, entry in entries if _answers(entry[0].model_version, i, fetched)}
+
+
+def _answers(version: int, index: int, fetched: Fetched) -> bool:
+    # features have no versions: theirs is 0, and never out of date
+    if version in (0, fetched.active_version):
+        return True
+    labels = fetched.labels
+    return version == labels.canary and labels.canary_for(fetched.model, fetched.ids[index]) is not None
 
 
 def _winners(
@@ -95,9 +110,6 @@ def _winners(
 
 
 def _overlay_wins(header: OverlayHeader, row: bytes | None, fetched: Fetched) -> bool:
-    # features have no versions: theirs is 0, and never out of date
-    if header.model_version not in (0, fetched.active_version):
-        return False
     if row is None or fetched.manifest is None:
         return True
     return (header.as_of, header.computed_at) >= (row_as_of(row), fetched.manifest.created_at)

@@ -7,10 +7,12 @@ outcome. `RedisTable` and `AsyncTableReader` drive the same plans, one blocking 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from inference.keys import TableKeys
 from inference.store.codec import schema_from_text, unpack_overlay
+from inference.store.labels import labels_from_text
 from inference.store.layout import bucket_of, stored_id
 from inference.store.newest import Fetched, Fields, decode_block, decode_entries
 from inference.store.records import Entry, Manifest, Pointer, StoredRows
@@ -20,6 +22,7 @@ T = TypeVar("T")
 Plan = Generator[list[Command], list[Any], T]
 
 _MANIFESTS_REMEMBERED = 8
+_POINTER_FIELDS = ("current", "previous", "version", "held", "incarnation", "labels", "canary_share")
 
 
 class ReaderMemory:
@@ -79,12 +82,18 @@ def plan_read_generation(
 
 def parse_pointer(reply: Sequence[bytes | None]) -> Pointer:
     """Return the pointer from the reply to its HMGET."""
-    current, previous, version, held, incarnation = reply
+    return _parsed_pointer(tuple(reply))
+
+
+@lru_cache(maxsize=256)  # each look-up reads it, and it hardly ever changes
+def _parsed_pointer(reply: tuple[bytes | None, ...]) -> Pointer:
+    current, previous, version, held, incarnation, labels, canary_share = reply
     return Pointer(
         current=_number(current),
         previous=_number(previous),
         active_version=_number(version),
         held_versions=frozenset(int(part) for part in (held or b"").split(b",") if part),
+        labels=labels_from_text(labels, canary_share),
         incarnation=(incarnation or b"").decode(),
     )
 
@@ -107,7 +116,17 @@ def _fetch_newest(keys: TableKeys, memory: ReaderMemory, ids: Sequence[str]) -> 
         manifest.check_format()
     overlay = replies[-2] if ids else []
     yield from _fetch_schemas(keys, memory, overlay)
-    return Fetched(manifest, pointer.active_version, _in_order(replies, places, len(ids)), overlay, memory.schemas)
+    rows = _in_order(replies, places, len(ids))
+    return Fetched(
+        manifest,
+        pointer.active_version,
+        rows,
+        overlay,
+        memory.schemas,
+        labels=pointer.labels,
+        model=keys.model,
+        ids=ids,
+    )
 
 
 def _fetch_manifest(keys: TableKeys, memory: ReaderMemory, number: int) -> Plan[Manifest | None]:
@@ -156,7 +175,7 @@ def _in_order(replies: Sequence[Any], places: Sequence[Sequence[int]], count: in
 
 
 def _pointer_command(keys: TableKeys) -> Command:
-    return ("HMGET", keys.pointer, "current", "previous", "version", "held", "incarnation")
+    return ("HMGET", keys.pointer, *_POINTER_FIELDS)
 
 
 def _number(text: bytes | None) -> int | None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from inference.release import DATA_FORMAT, check_format
 from inference.schema import Block, TensorSpec
+from inference.store.labels import Labels
 
 
 class GenerationState(StrEnum):
@@ -86,7 +87,8 @@ class Manifest:
 class Pointer:
     """What a table serves: generation numbers and model versions; None where there is none yet.
 
-    `held_versions` are those that were rolled back: they are not activated again until someone insists.
+    `held_versions` are those that were rolled back: they are not activated again until someone insists. `labels`:
+    names of versions, and what share of the entities the one on trial has.
     `incarnation` changes when the table was lost and built anew, so that cached manifests are not trusted.
     """
 
@@ -94,6 +96,7 @@ class Pointer:
     previous: int | None = None
     active_version: int | None = None
     held_versions: frozenset[int] = frozenset()
+    labels: Labels = field(default_factory=Labels)
     incarnation: str = field(default="", compare=False, repr=False)
 
 

@@ -19,6 +19,7 @@ from inference.keys import TableKeys, TableKind
 from inference.schema import Block, TensorSpec
 from inference.store.bulk import Pace, send_in_bulk, sum_of
 from inference.store.codec import codec_for, pack_overlay, schema_digest, schema_text
+from inference.store.labels import CANARY
 from inference.store.layout import bucket_count, stored_id
 from inference.store.pipe import pipe_of
 from inference.store.plans import (
@@ -250,6 +251,11 @@ class RedisTable:
     def activate(self, version: int, *, force: bool = False) -> bool:
         """See `Table.activate`."""
         return bool(self._script("activate", [self._keys.pointer], [version, int(force)]))
+
+    def label(self, name: str, version: int | None, *, share: float = 0.0) -> None:
+        """See `Table.label`."""
+        of_canary = "" if version is None or name != CANARY else repr(share)
+        self._script("label", [self._keys.pointer], [name, "" if version is None else version, of_canary])
 
     def read(self, ids: Sequence[str]) -> list[Entry | None]:
         """See `Table.read`."""

@@ -93,7 +93,8 @@ class Table(Protocol):
     def rollback(self, expected_current: int) -> Pointer:
         """Go back to the previous generation and its model version, in one step.
 
-        The versions left behind are held: neither activated again nor read from the overlay.
+        The versions left behind are held: neither activated again nor read from the overlay. The label `stable`, if
+        there is one, goes along.
 
         Raises:
             Conflict: `expected_current` is not current, or there is no previous generation.
@@ -128,7 +129,16 @@ class Table(Protocol):
     def activate(self, version: int, *, force: bool = False) -> bool:
         """Make a model version the active one, and say whether it is.
 
-        Refused for a version that is held or older than the active one. `force` insists, and ends a hold.
+        Refused for a version that is held, or another than the one labelled `stable`; where none is, for one that is
+        older than the active one or labelled `canary`. `force` insists: it ends a hold and a trial, and takes the
+        label `stable` along.
+        """
+
+    def label(self, name: str, version: int | None, *, share: float = 0.0) -> None:
+        """Give a label to a version in place of the one that has it, or take it away (None).
+
+        `share`: of the entities, 0 to 1, whose overlay entries of that version are read; of the label `canary` only.
+        Labelling a version `stable` ends its hold and its trial; activating it is left to the workers.
         """
 
     # --- reading -----------------------------------------------------------------------------------
@@ -136,7 +146,8 @@ class Table(Protocol):
     def read(self, ids: Sequence[str]) -> list[Entry | None]:
         """Return each id's newest entry by (`as_of`, `computed_at`), or None on a miss.
 
-        Overlay entries of a model version other than the active one are ignored.
+        Overlay entries of a model version other than the active one are ignored, but for those of the canary of
+        entities on its side.
         """
 
     def read_generation(self, ids: Sequence[str], number: int) -> list[Entry | None]:

@@ -14,7 +14,8 @@ import redis
 from inference.errors import Conflict, NotFound
 from inference.keys import Keys, TableKind
 from inference.schema import DType, TensorSpec
-from inference.store import Entry, GenerationState, Manifest, MemoryTable, Origin, Pointer, RedisTable, Table
+from inference.store import Entry, GenerationState, Labels, Manifest, MemoryTable, Origin, Pointer, RedisTable, Table
+from inference.store.labels import is_on_canary_side
 from tests.support.redis_server import RedisServer, find_redis_binary
 from tests.support.waiting import wait_for
 
@@ -558,3 +559,78 @@ def test_what_is_served_or_being_written_is_not_collected(room: Room) -> None:
         with pytest.raises(Conflict):
             room.table.collect(manifest.number)
     assert room.table.collectable() == []
+
+
+# --- labels --------------------------------------------------------------------------------------------
+
+#: entities of the model "m" on the canary's side at a share of a tenth, and of none
+ON_ITS_SIDE = next(f"e{i}" for i in range(1000) if is_on_canary_side("m", f"e{i}", 0.1))
+ON_NO_SIDE = next(f"e{i}" for i in range(1000) if not is_on_canary_side("m", f"e{i}", 0.1))
+
+
+def test_a_canarys_answers_are_read_for_entities_on_its_side_only_and_vanish_with_it(room: Room) -> None:
+    room.table.activate(1)
+    room.table.label("canary", 2, share=0.1)
+    for entity_id in (ON_ITS_SIDE, ON_NO_SIDE):
+        room.upsert(entity_id, 2.0, as_of=room.table.now(), version=2)
+    assert (room.price(ON_ITS_SIDE), room.price(ON_NO_SIDE)) == (2.0, None)
+    room.table.label("canary", 2, share=1.0)
+    assert room.price(ON_NO_SIDE) == 2.0
+    room.table.label("canary", 3, share=1.0)
+    assert room.price(ON_ITS_SIDE) is None
+    room.table.label("canary", 2, share=1.0)
+    room.table.label("canary", None)
+    assert (room.price(ON_ITS_SIDE), room.price(ON_NO_SIDE)) == (None, None)
+    assert room.table.pointer().labels == Labels()
+
+
+def test_a_canarys_answer_and_a_generations_row_are_compared_by_their_age(room: Room) -> None:
+    room.table.activate(1)
+    room.table.label("canary", 2, share=1.0)
+    now = room.table.now()
+    room.upsert("older", 2.0, as_of=now - 100, version=2)
+    room.upsert("newer", 2.0, as_of=now, version=2)
+    room.publish({"older": 1.0, "newer": 1.0}, as_of=now - 50)
+    assert (room.price("older"), room.price("newer")) == (1.0, 2.0)
+    block = room.table.read_block(["older", "newer"])
+    assert block is not None
+    assert block.block["price"].tolist() == [1.0, 2.0]
+
+
+def test_labels_say_which_version_may_be_activated(room: Room) -> None:
+    table = room.table
+    table.activate(3)
+    table.label("canary", 4, share=0.5)
+    assert not table.activate(4)
+    table.label("stable", 3)
+    assert not table.activate(5)
+    table.label("stable", 2)
+    assert table.activate(2)  # an older one too: somebody said so
+    assert table.pointer().labels == Labels({"canary": 4, "stable": 2}, 0.5)
+    table.label("stable", 4)
+    assert table.pointer().labels == Labels({"stable": 4})  # its trial is over
+    assert table.activate(4)
+    assert table.activate(5, force=True)
+    assert table.pointer().labels == Labels({"stable": 5})
+
+
+def test_insisting_on_the_canary_ends_its_trial(room: Room) -> None:
+    room.table.activate(1)
+    room.table.label("canary", 2, share=0.5)
+    room.table.label("other", 1)
+    assert room.table.activate(2, force=True)
+    assert room.table.pointer().labels == Labels({"other": 1})
+
+
+def test_a_rollback_takes_the_label_stable_along(room: Room) -> None:
+    room.table.activate(1)
+    room.publish({"a": 1.0}, version=1)
+    room.table.label("stable", 2)
+    room.table.label("canary", 1, share=0.5)
+    room.table.activate(2)
+    bad = room.publish({"a": 2.0}, version=2)
+    pointer = room.table.rollback(bad.number)
+    assert (pointer.active_version, pointer.labels) == (1, Labels({"stable": 1}))
+    assert not room.table.activate(2)
+    room.table.label("stable", 2)
+    assert room.table.pointer().held_versions == frozenset()

@@ -8,10 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import redis
 
 from inference.errors import ModelError, ModelUnavailable, PredictionFailed
-from inference.models import LoadedModel, score_rows
+from inference.keys import Keys
+from inference.models import LoadedModel, ModelHost, ModelRegistry, Rollout, score_rows
 from inference.models.loaded import load_version
+from inference.settings import Settings
+from tests.support.models import float_features, write_features
 from tests.support.open_inference import OpenInferenceServer
 from tests.support.runtimes.cases import learnt_weights
 from tests.support.runtimes.remote_cases import models
@@ -163,3 +167,27 @@ def test_bytes_are_decoded_where_the_outputs_name_says_so(tmp_path: Path, engine
         lambda x: {"word_bytes": np.repeat(as_bytes, len(x))},
     )
     assert load(tmp_path, engine, "bytes").predict({"x": X[:, 0]})["word_bytes"].tolist() == ["über"] * 5
+
+
+def test_a_version_that_was_refused_while_its_engine_was_away_is_tried_again_when_workers_look(
+    tmp_path: Path, engine: TensorFlowServingServer, redis_client: redis.Redis
+) -> None:
+    write_features(tmp_path / "m", float_features(4))
+    (tmp_path / "m" / "1").mkdir()
+    lines = f'protocol = "tensorflow-serving"\nname = "plain"\nurl = "{engine.url}"\n'
+    (tmp_path / "m" / "1" / "remote.toml").write_text(lines)
+    settings = Settings.model_validate({"models": {"m": {"path": str(tmp_path / "m")}}})
+    registry = ModelRegistry(redis_client, Keys("t"))
+    host = ModelHost(settings, registry)
+    rollout = Rollout(settings, host, registry, "m", answers=True, others=list)
+    served, engine.models = engine.models, {}
+    host.start()
+    for _ in range(3):
+        rollout.look()
+    assert registry.versions("m")[1].state == "refused"
+    engine.models, engine.refuse_next = served, [503] * 100
+    rollout.look()
+    assert registry.active_version("m") is None
+    engine.refuse_next = []
+    assert rollout.look()
+    assert (registry.active_version("m"), host.get("m").record.version) == (1, 1)

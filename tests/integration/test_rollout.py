@@ -309,3 +309,64 @@ def _holding(stack: Stack, version: int) -> list[str]:
     services = stack.services
     alive = Presence(services.cache, services.keys).roster("realtime").alive
     return [one.identity for one in alive if one.ready and version in one.versions.get("m", ())]
+
+
+# --- labels ---
+
+
+def test_while_a_version_is_labelled_stable_no_newer_one_is_activated(make_room: Any) -> None:
+    room = make_room()
+    room.registry.label("m", "stable", 1)
+    room.put("two", 2)
+    room.rollout.look()
+    assert room.rollout.look()
+    assert (room.host.versions(), room.active) == ({"m": (1, 2)}, 1)
+    room.registry.label("m", "stable", 2)
+    assert room.rollout.look()
+    assert room.active == 2
+    room.registry.label("m", "stable", 1)
+    assert room.rollout.look()
+    assert room.active == 1
+
+
+def test_versions_with_labels_stay_in_memory_and_leave_it_without(make_room: Any) -> None:
+    room = make_room()
+    room.registry.label("m", "stable", 1)
+    room.put("two", 2)
+    room.rollout.look(again=True)
+    room.registry.label("m", "canary", 2, share=0.5)
+    room.put("two", 3)
+    room.rollout.look(again=True)
+    room.now += UNLOAD_AFTER_S + 10
+    assert room.rollout.look()
+    assert (room.host.versions(), room.active) == ({"m": (1, 2, 3)}, 1)
+    room.registry.remove_label("m", "canary")
+    room.now += UNLOAD_AFTER_S + 10
+    room.rollout.look()
+    assert room.host.versions() == {"m": (1, 3)}
+
+
+def test_a_worker_that_starts_loads_the_canary_and_never_activates_it(make_room: Any) -> None:
+    room = make_room()
+    room.registry.label("m", "stable", 1)
+    room.put("two", 2)
+    room.rollout.look(again=True)
+    room.registry.label("m", "canary", 2, share=0.5)
+    room.registry.remove_label("m", "stable")
+    another = ModelHost(room.settings, room.registry, monotonic=lambda: room.now)
+    another.start()
+    assert another.versions() == {"m": (1, 2)}
+    assert room.rollout.look()
+    assert room.active == 1
+    sides = another.share_out("m", [f"e{number}" for number in range(40)], range(40))
+    assert [loaded.record.version for loaded, _ in sides] == [1, 2]
+    assert sorted(position for _, positions in sides for position in positions) == list(range(40))
+
+
+def test_a_worker_without_the_canary_computes_its_entities_by_the_version_that_answers(make_room: Any) -> None:
+    room = make_room()
+    room.registry.put("m", VersionRecord(**{**vars(room.registry.get("m", 1)), "version": 2}))
+    room.registry.label("m", "canary", 2, share=1.0)
+    room.rollout.look(again=True)  # it is not in the folder
+    ((loaded, positions),) = room.host.share_out("m", ["a", "b"], [0, 1])
+    assert (loaded.record.version, positions) == (1, [0, 1])

@@ -1,5 +1,6 @@
--- Makes a model version the active one, unless it is held or older than the active one.
--- KEYS: pointer   ARGV: version, '1' to insist (which also ends a hold)
+-- Makes a model version the active one, unless it is held, another is labelled stable, or, where none is, it is older
+-- than the active one or labelled canary.
+-- KEYS: pointer   ARGV: version, '1' to insist (which also ends a hold and a trial, and takes the label stable along)
 -- Returns 1 when the version is active, 0 when it was refused.
 local pointer, version, force = KEYS[1], ARGV[1], ARGV[2] == '1'
 
@@ -8,9 +9,28 @@ local others, is_held = {}, false
 for other in string.gmatch(held, '%d+') do
   if other == version then is_held = true else others[#others + 1] = other end
 end
+local labels = {}
+for label, given in string.gmatch(redis.call('HGET', pointer, 'labels') or '', '([^=,]+)=(%d+)') do
+  labels[label] = given
+end
 local active = redis.call('HGET', pointer, 'version')
-if not force and (is_held or (active and tonumber(active) > tonumber(version))) then return 0 end
+if not force then
+  if is_held or (labels.stable and labels.stable ~= version) then return 0 end
+  local newer_is_active = active and tonumber(active) > tonumber(version)
+  if not labels.stable and (newer_is_active or labels.canary == version) then return 0 end
+end
 
 redis.call('HSET', pointer, 'version', version)
 if is_held then redis.call('HSET', pointer, 'held', table.concat(others, ',')) end
+if (labels.stable and labels.stable ~= version) or labels.canary == version then
+  if labels.stable then labels.stable = version end
+  if labels.canary == version then
+    labels.canary = nil
+    redis.call('HDEL', pointer, 'canary_share')
+  end
+  local list = {}
+  for label, given in pairs(labels) do list[#list + 1] = label .. '=' .. given end
+  table.sort(list)
+  redis.call('HSET', pointer, 'labels', table.concat(list, ','))
+end
 return 1

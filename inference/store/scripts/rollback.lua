@@ -1,8 +1,10 @@
--- Goes back to the previous generation and its model version; holds the versions left behind.
+-- Goes back to the previous generation and its model version; holds the versions left behind. The label stable goes
+-- along, and a canary of that version ends.
 -- KEYS: pointer   ARGV: the generation expected to be current, generation prefix
 -- Returns {'ok', the pointer as it is now}, {'moved'} (another one is current), or {'none'} (no previous generation).
 local function done(pointer)
-  return { 'ok', unpack(redis.call('HMGET', pointer, 'current', 'previous', 'version', 'held', 'incarnation')) }
+  local fields = { 'current', 'previous', 'version', 'held', 'incarnation', 'labels', 'canary_share' }
+  return { 'ok', unpack(redis.call('HMGET', pointer, unpack(fields))) }
 end
 
 local pointer, expected, prefix = KEYS[1], ARGV[1], ARGV[2]
@@ -32,4 +34,15 @@ held[back] = nil
 local list = {}
 for version in pairs(held) do list[#list + 1] = version end
 redis.call('HSET', pointer, 'version', back, 'held', table.concat(list, ','))
+
+local labels = {}
+for label, given in string.gmatch(redis.call('HGET', pointer, 'labels') or '', '([^=,]+)=(%d+)') do
+  if label == 'stable' then given = back end
+  if label == 'canary' and given == back then
+    redis.call('HDEL', pointer, 'canary_share')
+  else
+    labels[#labels + 1] = label .. '=' .. given
+  end
+end
+redis.call('HSET', pointer, 'labels', table.concat(labels, ','))
 return done(pointer)

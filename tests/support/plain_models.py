@@ -1,0 +1,57 @@
+"""Pickled estimators that need no training: a multiple of the one feature, or the end of the process."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import pickle
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, RegressorMixin
+
+from tests.support.models import write_features
+
+#: a row whose feature has this value ends the process of a `Deadly` model
+DEADLY = 13.0
+FEATURES = [{"name": "x", "dtype": "float32"}]
+
+
+class Times(RegressorMixin, BaseEstimator):
+    """Multiplies by a number."""
+
+    n_features_in_ = 1
+
+    def __init__(self, factor: float = 1.0) -> None:
+        self.factor = factor
+
+    def predict(self, x: Any) -> np.ndarray:
+        return np.asarray(x, np.float64)[:, 0] * self.factor
+
+
+class Deadly(Times):
+    """Reads what no process may read when it meets the deadly row, as broken native code does: a real SIGSEGV."""
+
+    def predict(self, x: Any) -> np.ndarray:
+        if (np.asarray(x)[:, 0] == DEADLY).any():
+            ctypes.string_at(0)
+        return super().predict(x)
+
+
+class WhoComputes(Times):
+    """Answers with the id of the process that computes, after a moment in which another process could begin."""
+
+    def predict(self, x: Any) -> np.ndarray:
+        time.sleep(0.02)
+        return np.full(len(x), float(os.getpid()))
+
+
+def write_version(folder: Path, version: int, model: Times) -> None:
+    """Write a version beside those in a model's folder, whole from the first moment on."""
+    write_features(folder, FEATURES)
+    hidden = folder / f".{version}"
+    hidden.mkdir()
+    (hidden / "model.pkl").write_bytes(pickle.dumps(model))
+    hidden.rename(folder / str(version))
