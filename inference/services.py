@@ -7,6 +7,7 @@ from functools import cache, cached_property
 import redis
 import redis.asyncio
 
+from inference.features import FeatureContract, FeatureWriter
 from inference.keys import Keys, TableKind
 from inference.models import ModelHost, ModelRegistry
 from inference.settings import Settings
@@ -49,6 +50,17 @@ class Services:
     def features(self, model: str) -> RedisTable:
         """Return a model's feature table."""
         return self.table(TableKind.FEATURES, model)
+
+    def feature_writer(
+        self, model: str, contract: FeatureContract, *, client: redis.Redis | None = None
+    ) -> FeatureWriter:
+        """Return what changes single entities' features of a model; `client` None: the process's own."""
+        tables = {
+            kind: RedisTable(client or self.cache, self.keys.table(kind, model), kind=kind, model=model)
+            for kind in TableKind
+        }
+        keep_s = self.settings.models[model].batch.keep
+        return FeatureWriter(tables[TableKind.FEATURES], tables[TableKind.PREDICTIONS], contract, keep_s=keep_s)
 
     def async_cache(self) -> redis.asyncio.Redis:
         """Return a new asyncio client of the cache Redis: short timeout, no retries."""

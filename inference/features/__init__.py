@@ -10,14 +10,18 @@ from inference.features.contract import (
 from inference.features.event_time import check_event_time_column, event_times
 from inference.features.loading import LoadReport, load_features
 from inference.features.rows import FeatureRows, Rejection
+from inference.features.updates import FeatureUpdate, FeatureWriter, UpdateResult
 from inference.features.vectoriser import Vectoriser
 
 __all__ = [
     "Feature",
     "FeatureContract",
     "FeatureRows",
+    "FeatureUpdate",
+    "FeatureWriter",
     "LoadReport",
     "Rejection",
+    "UpdateResult",
     "Vectoriser",
     "check_event_time_column",
     "contract_from_signature",

@@ -127,7 +127,9 @@ class Scope(StrEnum):
     READ = "read"
     #: jobs: enqueue and cancel them
     ENQUEUE = "enqueue"
-    #: whatever changes what is served: runs, rollbacks
+    #: features of single entities: store them
+    WRITE = "write"
+    #: whatever else changes what is served: runs, rollbacks
     ADMIN = "admin"
 
 
