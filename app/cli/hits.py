@@ -45,7 +45,7 @@ def hits(
 def window_seconds(text: str) -> int:
     """Return whole seconds, as the API counts them."""
     from inference.hits.windows import MAX_WINDOW_S
-    from inference.settings.model import parse_duration
+    from inference.settings import parse_duration
 
     try:
         seconds = parse_duration(text)

@@ -9,7 +9,7 @@ import pytest
 
 from inference.errors import SettingsError, UnknownModel
 from inference.settings import load_settings
-from inference.settings.model import parse_duration
+from inference.settings import parse_duration
 
 MINIMAL = '[models.delay]\npath = "models/delay"\n'
 
