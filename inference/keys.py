@@ -36,7 +36,9 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:r:R:histogram  | hash   | output:bin → count of predictions        | with the run          | finish                |
 | P:h:M:MINUTE     | hash   | outcome → count; hit_s:B, miss_s:B,      | 8 days                | API processes         |
 |                  |        | age_s:B, rows:B (bucket B) → count       |                       |                       |
-| P:h:M:total      | hash   | the same fields, since ever              | for good              | API processes         |
+|                  |        | fallback:NAME:OUTCOME → entities;        |                       | real-time workers     |
+|                  |        | parity:PATH:RESULT → answers             |                       | workers               |
+| P:h:M:total      | hash   | the same fields, since ever              | for good              | all of these          |
 | P:j:J            | hash   | the job record                           | an hour unchanged     | API, workers          |
 | P:j:J:inputs     | hash   | part number → ids or instances (JSON)    | till its part is done | API                   |
 | P:j:J:parts      | hash   | part number → predictions (JSON)         | with the job          | real-time workers     |

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 
 import redis
 import redis.asyncio
 
-from inference.features import FeatureContract, FeatureWriter
+from inference.features import Fallback, FeatureContract, FeatureWriter
+from inference.features.fallbacks import open_fallback
+from inference.hits import FALLBACKS, MinuteCounts
 from inference.keys import Keys, TableKind
 from inference.models import ModelHost, ModelRegistry
 from inference.settings import Settings
@@ -25,6 +27,7 @@ class Services:
         self.settings = settings
         self.keys = Keys(settings.redis.prefix)
         self.table = cache(self._table)
+        self.fallback = cache(self._fallback)
 
     @cached_property
     def cache(self) -> redis.Redis:
@@ -74,6 +77,12 @@ class Services:
     def reader(self, pipe: AsyncPipe, kind: TableKind, model: str) -> AsyncTableReader:
         """Return the asyncio reader of one table."""
         return AsyncTableReader(pipe, self.keys.table(kind, model))
+
+    def _fallback(self, model: str) -> Fallback | None:
+        """Return what is asked for the features that a model's table lacks, counted by the minute."""
+        counts = MinuteCounts(self.cache, self.keys)
+        of_model = self.settings.models[model]
+        return open_fallback(of_model, self.settings.root, partial(counts.add, model, FALLBACKS))
 
     def _table(self, kind: TableKind, model: str) -> RedisTable:
         of_model = self.settings.models.get(model)

@@ -8,17 +8,28 @@ from inference.features.contract import (
     written_contract,
 )
 from inference.features.event_time import check_event_time_column, event_times
+from inference.features.gathering import Fallback, FeatureGatherer, Found, Gathered, GroupReading
+from inference.features.groups import DEFAULT_GROUP, FeatureGroup, GroupSource, GroupStatus
 from inference.features.loading import LoadReport, load_features
 from inference.features.rows import FeatureRows, Rejection
 from inference.features.updates import FeatureUpdate, FeatureWriter, UpdateResult
 from inference.features.vectoriser import Vectoriser
 
 __all__ = [
+    "DEFAULT_GROUP",
+    "Fallback",
     "Feature",
     "FeatureContract",
+    "FeatureGatherer",
+    "FeatureGroup",
     "FeatureRows",
     "FeatureUpdate",
     "FeatureWriter",
+    "Found",
+    "Gathered",
+    "GroupReading",
+    "GroupSource",
+    "GroupStatus",
     "LoadReport",
     "Rejection",
     "UpdateResult",

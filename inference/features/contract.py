@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from inference.errors import ContractError
+from inference.features.groups import DEFAULT_GROUP, FeatureGroup
 from inference.schema import DType, Signature, TensorSpec
 
 CONTRACT_FILE = "features.json"
@@ -26,6 +27,7 @@ class Feature:
     dtype: DType
     shape: tuple[int, ...] = ()
     default: Any | None = None
+    group: str = DEFAULT_GROUP
 
     @property
     def spec(self) -> TensorSpec:
@@ -72,6 +74,7 @@ class FeatureContract:
     """The features of a model in order. Two contracts with the same `hash` take the same values."""
 
     features: tuple[Feature, ...]
+    groups: tuple[FeatureGroup, ...] = (FeatureGroup(),)
 
     @cached_property
     def hash(self) -> str:
@@ -81,13 +84,22 @@ class FeatureContract:
 
     @property
     def fields(self) -> tuple[TensorSpec, ...]:
-        """The features as named tensors: the schema of a feature table."""
+        """The features as named tensors."""
         return tuple(feature.spec for feature in self.features)
 
     @cached_property
     def names(self) -> list[str]:
         """Names of the features, in order."""
         return [feature.name for feature in self.features]
+
+    @property
+    def stored_fields(self) -> tuple[TensorSpec, ...]:
+        """The schema of the feature table, and of what is upserted into it."""
+        return self.fields
+
+    def features_of(self, group: str) -> tuple[Feature, ...]:
+        """Return the features of a group, in order."""
+        return tuple(feature for feature in self.features if feature.group == group)
 
     @cached_property
     def width(self) -> int:

@@ -79,17 +79,55 @@ class Vectoriser:
         Raises:
             ContractError: an override names no feature, or does not fit it.
         """
+        columns, missing = self.stored_columns(block, count)
+        return self.features_from_columns(columns, missing, count, overrides=overrides)
+
+    def stored_columns(self, block: Block, count: int) -> tuple[Block, dict[str, npt.NDArray[np.bool_]]]:
+        """Return what of stored rows can become the features, and by feature which rows have no value.
+
+        A feature whose every row has one may be left out of the latter.
+        """
+        columns: Block = {}
+        missing: dict[str, npt.NDArray[np.bool_]] = {}
+        for feature in self.contract.features:
+            stored = block.get(feature.name)
+            if stored is None or not _castable(stored, feature):
+                columns[feature.name] = blank(feature, count)
+                missing[feature.name] = np.ones(count, dtype=bool)
+            elif stored.dtype == feature.dtype.numpy:
+                columns[feature.name] = stored
+            else:
+                with np.errstate(over="ignore"):
+                    columns[feature.name] = stored.astype(feature.dtype.numpy)
+                missing[feature.name] = np.zeros(count, dtype=bool)
+        return columns, missing
+
+    def features_from_columns(
+        self,
+        columns: Block,
+        missing: Mapping[str, npt.NDArray[np.bool_]],
+        count: int,
+        *,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> FeatureRows:
+        """Return the features of `count` rows whose values stand in `columns`, in the contract's dtypes.
+
+        Rows in `missing` have no value of a feature: it takes its default, else they are rejected. Numbers are
+        checked only of features that stand in `missing`, if only with no row. `overrides` as in `features_from_block`.
+
+        Raises:
+            ContractError: an override names no feature, or does not fit it.
+        """
         fixed = self.override_values(overrides or {})
         rows = FeatureRows({}, np.zeros(count, dtype=bool))
         for feature in self.contract.features:
-            if feature.name in fixed:
-                rows.block[feature.name] = np.repeat(fixed[feature.name], count, axis=0)
-                continue
-            stored = block.get(feature.name)
-            if stored is not None and _castable(stored, feature):
-                _add_stored(rows, feature, stored)
+            name = feature.name
+            if name in fixed:
+                rows.block[name] = np.repeat(fixed[name], count, axis=0)
+            elif name in missing:
+                fill_missing(rows, feature, columns[name], missing[name])
             else:
-                fill_missing(rows, feature, blank(feature, count), np.ones(count, dtype=bool))
+                rows.block[name] = columns[name]
         return rows
 
     def override_values(self, overrides: Mapping[str, Any]) -> Block:
@@ -151,11 +189,3 @@ def _castable(stored: npt.NDArray[Any], feature: Feature) -> bool:
         return feature.dtype is DType.STRING and stored.dtype.kind == "O"
     # floats may lose digits, as they do from a table; an integer that no longer fits must be loaded anew
     return np.can_cast(stored.dtype, feature.dtype.numpy, "same_kind" if feature.dtype.is_float else "safe")
-
-
-def _add_stored(rows: FeatureRows, feature: Feature, stored: npt.NDArray[Any]) -> None:
-    if stored.dtype == feature.dtype.numpy:
-        rows.block[feature.name] = stored
-        return
-    with np.errstate(over="ignore"):
-        fill_missing(rows, feature, stored.astype(feature.dtype.numpy), np.zeros(len(stored), dtype=bool))

@@ -13,12 +13,13 @@ import numpy.typing as npt
 from inference.errors import (
     ContractError,
     DeadlineExceeded,
+    FeaturesUnavailable,
     ForecacheError,
     PredictionFailed,
     StoreUnavailable,
     UnknownEntity,
 )
-from inference.features import FeatureRows
+from inference.features import Fallback, FeatureGatherer, FeatureRows
 from inference.features.rows import take
 from inference.logs import get_logger
 from inference.models import LoadedModel, ModelHost, prediction_values, score_rows
@@ -44,6 +45,8 @@ class _Answers:
     as_of: dict[int, float] = field(default_factory=dict)
     errors: dict[int, ForecacheError] = field(default_factory=dict)
     version: int | None = None
+    #: positions whose features a fallback that did not answer may know
+    doubtful: set[int] = field(default_factory=set)
 
     def to_json(self, model: str | None, entity_ids: Sequence[str | None], computed_at: float) -> Result:
         items = [self._item(position, entity_id) for position, entity_id in enumerate(entity_ids)]
@@ -76,6 +79,10 @@ class _Wanted:
     positions: npt.NDArray[np.intp]
     as_of: npt.NDArray[np.float64]
 
+    def without(self, rows: npt.NDArray[np.bool_]) -> _Wanted:
+        """Return what is left without the rows of a mask."""
+        return _Wanted(take(self.block, ~rows), self.positions[~rows], self.as_of[~rows]) if rows.any() else self
+
 
 class RealtimeScorer:
     """Computes predictions on demand and keeps them in the overlay.
@@ -94,11 +101,13 @@ class RealtimeScorer:
         host: ModelHost,
         predictions: Callable[[str], Table],
         features: Callable[[str], Table],
+        fallback: Callable[[str], Fallback | None] = lambda _: None,
     ) -> None:
         self._settings = settings
         self._host = host
         self._predictions = predictions
         self._features = features
+        self._fallback = fallback
         self._clock_measured: tuple[float, float] | None = None
 
     def predict_entities(
@@ -131,7 +140,10 @@ class RealtimeScorer:
             wanted = self._find_features(model, of_model, loaded, entity_ids, todo, overrides, answers, now)
             outputs, done = _compute(loaded, wanted, answers)
             if not overrides:
-                self._keep(model, of_model, loaded, entity_ids, done, outputs, now)
+                # what was made up in an outage is an answer for now only
+                doubtful = np.isin(done.positions, list(answers.doubtful))
+                kept = done.without(doubtful)
+                self._keep(model, of_model, loaded, entity_ids, kept, take(outputs, ~doubtful), now)
         except ForecacheError as error:
             answers.fail_all(error)
         return answers.to_json(model, entity_ids, now)
@@ -204,30 +216,20 @@ class RealtimeScorer:
         answers: _Answers,
         now: float,
     ) -> _Wanted:
-        positions = np.array(todo, dtype=np.intp)
-        stored = self._features(model).read_block([entity_ids[position] for position in todo]) if todo else None
-        found = np.zeros(len(todo), dtype=bool) if stored is None else stored.found
-        as_of = np.full(len(todo), now)
-        block: Block = {}
-        if stored is not None:
-            as_of = np.where(found, np.minimum(stored.as_of, now), now)
-            block = stored.block
-        vectoriser = loaded.vectoriser
-        known = vectoriser.features_from_block(take(block, found), int(found.sum()), overrides=overrides)
-        wanted = _usable(known, positions[found], as_of[found], answers)
-        unknown = positions[~found]
-        if not len(unknown):
-            return wanted
-        if of_model.realtime.unknown_entity == "error":
-            for position in unknown:
-                answers.errors[int(position)] = _unknown(model, entity_ids[position])
-            return wanted
-        made_up = vectoriser.features_from_block({}, len(unknown), overrides=overrides)
-        usable = _usable(made_up, unknown, as_of[~found], answers)
-        for position in unknown:
-            if int(position) in answers.errors:  # a feature without a default: the entity stays unknown
-                answers.errors[int(position)] = _unknown(model, entity_ids[position])
-        return _joined(wanted, usable)
+        gatherer = FeatureGatherer(self._features(model), loaded.vectoriser, self._fallback(model))
+        asked = [entity_ids[position] for position in todo]
+        gathered = gatherer.gather(asked, now=now, overrides=overrides)
+        wanted = _usable(gathered.rows, np.array(todo, dtype=np.intp), gathered.as_of, answers)
+        made_up = of_model.realtime.unknown_entity == "defaults"
+        # without a default for some feature, the entity stays unknown
+        unknown = ~gathered.known & (gathered.rows.rejected if made_up else True)
+        for row in np.flatnonzero(unknown):
+            answers.errors[todo[row]] = _unknown(model, asked[row])
+        for row in np.flatnonzero(gathered.doubtful):
+            answers.doubtful.add(todo[row])
+            if todo[row] in answers.errors:  # an outage is never a miss
+                answers.errors[todo[row]] = FeaturesUnavailable(f"not all that may know {asked[row]!r} answered")
+        return wanted.without(unknown[~gathered.rows.rejected])
 
     def _keep(
         self,
@@ -287,14 +289,6 @@ def _usable(
         answers.errors[int(positions[row])] = ContractError(message, field=why.feature or "instances")
     good = ~rows.rejected
     return _Wanted(rows.usable(), positions[good], as_of[good])
-
-
-def _joined(first: _Wanted, second: _Wanted) -> _Wanted:
-    return _Wanted(
-        {name: np.concatenate([values, second.block[name]]) for name, values in first.block.items()},
-        np.concatenate([first.positions, second.positions]),
-        np.concatenate([first.as_of, second.as_of]),
-    )
 
 
 def _is_recent(entry: Entry, version: int | None, since: float) -> bool:

@@ -281,7 +281,6 @@ class ModelSettings(Section):
     realtime: RealtimeSettings = RealtimeSettings()
     fallbacks: list[FallbackSettings] = []
 
-
     @field_validator("fallbacks")
     @classmethod
     def _different_names(cls, value: list[FallbackSettings]) -> list[FallbackSettings]:

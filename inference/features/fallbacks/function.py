@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,31 @@ from inference.features.fallbacks.knower import Known
 
 
 class FunctionKnower:
-    """Calls `f(entity_ids)`, which returns a pandas DataFrame with the ids as a column or as its index."""
+    """Calls `f(entity_ids)`, which returns a pandas DataFrame with the ids as a column or as its index.
 
-    def __init__(self, function: Callable[[list[str]], Any], entity_column: str) -> None:
-        self._function = function
+    It is imported when it is first called.
+    """
+
+    def __init__(self, path: str, entity_column: str, root: Path) -> None:
+        self._path = path
+        self._root = root
         self._entity_column = entity_column
+
+    @cached_property
+    def _function(self) -> Callable[[list[str]], Any]:
+        return load_function(self._path, self._root)
 
     def fetch(self, entity_ids: Sequence[str]) -> Known:
         """See `Knower.fetch`.
 
         Raises:
             SourceError: what it returns is no DataFrame, or has several rows of one entity.
+            SettingsError: it cannot be imported.
         """
         frame = self._function(list(entity_ids))
         if not isinstance(frame, pd.DataFrame):
             raise SourceError(f"the function returned a {type(frame).__name__}, not a pandas DataFrame")
-        ids = [str(one) for one in (frame[self._entity_column] if self._entity_column in frame else frame.index)]
+        ids = [str(one) for one in frame.get(self._entity_column, frame.index)]
         if len(set(ids)) != len(ids):
             raise SourceError("the function returned several rows of one entity")
         # by column, so that each keeps its own type

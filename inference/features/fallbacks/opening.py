@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from inference.features.fallbacks.chain import Count, FallbackChain
-from inference.features.fallbacks.function import FunctionKnower, load_function
+from inference.features.fallbacks.function import FunctionKnower
 from inference.features.fallbacks.knower import Knower
 from inference.features.fallbacks.member import Member
 from inference.features.fallbacks.sql import SqlKnower
@@ -13,11 +13,7 @@ from inference.settings import FallbackSettings, ModelSettings, SqlFallback
 
 
 def open_fallback(model: ModelSettings, root: Path, count: Count) -> FallbackChain | None:
-    """Return a model's fallbacks, or None when it has none. Nothing connects before the first entity is asked for.
-
-    Raises:
-        SettingsError: a function cannot be imported, or SQLAlchemy is not installed.
-    """
+    """Return a model's fallbacks, or None when it has none. Nothing is imported or connects before it is asked."""
     if not model.fallbacks:
         return None
     members = [Member(one, _knower(one, model.entity_column, root)) for one in model.fallbacks]
@@ -27,4 +23,4 @@ def open_fallback(model: ModelSettings, root: Path, count: Count) -> FallbackCha
 def _knower(settings: FallbackSettings, entity_column: str, root: Path) -> Knower:
     if isinstance(settings, SqlFallback):
         return SqlKnower(settings, entity_column)
-    return FunctionKnower(load_function(settings.function, root), entity_column)
+    return FunctionKnower(settings.function, entity_column, root)

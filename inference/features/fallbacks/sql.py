@@ -1,9 +1,10 @@
-"""A database asked by one query, through SQLAlchemy, which is imported when the first is opened."""
+"""A database asked by one query, through SQLAlchemy, which is imported when it is first asked."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from inference.errors import SettingsError, SourceError
@@ -11,7 +12,7 @@ from inference.features.fallbacks.knower import Known
 from inference.settings import SqlFallback
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import Engine, TextClause
 
 _INT64 = range(-(2**63), 2**63)
 
@@ -20,21 +21,31 @@ class SqlKnower:
     """Runs the query of the settings, in a transaction that is rolled back."""
 
     def __init__(self, settings: SqlFallback, entity_column: str) -> None:
-        try:
-            import sqlalchemy
-        except ImportError as error:
-            raise SettingsError("a fallback of kind sql needs SQLAlchemy: install forecache[sql]") from error
+        self._settings = settings
         self._entity_column = entity_column
         self._as_integer = settings.id_type == "integer"
+
+    @cached_property
+    def _engine(self) -> Engine:
+        try:
+            return _open_engine(self._settings)
+        except ImportError as error:
+            raise SettingsError(f"a driver is missing ({error}): install forecache[sql]") from error
+
+    @cached_property
+    def _query(self) -> TextClause:
+        import sqlalchemy
+
         kind = sqlalchemy.BigInteger() if self._as_integer else sqlalchemy.String()
-        self._query = sqlalchemy.text(settings.query).bindparams(sqlalchemy.bindparam("ids", expanding=True, type_=kind))
-        self._engine = _engine(settings)
+        ids: Any = sqlalchemy.bindparam("ids", expanding=True, type_=kind)
+        return sqlalchemy.text(self._settings.query).bindparams(ids)
 
     def fetch(self, entity_ids: Sequence[str]) -> Known:
         """See `Knower.fetch`.
 
         Raises:
             SourceError: the query selects no entity column, or several rows of one entity.
+            SettingsError: SQLAlchemy or the database's driver is not installed.
         """
         ids = [int(text) for text in entity_ids if _is_integer(text)] if self._as_integer else list(entity_ids)
         if not ids:
@@ -53,10 +64,11 @@ class SqlKnower:
 
     def close(self) -> None:
         """See `Knower.close`."""
-        self._engine.dispose()
+        if "_engine" in vars(self):
+            self._engine.dispose()
 
 
-def _engine(settings: SqlFallback) -> Engine:
+def _open_engine(settings: SqlFallback) -> Engine:
     import sqlalchemy
 
     url = sqlalchemy.make_url(settings.url.get_secret_value())
