@@ -2,8 +2,8 @@
 
 `feast_features.py TABLE ROWS ADDRESS ANSWERS SIZES LOOKUPS`: the first ROWS rows of a Parquet table whose column
 `entity_id` names them and whose other columns are float32 go to the Redis at ADDRESS (`host:port,db=N`). Prints
-{"rows", "load_s", "bytes_per_entity", "p50_s": {size: seconds}}, and writes what it answered for the last look-up of each
-size to ANSWERS, for the values to be checked. Only `get_online_features` is timed, not what makes arrays of its answer.
+{"rows", "load_s", "bytes_per_entity", "p50_s": {size: seconds}}, and writes what it answered for the last look-up of
+each size to ANSWERS, for the values to be checked. Only `get_online_features` is timed, not making arrays of it.
 """
 
 from __future__ import annotations

@@ -89,20 +89,24 @@ class RowCodec:
             for as_of, row in zip(fixed["as_of"].tolist(), values, strict=True)
         ]
 
-    def unpack_block(self, rows: Sequence[bytes]) -> Block:
-        """Return the rows as arrays by field name; a field of unknown shape is an object column of arrays."""
-        fixed = self._unpack_fixed(rows)
-        block = {spec.name: fixed[key] for key, spec in self._fixed}
-        for spec, column in zip(self._loose, self._unpack_loose(rows), strict=True):
-            target = empty_column(spec, len(rows))
-            for index, value in enumerate(column):
-                target[index] = np.array(value, spec.dtype.numpy) if -1 in spec.shape else value
-            block[spec.name] = target
-        return {spec.name: block[spec.name] for spec in self.fields}
+    def unpack_block(self, rows: Sequence[bytes | None]) -> tuple[Block, npt.NDArray[np.float64]]:
+        """Return the rows as arrays by field name, and each row's `as_of` in epoch seconds.
 
-    def unpack_as_of(self, rows: Sequence[bytes]) -> npt.NDArray[np.float64]:
-        """Return each row's `as_of` in epoch seconds."""
-        return self._unpack_fixed(rows)["as_of"].astype(np.float64)
+        A field of unknown shape is an object column of arrays. What stands for None is zeros, False or "".
+        """
+        nothing = bytes(self.dtype.itemsize)
+        fixed = self._unpack_fixed([nothing if row is None else row for row in rows])
+        block = {spec.name: fixed[key] for key, spec in self._fixed}
+        if self._loose:
+            known = [row for row in rows if row is not None]
+            where = [index for index, row in enumerate(rows) if row is not None]
+            for spec, column in zip(self._loose, self._unpack_loose(known), strict=True):
+                target = empty_column(spec, len(rows))
+                for index, value in zip(where, column, strict=True):
+                    target[index] = np.array(value, spec.dtype.numpy) if -1 in spec.shape else value
+                block[spec.name] = target
+            block = {spec.name: block[spec.name] for spec in self.fields}
+        return block, fixed["as_of"].astype(np.float64)
 
     def _unpack_fixed(self, rows: Sequence[bytes]) -> npt.NDArray[Any]:
         size = self.dtype.itemsize
