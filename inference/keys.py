@@ -15,6 +15,7 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:T:g:N:B        | hash   | id → packed value + as_of                | manifest's deadline   | batch workers         |
 | P:T:o:ID         | string | header + packed value; or a header alone | the entry's `keep`    | real-time workers,    |
 |                  |        | that says features changed since         |                       | updates of features   |
+| P:T:u:GROUP:…    |        | as P:T:o:ID and P:T:schemas, of one feature group of several; written by updates  |
 | P:T:schemas      | hash   | digest → fields of overlay values (JSON) | for good              | upsert script         |
 | P:m:M:record     | hash   | version → version record (JSON)          | for good              | inspect, workers      |
 | P:m:M:micro      | hash   | version:device → rows per call (JSON)    | for good              | batch workers         |
@@ -108,6 +109,10 @@ class TableKeys:
     def bucket_prefix(self, number: int) -> str:
         """What `bucket` starts with, for writers that spell many keys in a row."""
         return f"{self.base}:g:{number}:"
+
+    def part(self, name: str) -> TableKeys:
+        """Keys of a part of this table's rows, such as one feature group."""
+        return TableKeys(f"{self.base}:u:{name}")
 
     def overlay(self, field: bytes) -> bytes:
         """Key of one overlay entry; `field` is the id's stored form."""

@@ -57,17 +57,22 @@ def get(
 ) -> None:
     """Print an entity's features and how old they are."""
     from inference.entities import check_entity_id
+    from inference.features.group_rows import stored_features
+    from inference.models import record_to_serve
 
     with open_services() as services:
         model, entity = model_and(first, second, services.settings)
-        entry = services.features(model).read([check_entity_id(entity)])[0]
-    if entry is None:
+        contract = record_to_serve(services.settings, services.registry, model).contract
+        values, times = stored_features(services.features(model), contract, check_entity_id(entity))
+    if not times:
         raise UnknownEntity(f"no features of {entity!r} are loaded for model {model!r}", field="entity_id")
-    as_of = to_iso(entry.as_of)
+    groups = {name: to_iso(as_of) for name, as_of in times.items()}
+    as_of = min(groups.values())
     if as_json:
-        print_json({"entity_id": entity, "model": model, "as_of": as_of, "features": entry.values})
+        print_json({"entity_id": entity, "model": model, "as_of": as_of, "groups": groups, "features": values})
     else:
-        print_fields({**entry.values, "as_of": as_of})
+        several = {f"as_of of {name}": at for name, at in groups.items()} if len(groups) > 1 else {}
+        print_fields({**values, **several, "as_of": as_of})
 
 
 @app.command()

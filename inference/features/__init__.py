@@ -1,13 +1,9 @@
 """Features: what a model needs to know of an entity, and how tables and requests become arrays."""
 
-from inference.features.contract import (
-    Feature,
-    FeatureContract,
-    contract_from_signature,
-    read_contract,
-    written_contract,
-)
+from inference.features.contract import FeatureContract, contract_from_signature, read_contract, written_contract
 from inference.features.event_time import check_event_time_column, event_times
+from inference.features.feature import Feature
+from inference.features.functions import FeatureFunctions
 from inference.features.gathering import Fallback, FeatureGatherer, Found, Gathered, GroupReading
 from inference.features.groups import DEFAULT_GROUP, FeatureGroup, GroupSource, GroupStatus
 from inference.features.loading import LoadReport, load_features
@@ -20,6 +16,7 @@ __all__ = [
     "Fallback",
     "Feature",
     "FeatureContract",
+    "FeatureFunctions",
     "FeatureGatherer",
     "FeatureGroup",
     "FeatureRows",

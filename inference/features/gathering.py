@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from inference.features.contract import Feature
+from inference.features.feature import Feature
 from inference.features.groups import FeatureGroup, GroupStatus
 from inference.features.rows import FeatureRows
 from inference.features.vectoriser import Vectoriser

@@ -48,6 +48,7 @@ class MemoryTable:
         self._generations: dict[int, _Generation] = {}
         self._overlay: dict[str, tuple[float, bytes]] = {}
         self._schemas: dict[bytes, Fields] = {}
+        self._parts: dict[str, MemoryTable] = {}
 
     def now(self) -> float:
         """See `Table.now`."""
@@ -223,6 +224,14 @@ class MemoryTable:
     def read_block(self, ids: Sequence[str]) -> StoredRows | None:
         """See `Table.read_block`."""
         return decode_block(self._fetch(ids))
+
+    def part(self, name: str) -> MemoryTable:
+        """See `Table.part`."""
+        return self._parts.setdefault(name, MemoryTable(self._clock))
+
+    def read_blocks(self, ids: Sequence[str], parts: Sequence[str]) -> list[StoredRows | None]:
+        """See `Table.read_blocks`."""
+        return [self.read_block(ids), *(self.part(name).read_block(ids) for name in parts)]
 
     def upsert(
         self,

@@ -7,6 +7,7 @@ outcome. `RedisTable` and `AsyncTableReader` drive the same plans, one blocking 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
 from inference.keys import TableKeys
@@ -78,6 +79,24 @@ def plan_read_generation(
         memory.renew(pointer := parse_pointer(replies[-1]))
         if assumed is not None and assumed.incarnation == pointer.incarnation:
             return decode_entries(Fetched(manifest, None, _in_order(replies, places, len(ids))))
+
+
+def together(plans: Sequence[Plan[T]]) -> Plan[list[T]]:
+    """Carry several plans out in step, so that what they ask for next makes one pipeline."""
+    outcomes: dict[int, T] = {}
+    waiting: dict[int, list[Command]] = {}
+    replies: dict[int, list[Any] | None] = dict.fromkeys(range(len(plans)))
+    while True:
+        for index, reply in replies.items():
+            try:
+                waiting[index] = next(plans[index]) if reply is None else plans[index].send(reply)
+            except StopIteration as done:
+                outcomes[index] = done.value
+                waiting.pop(index, None)
+        if not waiting:
+            return [outcomes[index] for index in range(len(plans))]
+        left = iter((yield [command for commands in waiting.values() for command in commands]))
+        replies = {index: list(islice(left, len(commands))) for index, commands in waiting.items()}
 
 
 def parse_pointer(reply: Sequence[bytes | None]) -> Pointer:

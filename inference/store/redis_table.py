@@ -32,6 +32,7 @@ from inference.store.plans import (
     plan_read_block,
     plan_read_for_change,
     plan_read_generation,
+    together,
 )
 from inference.store.records import ChangeableRows, Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
 from inference.store.table import SWEEP_AFTER_S
@@ -60,6 +61,8 @@ class RedisTable:
         self._pipe = pipe_of(client)
         self._pace = pace or Pace()
         self._keys = keys
+        self._kind, self._model = kind, model
+        self._parts: dict[str, RedisTable] = {}
         self._name = f"{_KIND_NAMES[kind]} of {model!r}"
         self._memory = ReaderMemory()
         self._scripts = {name: client.register_script(text) for name, text in _SCRIPTS.items()}
@@ -262,6 +265,19 @@ class RedisTable:
     def read_block(self, ids: Sequence[str]) -> StoredRows | None:
         """See `Table.read_block`."""
         return self._run(plan_read_block(self._keys, self._memory, ids))
+
+    def part(self, name: str) -> RedisTable:
+        """See `Table.part`."""
+        part = self._parts.get(name)
+        if part is None:
+            part = RedisTable(self._client, self._keys.part(name), kind=self._kind, model=self._model)
+            self._parts[name] = part
+        return part
+
+    def read_blocks(self, ids: Sequence[str], parts: Sequence[str]) -> list[StoredRows | None]:
+        """See `Table.read_blocks`."""
+        tables = [self, *(self.part(name) for name in parts)]
+        return self._run(together([plan_read_block(table._keys, table._memory, ids) for table in tables]))
 
     def upsert(
         self,

@@ -145,6 +145,18 @@ class Table(Protocol):
         The fields are the current generation's. An overlay entry with other fields is left out.
         """
 
+    # --- parts ---------------------------------------------------------------------------------------
+
+    def part(self, name: str) -> Table:
+        """Return the overlay of a part of the rows, such as one group of features: a table without generations.
+
+        Its entries have fields of their own, and stand beside the rows of this table; which of them is the newer one
+        is for the reader to say.
+        """
+
+    def read_blocks(self, ids: Sequence[str], parts: Sequence[str]) -> list[StoredRows | None]:
+        """Return what `read_block` does, of this table and then of each part, read at once."""
+
     # --- overlay -----------------------------------------------------------------------------------
 
     def upsert(
