@@ -34,7 +34,10 @@ _CODES = {
     DType.BOOL: "?", DType.INT8: "b", DType.INT16: "h", DType.INT32: "i", DType.INT64: "q", DType.UINT8: "B",
     DType.UINT16: "H", DType.UINT32: "I", DType.UINT64: "Q", DType.FLOAT16: "e", DType.FLOAT32: "f", DType.FLOAT64: "d",
 }  # fmt: skip
-_ORIGINS = (Origin.BATCH, Origin.REALTIME, Origin.UPSERT)
+#: the last: computed on demand since the features changed
+_ORIGINS = (Origin.BATCH, Origin.REALTIME, Origin.UPSERT, Origin.REALTIME)
+_SINCE_CHANGE = 3
+_ORIGIN_BYTE = 12
 
 
 class RowCodec:
@@ -151,13 +154,17 @@ def pack_outdated(changed_at: float, as_of: float) -> bytes:
 
 
 class OverlayHeader(NamedTuple):
-    """What stands before the row in an overlay entry; `schema` is a digest of the fields."""
+    """What stands before the row in an overlay entry; `schema` is a digest of the fields.
+
+    `since_change`: it was computed on demand since the entity's features changed, which no run before it knew.
+    """
 
     computed_at: float
     model_version: int
     origin: Origin
     schema: bytes
     as_of: int
+    since_change: bool
 
 
 def pack_overlay(
@@ -182,7 +189,14 @@ def pack_changes(fields: tuple[TensorSpec, ...], block: Block, known_at: npt.NDA
 def unpack_overlay(entry: bytes) -> tuple[OverlayHeader, bytes]:
     """Return an overlay entry's header and its row."""
     computed_at, version, origin, schema, as_of = _HEADER_AND_AS_OF.unpack_from(entry)
-    return OverlayHeader(computed_at, version, _ORIGINS[origin], schema, as_of), entry[_HEADER.size :]
+    return OverlayHeader(computed_at, version, _ORIGINS[origin], schema, as_of, origin == _SINCE_CHANGE), entry[
+        _HEADER.size :
+    ]
+
+
+def since_change(entry: bytes) -> bytes:
+    """Return an overlay entry with `since_change` set in its header."""
+    return entry[:_ORIGIN_BYTE] + bytes([_SINCE_CHANGE]) + entry[_ORIGIN_BYTE + 1 :]
 
 
 @lru_cache(maxsize=256)

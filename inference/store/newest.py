@@ -115,6 +115,8 @@ def _overlay_wins(header: OverlayHeader, row: bytes | None, fetched: Fetched) ->
         return False
     if row is None or fetched.manifest is None:
         return True
+    if header.since_change and header.computed_at >= fetched.manifest.created_at:
+        return True  # what it was made from may be older than the row in other groups of features
     return (header.as_of, header.computed_at) >= (row_as_of(row), fetched.manifest.created_at)
 
 
