@@ -133,6 +133,12 @@ def store_error(what: str, error: Exception) -> StoreUnavailable:
     return StoreUnavailable(f"{what}: the cache Redis did not answer: {error}")
 
 
+class FeaturesUnavailable(Unavailable):
+    """Raised when a fallback that may know an entity's features did not answer, and nobody else knew them."""
+
+    code = "features-unavailable"
+
+
 class BrokerUnavailable(Unavailable):
     """Raised when a task could not be handed to the broker."""
 

@@ -13,8 +13,10 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:T:g:N          | hash   | state; manifest (JSON); model version;   | until collected       | begin, publish, …     |
 |                  |        | sweep_due_at (epoch s)                   |                       |                       |
 | P:T:g:N:B        | hash   | id → packed value + as_of                | manifest's deadline   | batch workers         |
-| P:T:o:ID         | string | header + packed value                    | the entry's `keep`    | real-time workers     |
-| P:T:u:GROUP:…    |        | as P:T:o:ID and P:T:schemas, of one feature group of several; written by updates  |
+| P:T:o:ID         | string | header + packed value; or a header alone | the entry's `keep`    | real-time workers,    |
+|                  |        | that says features changed since         |                       | updates of features   |
+| P:T:u:G:o:ID,    |        | the same of feature group G alone, when  | as theirs             | updates of features   |
+| P:T:u:G:schemas  |        | a model stores several                   |                       |                       |
 | P:T:schemas      | hash   | digest → fields of overlay values (JSON) | for good              | upsert script         |
 | P:m:M:record     | hash   | version → version record (JSON)          | for good              | inspect, workers      |
 | P:m:M:micro      | hash   | version:device → rows per call (JSON)    | for good              | batch workers         |
@@ -36,7 +38,9 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:r:R:histogram  | hash   | output:bin → count of predictions        | with the run          | finish                |
 | P:h:M:MINUTE     | hash   | outcome → count; hit_s:B, miss_s:B,      | 8 days                | API processes         |
 |                  |        | age_s:B, rows:B (bucket B) → count       |                       |                       |
-| P:h:M:total      | hash   | the same fields, since ever              | for good              | API processes         |
+|                  |        | fallback:NAME:OUTCOME → entities;        |                       | real-time workers     |
+|                  |        | parity:PATH:RESULT → answers             |                       | workers               |
+| P:h:M:total      | hash   | the same fields, since ever              | for good              | all of these          |
 | P:j:J            | hash   | the job record                           | an hour unchanged     | API, workers          |
 | P:j:J:inputs     | hash   | part number → ids or instances (JSON)    | till its part is done | API                   |
 | P:j:J:parts      | hash   | part number → predictions (JSON)         | with the job          | real-time workers     |

@@ -22,7 +22,7 @@ from tasks.celery_app import celery_app, services
 def scorer() -> RealtimeScorer:
     """Return this process's scorer, built on first use."""
     parts = services()
-    return RealtimeScorer(parts.settings, parts.host, parts.predictions, parts.features)
+    return RealtimeScorer(parts.settings, parts.host, parts.predictions, parts.features, parts.fallback)
 
 
 @cache

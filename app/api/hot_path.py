@@ -62,7 +62,7 @@ class HotRequest:
         scope = self._scope
         try:
             self._allow(scope)
-            entity_id = check_entity_id(_entity_id(scope))
+            entity_id = check_entity_id(entity_id_of(scope, PREFIX))
             raw_query = scope["query_string"]
             model, max_staleness_s, timeout_s = _terms(raw_query) if raw_query else (None, None, None)
             self._request = self._parts.service.look_up(
@@ -138,15 +138,19 @@ def _terms(raw_query: bytes) -> tuple[str | None, float | None, float | None]:
     return terms.model, terms.max_staleness_s, terms.timeout_s
 
 
-def _entity_id(scope: Scope) -> str:
-    """Return the id as sent. A path that is no UTF-8 is refused: servers decode it into another entity's id."""
+def entity_id_of(scope: Scope, prefix: str) -> str:
+    """Return the id that a path ends with, as sent.
+
+    Raises:
+        BadEntityId: the path is no UTF-8, which servers decode into another entity's id.
+    """
     path: str = scope["path"]
     if not path.isascii():
         try:
             unquote_to_bytes(scope.get("raw_path") or b"").decode()
         except UnicodeDecodeError as error:
             raise BadEntityId("entity_id is not valid UTF-8", field="entity_id") from error
-    return path[len(PREFIX) :]
+    return path[len(prefix) :]
 
 
 def openapi_operation() -> dict[str, Any]:

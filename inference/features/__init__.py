@@ -8,6 +8,7 @@ from inference.features.gathering import Fallback, FeatureGatherer, Found, Gathe
 from inference.features.groups import DEFAULT_GROUP, FeatureGroup, GroupSource, GroupStatus
 from inference.features.loading import LoadReport, load_features
 from inference.features.rows import FeatureRows, Rejection
+from inference.features.updates import FeatureUpdate, FeatureWriter, UpdateResult
 from inference.features.vectoriser import Vectoriser
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "FeatureGatherer",
     "FeatureGroup",
     "FeatureRows",
+    "FeatureUpdate",
+    "FeatureWriter",
     "Found",
     "Gathered",
     "GroupReading",
@@ -26,6 +29,7 @@ __all__ = [
     "GroupStatus",
     "LoadReport",
     "Rejection",
+    "UpdateResult",
     "Vectoriser",
     "check_event_time_column",
     "contract_from_signature",

@@ -9,7 +9,7 @@ from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from inference.errors import ContractError
-from inference.settings.model import parse_duration
+from inference.settings import parse_duration
 
 #: the group of features that name none
 DEFAULT_GROUP = "features"

@@ -96,6 +96,11 @@ class ModelPath:
         """Note whether any worker that could compute is alive."""
         self._breaker.heard(present)
 
+    def forget_unknown(self, entity_ids: Sequence[str]) -> None:
+        """Forget that nobody knew these ids."""
+        for entity_id in entity_ids:
+            self._unknown.pop(entity_id, None)
+
     @property
     def breaker_state(self) -> BreakerState:
         """Whether this process asks the model's workers."""

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from inference.errors import (
     ContractError,
     DeadlineExceeded,
+    FeaturesUnavailable,
     ForecacheError,
     PredictionFailed,
     StoreUnavailable,
@@ -44,6 +45,8 @@ class _Answers:
     as_of: dict[int, float] = field(default_factory=dict)
     errors: dict[int, ForecacheError] = field(default_factory=dict)
     version: int | None = None
+    #: positions whose features a fallback that did not answer may know
+    doubtful: set[int] = field(default_factory=set)
 
     def to_json(self, model: str | None, entity_ids: Sequence[str | None], computed_at: float) -> Result:
         items = [self._item(position, entity_id) for position, entity_id in enumerate(entity_ids)]
@@ -137,7 +140,10 @@ class RealtimeScorer:
             wanted = self._find_features(model, of_model, loaded, entity_ids, todo, overrides, answers, now)
             outputs, done = _compute(loaded, wanted, answers)
             if not overrides:
-                self._keep(model, of_model, loaded, entity_ids, done, outputs, now)
+                # what was made up in an outage is an answer for now only
+                doubtful = np.isin(done.positions, list(answers.doubtful))
+                kept = done.without(doubtful)
+                self._keep(model, of_model, loaded, entity_ids, kept, take(outputs, ~doubtful), now)
         except ForecacheError as error:
             answers.fail_all(error)
         return answers.to_json(model, entity_ids, now)
@@ -219,6 +225,10 @@ class RealtimeScorer:
         unknown = ~gathered.known & (gathered.rows.rejected if made_up else True)
         for row in np.flatnonzero(unknown):
             answers.errors[todo[row]] = _unknown(model, asked[row])
+        for row in np.flatnonzero(gathered.doubtful):
+            answers.doubtful.add(todo[row])
+            if todo[row] in answers.errors:  # an outage is never a miss
+                answers.errors[todo[row]] = FeaturesUnavailable(f"not all that may know {asked[row]!r} answered")
         return wanted.without(unknown[~gathered.rows.rejected])
 
     def _keep(

@@ -193,6 +193,10 @@ class PredictionService:
         """Return for each model whether this process asks its workers (`BreakerState`)."""
         return {name: path.breaker_state.value for name, path in self._paths.items()}
 
+    def forget_unknown(self, model: str, entity_ids: Sequence[str]) -> None:
+        """Ask the workers again for entities that nobody knew a moment ago: their features have just been stored."""
+        self._paths[model].forget_unknown(entity_ids)
+
     async def close(self) -> None:
         """End what is in flight."""
         for path in self._paths.values():

@@ -10,7 +10,7 @@ from inference.store.async_reader import AsyncTableReader
 from inference.store.bulk import Pace
 from inference.store.memory_table import MemoryTable
 from inference.store.pipe import Pipe
-from inference.store.records import Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
+from inference.store.records import ChangeableRows, Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
 from inference.store.redis_table import RedisTable
 from inference.store.table import SWEEP_AFTER_S, Table
 
@@ -18,6 +18,7 @@ __all__ = [
     "SWEEP_AFTER_S",
     "AsyncPipe",
     "AsyncTableReader",
+    "ChangeableRows",
     "Entry",
     "GenerationState",
     "Manifest",

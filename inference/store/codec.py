@@ -137,6 +137,15 @@ def row_as_of(row: bytes) -> int:
     return int(_AS_OF.unpack_from(row)[0])
 
 
+#: in place of a schema: no row follows, but the entity's features changed (`pack_outdated`); scripts read it too
+OUTDATED = bytes(_SCHEMA_BYTES)
+
+
+def pack_outdated(changed_at: float, as_of: float) -> bytes:
+    """Return the overlay entry of an entity whose features, of `as_of`, were changed at `changed_at`."""
+    return _HEADER_AND_AS_OF.pack(changed_at, 0, _ORIGINS.index(Origin.UPSERT), OUTDATED, int(as_of))
+
+
 class OverlayHeader(NamedTuple):
     """What stands before the row in an overlay entry; `schema` is a digest of the fields."""
 
@@ -157,6 +166,13 @@ def pack_overlay(
     """Return overlay entries for packed rows: 23 bytes and the values each."""
     header = _HEADER.pack(computed_at, model_version, _ORIGINS.index(origin), schema_digest(fields))
     return [header + row for row in rows]
+
+
+def pack_changes(fields: tuple[TensorSpec, ...], block: Block, known_at: npt.NDArray[np.float64]) -> list[bytes]:
+    """Return overlay entries of single rows of features, each with an event time of its own."""
+    rows = codec_for(fields).pack(block, known_at).to_pylist()
+    origin, digest = _ORIGINS.index(Origin.UPSERT), schema_digest(fields)
+    return [_HEADER.pack(at, 0, origin, digest) + row for at, row in zip(known_at.tolist(), rows, strict=True)]
 
 
 def unpack_overlay(entry: bytes) -> tuple[OverlayHeader, bytes]:

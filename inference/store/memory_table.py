@@ -12,10 +12,18 @@ import numpy.typing as npt
 from inference.clock import Clock, system_clock
 from inference.errors import Conflict, NotFound
 from inference.schema import Block, TensorSpec
-from inference.store.codec import codec_for, pack_overlay, schema_digest, unpack_overlay
+from inference.store.codec import (
+    OUTDATED,
+    codec_for,
+    pack_changes,
+    pack_outdated,
+    pack_overlay,
+    schema_digest,
+    unpack_overlay,
+)
 from inference.store.layout import bucket_count
-from inference.store.newest import Fetched, Fields, decode_block, decode_entries
-from inference.store.records import Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
+from inference.store.newest import Fetched, Fields, decode_block, decode_entries, decode_for_change
+from inference.store.records import ChangeableRows, Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
 from inference.store.table import SWEEP_AFTER_S
 
 _IN_USE = {GenerationState.CURRENT, GenerationState.PREVIOUS, GenerationState.LOADING}
@@ -242,6 +250,39 @@ class MemoryTable:
         rows = codec_for(schema).pack(block, np.minimum(as_of, computed_at)).to_pylist()
         self._upsert(ids, pack_overlay(schema, rows, computed_at, model_version, origin), schema, keep_s)
 
+    def read_for_change(self, ids: Sequence[str]) -> ChangeableRows | None:
+        """See `Table.read_for_change`."""
+        return decode_for_change(self._fetch(ids))
+
+    def replace(
+        self,
+        ids: Sequence[str],
+        fields: Sequence[TensorSpec],
+        block: Block,
+        *,
+        known_at: npt.NDArray[np.float64],
+        expected: Sequence[bytes | None],
+        keep_s: float,
+    ) -> list[bool]:
+        """See `Table.replace`."""
+        schema = tuple(fields)
+        self._schemas[schema_digest(schema)] = schema
+        done = []
+        for entity_id, entry, known in zip(ids, pack_changes(schema, block, known_at), expected, strict=True):
+            done.append(self._overlay_entry(entity_id) == known)
+            if done[-1]:
+                self._overlay[entity_id] = (self._clock() + keep_s, entry)
+        return done
+
+    def outdate(self, ids: Sequence[str], *, as_of: npt.NDArray[np.float64], keep_s: float) -> None:
+        """See `Table.outdate`."""
+        now = self._clock()
+        for entity_id, newest in zip(ids, as_of.tolist(), strict=True):
+            old = self._overlay_entry(entity_id)
+            header = unpack_overlay(old)[0] if old else None
+            before = header.as_of if header and header.schema == OUTDATED else 0
+            self._overlay[entity_id] = (now + keep_s, pack_outdated(now, max(before, newest)))
+
     def _upsert(self, ids: Sequence[str], entries: Sequence[bytes], schema: Fields, keep_s: float) -> None:
         self._schemas[schema_digest(schema)] = schema
         for entity_id, entry in zip(ids, entries, strict=True):
@@ -278,6 +319,10 @@ class MemoryTable:
 
 def _is_newer(old: bytes, new: bytes) -> bool:
     old_header, new_header = unpack_overlay(old)[0], unpack_overlay(new)[0]
+    if old_header.schema == OUTDATED:
+        if new_header.origin is Origin.REALTIME:
+            return old_header.computed_at > new_header.computed_at
+        return old_header.as_of > new_header.as_of
     if old_header.model_version != new_header.model_version:
         return False
     return (old_header.as_of, old_header.computed_at) > (new_header.as_of, new_header.computed_at)

@@ -13,6 +13,7 @@ import numpy as np
 
 from inference.schema import TensorSpec
 from inference.store.codec import (
+    OUTDATED,
     OverlayHeader,
     codec_for,
     empty_column,
@@ -20,7 +21,7 @@ from inference.store.codec import (
     schema_digest,
     unpack_overlay,
 )
-from inference.store.records import Entry, Manifest, Origin, StoredRows
+from inference.store.records import ChangeableRows, Entry, Manifest, Origin, StoredRows
 
 Fields = tuple[TensorSpec, ...]
 
@@ -45,6 +46,7 @@ def decode_entries(fetched: Fetched) -> list[Entry | None]:
     manifest = fetched.manifest
     overlay = _overlay_entries(fetched)
     winners = dict(_winners(fetched, overlay))
+    changed = {i: h.as_of for i, (h, _) in overlay.items() if h.schema == OUTDATED}
     if manifest is not None:
         found = [i for i, row in enumerate(fetched.rows) if row is not None and i not in winners]
         retried_at = {i: h.computed_at for i, (h, _) in overlay.items() if h.model_version == fetched.active_version}
@@ -52,7 +54,8 @@ def decode_entries(fetched: Fetched) -> list[Entry | None]:
         origin = Origin.BATCH
         rows = codec_for(manifest.fields).unpack_rows([fetched.rows[i] for i in found])
         for i, (as_of, values) in zip(found, rows, strict=True):
-            entries[i] = Entry(values, as_of, begun_at, version, origin, number, retried_at.get(i))
+            outdated = changed.get(i, 0) > as_of
+            entries[i] = Entry(values, as_of, begun_at, version, origin, number, retried_at.get(i), outdated)
     for fields, group in _by_fields(winners, fetched.schemas).items():
         rows = codec_for(fields).unpack_rows([winners[i][1] for i in group])
         for i, (as_of, values) in zip(group, rows, strict=True):
@@ -78,6 +81,22 @@ def decode_block(fetched: Fetched) -> StoredRows | None:
     found = np.zeros(len(fetched.rows), np.bool_)
     found[where] = True
     return StoredRows(block, found, as_of)
+
+
+def decode_for_change(fetched: Fetched) -> ChangeableRows | None:
+    """Return the newest rows and what is needed to change them; None without a generation and an overlay entry."""
+    rows = decode_block(fetched)
+    if rows is None:
+        return None
+    begun_at = fetched.manifest.created_at if fetched.manifest else 0.0
+    known_at = np.where(rows.found, begun_at, 0.0)
+    for i, (header, _) in _winners(fetched, _overlay_entries(fetched)):
+        known_at[i] = header.computed_at
+        # also of one with other fields, which the block leaves out
+        rows.as_of[i] = header.as_of
+    fields = _block_fields(fetched) or ()
+    is_loaded = fetched.manifest is not None
+    return ChangeableRows(rows, fields, is_loaded, known_at, tuple(fetched.overlay) or (None,) * len(fetched.rows))
 
 
 def _overlay_entries(fetched: Fetched) -> dict[int, tuple[OverlayHeader, bytes]]:

@@ -11,10 +11,10 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from inference.keys import TableKeys
-from inference.store.codec import schema_from_text, unpack_overlay
+from inference.store.codec import OUTDATED, schema_from_text, unpack_overlay
 from inference.store.layout import bucket_of, stored_id
-from inference.store.newest import Fetched, Fields, decode_block, decode_entries
-from inference.store.records import Entry, Manifest, Pointer, StoredRows
+from inference.store.newest import Fetched, Fields, decode_block, decode_entries, decode_for_change
+from inference.store.records import ChangeableRows, Entry, Manifest, Pointer, StoredRows
 
 Command = tuple[Any, ...]
 T = TypeVar("T")
@@ -59,6 +59,11 @@ def plan_read(keys: TableKeys, memory: ReaderMemory, ids: Sequence[str]) -> Plan
 def plan_read_block(keys: TableKeys, memory: ReaderMemory, ids: Sequence[str]) -> Plan[StoredRows | None]:
     """Read the newest rows as arrays."""
     return decode_block((yield from _fetch_newest(keys, memory, ids)))
+
+
+def plan_read_for_change(keys: TableKeys, memory: ReaderMemory, ids: Sequence[str]) -> Plan[ChangeableRows | None]:
+    """Read the newest rows together with what tells later whether they are still the newest."""
+    return decode_for_change((yield from _fetch_newest(keys, memory, ids)))
 
 
 def plan_read_generation(
@@ -140,7 +145,7 @@ def _fetch_manifest(keys: TableKeys, memory: ReaderMemory, number: int) -> Plan[
 
 def _fetch_schemas(keys: TableKeys, memory: ReaderMemory, overlay: Sequence[bytes | None]) -> Plan[None]:
     digests = {unpack_overlay(entry)[0].schema for entry in overlay if entry is not None}
-    unknown = list(digests - memory.schemas.keys())
+    unknown = list(digests - memory.schemas.keys() - {OUTDATED})
     if unknown:
         replies = yield [("HMGET", keys.schemas, *unknown)]
         found = {d: schema_from_text(text) for d, text in zip(unknown, replies[0], strict=True) if text is not None}

@@ -1,0 +1,179 @@
+"""Single updates of features, over tables in memory; `tests/contract/test_tables.py` holds those to Redis' ways."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from inference.errors import BadEntityId, BadInput, Conflict, ContractError
+from inference.features import Feature, FeatureContract, FeatureUpdate, FeatureWriter
+from inference.schema import DType
+from inference.store import MemoryTable, Origin
+
+NOW = 1_000_000.5
+CONTRACT = FeatureContract(
+    (
+        Feature("x", DType.FLOAT32),
+        Feature("n", DType.INT64, default=7),
+        Feature("name", DType.STRING, default=""),
+        Feature("pair", DType.FLOAT32, (2,), default=0.0),
+    )
+)
+
+
+class Room:
+    def __init__(self) -> None:
+        self.now = NOW
+        self.features, self.predictions = MemoryTable(lambda: self.now), MemoryTable(lambda: self.now)
+        self.writer = FeatureWriter(self.features, self.predictions, CONTRACT, keep_s=3600)
+
+    def load(self, *, as_of: float) -> None:
+        manifest = self.features.begin(
+            CONTRACT.fields, rows_expected=1, model_version=0, contract_hash=CONTRACT.hash, keep_s=3600
+        )
+        block = {
+            "x": np.array([1], np.float32), "n": np.array([2]), "name": np.array(["old"], object),
+            "pair": np.array([[3, 4]], np.float32),
+        }  # fmt: skip
+        self.features.write(manifest, pa.array(["a"]), block, np.array([as_of]))
+        self.features.publish(manifest.number)
+
+    def put(self, entity_id: str = "a", *, at: float | None = None, **features: Any) -> tuple[bool, float]:
+        [result] = self.writer.write([FeatureUpdate(entity_id, features, at)])
+        return result.applied, result.as_of
+
+    def stored(self, entity_id: str = "a") -> dict[str, Any] | None:
+        [entry] = self.features.read([entity_id])
+        return entry and entry.values
+
+
+@pytest.fixture
+def room() -> Room:
+    return Room()
+
+
+def test_features_that_are_not_named_stay_as_they_are(room: Room) -> None:
+    room.load(as_of=NOW - 100)
+    assert room.put(x=1.5, name="new") == (True, np.floor(NOW))
+    assert room.stored() == {"x": 1.5, "n": 2, "name": "new", "pair": [3.0, 4.0]}
+
+
+def test_of_an_unknown_entity_they_take_their_defaults(room: Room) -> None:
+    assert room.put("new", x=1.5)[0]
+    assert room.stored("new") == {"x": 1.5, "n": 7, "name": "", "pair": [0.0, 0.0]}
+
+
+def test_a_vector_names_all_features(room: Room) -> None:
+    [result] = room.writer.write([FeatureUpdate("v", [1.5, 2, "t", 5, 6])])
+    assert result.applied
+    assert room.stored("v") == {"x": 1.5, "n": 2, "name": "t", "pair": [5.0, 6.0]}
+
+
+def test_newer_features_are_never_overwritten(room: Room) -> None:
+    room.load(as_of=NOW - 100)
+    assert room.put(at=NOW - 101, x=9) == (False, np.floor(NOW - 100))
+    assert room.put(at=NOW - 50, x=5)[0]
+    assert room.put(at=NOW - 50.25, x=6) == (False, np.floor(NOW - 50)), "a quarter of a second older"
+    assert room.put(at=NOW - 50, x=7)[0], "the same update again"
+    assert room.stored() == {"x": 7.0, "n": 2, "name": "old", "pair": [3.0, 4.0]}
+
+
+def test_a_load_with_newer_times_takes_over(room: Room) -> None:
+    room.put(at=NOW - 50, x=5)
+    room.load(as_of=NOW - 10)
+    assert room.stored() == {"x": 1.0, "n": 2, "name": "old", "pair": [3.0, 4.0]}
+
+
+def test_an_update_that_was_not_applied_outdates_nothing(room: Room) -> None:
+    room.load(as_of=NOW - 100)
+    room.predictions.activate(1)
+    prediction = (CONTRACT.features[0].spec,)
+    block = {"x": np.array([1], np.float32)}
+    room.predictions.upsert(
+        ["a"], prediction, block, as_of=np.array([NOW - 100]), computed_at=NOW, model_version=1,
+        origin=Origin.REALTIME, keep_s=60,
+    )  # fmt: skip
+    room.put(at=NOW - 200, x=5)
+    assert room.predictions.read(["a"])[0] is not None
+    room.put(x=5)
+    assert room.predictions.read(["a"])[0] is None
+
+
+def test_two_who_change_different_features_at_once_lose_none(room: Room) -> None:
+    room.load(as_of=NOW - 100)
+    read, others = room.features.read_for_change, [lambda: room.put(n=11), lambda: room.put(name="theirs")]
+
+    def read_and_be_overtaken(ids: Any) -> Any:
+        seen = read(ids)
+        if others:
+            others.pop()()
+        return seen
+
+    room.features.read_for_change = read_and_be_overtaken  # type: ignore[method-assign]
+    assert room.put(x=5)[0]
+    assert room.stored() == {"x": 5.0, "n": 11, "name": "theirs", "pair": [3.0, 4.0]}
+
+
+def wrong(features: Any, at: float | None = None, entity_id: str = "a") -> FeatureUpdate:
+    return FeatureUpdate(entity_id, features, at)
+
+
+@pytest.mark.parametrize(
+    ("update", "error", "field", "says"),
+    [
+        (wrong({"nme": "a"}), ContractError, "items.1.features.nme", "did you mean 'name'?"),
+        (wrong({"x": "1"}), ContractError, "items.1.features.x", "give a number"),
+        (wrong({"x": 1e39}), ContractError, "items.1.features.x", "out of range"),
+        (wrong({"n": 2**63}), ContractError, "items.1.features.n", "out of range"),
+        (wrong({"n": 1.5}), ContractError, "items.1.features.n", "whole number"),
+        (wrong({"x": None}), ContractError, "items.1.features.x", "missing"),
+        (wrong({"pair": [1, 2, 3]}), ContractError, "items.1.features.pair", "shape [2]"),
+        (wrong([1.5, 2, "t", 5]), ContractError, "items.1.features", "4 values, but the model takes 5"),
+        (wrong({}), ContractError, "items.1.features", "at least one"),
+        (wrong({"n": 1}), ContractError, "items.1.features", "no features of 'a' are stored yet"),
+        (wrong({"x": 1}, NOW + 6), BadInput, "items.1.event_time", "in the future"),
+        (wrong({"x": 1}, -1.0), BadInput, "items.1.event_time", "1970"),
+        (wrong({"x": 1}, entity_id=""), BadEntityId, "items.1.entity_id", "empty"),
+        (wrong({"x": 1}, entity_id="good"), BadInput, "items.1.entity_id", "twice"),
+    ],
+)
+def test_one_bad_update_refuses_all_of_them(
+    room: Room, update: FeatureUpdate, error: type[Exception], field: str, says: str
+) -> None:
+    with pytest.raises(error) as raised:
+        room.writer.write([FeatureUpdate("good", {"x": 1}), update], place="items.{}.")
+    assert raised.value.field == field  # type: ignore[attr-defined]
+    assert says in str(raised.value)
+    assert room.stored("good") is None
+
+
+def test_an_event_time_a_moment_ahead_counts_as_now(room: Room) -> None:
+    assert room.put(at=NOW + 4, x=1) == (True, np.floor(NOW))
+
+
+def test_features_loaded_under_another_contract_are_not_mixed_with_new_ones(room: Room) -> None:
+    room.load(as_of=NOW - 100)
+    newer = FeatureContract(CONTRACT.features[:2])
+    with pytest.raises(Conflict, match="another contract"):
+        FeatureWriter(room.features, room.predictions, newer, keep_s=60).write([FeatureUpdate("a", {"x": 1})])
+
+
+def test_single_features_of_an_older_contract_give_way_to_new_ones(room: Room) -> None:
+    room.put(x=1, n=3)
+    newer = FeatureContract((*CONTRACT.features[:2], Feature("more", DType.FLOAT32)))
+    writer = FeatureWriter(room.features, room.predictions, newer, keep_s=60)
+    with pytest.raises(ContractError, match="more"):
+        writer.write([FeatureUpdate("a", {"x": 1})])
+    assert writer.write([FeatureUpdate("a", {"x": 2, "more": 4})])[0].applied
+    assert room.stored() == {"x": 2.0, "n": 7, "more": 4.0}
+
+
+@pytest.mark.parametrize("as_of", [NOW - 10, NOW - 0.1])
+def test_every_update_counts_that_comes_after_a_load(room: Room, as_of: float) -> None:
+    room.load(as_of=as_of)
+    room.now += 0.2
+    assert room.put(x=2)[0]
+    assert (room.stored() or {})["x"] == 2.0
