@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from inference.features.event_time import oldest
 from inference.features.feature import Feature
 from inference.features.groups import FeatureGroup, GroupStatus
 from inference.features.rows import FeatureRows
@@ -20,6 +21,7 @@ from inference.store import StoredRows, Table
 TABLE_SOURCE = "table"
 
 Mask = npt.NDArray[np.bool_]
+Times = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,10 @@ class GroupReading:
         """Return which rows have no values that are used."""
         return np.array([status is not GroupStatus.PRESENT for status in self.status], dtype=bool)
 
+    def too_old(self) -> Mask:
+        """Return which rows have values that are not used for their age."""
+        return np.array([status is GroupStatus.OUTSIDE_MAX_AGE for status in self.status], dtype=bool)
+
     def known(self) -> Mask:
         """Return which rows have values at all, perhaps too old ones."""
         return np.array([status is not GroupStatus.NOT_FOUND for status in self.status], dtype=bool)
@@ -100,20 +106,73 @@ class FeatureGatherer:
             StoreUnavailable: the table did not answer in time.
         """
         count = len(entity_ids)
-        stored = self._table.read_block(entity_ids) if count else None
+        contract = self._vectoriser.contract
+        stored, parts = self._read(entity_ids)
         columns, missing = self._vectoriser.stored_columns(stored.block if stored else {}, count)
-        readings = {}
+        readings: dict[str, GroupReading] = {}
+        too_old: dict[str, Mask] = {}
         doubtful = np.zeros(count, dtype=bool)
-        for group in self._vectoriser.contract.groups:
-            reading = readings[group.name] = _read(group, stored, count, now)
+        for group in contract.table_groups:
+            times = self._times(group, stored, count)
+            self._take_part(group, parts.get(group.name), times, columns, missing)
+            reading = readings[group.name] = _reading(group, np.fmin(times, now), now)
             absent = reading.absent()
             if absent.any():
-                for feature in self._vectoriser.contract.features_of(group.name):
+                for feature in contract.features_of(group.name):
                     missing[feature.name] = missing.get(feature.name, False) | absent
                 if self._ask_fallback(group, entity_ids, reading, columns, missing, now):
                     doubtful |= reading.absent()
-        rows = self._vectoriser.features_from_columns(columns, missing, count, overrides=overrides)
-        return Gathered(rows, _known(readings, count), _oldest(readings, count, now), readings, doubtful)
+                too_old[group.name] = reading.too_old()
+        rows = self._vectoriser.features_from_columns(
+            columns, missing, count, overrides=overrides, at=now, too_old=too_old
+        )
+        known, as_of = (
+            _known(readings, count),
+            oldest({name: r.as_of for name, r in readings.items()}, _full(count, now)),
+        )
+        others = {group.name: _unstored(group, count) for group in contract.groups if group.name not in readings}
+        return Gathered(rows, known, as_of, readings | others, doubtful)
+
+    def _read(self, entity_ids: Sequence[str]) -> tuple[StoredRows | None, dict[str, StoredRows | None]]:
+        """Return the stored rows and, when there are several groups, what stands beside them of each."""
+        if not entity_ids:
+            return None, {}
+        contract = self._vectoriser.contract
+        if not contract.has_parts:
+            return self._table.read_block(entity_ids), {}
+        names = [group.name for group in contract.table_groups]
+        stored, *parts = self._table.read_blocks(entity_ids, names)
+        return stored, dict(zip(names, parts, strict=True))
+
+    def _times(self, group: FeatureGroup, stored: StoredRows | None, count: int) -> Times:
+        """Return since when a group's stored values hold; NaN where there are none."""
+        if stored is None:
+            return _full(count, np.nan)
+        own = self._vectoriser.contract.stored_form.times(stored.block, group.name)
+        return np.where(stored.found, stored.as_of if own is None else own, np.nan)
+
+    def _take_part(
+        self,
+        group: FeatureGroup,
+        part: StoredRows | None,
+        times: Times,
+        columns: Block,
+        missing: dict[str, Mask],
+    ) -> None:
+        """Put a group's single updates over what was loaded, where they are no older."""
+        if part is None:
+            return
+        newer = part.found & ~(part.as_of < times)  # also where there is no time
+        if not newer.any():
+            return
+        form = self._vectoriser.contract.part_form(group.name)
+        values, lacking = self._vectoriser.stored_columns(part.block, len(newer), form)
+        nothing = np.zeros(len(newer), dtype=bool)
+        for feature in form.features:
+            name = feature.name
+            columns[name] = np.where(newer.reshape(-1, *[1] * len(feature.shape)), values[name], columns[name])
+            missing[name] = np.where(newer, lacking.get(name, nothing), missing.get(name, nothing))
+        times[newer] = part.as_of[newer]
 
     def _ask_fallback(
         self,
@@ -146,28 +205,30 @@ class FeatureGatherer:
         return answer.outage is not None
 
 
-def _read(group: FeatureGroup, stored: StoredRows | None, count: int, now: float) -> GroupReading:
-    reading = GroupReading([GroupStatus.NOT_FOUND] * count, [None] * count, np.full(count, np.nan))
-    if stored is None:
-        return reading
-    for row in np.flatnonzero(stored.found):
-        as_of = min(float(stored.as_of[row]), now)
-        if group.max_age_s is not None and as_of < now - group.max_age_s:
+def _reading(group: FeatureGroup, times: Times, now: float) -> GroupReading:
+    count = len(times)
+    reading = GroupReading([GroupStatus.NOT_FOUND] * count, [None] * count, _full(count, np.nan))
+    since = -np.inf if group.max_age_s is None else now - group.max_age_s
+    for row in np.flatnonzero(~np.isnan(times)):
+        if times[row] < since:
             reading.status[row] = GroupStatus.OUTSIDE_MAX_AGE
         else:
-            reading.status[row], reading.source[row], reading.as_of[row] = GroupStatus.PRESENT, TABLE_SOURCE, as_of
+            reading.status[row], reading.source[row], reading.as_of[row] = GroupStatus.PRESENT, TABLE_SOURCE, times[row]
     return reading
 
 
+def _unstored(group: FeatureGroup, count: int) -> GroupReading:
+    """Return the reading of a group that is computed or comes with the request, and so has no age."""
+    source = group.function or group.source.value
+    return GroupReading([GroupStatus.PRESENT] * count, [source] * count, _full(count, np.nan))
+
+
 def _known(readings: Mapping[str, GroupReading], count: int) -> Mask:
-    known = np.zeros(count, dtype=bool)
+    known = np.full(count, not readings)  # when nothing is stored of anybody, everybody is known
     for reading in readings.values():
         known |= reading.known()
     return known
 
 
-def _oldest(readings: Mapping[str, GroupReading], count: int, now: float) -> npt.NDArray[np.float64]:
-    oldest = np.full(count, now)
-    for reading in readings.values():
-        oldest = np.fmin(oldest, reading.as_of)
-    return oldest
+def _full(count: int, value: float) -> Times:
+    return np.full(count, value)

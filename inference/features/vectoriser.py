@@ -22,6 +22,7 @@ from inference.features.feature import Feature
 from inference.features.functions import FeatureFunctions
 from inference.features.instances import Instance, check_names, instance_columns, rows_from_instances
 from inference.features.rows import FeatureRows, add_checked, blank, fill_missing
+from inference.features.stored import StoredForm
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
 
@@ -120,14 +121,17 @@ class Vectoriser:
         columns, missing = self.stored_columns(block, count)
         return self.features_from_columns(columns, missing, count, overrides=overrides, at=at)
 
-    def stored_columns(self, block: Block, count: int) -> tuple[Block, dict[str, npt.NDArray[np.bool_]]]:
+    def stored_columns(
+        self, block: Block, count: int, form: StoredForm | None = None
+    ) -> tuple[Block, dict[str, npt.NDArray[np.bool_]]]:
         """Return what of stored rows can become the features, and by feature which rows have no value.
 
-        A feature whose every row has one may be left out of the latter.
+        A feature whose every row has one may be left out of the latter. `form`: of the rows, None for whole ones,
+        which also lack all that comes with a request.
         """
         columns: Block = {}
-        missing = self.contract.stored_form.missing(block)
-        for feature in self.contract.given:
+        missing = (form or self.contract.stored_form).missing(block)
+        for feature in form.features if form else self.contract.given:
             stored = block.get(feature.name)
             if stored is None or not _castable(stored, feature):
                 columns[feature.name] = blank(feature, count)

@@ -90,7 +90,7 @@ def test_an_overlay_header_comes_back(computed_at: float, version: int, origin: 
     rows = codec_for(fields).pack({"p": np.array(["é"], object)}, np.array([77.0])).to_pylist()
     header, row = unpack_overlay(pack_overlay(fields, rows, computed_at, version, origin)[0])
     assert row == rows[0]
-    assert header == (computed_at, version, origin, schema_digest(fields), 77)
+    assert header == (computed_at, version, origin, schema_digest(fields), 77, False)
     assert schema_from_text(schema_text(fields)) == fields
 
 
