@@ -57,17 +57,27 @@ def get(
 ) -> None:
     """Print an entity's features and how old they are."""
     from inference.entities import check_entity_id
+    from inference.features.targets import stored_groups
+    from inference.models import record_to_serve
 
     with open_services() as services:
         model, entity = model_and(first, second, services.settings)
-        entry = services.features(model).read([check_entity_id(entity)])[0]
-    if entry is None:
+        contract = record_to_serve(services.settings, services.registry, model).contract
+        groups = stored_groups(services.features(model), contract, check_entity_id(entity))
+    if not groups:
         raise UnknownEntity(f"no features of {entity!r} are loaded for model {model!r}", field="entity_id")
-    as_of = to_iso(entry.as_of)
+    stored = {name: value for group in groups.values() for name, value in group.values.items()}
+    values = {name: stored[name] for name in contract.names if name in stored}
+    as_of = to_iso(min(group.as_of for group in groups.values()))
+    imputed = [name for group in groups.values() for name in group.imputed]
+    ages = {name: to_iso(group.as_of) for name, group in groups.items()} if contract.has_parts else {}
     if as_json:
-        print_json({"entity_id": entity, "model": model, "as_of": as_of, "features": entry.values})
+        more = ({"imputed_features": imputed} if imputed else {}) | ({"groups": ages} if ages else {})
+        print_json({"entity_id": entity, "model": model, "as_of": as_of, "features": values, **more})
     else:
-        print_fields({**entry.values, "as_of": as_of})
+        print_fields({**values, "as_of": as_of, **{f"as_of of {name}": at for name, at in ages.items()}})
+        if imputed:
+            print_fields({"imputed": ", ".join(imputed)})
 
 
 @app.command()

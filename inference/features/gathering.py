@@ -115,7 +115,7 @@ class FeatureGatherer:
         for group in contract.table_groups:
             times = self._times(group, stored, count)
             self._take_part(group, parts.get(group.name), times, columns, missing)
-            reading = readings[group.name] = _reading(group, np.fmin(times, now), now)
+            reading = readings[group.name] = _reading(group, np.minimum(times, now), now)
             absent = reading.absent()
             if absent.any():
                 for feature in contract.features_of(group.name):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,9 @@ from inference.errors import BadEntityId, BadInput, Conflict, ContractError
 from inference.features.contract import FeatureContract
 from inference.features.instances import check_names, rows_from_instances
 from inference.features.rows import FeatureRows, blank, fill_missing
+from inference.features.targets import Target, targets_of
 from inference.schema import Block
-from inference.store import ChangeableRows, StoredRows, Table
+from inference.store import ChangeableRows, Table
 
 #: how far ahead of Redis' clock an event time may be: clocks of well-kept hosts differ by less
 CLOCK_TOLERANCE_S = 5.0
@@ -67,6 +68,7 @@ class FeatureWriter:
 
     def __init__(self, features: Table, predictions: Table, contract: FeatureContract, *, keep_s: float) -> None:
         self._features = features
+        self._targets = targets_of(features, contract)
         self._predictions = predictions
         self._contract = contract
         self._keep_s = keep_s
@@ -86,14 +88,17 @@ class FeatureWriter:
         """
         event_at = _check(updates, self._features.now(), place)
         given = self._given(updates, place)
-        left = np.arange(len(updates))
-        as_of, applied = np.zeros(len(updates)), np.zeros(len(updates), np.bool_)
-        for _ in range(_MAX_TRIES):
-            left = self._try(updates, given, event_at, left, as_of, applied, place)
-            if not len(left):
-                break
-        else:
-            raise Conflict(f"the features of {updates[left[0]].entity_id!r} change all the time: send it again")
+        # as_of: of the oldest group that an update names
+        as_of, applied = np.full(len(updates), np.inf), np.ones(len(updates), np.bool_)
+        for target in self._targets:
+            named = np.flatnonzero(np.any([given.named[one.name] for one in target.form.features], axis=0))
+            if len(named):
+                self._merged(target, updates, given, named, target.read(_ids(updates, named)), place)
+        for target in self._targets:
+            named = np.flatnonzero(np.any([given.named[one.name] for one in target.form.features], axis=0))
+            own_as_of, own_applied = self._store(target, updates, given, event_at, named, place)
+            as_of[named] = np.minimum(as_of[named], own_as_of[named])
+            applied[named] &= own_applied[named]
         changed = [update.entity_id for update, is_applied in zip(updates, applied, strict=True) if is_applied]
         if changed:
             self._predictions.outdate(changed, as_of=as_of[applied], keep_s=self._keep_s)
@@ -102,8 +107,28 @@ class FeatureWriter:
             for update, is_applied, at in zip(updates, applied, as_of, strict=True)
         ]
 
+    def _store(
+        self,
+        target: Target,
+        updates: Sequence[FeatureUpdate],
+        given: _Given,
+        event_at: npt.NDArray[np.float64],
+        left: npt.NDArray[np.intp],
+        place: str,
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+        """Store what some updates name of a target; return what stands there now, and whether it is theirs."""
+        as_of, applied = np.zeros(len(updates)), np.zeros(len(updates), np.bool_)
+        for _ in range(_MAX_TRIES):
+            if not len(left):
+                return as_of, applied
+            left = self._try(target, updates, given, event_at, left, as_of, applied, place)
+        if len(left):
+            raise Conflict(f"the features of {updates[left[0]].entity_id!r} change all the time: send it again")
+        return as_of, applied
+
     def _try(
         self,
+        target: Target,
         updates: Sequence[FeatureUpdate],
         given: _Given,
         event_at: npt.NDArray[np.float64],
@@ -113,20 +138,25 @@ class FeatureWriter:
         place: str,
     ) -> npt.NDArray[np.intp]:
         """Store what can be stored of the updates that are `left`; return those that others were quicker with."""
-        ids, now = [updates[position].entity_id for position in left], self._features.now()
+        ids, now = _ids(updates, left), self._features.now()
         known_at = np.fmin(event_at[left], now)  # now for those without a time of their own
-        stored = self._features.read_for_change(ids)
+        stored = target.read(ids)
         newest = np.full(len(left), True)
         expected: Sequence[bytes | None] = (None,) * len(left)
         if stored is not None:
+            # another writer may have got in between with a later instant
+            untimed = np.isnan(event_at[left])
+            known_at = np.where(untimed, np.maximum(known_at, stored.known_at), known_at)
             newest, expected = _is_newest(known_at, stored), stored.overlay
             as_of[left] = stored.rows.as_of
-        block = self._merged(updates, given, left, self._base(stored), place)
+        block = self._merged(target, updates, given, left, stored, place)
         chosen = np.flatnonzero(newest)
-        done = self._features.replace(
+        # rows are read by the fields of those that were loaded
+        fields = stored.fields if stored and stored.fields else target.form.fields
+        done = target.table.replace(
             [ids[row] for row in chosen],
-            self._contract.fields,
-            {name: values[chosen] for name, values in block.items()},
+            fields,
+            {spec.name: block[spec.name][chosen] for spec in fields},
             known_at=known_at[chosen],
             expected=[expected[int(row)] for row in chosen],
             keep_s=self._keep_s,
@@ -137,16 +167,8 @@ class FeatureWriter:
         as_of[left[stored_now]] = np.floor(known_at[stored_now])
         return left[chosen[~was_stored]]
 
-    def _base(self, stored: ChangeableRows | None) -> StoredRows | None:
-        """Return the rows that features are added to; None when there are none under this contract."""
-        if stored is None or stored.fields == self._contract.fields:
-            return stored.rows if stored else None
-        if stored.is_loaded:
-            raise Conflict("the stored features are of another contract than the model's: load them again first")
-        return None
-
     def _given(self, updates: Sequence[FeatureUpdate], place: str) -> _Given:
-        features = self._contract.features
+        features = self._contract.stored_form.features
         given = _Given(
             {feature.name: blank(feature, len(updates)) for feature in features},
             {feature.name: np.zeros(len(updates), np.bool_) for feature in features},
@@ -166,36 +188,46 @@ class FeatureWriter:
         for position, update in enumerate(updates):
             if not update.features:
                 raise ContractError("no features: give at least one", field=f"{place.format(position)}features")
-            names = frozenset(self._contract.names)
+            names = frozenset(feature.name for feature in self._contract.stored_form.features)
             if isinstance(update.features, Mapping):
                 names = frozenset(update.features)
                 try:
                     check_names(update.features, self._contract)
+                    self._check_stored(names)
                 except ContractError as error:
                     raise _placed(error, position, place) from error
             groups.setdefault(names, []).append(position)
         return groups
 
+    def _check_stored(self, names: Iterable[str]) -> None:
+        stored = {feature.name for feature in self._contract.stored_form.features}
+        for feature in self._contract.features:
+            if feature.name in names and feature.name not in stored:
+                raise ContractError(f"feature {feature.name!r}{feature.of_group} is never stored", field=feature.name)
+
     def _merged(
         self,
+        target: Target,
         updates: Sequence[FeatureUpdate],
         given: _Given,
         left: npt.NDArray[np.intp],
-        stored: StoredRows | None,
+        stored: ChangeableRows | None,
         place: str,
     ) -> Block:
-        """Return whole rows: what is given, else what is stored, else defaults."""
+        """Return whole rows of a target: what is given, else what is stored, else defaults."""
         rows = FeatureRows({}, np.zeros(len(left), np.bool_))
-        found = stored.found if stored else rows.rejected
-        for feature in self._contract.features:
+        old = stored.rows if stored and stored.fields else None
+        found = old.found if old else rows.rejected.copy()
+        lacking = target.form.missing(old.block) if old else {}
+        for feature in target.form.features:
             named = given.named[feature.name][left]
-            known = named | found
-            values = stored.block[feature.name].copy() if stored else blank(feature, len(left))
+            known = named | (found & ~lacking.get(feature.name, np.zeros_like(found)))
+            values = old.block[feature.name].copy() if old else blank(feature, len(left))
             values[named] = given.block[feature.name][left][named]
             fill_missing(rows, feature, values, ~known)
         if rows.reasons:
             raise self._incomplete(updates, rows, left, place)
-        return rows.block
+        return rows.block | target.form.notes(rows.imputed, {}, len(left))
 
     def _incomplete(
         self, updates: Sequence[FeatureUpdate], rows: FeatureRows, left: npt.NDArray[np.intp], place: str
@@ -207,6 +239,10 @@ class FeatureWriter:
             + ", ".join(names[:20]),
             field=f"{place.format(left[row])}features",
         )
+
+
+def _ids(updates: Sequence[FeatureUpdate], positions: npt.NDArray[np.intp]) -> list[str]:
+    return [updates[position].entity_id for position in positions.tolist()]
 
 
 def _check(updates: Sequence[FeatureUpdate], now: float, place: str) -> npt.NDArray[np.float64]:

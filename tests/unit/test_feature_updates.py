@@ -32,12 +32,13 @@ class Room:
 
     def load(self, *, as_of: float) -> None:
         manifest = self.features.begin(
-            CONTRACT.fields, rows_expected=1, model_version=0, contract_hash=CONTRACT.hash, keep_s=3600
+            CONTRACT.stored_fields, rows_expected=1, model_version=0, contract_hash=CONTRACT.hash, keep_s=3600
         )
         block = {
             "x": np.array([1], np.float32), "n": np.array([2]), "name": np.array(["old"], object),
             "pair": np.array([[3, 4]], np.float32),
         }  # fmt: skip
+        block |= CONTRACT.stored_form.notes({}, {}, 1)
         self.features.write(manifest, pa.array(["a"]), block, np.array([as_of]))
         self.features.publish(manifest.number)
 
@@ -47,7 +48,7 @@ class Room:
 
     def stored(self, entity_id: str = "a") -> dict[str, Any] | None:
         [entry] = self.features.read([entity_id])
-        return entry and entry.values
+        return entry and {name: value for name, value in entry.values.items() if not name.startswith("@")}
 
 
 @pytest.fixture

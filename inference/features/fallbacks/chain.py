@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from inference.errors import FeaturesUnavailable, SourceError
 from inference.features.columns import column_values, type_problem
-from inference.features.contract import Feature
 from inference.features.event_time import check_event_time_column, event_times
 from inference.features.fallbacks.member import Member
+from inference.features.feature import Feature
 from inference.features.gathering import Found
 from inference.features.groups import FeatureGroup
 from inference.features.rows import blank
