@@ -15,8 +15,7 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:T:g:N:B        | hash   | id → packed value + as_of                | manifest's deadline   | batch workers         |
 | P:T:o:ID         | string | header + packed value; or a header alone | the entry's `keep`    | real-time workers,    |
 |                  |        | that says features changed since         |                       | updates of features   |
-| P:T:u:G:o:ID,    |        | the same of feature group G alone, when  | as theirs             | updates of features   |
-| P:T:u:G:schemas  |        | a model stores several                   |                       |                       |
+| P:T:u:GROUP:…    |        | as P:T:o:ID and P:T:schemas, of one feature group of several; written by updates  |
 | P:T:schemas      | hash   | digest → fields of overlay values (JSON) | for good              | upsert script         |
 | P:m:M:record     | hash   | version → version record (JSON)          | for good              | inspect, workers      |
 | P:m:M:micro      | hash   | version:device → rows per call (JSON)    | for good              | batch workers         |

@@ -62,11 +62,15 @@ class ItemsBody(BaseModel):
 
 
 class UpdatedBody(BaseModel):
-    """What became of an update: `applied`, or not because newer features stand. `as_of`: of those that stand now."""
+    """What became of an update: `applied`, or not all of it, because newer features stand in the groups `not_applied`.
+
+    `as_of`: of what stands now, of the groups that were named the oldest.
+    """
 
     entity_id: str
     applied: bool
     as_of: str
+    not_applied: list[str]
 
 
 class UpdatedItemsBody(BaseModel):

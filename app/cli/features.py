@@ -57,27 +57,22 @@ def get(
 ) -> None:
     """Print an entity's features and how old they are."""
     from inference.entities import check_entity_id
-    from inference.features.targets import stored_groups
+    from inference.features.group_rows import stored_features
     from inference.models import record_to_serve
 
     with open_services() as services:
         model, entity = model_and(first, second, services.settings)
         contract = record_to_serve(services.settings, services.registry, model).contract
-        groups = stored_groups(services.features(model), contract, check_entity_id(entity))
-    if not groups:
+        values, times = stored_features(services.features(model), contract, check_entity_id(entity))
+    if not times:
         raise UnknownEntity(f"no features of {entity!r} are loaded for model {model!r}", field="entity_id")
-    stored = {name: value for group in groups.values() for name, value in group.values.items()}
-    values = {name: stored[name] for name in contract.names if name in stored}
-    as_of = to_iso(min(group.as_of for group in groups.values()))
-    imputed = [name for group in groups.values() for name in group.imputed]
-    ages = {name: to_iso(group.as_of) for name, group in groups.items()} if contract.has_parts else {}
+    groups = {name: to_iso(as_of) for name, as_of in times.items()}
+    as_of = min(groups.values())
     if as_json:
-        more = ({"imputed_features": imputed} if imputed else {}) | ({"groups": ages} if ages else {})
-        print_json({"entity_id": entity, "model": model, "as_of": as_of, "features": values, **more})
+        print_json({"entity_id": entity, "model": model, "as_of": as_of, "groups": groups, "features": values})
     else:
-        print_fields({**values, "as_of": as_of, **{f"as_of of {name}": at for name, at in ages.items()}})
-        if imputed:
-            print_fields({"imputed": ", ".join(imputed)})
+        several = {f"as_of of {name}": at for name, at in groups.items()} if len(groups) > 1 else {}
+        print_fields({**values, **several, "as_of": as_of})
 
 
 @app.command()

@@ -63,7 +63,7 @@ def entity_id(row: int) -> str:
 def make_dataset(folder: Path, rows: int) -> Dataset:
     """Write the table, export the model in a process of its own, and let it answer every row."""
     dataset = Dataset(folder, rows)
-    _write_table(dataset.table, rows)
+    write_table(dataset.table, rows)
     script = Path(__file__).with_name("train.py")
     environment = {**os.environ, "PYTHONPATH": str(script.parents[2])}
     subprocess.run(
@@ -82,7 +82,8 @@ def write_rows(dataset: Dataset) -> None:
                 file.write(f'{{"entity_id":"{name}","features":[{",".join(map(str, row))}]}}\n')
 
 
-def _write_table(path: Path, rows: int) -> None:
+def write_table(path: Path, rows: int) -> None:
+    """Write a table of features, the same for the same number of rows."""
     numbers = np.random.default_rng(7)
     names = [f"f{number:02d}" for number in range(FEATURES)]
     schema = pa.schema([("entity_id", pa.string()), *((name, pa.float32()) for name in names)])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,16 +14,20 @@ from inference.clock import to_iso
 from inference.entities import check_entity_id
 from inference.errors import BadEntityId, BadInput, Conflict, ContractError
 from inference.features.contract import FeatureContract
+from inference.features.group_rows import GroupRows
+from inference.features.groups import FeatureGroup
 from inference.features.instances import check_names, rows_from_instances
 from inference.features.rows import FeatureRows, blank, fill_missing
-from inference.features.targets import Target, targets_of
 from inference.schema import Block
-from inference.store import ChangeableRows, Table
+from inference.store import Table
 
 #: how far ahead of Redis' clock an event time may be: clocks of well-kept hosts differ by less
 CLOCK_TOLERANCE_S = 5.0
 #: others may change an entity between reading and writing it; each time one of them has got on
 _MAX_TRIES = 100
+
+Mask = npt.NDArray[np.bool_]
+Times = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -40,23 +44,51 @@ class FeatureUpdate:
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """What became of an update: `applied`, or not because a newer row stands. `as_of`: of the row that stands now."""
+    """What became of an update.
+
+    `applied`: all of it; else newer features stand in the groups `not_applied`. `as_of`: of what stands now, of the
+    groups that the update names the oldest, epoch seconds.
+    """
 
     entity_id: str
     applied: bool
     as_of: float
+    not_applied: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {"entity_id": self.entity_id, "applied": self.applied, "as_of": to_iso(self.as_of)}
+        as_of = to_iso(self.as_of)
+        return {
+            "entity_id": self.entity_id,
+            "applied": self.applied,
+            "as_of": as_of,
+            "not_applied": list(self.not_applied),
+        }
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Given:
-    """The values of all updates as columns; `named[feature]` marks the updates that name it."""
+    """The values of all updates as columns: `named[feature]` marks the updates that name it, `null[feature]` those
+    whose value is missing, for which its default stands.
+    """  # fmt: skip
 
     block: Block
-    named: dict[str, npt.NDArray[np.bool_]]
+    named: dict[str, Mask]
+    null: dict[str, Mask]
+
+
+@dataclass
+class _Outcome:
+    """What became of the updates in one group: positions in the request that name it, and by position the rest."""
+
+    group: FeatureGroup
+    named: npt.NDArray[np.intp]
+    applied: Mask
+    as_of: Times
+    left: npt.NDArray[np.intp] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.left = self.named
 
 
 class FeatureWriter:
@@ -68,7 +100,6 @@ class FeatureWriter:
 
     def __init__(self, features: Table, predictions: Table, contract: FeatureContract, *, keep_s: float) -> None:
         self._features = features
-        self._targets = targets_of(features, contract)
         self._predictions = predictions
         self._contract = contract
         self._keep_s = keep_s
@@ -76,103 +107,95 @@ class FeatureWriter:
     def write(self, updates: Sequence[FeatureUpdate], *, place: str = "") -> list[UpdateResult]:
         """Store updates of different entities, all or none of them, and return what became of each, in order.
 
-        Features that an update does not name stay as they are stored, and are as of its event time from then on: a
-        row has one age. Of an entity that is not stored they take their defaults. May run twice. `place`: where an
-        update stands in the request, such as "items.{}.", for the errors' fields.
+        Features of a group that an update names only in part stay as they are stored, and are as of its event time
+        from then on: a group has one age. Of an entity without the group they take their defaults. May run twice.
+        `place`: where an update stands in the request, such as "items.{}.", for the errors' fields.
 
         Raises:
             BadInput: an id is illegal or there twice, an event time lies in the future; names the field.
-            ContractError: a feature is unknown, does not fit, or is missing without a default; nothing is stored.
+            ContractError: a feature is unknown, does not fit, is not stored, or is missing without a default.
             Conflict: the stored features are of another contract, or others change an entity without a pause.
             StoreUnavailable: Redis did not answer in time; the same updates may be sent again.
         """
         event_at = _check(updates, self._features.now(), place)
         given = self._given(updates, place)
-        # as_of: of the oldest group that an update names
-        as_of, applied = np.full(len(updates), np.inf), np.ones(len(updates), np.bool_)
-        for target in self._targets:
-            named = np.flatnonzero(np.any([given.named[one.name] for one in target.form.features], axis=0))
-            if len(named):
-                self._merged(target, updates, given, named, target.read(_ids(updates, named)), place)
-        for target in self._targets:
-            named = np.flatnonzero(np.any([given.named[one.name] for one in target.form.features], axis=0))
-            own_as_of, own_applied = self._store(target, updates, given, event_at, named, place)
-            as_of[named] = np.minimum(as_of[named], own_as_of[named])
-            applied[named] &= own_applied[named]
-        changed = [update.entity_id for update, is_applied in zip(updates, applied, strict=True) if is_applied]
-        if changed:
-            self._predictions.outdate(changed, as_of=as_of[applied], keep_s=self._keep_s)
-        return [
-            UpdateResult(update.entity_id, bool(is_applied), float(at))
-            for update, is_applied, at in zip(updates, applied, as_of, strict=True)
-        ]
+        outcomes = [outcome for group in self._contract.table_groups if (outcome := _outcome(self, group, given))]
+        if len(outcomes) > 1:
+            for outcome in outcomes:  # what is wrong with one group is found before another is stored
+                self._merged(updates, given, outcome, place)
+        for outcome in outcomes:
+            self._store(updates, given, event_at, outcome, place)
+        changed = np.flatnonzero(np.any([outcome.applied for outcome in outcomes], axis=0))
+        if len(changed):
+            newest = np.max([np.where(one.applied, one.as_of, 0) for one in outcomes], axis=0)
+            ids = [updates[position].entity_id for position in changed.tolist()]
+            self._predictions.outdate(ids, as_of=newest[changed], keep_s=self._keep_s)
+        return [_result(update.entity_id, position, outcomes) for position, update in enumerate(updates)]
+
+    def features_of(self, group: FeatureGroup) -> list[str]:
+        """Return the names of a group's features."""
+        return [feature.name for feature in self._contract.features_of(group.name)]
 
     def _store(
-        self,
-        target: Target,
-        updates: Sequence[FeatureUpdate],
-        given: _Given,
-        event_at: npt.NDArray[np.float64],
-        left: npt.NDArray[np.intp],
-        place: str,
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-        """Store what some updates name of a target; return what stands there now, and whether it is theirs."""
-        as_of, applied = np.zeros(len(updates)), np.zeros(len(updates), np.bool_)
+        self, updates: Sequence[FeatureUpdate], given: _Given, event_at: Times, outcome: _Outcome, place: str
+    ) -> None:
         for _ in range(_MAX_TRIES):
-            if not len(left):
-                return as_of, applied
-            left = self._try(target, updates, given, event_at, left, as_of, applied, place)
-        if len(left):
-            raise Conflict(f"the features of {updates[left[0]].entity_id!r} change all the time: send it again")
-        return as_of, applied
+            outcome.left = self._try(updates, given, event_at, outcome, place)
+            if not len(outcome.left):
+                return
+        entity_id = updates[int(outcome.left[0])].entity_id
+        raise Conflict(f"the features of {entity_id!r} change all the time: send it again")
 
     def _try(
-        self,
-        target: Target,
-        updates: Sequence[FeatureUpdate],
-        given: _Given,
-        event_at: npt.NDArray[np.float64],
-        left: npt.NDArray[np.intp],
-        as_of: npt.NDArray[np.float64],
-        applied: npt.NDArray[np.bool_],
-        place: str,
+        self, updates: Sequence[FeatureUpdate], given: _Given, event_at: Times, outcome: _Outcome, place: str
     ) -> npt.NDArray[np.intp]:
-        """Store what can be stored of the updates that are `left`; return those that others were quicker with."""
-        ids, now = _ids(updates, left), self._features.now()
-        known_at = np.fmin(event_at[left], now)  # now for those without a time of their own
-        stored = target.read(ids)
-        newest = np.full(len(left), True)
-        expected: Sequence[bytes | None] = (None,) * len(left)
-        if stored is not None:
-            # another writer may have got in between with a later instant
-            untimed = np.isnan(event_at[left])
-            known_at = np.where(untimed, np.maximum(known_at, stored.known_at), known_at)
-            newest, expected = _is_newest(known_at, stored), stored.overlay
-            as_of[left] = stored.rows.as_of
-        block = self._merged(target, updates, given, left, stored, place)
-        chosen = np.flatnonzero(newest)
-        # rows are read by the fields of those that were loaded
-        fields = stored.fields if stored and stored.fields else target.form.fields
-        done = target.table.replace(
-            [ids[row] for row in chosen],
-            fields,
-            {spec.name: block[spec.name][chosen] for spec in fields},
+        """Store what can be stored of what is left of an outcome; return what others were quicker with."""
+        left = outcome.left
+        known_at = np.fmin(event_at[left], self._features.now())  # now for those without a time of their own
+        stored, block = self._merged(updates, given, outcome, place)
+        # another writer may have got between the clock and the row: what has no time of its own is no later than that
+        known_at = np.where(np.isnan(event_at[left]), np.maximum(known_at, stored.known_at), known_at)
+        outcome.as_of[left] = stored.as_of
+        chosen = np.flatnonzero(stored.older_than(known_at))
+        done = stored.table.replace(
+            [updates[position].entity_id for position in left[chosen]],
+            stored.form.fields,
+            {name: values[chosen] for name, values in block.items()},
             known_at=known_at[chosen],
-            expected=[expected[int(row)] for row in chosen],
+            expected=[stored.expected[row] for row in chosen.tolist()],
             keep_s=self._keep_s,
         )
         was_stored = np.array(done, np.bool_)
-        stored_now = chosen[was_stored]
-        applied[left[stored_now]] = True
-        as_of[left[stored_now]] = np.floor(known_at[stored_now])
+        positions = left[chosen[was_stored]]
+        outcome.applied[positions] = True
+        outcome.as_of[positions] = np.floor(known_at[chosen[was_stored]])
         return left[chosen[~was_stored]]
 
+    def _merged(
+        self, updates: Sequence[FeatureUpdate], given: _Given, outcome: _Outcome, place: str
+    ) -> tuple[GroupRows, Block]:
+        """Return what is stored of a group, and whole rows of it: what is given, else what is stored, else defaults."""
+        left = outcome.left
+        ids = [updates[position].entity_id for position in left]
+        stored = GroupRows.read(self._features, self._contract, outcome.group.name, ids)
+        rows = FeatureRows({}, np.zeros(len(left), np.bool_))
+        for feature in stored.form.features:
+            name = feature.name
+            named = given.named[name][left]
+            values = stored.block[name].copy()
+            values[named] = given.block[name][left][named]
+            missing = np.where(named, given.null[name][left], stored.missing[name])
+            fill_missing(rows, feature, values, missing)
+        if rows.reasons:
+            raise _incomplete(ids, rows, left, place)
+        notes = stored.form.notes(rows.imputed, {}, len(left))
+        return stored, rows.block | notes
+
     def _given(self, updates: Sequence[FeatureUpdate], place: str) -> _Given:
-        features = self._contract.stored_form.features
-        given = _Given(
-            {feature.name: blank(feature, len(updates)) for feature in features},
-            {feature.name: np.zeros(len(updates), np.bool_) for feature in features},
-        )
+        features, count = self._contract.features, len(updates)
+        given = _Given({feature.name: blank(feature, count) for feature in features}, {}, {})
+        for feature in features:
+            given.named[feature.name], given.null[feature.name] = np.zeros(count, np.bool_), np.zeros(count, np.bool_)
         for names, positions in self._by_names(updates, place).items():
             chosen = FeatureContract(tuple(feature for feature in features if feature.name in names))
             rows = rows_from_instances([updates[n].features for n in positions], chosen)
@@ -180,72 +203,57 @@ class FeatureWriter:
             for name in chosen.names:
                 given.block[name][positions] = rows.block[name]
                 given.named[name][positions] = True
+                if name in rows.imputed:
+                    given.null[name][positions] = rows.imputed[name]
         return given
 
     def _by_names(self, updates: Sequence[FeatureUpdate], place: str) -> dict[frozenset[str], list[int]]:
         """Return which updates (by position) name the same features: they are checked together."""
         groups: dict[frozenset[str], list[int]] = {}
         for position, update in enumerate(updates):
-            if not update.features:
-                raise ContractError("no features: give at least one", field=f"{place.format(position)}features")
-            names = frozenset(feature.name for feature in self._contract.stored_form.features)
-            if isinstance(update.features, Mapping):
-                names = frozenset(update.features)
-                try:
-                    check_names(update.features, self._contract)
-                    self._check_stored(names)
-                except ContractError as error:
-                    raise _placed(error, position, place) from error
-            groups.setdefault(names, []).append(position)
+            try:
+                groups.setdefault(self._names(update), []).append(position)
+            except ContractError as error:
+                raise _placed(error, position, place) from error
         return groups
 
-    def _check_stored(self, names: Iterable[str]) -> None:
+    def _names(self, update: FeatureUpdate) -> frozenset[str]:
+        """Return the features that an update names; a list names all that are stored."""
+        if not update.features:
+            raise ContractError("no features: give at least one")
         stored = {feature.name for feature in self._contract.stored_form.features}
-        for feature in self._contract.features:
-            if feature.name in names and feature.name not in stored:
-                raise ContractError(f"feature {feature.name!r}{feature.of_group} is never stored", field=feature.name)
-
-    def _merged(
-        self,
-        target: Target,
-        updates: Sequence[FeatureUpdate],
-        given: _Given,
-        left: npt.NDArray[np.intp],
-        stored: ChangeableRows | None,
-        place: str,
-    ) -> Block:
-        """Return whole rows of a target: what is given, else what is stored, else defaults."""
-        rows = FeatureRows({}, np.zeros(len(left), np.bool_))
-        old = stored.rows if stored and stored.fields else None
-        found = old.found if old else rows.rejected.copy()
-        lacking = target.form.missing(old.block) if old else {}
-        for feature in target.form.features:
-            named = given.named[feature.name][left]
-            known = named | (found & ~lacking.get(feature.name, np.zeros_like(found)))
-            values = old.block[feature.name].copy() if old else blank(feature, len(left))
-            values[named] = given.block[feature.name][left][named]
-            fill_missing(rows, feature, values, ~known)
-        if rows.reasons:
-            raise self._incomplete(updates, rows, left, place)
-        return rows.block | target.form.notes(rows.imputed, {}, len(left))
-
-    def _incomplete(
-        self, updates: Sequence[FeatureUpdate], rows: FeatureRows, left: npt.NDArray[np.intp], place: str
-    ) -> ContractError:
-        row = int(rows.reasons[0].rows[0])
-        names = [reason.feature for reason in rows.reasons if row in reason.rows]
-        return ContractError(
-            f"no features of {updates[left[row]].entity_id!r} are stored yet: give those without a default too: "
-            + ", ".join(names[:20]),
-            field=f"{place.format(left[row])}features",
-        )
+        names = frozenset(update.features) if isinstance(update.features, Mapping) else frozenset(stored)
+        if isinstance(update.features, Mapping):
+            check_names(update.features, self._contract)
+        for name in names - stored:
+            raise ContractError(f"feature {name!r} is not stored: it is computed, or comes with requests", field=name)
+        return names
 
 
-def _ids(updates: Sequence[FeatureUpdate], positions: npt.NDArray[np.intp]) -> list[str]:
-    return [updates[position].entity_id for position in positions.tolist()]
+def _outcome(writer: FeatureWriter, group: FeatureGroup, given: _Given) -> _Outcome | None:
+    """Return the outcome of a group to begin with; None when no update names a feature of it."""
+    named = np.any([given.named[name] for name in writer.features_of(group)], axis=0)
+    if not named.any():
+        return None
+    return _Outcome(group, np.flatnonzero(named), np.zeros(len(named), np.bool_), np.full(len(named), np.nan))
 
 
-def _check(updates: Sequence[FeatureUpdate], now: float, place: str) -> npt.NDArray[np.float64]:
+def _result(entity_id: str, position: int, outcomes: Sequence[_Outcome]) -> UpdateResult:
+    own = [outcome for outcome in outcomes if position in outcome.named]
+    not_applied = tuple(outcome.group.name for outcome in own if not outcome.applied[position])
+    return UpdateResult(entity_id, not not_applied, min(float(one.as_of[position]) for one in own), not_applied)
+
+
+def _incomplete(ids: Sequence[str], rows: FeatureRows, left: npt.NDArray[np.intp], place: str) -> ContractError:
+    row = int(rows.reasons[0].rows[0])
+    names = [reason.feature for reason in rows.reasons if row in reason.rows]
+    return ContractError(
+        f"no features of {ids[row]!r} are stored yet: give those without a default too: {', '.join(names[:20])}",
+        field=f"{place.format(left[row])}features",
+    )
+
+
+def _check(updates: Sequence[FeatureUpdate], now: float, place: str) -> Times:
     """Return the event times, NaN for none."""
     seen: set[str] = set()
     event_at = np.full(len(updates), np.nan)
@@ -273,12 +281,6 @@ def _check_event_time(event_at: float, now: float, field: str) -> None:
             f"{CLOCK_TOLERANCE_S:g} s ahead are allowed",
             field=field,
         )
-
-
-def _is_newest(known_at: npt.NDArray[np.float64], stored: ChangeableRows) -> npt.NDArray[np.bool_]:
-    """Return which rows a reader would take rather than the stored ones: by whole seconds, then by the exact time."""
-    seconds, old = np.floor(known_at), stored.rows.as_of
-    return np.asarray((seconds > old) | ((seconds == old) & (known_at >= stored.known_at)))
 
 
 def _refuse(rows: FeatureRows, positions: Sequence[int], place: str) -> None:

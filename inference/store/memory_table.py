@@ -19,6 +19,7 @@ from inference.store.codec import (
     pack_outdated,
     pack_overlay,
     schema_digest,
+    since_change,
     unpack_overlay,
 )
 from inference.store.layout import bucket_count
@@ -288,7 +289,8 @@ class MemoryTable:
         for entity_id, entry in zip(ids, entries, strict=True):
             old = self._overlay_entry(entity_id)
             if old is None or not _is_newer(old, entry):
-                self._overlay[entity_id] = (self._clock() + keep_s, entry)
+                kept = since_change(entry) if old is not None and _follows_change(old, entry) else entry
+                self._overlay[entity_id] = (self._clock() + keep_s, kept)
 
     def _fetch(self, ids: Sequence[str]) -> Fetched:
         current = self._pointer.current
@@ -315,6 +317,11 @@ class MemoryTable:
     def _set_state(self, number: int | None, state: GenerationState) -> None:
         if number in self._generations:
             self._generations[number].state = state
+
+
+def _follows_change(old: bytes, new: bytes) -> bool:
+    header = unpack_overlay(old)[0]
+    return (header.schema == OUTDATED or header.since_change) and unpack_overlay(new)[0].origin is Origin.REALTIME
 
 
 def _is_newer(old: bytes, new: bytes) -> bool:

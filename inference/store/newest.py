@@ -16,7 +16,6 @@ from inference.store.codec import (
     OUTDATED,
     OverlayHeader,
     codec_for,
-    empty_column,
     row_as_of,
     schema_digest,
     unpack_overlay,
@@ -69,18 +68,15 @@ def decode_block(fetched: Fetched) -> StoredRows | None:
     fields = _block_fields(fetched)
     if fields is None:
         return None
-    digest = schema_digest(fields)
-    rows = {i: row for i, row in enumerate(fetched.rows) if row is not None}
-    rows |= {i: row for i, (header, row) in _winners(fetched, _overlay_entries(fetched)) if header.schema == digest}
-    codec, where = codec_for(fields), np.fromiter(rows, np.intp, len(rows))
-    block = {spec.name: empty_column(spec, len(fetched.rows)) for spec in fields}
-    for name, values in codec.unpack_block(list(rows.values())).items():
-        block[name][where] = values
-    as_of = np.zeros(len(fetched.rows), np.float64)
-    as_of[where] = codec.unpack_as_of(list(rows.values()))
-    found = np.zeros(len(fetched.rows), np.bool_)
-    found[where] = True
-    return StoredRows(block, found, as_of)
+    rows = list(fetched.rows)
+    overlay = _overlay_entries(fetched)
+    if overlay:
+        digest = schema_digest(fields)
+        for i, (header, row) in _winners(fetched, overlay):
+            if header.schema == digest:
+                rows[i] = row
+    block, as_of = codec_for(fields).unpack_block(rows)
+    return StoredRows(block, np.array([row is not None for row in rows], np.bool_), as_of)
 
 
 def decode_for_change(fetched: Fetched) -> ChangeableRows | None:
@@ -119,6 +115,8 @@ def _overlay_wins(header: OverlayHeader, row: bytes | None, fetched: Fetched) ->
         return False
     if row is None or fetched.manifest is None:
         return True
+    if header.since_change and header.computed_at >= fetched.manifest.created_at:
+        return True  # what it was made from may be older than the row in other groups of features
     return (header.as_of, header.computed_at) >= (row_as_of(row), fetched.manifest.created_at)
 
 

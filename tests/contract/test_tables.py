@@ -622,6 +622,20 @@ def test_what_a_run_computed_is_outdated_by_newer_features_only(room: Room) -> N
     assert (newer.values["price"], newer.outdated) == (2.0, False)
 
 
+def test_an_answer_computed_since_a_change_is_served_though_a_part_of_its_features_is_older(room: Room) -> None:
+    room.table.activate(1)
+    room.publish({"a": 1.0, "b": 1.0}, as_of=100)
+    outdate(room, "a", 105)
+    for entity_id in ("a", "b"):
+        room.upsert(entity_id, 2.0, as_of=90, computed_at=room.table.now() + 1)
+    assert (room.price("a"), room.price("b")) == (2.0, 1.0)
+    room.upsert("a", 3.0, as_of=90, computed_at=room.table.now() + 2)
+    assert room.price("a") == 3.0
+    entry = room.table.read(["a"])[0]
+    assert entry is not None
+    assert (entry.origin, entry.as_of) == (Origin.REALTIME, 90)
+
+
 def test_an_outdated_entity_takes_no_older_row_of_a_partial_run(room: Room) -> None:
     room.table.activate(1)
     outdate(room, "a", 100)

@@ -10,6 +10,7 @@ import pytest
 
 from inference.errors import BadEntityId, BadInput, Conflict, ContractError
 from inference.features import Feature, FeatureContract, FeatureUpdate, FeatureWriter
+from inference.features.group_rows import stored_features
 from inference.schema import DType
 from inference.store import MemoryTable, Origin
 
@@ -178,3 +179,83 @@ def test_every_update_counts_that_comes_after_a_load(room: Room, as_of: float) -
     room.now += 0.2
     assert room.put(x=2)[0]
     assert (room.stored() or {})["x"] == 2.0
+
+
+# --- several groups ------------------------------------------------------------------------------------
+
+GROUPS = FeatureContract.from_json(
+    {
+        "features": [
+            {"name": "age", "dtype": "float32", "group": "profile"},
+            {"name": "city", "dtype": "string", "group": "profile", "default": ""},
+            {"name": "clicks", "dtype": "int64", "group": "session"},
+            {"name": "hour", "dtype": "int64", "group": "clock"},
+            {"name": "query", "dtype": "string", "group": "asked"},
+        ],
+        "groups": {
+            "profile": {"source": "table"},
+            "session": {"source": "table"},
+            "clock": {"source": "function", "function": "hour_of_day"},
+            "asked": {"source": "request"},
+        },
+    }
+)
+
+
+@pytest.fixture
+def grouped(room: Room) -> Room:
+    """A profile of a day ago, and no session."""
+    room.writer = FeatureWriter(room.features, room.predictions, GROUPS, keep_s=3600)
+    form = GROUPS.stored_form
+    manifest = room.features.begin(form.fields, rows_expected=1, model_version=0, contract_hash="", keep_s=3600)
+    times = {"profile": np.array([NOW - 86_400]), "session": np.array([np.nan])}
+    block = {"age": np.array([40], np.float32), "city": np.array(["Ulm"], object), "clicks": np.array([0])}
+    room.features.write(manifest, pa.array(["a"]), block | form.notes({}, times, 1), np.array([NOW - 86_400]))
+    room.features.publish(manifest.number)
+    return room
+
+
+def stored(room: Room) -> tuple[dict[str, Any], dict[str, float]]:
+    return stored_features(room.features, GROUPS, "a")
+
+
+def test_each_group_has_an_age_of_its_own(grouped: Room) -> None:
+    assert stored(grouped) == ({"age": 40.0, "city": "Ulm"}, {"profile": np.floor(NOW - 86_400)})
+    assert grouped.put(at=NOW - 60, clicks=3)[0]
+    assert stored(grouped) == (
+        {"age": 40.0, "city": "Ulm", "clicks": 3},
+        {"profile": np.floor(NOW - 86_400), "session": np.floor(NOW - 60)},
+    )
+    assert grouped.put(at=NOW - 3600, age=41)[0], "older than the session, and newer than the profile"
+    assert stored(grouped)[0] == {"age": 41.0, "city": "Ulm", "clicks": 3}
+
+
+def test_of_two_groups_each_is_applied_by_itself(grouped: Room) -> None:
+    grouped.put(at=NOW - 60, clicks=3)
+    [result] = grouped.writer.write([FeatureUpdate("a", {"clicks": 1, "age": 50}, NOW - 100)])
+    assert (result.applied, result.not_applied) == (False, ("session",))
+    assert stored(grouped)[0] == {"age": 50.0, "city": "Ulm", "clicks": 3}
+
+
+def test_what_is_wrong_with_one_group_keeps_the_other_from_being_stored(grouped: Room) -> None:
+    with pytest.raises(ContractError, match="age"):
+        grouped.writer.write([FeatureUpdate("new", {"clicks": 1, "city": "Bonn"})])
+    assert stored_features(grouped.features, GROUPS, "new") == ({}, {})
+
+
+@pytest.mark.parametrize("name", ["hour", "query"])
+def test_what_is_computed_or_comes_with_requests_is_not_stored(grouped: Room, name: str) -> None:
+    value = 3 if name == "hour" else "shoes"
+    with pytest.raises(ContractError, match="not stored") as raised:
+        grouped.put(clicks=1, **{name: value})
+    assert raised.value.field == f"features.{name}"
+
+
+def test_a_default_that_stands_for_nothing_is_remembered_as_such(grouped: Room) -> None:
+    grouped.put("b", age=1)
+    assert "city" not in stored_features(grouped.features, GROUPS, "b")[0]
+    grouped.put("b", city="Bonn")
+    grouped.put("b", age=2)
+    assert stored_features(grouped.features, GROUPS, "b")[0] == {"age": 2.0, "city": "Bonn"}
+    grouped.put("b", city=None)
+    assert stored_features(grouped.features, GROUPS, "b")[0] == {"age": 2.0}

@@ -4,7 +4,7 @@
 -- An entry starts with computed_at (double), version (uint32), origin (1 byte), digest (6 bytes), as_of (uint32).
 redis.call('HSETNX', KEYS[1], ARGV[2], ARGV[3])
 
-local OUTDATED, REALTIME = string.rep('\0', 6), 1
+local OUTDATED, REALTIME, SINCE_CHANGE = string.rep('\0', 6), 1, 3
 
 local function is_newer(old, new)
   local old_computed_at, old_version = struct.unpack('<dI4', old)
@@ -22,5 +22,11 @@ end
 
 for i = 2, #KEYS do
   local old, new = redis.call('GETRANGE', KEYS[i], 0, 22), ARGV[i + 2]
-  if old == '' or not is_newer(old, new) then redis.call('SET', KEYS[i], new, 'PX', ARGV[1]) end
+  if old == '' or not is_newer(old, new) then
+    local follows = string.sub(old, 14, 19) == OUTDATED or string.byte(old, 13) == SINCE_CHANGE
+    if old ~= '' and follows and string.byte(new, 13) == REALTIME then
+      new = string.sub(new, 1, 12) .. string.char(SINCE_CHANGE) .. string.sub(new, 14)
+    end
+    redis.call('SET', KEYS[i], new, 'PX', ARGV[1])
+  end
 end
