@@ -68,6 +68,15 @@ def predict_instances(
     return scorer().predict_instances(model, instances or [], deadline=deadline)
 
 
+@celery_app.task(name="forecache.predict_explained", acks_late=False, bind=True)  # type: ignore[untyped-decorator]
+def predict_explained(
+    self: Task, model: str | None = None, entity_id: str = "", deadline: float | None = None, predict: bool = True
+) -> dict[str, Any]:
+    """Tell what an entity's features are and where they are from; with `predict`, with the prediction they make."""
+    _refuse_redelivered(self)
+    return scorer().explain_entity(model, entity_id, deadline=deadline, predict=predict)
+
+
 @celery_app.task(name="forecache.predict_tensors", acks_late=False, bind=True)  # type: ignore[untyped-decorator]
 def predict_tensors(
     self: Task, model: str, inputs: dict[str, Any], version: int | None = None, deadline: float | None = None

@@ -22,7 +22,7 @@ from app.api import (
     runs,
     tensorflow_serving,
 )
-from app.api.bodies import AnswerBody
+from app.api.bodies import ExplainedBody
 from app.api.dialects import SCHEMA as ERROR_SCHEMA
 from app.api.dialects import documented_errors, error_schema, speaks_protocol
 from app.api.gate import OPEN_PATHS, Gate
@@ -114,7 +114,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schemas = components.setdefault("schemas", {})
         schemas["Problem"] = Problem.model_json_schema()
         schemas[ERROR_SCHEMA] = error_schema()
-        schemas["AnswerBody"] = AnswerBody.model_json_schema()
+        schemas["ExplainedBody"] = ExplainedBody.model_json_schema()
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
         app.openapi_schema = document

@@ -2,6 +2,7 @@
 
 from inference.features.contract import FeatureContract, contract_from_signature, read_contract, written_contract
 from inference.features.event_time import check_event_time_column, event_times
+from inference.features.explanation import explain
 from inference.features.feature import Feature
 from inference.features.functions import FeatureFunctions
 from inference.features.gathering import Fallback, FeatureGatherer, Found, Gathered, GroupReading
@@ -34,6 +35,7 @@ __all__ = [
     "check_event_time_column",
     "contract_from_signature",
     "event_times",
+    "explain",
     "load_features",
     "read_contract",
     "written_contract",

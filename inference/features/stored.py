@@ -27,10 +27,15 @@ class StoredForm:
     features: tuple[Feature, ...]
     timed: tuple[str, ...] = ()
 
+    @property
+    def values(self) -> tuple[TensorSpec, ...]:
+        """The schema of the values alone: of tables that older releases filled."""
+        return tuple(feature.spec for feature in self.features)
+
     @cached_property
     def fields(self) -> tuple[TensorSpec, ...]:
         """The schema of a table of such rows."""
-        fields = [feature.spec for feature in self.features]
+        fields = list(self.values)
         if self._optional:
             fields.append(TensorSpec(MISSING, DType.UINT8, (-(-len(self._optional) // 8),)))
         fields += [TensorSpec(_TIME_PREFIX + group, DType.UINT32) for group in self.timed]
