@@ -181,6 +181,12 @@ class PredictionFailed(ForecacheError):
     code = "prediction-failed"
 
 
+class FunctionFailed(PredictionFailed):
+    """Raised when a function of a feature contract raised, or returned something else than its group's features."""
+
+    code = "function-failed"
+
+
 class ModelOutOfMemory(PredictionFailed):
     """Raised when a model call did not fit into the device's memory: fewer rows may."""
 

@@ -70,11 +70,15 @@ def predict_instances(
 
 @celery_app.task(name="forecache.predict_explained", acks_late=False, bind=True)  # type: ignore[untyped-decorator]
 def predict_explained(
-    self: Task, model: str | None = None, entity_id: str = "", deadline: float | None = None, predict: bool = True
+    self: Task,
+    model: str | None = None,
+    entity_ids: list[str] | None = None,
+    deadline: float | None = None,
+    predict: bool = True,
 ) -> dict[str, Any]:
-    """Tell what an entity's features are and where they are from; with `predict`, with the prediction they make."""
+    """Tell what one entity's features are and where they are from; with `predict`, with the prediction they make."""
     _refuse_redelivered(self)
-    return scorer().explain_entity(model, entity_id, deadline=deadline, predict=predict)
+    return scorer().explain_entity(model, entity_ids or [], deadline=deadline, predict=predict)
 
 
 @celery_app.task(name="forecache.predict_tensors", acks_late=False, bind=True)  # type: ignore[untyped-decorator]

@@ -217,7 +217,8 @@ def _counting(submit: Submit, recorder: HitRecorder) -> Submit:
 
     async def counted(task: str, kwargs: Mapping[str, Any], *, deadline: float, timeout_s: float) -> dict[str, Any]:
         rows = kwargs.get("entity_ids") or kwargs.get("instances") or ()
-        recorder.record_micro_batch(kwargs["model"], len(rows) or packed_rows(kwargs["inputs"]))
+        if kwargs.get("predict", True):
+            recorder.record_micro_batch(kwargs["model"], len(rows) or packed_rows(kwargs["inputs"]))
         return await submit(task, kwargs, deadline=deadline, timeout_s=timeout_s)
 
     return counted

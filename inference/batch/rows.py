@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from inference.entities import entity_ids_as_text, illegal_entity_ids
-from inference.errors import ContractError, ModelError, PredictionFailed
+from inference.errors import ContractError, FunctionFailed, ModelError
 from inference.features import FeatureRows, Vectoriser
 from inference.features.event_time import GroupTimes, group_times, oldest
 from inference.features.rows import take
@@ -93,7 +93,7 @@ class Preparer:
     def _features(self, batch: pa.RecordBatch, times: GroupTimes) -> FeatureRows:
         try:
             return self.vectoriser.features_from_arrow(batch, at=self.loaded_at, times=times)
-        except (PredictionFailed, ModelError) as error:  # a function's: no other worker would fare better
+        except (FunctionFailed, ModelError) as error:  # a function's: no other worker would fare better
             raise ContractError(error.message, field=error.field) from error
 
     def _refusals(self, bad_ids: npt.NDArray[np.bool_], features: FeatureRows) -> Iterator[Refusal]:

@@ -16,7 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 from inference.clock import to_datetime
-from inference.errors import ContractError, ModelError, PredictionFailed
+from inference.errors import FunctionFailed, ModelError
 from inference.features.columns import Values, column_values, type_problem
 from inference.features.contract import FeatureContract
 from inference.features.feature import Feature
@@ -68,7 +68,7 @@ class FeatureFunctions:
         `at`: epoch seconds, told to the functions as an aware time in their group's zone.
 
         Raises:
-            PredictionFailed: a function raised, or returned something else than its group's features for each row.
+            FunctionFailed: a function raised, or returned something else than its group's features for each row.
             ModelError: a function cannot be imported.
         """
         values: dict[str, Values] = {}
@@ -179,14 +179,9 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray) else value
 
 
-def _failed(ready: _Ready, what: str, feature: Feature | None = None) -> PredictionFailed:
+def _failed(ready: _Ready, what: str, feature: Feature | None = None) -> FunctionFailed:
     named = [feature.name] if feature else [one.name for one in ready.features]
     group = ready.group
-    return PredictionFailed(
+    return FunctionFailed(
         f"feature group {group.name!r} ({', '.join(named)}): function {group.function} {what}", field=named[0]
     )
-
-
-def refused_function(error: PredictionFailed | ModelError) -> ContractError:
-    """Return a function's failure as what ends a run: no other worker would fare better."""
-    return ContractError(error.message, field=error.field)

@@ -185,7 +185,7 @@ class ModelPath:
             ForecacheError: it was not told, or not in time.
         """
         async with self._turn_apart(until):
-            kwargs = {"entity_id": entity_id, "predict": False}
+            kwargs = {"entity_ids": [entity_id], "predict": False}
             return explanation_from_result(await self._ask(PREDICT_EXPLAINED, kwargs, until))
 
     async def compute_explained(self, entity_id: str, until: float) -> tuple[Answer, dict[str, Any] | None]:
@@ -195,7 +195,7 @@ class ModelPath:
             ForecacheError: it was not computed, or not in time; nothing takes the place of an answer.
         """
         async with self._turn_apart(until):
-            result = await self._ask(PREDICT_EXPLAINED, {"entity_id": entity_id, "predict": True}, until)
+            result = await self._ask(PREDICT_EXPLAINED, {"entity_ids": [entity_id], "predict": True}, until)
         [reply] = replies_from_result(result, 1)
         if not isinstance(reply, Computed):
             raise reply

@@ -118,15 +118,16 @@ class RealtimeScorer:
         return answers.to_json(model, [None] * len(instances), now)
 
     def explain_entity(
-        self, model: str | None, entity_id: str, *, deadline: float | None = None, predict: bool = True
+        self, model: str | None, entity_ids: Sequence[str], *, deadline: float | None = None, predict: bool = True
     ) -> Result:
-        """Tell what an entity's features are now and where they are from; `predict`: with the prediction they make.
+        """Tell what one entity's features are now and where they are from; `predict`: with the prediction they make.
 
         The result has `"explanation"` (see `inference.features.explanation`) beside what `predict_entities` returns for
         the one entity; without `predict` it has no predictions, and `"error"` where nothing could be told.
         """
-        check_message("entity_ids", [entity_id], model=model, deadline=deadline, recompute=predict)
-        answers = Answers(1, errors=dict(illegal_ids([entity_id])))
+        check_message("entity_ids", entity_ids, model=model, deadline=deadline, recompute=predict)
+        entity_ids = list(entity_ids)[:1]
+        answers = Answers(1, errors=dict(illegal_ids(entity_ids)))
         now = time.time()
         explanation = None
         try:
@@ -135,17 +136,17 @@ class RealtimeScorer:
             loaded = self._host.get(model)
             answers.version = loaded.record.version
             if not answers.errors:
-                gathered = self._gatherer(model, loaded).gather([entity_id], now=now)
+                gathered = self._gatherer(model, loaded).gather(entity_ids, now=now)
                 explanation = explain(gathered, loaded.vectoriser.contract, now)
-                wanted = self._judge(model, of_model, gathered, [entity_id], [0], answers)
+                wanted = self._judge(model, of_model, gathered, entity_ids, [0], answers)
                 if predict:
                     outputs, done = compute(loaded, wanted, answers)
                     if not answers.doubtful:
-                        self._keep(model, of_model, loaded, [entity_id], done, outputs, now)
+                        self._keep(model, of_model, loaded, entity_ids, done, outputs, now)
         except ForecacheError as error:
             answers.fail_all(error)
         if predict:
-            return {**answers.to_json(model, [entity_id], now), "explanation": explanation}
+            return {**answers.to_json(model, entity_ids, now), "explanation": explanation}
         # what makes no prediction is explained all the same, if anything is known of the entity
         wrong = None if explanation and explanation["known"] else answers.errors.get(0)
         return {"model": model, "explanation": explanation, "error": wrong and wrong.to_json()}
