@@ -21,6 +21,8 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:m:M:micro      | hash   | version:device → rows per call (JSON)    | for good              | batch workers         |
 | P:m:M:reload     | hash   | asked → last wish for new versions;      | an hour unchanged     | models reload,        |
 |                  |        | W → last wish that worker has fulfilled  |                       | real-time workers     |
+| P:m:M:answers    | list   | answers computed on demand, and what     | newest few hundred,   | real-time workers     |
+|                  |        | made them (JSON): a sample for parity    | a day unchanged       |                       |
 | P:m:M:active_run | string | run id                                   | until run is over     | run scripts           |
 | P:m:M:runs       | zset   | run id, scored by creation time          | newest 200 kept       | run scripts           |
 | P:m:M:slots      | hash   | schedule slot → run id                   | newest kept           | run scripts           |
@@ -140,6 +142,10 @@ class Keys:
     def reload(self, model: str) -> str:
         """Hash of the wishes to look for new versions of a model."""
         return f"{self.prefix}:m:{model}:reload"
+
+    def answers(self, model: str) -> str:
+        """List of a sample of the answers computed on demand, the newest first."""
+        return f"{self.prefix}:m:{model}:answers"
 
     def active_run(self, model: str) -> str:
         """The one run of a model that is not over."""

@@ -12,6 +12,7 @@ from celery import Task
 
 from inference.errors import DeadlineExceeded
 from inference.logs import bound
+from inference.serving.answer_sample import AnswerSample
 from inference.serving.jobs import run_part
 from inference.serving.scorer import RealtimeScorer
 from inference.serving.tensor_scorer import TensorScorer
@@ -22,7 +23,8 @@ from tasks.celery_app import celery_app, services
 def scorer() -> RealtimeScorer:
     """Return this process's scorer, built on first use."""
     parts = services()
-    return RealtimeScorer(parts.settings, parts.host, parts.predictions, parts.features, parts.fallback)
+    sample = AnswerSample(parts.settings, parts.cache, parts.keys)
+    return RealtimeScorer(parts.settings, parts.host, parts.predictions, parts.features, parts.fallback, sample)
 
 
 @cache

@@ -26,7 +26,7 @@ def hits(
 ) -> None:
     """Print the hit rate and the seven outcomes that requests had, and what fallbacks said of how many entities."""
     from inference.features.fallbacks import FallbackOutcome
-    from inference.hits import FALLBACKS, HitWindows, Statistics
+    from inference.hits import FALLBACKS, PARITY, HitWindows, ParityResult, Statistics
 
     window_s = window_seconds(window)
     with open_services() as services:
@@ -35,7 +35,7 @@ def hits(
         for name in models_of(model, services.settings):
             fields = windows.fields(name, window_s)
             counts[name] = Statistics.of(fields).counts
-            workers[name] = {"fallbacks": _by_name(fields, FALLBACKS)}
+            workers[name] = {"fallbacks": _by_name(fields, FALLBACKS), "parity": _by_name(fields, PARITY)}
     if as_json:
         told = [
             {"model": name, "window_s": window_s, **each.to_json(), **workers[name]} for name, each in counts.items()
@@ -56,6 +56,13 @@ def hits(
     ]
     if fallbacks:
         print_rows(("model", "fallback", *FallbackOutcome), fallbacks)
+    parity = [
+        (name, path, *(results.get(result, 0) for result in ParityResult))
+        for name, told in workers.items()
+        for path, results in told["parity"].items()
+    ]
+    if parity:
+        print_rows(("model", "parity_of", *ParityResult), parity)
 
 
 def _by_name(fields: Mapping[str, int], kind: str) -> dict[str, dict[str, int]]:

@@ -151,10 +151,9 @@ class FeatureWriter:
     ) -> npt.NDArray[np.intp]:
         """Store what can be stored of what is left of an outcome; return what others were quicker with."""
         left = outcome.left
-        known_at = np.fmin(event_at[left], self._features.now())  # now for those without a time of their own
         stored, block = self._merged(updates, given, outcome, place)
-        # another writer may have got between the clock and the row: what has no time of its own is no later than that
-        known_at = np.where(np.isnan(event_at[left]), np.maximum(known_at, stored.known_at), known_at)
+        # now for those without a time of their own: asked after reading, so that it is no older than what was read
+        known_at = np.fmin(event_at[left], self._features.now())
         outcome.as_of[left] = stored.as_of
         chosen = np.flatnonzero(stored.older_than(known_at))
         done = stored.table.replace(

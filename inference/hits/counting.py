@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any
 
 import redis
@@ -18,6 +19,17 @@ log = get_logger(__name__)
 FALLBACKS = "fallback"
 #: what starts the fields of what became of answers that were computed again; PATH:RESULT follows
 PARITY = "parity"
+
+
+class ParityResult(StrEnum):
+    """What became of one answer that was computed again."""
+
+    #: the same vector, and the same answer but for rounding
+    AGREED = "agreed"
+    #: the same vector, and another answer: a defect
+    DISAGREED = "disagreed"
+    #: another vector, or none any more: nothing can be said
+    DRIFTED = "drifted"
 
 
 class MinuteCounts:

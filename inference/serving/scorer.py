@@ -19,6 +19,7 @@ from inference.features.rows import take
 from inference.logs import get_logger
 from inference.models import LoadedModel, ModelHost
 from inference.schema import Block
+from inference.serving.answer_sample import AnswerSample
 from inference.serving.answering import Answers, Result, Wanted, compute, unknown_entity, usable
 from inference.serving.messages import check_message, illegal_ids
 from inference.settings import ModelSettings, Settings
@@ -48,12 +49,14 @@ class RealtimeScorer:
         predictions: Callable[[str], Table],
         features: Callable[[str], Table],
         fallback: Callable[[str], Fallback | None] = lambda _: None,
+        sample: AnswerSample | None = None,
     ) -> None:
         self._settings = settings
         self._host = host
         self._predictions = predictions
         self._features = features
         self._fallback = fallback
+        self._sample = sample
         self._clock_measured: tuple[float, float] | None = None
 
     def predict_entities(
@@ -90,6 +93,7 @@ class RealtimeScorer:
                 doubtful = np.isin(done.positions, list(answers.doubtful))
                 kept = done.without(doubtful)
                 self._keep(model, of_model, loaded, entity_ids, kept, take(outputs, ~doubtful), now)
+                self._remember_one(model, loaded, entity_ids, wanted, kept, answers, now)
         except ForecacheError as error:
             answers.fail_all(error)
         return answers.to_json(model, entity_ids, now)
@@ -224,6 +228,24 @@ class RealtimeScorer:
             if todo[row] in answers.errors:  # an outage is never a miss
                 answers.errors[todo[row]] = FeaturesUnavailable(f"not all that may know {asked[row]!r} answered")
         return wanted.without(unknown[~gathered.rows.rejected])
+
+    def _remember_one(
+        self,
+        model: str,
+        loaded: LoadedModel,
+        entity_ids: Sequence[str],
+        wanted: Wanted,
+        kept: Wanted,
+        answers: Answers,
+        now: float,
+    ) -> None:
+        """Remember now and then an answer and what made it, for its parity to be checked."""
+        if self._sample is None or not len(kept.positions) or not self._sample.wants(model):
+            return
+        position = int(kept.positions[0])
+        inputs = loaded.vectoriser.inputs(take(wanted.block, wanted.positions == position))
+        version = loaded.record.version
+        self._sample.remember(model, entity_ids[position], inputs, answers.predictions[position], version, now)
 
     def _keep(
         self,

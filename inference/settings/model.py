@@ -23,6 +23,7 @@ from pydantic import (
 from inference.errors import UnknownModel
 from inference.settings.fallbacks import FallbackSettings
 from inference.settings.fields import Duration, Section, is_duration
+from inference.settings.parity import ParitySettings
 
 _RATE = re.compile(r"^[1-9][0-9]*/(second|minute|hour|day)$")
 _CERT_REQS = ("required", "optional", "none")
@@ -280,6 +281,7 @@ class ModelSettings(Section):
     batch: BatchSettings = BatchSettings()
     realtime: RealtimeSettings = RealtimeSettings()
     fallbacks: list[FallbackSettings] = []
+    parity: ParitySettings = ParitySettings()
 
     @field_validator("fallbacks")
     @classmethod

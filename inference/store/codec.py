@@ -121,9 +121,25 @@ class RowCodec:
         return [[tail[i] for tail in tails] for i in range(len(self._loose))]
 
 
-@lru_cache(maxsize=256)
 def codec_for(fields: tuple[TensorSpec, ...]) -> RowCodec:
     """Return the codec of these fields."""
+    known = _codecs_by_id.get(id(fields))
+    if known is not None and known[0] is fields:
+        return known[1]
+    codec = _codec_of(fields)
+    if len(_codecs_by_id) >= _MAX_CODECS:
+        _codecs_by_id.clear()
+    _codecs_by_id[id(fields)] = fields, codec
+    return codec
+
+
+_MAX_CODECS = 256
+# hashing the fields takes as long as reading a row; those of a manifest are the very same each time
+_codecs_by_id: dict[int, tuple[tuple[TensorSpec, ...], RowCodec]] = {}
+
+
+@lru_cache(maxsize=_MAX_CODECS)
+def _codec_of(fields: tuple[TensorSpec, ...]) -> RowCodec:
     return RowCodec(fields)
 
 
