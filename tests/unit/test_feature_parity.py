@@ -26,7 +26,7 @@ from inference.features import (
 )
 from inference.features.event_time import group_times
 from inference.features.rows import take
-from inference.features.vector_hash import vector_hashes
+from inference.models.vectors import vector_hashes
 from inference.schema import DType, Signature, TensorSpec
 from inference.store import MemoryTable
 
@@ -137,7 +137,7 @@ def test_vectors_are_equal_bit_for_bit_and_so_are_what_cannot_be_used_and_how_ol
     names = contract.names
     left = {name: batch.features[name] for name in names}
     right = {name: take(live.rows.block, good)[name] for name in names}
-    assert vector_hashes(contract, left) == vector_hashes(contract, right)
+    assert vector_hashes(left) == vector_hashes(right)
     for name in names:
         assert left[name].dtype == right[name].dtype
         np.testing.assert_array_equal(left[name], right[name])
