@@ -115,5 +115,11 @@ class Preparer:
 
     def _as_of(self, times: GroupTimes, rows: int) -> npt.NDArray[np.float64]:
         """Return the oldest time of what each row was made from; that of the run where nothing has one."""
-        as_of = oldest(times, np.full(rows, np.nan))
+        used = {
+            group.name: np.where(times[group.name] < self.loaded_at - group.max_age_s, np.nan, times[group.name])
+            if group.max_age_s is not None
+            else times[group.name]
+            for group in self.vectoriser.contract.table_groups
+        }
+        as_of = oldest(used, np.full(rows, np.nan))
         return np.where(np.isnan(as_of), self.loaded_at, as_of)

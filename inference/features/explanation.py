@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,21 +13,22 @@ from inference.features.contract import FeatureContract
 from inference.features.gathering import Gathered, GroupReading
 from inference.features.groups import GroupSource, GroupStatus
 from inference.features.rows import take
-from inference.features.vector_hash import vector_hashes
+from inference.schema import Block
 
 DEFAULT_SOURCE = "default"
 
 
-def explain(gathered: Gathered, contract: FeatureContract, now: float) -> dict[str, Any]:
+def explain(
+    gathered: Gathered, contract: FeatureContract, now: float, *, hash_of: Callable[[Block], str]
+) -> dict[str, Any]:
     """Return plain JSON about the first entity that was gathered at `now` (epoch seconds).
 
     `features`: name → `value`, `group`, `source` (`table`, the name of a fallback, of a function, `default`, or null),
     `as_of` and `age_s` of its group, null where it has none. `groups`: name → `status`, `source`, `as_of`, `age_s`.
-    `vector_hash` is null, and `problem` says why, when the features cannot be used.
+    `vector_hash` (`hash_of` a row of features) is null, and `problem` says why, when the features cannot be used.
     """
     rows = gathered.rows
     why = rows.first_reasons().get(0)
-    vector_hash = None if why else vector_hashes(contract, take(rows.block, _FIRST))[0]
     groups = {group.name: _group(gathered.groups[group.name], group.source, now) for group in contract.groups}
     imputed = [name for name in contract.names if name in rows.imputed and rows.imputed[name][0]]
     features = {
@@ -40,7 +42,7 @@ def explain(gathered: Gathered, contract: FeatureContract, now: float) -> dict[s
     return {
         "at": to_iso(now),
         "contract_hash": contract.hash,
-        "vector_hash": vector_hash,
+        "vector_hash": None if why else hash_of(take(rows.block, _FIRST)),
         "known": bool(gathered.known[0]),
         "problem": f"feature {why.feature!r}: {why.reason}" if why else None,
         "imputed_features": imputed,

@@ -205,7 +205,7 @@ def _check_legal(feature: Feature) -> None:
         _check_categories(feature, feature.categories)
     if feature.default is not None and feature.legal is not None:
         values = np.empty((1, *feature.shape), dtype=feature.dtype.numpy)
-        values[0] = np.array(feature.default, dtype=feature.dtype.numpy)
+        values[...] = np.array(feature.default, dtype=feature.dtype.numpy)
         if feature.illegal(values).any():
             raise _wrong(name, f"default {short(feature.default)} is not {feature.legal}")
 

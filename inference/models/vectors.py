@@ -17,7 +17,8 @@ RTOL, ATOL = 1e-5, 1e-6
 def vector_hashes(inputs: Block) -> list[str]:
     """Return sixteen hex digits for each row of a model's inputs; the same bits give the same digits."""
     columns = [np.ascontiguousarray(values) for values in inputs.values()]
-    return [_digest([column[row] for column in columns]) for row in range(rows_in(inputs))]
+    # a row of a column of texts is a bare str
+    return [_digest([np.asarray(column[row], column.dtype) for column in columns]) for row in range(rows_in(inputs))]
 
 
 def answers_agree(one: Any, other: Any) -> bool:

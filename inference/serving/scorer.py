@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from inference.features import Fallback, FeatureGatherer, Gathered, explain
 from inference.features.rows import take
 from inference.logs import get_logger
 from inference.models import LoadedModel, ModelHost
+from inference.models.vectors import vector_hashes
 from inference.schema import Block
 from inference.serving.answer_sample import AnswerSample
 from inference.serving.answering import Answers, Result, Wanted, compute, unknown_entity, usable
@@ -137,7 +139,7 @@ class RealtimeScorer:
             answers.version = loaded.record.version
             if not answers.errors:
                 gathered = self._gatherer(model, loaded).gather(entity_ids, now=now)
-                explanation = explain(gathered, loaded.vectoriser.contract, now)
+                explanation = explain(gathered, loaded.vectoriser.contract, now, hash_of=partial(_hash_of, loaded))
                 wanted = self._judge(model, of_model, gathered, entity_ids, [0], answers)
                 if predict:
                     outputs, done = compute(loaded, wanted, answers)
@@ -273,6 +275,10 @@ class RealtimeScorer:
         except StoreUnavailable as error:
             # the answer is right all the same; the next request computes it again
             log.warning("prediction.not_kept", model=model, rows=len(done.positions), error=error.message)
+
+
+def _hash_of(loaded: LoadedModel, row: Block) -> str:
+    return vector_hashes(loaded.vectoriser.inputs(row))[0]
 
 
 def _is_recent(entry: Entry, version: int | None, since: float) -> bool:

@@ -645,3 +645,22 @@ def test_an_outdated_entity_takes_no_older_row_of_a_partial_run(room: Room) -> N
     newer = room.generation({"a": 2.0}, as_of=100)
     room.table.move_to_overlay(newer.number, keep_s=3600)
     assert room.price("a") == 2.0
+
+
+def test_parts_stand_beside_the_rows_with_fields_of_their_own_and_are_read_at_once(room: Room) -> None:
+    assert room.table.read_blocks(["a"], ["x"]) == [None, None]
+    room.publish({"a": 1.0, "b": 2.0}, as_of=100)
+    fields = (TensorSpec("label", DType.STRING),)
+    room.table.part("x").upsert(
+        ["b"], fields, {"label": np.array(["new"], object)}, as_of=np.array([50.0]),
+        computed_at=60.0, model_version=0, origin=Origin.UPSERT, keep_s=3600,
+    )  # fmt: skip
+    for _ in range(2):  # with and without what a reader remembers
+        whole, x, y = room.table.read_blocks(["b", "a"], ["x", "y"])
+        assert whole is not None
+        assert x is not None
+        assert y is None
+        assert (whole.block["price"].tolist(), whole.as_of.tolist()) == ([2.0, 1.0], [100, 100])
+        assert (x.block["label"].tolist(), x.found.tolist(), x.as_of.tolist()) == (["new", ""], [True, False], [50, 0])
+    assert room.table.part("y").read_block(["b"]) is None
+    assert [entry and entry.values for entry in room.table.read(["b"])] == [{"price": 2.0}]

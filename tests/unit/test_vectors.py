@@ -33,3 +33,5 @@ def test_a_vector_s_hash_changes_with_any_bit_of_it_and_with_nothing_else() -> N
     assert vector_hashes({"in": np.asfortranarray(values)}) == [first, second, third]
     texts = vector_hashes({"in": np.array([["a", "b"], ["ab", ""]], object)})
     assert texts[0] != texts[1]
+    one_text_a_row = vector_hashes({"in": np.array(["a", "b", "a"], object)})
+    assert one_text_a_row[0] == one_text_a_row[2] != one_text_a_row[1]
