@@ -19,7 +19,7 @@ import redis
 from inference.batch.ledger import Ledger
 from inference.batch.records import RunRecord
 from inference.batch.rows import PreparedRows, Preparer
-from inference.errors import NotFound, SourceError, StoreUnavailable
+from inference.errors import ModelError, NotFound, SourceError, StoreUnavailable
 from inference.features import Fallback, FeatureGatherer
 from inference.features.rows import take
 from inference.hits import ParityResult
@@ -124,9 +124,11 @@ class Parity:
         for version in sorted({answer.model_version for answer in answers}):
             try:
                 loaded = self.host().get(model, version)
-            except NotFound:
-                continue
+            except (NotFound, ModelError):
+                continue  # a version that is gone meanwhile
             own = [answer for answer in answers if answer.model_version == version]
+            if not loaded.vectoriser.contract.given:
+                continue  # all is computed from the clock: there is no table to compute from
             results += self._recomputed(model, loaded, own)
         return results
 
