@@ -130,7 +130,11 @@ class FeatureGatherer:
             _known(readings, count),
             oldest({name: r.as_of for name, r in readings.items()}, _full(count, now)),
         )
-        others = {group.name: _unstored(group, count) for group in contract.groups if group.name not in readings}
+        others = {
+            group.name: _unstored(group, count, self._comes_along(group, overrides or {}))
+            for group in contract.groups
+            if group.name not in readings
+        }
         return Gathered(rows, known, as_of, readings | others, doubtful)
 
     def _read(self, entity_ids: Sequence[str]) -> tuple[StoredRows | None, dict[str, StoredRows | None]]:
@@ -173,6 +177,11 @@ class FeatureGatherer:
             columns[name] = np.where(newer.reshape(-1, *[1] * len(feature.shape)), values[name], columns[name])
             missing[name] = np.where(newer, lacking.get(name, nothing), missing.get(name, nothing))
         times[newer] = part.as_of[newer]
+
+    def _comes_along(self, group: FeatureGroup, overrides: Mapping[str, Any]) -> bool:
+        """Whether a group that is not stored has values: it is computed, or the request brings all of it along."""
+        own = self._vectoriser.contract.features_of(group.name)
+        return group.function is not None or all(feature.name in overrides for feature in own)
 
     def _ask_fallback(
         self,
@@ -217,10 +226,11 @@ def _reading(group: FeatureGroup, times: Times, now: float) -> GroupReading:
     return reading
 
 
-def _unstored(group: FeatureGroup, count: int) -> GroupReading:
+def _unstored(group: FeatureGroup, count: int, is_there: bool) -> GroupReading:
     """Return the reading of a group that is computed or comes with the request, and so has no age."""
+    status = GroupStatus.PRESENT if is_there else GroupStatus.NOT_FOUND
     source = group.function or group.source.value
-    return GroupReading([GroupStatus.PRESENT] * count, [source] * count, _full(count, np.nan))
+    return GroupReading([status] * count, [source if is_there else None] * count, _full(count, np.nan))
 
 
 def _known(readings: Mapping[str, GroupReading], count: int) -> Mask:
