@@ -8,7 +8,7 @@ even with two beats.
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from celery.schedules import BaseSchedule, schedstate
@@ -56,7 +56,25 @@ class SlotSchedule(BaseSchedule):  # type: ignore[misc]  # celery has no types
 
 
 def beat_entries(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Return beat's entries: none for a model without a schedule."""
+    """Return beat's entries: runs of the models with a schedule, checks of those whose parity is checked."""
+    return _runs(settings) | _parity_checks(settings)
+
+
+def _parity_checks(settings: Settings) -> dict[str, dict[str, Any]]:
+    return {
+        f"parity {name}": {
+            "task": "forecache.check_parity",
+            "kwargs": {"model": name},
+            "schedule": timedelta(seconds=model.parity.every),
+            # the next one does as well
+            "options": {"expires": model.parity.every, "ignore_result": True},
+        }
+        for name, model in settings.models.items()
+        if model.parity.every is not None
+    }
+
+
+def _runs(settings: Settings) -> dict[str, dict[str, Any]]:
     return {
         f"run {name}": {
             "task": "forecache.start_run",

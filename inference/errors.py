@@ -139,6 +139,12 @@ def store_error(what: str, error: Exception) -> StoreUnavailable:
     return StoreUnavailable(f"{what}: the cache Redis did not answer: {error}")
 
 
+class FeaturesUnavailable(Unavailable):
+    """Raised when a fallback that may know an entity's features did not answer, and nobody else knew them."""
+
+    code = "features-unavailable"
+
+
 class BrokerUnavailable(Unavailable):
     """Raised when a task could not be handed to the broker."""
 
@@ -179,6 +185,12 @@ class PredictionFailed(ForecacheError):
     """Raised when the model raised, or answered with a non-finite number, for one entity."""
 
     code = "prediction-failed"
+
+
+class FunctionFailed(PredictionFailed):
+    """Raised when a function of a feature contract raised, or returned something else than its group's features."""
+
+    code = "function-failed"
 
 
 class ModelOutOfMemory(PredictionFailed):

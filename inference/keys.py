@@ -15,12 +15,16 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:T:g:N          | hash   | state; manifest (JSON); model version;   | until collected       | begin, publish, …     |
 |                  |        | sweep_due_at (epoch s)                   |                       |                       |
 | P:T:g:N:B        | hash   | id → packed value + as_of                | manifest's deadline   | batch workers         |
-| P:T:o:ID         | string | header + packed value                    | the entry's `keep`    | real-time workers     |
+| P:T:o:ID         | string | header + packed value; or a header alone | the entry's `keep`    | real-time workers,    |
+|                  |        | that says features changed since         |                       | updates of features   |
+| P:T:u:GROUP:…    |        | as P:T:o:ID and P:T:schemas, of one feature group of several; written by updates  |
 | P:T:schemas      | hash   | digest → fields of overlay values (JSON) | for good              | upsert script         |
 | P:m:M:record     | hash   | version → version record (JSON)          | for good              | inspect, workers      |
 | P:m:M:micro      | hash   | version:device → rows per call (JSON)    | for good              | batch workers         |
 | P:m:M:reload     | hash   | asked → last wish for new versions;      | an hour unchanged     | models reload,        |
 |                  |        | W → last wish that worker has fulfilled  |                       | real-time workers     |
+| P:m:M:answers    | list   | answers computed on demand, and what     | newest few hundred,   | real-time workers     |
+|                  |        | made them (JSON): a sample for parity    | a day unchanged       |                       |
 | P:m:M:active_run | string | run id                                   | until run is over     | run scripts           |
 | P:m:M:runs       | zset   | run id, scored by creation time          | newest 200 kept       | run scripts           |
 | P:m:M:slots      | hash   | schedule slot → run id                   | newest kept           | run scripts           |
@@ -37,7 +41,9 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:r:R:histogram  | hash   | output:bin → count of predictions        | with the run          | finish                |
 | P:h:M:MINUTE     | hash   | outcome → count; hit_s:B, miss_s:B,      | 8 days                | API processes         |
 |                  |        | age_s:B, rows:B (bucket B) → count       |                       |                       |
-| P:h:M:total      | hash   | the same fields, since ever              | for good              | API processes         |
+|                  |        | fallback:NAME:OUTCOME → entities;        |                       | real-time workers     |
+|                  |        | parity:PATH:RESULT → answers             |                       | workers               |
+| P:h:M:total      | hash   | the same fields, since ever              | for good              | all of these          |
 | P:j:J            | hash   | the job record                           | an hour unchanged     | API, workers          |
 | P:j:J:inputs     | hash   | part number → ids or instances (JSON)    | till its part is done | API                   |
 | P:j:J:parts      | hash   | part number → predictions (JSON)         | with the job          | real-time workers     |
@@ -113,6 +119,10 @@ class TableKeys:
         """What `bucket` starts with, for writers that spell many keys in a row."""
         return f"{self.base}:g:{number}:"
 
+    def part(self, name: str) -> TableKeys:
+        """Keys of a part of this table's rows, such as one feature group."""
+        return TableKeys(f"{self.base}:u:{name}")
+
     def overlay(self, field: bytes) -> bytes:
         """Key of one overlay entry; `field` is the id's stored form."""
         return f"{self.base}:o:".encode() + field
@@ -139,6 +149,10 @@ class Keys:
     def reload(self, model: str) -> str:
         """Hash of the wishes to look for new versions of a model."""
         return f"{self.prefix}:m:{model}:reload"
+
+    def answers(self, model: str) -> str:
+        """List of a sample of the answers computed on demand, the newest first."""
+        return f"{self.prefix}:m:{model}:answers"
 
     def active_run(self, model: str) -> str:
         """The one run of a model that is not over."""

@@ -45,7 +45,13 @@ class DType(StrEnum):
     @property
     def numpy(self) -> np.dtype[Any]:
         """The numpy dtype, little-endian; object for text."""
-        return np.dtype(object) if self is DType.STRING else np.dtype(self.value).newbyteorder("<")
+        return _NUMPY[self]
+
+
+# looked up: making one anew for each feature takes longer than reading a row
+_NUMPY = {
+    dtype: np.dtype(object) if dtype is DType.STRING else np.dtype(dtype.value).newbyteorder("<") for dtype in DType
+}
 
 
 @dataclass(frozen=True)

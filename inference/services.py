@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 
 import redis
 import redis.asyncio
 
+from inference.features import Fallback, FeatureContract, FeatureWriter
+from inference.features.fallbacks import open_fallback
+from inference.hits import FALLBACKS, MinuteCounts
 from inference.keys import Keys, TableKind
 from inference.models import ModelHost, ModelRegistry
 from inference.settings import Settings
@@ -24,6 +27,7 @@ class Services:
         self.settings = settings
         self.keys = Keys(settings.redis.prefix)
         self.table = cache(self._table)
+        self.fallback = cache(self._fallback)
 
     @cached_property
     def cache(self) -> redis.Redis:
@@ -50,6 +54,17 @@ class Services:
         """Return a model's feature table."""
         return self.table(TableKind.FEATURES, model)
 
+    def feature_writer(
+        self, model: str, contract: FeatureContract, *, client: redis.Redis | None = None
+    ) -> FeatureWriter:
+        """Return what changes single entities' features of a model; `client` None: the process's own."""
+        tables = {
+            kind: RedisTable(client or self.cache, self.keys.table(kind, model), kind=kind, model=model)
+            for kind in TableKind
+        }
+        keep_s = self.settings.models[model].batch.keep
+        return FeatureWriter(tables[TableKind.FEATURES], tables[TableKind.PREDICTIONS], contract, keep_s=keep_s)
+
     def async_cache(self) -> redis.asyncio.Redis:
         """Return a new asyncio client of the cache Redis: short timeout, no retries."""
         return redis.asyncio.Redis.from_url(
@@ -62,6 +77,12 @@ class Services:
     def reader(self, pipe: AsyncPipe, kind: TableKind, model: str) -> AsyncTableReader:
         """Return the asyncio reader of one table."""
         return AsyncTableReader(pipe, self.keys.table(kind, model))
+
+    def _fallback(self, model: str) -> Fallback | None:
+        """Return what is asked for the features that a model's table lacks, counted by the minute."""
+        counts = MinuteCounts(self.cache, self.keys)
+        of_model = self.settings.models[model]
+        return open_fallback(of_model, self.settings.root, partial(counts.add, model, FALLBACKS))
 
     def _table(self, kind: TableKind, model: str) -> RedisTable:
         of_model = self.settings.models.get(model)

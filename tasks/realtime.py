@@ -12,6 +12,7 @@ from celery import Task
 
 from inference.errors import DeadlineExceeded
 from inference.logs import bound
+from inference.serving.answer_sample import AnswerSample
 from inference.serving.jobs import run_part
 from inference.serving.scorer import RealtimeScorer
 from inference.serving.tensor_scorer import TensorScorer
@@ -22,7 +23,8 @@ from tasks.celery_app import celery_app, services
 def scorer() -> RealtimeScorer:
     """Return this process's scorer, built on first use."""
     parts = services()
-    return RealtimeScorer(parts.settings, parts.host, parts.predictions, parts.features)
+    sample = AnswerSample(parts.settings, parts.cache, parts.keys)
+    return RealtimeScorer(parts.settings, parts.host, parts.predictions, parts.features, parts.fallback, sample)
 
 
 @cache
@@ -64,6 +66,19 @@ def predict_instances(
     """Compute the predictions of feature rows that a request brought along."""
     _refuse_redelivered(self)
     return scorer().predict_instances(model, instances or [], deadline=deadline)
+
+
+@celery_app.task(name="forecache.predict_explained", acks_late=False, bind=True)  # type: ignore[untyped-decorator]
+def predict_explained(
+    self: Task,
+    model: str | None = None,
+    entity_ids: list[str] | None = None,
+    deadline: float | None = None,
+    predict: bool = True,
+) -> dict[str, Any]:
+    """Tell what one entity's features are and where they are from; with `predict`, with the prediction they make."""
+    _refuse_redelivered(self)
+    return scorer().explain_entity(model, entity_ids or [], deadline=deadline, predict=predict)
 
 
 @celery_app.task(name="forecache.predict_tensors", acks_late=False, bind=True)  # type: ignore[untyped-decorator]

@@ -10,8 +10,19 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.types import Receive, Scope, Send
 
-from app.api import health, hits, hot_path, metrics, open_inference, predict, predictions, runs, tensorflow_serving
-from app.api.bodies import AnswerBody
+from app.api import (
+    features,
+    health,
+    hits,
+    hot_path,
+    metrics,
+    open_inference,
+    predict,
+    predictions,
+    runs,
+    tensorflow_serving,
+)
+from app.api.bodies import ExplainedBody
 from app.api.dialects import SCHEMA as ERROR_SCHEMA
 from app.api.dialects import documented_errors, error_schema, speaks_protocol
 from app.api.gate import OPEN_PATHS, Gate
@@ -73,7 +84,7 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
         redirect_slashes=False,
         redoc_url=None,
     )
-    for noun in (predict, predictions, runs, hits, health, metrics, open_inference):
+    for noun in (predict, predictions, features, runs, hits, health, metrics, open_inference):
         app.include_router(noun.router)
     app.router.routes.append(tensorflow_serving.route())
     app.add_middleware(BodyLimit)
@@ -103,7 +114,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schemas = components.setdefault("schemas", {})
         schemas["Problem"] = Problem.model_json_schema()
         schemas[ERROR_SCHEMA] = error_schema()
-        schemas["AnswerBody"] = AnswerBody.model_json_schema()
+        schemas["ExplainedBody"] = ExplainedBody.model_json_schema()
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
         app.openapi_schema = document

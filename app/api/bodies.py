@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import Response
@@ -47,6 +47,14 @@ class Terms(BaseModel):
     def timeout_s(self) -> float | None:
         """The budget in seconds."""
         return None if self.timeout_ms is None else self.timeout_ms / 1000
+
+
+class ExplainableTerms(Terms):
+    """The terms of a request for one entity. `explain`: what the answer comes with."""
+
+    explain: Annotated[
+        Literal["features"] | None, Field(description="features: with what they are, where from, and how old")
+    ] = None
 
 
 class PredictBody(Terms):
@@ -146,6 +154,15 @@ class AnswerBody(BaseModel):
     as_of: str | None
     computed_at: str
     timestamp: float
+    imputed_features: Annotated[
+        list[str], Field(description="left out when no default stood for a missing feature, or the answer was stored")
+    ] = []
+
+
+class ExplainedBody(AnswerBody):
+    """One prediction and what its features are."""
+
+    explanation: Annotated[dict[str, Any] | None, Field(description="with explain=features only")] = None
 
 
 class FailedBody(BaseModel):

@@ -68,9 +68,14 @@ class Gate:
 
 
 def needed_scope(method: str, path: str) -> Scope:
-    """Return the scope that a request needs: what only reads is `read`, jobs are `enqueue`, the rest is `admin`."""
+    """Return the scope that a request needs.
+
+    What only reads is `read`, jobs are `enqueue`, features `write`, the rest is `admin`.
+    """
     if method in ("GET", "HEAD", "OPTIONS") or path == "/predict" or path.startswith(("/v1/", "/v2/")):
         return Scope.READ
+    if path == "/features" or path.startswith("/features/"):
+        return Scope.WRITE
     return Scope.ENQUEUE if path == "/predictions" or path.startswith("/predictions/") else Scope.ADMIN
 
 

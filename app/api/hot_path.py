@@ -11,11 +11,12 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl, unquote_to_bytes
 
+import orjson
 from fastapi import Response
 from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
-from app.api.bodies import ENTITY_ID_SCHEMA, AnswerBody, Terms
+from app.api.bodies import ENTITY_ID_SCHEMA, ExplainableTerms, ExplainedBody
 from app.api.disconnects import ClientWatch
 from app.api.naming import header_of, telling
 from app.api.parts import Parts
@@ -46,7 +47,7 @@ class HotRequest:
     say, which `finish` does. `allow` is asked first, and raises ForecacheError.
     """
 
-    __slots__ = ("_allow", "_error", "_parts", "_request", "_scope", "_tell", "body")
+    __slots__ = ("_allow", "_error", "_explain", "_parts", "_request", "_scope", "_tell", "body")
 
     def __init__(self, parts: Parts, allow: Callable[[Scope], None], scope: Scope, tell: Callable[[], None]) -> None:
         self.body: bytes | None = None
@@ -56,15 +57,17 @@ class HotRequest:
         self._tell = tell
         self._request: Request | None = None
         self._error: Exception | None = None
+        self._explain = False
 
     def begin(self) -> None:
         """Check the request and look the entity up; a refused one is told within this call."""
         scope = self._scope
         try:
             self._allow(scope)
-            entity_id = check_entity_id(_entity_id(scope))
+            entity_id = check_entity_id(entity_id_of(scope, PREFIX))
             raw_query = scope["query_string"]
-            model, max_staleness_s, timeout_s = _terms(raw_query) if raw_query else (None, None, None)
+            model, max_staleness_s, timeout_s, explain = _terms(raw_query) if raw_query else (None, None, None, None)
+            self._explain = explain is not None
             self._request = self._parts.service.look_up(
                 model, (entity_id,), self._over, max_staleness_s=max_staleness_s, timeout_s=timeout_s
             )
@@ -74,7 +77,7 @@ class HotRequest:
 
     def _over(self) -> None:
         try:
-            hits = None if self._request is None else self._parts.service.hits(self._request)
+            hits = None if self._request is None or self._explain else self._parts.service.hits(self._request)
             self.body = None if hits is None else hits[0].to_json_text()
         except Exception as error:  # noqa: BLE001 - see above
             self._error = error
@@ -112,6 +115,9 @@ class HotRequest:
             raise self._error
         if self.body is None:
             assert self._request is not None  # noqa: S101 - tells mypy what `begin` promises
+            if self._explain:
+                explained, explanation = await self._parts.service.explain(self._request)
+                return b'%b,"explanation":%b}' % (explained.to_json_text()[:-1], orjson.dumps(explanation))
             [answer] = await self._parts.service.complete(self._request)
             if isinstance(answer, ForecacheError):
                 raise answer
@@ -132,29 +138,33 @@ async def predict_one(
     await hot.finish(scope, receive, send, request)
 
 
-def _terms(raw_query: bytes) -> tuple[str | None, float | None, float | None]:
+def _terms(raw_query: bytes) -> tuple[str | None, float | None, float | None, str | None]:
     # names that are none of ours are ignored, as FastAPI does
-    terms = Terms.model_validate(dict(parse_qsl(raw_query.decode("latin-1"))))
-    return terms.model, terms.max_staleness_s, terms.timeout_s
+    terms = ExplainableTerms.model_validate(dict(parse_qsl(raw_query.decode("latin-1"))))
+    return terms.model, terms.max_staleness_s, terms.timeout_s, terms.explain
 
 
-def _entity_id(scope: Scope) -> str:
-    """Return the id as sent. A path that is no UTF-8 is refused: servers decode it into another entity's id."""
+def entity_id_of(scope: Scope, prefix: str) -> str:
+    """Return the id that a path ends with, as sent.
+
+    Raises:
+        BadEntityId: the path is no UTF-8, which servers decode into another entity's id.
+    """
     path: str = scope["path"]
     if not path.isascii():
         try:
             unquote_to_bytes(scope.get("raw_path") or b"").decode()
         except UnicodeDecodeError as error:
             raise BadEntityId("entity_id is not valid UTF-8", field="entity_id") from error
-    return path[len(PREFIX) :]
+    return path[len(prefix) :]
 
 
 def openapi_operation() -> dict[str, Any]:
     """Return this route's entry in the OpenAPI document."""
-    properties = Terms.model_json_schema()["properties"]
+    properties = ExplainableTerms.model_json_schema()["properties"]
     path = {"name": "entity_id", "in": "path", "required": True, "schema": ENTITY_ID_SCHEMA}
     query = [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in properties.items()]
-    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{AnswerBody.__name__}"}}}
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ExplainedBody.__name__}"}}}
     return {
         "tags": ["predict"],
         "summary": "Predict One",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
@@ -20,7 +21,7 @@ from app.api.parts import Monitoring, Parts, parts_of
 from app.api.problems import documented
 from inference.batch import RunState
 from inference.errors import BrokerUnavailable
-from inference.hits import HitWindows, Statistics
+from inference.hits import FALLBACKS, PARITY, HitWindows, ParityResult, Statistics, counted
 from inference.hits.histograms import Histogram
 from inference.presence import API_PROCESSES, Roster
 from inference.serving.breaker import BreakerState
@@ -52,19 +53,36 @@ class HitCollector(Collector):
         )
         hit_latency = _histogram("forecache_hit_latency_seconds", "How long requests took that the store answered.")
         miss_latency = _histogram("forecache_miss_latency_seconds", "How long all other requests took.")
+        fallbacks = CounterMetricFamily(
+            "forecache_fallback_entities",
+            "Entities that a fallback was asked for, by what it said.",
+            labels=["model", "fallback", "outcome"],
+        )
+        parity = CounterMetricFamily(
+            "forecache_parity_answers",
+            "Answers computed again the other way: agreed, disagreed (a defect), or drifted (of another vector).",
+            labels=["model", "path", "result"],
+        )
         age = _histogram("forecache_prediction_age_seconds", "How old predictions were when they were answered.")
         for model in self._models:
-            ever = Statistics.of(self._hits.totals(model))
+            totals = self._hits.totals(model)
+            for (name, said), count in counted(totals, FALLBACKS).items():
+                fallbacks.add_metric([model, name, said], count)
+            again = counted(totals, PARITY)
+            for path, result in product(("batch", "realtime"), ParityResult):
+                # also before the first: Prometheus sees no increase in a counter that appears
+                parity.add_metric([model, path, result.value], again.get((path, result.value), 0))
+            ever = Statistics.of(totals)
             for outcome, count in ever.counts.outcomes.items():
                 answered.add_metric([model, outcome.value], count)
             recent = self._hits.read(model, WINDOW_S)
             if recent.total:  # without a request there is no rate, and 0 would be an alarm
                 ratio.add_metric([model], recent.hit_rate)
             histograms = ever.hit_latency, ever.miss_latency, ever.age
-            for family, counted in zip((hit_latency, miss_latency, age), histograms, strict=True):
+            for family, histogram in zip((hit_latency, miss_latency, age), histograms, strict=True):
                 # the sum of the values is not kept
-                family.add_metric([model], _cumulative(counted), sum_value=None)
-        yield from (answered, ratio, hit_latency, miss_latency, age)
+                family.add_metric([model], _cumulative(histogram), sum_value=None)
+        yield from (answered, ratio, hit_latency, miss_latency, age, fallbacks, parity)
 
 
 class RunCollector(Collector):

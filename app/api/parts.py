@@ -20,6 +20,7 @@ from fastapi import Request
 from app.api.cards import ModelCards
 from inference.batch import Runs, RunView
 from inference.errors import StoreUnavailable
+from inference.features import FeatureContract, FeatureWriter
 from inference.hits import HitRecorder, HitWindows
 from inference.keys import Keys, TableKind
 from inference.models import ModelRegistry, VersionRecord
@@ -75,6 +76,8 @@ class Parts:
     runs: Callable[[], Runs]
     enqueue: Enqueue
     monitoring: Monitoring
+    #: changes single features of a model, whose contract it is given; the writer's calls block
+    feature_writer: Callable[[str, FeatureContract], FeatureWriter]
     #: a model's version records; the call blocks
     records: Callable[[str], Mapping[int, VersionRecord]]
     #: what models take and give
@@ -139,6 +142,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             runs=runs,
             enqueue=dispatcher.enqueue,
             monitoring=_monitoring(settings, blocking, presence),
+            feature_writer=partial(services.feature_writer, client=blocking),
             records=ModelRegistry(blocking, services.keys).versions,
         )
 
@@ -213,7 +217,8 @@ def _counting(submit: Submit, recorder: HitRecorder) -> Submit:
 
     async def counted(task: str, kwargs: Mapping[str, Any], *, deadline: float, timeout_s: float) -> dict[str, Any]:
         rows = kwargs.get("entity_ids") or kwargs.get("instances") or ()
-        recorder.record_micro_batch(kwargs["model"], len(rows) or packed_rows(kwargs["inputs"]))
+        if kwargs.get("predict", True):
+            recorder.record_micro_batch(kwargs["model"], len(rows) or packed_rows(kwargs["inputs"]))
         return await submit(task, kwargs, deadline=deadline, timeout_s=timeout_s)
 
     return counted

@@ -21,6 +21,7 @@ from inference.errors import (
     BrokerUnavailable,
     Conflict,
     DeadlineExceeded,
+    FeaturesUnavailable,
     Forbidden,
     ForecacheError,
     NotFound,
@@ -55,6 +56,7 @@ _OWN_WORDS: dict[type[ForecacheError], str] = {
     PredictionFailed: "the model gave no usable prediction for this input",
     StoreUnavailable: "the cache Redis does not answer",
     BrokerUnavailable: "the broker does not answer",
+    FeaturesUnavailable: "a source of this entity's features does not answer",
 }
 _DEFECT = "the server failed on this request; its log says why"
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")

@@ -27,6 +27,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "bench": ("forecache bench", "forecache bench delay --rate 500 --miss-share 0.05 --json"),
     "features load": ("forecache features load data/flights.parquet", "forecache features load delay data/flights"),
     "features get": ("forecache features get customer-42", "forecache features get delay 42 --json"),
+    "features put": (
+        "forecache features put customer-42 cart_value=99.5",
+        "forecache features put delay 42 distance=800 carrier=XY --event-time 2026-01-31T03:00:00Z",
+    ),
     "batch run": (
         "forecache batch run --wait",
         "forecache batch run delay --since 6h",

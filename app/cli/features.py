@@ -1,9 +1,9 @@
-"""`features load` and `features get`."""
+"""`features load`, `features get` and `features put`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from app.cli.context import model_and, open_services
 from app.cli.output import AsJson, print_fields, print_json
 from inference.clock import to_iso
 from inference.errors import UnknownEntity
+
+if TYPE_CHECKING:
+    from inference.features import FeatureContract
 
 app = typer.Typer(help="The features that answers on demand are computed from.", no_args_is_help=True)
 
@@ -54,14 +57,90 @@ def get(
 ) -> None:
     """Print an entity's features and how old they are."""
     from inference.entities import check_entity_id
+    from inference.features.group_rows import stored_features
+    from inference.models import record_to_serve
 
     with open_services() as services:
         model, entity = model_and(first, second, services.settings)
-        entry = services.features(model).read([check_entity_id(entity)])[0]
-    if entry is None:
+        contract = record_to_serve(services.settings, services.registry, model).contract
+        values, times = stored_features(services.features(model), contract, check_entity_id(entity))
+    if not times:
         raise UnknownEntity(f"no features of {entity!r} are loaded for model {model!r}", field="entity_id")
-    as_of = to_iso(entry.as_of)
+    groups = {name: to_iso(as_of) for name, as_of in times.items()}
+    as_of = min(groups.values())
     if as_json:
-        print_json({"entity_id": entity, "model": model, "as_of": as_of, "features": entry.values})
+        print_json({"entity_id": entity, "model": model, "as_of": as_of, "groups": groups, "features": values})
     else:
-        print_fields({**entry.values, "as_of": as_of})
+        several = {f"as_of of {name}": at for name, at in groups.items()} if len(groups) > 1 else {}
+        print_fields({**values, **several, "as_of": as_of})
+
+
+@app.command()
+def put(
+    arguments: Annotated[list[str], typer.Argument(metavar="[MODEL] ENTITY NAME=VALUE...", help=_IF_SEVERAL)],
+    event_time: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Since when they hold: ISO 8601 with an offset. Left out: now.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Store some or all features of an entity; exit 1 when newer ones are stored already.
+
+    Values are numbers, true, false, text, or JSON lists. The entity's next prediction is computed from them.
+    """
+    from inference.features import FeatureUpdate
+    from inference.models import record_to_serve
+
+    with open_services() as services:
+        model, entity, texts = _put_arguments(arguments, services.settings.model)
+        contract = record_to_serve(services.settings, services.registry, model).contract
+        update = FeatureUpdate(entity, _values(texts, contract), _event_at(event_time))
+        result = services.feature_writer(model, contract).write([update])[0].to_json()
+    if as_json:
+        print_json({**result, "model": model})
+    else:
+        print_fields({"applied": result["applied"], "as_of": result["as_of"]})
+    if not result["applied"]:
+        raise typer.Exit(1)
+
+
+def _put_arguments(arguments: list[str], model_of: Any) -> tuple[str, str, dict[str, str]]:
+    """Return the model, the entity, and the values as text by feature."""
+    named = 2 if len(arguments) > 1 and "=" not in arguments[1] else 1
+    head, pairs = arguments[:named], arguments[named:]
+    if not pairs:
+        raise typer.BadParameter("give at least one feature as NAME=VALUE")
+    for pair in pairs:
+        if "=" not in pair:
+            raise typer.BadParameter(f"{pair!r} is no NAME=VALUE")
+    model = model_of(head[0] if named == 2 else None)[0]
+    return model, head[-1], dict(pair.split("=", 1) for pair in pairs)
+
+
+def _values(texts: dict[str, str], contract: FeatureContract) -> dict[str, Any]:
+    """Return values as JSON reads them; what is to be text stays text, and what is no JSON is left for the contract."""
+    import json
+
+    from inference.schema import DType
+
+    as_text = {one.name for one in contract.features if one.dtype is DType.STRING and not one.shape}
+    values: dict[str, Any] = {}
+    for name, text in texts.items():
+        try:
+            values[name] = text if name in as_text else json.loads(text)
+        except ValueError:
+            values[name] = text
+    return values
+
+
+def _event_at(text: str | None) -> float | None:
+    from datetime import datetime
+
+    if text is None:
+        return None
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--event-time {text!r} is no ISO 8601 instant") from error
+    if at.tzinfo is None:
+        raise typer.BadParameter(f"--event-time {text!r} has no offset: add Z or one such as +01:00")
+    return at.timestamp()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import typer
@@ -23,15 +24,23 @@ def hits(
     window: Annotated[str, typer.Option(metavar="DURATION", help="How far back to look: 5m, 1h, 24h, …")] = "1h",
     as_json: AsJson = False,
 ) -> None:
-    """Print the hit rate and the seven outcomes that requests had."""
-    from inference.hits import HitWindows
+    """Print the hit rate and the seven outcomes that requests had, and what fallbacks said of how many entities."""
+    from inference.features.fallbacks import FallbackOutcome
+    from inference.hits import FALLBACKS, PARITY, HitWindows, ParityResult, Statistics
 
     window_s = window_seconds(window)
     with open_services() as services:
         windows = HitWindows(services.cache, services.keys)
-        counts = {name: windows.read(name, window_s) for name in models_of(model, services.settings)}
+        counts, workers = {}, {}
+        for name in models_of(model, services.settings):
+            fields = windows.fields(name, window_s)
+            counts[name] = Statistics.of(fields).counts
+            workers[name] = {"fallbacks": _by_name(fields, FALLBACKS), "parity": _by_name(fields, PARITY)}
     if as_json:
-        print_json([{"model": name, "window_s": window_s, **each.to_json()} for name, each in counts.items()])
+        told = [
+            {"model": name, "window_s": window_s, **each.to_json(), **workers[name]} for name, each in counts.items()
+        ]
+        print_json(told)
         return
     print_rows(
         ("model", "total", "hit_rate", *(outcome.value for outcome in Outcome)),
@@ -40,12 +49,36 @@ def hits(
             for name, each in counts.items()
         ],
     )
+    fallbacks = [
+        (name, fallback, *(said.get(outcome, 0) for outcome in FallbackOutcome))
+        for name, told in workers.items()
+        for fallback, said in told["fallbacks"].items()
+    ]
+    if fallbacks:
+        print_rows(("model", "fallback", *FallbackOutcome), fallbacks)
+    parity = [
+        (name, path, *(results.get(result, 0) for result in ParityResult))
+        for name, told in workers.items()
+        for path, results in told["parity"].items()
+    ]
+    if parity:
+        print_rows(("model", "parity_of", *ParityResult), parity)
+
+
+def _by_name(fields: Mapping[str, int], kind: str) -> dict[str, dict[str, int]]:
+    """Return counts of a kind as name → outcome → count."""
+    from inference.hits import counted
+
+    found: dict[str, dict[str, int]] = {}
+    for (name, outcome), count in sorted(counted(fields, kind).items()):
+        found.setdefault(name, {})[outcome] = count
+    return found
 
 
 def window_seconds(text: str) -> int:
     """Return whole seconds, as the API counts them."""
     from inference.hits.windows import MAX_WINDOW_S
-    from inference.settings.model import parse_duration
+    from inference.settings import parse_duration
 
     try:
         seconds = parse_duration(text)

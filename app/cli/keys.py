@@ -19,7 +19,7 @@ _BYTES = 32
 @app.command()
 def new(
     name: Annotated[str, typer.Argument(help="Whom the key is for.")],
-    scope: Annotated[list[str] | None, typer.Option(help="read, enqueue or admin; repeat it for several.")] = None,
+    scope: Annotated[list[str] | None, typer.Option(help="read, enqueue, write or admin; may be repeated.")] = None,
     rate: Annotated[str | None, typer.Option(help="At most so many requests, such as 600/minute.")] = None,
     as_json: AsJson = False,
 ) -> None:

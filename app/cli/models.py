@@ -270,8 +270,20 @@ def _described(record: dict[str, Any]) -> dict[str, Any]:
         "inputs": ", ".join(map(_tensor, signature["inputs"])),
         "outputs": ", ".join(map(_tensor, signature["outputs"])),
         "features": ", ".join(feature["name"] for feature in features),
+        **_groups(record["contract"]),
         "fingerprint": record["fingerprint"],
     }
+
+
+def _groups(contract: dict[str, Any]) -> dict[str, str]:
+    """Return the declared groups with what they say of themselves; nothing when none is declared."""
+    declared = contract.get("groups", {})
+    told = {
+        name: ", ".join(f"{key} {value}" for key, value in group.items() if key != "source")
+        for name, group in declared.items()
+    }
+    words = [f"{name} ({declared[name]['source']}{', ' if told[name] else ''}{told[name]})" for name in declared]
+    return {"groups": "; ".join(words)} if words else {}
 
 
 def _tensor(spec: dict[str, Any]) -> str:

@@ -83,7 +83,7 @@ def write_rows(dataset: Dataset) -> None:
 
 
 def write_table(path: Path, rows: int) -> None:
-    """Write a table of so many rows: ids, and 32 columns of numbers."""
+    """Write a table of features, the same for the same number of rows."""
     numbers = np.random.default_rng(7)
     names = [f"f{number:02d}" for number in range(FEATURES)]
     schema = pa.schema([("entity_id", pa.string()), *((name, pa.float32()) for name in names)])

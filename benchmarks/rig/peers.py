@@ -112,12 +112,16 @@ def serving(peer: Peer, dataset: Dataset, answers: Path) -> Iterator[Target]:
 
 
 def _environment(dataset: Dataset) -> dict[str, str]:
-    """Return a peer's environment: none of our modules on its path, and no word to its makers."""
+    return {**peer_environment(), "BENCH_MODEL": str(dataset.model)}
+
+
+def peer_environment() -> dict[str, str]:
+    """Return the environment of every peer: none of our modules on its path, and no word to its makers."""
     own = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     return {
         **own,
-        "BENCH_MODEL": str(dataset.model),
         "BENTOML_DO_NOT_TRACK": "true",
+        "FEAST_USAGE": "False",
         "RAY_USAGE_STATS_ENABLED": "0",
         "TF_CPP_MIN_LOG_LEVEL": "2",
     }

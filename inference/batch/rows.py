@@ -10,7 +10,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from inference.entities import entity_ids_as_text, illegal_entity_ids
-from inference.features import FeatureRows, Vectoriser, event_times
+from inference.errors import ContractError, FunctionFailed, ModelError
+from inference.features import FeatureRows, Vectoriser
+from inference.features.event_time import GroupTimes, group_times, oldest
 from inference.features.rows import take
 from inference.schema import Block
 
@@ -46,7 +48,10 @@ class Refusal:
 
 @dataclass(frozen=True)
 class PreparedRows:
-    """A batch: all its `rows`, those refused, and the `usable` ones with their features in the same order."""
+    """A batch: all its `rows`, those refused, and the `usable` ones with their features in the same order.
+
+    `features` holds beside the features what a feature table keeps of them (`StoredForm`).
+    """
 
     rows: TableRows
     refused: tuple[Refusal, ...]
@@ -56,7 +61,11 @@ class PreparedRows:
 
 @dataclass(frozen=True)
 class Preparer:
-    """Prepares batches for one model. `loaded_at`: the `as_of` of rows without an event time, in epoch seconds."""
+    """Prepares batches for one model.
+
+    `loaded_at`: the instant of the run, in epoch seconds: what functions are told, and the `as_of` of rows without an
+    event time.
+    """
 
     vectoriser: Vectoriser
     entity_column: str
@@ -64,16 +73,28 @@ class Preparer:
     loaded_at: float
 
     def prepare(self, batch: pa.RecordBatch) -> PreparedRows:
-        """Return a batch's rows, each either usable or refused once, under its first reason."""
+        """Return a batch's rows, each either usable or refused once, under its first reason.
+
+        Raises:
+            ContractError: a function of the features failed.
+        """
         ids = entity_ids_as_text(batch.column(self.entity_column), self.entity_column)
-        rows = TableRows(batch, ids, self._as_of(batch))
-        features = self.vectoriser.features_from_arrow(batch)
+        times = self._times(batch)
+        features = self._features(batch, times)
+        rows = TableRows(batch, ids, self._as_of(times, batch.num_rows))
+        block = features.block | self.vectoriser.contract.stored_form.notes(features.imputed, times, batch.num_rows)
         bad_ids = np.asarray(illegal_entity_ids(ids))
         if not bad_ids.any() and not features.rejected.any():
-            return PreparedRows(rows, (), rows, features.block)
+            return PreparedRows(rows, (), rows, block)
         keep = ~(bad_ids | features.rejected)
         refused = tuple(self._refusals(bad_ids, features))
-        return PreparedRows(rows, refused, rows.take(keep), take(features.block, keep))
+        return PreparedRows(rows, refused, rows.take(keep), take(block, keep))
+
+    def _features(self, batch: pa.RecordBatch, times: GroupTimes) -> FeatureRows:
+        try:
+            return self.vectoriser.features_from_arrow(batch, at=self.loaded_at, times=times)
+        except (FunctionFailed, ModelError) as error:  # a function's: no other worker would fare better
+            raise ContractError(error.message, field=error.field) from error
 
     def _refusals(self, bad_ids: npt.NDArray[np.bool_], features: FeatureRows) -> Iterator[Refusal]:
         seen = bad_ids.copy()
@@ -85,8 +106,20 @@ class Preparer:
             if len(positions):
                 yield Refusal(rejection.feature, rejection.reason, positions)
 
-    def _as_of(self, batch: pa.RecordBatch) -> npt.NDArray[np.float64]:
-        if self.event_time_column is None:
-            return np.full(batch.num_rows, self.loaded_at)
-        times = event_times(batch.column(self.event_time_column))
-        return np.where(np.isnan(times), self.loaded_at, times)
+    def _times(self, batch: pa.RecordBatch) -> GroupTimes:
+        contract = self.vectoriser.contract
+        times = group_times(batch, contract, self.event_time_column, self.loaded_at)
+        if not contract.has_parts:  # all that is there is of one age, if only that of the run
+            times = {name: np.where(np.isnan(own), self.loaded_at, own) for name, own in times.items()}
+        return times
+
+    def _as_of(self, times: GroupTimes, rows: int) -> npt.NDArray[np.float64]:
+        """Return the oldest time of what each row was made from; that of the run where nothing has one."""
+        used = {
+            group.name: np.where(times[group.name] < self.loaded_at - group.max_age_s, np.nan, times[group.name])
+            if group.max_age_s is not None
+            else times[group.name]
+            for group in self.vectoriser.contract.table_groups
+        }
+        as_of = oldest(used, np.full(rows, np.nan))
+        return np.where(np.isnan(as_of), self.loaded_at, as_of)

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 from croniter import croniter
 
 from inference.clock import to_iso
-from inference.settings.model import parse_duration
+from inference.settings import parse_duration
 
 #: how early a message may arrive before its slot by this host's clock (clocks differ) and still be of it
 _SKEW_S = 10.0

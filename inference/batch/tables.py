@@ -43,7 +43,7 @@ class RunTables:
         """Open an empty generation in each table that the settings name, and return their numbers."""
         wanted = {
             TableKind.PREDICTIONS: (batch.prediction_table, version.signature.outputs, version.version),
-            TableKind.FEATURES: (batch.feature_table, version.contract.fields, FEATURES_VERSION),
+            TableKind.FEATURES: (batch.feature_table, version.contract.stored_fields, FEATURES_VERSION),
         }
         opened = {}
         for kind, (is_on, fields, model_version) in wanted.items():

@@ -1,27 +1,41 @@
 """Features: what a model needs to know of an entity, and how tables and requests become arrays."""
 
-from inference.features.contract import (
-    Feature,
-    FeatureContract,
-    contract_from_signature,
-    read_contract,
-    written_contract,
-)
+from inference.features.contract import FeatureContract, contract_from_signature, read_contract, written_contract
 from inference.features.event_time import check_event_time_column, event_times
+from inference.features.explanation import explain
+from inference.features.feature import Feature
+from inference.features.functions import FeatureFunctions
+from inference.features.gathering import Fallback, FeatureGatherer, Found, Gathered, GroupReading
+from inference.features.groups import DEFAULT_GROUP, FeatureGroup, GroupSource, GroupStatus
 from inference.features.loading import LoadReport, load_features
 from inference.features.rows import FeatureRows, Rejection
+from inference.features.updates import FeatureUpdate, FeatureWriter, UpdateResult
 from inference.features.vectoriser import Vectoriser
 
 __all__ = [
+    "DEFAULT_GROUP",
+    "Fallback",
     "Feature",
     "FeatureContract",
+    "FeatureFunctions",
+    "FeatureGatherer",
+    "FeatureGroup",
     "FeatureRows",
+    "FeatureUpdate",
+    "FeatureWriter",
+    "Found",
+    "Gathered",
+    "GroupReading",
+    "GroupSource",
+    "GroupStatus",
     "LoadReport",
     "Rejection",
+    "UpdateResult",
     "Vectoriser",
     "check_event_time_column",
     "contract_from_signature",
     "event_times",
+    "explain",
     "load_features",
     "read_contract",
     "written_contract",

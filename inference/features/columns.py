@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from inference.features.contract import Feature
+from inference.features.feature import Feature
 from inference.features.rows import blank, per_row
 from inference.schema import DType
 

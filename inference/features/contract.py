@@ -10,61 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from inference.errors import ContractError
+from inference.features.feature import EXAMPLE, Feature
+from inference.features.groups import CLOCK_FUNCTIONS, DEFAULT_GROUP, FeatureGroup, GroupSource
+from inference.features.stored import StoredForm
 from inference.schema import DType, Signature, TensorSpec
 
 CONTRACT_FILE = "features.json"
-
-
-@dataclass(frozen=True)
-class Feature:
-    """One feature. `shape`: that of one entity's value. `default` None: a missing value is an error."""
-
-    name: str
-    dtype: DType
-    shape: tuple[int, ...] = ()
-    default: Any | None = None
-
-    @property
-    def spec(self) -> TensorSpec:
-        """The feature as a named tensor."""
-        return TensorSpec(self.name, self.dtype, self.shape)
-
-    @property
-    def width(self) -> int:
-        """How many elements one entity's value has."""
-        return math.prod(self.shape)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values, in the form of `features.json`."""
-        data: dict[str, Any] = {"name": self.name, "dtype": self.dtype.value}
-        if self.shape:
-            data["shape"] = list(self.shape)
-        if self.default is not None:
-            data["default"] = self.default
-        return data
-
-    @classmethod
-    def from_json(cls, data: Any) -> Feature:
-        """Rebuild from `to_json`, or from what a person wrote.
-
-        Raises:
-            ContractError: a key is unknown, missing or of the wrong kind; or the default does not fit.
-        """
-        if not isinstance(data, dict) or not isinstance(data.get("name"), str) or not data["name"]:
-            raise ContractError(f"each feature needs a name, as in {_EXAMPLE}; found {_short(data)}")
-        name = data["name"]
-        unknown = sorted(set(data) - {"name", "dtype", "shape", "default"})
-        if unknown:
-            raise ContractError(
-                f"feature {name!r}: unknown key {unknown[0]!r}; known: name, dtype, shape, default",
-                field=name,
-            )
-        feature = cls(name, _dtype(name, data.get("dtype")), _shape(name, data.get("shape", [])), data.get("default"))
-        _check_default(feature)
-        return feature
 
 
 @dataclass(frozen=True)
@@ -72,22 +24,69 @@ class FeatureContract:
     """The features of a model in order. Two contracts with the same `hash` take the same values."""
 
     features: tuple[Feature, ...]
+    groups: tuple[FeatureGroup, ...] = (FeatureGroup(),)
 
     @cached_property
     def hash(self) -> str:
-        """Sixteen hex digits that change whenever a name, dtype, shape, default or the order does."""
+        """Sixteen hex digits that change whenever anything that a person may write in `features.json` does."""
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     @property
     def fields(self) -> tuple[TensorSpec, ...]:
-        """The features as named tensors: the schema of a feature table."""
+        """The features as named tensors."""
         return tuple(feature.spec for feature in self.features)
 
     @cached_property
     def names(self) -> list[str]:
         """Names of the features, in order."""
         return [feature.name for feature in self.features]
+
+    @cached_property
+    def table_groups(self) -> tuple[FeatureGroup, ...]:
+        """The groups whose values are stored."""
+        return self.groups_from(GroupSource.TABLE)
+
+    @cached_property
+    def has_parts(self) -> bool:
+        """Whether several groups are stored, each of its own age."""
+        return len(self.table_groups) > 1
+
+    @cached_property
+    def given(self) -> tuple[Feature, ...]:
+        """The features that are not computed, in order."""
+        functions = {group.name for group in self.groups_from(GroupSource.FUNCTION)}
+        return tuple(feature for feature in self.features if feature.group not in functions)
+
+    @cached_property
+    def computed(self) -> tuple[Feature, ...]:
+        """The features of functions, in order."""
+        functions = {group.name for group in self.groups_from(GroupSource.FUNCTION)}
+        return tuple(feature for feature in self.features if feature.group in functions)
+
+    @cached_property
+    def stored_form(self) -> StoredForm:
+        """A row of the feature table."""
+        groups = [group.name for group in self.table_groups]
+        stored = tuple(feature for feature in self.features if feature.group in groups)
+        return StoredForm(stored, tuple(groups) if self.has_parts else ())
+
+    def part_form(self, group: str) -> StoredForm:
+        """Return a row of one table group alone, as a single update stores it when there are several."""
+        return StoredForm(self.features_of(group))
+
+    @property
+    def stored_fields(self) -> tuple[TensorSpec, ...]:
+        """The schema of the feature table."""
+        return self.stored_form.fields
+
+    def groups_from(self, source: GroupSource) -> tuple[FeatureGroup, ...]:
+        """Return the groups that have this source."""
+        return tuple(group for group in self.groups if group.source is source)
+
+    def features_of(self, group: str) -> tuple[Feature, ...]:
+        """Return the features of a group, in order."""
+        return tuple(feature for feature in self.features if feature.group == group)
 
     @cached_property
     def width(self) -> int:
@@ -101,7 +100,9 @@ class FeatureContract:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, in the form of `features.json`."""
-        return {"features": [feature.to_json() for feature in self.features]}
+        data: dict[str, Any] = {"features": [feature.to_json() for feature in self.features]}
+        declared = {group.name: group.to_json() for group in self.groups if group != FeatureGroup()}
+        return data | ({"groups": declared} if declared else {})
 
     @classmethod
     def from_json(cls, data: Any) -> FeatureContract:
@@ -112,17 +113,42 @@ class FeatureContract:
         """
         items = data.get("features") if isinstance(data, dict) else None
         if not isinstance(items, list) or not items:
-            raise ContractError(f'{CONTRACT_FILE} must be {{"features": [{_EXAMPLE}, …]}}')
+            raise ContractError(f'{CONTRACT_FILE} must be {{"features": [{EXAMPLE}, …]}}')
         features = tuple(Feature.from_json(item) for item in items)
         seen: set[str] = set()
         for feature in features:
             if feature.name in seen:
                 raise ContractError(f"feature {feature.name!r} appears twice: remove one", field=feature.name)
             seen.add(feature.name)
-        return cls(features)
+        return cls(features, _groups(data.get("groups", {}), features))
 
 
-_EXAMPLE = '{"name": "distance", "dtype": "float32", "default": 0.0}'
+def _groups(data: Any, features: tuple[Feature, ...]) -> tuple[FeatureGroup, ...]:
+    """Return the declared groups, and that of the features that name none."""
+    if not isinstance(data, dict):
+        raise ContractError('groups must be an object, as in {"profile": {"source": "table", "max_age": "24h"}}')
+    groups = {name: FeatureGroup.from_json(name, given) for name, given in data.items()}
+    used: dict[str, int] = {}
+    for feature in features:
+        used[feature.group] = used.get(feature.group, 0) + 1
+        if feature.group not in groups:
+            if feature.group != DEFAULT_GROUP:
+                raise ContractError(
+                    f"feature {feature.name!r}: group {feature.group!r} is not declared under groups; "
+                    f"declared: {', '.join(groups) or 'none'}",
+                    field=feature.name,
+                )
+            groups[DEFAULT_GROUP] = FeatureGroup()
+    for group in groups.values():
+        if group.name not in used:
+            raise ContractError(f"group {group.name!r} has no feature: remove it, or name it in one", field=group.name)
+        if group.function in CLOCK_FUNCTIONS and used[group.name] != 1:
+            raise ContractError(
+                f"group {group.name!r}: {group.function} is one feature, and the group has {used[group.name]}: "
+                "declare a group for each",
+                field=group.name,
+            )
+    return tuple(groups.values())
 
 
 def read_contract(folder: Path, version_folder: Path, signature: Signature) -> FeatureContract:
@@ -252,43 +278,3 @@ def _read_file(file: Path) -> FeatureContract:
         raise ContractError(f"{file} is not valid JSON: {error}") from error
     except ContractError as error:
         raise ContractError(f"{file}: {error.message}", field=error.field) from error
-
-
-def _dtype(name: str, value: Any) -> DType:
-    try:
-        return DType(value)
-    except ValueError:
-        raise ContractError(f"feature {name!r}: dtype {value!r} is not one of {', '.join(DType)}", field=name) from None
-
-
-def _shape(name: str, value: Any) -> tuple[int, ...]:
-    sizes = value if isinstance(value, list) else [value]
-    if not all(type(size) is int and size > 0 for size in sizes):
-        raise ContractError(f"feature {name!r}: shape {value!r} is no list of sizes such as [3]", field=name)
-    return tuple(sizes)
-
-
-def _check_default(feature: Feature) -> None:
-    if feature.default is None:
-        return
-    problem = f"feature {feature.name!r}: default {_short(feature.default)} is no {feature.dtype}"
-    try:
-        array = np.array(feature.default)
-    except ValueError:
-        raise ContractError(f"{problem} of shape {list(feature.shape)}", field=feature.name) from None
-    if array.shape not in ((), feature.shape):
-        raise ContractError(f"{problem} of shape {list(feature.shape)}", field=feature.name)
-    kinds = {DType.STRING: "U", DType.BOOL: "b"}.get(feature.dtype, "iuf" if feature.dtype.is_float else "iu")
-    if array.dtype.kind not in kinds:
-        raise ContractError(problem, field=feature.name)
-    if feature.dtype.is_integer:
-        limits = np.iinfo(feature.dtype.numpy)
-        if array.min() < limits.min or array.max() > limits.max:
-            raise ContractError(f"{problem}: out of range", field=feature.name)
-    elif feature.dtype.is_float and not np.isfinite(array.astype(feature.dtype.numpy)).all():
-        raise ContractError(f"{problem}: not a finite number", field=feature.name)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else text[:57] + "…"

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from inference.errors import SourceError
+from inference.features.contract import FeatureContract
+
+#: by table group, when each row's values were true, in epoch seconds; NaN where a row has nothing of the group
+GroupTimes = dict[str, npt.NDArray[np.float64]]
 
 
 def check_event_time_column(name: str, type_: pa.DataType) -> None:
@@ -35,3 +41,31 @@ def event_times(column: pa.Array) -> npt.NDArray[np.float64]:
     if column.null_count:
         seconds[column.is_null().to_numpy(zero_copy_only=False)] = np.nan
     return seconds
+
+
+def group_times(
+    batch: pa.RecordBatch, contract: FeatureContract, event_time_column: str | None, loaded_at: float
+) -> GroupTimes:
+    """Return the times of each table group's values in a table's rows.
+
+    They stand in the group's own column, else in `event_time_column`; without either they are as of `loaded_at`. NaN
+    for nulls; of several groups also where a row has no value of the group at all.
+    """
+    times: GroupTimes = {}
+    for group in contract.table_groups:
+        column = group.event_time_column or event_time_column
+        times[group.name] = np.full(batch.num_rows, loaded_at) if column is None else event_times(batch.column(column))
+        if contract.has_parts:
+            empty = np.ones(batch.num_rows, dtype=bool)
+            for feature in contract.features_of(group.name):
+                empty &= batch.column(feature.name).is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
+            times[group.name][empty] = np.nan
+    return times
+
+
+def oldest(times: Mapping[str, npt.NDArray[np.float64]], at_most: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return each row's oldest time; `at_most` where none is older, or there is none."""
+    result = at_most
+    for own in times.values():
+        result = np.fmin(result, own)
+    return result

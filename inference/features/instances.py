@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.errors import ContractError
-from inference.features.contract import Feature, FeatureContract
+from inference.features.contract import FeatureContract
+from inference.features.feature import Feature
 from inference.features.rows import FeatureRows, blank, fill_missing
-from inference.schema import DType
+from inference.schema import Block, DType
 
 Instance = Mapping[str, Any] | Sequence[Any] | float | str | bool
 
@@ -34,6 +35,16 @@ def check_names(values: Mapping[str, Any], contract: FeatureContract) -> None:
 
 def rows_from_instances(instances: Sequence[Instance], contract: FeatureContract) -> FeatureRows:
     """Return the instances as feature rows; an instance that does not fit is rejected, the others stand."""
+    rows, columns, missing = instance_columns(instances, contract)
+    for feature in contract.features:
+        fill_missing(rows, feature, columns[feature.name], missing[feature.name])
+    return rows
+
+
+def instance_columns(
+    instances: Sequence[Instance], contract: FeatureContract
+) -> tuple[FeatureRows, Block, dict[str, npt.NDArray[np.bool_]]]:
+    """Return rows of which only those that do not fit are rejected, the values by feature, and which are missing."""
     rows = FeatureRows({}, np.zeros(len(instances), dtype=bool))
     named: list[Mapping[str, Any]] = []
     for position, instance in enumerate(instances):
@@ -43,9 +54,12 @@ def rows_from_instances(instances: Sequence[Instance], contract: FeatureContract
             named.append({})
             _reject_one(rows, error, position)
     refused = rows.rejected.copy()
+    columns: Block = {}
+    missing: dict[str, npt.NDArray[np.bool_]] = {}
     for feature in contract.features:
-        _add_feature(rows, feature, [values.get(feature.name) for values in named], refused)
-    return rows
+        values = [given.get(feature.name) for given in named]
+        columns[feature.name], missing[feature.name] = _column(rows, feature, values, refused)
+    return rows, columns, missing
 
 
 def _by_name(instance: Instance, contract: FeatureContract) -> Mapping[str, Any]:
@@ -77,12 +91,13 @@ def _split(vector: Sequence[Any], contract: FeatureContract) -> Mapping[str, Any
     return values
 
 
-def _add_feature(rows: FeatureRows, feature: Feature, values: Sequence[Any], refused: npt.NDArray[np.bool_]) -> None:
+def _column(
+    rows: FeatureRows, feature: Feature, values: Sequence[Any], refused: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
     missing = np.zeros(len(values), dtype=bool)
     plain = _plain_column(feature, values)
     if plain is not None:
-        fill_missing(rows, feature, plain, missing)
-        return
+        return plain, missing
     array = blank(feature, len(values))
     for position, value in enumerate(values):
         if refused[position]:
@@ -94,7 +109,7 @@ def _add_feature(rows: FeatureRows, feature: Feature, values: Sequence[Any], ref
             array[position] = _element(value, feature, feature.shape)
         except ContractError as error:
             _reject_one(rows, error, position)
-    fill_missing(rows, feature, array, missing)
+    return array, missing
 
 
 def _plain_column(feature: Feature, values: Sequence[Any]) -> npt.NDArray[Any] | None:

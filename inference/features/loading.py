@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from inference.entities import check_entity_column_type, entity_ids_as_text, illegal_entity_ids
 from inference.errors import Conflict, SourceError, StoreUnavailable
-from inference.features.event_time import check_event_time_column, event_times
+from inference.features.event_time import check_event_time_column, group_times, oldest
 from inference.features.rows import examples
 from inference.features.vectoriser import Vectoriser
 from inference.sources import Source, count_distinct_ids, open_source, read_slices, whole_slices
@@ -72,7 +72,8 @@ def load_features(
     """Publish a source (an absolute path or a URI, see `open_source`) as the current features of all its entities.
 
     All or nothing: a refused row refuses the load, and what was current stays so. Without an event-time
-    column the features are as old as this load. `keep_s`: when Redis forgets them.
+    column the features are as old as this load. `keep_s`: when Redis forgets them. The feature groups are all read
+    from this one table; when there are several, a row may have nothing of some of them.
 
     Raises:
         SourceError: the table cannot be read, lacks a column, or holds rows that cannot be used (null,
@@ -83,7 +84,7 @@ def load_features(
     checked = _open(source, entity_column, event_time_column, vectoriser)
     contract = vectoriser.contract
     manifest = table.begin(
-        contract.fields,
+        contract.stored_fields,
         rows_expected=checked.source.rows,
         model_version=0,
         contract_hash=contract.hash,
@@ -113,7 +114,7 @@ def _open(path: str, entity_column: str, event_time_column: str | None, vectoris
     if event_time_column is not None:
         _check_column(schema, event_time_column, name, "event_time_column")
         check_event_time_column(event_time_column, schema.field(event_time_column).type)
-    vectoriser.check_schema(schema, name)
+    vectoriser.check_schema(schema, name, stored_only=True)
     return _Source(name, source, entity_column, event_time_column, vectoriser)
 
 
@@ -126,7 +127,9 @@ def _check_column(schema: pa.Schema, column: str, name: str, setting: str) -> No
 
 
 def _windows(source: _Source, rows: int) -> Iterator[pa.RecordBatch]:
-    columns = {source.entity_column, *source.vectoriser.columns}
+    contract = source.vectoriser.contract
+    columns = {source.entity_column, *(feature.name for feature in contract.stored_form.features)}
+    columns |= {group.event_time_column for group in contract.table_groups if group.event_time_column is not None}
     if source.event_time_column is not None:
         columns.add(source.event_time_column)
     files = source.source.files
@@ -150,25 +153,27 @@ def _write(table: Table, manifest: Manifest, source: _Source, batch: pa.RecordBa
             f"such as {', '.join(map(repr, bad))}: give every row 1 to 512 bytes without control characters",
             field=source.entity_column,
         )
-    rows = source.vectoriser.features_from_arrow(batch)
+    contract = source.vectoriser.contract
+    times = group_times(batch, contract, source.event_time_column, manifest.created_at)
+    if not contract.has_parts:
+        _refuse_without_time(source, ids, next(iter(times.values())))
+    rows = source.vectoriser.stored_from_arrow(batch, times)
     if rows.reasons:
         told = "; ".join(examples(rows.reasons[:_EXAMPLES], lambda row: ids[row].as_py()))
         raise SourceError(f"{source.name}: {told}", field=rows.reasons[0].feature)
-    table.write(manifest, ids, rows.block, _as_of(source, batch, ids, manifest.created_at))
+    notes = contract.stored_form.notes(rows.imputed, times, batch.num_rows)
+    table.write(manifest, ids, rows.block | notes, oldest(times, np.full(batch.num_rows, manifest.created_at)))
 
 
-def _as_of(source: _Source, batch: pa.RecordBatch, ids: pa.Array, loaded_at: float) -> npt.NDArray[np.float64]:
-    if source.event_time_column is None:
-        return np.full(batch.num_rows, loaded_at)
-    times = event_times(batch.column(source.event_time_column))
+def _refuse_without_time(source: _Source, ids: pa.Array, times: npt.NDArray[np.float64]) -> None:
     unknown = np.flatnonzero(np.isnan(times))
     if len(unknown):
+        [group] = source.vectoriser.contract.table_groups
+        column = group.event_time_column or source.event_time_column
         raise SourceError(
-            f"{source.name}: {len(unknown)} rows have no {source.event_time_column!r}, "
-            f"such as that of {ids[int(unknown[0])].as_py()!r}",
-            field=source.event_time_column,
+            f"{source.name}: {len(unknown)} rows have no {column!r}, such as that of {ids[int(unknown[0])].as_py()!r}",
+            field=column,
         )
-    return times
 
 
 def _refuse_duplicates(table: Table, manifest: Manifest, source: _Source) -> None:

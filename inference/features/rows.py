@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from inference.features.contract import Feature
+from inference.features.feature import Feature
 from inference.schema import Block, DType
 
 
@@ -24,11 +24,15 @@ class Rejection:
 
 @dataclass
 class FeatureRows:
-    """Features by name in the contract's dtypes. Rejected rows hold zeros or "" and must not be used."""
+    """Features by name in the contract's dtypes. Rejected rows hold zeros or "" and must not be used.
+
+    `imputed`: by feature, the rows in which its default stands for a missing value; only features with such a row.
+    """
 
     block: Block
     rejected: npt.NDArray[np.bool_]
     reasons: list[Rejection] = field(default_factory=list)
+    imputed: dict[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
 
     def reject(self, feature: str, reason: str, mask: npt.NDArray[np.bool_]) -> None:
         """Mark the rows of the mask as unusable; nothing happens when it marks none."""
@@ -40,6 +44,14 @@ class FeatureRows:
     def first_reasons(self) -> dict[int, Rejection]:
         """Return row → the first reason it was rejected for."""
         return {int(row): one for one in reversed(self.reasons) for row in one.rows}
+
+    def imputed_names(self) -> list[list[str]]:
+        """Return for each usable row the features in which a default stands, order kept."""
+        names: list[list[str]] = [[] for _ in range(len(self.rejected))]
+        for name, mask in self.imputed.items():
+            for row in np.flatnonzero(mask):
+                names[row].append(name)
+        return [of_row for of_row, rejected in zip(names, self.rejected, strict=True) if not rejected]
 
     def usable(self) -> Block:
         """Return the block without the rejected rows, order kept."""
@@ -59,18 +71,25 @@ def blank(feature: Feature, rows: int) -> npt.NDArray[Any]:
     return np.zeros(shape, dtype=feature.dtype.numpy)
 
 
-def fill_missing(rows: FeatureRows, feature: Feature, values: npt.NDArray[Any], missing: npt.NDArray[np.bool_]) -> None:
-    """Add a feature to the rows: missing values take its default, else their rows are rejected.
+def fill_missing(
+    rows: FeatureRows,
+    feature: Feature,
+    values: npt.NDArray[Any],
+    missing: npt.NDArray[np.bool_],
+    *,
+    too_old: npt.NDArray[np.bool_] | None = None,
+    excused: npt.NDArray[np.bool_] | None = None,
+) -> None:
+    """Add a feature to the rows: missing values take its default or NaN, else their rows are rejected.
 
-    Numbers that are infinite in the feature's dtype are rejected, never sent to a model.
+    Numbers that are infinite in the feature's dtype, and values that are not legal, are rejected, never sent to a
+    model. `too_old`: those that are missing because their group is outside its maximum age. `excused`: rows that
+    are not rejected for want of a value.
     """
     if missing.any():
         values = _writable(values)
-        if feature.default is None:
-            values[missing] = blank(feature, 1)[0]
-            rows.reject(feature.name, "missing, and the feature has no default", missing)
-        else:
-            values[missing] = np.array(feature.default, dtype=feature.dtype.numpy)
+        nothing = np.zeros_like(missing)
+        _fill(rows, feature, values, missing, too_old=nothing if too_old is None else too_old, excused=excused)
     if feature.dtype.is_float:
         infinite = np.isinf(values)
         if infinite.any():
@@ -78,7 +97,43 @@ def fill_missing(rows: FeatureRows, feature: Feature, values: npt.NDArray[Any], 
             values = _writable(values)
             values[mask] = 0
             rows.reject(feature.name, f"infinite, or too large for {feature.dtype}", mask)
+    add_checked(rows, feature, values, but=missing & excused if excused is not None else None)
+
+
+def add_checked(
+    rows: FeatureRows, feature: Feature, values: npt.NDArray[Any], *, but: npt.NDArray[np.bool_] | None = None
+) -> None:
+    """Add a feature whose values are all there; rows whose value is not legal are rejected, `but` those of a mask."""
     rows.block[feature.name] = values
+    if feature.legal is not None:
+        # what was not filled in holds zeros or "", which nobody gave
+        illegal = feature.illegal(values) & ~rows.rejected
+        if but is not None:
+            illegal &= ~but
+        rows.reject(feature.name, f"not {feature.legal}{feature.of_group}", illegal)
+
+
+def _fill(
+    rows: FeatureRows,
+    feature: Feature,
+    values: npt.NDArray[Any],
+    missing: npt.NDArray[np.bool_],
+    *,
+    too_old: npt.NDArray[np.bool_],
+    excused: npt.NDArray[np.bool_] | None,
+) -> None:
+    if feature.nullable:
+        values[missing] = np.nan
+    elif feature.default is not None:
+        values[missing] = np.array(feature.default, dtype=feature.dtype.numpy)
+        rows.imputed[feature.name] = missing
+    else:
+        values[missing] = blank(feature, 1)[0]
+        missing = missing if excused is None else missing & ~excused
+        old = missing & too_old
+        why = f"outside the maximum age of group {feature.group!r}, and the feature has no default"
+        rows.reject(feature.name, why, old)
+        rows.reject(feature.name, f"missing, and the feature has no default{feature.of_group}", missing & ~old)
 
 
 def _writable(values: npt.NDArray[Any]) -> npt.NDArray[Any]:

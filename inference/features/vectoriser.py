@@ -16,81 +16,251 @@ import pyarrow as pa
 
 from inference.errors import ContractError, SourceError
 from inference.features.columns import column_values, type_problem
-from inference.features.contract import CONTRACT_FILE, Feature, FeatureContract, check_contract, is_stacked
-from inference.features.instances import Instance, check_names, rows_from_instances
-from inference.features.rows import FeatureRows, blank, fill_missing
+from inference.features.contract import CONTRACT_FILE, FeatureContract, check_contract, is_stacked
+from inference.features.event_time import GroupTimes, check_event_time_column
+from inference.features.feature import Feature
+from inference.features.functions import FeatureFunctions
+from inference.features.instances import Instance, check_names, instance_columns, rows_from_instances
+from inference.features.rows import FeatureRows, add_checked, blank, fill_missing
+from inference.features.stored import StoredForm
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
+
+#: rows up to which one call for all columns is quicker than a copy of each, as in a request
+_FEW_ROWS = 1024
 
 
 class Vectoriser:
     """Turns rows into the inputs of one model. Holds no state: one may serve many threads."""
 
-    def __init__(self, contract: FeatureContract, signature: Signature) -> None:
+    def __init__(
+        self, contract: FeatureContract, signature: Signature, functions: FeatureFunctions | None = None
+    ) -> None:
         check_contract(contract, signature)
         self.contract = contract
         self.signature = signature
-        #: the table columns that it needs, one per feature, in order
-        self.columns: list[str] = contract.names
+        #: the table columns that it needs: the features that are not computed, in order, and times of groups
+        self.columns: list[str] = _columns(contract)
+        self._functions = functions or FeatureFunctions(contract)
         self._stacked = is_stacked(contract, signature)
+        self._has_rules = any(feature.legal is not None for feature in contract.given)
 
-    def check_schema(self, schema: pa.Schema, source: str) -> None:
+    def check_schema(self, schema: pa.Schema, source: str, *, stored_only: bool = False) -> None:
         """Refuse a table whose columns cannot become the features; `source` names it in the message.
+
+        `stored_only`: the features that come with a request are not looked for.
 
         Raises:
             SourceError: a column is missing (the nearest one is named), or its type cannot be cast.
         """
-        for feature in self.contract.features:
+        for feature in self.contract.stored_form.features if stored_only else self.contract.given:
             index = schema.get_all_field_indices(feature.name)
             if len(index) != 1:
                 raise SourceError(self._missing_column(feature, schema, source, len(index)), field=feature.name)
             problem = type_problem(feature, schema.field(index[0]).type)
             if problem:
                 raise SourceError(f"{source}: column {feature.name!r} {problem}", field=feature.name)
+        for group in self.contract.table_groups:
+            if group.event_time_column is not None:
+                if len(schema.get_all_field_indices(group.event_time_column)) != 1:
+                    raise SourceError(
+                        f"{source} has no single column {group.event_time_column!r}, "
+                        f"the event_time_column of group {group.name!r}",
+                        field=group.event_time_column,
+                    )
+                check_event_time_column(group.event_time_column, schema.field(group.event_time_column).type)
 
-    def features_from_arrow(self, batch: pa.RecordBatch) -> FeatureRows:
-        """Return the features of a table's rows. Its schema must have passed `check_schema`."""
-        rows = FeatureRows({}, np.zeros(batch.num_rows, dtype=bool))
-        for feature in self.contract.features:
-            column = batch.column(feature.name)
-            if isinstance(column, pa.ChunkedArray):  # a Table was handed over
-                column = column.combine_chunks()
-            values, missing, misfit = column_values(column, feature)
-            if misfit.any():
-                reason = "wrong number of values" if feature.shape else f"out of range for {feature.dtype}"
-                rows.reject(feature.name, reason, misfit)
-            fill_missing(rows, feature, values, missing & ~misfit)
+    def features_from_arrow(
+        self, batch: pa.RecordBatch, *, at: float | None = None, times: GroupTimes | None = None
+    ) -> FeatureRows:
+        """Return the features of a table's rows, in the state of `at`. Its schema must have passed `check_schema`.
+
+        `at`: epoch seconds; None leaves the features of functions blank. `times`: those of the table groups, as
+        `group_times` returns them; None when no group's age matters.
+        """
+        rows, columns, missing = self._read(batch, self.contract.given)
+        too_old = {}
+        for group in self.contract.table_groups if times else ():
+            own = (times or {})[group.name]
+            absent = np.isnan(own)
+            if group.max_age_s is not None and at is not None:
+                too_old[group.name] = own < at - group.max_age_s
+                absent = absent | too_old[group.name]
+            if absent.any():
+                for feature in self.contract.features_of(group.name):
+                    missing[feature.name] = missing[feature.name] | absent
+        return self._complete(rows, columns, missing, at=at, too_old=too_old)
+
+    def stored_from_arrow(self, batch: pa.RecordBatch, times: GroupTimes) -> FeatureRows:
+        """Return the features of a table's rows as they are stored, however old: those of the table groups alone.
+
+        Rows without anything of a group, which have no time of it, are not rejected for that.
+        """
+        form = self.contract.stored_form
+        rows, columns, missing = self._read(batch, form.features)
+        for feature in form.features:
+            absent = np.isnan(times[feature.group])
+            fill_missing(rows, feature, columns[feature.name], missing[feature.name], excused=absent)
         return rows
 
-    def features_from_rows(self, rows: Sequence[Instance]) -> FeatureRows:
+    def features_from_rows(self, rows: Sequence[Instance], *, at: float | None = None) -> FeatureRows:
         """Return the features of a request's instances: objects by name, or lists of values in order.
 
-        A model with one feature also takes the bare value. Rows that do not fit are rejected.
+        A model with one feature also takes the bare value. Rows that do not fit are rejected. Features of functions
+        that an instance does not bring along are computed as of `at` (epoch seconds); None leaves them blank.
         """
-        return rows_from_instances(rows, self.contract)
+        known, columns, missing = instance_columns(rows, self.contract)
+        return self._complete(known, columns, missing, at=at)
 
     def features_from_block(
-        self, block: Block, count: int, *, overrides: Mapping[str, Any] | None = None
+        self, block: Block, count: int, *, overrides: Mapping[str, Any] | None = None, at: float | None = None
     ) -> FeatureRows:
         """Return the features of `count` stored rows, which may have been written under an older contract.
 
         A feature that was not stored takes its default, else the rows are rejected. `overrides` replace
-        the features they name in every row.
+        the features they name in every row. `at`: as in `features_from_rows`.
+
+        Raises:
+            ContractError: an override names no feature, or does not fit it.
+        """
+        columns, missing = self.stored_columns(block, count)
+        return self.features_from_columns(columns, missing, count, overrides=overrides, at=at)
+
+    def stored_columns(
+        self, block: Block, count: int, form: StoredForm | None = None
+    ) -> tuple[Block, dict[str, npt.NDArray[np.bool_]]]:
+        """Return what of stored rows can become the features, and by feature which rows have no value.
+
+        A feature whose every row has one may be left out of the latter. `form`: of the rows, None for whole ones,
+        which also lack all that comes with a request.
+        """
+        columns: Block = {}
+        missing = (form or self.contract.stored_form).missing(block)
+        for feature in form.features if form else self.contract.given:
+            stored = block.get(feature.name)
+            if stored is not None and stored.dtype == feature.dtype.numpy and stored.shape[1:] == feature.shape:
+                columns[feature.name] = stored
+            elif stored is None or not _castable(stored, feature):
+                columns[feature.name] = blank(feature, count)
+                missing[feature.name] = np.ones(count, dtype=bool)
+            else:
+                with np.errstate(over="ignore"):
+                    columns[feature.name] = stored.astype(feature.dtype.numpy)
+                missing.setdefault(feature.name, np.zeros(count, dtype=bool))
+        return columns, missing
+
+    def features_from_columns(
+        self,
+        columns: Block,
+        missing: Mapping[str, npt.NDArray[np.bool_]],
+        count: int,
+        *,
+        overrides: Mapping[str, Any] | None = None,
+        at: float | None = None,
+        too_old: Mapping[str, npt.NDArray[np.bool_]] | None = None,
+    ) -> FeatureRows:
+        """Return the features of `count` rows whose values stand in `columns`, in the contract's dtypes.
+
+        Rows in `missing` have no value of a feature: it takes its default, else they are rejected. Numbers are
+        checked only of features that stand in `missing`, if only with no row. `overrides` as in `features_from_block`;
+        `at` as in `features_from_rows`. `too_old`: by group, rows whose values are missing because of their age.
 
         Raises:
             ContractError: an override names no feature, or does not fit it.
         """
         fixed = self.override_values(overrides or {})
         rows = FeatureRows({}, np.zeros(count, dtype=bool))
-        for feature in self.contract.features:
-            if feature.name in fixed:
-                rows.block[feature.name] = np.repeat(fixed[feature.name], count, axis=0)
-                continue
-            stored = block.get(feature.name)
-            if stored is not None and _castable(stored, feature):
-                _add_stored(rows, feature, stored)
-            else:
-                fill_missing(rows, feature, blank(feature, count), np.ones(count, dtype=bool))
+        return self._complete(rows, columns, missing, fixed=fixed, at=at, too_old=too_old)
+
+    def _read(
+        self, batch: pa.RecordBatch, features: Sequence[Feature]
+    ) -> tuple[FeatureRows, Block, dict[str, npt.NDArray[np.bool_]]]:
+        rows = FeatureRows({}, np.zeros(batch.num_rows, dtype=bool))
+        columns: Block = {}
+        missing: dict[str, npt.NDArray[np.bool_]] = {}
+        for feature in features:
+            column = batch.column(feature.name)
+            if isinstance(column, pa.ChunkedArray):  # a Table was handed over
+                column = column.combine_chunks()
+            values, is_missing, misfit = column_values(column, feature)
+            if misfit.any():
+                _reject_misfit(rows, feature, misfit)
+            columns[feature.name], missing[feature.name] = values, is_missing & ~misfit
+        return rows, columns, missing
+
+    def _complete(
+        self,
+        rows: FeatureRows,
+        columns: Block,
+        missing: Mapping[str, npt.NDArray[np.bool_]],
+        *,
+        at: float | None,
+        fixed: Block | None = None,
+        too_old: Mapping[str, npt.NDArray[np.bool_]] | None = None,
+    ) -> FeatureRows:
+        """Fill in what is missing, check what is there, and compute the features of functions last."""
+        fixed = fixed or {}
+        if fixed or missing or self._has_rules:
+            self._add_given(rows, columns, missing, fixed, too_old or {})
+        else:  # nearly always, and each feature would cost a microsecond
+            rows.block.update({feature.name: columns[feature.name] for feature in self.contract.given})
+        if self.contract.computed:
+            self._compute(rows, columns, missing, fixed, at)
+            rows.block = {name: rows.block[name] for name in self.contract.names}
         return rows
+
+    def _add_given(
+        self,
+        rows: FeatureRows,
+        columns: Block,
+        missing: Mapping[str, npt.NDArray[np.bool_]],
+        fixed: Block,
+        too_old: Mapping[str, npt.NDArray[np.bool_]],
+    ) -> None:
+        """Add the features that are not computed."""
+        for feature in self.contract.given:
+            name = feature.name
+            if name in fixed:
+                rows.block[name] = np.repeat(fixed[name], len(rows.rejected), axis=0)
+            elif name in missing:
+                fill_missing(rows, feature, columns[name], missing[name], too_old=too_old.get(feature.group))
+            else:
+                add_checked(rows, feature, columns[name])
+
+    def _compute(
+        self,
+        rows: FeatureRows,
+        columns: Block,
+        missing: Mapping[str, npt.NDArray[np.bool_]],
+        fixed: Block,
+        at: float | None,
+    ) -> None:
+        """Add the features of functions, computed from the rows that are good so far, unless they were given."""
+        count, good = len(rows.rejected), ~rows.rejected
+        wanted = {
+            feature.name
+            for feature in self.contract.computed
+            if feature.name not in fixed and missing.get(feature.name, good).any()
+        }
+        computed = {}
+        if wanted and at is not None and good.any():
+            computed = self._functions.compute(rows.usable(), at, wanted)
+        for feature in self.contract.computed:
+            name = feature.name
+            if name in fixed:
+                rows.block[name] = np.repeat(fixed[name], count, axis=0)
+                continue
+            values = columns[name].copy() if name in columns else blank(feature, count)
+            is_missing = missing.get(name, np.ones(count, dtype=bool)).copy()
+            if name in computed:
+                of_function = computed[name]
+                target = np.flatnonzero(good)[is_missing[good]]
+                chosen = is_missing[good]
+                values[target] = of_function.array[chosen]
+                is_missing[target] = of_function.missing[chosen]
+                misfit = np.zeros(count, dtype=bool)
+                misfit[target] = of_function.misfit[chosen]
+                _reject_misfit(rows, feature, misfit)
+            fill_missing(rows, feature, values, is_missing, excused=~good if at is not None else is_missing)
 
     def override_values(self, overrides: Mapping[str, Any]) -> Block:
         """Return the overrides as one-row arrays by feature name.
@@ -120,6 +290,12 @@ class Vectoriser:
         if not self._stacked:
             return {spec.name: _as_input(features[spec.name], spec) for spec in self.signature.inputs}
         only = self.signature.inputs[0]
+        if self.contract.all_scalar and count <= _FEW_ROWS:
+            columns = np.concatenate(
+                [features[name] for name in self.contract.names], dtype=only.dtype.numpy, casting="unsafe"
+            )
+            few = np.ascontiguousarray(columns.reshape(-1, count).T)
+            return {only.name: few if only.shape else few[:, 0]}
         stacked = np.empty((count, self.contract.width), dtype=only.dtype.numpy)
         start = 0
         for feature in self.contract.features:
@@ -137,6 +313,16 @@ class Vectoriser:
         return f"{source} has no column {feature.name!r}; {hint}"
 
 
+def _columns(contract: FeatureContract) -> list[str]:
+    times = [group.event_time_column for group in contract.table_groups if group.event_time_column is not None]
+    return list(dict.fromkeys([*(feature.name for feature in contract.given), *times]))
+
+
+def _reject_misfit(rows: FeatureRows, feature: Feature, misfit: npt.NDArray[np.bool_]) -> None:
+    reason = "wrong number of values" if feature.shape else f"out of range for {feature.dtype}"
+    rows.reject(feature.name, reason + feature.of_group, misfit)
+
+
 def _as_input(values: npt.NDArray[Any], spec: TensorSpec) -> npt.NDArray[Any]:
     shape = values.shape[1:] if -1 in spec.shape else spec.shape
     return values.astype(spec.dtype.numpy, copy=False).reshape(len(values), *shape)
@@ -151,11 +337,3 @@ def _castable(stored: npt.NDArray[Any], feature: Feature) -> bool:
         return feature.dtype is DType.STRING and stored.dtype.kind == "O"
     # floats may lose digits, as they do from a table; an integer that no longer fits must be loaded anew
     return np.can_cast(stored.dtype, feature.dtype.numpy, "same_kind" if feature.dtype.is_float else "safe")
-
-
-def _add_stored(rows: FeatureRows, feature: Feature, stored: npt.NDArray[Any]) -> None:
-    if stored.dtype == feature.dtype.numpy:
-        rows.block[feature.name] = stored
-        return
-    with np.errstate(over="ignore"):
-        fill_missing(rows, feature, stored.astype(feature.dtype.numpy), np.zeros(len(stored), dtype=bool))

@@ -62,7 +62,15 @@ class HitWindows:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        return Statistics.of(_sum(self._minutes(model, self._window(window_s))))
+        return Statistics.of(self.fields(model, window_s))
+
+    def fields(self, model: str, window_s: float) -> Fields:
+        """Return the sums of every field that was counted in the window, also of workers' counts (see `counted`).
+
+        Raises:
+            StoreUnavailable: Redis did not answer.
+        """
+        return _sum(self._minutes(model, self._window(window_s)))
 
     def series(self, model: str, window_s: int) -> list[Point]:
         """Return the window in points of equal length, oldest first; `window_s` is one of `POINT_MINUTES`.

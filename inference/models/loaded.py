@@ -11,7 +11,8 @@ import numpy as np
 
 from inference.clock import Clock, system_clock
 from inference.errors import ModelError, PredictionFailed
-from inference.features import FeatureContract, Vectoriser, read_contract, written_contract
+from inference.features import FeatureContract, FeatureFunctions, Vectoriser, read_contract, written_contract
+from inference.features.functions import check_code_allowed
 from inference.logs import get_logger
 from inference.models.formats import require_model_file
 from inference.models.record import VersionRecord
@@ -59,13 +60,14 @@ def load_version(
         ModelError: the folder cannot be served, a link leads out of it, or the model fails on a row of defaults, or
             answers none with numbers.
         ContractError: its features and its signature disagree.
+        ModelError: its features name code that the settings do not allow, or that cannot be imported.
     """
     started = time.monotonic()
     check_confined(path, folder)
     given = contract or written_contract(path, folder)
     runtime = load_runtime(folder, options=options, contract=given)
     contract = contract or read_contract(path, folder, runtime.signature)
-    vectoriser = Vectoriser(contract, runtime.signature)
+    vectoriser = Vectoriser(contract, runtime.signature, _functions(contract, options or LoadOptions()))
     _warm_up(model, version, vectoriser, runtime, warm_up_rows)
     record = VersionRecord(
         version=version,
@@ -81,10 +83,23 @@ def load_version(
     return LoadedModel(model, record, vectoriser, runtime)
 
 
+def _functions(contract: FeatureContract, options: LoadOptions) -> FeatureFunctions:
+    check_code_allowed(contract, allow_code=options.allow_code)
+    functions = FeatureFunctions(contract, options.code_folder)
+    if options.import_functions:
+        functions.import_all()
+    return functions
+
+
 def warm_up_inputs(vectoriser: Vectoriser, rows: int) -> Block:
     """Return the inputs of so many rows of defaults, with zeros and "" where there is no default."""
     block = vectoriser.defaults(rows).block
-    return vectoriser.inputs({feature.name: block[feature.name] for feature in vectoriser.contract.features})
+    # a NaN that the model may be given tells nothing of whether it answers with numbers
+    known = {
+        feature.name: np.nan_to_num(block[feature.name]) if feature.nullable else block[feature.name]
+        for feature in vectoriser.contract.features
+    }
+    return vectoriser.inputs(known)
 
 
 def _warm_up(model: str, version: int, vectoriser: Vectoriser, runtime: Runtime, sizes: Sequence[int]) -> None:

@@ -87,7 +87,7 @@ def try_row(request: TrialRequest) -> Trial:
     """
     path = Path(request.path)
     folder = find_versions(path)[request.version]
-    options = LoadOptions(allow_code=request.allow_code)
+    options = LoadOptions(allow_code=request.allow_code, code_folder=Path.cwd())
     loaded = load_version(request.model, path, request.version, folder, options=options, contract=request.contract)
     ids, rows = _first_rows(request, loaded.vectoriser)
     bad = rows.rejected | np.asarray(illegal_entity_ids(ids))

@@ -24,7 +24,8 @@ class Answer(NamedTuple):
     """One prediction as it leaves the system.
 
     `entity_id` is None for an instance that the request brought along; `model_version` and `as_of` are
-    None for a default, which no model computed from no feature. Instants are epoch seconds.
+    None for a default, which no model computed from no feature. Instants are epoch seconds. `imputed_features`: those
+    in which a default stood for a missing value, of an answer just computed; a stored one does not tell.
     """
 
     entity_id: str | None
@@ -35,6 +36,7 @@ class Answer(NamedTuple):
     outcome: Outcome
     as_of: float | None
     computed_at: float
+    imputed_features: tuple[str, ...] = ()
 
     @property
     def cache_hit(self) -> bool:
@@ -56,7 +58,7 @@ class Answer(NamedTuple):
 
         Most of it is the same for all rows of a generation, and spelling it anew takes five times as long.
         """
-        return b"".join(
+        text = b"".join(
             (
                 b'{"entity_id":',
                 orjson.dumps(self.entity_id),
@@ -67,6 +69,9 @@ class Answer(NamedTuple):
                 _of_computing(self.computed_at),
             )
         )
+        if self.imputed_features:
+            return b'%b,"imputed_features":%b}' % (text[:-1], orjson.dumps(self.imputed_features))
+        return text
 
 
 @lru_cache(maxsize=_FRAGMENTS)
@@ -104,6 +109,7 @@ class Computed:
     model_version: int
     as_of: float | None
     computed_at: float
+    imputed_features: tuple[str, ...] = ()
 
 
 #: what a computation gives for one row: a prediction, or why there is none. An error is a value here, so
@@ -141,6 +147,7 @@ def answer_computed(model: str, entity_id: str | None, reply: Computed) -> Answe
         outcome=Outcome.COMPUTED,
         as_of=reply.as_of,
         computed_at=reply.computed_at,
+        imputed_features=reply.imputed_features,
     )
 
 
@@ -176,6 +183,19 @@ def outputs_from_result(result: Mapping[str, Any]) -> Outputs:
     return Outputs(unpack(result["outputs"]), result["model_version"])
 
 
+def explanation_from_result(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return a worker's explanation (see `inference.features.explanation`); None where it gives an error for a row.
+
+    Raises:
+        ForecacheError: what the worker reports instead.
+    """
+    error = result.get("error")
+    if error is not None:
+        raise from_code(error["code"], error["message"], error.get("field"))
+    explanation: dict[str, Any] | None = result["explanation"]
+    return explanation
+
+
 def _reply(item: Mapping[str, Any], result: Mapping[str, Any]) -> Reply:
     error = item.get("error")
     if error is not None:
@@ -185,4 +205,5 @@ def _reply(item: Mapping[str, Any], result: Mapping[str, Any]) -> Reply:
         model_version=item.get("model_version") or result["model_version"],
         as_of=item.get("as_of"),
         computed_at=result["computed_at"],
+        imputed_features=tuple(item.get("imputed_features", ())),
     )

@@ -55,7 +55,7 @@ class FreshnessRules:
         `max_staleness_s`: the request's own limit, which is meant: nothing older is revalidated behind it. None
         means the `ttl` of the entry's origin, 0 forces computing whatever the entry's age.
         """
-        if max_staleness_s == 0:
+        if max_staleness_s == 0 or entry.outdated:
             return Freshness.STALE
         limit = max_staleness_s
         if limit is None:

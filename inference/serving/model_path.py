@@ -29,6 +29,7 @@ from inference.serving.answers import (
     Reply,
     answer_computed,
     answer_stored,
+    explanation_from_result,
     outputs_from_result,
     replies_from_result,
 )
@@ -44,6 +45,7 @@ from inference.store import Entry
 PREDICT_ENTITIES = "forecache.predict_entities"
 PREDICT_INSTANCES = "forecache.predict_instances"
 PREDICT_TENSORS = "forecache.predict_tensors"
+PREDICT_EXPLAINED = "forecache.predict_explained"
 
 #: how long past the budget the previous generation may still be asked for: one read of Redis
 PREVIOUS_GRACE_S = 0.03
@@ -95,6 +97,11 @@ class ModelPath:
     def workers_heard(self, present: bool) -> None:
         """Note whether any worker that could compute is alive."""
         self._breaker.heard(present)
+
+    def forget_unknown(self, entity_ids: Sequence[str]) -> None:
+        """Forget that nobody knew these ids."""
+        for entity_id in entity_ids:
+            self._unknown.pop(entity_id, None)
 
     @property
     def breaker_state(self) -> BreakerState:
@@ -170,6 +177,29 @@ class ModelPath:
             # one was activated meanwhile: rows of two versions make no answer
             outputs = await self._ask_tensors(parts, max(one.version for one in outputs), until)
         return Outputs(joined([one.tensors for one in outputs]), outputs[0].version)
+
+    async def explain(self, entity_id: str, until: float) -> dict[str, Any] | None:
+        """Return what the entity's features are now, and where they are from; None when they cannot be told.
+
+        Raises:
+            ForecacheError: it was not told, or not in time.
+        """
+        async with self._turn_apart(until):
+            kwargs = {"entity_ids": [entity_id], "predict": False}
+            return explanation_from_result(await self._ask(PREDICT_EXPLAINED, kwargs, until))
+
+    async def compute_explained(self, entity_id: str, until: float) -> tuple[Answer, dict[str, Any] | None]:
+        """Compute an entity and keep the answer; return it with what its features were.
+
+        Raises:
+            ForecacheError: it was not computed, or not in time; nothing takes the place of an answer.
+        """
+        async with self._turn_apart(until):
+            result = await self._ask(PREDICT_EXPLAINED, {"entity_ids": [entity_id], "predict": True}, until)
+        [reply] = replies_from_result(result, 1)
+        if not isinstance(reply, Computed):
+            raise reply
+        return answer_computed(self.name, entity_id, reply), explanation_from_result(result)
 
     async def close(self) -> None:
         """End what is in flight."""

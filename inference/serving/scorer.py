@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from inference.errors import (
-    ContractError,
     DeadlineExceeded,
+    FeaturesUnavailable,
     ForecacheError,
-    PredictionFailed,
     StoreUnavailable,
-    UnknownEntity,
 )
-from inference.features import FeatureRows
+from inference.features import Fallback, FeatureGatherer, Gathered, explain
 from inference.features.rows import take
 from inference.logs import get_logger
-from inference.models import LoadedModel, ModelHost, prediction_values, score_rows
+from inference.models import LoadedModel, ModelHost
+from inference.models.vectors import vector_hashes
 from inference.schema import Block
+from inference.serving.answer_sample import AnswerSample
+from inference.serving.answering import Answers, Result, Wanted, compute, unknown_entity, usable
 from inference.serving.messages import check_message, illegal_ids
 from inference.settings import ModelSettings, Settings
 from inference.store import Entry, Origin, Table
@@ -32,59 +32,6 @@ log = get_logger(__name__)
 #: how long this process trusts what it measured of Redis' clock
 CLOCK_MAX_AGE_S = 5.0
 
-Result = dict[str, Any]
-
-
-@dataclass
-class _Answers:
-    """Predictions and errors by position of the request; instants in epoch seconds, Redis time."""
-
-    count: int
-    predictions: dict[int, Any] = field(default_factory=dict)
-    as_of: dict[int, float] = field(default_factory=dict)
-    errors: dict[int, ForecacheError] = field(default_factory=dict)
-    version: int | None = None
-    #: of rows that another version than `version` computed
-    versions: dict[int, int] = field(default_factory=dict)
-
-    def to_json(self, model: str | None, entity_ids: Sequence[str | None], computed_at: float) -> Result:
-        items = [self._item(position, entity_id) for position, entity_id in enumerate(entity_ids)]
-        return {
-            "model": model,
-            "model_version": self.version,
-            "computed_at": computed_at,
-            "predictions": items,
-        }
-
-    def fail_all(self, error: ForecacheError) -> None:
-        self.errors = dict.fromkeys(range(self.count), error)
-
-    def computed_by(self, version: int, positions: Sequence[int]) -> None:
-        if version != self.version:
-            self.versions.update(dict.fromkeys(positions, version))
-
-    def _item(self, position: int, entity_id: str | None) -> dict[str, Any]:
-        error = self.errors.get(position)
-        if error is not None:
-            return {"entity_id": entity_id, "error": error.to_json()}
-        item = {
-            "entity_id": entity_id,
-            "prediction": self.predictions[position],
-            "as_of": self.as_of[position],
-        }
-        if position in self.versions:
-            item["model_version"] = self.versions[position]
-        return item
-
-
-@dataclass
-class _Wanted:
-    """Rows to compute: features by name, and for each row its position in the request and its age."""
-
-    block: Block
-    positions: npt.NDArray[np.intp]
-    as_of: npt.NDArray[np.float64]
-
 
 class RealtimeScorer:
     """Computes predictions on demand and keeps them in the overlay.
@@ -92,10 +39,10 @@ class RealtimeScorer:
     What goes wrong becomes the `error` of the rows it concerns, so that the others are answered; only a message
     that cannot be answered row by row is refused as a whole (BadInput). None as the model means the only one
     configured. A result is `{"model", "model_version", "computed_at", "predictions"}`; each prediction is
-    `{"entity_id", "prediction", "as_of"}` or `{"entity_id", "error": {"code", "message", "field"}}`, in the
-    order asked. `model_version` is None when no row reached a model; a prediction has one of its own where the canary
-    computed it. `deadline`: epoch seconds in Redis time;
-    later than that, the model is not touched.
+    `{"entity_id", "prediction", "as_of"}`, with `"imputed_features"` where defaults stand for missing values, or
+    `{"entity_id", "error": {"code", "message", "field"}}`, in the order asked. `model_version` is None when no row
+    reached a model; a prediction has one of its own where the canary computed it. `deadline`: epoch seconds in Redis
+    time; later than that, the model is not touched.
     """
 
     def __init__(
@@ -104,11 +51,15 @@ class RealtimeScorer:
         host: ModelHost,
         predictions: Callable[[str], Table],
         features: Callable[[str], Table],
+        fallback: Callable[[str], Fallback | None] = lambda _: None,
+        sample: AnswerSample | None = None,
     ) -> None:
         self._settings = settings
         self._host = host
         self._predictions = predictions
         self._features = features
+        self._fallback = fallback
+        self._sample = sample
         self._clock_measured: tuple[float, float] | None = None
 
     def predict_entities(
@@ -128,7 +79,7 @@ class RealtimeScorer:
         check_message(
             "entity_ids", entity_ids, model=model, deadline=deadline, overrides=overrides, recompute=recompute
         )
-        answers = _Answers(len(entity_ids), errors=dict(illegal_ids(entity_ids)))
+        answers = Answers(len(entity_ids), errors=dict(illegal_ids(entity_ids)))
         now = time.time()
         try:
             model, of_model = self._settings.model(model)
@@ -141,9 +92,13 @@ class RealtimeScorer:
                 if not recompute and not overrides:
                     positions = self._answer_recent(model, of_model, loaded, entity_ids, positions, answers, now)
                 wanted = self._find_features(model, of_model, loaded, entity_ids, positions, overrides, answers, now)
-                outputs, done = _compute(loaded, wanted, answers)
+                outputs, done = compute(loaded, wanted, answers)
                 if not overrides:
-                    self._keep(model, of_model, loaded, entity_ids, done, outputs, now)
+                    # what was made up in an outage is an answer for now only
+                    doubtful = np.isin(done.positions, list(answers.doubtful))
+                    kept = done.without(doubtful)
+                    self._keep(model, of_model, loaded, entity_ids, kept, take(outputs, ~doubtful), now)
+                    self._remember_one(model, loaded, entity_ids, wanted, kept, answers, now)
         except ForecacheError as error:
             answers.fail_all(error)
         return answers.to_json(model, entity_ids, now)
@@ -153,19 +108,53 @@ class RealtimeScorer:
     ) -> Result:
         """Compute the predictions of feature rows that the request brought along. Nothing is kept."""
         check_message("instances", instances, model=model, deadline=deadline)
-        answers = _Answers(len(instances))
+        answers = Answers(len(instances))
         now = time.time()
         try:
             model, _ = self._settings.model(model)
             now = self.in_time(model, deadline)
             loaded = self._host.get(model)
             answers.version = loaded.record.version
-            rows = loaded.vectoriser.features_from_rows(instances)
+            rows = loaded.vectoriser.features_from_rows(instances, at=now)
             positions = np.arange(len(instances))
-            _compute(loaded, _usable(rows, positions, np.full(len(instances), now), answers), answers)
+            compute(loaded, usable(rows, positions, np.full(len(instances), now), answers), answers)
         except ForecacheError as error:
             answers.fail_all(error)
         return answers.to_json(model, [None] * len(instances), now)
+
+    def explain_entity(
+        self, model: str | None, entity_ids: Sequence[str], *, deadline: float | None = None, predict: bool = True
+    ) -> Result:
+        """Tell what one entity's features are now and where they are from; `predict`: with the prediction they make.
+
+        The result has `"explanation"` (see `inference.features.explanation`) beside what `predict_entities` returns for
+        the one entity; without `predict` it has no predictions, and `"error"` where nothing could be told.
+        """
+        check_message("entity_ids", entity_ids, model=model, deadline=deadline, recompute=predict)
+        entity_ids = list(entity_ids)[:1]
+        answers = Answers(1, errors=dict(illegal_ids(entity_ids)))
+        now = time.time()
+        explanation = None
+        try:
+            model, of_model = self._settings.model(model)
+            now = self.in_time(model, deadline)
+            [(loaded, _)] = self._host.share_out(model, entity_ids, [0])
+            answers.version = loaded.record.version
+            if not answers.errors:
+                gathered = self._gatherer(model, loaded).gather(entity_ids, now=now)
+                explanation = explain(gathered, loaded.vectoriser.contract, now, hash_of=partial(_hash_of, loaded))
+                wanted = self._judge(model, of_model, gathered, entity_ids, [0], answers)
+                if predict:
+                    outputs, done = compute(loaded, wanted, answers)
+                    if not answers.doubtful:
+                        self._keep(model, of_model, loaded, entity_ids, done, outputs, now)
+        except ForecacheError as error:
+            answers.fail_all(error)
+        if predict:
+            return {**answers.to_json(model, entity_ids, now), "explanation": explanation}
+        # what makes no prediction is explained all the same, if anything is known of the entity
+        wrong = None if explanation and explanation["known"] else answers.errors.get(0)
+        return {"model": model, "explanation": explanation, "error": wrong and wrong.to_json()}
 
     def in_time(self, model: str, deadline: float | None) -> float:
         """Return the present instant in Redis time, unless the deadline has passed."""
@@ -191,7 +180,7 @@ class RealtimeScorer:
         loaded: LoadedModel,
         entity_ids: Sequence[str],
         todo: list[int],
-        answers: _Answers,
+        answers: Answers,
         now: float,
     ) -> list[int]:
         """Answer what was computed moments ago, perhaps by another worker; return the positions left."""
@@ -215,33 +204,55 @@ class RealtimeScorer:
         entity_ids: Sequence[str],
         todo: list[int],
         overrides: Mapping[str, Any] | None,
-        answers: _Answers,
+        answers: Answers,
         now: float,
-    ) -> _Wanted:
-        positions = np.array(todo, dtype=np.intp)
-        stored = self._features(model).read_block([entity_ids[position] for position in todo]) if todo else None
-        found = np.zeros(len(todo), dtype=bool) if stored is None else stored.found
-        as_of = np.full(len(todo), now)
-        block: Block = {}
-        if stored is not None:
-            as_of = np.where(found, np.minimum(stored.as_of, now), now)
-            block = stored.block
-        vectoriser = loaded.vectoriser
-        known = vectoriser.features_from_block(take(block, found), int(found.sum()), overrides=overrides)
-        wanted = _usable(known, positions[found], as_of[found], answers)
-        unknown = positions[~found]
-        if not len(unknown):
-            return wanted
-        if of_model.realtime.unknown_entity == "error":
-            for position in unknown:
-                answers.errors[int(position)] = _unknown(model, entity_ids[position])
-            return wanted
-        made_up = vectoriser.features_from_block({}, len(unknown), overrides=overrides)
-        usable = _usable(made_up, unknown, as_of[~found], answers)
-        for position in unknown:
-            if int(position) in answers.errors:  # a feature without a default: the entity stays unknown
-                answers.errors[int(position)] = _unknown(model, entity_ids[position])
-        return _joined(wanted, usable)
+    ) -> Wanted:
+        asked = [entity_ids[position] for position in todo]
+        gathered = self._gatherer(model, loaded).gather(asked, now=now, overrides=overrides)
+        return self._judge(model, of_model, gathered, asked, todo, answers)
+
+    def _gatherer(self, model: str, loaded: LoadedModel) -> FeatureGatherer:
+        return FeatureGatherer(self._features(model), loaded.vectoriser, self._fallback(model))
+
+    def _judge(
+        self,
+        model: str,
+        of_model: ModelSettings,
+        gathered: Gathered,
+        asked: Sequence[str],
+        todo: Sequence[int],
+        answers: Answers,
+    ) -> Wanted:
+        """Return what can be computed of what was gathered for `asked`, which stand at `todo`; the rest gets errors."""
+        wanted = usable(gathered.rows, np.array(todo, dtype=np.intp), gathered.as_of, answers)
+        made_up = of_model.realtime.unknown_entity == "defaults"
+        # without a default for some feature, the entity stays unknown
+        unknown = ~gathered.known & (gathered.rows.rejected if made_up else True)
+        for row in np.flatnonzero(unknown).tolist():
+            answers.errors[todo[row]] = unknown_entity(model, asked[row])
+        for row in np.flatnonzero(gathered.doubtful).tolist():
+            answers.doubtful.add(todo[row])
+            if todo[row] in answers.errors:  # an outage is never a miss
+                answers.errors[todo[row]] = FeaturesUnavailable(f"not all that may know {asked[row]!r} answered")
+        return wanted.without(unknown[~gathered.rows.rejected])
+
+    def _remember_one(
+        self,
+        model: str,
+        loaded: LoadedModel,
+        entity_ids: Sequence[str],
+        wanted: Wanted,
+        kept: Wanted,
+        answers: Answers,
+        now: float,
+    ) -> None:
+        """Remember now and then an answer and what made it, for its parity to be checked."""
+        if self._sample is None or not len(kept.positions) or not self._sample.wants(model):
+            return
+        position = int(kept.positions[0])
+        inputs = loaded.vectoriser.inputs(take(wanted.block, wanted.positions == position))
+        version = loaded.record.version
+        self._sample.remember(model, entity_ids[position], inputs, answers.predictions[position], version, now)
 
     def _keep(
         self,
@@ -249,7 +260,7 @@ class RealtimeScorer:
         of_model: ModelSettings,
         loaded: LoadedModel,
         entity_ids: Sequence[str],
-        done: _Wanted,
+        done: Wanted,
         outputs: Block,
         now: float,
     ) -> None:
@@ -271,51 +282,9 @@ class RealtimeScorer:
             log.warning("prediction.not_kept", model=model, rows=len(done.positions), error=error.message)
 
 
-def _compute(loaded: LoadedModel, wanted: _Wanted, answers: _Answers) -> tuple[Block, _Wanted]:
-    """Compute the rows, answer them, and return the outputs of those that are good."""
-    if not len(wanted.positions):
-        return {}, wanted
-    scored = score_rows(loaded, wanted.block)
-    if scored.reasons:
-        # the API tells nobody the model's own words: they belong here
-        why = next(iter(scored.reasons.values()))
-        log.warning("prediction.failed", model=loaded.model, rows=len(scored.reasons), error=why)
-    for row, reason in scored.reasons.items():
-        answers.errors[int(wanted.positions[row])] = PredictionFailed(reason)
-    good = ~scored.failed
-    outputs = take(scored.outputs, good)
-    done = _Wanted({}, wanted.positions[good], wanted.as_of[good])
-    for position, as_of, value in zip(done.positions, done.as_of, prediction_values(outputs), strict=True):
-        answers.predictions[int(position)] = value
-        answers.as_of[int(position)] = float(as_of)
-    return outputs, done
-
-
-def _usable(
-    rows: FeatureRows, positions: npt.NDArray[np.intp], as_of: npt.NDArray[np.float64], answers: _Answers
-) -> _Wanted:
-    """Return the rows that can be computed; the others get the reason as their error."""
-    for row, why in rows.first_reasons().items():
-        named = why.feature and why.feature not in why.reason
-        message = f"feature {why.feature!r}: {why.reason}" if named else why.reason
-        answers.errors[int(positions[row])] = ContractError(message, field=why.feature or "instances")
-    good = ~rows.rejected
-    return _Wanted(rows.usable(), positions[good], as_of[good])
-
-
-def _joined(first: _Wanted, second: _Wanted) -> _Wanted:
-    return _Wanted(
-        {name: np.concatenate([values, second.block[name]]) for name, values in first.block.items()},
-        np.concatenate([first.positions, second.positions]),
-        np.concatenate([first.as_of, second.as_of]),
-    )
+def _hash_of(loaded: LoadedModel, row: Block) -> str:
+    return vector_hashes(loaded.vectoriser.inputs(row))[0]
 
 
 def _is_recent(entry: Entry, version: int, since: float) -> bool:
     return entry.origin is Origin.REALTIME and entry.model_version == version and entry.computed_at >= since
-
-
-def _unknown(model: str, entity_id: str) -> UnknownEntity:
-    return UnknownEntity(
-        f"model {model!r} knows no entity {entity_id!r}: its features were never loaded", field="entity_id"
-    )

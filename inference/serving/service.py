@@ -142,6 +142,35 @@ class PredictionService:
         self._count(path.name, answers, request.started)
         return answers
 
+    async def explain(self, request: Request) -> tuple[Answer, dict[str, Any]]:
+        """Return the answer to a request for one entity whose look-up is over, and what its features are.
+
+        The explanation's `made_this_answer` is true when the answer was computed from just these features, and None
+        when it was stored: then they are those of now.
+
+        Raises:
+            ForecacheError: the entity was not computed, or nothing could be told of its features, within the budget.
+        """
+        path, [entity_id] = request.path, request.entity_ids
+        if isinstance(request.found, Exception):
+            raise request.found
+        hits = self.hits(request)
+        if hits is not None:
+            answer, explanation = hits[0], await path.explain(entity_id, request.until)
+        else:
+            answer, explanation = await self._explain_computed(request, entity_id)
+        return answer, {"made_this_answer": None if hits else True, **(explanation or {})}
+
+    async def _explain_computed(self, request: Request, entity_id: str) -> tuple[Answer, dict[str, Any] | None]:
+        path = request.path
+        try:
+            answer, explanation = await path.compute_explained(entity_id, request.until)
+        except ForecacheError as error:
+            self._count(path.name, [error], request.started)
+            raise
+        self._count(path.name, [answer], request.started)
+        return answer, explanation
+
     async def predict_instances(
         self, model: str | None, instances: Sequence[Any], *, timeout_s: float | None = None
     ) -> list[Answer | ForecacheError]:
@@ -192,6 +221,10 @@ class PredictionService:
     def breaker_states(self) -> dict[str, str]:
         """Return for each model whether this process asks its workers (`BreakerState`)."""
         return {name: path.breaker_state.value for name, path in self._paths.items()}
+
+    def forget_unknown(self, model: str, entity_ids: Sequence[str]) -> None:
+        """Ask the workers again for entities that nobody knew a moment ago: their features have just been stored."""
+        self._paths[model].forget_unknown(entity_ids)
 
     async def close(self) -> None:
         """End what is in flight."""

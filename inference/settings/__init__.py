@@ -1,5 +1,7 @@
 """Settings: `forecache.toml` and `FORECACHE_<SECTION>__<KEY>`, checked as a whole, misspellings named."""
 
+from inference.settings.fallbacks import FallbackSettings, FunctionFallback, SqlFallback
+from inference.settings.fields import parse_duration
 from inference.settings.loading import find_embedded_redis, load_settings, read_toml, settings_file
 from inference.settings.model import (
     BATCH_QUEUE,
@@ -17,7 +19,6 @@ from inference.settings.model import (
     Scope,
     Settings,
     WorkerSettings,
-    parse_duration,
 )
 
 __all__ = [
@@ -29,12 +30,15 @@ __all__ = [
     "BatchSettings",
     "CelerySettings",
     "DashboardSettings",
+    "FallbackSettings",
+    "FunctionFallback",
     "LogSettings",
     "ModelSettings",
     "RealtimeSettings",
     "RedisSettings",
     "Scope",
     "Settings",
+    "SqlFallback",
     "WorkerSettings",
     "find_embedded_redis",
     "load_settings",

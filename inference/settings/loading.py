@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from inference.errors import SettingsError
+from inference.settings.fallbacks import FALLBACK_KINDS
 from inference.settings.model import Settings
 
 ENV_PREFIX = "FORECACHE_"
@@ -189,6 +190,9 @@ def _known_fields(location: list[str]) -> list[str]:
         if part == "models":
             next(parts, None)  # the model's own name
             annotation = get_args(annotation)[1]
+        if part == "fallbacks":
+            next(parts, None)  # its place in the list; then its kind
+            annotation = FALLBACK_KINDS.get(next(parts, ""))
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             return []
         model = annotation

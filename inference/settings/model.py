@@ -12,9 +12,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from croniter import croniter
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PrivateAttr,
     SecretStr,
@@ -23,9 +21,10 @@ from pydantic import (
 )
 
 from inference.errors import UnknownModel
+from inference.settings.fallbacks import FallbackSettings
+from inference.settings.fields import Duration, Section, is_duration
+from inference.settings.parity import ParitySettings
 
-_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*$")
-_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _RATE = re.compile(r"^[1-9][0-9]*/(second|minute|hour|day)$")
 _CERT_REQS = ("required", "optional", "none")
 #: of a name on the broker; a worker is called after it, where a number would be taken for its own
@@ -38,31 +37,13 @@ NO_MODEL = "no model is configured: `forecache init` writes a forecache.toml, or
 MODEL_NAME = re.compile(r"^[a-z0-9_-]{1,64}$")
 
 
-def parse_duration(value: Any) -> float:
-    """Return seconds from text such as `30s`, `15m`, `24h`, `7d`, or from a number of seconds.
-
-    Raises:
-        ValueError: the text has another form, or the duration is not positive.
-    """
-    match = _DURATION.match(value) if isinstance(value, str) else None
-    if match:
-        seconds = float(match[1]) * _UNIT_S[match[2]]
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(value)
-    else:
-        raise ValueError(f"{value!r} is not a duration: write a number and a unit, as in 30s, 15m, 24h or 7d")
-    if not 0 < seconds < float("inf"):
-        raise ValueError(f"{value!r} is not a positive duration")
-    return seconds
-
-
 def parse_schedule(value: Any) -> str:
     """Return the schedule unchanged if it is a cron line or a duration.
 
     Raises:
         ValueError: it is neither.
     """
-    if isinstance(value, str) and (_DURATION.match(value) or croniter.is_valid(value)):
+    if isinstance(value, str) and (is_duration(value) or croniter.is_valid(value)):
         return value
     raise ValueError(f"{value!r} is no schedule: write a cron line such as '0 3 * * *', or a duration such as '30s'")
 
@@ -77,15 +58,8 @@ def _parse_poll(value: Any) -> Any:
     return None if value == "never" else value
 
 
-Duration = Annotated[float, BeforeValidator(parse_duration)]
 Schedule = Annotated[str, BeforeValidator(parse_schedule)]
 Port = Annotated[int, Field(ge=1, le=65535)]
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, values never change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def _check_redis_url(value: SecretStr | None) -> SecretStr | None:
@@ -127,7 +101,9 @@ class Scope(StrEnum):
     READ = "read"
     #: jobs: enqueue and cancel them
     ENQUEUE = "enqueue"
-    #: whatever changes what is served: runs, rollbacks
+    #: features of single entities: store them
+    WRITE = "write"
+    #: whatever else changes what is served: runs, rollbacks
     ADMIN = "admin"
 
 
@@ -290,6 +266,7 @@ class ModelSettings(Section):
 
     `allow_code`: formats whose loading runs code, such as pickles, may be loaded.
     `poll_every`: how often workers look for new versions; None for only when they start or are told to.
+    `fallbacks`: where features of entities are looked for that are not stored, in this order.
     """
 
     path: Path
@@ -303,6 +280,17 @@ class ModelSettings(Section):
     event_time_column: str | None = None
     batch: BatchSettings = BatchSettings()
     realtime: RealtimeSettings = RealtimeSettings()
+    fallbacks: list[FallbackSettings] = []
+    parity: ParitySettings = ParitySettings()
+
+    @field_validator("fallbacks")
+    @classmethod
+    def _different_names(cls, value: list[FallbackSettings]) -> list[FallbackSettings]:
+        names = [one.name for one in value]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two fallbacks are called {name!r}: give each a name of its own")
+        return value
 
 
 class Settings(Section):

@@ -11,7 +11,7 @@ from inference.store.bulk import Pace
 from inference.store.labels import CANARY, STABLE, Labels
 from inference.store.memory_table import MemoryTable
 from inference.store.pipe import Pipe
-from inference.store.records import Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
+from inference.store.records import ChangeableRows, Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
 from inference.store.redis_table import RedisTable
 from inference.store.table import SWEEP_AFTER_S, Table
 
@@ -21,6 +21,7 @@ __all__ = [
     "SWEEP_AFTER_S",
     "AsyncPipe",
     "AsyncTableReader",
+    "ChangeableRows",
     "Entry",
     "GenerationState",
     "Labels",

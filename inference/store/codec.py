@@ -34,7 +34,10 @@ _CODES = {
     DType.BOOL: "?", DType.INT8: "b", DType.INT16: "h", DType.INT32: "i", DType.INT64: "q", DType.UINT8: "B",
     DType.UINT16: "H", DType.UINT32: "I", DType.UINT64: "Q", DType.FLOAT16: "e", DType.FLOAT32: "f", DType.FLOAT64: "d",
 }  # fmt: skip
-_ORIGINS = (Origin.BATCH, Origin.REALTIME, Origin.UPSERT)
+#: the last: computed on demand since the features changed
+_ORIGINS = (Origin.BATCH, Origin.REALTIME, Origin.UPSERT, Origin.REALTIME)
+_SINCE_CHANGE = 3
+_ORIGIN_BYTE = 12
 
 
 class RowCodec:
@@ -89,20 +92,24 @@ class RowCodec:
             for as_of, row in zip(fixed["as_of"].tolist(), values, strict=True)
         ]
 
-    def unpack_block(self, rows: Sequence[bytes]) -> Block:
-        """Return the rows as arrays by field name; a field of unknown shape is an object column of arrays."""
-        fixed = self._unpack_fixed(rows)
-        block = {spec.name: fixed[key] for key, spec in self._fixed}
-        for spec, column in zip(self._loose, self._unpack_loose(rows), strict=True):
-            target = empty_column(spec, len(rows))
-            for index, value in enumerate(column):
-                target[index] = np.array(value, spec.dtype.numpy) if -1 in spec.shape else value
-            block[spec.name] = target
-        return {spec.name: block[spec.name] for spec in self.fields}
+    def unpack_block(self, rows: Sequence[bytes | None]) -> tuple[Block, npt.NDArray[np.float64]]:
+        """Return the rows as arrays by field name, and each row's `as_of` in epoch seconds.
 
-    def unpack_as_of(self, rows: Sequence[bytes]) -> npt.NDArray[np.float64]:
-        """Return each row's `as_of` in epoch seconds."""
-        return self._unpack_fixed(rows)["as_of"].astype(np.float64)
+        A field of unknown shape is an object column of arrays. What stands for None is zeros, False or "".
+        """
+        nothing = bytes(self.dtype.itemsize)
+        fixed = self._unpack_fixed([nothing if row is None else row for row in rows])
+        block = {spec.name: fixed[key] for key, spec in self._fixed}
+        if self._loose:
+            known = [row for row in rows if row is not None]
+            where = [index for index, row in enumerate(rows) if row is not None]
+            for spec, column in zip(self._loose, self._unpack_loose(known), strict=True):
+                target = empty_column(spec, len(rows))
+                for index, value in zip(where, column, strict=True):
+                    target[index] = np.array(value, spec.dtype.numpy) if -1 in spec.shape else value
+                block[spec.name] = target
+            block = {spec.name: block[spec.name] for spec in self.fields}
+        return block, fixed["as_of"].astype(np.float64)
 
     def _unpack_fixed(self, rows: Sequence[bytes]) -> npt.NDArray[Any]:
         size = self.dtype.itemsize
@@ -114,9 +121,25 @@ class RowCodec:
         return [[tail[i] for tail in tails] for i in range(len(self._loose))]
 
 
-@lru_cache(maxsize=256)
 def codec_for(fields: tuple[TensorSpec, ...]) -> RowCodec:
     """Return the codec of these fields."""
+    known = _codecs_by_id.get(id(fields))
+    if known is not None and known[0] is fields:
+        return known[1]
+    codec = _codec_of(fields)
+    if len(_codecs_by_id) >= _MAX_CODECS:
+        _codecs_by_id.clear()
+    _codecs_by_id[id(fields)] = fields, codec
+    return codec
+
+
+_MAX_CODECS = 256
+# hashing the fields takes as long as reading a row; those of a manifest are the very same each time
+_codecs_by_id: dict[int, tuple[tuple[TensorSpec, ...], RowCodec]] = {}
+
+
+@lru_cache(maxsize=_MAX_CODECS)
+def _codec_of(fields: tuple[TensorSpec, ...]) -> RowCodec:
     return RowCodec(fields)
 
 
@@ -137,14 +160,27 @@ def row_as_of(row: bytes) -> int:
     return int(_AS_OF.unpack_from(row)[0])
 
 
+#: in place of a schema: no row follows, but the entity's features changed (`pack_outdated`); scripts read it too
+OUTDATED = bytes(_SCHEMA_BYTES)
+
+
+def pack_outdated(changed_at: float, as_of: float) -> bytes:
+    """Return the overlay entry of an entity whose features, of `as_of`, were changed at `changed_at`."""
+    return _HEADER_AND_AS_OF.pack(changed_at, 0, _ORIGINS.index(Origin.UPSERT), OUTDATED, int(as_of))
+
+
 class OverlayHeader(NamedTuple):
-    """What stands before the row in an overlay entry; `schema` is a digest of the fields."""
+    """What stands before the row in an overlay entry; `schema` is a digest of the fields.
+
+    `since_change`: it was computed on demand since the entity's features changed, which no run before it knew.
+    """
 
     computed_at: float
     model_version: int
     origin: Origin
     schema: bytes
     as_of: int
+    since_change: bool
 
 
 def pack_overlay(
@@ -159,10 +195,24 @@ def pack_overlay(
     return [header + row for row in rows]
 
 
+def pack_changes(fields: tuple[TensorSpec, ...], block: Block, known_at: npt.NDArray[np.float64]) -> list[bytes]:
+    """Return overlay entries of single rows of features, each with an event time of its own."""
+    rows = codec_for(fields).pack(block, known_at).to_pylist()
+    origin, digest = _ORIGINS.index(Origin.UPSERT), schema_digest(fields)
+    return [_HEADER.pack(at, 0, origin, digest) + row for at, row in zip(known_at.tolist(), rows, strict=True)]
+
+
 def unpack_overlay(entry: bytes) -> tuple[OverlayHeader, bytes]:
     """Return an overlay entry's header and its row."""
     computed_at, version, origin, schema, as_of = _HEADER_AND_AS_OF.unpack_from(entry)
-    return OverlayHeader(computed_at, version, _ORIGINS[origin], schema, as_of), entry[_HEADER.size :]
+    return OverlayHeader(computed_at, version, _ORIGINS[origin], schema, as_of, origin == _SINCE_CHANGE), entry[
+        _HEADER.size :
+    ]
+
+
+def since_change(entry: bytes) -> bytes:
+    """Return an overlay entry with `since_change` set in its header."""
+    return entry[:_ORIGIN_BYTE] + bytes([_SINCE_CHANGE]) + entry[_ORIGIN_BYTE + 1 :]
 
 
 @lru_cache(maxsize=256)

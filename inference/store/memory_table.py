@@ -12,11 +12,20 @@ import numpy.typing as npt
 from inference.clock import Clock, system_clock
 from inference.errors import Conflict, NotFound
 from inference.schema import Block, TensorSpec
-from inference.store.codec import codec_for, pack_overlay, schema_digest, unpack_overlay
+from inference.store.codec import (
+    OUTDATED,
+    codec_for,
+    pack_changes,
+    pack_outdated,
+    pack_overlay,
+    schema_digest,
+    since_change,
+    unpack_overlay,
+)
 from inference.store.labels import CANARY, STABLE, Labels
 from inference.store.layout import bucket_count
-from inference.store.newest import Fetched, Fields, decode_block, decode_entries
-from inference.store.records import Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
+from inference.store.newest import Fetched, Fields, decode_block, decode_entries, decode_for_change
+from inference.store.records import ChangeableRows, Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
 from inference.store.table import SWEEP_AFTER_S
 
 _IN_USE = {GenerationState.CURRENT, GenerationState.PREVIOUS, GenerationState.LOADING}
@@ -42,6 +51,7 @@ class MemoryTable:
         self._generations: dict[int, _Generation] = {}
         self._overlay: dict[str, tuple[float, bytes]] = {}
         self._schemas: dict[bytes, Fields] = {}
+        self._parts: dict[str, MemoryTable] = {}
 
     def now(self) -> float:
         """See `Table.now`."""
@@ -238,6 +248,14 @@ class MemoryTable:
         """See `Table.read_block`."""
         return decode_block(self._fetch(ids))
 
+    def part(self, name: str) -> MemoryTable:
+        """See `Table.part`."""
+        return self._parts.setdefault(name, MemoryTable(self._clock))
+
+    def read_blocks(self, ids: Sequence[str], parts: Sequence[str]) -> list[StoredRows | None]:
+        """See `Table.read_blocks`."""
+        return [self.read_block(ids), *(self.part(name).read_block(ids) for name in parts)]
+
     def upsert(
         self,
         ids: Sequence[str],
@@ -255,12 +273,46 @@ class MemoryTable:
         rows = codec_for(schema).pack(block, np.minimum(as_of, computed_at)).to_pylist()
         self._upsert(ids, pack_overlay(schema, rows, computed_at, model_version, origin), schema, keep_s)
 
+    def read_for_change(self, ids: Sequence[str]) -> ChangeableRows | None:
+        """See `Table.read_for_change`."""
+        return decode_for_change(self._fetch(ids))
+
+    def replace(
+        self,
+        ids: Sequence[str],
+        fields: Sequence[TensorSpec],
+        block: Block,
+        *,
+        known_at: npt.NDArray[np.float64],
+        expected: Sequence[bytes | None],
+        keep_s: float,
+    ) -> list[bool]:
+        """See `Table.replace`."""
+        schema = tuple(fields)
+        self._schemas[schema_digest(schema)] = schema
+        done = []
+        for entity_id, entry, known in zip(ids, pack_changes(schema, block, known_at), expected, strict=True):
+            done.append(self._overlay_entry(entity_id) == known)
+            if done[-1]:
+                self._overlay[entity_id] = (self._clock() + keep_s, entry)
+        return done
+
+    def outdate(self, ids: Sequence[str], *, as_of: npt.NDArray[np.float64], keep_s: float) -> None:
+        """See `Table.outdate`."""
+        now = self._clock()
+        for entity_id, newest in zip(ids, as_of.tolist(), strict=True):
+            old = self._overlay_entry(entity_id)
+            header = unpack_overlay(old)[0] if old else None
+            before = header.as_of if header and header.schema == OUTDATED else 0
+            self._overlay[entity_id] = (now + keep_s, pack_outdated(now, max(before, newest)))
+
     def _upsert(self, ids: Sequence[str], entries: Sequence[bytes], schema: Fields, keep_s: float) -> None:
         self._schemas[schema_digest(schema)] = schema
         for entity_id, entry in zip(ids, entries, strict=True):
             old = self._overlay_entry(entity_id)
             if old is None or not _is_newer(old, entry):
-                self._overlay[entity_id] = (self._clock() + keep_s, entry)
+                kept = since_change(entry) if old is not None and _follows_change(old, entry) else entry
+                self._overlay[entity_id] = (self._clock() + keep_s, kept)
 
     def _fetch(self, ids: Sequence[str]) -> Fetched:
         current = self._pointer.current
@@ -304,8 +356,17 @@ def _share(names: dict[str, int], share: float) -> float:
     return share if CANARY in names else 0.0
 
 
+def _follows_change(old: bytes, new: bytes) -> bool:
+    header = unpack_overlay(old)[0]
+    return (header.schema == OUTDATED or header.since_change) and unpack_overlay(new)[0].origin is Origin.REALTIME
+
+
 def _is_newer(old: bytes, new: bytes) -> bool:
     old_header, new_header = unpack_overlay(old)[0], unpack_overlay(new)[0]
+    if old_header.schema == OUTDATED:
+        if new_header.origin is Origin.REALTIME:
+            return old_header.computed_at > new_header.computed_at
+        return old_header.as_of > new_header.as_of
     if old_header.model_version != new_header.model_version:
         return False
     return (old_header.as_of, old_header.computed_at) > (new_header.as_of, new_header.computed_at)

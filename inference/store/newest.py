@@ -13,15 +13,15 @@ import numpy as np
 
 from inference.schema import TensorSpec
 from inference.store.codec import (
+    OUTDATED,
     OverlayHeader,
     codec_for,
-    empty_column,
     row_as_of,
     schema_digest,
     unpack_overlay,
 )
 from inference.store.labels import Labels
-from inference.store.records import Entry, Manifest, Origin, StoredRows
+from inference.store.records import ChangeableRows, Entry, Manifest, Origin, StoredRows
 
 Fields = tuple[TensorSpec, ...]
 
@@ -50,6 +50,7 @@ def decode_entries(fetched: Fetched) -> list[Entry | None]:
     manifest = fetched.manifest
     overlay = _overlay_entries(fetched)
     winners = dict(_winners(fetched, overlay))
+    changed = {i: h.as_of for i, (h, _) in overlay.items() if h.schema == OUTDATED}
     if manifest is not None:
         found = [i for i, row in enumerate(fetched.rows) if row is not None and i not in winners]
         retried_at = {i: header.computed_at for i, (header, _) in overlay.items() if header.model_version}
@@ -57,7 +58,8 @@ def decode_entries(fetched: Fetched) -> list[Entry | None]:
         origin = Origin.BATCH
         rows = codec_for(manifest.fields).unpack_rows([fetched.rows[i] for i in found])
         for i, (as_of, values) in zip(found, rows, strict=True):
-            entries[i] = Entry(values, as_of, begun_at, version, origin, number, retried_at.get(i))
+            outdated = changed.get(i, 0) > as_of
+            entries[i] = Entry(values, as_of, begun_at, version, origin, number, retried_at.get(i), outdated)
     for fields, group in _by_fields(winners, fetched.schemas).items():
         rows = codec_for(fields).unpack_rows([winners[i][1] for i in group])
         for i, (as_of, values) in zip(group, rows, strict=True):
@@ -71,18 +73,31 @@ def decode_block(fetched: Fetched) -> StoredRows | None:
     fields = _block_fields(fetched)
     if fields is None:
         return None
-    digest = schema_digest(fields)
-    rows = {i: row for i, row in enumerate(fetched.rows) if row is not None}
-    rows |= {i: row for i, (header, row) in _winners(fetched, _overlay_entries(fetched)) if header.schema == digest}
-    codec, where = codec_for(fields), np.fromiter(rows, np.intp, len(rows))
-    block = {spec.name: empty_column(spec, len(fetched.rows)) for spec in fields}
-    for name, values in codec.unpack_block(list(rows.values())).items():
-        block[name][where] = values
-    as_of = np.zeros(len(fetched.rows), np.float64)
-    as_of[where] = codec.unpack_as_of(list(rows.values()))
-    found = np.zeros(len(fetched.rows), np.bool_)
-    found[where] = True
-    return StoredRows(block, found, as_of)
+    rows = list(fetched.rows)
+    overlay = _overlay_entries(fetched)
+    if overlay:
+        digest = schema_digest(fields)
+        for i, (header, row) in _winners(fetched, overlay):
+            if header.schema == digest:
+                rows[i] = row
+    block, as_of = codec_for(fields).unpack_block(rows)
+    return StoredRows(block, np.array([row is not None for row in rows], np.bool_), as_of)
+
+
+def decode_for_change(fetched: Fetched) -> ChangeableRows | None:
+    """Return the newest rows and what is needed to change them; None without a generation and an overlay entry."""
+    rows = decode_block(fetched)
+    if rows is None:
+        return None
+    begun_at = fetched.manifest.created_at if fetched.manifest else 0.0
+    known_at = np.where(rows.found, begun_at, 0.0)
+    for i, (header, _) in _winners(fetched, _overlay_entries(fetched)):
+        known_at[i] = header.computed_at
+        # also of one with other fields, which the block leaves out
+        rows.as_of[i] = header.as_of
+    fields = _block_fields(fetched) or ()
+    is_loaded = fetched.manifest is not None
+    return ChangeableRows(rows, fields, is_loaded, known_at, tuple(fetched.overlay) or (None,) * len(fetched.rows))
 
 
 def _overlay_entries(fetched: Fetched) -> dict[int, tuple[OverlayHeader, bytes]]:
@@ -112,6 +127,8 @@ def _winners(
 def _overlay_wins(header: OverlayHeader, row: bytes | None, fetched: Fetched) -> bool:
     if row is None or fetched.manifest is None:
         return True
+    if header.since_change and header.computed_at >= fetched.manifest.created_at:
+        return True  # what it was made from may be older than the row in other groups of features
     return (header.as_of, header.computed_at) >= (row_as_of(row), fetched.manifest.created_at)
 
 

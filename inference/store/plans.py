@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Any, TypeVar
 
 from inference.keys import TableKeys
-from inference.store.codec import schema_from_text, unpack_overlay
+from inference.store.codec import OUTDATED, schema_from_text, unpack_overlay
 from inference.store.labels import labels_from_text
 from inference.store.layout import bucket_of, stored_id
-from inference.store.newest import Fetched, Fields, decode_block, decode_entries
-from inference.store.records import Entry, Manifest, Pointer, StoredRows
+from inference.store.newest import Fetched, Fields, decode_block, decode_entries, decode_for_change
+from inference.store.records import ChangeableRows, Entry, Manifest, Pointer, StoredRows
 
 Command = tuple[Any, ...]
 T = TypeVar("T")
@@ -63,6 +64,11 @@ def plan_read_block(keys: TableKeys, memory: ReaderMemory, ids: Sequence[str]) -
     return decode_block((yield from _fetch_newest(keys, memory, ids)))
 
 
+def plan_read_for_change(keys: TableKeys, memory: ReaderMemory, ids: Sequence[str]) -> Plan[ChangeableRows | None]:
+    """Read the newest rows together with what tells later whether they are still the newest."""
+    return decode_for_change((yield from _fetch_newest(keys, memory, ids)))
+
+
 def plan_read_generation(
     keys: TableKeys, memory: ReaderMemory, ids: Sequence[str], number: int
 ) -> Plan[list[Entry | None]]:
@@ -78,6 +84,24 @@ def plan_read_generation(
             if manifest is not None:
                 manifest.check_format()
             return decode_entries(Fetched(manifest, None, _in_order(replies, places, len(ids))))
+
+
+def together(plans: Sequence[Plan[T]]) -> Plan[list[T]]:
+    """Carry several plans out in step, so that what they ask for next makes one pipeline."""
+    outcomes: dict[int, T] = {}
+    waiting: dict[int, list[Command]] = {}
+    replies: dict[int, list[Any] | None] = dict.fromkeys(range(len(plans)))
+    while True:
+        for index, reply in replies.items():
+            try:
+                waiting[index] = next(plans[index]) if reply is None else plans[index].send(reply)
+            except StopIteration as done:
+                outcomes[index] = done.value
+                waiting.pop(index, None)
+        if not waiting:
+            return [outcomes[index] for index in range(len(plans))]
+        left = iter((yield [command for commands in waiting.values() for command in commands]))
+        replies = {index: list(islice(left, len(commands))) for index, commands in waiting.items()}
 
 
 def parse_pointer(reply: Sequence[bytes | None]) -> Pointer:
@@ -144,7 +168,7 @@ def _fetch_manifest(keys: TableKeys, memory: ReaderMemory, number: int) -> Plan[
 
 def _fetch_schemas(keys: TableKeys, memory: ReaderMemory, overlay: Sequence[bytes | None]) -> Plan[None]:
     digests = {unpack_overlay(entry)[0].schema for entry in overlay if entry is not None}
-    unknown = list(digests - memory.schemas.keys())
+    unknown = list(digests - memory.schemas.keys() - {OUTDATED})
     if unknown:
         replies = yield [("HMGET", keys.schemas, *unknown)]
         found = {d: schema_from_text(text) for d, text in zip(unknown, replies[0], strict=True) if text is not None}

@@ -106,6 +106,7 @@ class Entry(NamedTuple):
     `values`: field name → number, text, or nested lists of them. `as_of` is epoch seconds, whole (rounded
     down); `computed_at` is epoch seconds: for a generation's row, when the generation was begun.
     `retried_at`: when the row was last computed on demand, from features no newer than its own; None if never.
+    `outdated`: features of the entity were changed that are newer than the row.
     """
 
     values: dict[str, Any]
@@ -115,6 +116,7 @@ class Entry(NamedTuple):
     origin: Origin
     generation: int | None
     retried_at: float | None = None
+    outdated: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,3 +130,19 @@ class StoredRows:
     block: Block
     found: npt.NDArray[np.bool_]
     as_of: npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class ChangeableRows:
+    """Rows as they were when they were read for a change.
+
+    `known_at`: by which rows of one `as_of` are told apart, epoch seconds; for a change, its exact event time.
+    `fields` are those of the rows; `is_loaded`: they are a generation's, and no other is read beside it. `overlay`:
+    what the rows' overlay entries were, for `Table.replace` to compare.
+    """
+
+    rows: StoredRows
+    fields: tuple[TensorSpec, ...]
+    is_loaded: bool
+    known_at: npt.NDArray[np.float64]
+    overlay: tuple[bytes | None, ...]

@@ -18,7 +18,7 @@ from inference.errors import Conflict, NotFound, store_error
 from inference.keys import TableKeys, TableKind
 from inference.schema import Block, TensorSpec
 from inference.store.bulk import Pace, send_in_bulk, sum_of
-from inference.store.codec import codec_for, pack_overlay, schema_digest, schema_text
+from inference.store.codec import codec_for, pack_changes, pack_overlay, schema_digest, schema_text
 from inference.store.labels import CANARY
 from inference.store.layout import bucket_count, stored_id
 from inference.store.pipe import pipe_of
@@ -31,9 +31,11 @@ from inference.store.plans import (
     plan_pointer,
     plan_read,
     plan_read_block,
+    plan_read_for_change,
     plan_read_generation,
+    together,
 )
-from inference.store.records import Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
+from inference.store.records import ChangeableRows, Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
 from inference.store.table import SWEEP_AFTER_S
 from inference.store.wire import Piece, encode_lengths, encode_window
 
@@ -60,6 +62,8 @@ class RedisTable:
         self._pipe = pipe_of(client)
         self._pace = pace or Pace()
         self._keys = keys
+        self._kind, self._model = kind, model
+        self._parts: dict[str, RedisTable] = {}
         self._name = f"{_KIND_NAMES[kind]} of {model!r}"
         self._memory = ReaderMemory()
         self._scripts = {name: client.register_script(text) for name, text in _SCRIPTS.items()}
@@ -269,6 +273,19 @@ class RedisTable:
         """See `Table.read_block`."""
         return self._run(plan_read_block(self._keys, self._memory, ids))
 
+    def part(self, name: str) -> RedisTable:
+        """See `Table.part`."""
+        part = self._parts.get(name)
+        if part is None:
+            part = RedisTable(self._client, self._keys.part(name), kind=self._kind, model=self._model)
+            self._parts[name] = part
+        return part
+
+    def read_blocks(self, ids: Sequence[str], parts: Sequence[str]) -> list[StoredRows | None]:
+        """See `Table.read_blocks`."""
+        tables = [self, *(self.part(name) for name in parts)]
+        return self._run(together([plan_read_block(table._keys, table._memory, ids) for table in tables]))
+
     def upsert(
         self,
         ids: Sequence[str],
@@ -290,10 +307,43 @@ class RedisTable:
             raise ValueError(f"{len(keys)} ids for {len(entries)} rows")
         self._upsert(keys, entries, schema, keep_s)
 
+    def read_for_change(self, ids: Sequence[str]) -> ChangeableRows | None:
+        """See `Table.read_for_change`."""
+        return self._run(plan_read_for_change(self._keys, self._memory, ids))
+
+    def replace(
+        self,
+        ids: Sequence[str],
+        fields: Sequence[TensorSpec],
+        block: Block,
+        *,
+        known_at: npt.NDArray[np.float64],
+        expected: Sequence[bytes | None],
+        keep_s: float,
+    ) -> list[bool]:
+        """See `Table.replace`."""
+        schema = tuple(fields)
+        entries = pack_changes(schema, block, known_at)
+        keys = [self._keys.overlay(stored_id(entity_id)) for entity_id in ids]
+        pairs = [part for pair in zip(expected, entries, strict=True) for part in (pair[0] or b"", pair[1])]
+        head = [_to_milliseconds(keep_s), schema_digest(schema), schema_text(schema)]
+        done: list[int] = []
+        for start in range(0, len(keys), _IDS_PER_UPSERT):
+            part, its_pairs = keys[start : start + _IDS_PER_UPSERT], pairs[2 * start : 2 * (start + _IDS_PER_UPSERT)]
+            done += self._script("replace", [self._keys.schemas, *part], [*head, *its_pairs])
+        return [bool(one) for one in done]
+
+    def outdate(self, ids: Sequence[str], *, as_of: npt.NDArray[np.float64], keep_s: float) -> None:
+        """See `Table.outdate`."""
+        keys = [self._keys.overlay(stored_id(entity_id)) for entity_id in ids]
+        for start in range(0, len(keys), _IDS_PER_UPSERT):
+            part = slice(start, start + _IDS_PER_UPSERT)
+            self._script("outdate", keys[part], [_to_milliseconds(keep_s), *as_of[part].astype(np.int64).tolist()])
+
     def _upsert(
         self, keys: Sequence[bytes], entries: Sequence[bytes], schema: tuple[TensorSpec, ...], keep_s: float
     ) -> None:
-        head = [max(1, math.ceil(keep_s * 1000)), schema_digest(schema), schema_text(schema)]
+        head = [_to_milliseconds(keep_s), schema_digest(schema), schema_text(schema)]
         for start in range(0, len(keys), _IDS_PER_UPSERT):
             part = slice(start, start + _IDS_PER_UPSERT)
             self._script_again("upsert", [self._keys.schemas, *keys[part]], [*head, *entries[part]])
@@ -365,3 +415,7 @@ class RedisTable:
 def _to_seconds(time_reply: Sequence[Any]) -> float:
     seconds, microseconds = time_reply
     return int(seconds) + int(microseconds) / 1e6
+
+
+def _to_milliseconds(seconds: float) -> int:
+    return max(1, math.ceil(seconds * 1000))

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.schema import Block, TensorSpec
-from inference.store.records import Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
+from inference.store.records import ChangeableRows, Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
 
 #: seconds between the two sweeps of collection: longer than a straggling writer holds one window
 SWEEP_AFTER_S = 900.0
@@ -159,6 +159,18 @@ class Table(Protocol):
         The fields are the current generation's. An overlay entry with other fields is left out.
         """
 
+    # --- parts ---------------------------------------------------------------------------------------
+
+    def part(self, name: str) -> Table:
+        """Return the overlay of a part of the rows, such as one group of features: a table without generations.
+
+        Its entries have fields of their own, and stand beside the rows of this table; which of them is the newer one
+        is for the reader to say.
+        """
+
+    def read_blocks(self, ids: Sequence[str], parts: Sequence[str]) -> list[StoredRows | None]:
+        """Return what `read_block` does, of this table and then of each part, read at once."""
+
     # --- overlay -----------------------------------------------------------------------------------
 
     def upsert(
@@ -177,4 +189,32 @@ class Table(Protocol):
 
         Never overwrites an entry of the same model version with a newer (`as_of`, `computed_at`).
         `model_version` is 0 for features.
+        """
+
+    # --- changes of features -----------------------------------------------------------------------
+
+    def read_for_change(self, ids: Sequence[str]) -> ChangeableRows | None:
+        """Return each id's newest row as `read_block` does, with what `replace` needs; None when nothing is stored."""
+
+    def replace(
+        self,
+        ids: Sequence[str],
+        fields: Sequence[TensorSpec],
+        block: Block,
+        *,
+        known_at: npt.NDArray[np.float64],
+        expected: Sequence[bytes | None],
+        keep_s: float,
+    ) -> list[bool]:
+        """Store rows of features, each only if its overlay entry still is what was `expected`; tell of which it was.
+
+        `known_at`: the rows' event times, whose whole seconds are their `as_of`.
+        """
+
+    def outdate(self, ids: Sequence[str], *, as_of: npt.NDArray[np.float64], keep_s: float) -> None:
+        """Note in a table of predictions that features of the ids, of `as_of`, have just changed.
+
+        From then on what was computed on demand before is gone, and stays so if a worker stores it late; what a run
+        computed is `outdated` if it is older than `as_of`. The note goes with the next answer computed on demand, or
+        after `keep_s` seconds.
         """

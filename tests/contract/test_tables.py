@@ -634,3 +634,109 @@ def test_a_rollback_takes_the_label_stable_along(room: Room) -> None:
     assert not room.table.activate(2)
     room.table.label("stable", 2)
     assert room.table.pointer().held_versions == frozenset()
+
+
+# --- changes of features -------------------------------------------------------------------------------
+
+
+def replace(room: Room, entity_id: str, value: float, *, at: float, expected: bytes | None) -> bool:
+    block = {"price": np.array([value], np.float32)}
+    [done] = room.table.replace([entity_id], PRICE, block, known_at=np.array([at]), expected=[expected], keep_s=3600)
+    return done
+
+
+def test_a_change_is_stored_only_over_what_was_read_for_it(room: Room) -> None:
+    room.publish({"a": 1.0}, version=0, as_of=50)
+    seen = room.table.read_for_change(["a", "nobody"])
+    assert seen is not None
+    assert (seen.overlay, seen.rows.found.tolist(), seen.rows.as_of[0]) == ((None, None), [True, False], 50)
+    assert seen.fields == PRICE
+    assert replace(room, "a", 2.0, at=60.25, expected=None)
+    assert not replace(room, "a", 3.0, at=61, expected=None), "another one was quicker"
+    assert room.price("a") == 2.0
+    seen = room.table.read_for_change(["a"])
+    assert seen is not None
+    assert (seen.rows.as_of[0], seen.known_at[0]) == (60, 60.25)
+    assert replace(room, "a", 3.0, at=61, expected=seen.overlay[0])
+    assert room.price("a") == 3.0
+
+
+def test_nothing_was_read_where_nothing_is_stored(room: Room) -> None:
+    assert room.table.read_for_change(["a"]) is None
+    assert replace(room, "a", 2.0, at=60, expected=None)
+    assert room.price("a") == 2.0
+
+
+def outdate(room: Room, entity_id: str, as_of: float) -> None:
+    room.table.outdate([entity_id], as_of=np.array([as_of]), keep_s=3600)
+
+
+def test_an_answer_computed_before_the_features_changed_is_gone_and_stays_so(room: Room) -> None:
+    room.table.activate(1)
+    before = room.table.now()
+    room.upsert("a", 1.0, as_of=100, computed_at=before)
+    outdate(room, "a", 100)
+    assert room.price("a") is None
+    room.upsert("a", 1.5, as_of=10_000, computed_at=before)
+    assert room.price("a") is None, "a worker that had read the old features stored its answer late"
+    room.upsert("a", 2.0, as_of=100, computed_at=room.table.now() + 1)
+    assert room.price("a") == 2.0
+
+
+def test_what_a_run_computed_is_outdated_by_newer_features_only(room: Room) -> None:
+    room.table.activate(1)
+    room.publish({"a": 1.0, "b": 1.0, "c": 1.0}, as_of=100)
+    outdate(room, "a", 101)
+    outdate(room, "b", 100)
+    outdate(room, "a", 7)
+    found = room.table.read(["a", "b", "c"])
+    assert [entry is not None and entry.outdated for entry in found] == [True, False, False]
+    assert [entry and entry.retried_at for entry in found] == [None] * 3, "nobody has computed it anew"
+    room.publish({"a": 2.0}, as_of=102)
+    newer = room.table.read(["a"])[0]
+    assert newer is not None
+    assert (newer.values["price"], newer.outdated) == (2.0, False)
+
+
+def test_an_answer_computed_since_a_change_is_served_though_a_part_of_its_features_is_older(room: Room) -> None:
+    room.table.activate(1)
+    room.publish({"a": 1.0, "b": 1.0}, as_of=100)
+    outdate(room, "a", 105)
+    for entity_id in ("a", "b"):
+        room.upsert(entity_id, 2.0, as_of=90, computed_at=room.table.now() + 1)
+    assert (room.price("a"), room.price("b")) == (2.0, 1.0)
+    room.upsert("a", 3.0, as_of=90, computed_at=room.table.now() + 2)
+    assert room.price("a") == 3.0
+    entry = room.table.read(["a"])[0]
+    assert entry is not None
+    assert (entry.origin, entry.as_of) == (Origin.REALTIME, 90)
+
+
+def test_an_outdated_entity_takes_no_older_row_of_a_partial_run(room: Room) -> None:
+    room.table.activate(1)
+    outdate(room, "a", 100)
+    older = room.generation({"a": 1.0}, as_of=99)
+    room.table.move_to_overlay(older.number, keep_s=3600)
+    assert room.price("a") is None
+    newer = room.generation({"a": 2.0}, as_of=100)
+    room.table.move_to_overlay(newer.number, keep_s=3600)
+    assert room.price("a") == 2.0
+
+
+def test_parts_stand_beside_the_rows_with_fields_of_their_own_and_are_read_at_once(room: Room) -> None:
+    assert room.table.read_blocks(["a"], ["x"]) == [None, None]
+    room.publish({"a": 1.0, "b": 2.0}, as_of=100)
+    fields = (TensorSpec("label", DType.STRING),)
+    room.table.part("x").upsert(
+        ["b"], fields, {"label": np.array(["new"], object)}, as_of=np.array([50.0]),
+        computed_at=60.0, model_version=0, origin=Origin.UPSERT, keep_s=3600,
+    )  # fmt: skip
+    for _ in range(2):  # with and without what a reader remembers
+        whole, x, y = room.table.read_blocks(["b", "a"], ["x", "y"])
+        assert whole is not None
+        assert x is not None
+        assert y is None
+        assert (whole.block["price"].tolist(), whole.as_of.tolist()) == ([2.0, 1.0], [100, 100])
+        assert (x.block["label"].tolist(), x.found.tolist(), x.as_of.tolist()) == (["new", ""], [True, False], [50, 0])
+    assert room.table.part("y").read_block(["b"]) is None
+    assert [entry and entry.values for entry in room.table.read(["b"])] == [{"price": 2.0}]

@@ -22,9 +22,9 @@ from app.api.parts import Monitoring, Parts
 from app.listening import listen
 from inference.clock import system_clock
 from inference.errors import BrokerUnavailable, Conflict, ModelUnavailable, NotFound, SettingsError
-from inference.features import Feature, FeatureContract
+from inference.features import Feature, FeatureContract, FeatureWriter
 from inference.hits import HitRecorder, HitWindows
-from inference.keys import Keys
+from inference.keys import Keys, TableKind
 from inference.models import ModelRegistry, VersionRecord
 from inference.presence import Presence
 from inference.queues import JobPriority
@@ -33,6 +33,7 @@ from inference.serving import PredictionService
 from inference.serving.job_queue import LOST_AFTER_S, STALLED_AFTER_S, JobQueue
 from inference.serving.jobs import MAX_BEGUN, run_part
 from inference.settings import ApiSettings, Settings
+from inference.store import RedisTable
 from tests.support.redis_server import RedisServer
 from tests.support.serving_fakes import FakeReader, FakeWorkers, entry
 
@@ -147,6 +148,13 @@ class Deployment:
             run_part(self.client, KEYS, self.scorer, kwargs["job_id"], kwargs["part"])
         self.sent.clear()
 
+    def feature_writer(self, model: str, contract: FeatureContract) -> FeatureWriter:
+        features, predictions = (
+            RedisTable(self.client, KEYS.table(kind, model), kind=kind, model=model)
+            for kind in (TableKind.FEATURES, TableKind.PREDICTIONS)
+        )
+        return FeatureWriter(features, predictions, contract, keep_s=3600)
+
     @asynccontextmanager
     async def open_parts(self, settings: Settings) -> AsyncIterator[Parts]:
         self.recorder = HitRecorder(self.asyncio_client, KEYS)
@@ -165,6 +173,7 @@ class Deployment:
                 queues=list,
                 roster=Presence(self.client, KEYS).roster,
             ),
+            feature_writer=self.feature_writer,
             records=ModelRegistry(self.client, KEYS).versions,
         )
         yield parts

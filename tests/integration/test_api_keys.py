@@ -64,6 +64,8 @@ ROUTES = [
     ("GET", "/nowhere", "read"),
     ("POST", "/predictions", "enqueue"),
     ("DELETE", "/predictions/x", "enqueue"),
+    ("PUT", "/features", "write"),
+    ("PUT", "/features/x/y", "write"),
     ("POST", "/runs", "admin"),
     ("POST", "/models/delay/rollback", "admin"),
 ]
@@ -77,7 +79,7 @@ async def test_each_route_wants_a_key_with_its_scope(
     path: str,
     scope: str,
 ) -> None:
-    others = [f"--scope={other}" for other in ("read", "enqueue", "admin") if other != scope]
+    others = [f"--scope={other}" for other in ("read", "enqueue", "write", "admin") if other != scope]
     right, wrong = new_key(tmp_path, f"--scope={scope}"), new_key(tmp_path, *others)
     keys = {"right": right.settings["shop"], "wrong": wrong.settings["shop"]}
     async with serving(it, keys) as http:

@@ -61,3 +61,9 @@ def test_an_answer_may_be_given_while_it_is_computed_anew_but_not_when_the_reque
     assert rules.judge(stored, 1150) is Freshness.REVALIDATE
     assert rules.judge(stored, 1151) is Freshness.STALE
     assert rules.judge(stored, 1150, max_staleness_s=100) is Freshness.STALE
+
+
+def test_what_is_older_than_the_entity_s_features_is_computed_anew_whatever_its_age() -> None:
+    outdated = entry(as_of=1000)._replace(outdated=True)
+    assert RULES.judge(outdated, 1000) is Freshness.STALE
+    assert RULES.judge(outdated, 1000, max_staleness_s=4000) is Freshness.STALE

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from inference.errors import SettingsError, UnknownModel
-from inference.settings import load_settings
-from inference.settings.model import parse_duration
+from inference.settings import load_settings, parse_duration
 
 MINIMAL = '[models.delay]\npath = "models/delay"\n'
 

@@ -153,10 +153,8 @@ TIMED: dict[str, dict[str, tuple[str, Callable[[str, Callable[..., Any]], Callab
         "Dispatcher.__init__": ("send", _send),
         "Dispatcher.__call__": ("dispatch", _dispatch),
     },
-    "inference.serving.scorer": {
-        "RealtimeScorer.predict_entities": ("task", _task),
-        "score_rows": ("model", _plain),
-    },
+    "inference.serving.scorer": {"RealtimeScorer.predict_entities": ("task", _task)},
+    "inference.serving.answering": {"score_rows": ("model", _plain)},
     "inference.store.redis_table": {"RedisTable.read_block": ("read", _plain), "RedisTable.upsert": ("write", _plain)},
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from inference.schema import Block, Signature
@@ -33,11 +34,15 @@ class LoadOptions:
     """What the settings say about loading a model.
 
     `allow_code`: files that run code when they are loaded may be loaded.
+    `import_functions`: the functions that the features name are imported at once, not when they are first called;
+    `code_folder`: where their modules are looked for that Python does not find by itself.
     `gpu_memory_share`: the fraction of each GPU's memory to take; None takes what is needed as it is needed.
     """
 
     allow_code: bool = False
     gpu_memory_share: float | None = None
+    import_functions: bool = True
+    code_folder: Path | None = None
 
 
 def one_line(error: BaseException) -> str:

@@ -39,3 +39,11 @@ def test_a_slot_is_due_once_and_the_next_is_waited_for() -> None:
 
 def test_beat_keeps_no_state_file() -> None:
     assert beat_schedule.make_beat(settings("30s")).conf.beat_scheduler == "celery.beat:Scheduler"
+
+
+def test_parity_is_checked_only_where_it_is_asked_for() -> None:
+    models = {"m": {"path": "m", "parity": {"every": "15m"}}, "other": {"path": "o"}}
+    entries = beat_entries(Settings.model_validate({"models": models}))
+    assert list(entries) == ["parity m"]
+    assert entries["parity m"]["task"] == "forecache.check_parity"
+    assert entries["parity m"]["schedule"].total_seconds() == 900

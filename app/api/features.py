@@ -1,0 +1,112 @@
+"""Single updates of features: `PUT /features/{entity_id}`, and of many entities `PUT /features`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
+
+from app.api.bodies import ENTITY_ID_SCHEMA, MAX_ROWS, JsonResponse
+from app.api.hot_path import entity_id_of
+from app.api.parts import Parts, parts_of
+from app.api.problems import documented
+from inference.errors import ModelUnavailable
+from inference.features.updates import FeatureUpdate, UpdateResult
+
+router = APIRouter(prefix="/features", tags=["features"])
+
+PREFIX = "/features/"
+EntityId = Annotated[str, WithJsonSchema(ENTITY_ID_SCHEMA)]
+ModelName = Annotated[str | None, Query(description="may be left out when one is configured")]
+
+
+class FeaturesBody(BaseModel):
+    """New values of features: by name, or all of them as a list in the contract's order.
+
+    `event_time`: since when they hold, ISO 8601 with an offset; left out, now.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    features: Annotated[dict[str, Any], Field(min_length=1)] | Annotated[list[Any], Field(min_length=1)]
+    event_time: AwareDatetime | None = None
+
+    @field_validator("event_time", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        # pydantic would take a number for seconds or milliseconds, by its size
+        if value is not None and not isinstance(value, str | datetime):
+            raise ValueError("write it as ISO 8601 with an offset")
+        return value
+
+    def update(self, entity_id: str) -> FeatureUpdate:
+        """Return the update of an entity."""
+        return FeatureUpdate(entity_id, self.features, self.event_time.timestamp() if self.event_time else None)
+
+
+class ItemBody(FeaturesBody):
+    """New values of one entity's features."""
+
+    entity_id: EntityId
+
+
+class ItemsBody(BaseModel):
+    """Updates of up to 1 000 different entities."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    items: Annotated[list[ItemBody], Field(min_length=1, max_length=MAX_ROWS)]
+
+
+class UpdatedBody(BaseModel):
+    """What became of an update: `applied`, or not all of it, because newer features stand in the groups `not_applied`.
+
+    `as_of`: of what stands now, of the groups that were named the oldest.
+    """
+
+    entity_id: str
+    applied: bool
+    as_of: str
+    not_applied: list[str]
+
+
+class UpdatedItemsBody(BaseModel):
+    """What became of each update, in the order asked."""
+
+    model: str
+    items: list[UpdatedBody]
+
+
+@router.put("", response_model=UpdatedItemsBody, responses=documented(400, 404, 409, 413, 503))
+async def put_many(body: ItemsBody, parts: Annotated[Parts, Depends(parts_of)], model: ModelName = None) -> Response:
+    """Store features of up to 1 000 entities, all or none of them, unless newer ones are stored."""
+    name, _ = parts.settings.model(model)
+    results = await _write(parts, name, [item.update(item.entity_id) for item in body.items], "items.{}.")
+    return JsonResponse({"model": name, "items": [result.to_json() for result in results]})
+
+
+@router.put("/{entity_id:path}", response_model=UpdatedBody, responses=documented(400, 404, 409, 413, 503))
+async def put_one(
+    entity_id: Annotated[EntityId, Path()],  # noqa: ARG001 - for the document: the path itself tells of bad UTF-8
+    body: FeaturesBody,
+    parts: Annotated[Parts, Depends(parts_of)],
+    request: Request,
+    model: ModelName = None,
+) -> Response:
+    """Store some or all features of an entity, unless newer ones are stored. The next answer is computed from them."""
+    name, _ = parts.settings.model(model)
+    [result] = await _write(parts, name, [body.update(entity_id_of(request.scope, PREFIX))], "")
+    return JsonResponse(result.to_json())
+
+
+async def _write(parts: Parts, model: str, updates: Sequence[FeatureUpdate], place: str) -> list[UpdateResult]:
+    record = (await parts.cards.of(model)).ready(None)
+    if record is None:
+        raise ModelUnavailable(f"model {model!r} has no active version yet: what its features are is not known")
+    writer = parts.feature_writer(model, record.contract)
+    results = await parts.in_thread(lambda: writer.write(updates, place=place))
+    parts.service.forget_unknown(model, [update.entity_id for update in updates])
+    return results

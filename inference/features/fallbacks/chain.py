@@ -1,0 +1,156 @@
+"""A model's fallbacks in order: each is asked for what those before it did not know."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from inference.errors import FeaturesUnavailable, SourceError
+from inference.features.columns import column_values, type_problem
+from inference.features.event_time import check_event_time_column, event_times
+from inference.features.fallbacks.member import Member
+from inference.features.feature import Feature
+from inference.features.gathering import Found
+from inference.features.groups import FeatureGroup
+from inference.features.rows import blank
+from inference.logs import get_logger
+from inference.schema import Block
+
+log = get_logger(__name__)
+
+
+class FallbackOutcome(StrEnum):
+    """What a fallback had to say of one entity."""
+
+    #: it knew its features
+    FOUND = "found"
+    #: it does not know it
+    NOT_FOUND = "not_found"
+    #: one of the two above, said a moment ago and remembered
+    CACHED = "cached"
+    #: it did not answer, or not in time
+    FAILED = "failed"
+    #: it knew features that do not fit the contract
+    INVALID = "invalid"
+
+
+#: takes "NAME:OUTCOME" → entities
+Count = Callable[[Mapping[str, int]], None]
+
+
+class FallbackChain:
+    """Asks one fallback after the other. One that fails is passed over, and what then is not found may be known to it.
+
+    `event_time_column`: of what they return, if it is there; without one, values are of now.
+    """
+
+    name = "fallbacks"
+
+    def __init__(self, members: Sequence[Member], *, event_time_column: str | None, count: Count) -> None:
+        self._members = members
+        self._event_time_column = event_time_column
+        self._count = count
+
+    def find(self, entity_ids: Sequence[str], group: FeatureGroup, features: Sequence[Feature]) -> Found:  # noqa: ARG002
+        """See `Fallback.find`."""
+        answer = _Answer(entity_ids, features)
+        counts: Counter[str] = Counter()
+        for member in self._members:
+            left = answer.left()
+            if not len(left):
+                break
+            try:
+                self._ask(member, answer, left, counts)
+            except FeaturesUnavailable as error:
+                answer.outage = error.message
+                counts[f"{member.name}:{FallbackOutcome.FAILED}"] += len(left)
+        if counts:
+            self._count(counts)
+        return answer.found()
+
+    def close(self) -> None:
+        """Let go of all threads and connections."""
+        for member in self._members:
+            member.close()
+
+    def _ask(self, member: Member, answer: _Answer, left: npt.NDArray[np.intp], counts: Counter[str]) -> None:
+        told = member.ask([answer.entity_ids[row] for row in left])
+        known = np.array([told.rows[answer.entity_ids[row]] is not None for row in left], np.bool_)
+        rows = left[known]
+        try:
+            fits = answer.take(rows, [told.rows[answer.entity_ids[row]] or {} for row in rows], self._event_time_column)
+        except (SourceError, pa.ArrowException) as error:
+            log.warning("fallback.invalid", fallback=member.name, error=str(error))
+            fits = np.zeros(len(rows), np.bool_)
+        answer.source[rows[fits]] = f"fallback:{member.name}"
+        cached = sum(answer.entity_ids[row] in told.cached for row in left)
+        for outcome, number in (
+            (FallbackOutcome.CACHED, cached),
+            (FallbackOutcome.INVALID, int((~fits).sum())),
+            (FallbackOutcome.FOUND, sum(answer.entity_ids[row] not in told.cached for row in rows[fits])),
+            (FallbackOutcome.NOT_FOUND, sum(answer.entity_ids[row] not in told.cached for row in left[~known])),
+        ):
+            if number:
+                counts[f"{member.name}:{outcome}"] += number
+
+
+class _Answer:
+    """What is known so far of the entities asked for."""
+
+    def __init__(self, entity_ids: Sequence[str], features: Sequence[Feature]) -> None:
+        count = len(entity_ids)
+        self.entity_ids = entity_ids
+        self.features = features
+        self.outage: str | None = None
+        self.source = np.full(count, "", object)
+        self._block: Block = {feature.name: blank(feature, count) for feature in features}
+        self._missing = {feature.name: np.zeros(count, np.bool_) for feature in features}
+        self._as_of = np.full(count, np.nan)
+
+    def left(self) -> npt.NDArray[np.intp]:
+        """Return the positions that nobody knew so far."""
+        return np.flatnonzero(self.source == "")
+
+    def take(
+        self, rows: npt.NDArray[np.intp], told: Sequence[Mapping[str, Any]], event_time_column: str | None
+    ) -> npt.NDArray[np.bool_]:
+        """Take values over; return which rows fit the contract.
+
+        Raises:
+            SourceError: a column's type does not fit its feature.
+        """
+        fits = np.full(len(rows), True)
+        if not len(rows):
+            return fits
+        self._as_of[rows] = np.nan
+        for feature in self.features:
+            column = pa.array([row.get(feature.name) for row in told], from_pandas=True)
+            problem = type_problem(feature, column.type)
+            if problem:
+                raise SourceError(f"column {feature.name!r} {problem}", field=feature.name)
+            values, missing, misfit = column_values(column, feature)
+            self._block[feature.name][rows] = values
+            self._missing[feature.name][rows] = missing
+            fits &= ~misfit
+        if event_time_column is not None and any(event_time_column in row for row in told):
+            times = pa.array([row.get(event_time_column) for row in told], from_pandas=True)
+            check_event_time_column(event_time_column, times.type)
+            self._as_of[rows] = event_times(times)
+        return fits
+
+    def found(self) -> Found:
+        """Return what is known in the end."""
+        return Found(
+            found=self.source != "",
+            block=self._block,
+            as_of=self._as_of,
+            source=self.source.tolist(),
+            missing=self._missing,
+            outage=self.outage,
+        )

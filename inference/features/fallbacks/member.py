@@ -1,0 +1,105 @@
+"""One fallback: asked in a thread of its own, within its time, and what it said is remembered for a moment."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+from typing import Any
+
+from cachetools import TTLCache
+
+from inference.errors import FeaturesUnavailable, ForecacheError
+from inference.features.fallbacks.knower import Knower, Known
+from inference.logs import get_logger
+from inference.settings import FallbackSettings
+
+log = get_logger(__name__)
+
+#: one that failed is left alone for so long: each request would wait for it in vain
+REST_S = 1.0
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a fallback says of entities: `rows` by id, None for those that it does not know; `cached`: said before."""
+
+    rows: Mapping[str, Mapping[str, Any] | None]
+    cached: frozenset[str]
+
+
+class Member:
+    """One fallback of a chain. Threads may share it."""
+
+    def __init__(self, settings: FallbackSettings, knower: Knower) -> None:
+        self.name = settings.name
+        self._knower = knower
+        self._timeout_s = settings.timeout
+        self._threads = ThreadPoolExecutor(settings.pool, thread_name_prefix=f"fallback-{settings.name}")
+        # a call whose time is up goes on, and keeps its place until it ends
+        self._room = threading.BoundedSemaphore(settings.pool)
+        self._cache: TTLCache[str, Mapping[str, Any] | None] = TTLCache(settings.cache_entities, settings.cache)
+        self._lock = threading.Lock()
+        self._rests_until = 0.0
+
+    def ask(self, entity_ids: Sequence[str]) -> Told:
+        """Return what is known of the entities.
+
+        Raises:
+            FeaturesUnavailable: it failed, took too long, is busy with calls that do, or did so a moment ago.
+        """
+        with self._lock:
+            known = {entity_id: self._cache[entity_id] for entity_id in entity_ids if entity_id in self._cache}
+        left = [entity_id for entity_id in entity_ids if entity_id not in known]
+        cached = frozenset(known)
+        if left:
+            fetched = self._fetch(left)
+            told = {entity_id: fetched.get(entity_id) for entity_id in left}
+            with self._lock:
+                self._cache.update(told)
+            known |= told
+        return Told(known, cached)
+
+    def close(self) -> None:
+        """Let go of its threads and connections."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._knower.close()
+
+    def _fetch(self, entity_ids: list[str]) -> Known:
+        if time.monotonic() < self._rests_until:
+            raise FeaturesUnavailable(f"the fallback {self.name!r} failed a moment ago")
+        if not self._room.acquire(blocking=False):
+            raise self._failed("busy: all its calls are on their way")
+        try:
+            future = self._threads.submit(self._knower.fetch, entity_ids)
+        except BaseException:
+            self._room.release()
+            raise
+        future.add_done_callback(self._leave)
+        try:
+            return future.result(self._timeout_s)
+        except FutureTimeoutError as error:
+            # the knower may raise the same
+            why = f"it took over {self._timeout_s:g} s" if not future.done() else _words(error)
+            raise self._failed(why) from error
+        except Exception as error:  # a driver or a user's function may raise anything
+            raise self._failed(_words(error)) from error
+
+    def _leave(self, _: Future[Known]) -> None:
+        self._room.release()
+
+    def _failed(self, why: str) -> FeaturesUnavailable:
+        self._rests_until = time.monotonic() + REST_S
+        log.warning("fallback.failed", fallback=self.name, error=why)
+        return FeaturesUnavailable(f"the fallback {self.name!r} failed: {why}")
+
+
+def _words(error: BaseException) -> str:
+    if isinstance(error, ForecacheError):
+        return error.message
+    # of SQLAlchemy's errors, what the driver said: its own text has the query
+    cause = getattr(error, "orig", None) or error
+    return f"{type(cause).__name__}: {cause}".splitlines()[0][:300]

@@ -1,0 +1,187 @@
+"""Features that are computed when they are needed, the same way for runs and for requests."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Collection
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from inference.clock import to_datetime
+from inference.errors import FunctionFailed, ModelError
+from inference.features.columns import Values, column_values, type_problem
+from inference.features.contract import FeatureContract
+from inference.features.feature import Feature
+from inference.features.groups import FeatureGroup, GroupSource
+from inference.logs import get_logger
+from inference.schema import Block, rows_in
+
+log = get_logger(__name__)
+
+#: rows of features by name and the instant in; the group's features by name out, a row for each row
+FeatureFunction = Callable[[pd.DataFrame, datetime], pd.DataFrame]
+
+_MONDAY_TO_FRIDAY = 5
+
+
+class _Ready(NamedTuple):
+    group: FeatureGroup
+    features: tuple[Feature, ...]
+    zone: ZoneInfo
+
+
+class FeatureFunctions:
+    """The function groups of a contract. Code is imported when a function is first called, or by `import_all`.
+
+    `folder`: where modules are looked for that Python does not find by itself; None for nowhere.
+    """
+
+    def __init__(self, contract: FeatureContract, folder: Path | None = None) -> None:
+        self._groups = [
+            _Ready(group, contract.features_of(group.name), ZoneInfo(group.timezone or "UTC"))
+            for group in contract.groups_from(GroupSource.FUNCTION)
+        ]
+        self._folder = folder
+        self._functions: dict[str, FeatureFunction] = {}
+
+    def import_all(self) -> None:
+        """Import every function.
+
+        Raises:
+            ModelError: one cannot be imported, or is no function; names the group.
+        """
+        for ready in self._groups:
+            self._function(ready)
+
+    def compute(self, block: Block, at: float, wanted: Collection[str]) -> dict[str, Values]:
+        """Return the features of the functions that have a `wanted` one, for rows that are whole.
+
+        `block`: the other features; each function gets a copy.
+        `at`: epoch seconds, told to the functions as an aware time in their group's zone.
+
+        Raises:
+            FunctionFailed: a function raised, or returned something else than its group's features for each row.
+            ModelError: a function cannot be imported.
+        """
+        values: dict[str, Values] = {}
+        for ready in self._groups:
+            if not any(feature.name in wanted for feature in ready.features):
+                continue
+            function = self._function(ready)
+            frame = pd.DataFrame({name: _column(array) for name, array in block.items()}, index=range(rows_in(block)))
+            try:
+                result = function(frame, to_datetime(at).astimezone(ready.zone))
+            except Exception as error:
+                log.exception("features.function_failed", group=ready.group.name, function=ready.group.function)
+                raise _failed(ready, f"raised {type(error).__name__}") from error
+            values |= _values(ready, result, rows_in(block))
+        return values
+
+    def _function(self, ready: _Ready) -> FeatureFunction:
+        name = ready.group.name
+        if name not in self._functions:
+            self._functions[name] = (
+                _imported(ready.group, self._folder) if ready.group.runs_code else _clock_function(ready)
+            )
+        return self._functions[name]
+
+
+def check_code_allowed(contract: FeatureContract, *, allow_code: bool) -> None:
+    """Refuse a contract that names functions of somebody's own, unless the settings allow that. Imports nothing.
+
+    Raises:
+        ModelError: names the group and says how to allow it.
+    """
+    for group in contract.groups:
+        if group.runs_code and not allow_code:
+            raise ModelError(
+                f"features.json: group {group.name!r} runs code ({group.function}): set allow_code = true under "
+                "[models.NAME] if you trust whoever can write it",
+                field="allow_code",
+            )
+
+
+def _imported(group: FeatureGroup, folder: Path | None) -> FeatureFunction:
+    module_name, _, name = str(group.function).partition(":")
+    try:
+        _make_findable(module_name, folder)
+        function = getattr(importlib.import_module(module_name), name, None)
+    except Exception as error:  # a module may raise anything while it is imported
+        why = f"{type(error).__name__}: {error}"
+        raise ModelError(
+            f"features.json: group {group.name!r}: {group.function} cannot be imported: {why}", field=group.name
+        ) from error
+    if not callable(function):
+        raise ModelError(
+            f"features.json: group {group.name!r}: module {module_name!r} has no function {name!r}", field=group.name
+        )
+    return function  # type: ignore[no-any-return]  # what it returns is checked at each call
+
+
+def _make_findable(module: str, folder: Path | None) -> None:
+    """Let a module that Python does not find be found in a folder, which comes last, so that it hides nothing."""
+    top = module.partition(".")[0]
+    if folder is None or str(folder) in sys.path or importlib.util.find_spec(top) is not None:
+        return
+    sys.path.append(str(folder))
+    importlib.invalidate_caches()
+
+
+def _clock_function(ready: _Ready) -> FeatureFunction:
+    name = ready.features[0].name
+    of_instant: dict[str, Callable[[datetime], int]] = {
+        "hour_of_day": lambda at: at.hour,
+        "day_of_week": lambda at: at.weekday(),
+        "weekend": lambda at: int(at.weekday() >= _MONDAY_TO_FRIDAY),
+    }
+    value = of_instant[str(ready.group.function)]
+    return lambda frame, at: pd.DataFrame({name: np.full(len(frame), value(at))})
+
+
+def _column(array: Any) -> Any:
+    return list(array) if array.ndim > 1 else array.copy()
+
+
+def _values(ready: _Ready, result: Any, rows: int) -> dict[str, Values]:
+    names = [feature.name for feature in ready.features]
+    if not isinstance(result, pd.DataFrame):
+        raise _failed(ready, f"returned {type(result).__name__}, not a pandas.DataFrame")
+    if len(result) != rows:
+        raise _failed(ready, f"returned {len(result)} rows for {rows}")
+    if sorted(map(str, result.columns)) != sorted(names):
+        raise _failed(ready, f"returned the columns {', '.join(map(str, result.columns))}; its group has others")
+    return {feature.name: _feature_values(ready, feature, result[feature.name]) for feature in ready.features}
+
+
+def _feature_values(ready: _Ready, feature: Feature, column: Any) -> Values:
+    try:
+        # arrays of several dimensions stand in a column of objects, as lists
+        array = pa.array(column.map(_plain) if feature.shape else column, from_pandas=True)
+        if isinstance(array, pa.ChunkedArray):
+            array = array.combine_chunks()
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        raise _failed(ready, "returned values of different kinds", feature) from error
+    problem = type_problem(feature, array.type)
+    if problem:
+        raise _failed(ready, f"returned a column that {problem.replace(' in the table', '')}", feature)
+    return column_values(array, feature)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray) else value
+
+
+def _failed(ready: _Ready, what: str, feature: Feature | None = None) -> FunctionFailed:
+    named = [feature.name] if feature else [one.name for one in ready.features]
+    group = ready.group
+    return FunctionFailed(
+        f"feature group {group.name!r} ({', '.join(named)}): function {group.function} {what}", field=named[0]
+    )

@@ -1,0 +1,196 @@
+"""Whether batch and real time give the same answers: a sample of each is computed again the other way.
+
+Answers that differ though the very same vector made them are a disagreement, a defect; those that another vector made
+are drift: the features in the store are not those of the table, or have changed since.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import redis
+
+from inference.batch.ledger import Ledger
+from inference.batch.records import RunRecord
+from inference.batch.rows import PreparedRows, Preparer
+from inference.errors import ModelUnavailable, NotFound, SourceError, StoreUnavailable
+from inference.features import Fallback, FeatureGatherer
+from inference.features.rows import take
+from inference.hits import ParityResult
+from inference.keys import Keys, TableKind
+from inference.logs import get_logger
+from inference.models import LoadedModel, ModelHost, prediction_values, score_rows
+from inference.models.vectors import answers_agree, vector_hashes
+from inference.schema import Block, DType, rows_in
+from inference.serving.answer_sample import SampledAnswer, sampled_answers
+from inference.settings import Settings
+from inference.sources import read_slices
+from inference.store import Table
+
+log = get_logger(__name__)
+
+#: rows read of one chunk to draw a sample from
+_READ_ROWS = 16_384
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Given:
+    """Answers as they were given, and the vectors that made them."""
+
+    entity_ids: Sequence[str]
+    vectors: Sequence[str]
+    predictions: Sequence[Any]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Checks one model at a time, in a process that may load models."""
+
+    settings: Settings
+    client: redis.Redis
+    keys: Keys
+    host: Callable[[], ModelHost]
+    table: Callable[[TableKind, str], Table]
+    fallback: Callable[[str], Fallback | None]
+
+    def check(self, model: str) -> dict[str, int]:
+        """Compute a sample of a model's answers again, and return "PATH:RESULT" → how many.
+
+        Raises:
+            StoreUnavailable: Redis did not answer in time.
+        """
+        counts: Counter[str] = Counter()
+        for path, results in (("batch", self._batch(model)), ("realtime", self._realtime(model))):
+            counts.update(f"{path}:{result}" for result in results)
+        return dict(counts)
+
+    def _batch(self, model: str) -> list[ParityResult]:
+        """Compute answers of the run that serves again as real time does, from the store."""
+        predictions = self.table(TableKind.PREDICTIONS, model)
+        number = predictions.pointer().current
+        manifest = None if number is None else predictions.manifest(number)
+        if number is None or manifest is None or manifest.run_id is None:
+            return []
+        try:
+            run = Ledger(self.client, self.keys).load(manifest.run_id)
+            loaded = self.host().get(model, manifest.model_version)
+            rows = self._rows_of(run, loaded)
+        except (ModelUnavailable, NotFound, SourceError) as error:  # forgotten or replaced: nothing to go by
+            log.info("parity.no_source", model=model, run_id=manifest.run_id, reason=error.message)
+            return []
+        if rows is None or not rows_in(rows.features):
+            return []
+        ids = rows.usable.ids.to_pylist()
+        entries = predictions.read_generation(ids, number)
+        stored = [None if entry is None else _value(entry.values) for entry in entries]
+        given = Given(ids, vector_hashes(loaded.vectoriser.inputs(_features(loaded, rows.features))), stored)
+        gatherer = FeatureGatherer(self.table(TableKind.FEATURES, model), loaded.vectoriser, self.fallback(model))
+        gathered = gatherer.gather(ids, now=run.created_at)
+        # as many at once as a request's micro-batch may hold, where a run takes thousands
+        size = self.settings.models[model].realtime.max_micro_batch
+        return _compared(model, loaded, given, gathered.rows.block, gathered.rows.rejected, size)
+
+    def _rows_of(self, run: RunRecord, loaded: LoadedModel) -> PreparedRows | None:
+        """Return some rows of a run's table, prepared as the run did."""
+        ledger, mark = Ledger(self.client, self.keys), run.fingerprint
+        number = random.randrange(run.chunks_total or 1)  # noqa: S311 - a sample
+        chunk = ledger.chunk(run.run_id, number)
+        if chunk is None:
+            return None
+        keys = [mark["entity_column"], *([mark["event_time_column"]] if mark["event_time_column"] else [])]
+        columns = list(dict.fromkeys([*keys, *loaded.vectoriser.columns]))
+        batch = next(iter(read_slices(chunk.files, chunk.slices, columns=columns, batch_rows=_READ_ROWS)), None)
+        if batch is None:
+            return None
+        sample = min(self.settings.models[run.model].parity.sample, batch.num_rows)
+        drawn = np.random.default_rng().choice(batch.num_rows, sample, replace=False)
+        preparer = Preparer(loaded.vectoriser, mark["entity_column"], mark["event_time_column"], run.created_at)
+        return preparer.prepare(batch.take(pa.array(np.sort(drawn))))
+
+    def _realtime(self, model: str) -> list[ParityResult]:
+        """Compute answers that were computed on demand again as a run does: from a table, all in one call."""
+        try:
+            answers = sampled_answers(self.client, self.keys, model, self.settings.models[model].parity.sample)
+        except redis.RedisError as error:
+            raise StoreUnavailable("the sample of answers cannot be read: Redis does not answer") from error
+        results = []
+        for version in sorted({answer.model_version for answer in answers}):
+            try:
+                loaded = self.host().get(model, version)
+            except ModelUnavailable:
+                continue  # a version that is gone meanwhile
+            own = [answer for answer in answers if answer.model_version == version]
+            if not loaded.vectoriser.contract.given:
+                continue  # all is computed from the clock: there is no table to compute from
+            results += self._recomputed(model, loaded, own)
+        return results
+
+    def _recomputed(self, model: str, loaded: LoadedModel, answers: Sequence[SampledAnswer]) -> list[ParityResult]:
+        gatherer = FeatureGatherer(self.table(TableKind.FEATURES, model), loaded.vectoriser, self.fallback(model))
+        blocks, rejected = [], []
+        for answer in answers:  # each at its own instant
+            gathered = gatherer.gather([answer.entity_id], now=answer.at)
+            as_table = pa.RecordBatch.from_pydict(
+                {one.name: gathered.rows.block[one.name].tolist() for one in loaded.vectoriser.contract.given}
+            )
+            rows = loaded.vectoriser.features_from_arrow(_typed(loaded, as_table), at=answer.at)
+            blocks.append(rows.block)
+            rejected.append(bool(rows.rejected[0] or gathered.rows.rejected[0]))
+        given = Given(
+            [answer.entity_id for answer in answers],
+            [answer.vector for answer in answers],
+            [answer.prediction for answer in answers],
+        )
+        block = {name: np.concatenate([each[name] for each in blocks]) for name in blocks[0]}
+        return _compared(model, loaded, given, block, np.array(rejected), len(answers))
+
+
+def _compared(
+    model: str, loaded: LoadedModel, given: Given, block: Block, rejected: Any, rows_per_call: int
+) -> list[ParityResult]:
+    """Compute rows again, so many in a call, and compare them with what was given; `rejected` ones have no vector."""
+    inputs = vector_hashes(loaded.vectoriser.inputs(block))
+    same = np.array(
+        [a == b and known is not None for a, b, known in zip(inputs, given.vectors, given.predictions, strict=True)],
+        np.bool_,
+    )
+    rows = np.flatnonzero(same & ~np.asarray(rejected, np.bool_))
+    results = [ParityResult.DRIFTED] * len(inputs)
+    for start in range(0, len(rows), rows_per_call):
+        part = rows[start : start + rows_per_call]
+        scored = score_rows(loaded, take(block, part))
+        values = prediction_values(scored.outputs)
+        for row, value, failed in zip(part.tolist(), values, scored.failed.tolist(), strict=True):
+            agree = not failed and answers_agree(value, given.predictions[row])
+            results[row] = ParityResult.AGREED if agree else ParityResult.DISAGREED
+    wrong = [given.entity_ids[row] for row, result in enumerate(results) if result is ParityResult.DISAGREED]
+    if wrong:
+        log.error("parity.disagreed", model=model, answers=len(wrong), entity_ids=wrong[:_EXAMPLES])
+    return results
+
+
+def _features(loaded: LoadedModel, block: Block) -> Block:
+    """Return the features without what a feature table keeps beside them."""
+    return {name: block[name] for name in loaded.vectoriser.contract.names}
+
+
+def _typed(loaded: LoadedModel, batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Return the columns in the types that a table of these features has."""
+    columns = []
+    for feature in loaded.vectoriser.contract.given:
+        type_ = pa.string() if feature.dtype is DType.STRING else pa.from_numpy_dtype(feature.dtype.numpy)
+        for _ in feature.shape:
+            type_ = pa.list_(type_)
+        columns.append(batch.column(feature.name).cast(type_))
+    return pa.RecordBatch.from_arrays(columns, names=[one.name for one in loaded.vectoriser.contract.given])
+
+
+def _value(values: dict[str, Any]) -> Any:
+    return next(iter(values.values())) if len(values) == 1 else values

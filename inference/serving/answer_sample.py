@@ -1,0 +1,78 @@
+"""A sample of the answers computed on demand, with what made them, so that they can be computed again the other way."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import redis
+
+from inference.keys import Keys
+from inference.logs import get_logger
+from inference.models.vectors import vector_hashes
+from inference.schema import Block
+from inference.settings import Settings
+
+log = get_logger(__name__)
+
+#: seconds between two answers that a worker remembers of a model: what that costs is nothing beside them
+EVERY_S = 1.0
+_KEEP_S = 24 * 3600
+
+
+@dataclass(frozen=True)
+class SampledAnswer:
+    """An answer as it was given. `at`: the instant that it was computed for, epoch seconds."""
+
+    entity_id: str
+    vector: str
+    prediction: Any
+    model_version: int
+    at: float
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> SampledAnswer:
+        """Rebuild from what `AnswerSample` wrote."""
+        return cls(**json.loads(text))
+
+
+class AnswerSample:
+    """Remembers an answer of each model whose parity is checked, once a second at most."""
+
+    def __init__(self, settings: Settings, client: redis.Redis, keys: Keys) -> None:
+        self._settings = settings
+        self._client: Any = client
+        self._keys = keys
+        self._due: dict[str, float] = {}
+
+    def wants(self, model: str) -> bool:
+        """Whether the next answer of a model is remembered."""
+        parity = self._settings.models[model].parity
+        return parity.every is not None and time.monotonic() >= self._due.get(model, 0.0)
+
+    def remember(self, model: str, entity_id: str, inputs: Block, prediction: Any, version: int, at: float) -> None:
+        """Remember an answer; in an outage it is forgotten. `inputs`: of this one row."""
+        self._due[model] = time.monotonic() + EVERY_S
+        key, most = self._keys.answers(model), 2 * self._settings.models[model].parity.sample
+        answer = SampledAnswer(entity_id, vector_hashes(inputs)[0], prediction, version, at)
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.lpush(key, json.dumps(asdict(answer)))
+        pipeline.ltrim(key, 0, most - 1)
+        pipeline.expire(key, _KEEP_S)
+        try:
+            pipeline.execute()
+        except redis.RedisError as error:
+            log.info("answer.not_sampled", model=model, error=type(error).__name__)
+
+
+def sampled_answers(client: redis.Redis, keys: Keys, model: str, most: int) -> Sequence[SampledAnswer]:
+    """Return the newest sampled answers of a model.
+
+    Raises:
+        redis.RedisError: Redis did not answer.
+    """
+    texts: Any = client.lrange(keys.answers(model), 0, most - 1)
+    return [SampledAnswer.from_json(text) for text in texts]

@@ -1,0 +1,126 @@
+"""A request's rows on their way to answers: what is to be computed, what came of it, and what went wrong with which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from inference.errors import ContractError, ForecacheError, PredictionFailed, UnknownEntity
+from inference.features import FeatureRows
+from inference.features.rows import take
+from inference.logs import get_logger
+from inference.models import LoadedModel, prediction_values, score_rows
+from inference.schema import Block
+
+log = get_logger(__name__)
+
+Result = dict[str, Any]
+
+
+@dataclass
+class Answers:
+    """Predictions and errors by position of the request; instants in epoch seconds, Redis time."""
+
+    count: int
+    predictions: dict[int, Any] = field(default_factory=dict)
+    as_of: dict[int, float] = field(default_factory=dict)
+    #: the features in which a default stands for a missing value, where there are any
+    imputed: dict[int, list[str]] = field(default_factory=dict)
+    errors: dict[int, ForecacheError] = field(default_factory=dict)
+    version: int | None = None
+    #: of rows that another version than `version` computed
+    versions: dict[int, int] = field(default_factory=dict)
+    #: positions whose features a fallback that did not answer may know
+    doubtful: set[int] = field(default_factory=set)
+
+    def to_json(self, model: str | None, entity_ids: Sequence[str | None], computed_at: float) -> Result:
+        """Return a worker's result, as `RealtimeScorer` describes it."""
+        items = [self._item(position, entity_id) for position, entity_id in enumerate(entity_ids)]
+        return {
+            "model": model,
+            "model_version": self.version,
+            "computed_at": computed_at,
+            "predictions": items,
+        }
+
+    def fail_all(self, error: ForecacheError) -> None:
+        """Give every row the same error."""
+        self.errors = dict.fromkeys(range(self.count), error)
+
+    def computed_by(self, version: int, positions: Sequence[int]) -> None:
+        """Note which version computes rows."""
+        if version != self.version:
+            self.versions.update(dict.fromkeys(positions, version))
+
+    def _item(self, position: int, entity_id: str | None) -> dict[str, Any]:
+        error = self.errors.get(position)
+        if error is not None:
+            return {"entity_id": entity_id, "error": error.to_json()}
+        item = {
+            "entity_id": entity_id,
+            "prediction": self.predictions[position],
+            "as_of": self.as_of[position],
+        }
+        if position in self.imputed:
+            item["imputed_features"] = self.imputed[position]
+        if position in self.versions:
+            item["model_version"] = self.versions[position]
+        return item
+
+
+@dataclass
+class Wanted:
+    """Rows to compute: features by name, and for each row its position in the request and its age."""
+
+    block: Block
+    positions: npt.NDArray[np.intp]
+    as_of: npt.NDArray[np.float64]
+
+    def without(self, rows: npt.NDArray[np.bool_]) -> Wanted:
+        """Return what is left without the rows of a mask."""
+        return Wanted(take(self.block, ~rows), self.positions[~rows], self.as_of[~rows]) if rows.any() else self
+
+
+def compute(loaded: LoadedModel, wanted: Wanted, answers: Answers) -> tuple[Block, Wanted]:
+    """Compute the rows, answer them, and return the outputs of those that are good."""
+    if not len(wanted.positions):
+        return {}, wanted
+    scored = score_rows(loaded, wanted.block)
+    if scored.reasons:
+        # the API tells nobody the model's own words: they belong here
+        why = next(iter(scored.reasons.values()))
+        log.warning("prediction.failed", model=loaded.model, rows=len(scored.reasons), error=why)
+    for row, reason in scored.reasons.items():
+        answers.errors[int(wanted.positions[row])] = PredictionFailed(reason)
+    good = ~scored.failed
+    outputs = take(scored.outputs, good)
+    done = Wanted({}, wanted.positions[good], wanted.as_of[good])
+    for position, as_of, value in zip(done.positions, done.as_of, prediction_values(outputs), strict=True):
+        answers.predictions[int(position)] = value
+        answers.as_of[int(position)] = float(as_of)
+    return outputs, done
+
+
+def usable(
+    rows: FeatureRows, positions: npt.NDArray[np.intp], as_of: npt.NDArray[np.float64], answers: Answers
+) -> Wanted:
+    """Return the rows that can be computed; the others get the reason as their error."""
+    for row, why in rows.first_reasons().items():
+        named = why.feature and why.feature not in why.reason
+        message = f"feature {why.feature!r}: {why.reason}" if named else why.reason
+        answers.errors[int(positions[row])] = ContractError(message, field=why.feature or "instances")
+    good = ~rows.rejected
+    if rows.imputed:
+        answers.imputed |= dict(zip(positions[good].tolist(), rows.imputed_names(), strict=True))
+    return Wanted(rows.usable(), positions[good], as_of[good])
+
+
+def unknown_entity(model: str, entity_id: str) -> UnknownEntity:
+    """Return that nobody knows an entity."""
+    return UnknownEntity(
+        f"model {model!r} knows no entity {entity_id!r}: its features were never loaded", field="entity_id"
+    )

@@ -1,0 +1,43 @@
+"""What sections of the settings are made of: their base, and durations."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*$")
+_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+
+def parse_duration(value: Any) -> float:
+    """Return seconds from text such as `30s`, `15m`, `24h`, `7d`, or from a number of seconds.
+
+    Raises:
+        ValueError: the text has another form, or the duration is not positive.
+    """
+    match = _DURATION.match(value) if isinstance(value, str) else None
+    if match:
+        seconds = float(match[1]) * _UNIT_S[match[2]]
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        seconds = float(value)
+    else:
+        raise ValueError(f"{value!r} is not a duration: write a number and a unit, as in 30s, 15m, 24h or 7d")
+    if not 0 < seconds < float("inf"):
+        raise ValueError(f"{value!r} is not a positive duration")
+    return seconds
+
+
+def is_duration(text: str) -> bool:
+    """Return whether a text has the form of a duration."""
+    return bool(_DURATION.match(text))
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)

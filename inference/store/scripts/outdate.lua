@@ -1,0 +1,12 @@
+-- Puts a note in the place of overlay entries of predictions: features that are newer have just been stored.
+-- KEYS: the overlay keys   ARGV: milliseconds to keep, then the features' as_of (epoch seconds) for each key
+-- A note is an entry without a row and with zeros in place of a schema's digest; upsert.lua obeys it.
+local OUTDATED, UPSERT = string.rep('\0', 6), 2
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+
+for i = 1, #KEYS do
+  local old, as_of = redis.call('GETRANGE', KEYS[i], 0, 22), tonumber(ARGV[i + 1])
+  if string.sub(old, 14, 19) == OUTDATED then as_of = math.max(as_of, (struct.unpack('<I4', old, 20))) end
+  redis.call('SET', KEYS[i], struct.pack('<dI4Bc6I4', now, 0, UPSERT, OUTDATED, as_of), 'PX', ARGV[1])
+end

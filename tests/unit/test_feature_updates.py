@@ -1,0 +1,279 @@
+"""Single updates of features, over tables in memory; `tests/contract/test_tables.py` holds those to Redis' ways."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from inference.errors import BadEntityId, BadInput, Conflict, ContractError
+from inference.features import Feature, FeatureContract, FeatureUpdate, FeatureWriter
+from inference.features.group_rows import stored_features
+from inference.schema import DType
+from inference.store import MemoryTable, Origin
+
+NOW = 1_000_000.5
+CONTRACT = FeatureContract(
+    (
+        Feature("x", DType.FLOAT32),
+        Feature("n", DType.INT64, default=7),
+        Feature("name", DType.STRING, default=""),
+        Feature("pair", DType.FLOAT32, (2,), default=0.0),
+    )
+)
+
+
+class Room:
+    def __init__(self) -> None:
+        self.now = NOW
+        self.features, self.predictions = MemoryTable(lambda: self.now), MemoryTable(lambda: self.now)
+        self.writer = FeatureWriter(self.features, self.predictions, CONTRACT, keep_s=3600)
+
+    def load(self, *, as_of: float) -> None:
+        manifest = self.features.begin(
+            CONTRACT.stored_fields, rows_expected=1, model_version=0, contract_hash=CONTRACT.hash, keep_s=3600
+        )
+        block = {
+            "x": np.array([1], np.float32), "n": np.array([2]), "name": np.array(["old"], object),
+            "pair": np.array([[3, 4]], np.float32),
+        }  # fmt: skip
+        block |= CONTRACT.stored_form.notes({}, {}, 1)
+        self.features.write(manifest, pa.array(["a"]), block, np.array([as_of]))
+        self.features.publish(manifest.number)
+
+    def put(self, entity_id: str = "a", *, at: float | None = None, **features: Any) -> tuple[bool, float]:
+        [result] = self.writer.write([FeatureUpdate(entity_id, features, at)])
+        return result.applied, result.as_of
+
+    def stored(self, entity_id: str = "a") -> dict[str, Any] | None:
+        [entry] = self.features.read([entity_id])
+        return entry and {name: value for name, value in entry.values.items() if not name.startswith("@")}
+
+
+@pytest.fixture
+def room() -> Room:
+    return Room()
+
+
+def test_features_that_are_not_named_stay_as_they_are(room: Room) -> None:
+    room.load(as_of=NOW - 100)
+    assert room.put(x=1.5, name="new") == (True, np.floor(NOW))
+    assert room.stored() == {"x": 1.5, "n": 2, "name": "new", "pair": [3.0, 4.0]}
+
+
+def test_of_an_unknown_entity_they_take_their_defaults(room: Room) -> None:
+    assert room.put("new", x=1.5)[0]
+    assert room.stored("new") == {"x": 1.5, "n": 7, "name": "", "pair": [0.0, 0.0]}
+
+
+def test_a_vector_names_all_features(room: Room) -> None:
+    [result] = room.writer.write([FeatureUpdate("v", [1.5, 2, "t", 5, 6])])
+    assert result.applied
+    assert room.stored("v") == {"x": 1.5, "n": 2, "name": "t", "pair": [5.0, 6.0]}
+
+
+def test_newer_features_are_never_overwritten(room: Room) -> None:
+    room.load(as_of=NOW - 100)
+    assert room.put(at=NOW - 101, x=9) == (False, np.floor(NOW - 100))
+    assert room.put(at=NOW - 50, x=5)[0]
+    assert room.put(at=NOW - 50.25, x=6) == (False, np.floor(NOW - 50)), "a quarter of a second older"
+    assert room.put(at=NOW - 50, x=7)[0], "the same update again"
+    assert room.stored() == {"x": 7.0, "n": 2, "name": "old", "pair": [3.0, 4.0]}
+
+
+def test_a_load_with_newer_times_takes_over(room: Room) -> None:
+    room.put(at=NOW - 50, x=5)
+    room.load(as_of=NOW - 10)
+    assert room.stored() == {"x": 1.0, "n": 2, "name": "old", "pair": [3.0, 4.0]}
+
+
+def test_an_update_that_was_not_applied_outdates_nothing(room: Room) -> None:
+    room.load(as_of=NOW - 100)
+    room.predictions.activate(1)
+    prediction = (CONTRACT.features[0].spec,)
+    block = {"x": np.array([1], np.float32)}
+    room.predictions.upsert(
+        ["a"], prediction, block, as_of=np.array([NOW - 100]), computed_at=NOW, model_version=1,
+        origin=Origin.REALTIME, keep_s=60,
+    )  # fmt: skip
+    room.put(at=NOW - 200, x=5)
+    assert room.predictions.read(["a"])[0] is not None
+    room.put(x=5)
+    assert room.predictions.read(["a"])[0] is None
+
+
+def test_two_who_change_different_features_at_once_lose_none(room: Room) -> None:
+    room.load(as_of=NOW - 100)
+    read, others = room.features.read_for_change, [lambda: room.put(n=11), lambda: room.put(name="theirs")]
+
+    def read_and_be_overtaken(ids: Any) -> Any:
+        seen = read(ids)
+        if others:
+            others.pop()()
+        return seen
+
+    room.features.read_for_change = read_and_be_overtaken  # type: ignore[method-assign]
+    assert room.put(x=5)[0]
+    assert room.stored() == {"x": 5.0, "n": 11, "name": "theirs", "pair": [3.0, 4.0]}
+
+
+def wrong(features: Any, at: float | None = None, entity_id: str = "a") -> FeatureUpdate:
+    return FeatureUpdate(entity_id, features, at)
+
+
+@pytest.mark.parametrize(
+    ("update", "error", "field", "says"),
+    [
+        (wrong({"nme": "a"}), ContractError, "items.1.features.nme", "did you mean 'name'?"),
+        (wrong({"x": "1"}), ContractError, "items.1.features.x", "give a number"),
+        (wrong({"x": 1e39}), ContractError, "items.1.features.x", "out of range"),
+        (wrong({"n": 2**63}), ContractError, "items.1.features.n", "out of range"),
+        (wrong({"n": 1.5}), ContractError, "items.1.features.n", "whole number"),
+        (wrong({"x": None}), ContractError, "items.1.features.x", "missing"),
+        (wrong({"pair": [1, 2, 3]}), ContractError, "items.1.features.pair", "shape [2]"),
+        (wrong([1.5, 2, "t", 5]), ContractError, "items.1.features", "4 values, but the model takes 5"),
+        (wrong({}), ContractError, "items.1.features", "at least one"),
+        (wrong({"n": 1}), ContractError, "items.1.features", "no features of 'a' are stored yet"),
+        (wrong({"x": 1}, NOW + 6), BadInput, "items.1.event_time", "in the future"),
+        (wrong({"x": 1}, -1.0), BadInput, "items.1.event_time", "1970"),
+        (wrong({"x": 1}, entity_id=""), BadEntityId, "items.1.entity_id", "empty"),
+        (wrong({"x": 1}, entity_id="good"), BadInput, "items.1.entity_id", "twice"),
+    ],
+)
+def test_one_bad_update_refuses_all_of_them(
+    room: Room, update: FeatureUpdate, error: type[Exception], field: str, says: str
+) -> None:
+    with pytest.raises(error) as raised:
+        room.writer.write([FeatureUpdate("good", {"x": 1}), update], place="items.{}.")
+    assert raised.value.field == field  # type: ignore[attr-defined]
+    assert says in str(raised.value)
+    assert room.stored("good") is None
+
+
+def test_an_event_time_a_moment_ahead_counts_as_now(room: Room) -> None:
+    assert room.put(at=NOW + 4, x=1) == (True, np.floor(NOW))
+
+
+def test_features_loaded_under_another_contract_are_not_mixed_with_new_ones(room: Room) -> None:
+    room.load(as_of=NOW - 100)
+    newer = FeatureContract(CONTRACT.features[:2])
+    with pytest.raises(Conflict, match="another contract"):
+        FeatureWriter(room.features, room.predictions, newer, keep_s=60).write([FeatureUpdate("a", {"x": 1})])
+
+
+def test_single_features_of_an_older_contract_give_way_to_new_ones(room: Room) -> None:
+    room.put(x=1, n=3)
+    newer = FeatureContract((*CONTRACT.features[:2], Feature("more", DType.FLOAT32)))
+    writer = FeatureWriter(room.features, room.predictions, newer, keep_s=60)
+    with pytest.raises(ContractError, match="more"):
+        writer.write([FeatureUpdate("a", {"x": 1})])
+    assert writer.write([FeatureUpdate("a", {"x": 2, "more": 4})])[0].applied
+    assert room.stored() == {"x": 2.0, "n": 7, "more": 4.0}
+
+
+@pytest.mark.parametrize("as_of", [NOW - 10, NOW - 0.1])
+def test_every_update_counts_that_comes_after_a_load(room: Room, as_of: float) -> None:
+    room.load(as_of=as_of)
+    room.now += 0.2
+    assert room.put(x=2)[0]
+    assert (room.stored() or {})["x"] == 2.0
+
+
+# --- several groups ------------------------------------------------------------------------------------
+
+GROUPS = FeatureContract.from_json(
+    {
+        "features": [
+            {"name": "age", "dtype": "float32", "group": "profile"},
+            {"name": "city", "dtype": "string", "group": "profile", "default": ""},
+            {"name": "clicks", "dtype": "int64", "group": "session"},
+            {"name": "hour", "dtype": "int64", "group": "clock"},
+            {"name": "query", "dtype": "string", "group": "asked"},
+        ],
+        "groups": {
+            "profile": {"source": "table"},
+            "session": {"source": "table"},
+            "clock": {"source": "function", "function": "hour_of_day"},
+            "asked": {"source": "request"},
+        },
+    }
+)
+
+
+@pytest.fixture
+def grouped(room: Room) -> Room:
+    """A profile of a day ago, and no session."""
+    room.writer = FeatureWriter(room.features, room.predictions, GROUPS, keep_s=3600)
+    form = GROUPS.stored_form
+    manifest = room.features.begin(form.fields, rows_expected=1, model_version=0, contract_hash="", keep_s=3600)
+    times = {"profile": np.array([NOW - 86_400]), "session": np.array([np.nan])}
+    block = {"age": np.array([40], np.float32), "city": np.array(["Ulm"], object), "clicks": np.array([0])}
+    room.features.write(manifest, pa.array(["a"]), block | form.notes({}, times, 1), np.array([NOW - 86_400]))
+    room.features.publish(manifest.number)
+    return room
+
+
+def stored(room: Room) -> tuple[dict[str, Any], dict[str, float]]:
+    return stored_features(room.features, GROUPS, "a")
+
+
+def test_each_group_has_an_age_of_its_own(grouped: Room) -> None:
+    assert stored(grouped) == ({"age": 40.0, "city": "Ulm"}, {"profile": np.floor(NOW - 86_400)})
+    assert grouped.put(at=NOW - 60, clicks=3)[0]
+    assert stored(grouped) == (
+        {"age": 40.0, "city": "Ulm", "clicks": 3},
+        {"profile": np.floor(NOW - 86_400), "session": np.floor(NOW - 60)},
+    )
+    assert grouped.put(at=NOW - 3600, age=41)[0], "older than the session, and newer than the profile"
+    assert stored(grouped)[0] == {"age": 41.0, "city": "Ulm", "clicks": 3}
+
+
+def test_of_two_groups_each_is_applied_by_itself(grouped: Room) -> None:
+    grouped.put(at=NOW - 60, clicks=3)
+    [result] = grouped.writer.write([FeatureUpdate("a", {"clicks": 1, "age": 50}, NOW - 100)])
+    assert (result.applied, result.not_applied) == (False, ("session",))
+    assert stored(grouped)[0] == {"age": 50.0, "city": "Ulm", "clicks": 3}
+
+
+def test_what_is_wrong_with_one_group_keeps_the_other_from_being_stored(grouped: Room) -> None:
+    with pytest.raises(ContractError, match="age"):
+        grouped.writer.write([FeatureUpdate("new", {"clicks": 1, "city": "Bonn"})])
+    assert stored_features(grouped.features, GROUPS, "new") == ({}, {})
+
+
+@pytest.mark.parametrize("name", ["hour", "query"])
+def test_what_is_computed_or_comes_with_requests_is_not_stored(grouped: Room, name: str) -> None:
+    value = 3 if name == "hour" else "shoes"
+    with pytest.raises(ContractError, match="not stored") as raised:
+        grouped.put(clicks=1, **{name: value})
+    assert raised.value.field == f"features.{name}"
+
+
+def test_a_default_that_stands_for_nothing_is_remembered_as_such(grouped: Room) -> None:
+    grouped.put("b", age=1)
+    assert "city" not in stored_features(grouped.features, GROUPS, "b")[0]
+    grouped.put("b", city="Bonn")
+    grouped.put("b", age=2)
+    assert stored_features(grouped.features, GROUPS, "b")[0] == {"age": 2.0, "city": "Bonn"}
+    grouped.put("b", city=None)
+    assert stored_features(grouped.features, GROUPS, "b")[0] == {"age": 2.0}
+
+
+RANGED = FeatureContract.from_json(
+    {"features": [{"name": "x", "dtype": "float32", "min": 0, "max": 10}, {"name": "y", "dtype": "float32"}]}
+)
+
+
+def test_a_value_out_of_the_contract_s_range_is_refused_and_a_stored_one_has_to_be_put_right(room: Room) -> None:
+    plain = FeatureContract(tuple(replace(feature, minimum=None, maximum=None) for feature in RANGED.features))
+    before, after = (FeatureWriter(room.features, room.predictions, one, keep_s=60) for one in (plain, RANGED))
+    before.write([FeatureUpdate("a", {"x": 20, "y": 1})])
+    with pytest.raises(ContractError, match="10") as raised:
+        after.write([FeatureUpdate("a", {"x": 11})])
+    assert raised.value.field == "features.x"
+    with pytest.raises(ContractError, match="give it too"):
+        after.write([FeatureUpdate("a", {"y": 2})])
+    assert after.write([FeatureUpdate("a", {"x": 5, "y": 2})])[0].applied
