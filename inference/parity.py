@@ -19,7 +19,7 @@ import redis
 from inference.batch.ledger import Ledger
 from inference.batch.records import RunRecord
 from inference.batch.rows import PreparedRows, Preparer
-from inference.errors import NotFound, SourceError, StoreUnavailable
+from inference.errors import ModelUnavailable, NotFound, SourceError, StoreUnavailable
 from inference.features import Fallback, FeatureGatherer
 from inference.features.rows import take
 from inference.hits import ParityResult
@@ -82,7 +82,7 @@ class Parity:
             run = Ledger(self.client, self.keys).load(manifest.run_id)
             loaded = self.host().get(model, manifest.model_version)
             rows = self._rows_of(run, loaded)
-        except (NotFound, SourceError) as error:  # the run is forgotten, or its table was replaced: nothing to go by
+        except (ModelUnavailable, NotFound, SourceError) as error:  # forgotten or replaced: nothing to go by
             log.info("parity.no_source", model=model, run_id=manifest.run_id, reason=error.message)
             return []
         if rows is None or not rows_in(rows.features):
@@ -124,9 +124,11 @@ class Parity:
         for version in sorted({answer.model_version for answer in answers}):
             try:
                 loaded = self.host().get(model, version)
-            except NotFound:
-                continue
+            except ModelUnavailable:
+                continue  # a version that is gone meanwhile
             own = [answer for answer in answers if answer.model_version == version]
+            if not loaded.vectoriser.contract.given:
+                continue  # all is computed from the clock: there is no table to compute from
             results += self._recomputed(model, loaded, own)
         return results
 

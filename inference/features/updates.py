@@ -245,11 +245,12 @@ def _result(entity_id: str, position: int, outcomes: Sequence[_Outcome]) -> Upda
 
 def _incomplete(ids: Sequence[str], rows: FeatureRows, left: npt.NDArray[np.intp], place: str) -> ContractError:
     row = int(rows.reasons[0].rows[0])
-    names = [reason.feature for reason in rows.reasons if row in reason.rows]
-    return ContractError(
-        f"no features of {ids[row]!r} are stored yet: give those without a default too: {', '.join(names[:20])}",
-        field=f"{place.format(left[row])}features",
-    )
+    own = [reason for reason in rows.reasons if row in reason.rows]
+    missing = [reason.feature for reason in own if reason.reason.startswith("missing")]
+    why = f"no features of {ids[row]!r} are stored yet: give those without a default too: {', '.join(missing[:20])}"
+    if not missing:  # what is stored was legal under an older contract
+        why = f"feature {own[0].feature!r} of {ids[row]!r} is stored, but {own[0].reason}: give it too"
+    return ContractError(why, field=f"{place.format(left[row])}features")
 
 
 def _check(updates: Sequence[FeatureUpdate], now: float, place: str) -> Times:

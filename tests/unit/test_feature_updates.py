@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -259,3 +260,20 @@ def test_a_default_that_stands_for_nothing_is_remembered_as_such(grouped: Room) 
     assert stored_features(grouped.features, GROUPS, "b")[0] == {"age": 2.0, "city": "Bonn"}
     grouped.put("b", city=None)
     assert stored_features(grouped.features, GROUPS, "b")[0] == {"age": 2.0}
+
+
+RANGED = FeatureContract.from_json(
+    {"features": [{"name": "x", "dtype": "float32", "min": 0, "max": 10}, {"name": "y", "dtype": "float32"}]}
+)
+
+
+def test_a_value_out_of_the_contract_s_range_is_refused_and_a_stored_one_has_to_be_put_right(room: Room) -> None:
+    plain = FeatureContract(tuple(replace(feature, minimum=None, maximum=None) for feature in RANGED.features))
+    before, after = (FeatureWriter(room.features, room.predictions, one, keep_s=60) for one in (plain, RANGED))
+    before.write([FeatureUpdate("a", {"x": 20, "y": 1})])
+    with pytest.raises(ContractError, match="10") as raised:
+        after.write([FeatureUpdate("a", {"x": 11})])
+    assert raised.value.field == "features.x"
+    with pytest.raises(ContractError, match="give it too"):
+        after.write([FeatureUpdate("a", {"y": 2})])
+    assert after.write([FeatureUpdate("a", {"x": 5, "y": 2})])[0].applied
