@@ -82,7 +82,7 @@ class Preparer:
         times = self._times(batch)
         features = self._features(batch, times)
         rows = TableRows(batch, ids, self._as_of(times, batch.num_rows))
-        block = features.block | self.vectoriser.contract.stored_form.notes(features.imputed, times, batch.num_rows)
+        block = features.block | self._notes(features, times)
         bad_ids = np.asarray(illegal_entity_ids(ids))
         if not bad_ids.any() and not features.rejected.any():
             return PreparedRows(rows, (), rows, block)
@@ -95,6 +95,11 @@ class Preparer:
             return self.vectoriser.features_from_arrow(batch, at=self.loaded_at, times=times)
         except (FunctionFailed, ModelError) as error:  # a function's: no other worker would fare better
             raise ContractError(error.message, field=error.field) from error
+
+    def _notes(self, features: FeatureRows, times: GroupTimes) -> Block:
+        # what is said to come from the future is of now: else no update could replace it
+        known_at = {group: np.minimum(own, self.loaded_at) for group, own in times.items()}
+        return self.vectoriser.contract.stored_form.notes(features.imputed, known_at, len(features.rejected))
 
     def _refusals(self, bad_ids: npt.NDArray[np.bool_], features: FeatureRows) -> Iterator[Refusal]:
         seen = bad_ids.copy()

@@ -8,11 +8,10 @@ import sys
 from collections.abc import Callable, Collection
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from inference.clock import to_datetime
@@ -24,10 +23,13 @@ from inference.features.groups import FeatureGroup, GroupSource
 from inference.logs import get_logger
 from inference.schema import Block, rows_in
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 log = get_logger(__name__)
 
 #: rows of features by name and the instant in; the group's features by name out, a row for each row
-FeatureFunction = Callable[[pd.DataFrame, datetime], pd.DataFrame]
+FeatureFunction = Callable[["pd.DataFrame", datetime], "pd.DataFrame"]
 
 _MONDAY_TO_FRIDAY = 5
 
@@ -71,6 +73,8 @@ class FeatureFunctions:
             FunctionFailed: a function raised, or returned something else than its group's features for each row.
             ModelError: a function cannot be imported.
         """
+        import pandas as pd  # the API has this module too, and no use for it
+
         values: dict[str, Values] = {}
         for ready in self._groups:
             if not any(feature.name in wanted for feature in ready.features):
@@ -136,6 +140,8 @@ def _make_findable(module: str, folder: Path | None) -> None:
 
 
 def _clock_function(ready: _Ready) -> FeatureFunction:
+    import pandas as pd
+
     name = ready.features[0].name
     of_instant: dict[str, Callable[[datetime], int]] = {
         "hour_of_day": lambda at: at.hour,
@@ -151,6 +157,8 @@ def _column(array: Any) -> Any:
 
 
 def _values(ready: _Ready, result: Any, rows: int) -> dict[str, Values]:
+    import pandas as pd
+
     names = [feature.name for feature in ready.features]
     if not isinstance(result, pd.DataFrame):
         raise _failed(ready, f"returned {type(result).__name__}, not a pandas.DataFrame")

@@ -161,6 +161,8 @@ def _write(table: Table, manifest: Manifest, source: _Source, batch: pa.RecordBa
     if rows.reasons:
         told = "; ".join(examples(rows.reasons[:_EXAMPLES], lambda row: ids[row].as_py()))
         raise SourceError(f"{source.name}: {told}", field=rows.reasons[0].feature)
+    # what is said to come from the future is of now: else no update could replace it
+    times = {group: np.minimum(own, manifest.created_at) for group, own in times.items()}
     notes = contract.stored_form.notes(rows.imputed, times, batch.num_rows)
     table.write(manifest, ids, rows.block | notes, oldest(times, np.full(batch.num_rows, manifest.created_at)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -120,7 +121,7 @@ def _first_rows(request: TrialRequest, vectoriser: Vectoriser) -> tuple[pa.Array
     rows = max(1, min(TRIAL_ROWS, _TRIAL_VALUES // max(request.contract.width, 1)))
     batch = read_head(open_source(request.source), names, rows=rows).table.to_batches()[0]
     ids = entity_ids_as_text(batch.column(request.entity_column), request.entity_column)
-    return ids, vectoriser.features_from_arrow(batch)
+    return ids, vectoriser.features_from_arrow(batch, at=time.time())
 
 
 def _why_not(ids: pa.Array, rows: FeatureRows, bad: npt.NDArray[np.bool_], entity_column: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -317,3 +319,9 @@ def test_an_explanation_of_what_cannot_be_used_says_why() -> None:
     assert told["problem"] == "feature 'x': missing, and the feature has no default"
     assert told["features"]["x"] == {"value": None, "group": "features", "source": None, "as_of": None, "age_s": None}
     assert told["groups"]["p"]["status"] == "not found"
+
+
+def test_processes_that_only_read_contracts_import_no_pandas() -> None:
+    code = "import sys, app.api.application, inference.services; print('pandas' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "False"

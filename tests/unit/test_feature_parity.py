@@ -115,6 +115,17 @@ class Both:
         gatherer = FeatureGatherer(stored, self.vectoriser)
         return gatherer.gather(self.table["entity_id"].to_pylist(), now=NOW)
 
+    def stored_by_a_run(self, prepared: PreparedRows) -> Gathered:
+        """What real time gathers after a run that fills the feature table."""
+        stored, contract = MemoryTable(lambda: NOW), self.vectoriser.contract
+        rows = len(prepared.usable.ids)
+        manifest = stored.begin(
+            contract.stored_fields, rows_expected=rows, model_version=0, contract_hash=contract.hash, keep_s=60
+        )
+        stored.write(manifest, prepared.usable.ids, prepared.features, prepared.usable.as_of)
+        stored.publish(manifest.number)
+        return FeatureGatherer(stored, self.vectoriser).gather(prepared.usable.ids.to_pylist(), now=NOW)
+
 
 def predict(block: dict[str, Any]) -> Any:
     numbers = [values.astype(np.float32) for _, values in sorted(block.items()) if values.dtype != object]
@@ -142,6 +153,10 @@ def test_vectors_are_equal_bit_for_bit_and_so_are_what_cannot_be_used_and_how_ol
         assert left[name].dtype == right[name].dtype
         np.testing.assert_array_equal(left[name], right[name])
     np.testing.assert_array_equal(batch.usable.as_of, live.as_of[good])
+    after_run = both.stored_by_a_run(batch)
+    assert not after_run.rows.rejected.any()
+    assert vector_hashes({name: after_run.rows.block[name] for name in names}) == vector_hashes(left)
+    assert after_run.rows.imputed_names() == live.rows.imputed_names()
     if good.any():
         np.testing.assert_allclose(predict(left), predict(right), rtol=1e-5, atol=1e-6)
 

@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from inference.errors import SettingsError, SourceError
 from inference.features.fallbacks.knower import Known
 
@@ -37,6 +35,8 @@ class FunctionKnower:
             SourceError: what it returns is no DataFrame, or has several rows of one entity.
             SettingsError: it cannot be imported.
         """
+        import pandas as pd  # the API has this module too, and no use for it
+
         frame = self._function(list(entity_ids))
         if not isinstance(frame, pd.DataFrame):
             raise SourceError(f"the function returned a {type(frame).__name__}, not a pandas DataFrame")
