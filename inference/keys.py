@@ -36,6 +36,7 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:h:M:MINUTE     | hash   | outcome → count; hit_s:B, miss_s:B,      | 8 days                | API processes         |
 |                  |        | age_s:B, rows:B (bucket B) → count       |                       |                       |
 | P:h:M:total      | hash   | the same fields, since ever              | for good              | API processes         |
+| P:h:M:asked:DAY  | string | HyperLogLog of the ids answered that day | 8 days                | API processes         |
 | P:j:J            | hash   | the job record                           | an hour unchanged     | API, workers          |
 | P:j:J:inputs     | hash   | part number → ids or instances (JSON)    | till its part is done | API                   |
 | P:j:J:parts      | hash   | part number → predictions (JSON)         | with the job          | real-time workers     |
@@ -168,6 +169,10 @@ class Keys:
     def hit_totals(self, model: str) -> str:
         """All that `hits` counted since ever."""
         return f"{self.prefix}:h:{model}:total"
+
+    def asked(self, model: str, day: int) -> str:
+        """How many different entities were answered on a day (epoch days)."""
+        return f"{self.prefix}:h:{model}:asked:{day}"
 
     def job(self, job_id: str) -> str:
         """The job record."""

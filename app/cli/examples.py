@@ -24,6 +24,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "enqueue": ("forecache enqueue 41 42 43 --wait", "forecache enqueue --model delay --priority low $(cat ids.txt)"),
     "hits": ("forecache hits", "forecache hits delay --window 24h --json"),
+    "cost": (
+        "forecache cost --preset brief",
+        "forecache cost --entities 1e6 --rps 100 --peak-rps 300 --hit-rate 0.95 --instance-type g5.xlarge",
+        "forecache cost delay --picture cost.png",
+    ),
     "features load": ("forecache features load data/flights.parquet", "forecache features load delay data/flights"),
     "features get": ("forecache features get customer-42", "forecache features get delay 42 --json"),
     "batch run": (

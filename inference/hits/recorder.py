@@ -1,9 +1,11 @@
-"""Counts outcomes, latencies and ages in memory and adds them to Redis once a second."""
+"""Counts outcomes, latencies, ages and different entities in memory and adds them to Redis once a second."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Iterable
+from itertools import islice
 
 import redis
 import redis.asyncio
@@ -19,6 +21,11 @@ log = get_logger(__name__)
 FLUSH_EVERY_S = 1.0
 #: longer than the longest window that is read, a week
 KEEP_S = 8 * 24 * 3600
+DAY_S = 24 * 3600
+#: different entities that a process remembers between two flushes; beyond that, one a flush later counts
+MOST_ASKED = 50_000
+#: ids in one PFADD: a few hundred microseconds of Redis' time
+_IDS_PER_COMMAND = 1_000
 
 
 class HitRecorder:
@@ -29,6 +36,7 @@ class HitRecorder:
         self._keys = keys
         self._clock = clock
         self._counts = _none()
+        self._asked: defaultdict[str, set[str]] = defaultdict(set)
 
     def record(self, model: str, outcome: Outcome, count: int = 1, *, age_s: float | None = None) -> None:
         """Count `count` more of an outcome; `age_s`: of the features behind the answer, None for a default."""
@@ -36,6 +44,12 @@ class HitRecorder:
         counts[outcome._value_] += count  # `value` is a property, and this is the way of every request
         if age_s is not None:
             counts[AGE.field_of(age_s)] += count
+
+    def record_asked(self, model: str, entity_ids: Iterable[str]) -> None:
+        """Remember for which entities an answer was given; Redis learns how many different ones there were."""
+        asked = self._asked[model]
+        if len(asked) < MOST_ASKED:
+            asked.update(entity_ids)
 
     def record_latency(self, model: str, took_s: float, *, hit: bool) -> None:
         """Count one request's duration; `hit`: all of it was answered from the store, and fresh."""
@@ -52,15 +66,22 @@ class HitRecorder:
         counting twice would be worse.
         """
         by_model, self._counts = self._counts, _none()
-        if not by_model:
+        asked, self._asked = self._asked, defaultdict(set)
+        if not by_model and not asked:
             return
-        minute = int(self._clock() // 60)
+        now = self._clock()
+        minute = int(now // 60)
         pipeline = self._client.pipeline(transaction=False)
         for model, counts in by_model.items():
             for field, count in counts.items():
                 pipeline.hincrby(self._keys.hits(model, minute), field, count)
                 pipeline.hincrby(self._keys.hit_totals(model), field, count)
             pipeline.expire(self._keys.hits(model, minute), KEEP_S)
+        for model, ids in asked.items():
+            key, parts = self._keys.asked(model, int(now // DAY_S)), iter(ids)
+            while part := tuple(islice(parts, _IDS_PER_COMMAND)):
+                pipeline.pfadd(key, *part)
+            pipeline.expire(key, KEEP_S)
         try:
             await pipeline.execute()
         except (redis.RedisError, OSError) as error:
