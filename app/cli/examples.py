@@ -29,6 +29,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "forecache cost --entities 1e6 --rps 100 --peak-rps 300 --hit-rate 0.95 --instance-type g5.xlarge",
         "forecache cost delay --picture cost.png",
     ),
+    "advise": (
+        "forecache advise",
+        "forecache advise delay --latency-ms 50 --max-staleness-hours 24 --cost-matters --explain",
+        "forecache advise delay --stable-hours 24 --write",
+    ),
     "features load": ("forecache features load data/flights.parquet", "forecache features load delay data/flights"),
     "features get": ("forecache features get customer-42", "forecache features get delay 42 --json"),
     "batch run": (
