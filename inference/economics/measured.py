@@ -77,13 +77,17 @@ class Measured:
         return young / ages.total
 
 
-def measure(client: redis.Redis, keys: Keys, model: str, settings: ModelSettings) -> Measured:
+def measure(
+    client: redis.Redis, keys: Keys, model: str, settings: ModelSettings, windows: HitWindows | None = None
+) -> Measured:
     """Return what is known of a model, each figure with how it was found.
+
+    `windows`: those of a caller that asks again and again, since they remember minutes that are over.
 
     Raises:
         StoreUnavailable, redis.RedisError: Redis does not answer.
     """
-    ledger, windows = Ledger(client, keys), HitWindows(client, keys)
+    ledger, windows = Ledger(client, keys), windows or HitWindows(client, keys)
     now = ledger.now()
     runs = [RunView.of(record, now=now) for record in ledger.newest(model, _RUNS_SEEN) if not record.is_partial]
     published = [run for run in runs if run.state is RunState.PUBLISHED]
