@@ -14,7 +14,7 @@ _SUFFIXES = (".png", ".svg")
 #: told apart by the colour-blind too: Okabe and Ito
 _BATCH, _REALTIME, _HYBRID, _INK, _GRID = "#009e73", "#d55e00", "#0072b2", "#333333", "#dddddd"
 _LOWER, _HIGHER = "#56b4e9", "#e69f00"
-_BARS = 8
+_BARS, _FEWEST_ROWS = 8, 5
 #: a bar shorter than this share of the longest would not be seen
 _SHORTEST = 0.01
 
@@ -55,13 +55,17 @@ def _draw_curve(axes: Any, inputs: CostInputs, currency: str) -> None:
     axes.plot(curve.requests, curve.realtime, color=_REALTIME, linewidth=2, label="real time")
     axes.plot(curve.requests, curve.hybrid, color=_HYBRID, linewidth=2, linestyle=(0, (5, 2)), label="hybrid")
     axes.plot(curve.requests, curve.batch, color=_BATCH, linewidth=2, label="batch")
-    axes.axvline(curve.now, color=_INK, linewidth=1, label=f"today, {curve.now:.3g}")
-    for at, name in ((even.whole, "break-even"), (even.shared, "break-even, shared instances")):
-        if at > 0:
-            axes.axvline(at, color=_INK, linewidth=1, linestyle=":", label=f"{name}, {at:.3g}")
+    marks = (
+        (curve.now, "today", "-"),
+        (even.whole, "break-even", ":"),
+        (even.shared, "break-even, shared instances", "--"),
+    )
+    for at, name, style in marks:
+        if at > 0:  # the legend stands above the lines
+            axes.axvline(at, ymax=0.68, color=_INK, linewidth=1, linestyle=style, label=f"{name}, {at:.3g}")
     axes.set(xscale="log", yscale="log", xlabel="requests per entity and day", ylabel=f"{currency} a day")
     axes.set_title("Cost against traffic", loc="left", fontweight="bold")
-    axes.legend(framealpha=1, edgecolor="white", fontsize=9, loc="upper left")
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
     _tidy(axes)
 
 
@@ -80,7 +84,8 @@ def _draw_tornado(axes: Any, inputs: CostInputs, currency: str) -> None:
     axes.set(xlabel=f"hybrid, {currency} a day (now {now:.4g})")
     axes.set_title("What moves the hybrid total", loc="left", fontweight="bold")
     axes.legend(frameon=False, fontsize=9, loc="lower right")
-    axes.margins(y=0.12)
+    # the longest on top, and no bar fatter than a few would be
+    axes.set_ylim(len(swings) - max(len(swings), _FEWEST_ROWS) - 1, len(swings) - 0.4)
     _tidy(axes)
 
 

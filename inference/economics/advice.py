@@ -13,7 +13,7 @@ from inference.economics.estimate import Estimate, estimate
 from inference.economics.inputs import CostInputs, Figure, check_figure
 from inference.economics.measured import Measured
 from inference.economics.rules import RULES, Approach, Facts, Judgement, judge
-from inference.settings import ModelSettings
+from inference.settings import ModelSettings, parse_duration
 
 #: how often runs may be advised, in seconds, rarest first, and how that is written
 CADENCES = {86_400: "0 3 * * *", 43_200: "12h", 21_600: "6h", 10_800: "3h", 3_600: "1h", 1_800: "30m", 900: "15m",
@@ -109,8 +109,17 @@ def advise(
         **_timing(judgement.approach, settings, measured, facts, figures),
         **_costs(judgement.approach, inputs, figures),
         "never_read": Number(measured.never_read, _never_read(measured)),
+        "runs_failed": Number(measured.runs_failed, f"beside {measured.runs_published} published, of the last 20"),
     }
+    numbers["answers_within_ttl"] = _within(str(numbers["ttl"].value), measured)
     return Advice(model, judgement, confidence, gaps, numbers, facts)
+
+
+def _within(ttl: str, measured: Measured) -> Number:
+    share = measured.share_no_older_than(parse_duration(ttl) / 3600)
+    if share is None:
+        return Number(None, "no answer was given within 24 h")
+    return Number(round(share, 4), f"share of the answers within 24 h that were no older than {ttl}")
 
 
 def _never_read(measured: Measured) -> str:

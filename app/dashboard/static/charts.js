@@ -105,7 +105,7 @@ export function drawCost(id, curve, even, currency) {
     height: TALL, shapes: marks.map((one) => one.shape), annotations: marks.map((one) => one.annotation),
     xaxis: { type: "log", range: undefined, tickformat: ",~r", showgrid: true, dtick: 1, hoverformat: ".3~g",
       title: { text: "requests per entity and day" } },
-    yaxis: { type: "log", rangemode: "normal", tickformat: ",~r", dtick: 1, title: { text: currency + " a day" } },
+    yaxis: { type: "log", rangemode: "normal", tickformat: ",~r", dtick: 1, title: { text: currency + " a day", standoff: 12 } },
   });
 }
 

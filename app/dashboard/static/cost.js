@@ -28,11 +28,11 @@ function drawCosts(costs) {
     "only caches: runs cost more than they spare");
 }
 
-function drawAdvice(advice, even) {
+function drawAdvice({ advice, break_even: even, currency }) {
   show("cost-advice", APPROACHES[advice.approach]);
   show("cost-advice-note", "confidence " + advice.confidence);
   show("cost-unread", plain(advice.never_read));
-  show("cost-served", plain(advice.cost_per_1000_served));
+  show("cost-served", money(advice.cost_per_1000_served, currency));
   show("cost-failing", plain(advice.instances_if_a_run_fails));
   show("cost-even", even ? (even.whole === 0 ? "any traffic" : plain(even.whole)) : "—");
   show("cost-even-note", even && even.whole === 0 ? "batch costs no more than one instance all day" :
@@ -68,7 +68,7 @@ keepDrawing((data) => {
   hint.hidden = !costs.missing;
   hint.textContent = costs.missing ? "Too little was measured for a cost: " + costs.missing : "";
   drawCosts(costs);
-  drawAdvice(costs.advice, costs.break_even);
+  drawAdvice(costs);
   document.getElementById("cost-charts").hidden = !costs.curve;
   if (costs.curve) {
     drawCost("chart-cost", costs.curve, costs.break_even, costs.currency);

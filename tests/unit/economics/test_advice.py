@@ -69,6 +69,18 @@ def test_predictions_nobody_read_are_those_stored_less_those_asked_for() -> None
     assert "300000 different entities" in number.how
 
 
+def test_the_share_of_answers_that_a_ttl_would_allow_is_told() -> None:
+    # half are at most 32 s old, the others at most 9.1 h
+    within = [advice(said={"max_staleness_hours": hours}).numbers["answers_within_ttl"].value for hours in (1, 12)]
+    assert within == [0.5, 1]
+    assert advice(Measured("delay")).numbers["answers_within_ttl"].value is None
+
+
+def test_runs_that_failed_are_told_beside_those_that_did_not() -> None:
+    failed = advice(Measured(**{**vars(BUSY), "runs_failed": 2})).numbers["runs_failed"]
+    assert (failed.value, failed.how) == (2, "beside 5 published, of the last 20")
+
+
 def test_the_schedule_is_the_rarest_that_keeps_answers_within_what_is_tolerated() -> None:
     # runs take 1 000 s: twice that and a minute must fit in
     assert [advice(said={"max_staleness_hours": hours}).numbers["schedule"].value for hours in (25, 24, 3.6, 3.5)] == [
