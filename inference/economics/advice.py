@@ -126,8 +126,8 @@ def _never_read(measured: Measured) -> str:
     if measured.never_read is None:
         return "nothing stored or nothing asked for yet"
     return (
-        f"at least so many of {measured.entities:g} stored: {measured.asked_week} different entities were asked for "
-        "within 7 days (within 0.81 %)"
+        f"about so many of {measured.entities:g} stored: within 7 days {measured.asked_week} different entities were "
+        "asked for"
     )
 
 

@@ -57,9 +57,9 @@ class Measured:
 
     @property
     def never_read(self) -> float | None:
-        """Predictions of those stored that nobody asked for within a week; None when nothing was counted.
+        """About how many stored predictions nobody asked for within a week; None when nothing was counted.
 
-        Entities that were asked for and are not in the table make it smaller than it is: at least so many.
+        Entities that were answered and are not in the table make it smaller than it is.
         """
         if self.entities is None or not self.asked_week:
             return None

@@ -16,7 +16,7 @@ from inference.economics import Origin
 from inference.economics.measured import measure
 from inference.errors import StoreUnavailable
 from inference.hits import HitRecorder, HitWindows
-from inference.hits.recorder import MOST_ASKED
+from inference.hits.recorder import IDS_PER_FLUSH, MOST_ASKED
 from inference.settings import BatchSettings, ModelSettings
 from tests.support.history import KEYS, ROWS, count_requests, keep_runs, publish_generation
 from tests.support.ports import free_port
@@ -69,15 +69,32 @@ async def test_an_entity_asked_for_again_and_by_another_process_counts_once(
     assert 7 * 86_400 < redis_client.ttl(key) <= 8 * 86_400
 
 
-async def test_what_a_process_remembers_between_two_flushes_is_bounded(
+async def test_entities_are_sent_a_few_at_a_time_and_what_waits_is_bounded(
     redis_client: redis.Redis, redis_server: RedisServer
 ) -> None:
+    windows = HitWindows(redis_client, KEYS)
     async with redis.asyncio.Redis.from_url(redis_server.url()) as client:
         recorder = HitRecorder(client, KEYS)
         for first in range(0, 2 * MOST_ASKED, 1_000):
             recorder.record_asked("delay", [f"e{i}" for i in range(first, first + 1_000)])
         await recorder.flush()
-    assert HitWindows(redis_client, KEYS).asked("delay", 1) == pytest.approx(MOST_ASKED, rel=0.03)
+        assert windows.asked("delay", 1) == pytest.approx(IDS_PER_FLUSH, rel=0.03)
+        for _ in range(2 * MOST_ASKED // IDS_PER_FLUSH):
+            await recorder.flush()
+    assert windows.asked("delay", 1) == pytest.approx(MOST_ASKED, rel=0.03)
+
+
+async def test_an_outage_loses_a_piece_and_not_the_counting(
+    redis_client: redis.Redis, redis_server: RedisServer
+) -> None:
+    async with redis.asyncio.Redis(port=free_port(), retry=None) as nowhere:
+        recorder = HitRecorder(nowhere, KEYS)
+        recorder.record_asked("delay", [f"e{i}" for i in range(500)])
+        await recorder.flush()
+        async with redis.asyncio.Redis.from_url(redis_server.url()) as client:
+            recorder._client = client
+            await recorder.flush()
+    assert HitWindows(redis_client, KEYS).asked("delay", 1) == pytest.approx(300, rel=0.05)
 
 
 def forecache(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

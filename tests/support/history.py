@@ -11,6 +11,7 @@ import redis.asyncio
 
 from inference.clock import Clock, system_clock
 from inference.hits import HitRecorder
+from inference.hits.recorder import IDS_PER_FLUSH
 from inference.keys import Keys, TableKind
 from inference.outcomes import Outcome
 from inference.schema import DType, TensorSpec
@@ -54,4 +55,5 @@ async def count_requests(
         for _ in range(misses):
             recorder.record_latency("delay", 0.02, hit=False)
         recorder.record_asked("delay", [f"e{i}" for i in range(entities)])
-        await recorder.flush()
+        for _ in range(0, entities + 1, IDS_PER_FLUSH):
+            await recorder.flush()
