@@ -199,7 +199,7 @@ def _cadence(
 def _ttl(every_s: float, run_s: float, bound_s: float | None) -> Number:
     """Return the age limit on reading: what is tolerated, else the interval, a slow run and a tenth to spare."""
     if bound_s is not None:
-        return Number(duration_text(bound_s), "as old as an answer may be")
+        return Number(duration_text(max(bound_s, 1.0)), "as old as an answer may be")
     ttl_s = 1.1 * every_s + 2 * run_s
     step_s = 3600 if ttl_s > 2 * 3600 else 60
     how = f"the interval of {duration_text(every_s)}, a run of twice {run_s:.0f} s, and a tenth to spare"

@@ -33,7 +33,11 @@ def check_fact(name: str, value: float) -> float:
 
 def gather_facts(said: Mapping[str, Figure], settings: ModelSettings, measured: Measured) -> dict[str, Figure]:
     """Return what is known: said by the caller, else written in the settings, else measured."""
-    return {**_measured(measured), **_settings(settings), **said}
+    facts = {**_measured(measured), **_settings(settings), **said}
+    for name in ("max_staleness_hours", "stable_hours"):
+        if name in facts and not facts[name].value:
+            facts.setdefault("fresh_features", Figure(1, facts[name].origin, f"{name} is 0"))
+    return facts
 
 
 def _settings(settings: ModelSettings) -> dict[str, Figure]:

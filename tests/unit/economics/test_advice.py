@@ -140,6 +140,14 @@ def test_a_model_without_a_table_is_left_to_real_time() -> None:
     assert advice(settings=ModelSettings(path=Path("m")), said={"stable_hours": 24}).approach is Approach.REALTIME
 
 
+def test_where_no_age_is_tolerated_features_must_be_fresh() -> None:
+    told = advice(said={"max_staleness_hours": 0, "latency_ms": 50})
+    assert told.approach is Approach.REALTIME
+    assert told.facts["fresh_features"].how == "max_staleness_hours is 0"
+    mixed = advice(said={"max_staleness_hours": 0, "mixed_latency": 1, "must_answer": 1})
+    assert (mixed.approach, mixed.numbers["ttl"].value) == (Approach.HYBRID, "1s")
+
+
 def test_how_old_answers_are_is_told_by_whole_buckets() -> None:
     # buckets of age grow by 41 %: number 10 ends at 32 s, number 30 at 9.1 h
     assert BUSY.share_no_older_than(1) == 0.5

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.command import forecache_here
 from tests.unit.test_cli import forecache
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def cost(folder: Path, *options: str) -> Any:
-    done = forecache(folder, "cost", *options, "--json")
+    done = forecache_here(folder, "cost", *options, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -30,7 +36,7 @@ def test_the_briefs_example_by_its_name(tmp_path: Path) -> None:
 
 
 def test_in_words_the_slip_is_told_with_both_figures(tmp_path: Path) -> None:
-    done = forecache(tmp_path, "cost", "--preset", "brief")
+    done = forecache_here(tmp_path, "cost", "--preset", "brief")
     assert "batch costs 0.084155 a day and not 0.108333" in done.stdout
     assert "batch\t0.108333" in done.stdout
     assert "real time\t240" in done.stdout
@@ -74,7 +80,7 @@ def test_one_price_is_for_both_fleets_and_a_batch_price_for_runs_alone(tmp_path:
 def test_a_wrong_input_is_wrong_usage_and_named_in_one_line(
     tmp_path: Path, options: tuple[str, ...], named: str
 ) -> None:
-    done = forecache(tmp_path, "cost", *options)
+    done = forecache_here(tmp_path, "cost", *options)
     assert (done.returncode, done.stdout) == (2, "")
     assert named in done.stderr
     assert done.stderr.count("\n") == 1
@@ -83,7 +89,7 @@ def test_a_wrong_input_is_wrong_usage_and_named_in_one_line(
 @pytest.mark.parametrize(("name", "head"), [("cost.png", b"\x89PNG"), ("cost.svg", b"<?xml")])
 def test_a_picture_is_drawn_whole(tmp_path: Path, name: str, head: bytes) -> None:
     pytest.importorskip("matplotlib")
-    done = forecache(tmp_path, "cost", "--preset", "brief", "--picture", name)
+    done = forecache_here(tmp_path, "cost", "--preset", "brief", "--picture", name)
     assert done.returncode == 0, done.stderr
     content = (tmp_path / name).read_bytes()
     assert content.startswith(head)
@@ -95,7 +101,7 @@ def test_a_picture_is_drawn_whole(tmp_path: Path, name: str, head: bytes) -> Non
 
 def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    done = forecache(tmp_path, "cost", "--preset", "brief", "--picture", "nowhere/cost.png")
+    done = forecache_here(tmp_path, "cost", "--preset", "brief", "--picture", "nowhere/cost.png")
     assert done.returncode == 1
     assert "nowhere/cost.png cannot be written" in done.stderr
 
@@ -140,14 +146,30 @@ def test_no_can_be_said_too(tmp_path: Path) -> None:
     assert (held["fresh-features"], held["high-value"], held["immediate-feedback"]) == (False, True, None)
 
 
-def test_a_file_that_would_not_load_again_is_left_as_it_is(tmp_path: Path) -> None:
+def test_when_one_model_cannot_be_written_no_other_is(tmp_path: Path) -> None:
     file = tmp_path / "forecache.toml"
     file.write_text(SETTINGS)
-    before = file.read_text()
-    done = forecache(tmp_path, "advise", "--max-staleness-hours", "0", "--write")
+    # `price` is set in the environment, so the file has no section of it
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "app.cli", "advise", "--max-staleness-hours", "6", "--write"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "FORECACHE_MODELS__PRICE__PATH": "p"},
+    )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert file.read_text() == before
+    assert "no section [models.price]" in done.stderr
+    assert file.read_text() == SETTINGS
     assert [each.name for each in tmp_path.iterdir()] == ["forecache.toml"]
+
+
+def test_advice_that_stands_there_already_changes_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "forecache.toml"
+    file.write_text(SETTINGS)
+    first = forecache(tmp_path, "advise", "--max-staleness-hours", "6", "--write")
+    written, at = file.read_text(), file.stat().st_mtime_ns
+    assert '+schedule = "3h"' in first.stderr
+    second = forecache(tmp_path, "advise", "--max-staleness-hours", "6", "--write")
+    assert "nothing was changed" in second.stderr
+    assert (file.read_text(), file.stat().st_mtime_ns) == (written, at)
 
 
 def test_without_a_model_it_says_what_to_do(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from app.cli.cost import cost
 from inference.economics.rules import FACTS, RULES
+from tests.support.command import forecache_here
 from tests.unit.test_cli import forecache
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "cost.md").read_text()
@@ -24,7 +25,8 @@ def test_every_command_of_the_page_does_what_it_says(command: str, tmp_path: Pat
         pytest.importorskip("matplotlib")
     if words[1] == "advise":
         (tmp_path / "forecache.toml").write_text('[models.delay]\npath = "m"\nfeatures = "t.parquet"\n')
-    done = forecache(tmp_path, *words[1:])
+    run = forecache if words[1] == "advise" else forecache_here
+    done = run(tmp_path, *words[1:])
     assert done.returncode == 0, done.stderr
     if "brief" in words:
         for figure in ("0.108333", "0.084155", "0.000822"):
