@@ -55,7 +55,7 @@ def instances_needed(
     utilisation 1, headroom 0.5).
     """
     exact = peak_rps * (1 - hit_rate) * (1 + headroom) / (instance_rps * utilisation)
-    # 10 · (1 - 0.9) is a hair more than 1: no instance is bought for a rounding error
+    # 100 · 1.1 is a hair more than 110 in binary: no instance is bought for a rounding error
     return max(math.ceil(min_replicas), math.ceil(round(exact, 9)))
 
 

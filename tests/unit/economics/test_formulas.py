@@ -46,7 +46,7 @@ def test_what_predictions_cost_to_keep_is_a_monthly_price_by_the_day() -> None:
         (100, 0, 0.5, 100, 1, 1, 2),  # the brief: 1.5
         (1_000, 0.9, 0.2, 50, 0.6, 1, 4),  # 100 misses x 1.2 = 120, over 30 each
         (1_000, 1, 0.5, 100, 1, 2, 2),  # nothing left but the least
-        (10, 0.9, 0, 1, 1, 1, 1),  # exactly one, though 10 x (1 - 0.9) is a hair more in binary
+        (100, 0, 0.1, 110, 1, 1, 1),  # exactly one, though 100 x 1.1 is a hair more than 110 in binary
         (100, 0, 0, 100, 1, 1, 1),
         (100.1, 0, 0, 100, 1, 1, 2),
     ],
