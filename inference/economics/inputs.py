@@ -10,6 +10,9 @@ from typing import Any
 
 from inference.errors import SettingsError
 
+#: beyond these, products of inputs run over
+_SMALLEST, _LARGEST = 1e-15, 1e15
+
 
 class Origin(StrEnum):
     """Where a figure came from."""
@@ -140,6 +143,8 @@ class CostInputs:
             raise SettingsError(
                 f"{missing} is missing, and nothing measured tells it: give {option_of(missing)}", field=missing
             )
+        for name in FIELDS:
+            _check_size(name, figures[name].value)
         return cls(**{name: figures[name].value for name in FIELDS})
 
 
@@ -152,6 +157,13 @@ def check_figure(name: str, value: float) -> float:
     if not math.isfinite(value) or not FIELDS[name].legal(value):
         raise SettingsError(f"{name}: {value:g} cannot be used: {option_of(name)} is {FIELDS[name].range}", field=name)
     return value
+
+
+def _check_size(name: str, value: float) -> None:
+    if math.isfinite(value) and value and not _SMALLEST <= abs(value) <= _LARGEST:
+        raise SettingsError(
+            f"{name}: {value:g} is too {'large' if abs(value) > 1 else 'small'} to be meant", field=name
+        )
 
 
 def option_of(name: str) -> str:

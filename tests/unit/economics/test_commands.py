@@ -70,6 +70,8 @@ def test_one_price_is_for_both_fleets_and_a_batch_price_for_runs_alone(tmp_path:
         (("--entities", "nan", "--rps", "1"), "entities: nan"),
         (("--entities", "5", "--rps", "inf"), "rps: inf"),
         (("--entities", "5", "--rps", "1", "--bytes", "0"), "bytes: 0"),
+        (("--entities", "5", "--rps", "1e308", "--headroom", "9"), "rps: 1e+308 is too large"),
+        (("--entities", "5", "--rps", "1", "--throughput", "1e-300"), "throughput: 1e-300 is too small"),
         (("--entities", "5", "--rps", "1", "--hit-rate", "1.5"), "hit_rate: 1.5"),
         (("--entities", "5", "--rps", "1", "--instance-type", "g5.xlagre"), "nearest is 'g5.xlarge'"),
         (("--entities", "5", "--rps", "1", "--prices", "none.toml"), "none.toml cannot be read"),

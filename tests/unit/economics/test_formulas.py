@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -214,6 +215,16 @@ def test_a_missing_input_is_named_with_its_option() -> None:
 def test_a_peak_below_the_mean_is_refused() -> None:
     with pytest.raises(SettingsError, match="no peak is below the mean"):
         replace(BRIEF, peak_rps=50)
+
+
+@pytest.mark.parametrize("ends", [(1e15, 1e-15), (1e-15, 1e15)])
+def test_the_largest_and_smallest_inputs_have_a_cost_and_a_picture(ends: tuple[float, float]) -> None:
+    said = dict(zip(("entities", "throughput"), ends, strict=True)) | {"rps": ends[1], "instance_rps": ends[0]}
+    figures = complete_figures({name: Figure(value, Origin.OPTION) for name, value in said.items()}, BRIEF_FIGURES)
+    inputs = CostInputs.of(figures)
+    told = estimate(inputs)
+    assert all(math.isfinite(value) for value in (told.batch.daily, told.hybrid.daily, told.savings_percent))
+    assert all(map(math.isfinite, cost_curve(inputs).hybrid))
 
 
 def test_the_first_source_that_knows_a_figure_wins() -> None:
