@@ -59,13 +59,16 @@ class HitRecorder:
         self._counts[model][MICRO_BATCH.field_of(rows)] += 1
 
     async def flush(self) -> None:
-        """Add what was counted to the current minute and to the totals in Redis.
+        """Add what was counted to the current minute and to the totals in Redis, and tell it of entities asked for.
 
         When Redis does not answer, the counts are dropped and the loss is logged: it may have taken them, and
         counting twice would be worse.
         """
-        by_model, self._counts = self._counts, _none()
+        await self._flush_counts()
         await self._flush_asked()
+
+    async def _flush_counts(self) -> None:
+        by_model, self._counts = self._counts, _none()
         if not by_model:
             return
         minute = int(self._clock() // 60)
