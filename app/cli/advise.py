@@ -142,9 +142,9 @@ def _write(advices: Sequence[Advice], *, quiet: bool) -> None:
     from inference.settings import load_settings as load
     from inference.settings import settings_file
 
-    file = settings_file()
+    file = settings_file().resolve()  # a link stays one
     try:
-        before = file.read_text(encoding="utf-8")
+        before = file.read_bytes().decode()  # with the line ends that it has
     except OSError as error:
         raise SettingsError(f"{file} cannot be read ({error.strerror}): there is nothing to write into") from error
     after = with_advice(before, advices)

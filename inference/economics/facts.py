@@ -32,7 +32,10 @@ def check_fact(name: str, value: float) -> float:
 
 
 def gather_facts(said: Mapping[str, Figure], settings: ModelSettings, measured: Measured) -> dict[str, Figure]:
-    """Return what is known: said by the caller, else written in the settings, else measured."""
+    """Return what is known: said by the caller, else written in the settings, else measured.
+
+    `uses_clock` only the caller says; what the model's contract tells of it belongs in here.
+    """
     facts = {**_measured(measured), **_settings(settings), **said}
     for name in ("max_staleness_hours", "stable_hours"):
         if name in facts and not facts[name].value:

@@ -205,6 +205,33 @@ def test_a_section_that_is_missing_is_made() -> None:
     assert data["models"]["price"] == {"path": "p"}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'models.delay.path = "m"\n',
+        '[models]\ndelay.path = "m"\n',
+        '[models.delay]\npath = "m"\nbatch.rows_per_chunk = 5\n',
+        '[models.delay]\npath = "m"\n[redis]\nprefix = "p"\n[models.delay.batch]\nrows_per_chunk = 5\n',
+        '[models.delay]\npath = "m"\n[redis]\nprefix = "p"\n[models.delay.realtime]\ntimeout_ms = 5\n',
+        '[models.delay]\r\npath = "m"\r\n',
+    ],
+)
+def test_however_a_section_is_spelled_only_the_two_values_come_in(text: str) -> None:
+    before, after = tomllib.loads(text), tomllib.loads(with_advice(text, [advice(said={"max_staleness_hours": 6})]))
+    batch = after["models"]["delay"].pop("batch")
+    rest = before["models"]["delay"].pop("batch", {})
+    assert batch == {**rest, "schedule": "3h", "ttl": "6h"}
+    assert after == before
+
+
+def test_a_new_section_keeps_its_distance_from_the_next() -> None:
+    spaced = '[models.delay]\npath = "m"\n\n[redis]\nprefix = "p"\n'
+    after = with_advice(spaced, [advice(said={"max_staleness_hours": 6})])
+    assert after == (
+        '[models.delay]\npath = "m"\n\n[models.delay.batch]\nschedule = "3h"\nttl = "6h"\n\n[redis]\nprefix = "p"\n'
+    )
+
+
 def test_a_section_in_one_line_stays_in_one_line() -> None:
     inline = 'models = { delay = { path = "m" } }\n'
     after = with_advice(inline, [advice(said={"max_staleness_hours": 6})])

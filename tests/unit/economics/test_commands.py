@@ -163,6 +163,19 @@ def test_when_one_model_cannot_be_written_no_other_is(tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["forecache.toml"]
 
 
+def test_a_link_stays_one_and_a_private_file_stays_private(tmp_path: Path) -> None:
+    real = tmp_path / "real.toml"
+    real.write_bytes(SETTINGS.replace("\n", "\r\n").encode())
+    real.chmod(0o600)
+    (tmp_path / "forecache.toml").symlink_to(real)
+    done = forecache(tmp_path, "advise", "--max-staleness-hours", "6", "--write")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "forecache.toml").is_symlink()
+    assert real.stat().st_mode & 0o777 == 0o600
+    assert real.read_bytes().startswith(SETTINGS.replace("\n", "\r\n").encode())
+    assert b'ttl = "6h"' in real.read_bytes()
+
+
 def test_advice_that_stands_there_already_changes_nothing(tmp_path: Path) -> None:
     file = tmp_path / "forecache.toml"
     file.write_text(SETTINGS)
