@@ -6,7 +6,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := tensorflow,keras,onnx,sklearn,sql,embedded,dashboard,dev
+EXTRAS := tensorflow,keras,onnx,sklearn,sql,embedded,dashboard,charts,dev
 PYTEST := $(BIN)/python -m pytest
 # TensorFlow's start-up chatter says nothing about Forecache
 export TF_CPP_MIN_LOG_LEVEL ?= 2

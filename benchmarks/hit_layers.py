@@ -143,11 +143,12 @@ async def _answer_layers(services: Services, pipe: AsyncPipe, recorder: HitRecor
         for _ in entries:
             recorder.record(MODEL, Outcome.HIT_BATCH, age_s=5.0)
             recorder.record_latency(MODEL, 0.001, hit=True)
+            recorder.record_asked(MODEL, ("user_1",))
 
     answers = [answer(entry) for entry in entries]
     return {
         "judging the age, making the answer": await _per_request(lambda: [answer(entry) for entry in entries]),
-        "counting outcome, age and duration": await _per_request(count),
+        "counting outcome, age, duration and entity": await _per_request(count),
         "spelling the body": await _per_request(lambda: [one.to_json_text() for one in answers]),
     }
 

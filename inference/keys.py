@@ -44,6 +44,7 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 |                  |        | fallback:NAME:OUTCOME → entities;        |                       | real-time workers     |
 |                  |        | parity:PATH:RESULT → answers             |                       | workers               |
 | P:h:M:total      | hash   | the same fields, since ever              | for good              | all of these          |
+| P:h:M:asked:DAY  | string | HyperLogLog of the ids answered that day | 8 days                | API processes         |
 | P:j:J            | hash   | the job record                           | an hour unchanged     | API, workers          |
 | P:j:J:inputs     | hash   | part number → ids or instances (JSON)    | till its part is done | API                   |
 | P:j:J:parts      | hash   | part number → predictions (JSON)         | with the job          | real-time workers     |
@@ -189,6 +190,10 @@ class Keys:
     def hit_totals(self, model: str) -> str:
         """All that `hits` counted since ever."""
         return f"{self.prefix}:h:{model}:total"
+
+    def asked(self, model: str, day: int) -> str:
+        """How many different entities were answered on a day (epoch days)."""
+        return f"{self.prefix}:h:{model}:asked:{day}"
 
     def job(self, job_id: str) -> str:
         """The job record."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli import batch, bench, doctor, features, hits, init, keys, models, predict, processes
+from app.cli import advise, batch, bench, cost, doctor, features, hits, init, keys, models, predict, processes
 from app.cli.examples import add_examples
 from inference.errors import ForecacheError, SettingsError, UnknownModel
 from inference.release import installed_release
@@ -35,6 +35,8 @@ app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 hits.register(app)
 bench.register(app)
+cost.register(app)
+advise.register(app)
 add_examples(app)
 
 

@@ -25,6 +25,16 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "enqueue": ("forecache enqueue 41 42 43 --wait", "forecache enqueue --model delay --priority low $(cat ids.txt)"),
     "hits": ("forecache hits", "forecache hits delay --window 24h --json"),
     "bench": ("forecache bench", "forecache bench delay --rate 500 --miss-share 0.05 --json"),
+    "cost": (
+        "forecache cost --preset brief",
+        "forecache cost --entities 1e6 --rps 100 --peak-rps 300 --hit-rate 0.95 --instance-type g5.xlarge",
+        "forecache cost delay --picture cost.png",
+    ),
+    "advise": (
+        "forecache advise",
+        "forecache advise delay --latency-ms 50 --max-staleness-hours 24 --cost-matters --explain",
+        "forecache advise delay --stable-hours 24 --write",
+    ),
     "features load": ("forecache features load data/flights.parquet", "forecache features load delay data/flights"),
     "features get": ("forecache features get customer-42", "forecache features get delay 42 --json"),
     "features put": (

@@ -16,6 +16,7 @@ from inference.serving.breaker import BreakerState
 if TYPE_CHECKING:
     from inference.batch import RunView
     from inference.batch.details import RunDetails
+    from inference.economics.report import CostReport
     from inference.hits import Point, Statistics
     from inference.presence import Roster
     from inference.queues import QueueState
@@ -74,6 +75,10 @@ class DashboardData(Protocol):
         """Return who serves a queue, or, for API_PROCESSES, who answers requests."""
         ...
 
+    def costs(self, model: str) -> CostReport:
+        """Return what a model costs by what was measured."""
+        ...
+
 
 @dataclass(frozen=True)
 class LiveData:
@@ -88,6 +93,7 @@ class LiveData:
     details: Callable[[str], RunDetails]
     queues: Callable[[], Sequence[QueueState]]
     roster: Callable[[str], Roster]
+    costs: Callable[[str], CostReport]
     queue_names: Sequence[str] = ("batch", "realtime", "maintenance")
 
 
@@ -201,6 +207,22 @@ def read_runs(data: DashboardData, choice: Choice, clock: Clock = system_clock) 
         "serving": None if model is None else _serving(data, model),
         "runs": [run.to_json() for run in runs],
         "details": data.details(shown).to_json() if shown else None,
+    }
+
+
+def read_costs(data: DashboardData, choice: Choice, clock: Clock = system_clock) -> dict[str, Any]:
+    """Return what the page of costs shows of one model.
+
+    Raises:
+        StoreUnavailable: the cache Redis did not answer.
+        NotFound: the address asks for what is not there.
+    """
+    model = choice.chosen_model(data)
+    return {
+        "read_at": to_iso(clock()),
+        "models": list(data.models),
+        "model": model,
+        "costs": None if model is None else data.costs(model).to_json(),
     }
 
 

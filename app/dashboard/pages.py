@@ -45,7 +45,7 @@ _STATUS: dict[type[ForecacheError], int] = {
 #: page → reads its figures
 Readers = Mapping[str, Callable[[Choice], dict[str, Any]]]
 #: the pages in the order of their tabs: name in the address, title
-PAGES = {"hit-rates": "Hit rates", "runs": "Runs", "queues": "Queues"}
+PAGES = {"hit-rates": "Hit rates", "runs": "Runs", "queues": "Queues", "cost": "Cost"}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import redis
 from celery import Celery
 from flower.app import Flower, rewrite_handler
 from flower.options import default_options
@@ -19,11 +20,11 @@ from tornado.netutil import bind_sockets
 
 from app.dashboard.actions import Action
 from app.dashboard.credentials import Credentials, find_credentials
-from app.dashboard.figures import LiveData, read_hit_rates, read_queues, read_runs
+from app.dashboard.figures import LiveData, read_costs, read_hit_rates, read_queues, read_runs
 from app.dashboard.pages import Faces, Readers, page_handlers
 from app.dashboard.reading import SharedReads
 from app.dashboard.theme import Templates
-from inference.errors import BrokerUnavailable, NotFound, SettingsError
+from inference.errors import BrokerUnavailable, NotFound, SettingsError, store_error
 from inference.logs import configure_logging, get_logger
 from inference.settings import DashboardSettings, Settings
 
@@ -89,11 +90,15 @@ def live_readers(settings: Settings) -> Readers:
         "hit-rates": lambda choice: read_hit_rates(data, choice),
         "runs": lambda choice: read_runs(data, choice),
         "queues": lambda _: read_queues(data),
+        "cost": lambda choice: read_costs(data, choice),
     }
 
 
 def live_data(settings: Settings) -> LiveData:
     """Return the figures of the deployment that the settings describe."""
+    from inference.economics import read_prices
+    from inference.economics.measured import measure
+    from inference.economics.report import CostReport, cost_report
     from inference.hits import HitWindows
     from inference.presence import Presence
     from tasks.celery_app import services
@@ -101,7 +106,7 @@ def live_data(settings: Settings) -> LiveData:
     from tasks.runs import runs
 
     own = services()
-    windows = HitWindows(own.cache, own.keys)
+    windows, prices = HitWindows(own.cache, own.keys), read_prices()
 
     def run_of(model: str, generation: int) -> RunView | None:
         manifest = own.predictions(model).manifest(generation)
@@ -111,6 +116,14 @@ def live_data(settings: Settings) -> LiveData:
             return runs().show(manifest.run_id)
         except NotFound:
             return None
+
+    def costs(model: str) -> CostReport:
+        _, of_model = settings.model(model)
+        try:
+            measured = measure(own.cache, own.keys, model, of_model, windows)
+        except redis.RedisError as error:
+            raise store_error("costs", error) from error
+        return cost_report(model, of_model, measured, prices)
 
     return LiveData(
         models=sorted(settings.models),
@@ -122,6 +135,7 @@ def live_data(settings: Settings) -> LiveData:
         details=lambda run_id: runs().details(run_id),
         queues=Queues(settings).read,
         roster=Presence(own.cache, own.keys).roster,
+        costs=costs,
         queue_names=settings.queues,
     )
 

@@ -1,9 +1,10 @@
-"""Counts outcomes, latencies and ages in memory and adds them to Redis once a second."""
+"""Counts outcomes, latencies, ages and different entities in memory and adds them to Redis once a second."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Iterable
 
 import redis
 import redis.asyncio
@@ -19,6 +20,11 @@ log = get_logger(__name__)
 FLUSH_EVERY_S = 1.0
 #: longer than the longest window that is read, a week
 KEEP_S = 8 * 24 * 3600
+DAY_S = 24 * 3600
+#: different entities that a process remembers until they are sent; more are not noticed until there is room
+MOST_ASKED = 50_000
+#: packing 12 000 ids at once held the event loop for 15 ms; pieces of 200 hold it for less than one
+IDS_PER_FLUSH, _IDS_PER_COMMAND = 1_000, 200
 
 
 class HitRecorder:
@@ -29,6 +35,7 @@ class HitRecorder:
         self._keys = keys
         self._clock = clock
         self._counts = _none()
+        self._asked: defaultdict[str, set[str]] = defaultdict(set)
 
     def record(self, model: str, outcome: Outcome, count: int = 1, *, age_s: float | None = None) -> None:
         """Count `count` more of an outcome; `age_s`: of the features behind the answer, None for a default."""
@@ -36,6 +43,12 @@ class HitRecorder:
         counts[outcome._value_] += count  # `value` is a property, and this is the way of every request
         if age_s is not None:
             counts[AGE.field_of(age_s)] += count
+
+    def record_asked(self, model: str, entity_ids: Iterable[str]) -> None:
+        """Remember for which entities an answer was given; Redis learns how many different ones there were."""
+        asked = self._asked[model]
+        if len(asked) < MOST_ASKED:
+            asked.update(entity_ids)
 
     def record_latency(self, model: str, took_s: float, *, hit: bool) -> None:
         """Count one request's duration; `hit`: all of it was answered from the store, and fresh."""
@@ -46,11 +59,15 @@ class HitRecorder:
         self._counts[model][MICRO_BATCH.field_of(rows)] += 1
 
     async def flush(self) -> None:
-        """Add what was counted to the current minute and to the totals in Redis.
+        """Add what was counted to the current minute and to the totals in Redis, and tell it of entities asked for.
 
         When Redis does not answer, the counts are dropped and the loss is logged: it may have taken them, and
         counting twice would be worse.
         """
+        await self._flush_counts()
+        await self._flush_asked()
+
+    async def _flush_counts(self) -> None:
         by_model, self._counts = self._counts, _none()
         if not by_model:
             return
@@ -67,6 +84,23 @@ class HitRecorder:
             outcomes = set(Outcome)
             lost = sum(n for counts in by_model.values() for field, n in counts.items() if field in outcomes)
             log.warning("hits.dropped", count=lost, error=type(error).__name__)
+
+    async def _flush_asked(self) -> None:
+        """Tell Redis of up to 1 000 entities a model; the others wait, each once however often it is asked for."""
+        day = int(self._clock() // DAY_S)
+        for model, ids in list(self._asked.items()):  # a copy: requests go on meanwhile
+            room = IDS_PER_FLUSH
+            while ids and room > 0:
+                part = [ids.pop() for _ in range(min(len(ids), room, _IDS_PER_COMMAND))]
+                room -= len(part)
+                pipeline = self._client.pipeline(transaction=False)
+                pipeline.pfadd(self._keys.asked(model, day), *part)
+                pipeline.expire(self._keys.asked(model, day), KEEP_S)
+                try:
+                    await pipeline.execute()
+                except (redis.RedisError, OSError) as error:
+                    log.warning("hits.entities_dropped", count=len(part), error=type(error).__name__)
+                    return
 
     async def run(self, *, every_s: float = FLUSH_EVERY_S) -> None:
         """Flush again and again; when cancelled, flush what is left and end."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ def staged(texts: Mapping[Path, str]) -> Iterator[Staged]:
     try:
         for place, fresh in files.items():
             try:
+                if place.exists():  # what nobody else may read, such as passwords, stays so
+                    fresh.touch(mode=stat.S_IMODE(place.stat().st_mode))
                 fresh.write_text(texts[place], encoding="utf-8")
             except OSError as error:
                 raise _cannot_write(place, error) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from inference.clock import Clock
@@ -21,6 +21,9 @@ class OutcomeRecorder(Protocol):
 
     def record(self, model: str, outcome: Outcome, count: int = 1, *, age_s: float | None = None) -> None:
         """Count `count` more of an outcome; `age_s`: of the features behind the answer, None for a default."""
+
+    def record_asked(self, model: str, entity_ids: Iterable[str]) -> None:
+        """Remember for which entities an answer was given."""
 
     def record_latency(self, model: str, took_s: float, *, hit: bool) -> None:
         """Count one request's duration; `hit`: all of it was answered from the store, and fresh."""
@@ -131,6 +134,7 @@ class PredictionService:
             return None
         hits = cast(list[Answer], answers)
         self._count(path.name, hits, request.started)
+        self._hits.record_asked(path.name, request.entity_ids)
         return hits
 
     async def complete(self, request: Request) -> list[Answer | ForecacheError]:
@@ -140,6 +144,10 @@ class PredictionService:
             request.entity_ids, request.found or [], request.until, max_staleness_s=request.max_staleness_s
         )
         self._count(path.name, answers, request.started)
+        answered = [
+            each for each, answer in zip(request.entity_ids, answers, strict=True) if isinstance(answer, Answer)
+        ]
+        self._hits.record_asked(path.name, answered)
         return answers
 
     async def explain(self, request: Request) -> tuple[Answer, dict[str, Any]]:

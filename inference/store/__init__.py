@@ -13,6 +13,7 @@ from inference.store.memory_table import MemoryTable
 from inference.store.pipe import Pipe
 from inference.store.records import ChangeableRows, Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
 from inference.store.redis_table import RedisTable
+from inference.store.sizes import measured_row_bytes
 from inference.store.table import SWEEP_AFTER_S, Table
 
 __all__ = [
@@ -34,4 +35,5 @@ __all__ = [
     "RedisTable",
     "StoredRows",
     "Table",
+    "measured_row_bytes",
 ]

@@ -64,7 +64,12 @@ def test_the_wheel_holds_the_rooms_whole_and_nothing_else(wheel: Path) -> None:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert names == source_files() | {"beat_schedule.py"}
     assert {f"{room}/py.typed" for room in ROOMS} <= names
-    for needed in ("inference/store/scripts/publish.lua", "inference/batch/scripts/claim.lua"):
+    data = (
+        "inference/store/scripts/publish.lua",
+        "inference/batch/scripts/claim.lua",
+        "inference/economics/prices.toml",
+    )
+    for needed in data:
         assert needed in names
     for page in ("templates/hit-rates.html", "static/hit-rates.js", "static/forecache.css"):
         assert f"app/dashboard/{page}" in names

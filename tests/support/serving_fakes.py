@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from inference.errors import ForecacheError, StoreUnavailable
@@ -104,10 +104,14 @@ class FakeRecorder:
         self.counts: Counter[Outcome] = Counter()
         self.ages_s: list[float | None] = []
         self.latencies: list[tuple[bool, float]] = []
+        self.asked: list[str] = []
 
     def record(self, model: str, outcome: Outcome, count: int = 1, *, age_s: float | None = None) -> None:
         self.counts[outcome] += count
         self.ages_s.append(age_s)
+
+    def record_asked(self, model: str, entity_ids: Iterable[str]) -> None:
+        self.asked.extend(entity_ids)
 
     def record_latency(self, model: str, took_s: float, *, hit: bool) -> None:
         self.latencies.append((hit, took_s))

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from app.dashboard.figures import RUNS_SHOWN, Choice, LiveData, read_hit_rates, read_queues, read_runs
+from app.dashboard.figures import RUNS_SHOWN, Choice, LiveData, read_costs, read_hit_rates, read_queues, read_runs
+from inference.economics import Figure, Origin, read_prices
+from inference.economics.measured import Measured
+from inference.economics.report import CostReport, cost_report
 from inference.errors import BadInput, BrokerUnavailable, NotFound
 from inference.hits import Point, Statistics
 from inference.presence import API_PROCESSES, Roster, WorkerBeat
 from inference.queues import QueueState
+from inference.settings import ModelSettings
 
 
 @dataclass
@@ -37,6 +42,7 @@ class Figures:
     history: list[Run] = field(default_factory=list)
     states: list[QueueState] = field(default_factory=list)
     broker_down: bool = False
+    measured: dict[str, Figure] = field(default_factory=dict)
     api: Roster = field(default_factory=lambda: Roster((), {}))
 
     def data(self, *models: str) -> LiveData:
@@ -49,8 +55,12 @@ class Figures:
             runs=lambda _model, limit: self.history[:limit],
             details=lambda run_id: Run(f"details of {run_id}"),
             queues=self._queues,
+            costs=self._costs,
             roster=lambda queue: self.api if queue == API_PROCESSES else Roster((), {"gpu@old pid 1": 20.0}),
         )
+
+    def _costs(self, model: str) -> CostReport:
+        return cost_report(model, ModelSettings(path=Path("m")), Measured(model, self.measured), read_prices())
 
     def _queues(self) -> list[QueueState]:
         if self.broker_down:
@@ -141,3 +151,26 @@ def test_breakers_are_told_by_model_with_how_many_api_processes_ask_and_how_many
         {"model": "delay", "closed": 1, "half_open": 0, "open": 1},
         {"model": "price", "closed": 0, "half_open": 1, "open": 0},
     ]
+
+
+def test_costs_are_told_from_what_was_measured_with_where_each_figure_came_from() -> None:
+    known = {"entities": 1_000_000, "rps": 100, "hit_rate": 0.9}
+    figures = Figures(measured={name: Figure(value, Origin.MEASURED, "counted") for name, value in known.items()})
+    told = read_costs(figures.data("delay"), Choice())
+    assert (told["model"], told["costs"]["missing"]) == ("delay", None)
+    costs = told["costs"]
+    assert costs["estimate"]["realtime"] == {"instances": 2, "daily": 240.0, "per_prediction": 240 / 8_640_000}
+    assert {each["name"]: each["from"] for each in costs["inputs"]}["entities"] == "measured"
+    assert costs["requests_per_entity_and_day"] == pytest.approx(8.64)
+    assert len(costs["curve"]["requests"]) == len(costs["curve"]["hybrid"])
+    assert costs["sensitivity"][0]["name"] == "instance_price"
+
+
+def test_an_empty_history_has_no_costs_and_says_what_is_missing() -> None:
+    costs = read_costs(Figures().data("delay"), Choice())["costs"]
+    assert costs["missing"].startswith("entities is missing")
+    assert (costs["estimate"], costs["curve"], costs["sensitivity"]) == (None, None, [])
+    assert costs["advice"]["confidence"] == "low"
+    assert read_costs(Figures().data(), Choice())["costs"] is None
+    with pytest.raises(NotFound):
+        read_costs(Figures().data("delay"), Choice("other"))

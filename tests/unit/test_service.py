@@ -324,3 +324,13 @@ async def test_an_entity_that_nobody_knows_is_not_asked_for_again_for_a_moment()
     del it.reader.entries["x"]
     await asyncio.sleep(3)
     assert await ask() == 3
+
+
+@virtual_time
+async def test_entities_are_remembered_that_were_answered_and_no_others() -> None:
+    it = Deployment()
+    it.reader.entries = {"a": entry(as_of=NOW - 10)}
+    it.workers.failing = {"ghost": UnknownEntity("nobody knows it")}
+    await it.ask("a")
+    await it.ask("a", "b", "ghost")
+    assert it.hits.asked == ["a", "a", "b"]

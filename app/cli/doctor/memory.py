@@ -14,7 +14,7 @@ from inference.keys import Keys, TableKeys, TableKind
 from inference.outcomes import Outcome
 from inference.schema import TensorSpec
 from inference.settings import ModelSettings
-from inference.store import Manifest, RedisTable
+from inference.store import Manifest, RedisTable, measured_row_bytes
 from inference.store.codec import codec_for
 
 #: current, previous, and the one being loaded
@@ -27,7 +27,6 @@ LOOSE_FIELD_BYTES = 32
 OVERLAY_ENTRY_BYTES = 150
 #: above this share of the limit it is time to look
 TIGHT = 0.7
-_SAMPLED_BUCKETS = 16
 
 
 @dataclass(frozen=True)
@@ -110,13 +109,8 @@ def _measured(
     cache: redis.Redis, keys: TableKeys, manifest: Manifest, generations: int, source_rows: int | None
 ) -> TableSize:
     """Return the size of a table by what some of its buckets take."""
-    step = max(manifest.buckets // _SAMPLED_BUCKETS, 1)
-    with cache.pipeline(transaction=False) as pipe:
-        for bucket in range(0, manifest.buckets, step):
-            pipe.hlen(keys.bucket(manifest.number, bucket))
-            pipe.memory_usage(keys.bucket(manifest.number, bucket), samples=0)
-        answers = pipe.execute()
-    rows, taken = sum(answers[::2]), sum(size or 0 for size in answers[1::2])
-    per_row = taken / rows if rows else estimated_bytes_per_row(manifest.fields)
+    per_row = measured_row_bytes(cache, keys, manifest)
     expected = manifest.rows_expected if source_rows is None else source_rows
-    return TableSize(expected, per_row, measured=bool(rows), generations=generations)
+    if per_row is None:
+        return TableSize(expected, estimated_bytes_per_row(manifest.fields), measured=False, generations=generations)
+    return TableSize(expected, per_row, measured=True, generations=generations)

@@ -23,15 +23,17 @@ function layout(more) {
     font: { family: "inherit", size: 12, color: muted },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
-    margin: { l: 48, r: 16, t: 8, b: 32 },
-    height: 240,
-    hovermode: "x unified",
+    margin: { l: 48, r: 16, t: more.annotations ? 24 : 8, b: 32 },
+    height: more.height || 240,
+    hovermode: more.hovermode || "x unified",
     hoverlabel: { bgcolor: colour("--flower-surface"), bordercolor: grid, font: { color: colour("--bs-body-color") } },
     legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0, font: { size: 11 } },
-    barmode: "stack",
-    bargap: 0.15,
+    barmode: more.barmode || "stack",
+    bargap: more.bargap || 0.15,
     showlegend: more.showlegend !== false,
-    xaxis: { ...axis, type: "date", range: more.range, showgrid: false, tickformat: "%H:%M" },
+    shapes: more.shapes || [],
+    annotations: more.annotations || [],
+    xaxis: { ...axis, type: "date", range: more.range, showgrid: false, tickformat: "%H:%M", ...more.xaxis },
     yaxis: { ...axis, rangemode: "tozero", ...more.yaxis },
   };
 }
@@ -72,4 +74,56 @@ export function drawLatency(id, points, field) {
     type: "scatter", mode: points.length > 70 ? "lines" : "lines+markers", name: quantile,
     line: { color: colour(name), width: 1.75 }, marker: { size: 5 }, hovertemplate: "%{y:.2f} ms",
   })), { range: span(points), yaxis: { ticksuffix: " ms" } });
+}
+
+// --- costs
+
+const TALL = 320;
+
+// A vertical line over the whole height with its name at the top.
+function mark(x, name, dash) {
+  const ink = colour("--flower-text-muted");
+  return {
+    shape: { type: "line", x0: x, x1: x, yref: "paper", y0: 0, y1: 1, line: { color: ink, width: 1, dash } },
+    annotation: {
+      x: Math.log10(x), yref: "paper", y: 1, yanchor: "bottom", text: name, showarrow: false,
+      font: { size: 11, color: ink },
+    },
+  };
+}
+
+export function drawCost(id, curve, even, currency) {
+  const lines = [["realtime", "Real time", "--outcome-shed", "solid"],
+    ["hybrid", "Hybrid", "--outcome-computed", "dash"], ["batch", "Batch", "--outcome-hit-batch", "solid"]];
+  const marks = [mark(curve.now, "today", "solid")];
+  const breakEven = even.whole || even.shared;
+  if (breakEven > 0) marks.push(mark(breakEven, even.whole ? "break-even" : "break-even, shared", "dot"));
+  draw(id, lines.map(([field, name, shade, dash]) => ({
+    x: curve.requests, y: curve[field], type: "scatter", mode: "lines", name,
+    line: { color: colour(shade), width: 2, dash }, hovertemplate: "%{y:.3s}",
+  })), {
+    height: TALL, shapes: marks.map((one) => one.shape), annotations: marks.map((one) => one.annotation),
+    xaxis: { type: "log", range: undefined, tickformat: ",~r", showgrid: true, dtick: 1, hoverformat: ".3~g",
+      title: { text: "requests per entity and day" } },
+    yaxis: { type: "log", rangemode: "normal", tickformat: ",~r", dtick: 1, title: { text: currency + " a day", standoff: 12 } },
+  });
+}
+
+// Bars shorter than a hundredth of the longest would not be seen.
+const SHORTEST = 0.01;
+
+export function drawSwings(id, swings, now, currency) {
+  const span = (swing) => Math.abs(swing.at_high - swing.at_low);
+  const seen = swings.slice(0, 8).filter((swing) => span(swing) >= SHORTEST * span(swings[0])).reverse();
+  const ends = [["at_low", "25 % lower", "--outcome-computed"], ["at_high", "25 % higher", "--outcome-stale"]];
+  draw(id, ends.map(([end, name, shade]) => ({
+    y: seen.map((swing) => swing.name.replaceAll("_", " ")), x: seen.map((swing) => swing[end] - now), base: now,
+    customdata: seen.map((swing) => swing[end]), type: "bar", orientation: "h", name,
+    marker: { color: colour(shade) }, hovertemplate: "%{y}: %{customdata:.4s}",
+  })), {
+    height: TALL, hovermode: "closest", bargap: 0.4, barmode: "overlay",
+    xaxis: { type: "linear", range: undefined, tickformat: "", showgrid: true,
+      title: { text: "hybrid, " + currency + " a day" } },
+    yaxis: { rangemode: "normal", showgrid: false },
+  });
 }

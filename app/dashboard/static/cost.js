@@ -1,0 +1,78 @@
+// The page of costs.
+import { card, choices, count, element, keepDrawing, note, number, numberHeading, show, table } from "./page.js";
+import { drawCost, drawSwings } from "./charts.js";
+
+const SMALL = 0.01;
+
+function money(value, currency) {
+  if (value == null) return "—";
+  const digits = value !== 0 && Math.abs(value) < SMALL ? { maximumSignificantDigits: 2 } :
+    { minimumFractionDigits: 2, maximumFractionDigits: 2 };
+  return Number(value).toLocaleString("en-US", { style: "currency", currency, ...digits });
+}
+
+const plain = (value) => (value == null ? "—" : Number(value).toLocaleString("en-US", { maximumSignificantDigits: 4 }));
+const APPROACHES = { batch: "Batch", realtime: "Real time", hybrid: "Hybrid" };
+const instances = (n) => `${count(n)} instance${n === 1 ? "" : "s"}`;
+
+function drawCosts(costs) {
+  const { estimate: told, currency } = costs;
+  show("cost-batch", money(told && told.batch.daily, currency));
+  show("cost-realtime", money(told && told.realtime.daily, currency));
+  show("cost-hybrid", money(told && told.hybrid.daily, currency));
+  if (!told) return;
+  show("cost-batch-note",
+    `${money(told.batch.compute, currency)} computing, ${money(told.batch.memory, currency)} Redis`);
+  show("cost-realtime-note", instances(told.realtime.instances) + " all day");
+  show("cost-hybrid-note", told.hybrid.precomputes ? `${instances(told.hybrid.instances)} for the misses` :
+    "only caches: runs cost more than they spare");
+}
+
+function drawAdvice({ advice, break_even: even, currency }) {
+  show("cost-advice", APPROACHES[advice.approach]);
+  show("cost-advice-note", "confidence " + advice.confidence);
+  show("cost-unread", plain(advice.never_read));
+  show("cost-served", money(advice.cost_per_1000_served, currency));
+  show("cost-failing", plain(advice.instances_if_a_run_fails));
+  show("cost-even", even ? (even.whole === 0 ? "any traffic" : plain(even.whole)) : "—");
+  show("cost-even-note", even && even.whole === 0 ? "batch costs no more than one instance all day" :
+    "requests per entity and day, for batch to pay");
+}
+
+function adviceCard(advice) {
+  const numbers = [["schedule", "Schedule"], ["ttl", "TTL"], ["batch_workers", "Batch workers"],
+    ["realtime_instances", "Real-time instances"], ["hit_rate", "Hit rate"]];
+  const rows = numbers.map(([name, title]) => element("tr", "", element("td", "", title),
+    element("td", "", typeof advice[name] === "number" ? plain(advice[name]) : advice[name] ?? "—"),
+    element("td", "run-note", advice.explanations[name])));
+  const told = [...advice.reasons, ...advice.gaps.map((gap) => "Not sure: " + gap)];
+  return card("Advice: " + APPROACHES[advice.approach].toLowerCase(), ["confidence " + advice.confidence, "`forecache advise` takes what only you know"],
+    table(["Number", "Value", "Because"], rows), ...told.map(note));
+}
+
+function inputsCard(costs) {
+  const rows = costs.inputs.map((each) => element("tr", "",
+    element("td", "", each.name.replaceAll("_", " ")), number(plain(each.value)), element("td", "", each.unit),
+    element("td", "", each.from), element("td", "run-note", each.how)));
+  return card("Where each figure comes from", ["prices of " + costs.prices_as_of],
+    table(["Input", numberHeading("Value"), "Unit", "From", "How"], rows));
+}
+
+keepDrawing((data) => {
+  const { costs } = data;
+  choices("choose-model", "model", data.models.map((name) => [name, name]), data.model);
+  document.getElementById("forecache-figures").hidden = !costs;
+  document.getElementById("forecache-empty").hidden = Boolean(costs);
+  if (!costs) return;
+  const hint = document.getElementById("cost-hint");
+  hint.hidden = !costs.missing;
+  hint.textContent = costs.missing ? "Too little was measured for a cost: " + costs.missing : "";
+  drawCosts(costs);
+  drawAdvice(costs);
+  document.getElementById("cost-charts").hidden = !costs.curve;
+  if (costs.curve) {
+    drawCost("chart-cost", costs.curve, costs.break_even, costs.currency);
+    drawSwings("chart-swings", costs.sensitivity, costs.estimate.hybrid.daily, costs.currency);
+  }
+  document.getElementById("cost-tables").replaceChildren(adviceCard(costs.advice), inputsCard(costs));
+});

@@ -1,0 +1,259 @@
+"""What to do about one model: the approach that fits, and the numbers that follow from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from inference.economics.curves import break_even
+from inference.economics.estimate import Estimate, estimate
+from inference.economics.inputs import CostInputs, Figure, check_figure
+from inference.economics.measured import Measured
+from inference.economics.rules import RULES, Approach, Facts, Judgement, judge
+from inference.settings import ModelSettings, parse_duration
+
+#: how often runs may be advised, in seconds, rarest first, and how that is written
+CADENCES = {86_400: "0 3 * * *", 43_200: "12h", 21_600: "6h", 10_800: "3h", 3_600: "1h", 1_800: "30m", 900: "15m",
+            300: "5m"}  # fmt: skip
+#: between a run's last chunk and its being served
+_SLACK_S = 60.0
+#: a run that takes more than this share of its interval is what `doctor` warns of
+RUN_SHARE = 0.5
+
+
+class Confidence(StrEnum):
+    """How much the advice rests on."""
+
+    #: a day of traffic, several runs, and half of the rules known
+    HIGH = "high"
+    #: some of each
+    MEDIUM = "medium"
+    #: next to nothing
+    LOW = "low"
+
+
+@dataclass(frozen=True)
+class Number:
+    """One number of the advice; None where it cannot be told. `how`: what it follows from."""
+
+    value: float | str | None
+    how: str
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The advice about one model. `gaps`: what is not known and would make it surer."""
+
+    model: str
+    judgement: Judgement
+    confidence: Confidence
+    gaps: tuple[str, ...]
+    numbers: Mapping[str, Number]
+    facts: Facts
+
+    @property
+    def approach(self) -> Approach:
+        """Batch, real time or hybrid."""
+        return self.judgement.approach
+
+    @property
+    def reasons(self) -> list[str]:
+        """The statements of the chosen approach that hold, and what rules others out."""
+        held = [each.rule for each in self.judgement.findings if each.holds and each.rule.approach is self.approach]
+        told = [f"{rule.statement}: {rule.because}" for rule in held]
+        return told + [f"not {each.approach.value}: {each.why}" for each in self.judgement.objections]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "model": self.model,
+            "approach": self.approach.value,
+            "confidence": self.confidence.value,
+            "gaps": list(self.gaps),
+            "reasons": self.reasons,
+            **{name: number.value for name, number in self.numbers.items()},
+            "explanations": {name: number.how for name, number in self.numbers.items()},
+            "facts": {name: figure.to_json() for name, figure in self.facts.items()},
+            "rules": [
+                {
+                    "name": each.rule.name,
+                    "approach": each.rule.approach.value,
+                    "statement": each.rule.statement,
+                    "holds": each.holds,
+                }
+                for each in self.judgement.findings
+            ],
+        }
+
+
+def advise(
+    model: str, settings: ModelSettings, measured: Measured, facts: Facts, figures: Mapping[str, Figure]
+) -> Advice:
+    """Return the advice about one model. `figures`: inputs of its cost, as far as they are known.
+
+    Raises:
+        SettingsError: a figure is not legal.
+    """
+    judgement = judge(facts)
+    confidence, gaps = _confidence(measured, judgement)
+    inputs = None
+    if {"entities", "rps"} <= figures.keys():
+        inputs = CostInputs.of(figures)
+    else:
+        unknown = [name for name in ("entities", "rps") if name not in figures]
+        gaps = (*gaps, f"no cost: {' and '.join(unknown)} not known, neither measured nor given")
+    numbers = {
+        **_timing(judgement.approach, settings, measured, facts, figures),
+        **_costs(judgement.approach, inputs, figures),
+        "never_read": Number(measured.never_read, _never_read(measured)),
+        "runs_failed": Number(measured.runs_failed, f"beside {measured.runs_published} published, of the last 20"),
+    }
+    numbers["answers_within_ttl"] = _within(str(numbers["ttl"].value), measured)
+    return Advice(model, judgement, confidence, gaps, numbers, facts)
+
+
+def _within(ttl: str, measured: Measured) -> Number:
+    share = measured.share_no_older_than(parse_duration(ttl) / 3600)
+    if share is None:
+        return Number(None, "no answer was given within 24 h")
+    return Number(round(share, 4), f"share of the answers within 24 h that were no older than {ttl}")
+
+
+def _never_read(measured: Measured) -> str:
+    if measured.never_read is None:
+        return "nothing stored or nothing asked for yet"
+    return (
+        f"about so many of {measured.entities:g} stored: within 7 days {measured.asked_week} different entities were "
+        "asked for"
+    )
+
+
+def _confidence(measured: Measured, judgement: Judgement) -> tuple[Confidence, tuple[str, ...]]:
+    """Return how sure the advice is, and what is missing to be surer."""
+    hours = measured.span_s / 3600
+    wanted = [
+        # what, how much there is, for medium, for high
+        ("predictions asked for within 24 h", measured.requests, 1_000, 10_000),
+        ("hours of traffic", round(hours, 1), 1, 20),
+        ("published runs", measured.runs_published, 1, 3),
+        (f"of {len(RULES)} rules with known facts", judgement.known, 5, 8),
+    ]
+    gaps = tuple(f"{there:g} {what}, {high:g} would do" for what, there, _, high in wanted if there < high)
+    if any(there < medium for _, there, medium, _ in wanted):
+        return Confidence.LOW, gaps
+    return (Confidence.MEDIUM if gaps else Confidence.HIGH), gaps
+
+
+# --- schedule, ttl, workers ---
+
+
+def _timing(
+    approach: Approach, settings: ModelSettings, measured: Measured, facts: Facts, figures: Mapping[str, Figure]
+) -> dict[str, Number]:
+    if approach is Approach.REALTIME:
+        return {
+            "schedule": Number(None, "no runs: every answer is computed when it is asked for"),
+            "ttl": Number(duration_text(settings.realtime.ttl), "[models.M.realtime] ttl, as it is"),
+            "batch_workers": Number(0, "no runs"),
+        }
+    bound_s = _bound_s(facts)
+    run_s = measured.run_s or 0.0
+    every_s, schedule = _cadence(bound_s, run_s, settings, figures)
+    return {
+        "schedule": schedule,
+        "ttl": _ttl(every_s, run_s, bound_s),
+        "batch_workers": _batch_workers(every_s, figures),
+    }
+
+
+def _bound_s(facts: Facts) -> float | None:
+    """Return how old an answer may be, in seconds: the smaller of what is tolerated and what stays right."""
+    hours = [facts[name].value for name in ("max_staleness_hours", "stable_hours") if name in facts]
+    return min(hours) * 3600 if hours else None
+
+
+def _cadence(
+    bound_s: float | None, run_s: float, settings: ModelSettings, figures: Mapping[str, Figure]
+) -> tuple[float, Number]:
+    """Return the seconds between runs, and the schedule: the rarest that keeps answers within the bound."""
+    late_s = 2 * run_s + _SLACK_S
+    present, per_day = settings.batch.schedule, figures.get("runs_per_day")
+    present_s = 86_400 / per_day.value if present and per_day else None
+    if bound_s is None:
+        if present is not None and present_s is not None:
+            return present_s, Number(present, "as it is: nobody said how old an answer may be")
+        return 86_400, Number(CADENCES[86_400], "once a day: nobody said how old an answer may be")
+    fitting = [every_s for every_s in CADENCES if every_s + late_s <= bound_s]
+    every_s = fitting[0] if fitting else min(CADENCES)
+    told = f"answers may be {bound_s / 3600:g} h old and a run takes {run_s:.0f} s, or twice that"
+    if present is not None and present_s is not None and every_s <= present_s <= bound_s - late_s:
+        return present_s, Number(present, f"as it is: {told}")
+    if not fitting:
+        told += ": no schedule keeps that, so misses must"
+    return every_s, Number(CADENCES[every_s], told)
+
+
+def _ttl(every_s: float, run_s: float, bound_s: float | None) -> Number:
+    """Return the age limit on reading: what is tolerated, else the interval, a slow run and a tenth to spare."""
+    if bound_s is not None:
+        return Number(duration_text(max(bound_s, 1.0)), "as old as an answer may be")
+    ttl_s = 1.1 * every_s + 2 * run_s
+    step_s = 3600 if ttl_s > 2 * 3600 else 60
+    how = f"the interval of {duration_text(every_s)}, a run of twice {run_s:.0f} s, and a tenth to spare"
+    return Number(duration_text(math.ceil(round(ttl_s / step_s, 6)) * step_s), how)
+
+
+def _batch_workers(every_s: float, figures: Mapping[str, Figure]) -> Number:
+    entities, throughput = figures.get("entities"), figures.get("throughput")
+    if entities is None or throughput is None:
+        return Number(None, "the number of entities is not known")
+    needed = max(math.ceil(entities.value / throughput.value / (every_s * RUN_SHARE)), 1)
+    how = f"{entities.value:g} entities at {throughput.value:g}/s ({throughput.origin.value}) in half the interval"
+    return Number(needed, how)
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration as settings spell it, such as `26h`, `90m` or `30s`."""
+    for unit, length in (("h", 3600), ("m", 60)):
+        if seconds >= length and seconds % length == 0:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{math.ceil(seconds)}s"
+
+
+# --- money ---
+
+
+def _costs(approach: Approach, inputs: CostInputs | None, figures: Mapping[str, Figure]) -> dict[str, Number]:
+    hit_rate = figures["hit_rate"]
+    check_figure("hit_rate", hit_rate.value)
+    shown = Number(hit_rate.value, f"{hit_rate.origin.value}: {hit_rate.how}")
+    if inputs is None:
+        unknown = Number(None, "see the gaps")
+        names = ("realtime_instances", "cost_per_day", "cost_per_1000_served", "break_even", "instances_if_a_run_fails")
+        return {"hit_rate": shown} | dict.fromkeys(names, unknown)
+    told, even = estimate(inputs), break_even(inputs)
+    daily, served, instances = _of(approach, told)
+    prices = f"{inputs.instance_price:g} an instance and hour, {inputs.redis_price:g} a GB of Redis and month"
+    return {
+        "hit_rate": shown,
+        "realtime_instances": Number(instances, f"for a peak of {inputs.peak_rps:.4g}/s at this hit rate"),
+        "cost_per_day": Number(daily, f"batch {told.batch.daily:.4g}, real time {told.realtime.daily:.4g}, hybrid "
+                                      f"{told.hybrid.daily:.4g}, at {prices}"),
+        "cost_per_1000_served": Number(served, f"over {inputs.rps:.4g} requests/s"),
+        "break_even": Number(even.whole, "requests per entity and day from which on batch is not dearer; "
+                                         f"{even.shared:.4g} where instances are shared with other models"),
+        "instances_if_a_run_fails": Number(
+            told.hybrid.if_a_run_fails, "so many answer all requests alone once what is stored is too old"),
+    }  # fmt: skip
+
+
+def _of(approach: Approach, told: Estimate) -> tuple[float, float, int]:
+    """Return an approach's daily cost, its cost per 1 000 served, and its real-time instances."""
+    if approach is Approach.BATCH:
+        return told.batch.daily, told.batch.per_1000_served, 0
+    if approach is Approach.REALTIME:
+        return told.realtime.daily, told.realtime.per_prediction * 1000, told.realtime.instances
+    return told.hybrid.daily, told.hybrid.per_1000_served, told.hybrid.instances

@@ -1,0 +1,192 @@
+"""What a deployment knows of a model: its runs, its requests, what its predictions take in Redis."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from statistics import median
+
+import redis
+
+from inference.batch import RunState, RunView, slot_after
+from inference.batch.ledger import Ledger
+from inference.economics.formulas import SECONDS_PER_DAY
+from inference.economics.inputs import Figure, Origin
+from inference.hits import HitWindows, Statistics
+from inference.keys import Keys, TableKind
+from inference.presence import Presence
+from inference.settings import BATCH_QUEUE, ModelSettings
+from inference.store import RedisTable, measured_row_bytes
+
+WINDOW_S = 24 * 3600
+#: days whose different entities are counted together
+ASKED_DAYS = 7
+_RUNS_SEEN = 20
+#: slots are counted from here
+_DAY_FROM = 1_700_006_400.0  # a midnight in UTC, on a day without a change of clocks
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was counted and timed of one model; None or empty where there is nothing yet.
+
+    `span_s`: seconds of the last 24 hours since the first request in them. `run_s`: median seconds of a published
+    run. `asked_today`, `asked_week`: different entities that were answered, within 0.81 %. `ages`: share of answers no
+    older than so many hours.
+    """
+
+    model: str
+    figures: dict[str, Figure] = field(default_factory=dict)
+    statistics: Statistics = field(default_factory=lambda: Statistics.of({}))
+    span_s: float = 0.0
+    runs_published: int = 0
+    runs_failed: int = 0
+    run_s: float | None = None
+    asked_today: int = 0
+    asked_week: int = 0
+
+    @property
+    def requests(self) -> int:
+        """Predictions asked for within 24 hours."""
+        return self.statistics.counts.total
+
+    @property
+    def entities(self) -> float | None:
+        """Rows of the generation that serves."""
+        figure = self.figures.get("entities")
+        return None if figure is None else figure.value
+
+    @property
+    def never_read(self) -> float | None:
+        """About how many stored predictions nobody asked for within a week; None when nothing was counted.
+
+        Entities that were answered and are not in the table make it smaller than it is.
+        """
+        if self.entities is None or not self.asked_week:
+            return None
+        return max(self.entities - self.asked_week, 0.0)
+
+    def share_no_older_than(self, hours: float) -> float | None:
+        """Return the share of answers whose features were at most so old; None without answers.
+
+        By the buckets of a histogram, whose bounds are 41 % apart: the last one that lies wholly below counts.
+        """
+        ages = self.statistics.age
+        if not ages.total:
+            return None
+        young = sum(n for bound, n in zip(ages.scale.bounds, ages.counts, strict=False) if bound <= hours * 3600)
+        return young / ages.total
+
+
+def measure(
+    client: redis.Redis, keys: Keys, model: str, settings: ModelSettings, windows: HitWindows | None = None
+) -> Measured:
+    """Return what is known of a model, each figure with how it was found.
+
+    `windows`: those of a caller that asks again and again, since they remember minutes that are over.
+
+    Raises:
+        StoreUnavailable, redis.RedisError: Redis does not answer.
+    """
+    ledger, windows = Ledger(client, keys), windows or HitWindows(client, keys)
+    now = ledger.now()
+    runs = [RunView.of(record, now=now) for record in ledger.newest(model, _RUNS_SEEN) if not record.is_partial]
+    published = [run for run in runs if run.state is RunState.PUBLISHED]
+    attempts = {record.run_id: record.attempts for record in ledger.newest(model, _RUNS_SEEN)}
+    workers = max(len(Presence(client, keys).roster(BATCH_QUEUE).alive), 1)
+    requests, span_s = _requests(windows, model, now)
+    figures = {
+        **_schedule(settings),
+        **_table(client, keys, model),
+        **_runs(published, workers, attempts),
+        **requests,
+    }
+    return Measured(
+        model,
+        figures,
+        windows.statistics(model, WINDOW_S),
+        span_s,
+        len(published),
+        sum(run.state is RunState.FAILED for run in runs),
+        _median([run.finished_at - run.created_at for run in published if run.finished_at is not None]),
+        windows.asked(model, 1),
+        windows.asked(model, ASKED_DAYS),
+    )
+
+
+def _median(values: list[float]) -> float | None:
+    return median(values) if values else None
+
+
+def _measured(value: float, how: str) -> Figure:
+    return Figure(value, Origin.MEASURED, how)
+
+
+def _schedule(settings: ModelSettings) -> dict[str, Figure]:
+    schedule = settings.batch.schedule
+    if schedule is None:
+        return {}
+    count = slots_a_week(schedule, settings.batch.timezone) / 7
+    return {"runs_per_day": Figure(count, Origin.SETTINGS, f"schedule {schedule!r}")} if count else {}
+
+
+def slots_a_week(schedule: str, timezone: str) -> float:
+    """Return how many runs a schedule has in seven days; a duration may give a fraction."""
+    at, end, count = _DAY_FROM - 1, _DAY_FROM - 1 + 7 * SECONDS_PER_DAY, 0
+    while (following := slot_after(schedule, timezone, at)) <= end:
+        if count == 100:  # more often than that, the distance of two slots tells
+            return 7 * SECONDS_PER_DAY / (following - at)
+        at, count = following, count + 1
+    # less than one a week: by the distance of two slots
+    return count or 7 * SECONDS_PER_DAY / (slot_after(schedule, timezone, following) - following)
+
+
+def _table(client: redis.Redis, keys: Keys, model: str) -> dict[str, Figure]:
+    own = keys.table(TableKind.PREDICTIONS, model)
+    table = RedisTable(client, own, kind=TableKind.PREDICTIONS, model=model)
+    current = table.pointer().current
+    manifest = None if current is None else table.manifest(current)
+    if manifest is None or not manifest.rows_expected:
+        return {}
+    figures = {"entities": _measured(manifest.rows_expected, f"rows of generation {manifest.number}")}
+    row_bytes = measured_row_bytes(client, own, manifest)
+    if row_bytes:
+        figures["bytes"] = _measured(round(row_bytes, 2), "MEMORY USAGE of some of its buckets")
+    return figures
+
+
+def _runs(published: list[RunView], workers: int, attempts: dict[str, int]) -> dict[str, Figure]:
+    if not published:
+        return {}
+    told = f"median of {len(published)} published runs"
+    figures = {}
+    rate = _median([run.rows_per_s for run in published if run.rows_per_s])
+    if rate:
+        figures["throughput"] = _measured(rate / workers, f"{told}, over {workers} batch workers alive now")
+    waited = _median([run.started_at - run.created_at for run in published if run.started_at is not None])
+    if waited is not None:
+        figures["startup_s"] = _measured(round(max(waited, 0.0), 3), f"{told}: asked for until planned")
+    chunks = sum(run.chunks_total or 0 for run in published)
+    if chunks:
+        again = max(sum(attempts[run.run_id] for run in published) / chunks - 1, 0.0)
+        figures["retry_factor"] = _measured(round(again, 4), f"chunks taken up again, of {chunks}")
+    return figures
+
+
+def _requests(windows: HitWindows, model: str, now: float) -> tuple[dict[str, Figure], float]:
+    """Return the figures of the last 24 hours, and the seconds since the first request in them."""
+    points = windows.series(model, WINDOW_S)
+    first = next((point for point in points if point.statistics.counts.total), None)
+    if first is None:
+        return {}, 0.0
+    span_s = max(now - first.at, 60.0)
+    total = sum(point.statistics.counts.total for point in points)
+    mean, told = total / span_s, f"{total} predictions in {span_s / 3600:.1f} h"
+    step_s = points[1].at - points[0].at
+    whole = [point.statistics.counts.total / step_s for point in points[:-1]]
+    peak = max(mean, *whole)
+    counts = windows.read(model, WINDOW_S)
+    return {
+        "rps": _measured(mean, told),
+        "peak_rps": _measured(peak, f"the busiest {step_s // 60} minutes of 24 h"),
+        "hit_rate": _measured(round(counts.hit_rate, 6), told),
+    }, span_s

@@ -1,0 +1,113 @@
+"""A dated table of prices: the one that ships, or the user's own in the same form."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from dataclasses import dataclass
+from datetime import date
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from inference.economics.inputs import Figure, Origin
+from inference.errors import SettingsError
+from inference.settings.model import Section
+
+Kind = Literal["instances", "memory", "storage"]
+
+
+class Price(Section):
+    """One price and where it was read."""
+
+    price: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    source: Annotated[str, Field(min_length=1)]
+
+
+class Defaults(Section):
+    """Which entry is taken when nobody names one."""
+
+    batch_instance: str
+    realtime_instance: str
+    memory: str
+    storage: str
+
+
+class PriceTable(Section):
+    """Prices of one day in one currency: `instances` per hour, `memory` and `storage` per GB and month."""
+
+    as_of: date
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")]
+    defaults: Defaults
+    instances: dict[str, Price]
+    memory: dict[str, Price]
+    storage: dict[str, Price]
+
+    def find(self, kind: Kind, name: str) -> Figure:
+        """Return a price by its entry's name.
+
+        Raises:
+            SettingsError: there is none of that name; the nearest one is named.
+        """
+        entries: dict[str, Price] = getattr(self, kind)
+        if name not in entries:
+            folded = {each.lower(): each for each in entries}
+            near = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.0)
+            hint = f"the nearest is {folded[near[0]]!r}, " if near else ""
+            raise SettingsError(
+                f"no {kind} named {name!r} in the price table: {hint}known are {', '.join(sorted(entries))}",
+                field=kind,
+            )
+        entry = entries[name]
+        return Figure(entry.price, Origin.PRICES, f"{name}, {self.as_of}: {entry.source}")
+
+    def figures(self, *, instance: str | None = None, batch_instance: str | None = None) -> dict[str, Figure]:
+        """Return the four prices of a cost. `instance` is for runs too, unless `batch_instance` names another.
+
+        Raises:
+            SettingsError: there is no such instance.
+        """
+        return {
+            "batch_instance_price": self.find("instances", batch_instance or instance or self.defaults.batch_instance),
+            "instance_price": self.find("instances", instance or self.defaults.realtime_instance),
+            "redis_price": self.find("memory", self.defaults.memory),
+            "storage_price": self.find("storage", self.defaults.storage),
+        }
+
+
+@dataclass(frozen=True)
+class _Named:
+    name: str
+    text: str
+
+
+def read_prices(file: Path | None = None) -> PriceTable:
+    """Return the table of a TOML file, or the one that ships.
+
+    Raises:
+        SettingsError: the file cannot be read or is not of that form; the entry at fault is named.
+    """
+    source = _shipped() if file is None else _own(file)
+    try:
+        table = PriceTable.model_validate(tomllib.loads(source.text))
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{source.name} is no TOML: {error}", field="prices") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise SettingsError(f"{source.name}: {where}: {first['msg']}", field="prices") from error
+    table.figures()  # its defaults name entries that are there
+    return table
+
+
+def _shipped() -> _Named:
+    return _Named("prices.toml", files("inference.economics").joinpath("prices.toml").read_text(encoding="utf-8"))
+
+
+def _own(file: Path) -> _Named:
+    try:
+        return _Named(str(file), file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--prices: {file} cannot be read: {error}", field="prices") from error

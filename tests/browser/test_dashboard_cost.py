@@ -1,0 +1,106 @@
+"""The page of costs in a browser, over a history that was written into Redis.
+
+With `FORECACHE_PICTURES` set to a folder it writes the screenshots of `docs/images` there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from tests.support.browser import Browser, open_browser
+from tests.support.dashboard import DashboardProcess
+from tests.support.history import count_requests, keep_runs, publish_generation
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_for
+
+pytestmark = [pytest.mark.integration, pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module")
+def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[DashboardProcess, RedisServer]]:
+    folder = tmp_path_factory.mktemp("cost")
+    server = RedisServer(folder / "redis").start()
+    process = DashboardProcess(folder, server.url())
+    with (folder / "forecache.toml").open("a") as settings:
+        settings.write(
+            'features = "t.parquet"\n[models.delay.batch]\nschedule = "6h"\nttl = "12h"\n'
+            '[models.delay.realtime]\ndefault = 0.0\n[models.new]\npath = "models/new"\n'
+        )
+    try:
+        yield process.start().wait_ready(), server
+    finally:
+        process.stop()
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with open_browser(tmp_path_factory.mktemp("browser")) as opened:
+        yield opened
+
+
+def open_page(browser: Browser, process: DashboardProcess, model: str) -> None:
+    browser.open(f"http://forecache:sesame@127.0.0.1:{process.port}/cost?model={model}")
+
+
+def picture(browser: Browser, folder: Path, name: str) -> None:
+    browser.picture(Path(os.environ.get("FORECACHE_PICTURES") or folder) / f"{name}.png")
+
+
+async def leave_history(server: RedisServer) -> None:
+    """Ask for 50 000 of 200 000 entities over three hours, at 200/s and at times more."""
+    with redis.Redis.from_url(server.url()) as client:
+        publish_generation(client, rows=200_000)
+        keep_runs(client, "published", "published", "published", rows=200_000)
+    for back in range(20):
+        at = time.time() - back * 600
+        hits = 90_000 + 30_000 * (back % 5)
+        await count_requests(server, hits=hits, misses=9_000, entities=50_000, clock=lambda at=at: at)
+
+
+def test_a_model_without_a_history_says_what_is_missing(
+    browser: Browser, dashboard: tuple[DashboardProcess, RedisServer]
+) -> None:
+    open_page(browser, dashboard[0], "new")
+    wait_for(lambda: "entities is missing" in browser.text("#cost-hint"), "what is missing", 20)
+    assert browser.text("#cost-batch") == "—"
+    assert browser.text("#cost-advice-note") == "confidence low"
+    assert not browser.script("return document.getElementById('cost-charts').checkVisibility()")
+    assert browser.complaints() == []
+
+
+def test_costs_advice_and_both_charts_are_shown(
+    browser: Browser, dashboard: tuple[DashboardProcess, RedisServer], tmp_path: Path
+) -> None:
+    process, server = dashboard
+    asyncio.run(leave_history(server))
+    open_page(browser, process, "delay")
+    wait_for(lambda: browser.text("#cost-realtime").startswith("$"), "costs", 20)
+    told = process.get("/cost/data?model=delay").json()["costs"]
+    assert browser.text("#cost-realtime") == f"${told['estimate']['realtime']['daily']:.2f}"
+    assert browser.text("#cost-hybrid") == f"${told['estimate']['hybrid']['daily']:.2f}"
+    assert browser.text("#cost-advice") == "Hybrid"
+    unread = float(format(told["advice"]["never_read"], ".4g"))
+    assert browser.text("#cost-unread") == f"{unread:,.0f}"
+    for chart in ("chart-cost", "chart-swings"):
+        assert browser.script(f"return document.querySelectorAll('#{chart} .trace, #{chart} .point').length") >= 2
+    assert "[object" not in browser.text("body")
+    assert browser.complaints() == []
+    picture(browser, tmp_path, "cost-page")
+    browser.use_theme("dark")
+    picture(browser, tmp_path, "cost-page-dark")
+    browser.use_theme("light")
+
+
+def test_on_a_phone_nothing_is_cut_off(browser: Browser, dashboard: tuple[DashboardProcess, RedisServer]) -> None:
+    with browser.as_phone():
+        open_page(browser, dashboard[0], "delay")
+        wait_for(lambda: browser.text("#cost-realtime").startswith("$"), "costs", 20)
+        assert browser.script("return document.documentElement.scrollWidth") <= 400

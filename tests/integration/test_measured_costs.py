@@ -1,0 +1,134 @@
+"""What a deployment knows of its own costs, read from a real Redis."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import redis
+import redis.asyncio
+
+from inference.economics import Origin
+from inference.economics.measured import measure
+from inference.errors import StoreUnavailable
+from inference.hits import HitRecorder, HitWindows
+from inference.hits.recorder import IDS_PER_FLUSH, MOST_ASKED
+from inference.settings import BatchSettings, ModelSettings
+from tests.support.history import KEYS, ROWS, count_requests, keep_runs, publish_generation
+from tests.support.ports import free_port
+from tests.support.redis_server import RedisServer
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+async def test_every_figure_says_how_it_was_measured(redis_client: redis.Redis, redis_server: RedisServer) -> None:
+    publish_generation(redis_client)
+    keep_runs(redis_client, "published", "published", "failed")
+    await count_requests(redis_server, hits=900, misses=300, entities=500)
+    own = ModelSettings(path=Path("m"), batch=BatchSettings(schedule="6h"))
+    told = measure(redis_client, KEYS, "delay", own)
+    values = {name: figure.value for name, figure in told.figures.items()}
+    assert (values["entities"], values["runs_per_day"], values["hit_rate"]) == (ROWS, 4, 0.75)
+    # 2 000 rows in the 4 s of scoring, by one worker; a third of the chunks' attempts were second ones
+    assert (values["throughput"], values["startup_s"], values["retry_factor"]) == (500, 2, 0.5)
+    assert 15 < values["bytes"] < 60
+    assert values["peak_rps"] >= values["rps"] > 0
+    assert told.figures["runs_per_day"].origin is Origin.SETTINGS
+    assert told.figures["throughput"].how == "median of 2 published runs, over 1 batch workers alive now"
+    assert (told.runs_published, told.runs_failed, told.run_s) == (2, 1, 7)
+    assert told.asked_week == pytest.approx(500, rel=0.03)
+    assert told.never_read == pytest.approx(1_500, rel=0.03)
+
+
+async def test_an_empty_history_tells_nothing(redis_client: redis.Redis) -> None:
+    told = measure(redis_client, KEYS, "delay", ModelSettings(path=Path("m")))
+    assert told.figures == {}
+    assert (told.requests, told.never_read, told.run_s) == (0, None, None)
+
+
+def test_an_outage_is_no_empty_history() -> None:
+    with redis.Redis(port=free_port(), retry=None) as nowhere, pytest.raises(StoreUnavailable):
+        measure(nowhere, KEYS, "delay", ModelSettings(path=Path("m")))
+
+
+async def test_an_entity_asked_for_again_and_by_another_process_counts_once(
+    redis_client: redis.Redis, redis_server: RedisServer
+) -> None:
+    await count_requests(redis_server, hits=5, misses=0, entities=40)
+    await count_requests(redis_server, hits=5, misses=0, entities=50)
+    windows = HitWindows(redis_client, KEYS)
+    assert windows.asked("delay", 1) == windows.asked("delay", 7) == pytest.approx(50, abs=1)
+    assert windows.asked("other", 7) == 0
+    (key,) = redis_client.scan_iter("*asked*")
+    assert 7 * 86_400 < redis_client.ttl(key) <= 8 * 86_400
+
+
+async def test_entities_are_sent_a_few_at_a_time_and_what_waits_is_bounded(
+    redis_client: redis.Redis, redis_server: RedisServer
+) -> None:
+    windows = HitWindows(redis_client, KEYS)
+    async with redis.asyncio.Redis.from_url(redis_server.url()) as client:
+        recorder = HitRecorder(client, KEYS)
+        for first in range(0, 2 * MOST_ASKED, 1_000):
+            recorder.record_asked("delay", [f"e{i}" for i in range(first, first + 1_000)])
+        await recorder.flush()
+        assert windows.asked("delay", 1) == pytest.approx(IDS_PER_FLUSH, rel=0.03)
+        for _ in range(2 * MOST_ASKED // IDS_PER_FLUSH):
+            await recorder.flush()
+    assert windows.asked("delay", 1) == pytest.approx(MOST_ASKED, rel=0.03)
+
+
+async def test_an_outage_loses_a_piece_and_not_the_counting(
+    redis_client: redis.Redis, redis_server: RedisServer
+) -> None:
+    async with redis.asyncio.Redis(port=free_port(), retry=None) as nowhere:
+        recorder = HitRecorder(nowhere, KEYS)
+        recorder.record_asked("delay", [f"e{i}" for i in range(500)])
+        await recorder.flush()
+        async with redis.asyncio.Redis.from_url(redis_server.url()) as client:
+            recorder._client = client
+            await recorder.flush()
+    assert HitWindows(redis_client, KEYS).asked("delay", 1) == pytest.approx(300, rel=0.05)
+
+
+def forecache(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("FORECACHE_")}
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "app.cli", *arguments],
+        cwd=folder, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+        timeout=60,
+    )  # fmt: skip
+
+
+async def test_the_commands_use_what_was_measured_and_options_go_before_it(
+    redis_client: redis.Redis, redis_server: RedisServer, tmp_path: Path
+) -> None:
+    publish_generation(redis_client)
+    keep_runs(redis_client, "published")
+    await count_requests(redis_server, hits=900, misses=300, entities=500)
+    (tmp_path / "forecache.toml").write_text(
+        f'[redis]\nurl = "{redis_server.url()}"\ncache_url = "{redis_server.url()}"\n'
+        '[models.delay]\npath = "m"\nfeatures = "t.parquet"  # ours\n'
+    )
+    told = json.loads(forecache(tmp_path, "cost", "--throughput", "50", "--json").stdout)
+    origins = {name: figure["from"] for name, figure in told["inputs"].items()}
+    assert (origins["entities"], origins["hit_rate"]) == ("measured", "measured")
+    assert (origins["throughput"], origins["instance_price"]) == ("option", "prices")
+    # (2 s until planned + 2 000 rows at 50/s) at 3 an hour, half of the chunks twice
+    assert told["batch"]["compute"] == pytest.approx(42 / 3600 * 3 * 1.5)
+
+    done = forecache(tmp_path, "advise", "--max-staleness-hours", "6", "--write", "--json")
+    assert done.returncode == 0, done.stderr
+    (advice,) = json.loads(done.stdout)
+    assert advice["approach"] == "hybrid"
+    assert advice["never_read"] == pytest.approx(1_500, rel=0.03)
+    assert advice["facts"]["coverage"]["from"] == "measured"
+    assert '+schedule = "3h"' in done.stderr
+    text = (tmp_path / "forecache.toml").read_text()
+    assert text.endswith('features = "t.parquet"  # ours\n\n[models.delay.batch]\nschedule = "3h"\nttl = "6h"\n')

@@ -1,0 +1,59 @@
+"""A history of runs and requests in Redis, without any having been."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import redis
+import redis.asyncio
+
+from inference.clock import Clock, system_clock
+from inference.hits import HitRecorder
+from inference.hits.recorder import IDS_PER_FLUSH
+from inference.keys import Keys, TableKind
+from inference.outcomes import Outcome
+from inference.schema import DType, TensorSpec
+from inference.store import RedisTable
+from tests.support.redis_server import RedisServer
+
+KEYS = Keys("forecache")
+ROWS = 2_000
+
+
+def publish_generation(client: redis.Redis, rows: int = ROWS) -> None:
+    table = RedisTable(client, KEYS.table(TableKind.PREDICTIONS, "delay"), kind=TableKind.PREDICTIONS, model="delay")
+    spec = TensorSpec("score", DType.FLOAT32, (1,))
+    manifest = table.begin([spec], rows_expected=rows, model_version=1, contract_hash="h", keep_s=3600)
+    block = {"score": np.ones((rows, 1), np.float32)}
+    table.write(manifest, pa.array([f"e{i}" for i in range(rows)]), block, np.full(rows, table.now()))
+    table.publish(manifest.number)
+
+
+def keep_runs(client: redis.Redis, *states: str, rows: int = ROWS) -> None:
+    """Leave runs behind that were planned after 2 s, and scored all rows in 4 s, two of four chunks twice."""
+    now = float(client.time()[0])
+    for number, state in enumerate(states):
+        run_id, created = f"delay-{number}", now - 1_000 + number
+        fields: dict[str, Any] = {
+            "run_id": run_id, "model": "delay", "state": state, "trigger": "beat", "source": "t.parquet",
+            "created_at": created, "started_at": created + 2, "scored_at": created + 6, "finished_at": created + 7,
+            "rows_total": rows, "rows_done": rows, "chunks_total": 4, "chunks_done": 4, "attempts": 6,
+        }  # fmt: skip
+        client.hset(KEYS.run(run_id), mapping=fields)
+        client.zadd(KEYS.runs("delay"), {run_id: created})
+
+
+async def count_requests(
+    server: RedisServer, *, hits: int, misses: int, entities: int, clock: Clock = system_clock
+) -> None:
+    async with redis.asyncio.Redis.from_url(server.url()) as client:
+        recorder = HitRecorder(client, KEYS, clock)
+        recorder.record("delay", Outcome.HIT_BATCH, hits, age_s=100.0)
+        recorder.record("delay", Outcome.COMPUTED, misses, age_s=0.0)
+        for _ in range(misses):
+            recorder.record_latency("delay", 0.02, hit=False)
+        recorder.record_asked("delay", [f"e{i}" for i in range(entities)])
+        for _ in range(0, entities + 1, IDS_PER_FLUSH):
+            await recorder.flush()

@@ -1,0 +1,253 @@
+"""Advice about one model, and the settings file with it in."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inference.economics import Figure, Origin, complete_figures, read_prices
+from inference.economics.advice import Advice, Confidence, advise, duration_text
+from inference.economics.facts import check_fact, gather_facts
+from inference.economics.measured import Measured, slots_a_week
+from inference.economics.rewriting import diff, with_advice
+from inference.economics.rules import Approach
+from inference.errors import SettingsError
+from inference.hits import Statistics
+from inference.settings import ModelSettings
+
+SETTINGS = ModelSettings(path=Path("m"), features="t.parquet")
+
+
+def figures(**values: float) -> dict[str, Figure]:
+    return {name: Figure(value, Origin.MEASURED, "counted") for name, value in values.items()}
+
+
+BUSY = Measured(
+    "delay",
+    figures(entities=1_000_000, throughput=1_000, rps=10, peak_rps=30, hit_rate=0.8, bytes=27),
+    Statistics.of({"hit_batch": 16_000, "computed": 4_000, "miss_s:36": 4_000, "age_s:10": 10_000, "age_s:30": 10_000}),
+    span_s=24 * 3600,
+    runs_published=5,
+    run_s=1_000.0,
+    asked_today=100_000,
+    asked_week=300_000,
+)
+
+
+def advice(
+    measured: Measured = BUSY, settings: ModelSettings = SETTINGS, said: Mapping[str, float] | None = None
+) -> Advice:
+    spoken = {name: Figure(value, Origin.OPTION, "--" + name) for name, value in (said or {}).items()}
+    facts = gather_facts(spoken, settings, measured)
+    costs = complete_figures(measured.figures, read_prices().figures())
+    return advise("delay", settings, measured, facts, costs)
+
+
+def test_an_empty_history_is_said_and_never_costs_anything_made_up() -> None:
+    told = advice(Measured("delay"))
+    assert told.confidence is Confidence.LOW
+    assert told.numbers["cost_per_day"].value is None
+    assert told.numbers["never_read"].value is None
+    assert "0 predictions asked for within 24 h, 10000 would do" in told.gaps
+    assert any("no cost: entities and rps" in gap for gap in told.gaps)
+
+
+def test_a_day_of_traffic_and_answers_make_it_sure() -> None:
+    said = {"latency_ms": 50, "max_staleness_hours": 24, "cost_matters": 1, "performance_matters": 1}
+    told = advice(said={**said, "must_answer": 1, "stable_hours": 12})
+    assert (told.confidence, told.gaps) == (Confidence.HIGH, ())
+    assert told.approach is Approach.HYBRID
+
+
+def test_predictions_nobody_read_are_those_stored_less_those_asked_for() -> None:
+    number = advice().numbers["never_read"]
+    assert number.value == 700_000
+    assert "300000 different entities" in number.how
+
+
+def test_the_share_of_answers_that_a_ttl_would_allow_is_told() -> None:
+    # half are at most 32 s old, the others at most 9.1 h
+    within = [advice(said={"max_staleness_hours": hours}).numbers["answers_within_ttl"].value for hours in (1, 12)]
+    assert within == [0.5, 1]
+    assert advice(Measured("delay")).numbers["answers_within_ttl"].value is None
+
+
+def test_runs_that_failed_are_told_beside_those_that_did_not() -> None:
+    failed = advice(Measured(**{**vars(BUSY), "runs_failed": 2})).numbers["runs_failed"]
+    assert (failed.value, failed.how) == (2, "beside 5 published, of the last 20")
+
+
+def test_the_schedule_is_the_rarest_that_keeps_answers_within_what_is_tolerated() -> None:
+    # runs take 1 000 s: twice that and a minute must fit in
+    assert [advice(said={"max_staleness_hours": hours}).numbers["schedule"].value for hours in (25, 24, 3.6, 3.5)] == [
+        "0 3 * * *", "12h", "3h", "1h",
+    ]  # fmt: skip
+    assert advice(said={"max_staleness_hours": 24}).numbers["ttl"].value == "24h"
+    late = advice(said={"max_staleness_hours": 0.1}).numbers["schedule"]
+    assert (late.value, "no schedule keeps that" in late.how) == ("5m", True)
+
+
+def test_without_a_bound_schedule_stays_and_ttl_lasts_over_the_next_run() -> None:
+    settings = SETTINGS.model_copy(update={"batch": SETTINGS.batch.model_copy(update={"schedule": "6h"})})
+    measured = Measured(**{**vars(BUSY), "figures": {**BUSY.figures, **figures(runs_per_day=4)}})
+    told = advice(measured, settings)
+    # 6 h x 1.1 + 2 000 s = 7.16 h
+    assert (told.numbers["schedule"].value, told.numbers["ttl"].value) == ("6h", "8h")
+
+
+def test_workers_finish_within_half_the_interval() -> None:
+    # 1e6 at 1 000/s = 1 000 s; half of an hour is 1 800 s, half of 15 minutes 450 s
+    assert advice(said={"max_staleness_hours": 3.5}).numbers["batch_workers"].value == 1
+    assert advice(said={"max_staleness_hours": 0.83}).numbers["batch_workers"].value == 3
+
+
+def test_cost_and_break_even_and_capacity_follow_from_the_figures() -> None:
+    told = advice(said={"max_staleness_hours": 24, "cost_matters": 1, "performance_matters": 1, "must_answer": 1})
+    numbers = told.numbers
+    # peak 30/s x 1.5 / 100 = 1 instance at 5 an hour; with 3 copies of 27 MB at 61.32, and 1 000 s at 3
+    memory, compute = 0.081 * 61.32 * 24 / 730, 1_000 / 3600 * 3
+    assert told.approach is Approach.HYBRID
+    assert numbers["cost_per_day"].value == pytest.approx(120 + min(memory + compute, memory))
+    assert numbers["cost_per_1000_served"].value == pytest.approx((120 + memory) / 864_000 * 1000)
+    assert (numbers["realtime_instances"].value, numbers["instances_if_a_run_fails"].value) == (1, 1)
+    assert numbers["hit_rate"].value == 0.8
+
+
+def test_what_was_measured_speaks_where_nobody_did() -> None:
+    facts = gather_facts({}, SETTINGS, BUSY)
+    assert facts["coverage"].value == 0.3
+    assert facts["peak_ratio"].value == 3
+    assert facts["model_ms"].value == pytest.approx(0.25 * 2**9, rel=0.2)
+    said = {"coverage": Figure(1, Origin.OPTION)}
+    assert gather_facts(said, SETTINGS, BUSY)["coverage"].value == 1
+
+
+def test_settings_speak_only_where_they_were_written() -> None:
+    assert "latency_ms" not in gather_facts({}, SETTINGS, BUSY)
+    written = ModelSettings.model_validate(
+        {"path": "m", "batch": {"ttl": "12h"}, "realtime": {"timeout_ms": 40, "default": 0.0}}
+    )
+    facts = gather_facts({}, written, BUSY)
+    assert (facts["latency_ms"].value, facts["max_staleness_hours"].value, facts["must_answer"].value) == (40, 12, 1)
+    assert facts["no_table"].origin is Origin.SETTINGS
+
+
+def test_a_model_without_a_table_is_left_to_real_time() -> None:
+    assert advice(settings=ModelSettings(path=Path("m")), said={"stable_hours": 24}).approach is Approach.REALTIME
+
+
+def test_where_no_age_is_tolerated_features_must_be_fresh() -> None:
+    told = advice(said={"max_staleness_hours": 0, "latency_ms": 50})
+    assert told.approach is Approach.REALTIME
+    assert told.facts["fresh_features"].how == "max_staleness_hours is 0"
+    mixed = advice(said={"max_staleness_hours": 0, "mixed_latency": 1, "must_answer": 1})
+    assert (mixed.approach, mixed.numbers["ttl"].value) == (Approach.HYBRID, "1s")
+
+
+def test_how_old_answers_are_is_told_by_whole_buckets() -> None:
+    # buckets of age grow by 41 %: number 10 ends at 32 s, number 30 at 9.1 h
+    assert BUSY.share_no_older_than(1) == 0.5
+    assert BUSY.share_no_older_than(10) == 1
+    assert Measured("delay").share_no_older_than(1) is None
+
+
+@pytest.mark.parametrize(
+    ("schedule", "a_week"),
+    [("0 3 * * *", 7), ("0 */6 * * *", 28), ("0 3 * * 1", 1), ("12h", 14), ("30s", 20_160), ("* * * * *", 10_080)],
+)
+def test_runs_are_counted_from_the_schedule(schedule: str, a_week: float) -> None:
+    assert slots_a_week(schedule, "UTC") == pytest.approx(a_week)
+
+
+@pytest.mark.parametrize(("name", "value"), [("coverage", 1.1), ("peak_ratio", 0.9), ("latency_ms", -1)])
+@pytest.mark.parametrize("broken", [None, float("nan"), float("inf")])
+def test_a_fact_that_cannot_be_is_named(name: str, value: float, broken: float | None) -> None:
+    with pytest.raises(SettingsError, match=f"^{name}: .*--{name.replace('_', '-')} is"):
+        check_fact(name, value if broken is None else broken)
+
+
+def test_durations_are_spelled_as_settings_are() -> None:
+    assert [duration_text(seconds) for seconds in (86_400, 5_400, 90, 0.5)] == ["24h", "90m", "90s", "1s"]
+
+
+# --- the settings file ---
+
+FILE = """\
+# ours
+[models.delay]
+path = "m"   # here
+features = 't.parquet'
+
+[models.delay.batch]   # runs
+schedule = '0 4 * * *'  # at night
+rows_per_chunk = 1_000
+
+[models.price]
+path = "p"
+"""
+
+
+def test_comments_and_spelling_stay_and_only_the_two_values_change() -> None:
+    after = with_advice(FILE, [advice(said={"max_staleness_hours": 6})])
+    assert after == FILE.replace("'0 4 * * *'", '"3h"').replace("1_000\n", '1_000\nttl = "6h"\n')
+    assert diff(FILE, after, "forecache.toml").count("\n+") == 3
+    assert with_advice(after, [advice(said={"max_staleness_hours": 6})]) == after
+
+
+def test_a_section_that_is_missing_is_made() -> None:
+    plain = '[models.delay]\npath = "m"\n[models.price]\npath = "p"\n'
+    data = tomllib.loads(with_advice(plain, [advice(said={"max_staleness_hours": 6})]))
+    assert data["models"]["delay"]["batch"] == {"schedule": "3h", "ttl": "6h"}
+    assert data["models"]["price"] == {"path": "p"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'models.delay.path = "m"\n',
+        '[models]\ndelay.path = "m"\n',
+        '[models.delay]\npath = "m"\nbatch.rows_per_chunk = 5\n',
+        '[models.delay]\npath = "m"\n[redis]\nprefix = "p"\n[models.delay.batch]\nrows_per_chunk = 5\n',
+        '[models.delay]\npath = "m"\n[redis]\nprefix = "p"\n[models.delay.realtime]\ntimeout_ms = 5\n',
+        '[models.delay]\r\npath = "m"\r\n',
+    ],
+)
+def test_however_a_section_is_spelled_only_the_two_values_come_in(text: str) -> None:
+    before, after = tomllib.loads(text), tomllib.loads(with_advice(text, [advice(said={"max_staleness_hours": 6})]))
+    batch = after["models"]["delay"].pop("batch")
+    rest = before["models"]["delay"].pop("batch", {})
+    assert batch == {**rest, "schedule": "3h", "ttl": "6h"}
+    assert after == before
+
+
+def test_a_new_section_keeps_its_distance_from_the_next() -> None:
+    spaced = '[models.delay]\npath = "m"\n\n[redis]\nprefix = "p"\n'
+    after = with_advice(spaced, [advice(said={"max_staleness_hours": 6})])
+    assert after == (
+        '[models.delay]\npath = "m"\n\n[models.delay.batch]\nschedule = "3h"\nttl = "6h"\n\n[redis]\nprefix = "p"\n'
+    )
+
+
+def test_a_section_in_one_line_stays_in_one_line() -> None:
+    inline = 'models = { delay = { path = "m" } }\n'
+    after = with_advice(inline, [advice(said={"max_staleness_hours": 6})])
+    assert tomllib.loads(after)["models"]["delay"]["batch"] == {"schedule": "3h", "ttl": "6h"}
+    assert after.count("\n") == 1
+
+
+def test_real_time_takes_the_schedule_out_and_nothing_else() -> None:
+    told = advice(said={"fresh_features": 1, "latency_ms": 20, "immediate_feedback": 1, "high_value": 1})
+    assert told.approach is Approach.REALTIME
+    data: dict[str, Any] = tomllib.loads(with_advice(FILE, [told]))
+    assert data["models"]["delay"]["batch"] == {"rows_per_chunk": 1000}
+
+
+def test_a_model_that_is_set_elsewhere_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"no section \[models\.delay\]"):
+        with_advice('[models.price]\npath = "p"\n', [advice()])
+    with pytest.raises(SettingsError, match="no TOML"):
+        with_advice("[nonsense", [])

@@ -1,0 +1,50 @@
+"""docs/cost.md, taken at its word."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from app.cli.cost import cost
+from inference.economics.rules import FACTS, RULES
+from tests.support.command import forecache_here
+from tests.unit.test_cli import forecache
+
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "cost.md").read_text()
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_page_does_what_it_says(command: str, tmp_path: Path) -> None:
+    words = shlex.split(command)
+    assert words[0] == "forecache"
+    if "--picture" in words:
+        pytest.importorskip("matplotlib")
+    if words[1] == "advise":
+        (tmp_path / "forecache.toml").write_text('[models.delay]\npath = "m"\nfeatures = "t.parquet"\n')
+    run = forecache if words[1] == "advise" else forecache_here
+    done = run(tmp_path, *words[1:])
+    assert done.returncode == 0, done.stderr
+    if "brief" in words:
+        for figure in ("0.108333", "0.084155", "0.000822"):
+            assert figure in done.stdout
+            assert figure in PAGE
+    if "--picture" in words:
+        assert (tmp_path / "cost.png").stat().st_size > 10_000
+    if "--write" in words:
+        assert 'ttl = "6h"' in (tmp_path / "forecache.toml").read_text()
+
+
+def test_the_page_has_commands_and_every_rule_and_input() -> None:
+    assert len(COMMANDS) == 5
+    for rule in RULES:
+        assert f"| {rule.name} | {rule.approach.value.replace('realtime', 'real time')} |" in PAGE
+    options = set(re.findall(r"`(--[a-z-]+)", PAGE)) | set(re.findall(r" (--[a-z-]+)", PAGE))
+    for name in cost.__annotations__:
+        if name not in ("model", "as_json", "return"):
+            assert f"--{name.rstrip('_').replace('_', '-')}" in options, name
+    for fact in FACTS.keys() - {"no_table"}:
+        assert f"--{fact.replace('_', '-')}" in options, fact

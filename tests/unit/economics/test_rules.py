@@ -1,0 +1,120 @@
+"""The brief's decision framework, on the brief's own examples."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from inference.economics import CostInputs, Figure, Origin, complete_figures, estimate
+from inference.economics.brief import BRIEF_FIGURES
+from inference.economics.rules import FACTS, OBJECTIONS, RULES, Approach, Rule, judge
+
+BATCH, REALTIME, HYBRID = Approach.BATCH, Approach.REALTIME, Approach.HYBRID
+
+# The brief lists 11 lines of examples (4, 4 and 3), of which each hybrid one is a pair; its twelfth example is the one
+# it works out in figures, a million users predicted for once a day. What a reader of the brief would answer about each
+# stands beside it.
+EXAMPLES: dict[str, tuple[Approach, dict[str, float]]] = {
+    "daily email recommendations": (
+        BATCH, {"latency_ms": 3_600_000, "coverage": 1, "stable_hours": 24, "cost_matters": 1}),
+    "product catalog rankings": (
+        BATCH, {"coverage": 1, "stable_hours": 24, "feature_ms": 80, "fresh_features": 0}),
+    "weekly personalized content": (
+        BATCH, {"latency_ms": 86_400_000, "coverage": 0.8, "stable_hours": 168}),
+    "batch fraud scoring": (
+        BATCH, {"latency_ms": 3_600_000, "coverage": 1, "model_ms": 300, "high_value": 1}),
+    "search ranking": (
+        REALTIME, {"latency_ms": 50, "immediate_feedback": 1, "fresh_features": 1, "coverage": 0.05}),
+    "ad serving": (
+        REALTIME, {"latency_ms": 50, "immediate_feedback": 1, "fresh_features": 1, "cost_matters": 1}),
+    "real-time fraud detection": (
+        REALTIME, {"latency_ms": 80, "high_value": 1, "fresh_features": 1, "coverage": 0.1}),
+    "live recommendation widgets": (
+        REALTIME, {"latency_ms": 80, "immediate_feedback": 1, "fresh_features": 1, "peak_ratio": 3}),
+    "homepage recommendations (batch) + search (real-time)": (
+        HYBRID, {"mixed_latency": 1, "max_staleness_hours": 24, "cost_matters": 1, "performance_matters": 1,
+                 "latency_ms": 50}),
+    "social feed (batch) + stories (real-time)": (
+        HYBRID, {"mixed_latency": 1, "max_staleness_hours": 1, "peak_ratio": 4, "coverage": 0.6}),
+    "product pages (batch) + checkout (real-time)": (
+        HYBRID, {"mixed_latency": 1, "must_answer": 1, "max_staleness_hours": 12, "high_value": 1}),
+    "a million users predicted for once a day": (
+        BATCH, {"coverage": 1, "stable_hours": 24, "cost_matters": 1}),
+}  # fmt: skip
+
+
+def facts_of(values: dict[str, float]) -> dict[str, Figure]:
+    return {name: Figure(value, Origin.OPTION) for name, value in values.items()}
+
+
+def test_there_are_the_briefs_sixteen_statements_and_twelve_examples() -> None:
+    assert Counter(rule.approach for rule in RULES) == {BATCH: 6, REALTIME: 5, HYBRID: 5}
+    assert len({rule.name for rule in RULES}) == len({rule.statement for rule in RULES}) == 16
+    assert len(EXAMPLES) == 12
+    assert all(rule.because for rule in RULES)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_each_of_the_briefs_examples_gets_the_briefs_answer(name: str) -> None:
+    approach, values = EXAMPLES[name]
+    assert judge(facts_of(values)).approach is approach
+
+
+def test_the_worked_example_is_cheaper_in_batch_too() -> None:
+    assert estimate(CostInputs.of(complete_figures(BRIEF_FIGURES))).savings_percent > 99
+
+
+#: a value of each rule's facts for which it holds, and one for which it does not
+HELD: dict[str, tuple[dict[str, float], dict[str, float]]] = {
+    "latency-not-critical": ({"latency_ms": 60_000}, {"latency_ms": 59_999}),
+    "needed-for-all": ({"coverage": 0.5}, {"coverage": 0.49}),
+    "expensive-features": ({"feature_ms": 50}, {"feature_ms": 49}),
+    "slow-model": ({"model_ms": 100}, {"model_ms": 99}),
+    "cost-first": ({"cost_matters": 1}, {"cost_matters": 1, "performance_matters": 1}),
+    "changes-slowly": ({"stable_hours": 24}, {"stable_hours": 23}),
+    "low-latency": ({"latency_ms": 99}, {"latency_ms": 100}),
+    "fresh-features": ({"fresh_features": 1}, {"fresh_features": 0}),
+    "small-subset": ({"coverage": 0.1}, {"coverage": 0.11}),
+    "immediate-feedback": ({"immediate_feedback": 1}, {"immediate_feedback": 0}),
+    "high-value": ({"high_value": 1}, {"high_value": 0}),
+    "mixed-latency": ({"mixed_latency": 1}, {"mixed_latency": 0}),
+    "cost-and-performance": ({"cost_matters": 1, "performance_matters": 1},
+                             {"cost_matters": 1, "performance_matters": 0}),
+    "tolerates-staleness": ({"max_staleness_hours": 1}, {"max_staleness_hours": 1, "fresh_features": 1}),
+    "variable-traffic": ({"peak_ratio": 2}, {"peak_ratio": 1.9}),
+    "graceful-degradation": ({"must_answer": 1}, {"must_answer": 0}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
+def test_a_rule_holds_or_not_and_says_nothing_without_its_facts(rule: Rule) -> None:
+    holding, failing = HELD[rule.name]
+    assert rule.judge(facts_of(holding)) is True
+    assert rule.judge(facts_of(failing)) is False
+    assert rule.judge({}) is None
+    assert set(rule.facts) <= set(FACTS)
+
+
+def test_a_model_that_uses_the_clock_is_not_precomputed() -> None:
+    values = EXAMPLES["daily email recommendations"][1]
+    judged = judge(facts_of({**values, "uses_clock": 1}))
+    assert judged.approach is REALTIME
+    assert {each.approach for each in judged.objections} == {BATCH, HYBRID}
+
+
+def test_fresh_features_rule_batch_out_however_much_speaks_for_it() -> None:
+    values = EXAMPLES["daily email recommendations"][1]
+    judged = judge(facts_of({**values, "fresh_features": 1}))
+    assert judged.approach is not BATCH
+    assert all(each.fact in FACTS for each in OBJECTIONS)
+
+
+def test_when_nothing_is_known_it_is_hybrid_and_no_rule_is_judged() -> None:
+    judged = judge({})
+    assert (judged.approach, judged.known) == (HYBRID, 0)
+
+
+def test_where_batch_and_real_time_pull_alike_it_is_hybrid() -> None:
+    judged = judge(facts_of({"model_ms": 300, "stable_hours": 24, "latency_ms": 50}))
+    assert judged.approach is HYBRID
