@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from inference.economics.inputs import Figure, Origin
 from inference.errors import SettingsError
-from inference.settings.model import Section
+from inference.settings.fields import Section
 
 Kind = Literal["instances", "memory", "storage"]
 
