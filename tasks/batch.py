@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from tasks.celery_app import celery_app
+from inference.engines import run_driver
+from tasks.celery_app import celery_app, services
 from tasks.runs import runs
 
 
@@ -10,3 +11,10 @@ from tasks.runs import runs
 def score_chunk(run_id: str, chunk_number: int) -> None:
     """Score one chunk and stage its predictions. Safe to run twice."""
     runs().score(run_id, chunk_number)
+
+
+# acknowledged early: it may take hours, after which a broker would deliver it again; who watches over runs asks anew
+@celery_app.task(name="forecache.drive_run", acks_late=False, ignore_result=True)  # type: ignore[untyped-decorator]
+def drive_run(run_id: str) -> None:
+    """Have a Spark cluster score a run, and wait for it. Safe to run twice, also at the same time."""
+    run_driver(services().settings, runs(), run_id)

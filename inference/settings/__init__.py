@@ -16,6 +16,7 @@ from inference.settings.model import (
     RedisSettings,
     Scope,
     Settings,
+    SparkSettings,
     WorkerSettings,
     parse_duration,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "RedisSettings",
     "Scope",
     "Settings",
+    "SparkSettings",
     "WorkerSettings",
     "find_embedded_redis",
     "load_settings",

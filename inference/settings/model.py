@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from inference.engine import Engine
 from inference.errors import UnknownModel
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*$")
@@ -203,11 +204,23 @@ class LogSettings(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
+class SparkSettings(Section):
+    """Where a model's runs on Spark are scored.
+
+    `master`: as Spark calls it. `conf`: Spark's own properties. `submit`: the command that runs the driver, such as
+    `["spark-submit"]`; empty for this Python.
+    """
+
+    master: str = "local[*]"
+    conf: dict[str, str] = {}
+    submit: list[str] = []
+
+
 class BatchSettings(Section):
     """A model's runs. Durations in seconds once loaded.
 
-    `ttl`: age limit on reading; `keep`: when Redis forgets. `min_size_ratio`: a run with fewer rows than
-    this share of the current generation is not published, nor is one that left out more than
+    `engine`: who scores the chunks of scheduled runs, and of others that name none. `ttl`: age limit on reading;
+    `keep`: when Redis forgets. `min_size_ratio`: a run with fewer rows than this share of the current generation is not published, nor is one that left out more than
     `max_quarantined_fraction` of its rows, or whose predictions moved by more than `max_drift` (population stability
     index). `parquet_path` and `quarantine_path` may hold `{date}`, `{model}` and `{run_id}`. `resumable`: how long
     what a failed or cancelled run has scored is kept, unless a newer run starts.
@@ -218,6 +231,8 @@ class BatchSettings(Section):
 
     schedule: Schedule | None = None
     timezone: str = "UTC"
+    engine: Engine = Engine.CELERY
+    spark: SparkSettings = SparkSettings()
     ttl: Duration = 24 * 3600.0
     keep: Duration = 7 * 24 * 3600.0
     prediction_table: bool = True
