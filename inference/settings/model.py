@@ -220,13 +220,13 @@ class BatchSettings(Section):
     """A model's runs. Durations in seconds once loaded.
 
     `engine`: who scores the chunks of scheduled runs, and of others that name none. `ttl`: age limit on reading;
-    `keep`: when Redis forgets. `min_size_ratio`: a run with fewer rows than this share of the current generation is not published, nor is one that left out more than
-    `max_quarantined_fraction` of its rows, or whose predictions moved by more than `max_drift` (population stability
-    index). `parquet_path` and `quarantine_path` may hold `{date}`, `{model}` and `{run_id}`. `resumable`: how long
-    what a failed or cancelled run has scored is kept, unless a newer run starts.
-    `bytes_per_chunk`: of the source, before compression. `prediction_table`, `feature_table` and `parquet_path` say
-    where a run writes: what is served, what real-time answers are computed from, and files. `write_share`: how much
-    of the time one worker may keep Redis busy with writing.
+    `keep`: when Redis forgets. `min_size_ratio`: a run with fewer rows than this share of the current generation is not
+    published, nor is one that left out more than `max_quarantined_fraction` of its rows, or whose predictions moved by
+    more than `max_drift` (population stability index). `parquet_path` and `quarantine_path` may hold `{date}`,
+    `{model}` and `{run_id}`. `resumable`: how long what a failed or cancelled run has scored is kept, unless a newer
+    run starts. `bytes_per_chunk`: of the source, before compression. `prediction_table`, `feature_table` and
+    `parquet_path` say where a run writes: what is served, what real-time answers are computed from, and files.
+    `write_share`: how much of the time one worker may keep Redis busy with writing.
     """
 
     schedule: Schedule | None = None
