@@ -20,6 +20,7 @@ class RunStatusBody(BaseModel):
     model: str
     state: str
     trigger: str
+    engine: str
     source: str
     created_at: str
     entities_asked: int | None

@@ -18,6 +18,7 @@ from inference.settings.model import (
     RedisSettings,
     Scope,
     Settings,
+    SparkSettings,
     WorkerSettings,
 )
 
@@ -38,6 +39,7 @@ __all__ = [
     "RedisSettings",
     "Scope",
     "Settings",
+    "SparkSettings",
     "SqlFallback",
     "WorkerSettings",
     "find_embedded_redis",

@@ -129,6 +129,7 @@ function facts(details) {
     ["Chunks", `${count(chunks.done)} of ${count(details.chunks_total)} done, ${chunks.scoring} being scored`],
     ["Queued / scoring / publishing", [phases.queued_s, phases.scoring_s, phases.publishing_s].map(duration).join(" / ")],
     ["Trigger", details.trigger + ", " + localTime(details.created_at)],
+    ["Engine", details.engine],
     ["Model version", details.model_version == null ? "—" : details.model_version],
     ["Source", shortPath(details.source)],
   ];
