@@ -32,10 +32,7 @@ def check_fact(name: str, value: float) -> float:
 
 
 def gather_facts(said: Mapping[str, Figure], settings: ModelSettings, measured: Measured) -> dict[str, Figure]:
-    """Return what is known: said by the caller, else written in the settings, else measured.
-
-    `uses_clock` only the caller says; what the model's contract tells of it belongs in here.
-    """
+    """Return what is known: said by the caller, else written in the settings, else measured."""
     facts = {**_measured(measured), **_settings(settings), **said}
     for name in ("max_staleness_hours", "stable_hours"):
         if name in facts and not facts[name].value:
@@ -59,6 +56,9 @@ def _settings(settings: ModelSettings) -> dict[str, Figure]:
 
 def _measured(measured: Measured) -> dict[str, Figure]:
     facts: dict[str, Figure] = {}
+    if measured.clock_groups:
+        how = f"features.json: group {measured.clock_groups[0]} is computed from the present time"
+        facts["uses_clock"] = Figure(1, Origin.MEASURED, how)
     if measured.requests < LEAST_REQUESTS:
         return facts
     if measured.entities and measured.asked_week:

@@ -11,8 +11,11 @@ from inference.batch import RunState, RunView, slot_after
 from inference.batch.ledger import Ledger
 from inference.economics.formulas import SECONDS_PER_DAY
 from inference.economics.inputs import Figure, Origin
+from inference.errors import ModelUnavailable
+from inference.features.groups import CLOCK_FUNCTIONS, GroupSource
 from inference.hits import HitWindows, Statistics
 from inference.keys import Keys, TableKind
+from inference.models import ModelRegistry
 from inference.presence import Presence
 from inference.settings import BATCH_QUEUE, ModelSettings
 from inference.store import RedisTable, measured_row_bytes
@@ -43,6 +46,8 @@ class Measured:
     run_s: float | None = None
     asked_today: int = 0
     asked_week: int = 0
+    #: groups of features, in the active version's contract, that are told the present time
+    clock_groups: tuple[str, ...] = ()
 
     @property
     def requests(self) -> int:
@@ -110,7 +115,17 @@ def measure(
         _median([run.finished_at - run.created_at for run in published if run.finished_at is not None]),
         windows.asked(model, 1),
         windows.asked(model, ASKED_DAYS),
+        _clock_groups(ModelRegistry(client, keys), model),
     )
+
+
+def _clock_groups(registry: ModelRegistry, model: str) -> tuple[str, ...]:
+    try:
+        contract = registry.active(model).contract
+    except ModelUnavailable:  # no worker has looked at it yet
+        return ()
+    computed = contract.groups_from(GroupSource.FUNCTION)
+    return tuple(group.name for group in computed if group.function in CLOCK_FUNCTIONS)
 
 
 def _median(values: list[float]) -> float | None:

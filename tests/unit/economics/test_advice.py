@@ -251,3 +251,10 @@ def test_a_model_that_is_set_elsewhere_is_named() -> None:
         with_advice('[models.price]\npath = "p"\n', [advice()])
     with pytest.raises(SettingsError, match="no TOML"):
         with_advice("[nonsense", [])
+
+
+def test_a_model_that_is_told_the_time_is_a_poor_one_to_precompute() -> None:
+    told = advice(Measured(**{**vars(BUSY), "clock_groups": ("hour",)}))
+    assert any("is told the present time" in each for each in told.reasons), told.reasons
+    assert not any("is told the present time" in each for each in advice(BUSY).reasons)
+    assert told.approach is Approach.REALTIME
