@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export TF_ENABLE_ONEDNN_OPTS ?= 0
 
-.PHONY: help install install-all install-runtimes demo test test-full lint format bench clean
+.PHONY: help install install-all install-runtimes demo test test-full test-docker lint format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ test: install ## the tests, without those that take minutes
 
 test-full: install ## all tests that this machine can run (ONLY=slow: just those that `make test` leaves out)
 	$(PYTEST) -m "$(if $(ONLY),$(ONLY) and )not gpu"
+
+test-docker: install ## the images, built with buildah on a Debian and at work; compose files (root, minutes)
+	$(PYTEST) tests/unit/test_docker_files.py tests/integration/test_docker_redis.py tests/integration/test_docker_images.py
 
 lint: install ## style, types, layers
 	$(BIN)/ruff check .

@@ -6,11 +6,17 @@ cd "$1"/lib/python3*/site-packages
 # tests, sources, headers
 find . -type d -name tests -prune -exec rm -rf {} +
 rm -rf pyarrow/include pyarrow/src
-find . -type f \( -name '*.pyx' -o -name '*.pxi' -o -name '*.pxd' -o -name '*.h' -o -name '*.c' -o -name '*.pyi' \) -delete
+find . -type f \( -name '*.a' -o -name '*.pyx' -o -name '*.pxi' -o -name '*.pxd' -o -name '*.h' -o -name '*.c' -o -name '*.pyi' \) -delete
 
-# Arrow's RPC and its plans for other engines
+# Arrow's RPC
 rm -f pyarrow/libarrow_flight.so* pyarrow/libarrow_python_flight.so* pyarrow/_flight.* pyarrow/flight.py
-rm -f pyarrow/libarrow_substrait.so* pyarrow/_substrait.* pyarrow/substrait.py
+
+# a wheel holds no links, so that Arrow's libraries lie there three times, under each of their names
+for whole in pyarrow/libarrow_python*.so.*.*.*; do
+    for name in "${whole%.*.*}" "${whole%.*.*.*}"; do
+        ln -sf "$(basename "$whole")" "$name"
+    done
+done
 
 # symbols for debuggers; not of numpy's libraries, whose headers the tool that packed them has moved
 find . -name '*.so*' -type f -not -path './numpy*' -exec strip --strip-unneeded {} +
