@@ -68,5 +68,5 @@ def test_the_user_of_the_health_check_may_ping_and_nothing_else(server: tuple[in
     client = redis.Redis(port=port, username="health", password="-", retry=None)
     assert client.ping()
     for command in (("GET", "k"), ("INFO",), ("ACL", "WHOAMI"), ("PUBLISH", "c", "m")):
-        with pytest.raises(redis.NoPermissionError):
+        with pytest.raises(redis.exceptions.NoPermissionError):
             client.execute_command(*command)
