@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import redis
+import yaml
 
 from tests.support.ports import free_port
-from tests.support.redis_server import find_redis_binary
+from tests.support.redis_server import find_redis_binary, missing
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.integration
@@ -53,6 +55,19 @@ def test_the_password_of_the_url_opens_it_and_nothing_is_evicted(server: tuple[i
     assert client.set("k", "v")
     assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
     assert client.config_get("appendonly") == {"appendonly": "yes"}
+
+
+def test_the_health_check_of_compose_passes_while_the_server_lives_and_not_after(server: tuple[int, str]) -> None:
+    port, password = server
+    if shutil.which("redis-cli") is None:
+        missing("redis-cli")
+    compose = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+    _, command = compose["services"]["cache"]["healthcheck"]["test"]
+    here = command.replace("redis-cli ", f"redis-cli -p {port} ")
+    assert subprocess.run(["sh", "-c", here], check=False, timeout=30).returncode == 0
+    with redis.Redis(port=port, password=password, retry=None) as client:
+        client.shutdown(nosave=True)
+    assert subprocess.run(["sh", "-c", here], check=False, timeout=30).returncode != 0
 
 
 def test_without_the_password_nobody_gets_in(server: tuple[int, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import subprocess
@@ -68,6 +69,12 @@ def test_every_secret_comes_from_a_file_that_the_script_makes(secrets: Path) -> 
     assert named == {f"./secrets/{file.name}" for file in secrets.iterdir() if file.name != "client_key"}
     used = {name for service in SERVICES.values() for name in service.get("secrets", [])}
     assert used == set(COMPOSE["secrets"])
+
+
+@pytest.mark.parametrize("client", ["client", "prometheus"])
+def test_the_hash_that_the_api_gets_is_that_of_the_clients_key(secrets: Path, client: str) -> None:
+    key = (secrets / f"{client}_key").read_text()
+    assert (secrets / f"{client}_key_hash").read_text() == f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
 
 
 def test_secrets_are_in_a_folder_of_their_owner_and_are_not_made_twice(secrets: Path) -> None:
