@@ -12,7 +12,7 @@ PYTEST := $(BIN)/python -m pytest
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export TF_ENABLE_ONEDNN_OPTS ?= 0
 
-.PHONY: help install install-all install-runtimes demo test test-full test-gpu lint audit format bench clean
+.PHONY: help install install-all install-runtimes demo test test-full test-gpu test-docker lint audit format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -28,8 +28,8 @@ $(STAMP): pyproject.toml constraints.txt
 install-all: install ## the same, with the CUDA build of TensorFlow
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS),gpu]"
 
-install-runtimes: install ## the same, with PyTorch and JAX (1 GB), whose tests are skipped without them
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS),torch,jax]"
+install-runtimes: install ## the same, with PyTorch, JAX and Spark (1.5 GB), whose tests are skipped without them
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS),torch,jax,spark]"
 
 demo: install ## the main job on an embedded Redis, shown step by step
 	$(BIN)/forecache demo
@@ -42,6 +42,9 @@ test-full: install ## all tests that this machine can run (ONLY=slow: just those
 
 test-gpu: install ## the tests that need an NVIDIA GPU, skipped without one
 	$(PYTEST) tests/gpu
+
+test-docker: install ## the images, built with buildah on a Debian and at work; compose files (root, minutes)
+	$(PYTEST) tests/unit/test_docker_files.py tests/integration/test_docker_redis.py tests/integration/test_docker_images.py
 
 lint: install audit ## style, types, layers, and the audit
 	$(BIN)/ruff check .

@@ -20,6 +20,8 @@ from inference.settings.model import Settings
 ENV_PREFIX = "FORECACHE_"
 ENV_CONFIG = "FORECACHE_CONFIG"
 DEFAULT_FILE = "forecache.toml"
+#: a variable that ends so names the file that holds the setting, as secrets are handed to containers
+_FROM_FILE = "_FILE"
 
 
 def load_settings(path: str | Path | None = None) -> Settings:
@@ -103,11 +105,29 @@ class _Environment(EnvSettingsSource):
 
     def _load_env_vars(self) -> Mapping[str, str | None]:
         prefix = ENV_PREFIX.lower()
-        return {
+        variables = {
             name: value
             for name, value in super()._load_env_vars().items()
             if name.lower().startswith(prefix) and "__" in name
         }
+        return dict(_read_named_file(name, value, variables) for name, value in variables.items())
+
+
+def _read_named_file(name: str, value: str | None, variables: Mapping[str, str | None]) -> tuple[str, str | None]:
+    """Return a variable as it is, or the one that a `…_FILE` stands for with what its file holds."""
+    setting = name.upper().removesuffix(_FROM_FILE).lower()
+    if setting == name.lower() or not value:
+        return name, value
+    if setting in {other.lower() for other in variables}:
+        raise SettingsError(f"{setting.upper()} and {name.upper()} are both set: unset one", field=name.upper())
+    try:
+        # editors end a file with a line break, which no secret does
+        return setting, Path(value).read_text(encoding="utf-8").rstrip("\r\n")
+    except OSError as error:
+        problem = f"cannot be read: {error.strerror}"
+    except UnicodeDecodeError:
+        problem = "is not UTF-8 text"
+    raise SettingsError(f"{name.upper()}: {value} {problem}", field=name.upper())
 
 
 class _EnvironmentReader(BaseSettings):

@@ -81,6 +81,53 @@ def test_a_misspelt_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         load_settings()
 
 
+def test_a_setting_may_come_from_a_file_as_containers_get_their_secrets(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(MINIMAL + '[redis]\nurl = "redis://other/0"\n')
+    (folder / "redis_url").write_text("redis://:sesame@cache/0\n")
+    (folder / "hash").write_text(f"sha256:{'0' * 64}")
+    monkeypatch.setenv("FORECACHE_REDIS__URL_FILE", str(folder / "redis_url"))
+    monkeypatch.setenv("FORECACHE_API__KEYS__SHOP__HASH_FILE", str(folder / "hash"))
+    settings = load_settings()
+    assert settings.redis_url == "redis://:sesame@cache/0"
+    assert settings.api.keys["shop"].hash == f"sha256:{'0' * 64}"
+
+
+def test_a_file_of_a_setting_that_cannot_be_read_is_named_with_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORECACHE_REDIS__URL_FILE", "/run/secrets/nothing")
+    with pytest.raises(SettingsError, match=r"FORECACHE_REDIS__URL_FILE: /run/secrets/nothing cannot be read: No such"):
+        load_settings()
+
+
+def test_a_setting_and_its_file_at_once_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "redis_url").write_text("redis://cache/0")
+    monkeypatch.setenv("FORECACHE_REDIS__URL", "redis://other/0")
+    monkeypatch.setenv("FORECACHE_REDIS__URL_FILE", str(folder / "redis_url"))
+    with pytest.raises(SettingsError, match="FORECACHE_REDIS__URL and FORECACHE_REDIS__URL_FILE are both set"):
+        load_settings()
+
+
+def test_a_misspelt_variable_of_a_file_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "secret").write_text("x")
+    monkeypatch.setenv("FORECACHE_REDIS__URRL_FILE", str(folder / "secret"))
+    with pytest.raises(SettingsError, match="did you mean 'url'"):
+        load_settings()
+
+
+def test_the_content_of_a_secret_file_is_in_no_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "secret").write_text("http://:hunter2@cache/0")
+    monkeypatch.setenv("FORECACHE_REDIS__URL_FILE", str(folder / "secret"))
+    with pytest.raises(SettingsError, match="a Redis URL starts with") as caught:
+        load_settings()
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_model_may_be_called_as_if_it_were_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORECACHE_MODELS__FROM_FILE__PATH", "model")
+    assert load_settings().model("from_file")[1].path == Path("model")
+
+
 def test_a_named_file_that_is_missing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORECACHE_CONFIG", "nowhere.toml")
     with pytest.raises(SettingsError, match=r"nowhere\.toml does not exist"):

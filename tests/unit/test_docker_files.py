@@ -1,0 +1,132 @@
+"""What docker/ promises: locked services, nothing published beyond loopback, secrets by files, no foreign hosts."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from inference.settings import load_settings
+
+ROOT = Path(__file__).parents[2]
+DOCKER = ROOT / "docker"
+BIN = Path(sys.executable).parent
+COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+OURS = {name: service for name, service in SERVICES.items() if "build" in service}
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("docker") / "secrets"
+    subprocess.run([DOCKER / "make-secrets.sh", folder], check=True, timeout=30)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.gpu.yaml"])
+def test_compose_files_follow_the_compose_specification(name: str) -> None:
+    checked = subprocess.run(
+        [BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec", DOCKER / name],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_hadolint_has_nothing_to_say_against_the_dockerfile() -> None:
+    done = subprocess.run(
+        [BIN / "hadolint", "--no-color", DOCKER / "Dockerfile"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_only_the_api_and_flower_are_published_and_on_loopback() -> None:
+    published = {name: service["ports"] for name, service in SERVICES.items() if "ports" in service}
+    assert set(published) == {"api", "dashboard"}
+    assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
+    assert COMPOSE["networks"]["inside"] == {"internal": True}
+    assert {name for name, service in SERVICES.items() if service["networks"] != ["inside"]} == {"api", "dashboard"}
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_is_locked_and_has_time_to_stop(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["stop_grace_period"]
+
+
+def test_every_secret_comes_from_a_file_that_the_script_makes(secrets: Path) -> None:
+    named = {secret["file"] for secret in COMPOSE["secrets"].values()}
+    assert named == {f"./secrets/{file.name}" for file in secrets.iterdir() if file.name != "client_key"}
+    used = {name for service in SERVICES.values() for name in service.get("secrets", [])}
+    assert used == set(COMPOSE["secrets"])
+
+
+@pytest.mark.parametrize("client", ["client", "prometheus"])
+def test_the_hash_that_the_api_gets_is_that_of_the_clients_key(secrets: Path, client: str) -> None:
+    key = (secrets / f"{client}_key").read_text()
+    assert (secrets / f"{client}_key_hash").read_text() == f"sha256:{hashlib.sha256(key.encode()).hexdigest()}"
+
+
+def test_secrets_are_in_a_folder_of_their_owner_and_are_not_made_twice(secrets: Path) -> None:
+    assert secrets.stat().st_mode & 0o777 == 0o700
+    before = (secrets / "cache_url").read_text()
+    again = subprocess.run([DOCKER / "make-secrets.sh", secrets], capture_output=True, text=True, check=False)
+    assert again.returncode == 1
+    assert "is there already" in again.stderr
+    assert (secrets / "cache_url").read_text() == before
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_settings_of_every_service_can_be_loaded(
+    name: str, secrets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = OURS[name]
+    for variable in [name for name in os.environ if name.startswith("FORECACHE_")]:
+        monkeypatch.delenv(variable)
+    for variable, value in service["environment"].items():
+        if value.startswith("/run/secrets/"):
+            assert Path(value).name in service["secrets"]
+            value = str(secrets / Path(value).name)
+        monkeypatch.setenv(variable, value)
+    (tmp_path / "forecache.toml").write_text('[models.delay]\npath = "models/delay"\n')
+    settings = load_settings(tmp_path / "forecache.toml")
+    assert re.fullmatch(r"redis://:[0-9a-f]{48}@broker:6379/0", settings.redis_url)
+    assert re.fullmatch(r"redis://:[0-9a-f]{48}@cache:6379/0", settings.cache_url)
+    assert set(settings.api.keys) == ({"client", "prometheus"} if name == "api" else set())
+    assert (settings.dashboard.password is not None) == (name == "dashboard")
+
+
+def test_the_gpu_file_changes_services_that_there_are() -> None:
+    gpu = yaml.safe_load((DOCKER / "compose.gpu.yaml").read_text())
+    assert set(gpu["services"]) == {"batch", "realtime"}
+    stages = re.findall(r"^FROM \S+ AS (\S+)$", (DOCKER / "Dockerfile").read_text(), re.MULTILINE)
+    targets = {service["build"]["target"] for service in [*OURS.values(), *gpu["services"].values()]}
+    assert targets == {"api", "dashboard", "worker", "worker-gpu"} <= set(stages)
+
+
+def test_prometheus_loads_the_rules_that_lie_beside_it_and_shows_its_key() -> None:
+    scraped = yaml.safe_load((DOCKER / "prometheus" / "prometheus.yml").read_text())
+    assert all((DOCKER / "prometheus" / name).is_file() for name in scraped["rule_files"])
+    (job,) = scraped["scrape_configs"]
+    # the alert ForecacheDown asks for up{job="forecache"}
+    assert job["job_name"] == "forecache"
+    assert job["static_configs"][0]["targets"] == ["api:8000"]
+    assert Path(job["authorization"]["credentials_file"]).name in SERVICES["prometheus"]["secrets"]
+
+
+def test_images_name_no_registry() -> None:
+    defaults = re.findall(r"\$\{\w+_IMAGE:-([^}]+)\}", (DOCKER / "compose.yaml").read_text())
+    defaults += re.findall(r"^ARG PYTHON_IMAGE=(\S+)$", (DOCKER / "Dockerfile").read_text(), re.MULTILINE)
+    assert len(defaults) == 4
+    # a first part with a dot or a port would be a host
+    assert [image for image in defaults if re.search(r"[.:]", image.split("/")[0]) and "/" in image] == []

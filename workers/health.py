@@ -1,0 +1,62 @@
+"""Whether the worker of this container is alive: `python -P -m workers.health`, for a container's health check.
+
+A solo worker answers none of Celery's questions while a task runs. Each worker's sign of life in Redis comes from a
+thread of its own, so that one which only computes, or still loads its models, is alive.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+import redis
+
+from inference.errors import ForecacheError, StoreUnavailable
+from inference.keys import Keys
+from inference.presence import Presence
+from inference.settings import load_settings
+
+_REDIS_TIMEOUT_S = 5.0
+
+
+def main() -> int:
+    """Return 0 when a worker on this host has been heard of lately, 1 when none has; say which on stdout.
+
+    0 also when Redis does not answer: that says nothing of the worker, which goes on when Redis is back, and would
+    only lose its loaded models if it were restarted.
+    """
+    host = socket.gethostname()
+    try:
+        said = find_worker(host)
+    except StoreUnavailable as error:
+        print(f"cannot be told: {error.message}")  # noqa: T201 - shown by `docker inspect`
+        return 0
+    except ForecacheError as error:
+        print(error.message)  # noqa: T201
+        return 1
+    print(said or f"no worker on {host} has been heard of lately")  # noqa: T201
+    return 0 if said else 1
+
+
+def find_worker(host: str) -> str | None:
+    """Return a line about a worker that is alive on a host (in a container there is one), None when there is none.
+
+    Raises:
+        StoreUnavailable: Redis did not answer.
+        SettingsError: the settings cannot be used.
+    """
+    settings = load_settings()
+    client = redis.Redis.from_url(
+        settings.cache_url, socket_timeout=_REDIS_TIMEOUT_S, socket_connect_timeout=_REDIS_TIMEOUT_S, retry=None
+    )
+    with client:
+        presence = Presence(client, Keys(settings.redis.prefix))
+        for queue in settings.queues:
+            for worker in presence.roster(queue).alive:
+                if worker.host == host:
+                    return f"{worker.name} is alive and {'takes tasks' if worker.ready else 'loads its models'}"
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
