@@ -43,8 +43,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "batch run": (
         "forecache batch run --wait",
-        "forecache batch run delay --since 6h",
-        "forecache batch run delay --engine spark --wait",
+        "forecache batch run delay --since 6h --engine spark",
         "forecache batch run delay --entities changed.txt --wait",
     ),
     "batch list": ("forecache batch list", "forecache batch list delay --json"),
