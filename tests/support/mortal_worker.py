@@ -12,12 +12,12 @@ from typing import Any
 
 from inference.models import LoadedModel
 from inference.schema import Block
-from inference.serving import scorer
+from inference.serving import answering
 
 #: a row whose feature `a` has this value ends the process
 DEADLY = 13.0
 
-_score_rows = scorer.score_rows
+_score_rows = answering.score_rows
 
 
 def _score_or_die(loaded: LoadedModel, block: Block) -> Any:
@@ -27,5 +27,5 @@ def _score_or_die(loaded: LoadedModel, block: Block) -> Any:
 
 
 if __name__ == "__main__":
-    scorer.score_rows = _score_or_die
+    answering.score_rows = _score_or_die
     runpy.run_module("workers", run_name="__main__", alter_sys=True)
