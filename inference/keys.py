@@ -38,8 +38,6 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:r:R:claims     | hash   | chunk → attempt, token, lease            | with the run          | claim, renew, finish  |
 | P:r:R:done       | hash   | chunk → chunk result (JSON)              | with the run          | finish (once a chunk) |
 | P:r:R:sent       | zset   | chunk number, scored by sending time     | with the run          | reconciler            |
-| P:r:R:driver     | string | who drives the run on Spark now          | seconds               | Spark's driver        |
-| P:r:R:driver_sent| string | that a driver was asked for              | a minute              | reconciler            |
 | P:r:R:histogram  | hash   | output:bin → count of predictions        | with the run          | finish                |
 | P:h:M:MINUTE     | hash   | outcome → count; hit_s:B, miss_s:B,      | 8 days                | API processes         |
 |                  |        | age_s:B, rows:B (bucket B) → count       |                       |                       |
@@ -178,7 +176,7 @@ class Keys:
         return f"{self.prefix}:r:{run_id}"
 
     def run_part(self, run_id: str, part: str) -> str:
-        """`plan`, `entities`, `claims`, `done`, `sent`, `histogram`, `driver` or `driver_sent` of a run."""
+        """`plan`, `entities`, `claims`, `done`, `sent` or `histogram` of a run."""
         return f"{self.prefix}:r:{run_id}:{part}"
 
     def reconciler(self, model: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from inference.engines import run_driver
 from inference.errors import ForecacheError
 from inference.hits import PARITY, MinuteCounts
 from inference.logs import get_logger
@@ -32,10 +31,3 @@ def check_parity(model: str) -> None:
     log.info("parity.checked", model=model, **{name.replace(":", "_"): count for name, count in counts.items()})
     if counts:
         MinuteCounts(own.cache, own.keys).add(model, PARITY, counts)
-
-
-# acknowledged early: it may take hours, after which a broker would deliver it again; who watches over runs asks anew
-@celery_app.task(name="forecache.drive_run", acks_late=False, ignore_result=True)  # type: ignore[untyped-decorator]
-def drive_run(run_id: str) -> None:
-    """Have a Spark cluster score a run, and wait for it. Safe to run twice, also at the same time."""
-    run_driver(services().settings, runs(), run_id)

@@ -62,7 +62,6 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "task_create_missing_queues": False,
         "task_routes": {
             "forecache.score_chunk": {"queue": BATCH_QUEUE},
-            "forecache.drive_run": {"queue": BATCH_QUEUE},
             # models are loaded there
             "forecache.check_parity": {"queue": BATCH_QUEUE},
             f"{REALTIME_TASKS}*": {"queue": REALTIME_QUEUE},

@@ -28,7 +28,6 @@ def runs() -> Runs:
         own.table,
         send_chunks,
         poke,
-        send_driver=send_driver,
     )
 
 
@@ -46,18 +45,6 @@ def send_chunks(run_id: str, numbers: Sequence[int]) -> None:
                 )
     except OperationalError as error:
         raise BrokerUnavailable(f"the broker did not take a chunk of run {run_id}: {error}") from error
-
-
-def send_driver(run_id: str) -> None:
-    """Ask a batch worker to drive a run on Spark.
-
-    Raises:
-        BrokerUnavailable: the broker did not take the message; the reconciler asks again later.
-    """
-    try:
-        celery_app.send_task("forecache.drive_run", args=(run_id,), ignore_result=True)
-    except OperationalError as error:
-        raise BrokerUnavailable(f"the broker did not take the driver of run {run_id}: {error}") from error
 
 
 def poke() -> None:

@@ -9,7 +9,6 @@ from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from app.api.problems import Problem, problem_of
-from inference.engine import Engine
 from inference.entities import check_entity_id
 from inference.errors import BadEntityId, BadInput, ForecacheError
 from inference.queues import JobPriority
@@ -114,7 +113,6 @@ class RunBody(BaseModel):
     """Which run to start. `source` replaces the model's own table; only below that table's folder.
 
     `entities` (ids) or `since` (an ISO 8601 instant, or a duration such as `6h`): only those rows, served at once.
-    `engine`: who scores the chunks, `celery` or `spark`; left out, whom the settings name.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -123,7 +121,6 @@ class RunBody(BaseModel):
     source: str | None = None
     entities: Annotated[list[str], Field(max_length=MAX_JOB_ROWS)] | None = None
     since: str | None = None
-    engine: Engine | None = None
 
 
 class PublishBody(BaseModel):

@@ -20,7 +20,6 @@ class RunStatusBody(BaseModel):
     model: str
     state: str
     trigger: str
-    engine: str
     source: str
     created_at: str
     entities_asked: int | None

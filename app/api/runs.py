@@ -32,7 +32,6 @@ async def start(parts: Annotated[Parts, Depends(parts_of)], body: RunBody | None
             source=wanted.source,
             entities=wanted.entities,
             since=wanted.since,
-            engine=wanted.engine,
         )
     )
     return await _accepted(view, parts)

@@ -13,7 +13,6 @@ from app.cli.arguments import RunId
 from app.cli.context import clear_outage, load_settings, log_warnings_only
 from app.cli.output import AsJson, note, print_fields, print_json, print_rows
 from app.cli.progress import follow, print_details
-from inference.engine import Engine
 
 if TYPE_CHECKING:
     from inference.batch import Runs, RunView, Serving
@@ -31,7 +30,6 @@ def run(
     since: Annotated[
         str | None, typer.Option(metavar="TIME", help="Only rows changed since: 2026-01-31T06:00Z, or 6h ago.")
     ] = None,
-    engine: Annotated[Engine | None, typer.Option(help="Who scores the chunks; left out: as the settings say.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Start a run of a model over its table of features; with --wait, one that is in progress will do.
@@ -44,9 +42,9 @@ def run(
         name, own = load_settings().model(model)
         ids = None if entities is None else read_entities(entities, own.entity_column)
         if wait and ids is None and since is None:
-            view = start_or_join(runs, name, engine=engine)
+            view = start_or_join(runs, name)
         else:
-            view = runs.request(name, trigger=Trigger.CLI, entities=ids, since=since, engine=engine)
+            view = runs.request(name, trigger=Trigger.CLI, entities=ids, since=since)
         _hurry()
         if wait:
             view = follow(runs.show, view)
@@ -80,19 +78,8 @@ def list_runs(
     if as_json:
         print_json(views)
         return
-    told = (
-        "run_id",
-        "model",
-        "state",
-        "trigger",
-        "engine",
-        "created_at",
-        "rows_done",
-        "rows_total",
-        "forced_by",
-        "error",
-    )
-    print_rows(told, [[view[column] for column in told] for view in views])
+    columns = ("run_id", "model", "state", "trigger", "created_at", "rows_done", "rows_total", "forced_by", "error")
+    print_rows(columns, [[view[column] for column in columns] for view in views])
 
 
 @app.command()
@@ -165,13 +152,13 @@ def release(
     _say_serving(after, f"model version {after.model_version} answers; its next run scores with it", as_json)
 
 
-def start_or_join(runs: Runs, model: str, *, engine: Engine | None = None) -> RunView:
+def start_or_join(runs: Runs, model: str) -> RunView:
     """Return a new run, or the one in progress: right after `forecache up`, beat has started one already."""
     from inference.batch import Trigger
     from inference.errors import Conflict
 
     try:
-        return runs.request(model, trigger=Trigger.CLI, engine=engine)
+        return runs.request(model, trigger=Trigger.CLI)
     except Conflict:
         running = runs.in_progress(model)
         if running is None:

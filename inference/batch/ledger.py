@@ -35,8 +35,6 @@ LEASE_S = 10.0
 QUIET_S = 6.0
 #: a chunk is given to workers this often, then its run fails
 MAX_ATTEMPTS = 5
-#: a driver that was asked for is waited for this long before another is asked for
-DRIVER_ASKED_S = 60
 #: what is remembered of runs that are over
 KEEP_RUNS, KEEP_SLOTS, KEEP_RECORD_S = 200, 200, 30 * 86400
 
@@ -112,18 +110,6 @@ class Ledger:
     def lock(self, model: str) -> ModelLock:
         """Return the lock, not yet taken, that keeps two processes from moving a model's runs on at once."""
         return ModelLock(self._client, self._keys.reconciler(model), timeout=LEASE_S, thread_local=False)
-
-    def driver_lock(self, run_id: str) -> ModelLock:
-        """Return the lock, not yet taken, that keeps two drivers from scoring a run at once."""
-        return ModelLock(self._client, self._keys.run_part(run_id, "driver"), timeout=LEASE_S, thread_local=False)
-
-    def wants_driver(self, run_id: str) -> bool:
-        """Tell, at most once a minute, that nobody drives the run and nobody was asked to."""
-        driver, sent = self._parts(run_id, "driver", "driver_sent")
-        with redis_outage_is_an_error():
-            if self._client.exists(driver):
-                return False
-            return bool(self._client.set(sent, "1", nx=True, ex=DRIVER_ASKED_S))
 
     def request(self, run_id: str, model: str, fields: Mapping[str, str], *, slot: str | None = None) -> None:
         """Open a run in state queued, as its model's only one.

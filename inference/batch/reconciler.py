@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,12 +11,11 @@ import redis
 from redis.exceptions import LockError
 
 from inference.batch.finalising import Finalising, sweep
-from inference.batch.leases import Lease, ModelLock
-from inference.batch.ledger import LEASE_S, QUIET_S, Ledger, redis_outage_is_an_error
+from inference.batch.leases import Lease
+from inference.batch.ledger import LEASE_S, Ledger, redis_outage_is_an_error
 from inference.batch.preparation import Preparation
 from inference.batch.records import RunRecord, RunState
 from inference.batch.tables import RunTables
-from inference.engine import Engine
 from inference.errors import Conflict, ForecacheError, NotFound, StoreFull
 from inference.keys import TableKind
 from inference.logs import bound, get_logger
@@ -32,20 +30,6 @@ _LOST = (
 )
 
 
-#: a driver scores all chunks that were sent: those that it leaves unclaimed are due again after this silence
-_DRIVEN_QUIET_S = 2.0
-#: between two looks of a driver for chunks that were lost
-_DRIVER_RESTS_S = 1.0
-
-
-@dataclass(frozen=True)
-class Senders:
-    """Hand a run's work out: its chunks by number, or a driver for all of them, None where nobody starts one."""
-
-    chunks: Callable[[str, Sequence[int]], None]
-    driver: Callable[[str], None] | None = None
-
-
 @dataclass(frozen=True)
 class Reconciler:
     """Looks at each model's run in progress and does what is due."""
@@ -55,7 +39,7 @@ class Reconciler:
     tables: RunTables
     preparation: Preparation
     finalising: Finalising
-    senders: Senders
+    send_chunks: Callable[[str, Sequence[int]], None]
     #: model → its run in progress as this process last saw it
     seen: dict[str, RunRecord] = field(default_factory=dict)
 
@@ -92,18 +76,14 @@ class Reconciler:
     @contextmanager
     def holding(self, model: str, *, wait_s: float = 0.0) -> Iterator[bool]:
         """Hold the model's lock, kept alive while it takes; yields False when another process has it."""
-        with self._holding(self.ledger.lock(model), name=f"reconciler of {model}", wait_s=wait_s) as held:
-            yield held
-
-    @contextmanager
-    def _holding(self, lock: ModelLock, *, name: str, wait_s: float = 0.0) -> Iterator[bool]:
+        lock = self.ledger.lock(model)
         with redis_outage_is_an_error():
             taken = lock.acquire(blocking=wait_s > 0, blocking_timeout=wait_s or None)
         if not taken:
             yield False
             return
         try:
-            with Lease(lambda: _extend(lock), name=name):
+            with Lease(lambda: _extend(lock), name=f"reconciler of {model}"):
                 yield True
         finally:
             _release(lock)
@@ -159,39 +139,16 @@ class Reconciler:
     def _move_chunks(self, run: RunRecord) -> RunRecord:
         if run.chunks_done == run.chunks_total:
             self.ledger.move(run, RunState.PUBLISHING, expected=[RunState.RUNNING])
-        elif run.engine is Engine.CELERY:
-            due = self._due(run, max_in_flight=self.settings.models[run.model].batch.max_in_flight)
-            if due:
-                self.senders.chunks(run.run_id, due)
-        elif self.senders.driver and self.ledger.wants_driver(run.run_id):
-            self.senders.driver(run.run_id)
+            return self.ledger.load(run.run_id)
+        due = self.ledger.dispatch(run.run_id, max_in_flight=self.settings.models[run.model].batch.max_in_flight)
+        if due.exhausted is not None:
+            said = run.last_error or "nothing, since its worker died"
+            error = f"chunk {due.exhausted} failed at every attempt; the last said: {said}"
+            log.warning("run.failed", run_id=run.run_id, error=error)
+            self.ledger.move(run, RunState.FAILED, expected=[RunState.RUNNING], error=error)
+        elif due.chunks:
+            self.send_chunks(run.run_id, due.chunks)
         return self.ledger.load(run.run_id)
-
-    def _due(self, run: RunRecord, *, max_in_flight: int, quiet_s: float = QUIET_S) -> Sequence[int]:
-        """Return the chunks to score now; a run of which one failed at every attempt is ended."""
-        due = self.ledger.dispatch(run.run_id, max_in_flight=max_in_flight, quiet_s=quiet_s)
-        if due.exhausted is None:
-            return due.chunks
-        said = run.last_error or "nothing, since its worker died"
-        error = f"chunk {due.exhausted} failed at every attempt; the last said: {said}"
-        log.warning("run.failed", run_id=run.run_id, error=error)
-        self.ledger.move(run, RunState.FAILED, expected=[RunState.RUNNING], error=error)
-        return ()
-
-    def drive(self, run_id: str, score_all: Callable[[Sequence[int]], None]) -> None:
-        """Have a run's chunks scored, all that are due at once, until none is left; see `Runs.drive`."""
-        lock = self.ledger.driver_lock(run_id)
-        with self._holding(lock, name=f"driver of {run_id}") as held:
-            while held:
-                run = self.ledger.load(run_id)
-                if run.state is not RunState.RUNNING or run.chunks_done == run.chunks_total:
-                    return
-                # nobody else sends chunks: what is not claimed when all have been tried is held by a lease of the dead
-                due = self._due(run, max_in_flight=run.chunks_total or 0, quiet_s=_DRIVEN_QUIET_S)
-                if due:
-                    score_all(due)
-                else:
-                    time.sleep(_DRIVER_RESTS_S)
 
     def _give_up_old(self, model: str) -> None:
         """Give up what no run can use any more; its rows are removed soon after."""

@@ -10,7 +10,6 @@ from typing import Any
 
 from inference.batch.gates import BadRows, Gate
 from inference.clock import to_iso
-from inference.engine import Engine
 from inference.keys import TableKind
 from inference.release import DATA_FORMAT, check_format
 
@@ -96,8 +95,6 @@ class RunRecord:
     error: str | None = None
     #: what the last failed attempt at a chunk said
     last_error: str | None = None
-    #: who scores its chunks
-    engine: Engine = Engine.CELERY
     #: that of the release which was asked for it
     format: int = DATA_FORMAT
 
@@ -166,7 +163,6 @@ class RunRecord:
             spent=text.get("spent") == "1",
             error=text.get("error"),
             last_error=text.get("last_error"),
-            engine=Engine(text.get("engine", Engine.CELERY)),
             format=int(text.get("format", DATA_FORMAT)),
         )
 
@@ -180,9 +176,7 @@ class RunRecord:
                 "model_version", "parquet_folder", "quarantine_folder",
             )
         }  # fmt: skip
-        return {"trigger": self.trigger.value, "engine": self.engine.value} | {
-            name: str(value) for name, value in told.items() if value is not None
-        }
+        return {"trigger": self.trigger.value} | {name: str(value) for name, value in told.items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +187,6 @@ class RunView:
     model: str
     state: RunState
     trigger: Trigger
-    engine: Engine
     source: str
     created_at: float
     entities_asked: int | None
@@ -231,7 +224,7 @@ class RunView:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         body = asdict(self)
-        body |= {name: getattr(self, name).value for name in ("state", "trigger", "engine")}
+        body["state"], body["trigger"] = self.state.value, self.trigger.value
         body["gates"] = [gate.to_json() for gate in self.gates]
         for name in ("created_at", "since", "started_at", "scored_at", "finished_at", "forced_at"):
             body[name] = None if body[name] is None else to_iso(body[name])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from inference.batch.details import RunDetails
 from inference.batch.finalising import Finalising, bad_rows_of
 from inference.batch.ledger import Ledger
 from inference.batch.preparation import Preparation
-from inference.batch.reconciler import Reconciler, Senders
+from inference.batch.reconciler import Reconciler
 from inference.batch.records import RunRecord, RunState, RunView, Trigger
 from inference.batch.retention import Retention
 from inference.batch.sinks.parquet import parquet_folder
@@ -23,7 +22,6 @@ from inference.batch.sources import locate_source
 from inference.batch.tables import RunTables
 from inference.batch.work import ChunkWork
 from inference.clock import to_datetime
-from inference.engine import Engine
 from inference.errors import BadInput, Conflict
 from inference.keys import Keys, TableKind
 from inference.logs import get_logger
@@ -60,8 +58,7 @@ class Serving:
 class Runs:
     """Runs of all models. Every method raises StoreUnavailable when Redis does not answer.
 
-    `host` is called only by `score`; `send_chunks(run_id, numbers)`, `send_driver(run_id)` (without it, runs on Spark
-    wait for a driver that somebody starts) and `poke()` hand messages to the broker.
+    `host` is called only by `score`; `send_chunks(run_id, numbers)` and `poke()` hand messages to the broker.
     """
 
     def __init__(
@@ -75,7 +72,6 @@ class Runs:
         send_chunks: Callable[[str, Sequence[int]], None],
         poke: Callable[[], None],
         *,
-        send_driver: Callable[[str], None] | None = None,
         inspect: Inspect = inspect_in_subprocess,
     ) -> None:
         self._settings = settings
@@ -84,8 +80,7 @@ class Runs:
         self._retention = Retention(client, keys)
         self._preparation = Preparation(settings, self._ledger, registry, self._tables, inspect)
         finalising = Finalising(settings, self._ledger, keys, self._tables)
-        senders = Senders(send_chunks, send_driver)
-        self._reconciler = Reconciler(settings, self._ledger, self._tables, self._preparation, finalising, senders)
+        self._reconciler = Reconciler(settings, self._ledger, self._tables, self._preparation, finalising, send_chunks)
         self._work = ChunkWork(settings, self._ledger, host, self._tables, poke, MicroBatches(registry))
 
     def request(
@@ -97,14 +92,12 @@ class Runs:
         slot: str | None = None,
         entities: Sequence[str] | None = None,
         since: str | None = None,
-        engine: Engine | None = None,
     ) -> RunView:
         """Open a run; the reconciler does the rest. None as the model means the only one configured.
 
         `source` replaces the model's own table for this run; from the API only what lies in that table's
         folder is allowed. `slot` names the schedule's instant that the run is for. `entities` or `since` (an ISO
         8601 instant, or a duration such as `6h`) make it partial: only those rows are scored, into the overlay.
-        `engine`: who scores its chunks; None for whom the settings name.
 
         Raises:
             UnknownModel: the model is not configured.
@@ -120,7 +113,6 @@ class Runs:
         run_id = f"{name}-{to_datetime(now).strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
         quarantine = run_folder(self._settings, own.batch.quarantine_path, model=name, run_id=run_id, created_at=now)
         fields = {"trigger": trigger.value, "source": path, "quarantine_folder": quarantine}
-        fields["engine"] = (engine or own.batch.engine).value
         if since is not None:
             fields["since"] = repr(since_of(name, own, since, now=now))
         if entities is not None:
@@ -147,22 +139,6 @@ class Runs:
     def score(self, run_id: str, chunk_number: int) -> None:
         """Score one chunk and stage its predictions. Safe to run twice."""
         self._work.score(run_id, chunk_number)
-
-    def drive(self, run_id: str, score_all: Callable[[Sequence[int]], None]) -> None:
-        """Have `score_all` score a run's chunks until all are done; a chunk that was lost comes again.
-
-        Returns at once when somebody else drives the run, and when the run is over.
-
-        Raises:
-            NotFound: there is no such run.
-        """
-        self._reconciler.drive(run_id, score_all)
-
-    def fail(self, run_id: str, error: str) -> None:
-        """End a run that is being scored: it cannot go on, whoever tries."""
-        run = self._ledger.load(run_id)
-        with suppress(Conflict):  # it is over already
-            self._ledger.move(run, RunState.FAILED, expected=[RunState.RUNNING], error=error)
 
     def reconcile(self, model: str | None = None) -> None:
         """Move every run on by what is due, or one model's. Safe to run twice, also at the same time."""

@@ -18,7 +18,6 @@ from inference.settings.model import (
     RedisSettings,
     Scope,
     Settings,
-    SparkSettings,
     WorkerSettings,
 )
 
@@ -39,7 +38,6 @@ __all__ = [
     "RedisSettings",
     "Scope",
     "Settings",
-    "SparkSettings",
     "SqlFallback",
     "WorkerSettings",
     "find_embedded_redis",

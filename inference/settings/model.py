@@ -20,7 +20,6 @@ from pydantic import (
     model_validator,
 )
 
-from inference.engine import Engine
 from inference.errors import UnknownModel
 from inference.settings.fallbacks import FallbackSettings
 from inference.settings.fields import Duration, Section, is_duration
@@ -180,35 +179,21 @@ class LogSettings(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
-class SparkSettings(Section):
-    """Where a model's runs on Spark are scored.
-
-    `master`: as Spark calls it. `conf`: Spark's own properties. `submit`: the command that runs the driver, such as
-    `["spark-submit"]`; empty for this Python.
-    """
-
-    master: str = "local[*]"
-    conf: dict[str, str] = {}
-    submit: list[str] = []
-
-
 class BatchSettings(Section):
     """A model's runs. Durations in seconds once loaded.
 
-    `engine`: who scores the chunks of scheduled runs, and of others that name none. `ttl`: age limit on reading;
-    `keep`: when Redis forgets. `min_size_ratio`: a run with fewer rows than this share of the current generation is not
-    published, nor is one that left out more than `max_quarantined_fraction` of its rows, or whose predictions moved by
-    more than `max_drift` (population stability index). `parquet_path` and `quarantine_path` may hold `{date}`,
-    `{model}` and `{run_id}`. `resumable`: how long what a failed or cancelled run has scored is kept, unless a newer
-    run starts. `bytes_per_chunk`: of the source, before compression. `prediction_table`, `feature_table` and
-    `parquet_path` say where a run writes: what is served, what real-time answers are computed from, and files.
-    `write_share`: how much of the time one worker may keep Redis busy with writing.
+    `ttl`: age limit on reading; `keep`: when Redis forgets. `min_size_ratio`: a run with fewer rows than
+    this share of the current generation is not published, nor is one that left out more than
+    `max_quarantined_fraction` of its rows, or whose predictions moved by more than `max_drift` (population stability
+    index). `parquet_path` and `quarantine_path` may hold `{date}`, `{model}` and `{run_id}`. `resumable`: how long
+    what a failed or cancelled run has scored is kept, unless a newer run starts.
+    `bytes_per_chunk`: of the source, before compression. `prediction_table`, `feature_table` and `parquet_path` say
+    where a run writes: what is served, what real-time answers are computed from, and files. `write_share`: how much
+    of the time one worker may keep Redis busy with writing.
     """
 
     schedule: Schedule | None = None
     timezone: str = "UTC"
-    engine: Engine = Engine.CELERY
-    spark: SparkSettings = SparkSettings()
     ttl: Duration = 24 * 3600.0
     keep: Duration = 7 * 24 * 3600.0
     prediction_table: bool = True
