@@ -28,8 +28,8 @@ $(STAMP): pyproject.toml constraints.txt
 install-all: install ## the same, with the CUDA build of TensorFlow
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS),gpu]"
 
-install-runtimes: install ## the same, with PyTorch and JAX (1 GB), whose tests are skipped without them
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS),torch,jax]"
+install-runtimes: install ## the same, with PyTorch, JAX and PySpark (1.5 GB), whose tests are skipped without them
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS),torch,jax,spark]"
 
 demo: install ## the main job on an embedded Redis, shown step by step
 	$(BIN)/forecache demo
