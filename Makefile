@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 install-all: install ## the same, with the CUDA build of TensorFlow
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS),gpu]"
 
-install-runtimes: install ## the same, with PyTorch, JAX and Spark (1.5 GB), whose tests are skipped without them
+install-runtimes: install ## the same, with PyTorch, JAX and PySpark (1.5 GB), whose tests are skipped without them
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS),torch,jax,spark]"
 
 demo: install ## the main job on an embedded Redis, shown step by step

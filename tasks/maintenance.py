@@ -6,6 +6,7 @@ from typing import Any
 
 from inference.batch import Trigger, current_slot
 from inference.clock import system_clock
+from inference.engines.process import SparkDriver
 from inference.errors import BadInput, BrokerUnavailable, Conflict, StoreUnavailable
 from inference.logs import get_logger
 from tasks.celery_app import celery_app, services
@@ -49,6 +50,13 @@ def prepare_run(run_id: str) -> None:
 def reconcile() -> None:
     """Move every run on by what is due. Safe to run twice."""
     runs().reconcile()
+
+
+@celery_app.task(name="forecache.drive_spark", ignore_result=True)  # type: ignore[untyped-decorator]  # celery has no types
+def drive_spark(run_id: str) -> None:
+    """Keep a run's Spark driver going until it ends. Safe to run twice: a second driver finds the first and leaves."""
+    SparkDriver(services()).drive(run_id)
+    poke()
 
 
 def _trigger(name: str) -> Trigger:

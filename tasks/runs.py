@@ -28,6 +28,7 @@ def runs() -> Runs:
         own.table,
         send_chunks,
         poke,
+        start_spark=start_spark,
     )
 
 
@@ -45,6 +46,18 @@ def send_chunks(run_id: str, numbers: Sequence[int]) -> None:
                 )
     except OperationalError as error:
         raise BrokerUnavailable(f"the broker did not take a chunk of run {run_id}: {error}") from error
+
+
+def start_spark(run_id: str) -> None:
+    """Have a Spark driver started for a run, if none lives.
+
+    Raises:
+        BrokerUnavailable: the broker did not take the message; the reconciler asks again.
+    """
+    try:
+        celery_app.send_task("forecache.drive_spark", args=(run_id,), ignore_result=True, expires=_POKE_EXPIRES_S)
+    except OperationalError as error:
+        raise BrokerUnavailable(f"the broker did not take a message of run {run_id}: {error}") from error
 
 
 def poke() -> None:

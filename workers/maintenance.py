@@ -12,6 +12,7 @@ from typing import Any
 from celery.signals import worker_ready, worker_shutting_down
 
 from inference.batch import Runs
+from inference.engines import process as spark_drivers
 from inference.errors import ForecacheError
 from inference.logs import get_logger
 from tasks import celery_app as broker
@@ -75,3 +76,4 @@ def _start_timer(**_: Any) -> None:
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]  # celery has no types
 def _stop_timer(**_: Any) -> None:
     _timer.stop()
+    spark_drivers.ending.set()

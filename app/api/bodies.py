@@ -113,6 +113,7 @@ class RunBody(BaseModel):
     """Which run to start. `source` replaces the model's own table; only below that table's folder.
 
     `entities` (ids) or `since` (an ISO 8601 instant, or a duration such as `6h`): only those rows, served at once.
+    `engine`: what scores the chunks, `celery` or `spark`, instead of what the model's settings say.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -121,6 +122,7 @@ class RunBody(BaseModel):
     source: str | None = None
     entities: Annotated[list[str], Field(max_length=MAX_JOB_ROWS)] | None = None
     since: str | None = None
+    engine: str | None = None
 
 
 class PublishBody(BaseModel):

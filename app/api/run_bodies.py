@@ -24,6 +24,7 @@ class RunStatusBody(BaseModel):
     created_at: str
     entities_asked: int | None
     since: str | None
+    engine: str
     started_at: str | None
     scored_at: str | None
     finished_at: str | None

@@ -32,6 +32,7 @@ async def start(parts: Annotated[Parts, Depends(parts_of)], body: RunBody | None
             source=wanted.source,
             entities=wanted.entities,
             since=wanted.since,
+            engine=wanted.engine,
         )
     )
     return await _accepted(view, parts)

@@ -30,6 +30,9 @@ def run(
     since: Annotated[
         str | None, typer.Option(metavar="TIME", help="Only rows changed since: 2026-01-31T06:00Z, or 6h ago.")
     ] = None,
+    engine: Annotated[
+        str | None, typer.Option(metavar="ENGINE", help="celery or spark; left out: what the settings say.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Start a run of a model over its table of features; with --wait, one that is in progress will do.
@@ -42,9 +45,9 @@ def run(
         name, own = load_settings().model(model)
         ids = None if entities is None else read_entities(entities, own.entity_column)
         if wait and ids is None and since is None:
-            view = start_or_join(runs, name)
+            view = start_or_join(runs, name, engine)
         else:
-            view = runs.request(name, trigger=Trigger.CLI, entities=ids, since=since)
+            view = runs.request(name, trigger=Trigger.CLI, entities=ids, since=since, engine=engine)
         _hurry()
         if wait:
             view = follow(runs.show, view)
@@ -152,16 +155,16 @@ def release(
     _say_serving(after, f"model version {after.model_version} answers; its next run scores with it", as_json)
 
 
-def start_or_join(runs: Runs, model: str) -> RunView:
+def start_or_join(runs: Runs, model: str, engine: str | None = None) -> RunView:
     """Return a new run, or the one in progress: right after `forecache up`, beat has started one already."""
     from inference.batch import Trigger
     from inference.errors import Conflict
 
     try:
-        return runs.request(model, trigger=Trigger.CLI)
+        return runs.request(model, trigger=Trigger.CLI, engine=engine)
     except Conflict:
         running = runs.in_progress(model)
-        if running is None:
+        if running is None or (engine is not None and running.engine.value != engine):
             raise
     note(f"run {running.run_id} of {model} is in progress already: waiting for it")
     return running

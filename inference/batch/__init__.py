@@ -6,12 +6,14 @@
 
 from inference.batch.asked import read_entities
 from inference.batch.details import RunDetails
+from inference.batch.engine import Engine
 from inference.batch.gates import Gate
 from inference.batch.records import RunState, RunView, Trigger
 from inference.batch.runs import Runs, Serving
 from inference.batch.schedule import current_slot, slot_after, slot_at
 
 __all__ = [
+    "Engine",
     "Gate",
     "RunDetails",
     "RunState",

@@ -111,6 +111,23 @@ class Ledger:
         """Return the lock, not yet taken, that keeps two processes from moving a model's runs on at once."""
         return ModelLock(self._client, self._keys.reconciler(model), timeout=LEASE_S, thread_local=False)
 
+    def driver_lock(self, run_id: str) -> ModelLock:
+        """Return the lock, not yet taken, of the one Spark driver that hands out a run's chunks."""
+        name = self._keys.run_part(run_id, "driver")
+        return ModelLock(self._client, name, timeout=LEASE_S, thread_local=False)
+
+    def has_driver(self, run_id: str) -> bool:
+        """Return whether a Spark driver lives that hands out the run's chunks."""
+        with redis_outage_is_an_error():
+            return bool(self._client.exists(self._keys.run_part(run_id, "driver")))
+
+    def is_open(self, run_id: str, chunk: int) -> bool:
+        """Return whether a chunk is still to be scored: its run is running, and nobody has finished it."""
+        with redis_outage_is_an_error():
+            state = self._client.hget(self._keys.run(run_id), "state")
+            done = self._client.hexists(self._keys.run_part(run_id, "done"), str(chunk))
+        return bool(state == RunState.RUNNING.value.encode() and not done)
+
     def request(self, run_id: str, model: str, fields: Mapping[str, str], *, slot: str | None = None) -> None:
         """Open a run in state queued, as its model's only one.
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 
 from inference.batch.asked import Selection, unpack_entities
+from inference.batch.engine import check_engine
 from inference.batch.ledger import Ledger
 from inference.batch.partial import entities_gate
 from inference.batch.plan import Fingerprint, cut_row_groups, file_differences, files_digest, gather, plan_chunks
@@ -38,6 +39,7 @@ class Preparation:
     def prepare(self, run: RunRecord) -> None:
         """Move a queued run to running, or to failed with the line that says why. May run twice."""
         try:
+            check_engine(run.engine)
             version = record_to_serve(self.settings, self.registry, run.model, inspect=self.inspect)
             source, fingerprint = self.look_at(run, version)
             open_ = self._open_partial if run.is_partial else self._open

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import redis
 from redis.exceptions import LockError
 
+from inference.batch.engine import Engine
 from inference.batch.finalising import Finalising, sweep
 from inference.batch.leases import Lease
 from inference.batch.ledger import LEASE_S, Ledger, redis_outage_is_an_error
@@ -40,6 +41,7 @@ class Reconciler:
     preparation: Preparation
     finalising: Finalising
     send_chunks: Callable[[str, Sequence[int]], None]
+    start_spark: Callable[[str], None]
     #: model → its run in progress as this process last saw it
     seen: dict[str, RunRecord] = field(default_factory=dict)
 
@@ -140,12 +142,17 @@ class Reconciler:
         if run.chunks_done == run.chunks_total:
             self.ledger.move(run, RunState.PUBLISHING, expected=[RunState.RUNNING])
             return self.ledger.load(run.run_id)
-        due = self.ledger.dispatch(run.run_id, max_in_flight=self.settings.models[run.model].batch.max_in_flight)
+        spark = run.engine is Engine.SPARK
+        # a Spark driver hands out all chunks itself: what is due then is a driver, unless one lives
+        most = run.chunks_total or 0 if spark else self.settings.models[run.model].batch.max_in_flight
+        due = self.ledger.dispatch(run.run_id, max_in_flight=most)
         if due.exhausted is not None:
             said = run.last_error or "nothing, since its worker died"
             error = f"chunk {due.exhausted} failed at every attempt; the last said: {said}"
             log.warning("run.failed", run_id=run.run_id, error=error)
             self.ledger.move(run, RunState.FAILED, expected=[RunState.RUNNING], error=error)
+        elif due.chunks and spark:
+            self.start_spark(run.run_id)
         elif due.chunks:
             self.send_chunks(run.run_id, due.chunks)
         return self.ledger.load(run.run_id)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from inference.batch.engine import Engine
 from inference.batch.gates import BadRows, Gate
 from inference.clock import to_iso
 from inference.keys import TableKind
@@ -60,6 +61,8 @@ class RunRecord:
     #: how many entities a partial run was asked for, and since when their rows changed; both None for a whole run
     entities_asked: int | None = None
     since: float | None = None
+    #: what scores its chunks
+    engine: Engine = Engine.CELERY
     started_at: float | None = None
     #: when the last chunk was done
     scored_at: float | None = None
@@ -139,6 +142,7 @@ class RunRecord:
             created_at=float(text["created_at"]),
             entities_asked=_whole(text.get("entities_asked")),
             since=_number(text.get("since")),
+            engine=Engine(text.get("engine", Engine.CELERY)),
             started_at=_number(text.get("started_at")),
             scored_at=_number(text.get("scored_at")),
             finished_at=_number(text.get("finished_at")),
@@ -171,7 +175,7 @@ class RunRecord:
         told: dict[str, str | int | float | None] = {
             name: getattr(self, name)
             for name in (
-                "run_id", "model", "source", "created_at", "entities_asked", "since", "started_at",
+                "run_id", "model", "source", "engine", "created_at", "entities_asked", "since", "started_at",
                 "chunks_total", "chunks_done", "attempts", "rows_total", "rows_done", "rows_quarantined",
                 "model_version", "parquet_folder", "quarantine_folder",
             )
@@ -191,6 +195,7 @@ class RunView:
     created_at: float
     entities_asked: int | None
     since: float | None
+    engine: Engine
     started_at: float | None
     scored_at: float | None
     finished_at: float | None
@@ -224,7 +229,7 @@ class RunView:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
         body = asdict(self)
-        body["state"], body["trigger"] = self.state.value, self.trigger.value
+        body["state"], body["trigger"], body["engine"] = self.state.value, self.trigger.value, self.engine.value
         body["gates"] = [gate.to_json() for gate in self.gates]
         for name in ("created_at", "since", "started_at", "scored_at", "finished_at", "forced_at"):
             body[name] = None if body[name] is None else to_iso(body[name])

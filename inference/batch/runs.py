@@ -11,6 +11,7 @@ import redis
 
 from inference.batch.asked import check_entities, pack_entities, since_of
 from inference.batch.details import RunDetails
+from inference.batch.engine import engine_of, refuse_spark
 from inference.batch.finalising import Finalising, bad_rows_of
 from inference.batch.ledger import Ledger
 from inference.batch.preparation import Preparation
@@ -58,7 +59,8 @@ class Serving:
 class Runs:
     """Runs of all models. Every method raises StoreUnavailable when Redis does not answer.
 
-    `host` is called only by `score`; `send_chunks(run_id, numbers)` and `poke()` hand messages to the broker.
+    `host` is called only by `score`; `send_chunks(run_id, numbers)`, `poke()` and `start_spark(run_id)`, which
+    has a Spark driver score what is left of a run, hand messages to the broker.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Runs:
         send_chunks: Callable[[str, Sequence[int]], None],
         poke: Callable[[], None],
         *,
+        start_spark: Callable[[str], None] = refuse_spark,
         inspect: Inspect = inspect_in_subprocess,
     ) -> None:
         self._settings = settings
@@ -80,7 +83,9 @@ class Runs:
         self._retention = Retention(client, keys)
         self._preparation = Preparation(settings, self._ledger, registry, self._tables, inspect)
         finalising = Finalising(settings, self._ledger, keys, self._tables)
-        self._reconciler = Reconciler(settings, self._ledger, self._tables, self._preparation, finalising, send_chunks)
+        self._reconciler = Reconciler(
+            settings, self._ledger, self._tables, self._preparation, finalising, send_chunks, start_spark
+        )
         self._work = ChunkWork(settings, self._ledger, host, self._tables, poke, MicroBatches(registry))
 
     def request(
@@ -92,27 +97,30 @@ class Runs:
         slot: str | None = None,
         entities: Sequence[str] | None = None,
         since: str | None = None,
+        engine: str | None = None,
     ) -> RunView:
         """Open a run; the reconciler does the rest. None as the model means the only one configured.
 
         `source` replaces the model's own table for this run; from the API only what lies in that table's
         folder is allowed. `slot` names the schedule's instant that the run is for. `entities` or `since` (an ISO
         8601 instant, or a duration such as `6h`) make it partial: only those rows are scored, into the overlay.
+        `engine`: `celery` or `spark`; None means what the model's settings say.
 
         Raises:
             UnknownModel: the model is not configured.
-            BadInput: there is no source, or it is not allowed; an id or `since` is not legal, or the model has no
-                event-time column to compare with.
+            BadInput: there is no source, or it is not allowed; there is no such engine; an id or `since` is not
+                legal, or the model has no event-time column to compare with.
             Conflict: the model has a run in progress, or the slot was served already.
         """
         name, own = self._settings.model(model)
+        by = engine_of(own.batch.engine if engine is None else engine)
         if (entities is not None or since is not None) and not own.batch.prediction_table:
             raise BadInput("only some rows are scored into the prediction table: turn prediction_table on")
         path = locate_source(self._settings, name, own, source, confined=trigger is Trigger.API)
         now = self._ledger.now()
         run_id = f"{name}-{to_datetime(now).strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
         quarantine = run_folder(self._settings, own.batch.quarantine_path, model=name, run_id=run_id, created_at=now)
-        fields = {"trigger": trigger.value, "source": path, "quarantine_folder": quarantine}
+        fields = {"trigger": trigger.value, "source": path, "quarantine_folder": quarantine, "engine": by.value}
         if since is not None:
             fields["since"] = repr(since_of(name, own, since, now=now))
         if entities is not None:

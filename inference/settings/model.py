@@ -179,6 +179,13 @@ class LogSettings(Section):
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
+class SparkSettings(Section):
+    """How a run's Spark driver is set up. `master` and `conf`: as `spark-submit` takes them; conf wins over our own."""
+
+    master: str = "local[*]"
+    conf: dict[str, str] = {}
+
+
 class BatchSettings(Section):
     """A model's runs. Durations in seconds once loaded.
 
@@ -187,6 +194,7 @@ class BatchSettings(Section):
     `max_quarantined_fraction` of its rows, or whose predictions moved by more than `max_drift` (population stability
     index). `parquet_path` and `quarantine_path` may hold `{date}`, `{model}` and `{run_id}`. `resumable`: how long
     what a failed or cancelled run has scored is kept, unless a newer run starts.
+    `engine`: what scores the chunks.
     `bytes_per_chunk`: of the source, before compression. `prediction_table`, `feature_table` and `parquet_path` say
     where a run writes: what is served, what real-time answers are computed from, and files. `write_share`: how much
     of the time one worker may keep Redis busy with writing.
@@ -209,6 +217,8 @@ class BatchSettings(Section):
     max_drift: Annotated[float, Field(gt=0)] = 1.0
     quarantine_path: str = ".forecache/quarantine"
     resumable: Duration = 24 * 3600.0
+    engine: Literal["celery", "spark"] = "celery"
+    spark: SparkSettings = SparkSettings()
 
     @model_validator(mode="after")
     def _writes_somewhere(self) -> BatchSettings:

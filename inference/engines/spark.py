@@ -1,0 +1,113 @@
+"""The driver of a run on Spark: `python -P -m inference.engines.spark RUN`, or this file under `spark-submit`.
+
+It hands out the numbers of the chunks that are left, a task each; executors read, score and write them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from inference.batch.engine import Engine, check_engine
+from inference.batch.leases import Lease
+from inference.batch.ledger import LEASE_S, Ledger, redis_outage_is_an_error
+from inference.batch.records import RunRecord, RunState
+from inference.engines.executor import score_chunks
+from inference.errors import Conflict, ForecacheError
+from inference.logs import configure_logging, get_logger
+from inference.services import Services
+from inference.settings import Settings, load_settings
+from inference.settings.loading import ENV_CONFIG
+
+log = get_logger(__name__)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Score what is left of a run; returns the exit status: 0 also when another driver does it, or the run is over."""
+    if len(argv) != 1:
+        print("usage: python -P -m inference.engines.spark RUN", file=sys.stderr)  # noqa: T201
+        return 2
+    own = Services(load_settings())
+    configure_logging("spark-driver", form=own.settings.logs.format, level=own.settings.logs.level)
+    try:
+        _drive(own, argv[0])
+    except ForecacheError as error:
+        print(error.message, file=sys.stderr)  # noqa: T201 - the last line is what the run will say
+        return 1
+    return 0
+
+
+def _drive(own: Services, run_id: str) -> None:
+    ledger = Ledger(own.cache, own.keys)
+    run = ledger.load(run_id)
+    if run.engine is not Engine.SPARK:
+        raise Conflict(f"run {run_id} is scored by {run.engine}: start one with --engine spark", field="run_id")
+    check_engine(run.engine)
+    lock = ledger.driver_lock(run_id)
+    with redis_outage_is_an_error():
+        taken = lock.acquire(blocking=False)
+    if not taken:
+        log.info("spark.driver_lives", run_id=run_id)
+        return
+
+    def renew() -> bool:
+        with redis_outage_is_an_error():
+            return bool(lock.extend(LEASE_S, replace_ttl=True))
+
+    try:
+        with Lease(renew, name=f"driver of {run_id}"):
+            _score(own.settings, ledger, run)
+    finally:
+        with redis_outage_is_an_error():
+            lock.release()
+
+
+def _score(settings: Settings, ledger: Ledger, run: RunRecord) -> None:
+    done = ledger.chunk_states(run.run_id).done
+    left = [number for number in range(run.chunks_total or 0) if number not in done]
+    if run.state is not RunState.RUNNING or not left:
+        return
+    session = _session(settings, run)
+    try:
+        numbers = session.sparkContext.parallelize([(number,) for number in left], len(left))
+        chunks = session.createDataFrame(numbers, "chunk long")
+        log.info("spark.started", run_id=run.run_id, chunks=len(left), master=session.sparkContext.master)
+        chunks.mapInArrow(partial(score_chunks, run.run_id), "chunk long").foreach(_ignore)
+    finally:
+        session.stop()
+
+
+def _session(settings: Settings, run: RunRecord) -> Any:
+    """Return a Spark session. No secret goes into its configuration, which Spark's pages and logs show."""
+    from pyspark.sql import SparkSession
+
+    # executors of a master on this machine find the same Python and settings; others name their own
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    asked = settings.models[run.model].batch.spark
+    own = {"spark.app.name": run.run_id, "spark.ui.showConsoleProgress": "false"}
+    named = os.environ.get(ENV_CONFIG)
+    file = settings.path(named) if named else settings.root / "forecache.toml"
+    if file.is_file():
+        own[f"spark.executorEnv.{ENV_CONFIG}"] = str(file)
+    builder = SparkSession.builder
+    if not _submitted():
+        builder = builder.master(asked.master)
+    for name, value in (own | asked.conf).items():
+        builder = builder.config(name, value)
+    return builder.getOrCreate()
+
+
+def _submitted() -> bool:
+    """Whether `spark-submit` started this process, which names the master then."""
+    return "PYSPARK_GATEWAY_PORT" in os.environ
+
+
+def _ignore(row: Any) -> None:
+    """Take a chunk's number that nobody needs."""
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,124 @@
+"""Runs scored on Spark by real processes: the same predictions as Celery's, also when executors are killed."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.models import export_sum_model
+from tests.support.redis_server import missing
+from tests.support.stack import Stack, wait_for
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
+
+_ROWS = 20_000
+_TOML = """
+[models.m]
+path = "model"
+features = "t.parquet"
+[models.m.batch]
+rows_per_chunk = 500
+micro_batch_rows = 4
+parquet_path = "out/{run_id}"
+[models.m.batch.spark]
+master = "local-cluster[2,1,1024]"
+conf = { "spark.speculation" = "true", "spark.speculation.interval" = "50ms", "spark.speculation.multiplier" = "1.01", \
+"spark.speculation.quantile" = "0.1", "spark.ui.enabled" = "false" }
+"""
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    if importlib.util.find_spec("pyspark") is None:
+        missing("PySpark")
+    if shutil.which("java") is None:
+        missing("java")
+    folder = tmp_path_factory.mktemp("spark")
+    stack = Stack(folder, _TOML)
+    export_sum_model(folder / "model", ["a", "b"])
+    rng = np.random.default_rng(7)
+    columns = {"entity_id": [f"e{i}" for i in range(_ROWS)]} | {
+        name: rng.normal(size=_ROWS).astype(np.float32) for name in ("a", "b")
+    }
+    pq.write_table(pa.table(columns), folder / "t.parquet", row_group_size=5_000)
+    with stack:
+        stack.start("gpu", "maintenance", "api")
+        stack.wait_ready(150)
+        yield stack
+
+
+def _start(stack: Stack, engine: str) -> str:
+    body = {"model": "m", "engine": engine}
+    run_id: str = httpx.post(f"{stack.url}/runs", json=body).raise_for_status().json()["run_id"]
+    return run_id
+
+
+def _served(stack: Stack) -> np.ndarray[Any, Any]:
+    entries = stack.services.predictions("m").read([f"e{i}" for i in range(_ROWS)])
+    assert all(entries)
+    return np.array([list(entry.values.values())[0] for entry in entries if entry], np.float32)
+
+
+def _processes(stack: Stack, word: str) -> list[psutil.Process]:
+    children = psutil.Process(stack.processes["maintenance"].pid).children(recursive=True)
+    return [child for child in children if word in " ".join(_command(child))]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _assert_published(stack: Stack, run_id: str) -> dict[str, Any]:
+    done = stack.wait_run(run_id, 300)
+    assert (done["state"], done["error"], done["engine"]) == ("published", None, "spark"), done
+    assert (done["rows_done"], done["rows_total"], done["rows_quarantined"]) == (_ROWS, _ROWS, 0)
+    parts = pq.read_table(stack.folder / "out" / run_id)
+    assert sorted(parts.column("entity_id").to_pylist()) == sorted(f"e{i}" for i in range(_ROWS))
+    return done
+
+
+def test_an_executor_killed_in_mid_run_costs_no_prediction_and_counts_nothing_twice(stack: Stack) -> None:
+    celery = _start(stack, "celery")
+    assert stack.wait_run(celery, 200)["state"] == "published"
+    expected = _served(stack)
+
+    run_id = _start(stack, "spark")
+    wait_for(
+        lambda: httpx.get(f"{stack.url}/runs/{run_id}").json()["chunks_done"] >= 2, "two chunks scored on Spark", 200
+    )
+    executors = _processes(stack, "CoarseGrainedExecutorBackend")
+    assert executors
+    executors[0].kill()
+    assert httpx.get(f"{stack.url}/runs/{run_id}").json()["state"] == "running"
+    _assert_published(stack, run_id)
+    np.testing.assert_allclose(_served(stack), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_driver_that_is_killed_is_started_again_and_its_secrets_stand_in_no_argument(stack: Stack) -> None:
+    run_id = _start(stack, "spark")
+    wait_for(lambda: httpx.get(f"{stack.url}/runs/{run_id}").json()["chunks_done"] >= 1, "a chunk scored", 200)
+    drivers = _processes(stack, "inference.engines.spark")
+    assert len(drivers) == 1
+    family = [*drivers, *drivers[0].children(recursive=True)]
+    assert not [one for one in family if stack.settings.cache_url in " ".join(_command(one))]
+    drivers[0].kill()
+    _assert_published(stack, run_id)
+
+
+def test_an_unknown_engine_is_refused_by_name(stack: Stack) -> None:
+    refused = httpx.post(f"{stack.url}/runs", json={"model": "m", "engine": "flink"})
+    assert refused.status_code == 400
+    assert "'flink' is none of celery, spark" in refused.json()["detail"]

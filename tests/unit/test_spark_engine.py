@@ -1,0 +1,70 @@
+"""What a machine without Spark's needs is told, before anything is written."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from inference.batch.engine import Engine, check_engine, engine_of
+from inference.errors import BadInput
+
+
+@pytest.fixture
+def with_pyspark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+
+
+def _java(folder: Path, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    java = folder / "bin" / "java"
+    java.parent.mkdir()
+    java.write_text(f"#!/bin/sh\necho '{says}' >&2\n")
+    java.chmod(0o755)
+    monkeypatch.setenv("JAVA_HOME", str(folder))
+
+
+def test_an_unknown_engine_is_refused_with_those_that_exist() -> None:
+    with pytest.raises(BadInput, match="'flink' is none of celery, spark"):
+        engine_of("flink")
+
+
+def test_spark_without_its_extra_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BadInput, match=r"pip install 'forecache\[spark\]'"):
+        check_engine(Engine.SPARK)
+
+
+def test_celery_needs_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    check_engine(Engine.CELERY)
+
+
+@pytest.mark.usefixtures("with_pyspark")
+def test_spark_without_java_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BadInput, match="needs Java 17 or newer: none is on PATH"):
+        check_engine(Engine.SPARK)
+
+
+@pytest.mark.usefixtures("with_pyspark")
+def test_a_java_home_without_java_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    with pytest.raises(BadInput, match="JAVA_HOME .* holds none"):
+        check_engine(Engine.SPARK)
+
+
+@pytest.mark.usefixtures("with_pyspark")
+@pytest.mark.parametrize("says", ['openjdk version "11.0.2"', 'java version "1.8.0_412"'])
+def test_an_old_java_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str) -> None:
+    _java(tmp_path, says, monkeypatch)
+    with pytest.raises(BadInput, match=r"17 or newer: .* is Java (11|8)"):
+        check_engine(Engine.SPARK)
+
+
+@pytest.mark.usefixtures("with_pyspark")
+@pytest.mark.parametrize("says", ['openjdk version "17.0.15"', 'openjdk version "21" 2023-09-19'])
+def test_a_java_that_is_new_enough_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str) -> None:
+    _java(tmp_path, says, monkeypatch)
+    check_engine(Engine.SPARK)
