@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -66,7 +65,7 @@ def _start(stack: Stack, engine: str) -> str:
 def _served(stack: Stack) -> np.ndarray[Any, Any]:
     entries = stack.services.predictions("m").read([f"e{i}" for i in range(_ROWS)])
     assert all(entries)
-    return np.array([list(entry.values.values())[0] for entry in entries if entry], np.float32)
+    return np.array([next(iter(entry.values.values())) for entry in entries if entry], np.float32)
 
 
 def _processes(stack: Stack, word: str) -> list[psutil.Process]:

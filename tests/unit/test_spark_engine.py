@@ -51,7 +51,7 @@ def test_spark_without_java_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.usefixtures("with_pyspark")
 def test_a_java_home_without_java_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAVA_HOME", str(tmp_path))
-    with pytest.raises(BadInput, match="JAVA_HOME .* holds none"):
+    with pytest.raises(BadInput, match=r"JAVA_HOME .* holds none"):
         check_engine(Engine.SPARK)
 
 
