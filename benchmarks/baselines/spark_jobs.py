@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,15 +20,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.functions import pandas_udf, struct
 
-
-def load(path: str) -> Any:
-    """Return the Keras model; TensorFlow loads only where it computes."""
-    import tensorflow as tf
-
-    return tf.keras.models.load_model(path)
-
-
-load_once = cache(load)
+from baselines.spark_model import load, load_once
 
 
 def by_pandas_udf(frame: DataFrame, features: list[str], path: str) -> DataFrame:
