@@ -117,6 +117,35 @@ def test_a_driver_that_is_killed_is_started_again_and_its_secrets_stand_in_no_ar
     _assert_published(stack, run_id)
 
 
+def test_a_cancelled_run_ends_its_driver_leaves_what_serves_and_can_be_taken_up_again(stack: Stack) -> None:
+    before = stack.services.predictions("m").pointer()
+    run_id = _start(stack, "spark")
+    url = f"{stack.url}/runs/{run_id}"
+    wait_for(lambda: httpx.get(url).json()["chunks_done"] >= 1, "a chunk scored", 200)
+    httpx.post(f"{url}/cancel").raise_for_status()
+    wait_for(lambda: not _processes(stack, "inference.engines.spark"), "the end of the driver", 100)
+    stopped = stack.wait_run(run_id)
+    assert (stopped["state"], stopped["rows_done"] < _ROWS) == ("cancelled", True)
+    assert stack.services.predictions("m").pointer() == before
+
+    httpx.post(f"{url}/resume").raise_for_status()
+    assert _assert_published(stack, run_id)["rows_done"] == _ROWS
+
+
+def test_without_java_a_run_fails_before_it_opens_a_generation(stack: Stack) -> None:
+    before = stack.services.predictions("m").generations()
+    stack.kill("maintenance")
+    stack.start("maintenance", environment={"JAVA_HOME": str(stack.folder)})
+    try:
+        run = stack.wait_run(_start(stack, "spark"))
+    finally:
+        stack.kill("maintenance")
+        stack.start("maintenance")
+    assert (run["state"], run["generation"]) == ("failed", None)
+    assert "needs Java 17 or newer: JAVA_HOME" in run["error"]
+    assert [one.number for one in stack.services.predictions("m").generations()] == [one.number for one in before]
+
+
 def test_an_unknown_engine_is_refused_by_name(stack: Stack) -> None:
     refused = httpx.post(f"{stack.url}/runs", json={"model": "m", "engine": "flink"})
     assert refused.status_code == 400
