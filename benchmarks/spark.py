@@ -31,7 +31,7 @@ def main() -> None:
         ("mapInArrow, to Parquet only", figures["map_in_arrow_rows_per_s"]),
         ("predict_batch_udf, to Parquet only", figures["predict_batch_udf_rows_per_s"]),
     ]
-    title = f"Spark, local[*]: {options.rows:,} rows x 32 features; runs of ours include the start of Spark"
+    title = f"Spark, local[*]: {options.rows:,} rows x 32 features; with the start of Spark"
     print_report(title, ["", "rows/s"], rows, figures, as_json=options.json)
 
 

@@ -1,7 +1,7 @@
 """Spark jobs of the usual kind over the same table and model, by one of three ways into Python.
 
 `spark_jobs.py WAY KERAS_MODEL PARQUET OUTPUT` prints {"rows", "seconds"}: from Spark's own Parquet reader to Parquet
-written, on `local[*]`, the start of Spark left out. WAY is `pandas_udf` (the brief's job: each batch loads the model
+written, on `local[*]`, the start of Spark included. WAY is `pandas_udf` (the brief's job: each batch loads the model
 anew), `map_in_arrow` or `predict_batch_udf` (both load it once in each Python worker).
 """
 
@@ -70,9 +70,9 @@ WAYS = {"pandas_udf": by_pandas_udf, "map_in_arrow": by_map_in_arrow, "predict_b
 def main(way: str, model: str, table: str, output: str) -> None:
     """Run one job and print how long it took."""
     os.environ["PYSPARK_PYTHON"] = sys.executable
+    started = time.monotonic()
     builder = SparkSession.builder.master("local[*]").config("spark.ui.enabled", "false")
     session = builder.config("spark.ui.showConsoleProgress", "false").getOrCreate()
-    started = time.monotonic()
     frame = session.read.parquet(table)
     features = [name for name in frame.columns if name != "entity_id"]
     WAYS[way](frame, features, model).write.parquet(output, mode="overwrite")

@@ -74,6 +74,11 @@ def test_the_whole_system_works_and_asks_for_nothing_that_its_users_may_not(stac
     assert httpx.get(f"{stack.url}/predict/F2", params={"max_staleness_hours": 0}).json()["outcome"] == "computed"
     job = httpx.post(f"{stack.url}/predictions", json={"entity_ids": ["F1", "F2"]}).headers["location"]
     wait_for(lambda: httpx.get(f"{stack.url}{job}").json()["state"] == "done", "the job's end", 30)
+    changed = httpx.put(f"{stack.url}/features/F3", json={"features": {"a": 1000.0}})
+    assert changed.json()["applied"], changed.text
+    assert httpx.get(f"{stack.url}/predict/F3").json()["outcome"] == "computed"
+    explained = httpx.get(f"{stack.url}/predict/F3", params={"explain": "features"}).json()
+    assert explained["explanation"]["features"]["a"]["value"] == 1000.0
     second = httpx.post(f"{stack.url}/runs", json={}).raise_for_status().json()
     assert stack.wait_run(second["run_id"])["state"] == "published"
     assert httpx.post(f"{stack.url}/models/delay/rollback").status_code == 200
