@@ -8,19 +8,10 @@ from inference.errors import UnknownFormat
 DATA_FORMAT = 1
 
 
-def check_format(what: str, written: int) -> None:
-    """Refuse what another release wrote in a form that this one does not know.
-
-    Raises:
-        UnknownFormat: says which of the two to upgrade.
-    """
-    if written > DATA_FORMAT:
-        fix = "upgrade this process"
-    elif written < DATA_FORMAT:
-        fix = "let a run of this release replace it"
-    else:
-        return
-    raise UnknownFormat(f"{what} was written in format {written}, and this release knows {DATA_FORMAT}: {fix}")
+def unknown_format(what: str, written: int) -> UnknownFormat:
+    """Return the error for what another release wrote in another format, with what to do about it."""
+    fix = "upgrade this process" if written > DATA_FORMAT else "let a run of this release replace it"
+    return UnknownFormat(f"{what} was written in format {written}, and this release knows {DATA_FORMAT}: {fix}")
 
 
 def installed_release() -> str | None:

@@ -13,7 +13,6 @@ import typer
 from app.cli.arguments import OneModel
 from app.cli.context import load_settings, log_warnings_only
 from app.cli.output import AsJson, note, print_json, print_rows
-from inference.errors import Unavailable
 
 if TYPE_CHECKING:
     import httpx
@@ -65,15 +64,14 @@ def bench(
 def _entities(name: str, of_model: ModelSettings, settings: Settings) -> list[str]:
     """Return ids of the model's table."""
     from inference.batch.sources import check_key_columns, locate_source
-    from inference.entities import entity_ids_as_text
-    from inference.sources import open_source, read_slices, whole_slices
+    from inference.sources import open_source, read_ids, whole_slices
 
     source = open_source(locate_source(settings, name, of_model, None, confined=False))
     column = of_model.entity_column
     check_key_columns(source, column, None)
     ids: list[str] = []
-    for batch in read_slices(source.files, whole_slices(source.files), columns=[column], batch_rows=_MAX_ENTITIES):
-        ids += filter(None, entity_ids_as_text(batch.column(0), column).to_pylist())
+    for some in read_ids(source.files, whole_slices(source.files), column):
+        ids += filter(None, some.to_pylist())
         if len(ids) >= _MAX_ENTITIES:
             break
     return ids[:_MAX_ENTITIES]
@@ -90,28 +88,25 @@ async def _ask_all(
 ) -> list[Answered]:
     import httpx
 
-    from app.cli.http import base_url
+    from app.cli.http import client_options
     from app.cli.pacing import hold_rate
 
-    key = settings.api.client_key
-    headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else None
     limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-    url = base_url(settings.api)
-    async with httpx.AsyncClient(
-        base_url=url, headers=headers, limits=limits, timeout=_PATIENCE_S, trust_env=False
-    ) as client:
-        await _check(client, url)
+    async with httpx.AsyncClient(limits=limits, timeout=_PATIENCE_S, **client_options(settings.api)) as client:
+        await _check(client)
         return await hold_rate(asks, lambda ask: _ask(client, model, *ask), rate_rps=rate, connections=connections)
 
 
-async def _check(client: httpx.AsyncClient, url: str) -> None:
+async def _check(client: httpx.AsyncClient) -> None:
     """Refuse to measure where nothing answers."""
     import httpx
+
+    from app.cli.http import nobody_answers
 
     try:
         await client.get("/health/live")
     except httpx.TransportError as error:
-        raise Unavailable(f"no API answers at {url}: start `forecache up`, or set [api] port") from error
+        raise nobody_answers(str(client.base_url).rstrip("/")) from error
 
 
 async def _ask(client: httpx.AsyncClient, model: str, entity: str, computed: bool) -> str:

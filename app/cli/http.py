@@ -19,10 +19,7 @@ class Api:
 
     def __init__(self, settings: ApiSettings, *, transport: httpx.BaseTransport | None = None) -> None:
         self.base_url = base_url(settings)
-        # an HTTP proxy of the environment has no business between us and a local service
-        key = settings.client_key
-        headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else None
-        self._client = httpx.Client(base_url=self.base_url, transport=transport, trust_env=False, headers=headers)
+        self._client = httpx.Client(transport=transport, **client_options(settings))
 
     def call(self, method: str, path: str, body: Any = None, *, timeout_s: float = 0.0) -> Any:
         """Return the JSON of an answer. `timeout_s`: what the API may need on purpose.
@@ -36,7 +33,7 @@ class Api:
         except httpx.TimeoutException as error:
             raise Unavailable(f"the API at {self.base_url} did not answer in time") from error
         except httpx.TransportError as error:
-            raise Unavailable(f"no API answers at {self.base_url}: start `forecache up`, or set [api] port") from error
+            raise nobody_answers(self.base_url) from error
         if response.is_error:
             raise _as_error(response)
         return response.json()
@@ -45,6 +42,19 @@ class Api:
 def base_url(settings: ApiSettings) -> str:
     """Return the URL under which this machine reaches the API."""
     return reachable_url(settings.host, settings.port)
+
+
+def client_options(settings: ApiSettings) -> dict[str, Any]:
+    """Return what every client of the API is made with: its address, and the key that it shows."""
+    key = settings.client_key
+    headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else None
+    # an HTTP proxy of the environment has no business between us and a local service
+    return {"base_url": base_url(settings), "headers": headers, "trust_env": False}
+
+
+def nobody_answers(url: str) -> Unavailable:
+    """Return the error for an address at which no API listens."""
+    return Unavailable(f"no API answers at {url}: start `forecache up`, or set [api] port")
 
 
 def problem_text(problem: dict[str, Any]) -> str:

@@ -9,15 +9,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from inference.batch.sources import check_key_columns
-from inference.entities import check_entity_id, entity_ids_as_text
+from inference.entities import check_entity_id
 from inference.errors import BadEntityId, BadInput
 from inference.settings import ModelSettings, parse_duration
-from inference.sources import open_source, read_slices, whole_slices
+from inference.sources import open_source, read_ids, whole_slices
 
 #: entities that one partial run takes; more are a run over a table of their own
 MAX_ENTITIES = 1_000_000
-
-_BATCH_ROWS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -54,9 +52,9 @@ def _ids_in_lines(path: Path) -> list[str]:
 def _ids_in_parquet(path: str, entity_column: str) -> list[str]:
     source = open_source(path)
     check_key_columns(source, entity_column, None)
-    batches = read_slices(source.files, whole_slices(source.files), columns=[entity_column], batch_rows=_BATCH_ROWS)
-    columns = [entity_ids_as_text(batch.column(0), entity_column) for batch in batches]
-    return ["" if each is None else str(each) for column in columns for each in column.to_pylist()]
+    return [
+        each for ids in read_ids(source.files, whole_slices(source.files), entity_column) for each in ids.to_pylist()
+    ]
 
 
 def check_entities(ids: Sequence[str]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from inference.batch.engine import Engine
 from inference.batch.gates import BadRows, Gate
 from inference.clock import to_iso
 from inference.keys import TableKind
-from inference.release import DATA_FORMAT, check_format
+from inference.release import DATA_FORMAT, unknown_format
 
 
 class RunState(StrEnum):
@@ -107,7 +107,8 @@ class RunRecord:
         Raises:
             UnknownFormat: another release was asked for it.
         """
-        check_format(f"run {self.run_id}", self.format)
+        if self.format != DATA_FORMAT:
+            raise unknown_format(f"run {self.run_id}", self.format)
 
     def generation_of(self, kind: TableKind) -> int | None:
         """Return the generation that it fills in a table; None for none, or before it is planned."""

@@ -5,7 +5,7 @@
 
 from inference.sources.files import fixed_part, list_files
 from inference.sources.footers import SourceFile
-from inference.sources.ids import IdCount, count_distinct_ids, hash_ids
+from inference.sources.ids import IdCount, count_distinct_ids, hash_ids, read_ids
 from inference.sources.reading import Slice, pack_mask, read_slices, whole_slices
 from inference.sources.source import Source, open_source
 
@@ -20,6 +20,7 @@ __all__ = [
     "list_files",
     "open_source",
     "pack_mask",
+    "read_ids",
     "read_slices",
     "whole_slices",
 ]

@@ -31,11 +31,17 @@ def count_distinct_ids(
 ) -> IdCount:
     """Read all ids (of `slices`, if they are given) once more and count them. Nulls count as one id."""
     parts = list(whole_slices(files)) if slices is None else slices
-    hashes = np.concatenate([np.empty(0, np.uint64), *map(hash_ids, _ids(files, parts, entity_column))])
+    hashes = np.concatenate([np.empty(0, np.uint64), *map(hash_ids, read_ids(files, parts, entity_column))])
     hashes.sort()
     repeated = hashes[1:][hashes[1:] == hashes[:-1]]
-    names = _names_of(np.unique(repeated), _ids(files, parts, entity_column), examples) if len(repeated) else ()
+    names = _names_of(np.unique(repeated), read_ids(files, parts, entity_column), examples) if len(repeated) else ()
     return IdCount(len(hashes) - len(repeated), names)
+
+
+def read_ids(files: Sequence[SourceFile], slices: Iterable[Slice], column: str) -> Iterator[pa.Array]:
+    """Yield the entity ids of slices as text, some at a time; "" for null."""
+    for batch in read_slices(files, slices, columns=[column], batch_rows=_BATCH_ROWS):
+        yield pc.fill_null(entity_ids_as_text(batch.column(column), column), "")
 
 
 def hash_ids(ids: pa.Array) -> npt.NDArray[np.uint64]:
@@ -53,8 +59,3 @@ def _names_of(hashes: npt.NDArray[Any], batches: Iterable[pa.Array], most: int) 
             if len(names) == most:
                 return tuple(names)
     return tuple(names)
-
-
-def _ids(files: Sequence[SourceFile], slices: Sequence[Slice], column: str) -> Iterator[pa.Array]:
-    for batch in read_slices(files, slices, columns=[column], batch_rows=_BATCH_ROWS):
-        yield pc.fill_null(entity_ids_as_text(batch.column(column), column), "")

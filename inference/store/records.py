@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from inference.release import DATA_FORMAT, check_format
+from inference.release import DATA_FORMAT, unknown_format
 from inference.schema import Block, TensorSpec
 from inference.store.labels import Labels
 
@@ -69,7 +69,8 @@ class Manifest:
         Raises:
             UnknownFormat: another release began the generation.
         """
-        check_format(f"generation {self.number}", self.format)
+        if self.format != DATA_FORMAT:
+            raise unknown_format(f"generation {self.number}", self.format)
 
     def to_json(self) -> str:
         """Return the manifest as JSON text."""
