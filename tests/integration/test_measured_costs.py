@@ -15,8 +15,11 @@ import redis.asyncio
 from inference.economics import Origin
 from inference.economics.measured import measure
 from inference.errors import StoreUnavailable
+from inference.features import FeatureContract
 from inference.hits import HitRecorder, HitWindows
 from inference.hits.recorder import IDS_PER_FLUSH, MOST_ASKED
+from inference.models import ModelRegistry, VersionRecord
+from inference.schema import DType, Signature, TensorSpec
 from inference.settings import BatchSettings, ModelSettings
 from tests.support.history import KEYS, ROWS, count_requests, keep_runs, publish_generation
 from tests.support.ports import free_port
@@ -25,6 +28,7 @@ from tests.support.redis_server import RedisServer
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
+CLOCK = {"source": "function", "function": "hour_of_day"}
 
 
 async def test_every_figure_says_how_it_was_measured(redis_client: redis.Redis, redis_server: RedisServer) -> None:
@@ -44,6 +48,27 @@ async def test_every_figure_says_how_it_was_measured(redis_client: redis.Redis, 
     assert (told.runs_published, told.runs_failed, told.run_s) == (2, 1, 7)
     assert told.asked_week == pytest.approx(500, rel=0.03)
     assert told.never_read == pytest.approx(1_500, rel=0.03)
+
+
+def test_the_contract_of_the_version_that_answers_tells_that_it_is_told_the_time(redis_client: redis.Redis) -> None:
+    registry = ModelRegistry(redis_client, KEYS)
+    features = [{"name": "x", "dtype": "float32"}, {"name": "hour", "dtype": "float32", "group": "clock"}]
+    for version, groups in ((1, {"clock": {"source": "request"}}), (2, {"clock": CLOCK})):
+        contract = FeatureContract.from_json({"features": features, "groups": groups})
+        signature = Signature(contract.fields, (TensorSpec("y", DType.FLOAT32),))
+        record = VersionRecord(
+            version=version, state="ready", signature=signature, contract=contract, fingerprint="f", inspected_at=0.0
+        )
+        registry.put("delay", record)
+
+    def told() -> tuple[str, ...]:
+        return measure(redis_client, KEYS, "delay", ModelSettings(path=Path("m"))).clock_groups
+
+    assert told() == ()  # none is active yet
+    registry.activate("delay", 1)
+    assert told() == ()
+    registry.activate("delay", 2)
+    assert told() == ("clock",)
 
 
 async def test_an_empty_history_tells_nothing(redis_client: redis.Redis) -> None:
