@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -85,9 +86,13 @@ def test_redis_killed_and_restarted_from_its_append_only_file_goes_on_with_the_r
 @pytest.mark.slow
 def test_maintenance_killed_between_the_last_chunk_and_publishing_publishes_when_it_is_back(rig: Rig) -> None:
     offset = next(_OFFSETS)
-    run_id = rig.start_run(600, offset=offset)  # all six chunks are sent at once
-    rig.wait_chunks(run_id, 1)
-    rig.stack.kill("maintenance")
+    rig.signal("gpu", signal.SIGSTOP)  # so that no chunk ends, however fast it is, before maintenance is gone
+    try:
+        run_id = rig.start_run(600, offset=offset)
+        wait_for(lambda: _all_sent(rig.run(run_id), 6), "all six chunks to be sent")
+        rig.stack.kill("maintenance")
+    finally:
+        rig.signal("gpu", signal.SIGCONT)
     try:
         wait_for(lambda: rig.run(run_id)["chunks_done"] == 6, "the last chunk")
         assert rig.run(run_id)["state"] == "running"
@@ -295,6 +300,10 @@ def test_a_cache_that_restarts_empty_in_mid_run_fails_it_in_words_and_publishes_
     rig.assert_clean()
     offset = next(_OFFSETS)
     rig.assert_published(rig.start_run(1_000, offset=offset), 1_000, offset=offset)
+
+
+def _all_sent(run: dict[str, Any], chunks: int) -> bool:
+    return bool(run["chunks_total"] == chunks and run["chunks"]["unsent"] == 0)
 
 
 def _published(rig: Rig, rows: int) -> int:
