@@ -18,7 +18,7 @@ import pytest
 from tasks.celery_app import make_celery
 from tests.support.models import export_sum_model
 from tests.support.redis_server import missing
-from tests.support.runs_rig import MODEL, Rig
+from tests.support.runs_rig import CALL_S, MODEL, Rig
 from tests.support.stack import wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
@@ -30,7 +30,7 @@ _OFFSETS = iter(range(10_000, 10_000_000, 10_000))
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     rig = Rig(tmp_path_factory.mktemp("survive"))
-    export_sum_model(rig.stack.folder / "model", ["a", "b"])
+    export_sum_model(rig.stack.folder / "model", ["a", "b"], seconds=CALL_S)
     rig.write_table(1_000, offset=0)
     rig.write_table(50, offset=0, name="tick.parquet")
     with rig.stack as stack:
@@ -249,7 +249,8 @@ def test_redis_out_of_memory_fails_the_run_in_words_and_the_next_one_goes_well(r
     with rig.cache() as cache:
         cache.config_set("maxmemory", cache.info("memory")["used_memory"])
         try:
-            done = rig.end(run_id)
+            # the broker shares this Redis, and Celery's workers end when it refuses them
+            done = rig.end_supervised(run_id)
             generation = done["generation"]
             prefix = f"{rig.stack.settings.redis.prefix}:p:{MODEL}:g:{generation}"
             wait_for(lambda: not cache.keys(f"{prefix}:*"), "the failed run's rows to be removed")
@@ -259,9 +260,8 @@ def test_redis_out_of_memory_fails_the_run_in_words_and_the_next_one_goes_well(r
     assert done["state"] == "failed"
     assert "the cache Redis is out of memory" in done["error"]
     rig.assert_clean()
-    # the broker shares this Redis, and Celery's workers end when it refuses them: a supervisor starts them again
     run_id = rig.start_run(1_000, offset=(offset := next(_OFFSETS)))
-    wait_for(lambda: rig.restart_ended() or rig.run(run_id)["state"] == "published", "the next run")
+    rig.end_supervised(run_id)
     rig.assert_published(run_id, 1_000, offset=offset)
 
 

@@ -3,7 +3,7 @@
 Run as its own process, so that the test process needs no TensorFlow. KIND:
 
 - `dense:K:SEED`  one input [None, K] float32 → one output [None, 1]
-- `sum:K`         one input [None, K] float32 → its sum [None, 1]
+- `sum:K[:S]`     one input [None, K] float32 → its sum [None, 1], S seconds later
 - `mixed`         inputs carat, depth [None] float32 and cut [None] string, looked up inside → price [None, 1]
 - `several`       one input [None, 4] float32 → score [None, 1], embedding [None, 3], label [None] string
 - `fussy`         one input [None, 2] float32; raises when a row's first value is negative
@@ -55,10 +55,18 @@ def dense(folder: str, k: str, seed: str = "0") -> None:
     _save(Dense(), folder)
 
 
-def add_up(folder: str, k: str) -> None:
+def let_pass(seconds: str) -> None:
+    """Have a function that is being traced take so long, however fast the machine is."""
+    until = tf.timestamp() + float(seconds)
+    tf.while_loop(lambda now: now < until, lambda _: tf.timestamp(), [tf.timestamp()])
+
+
+def add_up(folder: str, k: str, seconds: str = "") -> None:
     class Sum(tf.Module):
         @tf.function(input_signature=[spec(None, int(k), name="x")])
         def serve(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+            if seconds:
+                let_pass(seconds)
             return {"y": tf.reduce_sum(x, axis=1, keepdims=True)}
 
     _save(Sum(), folder)
@@ -110,8 +118,7 @@ def slow(folder: str, seconds: str) -> None:
     class Slow(tf.Module):
         @tf.function(input_signature=[spec(None, 1, name="x")])
         def serve(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
-            until = tf.timestamp() + float(seconds)
-            tf.while_loop(lambda now: now < until, lambda _: tf.timestamp(), [tf.timestamp()])
+            let_pass(seconds)
             return {"y": x}
 
     _save(Slow(), folder)

@@ -47,7 +47,10 @@ def float_features(k: int, *, default: float | None = None) -> list[dict[str, An
     return [{"name": f"f{i}", "dtype": "float32", **extra} for i in range(k)]
 
 
-def export_sum_model(folder: Path, names: list[str]) -> None:
-    """Export version 1 of a model that adds its float features up, with the contract that names them."""
-    export_models({folder / "1": f"sum:{len(names)}"})
+def export_sum_model(folder: Path, names: list[str], *, seconds: float | None = None) -> None:
+    """Export version 1 of a model that adds its float features up, with the contract that names them.
+
+    `seconds`: that each call takes, on whatever machine.
+    """
+    export_models({folder / "1": f"sum:{len(names)}" + (f":{seconds}" if seconds else "")})
     write_features(folder, [{"name": name, "dtype": "float32"} for name in names])

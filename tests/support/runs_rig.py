@@ -18,8 +18,10 @@ from inference.store import RedisTable
 from tests.support.leaks import assert_nothing_leaks
 from tests.support.stack import Stack, wait_for
 
-#: small chunks of tiny micro-batches: a chunk takes about a tenth of a second, so a kill usually hits one
+#: small chunks of tiny micro-batches, each of which takes 2 ms and more: a chunk takes a twentieth of a second even on
+#: a fast machine, so a kill usually hits one, and a run of some dozens is still going on when a test lays hands on it
 CHUNK_ROWS = 100
+CALL_S = 0.002
 MODEL = "m"
 _TOML = f"""
 [models.{MODEL}]
@@ -78,6 +80,17 @@ class Rig:
     def end(self, run_id: str, timeout_s: float = 150) -> dict[str, Any]:
         return self.stack.wait_run(run_id, timeout_s)
 
+    def end_supervised(self, run_id: str) -> dict[str, Any]:
+        """The same, with every process that ends meanwhile started again, as a supervisor does."""
+
+        def over() -> bool:
+            for name in [name for name, process in self.stack.processes.items() if process.poll() is not None]:
+                self.stack.start(name)
+            return self.run(run_id)["state"] in ("published", "failed", "cancelled")
+
+        wait_for(over, f"the end of run {run_id} under a supervisor", 150)
+        return self.run(run_id)
+
     def cancel(self, run_id: str) -> None:
         httpx.post(f"{self.stack.url}/runs/{run_id}/cancel").raise_for_status()
 
@@ -127,13 +140,6 @@ class Rig:
         self.stack.kill(victim)
         self.stack.start(victim)
         return victim
-
-    def restart_ended(self) -> list[str]:
-        """Start every process again that has ended, as a supervisor does; their names."""
-        ended = [name for name, process in self.stack.processes.items() if process.poll() is not None]
-        for name in ended:
-            self.stack.start(name)
-        return ended
 
     def cache(self) -> Any:
         return redis.Redis.from_url(self.stack.settings.cache_url)
