@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def advise(
+    context: typer.Context,
     model: AnyModel = None,
     latency_ms: Annotated[float | None, typer.Option(help="How long a reader may wait.")] = None,
     max_staleness_hours: Annotated[float | None, typer.Option(help="How old an answer may be.")] = None,
@@ -54,7 +55,9 @@ def advise(
 
     What is not said is taken from the settings and from what was measured.
     """
-    said = {name: value for name, value in locals().items() if isinstance(value, float) or name in _QUESTIONS}
+    from inference.economics.rules import FACTS
+
+    said = {name: value for name, value in context.params.items() if name in FACTS or name in _AMOUNTS}
     settings = load_settings()
     names = models_of(model, settings)
     if not names:
@@ -69,10 +72,6 @@ def advise(
         _write(advices, quiet=as_json)
 
 
-_QUESTIONS = frozenset(
-    {"fresh_features", "immediate_feedback", "high_value", "mixed_latency", "cost_matters", "performance_matters",
-     "must_answer", "uses_clock"}
-)  # fmt: skip
 #: figures of the cost among what is said; all else are facts
 _AMOUNTS = frozenset({"entities", "rps"})
 

@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def cost(
+    context: typer.Context,
     model: OneModel = None,
     entities: Annotated[float | None, typer.Option(help="How many entities runs predict for.")] = None,
     runs_per_day: Annotated[float | None, typer.Option(help="Runs a day.")] = None,
@@ -62,11 +63,12 @@ def cost(
     What is not given is taken from what was measured here, then from the price table, then assumed; each figure says
     where it came from.
     """
-    options = {name.rstrip("_"): value for name, value in locals().items() if isinstance(value, float)}
     if preset not in (None, _BRIEF):
         raise SettingsError(f"--preset: {preset!r} is not known; the only one is {_BRIEF!r}", field="preset")
-    from inference.economics import CostInputs, brief_estimate, estimate, read_prices
+    from inference.economics import FIELDS, CostInputs, brief_estimate, estimate, read_prices
 
+    given = {name.rstrip("_"): value for name, value in context.params.items() if value is not None}
+    options = {name: given[name] for name in FIELDS if name in given}
     table = read_prices(prices)
     figures = _figures(options, table, model, preset == _BRIEF, instance_type, batch_instance_type)
     inputs = CostInputs.of(figures)

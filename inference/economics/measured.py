@@ -8,6 +8,7 @@ from statistics import median
 import redis
 
 from inference.batch import RunState, RunView, slot_after
+from inference.batch.engine import Engine
 from inference.batch.ledger import Ledger
 from inference.economics.formulas import SECONDS_PER_DAY
 from inference.economics.inputs import Figure, Origin
@@ -33,8 +34,7 @@ class Measured:
     """What was counted and timed of one model; None or empty where there is nothing yet.
 
     `span_s`: seconds of the last 24 hours since the first request in them. `run_s`: median seconds of a published
-    run. `asked_today`, `asked_week`: different entities that were answered, within 0.81 %. `ages`: share of answers no
-    older than so many hours.
+    run. `asked_week`: different entities that were answered within seven days, within 0.81 %.
     """
 
     model: str
@@ -44,7 +44,6 @@ class Measured:
     runs_published: int = 0
     runs_failed: int = 0
     run_s: float | None = None
-    asked_today: int = 0
     asked_week: int = 0
     #: groups of features, in the active version's contract, that are told the present time
     clock_groups: tuple[str, ...] = ()
@@ -94,28 +93,27 @@ def measure(
     """
     ledger, windows = Ledger(client, keys), windows or HitWindows(client, keys)
     now = ledger.now()
-    runs = [RunView.of(record, now=now) for record in ledger.newest(model, _RUNS_SEEN) if not record.is_partial]
+    records = [record for record in ledger.newest(model, _RUNS_SEEN) if not record.is_partial]
+    runs = [RunView.of(record, now=now) for record in records]
     published = [run for run in runs if run.state is RunState.PUBLISHED]
-    attempts = {record.run_id: record.attempts for record in ledger.newest(model, _RUNS_SEEN)}
     workers = max(len(Presence(client, keys).roster(BATCH_QUEUE).alive), 1)
     requests, span_s = _requests(windows, model, now)
     figures = {
         **_schedule(settings),
         **_table(client, keys, model),
-        **_runs(published, workers, attempts),
+        **_runs(published, workers, {record.run_id: record.attempts for record in records}),
         **requests,
     }
     return Measured(
-        model,
-        figures,
-        windows.statistics(model, WINDOW_S),
-        span_s,
-        len(published),
-        sum(run.state is RunState.FAILED for run in runs),
-        _median([run.finished_at - run.created_at for run in published if run.finished_at is not None]),
-        windows.asked(model, 1),
-        windows.asked(model, ASKED_DAYS),
-        _clock_groups(ModelRegistry(client, keys), model),
+        model=model,
+        figures=figures,
+        statistics=windows.statistics(model, WINDOW_S),
+        span_s=span_s,
+        runs_published=len(published),
+        runs_failed=sum(run.state is RunState.FAILED for run in runs),
+        run_s=_median([run.finished_at - run.created_at for run in published if run.finished_at is not None]),
+        asked_week=windows.asked(model, ASKED_DAYS),
+        clock_groups=_clock_groups(ModelRegistry(client, keys), model),
     )
 
 
@@ -174,9 +172,11 @@ def _runs(published: list[RunView], workers: int, attempts: dict[str, int]) -> d
         return {}
     told = f"median of {len(published)} published runs"
     figures = {}
-    rate = _median([run.rows_per_s for run in published if run.rows_per_s])
-    if rate:
-        figures["throughput"] = _measured(rate / workers, f"{told}, over {workers} batch workers alive now")
+    # what Spark's executors did says nothing about a batch worker
+    rates = [run.rows_per_s for run in published if run.rows_per_s and run.engine is Engine.CELERY]
+    if rates:
+        how = f"median of {len(rates)} published runs, over {workers} batch workers alive now"
+        figures["throughput"] = _measured(median(rates) / workers, how)
     waited = _median([run.started_at - run.created_at for run in published if run.started_at is not None])
     if waited is not None:
         figures["startup_s"] = _measured(round(max(waited, 0.0), 3), f"{told}: asked for until planned")

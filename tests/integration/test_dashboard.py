@@ -42,7 +42,7 @@ def count(client: redis.Redis, outcome: Outcome, number: int, *, minutes_ago: in
     client.hincrby(Keys("forecache").hits("delay", int(time.time() // 60) - minutes_ago), outcome.value, number)
 
 
-OWN_PAGES = ["/hit-rates", "/hit-rates/data", "/runs", "/runs/data", "/queues", "/queues/data"]
+OWN_PAGES = ["/hit-rates", "/hit-rates/data", "/runs", "/runs/data", "/queues", "/queues/data", "/cost", "/cost/data"]
 PAGES = ["/", "/workers", "/tasks", "/broker", "/metrics", "/api/workers", "/api/tasks", *OWN_PAGES]
 
 
@@ -103,7 +103,7 @@ def test_the_address_chooses_model_and_window_and_nothing_else(dashboard, counte
     assert dashboard.get("/hit-rates/data" + address).status_code == status
 
 
-@pytest.mark.parametrize("page", ["/hit-rates", "/runs", "/queues"])
+@pytest.mark.parametrize("page", ["/hit-rates", "/runs", "/queues", "/cost"])
 def test_only_what_the_server_itself_sends_may_run_in_our_pages(dashboard, page):
     policy = dashboard.get(page).headers["Content-Security-Policy"]
     assert "script-src 'self';" in policy

@@ -50,6 +50,15 @@ async def test_every_figure_says_how_it_was_measured(redis_client: redis.Redis, 
     assert told.never_read == pytest.approx(1_500, rel=0.03)
 
 
+def test_what_spark_scored_says_nothing_about_a_batch_worker(redis_client: redis.Redis) -> None:
+    own = ModelSettings(path=Path("m"))
+    keep_runs(redis_client, "published", rows=1_000_000, engine="spark")
+    assert "throughput" not in measure(redis_client, KEYS, "delay", own).figures
+    keep_runs(redis_client, "published")
+    told = measure(redis_client, KEYS, "delay", own).figures["throughput"]
+    assert (told.value, told.how) == (500, "median of 1 published runs, over 1 batch workers alive now")
+
+
 def test_the_contract_of_the_version_that_answers_tells_that_it_is_told_the_time(redis_client: redis.Redis) -> None:
     registry = ModelRegistry(redis_client, KEYS)
     features = [{"name": "x", "dtype": "float32"}, {"name": "hour", "dtype": "float32", "group": "clock"}]

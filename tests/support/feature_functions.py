@@ -22,6 +22,21 @@ def mixture(frame: pd.DataFrame, at: datetime) -> pd.DataFrame:
     return pd.DataFrame({"mixed": np.sin(total), "hour": np.full(len(frame), at.hour)})
 
 
+def distances(frame: pd.DataFrame, at: datetime) -> pd.DataFrame:
+    """How far each row's numbers lie from the present hour, by pandas' own operations."""
+    numbers = frame.select_dtypes("number").astype(np.float64).fillna(at.hour)
+    return pd.DataFrame({"mixed": np.log1p(numbers.sub(at.hour).abs().max(axis=1).fillna(0.0)), "hour": at.hour})
+
+
+def spellings(frame: pd.DataFrame, at: datetime) -> pd.DataFrame:
+    """Lengths of the texts, and how many values are not known."""
+    total = frame.isna().sum(axis=1).astype(np.float64)
+    for name in frame.columns:
+        if frame[name].dtype.kind == "O":
+            total = total + frame[name].astype(str).str.len() / 7
+    return pd.DataFrame({"mixed": total, "hour": at.hour})
+
+
 def spoiler(frame: pd.DataFrame, at: datetime) -> pd.DataFrame:
     """Changes what it was given."""
     frame["x"] = -1.0

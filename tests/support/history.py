@@ -31,13 +31,14 @@ def publish_generation(client: redis.Redis, rows: int = ROWS) -> None:
     table.publish(manifest.number)
 
 
-def keep_runs(client: redis.Redis, *states: str, rows: int = ROWS) -> None:
+def keep_runs(client: redis.Redis, *states: str, rows: int = ROWS, engine: str = "celery") -> None:
     """Leave runs behind that were planned after 2 s, and scored all rows in 4 s, two of four chunks twice."""
     now = float(client.time()[0])
     for number, state in enumerate(states):
-        run_id, created = f"delay-{number}", now - 1_000 + number
+        run_id, created = f"delay-{engine}-{number}", now - 1_000 + number
         fields: dict[str, Any] = {
             "run_id": run_id, "model": "delay", "state": state, "trigger": "beat", "source": "t.parquet",
+            "engine": engine,
             "created_at": created, "started_at": created + 2, "scored_at": created + 6, "finished_at": created + 7,
             "rows_total": rows, "rows_done": rows, "chunks_total": 4, "chunks_done": 4, "attempts": 6,
         }  # fmt: skip

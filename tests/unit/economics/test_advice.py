@@ -33,7 +33,6 @@ BUSY = Measured(
     span_s=24 * 3600,
     runs_published=5,
     run_s=1_000.0,
-    asked_today=100_000,
     asked_week=300_000,
 )
 

@@ -44,7 +44,7 @@ def test_the_page_has_commands_and_every_rule_and_input() -> None:
         assert f"| {rule.name} | {rule.approach.value.replace('realtime', 'real time')} |" in PAGE
     options = set(re.findall(r"`(--[a-z-]+)", PAGE)) | set(re.findall(r" (--[a-z-]+)", PAGE))
     for name in cost.__annotations__:
-        if name not in ("model", "as_json", "return"):
+        if name not in ("context", "model", "as_json", "return"):
             assert f"--{name.rstrip('_').replace('_', '-')}" in options, name
     for fact in FACTS.keys() - {"no_table"}:
         assert f"--{fact.replace('_', '-')}" in options, fact
