@@ -60,8 +60,8 @@ format: install ## rewrite the files in house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: install ## every benchmark, with its baselines (needs wrk)
-	for name in memory batch features hit miss mixed layers protocols runtimes reloads activation; do $(BIN)/python benchmarks/$$name.py || exit 1; done
+bench: install ## the benchmarks of one machine, some twenty minutes (needs wrk; benchmarks/README.md has those left out)
+	for name in memory plan batch features hit miss mixed layers protocols runtimes reloads activation; do $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 clean: ## remove what the targets made
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist build
