@@ -20,6 +20,8 @@ log = get_logger(__name__)
 _LOOK_EVERY_S = 1.0
 #: a driver that is asked to end has so long
 _ENDS_WITHIN_S = 10.0
+#: begins the line in which a driver says why it ends; Spark may write more after it
+LAST_WORD = "forecache: "
 #: set when this process ends: drivers end with it, and go on when it is back
 ending = threading.Event()
 
@@ -50,7 +52,7 @@ class SparkDriver:
             status = self._wait(run_id, said)
             log.info("spark.driver_ended", run_id=run_id, status=status)
             if status > 0:
-                self._fail(run_id, status, _last_line(said))
+                self._fail(run_id, f"the Spark driver ended with status {status}: {_last_word(said)}")
 
     def _wait(self, run_id: str, said: IO[bytes]) -> int:
         """Return the driver's exit status, negative when it was killed or asked to end."""
@@ -63,9 +65,8 @@ class SparkDriver:
                     if ending.is_set():
                         return _end(process)
 
-    def _fail(self, run_id: str, status: int, last_line: str) -> None:
+    def _fail(self, run_id: str, error: str) -> None:
         run = self.ledger.load(run_id)
-        error = f"the Spark driver ended with status {status}; its last line: {last_line}"
         log.warning("run.failed", run_id=run_id, error=error)
         try:
             self.ledger.move(run, RunState.FAILED, expected=[RunState.RUNNING], error=error)
@@ -83,7 +84,9 @@ def _end(process: subprocess.Popen[bytes]) -> int:
     return -1
 
 
-def _last_line(said: IO[bytes]) -> str:
+def _last_word(said: IO[bytes]) -> str:
+    """Return what the driver said last: its own reason, or else the last line of whoever spoke."""
     said.seek(0)
     lines = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "nothing"
+    own = [line.removeprefix(LAST_WORD) for line in lines if line.startswith(LAST_WORD)]
+    return (own or lines or ["it said nothing"])[-1][:500]

@@ -16,7 +16,8 @@ from inference.batch.leases import Lease
 from inference.batch.ledger import LEASE_S, Ledger, redis_outage_is_an_error
 from inference.batch.records import RunRecord, RunState
 from inference.engines.executor import score_chunks
-from inference.errors import Conflict, ForecacheError
+from inference.engines.process import LAST_WORD
+from inference.errors import Conflict, ForecacheError, Unavailable
 from inference.logs import configure_logging, get_logger
 from inference.services import Services
 from inference.settings import Settings, load_settings
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         _drive(own, argv[0])
     except ForecacheError as error:
-        print(error.message, file=sys.stderr)  # noqa: T201 - the last line is what the run will say
+        print(f"{LAST_WORD}{error.message}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
 
@@ -70,7 +71,17 @@ def _score(settings: Settings, ledger: Ledger, run: RunRecord) -> None:
     left = [number for number in range(run.chunks_total or 0) if number not in done]
     if run.state is not RunState.RUNNING or not left:
         return
-    session = _session(settings, run)
+    from py4j.protocol import Py4JError
+    from pyspark.errors import PySparkException
+
+    try:
+        _hand_out(_session(settings, run), run, left)
+    except (Py4JError, PySparkException) as error:
+        where = "spark-submit" if _submitted() else settings.models[run.model].batch.spark.master
+        raise Unavailable(f"Spark ({where}) gave up: {spark_sentence(str(error))}") from error
+
+
+def _hand_out(session: Any, run: RunRecord, left: Sequence[int]) -> None:
     try:
         numbers = session.sparkContext.parallelize([(number,) for number in left], len(left))
         chunks = session.createDataFrame(numbers, "chunk long")
@@ -98,6 +109,18 @@ def _session(settings: Settings, run: RunRecord) -> Any:
     for name, value in (own | asked.conf).items():
         builder = builder.config(name, value)
     return builder.getOrCreate()
+
+
+def spark_sentence(told: str) -> str:
+    """Return what went wrong of what Spark says about it: no frames of stacks, no lines that only lead there.
+
+    A Python error on an executor is told by its own last line, which names it.
+    """
+    of_python = told.partition("Traceback (most recent call last):")[2] or told
+    for line in of_python.splitlines():
+        if line.strip() and not line.startswith((" ", "\t", "Caused by", "An error occurred while calling")):
+            return line.removeprefix(": ")
+    return "no reason given"
 
 
 def _submitted() -> bool:

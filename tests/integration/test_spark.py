@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,9 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import inference.engines.spark
 from tests.support.models import export_sum_model
 from tests.support.redis_server import missing
-from tests.support.stack import Stack, wait_for
+from tests.support.stack import Stack, child_environment, wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -33,6 +39,16 @@ parquet_path = "out/{run_id}"
 master = "local-cluster[2,1,1024]"
 conf = { "spark.speculation" = "true", "spark.speculation.interval" = "50ms", "spark.speculation.multiplier" = "1.01", \
 "spark.speculation.quantile" = "0.1", "spark.ui.enabled" = "false" }
+"""
+
+#: what Spark itself refuses
+_TOML += """
+[models.wrong]
+path = "model"
+features = "t.parquet"
+[models.wrong.batch.spark]
+master = "local[1]"
+conf = { "spark.executor.heartbeatInterval" = "soon" }
 """
 
 
@@ -130,6 +146,35 @@ def test_a_cancelled_run_ends_its_driver_leaves_what_serves_and_can_be_taken_up_
 
     httpx.post(f"{url}/resume").raise_for_status()
     assert _assert_published(stack, run_id)["rows_done"] == _ROWS
+
+
+def test_a_run_goes_on_under_spark_submit_while_maintenance_is_away(stack: Stack) -> None:
+    run_id = _start(stack, "spark")
+    wait_for(lambda: httpx.get(f"{stack.url}/runs/{run_id}").json()["state"] == "running", "the plan", 60)
+    stack.stop("maintenance", signal.SIGTERM)  # with its driver
+    try:
+        binaries = Path(sys.executable).parent  # as in an activated environment
+        environment = child_environment() | {
+            "PATH": f"{binaries}:{os.environ['PATH']}",
+            "PYSPARK_PYTHON": sys.executable,
+        }
+        submit = [str(binaries / "spark-submit"), "--master", "local-cluster[1,2,1024]"]
+        driver = [*submit, inference.engines.spark.__file__, run_id]
+        left = lambda: httpx.get(f"{stack.url}/runs/{run_id}").json()["chunks"]["done"] < _ROWS / 500  # noqa: E731
+        while left():  # another driver's lease lives for some seconds
+            subprocess.run(driver, cwd=stack.folder, env=environment, check=True, timeout=200)
+    finally:
+        stack.start("maintenance")
+    _assert_published(stack, run_id)
+
+
+def test_what_spark_refuses_fails_the_run_in_its_own_words(stack: Stack) -> None:
+    body = {"model": "wrong", "engine": "spark"}
+    run_id = httpx.post(f"{stack.url}/runs", json=body).raise_for_status().json()["run_id"]
+    run = stack.wait_run(run_id, 100)
+    assert run["state"] == "failed"
+    assert run["error"].startswith("the Spark driver ended with status 1: Spark (local[1]) gave up: ")
+    assert """The value 'soon' in the config "spark.executor.heartbeatInterval" is invalid""" in run["error"]
 
 
 def test_without_java_a_run_fails_before_it_opens_a_generation(stack: Stack) -> None:

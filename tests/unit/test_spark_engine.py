@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from inference.batch.engine import Engine, check_engine, engine_of
+from inference.engines.spark import spark_sentence
 from inference.errors import BadInput
 
 
@@ -68,3 +69,36 @@ def test_an_old_java_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def test_a_java_that_is_new_enough_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str) -> None:
     _java(tmp_path, says, monkeypatch)
     check_engine(Engine.SPARK)
+
+
+#: what PySpark raised, cut short in the middle
+REFUSED = """An error occurred while calling None.org.apache.spark.api.java.JavaSparkContext.
+: org.apache.spark.SparkIllegalArgumentException: The value 'soon' is invalid.
+\tat org.apache.spark.SparkConf.get(SparkConf.scala:488)
+\tat java.base/java.lang.Thread.run(Thread.java:840)
+Caused by: java.lang.NumberFormatException: soon
+\t... 1 more
+"""
+RAISED_ON_AN_EXECUTOR = """
+  An exception was thrown from the Python worker. Please see the stack trace below.
+Traceback (most recent call last):
+  File "inference/batch/work.py", line 80, in score
+    raise SourceError(text)
+inference.errors.SourceError: t.parquet was replaced
+
+\tat org.apache.spark.api.python.BasePythonRunner.handle(PythonRunner.scala:581)
+\tat java.base/java.lang.Thread.run(Thread.java:840)
+"""
+
+
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        (REFUSED, "org.apache.spark.SparkIllegalArgumentException: The value 'soon' is invalid."),
+        (RAISED_ON_AN_EXECUTOR, "inference.errors.SourceError: t.parquet was replaced"),
+        ("[JOB_ABORTED] Job aborted.", "[JOB_ABORTED] Job aborted."),
+        ("", "no reason given"),
+    ],
+)
+def test_what_spark_says_is_told_without_its_stacks(told: str, sentence: str) -> None:
+    assert spark_sentence(told) == sentence
