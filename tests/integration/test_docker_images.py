@@ -105,7 +105,7 @@ class Deployment:
             "FORECACHE_REDIS__CACHE_URL_FILE": "/run/secrets/cache_url",
             "FORECACHE_API__PORT": str(self.ports["api"]),
             "FORECACHE_API__KEYS__TEST__HASH_FILE": "/run/secrets/key_hash",
-            "FORECACHE_API__KEYS__TEST__SCOPES": '["read", "enqueue", "admin"]',
+            "FORECACHE_API__KEYS__TEST__SCOPES": '["read", "enqueue", "write", "admin"]',
             "FORECACHE_DASHBOARD__PORT": str(self.ports["dashboard"]),
             "FORECACHE_DASHBOARD__PASSWORD_FILE": "/run/secrets/dashboard_password",
             "CUDA_VISIBLE_DEVICES": "-1",

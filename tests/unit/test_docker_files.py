@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from inference.settings import load_settings
+from inference.settings import Scope, load_settings
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -103,6 +103,9 @@ def test_the_settings_of_every_service_can_be_loaded(
     assert re.fullmatch(r"redis://:[0-9a-f]{48}@broker:6379/0", settings.redis_url)
     assert re.fullmatch(r"redis://:[0-9a-f]{48}@cache:6379/0", settings.cache_url)
     assert set(settings.api.keys) == ({"client", "prometheus"} if name == "api" else set())
+    if name == "api":
+        assert set(settings.api.keys["client"].scopes) == set(Scope)
+        assert settings.api.keys["prometheus"].scopes == [Scope.READ]
     assert (settings.dashboard.password is not None) == (name == "dashboard")
 
 
