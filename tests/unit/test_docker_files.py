@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,41 @@ def test_the_settings_of_every_service_can_be_loaded(
         assert set(settings.api.keys["client"].scopes) == set(Scope)
         assert settings.api.keys["prometheus"].scopes == [Scope.READ]
     assert (settings.dashboard.password is not None) == (name == "dashboard")
+
+
+def test_workers_and_nobody_else_find_modules_of_the_users(tmp_path: Path) -> None:
+    workers = {name: service for name, service in OURS.items() if "PYTHONPATH" in service["environment"]}
+    assert set(workers) == {"batch", "realtime"}
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "rules_of_somebody.py").write_text("def features(ids):\n    return ids\n")
+    for service in workers.values():
+        place = service["environment"]["PYTHONPATH"]
+        assert f"${{FORECACHE_FOLDER:-.}}/code:{place}:ro" in service["volumes"]
+        # by the interpreter's options that the service has, from a folder without the module
+        options = service["command"][1 : service["command"].index("-m")]
+        code = (
+            "from pathlib import Path; from inference.features.fallbacks.function import load_function\n"
+            "print(load_function('rules_of_somebody:features', Path('/nowhere'))(['E1']))"
+        )
+        done = subprocess.run(
+            [sys.executable, *options, "-c", code], cwd="/", capture_output=True, text=True, timeout=60, check=False,
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{tmp_path / 'code'}{os.pathsep}{ROOT}"},
+        )  # fmt: skip
+        assert done.stdout == "['E1']\n", done.stderr
+
+
+def test_the_page_has_every_folder_made_that_would_else_be_made_as_root() -> None:
+    mounted = {volume.split(":-.}/")[1].split(":")[0] for volume in OURS["batch"]["volumes"] if "FOLDER" in volume}
+    (made,) = re.findall(r"^mkdir -p (.+)$", (DOCKER / "README.md").read_text(), re.MULTILINE)
+    assert set(re.findall(r'"\$FORECACHE_FOLDER"/(\w+)', made)) == mounted - {"forecache.toml"}
+
+
+@pytest.mark.parametrize("argument", ["WORKER_EXTRAS", "WORKER_GPU_EXTRAS"])
+def test_workers_hold_extras_that_there_are_with_databases_among_them_and_the_page_says_so(argument: str) -> None:
+    (extras,) = re.findall(rf"^ARG {argument}=(\S+)$", (DOCKER / "Dockerfile").read_text(), re.MULTILINE)
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {"sql"} < set(extras.split(",")) <= set(known)
+    assert f"| `{argument}` | `{extras}` |" in (DOCKER / "README.md").read_text()
 
 
 def test_the_gpu_file_changes_services_that_there_are() -> None:
