@@ -1,9 +1,11 @@
 #!/bin/sh
-# Writes new random passwords and keys for compose.yaml into docker/secrets (or the folder that is named), one file each.
+# Writes new random passwords and keys for compose.yaml into docker/secrets (or the folder that is named), one file each:
+# for both Redis servers the users of redis/users.acl, and for each of these a URL with its password.
 # It changes nothing that is there already.
 set -eu
 umask 077
-folder=${1:-$(dirname "$0")/secrets}
+here=$(dirname "$0")
+folder=${1:-$here/secrets}
 if [ -e "$folder" ]; then
     echo "$folder is there already: remove it for new passwords, or keep what is in it" >&2
     exit 1
@@ -13,12 +15,22 @@ sha256() { printf %s "$1" | sha256sum | cut -d ' ' -f 1; }
 
 made=$(mktemp -d "$folder.XXXXXX")
 trap 'rm -rf "$made"' EXIT
+# Redis takes no comments there
+rules=$(grep '^user ' "$here/redis/users.acl")
 for server in broker cache; do
-    password=$(new)
-    # the second user lets a health check ask whether the server lives, and nothing else
-    printf 'user default on #%s ~* &* +@all\nuser health on nopass resetkeys resetchannels -@all +ping\n' \
-        "$(sha256 "$password")" >"$made/${server}_users"
-    printf 'redis://:%s@%s:6379/0' "$password" "$server" >"$made/${server}_url"
+    printf '%s\n' "$rules" | while read -r rule; do
+        case $rule in
+        *'>PASSWORD '*)
+            name=${rule#user }
+            name=${name%% *}
+            password=$(new)
+            rule="${rule%%>PASSWORD *}#$(sha256 "$password") ${rule#*>PASSWORD }"
+            # of the user forecache-api: api_broker_url
+            printf 'redis://%s:%s@%s:6379/0' "$name" "$password" "$server" >"$made/${name##*-}_${server}_url"
+            ;;
+        esac
+        printf '%s\n' "$rule"
+    done >"$made/${server}_users"
 done
 new >"$made/dashboard_password"
 for client in client prometheus; do

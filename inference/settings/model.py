@@ -103,7 +103,7 @@ class Scope(StrEnum):
     ENQUEUE = "enqueue"
     #: features of single entities: store them
     WRITE = "write"
-    #: whatever else changes what is served: runs, rollbacks
+    #: all the rest: start, cancel, resume and publish runs, roll back
     ADMIN = "admin"
 
 

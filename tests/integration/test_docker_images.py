@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import sqlite3
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx
@@ -24,6 +26,27 @@ KEY = "fc_of_a_test"
 API_LIMIT_BYTES = 250_000_000
 USER = "10001"
 
+#: of entities that are not stored: a database, then code of the user's
+FALLBACKS_TOML = """
+[[models.delay.fallbacks]]
+kind = "sql"
+name = "shop"
+url = "sqlite:///shop.db"
+query = "SELECT flight AS entity_id, a, b FROM flights WHERE flight IN :ids"
+timeout = "3s"
+[[models.delay.fallbacks]]
+kind = "function"
+name = "rules"
+function = "flight_rules:features"
+timeout = "3s"
+"""
+RULES = """
+import pandas as pd
+
+def features(entity_ids):
+    return pd.DataFrame({"entity_id": [one for one in entity_ids if one.startswith("NEW-")], "a": 20.0, "b": 22.0})
+"""
+
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
@@ -33,7 +56,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
         built.make_base()
         built.build("api")
         built.build("dashboard")
-        built.build("worker", WORKER_EXTRAS="tensorflow")
+        built.build("worker", WORKER_EXTRAS="tensorflow,sql")
         yield built
     finally:
         built.close()
@@ -87,7 +110,11 @@ class Deployment:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         folder.mkdir()
         write_flights(folder)
-        (folder / "forecache.toml").write_text(FLIGHTS_TOML)
+        (folder / "forecache.toml").write_text(FLIGHTS_TOML + FALLBACKS_TOML)
+        (folder / "code").mkdir()
+        (folder / "code" / "flight_rules.py").write_text(RULES)
+        with closing(sqlite3.connect(folder / "shop.db")) as shop, shop:
+            shop.execute("CREATE TABLE flights AS SELECT 'SHOP-1' AS flight, 3.0 AS a, 4.0 AS b")
         secrets = {
             "broker_url": redis_server.url(0),
             "cache_url": redis_server.url(1),
@@ -98,14 +125,14 @@ class Deployment:
         for name, secret in secrets.items():
             (folder / "secrets" / name).write_text(secret + "\n")
         self._volumes = {folder / name: f"/srv/forecache/{name}:ro" for name in ("forecache.toml", "model")}
-        self._volumes |= {folder / "flights.parquet": "/srv/forecache/flights.parquet:ro"}
+        self._volumes |= {folder / name: f"/srv/forecache/{name}:ro" for name in ("flights.parquet", "shop.db", "code")}
         self._volumes |= {folder / "secrets": "/run/secrets:ro"}
         self._env = {
             "FORECACHE_REDIS__URL_FILE": "/run/secrets/broker_url",
             "FORECACHE_REDIS__CACHE_URL_FILE": "/run/secrets/cache_url",
             "FORECACHE_API__PORT": str(self.ports["api"]),
             "FORECACHE_API__KEYS__TEST__HASH_FILE": "/run/secrets/key_hash",
-            "FORECACHE_API__KEYS__TEST__SCOPES": '["read", "enqueue", "admin"]',
+            "FORECACHE_API__KEYS__TEST__SCOPES": '["read", "enqueue", "write", "admin"]',
             "FORECACHE_DASHBOARD__PORT": str(self.ports["dashboard"]),
             "FORECACHE_DASHBOARD__PASSWORD_FILE": "/run/secrets/dashboard_password",
             "CUDA_VISIBLE_DEVICES": "-1",
@@ -115,7 +142,8 @@ class Deployment:
         """Start a process; without a command, the image's own."""
         argv = command or tuple(self._images.config(image)["Cmd"])
         log = self.folder / f"{name}.log"
-        self.processes[name] = self._roots[image].start(log, *argv, volumes=self._volumes, env=self._env)
+        env = self._env | ({"PYTHONPATH": "/srv/forecache/code"} if image == "worker" else {})
+        self.processes[name] = self._roots[image].start(log, *argv, volumes=self._volumes, env=env)
 
     def healthy(self, image: str) -> subprocess.CompletedProcess[str]:
         """Run the image's own health check, with the ports of this deployment."""
@@ -167,8 +195,13 @@ def test_a_deployment_from_the_images_runs_serves_and_knows_its_health(deploymen
             lambda: client.get(f"/runs/{run_id}").json()["state"] == "published",
             f"the run; the logs end:\n{deployment.tails()}", 120,
         )  # fmt: skip
-        hit = client.get("/predict/F41").raise_for_status().json()
+        hit, by_database, by_function = (
+            client.get(f"/predict/{entity}").raise_for_status().json() for entity in ("F41", "SHOP-1", "NEW-1")
+        )
+        changed = client.put("/features/F41", json={"features": {"a": 1.0, "b": 2.0}}).raise_for_status().json()
     assert (hit["prediction"], hit["outcome"]) == (42.0, "hit_batch")
+    assert (by_database["prediction"], by_function["prediction"]) == (7.0, 42.0), deployment.tails()
+    assert changed["entity_id"] == "F41"
     for image in ("api", "dashboard", "worker"):
         said = deployment.healthy(image)
         assert said.returncode == 0, (image, said.stdout, said.stderr, deployment.tails())

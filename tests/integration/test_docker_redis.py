@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -20,9 +22,31 @@ pytestmark = pytest.mark.integration
 DOCKER = Path(__file__).parents[2] / "docker"
 
 
+ROLES = ("api", "worker", "dashboard", "admin")
+ROW = "forecache:p:delay:g:1:0"
+
+
+@dataclass
+class Server:
+    """One of compose's two servers, at a port of this machine, and the folder of the secrets that it was given."""
+
+    name: str
+    secrets: Path
+    port: int
+    process: subprocess.Popen[bytes]
+
+    def client(self, role: str) -> redis.Redis:
+        """Return a client by the URL that the services of a role are given."""
+        url = (self.secrets / f"{role}_{self.name}_url").read_text()
+        at_host = f"@{self.name}:6379/"
+        assert at_host in url
+        here = url.replace(at_host, f"@127.0.0.1:{self.port}/")
+        return redis.Redis.from_url(here, retry=None, decode_responses=True)
+
+
 @pytest.fixture(params=["broker", "cache"])
-def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[int, str]]:
-    """A server by the configuration and the users that compose mounts, in folders of this machine; (port, password)."""
+def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    """A server by the configuration and the users that compose mounts, in folders of this machine."""
     name: str = request.param
     subprocess.run([DOCKER / "make-secrets.sh", tmp_path / "secrets"], check=True, timeout=30)
     text = (DOCKER / "redis" / f"{name}.conf").read_text()
@@ -35,8 +59,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[int
     try:
         health = redis.Redis(port=port, username="health", password="-", retry=None)
         wait_for(lambda: _pings(health), f"the {name} Redis")
-        url = (tmp_path / "secrets" / f"{name}_url").read_text()
-        yield port, url.removeprefix("redis://:").partition("@")[0]
+        yield Server(name, tmp_path / "secrets", port, process)
     finally:
         process.terminate()
         process.wait(10)
@@ -49,39 +72,82 @@ def _pings(client: redis.Redis) -> bool:
         return False
 
 
-def test_the_password_of_the_url_opens_it_and_nothing_is_evicted(server: tuple[int, str]) -> None:
-    port, password = server
-    client = redis.Redis(port=port, password=password, decode_responses=True)
-    assert client.set("k", "v")
-    assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
-    assert client.config_get("appendonly") == {"appendonly": "yes"}
+@pytest.mark.parametrize("role", ["worker", "dashboard", "admin"])
+def test_a_role_that_does_everything_under_the_prefix_may_do_so_by_its_url(server: Server, role: str) -> None:
+    with server.client(role) as own:
+        assert own.hset(ROW, "F1", "row") == 1
+        assert own.hget(ROW, "F1") == "row"
+        assert own.lpush("forecache:forecache.batch", "message") == 1
+        assert own.eval("return redis.call('INCR', KEYS[1])", 1, "forecache:p:delay:seq") == 1
+        assert own.delete(ROW) == 1
 
 
-def test_the_health_check_of_compose_passes_while_the_server_lives_and_not_after(server: tuple[int, str]) -> None:
-    port, password = server
+def test_the_api_reads_what_workers_write_and_writes_messages_and_pointers_but_no_rows(server: Server) -> None:
+    with server.client("worker") as worker, server.client("api") as api:
+        worker.hset(ROW, "F1", "row")
+        assert api.hget(ROW, "F1") == "row"
+        assert api.lpush("forecache:forecache.realtime", "message") == 1
+        assert api.hset("forecache:p:delay:pointer", "current", 1) == 1
+        assert api.set("forecache:p:delay:o:F1", "answer")
+        for refused in (lambda: api.hset(ROW, "F1", "forged"), lambda: api.delete(ROW)):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                refused()
+        assert worker.hget(ROW, "F1") == "row"
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_no_role_reaches_other_keys_or_rules_the_server(server: Server, role: str) -> None:
+    with server.client(role) as own:
+        for words in (
+            ("GET", "somebody-elses"), ("SET", "somebody-elses", "1"), ("KEYS", "*"), ("FLUSHALL",), ("FLUSHDB",),
+            ("CONFIG", "SET", "maxmemory", "1"), ("SHUTDOWN",), ("ACL", "SETUSER", "me", "on"), ("ACL", "LIST"),
+            ("REPLICAOF", "127.0.0.1", "1"), ("MODULE", "LIST"), ("CLIENT", "LIST"),
+        ):  # fmt: skip
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                own.execute_command(*words)
+
+
+def test_people_and_nobody_else_read_the_settings_by_which_nothing_is_evicted(server: Server) -> None:
+    with server.client("admin") as admin:
+        assert admin.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+        assert admin.config_get("appendonly") == {"appendonly": "yes"}
+    for role in ("api", "worker", "dashboard"):
+        with server.client(role) as own, pytest.raises(redis.exceptions.NoPermissionError):
+            own.config_get("maxmemory-policy")
+
+
+def test_the_health_check_of_compose_passes_while_the_server_lives_and_not_after(server: Server) -> None:
     if shutil.which("redis-cli") is None:
         missing("redis-cli")
     compose = yaml.safe_load((DOCKER / "compose.yaml").read_text())
     _, command = compose["services"]["cache"]["healthcheck"]["test"]
-    here = command.replace("redis-cli ", f"redis-cli -p {port} ")
+    here = command.replace("redis-cli ", f"redis-cli -p {server.port} ")
     assert subprocess.run(["sh", "-c", here], check=False, timeout=30).returncode == 0
-    with redis.Redis(port=port, password=password, retry=None) as client:
-        client.shutdown(nosave=True)
+    server.process.terminate()
+    server.process.wait(10)
     assert subprocess.run(["sh", "-c", here], check=False, timeout=30).returncode != 0
 
 
-def test_without_the_password_nobody_gets_in(server: tuple[int, str]) -> None:
-    port, _ = server
-    with pytest.raises(redis.AuthenticationError):
-        redis.Redis(port=port, retry=None).ping()
-    with pytest.raises(redis.AuthenticationError):
-        redis.Redis(port=port, password="guess", retry=None).ping()
+def test_nobody_gets_in_as_the_default_user_or_with_another_roles_or_servers_password(server: Server) -> None:
+    other = {"broker": "cache", "cache": "broker"}[server.name]
+    passwords = [None, "guess", _password(server, "worker", server.name)]
+    tries: list[tuple[str | None, str | None]] = [(None, password) for password in passwords]
+    tries += [("forecache-worker", _password(server, "api", server.name))]
+    tries += [("forecache-worker", _password(server, "worker", other))]
+    for user, password in tries:
+        with pytest.raises(redis.AuthenticationError):
+            redis.Redis(port=server.port, username=user, password=password, retry=None).ping()
 
 
-def test_the_user_of_the_health_check_may_ping_and_nothing_else(server: tuple[int, str]) -> None:
-    port, _ = server
-    client = redis.Redis(port=port, username="health", password="-", retry=None)
+def test_the_user_of_the_health_check_may_ping_and_nothing_else(server: Server) -> None:
+    client = redis.Redis(port=server.port, username="health", password="-", retry=None)
     assert client.ping()
     for command in (("GET", "k"), ("INFO",), ("ACL", "WHOAMI"), ("PUBLISH", "c", "m")):
         with pytest.raises(redis.exceptions.NoPermissionError):
             client.execute_command(*command)
+
+
+def _password(server: Server, role: str, name: str) -> str:
+    password = urlsplit((server.secrets / f"{role}_{name}_url").read_text()).password
+    assert password
+    return password

@@ -1,4 +1,4 @@
-"""Everything runs as the users of docker/redis/users.acl, and none of them may do more than it must."""
+"""Everything runs as the users that compose gets of docker/redis/users.acl, and none may do more than it must."""
 
 from __future__ import annotations
 
@@ -17,21 +17,24 @@ from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
-USERS = ROOT / "docker" / "redis" / "users.acl"
 ROLES = {
     "maintenance": "worker", "gpu": "worker", "realtime": "worker", "beat": "worker", "api": "api",
     "dashboard": "dashboard",
 }  # fmt: skip
-PASSWORD = "s3same"
+ONLOOKER = "s3same"
+
+
+def url_of(stack: Stack, role: str, database: int = 1) -> str:
+    url = (stack.folder / "secrets" / f"{role}_broker_url").read_text()
+    return url.replace("@broker:6379/0", f"@127.0.0.1:{stack.redis.port}/{database}")
 
 
 def as_user(stack: Stack, role: str) -> dict[str, str]:
-    address = f"redis://forecache-{role}:{PASSWORD}@127.0.0.1:{stack.redis.port}"
-    return {"FORECACHE_REDIS__URL": f"{address}/0", "FORECACHE_REDIS__CACHE_URL": f"{address}/1"}
+    return {"FORECACHE_REDIS__URL": url_of(stack, role, 0), "FORECACHE_REDIS__CACHE_URL": url_of(stack, role, 1)}
 
 
-def client(stack: Stack, user: str, database: int = 1) -> redis.Redis:
-    return redis.Redis(port=stack.redis.port, db=database, username=user, password=PASSWORD, retry=None)
+def client(stack: Stack, role: str) -> redis.Redis:
+    return redis.Redis.from_url(url_of(stack, role), retry=None)
 
 
 def command(stack: Stack, role: str, *words: str) -> subprocess.CompletedProcess[str]:
@@ -46,13 +49,13 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("acl")
     stack = Stack(folder, write_flights(folder))
     stack.redis.binary = find_redis_binary(7)
+    subprocess.run([ROOT / "docker" / "make-secrets.sh", folder / "secrets"], check=True, timeout=30)
     with stack:
         with redis.Redis(port=stack.redis.port) as admin:
-            admin.execute_command("ACL", "SETUSER", "onlooker", "on", f">{PASSWORD}", "~*", "&*", "+@all")
-            for line in USERS.read_text().replace("PASSWORD", PASSWORD).splitlines():
-                if line.startswith("user forecache-"):
-                    admin.execute_command("ACL", "SETUSER", *line.split()[1:])
-            admin.execute_command("ACL", "SETUSER", "default", "off")
+            admin.execute_command("ACL", "SETUSER", "onlooker", "on", f">{ONLOOKER}", "~*", "&*", "+@all")
+            # the last, `default off`, by what is still `default`
+            for line in sorted((folder / "secrets" / "broker_users").read_text().splitlines(), reverse=True):
+                admin.execute_command("ACL", "SETUSER", *line.split()[1:])
         for name, role in ROLES.items():
             stack.start(name, environment=as_user(stack, role))
         stack.wait_ready()
@@ -61,7 +64,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 def denied(stack: Stack) -> list[str]:
     """What Redis refused: who, and what."""
-    with client(stack, "onlooker") as onlooker:
+    with redis.Redis(port=stack.redis.port, username="onlooker", password=ONLOOKER, retry=None) as onlooker:
         entries = onlooker.acl_log()
     return [f"{one['username']}: {one['reason']} {one['object']} ({one['context']})" for one in entries]
 
@@ -91,7 +94,7 @@ def test_the_whole_system_works_and_asks_for_nothing_that_its_users_may_not(stac
 
 @pytest.mark.parametrize("role", ["api", "worker", "dashboard", "admin"])
 def test_no_user_reaches_what_is_not_forecaches_or_the_server_itself(stack: Stack, role: str) -> None:
-    with client(stack, f"forecache-{role}") as own:
+    with client(stack, role) as own:
         for words in (
             ("GET", "somebody-elses"), ("SET", "somebody-elses", "1"), ("FLUSHALL",), ("FLUSHDB",),
             ("CONFIG", "SET", "maxmemory", "1"), ("SHUTDOWN",), ("ACL", "SETUSER", "me", "on"),
@@ -102,7 +105,7 @@ def test_no_user_reaches_what_is_not_forecaches_or_the_server_itself(stack: Stac
 
 
 def test_the_api_cannot_write_the_rows_of_a_run(stack: Stack) -> None:
-    with client(stack, "forecache-api") as own:
+    with client(stack, "api") as own:
         for key in ("forecache:p:delay:g:1:0", "forecache:p:delay:g:12:345", "forecache:f:delay:g:1:0"):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 own.hset(key, "F1", b"forged")
