@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import redis
 from rig.dataset import entity_id, make_dataset
 from rig.deployment import MODEL, Deployment, rows_per_s, temporary_folder
@@ -31,24 +32,28 @@ def main() -> None:
         small = make_dataset(folder, options.worker_rows)
         with Deployment(folder / "store", small) as deployment:
             stored = {_name(shape): store_both(deployment, shape, options.rows) for shape in SHAPES}
-        runs = worker_runs(folder, [options.worker_rows, options.worker_rows * options.growth], options.rounds)
-    (ours, brief), ((small_mib, small_rate), (large_mib, large_rate)) = stored[_name(())], runs
+        many = options.worker_rows * options.growth
+        runs = worker_runs(folder, [(options.worker_rows, False), (many, False), (many, True)], options.rounds)
+    (ours, brief), ((small_mib, small_rate), (large_mib, large_rate), (whole_mib, _)) = stored[_name(())], runs
     figures = {
         "rows": options.rows,
         "ours_bytes_per_prediction": round(ours, 1),
         "brief_bytes_per_prediction": round(brief, 1),
         "ratio_brief": round(ours / brief, 3),
         "by_shape": {name: {"ours": round(pair[0], 1), "brief": round(pair[1], 1)} for name, pair in stored.items()},
-        "worker_rows": [options.worker_rows, options.worker_rows * options.growth],
+        "worker_rows": [options.worker_rows, many],
         "worker_peak_mib": [round(small_mib), round(large_mib)],
+        "worker_peak_mib_one_row_group": round(whole_mib),
         "ratio_worker_growth": round(large_mib / small_mib, 3),
+        "ratio_one_row_group": round(whole_mib / large_mib, 3),
         "worker_rows_per_s": [round(small_rate), round(large_rate)],
         "ratio_worker_rate": round(large_rate / small_rate, 3),
     }
     rows: list[tuple[Any, ...]] = [(f"bytes a prediction, {name}", *pair) for name, pair in stored.items()]
-    for size, (peak_mib, rate) in zip(figures["worker_rows"], runs, strict=True):
-        rows.append((f"worker's peak MiB, {size:,} rows", peak_mib, None))
-        rows.append((f"worker's rows/s, {size:,} rows", rate, None))
+    tables = (f"{options.worker_rows:,} rows", f"{many:,} rows", f"{many:,} rows in one row group")
+    for name, (peak_mib, rate) in zip(tables, runs, strict=True):
+        rows.append((f"worker's peak MiB, {name}", peak_mib, None))
+        rows.append((f"worker's rows/s, {name}", rate, None))
     print_report(f"Memory, {options.rows:,} predictions", ["", "ours", "brief"], rows, figures, as_json=options.json)
 
 
@@ -90,16 +95,22 @@ def _write_json(client: redis.Redis, values: Any, rows: int) -> None:
         pipeline.execute()
 
 
-def worker_runs(folder: Path, sizes: Sequence[int], rounds: int) -> list[tuple[float, float]]:
-    """Return of each size the most memory, in MiB, that its batch worker ever held, and the median of its rows/s.
+def worker_runs(folder: Path, tables: Sequence[tuple[int, bool]], rounds: int) -> list[tuple[float, float]]:
+    """Return of each table the most memory, in MiB, that its batch worker ever held, and the median of its rows/s.
 
-    Each size has a worker of its own. The sizes run in turn, so that a machine that grows slower does so for all; a
-    first run of each, which loads the model, is not counted. A run lasts from its request to its publication.
+    `tables`: how many rows each has, and whether they are one row group. Each has a worker of its own. They run in
+    turn, so that a machine that grows slower does so for all; a first run of each, which loads the model, is not
+    counted. A run lasts from its request to its publication.
     """
     with ExitStack() as stack:
         workers, deployments = [], []
-        for rows in sizes:
-            deployment = stack.enter_context(Deployment(folder / f"run-{rows}", make_dataset(folder, rows)))
+        for rows, is_one_group in tables:
+            own = folder / f"{rows}-{'whole' if is_one_group else 'grouped'}"
+            own.mkdir()
+            dataset = make_dataset(own, rows)
+            if is_one_group:
+                pq.write_table(pq.read_table(dataset.table), dataset.table, row_group_size=rows)
+            deployment = stack.enter_context(Deployment(own / "run", dataset))
             workers.append(deployment.start_workers("gpu", "maintenance"))
             deployment.batch_run()
             deployments.append(deployment)

@@ -13,7 +13,9 @@ import redis.asyncio
 from inference.errors import StoreUnavailable
 from inference.keys import Keys, TableKeys, TableKind
 from inference.schema import DType, TensorSpec
-from inference.store import AsyncPipe, AsyncTableReader, Manifest, Origin, RedisTable
+from inference.services import Services
+from inference.settings import BatchSettings, ModelSettings, RedisSettings, Settings
+from inference.store import AsyncPipe, AsyncTableReader, Manifest, Origin, Pace, RedisTable
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
 
@@ -53,6 +55,18 @@ def test_no_row_outlives_its_deadline(redis_client: redis.Redis) -> None:
     assert len(buckets) == manifest.buckets
     assert {redis_client.expiretime(key) for key in buckets} == {int(np.ceil(manifest.deadline))}
     assert 80 < redis_client.ttl(KEYS.overlay(b"a")) <= 90
+
+
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_a_load_rests_between_its_pieces_as_the_models_write_share_says(
+    redis_client: redis.Redis, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    rests: list[float] = []
+    monkeypatch.setattr(Pace, "rest", lambda pace, worked_s: rests.append(pace.share))
+    model = ModelSettings(path=Path("m"), batch=BatchSettings(write_share=share))
+    settings = Settings(redis=RedisSettings(url=redis_server.url(), cache_url=redis_server.url()), models={"m": model})
+    publish(Services(settings).predictions("m"), {f"id-{i}": 1.0 for i in range(1000)})
+    assert set(rests) == ({share} if share < 1 else set())
 
 
 def test_buckets_stay_compact_with_long_ids_and_a_prediction_takes_at_most_30_bytes(
