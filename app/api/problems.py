@@ -16,22 +16,17 @@ from starlette.routing import Match
 
 from app.api.dialects import respond_with_error, speaks_protocol
 from app.api.paths import without_folders
+from app.http_status import status_of
 from inference.errors import (
-    BadInput,
     BrokerUnavailable,
-    Conflict,
     DeadlineExceeded,
     FeaturesUnavailable,
-    Forbidden,
     ForecacheError,
-    NotFound,
     PredictionFailed,
     RateLimited,
     StoreUnavailable,
     Unauthorized,
     Unavailable,
-    UnknownEntity,
-    UnknownModel,
 )
 from inference.request_ids import requests_behind
 
@@ -39,18 +34,6 @@ MEDIA_TYPE = "application/problem+json"
 #: seconds after which an outage is worth another try, when nobody knows better
 RETRY_AFTER_S = 1.0
 
-#: the first that fits decides; what fits none is our own trouble, 500
-_STATUS: tuple[tuple[type[ForecacheError], int], ...] = (
-    (Unauthorized, 401),
-    (Forbidden, 403),
-    (UnknownModel, 404),
-    (UnknownEntity, 404),
-    (NotFound, 404),
-    (Conflict, 409),
-    (BadInput, 400),
-    (RateLimited, 429),
-    (Unavailable, 503),
-)
 #: our own trouble in words of our own: the error's may hold an address, or the insides of a model
 _OWN_WORDS: dict[type[ForecacheError], str] = {
     PredictionFailed: "the model gave no usable prediction for this input",
@@ -76,11 +59,6 @@ class Problem(BaseModel):
     code: str
     field: str | None = None
     request_id: str | None = None
-
-
-def status_of(error: ForecacheError) -> int:
-    """Return the HTTP status of an error."""
-    return next((status for cls, status in _STATUS if isinstance(error, cls)), 500)
 
 
 def problem_of(error: ForecacheError) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from tornado.web import RequestHandler, StaticFileHandler, url
 from app.dashboard.actions import Action
 from app.dashboard.figures import Choice
 from app.dashboard.reading import SharedReads
-from inference.errors import BadInput, BrokerUnavailable, Conflict, ForecacheError, NotFound, StoreUnavailable
+from app.http_status import status_of
+from inference.errors import BadInput, ForecacheError, StoreUnavailable
 from inference.logs import get_logger
 
 log = get_logger(__name__)
@@ -33,14 +34,6 @@ CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-
-_STATUS: dict[type[ForecacheError], int] = {
-    NotFound: 404,
-    BadInput: 400,
-    Conflict: 409,
-    StoreUnavailable: 503,
-    BrokerUnavailable: 503,
-}
 
 #: page → reads its figures
 Readers = Mapping[str, Callable[[Choice], dict[str, Any]]]
@@ -69,7 +62,7 @@ class _Page(BaseHandler):  # type: ignore[misc]  # Flower ships no types
 
     def refuse(self, error: ForecacheError) -> None:
         """Answer with an error's message and its status."""
-        self.set_status(next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500))
+        self.set_status(status_of(error))
         self.write({"error": error.message})
 
 

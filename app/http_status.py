@@ -1,0 +1,34 @@
+"""The HTTP status of every error, the same on the API and on the dashboard."""
+
+from __future__ import annotations
+
+from inference.errors import (
+    BadInput,
+    Conflict,
+    Forbidden,
+    ForecacheError,
+    NotFound,
+    RateLimited,
+    Unauthorized,
+    Unavailable,
+    UnknownEntity,
+    UnknownModel,
+)
+
+#: the first that fits decides; what fits none is our own trouble, 500
+_STATUS: tuple[tuple[type[ForecacheError], int], ...] = (
+    (Unauthorized, 401),
+    (Forbidden, 403),
+    (UnknownModel, 404),
+    (UnknownEntity, 404),
+    (NotFound, 404),
+    (Conflict, 409),
+    (BadInput, 400),
+    (RateLimited, 429),
+    (Unavailable, 503),
+)
+
+
+def status_of(error: ForecacheError) -> int:
+    """Return the HTTP status of an error."""
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
