@@ -15,12 +15,11 @@ from inference.errors import BrokerUnavailable
 from inference.queues import Head, HeadAges, QueueState
 from inference.settings import BATCH_QUEUE, MAINTENANCE_QUEUE, Settings
 from tasks.celery_app import is_redis
+from tasks.redis_lists import LEVELS, list_key
 
 _TIMEOUT_S = 2.0
 #: several pages and scrapers share one look at the broker
 _SHARED_FOR_S = 1.0
-#: kombu's Redis transport keeps a list for each of four priorities, the first of them without a suffix
-_REDIS_SUFFIXES = ("", "\x06\x163", "\x06\x166", "\x06\x169")
 
 
 class Queues:
@@ -59,9 +58,9 @@ class Queues:
     def _of_redis(self) -> list[QueueState]:
         pipeline = self._redis.pipeline(transaction=False)
         places = [
-            (queue, f"{self._prefix}:{self._prefix}.{queue}{suffix}")
+            (queue, list_key(f"{self._prefix}:", f"{self._prefix}.{queue}", level))
             for queue in self._queues
-            for suffix in _REDIS_SUFFIXES
+            for level in LEVELS
         ]
         for _, key in places:
             pipeline.llen(key)

@@ -20,9 +20,7 @@ from celery import Celery
 from inference.clock import system_clock
 from inference.queues import SENT_AT_HEADER
 from inference.request_ids import message_headers
-
-#: between a queue's name and its level in the name of a list; level 0 has neither
-LEVEL_SEPARATOR = "\x06\x16"
+from tasks.redis_lists import list_key
 
 #: of a list of rows, how many are spelt out for whoever looks at the task; Celery cuts the text at so many characters
 _SHOWN_ROWS = 20
@@ -40,8 +38,7 @@ class Envelopes:
 
     def place(self, queue: str, priority: int) -> str:
         """Return the key of the list that a message goes to; `queue` as routes call it."""
-        name = self._application.amqp.queues[queue].name
-        return f"{self._prefix}{name}{LEVEL_SEPARATOR}{priority}" if priority else f"{self._prefix}{name}"
+        return list_key(self._prefix, self._application.amqp.queues[queue].name, priority)
 
     def message(
         self,

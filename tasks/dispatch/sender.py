@@ -18,6 +18,7 @@ from inference.queues import JobPriority
 from inference.request_ids import message_headers
 from inference.settings import Settings
 from tasks.celery_app import AMQP_PRIORITIES, celery_config, is_redis, make_celery
+from tasks.redis_lists import LEVELS
 
 log = get_logger(__name__)
 
@@ -30,9 +31,6 @@ ONE_RETRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interva
 #: seconds past the deadline after which a worker throws the message away unread. The deadline itself travels
 #: inside, in Redis time: Celery compares `expires` by two hosts' clocks, which may differ by seconds
 EXPIRES_SLACK_S = 10.0
-
-#: kombu keeps a list per level of a queue on Redis, and these are its levels; the lowest number goes first there
-REDIS_LEVELS = (0, 3, 6, 9)
 
 
 def make_sending_app(settings: Settings) -> Celery:
@@ -67,7 +65,7 @@ class Priorities:
 
 def priorities(settings: Settings) -> Priorities:
     """Return the numbers for the configured broker: on Redis the lowest goes first, on AMQP the highest."""
-    request, *jobs = REDIS_LEVELS if is_redis(settings.broker_url) else (AMQP_PRIORITIES - n for n in REDIS_LEVELS)
+    request, *jobs = LEVELS if is_redis(settings.broker_url) else (AMQP_PRIORITIES - level for level in LEVELS)
     return Priorities(request, dict(zip((JobPriority.HIGH, JobPriority.NORMAL, JobPriority.LOW), jobs, strict=True)))
 
 
