@@ -60,7 +60,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         missing("java")
     folder = tmp_path_factory.mktemp("spark")
     stack = Stack(folder, _TOML)
-    export_sum_model(folder / "model", ["a", "b"])
+    export_sum_model(folder / "model", ["a", "b"], seconds=0.001)
     rng = np.random.default_rng(7)
     columns = {"entity_id": [f"e{i}" for i in range(_ROWS)]} | {
         name: rng.normal(size=_ROWS).astype(np.float32) for name in ("a", "b")

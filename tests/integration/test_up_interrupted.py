@@ -27,12 +27,12 @@ ROWS, CHUNKS = 60_000, 6
 
 
 class Deployment:
-    """A folder whose runs take a second or more a chunk, and `up` in a terminal."""
+    """A folder whose runs take two seconds or more a chunk, and `up` in a terminal."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.url = f"http://127.0.0.1:{(port := free_port())}"
-        export_sum_model(folder / "model", ["a", "b"])
+        export_sum_model(folder / "model", ["a", "b"], seconds=0.0005)
         ids = [f"e{number}" for number in range(ROWS)]
         table = pd.DataFrame({"entity_id": ids, "a": np.arange(float(ROWS)), "b": np.ones(ROWS)})
         table.to_parquet(folder / "features.parquet")
