@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support.models import export_sum_model
@@ -22,6 +23,10 @@ TOML = """
 path = "model"
 features = "{root}/users"
 event_time_column = "at"
+[models.sum.batch]
+parquet_path = "{root}/predictions"
+quarantine_path = "{root}/bad/{{model}}"
+max_quarantined_fraction = 0.5
 [models.sum.realtime]
 timeout_ms = 5000
 """
@@ -67,6 +72,27 @@ def test_a_whole_run_reads_the_bucket_and_the_folders_names(deployment: tuple[St
 
     assert [body["prediction"] for body in served] == [1.0, 2.0, 4.0, 5.0]
     assert {body["outcome"] for body in served} == {"hit_batch"}
+
+
+def test_parts_and_bad_rows_are_written_to_the_bucket(deployment: tuple[Stack, Store]) -> None:
+    stack, store = deployment
+    now = datetime.now(UTC) - timedelta(hours=12)
+    write_day(store, 3, ["e4", "e5"], [4.0, float("nan")], now)
+    try:
+        done = stack.cli("batch", "run", "--wait", "--json")
+        assert done.returncode == 0, done.stderr
+        run = json.loads(done.stdout)
+    finally:
+        store.delete("users/b=3/part-0.parquet")
+
+    assert (run["state"], run["rows_done"], run["rows_quarantined"]) == ("published", 6, 1)
+    assert run["parquet_folder"] == store.uri(f"predictions/{run['run_id']}")
+    assert json.loads(store.get(f"predictions/{run['run_id']}/_SUCCESS"))["rows_done"] == 6
+    parts = pq.read_table(f"{store.base}/predictions/{run['run_id']}", filesystem=store.filesystem)
+    assert sorted(parts.column("entity_id").to_pylist()) == ["e0", "e1", "e2", "e3", "e4"]
+    bad = pq.read_table(f"{store.base}/bad/sum/{run['run_id']}", filesystem=store.filesystem)
+    assert bad.column("entity_id").to_pylist() == ["e5"]
+    assert not (stack.folder / "s3:").exists()
 
 
 def test_partial_runs_by_command_and_over_http_are_served_beside_the_generation(
