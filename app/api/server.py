@@ -68,6 +68,8 @@ def configure(api: ApiSettings, application: Callable[[], FastAPI]) -> uvicorn.C
         # nothing here asks for the client's address
         proxy_headers=False,
         timeout_graceful_shutdown=GRACE_S,
+        # a process that is still importing on a busy machine is not a dead one
+        timeout_worker_healthcheck=30,
     )
 
 

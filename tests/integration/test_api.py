@@ -125,7 +125,7 @@ class Deployment:
     broker_is_down: bool = False
     settings: Settings = field(
         default_factory=lambda: Settings.model_validate(
-            {"models": {"delay": {"path": "m", "features": "/srv/data/*.pq", "realtime": {"timeout_ms": 300}}}}
+            {"models": {"delay": {"path": "m", "features": "/srv/data/*.pq", "realtime": {"timeout_ms": 30_000}}}}
         )
     )
 
@@ -235,7 +235,7 @@ async def test_hit_miss_and_unknown_are_counted_and_answered_each_in_its_way(
     it: Deployment, http: httpx.AsyncClient
 ) -> None:
     it.reader.entries["a"] = fresh(1.5)
-    hit, miss = await http.get("/predict/a"), await http.get("/predict/b?timeout_ms=200&model=delay")
+    hit, miss = await http.get("/predict/a"), await http.get("/predict/b?timeout_ms=20000&model=delay")
     assert (hit.json()["prediction"], hit.json()["cache_hit"]) == (1.5, True)
     assert (miss.json()["prediction"], miss.json()["source"]) == (2.5, "realtime")
     await it.recorder.flush()

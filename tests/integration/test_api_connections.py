@@ -39,7 +39,7 @@ class Served:
 
 @asynccontextmanager
 async def serving(it: Deployment, **api: Any) -> AsyncIterator[Served]:  # noqa: F811
-    models = {"delay": {"path": "m", "realtime": {"timeout_ms": 300}}}
+    models = {"delay": {"path": "m", "realtime": {"timeout_ms": 30_000}}}
     settings = Settings.model_validate({"models": models, "api": api})
     config = configure(settings.api, lambda: create_app(settings, open_parts=it.open_parts))
     with socket.socket() as listener:

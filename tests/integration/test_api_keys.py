@@ -43,7 +43,7 @@ def new_key(folder: Path, *arguments: str) -> Key:
 
 @asynccontextmanager
 async def serving(it: Deployment, keys: dict[str, Any]) -> AsyncIterator[httpx.AsyncClient]:  # noqa: F811
-    models = {"delay": {"path": "m", "realtime": {"timeout_ms": 300}}}
+    models = {"delay": {"path": "m", "realtime": {"timeout_ms": 30_000}}}
     settings = Settings.model_validate({"api": {"keys": keys}, "models": models})
     app = create_app(settings, open_parts=it.open_parts)
     async with (

@@ -194,7 +194,7 @@ def test_a_bucket_that_cannot_be_read_fails_the_command_soon_and_in_words(
     assert "s3://nightly/users cannot be read" in run["error"]
     assert "\n" not in run["error"]
     assert SECRET not in json.dumps(run)
-    assert time.monotonic() - started < (30 if silent else 15)
+    assert time.monotonic() - started < 60, "and long before the command gives up"
 
 
 @pytest.mark.parametrize("name", sorted(set(BAD_FILES) - {"illegal-ids.parquet"}))
@@ -342,9 +342,10 @@ def test_a_model_replaced_by_a_corrupt_version_keeps_serving(stack: Stack) -> No
         (bad / "saved_model.pb").write_bytes(b"no protobuf at all")
         stack.start("realtime-2")
         registry = stack.services.registry
-        wait_for(lambda: 2 in registry.versions("sum"), "the inspection of version 2")
+        wait_for(lambda: 2 in registry.versions("sum"), "the inspection of version 2", 120)
         assert registry.versions("sum")[2].state == "refused"
-        asked = httpx.get(f"{stack.url}/predict/e7?max_staleness_hours=0&timeout_ms=20000").raise_for_status().json()
+        anew = {"max_staleness_hours": 0, "timeout_ms": 20000}
+        asked = httpx.get(f"{stack.url}/predict/e7", params=anew, timeout=30).raise_for_status().json()
         assert (asked["model_version"], asked["prediction"]) == (1, 8.0)
         assert stack.services.predictions("sum").pointer().active_version == 1
     finally:

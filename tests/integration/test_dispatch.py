@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from inference.queues import JobPriority
 from inference.settings import RedisSettings, Settings
 from tasks.dispatch import Dispatcher, open_dispatcher
 from tasks.dispatch.sender import BROKER_TIMEOUT_S
+from tasks.redis_lists import list_key
 from tests.support.deaf_proxy import deaf_proxy
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
@@ -148,29 +150,37 @@ async def test_a_half_open_subscription_costs_half_of_a_budget_and_is_replaced(
         assert time.perf_counter() - began < 0.9
 
 
-async def test_jobs_go_behind_requests(dispatcher: Dispatcher, server: RedisServer) -> None:
-    blocker = asyncio.create_task(call(dispatcher, "forecache.predict_echo", sleep_s=0.5))
-    await asyncio.sleep(0.2)
-    await dispatcher.enqueue("forecache.predict_later", [{"number": number} for number in range(50)])
-    with redis.Redis.from_url(server.url()) as client:
-        await call(dispatcher, "forecache.predict_echo")
-        assert client.llen("later") <= 2, "at most what the worker had already fetched"
-        await eventually(lambda: client.llen("later") == 50)
+@asynccontextmanager
+async def busy_worker(dispatcher: Dispatcher, client: redis.Redis) -> AsyncIterator[None]:
+    """The worker has something to do, and takes nothing else up until the block ends."""
+    client.delete("later", "busy", "release")
+    blocker = asyncio.create_task(call(dispatcher, "forecache.predict_when_released", timeout_s=30))
+    await eventually(lambda: client.llen("busy") == 1)
+    yield
+    client.rpush("release", 1)
     await blocker
+
+
+async def test_jobs_go_behind_requests(dispatcher: Dispatcher, server: RedisServer) -> None:
+    with redis.Redis.from_url(server.url()) as client:
+        async with busy_worker(dispatcher, client):
+            await dispatcher.enqueue("forecache.predict_later", [{"number": number} for number in range(50)])
+            request = asyncio.create_task(call(dispatcher, "forecache.predict_marked", number=99, timeout_s=30))
+            await eventually(lambda: client.llen(list_key("test:", "test.realtime", 0)) == 1)
+        await request
+        await eventually(lambda: client.llen("later") == 51)
+        done = client.lrange("later", 0, -1)
+    assert done.index(b"99") <= 1, "behind at most what the worker had already fetched"
 
 
 async def test_of_the_jobs_that_wait_the_urgent_go_first(dispatcher: Dispatcher, server: RedisServer) -> None:
-    blocker = asyncio.create_task(call(dispatcher, "forecache.predict_echo", sleep_s=0.5))
-    await asyncio.sleep(0.2)
     with redis.Redis.from_url(server.url()) as client:
-        client.delete("later")
-        for first, priority in ((100, JobPriority.LOW), (200, JobPriority.NORMAL), (300, JobPriority.HIGH)):
-            messages = [{"number": first + number} for number in range(5)]
-            await dispatcher.enqueue("forecache.predict_later", messages, priority=priority)
+        async with busy_worker(dispatcher, client):
+            for first, priority in ((100, JobPriority.LOW), (200, JobPriority.NORMAL), (300, JobPriority.HIGH)):
+                messages = [{"number": first + number} for number in range(5)]
+                await dispatcher.enqueue("forecache.predict_later", messages, priority=priority)
         await eventually(lambda: client.llen("later") == 15)
         done = [int(number) for number in client.lrange("later", 0, -1)]
-        client.delete("later")
-    await blocker
     # one may have been fetched before the others were there
     assert [number for number in done if number != 100] == [*range(300, 305), *range(200, 205), *range(101, 105)]
 
@@ -224,7 +234,7 @@ async def test_an_outage_is_told_once_and_so_is_its_end(tmp_path: Path, monkeypa
             await asyncio.sleep(1)  # ten attempts and more
             server.start()
             try:
-                await asyncio.sleep(0.5)
+                await eventually(lambda: any(line["event"] == "results.connected" for line in logs))
             finally:
                 server.stop()
     assert [line["event"] for line in logs][:2] == ["results.disconnected", "results.connected"]

@@ -46,7 +46,7 @@ def told(stack: Stack, *arguments: str) -> Any:
 def versions(stack: Stack, outcome: str, **query: Any) -> dict[str, int]:
     """Ask for all entities at once; return which version answered each, having checked what it answered."""
     body = {"entity_ids": ENTITIES, **query}
-    answers = httpx.post(f"{stack.url}/predict", json=body, timeout=20).raise_for_status().json()["predictions"]
+    answers = httpx.post(f"{stack.url}/predict", json=body, timeout=60).raise_for_status().json()["predictions"]
     assert {one["outcome"] for one in answers} == {outcome}
     assert [one["prediction"] for one in answers] == [
         number * one["model_version"] for number, one in enumerate(answers, 1)

@@ -19,6 +19,21 @@ def echo(deadline: float, **kwargs: Any) -> dict[str, Any]:
     return {**kwargs, "deadline": deadline}
 
 
+@celery_app.task(name="forecache.predict_when_released")
+def when_released(deadline: float) -> dict[str, Any]:
+    """Keep the worker busy until the test pushes onto `release`; `busy` tells that it is."""
+    celery_app.backend.client.rpush("busy", 1)
+    celery_app.backend.client.blpop("release", 30)
+    return {}
+
+
+@celery_app.task(name="forecache.predict_marked")
+def marked(deadline: float, number: int) -> dict[str, Any]:
+    """Push the number onto the list of `later`."""
+    later(number)
+    return {}
+
+
 @celery_app.task(name="forecache.predict_unavailable")
 def unavailable(deadline: float) -> None:
     """Raise one of our errors."""

@@ -53,9 +53,9 @@ class PostgresServer:
         wait_for(lambda: self._ready(), "PostgreSQL to start", 30)
         return self
 
-    def sql(self, text: str) -> None:
-        """Run statements."""
-        self._run("psql", "-v", "ON_ERROR_STOP=1", "-c", text, self.url)
+    def sql(self, text: str) -> str:
+        """Run statements; what the last one selects."""
+        return self._run("psql", "-v", "ON_ERROR_STOP=1", "-tAc", text, self.url).stdout.strip()
 
     def stop(self) -> None:
         """End it at once, connections and all."""
