@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from app.cli.output import cell_text, print_fields, print_json, print_rows
+from app.cli.output import cell_text, print_fields, print_json, print_rows, shortened
 from inference.outcomes import Outcome
 
 
@@ -41,6 +41,13 @@ def test_a_table_has_escape_sequences_on_a_terminal_only_and_none_with_no_color(
     monkeypatch.setenv("NO_COLOR", "1")
     print_rows(("id",), [("a",)])
     assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("text", "shown"), [(None, None), ("four", "four"), ("a five", "a…"), ("", "")])
+def test_a_shortened_text_ends_with_an_ellipsis_only_when_something_was_cut_off(
+    text: str | None, shown: str | None
+) -> None:
+    assert shortened(text, 4 if text != "a five" else 3) == shown
 
 
 def test_fields_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
