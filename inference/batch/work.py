@@ -38,8 +38,8 @@ _READ_BYTES = 32 << 20
 _TEXT_BYTES = 32
 #: the longest rest after a failed attempt
 _MAX_PAUSE_S = 10.0
-#: with so few chunks on the queue, or none, workers are about to stand still until the reconciler's timer. "At most", as
-#: a small `max_in_flight` never has more
+#: with so few chunks on the queue workers are about to stand still until the reconciler's timer; with a small
+#: `max_in_flight` there are never more
 _NEARLY_IDLE = 2
 #: a first look while workers are still busy, once on the way down: more looks would find little to send
 _RUNNING_LOW = 8

@@ -20,9 +20,7 @@ def looks(max_in_flight: int, *, total: int = 100) -> list[int]:
 
 
 @pytest.mark.parametrize(("max_in_flight", "at"), [(1, [0]), (2, [1, 0]), (32, [8, 2, 1, 0])])
-def test_a_queue_that_runs_low_is_filled_again_without_waiting_for_the_timer(
-    max_in_flight: int, at: list[int]
-) -> None:
+def test_a_queue_that_runs_low_is_filled_again_without_waiting_for_the_timer(max_in_flight: int, at: list[int]) -> None:
     assert looks(max_in_flight) == at
 
 
