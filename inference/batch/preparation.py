@@ -12,7 +12,7 @@ from inference.batch.partial import entities_gate
 from inference.batch.plan import Fingerprint, cut_row_groups, file_differences, files_digest, gather, plan_chunks
 from inference.batch.records import RunRecord, RunState
 from inference.batch.selection import Selected, select_rows
-from inference.batch.sinks.parquet import parquet_folder
+from inference.batch.sinks.parquet import run_folder
 from inference.batch.sources import check_key_columns
 from inference.batch.tables import RunTables
 from inference.errors import BadInput, Conflict, SourceError
@@ -124,10 +124,8 @@ class Preparation:
     def _parquet_folder(self, run: RunRecord, model: ModelSettings) -> str:
         if not model.batch.parquet_path:
             return ""
-        relative = parquet_folder(
-            model.batch.parquet_path, model=run.model, run_id=run.run_id, created_at=run.created_at
-        )
-        return str(self.settings.path(relative))
+        pattern = model.batch.parquet_path
+        return run_folder(self.settings, pattern, model=run.model, run_id=run.run_id, created_at=run.created_at)
 
 
 def _fingerprint(source: Source, model: ModelSettings, version: VersionRecord) -> Fingerprint:

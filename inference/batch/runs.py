@@ -18,7 +18,7 @@ from inference.batch.preparation import Preparation
 from inference.batch.reconciler import Reconciler
 from inference.batch.records import RunRecord, RunState, RunView, Trigger
 from inference.batch.retention import Retention
-from inference.batch.sinks.parquet import parquet_folder
+from inference.batch.sinks.parquet import run_folder
 from inference.batch.sources import locate_source
 from inference.batch.tables import RunTables
 from inference.batch.work import ChunkWork
@@ -28,7 +28,6 @@ from inference.keys import Keys, TableKind
 from inference.logs import get_logger
 from inference.models import Inspect, MicroBatches, ModelHost, ModelRegistry, inspect_in_subprocess
 from inference.settings import Settings
-from inference.storage import is_uri
 from inference.store import Pointer, Table
 
 log = get_logger(__name__)
@@ -286,9 +285,3 @@ class Runs:
             if not self._tables.are_loading(run):
                 raise Conflict(f"the predictions of run {run.run_id} were collected: start a new run", field="run_id")
             self._ledger.reopen(run, to, expected=expected, **fields)
-
-
-def run_folder(settings: Settings, pattern: str, *, model: str, run_id: str, created_at: float) -> str:
-    """Return a run's own folder: an absolute path, or a URI as it is."""
-    folder = parquet_folder(pattern, model=model, run_id=run_id, created_at=created_at)
-    return folder if is_uri(folder) else str(settings.path(folder))

@@ -9,6 +9,8 @@ from typing import Any
 
 import httpx
 import pyarrow as pa
+import pyarrow.fs as fs
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support.models import export_sum_model
@@ -24,6 +26,10 @@ features = "{root}/users"
 event_time_column = "at"
 [models.sum.realtime]
 timeout_ms = 5000
+[models.sum.batch]
+parquet_path = "{root}/out/{{date}}"
+quarantine_path = "{root}/bad"
+max_quarantined_fraction = 0.5
 """
 
 
@@ -160,3 +166,37 @@ def test_a_damaged_object_fails_the_run_by_name_and_no_process_tells_the_secret(
     assert f"{store.root}/users/b=3/part-0.parquet is not readable as Parquet" in failed["error"]
     assert generation(stack) == before
     assert SECRET not in "".join(stack.log(name) for name in stack.processes) + json.dumps(failed)
+
+
+def test_parts_and_left_out_rows_are_written_to_the_bucket_and_nothing_to_a_folder_here(
+    deployment: tuple[Stack, Store],
+) -> None:
+    stack, store = deployment
+    times = pa.array([datetime.now(UTC)] * 2, pa.timestamp("us", "UTC"))
+    store.write("users/b=4/part-0.parquet", {"entity_id": ["e4", "bad"], "a": pa.array([4.0, None]), "at": times})
+
+    done = stack.cli("batch", "run", "--wait", "--json")
+
+    store.delete("users/b=4/part-0.parquet")
+    assert done.returncode == 0, done.stderr
+    run = json.loads(done.stdout)
+    assert (run["rows_done"], run["rows_quarantined"]) == (6, 1)
+    assert run["parquet_folder"].startswith(f"{store.root}/out/")
+    parts = pq.read_table(run["parquet_folder"].removeprefix("s3://"), filesystem=store.filesystem)
+    assert sorted(parts["entity_id"].to_pylist()) == ["e0", "e1", "e2", "e3", "e4"]
+    success = json.loads(store.get(f"{run['parquet_folder'].removeprefix(store.root + '/')}/_SUCCESS"))
+    names = [info.base_name for info in files(store, run["parquet_folder"])]
+    assert len([name for name in names if name.startswith("part-")]) == success["parts"] == len(names) - 1
+    left_out = [
+        row
+        for info in files(store, run["quarantine"]["folder"])
+        for row in pq.read_table(info.path, filesystem=store.filesystem).to_pylist()
+    ]
+    assert [(row["entity_id"], row["feature"]) for row in left_out] == [("bad", "a")]
+    assert list(stack.folder.rglob("s3:")) == []
+
+
+def files(store: Store, folder: str) -> list[fs.FileInfo]:
+    """What lies in a folder of the bucket."""
+    found: list[fs.FileInfo] = store.filesystem.get_file_info(fs.FileSelector(folder.removeprefix("s3://")))
+    return found

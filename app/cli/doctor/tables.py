@@ -14,6 +14,7 @@ from inference.features import Vectoriser
 from inference.models import VersionRecord
 from inference.settings import ModelSettings, Settings
 from inference.sources import Source, open_source
+from inference.storage import is_uri
 
 #: on a disk emptier than so many runs it is time to look
 RUNS_AHEAD = 5
@@ -52,8 +53,8 @@ def check_table(name: str, table: Source | Finding | None, record: VersionRecord
 def check_disk(
     settings: Settings, name: str, model: ModelSettings, rows: int | None, record: VersionRecord | None
 ) -> list[Finding]:
-    """Return whether there is room for the Parquet files that runs write; nothing when they write none."""
-    if not model.batch.parquet_path:
+    """Return whether there is room for the Parquet files that runs write to a disk; nothing when they write none."""
+    if not model.batch.parquet_path or is_uri(model.batch.parquet_path):
         return []
     # what comes before the first placeholder is where it begins
     folder = existing_parent(settings.path(model.batch.parquet_path.partition("{")[0] or "."))

@@ -25,7 +25,8 @@ from inference.batch.sinks import Window
 from inference.clock import to_datetime
 from inference.errors import SettingsError
 from inference.schema import DType, TensorSpec
-from inference.storage import Location, open_location
+from inference.settings import Settings
+from inference.storage import Location, is_uri, open_location
 
 SUCCESS = "_SUCCESS"
 
@@ -44,6 +45,16 @@ def parquet_folder(pattern: str, *, model: str, run_id: str, created_at: float) 
     if "{" in pattern or "}" in pattern:
         raise SettingsError(f"parquet_path {pattern!r}: only {', '.join(values)} are filled in", field="parquet_path")
     return pattern
+
+
+def run_folder(settings: Settings, pattern: str, *, model: str, run_id: str, created_at: float) -> str:
+    """Return a run's own folder, filled in as by `parquet_folder`: an absolute path, or a URI as it is.
+
+    Raises:
+        SettingsError: the pattern holds other braces.
+    """
+    folder = parquet_folder(pattern, model=model, run_id=run_id, created_at=created_at)
+    return folder if is_uri(folder) else str(settings.path(folder))
 
 
 class ParquetSink:
