@@ -13,6 +13,7 @@ import pyarrow.fs as fs
 import pyarrow.parquet as pq
 import pytest
 
+from inference.batch.quarantine import remove_parts
 from tests.support.models import export_sum_model
 from tests.support.object_store import SECRET, Store, new_bucket, s3_server
 from tests.support.stack import Stack
@@ -194,9 +195,13 @@ def test_parts_and_left_out_rows_are_written_to_the_bucket_and_nothing_to_a_fold
     ]
     assert [(row["entity_id"], row["feature"]) for row in left_out] == [("bad", "a")]
     assert list(stack.folder.rglob("s3:")) == []
+    assert remove_parts(run["quarantine"]["folder"]) == 1
+    assert files(store, run["quarantine"]["folder"]) == []
 
 
 def files(store: Store, folder: str) -> list[fs.FileInfo]:
     """What lies in a folder of the bucket."""
-    found: list[fs.FileInfo] = store.filesystem.get_file_info(fs.FileSelector(folder.removeprefix("s3://")))
+    found: list[fs.FileInfo] = store.filesystem.get_file_info(
+        fs.FileSelector(folder.removeprefix("s3://"), allow_not_found=True)
+    )
     return found
