@@ -66,7 +66,7 @@ async def cancel(run_id: str, parts: Annotated[Parts, Depends(parts_of)]) -> Res
 
 
 @router.post(
-    "/runs/{run_id}/resume", status_code=202, response_model=RunStatusBody, responses=documented(404, 409, 503)
+    "/runs/{run_id}/resume", status_code=202, response_model=RunStatusBody, responses=documented(400, 404, 409, 503)
 )
 async def resume(run_id: str, parts: Annotated[Parts, Depends(parts_of)]) -> Response:
     """Take up a failed or cancelled run: only what is left of it is scored."""

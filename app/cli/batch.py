@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
@@ -11,11 +12,14 @@ import typer
 from app.cli.arguments import OneModel as Model
 from app.cli.arguments import RunId
 from app.cli.context import clear_outage, load_settings, log_warnings_only
-from app.cli.output import AsJson, note, print_fields, print_json, print_rows
+from app.cli.output import AsJson, note, print_fields, print_json, print_rows, shortened
 from app.cli.progress import follow, print_details
 
 if TYPE_CHECKING:
     from inference.batch import Runs, RunView, Serving
+
+#: characters of an error in a list on a terminal
+_ERROR_SHOWN = 60
 
 app = typer.Typer(help="Runs: scoring a whole table ahead.", no_args_is_help=True)
 
@@ -81,6 +85,8 @@ def list_runs(
     if as_json:
         print_json(views)
         return
+    if sys.stdout.isatty():  # a line of its own for each few words would tear the table apart; `batch show` has it all
+        views = [view | {"error": shortened(view["error"], _ERROR_SHOWN)} for view in views]
     columns = ("run_id", "model", "state", "trigger", "created_at", "rows_done", "rows_total", "forced_by", "error")
     print_rows(columns, [[view[column] for column in columns] for view in views])
 
@@ -135,7 +141,11 @@ def rollback(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Serve the previous generation again, and hold the model version left behind back until `batch release`."""
+    """Serve the previous generation again, and hold the model version left behind back until `batch release`.
+
+    When both generations are of one model version nothing is held, and the next scheduled run publishes again: stop
+    the schedule, or mend the source.
+    """
     with _runs() as runs:
         name, _ = load_settings().model(model)
         after = runs.rollback(name, generation=generation)

@@ -42,6 +42,11 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     terminal().print(table)
 
 
+def shortened(text: str | None, limit: int) -> str | None:
+    """Return a text of at most `limit` characters, with an ellipsis for what was cut off; None stays None."""
+    return text if text is None or len(text) <= limit else f"{text[: limit - 1].rstrip()}…"
+
+
 def terminal() -> Console:
     """Return a console on stdout; with `NO_COLOR` set it writes no escape sequence at all, bold ones included."""
     from rich.console import Console

@@ -281,7 +281,7 @@ class Ledger:
     def dispatch(self, run_id: str, *, max_in_flight: int, quiet_s: float = QUIET_S) -> Dispatch:
         """Choose the chunks to send now, and note them as sent: lost ones again, then new ones."""
         keys = [self._keys.run(run_id), *self._parts(run_id, "claims", "done", "sent")]
-        send, exhausted, _ = self._run("dispatch", keys, [max_in_flight, int(quiet_s * 1000), MAX_ATTEMPTS])
+        send, exhausted = self._run("dispatch", keys, [max_in_flight, int(quiet_s * 1000), MAX_ATTEMPTS])
         return Dispatch(tuple(int(chunk) for chunk in send), int(exhausted) if exhausted else None)
 
     def claim(self, run_id: str, chunk: int, token: str, *, lease_s: float = LEASE_S) -> Claim | str:

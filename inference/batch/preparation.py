@@ -124,9 +124,8 @@ class Preparation:
     def _parquet_folder(self, run: RunRecord, model: ModelSettings) -> str:
         if not model.batch.parquet_path:
             return ""
-        return run_folder(
-            self.settings, model.batch.parquet_path, model=run.model, run_id=run.run_id, created_at=run.created_at
-        )
+        pattern = model.batch.parquet_path
+        return run_folder(self.settings, pattern, model=run.model, run_id=run.run_id, created_at=run.created_at)
 
 
 def _fingerprint(source: Source, model: ModelSettings, version: VersionRecord) -> Fingerprint:

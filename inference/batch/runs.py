@@ -206,8 +206,11 @@ class Runs:
     def resume(self, run_id: str) -> RunView:
         """Take a failed or cancelled run up again: only the chunks that are not done are scored.
 
+        The source is opened here, in the calling process.
+
         Raises:
             NotFound: there is no such run.
+            SourceError: its source is gone, or cannot be read from here.
             Conflict: it neither failed nor was cancelled; its source, model or settings changed; its predictions
                 were collected; or another run of the model is in progress.
         """

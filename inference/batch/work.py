@@ -38,6 +38,11 @@ _READ_BYTES = 32 << 20
 _TEXT_BYTES = 32
 #: the longest rest after a failed attempt
 _MAX_PAUSE_S = 10.0
+#: with so few chunks on the queue workers are about to stand still until the reconciler's timer; with a small
+#: `max_in_flight` there are never more
+_NEARLY_IDLE = 2
+#: a first look while workers are still busy, once on the way down: more looks would find little to send
+_RUNNING_LOW = 8
 
 
 @dataclass(frozen=True)
@@ -119,7 +124,9 @@ class ChunkWork:
         """Whether the reconciler should look now: the run is complete, or its queue runs low."""
         if progress.done == progress.total:
             return True
-        return progress.next_chunk < progress.total and progress.in_flight in (2, 8)
+        return progress.next_chunk < progress.total and (
+            progress.in_flight <= _NEARLY_IDLE or progress.in_flight == _RUNNING_LOW
+        )
 
     def _read(self, run: RunRecord, chunk: Chunk, model: LoadedModel) -> Iterator[pa.RecordBatch]:
         mark = run.fingerprint

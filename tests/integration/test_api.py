@@ -21,7 +21,7 @@ from app.api.limits import MAX_BODY_BYTES
 from app.api.parts import Monitoring, Parts
 from app.listening import listen
 from inference.clock import system_clock
-from inference.errors import BrokerUnavailable, Conflict, ModelUnavailable, NotFound, SettingsError
+from inference.errors import BrokerUnavailable, Conflict, ModelUnavailable, NotFound, SettingsError, SourceError
 from inference.features import Feature, FeatureContract, FeatureWriter
 from inference.hits import HitRecorder, HitWindows
 from inference.keys import Keys, TableKind
@@ -78,6 +78,7 @@ class FakeRuns:
     def __init__(self) -> None:
         self.started: list[tuple[Any, ...]] = []
         self.source_changed = False
+        self.source_is_gone = False
 
     def request(self, model: str | None, *, trigger: Any, source: str | None = None, **_: Any) -> FakeRun:
         if self.started:
@@ -96,6 +97,8 @@ class FakeRuns:
     cancel = details = show
 
     def resume(self, run_id: str) -> FakeRun:
+        if self.source_is_gone:
+            raise SourceError(f"source {Path.cwd()}/data/t.parquet does not exist")
         if self.source_changed:
             raise Conflict(f"run {run_id} cannot go on: {Path.cwd()}/a.pq and /srv/data/b.pq were replaced")
         return FakeRun()
@@ -578,6 +581,17 @@ async def test_errors_of_runs_name_no_folder_of_the_server(it: Deployment, http:
     refused = await http.post("/runs/r1/resume")
     assert_problem(refused, 409, "conflict")
     assert refused.json()["detail"] == "run r1 cannot go on: a.pq and data/b.pq were replaced"
+
+
+async def test_a_run_whose_source_is_gone_is_refused_with_400_which_the_document_tells(
+    it: Deployment, http: httpx.AsyncClient
+) -> None:
+    it.runs.source_is_gone = True
+    refused = await http.post("/runs/r1/resume")
+    assert_problem(refused, 400, "bad-source")
+    assert refused.json()["detail"] == "source data/t.parquet does not exist"
+    document = (await http.get("/openapi.json")).json()
+    assert "400" in document["paths"]["/runs/{run_id}/resume"]["post"]["responses"]
 
 
 async def test_ready_waits_for_every_model_once_and_then_only_for_the_store(

@@ -17,7 +17,7 @@ import redis
 
 from app.cli.batch import start_or_join
 from inference.batch import Runs, RunState, RunView, Trigger
-from inference.errors import BadInput, Conflict, ModelError, NotFound, PredictionFailed
+from inference.errors import BadInput, Conflict, ModelError, NotFound, PredictionFailed, SourceError
 from inference.features import Feature, FeatureContract, Vectoriser
 from inference.keys import Keys, TableKind
 from inference.models import LoadedModel, ModelHost, ModelRegistry, VersionRecord
@@ -300,6 +300,16 @@ def test_a_run_whose_source_changed_is_not_taken_up_again(world: World) -> None:
     world.source([f"e{i}" for i in range(46)])
 
     with pytest.raises(Conflict, match=r"t\.parquet was replaced"):
+        world.runs.resume(run.run_id)
+
+
+def test_a_run_whose_source_is_gone_is_not_taken_up_again(world: World) -> None:
+    run = world.request()
+    world.runs.reconcile()
+    world.runs.cancel(run.run_id)
+    Path(world.runs.details(run.run_id).record.source).unlink()
+
+    with pytest.raises(SourceError, match=r"t\.parquet"):
         world.runs.resume(run.run_id)
 
 

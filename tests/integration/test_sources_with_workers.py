@@ -9,9 +9,11 @@ from typing import Any
 
 import httpx
 import pyarrow as pa
+import pyarrow.fs as fs
 import pyarrow.parquet as pq
 import pytest
 
+from inference.batch.quarantine import remove_parts
 from tests.support.models import export_sum_model
 from tests.support.object_store import SECRET, Store, new_bucket, s3_server
 from tests.support.stack import Stack
@@ -23,12 +25,12 @@ TOML = """
 path = "model"
 features = "{root}/users"
 event_time_column = "at"
-[models.sum.batch]
-parquet_path = "{root}/predictions"
-quarantine_path = "{root}/bad/{{model}}"
-max_quarantined_fraction = 0.5
 [models.sum.realtime]
 timeout_ms = 5000
+[models.sum.batch]
+parquet_path = "{root}/out/{{date}}"
+quarantine_path = "{root}/bad"
+max_quarantined_fraction = 0.5
 """
 
 
@@ -72,27 +74,6 @@ def test_a_whole_run_reads_the_bucket_and_the_folders_names(deployment: tuple[St
 
     assert [body["prediction"] for body in served] == [1.0, 2.0, 4.0, 5.0]
     assert {body["outcome"] for body in served} == {"hit_batch"}
-
-
-def test_parts_and_bad_rows_are_written_to_the_bucket(deployment: tuple[Stack, Store]) -> None:
-    stack, store = deployment
-    now = datetime.now(UTC) - timedelta(hours=12)
-    write_day(store, 3, ["e4", "e5"], [4.0, float("nan")], now)
-    try:
-        done = stack.cli("batch", "run", "--wait", "--json")
-        assert done.returncode == 0, done.stderr
-        run = json.loads(done.stdout)
-    finally:
-        store.delete("users/b=3/part-0.parquet")
-
-    assert (run["state"], run["rows_done"], run["rows_quarantined"]) == ("published", 6, 1)
-    assert run["parquet_folder"] == store.uri(f"predictions/{run['run_id']}")
-    assert json.loads(store.get(f"predictions/{run['run_id']}/_SUCCESS"))["rows_done"] == 6
-    parts = pq.read_table(f"{store.base}/predictions/{run['run_id']}", filesystem=store.filesystem)
-    assert sorted(parts.column("entity_id").to_pylist()) == ["e0", "e1", "e2", "e3", "e4"]
-    bad = pq.read_table(f"{store.base}/bad/sum/{run['run_id']}", filesystem=store.filesystem)
-    assert bad.column("entity_id").to_pylist() == ["e5"]
-    assert not (stack.folder / "s3:").exists()
 
 
 def test_partial_runs_by_command_and_over_http_are_served_beside_the_generation(
@@ -186,3 +167,41 @@ def test_a_damaged_object_fails_the_run_by_name_and_no_process_tells_the_secret(
     assert f"{store.root}/users/b=3/part-0.parquet is not readable as Parquet" in failed["error"]
     assert generation(stack) == before
     assert SECRET not in "".join(stack.log(name) for name in stack.processes) + json.dumps(failed)
+
+
+def test_parts_and_left_out_rows_are_written_to_the_bucket_and_nothing_to_a_folder_here(
+    deployment: tuple[Stack, Store],
+) -> None:
+    stack, store = deployment
+    times = pa.array([datetime.now(UTC)] * 2, pa.timestamp("us", "UTC"))
+    store.write("users/b=4/part-0.parquet", {"entity_id": ["e4", "bad"], "a": pa.array([4.0, None]), "at": times})
+
+    done = stack.cli("batch", "run", "--wait", "--json")
+
+    store.delete("users/b=4/part-0.parquet")
+    assert done.returncode == 0, done.stderr
+    run = json.loads(done.stdout)
+    assert (run["rows_done"], run["rows_quarantined"]) == (6, 1)
+    assert run["parquet_folder"].startswith(f"{store.root}/out/")
+    parts = pq.read_table(run["parquet_folder"].removeprefix("s3://"), filesystem=store.filesystem)
+    assert sorted(parts["entity_id"].to_pylist()) == ["e0", "e1", "e2", "e3", "e4"]
+    success = json.loads(store.get(f"{run['parquet_folder'].removeprefix(store.root + '/')}/_SUCCESS"))
+    names = [info.base_name for info in files(store, run["parquet_folder"])]
+    assert len([name for name in names if name.startswith("part-")]) == success["parts"] == len(names) - 1
+    left_out = [
+        row
+        for info in files(store, run["quarantine"]["folder"])
+        for row in pq.read_table(info.path, filesystem=store.filesystem).to_pylist()
+    ]
+    assert [(row["entity_id"], row["feature"]) for row in left_out] == [("bad", "a")]
+    assert list(stack.folder.rglob("s3:")) == []
+    assert remove_parts(run["quarantine"]["folder"]) == 1
+    assert files(store, run["quarantine"]["folder"]) == []
+
+
+def files(store: Store, folder: str) -> list[fs.FileInfo]:
+    """What lies in a folder of the bucket."""
+    found: list[fs.FileInfo] = store.filesystem.get_file_info(
+        fs.FileSelector(folder.removeprefix("s3://"), allow_not_found=True)
+    )
+    return found

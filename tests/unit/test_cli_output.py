@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
-from app.cli.output import cell_text, print_fields, print_json, print_rows
+from app.cli import batch
+from app.cli.output import cell_text, print_fields, print_json, print_rows, shortened
 from inference.outcomes import Outcome
 
 
@@ -41,6 +44,27 @@ def test_a_table_has_escape_sequences_on_a_terminal_only_and_none_with_no_color(
     monkeypatch.setenv("NO_COLOR", "1")
     print_rows(("id",), [("a",)])
     assert "\x1b" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("on_a_terminal", [True, False])
+def test_a_list_of_runs_has_the_beginning_of_an_error_on_a_terminal_and_all_of_it_in_a_pipe(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, on_a_terminal: bool
+) -> None:
+    told = ["run_id", "model", "state", "trigger", "created_at", "rows_done", "rows_total", "forced_by"]
+    view = {**dict.fromkeys(told), "error": "x" * 500}
+    runs = SimpleNamespace(list=lambda model: [SimpleNamespace(to_json=lambda: view)])
+    monkeypatch.setattr(batch, "_runs", lambda: nullcontext(runs))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: on_a_terminal)
+    batch.list_runs(None, as_json=False)
+    out = capsys.readouterr().out
+    assert (out.count("x"), "…" in out) == ((59, True) if on_a_terminal else (500, False))
+
+
+@pytest.mark.parametrize(("text", "shown"), [(None, None), ("four", "four"), ("a five", "a…"), ("", "")])
+def test_a_shortened_text_ends_with_an_ellipsis_only_when_something_was_cut_off(
+    text: str | None, shown: str | None
+) -> None:
+    assert shortened(text, 4 if text != "a five" else 3) == shown
 
 
 def test_fields_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:

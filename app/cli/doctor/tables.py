@@ -53,7 +53,7 @@ def check_table(name: str, table: Source | Finding | None, record: VersionRecord
 def check_disk(
     settings: Settings, name: str, model: ModelSettings, rows: int | None, record: VersionRecord | None
 ) -> list[Finding]:
-    """Return whether there is room for the Parquet files that runs write; nothing when they write none here."""
+    """Return whether there is room for the Parquet files that runs write to a disk; nothing when they write none."""
     if not model.batch.parquet_path or is_uri(model.batch.parquet_path):
         return []
     # what comes before the first placeholder is where it begins

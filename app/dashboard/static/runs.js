@@ -56,7 +56,8 @@ function modelButtons(data) {
   if (serving.previous_generation != null) {
     const { generation, previous_generation: previous } = serving;
     buttons.push(button("Roll back", "btn-danger", () => act(
-      `Serve generation ${previous} of ${model} again, instead of ${generation}? Its model version is held back then.`,
+      `Serve generation ${previous} of ${model} again, instead of ${generation}? If that is of an older model version, ` +
+      "the newer one is held back. If both are of one version nothing is, and the next scheduled run publishes again.",
       "Roll back", { action: "rollback", model, generation },
       (now) => `${now.model} serves generation ${now.generation} again.`)));
   }

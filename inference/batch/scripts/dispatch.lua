@@ -1,11 +1,11 @@
 -- Chooses the chunks to send now: lost ones again, and new ones up to the number allowed in flight.
 -- KEYS: run, claims, done, sent   ARGV: max in flight, quiet ms, max attempts
--- Returns {chunks to send, exhausted chunk ('' for none), its attempts}
+-- Returns {chunks to send, exhausted chunk ('' for none)}
 --
 -- Lost: the lease ran out after the last sending. Whoever died may have held unclaimed messages too, so
 -- those go out again with it; a double is refused at its claim. Without any live lease and without news,
 -- unclaimed ones go out again after a silence that doubles each time (no worker may be up at all).
-if redis.call('HGET', KEYS[1], 'state') ~= 'running' then return {{}, '', 0} end
+if redis.call('HGET', KEYS[1], 'state') ~= 'running' then return {{}, ''} end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local send, waiting, live = {}, {}, 0
@@ -18,7 +18,7 @@ for i = 1, #sent, 2 do
   if lease > now then
     live = live + 1
   elseif lease > 0 and sent_at <= lease then
-    if attempts >= tonumber(ARGV[3]) then return {{}, chunk, attempts} end
+    if attempts >= tonumber(ARGV[3]) then return {{}, chunk} end
     send[#send + 1] = chunk
   else
     waiting[#waiting + 1] = chunk
@@ -43,4 +43,4 @@ while free > 0 and following < total do
 end
 redis.call('HSET', KEYS[1], 'next_chunk', following)
 for i = 1, #send do redis.call('ZADD', KEYS[4], now, send[i]) end
-return {send, '', 0}
+return {send, ''}

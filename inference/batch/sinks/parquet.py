@@ -48,7 +48,11 @@ def parquet_folder(pattern: str, *, model: str, run_id: str, created_at: float) 
 
 
 def run_folder(settings: Settings, pattern: str, *, model: str, run_id: str, created_at: float) -> str:
-    """Return a run's own folder by `parquet_folder`: an absolute path, or a URI as it is."""
+    """Return a run's own folder, filled in as by `parquet_folder`: an absolute path, or a URI as it is.
+
+    Raises:
+        SettingsError: the pattern holds other braces.
+    """
     folder = parquet_folder(pattern, model=model, run_id=run_id, created_at=created_at)
     return folder if is_uri(folder) else str(settings.path(folder))
 

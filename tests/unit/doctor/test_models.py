@@ -168,3 +168,5 @@ def test_the_disk_is_that_of_the_folder_that_exists(tmp_path: Path) -> None:
     (found,) = check_disk(Settings(), "delay", model, 10, ready(1))
     assert f"free at {tmp_path}; a run writes at most about 270 B" in found.detail
     assert check_disk(Settings(), "delay", ModelSettings(path=Path("m")), 10, None) == []
+    bucket = ModelSettings.model_validate({"path": "m", "batch": {"parquet_path": "s3://bucket/out/{date}"}})
+    assert check_disk(Settings(), "delay", bucket, 10, None) == []
