@@ -141,7 +141,7 @@ def rollback(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Serve the previous generation again, and hold the model version left behind back until `batch release`.
+    """Serve the previous generation again; another model version that is left behind is held until `batch release`.
 
     When both generations are of one model version nothing is held, and the next scheduled run publishes again: stop
     the schedule, or mend the source.
