@@ -148,6 +148,10 @@ class Keys:
         """Hash version and device → rows per model call."""
         return f"{self.prefix}:m:{model}:micro"
 
+    def loads(self, model: str) -> str:
+        """Hash version, host and process → since when it has been loading that version of a model."""
+        return f"{self.prefix}:m:{model}:loads"
+
     def reload(self, model: str) -> str:
         """Hash of the wishes to look for new versions of a model."""
         return f"{self.prefix}:m:{model}:reload"

@@ -7,9 +7,9 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 
-from inference.errors import BadInput, ModelUnavailable
+from inference.errors import BadInput, ModelError, ModelUnavailable
 from inference.logs import get_logger
-from inference.models.inspection import try_version
+from inference.models.inspection import TryApart, inspect_version_in_subprocess, try_version
 from inference.models.loaded import LoadedModel
 from inference.models.record import VersionRecord
 from inference.models.registry import ModelRegistry
@@ -34,15 +34,22 @@ def is_ruled_out(active: int | None, of_model: ModelSettings) -> bool:
 class ModelHost:
     """Loads versions, keeps them, and gives out the one that is active. Safe to call from several threads.
 
-    Which version is active was decided once, by the first worker whose warm-up was good; all obey that.
+    Which version is active was decided once, by the first worker whose warm-up was good; all obey that. A version
+    whose load was cut off before, by the end of its process, is tried in a process of its own first (`try_apart`).
     """
 
     def __init__(
-        self, settings: Settings, registry: ModelRegistry, *, monotonic: Callable[[], float] = time.monotonic
+        self,
+        settings: Settings,
+        registry: ModelRegistry,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        try_apart: TryApart = inspect_version_in_subprocess,
     ) -> None:
         self._settings = settings
         self._registry = registry
         self._monotonic = monotonic
+        self._try_apart = try_apart
         self._lock = threading.RLock()
         self._loaded: dict[tuple[str, int], LoadedModel] = {}
         self._failed: dict[tuple[str, int], tuple[float, str]] = {}
@@ -229,4 +236,12 @@ class ModelHost:
             return VersionRecord.refused(version, error.message, inspected_at=time.time())
         if folder is None:
             return VersionRecord.refused(version, f"it is not in {path}", inspected_at=time.time())
-        return try_version(model, path, version, folder, options=options, warm_up_rows=sizes)
+        marks = self._registry.load_marks(model)
+        if marks.were_cut_off(version):
+            log.warning("model.load_was_cut_off", model=model, version=version)
+            try:
+                self._try_apart(self._settings, model, version)
+            except ModelError as error:
+                return VersionRecord.refused(version, error.message, inspected_at=time.time())
+        with marks.of_load(version):
+            return try_version(model, path, version, folder, options=options, warm_up_rows=sizes)

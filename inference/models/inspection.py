@@ -21,6 +21,8 @@ from inference.settings import ModelSettings, Settings
 
 #: inspects a model's wanted versions without loading TensorFlow into this process
 Inspect = Callable[[Settings, str], dict[int, VersionRecord]]
+#: tries one version of a model where it can do no harm
+TryApart = Callable[[Settings, str, int], VersionRecord]
 
 #: loading a large model from a slow disk takes minutes
 INSPECT_TIMEOUT_S = 600

@@ -11,6 +11,7 @@ import redis
 
 from inference.errors import BadInput, ModelUnavailable, StoreUnavailable
 from inference.keys import Keys, TableKind
+from inference.models.load_marks import LoadMarks
 from inference.models.record import MicroBatchRecord, VersionRecord
 from inference.store import CANARY, STABLE, Labels, Pointer, RedisTable
 from inference.store.labels import LABEL
@@ -85,6 +86,10 @@ class ModelRegistry:
             self._client.hset(self._keys.micro_batches(model), f"{version}:{device}", orjson.dumps(record))
         except redis.RedisError as error:
             raise _unavailable(error) from error
+
+    def load_marks(self, model: str) -> LoadMarks:
+        """Return which loads of a model are going on, or were cut off."""
+        return LoadMarks(self._client, self._keys.loads(model))
 
     def active_version(self, model: str) -> int | None:
         """Return the version that answers, None before the first activation."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from inference.errors import BadInput, ModelError, ModelUnavailable
 from inference.logs import get_logger
 from inference.models.host import ModelHost, is_ruled_out
-from inference.models.inspection import inspect_version_in_subprocess
+from inference.models.inspection import TryApart, inspect_version_in_subprocess
 from inference.models.record import VersionRecord
 from inference.models.registry import ModelRegistry
 from inference.models.remote import REMOTE_FILE
@@ -27,9 +27,6 @@ log = get_logger(__name__)
 
 #: a version that nobody has asked for so long, and that is not wanted any more, leaves memory
 UNLOAD_AFTER_S = 60.0
-
-#: tries one version of a model where it can do no harm
-TryApart = Callable[[Settings, str, int], VersionRecord]
 
 #: what a worker holds in memory: model → versions
 Held = Mapping[str, tuple[int, ...]]

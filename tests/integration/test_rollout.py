@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import textwrap
 import threading
 import time
@@ -25,6 +26,7 @@ from inference.models.inspection import inspect_version_in_subprocess
 from inference.models.rollout import UNLOAD_AFTER_S
 from inference.settings import Settings
 from tests.support.models import dense_predictions, export_models, float_features, write_features
+from tests.support.plain_models import DeadlyToLoad, Times, write_version
 from tests.support.stack import Stack
 from tests.support.waiting import wait_for
 
@@ -146,6 +148,52 @@ def test_a_version_that_crashes_is_refused_and_takes_no_worker_with_it(
         assert room.watch(try_apart=inspect_version_in_subprocess).look(again=True)
     assert "SIGSEGV" in (room.registry.versions("m")[2].error or "")
     assert room.active == 1
+
+
+PLAIN = """
+[models.m]
+path = "model"
+allow_code = true
+versions = "all"
+poll_every = "1s"
+[models.m.realtime]
+timeout_ms = 10000
+"""
+
+
+def test_a_version_that_crashed_a_worker_at_its_start_is_refused_at_the_next(tmp_path: Path) -> None:
+    write_version(tmp_path / "model", 1, DeadlyToLoad(1.0))
+
+    def dead() -> bool:
+        return stack.processes["realtime"].poll() == -signal.SIGSEGV
+
+    def refused() -> set[int]:
+        versions = stack.services.registry.versions("m")
+        return {number for number, one in versions.items() if "SIGSEGV" in (one.error or "")}
+
+    def ask() -> httpx.Response:
+        return httpx.post(f"{stack.url}/predict", json={"instances": [{"x": 4.0}]}, timeout=30)
+
+    with Stack(tmp_path, PLAIN) as stack:
+        stack.start("realtime", "api")
+        wait_for(dead, "the crash at a first start, with nothing else to serve", 60)
+        stack.start("realtime")
+        wait_for(lambda: refused() == {1}, "the refusal", 60)
+        write_version(tmp_path / "model", 2, Times(2.0))
+        stack.wait_ready()
+        wait_for(lambda: ask().status_code == 200, "answers of a version that came later", 60)
+        assert not dead()
+
+        stack.stop("realtime", signal.SIGTERM)
+        write_version(tmp_path / "model", 3, DeadlyToLoad(1.0))
+        stack.start("realtime")
+        wait_for(dead, "the crash beside a version that serves", 60)
+        stack.start("realtime")
+        wait_for(lambda: refused() == {1, 3}, "the refusal of the newest too", 60)
+        wait_for(lambda: ask().status_code == 200, "answers of the version before", 60)
+        told = ask().json()["predictions"][0]
+        assert (told["model_version"], told["prediction"]) == (2, 8.0)
+        assert not dead()
 
 
 def test_what_nobody_asks_for_any_more_leaves_memory(make_room: Any) -> None:

@@ -40,6 +40,13 @@ class Deadly(Times):
         return super().predict(x)
 
 
+class DeadlyToLoad(Times):
+    """The same, of whoever loads it."""
+
+    def __setstate__(self, state: Any) -> None:
+        ctypes.string_at(0)
+
+
 class WhoComputes(Times):
     """Answers with the id of the process that computes, after a moment in which another process could begin."""
 
