@@ -16,6 +16,7 @@ from tasks.queues import Queues
 from tests.support.ports import free_port
 from tests.support.rabbitmq_server import RabbitMQServer
 from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -57,10 +58,15 @@ def test_the_oldest_message_of_each_queue_tells_its_age_and_stays_the_first(sett
     for priority in (0, 9, 5):
         sender.send_task("forecache.predict_entities", kwargs={"model": "delay"}, priority=priority)
     sender.send_task("forecache.score_chunk", args=("run", 1))
-    time.sleep(0.2)
+
+    def depths() -> list[int]:
+        states = by_name(settings)
+        return [states[queue][0] for queue in ("batch", "realtime", "maintenance")]
+
+    wait_for(lambda: depths() == [1, 3, 0], "the messages to arrive", 10)
     for _ in range(3):
         states = by_name(settings, later_s=60)
-        assert [states[queue][0] for queue in ("batch", "realtime", "maintenance")] == [1, 3, 0]
+        assert depths() == [1, 3, 0]
         if is_redis(settings.broker_url):
             assert 60 < (states["realtime"][1] or 0) < 70
         else:

@@ -309,12 +309,13 @@ def test_a_part_of_a_job_that_kills_its_workers_fails_its_job_and_the_next_worke
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ahead_s", [2, -2])
-def test_a_worker_whose_clock_is_off_by_two_seconds_computes_in_half_of_one(service: Service, ahead_s: int) -> None:
+def test_a_worker_whose_clock_is_off_by_two_seconds_computes_within_one(service: Service, ahead_s: int) -> None:
     with mock.patch.dict(os.environ, SHIFT_CLOCK_S=str(ahead_s)):
         service.use_worker(Path(shifted_worker.__file__))
-    now = time.time()
-    answers = [service.ask(f"E{20 + number}", timeout_ms=500).json() for number in range(20)]
-    assert [answer.get("outcome") for answer in answers] == ["computed"] * 20
-    # instants are those of Redis, not the worker's
-    assert all(abs(answer["timestamp"] - now) < 1.5 for answer in answers)
+    for number in range(20):
+        began = time.time()
+        answer = service.ask(f"E{20 + number}", timeout_ms=900).json()
+        assert answer.get("outcome") == "computed"
+        # instants are those of Redis, not the worker's
+        assert began - 0.5 < answer["timestamp"] < time.time() + 0.5
     assert service.reader.get("/predict/E20").json()["outcome"] in ("hit_realtime", "stale")

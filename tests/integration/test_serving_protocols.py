@@ -345,7 +345,7 @@ def test_requests_are_counted_by_rows_and_mistakes_are_not(http: httpx.Client) -
 
 def test_a_silent_worker_is_a_deadline_and_a_dead_one_an_outage(stack: Stack, http: httpx.Client) -> None:
     body = {"instances": X.tolist()}
-    assert http.post("/v1/models/quick:predict", json=body).status_code == 200
+    wait_for(lambda: http.post("/v1/models/quick:predict", json=body).status_code == 200, "an answer in time", 20)
     worker = stack.processes["realtime"]
     worker.send_signal(signal.SIGSTOP)
     try:
