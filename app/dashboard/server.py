@@ -9,7 +9,6 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import redis
 from celery import Celery
 from flower.app import Flower, rewrite_handler
 from flower.options import default_options
@@ -24,9 +23,10 @@ from app.dashboard.figures import LiveData, read_costs, read_hit_rates, read_que
 from app.dashboard.pages import Faces, Readers, page_handlers
 from app.dashboard.reading import SharedReads
 from app.dashboard.theme import Templates
-from inference.errors import BrokerUnavailable, NotFound, SettingsError, store_error
+from inference.errors import BrokerUnavailable, NotFound, SettingsError
 from inference.logs import configure_logging, get_logger
 from inference.settings import DashboardSettings, Settings
+from inference.store.outages import outage_is_an_error
 
 if TYPE_CHECKING:
     from inference.batch import RunView
@@ -119,10 +119,8 @@ def live_data(settings: Settings) -> LiveData:
 
     def costs(model: str) -> CostReport:
         _, of_model = settings.model(model)
-        try:
+        with outage_is_an_error("costs"):
             measured = measure(own.cache, own.keys, model, of_model, windows)
-        except redis.RedisError as error:
-            raise store_error("costs", error) from error
         return cost_report(model, of_model, measured, prices)
 
     return LiveData(

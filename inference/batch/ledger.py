@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
@@ -21,11 +21,12 @@ from inference.batch.drift import Histogram
 from inference.batch.leases import ModelLock
 from inference.batch.plan import Chunk
 from inference.batch.records import RunRecord, RunState
-from inference.errors import Conflict, NotFound, StoreFull, store_error
+from inference.errors import Conflict, NotFound, StoreFull
 from inference.keys import Keys
 from inference.logs import get_logger
 from inference.release import DATA_FORMAT
 from inference.sources import SourceFile
+from inference.store.outages import outage_is_an_error
 
 log = get_logger(__name__)
 
@@ -45,13 +46,9 @@ _PLAN_PIECE = 5_000
 _KEEP_ENTITIES_S = 86400
 
 
-@contextmanager
-def redis_outage_is_an_error() -> Iterator[None]:
+def redis_outage_is_an_error() -> AbstractContextManager[None]:
     """Turn what redis-py raises into StoreUnavailable or StoreFull, so that an outage is never taken for an answer."""
-    try:
-        yield
-    except redis.RedisError as error:
-        raise store_error("runs", error) from error
+    return outage_is_an_error("runs")
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from typing import cast
 
 import redis
 
-from inference.errors import store_error
+from inference.store.outages import outage_is_an_error
 
+_WHAT = "marking the load of a model"
 #: a version that nobody has loaded for so long may crash one more worker
 _REMEMBERED_S = 30 * 86_400
 
@@ -41,7 +42,7 @@ class LoadMarks:
     def of_load(self, version: int) -> Iterator[None]:
         """Mark a load while the block runs. When it ends, whatever comes of it, earlier marks of this host go too."""
         mark = self._field(version, os.getpid())
-        with _outage_is_an_error(), self._client.pipeline() as pipe:
+        with outage_is_an_error(_WHAT), self._client.pipeline() as pipe:
             pipe.hset(self._key, mark, str(time.time()))
             pipe.expire(self._key, _REMEMBERED_S)
             pipe.execute()
@@ -49,14 +50,14 @@ class LoadMarks:
             yield
         finally:
             gone = [self._field(version, pid) for pid in self._pids(version) if not _is_alive(pid)]
-            with _outage_is_an_error():
+            with outage_is_an_error(_WHAT):
                 self._client.hdel(self._key, mark, *gone)
 
     def _field(self, version: int, pid: int) -> str:
         return f"{version} {self._host} {pid}"
 
     def _pids(self, version: int) -> list[int]:
-        with _outage_is_an_error():
+        with outage_is_an_error(_WHAT):
             marks = cast("list[bytes]", self._client.hkeys(self._key))
         split = [mark.decode().split(" ") for mark in marks]
         return [int(pid) for of_version, host, pid in split if (of_version, host) == (str(version), self._host)]
@@ -70,11 +71,3 @@ def _is_alive(pid: int) -> bool:
     except PermissionError:  # somebody else's
         return True
     return True
-
-
-@contextmanager
-def _outage_is_an_error() -> Iterator[None]:
-    try:
-        yield
-    except redis.RedisError as error:
-        raise store_error("marking the load of a model", error) from error

@@ -6,7 +6,7 @@ import math
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from inference.store.bulk import Pace, send_in_bulk, sum_of
 from inference.store.codec import codec_for, pack_changes, pack_overlay, schema_digest, schema_text
 from inference.store.labels import CANARY
 from inference.store.layout import bucket_count, stored_id
+from inference.store.outages import outage_is_an_error
 from inference.store.pipe import pipe_of
 from inference.store.plans import (
     Command,
@@ -404,12 +405,8 @@ class RedisTable:
         with self._translated_errors():
             return self._scripts[name](keys=keys, args=arguments)
 
-    @contextmanager
-    def _translated_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except redis.RedisError as error:
-            raise store_error(f"the {self._name}", error) from error
+    def _translated_errors(self) -> AbstractContextManager[None]:
+        return outage_is_an_error(f"the {self._name}")
 
 
 def _to_seconds(time_reply: Sequence[Any]) -> float:

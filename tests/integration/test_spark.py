@@ -39,10 +39,7 @@ parquet_path = "out/{run_id}"
 master = "local-cluster[2,1,1024]"
 conf = { "spark.speculation" = "true", "spark.speculation.interval" = "50ms", "spark.speculation.multiplier" = "1.01", \
 "spark.speculation.quantile" = "0.1", "spark.ui.enabled" = "false" }
-"""
-
-#: what Spark itself refuses
-_TOML += """
+# what Spark itself refuses
 [models.wrong]
 path = "model"
 features = "t.parquet"

@@ -83,13 +83,12 @@ class Rig:
     def end_supervised(self, run_id: str) -> dict[str, Any]:
         """The same, with every process that ends meanwhile started again, as a supervisor does."""
 
-        def over() -> bool:
+        def over() -> dict[str, Any] | None:
             for name in [name for name, process in self.stack.processes.items() if process.poll() is not None]:
                 self.stack.start(name)
-            return self.run(run_id)["state"] in ("published", "failed", "cancelled")
+            return self.stack.run_if_over(run_id)
 
-        wait_for(over, f"the end of run {run_id} under a supervisor", 150)
-        return self.run(run_id)
+        return wait_for(over, f"the end of run {run_id} under a supervisor", 150)
 
     def cancel(self, run_id: str) -> None:
         httpx.post(f"{self.stack.url}/runs/{run_id}/cancel").raise_for_status()

@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import psutil
 
+from inference.batch import RunState
 from inference.services import Services
 from inference.settings import Settings, load_settings
 from tests.support.ports import free_port
@@ -141,11 +142,12 @@ class Stack:
     def wait_run(self, run_id: str, timeout_s: float = 90) -> dict[str, Any]:
         """Wait until a run is over; return its view."""
 
-        def over() -> dict[str, Any] | None:
-            run: dict[str, Any] = httpx.get(f"{self.url}/runs/{run_id}").raise_for_status().json()
-            return run if run["state"] in ("published", "failed", "cancelled") else None
+        return wait_for(lambda: self.run_if_over(run_id), f"the end of run {run_id}", timeout_s)
 
-        return wait_for(over, f"the end of run {run_id}", timeout_s)
+    def run_if_over(self, run_id: str) -> dict[str, Any] | None:
+        """The view of a run that is over; None while it goes on."""
+        run: dict[str, Any] = httpx.get(f"{self.url}/runs/{run_id}").raise_for_status().json()
+        return run if RunState(run["state"]).is_over else None
 
 
 def run_cli(folder: Path, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
