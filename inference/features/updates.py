@@ -79,15 +79,20 @@ class _Given:
 
 @dataclass
 class _Outcome:
-    """What became of the updates in one group: positions in the request that name it, and by position the rest."""
+    """What became of the updates in one group: positions in the request that name it, and by position the rest.
+
+    `changed_at`: the event times of those that were applied, to the fraction of a second; zero for the others.
+    """
 
     group: FeatureGroup
     named: npt.NDArray[np.intp]
     applied: Mask
     as_of: Times
+    changed_at: Times = field(init=False)
     left: npt.NDArray[np.intp] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.changed_at = np.zeros(len(self.as_of))
         self.left = self.named
 
 
@@ -127,9 +132,9 @@ class FeatureWriter:
             self._store(updates, given, event_at, outcome, place)
         changed = np.flatnonzero(np.any([outcome.applied for outcome in outcomes], axis=0))
         if len(changed):
-            newest = np.max([np.where(one.applied, one.as_of, 0) for one in outcomes], axis=0)
+            newest = np.max([outcome.changed_at for outcome in outcomes], axis=0)
             ids = [updates[position].entity_id for position in changed.tolist()]
-            self._predictions.outdate(ids, as_of=newest[changed], keep_s=self._keep_s)
+            self._predictions.outdate(ids, changed_at=newest[changed], keep_s=self._keep_s)
         return [_result(update.entity_id, position, outcomes) for position, update in enumerate(updates)]
 
     def features_of(self, group: FeatureGroup) -> list[str]:
@@ -167,7 +172,8 @@ class FeatureWriter:
         was_stored = np.array(done, np.bool_)
         positions = left[chosen[was_stored]]
         outcome.applied[positions] = True
-        outcome.as_of[positions] = np.floor(known_at[chosen[was_stored]])
+        outcome.changed_at[positions] = known_at[chosen[was_stored]]
+        outcome.as_of[positions] = np.floor(outcome.changed_at[positions])
         return left[chosen[~was_stored]]
 
     def _merged(

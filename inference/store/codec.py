@@ -164,9 +164,17 @@ def row_as_of(row: bytes) -> int:
 OUTDATED = bytes(_SCHEMA_BYTES)
 
 
-def pack_outdated(changed_at: float, as_of: float) -> bytes:
-    """Return the overlay entry of an entity whose features, of `as_of`, were changed at `changed_at`."""
-    return _HEADER_AND_AS_OF.pack(changed_at, 0, _ORIGINS.index(Origin.UPSERT), OUTDATED, int(as_of))
+def outdated_as_of(changed_at: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Return the whole seconds before which a row's `as_of` is older than changes with these event times.
+
+    A row's are rounded down, so these are rounded up: where the two fall into one second, the row counts as older.
+    """
+    return np.ceil(changed_at).astype(np.int64)
+
+
+def pack_outdated(noted_at: float, as_of: int) -> bytes:
+    """Return the overlay entry, written at `noted_at`, that makes rows older than `as_of` outdated."""
+    return _HEADER_AND_AS_OF.pack(noted_at, 0, _ORIGINS.index(Origin.UPSERT), OUTDATED, as_of)
 
 
 class OverlayHeader(NamedTuple):

@@ -15,6 +15,7 @@ from inference.schema import Block, TensorSpec
 from inference.store.codec import (
     OUTDATED,
     codec_for,
+    outdated_as_of,
     pack_changes,
     pack_outdated,
     pack_overlay,
@@ -297,10 +298,10 @@ class MemoryTable:
                 self._overlay[entity_id] = (self._clock() + keep_s, entry)
         return done
 
-    def outdate(self, ids: Sequence[str], *, as_of: npt.NDArray[np.float64], keep_s: float) -> None:
+    def outdate(self, ids: Sequence[str], *, changed_at: npt.NDArray[np.float64], keep_s: float) -> None:
         """See `Table.outdate`."""
         now = self._clock()
-        for entity_id, newest in zip(ids, as_of.tolist(), strict=True):
+        for entity_id, newest in zip(ids, outdated_as_of(changed_at).tolist(), strict=True):
             old = self._overlay_entry(entity_id)
             header = unpack_overlay(old)[0] if old else None
             before = header.as_of if header and header.schema == OUTDATED else 0

@@ -18,7 +18,7 @@ from inference.errors import Conflict, NotFound, store_error
 from inference.keys import TableKeys, TableKind
 from inference.schema import Block, TensorSpec
 from inference.store.bulk import Pace, send_in_bulk, sum_of
-from inference.store.codec import codec_for, pack_changes, pack_overlay, schema_digest, schema_text
+from inference.store.codec import codec_for, outdated_as_of, pack_changes, pack_overlay, schema_digest, schema_text
 from inference.store.labels import CANARY
 from inference.store.layout import bucket_count, stored_id
 from inference.store.outages import outage_is_an_error
@@ -334,12 +334,13 @@ class RedisTable:
             done += self._script("replace", [self._keys.schemas, *part], [*head, *its_pairs])
         return [bool(one) for one in done]
 
-    def outdate(self, ids: Sequence[str], *, as_of: npt.NDArray[np.float64], keep_s: float) -> None:
+    def outdate(self, ids: Sequence[str], *, changed_at: npt.NDArray[np.float64], keep_s: float) -> None:
         """See `Table.outdate`."""
+        as_of = outdated_as_of(changed_at).tolist()
         keys = [self._keys.overlay(stored_id(entity_id)) for entity_id in ids]
         for start in range(0, len(keys), _IDS_PER_UPSERT):
             part = slice(start, start + _IDS_PER_UPSERT)
-            self._script("outdate", keys[part], [_to_milliseconds(keep_s), *as_of[part].astype(np.int64).tolist()])
+            self._script("outdate", keys[part], [_to_milliseconds(keep_s), *as_of[part]])
 
     def _upsert(
         self, keys: Sequence[bytes], entries: Sequence[bytes], schema: tuple[TensorSpec, ...], keep_s: float

@@ -211,10 +211,10 @@ class Table(Protocol):
         `known_at`: the rows' event times, whose whole seconds are their `as_of`.
         """
 
-    def outdate(self, ids: Sequence[str], *, as_of: npt.NDArray[np.float64], keep_s: float) -> None:
-        """Note in a table of predictions that features of the ids, of `as_of`, have just changed.
+    def outdate(self, ids: Sequence[str], *, changed_at: npt.NDArray[np.float64], keep_s: float) -> None:
+        """Note in a table of predictions that features of the ids, with event times `changed_at`, have just changed.
 
         From then on what was computed on demand before is gone, and stays so if a worker stores it late; what a run
-        computed is `outdated` if it is older than `as_of`. The note goes with the next answer computed on demand, or
-        after `keep_s` seconds.
+        computed is `outdated` if it may be older: rows know their age to the whole second, so one of the second in
+        which a change falls is. The note goes with the next answer computed on demand, or after `keep_s` seconds.
         """

@@ -667,8 +667,8 @@ def test_nothing_was_read_where_nothing_is_stored(room: Room) -> None:
     assert room.price("a") == 2.0
 
 
-def outdate(room: Room, entity_id: str, as_of: float) -> None:
-    room.table.outdate([entity_id], as_of=np.array([as_of]), keep_s=3600)
+def outdate(room: Room, entity_id: str, changed_at: float) -> None:
+    room.table.outdate([entity_id], changed_at=np.array([changed_at]), keep_s=3600)
 
 
 def test_an_answer_computed_before_the_features_changed_is_gone_and_stays_so(room: Room) -> None:
@@ -696,6 +696,19 @@ def test_what_a_run_computed_is_outdated_by_newer_features_only(room: Room) -> N
     newer = room.table.read(["a"])[0]
     assert newer is not None
     assert (newer.values["price"], newer.outdated) == (2.0, False)
+
+
+def test_what_a_run_computed_in_the_very_second_of_a_change_is_outdated(room: Room) -> None:
+    room.table.activate(1)
+    room.publish({"a": 1.0, "b": 1.0}, as_of=100.2)
+    outdate(room, "a", 100.7)
+    outdate(room, "b", 99.9)
+    found = room.table.read(["a", "b"])
+    assert [entry is not None and entry.outdated for entry in found] == [True, False]
+    room.upsert("a", 2.0, as_of=100.7, computed_at=room.table.now() + 1)
+    entry = room.table.read(["a"])[0]
+    assert entry is not None
+    assert (entry.values["price"], entry.outdated) == (2.0, False)
 
 
 def test_an_answer_computed_since_a_change_is_served_though_a_part_of_its_features_is_older(room: Room) -> None:

@@ -105,6 +105,21 @@ def test_an_update_that_was_not_applied_outdates_nothing(room: Room) -> None:
     assert room.predictions.read(["a"])[0] is None
 
 
+def test_a_change_outdates_the_prediction_that_a_run_made_in_the_same_second(room: Room) -> None:
+    second = np.floor(NOW - 100)
+    room.load(as_of=second - 100)
+    room.predictions.activate(1)
+    run = room.predictions.begin(
+        (CONTRACT.features[0].spec,), rows_expected=1, model_version=1, contract_hash=CONTRACT.hash, keep_s=3600
+    )
+    room.predictions.write(run, pa.array(["a"]), {"x": np.array([1], np.float32)}, np.array([second + 0.25]))
+    room.predictions.publish(run.number)
+    assert room.put(at=second + 0.75, x=5) == (True, second)
+    [entry] = room.predictions.read(["a"])
+    assert entry is not None
+    assert entry.outdated
+
+
 def test_two_who_change_different_features_at_once_lose_none(room: Room) -> None:
     room.load(as_of=NOW - 100)
     read, others = room.features.read_for_change, [lambda: room.put(n=11), lambda: room.put(name="theirs")]

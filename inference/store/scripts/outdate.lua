@@ -1,5 +1,5 @@
 -- Puts a note in the place of overlay entries of predictions: features that are newer have just been stored.
--- KEYS: the overlay keys   ARGV: milliseconds to keep, then the features' as_of (epoch seconds) for each key
+-- KEYS: the overlay keys   ARGV: milliseconds to keep, then for each key the second before which rows are older
 -- A note is an entry without a row and with zeros in place of a schema's digest; upsert.lua obeys it.
 local OUTDATED, UPSERT = string.rep('\0', 6), 2
 local time = redis.call('TIME')
