@@ -66,8 +66,8 @@ def test_a_runtime_computes_on_the_gpu_what_its_library_computes_on_the_processo
     device: str, format_: str, backend: str | None, library: str, tmp_path: Path
 ) -> None:
     needs(library, device)
-    train(format_, tmp_path)
     variables = {"KERAS_BACKEND": backend} if backend else {}
+    train(format_, tmp_path, **variables)
     for case in ("plain", "several"):
         told = answers(tmp_path / case, ROWS, **variables)
         assert (told["device"] == told["cpu"]) is (device == "cpu"), told
@@ -79,8 +79,8 @@ def test_a_worker_from_which_the_gpus_are_hidden_computes_on_the_processors(
     device: str, format_: str, backend: str | None, library: str, tmp_path: Path
 ) -> None:
     needs(library, device)
-    train(format_, tmp_path)
     variables = {"KERAS_BACKEND": backend} if backend else {}
+    train(format_, tmp_path, **variables)
     told = answers(tmp_path / "plain", 64, CUDA_VISIBLE_DEVICES="-1", **variables)
     assert told["device"] == told["cpu"]
     assert told["worst"] < TOLERANCE["cpu"]

@@ -137,7 +137,7 @@ def test_a_worker_that_wakes_up_after_its_run_was_cancelled_and_collected_leaves
     serving = _published(rig, 1_000)
     cancelled = rig.start_run(4_000, offset=next(_OFFSETS))
     rig.wait_chunks(cancelled, 3)
-    rig.signal("gpu", signal.SIGSTOP)
+    rig.freeze_at_work("gpu", cancelled)
     try:
         rig.cancel(cancelled)
         rig.assert_serves(1_000, offset=serving)

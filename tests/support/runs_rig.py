@@ -126,6 +126,18 @@ class Rig:
     def signal(self, name: str, number: signal.Signals) -> None:
         self.stack.processes[name].send_signal(number)
 
+    def freeze_at_work(self, name: str, run_id: str) -> None:
+        """Stop the only worker in the middle of a chunk of the run, not between two."""
+
+        def caught() -> bool:
+            self.signal(name, signal.SIGSTOP)
+            if self.run(run_id)["chunks"]["scoring"]:
+                return True
+            self.signal(name, signal.SIGCONT)
+            return False
+
+        wait_for(caught, f"{name} in the middle of a chunk")
+
     def kill_at_work(self, names: list[str], rng: random.Random, *, within_s: float = 0.5) -> str:
         """kill -9 one of the workers at a random moment of its work's first `within_s`, and start it again."""
         marks = {name: len(self.stack.log(name)) for name in names}

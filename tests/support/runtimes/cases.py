@@ -23,9 +23,10 @@ ROOT = Path(__file__).resolve().parents[3]
 ROWS = 300
 
 
-def train(runtime: str, folder: Path) -> None:
+def train(runtime: str, folder: Path, **variables: str) -> None:
     """Run a runtime's script: it writes one folder for each case that the format can express."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    ours = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    environment = os.environ | ours | variables
     done = subprocess.run(
         [sys.executable, "-m", f"tests.support.runtimes.train_{runtime}", str(folder)],
         env=environment, cwd=ROOT, capture_output=True, text=True, timeout=200, check=False,
