@@ -64,6 +64,8 @@ def main() -> None:
                 left_out.append(f"{name}: the build that is installed uses no GPU")
                 continue
             measured[name] = own
+            # the next may take long: what is known is told
+            print(f"{name}: {json.dumps(own)}", file=sys.stderr, flush=True)
     _report(measured, left_out, found, options)
 
 
