@@ -67,7 +67,7 @@ async def test_a_frozen_redis_is_a_timeout_and_then_everything_works_again(tmp_p
     server = RedisServer(tmp_path).start()
     try:
         async with redis.asyncio.Redis.from_url(server.url(), retry=None) as client:
-            pipe = AsyncPipe(client, timeout_s=0.2)
+            pipe = AsyncPipe(client, timeout_s=1.0)
             await pipe.send([("PING",)])
             pid = (await client.info("server"))["process_id"]
             os.kill(pid, signal.SIGSTOP)

@@ -102,8 +102,8 @@ async def test_a_result_that_is_late_is_a_missed_deadline_and_disturbs_nobody(di
     await call(dispatcher, "forecache.predict_echo")
     began = time.perf_counter()
     with pytest.raises(DeadlineExceeded):
-        await call(dispatcher, "forecache.predict_echo", sleep_s=0.6, timeout_s=0.2)
-    assert time.perf_counter() - began < 0.6, "not when it came"
+        await call(dispatcher, "forecache.predict_echo", sleep_s=1.5, timeout_s=0.2)
+    assert time.perf_counter() - began < 1.5, "not when it came"
     assert (await call(dispatcher, "forecache.predict_echo", number=7))["number"] == 7
 
 

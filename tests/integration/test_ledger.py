@@ -1,4 +1,4 @@
-"""The ledger's Lua scripts over both supported Redis versions, with leases of milliseconds."""
+"""The ledger's Lua scripts over both supported Redis versions, with short leases."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from inference.keys import Keys
 
 pytestmark = pytest.mark.integration
 
-LEASE_S = 0.05
+LEASE_S = 0.25
 
 
 @pytest.fixture
