@@ -7,8 +7,8 @@ from functools import cache, cached_property, partial
 import redis
 import redis.asyncio
 
-from inference.features import Fallback, FeatureContract, FeatureWriter
-from inference.features.fallbacks import open_fallback
+from inference.features import FeatureContract, FeatureWriter
+from inference.features.fallbacks import FallbackChain, open_fallback
 from inference.hits import FALLBACKS, MinuteCounts
 from inference.keys import Keys, TableKind
 from inference.models import ModelHost, ModelRegistry
@@ -78,7 +78,7 @@ class Services:
         """Return the asyncio reader of one table."""
         return AsyncTableReader(pipe, self.keys.table(kind, model))
 
-    def _fallback(self, model: str) -> Fallback | None:
+    def _fallback(self, model: str) -> FallbackChain | None:
         """Return what is asked for the features that a model's table lacks, counted by the minute."""
         counts = MinuteCounts(self.cache, self.keys)
         of_model = self.settings.models[model]

@@ -1,10 +1,11 @@
-"""Prints what a model takes and gives, as JSON: `python -P -m workers.inspect PATH [latest|all|3,4] [--allow-code]`.
+"""Prints what a model takes and gives, as JSON: `python -P -m workers.inspect PATH [latest|all|3,4]`.
 
 Its own process, so that those who ask need no TensorFlow. A refused model: exit 1 and one line on stderr.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -15,26 +16,26 @@ from inference.models.inspection import inspect_versions, records_to_json
 from inference.models.runtimes import LoadOptions
 from inference.models.versions import Wanted
 
-#: pickles may be loaded, which runs what they hold
-_ALLOW_CODE = "--allow-code"
 #: by how much this process stands back from those that serve (nice)
 _POLITENESS = 10
 
 
 def main(argv: Sequence[str]) -> int:
     """Inspect one model's folder; returns the exit status."""
-    # what the model is can be told without the code that its features need
-    options = LoadOptions(allow_code=_ALLOW_CODE in argv, import_functions=False)
-    argv = [word for word in argv if word != _ALLOW_CODE]
-    if len(argv) not in (1, 2):
-        return _complain(f"usage: python -P -m workers.inspect PATH [latest|all|3,4] [{_ALLOW_CODE}]", 2)
-    wanted = parse_wanted(argv[1] if len(argv) == 2 else "latest")
+    asked = _parser().parse_args(argv)
+    wanted = parse_wanted(asked.versions)
     if wanted is None:
-        return _complain(f"{argv[1]!r} is neither 'latest', 'all' nor version numbers such as 3,4", 2)
+        return _complain(f"{asked.versions!r} is neither 'latest', 'all' nor version numbers such as 3,4", 2)
+    options = LoadOptions(
+        allow_code=asked.allow_code,
+        # what the model is can be told without the code that its features need
+        import_functions=asked.code_folder is not None,
+        code_folder=asked.code_folder,
+    )
     # whoever serves requests on this machine goes first
     os.nice(_POLITENESS)
     try:
-        records = inspect_versions(Path(argv[0]).absolute(), wanted, options=options)
+        records = inspect_versions(asked.path.absolute(), wanted, options=options)
     except ForecacheError as error:
         return _complain(error.message, 1)
     if not any(record.state == "ready" for record in records.values()):
@@ -42,6 +43,18 @@ def main(argv: Sequence[str]) -> int:
         return _complain(str(newest.error), 1)
     print(records_to_json(records))  # noqa: T201 - its output is its purpose
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -P -m workers.inspect", description="What a model takes and gives.")
+    parser.add_argument("path", type=Path, help="the model's folder")
+    parser.add_argument("versions", nargs="?", default="latest", help="latest, all, or numbers such as 3,4")
+    parser.add_argument("--allow-code", action="store_true", help="load files that run code when they are loaded")
+    parser.add_argument(
+        "--code-folder", type=Path, metavar="FOLDER",
+        help="import the functions of the features too; their modules may lie here",
+    )  # fmt: skip
+    return parser
 
 
 def parse_wanted(text: str) -> Wanted | None:

@@ -5,7 +5,10 @@ Solo: the shortest way from message to answer (a round trip of 2.7 ms; threads 2
 
 from __future__ import annotations
 
+from typing import Any
+
 from celery import Celery
+from celery.signals import worker_init
 
 from tasks import celery_app as broker
 from workers.devices import prepare_gpus
@@ -52,4 +55,14 @@ def _own_models(application: Celery) -> list[str]:
 
 
 load_models_on_start(broker.services, process=PROCESS, prepare=prepare_gpus, models=_own_models)
+
+
+def _prepare_fallbacks(sender: Any, **_: Any) -> None:
+    """Meanwhile, after the models: libraries that are imported by two threads at once may meet half of each other."""
+    for model in _own_models(sender.app):
+        if fallback := broker.services().fallback(model):
+            fallback.prepare()
+
+
+worker_init.connect(_prepare_fallbacks)
 watch_versions(broker.services, answers=True, models=_own_models)

@@ -79,18 +79,22 @@ def inspect_in_subprocess(settings: Settings, model: str) -> dict[int, VersionRe
 
 
 def inspect_version_in_subprocess(settings: Settings, model: str, version: int) -> VersionRecord:
-    """Return the record of one version that is good, tried where it can crash without harm.
+    """Return the record of one good version, tried with its features' functions where it can crash without harm.
 
     Raises:
         UnknownModel: it is not in the settings.
         ModelError: it cannot be served, or ended the process that tried it.
     """
     name, of_model = settings.model(model)
-    return _inspect_apart(settings, of_model, str(version), what=f"version {version} of model {name!r}")[version]
+    what = f"version {version} of model {name!r}"
+    return _inspect_apart(settings, of_model, str(version), "--code-folder", str(settings.root), what=what)[version]
 
 
-def _inspect_apart(settings: Settings, of_model: ModelSettings, wanted: str, *, what: str) -> dict[int, VersionRecord]:
-    arguments = [str(settings.path(of_model.path)), wanted, *(["--allow-code"] if of_model.allow_code else [])]
+def _inspect_apart(
+    settings: Settings, of_model: ModelSettings, wanted: str, *more: str, what: str
+) -> dict[int, VersionRecord]:
+    allowed = ["--allow-code"] if of_model.allow_code else []
+    arguments = [str(settings.path(of_model.path)), wanted, *allowed, *more]
     environment = keras_environment(settings.workers.keras_backend)
     return records_from_json(run_model_process("workers.inspect", *arguments, what=what, environment=environment))
 

@@ -114,6 +114,11 @@ def counts(stack: Stack) -> dict[str, float]:
     return {line.partition("{")[2].partition("}")[0]: float(line.rpartition(" ")[2]) for line in lines}
 
 
+def test_the_worker_has_connected_before_anyone_asks(stack: Stack, database: PostgresServer) -> None:
+    others = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    wait_for(lambda: database.sql(others) == "2", "a connection for each model's database", 20)
+
+
 def test_the_store_comes_first_then_the_database_then_the_function(stack: Stack) -> None:
     assert ask(stack, "1")["prediction"] == 30.0
     from_database = ask(stack, "7")

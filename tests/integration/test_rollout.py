@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import textwrap
@@ -23,10 +24,10 @@ from inference.keys import Keys, TableKind
 from inference.models import ModelHost, ModelRegistry, Rollout, VersionRecord, inspect_versions
 from inference.models.inspection import inspect_version_in_subprocess
 from inference.models.rollout import UNLOAD_AFTER_S
-from inference.settings import Settings
+from inference.settings import Settings, load_settings
 from tests.support.models import dense_predictions, export_models, float_features, write_features
 from tests.support.plain_models import DeadlyToLoad, Times, write_version
-from tests.support.stack import Stack
+from tests.support.stack import ROOT, Stack
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.integration
@@ -147,6 +148,30 @@ def test_a_version_that_crashes_is_refused_and_takes_no_worker_with_it(
         assert room.watch(try_apart=inspect_version_in_subprocess).look(again=True)
     assert "SIGSEGV" in (room.registry.versions("m")[2].error or "")
     assert room.active == 1
+
+
+def test_a_trial_imports_the_functions_of_the_features_where_that_can_do_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    write_version(tmp_path / "model", 1, Times(2.0))
+    contract = {
+        "features": [{"name": "x", "dtype": "float32", "group": "code"}],
+        "groups": {"code": {"source": "function", "function": "own_features:x"}},
+    }
+    (tmp_path / "model" / "features.json").write_text(json.dumps(contract))
+    (tmp_path / "forecache.toml").write_text('[models.m]\npath = "model"\nallow_code = true\n')
+    settings = load_settings(tmp_path / "forecache.toml")
+    for code, refusal in (
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n", "SIGSEGV"),
+        ("import nowhere\n", "own_features:x cannot be imported: ModuleNotFoundError"),
+        ("y = 1\n", "module 'own_features' has no function 'x'"),
+    ):
+        (tmp_path / "own_features.py").write_text(code)
+        with pytest.raises(ModelError, match=refusal):
+            inspect_version_in_subprocess(settings, "m", 1)
+    (tmp_path / "own_features.py").write_text("def x(frame, at): ...\n")
+    assert inspect_version_in_subprocess(settings, "m", 1).state == "ready"
 
 
 PLAIN = """

@@ -13,6 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from inference.errors import SettingsError
@@ -24,6 +25,7 @@ from inference.features.fallbacks.sql import SqlKnower
 from inference.schema import DType, Signature, TensorSpec
 from inference.settings import FunctionFallback, ModelSettings, Settings, SqlFallback, load_settings
 from inference.store import MemoryTable
+from tests.support.waiting import wait_for
 
 NOW = 1_000_000.0
 CONTRACT = FeatureContract((Feature("x", DType.FLOAT32), Feature("n", DType.INT64, default=7)))
@@ -38,6 +40,10 @@ class FakeKnower:
         self.asked: list[list[str]] = []
         self.error: Exception | None = None
         self.hold: threading.Event | None = None
+
+    def prepare(self) -> None:
+        if self.error:
+            raise self.error
 
     def fetch(self, entity_ids: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         self.asked.append(list(entity_ids))
@@ -66,9 +72,12 @@ class Room:
         self.members.append(Member(settings_of(name, **more), knower))
         return knower
 
+    @property
+    def chain(self) -> FallbackChain:
+        return FallbackChain(self.members, event_time_column=self.event_time_column, count=self.counts.update)
+
     def gather(self, *entity_ids: str) -> Gathered:
-        chain = FallbackChain(self.members, event_time_column=self.event_time_column, count=self.counts.update)
-        gatherer = FeatureGatherer(MemoryTable(lambda: NOW), Vectoriser(CONTRACT, SIGNATURE), chain)
+        gatherer = FeatureGatherer(MemoryTable(lambda: NOW), Vectoriser(CONTRACT, SIGNATURE), self.chain)
         return gatherer.gather(entity_ids, now=NOW)
 
 
@@ -270,6 +279,30 @@ def test_a_function_of_the_deployment_s_folder_is_asked(
 ) -> None:
     room.add("f", module(name))
     assert xs(room.gather("abc", "abcd")) == [3.0, 4.0]
+
+
+def test_one_that_is_prepared_has_imported_its_function_before_it_is_asked(
+    room: Room, module: Callable[[str], FunctionKnower]
+) -> None:
+    room.add("f", module("by_column"))
+    room.chain.prepare()
+    wait_for(lambda: hasattr(sys.modules.get("shop_features"), "value"), "the import")
+
+
+def test_one_that_is_prepared_has_connected(room: Room, database: Path) -> None:
+    room.add("db", sql(database, BY_ID))
+    room.chain.prepare()
+    wait_for(lambda: str(database) in {file.path for file in psutil.Process().open_files()}, "the connection")
+
+
+def test_one_that_could_not_be_prepared_is_asked_all_the_same(room: Room, capsys: pytest.CaptureFixture[str]) -> None:
+    knower = room.add("f", FakeKnower({"a": {"x": 1.5}}))
+    knower.error = RuntimeError("not there yet")
+    said: list[str] = []
+    room.chain.prepare()
+    wait_for(lambda: said.extend(capsys.readouterr()) or "fallback.not_ready" in "".join(said), "the warning")
+    knower.error = None
+    assert xs(room.gather("a")) == [1.5]
 
 
 @pytest.mark.parametrize("name", ["twice", "nothing", "raising", "value", "gone"])

@@ -57,6 +57,11 @@ class FallbackChain:
         self._event_time_column = event_time_column
         self._count = count
 
+    def prepare(self) -> None:
+        """Have all of them import and connect meanwhile, so that no request waits for it."""
+        for member in self._members:
+            member.prepare()
+
     def find(self, entity_ids: Sequence[str], group: FeatureGroup, features: Sequence[Feature]) -> Found:  # noqa: ARG002
         """See `Fallback.find`."""
         answer = _Answer(entity_ids, features)

@@ -16,7 +16,7 @@ from inference.features.fallbacks.knower import Known
 class FunctionKnower:
     """Calls `f(entity_ids)`, which returns a pandas DataFrame with the ids as a column or as its index.
 
-    It is imported when it is first called.
+    It is imported when it is prepared, else when it is first called.
     """
 
     def __init__(self, path: str, entity_column: str, root: Path) -> None:
@@ -27,6 +27,14 @@ class FunctionKnower:
     @cached_property
     def _function(self) -> Callable[[list[str]], Any]:
         return load_function(self._path, self._root)
+
+    def prepare(self) -> None:
+        """See `Knower.prepare`.
+
+        Raises:
+            SettingsError: it cannot be imported.
+        """
+        self._function  # noqa: B018 - which imports it
 
     def fetch(self, entity_ids: Sequence[str]) -> Known:
         """See `Knower.fetch`.

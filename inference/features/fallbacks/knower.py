@@ -12,6 +12,9 @@ Known = Mapping[str, Mapping[str, Any]]
 class Knower(Protocol):
     """Knows features of some entities. It may raise whatever it likes, and take as long as it likes."""
 
+    def prepare(self) -> None:
+        """Import and connect, so that no request has to wait for it."""
+
     def fetch(self, entity_ids: Sequence[str]) -> Known:
         """Return what is known of the entities; those that are unknown are left out."""
 

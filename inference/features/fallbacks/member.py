@@ -45,6 +45,10 @@ class Member:
         self._lock = threading.Lock()
         self._rests_until = 0.0
 
+    def prepare(self) -> None:
+        """Have it import and connect, in a thread of its own; what fails is said, and tried again when it is asked."""
+        self._threads.submit(self._knower.prepare).add_done_callback(self._note)
+
     def ask(self, entity_ids: Sequence[str]) -> Told:
         """Return what is known of the entities.
 
@@ -87,6 +91,10 @@ class Member:
             raise self._failed(why) from error
         except Exception as error:  # a driver or a user's function may raise anything
             raise self._failed(_words(error)) from error
+
+    def _note(self, prepared: Future[None]) -> None:
+        if not prepared.cancelled() and (error := prepared.exception()):
+            log.warning("fallback.not_ready", fallback=self.name, error=_words(error))
 
     def _leave(self, _: Future[Known]) -> None:
         self._room.release()

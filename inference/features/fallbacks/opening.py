@@ -13,7 +13,7 @@ from inference.settings import FallbackSettings, ModelSettings, SqlFallback
 
 
 def open_fallback(model: ModelSettings, root: Path, count: Count) -> FallbackChain | None:
-    """Return a model's fallbacks, or None when it has none. Nothing is imported or connects before it is asked."""
+    """Return a model's fallbacks, or None when it has none. None imports or connects before it is prepared or asked."""
     if not model.fallbacks:
         return None
     members = [Member(one, _knower(one, model.entity_column, root)) for one in model.fallbacks]

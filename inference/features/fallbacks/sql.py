@@ -1,4 +1,4 @@
-"""A database asked by one query, through SQLAlchemy, which is imported when it is first asked."""
+"""A database asked by one query, through SQLAlchemy, which is imported when it is prepared or first asked."""
 
 from __future__ import annotations
 
@@ -39,6 +39,15 @@ class SqlKnower:
         kind = sqlalchemy.BigInteger() if self._as_integer else sqlalchemy.String()
         ids: Any = sqlalchemy.bindparam("ids", expanding=True, type_=kind)
         return sqlalchemy.text(self._settings.query).bindparams(ids)
+
+    def prepare(self) -> None:
+        """See `Knower.prepare`: one connection is made and kept.
+
+        Raises:
+            SettingsError: SQLAlchemy or the database's driver is not installed.
+        """
+        with self._engine.connect():
+            pass
 
     def fetch(self, entity_ids: Sequence[str]) -> Known:
         """See `Knower.fetch`.
