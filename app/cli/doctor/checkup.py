@@ -9,6 +9,7 @@ import redis
 
 from app.cli.doctor.at_once import at_once
 from app.cli.doctor.broker import check_broker, check_patience
+from app.cli.doctor.fallbacks import check_fallbacks
 from app.cli.doctor.findings import Check, Finding, error, not_checked, warning
 from app.cli.doctor.machine import check_clock, check_gpus, look_at_gpus
 from app.cli.doctor.memory import TableSize, memory_finding, overlay_bytes, table_sizes
@@ -83,6 +84,7 @@ class Deployment:
             Check.WORKERS: lambda: check_workers(self._settings, self._rosters(), self._active()),
             Check.MODEL: self._models,
             Check.TABLE: self._tables,
+            Check.FALLBACK: lambda: check_fallbacks(self._settings),
             Check.SCHEDULE: self._schedules,
             Check.MACHINE: self._machine,
         }

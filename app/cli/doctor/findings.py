@@ -15,6 +15,7 @@ class Check(StrEnum):
     WORKERS = "workers"
     MODEL = "model"
     TABLE = "table"
+    FALLBACK = "fallback"
     SCHEDULE = "schedule"
     MACHINE = "machine"
 

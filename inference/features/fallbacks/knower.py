@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from inference.errors import ForecacheError
+
 #: entity id → what is known of it, by column
 Known = Mapping[str, Mapping[str, Any]]
 
@@ -20,3 +22,12 @@ class Knower(Protocol):
 
     def close(self) -> None:
         """Let go of connections."""
+
+
+def why_it_failed(error: BaseException) -> str:
+    """Return what a knower raised in one line, without what a database must not tell."""
+    if isinstance(error, ForecacheError):
+        return error.message
+    # of SQLAlchemy's errors, what the driver said: its own text has the query
+    cause = getattr(error, "orig", None) or error
+    return f"{type(cause).__name__}: {cause}".splitlines()[0][:300]

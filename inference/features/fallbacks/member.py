@@ -12,8 +12,8 @@ from typing import Any
 
 from cachetools import TTLCache
 
-from inference.errors import FeaturesUnavailable, ForecacheError
-from inference.features.fallbacks.knower import Knower, Known
+from inference.errors import FeaturesUnavailable
+from inference.features.fallbacks.knower import Knower, Known, why_it_failed
 from inference.logs import get_logger
 from inference.settings import FallbackSettings
 
@@ -87,14 +87,14 @@ class Member:
             return future.result(self._timeout_s)
         except FutureTimeoutError as error:
             # the knower may raise the same
-            why = f"it took over {self._timeout_s:g} s" if not future.done() else _words(error)
+            why = f"it took over {self._timeout_s:g} s" if not future.done() else why_it_failed(error)
             raise self._failed(why) from error
         except Exception as error:  # a driver or a user's function may raise anything
-            raise self._failed(_words(error)) from error
+            raise self._failed(why_it_failed(error)) from error
 
     def _note(self, prepared: Future[None]) -> None:
         if not prepared.cancelled() and (error := prepared.exception()):
-            log.warning("fallback.not_ready", fallback=self.name, error=_words(error))
+            log.warning("fallback.not_ready", fallback=self.name, error=why_it_failed(error))
 
     def _leave(self, _: Future[Known]) -> None:
         self._room.release()
@@ -103,11 +103,3 @@ class Member:
         self._rests_until = time.monotonic() + REST_S
         log.warning("fallback.failed", fallback=self.name, error=why)
         return FeaturesUnavailable(f"the fallback {self.name!r} failed: {why}")
-
-
-def _words(error: BaseException) -> str:
-    if isinstance(error, ForecacheError):
-        return error.message
-    # of SQLAlchemy's errors, what the driver said: its own text has the query
-    cause = getattr(error, "orig", None) or error
-    return f"{type(cause).__name__}: {cause}".splitlines()[0][:300]
