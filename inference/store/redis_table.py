@@ -6,28 +6,22 @@ import math
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import redis
 
-from inference.errors import Conflict, NotFound, store_error
+from inference.errors import Conflict, NotFound
 from inference.keys import TableKeys, TableKind
 from inference.schema import Block, TensorSpec
 from inference.store.bulk import Pace, send_in_bulk, sum_of
 from inference.store.codec import codec_for, outdated_as_of, pack_changes, pack_overlay, schema_digest, schema_text
+from inference.store.connection import TableConnection
 from inference.store.labels import CANARY
 from inference.store.layout import bucket_count, stored_id
-from inference.store.outages import outage_is_an_error
-from inference.store.pipe import pipe_of
 from inference.store.plans import (
-    Command,
-    Plan,
     ReaderMemory,
-    T,
     parse_pointer,
     plan_pointer,
     plan_read,
@@ -40,7 +34,6 @@ from inference.store.records import ChangeableRows, Entry, GenerationState, Mani
 from inference.store.table import SWEEP_AFTER_S
 from inference.store.wire import Piece, encode_lengths, encode_window
 
-_SCRIPTS = {path.stem: path.read_text() for path in (Path(__file__).parent / "scripts").glob("*.lua")}
 _KIND_NAMES = {TableKind.PREDICTIONS: "predictions", TableKind.FEATURES: "features"}
 
 _HLEN_PER_PIPELINE = 4096
@@ -60,18 +53,17 @@ class RedisTable:
         self, client: redis.Redis, keys: TableKeys, *, kind: TableKind, model: str, pace: Pace | None = None
     ) -> None:
         self._client: Any = client
-        self._pipe = pipe_of(client)
         self._pace = pace or Pace()
         self._keys = keys
         self._kind, self._model = kind, model
         self._parts: dict[str, RedisTable] = {}
         self._name = f"{_KIND_NAMES[kind]} of {model!r}"
+        self._redis = TableConnection(client, f"the {self._name}")
         self._memory = ReaderMemory()
-        self._scripts = {name: client.register_script(text) for name, text in _SCRIPTS.items()}
 
     def now(self) -> float:
         """See `Table.now`."""
-        return _to_seconds(self._send([("TIME",)])[0])
+        return _to_seconds(self._redis.send([("TIME",)])[0])
 
     def begin(
         self,
@@ -85,7 +77,7 @@ class RedisTable:
     ) -> Manifest:
         """See `Table.begin`."""
         keys = self._keys
-        number, time_reply, _ = self._send(
+        number, time_reply, _ = self._redis.send(
             [
                 ("INCR", keys.sequence),
                 ("TIME",),
@@ -110,7 +102,7 @@ class RedisTable:
             "version": model_version,
         }
         pairs = [part for item in record.items() for part in item]
-        self._send(
+        self._redis.send(
             [
                 ("HSET", keys.generation(number), *pairs),
                 ("ZADD", keys.generations, created_at, number),
@@ -135,34 +127,34 @@ class RedisTable:
             deadline=deadline,
             piece_bytes=_BYTES_PER_SEND,
         )
-        with self._translated_errors():
+        with self._redis.outages():
             send_in_bulk(self._client.connection_pool, window, self._pace)
 
     def count(self, manifest: Manifest) -> int:
         """See `Table.count`."""
         pieces = (Piece(encode_lengths(keys), len(keys)) for keys in self._bucket_keys(manifest, _HLEN_PER_PIPELINE))
-        with self._translated_errors():
+        with self._redis.outages():
             return sum_of(send_in_bulk(self._client.connection_pool, pieces, Pace()))
 
     def manifest(self, number: int) -> Manifest | None:
         """See `Table.manifest`."""
-        text = self._send([("HGET", self._keys.generation(number), "manifest")])[0]
+        text = self._redis.send([("HGET", self._keys.generation(number), "manifest")])[0]
         return None if text is None else Manifest.from_json(text)
 
     def state(self, number: int) -> GenerationState | None:
         """See `Table.state`."""
-        text = self._send([("HGET", self._keys.generation(number), "state")])[0]
+        text = self._redis.send([("HGET", self._keys.generation(number), "state")])[0]
         return None if text is None else GenerationState(text.decode())
 
     def generations(self) -> list[Manifest]:
         """See `Table.generations`."""
-        texts = self._send([("HGET", self._keys.generation(n), "manifest") for n in self._numbers()])
+        texts = self._redis.send([("HGET", self._keys.generation(n), "manifest") for n in self._numbers()])
         return [Manifest.from_json(text) for text in texts if text is not None]
 
     def publish(self, number: int, *, run_key: str | None = None, run_state: str | None = None) -> Pointer:
         """See `Table.publish`."""
         keys = [self._keys.pointer, self._keys.generation(number), *([run_key] if run_key else [])]
-        status = self._script("publish", keys, [number, self._keys.generation_prefix, run_state or ""]).decode()
+        status = self._redis.script("publish", keys, [number, self._keys.generation_prefix, run_state or ""]).decode()
         if status == "gone":
             raise NotFound(f"generation {number} of the {self._name} does not exist (any more)")
         if status == "run":
@@ -176,13 +168,13 @@ class RedisTable:
         manifest, state = self.manifest(number), self.state(number)
         if manifest is not None and state is GenerationState.LOADING:
             for keys in self._bucket_keys(manifest, _BUCKETS_PER_MOVE):
-                found = self._send([("HGETALL", key) for key in keys])
+                found = self._redis.send([("HGETALL", key) for key in keys])
                 rows = {field: row for bucket in found for field, row in bucket.items()}
                 entries = pack_overlay(
                     manifest.fields, list(rows.values()), manifest.created_at, manifest.model_version, Origin.BATCH
                 )
                 self._upsert([self._keys.overlay(field) for field in rows], entries, manifest.fields, keep_s)
-        status = self._script("moved", [self._keys.generation(number)], []).decode()
+        status = self._redis.script("moved", [self._keys.generation(number)], []).decode()
         if status == "gone":
             raise NotFound(f"generation {number} of the {self._name} does not exist (any more)")
         if status != "ok":
@@ -190,14 +182,14 @@ class RedisTable:
 
     def discard(self, number: int, state: GenerationState) -> None:
         """See `Table.discard`."""
-        status = self._script("discard", [self._keys.generation(number)], [state.value]).decode()
+        status = self._redis.script("discard", [self._keys.generation(number)], [state.value]).decode()
         if status != "ok":
             raise Conflict(f"generation {number} of the {self._name} is {status}: roll back instead")
 
     def rollback(self, expected_current: int) -> Pointer:
         """See `Table.rollback`."""
         arguments = [expected_current, self._keys.generation_prefix]
-        status, *pointer = self._script("rollback", [self._keys.pointer], arguments)
+        status, *pointer = self._redis.script("rollback", [self._keys.pointer], arguments)
         if status == b"moved":
             raise Conflict(f"generation {expected_current} of the {self._name} is not the current one (any more)")
         if status != b"ok":
@@ -208,7 +200,7 @@ class RedisTable:
         """See `Table.collectable`."""
         numbers = self._numbers()
         commands = [("HMGET", self._keys.generation(n), "state", "sweep_due_at") for n in numbers]
-        *replies, time_reply = self._send([*commands, ("TIME",)])
+        *replies, time_reply = self._redis.send([*commands, ("TIME",)])
         now = _to_seconds(time_reply)
         in_use = {GenerationState.CURRENT, GenerationState.PREVIOUS, GenerationState.LOADING}
         return [
@@ -226,9 +218,9 @@ class RedisTable:
         sweep_after_s: float = SWEEP_AFTER_S,
     ) -> int:
         """See `Table.collect`."""
-        status, *record = self._script("begin_collection", [self._keys.generation(number)], [])
+        status, *record = self._redis.script("begin_collection", [self._keys.generation(number)], [])
         if status == b"gone":
-            self._send([("ZREM", self._keys.generations, number)])
+            self._redis.send([("ZREM", self._keys.generations, number)])
             return 0
         if status != b"ok":
             raise Conflict(f"generation {number} of the {self._name} is {status.decode()}: it cannot be collected")
@@ -238,9 +230,9 @@ class RedisTable:
             return 0
         removed = self._unlink_buckets(manifest, buckets_per_batch, pause_s)
         if due_at is None and sweep_after_s > 0:
-            self._send([("HSET", self._keys.generation(number), "sweep_due_at", now + sweep_after_s)])
+            self._redis.send([("HSET", self._keys.generation(number), "sweep_due_at", now + sweep_after_s)])
         else:
-            self._send(
+            self._redis.send(
                 [
                     ("UNLINK", self._keys.generation(number)),
                     ("ZREM", self._keys.generations, number),
@@ -251,28 +243,28 @@ class RedisTable:
 
     def pointer(self) -> Pointer:
         """See `Table.pointer`."""
-        return self._run(plan_pointer(self._keys))
+        return self._redis.follow(plan_pointer(self._keys))
 
     def activate(self, version: int, *, force: bool = False) -> bool:
         """See `Table.activate`."""
-        return bool(self._script("activate", [self._keys.pointer], [version, int(force)]))
+        return bool(self._redis.script("activate", [self._keys.pointer], [version, int(force)]))
 
     def label(self, name: str, version: int | None, *, share: float = 0.0) -> None:
         """See `Table.label`."""
         of_canary = "" if version is None or name != CANARY else repr(share)
-        self._script("label", [self._keys.pointer], [name, "" if version is None else version, of_canary])
+        self._redis.script("label", [self._keys.pointer], [name, "" if version is None else version, of_canary])
 
     def read(self, ids: Sequence[str]) -> list[Entry | None]:
         """See `Table.read`."""
-        return self._run(plan_read(self._keys, self._memory, ids))
+        return self._redis.follow(plan_read(self._keys, self._memory, ids))
 
     def read_generation(self, ids: Sequence[str], number: int) -> list[Entry | None]:
         """See `Table.read_generation`."""
-        return self._run(plan_read_generation(self._keys, self._memory, ids, number))
+        return self._redis.follow(plan_read_generation(self._keys, self._memory, ids, number))
 
     def read_block(self, ids: Sequence[str]) -> StoredRows | None:
         """See `Table.read_block`."""
-        return self._run(plan_read_block(self._keys, self._memory, ids))
+        return self._redis.follow(plan_read_block(self._keys, self._memory, ids))
 
     def part(self, name: str) -> RedisTable:
         """See `Table.part`."""
@@ -285,7 +277,7 @@ class RedisTable:
     def read_blocks(self, ids: Sequence[str], parts: Sequence[str]) -> list[StoredRows | None]:
         """See `Table.read_blocks`."""
         tables = [self, *(self.part(name) for name in parts)]
-        return self._run(together([plan_read_block(table._keys, table._memory, ids) for table in tables]))
+        return self._redis.follow(together([plan_read_block(table._keys, table._memory, ids) for table in tables]))
 
     def upsert(
         self,
@@ -310,7 +302,7 @@ class RedisTable:
 
     def read_for_change(self, ids: Sequence[str]) -> ChangeableRows | None:
         """See `Table.read_for_change`."""
-        return self._run(plan_read_for_change(self._keys, self._memory, ids))
+        return self._redis.follow(plan_read_for_change(self._keys, self._memory, ids))
 
     def replace(
         self,
@@ -331,7 +323,7 @@ class RedisTable:
         done: list[int] = []
         for start in range(0, len(keys), _IDS_PER_UPSERT):
             part, its_pairs = keys[start : start + _IDS_PER_UPSERT], pairs[2 * start : 2 * (start + _IDS_PER_UPSERT)]
-            done += self._script("replace", [self._keys.schemas, *part], [*head, *its_pairs])
+            done += self._redis.script("replace", [self._keys.schemas, *part], [*head, *its_pairs])
         return [bool(one) for one in done]
 
     def outdate(self, ids: Sequence[str], *, changed_at: npt.NDArray[np.float64], keep_s: float) -> None:
@@ -340,7 +332,7 @@ class RedisTable:
         keys = [self._keys.overlay(stored_id(entity_id)) for entity_id in ids]
         for start in range(0, len(keys), _IDS_PER_UPSERT):
             part = slice(start, start + _IDS_PER_UPSERT)
-            self._script("outdate", keys[part], [_to_milliseconds(keep_s), *as_of[part]])
+            self._redis.script("outdate", keys[part], [_to_milliseconds(keep_s), *as_of[part]])
 
     def _upsert(
         self, keys: Sequence[bytes], entries: Sequence[bytes], schema: tuple[TensorSpec, ...], keep_s: float
@@ -348,10 +340,10 @@ class RedisTable:
         head = [_to_milliseconds(keep_s), schema_digest(schema), schema_text(schema)]
         for start in range(0, len(keys), _IDS_PER_UPSERT):
             part = slice(start, start + _IDS_PER_UPSERT)
-            self._script_again("upsert", [self._keys.schemas, *keys[part]], [*head, *entries[part]])
+            self._redis.script_again("upsert", [self._keys.schemas, *keys[part]], [*head, *entries[part]])
 
     def _numbers(self) -> list[int]:
-        return [int(number) for number in self._send([("ZRANGE", self._keys.generations, 0, -1)])[0]]
+        return [int(number) for number in self._redis.send([("ZRANGE", self._keys.generations, 0, -1)])[0]]
 
     def _bucket_keys(self, manifest: Manifest, per_batch: int) -> Iterator[list[str]]:
         prefix = self._keys.bucket_prefix(manifest.number)
@@ -363,51 +355,8 @@ class RedisTable:
         for index, keys in enumerate(self._bucket_keys(manifest, per_batch)):
             if index:
                 time.sleep(pause_s)
-            removed += self._send([("UNLINK", *keys)])[0]
+            removed += self._redis.send([("UNLINK", *keys)])[0]
         return removed
-
-    def _run(self, plan: Plan[T]) -> T:
-        try:
-            commands = next(plan)
-            while True:
-                commands = plan.send(self._look_up(commands))
-        except StopIteration as done:
-            outcome: T = done.value
-            return outcome
-
-    def _look_up(self, commands: Sequence[Command]) -> list[Any]:
-        """Return the replies of one pipeline that only reads."""
-        try:
-            return self._pipe.send(commands)
-        except redis.ConnectionError:
-            # a connection that lay idle while Redis was restarted; redis-py tries anew, for a while
-            return self._send(commands)
-        except redis.RedisError as error:
-            raise store_error(f"the {self._name}", error) from error
-
-    def _send(self, commands: Sequence[Command], *, atomic: bool = False) -> list[Any]:
-        """Return the replies of one pipeline; `atomic` makes it a transaction."""
-        with self._translated_errors(), self._client.pipeline(transaction=atomic) as pipe:
-            for command in commands:
-                pipe.execute_command(*command)
-            replies: list[Any] = pipe.execute()
-            return replies
-
-    def _script_again(self, name: str, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
-        """Run a script that Redis probably holds, and that may run twice."""
-        try:
-            return self._pipe.send([("EVALSHA", self._scripts[name].sha, len(keys), *keys, *arguments)])[0]
-        except (redis.ConnectionError, redis.ResponseError):
-            return self._script(name, keys, arguments)
-        except redis.RedisError as error:
-            raise store_error(f"the {self._name}", error) from error
-
-    def _script(self, name: str, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
-        with self._translated_errors():
-            return self._scripts[name](keys=keys, args=arguments)
-
-    def _translated_errors(self) -> AbstractContextManager[None]:
-        return outage_is_an_error(f"the {self._name}")
 
 
 def _to_seconds(time_reply: Sequence[Any]) -> float:
