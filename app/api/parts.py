@@ -34,7 +34,7 @@ from inference.serving.attendance import GONE_AFTER_S, follow_attendance, keep_b
 from inference.serving.deadlines import RedisClock
 from inference.serving.job_queue import Enqueue, JobQueue
 from inference.serving.lookups import TableReader
-from inference.serving.model_path import Submit
+from inference.serving.worker_client import Submit
 from inference.settings import Settings
 from inference.store import AsyncPipe, Manifest, RedisTable
 from tasks.dispatch import open_dispatcher

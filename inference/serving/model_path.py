@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from cachetools import TTLCache
 
 from inference.clock import Clock
 from inference.errors import (
-    BrokerUnavailable,
-    DeadlineExceeded,
     ForecacheError,
-    Overloaded,
     StoreUnavailable,
     UnknownEntity,
-    WorkersUnavailable,
 )
 from inference.outcomes import Outcome
 from inference.protocols.tensors import joined, pack, rows_between
@@ -33,12 +28,13 @@ from inference.serving.answers import (
     outputs_from_result,
     replies_from_result,
 )
-from inference.serving.breaker import Breaker, BreakerState
-from inference.serving.coalescer import MAX_WAITING_BATCHES, Coalescer
+from inference.serving.breaker import BreakerState
+from inference.serving.coalescer import Coalescer
 from inference.serving.freshness import Freshness, FreshnessRules, hit_outcome, source_of
 from inference.serving.ladder import may_serve_previous, step_down
 from inference.serving.lookups import Found, LookUp, SharedLookups, TableReader
 from inference.serving.revalidation import Revalidation
+from inference.serving.worker_client import Submit, WorkerClient
 from inference.settings import ModelSettings
 from inference.store import Entry
 
@@ -57,20 +53,6 @@ MAX_UNKNOWN = 10_000
 _FRESH = Freshness.FRESH
 
 
-class Submit(Protocol):
-    """Has a worker do a task and brings its result."""
-
-    async def __call__(
-        self, task: str, kwargs: Mapping[str, Any], *, deadline: float, timeout_s: float
-    ) -> dict[str, Any]:
-        """Return the task's result. `deadline`: epoch seconds in Redis time, told to the worker.
-
-        Raises:
-            DeadlineExceeded: no result within `timeout_s`.
-            BrokerUnavailable: the task could not be handed over.
-        """
-
-
 class ModelPath:
     """Serves one model in one event loop."""
 
@@ -80,23 +62,20 @@ class ModelPath:
         self._rules = FreshnessRules.of(model)
         self._reader = reader
         self._lookups = SharedLookups(reader)
-        self._submit = submit
+        self._workers = WorkerClient(name, model.realtime, submit, clock)
         self._clock = clock
         self._coalescer = Coalescer(
             self._compute, max_in_flight=model.realtime.max_in_flight, max_rows=model.realtime.max_micro_batch
         )
-        self._breaker = Breaker(name, lambda: asyncio.get_running_loop().time())
         self._revalidation = Revalidation(self._compute_behind)
         # ids that nobody knows; a client that asks for one again and again must not cost a task each time
         self._unknown: TTLCache[str, UnknownEntity] = TTLCache(
             MAX_UNKNOWN, model.realtime.unknown_ttl, timer=lambda: asyncio.get_running_loop().time()
         )
-        self._apart = asyncio.Semaphore(model.realtime.max_in_flight)
-        self._waiting_apart = 0
 
     def workers_heard(self, present: bool) -> None:
         """Note whether any worker that could compute is alive."""
-        self._breaker.heard(present)
+        self._workers.heard(present)
 
     def forget_unknown(self, entity_ids: Sequence[str]) -> None:
         """Forget that nobody knew these ids."""
@@ -106,7 +85,7 @@ class ModelPath:
     @property
     def breaker_state(self) -> BreakerState:
         """Whether this process asks the model's workers."""
-        return self._breaker.state
+        return self._workers.breaker_state
 
     def budget_s(self, timeout_s: float | None) -> float:
         """Return a request's budget: its own, else the model's."""
@@ -155,12 +134,12 @@ class ModelPath:
     ) -> list[Answer | ForecacheError]:
         """Compute ids with some features replaced: neither shared with other requests nor kept."""
         more = {"overrides": dict(overrides)}
-        replies = await self._submit_parts(PREDICT_ENTITIES, "entity_ids", entity_ids, until, more)
+        replies = await self._workers.ask_rows_apart(PREDICT_ENTITIES, "entity_ids", entity_ids, until, more)
         return [self._conclude(*pair) for pair in zip(entity_ids, replies, strict=True)]
 
     async def compute_instances(self, instances: Sequence[Any], until: float) -> list[Answer | ForecacheError]:
         """Compute rows of features that the request brought along; nothing is kept."""
-        replies = await self._submit_parts(PREDICT_INSTANCES, "instances", instances, until, {})
+        replies = await self._workers.ask_rows_apart(PREDICT_INSTANCES, "instances", instances, until, {})
         return [self._conclude(None, reply) for reply in replies]
 
     async def compute_tensors(self, inputs: Block, until: float, *, version: int | None) -> Outputs:
@@ -184,9 +163,8 @@ class ModelPath:
         Raises:
             ForecacheError: it was not told, or not in time.
         """
-        async with self._turn_apart(until):
-            kwargs = {"entity_ids": [entity_id], "predict": False}
-            return explanation_from_result(await self._ask(PREDICT_EXPLAINED, kwargs, until))
+        kwargs = {"entity_ids": [entity_id], "predict": False}
+        return explanation_from_result(await self._workers.ask_apart(PREDICT_EXPLAINED, kwargs, until))
 
     async def compute_explained(self, entity_id: str, until: float) -> tuple[Answer, dict[str, Any] | None]:
         """Compute an entity and keep the answer; return it with what its features were.
@@ -194,8 +172,8 @@ class ModelPath:
         Raises:
             ForecacheError: it was not computed, or not in time; nothing takes the place of an answer.
         """
-        async with self._turn_apart(until):
-            result = await self._ask(PREDICT_EXPLAINED, {"entity_ids": [entity_id], "predict": True}, until)
+        kwargs = {"entity_ids": [entity_id], "predict": True}
+        result = await self._workers.ask_apart(PREDICT_EXPLAINED, kwargs, until)
         [reply] = replies_from_result(result, 1)
         if not isinstance(reply, Computed):
             raise reply
@@ -266,44 +244,8 @@ class ModelPath:
 
     async def _compute(self, entity_ids: list[str], until: float) -> list[Reply]:
         """Compute one micro-batch of the coalescer."""
-        return await self._submit_part(PREDICT_ENTITIES, {"entity_ids": entity_ids}, len(entity_ids), until)
-
-    async def _submit_parts(
-        self, task: str, argument: str, rows: Sequence[Any], until: float, more: Mapping[str, Any]
-    ) -> list[Reply]:
-        size = self._realtime.max_micro_batch
-        parts = [rows[start : start + size] for start in range(0, len(rows), size)]
-        replies = await asyncio.gather(
-            *(self._submit_apart(task, {argument: list(part), **more}, len(part), until) for part in parts)
-        )
-        return [reply for part in replies for reply in part]
-
-    async def _submit_apart(self, task: str, kwargs: dict[str, Any], rows: int, until: float) -> list[Reply]:
-        """Submit one part when there is room for it; a part that fails is an error for each of its rows."""
-        try:
-            async with self._turn_apart(until):
-                return await self._submit_part(task, kwargs, rows, until)
-        except ForecacheError as error:
-            return [error] * rows
-
-    @asynccontextmanager
-    async def _turn_apart(self, until: float) -> AsyncIterator[None]:
-        """Wait for room among the few tasks of requests that share nothing, and hold it, until `until` at most.
-
-        Raises:
-            Overloaded: too many wait already.
-            DeadlineExceeded: the time is up.
-        """
-        if self._waiting_apart >= MAX_WAITING_BATCHES:
-            raise Overloaded("too many requests of their own wait already")
-        self._waiting_apart += 1
-        try:
-            async with asyncio.timeout_at(until), self._apart:
-                yield
-        except TimeoutError as error:
-            raise DeadlineExceeded("the prediction was not computed in time") from error
-        finally:
-            self._waiting_apart -= 1
+        result = await self._workers.ask(PREDICT_ENTITIES, {"entity_ids": entity_ids}, until)
+        return replies_from_result(result, len(entity_ids))
 
     async def _ask_tensors(self, parts: Sequence[Block], version: int | None, until: float) -> list[Outputs]:
         asked = [asyncio.create_task(self._ask_part(part, version, until)) for part in parts]
@@ -314,36 +256,8 @@ class ModelPath:
                 one.cancel()  # the answer needs all of them
 
     async def _ask_part(self, part: Block, version: int | None, until: float) -> Outputs:
-        async with self._turn_apart(until):
-            return outputs_from_result(
-                await self._ask(PREDICT_TENSORS, {"inputs": pack(part), "version": version}, until)
-            )
-
-    async def _submit_part(self, task: str, kwargs: dict[str, Any], rows: int, until: float) -> list[Reply]:
-        return replies_from_result(await self._ask(task, kwargs, until), rows)
-
-    async def _ask(self, task: str, kwargs: dict[str, Any], until: float) -> dict[str, Any]:
-        timeout_s = until - asyncio.get_running_loop().time()
-        if timeout_s <= 0:
-            raise DeadlineExceeded("the prediction was not computed in time")
-        rest_s = self._breaker.rest_s(timeout_s)
-        if rest_s > 0:
-            raise WorkersUnavailable(f"no worker answers for model {self.name!r}", retry_after_s=rest_s)
-        self._breaker.asked()
-        try:
-            result = await self._submit(
-                task, {"model": self.name, **kwargs}, deadline=self._clock() + timeout_s, timeout_s=timeout_s
-            )
-        except (DeadlineExceeded, BrokerUnavailable):
-            self._breaker.missed(timeout_s)
-            raise
-        except asyncio.CancelledError:
-            # the callers' own clock may strike a moment before that of `submit`
-            if asyncio.get_running_loop().time() >= until:
-                self._breaker.missed(timeout_s)
-            raise
-        self._breaker.answered()
-        return result
+        kwargs = {"inputs": pack(part), "version": version}
+        return outputs_from_result(await self._workers.ask_apart(PREDICT_TENSORS, kwargs, until))
 
     def _conclude(
         self, entity_id: str | None, reply: Reply, stale: Entry | None = None, previous: Entry | None = None

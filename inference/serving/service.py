@@ -12,7 +12,8 @@ from inference.outcomes import Outcome
 from inference.schema import Block, rows_in
 from inference.serving.answers import Answer, Outputs
 from inference.serving.lookups import LookUp, TableReader
-from inference.serving.model_path import ModelPath, Submit
+from inference.serving.model_path import ModelPath
+from inference.serving.worker_client import Submit
 from inference.settings import Settings
 
 
