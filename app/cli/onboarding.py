@@ -21,7 +21,8 @@ from inference.features.contract import CONTRACT_FILE, find_contract
 from inference.models import Inspect, VersionRecord, find_versions, inspect_in_subprocess
 from inference.onboarding import Guess, Match, Proposal, Table, Target, Trial, TrialRequest, WidthMismatch
 from inference.settings import ModelSettings, Settings, load_settings, settings_file
-from inference.settings.model import MODEL_NAME, parse_schedule
+from inference.settings.deployment import MODEL_NAME
+from inference.settings.model import parse_schedule
 from inference.sources import Source, open_source
 
 _LABEL_WIDTH = len("event_time_column:")

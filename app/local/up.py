@@ -24,7 +24,7 @@ from inference.models.formats import Format, require_model_file
 from inference.models.versions import find_versions, wanted_versions
 from inference.settings import Settings
 from inference.settings.addresses import require_allowed
-from inference.settings.model import NO_MODEL
+from inference.settings.deployment import NO_MODEL
 
 #: kind → (module it cannot do without, the extra that brings it)
 _NEEDS = {"dashboard": ("flower", "dashboard")}

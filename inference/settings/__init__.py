@@ -1,5 +1,6 @@
 """Settings: `forecache.toml` and `FORECACHE_<SECTION>__<KEY>`, checked as a whole, misspellings named."""
 
+from inference.settings.deployment import Settings
 from inference.settings.fallbacks import FallbackSettings, FunctionFallback, SqlFallback
 from inference.settings.fields import parse_duration
 from inference.settings.loading import find_embedded_redis, load_settings, read_toml, settings_file
@@ -7,17 +8,18 @@ from inference.settings.model import (
     BATCH_QUEUE,
     MAINTENANCE_QUEUE,
     REALTIME_QUEUE,
+    BatchSettings,
+    ModelSettings,
+    RealtimeSettings,
+)
+from inference.settings.processes import (
     ApiKey,
     ApiSettings,
-    BatchSettings,
     CelerySettings,
     DashboardSettings,
     LogSettings,
-    ModelSettings,
-    RealtimeSettings,
     RedisSettings,
     Scope,
-    Settings,
     WorkerSettings,
 )
 

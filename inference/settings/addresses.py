@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 from inference.errors import SettingsError
-from inference.settings.model import ApiSettings
+from inference.settings.processes import ApiSettings
 
 
 def require_allowed(api: ApiSettings) -> None:

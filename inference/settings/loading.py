@@ -14,8 +14,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from inference.errors import SettingsError
+from inference.settings.deployment import Settings
 from inference.settings.fallbacks import FALLBACK_KINDS
-from inference.settings.model import Settings
 
 ENV_PREFIX = "FORECACHE_"
 ENV_CONFIG = "FORECACHE_CONFIG"

@@ -1,40 +1,25 @@
-"""The settings as typed, frozen values; see `docs/settings.md` for the same list in prose."""
+"""What the settings say of one model: its runs, its answers on demand, and what both need."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qs, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from croniter import croniter
-from pydantic import (
-    BeforeValidator,
-    Field,
-    PrivateAttr,
-    SecretStr,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from inference.errors import UnknownModel
 from inference.settings.fallbacks import FallbackSettings
 from inference.settings.fields import Duration, Section, is_duration
 from inference.settings.parity import ParitySettings
 
-_RATE = re.compile(r"^[1-9][0-9]*/(second|minute|hour|day)$")
-_CERT_REQS = ("required", "optional", "none")
 #: of a name on the broker; a worker is called after it, where a number would be taken for its own
 QUEUE_NAME = re.compile(r"^[a-z][a-z0-9_-]{0,63}$")
 BATCH_QUEUE = "batch"
 #: the queue of requests, unless a model has its own
 REALTIME_QUEUE = "realtime"
 MAINTENANCE_QUEUE = "maintenance"
-NO_MODEL = "no model is configured: `forecache init` writes a forecache.toml, or add a [models.NAME] section to it"
-MODEL_NAME = re.compile(r"^[a-z0-9_-]{1,64}$")
 
 
 def parse_schedule(value: Any) -> str:
@@ -59,124 +44,6 @@ def _parse_poll(value: Any) -> Any:
 
 
 Schedule = Annotated[str, BeforeValidator(parse_schedule)]
-Port = Annotated[int, Field(ge=1, le=65535)]
-
-
-def _check_redis_url(value: SecretStr | None) -> SecretStr | None:
-    if value is None:
-        return None
-    if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("a Redis URL starts with redis://, rediss:// or unix://")
-    try:
-        parts = urlsplit(value.get_secret_value())
-        _ = parts.port
-    except ValueError:  # its text quotes what may be the password
-        raise ValueError("its port is no number: special characters of a password are %-encoded") from None
-    if parts.scheme == "rediss" and parse_qs(parts.query).get("ssl_cert_reqs", [""])[-1] not in _CERT_REQS:
-        # Celery insists on one, and calls them CERT_REQUIRED too, which redis-py refuses
-        raise ValueError("a rediss:// URL must end in ?ssl_cert_reqs=required (or optional, or none)")
-    return value
-
-
-class RedisSettings(Section):
-    """Where Redis is. URLs hold passwords, so they print as stars."""
-
-    url: SecretStr | None = None
-    cache_url: SecretStr | None = None
-    prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,32}$")] = "forecache"
-
-    _check_urls = field_validator("url", "cache_url")(_check_redis_url)
-
-
-class CelerySettings(Section):
-    """The broker, when it is not `redis.url`."""
-
-    broker_url: SecretStr | None = None
-
-
-class Scope(StrEnum):
-    """What a key of the API allows."""
-
-    #: predictions, hit rates, runs and models, as they are
-    READ = "read"
-    #: jobs: enqueue and cancel them
-    ENQUEUE = "enqueue"
-    #: features of single entities: store them
-    WRITE = "write"
-    #: all the rest: start, cancel, resume and publish runs, roll back
-    ADMIN = "admin"
-
-
-class ApiKey(Section):
-    """One client's key, of which only the hash is kept (`forecache keys new` makes both).
-
-    `rate`: at most so many requests, such as "600/minute", of one API process; None for no limit.
-    """
-
-    hash: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
-    scopes: Annotated[list[Scope], Field(min_length=1)] = [Scope.READ]
-    rate: str | None = None
-
-    @field_validator("rate")
-    @classmethod
-    def _legal_rate(cls, value: str | None) -> str | None:
-        if value is not None and not _RATE.match(value):
-            raise ValueError(f"{value!r} is no rate: write a number and second, minute, hour or day, as in 600/minute")
-        return value
-
-
-class ApiSettings(Section):
-    """The HTTP service. Without `keys` it listens where other machines can reach it only if `allow_remote` is set.
-
-    `processes`: how many serve the port; one uses one core.
-    `keys`: by the name of whom they are for; with any, every request but those to /health needs one.
-    `client_key`: the key that `forecache predict` and `enqueue` show.
-    """
-
-    host: str = "127.0.0.1"
-    port: Port = 8000
-    processes: Annotated[int, Field(ge=1)] = 1
-    allow_remote: bool = False
-    keys: dict[str, ApiKey] = {}
-    client_key: SecretStr | None = None
-
-
-class DashboardSettings(Section):
-    """Flower. Without a password one is generated on first start and kept in `.forecache/`.
-
-    `url_prefix`: where a proxy shows it, such as "flower". `read_only`: nothing can be started or stopped there.
-    `open_metrics`: Flower's own `/metrics` asks for no password.
-    """
-
-    host: str = "127.0.0.1"
-    port: Port = 5555
-    username: str = "forecache"
-    password: SecretStr | None = None
-    url_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]*$")] = ""
-    read_only: bool = False
-    open_metrics: bool = False
-
-
-class WorkerSettings(Section):
-    """What `forecache up` starts, and how workers share GPUs.
-
-    `gpus`: "auto" (all that are visible), "none", or GPU indexes. `gpu_memory_share`: the fraction of a
-    GPU's memory that one process may take; None lets libraries take what they need as they need it. `keras_backend`:
-    what Keras computes by; None for what `KERAS_BACKEND` says, else the first that is installed.
-    """
-
-    gpus: Literal["auto", "none"] | list[int] = "auto"
-    batch_processes: Annotated[int, Field(ge=1, le=64)] = 1
-    realtime_processes: Annotated[int, Field(ge=1, le=64)] = 1
-    gpu_memory_share: Annotated[float, Field(gt=0, le=1)] | None = None
-    keras_backend: Literal["tensorflow", "torch", "jax"] | None = None
-
-
-class LogSettings(Section):
-    """How every process logs. `format`: "console" for people, "json" for machines: an object on each line."""
-
-    format: Literal["console", "json"] = "console"
-    level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 class SparkSettings(Section):
@@ -301,95 +168,3 @@ class ModelSettings(Section):
             if names.count(name) > 1:
                 raise ValueError(f"two fallbacks are called {name!r}: give each a name of its own")
         return value
-
-
-class Settings(Section):
-    """Everything that one deployment is told. Built by `load_settings`; tests may build it directly."""
-
-    redis: RedisSettings = RedisSettings()
-    celery: CelerySettings = CelerySettings()
-    api: ApiSettings = ApiSettings()
-    dashboard: DashboardSettings = DashboardSettings()
-    workers: WorkerSettings = WorkerSettings()
-    logs: LogSettings = LogSettings()
-    models: dict[str, ModelSettings] = {}
-
-    #: folder that relative paths start from: that of forecache.toml, else the working directory
-    _root: Path = PrivateAttr(default_factory=Path.cwd)
-
-    @field_validator("models")
-    @classmethod
-    def _legal_names(cls, value: dict[str, ModelSettings]) -> dict[str, ModelSettings]:
-        for name in value:
-            if not MODEL_NAME.match(name):
-                raise ValueError(f"model name {name!r} must be 1 to 64 of a-z, 0-9, _ and -")
-        return value
-
-    @property
-    def root(self) -> Path:
-        """Folder that relative paths in the settings start from."""
-        return self._root
-
-    @property
-    def state_dir(self) -> Path:
-        """Folder `.forecache` for what this deployment keeps on this machine."""
-        return self._root / ".forecache"
-
-    @property
-    def redis_url(self) -> str:
-        """URL of the Redis for results, and of the broker unless it has its own; holds the password."""
-        return self.redis.url.get_secret_value() if self.redis.url else "redis://127.0.0.1:6379/0"
-
-    @property
-    def cache_url(self) -> str:
-        """URL of the Redis for predictions and features; holds the password."""
-        return self.redis.cache_url.get_secret_value() if self.redis.cache_url else "redis://127.0.0.1:6379/1"
-
-    @property
-    def broker_url(self) -> str:
-        """URL of the broker; holds the password."""
-        return self.celery.broker_url.get_secret_value() if self.celery.broker_url else self.redis_url
-
-    def model(self, name: str | None = None) -> tuple[str, ModelSettings]:
-        """Return (name, settings) of a model; None means the only one configured.
-
-        Raises:
-            UnknownModel: no model of that name, or several and none was named.
-        """
-        known = ", ".join(sorted(self.models))
-        if not self.models:
-            raise UnknownModel(NO_MODEL, field="model")
-        if name is None:
-            if len(self.models) != 1:
-                raise UnknownModel(f"name the model: {len(self.models)} are configured ({known})", field="model")
-            name = next(iter(self.models))
-        if name not in self.models:
-            raise UnknownModel(f"no model {name!r} is configured; known: {known}", field="model")
-        return name, self.models[name]
-
-    @property
-    def realtime_queues(self) -> tuple[str, ...]:
-        """The queues of requests, each once: every model's, in the order of the models."""
-        queues = dict.fromkeys(model.realtime.queue for model in self.models.values())
-        return tuple(queues) or (REALTIME_QUEUE,)
-
-    @property
-    def queues(self) -> tuple[str, ...]:
-        """All queues that workers of this deployment serve, as `-Q` and routes call them."""
-        return (BATCH_QUEUE, *self.realtime_queues, MAINTENANCE_QUEUE)
-
-    def models_of(self, queues: Iterable[str]) -> list[str]:
-        """Return the models whose requests wait in one of these queues."""
-        wanted = set(queues)
-        return [name for name, model in self.models.items() if model.realtime.queue in wanted]
-
-    def realtime_queue(self, model: str | None) -> str:
-        """Return where a model's requests wait; that of all the others when there is no such model, or none named."""
-        if model is None and len(self.models) == 1:
-            model = next(iter(self.models))
-        named = self.models.get(model) if model is not None else None
-        return named.realtime.queue if named else REALTIME_QUEUE
-
-    def path(self, path: str | Path) -> Path:
-        """Return a path of the settings as an absolute one."""
-        return (self._root / Path(path).expanduser()).absolute()

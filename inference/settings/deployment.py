@@ -1,0 +1,116 @@
+"""The settings as typed, frozen values; see `docs/settings.md` for the same list in prose."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import PrivateAttr, field_validator
+
+from inference.errors import UnknownModel
+from inference.settings.fields import Section
+from inference.settings.model import BATCH_QUEUE, MAINTENANCE_QUEUE, REALTIME_QUEUE, ModelSettings
+from inference.settings.processes import (
+    ApiSettings,
+    CelerySettings,
+    DashboardSettings,
+    LogSettings,
+    RedisSettings,
+    WorkerSettings,
+)
+
+NO_MODEL = "no model is configured: `forecache init` writes a forecache.toml, or add a [models.NAME] section to it"
+MODEL_NAME = re.compile(r"^[a-z0-9_-]{1,64}$")
+
+
+class Settings(Section):
+    """Everything that one deployment is told. Built by `load_settings`; tests may build it directly."""
+
+    redis: RedisSettings = RedisSettings()
+    celery: CelerySettings = CelerySettings()
+    api: ApiSettings = ApiSettings()
+    dashboard: DashboardSettings = DashboardSettings()
+    workers: WorkerSettings = WorkerSettings()
+    logs: LogSettings = LogSettings()
+    models: dict[str, ModelSettings] = {}
+
+    #: folder that relative paths start from: that of forecache.toml, else the working directory
+    _root: Path = PrivateAttr(default_factory=Path.cwd)
+
+    @field_validator("models")
+    @classmethod
+    def _legal_names(cls, value: dict[str, ModelSettings]) -> dict[str, ModelSettings]:
+        for name in value:
+            if not MODEL_NAME.match(name):
+                raise ValueError(f"model name {name!r} must be 1 to 64 of a-z, 0-9, _ and -")
+        return value
+
+    @property
+    def root(self) -> Path:
+        """Folder that relative paths in the settings start from."""
+        return self._root
+
+    @property
+    def state_dir(self) -> Path:
+        """Folder `.forecache` for what this deployment keeps on this machine."""
+        return self._root / ".forecache"
+
+    @property
+    def redis_url(self) -> str:
+        """URL of the Redis for results, and of the broker unless it has its own; holds the password."""
+        return self.redis.url.get_secret_value() if self.redis.url else "redis://127.0.0.1:6379/0"
+
+    @property
+    def cache_url(self) -> str:
+        """URL of the Redis for predictions and features; holds the password."""
+        return self.redis.cache_url.get_secret_value() if self.redis.cache_url else "redis://127.0.0.1:6379/1"
+
+    @property
+    def broker_url(self) -> str:
+        """URL of the broker; holds the password."""
+        return self.celery.broker_url.get_secret_value() if self.celery.broker_url else self.redis_url
+
+    def model(self, name: str | None = None) -> tuple[str, ModelSettings]:
+        """Return (name, settings) of a model; None means the only one configured.
+
+        Raises:
+            UnknownModel: no model of that name, or several and none was named.
+        """
+        known = ", ".join(sorted(self.models))
+        if not self.models:
+            raise UnknownModel(NO_MODEL, field="model")
+        if name is None:
+            if len(self.models) != 1:
+                raise UnknownModel(f"name the model: {len(self.models)} are configured ({known})", field="model")
+            name = next(iter(self.models))
+        if name not in self.models:
+            raise UnknownModel(f"no model {name!r} is configured; known: {known}", field="model")
+        return name, self.models[name]
+
+    @property
+    def realtime_queues(self) -> tuple[str, ...]:
+        """The queues of requests, each once: every model's, in the order of the models."""
+        queues = dict.fromkeys(model.realtime.queue for model in self.models.values())
+        return tuple(queues) or (REALTIME_QUEUE,)
+
+    @property
+    def queues(self) -> tuple[str, ...]:
+        """All queues that workers of this deployment serve, as `-Q` and routes call them."""
+        return (BATCH_QUEUE, *self.realtime_queues, MAINTENANCE_QUEUE)
+
+    def models_of(self, queues: Iterable[str]) -> list[str]:
+        """Return the models whose requests wait in one of these queues."""
+        wanted = set(queues)
+        return [name for name, model in self.models.items() if model.realtime.queue in wanted]
+
+    def realtime_queue(self, model: str | None) -> str:
+        """Return where a model's requests wait; that of all the others when there is no such model, or none named."""
+        if model is None and len(self.models) == 1:
+            model = next(iter(self.models))
+        named = self.models.get(model) if model is not None else None
+        return named.realtime.queue if named else REALTIME_QUEUE
+
+    def path(self, path: str | Path) -> Path:
+        """Return a path of the settings as an absolute one."""
+        return (self._root / Path(path).expanduser()).absolute()

@@ -1,0 +1,134 @@
+"""What the settings say of Redis, the broker, and the processes of a deployment."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from typing import Annotated, Literal
+from urllib.parse import parse_qs, urlsplit
+
+from pydantic import Field, SecretStr, field_validator
+
+from inference.settings.fields import Section
+
+_RATE = re.compile(r"^[1-9][0-9]*/(second|minute|hour|day)$")
+_CERT_REQS = ("required", "optional", "none")
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+def _check_redis_url(value: SecretStr | None) -> SecretStr | None:
+    if value is None:
+        return None
+    if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("a Redis URL starts with redis://, rediss:// or unix://")
+    try:
+        parts = urlsplit(value.get_secret_value())
+        _ = parts.port
+    except ValueError:  # its text quotes what may be the password
+        raise ValueError("its port is no number: special characters of a password are %-encoded") from None
+    if parts.scheme == "rediss" and parse_qs(parts.query).get("ssl_cert_reqs", [""])[-1] not in _CERT_REQS:
+        # Celery insists on one, and calls them CERT_REQUIRED too, which redis-py refuses
+        raise ValueError("a rediss:// URL must end in ?ssl_cert_reqs=required (or optional, or none)")
+    return value
+
+
+class RedisSettings(Section):
+    """Where Redis is. URLs hold passwords, so they print as stars."""
+
+    url: SecretStr | None = None
+    cache_url: SecretStr | None = None
+    prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,32}$")] = "forecache"
+
+    _check_urls = field_validator("url", "cache_url")(_check_redis_url)
+
+
+class CelerySettings(Section):
+    """The broker, when it is not `redis.url`."""
+
+    broker_url: SecretStr | None = None
+
+
+class Scope(StrEnum):
+    """What a key of the API allows."""
+
+    #: predictions, hit rates, runs and models, as they are
+    READ = "read"
+    #: jobs: enqueue and cancel them
+    ENQUEUE = "enqueue"
+    #: features of single entities: store them
+    WRITE = "write"
+    #: all the rest: start, cancel, resume and publish runs, roll back
+    ADMIN = "admin"
+
+
+class ApiKey(Section):
+    """One client's key, of which only the hash is kept (`forecache keys new` makes both).
+
+    `rate`: at most so many requests, such as "600/minute", of one API process; None for no limit.
+    """
+
+    hash: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    scopes: Annotated[list[Scope], Field(min_length=1)] = [Scope.READ]
+    rate: str | None = None
+
+    @field_validator("rate")
+    @classmethod
+    def _legal_rate(cls, value: str | None) -> str | None:
+        if value is not None and not _RATE.match(value):
+            raise ValueError(f"{value!r} is no rate: write a number and second, minute, hour or day, as in 600/minute")
+        return value
+
+
+class ApiSettings(Section):
+    """The HTTP service. Without `keys` it listens where other machines can reach it only if `allow_remote` is set.
+
+    `processes`: how many serve the port; one uses one core.
+    `keys`: by the name of whom they are for; with any, every request but those to /health needs one.
+    `client_key`: the key that `forecache predict` and `enqueue` show.
+    """
+
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    processes: Annotated[int, Field(ge=1)] = 1
+    allow_remote: bool = False
+    keys: dict[str, ApiKey] = {}
+    client_key: SecretStr | None = None
+
+
+class DashboardSettings(Section):
+    """Flower. Without a password one is generated on first start and kept in `.forecache/`.
+
+    `url_prefix`: where a proxy shows it, such as "flower". `read_only`: nothing can be started or stopped there.
+    `open_metrics`: Flower's own `/metrics` asks for no password.
+    """
+
+    host: str = "127.0.0.1"
+    port: Port = 5555
+    username: str = "forecache"
+    password: SecretStr | None = None
+    url_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]*$")] = ""
+    read_only: bool = False
+    open_metrics: bool = False
+
+
+class WorkerSettings(Section):
+    """What `forecache up` starts, and how workers share GPUs.
+
+    `gpus`: "auto" (all that are visible), "none", or GPU indexes. `gpu_memory_share`: the fraction of a
+    GPU's memory that one process may take; None lets libraries take what they need as they need it. `keras_backend`:
+    what Keras computes by; None for what `KERAS_BACKEND` says, else the first that is installed.
+    """
+
+    gpus: Literal["auto", "none"] | list[int] = "auto"
+    batch_processes: Annotated[int, Field(ge=1, le=64)] = 1
+    realtime_processes: Annotated[int, Field(ge=1, le=64)] = 1
+    gpu_memory_share: Annotated[float, Field(gt=0, le=1)] | None = None
+    keras_backend: Literal["tensorflow", "torch", "jax"] | None = None
+
+
+class LogSettings(Section):
+    """How every process logs. `format`: "console" for people, "json" for machines: an object on each line."""
+
+    format: Literal["console", "json"] = "console"
+    level: Literal["debug", "info", "warning", "error"] = "info"
