@@ -209,6 +209,17 @@ def test_the_previous_generation_is_served_again_by_a_button(desk: Desk) -> None
     assert desk.stack.services.predictions("delay").pointer().current == before.previous
 
 
+def test_labels_of_versions_are_shown_beside_the_one_that_answers(desk: Desk) -> None:
+    browser = desk.look("hit-rates?model=delay")
+    assert desk.stack.cli("models", "label", "stable", "1").returncode == 0
+    try:
+        wait_for(lambda: "stable: version 1" in browser.text("#hit-rates-tables"), "the label", 20)
+    finally:
+        assert desk.stack.cli("models", "unlabel", "stable").returncode == 0
+    wait_for(lambda: "stable" not in browser.text("#hit-rates-tables"), "the label to be gone", 20)
+    assert browser.complaints() == []
+
+
 def test_a_script_as_an_entity_id_is_shown_as_text(desk: Desk) -> None:
     folder = desk.stack.folder
     table = pd.read_parquet(folder / "flights.parquet")

@@ -18,6 +18,8 @@ from inference.hits import Point, Statistics
 from inference.presence import API_PROCESSES, Roster, WorkerBeat
 from inference.queues import QueueState
 from inference.settings import ModelSettings
+from inference.store import Pointer
+from inference.store.labels import Labels
 
 
 @dataclass
@@ -38,7 +40,7 @@ class Figures:
     """Counts by window, the same for every model."""
 
     counts: dict[int, dict[str, int]] = field(default_factory=dict)
-    pointer: Any = field(default_factory=lambda: SimpleNamespace(current=None, previous=None, active_version=None))
+    pointer: Pointer = field(default_factory=Pointer)
     history: list[Run] = field(default_factory=list)
     states: list[QueueState] = field(default_factory=list)
     broker_down: bool = False
@@ -110,9 +112,12 @@ def test_without_a_model_the_pages_are_empty_and_not_broken():
 
 
 def test_what_serves_is_told_with_the_coverage_of_the_run_that_wrote_it():
-    pointer = SimpleNamespace(current=7, previous=6, active_version=3)
+    labels = Labels({"stable": 3, "canary": 5}, 0.05)
+    pointer = Pointer(7, 6, 3, frozenset({4}), labels=labels)
     serving = hit_rates(Figures(pointer=pointer, history=[Run("r")]))["model"]["serving"]
     assert (serving["generation"], serving["previous_generation"], serving["active_version"]) == (7, 6, 3)
+    assert (serving["labels"], serving["canary_share"]) == ({"stable": 3, "canary": 5}, 0.05)
+    assert serving["held_versions"] == [4]
     assert (serving["coverage"], serving["coverage_detail"]) == (0.96, "96 of 96")
     assert serving["published_at"] == "2023-11-14T22:13:20.000Z"
     assert hit_rates(Figures(pointer=pointer))["model"]["serving"]["coverage"] is None

@@ -47,6 +47,11 @@ function servingFacts(serving) {
     serving.generation == null ? "no generation yet" : "generation " + serving.generation,
     serving.active_version == null ? "no active version" : "version " + serving.active_version,
   ];
+  for (const [label, version] of Object.entries(serving.labels)) {
+    const share = label === "canary" ? ` for ${percent(serving.canary_share)} of the entities` : "";
+    facts.push(`${label}: version ${version}${share}`);
+  }
+  if (serving.held_versions.length) facts.push("held back after a rollback: version " + serving.held_versions.join(", "));
   if (serving.previous_generation != null) facts.push("previous generation " + serving.previous_generation);
   if (serving.published_at) facts.push("published " + localTime(serving.published_at));
   return facts;
