@@ -82,7 +82,7 @@ def measure(source: Path, settings_file: Path) -> None:
     started = time.monotonic()
     opened = open_source(str(source))
     footers_s = time.monotonic() - started
-    chunks = ledger.write_plan("bench", plan_chunks(opened.files, **limits), files=opened.files)
+    chunks = ledger.plans.write("bench", plan_chunks(opened.files, **limits), files=opened.files)
     total_s = time.monotonic() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     figures = {

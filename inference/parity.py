@@ -101,7 +101,7 @@ class Parity:
         """Return some rows of a run's table, prepared as the run did."""
         ledger, mark = Ledger(self.client, self.keys), run.fingerprint
         number = random.randrange(run.chunks_total or 1)  # noqa: S311 - a sample
-        chunk = ledger.chunk(run.run_id, number)
+        chunk = ledger.plans.chunk(run.run_id, number)
         if chunk is None:
             return None
         keys = [mark["entity_column"], *([mark["event_time_column"]] if mark["event_time_column"] else [])]

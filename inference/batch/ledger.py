@@ -6,27 +6,23 @@ Leases are measured by Redis' clock inside the scripts, so hosts' clocks do not 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import orjson
 import redis
 
 from inference.batch.drift import Histogram
 from inference.batch.leases import ModelLock
-from inference.batch.plan import Chunk
+from inference.batch.outages import redis_outage_is_an_error
+from inference.batch.plans import Plans
 from inference.batch.records import RunRecord, RunState
 from inference.errors import Conflict, NotFound, StoreFull
 from inference.keys import Keys
 from inference.logs import get_logger
 from inference.release import DATA_FORMAT
-from inference.sources import SourceFile
-from inference.store.outages import outage_is_an_error
 
 log = get_logger(__name__)
 
@@ -40,15 +36,6 @@ MAX_ATTEMPTS = 5
 KEEP_RUNS, KEEP_SLOTS, KEEP_RECORD_S = 200, 200, 30 * 86400
 
 _SCRIPTS = Path(__file__).parent / "scripts"
-#: HSET takes this many chunks or files of a plan at once
-_PLAN_PIECE = 5_000
-#: how long the ids that a partial run was asked for wait for its plan
-_KEEP_ENTITIES_S = 86400
-
-
-def redis_outage_is_an_error() -> AbstractContextManager[None]:
-    """Turn what redis-py raises into StoreUnavailable or StoreFull, so that an outage is never taken for an answer."""
-    return outage_is_an_error("runs")
 
 
 @dataclass(frozen=True)
@@ -96,6 +83,7 @@ class Ledger:
     def __init__(self, client: redis.Redis, keys: Keys) -> None:
         self._client: Any = client  # redis-py types every answer as every possible one
         self._keys = keys
+        self.plans = Plans(client, keys, keep_s=KEEP_RECORD_S)
         self._script = cache(lambda name: client.register_script((_SCRIPTS / f"{name}.lua").read_text()))
 
     def now(self) -> float:
@@ -227,54 +215,6 @@ class Ledger:
         """Set fields of the run's record, whatever its state, if it still exists."""
         self._run("note", [self._keys.run(run.run_id)], _pairs(fields))
 
-    def write_plan(self, run_id: str, chunks: Iterable[Chunk], *, files: Iterable[SourceFile] = ()) -> int:
-        """Store the descriptors of chunks and files, replacing what stood there; return how many chunks."""
-        key = self._keys.run_part(run_id, "plan")
-        with redis_outage_is_an_error():
-            self._client.delete(key)
-        self._write_pieces(key, ((_file_field(number), file.to_json()) for number, file in enumerate(files)))
-        return self._write_pieces(key, ((str(chunk.number), chunk.to_json()) for chunk in chunks))
-
-    def chunk(self, run_id: str, number: int) -> Chunk | None:
-        """Return a planned chunk with its files, or None."""
-        key = self._keys.run_part(run_id, "plan")
-        with redis_outage_is_an_error():
-            text = self._client.hget(key, str(number))
-            if text is None:
-                return None
-            chunk = Chunk.from_json(number, json.loads(text))
-            wanted = list(dict.fromkeys(part.file for part in chunk.slices))
-            files = self._client.hmget(key, [_file_field(file) for file in wanted])
-        known = zip(wanted, files, strict=True)
-        return replace(chunk, files={file: SourceFile.from_json(json.loads(data)) for file, data in known if data})
-
-    def files(self, run_id: str) -> Iterator[SourceFile]:
-        """Yield the planned files in their order, without their row groups."""
-        key, at = self._keys.run_part(run_id, "plan"), 0
-        while True:
-            with redis_outage_is_an_error():
-                found = self._client.hmget(key, [_file_field(at + offset) for offset in range(_PLAN_PIECE)])
-            yield from (SourceFile.from_json(json.loads(data)) for data in found if data)
-            at += _PLAN_PIECE
-            if found[-1] is None:
-                return
-
-    def keep_entities(self, run_id: str, packed: bytes) -> None:
-        """Keep the ids that a partial run is asked for until it is planned."""
-        with redis_outage_is_an_error():
-            self._client.set(self._keys.run_part(run_id, "entities"), packed, ex=_KEEP_ENTITIES_S)
-
-    def entities(self, run_id: str) -> bytes | None:
-        """Return what `keep_entities` kept, or None when it waited for too long."""
-        with redis_outage_is_an_error():
-            packed: bytes | None = self._client.get(self._keys.run_part(run_id, "entities"))
-        return packed
-
-    def forget_entities(self, run_id: str) -> None:
-        """Remove what `keep_entities` kept."""
-        with redis_outage_is_an_error():
-            self._client.delete(self._keys.run_part(run_id, "entities"))
-
     def dispatch(self, run_id: str, *, max_in_flight: int, quiet_s: float = QUIET_S) -> Dispatch:
         """Choose the chunks to send now, and note them as sent: lost ones again, then new ones."""
         keys = [self._keys.run(run_id), *self._parts(run_id, "claims", "done", "sent")]
@@ -350,17 +290,6 @@ class Ledger:
             waiting=frozenset(set(map(int, sent)) - held),
         )
 
-    def _write_pieces(self, key: str, fields: Iterator[tuple[str, Any]]) -> int:
-        written = 0
-        while piece := {name: orjson.dumps(value) for name, value in islice(fields, _PLAN_PIECE)}:
-            with redis_outage_is_an_error(), self._client.pipeline(transaction=True) as pipe:
-                pipe.hset(key, mapping=piece)
-                # the run may be cancelled meanwhile, and then nobody else sets an end to it
-                pipe.expire(key, KEEP_RECORD_S)
-                pipe.execute()
-            written += len(piece)
-        return written
-
     def _renew(self, claim: Claim, lease_ms: int, error: str) -> bool:
         keys = [self._keys.run(claim.run_id), *self._parts(claim.run_id, "claims")]
         return bool(self._run("renew", keys, [claim.chunk, claim.token, lease_ms, error]))
@@ -378,10 +307,6 @@ class Ledger:
     def _run(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         with redis_outage_is_an_error():
             return self._script(name)(keys=keys, args=args)
-
-
-def _file_field(number: int) -> str:
-    return f"f{number}"
 
 
 def _pairs(fields: Mapping[str, str | int]) -> list[str | int]:

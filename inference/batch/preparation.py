@@ -69,13 +69,13 @@ class Preparation:
         changed = fingerprint.differences(run.fingerprint)
         if fingerprint.files == run.fingerprint["files"]:
             return changed
-        return [*file_differences(list(self.ledger.files(run.run_id)), source.files), *changed]
+        return [*file_differences(list(self.ledger.plans.files(run.run_id)), source.files), *changed]
 
     def _open(self, run: RunRecord, version: VersionRecord, source: Source, fingerprint: Fingerprint) -> None:
         _, model = self.settings.model(run.model)
         folder = self._parquet_folder(run, model)
         limits = {"rows_per_chunk": model.batch.rows_per_chunk, "bytes_per_chunk": model.batch.bytes_per_chunk}
-        chunks = self.ledger.write_plan(run.run_id, plan_chunks(source.files, **limits), files=source.files)
+        chunks = self.ledger.plans.write(run.run_id, plan_chunks(source.files, **limits), files=source.files)
         facts = {**_planned(chunks, source.rows, fingerprint), "parquet_folder": folder}
         self._begin(run, version, model, facts)
 
@@ -96,7 +96,7 @@ class Preparation:
         _, model = self.settings.model(run.model)
         limits = {"rows_per_chunk": model.batch.rows_per_chunk, "bytes_per_chunk": model.batch.bytes_per_chunk}
         selected = self._select(run, source, model, limits)
-        chunks = self.ledger.write_plan(run.run_id, gather(selected.pieces, **limits), files=source.files)
+        chunks = self.ledger.plans.write(run.run_id, gather(selected.pieces, **limits), files=source.files)
         facts = _planned(chunks, selected.rows, fingerprint)
         if run.entities_asked is not None:
             gate = entities_gate(run.entities_asked, selected.missing, selected.missing_examples)
@@ -104,12 +104,12 @@ class Preparation:
                 raise SourceError(f"{source.path}: {gate.detail}", field="entities")
             facts["gates"] = json.dumps([gate.to_json()])
         self._begin(run, version, model, facts)
-        self.ledger.forget_entities(run.run_id)
+        self.ledger.plans.forget_entities(run.run_id)
 
     def _select(self, run: RunRecord, source: Source, model: ModelSettings, limits: dict[str, int]) -> Selected:
         entities = None
         if run.entities_asked is not None:
-            packed = self.ledger.entities(run.run_id)
+            packed = self.ledger.plans.entities(run.run_id)
             if packed is None:
                 raise BadInput("the ids that this run was asked for are gone from Redis: start a new run")
             entities = unpack_entities(packed)

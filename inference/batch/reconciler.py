@@ -13,7 +13,8 @@ from redis.exceptions import LockError
 from inference.batch.engine import Engine
 from inference.batch.finalising import Finalising, sweep
 from inference.batch.leases import Lease
-from inference.batch.ledger import LEASE_S, Ledger, redis_outage_is_an_error
+from inference.batch.ledger import LEASE_S, Ledger
+from inference.batch.outages import redis_outage_is_an_error
 from inference.batch.preparation import Preparation
 from inference.batch.records import RunRecord, RunState
 from inference.batch.tables import RunTables

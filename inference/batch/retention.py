@@ -6,7 +6,8 @@ from typing import Any
 
 import redis
 
-from inference.batch.ledger import KEEP_RECORD_S, redis_outage_is_an_error
+from inference.batch.ledger import KEEP_RECORD_S
+from inference.batch.outages import redis_outage_is_an_error
 from inference.batch.quarantine import remove_parts
 from inference.errors import BadInput
 from inference.keys import Keys

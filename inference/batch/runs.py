@@ -125,12 +125,12 @@ class Runs:
         if entities is not None:
             asked = check_entities(entities)
             fields["entities_asked"] = str(len(asked))
-            self._ledger.keep_entities(run_id, pack_entities(asked))
+            self._ledger.plans.keep_entities(run_id, pack_entities(asked))
         self._retention.remember(name, run_id, quarantine)
         try:
             self._ledger.request(run_id, name, fields, slot=slot)
         except Conflict:
-            self._ledger.forget_entities(run_id)
+            self._ledger.plans.forget_entities(run_id)
             self._retention.forget(name, run_id, quarantine)
             raise
         return self.show(run_id)

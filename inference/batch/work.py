@@ -101,7 +101,7 @@ class ChunkWork:
         run.check_format()
         started = time.monotonic()
         with Lease(lambda: self.ledger.renew(claim), name=f"{run.run_id} chunk {claim.chunk}") as lease:
-            chunk = self.ledger.chunk(run.run_id, claim.chunk)
+            chunk = self.ledger.plans.chunk(run.run_id, claim.chunk)
             if chunk is None:
                 raise StaleAttempt(f"run {run.run_id} has no plan any more")
             model = self.host().get(run.model, run.model_version)

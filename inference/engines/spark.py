@@ -13,7 +13,8 @@ from typing import Any
 
 from inference.batch.engine import Engine, check_engine
 from inference.batch.leases import Lease
-from inference.batch.ledger import LEASE_S, Ledger, redis_outage_is_an_error
+from inference.batch.ledger import LEASE_S, Ledger
+from inference.batch.outages import redis_outage_is_an_error
 from inference.batch.records import RunRecord, RunState
 from inference.engines.executor import score_chunks
 from inference.engines.process import LAST_WORD

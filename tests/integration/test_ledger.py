@@ -25,7 +25,7 @@ def ledger(each_redis_client: redis.Redis) -> Ledger:
 
 def opened(ledger: Ledger, chunks: int = 4, run_id: str = "r1") -> RunRecord:
     ledger.request(run_id, "m", {"trigger": "cli", "source": "s"})
-    ledger.write_plan(run_id, [Chunk(n, (Slice(0, n, 0, 10),)) for n in range(chunks)])
+    ledger.plans.write(run_id, [Chunk(n, (Slice(0, n, 0, 10),)) for n in range(chunks)])
     ledger.move(
         ledger.load(run_id),
         RunState.RUNNING,
