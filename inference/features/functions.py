@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 from collections.abc import Callable, Collection
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +17,7 @@ from inference.features.columns import Values, column_values, type_problem
 from inference.features.contract import FeatureContract
 from inference.features.feature import Feature
 from inference.features.groups import FeatureGroup, GroupSource
+from inference.features.user_code import import_module
 from inference.logs import get_logger
 from inference.schema import Block, rows_in
 
@@ -116,8 +114,7 @@ def check_code_allowed(contract: FeatureContract, *, allow_code: bool) -> None:
 def _imported(group: FeatureGroup, folder: Path | None) -> FeatureFunction:
     module_name, _, name = str(group.function).partition(":")
     try:
-        _make_findable(module_name, folder)
-        function = getattr(importlib.import_module(module_name), name, None)
+        function = getattr(import_module(module_name, folder), name, None)
     except Exception as error:  # a module may raise anything while it is imported
         why = f"{type(error).__name__}: {error}"
         raise ModelError(
@@ -128,15 +125,6 @@ def _imported(group: FeatureGroup, folder: Path | None) -> FeatureFunction:
             f"features.json: group {group.name!r}: module {module_name!r} has no function {name!r}", field=group.name
         )
     return function  # type: ignore[no-any-return]  # what it returns is checked at each call
-
-
-def _make_findable(module: str, folder: Path | None) -> None:
-    """Let a module that Python does not find be found in a folder, which comes last, so that it hides nothing."""
-    top = module.partition(".")[0]
-    if folder is None or str(folder) in sys.path or importlib.util.find_spec(top) is not None:
-        return
-    sys.path.append(str(folder))
-    importlib.invalidate_caches()
 
 
 def _clock_function(ready: _Ready) -> FeatureFunction:

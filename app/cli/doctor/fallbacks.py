@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from functools import partial
-from importlib.machinery import PathFinder
 from pathlib import Path
 
 from app.cli.doctor.at_once import at_once
@@ -13,6 +11,7 @@ from app.cli.doctor.findings import Check, Finding, error, ok, warning
 from inference.errors import SettingsError
 from inference.features.fallbacks.knower import why_it_failed
 from inference.features.fallbacks.sql import SqlKnower
+from inference.features.user_code import is_findable
 from inference.settings import FunctionFallback, ModelSettings, Settings, SqlFallback
 
 #: seconds for all databases, asked side by side
@@ -70,8 +69,8 @@ def _database_line(subject: str, settings: SqlFallback, answer: float | Exceptio
 
 def _function_line(subject: str, settings: FunctionFallback, root: Path) -> Finding:
     """Look for the function's module, without running its code: that is for workers."""
-    top = settings.function.partition(":")[0].partition(".")[0]
-    if PathFinder.find_spec(top, [*sys.path, str(root)]) is None:
+    module = settings.function.partition(":")[0]
+    if not is_findable(module, root):
         fix = f"put it into {root}, or install it, where the real-time workers run"
-        return error(Check.FALLBACK, subject, f"there is no module {top!r} for {settings.function}", fix)
+        return error(Check.FALLBACK, subject, f"there is no module {module!r} for {settings.function}", fix)
     return ok(Check.FALLBACK, subject, f"{settings.function}: its module is there; only workers run it")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 from inference.errors import SettingsError, SourceError
 from inference.features.fallbacks.knower import Known
+from inference.features.user_code import import_module
 
 
 class FunctionKnower:
@@ -71,10 +70,8 @@ def load_function(path: str, root: Path) -> Callable[[list[str]], Any]:
         SettingsError: there is no such module or function, or importing it fails.
     """
     module_name, _, name = path.partition(":")
-    if str(root) not in sys.path:
-        sys.path.append(str(root))
     try:
-        function = getattr(importlib.import_module(module_name), name)
+        function = getattr(import_module(module_name, root), name)
     except (ImportError, AttributeError) as error:
         raise SettingsError(f"the function {path!r} cannot be imported: {error}", field="function") from error
     if not callable(function):
