@@ -81,18 +81,16 @@ class _Given:
 class _Outcome:
     """What became of the updates in one group: positions in the request that name it, and by position the rest.
 
-    `changed_at`: the event times of those that were applied, to the fraction of a second; zero for the others.
+    `changed_at`: the event times of those that were applied, to the fraction of a second; NaN for the others.
     """
 
     group: FeatureGroup
     named: npt.NDArray[np.intp]
-    applied: Mask
     as_of: Times
-    changed_at: Times = field(init=False)
+    changed_at: Times
     left: npt.NDArray[np.intp] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.changed_at = np.zeros(len(self.as_of))
         self.left = self.named
 
 
@@ -130,9 +128,9 @@ class FeatureWriter:
                 self._merged(updates, given, outcome, place)
         for outcome in outcomes:
             self._store(updates, given, event_at, outcome, place)
-        changed = np.flatnonzero(np.any([outcome.applied for outcome in outcomes], axis=0))
+        newest = np.fmax.reduce([outcome.changed_at for outcome in outcomes], initial=np.nan)
+        changed = np.flatnonzero(~np.isnan(newest))
         if len(changed):
-            newest = np.max([outcome.changed_at for outcome in outcomes], axis=0)
             ids = [updates[position].entity_id for position in changed.tolist()]
             self._predictions.outdate(ids, changed_at=newest[changed], keep_s=self._keep_s)
         return [_result(update.entity_id, position, outcomes) for position, update in enumerate(updates)]
@@ -171,7 +169,6 @@ class FeatureWriter:
         )
         was_stored = np.array(done, np.bool_)
         positions = left[chosen[was_stored]]
-        outcome.applied[positions] = True
         outcome.changed_at[positions] = known_at[chosen[was_stored]]
         outcome.as_of[positions] = np.floor(outcome.changed_at[positions])
         return left[chosen[~was_stored]]
@@ -240,12 +237,13 @@ def _outcome(writer: FeatureWriter, group: FeatureGroup, given: _Given) -> _Outc
     named = np.any([given.named[name] for name in writer.features_of(group)], axis=0)
     if not named.any():
         return None
-    return _Outcome(group, np.flatnonzero(named), np.zeros(len(named), np.bool_), np.full(len(named), np.nan))
+    nothing = np.full(len(named), np.nan)
+    return _Outcome(group, np.flatnonzero(named), as_of=nothing.copy(), changed_at=nothing)
 
 
 def _result(entity_id: str, position: int, outcomes: Sequence[_Outcome]) -> UpdateResult:
     own = [outcome for outcome in outcomes if position in outcome.named]
-    not_applied = tuple(outcome.group.name for outcome in own if not outcome.applied[position])
+    not_applied = tuple(outcome.group.name for outcome in own if np.isnan(outcome.changed_at[position]))
     return UpdateResult(entity_id, not not_applied, min(float(one.as_of[position]) for one in own), not_applied)
 
 
