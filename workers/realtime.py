@@ -54,15 +54,13 @@ def _own_models(application: Celery) -> list[str]:
     return broker.services().settings.models_of(served_queues(application))
 
 
-load_models_on_start(broker.services, process=PROCESS, prepare=prepare_gpus, models=_own_models)
-
-
 def _prepare_fallbacks(sender: Any, **_: Any) -> None:
-    """Meanwhile, after the models: libraries that are imported by two threads at once may meet half of each other."""
     for model in _own_models(sender.app):
         if fallback := broker.services().fallback(model):
             fallback.prepare()
 
 
+load_models_on_start(broker.services, process=PROCESS, prepare=prepare_gpus, models=_own_models)
+# after the models: of libraries that two threads import at once, one may meet half of the other's
 worker_init.connect(_prepare_fallbacks)
 watch_versions(broker.services, answers=True, models=_own_models)

@@ -9,11 +9,7 @@ from typing import Any
 from cachetools import TTLCache
 
 from inference.clock import Clock
-from inference.errors import (
-    ForecacheError,
-    StoreUnavailable,
-    UnknownEntity,
-)
+from inference.errors import ForecacheError, StoreUnavailable, UnknownEntity
 from inference.outcomes import Outcome
 from inference.protocols.tensors import joined, pack, rows_between
 from inference.schema import Block, rows_in
