@@ -24,7 +24,7 @@ def missing(what: str) -> None:
     pytest.skip(f"{what} is missing")
 
 
-#: major versions: Redis 6.2, the oldest supported; Redis 7; Valkey 9, which `forecache up` starts where there is no Redis
+#: major versions: the oldest Redis that is supported, a common one, and the Valkey that `forecache up` brings along
 EACH_SERVER = [
     pytest.param(6, id="redis6.2"),
     pytest.param(7, id="redis7"),
