@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.support.plain_onnx import write_sum
+from tests.support.plain_onnx import dense_weights, write_sum
 
 _SCRIPT = Path(__file__).with_name("export_models.py")
 
@@ -33,10 +33,7 @@ def export_models(models: dict[Path, str]) -> None:
 
 def dense_predictions(x: np.ndarray, seed: int = 0) -> np.ndarray:
     """What the `dense` model gives for rows of shape [n, K], computed by numpy in float32."""
-    k = x.shape[1]
-    rng = np.random.default_rng(seed)
-    first = rng.normal(size=(k, 8)).astype(np.float32) / np.float32(k**0.5)
-    last = rng.normal(size=(8, 1)).astype(np.float32)
+    first, last = dense_weights(x.shape[1], seed)
     return (np.tanh(x.astype(np.float32) @ first) @ last)[:, 0]
 
 

@@ -16,14 +16,18 @@ def write_onnx(
     nodes: list[onnx.NodeProto],
     inputs: list[onnx.ValueInfoProto],
     outputs: list[onnx.ValueInfoProto],
+    weights_file: str | None = None,
     **weights: np.ndarray,
 ) -> None:
-    """Write a version's folder with one ONNX model; `weights` are its constants by name."""
+    """Write a version's folder with one ONNX model; `weights` are its constants, in `weights_file` if named."""
     initializers = [numpy_helper.from_array(value, name) for name, value in weights.items()]
     graph = helper.make_graph(nodes, "g", inputs, outputs, initializers)
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
     folder.mkdir(parents=True, exist_ok=True)
-    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), folder / "model.onnx")
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    onnx.save(
+        model, folder / "model.onnx", save_as_external_data=bool(weights_file), location=weights_file, size_threshold=0
+    )
 
 
 def tensor(name: str, *shape: int | str, dtype: int = FLOAT) -> onnx.ValueInfoProto:
@@ -35,6 +39,30 @@ def write_sum(folder: Path, k: int) -> None:
     """Write a version that adds up: x [rows, k] float32 → y [rows, 1]."""
     add_up = helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=1)
     write_onnx(folder, [add_up], [tensor("x", k)], [tensor("y", 1)], axes=np.array([1]))
+
+
+def write_dense(folder: Path, k: int, seed: int = 0) -> None:
+    """Write a version of two layers, in two files; `tests.support.models.dense_predictions` has its answers."""
+    first, last = dense_weights(k, seed)
+    nodes = [
+        helper.make_node("MatMul", ["x", "first"], ["hidden"]),
+        helper.make_node("Tanh", ["hidden"], ["bent"]),
+        helper.make_node("MatMul", ["bent", "last"], ["y"]),
+    ]
+    write_onnx(folder, nodes, [tensor("x", k)], [tensor("y", 1)], weights_file="weights.bin", first=first, last=last)
+
+
+def dense_weights(k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weights [k, 8] and [8, 1] of a dense model."""
+    rng = np.random.default_rng(seed)
+    first = rng.normal(size=(k, 8)).astype(np.float32) / np.float32(k**0.5)
+    return first, rng.normal(size=(8, 1)).astype(np.float32)
+
+
+def write_fixed(folder: Path) -> None:
+    """Write a version whose row dimension is fixed, which cannot be served."""
+    x, y = (helper.make_tensor_value_info(name, FLOAT, [1, 2]) for name in "xy")
+    write_onnx(folder, [helper.make_node("Identity", ["x"], ["y"])], [x], [y])
 
 
 def write_fussy(folder: Path) -> None:
