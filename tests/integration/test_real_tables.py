@@ -62,7 +62,8 @@ def deployment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     )  # fmt: skip
     toml = (
         f'[models.{kind}]\npath = "model"\nfeatures = "{data}"\n'
-        f"[models.{kind}.batch]\nrows_per_chunk = {CHUNK_ROWS[request.param]}\n[models.{kind}.realtime]\ntimeout_ms = 10000\n"
+        f"[models.{kind}.batch]\nrows_per_chunk = {CHUNK_ROWS[request.param]}\n"
+        f"[models.{kind}.realtime]\ntimeout_ms = 10000\n"
     )
     with Stack(folder, toml) as stack:
         stack.start("gpu", "realtime", "maintenance", "api")

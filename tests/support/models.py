@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.support.plain_onnx import dense_weights, write_sum
+from tests.support.plain_onnx import dense_weights, write_sum, write_times
 
 _SCRIPT = Path(__file__).with_name("export_models.py")
 
@@ -53,3 +53,10 @@ def write_sum_model(folder: Path, names: list[str]) -> None:
     """Write version 1 of a model that adds its float features up, with the contract that names them."""
     write_sum(folder / "1", len(names))
     write_features(folder, [{"name": name, "dtype": "float32"} for name in names])
+
+
+def add_times_version(folder: Path, version: int, factor: float) -> None:
+    """Add a version that multiplies feature `x` to a model's folder, whole from the first moment on."""
+    write_features(folder, [{"name": "x", "dtype": "float32"}])
+    write_times(folder / f".{version}", factor)
+    (folder / f".{version}").rename(folder / str(version))

@@ -41,6 +41,12 @@ def write_sum(folder: Path, k: int) -> None:
     write_onnx(folder, [add_up], [tensor("x", k)], [tensor("y", 1)], axes=np.array([1]))
 
 
+def write_times(folder: Path, factor: float) -> None:
+    """Write a version that multiplies: x [rows] float32 → y [rows]."""
+    weights = {"factor": np.array(factor, np.float32)}
+    write_onnx(folder, [helper.make_node("Mul", ["x", "factor"], ["y"])], [tensor("x")], [tensor("y")], **weights)
+
+
 def write_dense(folder: Path, k: int, seed: int = 0) -> None:
     """Write a version of two layers, in two files; `tests.support.models.dense_predictions` has its answers."""
     first, last = dense_weights(k, seed)
