@@ -109,10 +109,9 @@ def load_features(
 
 def _open(path: str, entity_column: str, event_time_column: str | None, vectoriser: Vectoriser) -> _Source:
     source = open_source(path, as_text=[entity_column, *vectoriser.text_columns])
-    name = PurePosixPath(path).name
     check_key_columns(source, entity_column, event_time_column)
-    vectoriser.check_schema(source.schema, name, stored_only=True)
-    return _Source(name, source, entity_column, event_time_column, vectoriser)
+    vectoriser.check_schema(source.schema, path, stored_only=True)
+    return _Source(PurePosixPath(path).name, source, entity_column, event_time_column, vectoriser)
 
 
 def _windows(source: _Source, rows: int) -> Iterator[pa.RecordBatch]:

@@ -12,14 +12,13 @@ from itertools import combinations
 
 import pyarrow as pa
 
-from inference.errors import BadInput, SourceError
+from inference.errors import BadInput, SourceError, shown_name
 from inference.features import Feature, FeatureContract, Vectoriser, contract_from_signature
 from inference.features.columns import type_problem
 from inference.features.contract import CONTRACT_FILE, check_contract
 from inference.onboarding.guesses import looks_like_id
 from inference.schema import DType, Signature, TensorSpec
 from inference.sources import column_problem, find_column
-from inference.sources import shown_name as _quoted
 
 _MOST_NAMES = 20
 _MOST_MISSING = 5
@@ -216,5 +215,5 @@ def _listed(names: Sequence[str]) -> str:
 
 def _shown(name: str) -> str:
     """Return a name that stays on one line, and a short one."""
-    text = _quoted(name)
+    text = shown_name(name)
     return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 1] + "…"

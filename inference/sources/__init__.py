@@ -14,7 +14,6 @@ from inference.sources.source import (
     column_type_name,
     find_column,
     open_source,
-    shown_name,
 )
 
 __all__ = [
@@ -36,6 +35,5 @@ __all__ = [
     "plain_column",
     "read_ids",
     "read_slices",
-    "shown_name",
     "whole_slices",
 ]

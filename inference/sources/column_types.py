@@ -99,6 +99,8 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     if is_list(one) and is_list(other):
         inner = common_type(one.value_type, other.value_type)
         return None if inner is None else pa.list_(inner)
+    if pa.types.is_struct(one) and pa.types.is_struct(other):
+        return _common_struct(one, other)
     return None
 
 
@@ -106,13 +108,11 @@ def concat_rows(tables: Sequence[pa.Table]) -> pa.Table:
     """Returns the rows of tables with the same columns in order; each column in the common type of all."""
     if all(table.schema.equals(tables[0].schema) for table in tables):
         return pa.concat_tables(tables)
-    types = [
-        reduce(lambda one, other: common_type(one, other) or one, of_column)
-        for of_column in zip(*(table.schema.types for table in tables), strict=True)
-    ]
-    schema = pa.schema(list(zip(tables[0].schema.names, types, strict=True)))
+    rows = reduce(_common_struct, (pa.struct(list(table.schema)) for table in tables))
+    if rows is None:
+        raise ValueError("the tables have other columns, or columns that mean something different")
     # a number that a float64 rounds is rounded, as wherever the column is read as one
-    return pa.concat_tables([table.rename_columns(schema.names).cast(schema, safe=False) for table in tables])
+    return pa.concat_tables([table.cast(pa.schema(list(rows)), safe=False) for table in tables])
 
 
 def type_name(type_: pa.DataType) -> str:
@@ -138,6 +138,13 @@ def _is_number(type_: pa.DataType) -> bool:
 
 def _is_instant(type_: pa.DataType) -> bool:
     return bool(pa.types.is_timestamp(type_) or pa.types.is_date(type_))
+
+
+def _common_struct(one: pa.StructType, other: pa.StructType) -> pa.StructType | None:
+    if [field.name for field in one] != [field.name for field in other]:
+        return None
+    types = [common_type(mine.type, its.type) for mine, its in zip(one, other, strict=True)]
+    return None if None in types else pa.struct([(field.name, type_) for field, type_ in zip(one, types, strict=True)])
 
 
 def _common_number(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:

@@ -100,21 +100,25 @@ def _read_file(
             own = [name for name in columns if name in in_file]
             rest = [value for value in planned.partition if value.column in columns and value.column not in in_file]
             for part in parts:
-                for batch in _read_slice(file, part, own, batch_rows):
-                    yield _plain_rows(batch, own, rest, columns)
+                for batch, mask in _read_slice(file, part, own, batch_rows):
+                    rows = _plain_rows(batch, own, rest, columns)
+                    yield rows if mask is None else rows.filter(mask)
     except (pa.ArrowException, OSError) as error:
         check_unchanged(place, planned)  # that it was replaced says more than what this led to
         raise SourceError(f"{place.name} cannot be read: {reason_of(error)}", field="source") from error
 
 
-def _read_slice(file: pq.ParquetFile, part: Slice, columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+def _read_slice(
+    file: pq.ParquetFile, part: Slice, columns: list[str], batch_rows: int
+) -> Iterator[tuple[pa.RecordBatch, pa.Array | None]]:
+    """Yield rows as the file holds them, with which of them are meant; None for all."""
     begin, end, at = part.offset, part.offset + part.length, 0
     mask = None if part.mask is None else unpack_mask(part.mask, part.length)
     for batch in file.iter_batches(batch_rows, row_groups=[part.row_group], columns=columns):
         low, high = max(begin - at, 0), min(end - at, batch.num_rows)
         if low < high:
-            piece = batch.slice(low, high - low)
-            yield piece if mask is None else piece.filter(pa.array(mask[at + low - begin : at + high - begin]))
+            meant = None if mask is None else pa.array(mask[at + low - begin : at + high - begin])
+            yield batch.slice(low, high - low), meant
         at += batch.num_rows
         if at >= end:
             return

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from inference.errors import SourceError
+from inference.errors import SourceError, shown_name
 from inference.schema import DType, cast_expression
 from inference.sources.column_types import common_type, plain_type, type_name
 from inference.sources.files import list_files
@@ -84,10 +84,11 @@ def find_column(schema: pa.Schema, name: str, table: str, *, role: str = "", hin
         raise SourceError(f"{table} has no column {name!r}{asked}{hint or _nearest(name, schema)}", field=name)
     if not name:
         raise SourceError(f"{table}: column {places[0] + 1} has no name: give it one", field=name)
+    if len(places) > 1:
+        raise SourceError(f"{table}: {_times(name, len(places))}", field=name)
     field = schema.field(places[0])
-    problem = _times(name, len(places)) if len(places) > 1 else column_problem(field)
-    if problem:
-        raise SourceError(f"{table}: {problem}", field=name)
+    if problem := column_problem(field):  # it names the files
+        raise SourceError(problem, field=name)
     return field
 
 
@@ -104,11 +105,6 @@ def column_problem(field: pa.Field) -> str | None:
 def column_type_name(field: pa.Field) -> str:
     """Returns what a column's type is called; where files differ in it, the two types with their files."""
     return _note(field, _TYPES) or type_name(plain_type(field.type))
-
-
-def shown_name(name: str) -> str:
-    """Returns a column's name as it can stand in a line: in quotes if it is empty or would break the line."""
-    return name if name and name.isprintable() else repr(name)
 
 
 def _note(field: pa.Field, key: bytes) -> str | None:
@@ -156,7 +152,7 @@ def _common_schema(footers: Sequence[Footer], partition: Sequence[PartitionValue
             column = columns.setdefault(name, _Column(type_, path))
             column.add(name, type_, path)
             if counts[name] > 1:
-                column.problem = column.problem or f"{_times(name, counts[name])} ({path})"
+                column.problem = column.problem or f"{path}: {_times(name, counts[name])}"
     for footer in of_schemas:
         _note_missing(columns, footer, {value.column for value in partition})
     return pa.schema([column.field(name) for name, column in columns.items()])
