@@ -3,10 +3,10 @@
 | in the file | from here on |
 |---|---|
 | string, large_string, string_view, JSON | large_string: a batch may hold over 2 GiB of it |
-| UUID | large_string, as `8f14e45f-ceea-467f-a8e0-9d1f0a3b5c7d` |
+| UUID | large_string, such as `8f14e45f-ceea-467f-a8e0-9d1f0a3b5c7d` |
 | binary, large_binary, binary_view, binary of a fixed size | large_binary |
 | decimals of any width | decimal128, decimal256 if that is too narrow |
-| half floats | float32, date64: date32 |
+| half floats, date64, bool8 | float32, date32, bool |
 | dictionaries (categories), extension types | their values |
 | lists, large lists, list views | list; lists of a fixed size stay so |
 
@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _TEXT = pa.large_string()
-_UUID = "arrow.uuid"
+_UUID, _BOOL = "arrow.uuid", "arrow.bool8"
 _UUID_CHARS = 36
 #: where the 32 digits of a UUID stand in its text
 _DIGIT_PLACES = [place for place in range(_UUID_CHARS) if place not in (8, 13, 18, 23)]
@@ -37,7 +37,8 @@ _MAX_DIGITS = 76
 def plain_type(type_: pa.DataType) -> pa.DataType:
     """Returns the type that a column of this type becomes."""
     if isinstance(type_, pa.BaseExtensionType):
-        return _TEXT if type_.extension_name == _UUID else plain_type(type_.storage_type)
+        known = {_UUID: _TEXT, _BOOL: pa.bool_()}
+        return known.get(type_.extension_name) or plain_type(type_.storage_type)
     if pa.types.is_dictionary(type_):
         return plain_type(type_.value_type)
     if pa.types.is_fixed_size_list(type_):
@@ -67,7 +68,11 @@ def plain_column(column: pa.Array) -> pa.Array:
     if plain == type_:
         return column
     if isinstance(type_, pa.BaseExtensionType):
-        return _uuid_text(column.storage) if type_.extension_name == _UUID else plain_column(column.storage)
+        return (
+            _uuid_text(column.storage)
+            if type_.extension_name == _UUID
+            else pc.cast(plain_column(column.storage), plain)
+        )
     if pa.types.is_dictionary(type_):
         return plain_column(column.dictionary).take(column.indices)
     if pa.types.is_fixed_size_list(type_):

@@ -79,6 +79,11 @@ COLUMNS: dict[str, tuple[pa.Array, list[Any]]] = {
             pa.array([[["a"]], None, [[], None], [["b"]], [[None]]], pa.list_(pa.large_list(pa.string_view()))),
             None,
         ),
+        (
+            "bool8",
+            pa.ExtensionArray.from_storage(pa.bool8(), pa.array([1, None, 0, 1, 0], pa.int8())),
+            [True, None, False, True, False],
+        ),
         ("nothing", pa.nulls(5), None),
     ]
 }
