@@ -23,8 +23,8 @@ from inference.sources import (
     Slice,
     Source,
     count_distinct_ids,
+    flat_columns,
     hash_ids,
-    leaf_of,
     pack_mask,
     read_slices,
 )
@@ -172,7 +172,7 @@ def _prune(source: Source, pieces: Iterator[Piece], since: float | None, column:
 def _newest_times(source: Source, number: int, column: str) -> dict[int, float]:
     """Return the newest event time of each row group of a file, where it is known."""
     file, metadata = source.files[number], source.metadata[number]
-    place = leaf_of(metadata, column)
+    place = flat_columns(metadata).get(column)
     if place is None:
         value = next((value.scalar.as_py() for value in file.partition if value.column == column), None)
         known = _epoch_s(value)

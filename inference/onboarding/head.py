@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from inference.sources import Source, concat_rows, leaf_of, read_slices, whole_slices
+from inference.sources import Source, concat_rows, flat_columns, read_slices, whole_slices
 
 HEAD_ROWS = 10_000
 #: long texts end the head earlier
@@ -56,8 +56,9 @@ def newest_times(source: Source, columns: Sequence[str]) -> dict[str, datetime]:
     newest: dict[str, datetime] = {}
     for file in source.files[-_FOOTERS:]:
         metadata = pq.read_metadata(file.path)
+        places = flat_columns(metadata) if columns else {}
         for name in columns:
-            for instant in _maxima(metadata, leaf_of(metadata, name)):
+            for instant in _maxima(metadata, places.get(name)):
                 newest[name] = max(newest.get(name, instant), instant)
     return newest
 

@@ -5,7 +5,7 @@
 
 from inference.sources.column_types import concat_rows, plain_column
 from inference.sources.files import fixed_part, list_files
-from inference.sources.footers import SourceFile, leaf_of
+from inference.sources.footers import SourceFile, flat_columns
 from inference.sources.ids import IdCount, count_distinct_ids, hash_ids, read_ids
 from inference.sources.reading import Slice, pack_mask, read_slices, whole_slices
 from inference.sources.source import (
@@ -27,8 +27,8 @@ __all__ = [
     "count_distinct_ids",
     "find_column",
     "fixed_part",
+    "flat_columns",
     "hash_ids",
-    "leaf_of",
     "list_files",
     "open_source",
     "pack_mask",

@@ -115,17 +115,14 @@ def read_footer(place: Location, *, keep_metadata: bool = False) -> Footer:
     return Footer(file, schema, metadata if keep_metadata else None)
 
 
-def leaf_of(metadata: Any, column: str) -> int | None:
-    """Returns where the values of a column that is no struct or list stand among Parquet's own columns, if they do.
+def flat_columns(metadata: Any) -> dict[str, int]:
+    """Returns where the values of each column that is no struct or list stand among Parquet's own columns.
 
-    Their paths do not tell: a column `a.b` and a field `b` of a struct `a` have the same.
+    Their paths alone do not tell: a column `a.b` and a field `b` of a struct `a` have the same.
     """
     schema = metadata.schema
-    for place in range(metadata.num_columns):
-        leaf = schema.column(place)
-        if leaf.name == column and leaf.path == column:
-            return place
-    return None
+    leaves = ((schema.column(place), place) for place in range(metadata.num_columns))
+    return {leaf.name: place for leaf, place in leaves if leaf.name == leaf.path}
 
 
 def check_unchanged(place: Location, planned: SourceFile) -> None:

@@ -45,8 +45,9 @@ _FORMATS = (
     _Format("a Paimon table", "snapshot", _spark("paimon"), re.compile(r"snapshot-\d+")),
     _Format("the output of a Spark stream", "_spark_metadata", _spark("parquet")),
 )
-#: Hive's transactional tables have no log: the names of their folders say which files count
-_HIVE_FOLDER = re.compile(r"(base|delta|delete_delta)_\d{7,}(_\d{7,}(_\d{4})?)?")
+#: Hive's transactional tables have no log: the names of their folders say which files count. Seven digits, the first of
+#: them 0: a folder that somebody called after a day is none
+_HIVE_FOLDER = re.compile(r"(base_0\d{6}|(delete_)?delta_0\d{6}_0\d{6}(_\d{4})?)(_v\d+)?")
 _HIVE_EXPORT = "CREATE TABLE snapshot STORED AS PARQUET AS SELECT * FROM … in Hive"
 _UNCOMMITTED, _COMMITTED = "_temporary", "_SUCCESS"
 #: requests at once to an object store

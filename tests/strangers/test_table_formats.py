@@ -126,6 +126,15 @@ def test_a_folder_that_only_looks_like_one_is_a_table(store: Store, beside: str)
         assert open_source(store.uri(path)).rows == 2
 
 
+@pytest.mark.parametrize(
+    "folder", ["delta_20261127", "base_20261127", "delta_20261101_20261130", "metadata", "snapshot"]
+)
+def test_a_folder_that_is_called_like_one_of_theirs_is_read(store: Store, folder: str) -> None:
+    store.write(f"users/{folder}/p.parquet", ROWS)
+
+    assert open_source(store.uri("users")).rows == 2
+
+
 def test_a_table_beside_one_of_another_format_is_read_by_a_pattern_that_leaves_that_out(store: Store) -> None:
     make(store, "delta")
     store.write("lake/plain/p.parquet", ROWS)
@@ -155,7 +164,9 @@ def test_what_a_spark_job_has_not_committed_is_no_table(store: Store) -> None:
     assert open_source(store.uri("out")).rows == 2
 
 
-@pytest.mark.parametrize("folder", ["delta_0000001_0000001_0000", "base_0000003", "delete_delta_0000002_0000002"])
+@pytest.mark.parametrize(
+    "folder", ["delta_0000001_0000001_0000", "base_0000003_v0000042", "delete_delta_0000002_0000002"]
+)
 def test_a_transactional_hive_table_is_told_by_its_folders(store: Store, folder: str) -> None:
     store.write(f"users/day=1/{folder}/bucket_0.parquet", ROWS)
 
