@@ -120,9 +120,9 @@ class Finalising:
         return drift(self.ledger.histogram(current.run_id), self.ledger.histogram(run.run_id))
 
     def _recount(self, run: RunRecord) -> IdCount:
-        return count_distinct_ids(
-            open_source(run.source).files, run.fingerprint["entity_column"], examples=MAX_EXAMPLES
-        )
+        column = run.fingerprint["entity_column"]
+        files = open_source(run.source, as_text=[column]).files
+        return count_distinct_ids(files, column, examples=MAX_EXAMPLES)
 
     def _close(self, run: RunRecord) -> None:
         """Say that the run is published.

@@ -13,10 +13,9 @@ from inference.batch.plan import Fingerprint, cut_row_groups, file_differences, 
 from inference.batch.records import RunRecord, RunState
 from inference.batch.selection import Selected, select_rows
 from inference.batch.sinks.parquet import run_folder
-from inference.batch.sources import check_key_columns
 from inference.batch.tables import RunTables
 from inference.errors import BadInput, Conflict, SourceError
-from inference.features import Vectoriser
+from inference.features import Vectoriser, check_key_columns
 from inference.logs import get_logger
 from inference.models import Inspect, ModelRegistry, VersionRecord, record_to_serve
 from inference.settings import ModelSettings, Settings
@@ -55,9 +54,11 @@ class Preparation:
             SourceError: the source cannot be read, or lacks what the model or the settings name.
         """
         _, model = self.settings.model(run.model)
-        source = open_source(run.source, keep_metadata=run.since is not None)
+        vectoriser = Vectoriser(version.contract, version.signature)
+        texts = [model.entity_column, *vectoriser.text_columns]
+        source = open_source(run.source, as_text=texts, keep_metadata=run.since is not None)
         check_key_columns(source, model.entity_column, model.event_time_column)
-        Vectoriser(version.contract, version.signature).check_schema(source.schema, run.source)
+        vectoriser.check_schema(source.schema, run.source)
         return source, _fingerprint(source, model, version)
 
     def changes(self, run: RunRecord) -> list[str]:

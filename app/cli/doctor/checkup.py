@@ -113,7 +113,7 @@ class Deployment:
         for name, model in self._settings.models.items():
             known = self._known(name)
             record = known.record if known else None
-            table = open_table(self._settings, name, model)
+            table = open_table(self._settings, name, model, record)
             rows = table.rows if isinstance(table, Source) else None
             lines.append(check_table(name, table, record))
             lines.extend(check_disk(self._settings, name, model, rows, record))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from app.cli.doctor.findings import Check, Finding, error, ok, size_text, warning
 from app.cli.doctor.memory import estimated_bytes_per_row
-from inference.batch.sources import check_key_columns, locate_source
+from inference.batch.sources import locate_source
 from inference.errors import BadInput
-from inference.features import Vectoriser
+from inference.features import Vectoriser, check_key_columns
 from inference.models import VersionRecord
 from inference.settings import ModelSettings, Settings
 from inference.sources import Source, open_source
@@ -20,12 +20,16 @@ from inference.storage import is_uri
 RUNS_AHEAD = 5
 
 
-def open_table(settings: Settings, name: str, model: ModelSettings) -> Source | Finding | None:
-    """Return a model's table, what is wrong with it, or None for a model without one."""
+def open_table(
+    settings: Settings, name: str, model: ModelSettings, record: VersionRecord | None = None
+) -> Source | Finding | None:
+    """Return a model's table, what is wrong with it, or None for a model without one. `record`: as in `check_table`."""
     if not model.features:
         return None
     try:
-        source = open_source(locate_source(settings, name, model, None, confined=False))
+        texts = Vectoriser(record.contract, record.signature).text_columns if record else []
+        where = locate_source(settings, name, model, None, confined=False)
+        source = open_source(where, as_text=[model.entity_column, *texts])
         check_key_columns(source, model.entity_column, model.event_time_column)
     except BadInput as problem:
         return error(Check.TABLE, name, problem.message, f"correct the table, or [models.{name}]")
