@@ -59,10 +59,8 @@ class Failures:
         `about`: the thing that failed, such as a model.
         """
         sentence, place = sentence_of(error), _place_of(error)
-        before = self._told.pop(about, None)
-        self._told[about] = _Told(place, sentence)
-        if len(self._told) > _MAX_TOLD:
-            self._told.pop(next(iter(self._told)), None)
+        before = self._told.get(about)
+        self._remember(about, _Told(place, sentence))
         if before is not None and before.sentence == sentence:
             return sentence
         if isinstance(error, ForecacheError):
@@ -73,10 +71,30 @@ class Failures:
             self._log.error(f"{self._event}.failed", error=sentence, exc_info=error, **fields)
         return sentence
 
+    def tell_each(self, error: BaseException, **fields: Any) -> str:
+        """Log the failure of one of many, such as a request, and return its sentence.
+
+        Each has its line, since somebody may look for it; only the first from one line of code has its traceback.
+        """
+        place = _place_of(error)
+        about = f"{place[0]} {place[1]}:{place[2]}"
+        is_first = about not in self._told
+        sentence = sentence_of(error)
+        self._remember(about, _Told(place, sentence))
+        trace = {"exc_info": error} if is_first and not isinstance(error, ForecacheError) else {}
+        self._log.error(f"{self._event}.failed", error=sentence, **trace, **fields)
+        return sentence
+
     def over(self, about: str = "", **fields: Any) -> None:
         """Note that the thing works: its next failure is logged again."""
         if self._told and self._told.pop(about, None) is not None:
             self._log.info(f"{self._event}.recovered", **fields)
+
+    def _remember(self, about: str, told: _Told) -> None:
+        self._told.pop(about, None)
+        self._told[about] = told
+        if len(self._told) > _MAX_TOLD:
+            self._told.pop(next(iter(self._told)), None)
 
     @contextmanager
     def kept_here(self, about: str = "", **fields: Any) -> Iterator[None]:

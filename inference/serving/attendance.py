@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from inference.errors import StoreUnavailable
+from inference.failures import Failures
 from inference.logs import get_logger
 from inference.presence import Roster
 
@@ -21,21 +22,25 @@ async def follow_attendance(
     look: Callable[[], Awaitable[Roster]], tell: Callable[[bool], None], *, every_s: float = LOOK_EVERY_S
 ) -> None:
     """Look again and again until cancelled, and tell whether a worker is ready; an outage tells nothing."""
+    failures = Failures(__name__, "attendance")
     while True:
-        try:
-            roster = await look()
-        except StoreUnavailable as error:
-            log.debug("attendance.unknown", error=error.message)
-        else:
-            tell(any(worker.ready for worker in roster.alive))
+        with failures.kept_here():
+            try:
+                roster = await look()
+            except StoreUnavailable as error:
+                log.debug("attendance.unknown", error=error.message)
+            else:
+                tell(any(worker.ready for worker in roster.alive))
         await asyncio.sleep(every_s)
 
 
 async def keep_beating(beat: Callable[[], Awaitable[None]], *, every_s: float = BEAT_EVERY_S) -> None:
     """Call `beat` again and again until cancelled; one that an outage swallows is made good by the next."""
+    failures = Failures(__name__, "heartbeat")
     while True:
-        try:
-            await beat()
-        except StoreUnavailable as error:
-            log.debug("heartbeat.lost", error=error.message)
+        with failures.kept_here():
+            try:
+                await beat()
+            except StoreUnavailable as error:
+                log.debug("heartbeat.lost", error=error.message)
         await asyncio.sleep(every_s)
