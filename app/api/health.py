@@ -108,6 +108,6 @@ def _refusal(card: ModelCard) -> str | None:
 
 
 async def _is_loading(parts: Parts, name: str) -> bool:
-    """Whether there are workers for the model and none takes requests yet; without any, hits are served all the same."""
+    """Whether there are workers for the model and none takes requests yet; without any, hits are served still."""
     roster = await parts.in_thread(lambda: parts.monitoring.roster(parts.settings.realtime_queue(name)))
     return bool(roster.alive) and not any(worker.ready for worker in roster.alive)

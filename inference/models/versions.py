@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Literal
 
 from inference.errors import ModelError
+from inference.features import read_contract
 from inference.models.formats import find_model_file, known_files, near_miss
+from inference.models.record import VersionRecord
 
 #: `latest`, `all`, or the numbers, as in the settings
 Wanted = Literal["latest", "all"] | list[int]
@@ -104,6 +106,20 @@ def wanted_versions(found: Iterable[int], wanted: Wanted) -> list[int]:
             field="versions",
         )
     return sorted(set(wanted), reverse=True)
+
+
+def contract_change(record: VersionRecord, path: Path, folder: Path) -> str | None:
+    """Return what changed in `features.json` since a worker loaded a version, for the person who changed it; or None.
+
+    `path`: the model's folder; `folder`: the version's. Workers go by what they loaded, whatever the file says now.
+
+    Raises:
+        BadInput: the file cannot be read, or does not fit the model.
+    """
+    now = read_contract(path, folder, record.signature).hash
+    if now == record.contract_hash:
+        return None
+    return f"features.json is not what version {record.version} was loaded with ({now} is not {record.contract_hash})"
 
 
 def fingerprint(folder: Path) -> str:
