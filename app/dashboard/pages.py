@@ -25,6 +25,8 @@ from inference.logs import get_logger
 
 log = get_logger(__name__)
 _failures = Failures(__name__, "dashboard")
+#: `Number.MAX_SAFE_INTEGER`
+_MAX_SAFE_INTEGER = 2**53 - 1
 
 STATIC_FOLDER = Path(__file__).parent / "static"
 #: longer than any id of ours
@@ -99,7 +101,8 @@ class PageData(_Page):
         """Answer with what the address asks for."""
         choice = Choice(*(self._argument(name) for name in ("model", "window", "run")))
         try:
-            self.write(await self.faces.reads.read((self.page, choice), lambda: self.faces.readers[self.page](choice)))
+            read = self.faces.readers[self.page]
+            self.write(exact_in_browsers(await self.faces.reads.read((self.page, choice), lambda: read(choice))))
         except ForecacheError as error:
             if isinstance(error, StoreUnavailable):
                 log.warning("dashboard.no_figures", page=self.page, reason=error.message)
@@ -166,6 +169,15 @@ def page_handlers(faces: Faces, *, open_metrics: bool) -> list[url]:
         url(r"/forecache/(.*)", StaticFileHandler, {"path": str(STATIC_FOLDER)}, name="forecache-static"),
     ]
     return routes if open_metrics else [*routes, url(r"/metrics", GuardedMetrics)]
+
+
+def exact_in_browsers(value: Any) -> Any:
+    """Return JSON with the integers as text that JavaScript would round, such as versions that are nanoseconds."""
+    if isinstance(value, dict):
+        return {name: exact_in_browsers(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [exact_in_browsers(item) for item in value]
+    return str(value) if isinstance(value, int) and abs(value) > _MAX_SAFE_INTEGER else value
 
 
 def _json(body: bytes) -> Any:

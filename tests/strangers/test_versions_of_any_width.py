@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import redis
 
+from app.dashboard.pages import exact_in_browsers
 from inference.errors import ModelError
 from inference.keys import Keys, TableKind
 from inference.models import ModelRegistry, find_versions
@@ -152,6 +153,13 @@ def test_two_folders_of_one_version_are_refused_by_name(tmp_path: Path) -> None:
         find_versions(folder)
     model_folder(tmp_path, "122")
     assert find_versions(folder) == {122: folder / "122"}
+
+
+def test_a_browser_is_told_versions_that_it_would_round_as_text() -> None:
+    figures = {"active_version": NANOSECONDS, "held_versions": [7, 2**53 + 1], "labels": {"canary": DATE}, "x": 0.5}
+    assert exact_in_browsers(figures) == {
+        "active_version": str(NANOSECONDS), "held_versions": [7, str(2**53 + 1)], "labels": {"canary": DATE}, "x": 0.5,
+    }  # fmt: skip
 
 
 def test_digits_of_other_scripts_are_no_versions(tmp_path: Path) -> None:
