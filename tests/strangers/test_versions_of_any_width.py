@@ -19,7 +19,7 @@ from inference.store.codec import OverlayHeader, pack_overlay, since_change, unp
 
 DATE = 20260131123456
 NANOSECONDS = 1769862896123456789
-WIDTHS = [1, 2**32 - 1, 2**32, DATE, 2**53, 2**53 + 1, NANOSECONDS, MAX_VERSION]
+WIDTHS = [1, 2**32 - 1, 2**32, 1481135727591, DATE, 2**53, 2**53 + 1, NANOSECONDS, MAX_VERSION]
 FIELDS = (TensorSpec("y", DType.FLOAT32),)
 TEXT = (TensorSpec("y", DType.FLOAT32), TensorSpec("label", DType.STRING))
 
