@@ -23,7 +23,8 @@ from app.dashboard.figures import LiveData, read_costs, read_hit_rates, read_que
 from app.dashboard.pages import Faces, Readers, page_handlers
 from app.dashboard.reading import SharedReads
 from app.dashboard.theme import Templates
-from inference.errors import BrokerUnavailable, NotFound, SettingsError
+from inference.errors import NotFound, SettingsError
+from inference.failures import Failures
 from inference.logs import configure_logging, get_logger
 from inference.settings import DashboardSettings, Settings
 from inference.store.outages import outage_is_an_error
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from inference.batch import RunView
 
 log = get_logger(__name__)
+_hurry = Failures(__name__, "run.hurry")
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -143,10 +145,8 @@ def act(action: Action) -> dict[str, Any]:
     from tasks.runs import poke, runs
 
     done = action.do(runs())
-    try:
+    with _hurry.kept_here():  # the reconciler looks by itself within seconds
         poke()
-    except BrokerUnavailable as error:  # the reconciler looks by itself within seconds
-        log.warning("run.not_hurried", action=action.name, error=error.message)
     return done
 
 
