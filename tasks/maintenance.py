@@ -7,10 +7,10 @@ from typing import Any
 from inference.batch import Trigger, current_slot
 from inference.clock import system_clock
 from inference.engines.process import SparkDriver
-from inference.errors import BadInput, BrokerUnavailable, Conflict, StoreUnavailable
+from inference.errors import BadInput, Conflict, StoreUnavailable
 from inference.logs import get_logger
 from tasks.celery_app import celery_app, services
-from tasks.runs import poke, runs
+from tasks.runs import hurry, runs
 
 log = get_logger(__name__)
 
@@ -33,10 +33,7 @@ def start_run(model: str | None = None, trigger: str = "api") -> dict[str, Any]:
     except (BadInput, Conflict) as error:
         log.info("run.not_started", model=model, trigger=trigger, reason=error.message)
         return {"error": error.to_json()}
-    try:
-        poke()
-    except BrokerUnavailable as error:  # the reconciler finds it by itself within seconds
-        log.warning("run.not_hurried", run_id=run.run_id, error=error.message)
+    hurry()
     return run.to_json()
 
 
@@ -56,7 +53,7 @@ def reconcile() -> None:
 def drive_spark(run_id: str) -> None:
     """Keep a run's Spark driver going until it ends. Safe to run twice: a second driver finds the first and leaves."""
     SparkDriver(services()).drive(run_id)
-    poke()
+    hurry()
 
 
 def _trigger(name: str) -> Trigger:

@@ -10,6 +10,7 @@ from typing import Any
 from celery import Celery
 from celery.signals import worker_init
 
+from inference.settings.server_urls import is_redis
 from tasks import celery_app as broker
 from workers.devices import prepare_gpus
 from workers.heartbeat import beat_while_running, served_queues
@@ -32,9 +33,9 @@ def trim(application: Celery) -> Celery:
     What a worker that stops in good order has not begun goes back to the queue in any case.
     """
     conf = application.conf
-    conf.result_backend = f"workers.results:RealtimeResults+{conf.result_backend}"
+    conf.result_backend = f"workers.results:RealtimeResults+{conf.result_backend.removeprefix('redis+')}"
     conf.worker_consumer = "workers.consumer:RealtimeConsumer"
-    if broker.is_redis(conf.broker_url):
+    if is_redis(conf.broker_url):
         conf.broker_transport_options = {**conf.broker_transport_options, "ack_emulation": False}
     return application
 

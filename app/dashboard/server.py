@@ -23,7 +23,7 @@ from app.dashboard.figures import LiveData, read_costs, read_hit_rates, read_que
 from app.dashboard.pages import Faces, Readers, page_handlers
 from app.dashboard.reading import SharedReads
 from app.dashboard.theme import Templates
-from inference.errors import BrokerUnavailable, NotFound, SettingsError
+from inference.errors import NotFound, SettingsError
 from inference.logs import configure_logging, get_logger
 from inference.settings import DashboardSettings, Settings
 from inference.store.outages import outage_is_an_error
@@ -140,13 +140,10 @@ def live_data(settings: Settings) -> LiveData:
 
 def act(action: Action) -> dict[str, Any]:
     """Do what a button asks for, and wake the maintenance worker."""
-    from tasks.runs import poke, runs
+    from tasks.runs import hurry, runs
 
     done = action.do(runs())
-    try:
-        poke()
-    except BrokerUnavailable as error:  # the reconciler looks by itself within seconds
-        log.warning("run.not_hurried", action=action.name, error=error.message)
+    hurry()
     return done
 
 

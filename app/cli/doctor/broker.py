@@ -12,7 +12,8 @@ from app.cli.doctor.redis_servers import CONNECT_TIMEOUT_S, Failure, Server, loo
 from inference.batch import RunState
 from inference.batch.records import RunRecord
 from inference.settings import Settings
-from tasks.celery_app import celery_config, is_redis
+from inference.settings.server_urls import is_amqp, is_redis
+from tasks.celery_app import celery_config
 
 #: kombu's own, for Redis: what is not acknowledged by then is delivered once more
 VISIBILITY_TIMEOUT_S = 3600.0
@@ -60,7 +61,7 @@ def _patience(settings: Settings) -> tuple[float | None, str]:
     if is_redis(settings.broker_url):
         options = celery_config(settings)["broker_transport_options"]
         return float(options.get("visibility_timeout", VISIBILITY_TIMEOUT_S)), "the visibility timeout"
-    if settings.broker_url.startswith(("amqp://", "amqps://", "pyamqp://")):
+    if is_amqp(settings.broker_url):
         return CONSUMER_TIMEOUT_S, "RabbitMQ's consumer_timeout"
     return None, ""
 
