@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -46,9 +47,15 @@ class RedisServer:
         self.port = free_port()
         self.appendonly = appendonly
         self.process: subprocess.Popen[bytes] | None = None
+        self._short = tempfile.TemporaryDirectory(prefix="r")
 
     def url(self, database: int = 0) -> str:
         return f"redis://127.0.0.1:{self.port}/{database}"
+
+    @property
+    def socket(self) -> Path:
+        """Its Unix socket, in a folder with a short name: the system allows a hundred letters."""
+        return Path(self._short.name) / "r.sock"
 
     def start(self) -> RedisServer:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +63,7 @@ class RedisServer:
             [
                 self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", self.folder,
                 "--save", "", "--appendonly", "yes" if self.appendonly else "no",
-                "--maxmemory-policy", "noeviction",
+                "--maxmemory-policy", "noeviction", "--unixsocket", self.socket,
             ],
             stdout=subprocess.DEVNULL,
         )  # fmt: skip

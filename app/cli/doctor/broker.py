@@ -72,19 +72,17 @@ def _connect(url: str) -> Failure | None:
         with Connection(url, connect_timeout=CONNECT_TIMEOUT_S) as connection:
             connection.connect()
     except Exception as problem:  # noqa: BLE001 - each transport has errors of its own; all of them are the finding
-        return Failure(_reason(problem), "start it, or correct [celery] broker_url")
+        return _failure(problem)
     return None
 
 
-def _reason(problem: Exception) -> str:
-    if isinstance(problem, KeyError):
-        return "Celery knows no broker of this kind"
+def _failure(problem: Exception) -> Failure:
     if isinstance(problem, ImportError):
-        return f"its client library is not installed ({problem.name})"
-    if isinstance(problem, ValueError):
-        return "the URL cannot be understood"
-    if type(problem).__name__ in ("AccessRefused", "NotAllowed"):
-        return "it refuses the user, the password or the virtual host"
+        return Failure(f"its client library is not installed ({problem.name})", "install it where Forecache runs")
     if isinstance(problem, OSError):
-        return f"it cannot be reached ({problem.strerror or 'no answer in time'})"
-    return f"it cannot be used ({type(problem).__name__})"
+        why = problem.strerror or "no answer in time"
+        return Failure(f"it cannot be reached ({why})", "start it, or correct [celery] broker_url")
+    if type(problem).__name__ in ("AccessRefused", "NotAllowed"):
+        fix = "correct them in [celery] broker_url (special characters %-encoded)"
+        return Failure("it refuses the user, the password or the virtual host", fix)
+    return Failure(f"it cannot be used ({type(problem).__name__})", "correct [celery] broker_url")
