@@ -6,6 +6,7 @@ other deployments too. Building the settings is the one thing done at import; no
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -29,8 +30,16 @@ REALTIME_TASKS = "forecache.predict_"
 #: seconds that a result waits for its reader
 RESULT_EXPIRES_S = 600
 
-#: after how many seconds of silence a connection to Redis is given up
-SILENCE_S = 5
+#: after how many seconds of silence a connection to Redis is given up. A process may have several that are dead, and
+#: finds them out one after another
+SILENCE_S = 3
+
+#: what TCP sends over connections that lie idle, so that a host that is gone is noticed in 14 s
+KEEPALIVE = {
+    getattr(socket, name): seconds
+    for name, seconds in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3))
+    if hasattr(socket, name)  # not on every system
+}
 
 #: RabbitMQ and its clients give a connection up after two of these in silence
 AMQP_HEARTBEAT_S = 10
@@ -107,7 +116,7 @@ def broker_errors(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise BrokerUnavailable(f"the broker did not take {what}: {error or type(error).__name__}") from error
+        raise BrokerUnavailable(f"the broker did not take {what}: {str(error) or type(error).__name__}") from error
 
 
 def _broker_config(settings: Settings) -> dict[str, Any]:
@@ -122,6 +131,7 @@ def _broker_config(settings: Settings) -> dict[str, Any]:
             "socket_timeout": SILENCE_S,
             "socket_connect_timeout": SILENCE_S,
             "socket_keepalive": True,
+            "socket_keepalive_options": KEEPALIVE,
             # how often kombu looks whether the connections that it listens on are still alive
             "health_check_interval": SILENCE_S,
         },

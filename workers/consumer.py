@@ -6,9 +6,11 @@ Each tells since when its loop has stood still; the real-time one tells events l
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+from celery.exceptions import CPendingDeprecationWarning
 from celery.utils.log import get_logger as celery_logger
 from celery.worker.consumer import Consumer
 
@@ -27,6 +29,9 @@ TURN_EVERY_S = 1.0
 
 #: pauses between two tries to consume, so that a broker that accepts connections but no commands is not overrun
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 4.0
+
+# of six lines, at each lost connection: that tasks acknowledged late go on, which is what we want
+warnings.filterwarnings("ignore", category=CPendingDeprecationWarning, module=r"workers\.consumer")
 
 _NO_BODY = "its body is no list of arguments, named arguments and the rest"
 

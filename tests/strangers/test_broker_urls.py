@@ -92,7 +92,9 @@ class FakeChannel:
         return getattr(Channel, name).__get__(self)
 
 
-@pytest.mark.parametrize("url", ["redis://h/0", f"rediss://h/0{TLS}", "unix:///run/r.sock", "redis+socket:///run/r.sock"])
+@pytest.mark.parametrize(
+    "url", ["redis://h/0", f"rediss://h/0{TLS}", "unix:///run/r.sock", "redis+socket:///run/r.sock"]
+)
 def test_every_redis_has_the_prefix_the_order_of_priorities_and_a_limit_on_silence(tmp_path: Path, url: str) -> None:
     settings = read(tmp_path, broker_url=url)
     options = make_celery(settings).conf.broker_transport_options

@@ -47,15 +47,11 @@ class RedisServer:
         self.port = free_port()
         self.appendonly = appendonly
         self.process: subprocess.Popen[bytes] | None = None
-        self._short = tempfile.TemporaryDirectory(prefix="r")
+        # the system allows a hundred letters for the name of a socket
+        self.socket = Path(tempfile.gettempdir()) / f"redis-{os.getpid()}-{self.port}.sock"
 
     def url(self, database: int = 0) -> str:
         return f"redis://127.0.0.1:{self.port}/{database}"
-
-    @property
-    def socket(self) -> Path:
-        """Its Unix socket, in a folder with a short name: the system allows a hundred letters."""
-        return Path(self._short.name) / "r.sock"
 
     def start(self) -> RedisServer:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -95,3 +91,4 @@ class RedisServer:
                 self.process.wait(10)
             except subprocess.TimeoutExpired:
                 self.kill()
+        self.socket.unlink(missing_ok=True)
