@@ -62,7 +62,8 @@ def run_worker(application: Celery, arguments: list[str]) -> int:
 def worker_arguments(name: str, queues: Sequence[str], options: Sequence[str]) -> list[str]:
     """Return Celery's arguments: the worker's queues, a name of its own and the log level, unless given."""
     # quiet: no banner of thirty lines among the log's
-    arguments = ["--quiet", "worker", *options]
+    # nothing here needs what workers tell one another: half of what they read from the broker, a second at each start
+    arguments = ["--quiet", "worker", "--without-gossip", "--without-mingle", *options]
     if not _given(options, "-Q", "--queues"):
         arguments += ["-Q", ",".join(queues)]
     if not _given(options, "-n", "--hostname"):

@@ -1,7 +1,7 @@
 """Says that this worker process is alive, and whether it consumes.
 
-A thread says it, since the solo pool's loop may be busy for minutes. Whether the worker takes tasks, the loop tells: one
-that has stood still for `DEAF_AFTER_S`, though no task keeps it busy, takes nothing from the broker.
+A thread says it, since the solo pool's loop may be busy for minutes. Whether the worker takes tasks, the loop tells:
+one that has stood still for `DEAF_AFTER_S`, though no task keeps it busy, takes nothing from the broker.
 """
 
 from __future__ import annotations

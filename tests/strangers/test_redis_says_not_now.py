@@ -59,7 +59,13 @@ def test_each_of_them_makes_a_worker_reconnect_and_a_result_be_written_again(rep
 
 
 def test_whatever_a_brokers_client_raises_is_an_outage_of_the_broker() -> None:
-    for error in (redis.ReadOnlyError("READONLY"), KeyError("No such transport"), ValueError("x"), OSError(), TypeError()):
+    for error in (
+        redis.ReadOnlyError("READONLY"),
+        KeyError("No such transport"),
+        ValueError("x"),
+        OSError(),
+        TypeError(),
+    ):
         with pytest.raises(BrokerUnavailable, match="the broker did not take a message: ."), broker_errors("a message"):
             raise error
 
