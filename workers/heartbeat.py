@@ -26,6 +26,7 @@ from inference.presence import BEAT_EVERY_S, GONE_AFTER_S, Presence, WorkerBeat
 from inference.release import installed_release
 from inference.services import Services
 from inference.settings import Settings
+from workers.pools import ends_on_error
 
 #: a beat that takes longer is lost; the next one comes soon
 _SOCKET_TIMEOUT_S = 2.0
@@ -92,6 +93,10 @@ class Heartbeat:
             if self._heard:
                 log.warning("heartbeat.lost", error=error.message)
             self._heard = False
+        except Exception:  # without this thread nobody knows of the worker
+            if self._heard:
+                log.exception("heartbeat.lost")
+            self._heard = False
         else:
             self._heard = True
 
@@ -142,7 +147,7 @@ def beat_while_running(
             heartbeat.stop(leave=not sender.exitcode)
 
     # weak=False: nothing else holds these functions
-    worker_init.connect(begin, weak=False)
+    worker_init.connect(ends_on_error(begin), weak=False)
     worker_ready.connect(tell_ready, weak=False)
     worker_shutdown.connect(end, weak=False)
 

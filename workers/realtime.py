@@ -14,7 +14,7 @@ from inference.settings.server_urls import is_redis
 from tasks import celery_app as broker
 from workers.devices import prepare_gpus
 from workers.heartbeat import beat_while_running, served_queues
-from workers.pools import load_models_on_start, prepare_worker
+from workers.pools import ends_on_error, load_models_on_start, prepare_worker
 from workers.watching import watch_versions
 
 PROCESS = "realtime"
@@ -63,5 +63,5 @@ def _prepare_fallbacks(sender: Any, **_: Any) -> None:
 
 load_models_on_start(broker.services, process=PROCESS, prepare=prepare_gpus, models=_own_models)
 # after the models: of libraries that two threads import at once, one may meet half of the other's
-worker_init.connect(_prepare_fallbacks)
+worker_init.connect(ends_on_error(_prepare_fallbacks), weak=False)
 watch_versions(broker.services, answers=True, models=_own_models)

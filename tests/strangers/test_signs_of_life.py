@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import redis
 import structlog
+from celery.utils.dispatch import Signal
 
 import beat_schedule
 import workers.heartbeat
 from app.cli.doctor.findings import Status
 from app.cli.doctor.workers import check_workers
+from inference.errors import SettingsError
 from inference.keys import Keys
 from inference.presence import Presence, Roster, WorkerBeat
 from inference.settings import MAINTENANCE_QUEUE, BatchSettings, ModelSettings, RedisSettings, Settings
@@ -23,6 +25,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.stack import ROOT, child_environment
 from workers.consumer import RealtimeConsumer, TaskConsumer
 from workers.heartbeat import DEAF_AFTER_S, Heartbeat
+from workers.pools import ends_on_error
 
 WORKER = WorkerBeat(
     name="realtime@host", process="realtime", queues=("realtime",), host="host", pid=7, release=None,
@@ -153,6 +156,35 @@ class _Signal:
 
     def send(self, sender: Any) -> None:
         self._handler(sender=sender)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("x"), MemoryError(), KeyError("m"), SettingsError("no such thing")])
+def test_a_worker_whose_start_fails_ends_with_1_where_celery_would_go_on_without_models(error: Exception) -> None:
+    def load(**_: Any) -> None:
+        raise error
+
+    signal = Signal(name="start", providing_args={"sender"})
+    signal.connect(ends_on_error(load), weak=False)
+    with structlog.testing.capture_logs() as logs, pytest.raises(SystemExit) as ended:
+        signal.send(sender=None)
+    assert ended.value.code == 1
+    assert [line["event"] for line in logs] == ["worker.cannot_start"]
+
+
+def test_a_beat_that_fails_for_any_reason_is_told_once_and_the_next_ones_go_out() -> None:
+    beats, broken = Beats(), [True]
+
+    def versions() -> dict[str, tuple[int, ...]]:
+        if broken[0]:
+            raise RuntimeError("something that nobody foresaw")
+        return {}
+
+    heartbeat = Heartbeat(beats, WORKER, versions)  # type: ignore[arg-type]
+    with structlog.testing.capture_logs() as logs:
+        for broken[0] in (True, True, False):
+            heartbeat.beat()
+    assert [line["event"] for line in logs] == ["heartbeat.lost"]
+    assert len(beats.told) == 1
 
 
 class FlakyBeat(beat_schedule.PatientScheduler):
