@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
     # whoever serves requests on this machine goes first
     os.nice(_POLITENESS)
     try:
-        records = inspect_versions(asked.path.absolute(), wanted, options=options)
+        records = inspect_versions(asked.path.absolute(), wanted, options=options, table=asked.table)
     except ForecacheError as error:
         return _complain(error.message, 1)
     if not any(record.state == "ready" for record in records.values()):
@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         "--code-folder", type=Path, metavar="FOLDER",
         help="import the functions of the features too; their modules may lie here",
     )  # fmt: skip
+    parser.add_argument("--table", metavar="PATH", help="try versions with the first rows of this table of features")
     return parser
 
 

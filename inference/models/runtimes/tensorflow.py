@@ -68,7 +68,7 @@ class TensorFlowRuntime:
         return set(self._inputs)
 
     def predict(self, inputs: Block) -> Block:
-        """Return the outputs by name, a trailing dimension of 1 dropped, rows in the order of the inputs.
+        """Return the outputs by name in the model's own shapes, rows in the order of the inputs.
 
         Raises:
             PredictionFailed: the model raised, or gave another number of rows.
