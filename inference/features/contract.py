@@ -208,7 +208,8 @@ def no_features(signature: Signature) -> ContractError:
     more = ", …" if len(signature.inputs) > 1 else ""
     return ContractError(
         f"input {spec.name!r} has a dimension of unknown size, so the model takes tensors only (/v1, /v2): list its "
-        f'features in {CONTRACT_FILE}, {{"features": [{example}{more}]}}, with the length to which rows are padded',
+        f'columns in {CONTRACT_FILE}, a column of lists as {{"features": [{example}{more}]}} with the length to which '
+        "its rows are padded",
         field=spec.name,
     )
 

@@ -55,13 +55,13 @@ def observed(signature: Signature, answers: Sequence[Block]) -> Signature:
 
 
 def _served(array: npt.NDArray[Any], spec: TensorSpec, is_column: bool) -> npt.NDArray[Any]:
-    shape = (*spec.shape, 1) if is_column else spec.shape
-    if array.shape[1:] != shape and not _fits(array.shape[1:], shape):
-        raise PredictionFailed(
-            f"output {spec.name!r} is declared {_values(shape)} a row, and the model gives {_values(array.shape[1:])}"
-        )
-    if is_column:
+    shape = array.shape[1:]
+    if is_column and shape[-1:] == (1,) and _fits(shape[:-1], spec.shape):
         array = array[..., 0]
+    elif not _fits(shape, spec.shape):
+        raise PredictionFailed(
+            f"output {spec.name!r} is declared {_values(spec.shape)} a row, and the model gives {_values(shape)}"
+        )
     if array.dtype == spec.dtype.numpy:
         return array
     if not _holds(spec.dtype, array):
@@ -82,6 +82,8 @@ def _observed(spec: TensorSpec, arrays: Sequence[npt.NDArray[Any]]) -> TensorSpe
 
 
 def _fits(shape: tuple[int, ...], declared: tuple[int, ...]) -> bool:
+    if shape == declared:
+        return True
     return len(shape) == len(declared) and all(own in (size, -1) for size, own in zip(shape, declared, strict=True))
 
 

@@ -53,7 +53,7 @@ class VersionRecord:
     @property
     def contract_hash(self) -> str:
         """The feature contract's hash; "" for a refused version."""
-        return self.contract.hash if self.contract.features else ""
+        return self.contract.hash if self.state == "ready" else ""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""

@@ -80,6 +80,7 @@ def _check_serving(name: str, found: Mapping[int, Path], wanted: list[int], know
         for number, record in known.records.items()
         if record.state == "refused" and number in found
     ]
+    lines += _check_proofs(name, found, known)
     subject = f"{name}, what answers"
     if active is None:
         detail = "no version has been activated: no worker has loaded one yet"
@@ -93,6 +94,22 @@ def _check_serving(name: str, found: Mapping[int, Path], wanted: list[int], know
         return [*lines, warning(Check.MODEL, subject, detail, "restart the workers: they load it and activate it")]
     rolled_back = f"; held after a rollback: {', '.join(map(str, sorted(held)))}" if held else ""
     return [*lines, ok(Check.MODEL, subject, f"version {active} answers{rolled_back}")]
+
+
+def _check_proofs(name: str, found: Mapping[int, Path], known: Known) -> list[Finding]:
+    """Return the versions of which nothing shows that they answer."""
+    active = known.pointer.active_version
+    lines = []
+    for number, record in known.records.items():
+        if record.unproven is None or number not in found or number < (active or 0):
+            continue
+        if number == active:
+            detail, fix = f"answers, but {record.unproven}", "put that right, or bring a version that answers"
+        else:
+            detail = f"waits while version {active} answers: {record.unproven}"
+            fix = f"put that right, or `forecache models label stable {number}` has it answer all the same"
+        lines.append(warning(Check.MODEL, f"{name}, version {number}", detail, fix))
+    return lines
 
 
 def _check_contract(name: str, path: Path, found: Mapping[int, Path], known: Known) -> list[Finding]:
