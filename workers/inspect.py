@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,6 +39,9 @@ def main(argv: Sequence[str]) -> int:
         records = inspect_versions(asked.path.absolute(), wanted, options=options, table=asked.table)
     except ForecacheError as error:
         return _complain(error.message, 1)
+    except Exception as error:  # noqa: BLE001 - who asked has the last line, and a person who runs this the rest
+        traceback.print_exc()
+        return _complain(f"{type(error).__name__}: {error}", 1)
     if not any(record.state == "ready" for record in records.values()):
         newest = records[max(records)]
         return _complain(str(newest.error), 1)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from stat import S_ISREG
 from typing import NamedTuple
 
 from inference.errors import BadInput, ModelError, ModelUnavailable
@@ -39,11 +40,12 @@ _Look = frozenset[tuple[str, int, int]]
 
 
 class _Refusal(NamedTuple):
-    """Why a version was not loaded, and what its folder looked like; if it waits, also the look of its table."""
+    """Why a version was not loaded, and what its folder looked like; if it `waits`, also the look of its table."""
 
     looks: _Look
     message: str
-    table: str | None
+    waits: bool = False
+    table: str | None = None
 
 
 class Rollout:
@@ -172,25 +174,29 @@ class Rollout:
         """
         looks, is_remote = _look_of(folder), (folder / REMOTE_FILE).exists()
         refused = self._refused.get(version)
-        if refused is not None and refused.looks == looks and not is_remote and not self._table_changed(refused):
+        if refused is not None and refused.looks == looks and not is_remote and not self._is_over(refused, may_wait):
             return False
         must_answer = may_wait and self._is_served(version, pointer)
-        waits_for = None
         try:
             if pointer.active_version not in (None, version) and not is_remote:
                 self._try_where_it_can_crash(version, folder, must_answer=must_answer)
             self._host.load(self._model, version, must_answer=must_answer)
         except VersionWaits as error:
-            message, waits_for = error.message, self._table_look()
+            now = _Refusal(looks, error.message, waits=True, table=self._table_look())
         except (BadInput, ModelUnavailable) as error:
-            message = error.message
+            now = _Refusal(looks, error.message)
         else:
             self._refused.pop(version, None)
             return True
-        self._refused[version] = _Refusal(looks, message, waits_for)
-        if refused is None or refused.message != message:
-            log.error("model.version_refused", model=self._model, version=version, error=message)
+        self._refused[version] = now
+        if refused is None or refused.message != now.message:
+            event = "model.version_waits" if now.waits else "model.version_refused"
+            log.error(event, model=self._model, version=version, error=now.message)
         return False
+
+    def _is_over(self, refused: _Refusal, may_wait: bool) -> bool:
+        """Tell whether what a version waits for has come: a change of its table, or somebody who insists on it."""
+        return refused.waits and (not may_wait or refused.table != self._table_look())
 
     def _try_where_it_can_crash(self, version: int, folder: Path, *, must_answer: bool) -> None:
         """Try a version in a process of its own; one that another worker has found good passes.
@@ -217,9 +223,6 @@ class Rollout:
         table = table_of(self._settings, self._settings.models[self._model])
         return None if table is None else table_look(table)
 
-    def _table_changed(self, refused: _Refusal) -> bool:
-        return refused.table is not None and refused.table != self._table_look()
-
     def _activate(self, version: int, others: Sequence[Held], pointer: Pointer) -> bool:
         """Make a version the one that answers once everybody can; False while somebody is still to load it."""
         own = self._settings.models[self._model]
@@ -236,5 +239,12 @@ class Rollout:
 
 
 def _look_of(folder: Path) -> _Look:
-    stats = ((one.relative_to(folder).as_posix(), one.stat()) for one in folder.rglob("*") if one.is_file())
-    return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+    looks = set()
+    for one in folder.rglob("*"):
+        try:
+            stat = one.stat()
+        except FileNotFoundError:  # removed, or renamed after it was copied: the next look differs
+            continue
+        if S_ISREG(stat.st_mode):
+            looks.add((one.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns))
+    return frozenset(looks)
