@@ -31,13 +31,17 @@ from app.api.limits import BodyLimit
 from app.api.naming import name_request, telling
 from app.api.parts import OpenParts, open_parts
 from app.api.problems import Problem, add_problem_handlers, documented, respond_to_error
+from app.api.routing import respond_without_route, under_root, without_head
 from inference.errors import ForecacheError
 from inference.release import installed_release
 from inference.settings import Settings
 
 
 class Application(FastAPI):
-    """FastAPI behind the gate, but for the one request that goes the short way."""
+    """FastAPI behind the gate, but for the one request that goes the short way.
+
+    HEAD is answered as GET is; a path may begin with `root_path` or not.
+    """
 
     def __init__(self, gate: Gate, **options: Any) -> None:
         super().__init__(**options)
@@ -48,6 +52,8 @@ class Application(FastAPI):
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
+        under_root(scope, self.root_path)
+        scope = without_head(scope)
         request = name_request(scope)
         if hot_path.is_hot(scope):
             await hot_path.predict_one(self.state.parts, self._gate.check, scope, receive, send, request)
@@ -81,6 +87,7 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
         title="Forecache",
         version=installed_release() or "0",
         lifespan=lifespan,
+        root_path=settings.api.root_path,
         redirect_slashes=False,
         redoc_url=None,
     )
@@ -89,6 +96,8 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
     app.router.routes.append(tensorflow_serving.route())
     app.add_middleware(BodyLimit)
     add_problem_handlers(app)
+    for status in (404, 405):
+        app.add_exception_handler(status, respond_without_route)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
@@ -105,6 +114,9 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 operation["responses"].pop("422", None)
+                if "requestBody" in operation:
+                    refusals = documented_errors if speaks_protocol(path) else documented
+                    operation["responses"] |= {str(status): what for status, what in refusals(413, 415).items()}
                 if not path.startswith(OPEN_PATHS):
                     refusals = documented_errors if speaks_protocol(path) else documented
                     operation["responses"] |= {str(status): what for status, what in refusals(401, 403, 429).items()}
