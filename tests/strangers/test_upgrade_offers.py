@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_api import Deployment, fresh, it  # noqa: F401 - `it` is a fixture
+from tests.integration.test_api import Deployment, fresh
 from tests.integration.test_api_connections import get, read_answer, serving
 from tests.support.redis_server import missing
 
@@ -33,7 +33,7 @@ def post(path: str, offer: str, body: bytes, *, chunked: bool = False, method: s
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
 @pytest.mark.parametrize("offer", OFFERS, ids=["h2c", "websocket", "tls", "any"])
-async def test_a_body_after_an_offer_is_read_as_the_body(it: Deployment, offer: str, chunked: bool) -> None:  # noqa: F811
+async def test_a_body_after_an_offer_is_read_as_the_body(it: Deployment, offer: str, chunked: bool) -> None:
     it.reader.entries["a"] = fresh(1.5)
     head, body = post("/predict", offer, BODY, chunked=chunked)
     async with serving(it) as served:
@@ -47,7 +47,7 @@ async def test_a_body_after_an_offer_is_read_as_the_body(it: Deployment, offer: 
 
 
 @pytest.mark.parametrize("offer", OFFERS)
-async def test_a_body_that_looks_like_a_request_is_never_served(it: Deployment, offer: str) -> None:  # noqa: F811
+async def test_a_body_that_looks_like_a_request_is_never_served(it: Deployment, offer: str) -> None:
     it.reader.entries["b"] = fresh(2.5)
     smuggled = get("/predict/b")
     head, body = post("/predict", offer, smuggled)
@@ -64,7 +64,7 @@ async def test_a_body_that_looks_like_a_request_is_never_served(it: Deployment, 
 
 
 @pytest.mark.parametrize("offer", OFFERS)
-async def test_pipelined_requests_after_an_offer_are_all_answered_in_order(it: Deployment, offer: str) -> None:  # noqa: F811
+async def test_pipelined_requests_after_an_offer_are_all_answered_in_order(it: Deployment, offer: str) -> None:
     it.reader.entries.update({name: fresh(float(number)) for number, name in enumerate("abc")})
     offering = f"GET /predict/b HTTP/1.1\r\nHost: x\r\n{offer}\r\n".encode()
     head, body = post("/predict", offer, BODY)
@@ -72,12 +72,22 @@ async def test_pipelined_requests_after_an_offer_are_all_answered_in_order(it: D
         reader, writer = await served.raw(get("/predict/a") + offering + head + body + offering + get("/predict/c"))
         answers = [(await read_answer(reader))[1] for _ in range(5)]
         writer.close()
-    values = [answer["predictions"][0]["prediction"] if "predictions" in answer else answer["prediction"] for answer in answers]
+    values = [
+        answer["predictions"][0]["prediction"] if "predictions" in answer else answer["prediction"]
+        for answer in answers
+    ]
     assert values == [0.0, 1.0, 0.0, 1.0, 2.0]
 
 
-@pytest.mark.parametrize("framing", ["Transfer-Encoding: gzip", "Content-Length: 3\r\nContent-Length: 4", "Content-Length: 3\r\nTransfer-Encoding: chunked"])
-async def test_an_offer_lets_no_framing_through_that_is_refused_without_it(it: Deployment, framing: str) -> None:  # noqa: F811
+@pytest.mark.parametrize(
+    "framing",
+    [
+        "Transfer-Encoding: gzip",
+        "Content-Length: 3\r\nContent-Length: 4",
+        "Content-Length: 3\r\nTransfer-Encoding: chunked",
+    ],
+)
+async def test_an_offer_lets_no_framing_through_that_is_refused_without_it(it: Deployment, framing: str) -> None:
     async with serving(it) as served:
         for offer in ("", *OFFERS):
             request = f"POST /predict HTTP/1.1\r\nHost: x\r\n{offer}{framing}\r\n\r\n".encode()
@@ -87,7 +97,7 @@ async def test_an_offer_lets_no_framing_through_that_is_refused_without_it(it: D
             writer.close()
 
 
-async def test_connect_and_http2_by_prior_knowledge_are_refused_and_hung_up_on(it: Deployment) -> None:  # noqa: F811
+async def test_connect_and_http2_by_prior_knowledge_are_refused_and_hung_up_on(it: Deployment) -> None:
     async with serving(it) as served:
         for request, status in (
             (b"CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n", b"501"),
@@ -102,7 +112,7 @@ async def test_connect_and_http2_by_prior_knowledge_are_refused_and_hung_up_on(i
             writer.close()
 
 
-async def test_a_bad_request_after_a_good_one_does_not_take_its_answer(it: Deployment) -> None:  # noqa: F811
+async def test_a_bad_request_after_a_good_one_does_not_take_its_answer(it: Deployment) -> None:
     it.reader.entries["a"] = fresh(1.5)
     it.reader.delay_s = 0.02
     async with serving(it) as served:
@@ -113,7 +123,7 @@ async def test_a_bad_request_after_a_good_one_does_not_take_its_answer(it: Deplo
         writer.close()
 
 
-async def test_curl_that_offers_http2_is_answered_on_every_route(it: Deployment) -> None:  # noqa: F811
+async def test_curl_that_offers_http2_is_answered_on_every_route(it: Deployment) -> None:
     curl = shutil.which("curl") or missing("curl")
     it.reader.entries["a"] = fresh(1.5)
     sent = ["-H", "content-type: application/json", "-d", BODY.decode()]
@@ -148,7 +158,7 @@ class Ask { public static void main(String[] a) throws Exception {
 
 
 @pytest.mark.slow
-async def test_javas_client_as_it_comes_is_answered(it: Deployment, tmp_path: Path) -> None:  # noqa: F811
+async def test_javas_client_as_it_comes_is_answered(it: Deployment, tmp_path: Path) -> None:
     java = shutil.which("java") or missing("java")
     program = tmp_path / "Ask.java"
     program.write_text(JAVA)
