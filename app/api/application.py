@@ -40,19 +40,21 @@ from inference.settings import Settings
 class Application(FastAPI):
     """FastAPI behind the gate, but for the one request that goes the short way.
 
-    HEAD is answered as GET is; a path may begin with `root_path` or not.
+    HEAD is answered as GET is. `shown_under`: the path of a proxy, with which paths may begin or not.
     """
 
-    def __init__(self, gate: Gate, **options: Any) -> None:
+    def __init__(self, gate: Gate, shown_under: str, **options: Any) -> None:
         super().__init__(**options)
         self._gate = gate
+        self.shown_under = shown_under
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
-        under_root(scope, self.root_path)
+        if self.shown_under:
+            under_root(scope, self.shown_under)
         scope = without_head(scope)
         request = name_request(scope)
         if hot_path.is_hot(scope):
@@ -84,10 +86,10 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
 
     app = Application(
         Gate(settings.api),
+        settings.api.root_path,
         title="Forecache",
         version=installed_release() or "0",
         lifespan=lifespan,
-        root_path=settings.api.root_path,
         redirect_slashes=False,
         redoc_url=None,
     )

@@ -99,8 +99,8 @@ class Connection(HttpToolsProtocol):
             cycle.keep_alive = True
             cycle.default_headers = [*cycle.default_headers, _KEEP_ALIVE]
         # uvicorn puts another application in when it refuses
-        if app is self.app and app.root_path:
-            under_root(scope, app.root_path)
+        if app is self.app and app.shown_under:
+            under_root(scope, app.shown_under)
         if app is not self.app or cycle.waiting_for_100_continue or not hot_path.is_hot(scope) or is_named(scope):
             super()._start_asgi_task(cycle, app)
             return

@@ -68,7 +68,7 @@ async def _unpacked(pieces: AsyncIterator[bytes], encoding: str | None) -> Async
                 yield unpacker.decompress(piece, _STEP_BYTES)
                 piece = unpacker.unconsumed_tail
                 await asyncio.sleep(0)
-            if piece:
+            if piece or (unpacker is not None and unpacker.unused_data):
                 raise BadInput(f"the body is no {encoding}: it goes on after its end", field="body")
     except zlib.error as error:
         raise BadInput(f"the body is no {encoding}: {error}", field="body") from error

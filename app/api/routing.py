@@ -16,11 +16,11 @@ _DOTS = "clients resolve the ids . and .. in a path: send those to POST /predict
 
 
 def under_root(scope: Scope, root_path: str) -> None:
-    """Take the path of a proxy off a request's path, if the proxy has left it there. May be called again."""
-    path: str = scope["path"]
-    if not scope.get("root_path") and path.startswith(f"{root_path}/"):
-        scope["path"] = path[len(root_path) :]
-        scope["root_path"] = root_path
+    """Take the path of a proxy off a request's path, where the proxy has left it there; it may be called again."""
+    # all of them: Starlette would take off another
+    while scope["path"].startswith(f"{root_path}/"):
+        scope["path"] = scope["path"][len(root_path) :]
+    scope["root_path"] = root_path
 
 
 def without_head(scope: Scope) -> Scope:

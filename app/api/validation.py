@@ -32,8 +32,8 @@ _WANTED = {
 #: what pydantic found → a sentence about the value, with the figures that pydantic found too
 _SENTENCES = {
     "missing": "is missing",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than_equal": "must be at most {le}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than_equal": "must be at most {le:g}",
     "too_short": "holds {actual_length}: at least {min_length}",
     "too_long": "holds {actual_length}: at most {max_length}",
     "string_too_short": "is too short: at least {min_length} characters",
@@ -102,7 +102,7 @@ def _described(value: Any) -> str:
 
 
 def _unknown(name: str, known: Sequence[str], place: str) -> str:
-    near = difflib.get_close_matches(name[:_LONGEST_QUOTE], known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name[:_LONGEST_QUOTE], known, n=1)
     where = f" in {place}" if place else ""
     return f"there is no such field{where}; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
 
