@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-COPY = ROOT / "build" / "mutants"
+COPIES = ROOT / "build" / "mutants"
 #: outcomes of a fault that a test noticed: it failed, hung or crashed
 NOTICED = ("killed", "timeout", "segfault")
 PRODUCT = ("app", "inference", "tasks", "workers")
@@ -50,18 +50,12 @@ def main() -> int:
     if not tests:
         print(f"no fast test imports any of: {', '.join(files)}", file=sys.stderr)
         return 2
-    _copy_checkout(files, tests)
-    os.chdir(COPY)  # mutmut reads its settings, and finds the code, in the working directory
+    copy = COPIES / ("changed" if asked.changed else asked.room.strip("/").replace("/", "-"))
+    _copy_checkout(copy, files, tests)
+    os.chdir(copy)  # mutmut reads its settings, and finds the code, in the working directory
     names = _choose(files, asked.count, asked.seed)
     print(f"{len(names)} faults in {len(files)} files, tried on {len(tests)} files of tests", flush=True)
-    command = [str(Path(sys.executable).with_name("mutmut")), "run", "--max-children", str(asked.processes), *names]
-    with (COPY / "mutmut.log").open("w") as log:
-        environment = {**os.environ, "PYTHONPATH": str(COPY / ".ci")}
-        code = subprocess.run(command, check=False, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode  # noqa: S603
-    if code:
-        print(f"mutmut failed; the end of {COPY / 'mutmut.log'}:\n" + (COPY / "mutmut.log").read_text()[-3000:])
-        return 2
-    return _report(files, names)
+    return _report(files, names) if _run_mutmut(copy, names, asked.processes) else 2
 
 
 def _arguments() -> argparse.Namespace:
@@ -108,13 +102,13 @@ def _tests_of(files: Sequence[str]) -> list[str]:
     return found
 
 
-def _copy_checkout(files: Sequence[str], tests: Sequence[str]) -> None:
-    shutil.rmtree(COPY, ignore_errors=True)
+def _copy_checkout(copy: Path, files: Sequence[str], tests: Sequence[str]) -> None:
+    shutil.rmtree(copy, ignore_errors=True)
     for name in _git("ls-files", "-z", "--cached", "--others", "--exclude-standard"):
         if (ROOT / name).is_file():
-            (COPY / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, COPY / name)
-    also = sorted({one.name for one in COPY.iterdir()} - {*PRODUCT, "tests", "pyproject.toml"})
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, copy / name)
+    also = sorted({one.name for one in copy.iterdir()} - {*PRODUCT, "tests", "pyproject.toml"})
     settings = {
         "source_paths": list(PRODUCT),
         "only_mutate": list(files),
@@ -122,13 +116,13 @@ def _copy_checkout(files: Sequence[str], tests: Sequence[str]) -> None:
         "pytest_add_cli_args_test_selection": list(tests),
         "pytest_add_cli_args": ["-m", "not slow and not gpu and not browser", "-p", "no:cacheprovider", "-p", "in_process"],
         # the texts of log lines and of errors are for people: their tests look for the words that matter
-        "do_not_mutate_patterns": [r"^\s*log\.", r"^\s*raise "],
+        "do_not_mutate_patterns": [r"^\s*log\.", r"^\s*raise ", r"pipeline\(transaction=False\)"],
         "timeout_constant": 1.0,
         "timeout_multiplier": 10.0,
         "process_isolation": "forkserver",
     }
     lines = "".join(f"{key} = {_as_toml(value)}\n" for key, value in settings.items())
-    with (COPY / "pyproject.toml").open("a") as file:
+    with (copy / "pyproject.toml").open("a") as file:
         file.write(f"\n[tool.mutmut]\n{lines}")
 
 
@@ -149,6 +143,21 @@ def _choose(files: Sequence[str], count: int, seed: int) -> list[str]:
     if count and count < len(names):
         names = random.Random(seed).sample(names, count)  # noqa: S311 - a draw that can be repeated, no secret
     return sorted(names)
+
+
+def _run_mutmut(copy: Path, names: Sequence[str], processes: int) -> bool:
+    """Try the faults; False, with the end of its log, when mutmut itself failed."""
+    program = Path(sys.executable).with_name("mutmut")
+    environment = {**os.environ, "PYTHONPATH": str(copy / ".ci")}
+    log = copy / "mutmut.log"
+    with log.open("w") as file:
+        done = subprocess.run(  # noqa: S603
+            [program, "run", "--max-children", str(processes), *names],
+            check=False, stdout=file, stderr=subprocess.STDOUT, env=environment,
+        )  # fmt: skip
+    if done.returncode:
+        print(f"mutmut failed; the end of {log}:\n{log.read_text('utf-8').replace(chr(13), chr(10))[-3000:]}")
+    return done.returncode == 0
 
 
 def _report(files: Sequence[str], names: Sequence[str]) -> int:
