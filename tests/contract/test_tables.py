@@ -753,3 +753,18 @@ def test_parts_stand_beside_the_rows_with_fields_of_their_own_and_are_read_at_on
         assert (x.block["label"].tolist(), x.found.tolist(), x.as_of.tolist()) == (["new", ""], [True, False], [50, 0])
     assert room.table.part("y").read_block(["b"]) is None
     assert [entry and entry.values for entry in room.table.read(["b"])] == [{"price": 2.0}]
+
+
+def test_a_run_that_begins_after_an_answer_was_computed_since_a_change_is_served(room: Room) -> None:
+    room.table.activate(1)
+    for entity_id in ("a", "b"):
+        outdate(room, entity_id, 105)
+        room.upsert(entity_id, 2.0, as_of=90)
+    assert (room.price("a"), room.price("b")) == (2.0, 2.0)
+    room.publish({"a": 3.0, "b": 3.0}, as_of=110)
+    assert (room.price("a"), room.price("b")) == (3.0, 3.0)
+    rows = room.table.read_block(["a", "b"])
+    assert rows is not None
+    assert rows.block["price"].tolist() == [3.0, 3.0]
+    room.upsert("b", 4.0, as_of=90, computed_at=room.table.now() + 1)
+    assert (room.price("a"), room.price("b")) == (3.0, 4.0)

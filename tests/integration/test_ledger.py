@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import pytest
 import redis
 
-from inference.batch.ledger import MAX_ATTEMPTS, Claim, Ledger
+from inference.batch.ledger import KEEP_RECORD_S, MAX_ATTEMPTS, Claim, Ledger
 from inference.batch.plan import Chunk, Slice
 from inference.batch.records import RunRecord, RunState
 from inference.errors import Conflict, NotFound, StoreUnavailable
 from inference.keys import Keys
+from inference.sources import SourceFile
 
 pytestmark = pytest.mark.integration
 
@@ -272,3 +274,79 @@ def test_an_outage_is_an_error_and_never_an_answer() -> None:
             Ledger(nobody, Keys("t")).active_run("m")
         with pytest.raises(StoreUnavailable):
             Ledger(nobody, Keys("t")).claim("r", 0, "t")
+
+
+# --- what outlives a run ---
+
+PARTS = ("plan", "claims", "done", "sent", "histogram")
+
+
+def worked_on(ledger: Ledger) -> RunRecord:
+    """A run of which every part stands in Redis."""
+    run = opened(ledger)
+    ledger.dispatch("r1", max_in_flight=2)
+    ledger.finish(claimed(ledger, 1), {"rows": 10}, rows=10, quarantined=0, histogram={"y": {3: 10}})
+    claimed(ledger, 0)
+    return run
+
+
+@pytest.mark.parametrize("state", [RunState.FAILED, RunState.CANCELLED])
+def test_every_part_of_a_run_that_ended_expires_and_none_of_one_that_is_taken_up_again(
+    ledger: Ledger, each_redis_client: redis.Redis, state: RunState
+) -> None:
+    keys = ["t:r:r1", *(f"t:r:r1:{part}" for part in PARTS)]
+    run = worked_on(ledger)
+    assert all(each_redis_client.exists(key) for key in keys)
+    assert {each_redis_client.ttl(key) for key in keys if key != "t:r:r1:plan"} == {-1}
+
+    ledger.move(run, state, expected=[RunState.RUNNING])
+    assert all(0 < each_redis_client.ttl(key) <= KEEP_RECORD_S for key in keys)
+
+    ledger.reopen(run, RunState.RUNNING, expected=[state])
+    assert [each_redis_client.ttl(key) for key in keys if each_redis_client.exists(key)] == [-1] * 4
+    assert not each_redis_client.exists("t:r:r1:claims", "t:r:r1:sent")
+    assert each_redis_client.hgetall("t:r:r1:histogram") == {b"y:3": b"10"}
+
+
+def test_a_plan_that_is_written_for_a_run_that_was_cancelled_meanwhile_expires(
+    ledger: Ledger, each_redis_client: redis.Redis
+) -> None:
+    ledger.request("r1", "m", {"trigger": "cli", "source": "s"})
+
+    def chunks() -> Iterator[Chunk]:
+        yield Chunk(0, (Slice(0, 0, 0, 10),))
+        ledger.move(ledger.load("r1"), RunState.CANCELLED, expected=[RunState.QUEUED])
+        yield Chunk(1, (Slice(0, 1, 0, 10),))
+
+    assert ledger.plans.write("r1", chunks()) == 2
+
+    assert 0 < each_redis_client.ttl("t:r:r1:plan") <= KEEP_RECORD_S
+
+
+def test_a_plan_of_many_pieces_is_whole_expires_and_replaces_what_stood_there(
+    ledger: Ledger, each_redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.batch.plans._PIECE", 3)
+    plans = ledger.plans
+    files = [SourceFile(f"f{n}", 1, str(n), "footer", (10,), (100,)) for n in range(4)]
+    each_redis_client.hset("t:r:r1:plan", "99", "of an earlier try")
+
+    assert plans.write("r1", [Chunk(n, (Slice(n % 4, n, 0, 10),)) for n in range(7)], files=files) == 7
+
+    assert each_redis_client.hlen("t:r:r1:plan") == 11
+    assert 0 < each_redis_client.ttl("t:r:r1:plan") <= KEEP_RECORD_S
+    assert [file.path for file in plans.files("r1")] == ["f0", "f1", "f2", "f3"]
+    found = plans.chunk("r1", 6)
+    assert found is not None
+    assert (found.slices, {n: file.path for n, file in found.files.items()}) == ((Slice(2, 6, 0, 10),), {2: "f2"})
+    assert plans.chunk("r1", 7) is None
+    assert plans.write("r1", []) == 0
+    assert not each_redis_client.exists("t:r:r1:plan")
+
+
+def test_the_ids_of_a_partial_run_wait_for_a_day(ledger: Ledger, each_redis_client: redis.Redis) -> None:
+    ledger.plans.keep_entities("r1", b"ids")
+    assert ledger.plans.entities("r1") == b"ids"
+    assert 86_000 < each_redis_client.ttl("t:r:r1:entities") <= 86_400
+    ledger.plans.forget_entities("r1")
+    assert ledger.plans.entities("r1") is None

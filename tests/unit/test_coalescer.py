@@ -196,3 +196,19 @@ async def test_a_micro_batch_is_computed_for_all_who_asked_before_it_left_and_fo
     await asyncio.sleep(0.5)
     await asyncio.gather(first, ask("four", "c"))
     assert behind == [["one", "three", "two"], ["four"]]
+
+
+@virtual_time
+async def test_a_waiting_id_takes_over_the_later_deadline_of_whoever_joins_it() -> None:
+    worker = Worker()
+    coalescer = Coalescer(worker, max_in_flight=1, max_rows=10)
+    first = asyncio.create_task(coalescer.ask(["x"], until=9))
+    await asyncio.sleep(0.5)
+    early = asyncio.create_task(coalescer.ask(["a"], until=1.5))
+    late = asyncio.create_task(coalescer.ask(["a"], until=9))
+    earlier = asyncio.create_task(coalescer.ask(["a"], until=1.4))  # does not shorten it either
+    assert predictions(await early) == predictions(await earlier) == [DeadlineExceeded]
+    assert predictions(await late) == ["a"]
+    assert predictions(await first) == ["x"]
+    assert worker.batches == [["x"], ["a"]], "it is computed once"
+    assert asyncio.get_running_loop().time() == 2.0

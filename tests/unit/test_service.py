@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from inference.outcomes import Outcome
 from inference.serving import Answer, PredictionService
 from inference.serving.breaker import FIRST_PAUSE_S, OPENS_AFTER
 from inference.serving.coalescer import MAX_WAITING_BATCHES
+from inference.serving.model_path import PREVIOUS_GRACE_S
 from inference.settings import Settings
-from inference.store import Origin
+from inference.store import Entry, Origin, Pointer
 from tests.support.serving_fakes import FakeReader, FakeRecorder, FakeWorkers, entry
 from tests.support.virtual_time import virtual_time
 
@@ -334,3 +336,49 @@ async def test_entities_are_remembered_that_were_answered_and_no_others() -> Non
     await it.ask("a")
     await it.ask("a", "b", "ghost")
     assert it.hits.asked == ["a", "a", "b"]
+
+
+class HangingReader(FakeReader):
+    """A table that answers look-ups, and hangs for the rest: `hangs` names the calls."""
+
+    def __init__(self, *hangs: str) -> None:
+        super().__init__()
+        self.hangs = hangs
+        self.previous = {"a": entry(7.0)}
+
+    async def pointer(self) -> Pointer:
+        if "pointer" in self.hangs:
+            await asyncio.Event().wait()
+        return await super().pointer()
+
+    async def read_generation(self, ids: Sequence[str], number: int) -> list[Entry | None]:
+        if "read_generation" in self.hangs:
+            await asyncio.Event().wait()
+        return await super().read_generation(ids, number)
+
+
+@pytest.mark.parametrize("hangs", ["pointer", "read_generation"])
+@pytest.mark.parametrize("default", [None, 0.5])
+@virtual_time
+async def test_a_store_that_hangs_at_the_last_moment_costs_a_rung_of_the_ladder_and_no_more(
+    hangs: str, default: float | None
+) -> None:
+    it = Deployment(reader=HangingReader(hangs), default=default)
+    it.workers.error = BrokerUnavailable("gone")
+    [told] = await it.ask("a")
+    if default is None:
+        assert isinstance(told, BrokerUnavailable)
+    else:
+        assert isinstance(told, Answer)
+        assert (told.prediction, told.source) == (0.5, "default")
+    assert asyncio.get_running_loop().time() == pytest.approx(PREVIOUS_GRACE_S)
+
+
+@virtual_time
+async def test_a_store_that_is_slow_but_in_time_gives_the_previous_generation() -> None:
+    it = Deployment(reader=HangingReader(), default=0.5)
+    it.reader.delay_s = PREVIOUS_GRACE_S / 3
+    it.workers.error = BrokerUnavailable("gone")
+    assert (await it.answer()).prediction == 7.0
+    it.reader.delay_s = PREVIOUS_GRACE_S
+    assert (await it.answer()).prediction == 0.5
