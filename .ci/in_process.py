@@ -38,7 +38,9 @@ def _mentions(thing: Any, seen: set[Any]) -> bool:
     if thing in seen or name in _SERVERS or not getattr(thing, "__module__", "").startswith(("tests", "conftest")):
         return False
     seen.add(thing)
-    functions = [thing] if inspect.isfunction(thing) else [one for _, one in inspect.getmembers(thing, inspect.isfunction)]
+    functions = (
+        [thing] if inspect.isfunction(thing) else [one for _, one in inspect.getmembers(thing, inspect.isfunction)]
+    )
     for function in map(inspect.unwrap, functions):
         names = set(_names(function.__code__))
         if names & _STARTERS:

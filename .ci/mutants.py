@@ -114,7 +114,14 @@ def _copy_checkout(copy: Path, files: Sequence[str], tests: Sequence[str]) -> No
         "only_mutate": list(files),
         "also_copy": also,
         "pytest_add_cli_args_test_selection": list(tests),
-        "pytest_add_cli_args": ["-m", "not slow and not gpu and not browser", "-p", "no:cacheprovider", "-p", "in_process"],
+        "pytest_add_cli_args": [
+            "-m",
+            "not slow and not gpu and not browser",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "in_process",
+        ],
         # the texts of log lines and of errors are for people: their tests look for the words that matter
         "do_not_mutate_patterns": [r"^\s*log\.", r"^\s*raise ", r"pipeline\(transaction=False\)"],
         "timeout_constant": 1.0,

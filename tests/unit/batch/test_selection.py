@@ -87,9 +87,7 @@ def test_a_partition_may_be_the_event_time(tmp_path: Path, day: date, ids: list[
 
 
 @pytest.mark.parametrize("rows_per_chunk", [1, 2, 100])
-def test_some_entities_are_found_wherever_they_are_and_the_others_counted(
-    tmp_path: Path, rows_per_chunk: int
-) -> None:
+def test_some_entities_are_found_wherever_they_are_and_the_others_counted(tmp_path: Path, rows_per_chunk: int) -> None:
     write(tmp_path / "t.parquet", ROWS)
     asked = ("h", "nobody", "a", "f", "who", "x1", "x2", "x3", "x4")
 

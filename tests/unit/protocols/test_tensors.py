@@ -91,7 +91,9 @@ def test_parts_of_different_widths_make_no_tensor() -> None:
         joined([{"a": np.zeros((1, 2))}, {"a": np.zeros((1, 3))}])
 
 
-@pytest.mark.parametrize(("rows", "passes"), [(0, False), (1, True), (MAX_TENSOR_ROWS, True), (MAX_TENSOR_ROWS + 1, False)])
+@pytest.mark.parametrize(
+    ("rows", "passes"), [(0, False), (1, True), (MAX_TENSOR_ROWS, True), (MAX_TENSOR_ROWS + 1, False)]
+)
 def test_from_one_row_up_to_the_most_are_taken(rows: int, passes: bool) -> None:
     tensors = {"x": np.zeros((rows, 2), np.float32), "y": np.zeros(rows, np.int64)}
     specs = [TensorSpec("x", DType.FLOAT32, (2,)), TensorSpec("y", DType.INT64)]

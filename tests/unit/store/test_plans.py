@@ -83,9 +83,7 @@ class Server:
         if key == KEYS.pointer:
             assert tuple(fields) == POINTER
             return [self.pointer.get(field) for field in fields]
-        found = [
-            self.hashes.get(key, {}).get(field.encode() if isinstance(field, str) else field) for field in fields
-        ]
+        found = [self.hashes.get(key, {}).get(field.encode() if isinstance(field, str) else field) for field in fields]
         return found[0] if name == "HGET" else found
 
 
