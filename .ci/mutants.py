@@ -168,8 +168,8 @@ def _run_mutmut(copy: Path, names: Sequence[str], processes: int) -> bool:
 
 
 def _report(files: Sequence[str], names: Sequence[str]) -> int:
-    from mutmut.stats import status_by_exit_code
     from mutmut.mutation.data import SourceFileMutationData
+    from mutmut.stats import status_by_exit_code
 
     wanted, counts, survivors = set(names), Counter[str](), []
     for file in files:

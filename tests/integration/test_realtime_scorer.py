@@ -375,7 +375,7 @@ def test_the_canary_computes_its_own_entities_and_each_answer_says_who(worker: C
     it = worker(min_recompute_interval="1h")
     it.host.labels = Labels({"canary": 2}, 0.5)
     ids = [f"e{n}" for n in range(20)]
-    it.load({one: 1 for one in ids})
+    it.load(dict.fromkeys(ids, 1))
     canarys = [one for one in ids if it.host.labels.canary_for("m", one)]
     assert 0 < len(canarys) < 20
     result = it.scorer.predict_entities("m", ids)

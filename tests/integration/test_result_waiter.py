@@ -16,6 +16,7 @@ from inference.errors import BrokerUnavailable, DeadlineExceeded
 from tasks.dispatch.waiter import READY_STATES, ResultWaiter
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -98,14 +99,11 @@ async def test_a_subscription_that_missed_a_result_is_made_anew(
     with waiter.expecting("me-1"):
         redis_client.set(key_of("me-1"), payload(result="stored"))  # and nobody tells
         assert (await waiter.result("me-1", timeout_s=0.02))["result"] == "stored"
-    async with asyncio.timeout(10):
-        while subscriptions_made(redis_client) < 2:
-            await asyncio.sleep(0)
+    await asyncio.to_thread(wait_for, lambda: subscriptions_made(redis_client) == 2, "another subscription")
     with waiter.expecting("me-2"):
         redis_client.set(key_of("me-2"), payload())
-        async with asyncio.timeout(10):
-            while not publish(redis_client, "me-2", payload(), store=False):
-                await asyncio.sleep(0)
+        heard = lambda: publish(redis_client, "me-2", payload(), store=False)  # noqa: E731
+        await asyncio.to_thread(wait_for, heard, "a process that hears")
         assert (await waiter.result("me-2", timeout_s=10))["status"] == "SUCCESS"
 
 
@@ -130,9 +128,8 @@ async def test_results_that_were_read_or_came_too_late_are_removed_and_the_other
         publish(redis_client, "me-2", payload("STARTED"))
         publish(redis_client, "me-late", payload())
         await waiter.result("me-1", timeout_s=10)
-        async with asyncio.timeout(10):
-            while redis_client.exists(key_of("me-1"), key_of("me-late")):
-                await asyncio.sleep(0)
+        read = [key_of("me-1"), key_of("me-late")]
+        await asyncio.to_thread(wait_for, lambda: not redis_client.exists(*read), "the removal of what was read")
         assert redis_client.exists(key_of("me-2"))
 
 

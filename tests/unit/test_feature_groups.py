@@ -336,7 +336,8 @@ def loaded(contract: FeatureContract, age_s: dict[str, float]) -> MemoryTable:
     form = contract.stored_form
     block = {feature.name: np.ones(len(age_s), np.float32) for feature in form.features}
     table.upsert(
-        list(age_s), form.fields, block | form.notes({}, {}, len(age_s)), as_of=np.array([NOW - age for age in age_s.values()]),
+        list(age_s), form.fields, block | form.notes({}, {}, len(age_s)),
+        as_of=np.array([NOW - age for age in age_s.values()]),
         computed_at=NOW, model_version=0, origin=Origin.UPSERT, keep_s=86_400.0,
     )  # fmt: skip
     return table

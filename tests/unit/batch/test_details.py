@@ -31,7 +31,10 @@ def test_a_run_without_a_plan_has_no_map() -> None:
     assert chunk_map(states(set()), 0) == ""
 
 
-def details(chunks: ChunkStates = ChunkStates(frozenset()), **facts: Any) -> dict[str, Any]:
+NO_CHUNKS = ChunkStates(frozenset())
+
+
+def details(chunks: ChunkStates = NO_CHUNKS, **facts: Any) -> dict[str, Any]:
     """What a run of 10 chunks, asked for at 1000.0, looks like at 1060.0."""
     own = {"state": RunState.RUNNING, "chunks_total": 10, **facts}
     record = RunRecord(run_id="r", model="m", trigger=Trigger.API, source="s", created_at=1000.0, **own)
