@@ -15,6 +15,8 @@ import pytest
 #: names that start a process: our deployments, our commands, a model's trial, an export by TensorFlow
 _STARTERS = {"Stack", "Rig", "subprocess", "multiprocessing", "create_subprocess_exec", "inspect_in_subprocess",
              "inspect_version_in_subprocess", "runpy", "executable"}  # fmt: skip
+#: and what searches for seconds
+_STARTERS |= {"run_state_machine_as_test"}
 #: servers that hold none of our code
 _SERVERS = {"RedisServer", "find_redis_binary", "ObjectStore"}
 

@@ -11,11 +11,13 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,13 +160,19 @@ def _run_mutmut(copy: Path, names: Sequence[str], processes: int) -> bool:
     environment = {**os.environ, "PYTHONPATH": str(copy / ".ci")}
     log = copy / "mutmut.log"
     with log.open("w") as file:
-        done = subprocess.run(  # noqa: S603
+        mutmut = subprocess.Popen(  # noqa: S603
             [program, "run", "--max-children", str(processes), *names],
-            check=False, stdout=file, stderr=subprocess.STDOUT, env=environment,
+            stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
         )  # fmt: skip
-    if done.returncode:
+        try:
+            code = mutmut.wait()
+        finally:
+            # servers of tests that hung, which their killed processes have left behind
+            with suppress(ProcessLookupError):
+                os.killpg(mutmut.pid, signal.SIGKILL)
+    if code:
         print(f"mutmut failed; the end of {log}:\n{log.read_text('utf-8').replace(chr(13), chr(10))[-3000:]}")
-    return done.returncode == 0
+    return code == 0
 
 
 def _report(files: Sequence[str], names: Sequence[str]) -> int:

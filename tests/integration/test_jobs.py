@@ -307,3 +307,23 @@ async def test_a_long_poll_ends_when_its_time_is_up(jobs: Jobs, wait_s: float) -
     assert (await jobs.queue.wait(job_id, wait_s)).state is JobState.QUEUED
     jobs.work(job_id, 0)
     assert (await jobs.queue.wait(job_id, 60)).state is JobState.DONE
+
+
+async def test_a_defect_of_a_worker_fails_the_job_and_is_raised_where_its_log_is(jobs: Jobs) -> None:
+    class Broken(Scorer):
+        def predict_entities(self, *_: Any, **__: Any) -> dict[str, Any]:
+            raise ZeroDivisionError
+
+    job_id = await jobs.create()
+    with pytest.raises(ZeroDivisionError):
+        run_part(jobs.client, KEYS, Broken(), job_id, 0)
+    view = await jobs.queue.show(job_id)
+    assert (view.state, view.error and view.error.code) == (JobState.FAILED, "prediction-failed")
+    assert "its log says why" in str(view.error)
+
+
+async def test_a_job_of_a_release_without_priorities_is_a_normal_one(jobs: Jobs) -> None:
+    job_id = await jobs.create(priority=JobPriority.LOW)
+    assert (await jobs.queue.show(job_id)).priority is JobPriority.LOW
+    jobs.client.hdel(KEYS.job(job_id), "priority")
+    assert (await jobs.queue.show(job_id)).priority is JobPriority.NORMAL

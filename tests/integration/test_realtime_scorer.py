@@ -471,6 +471,18 @@ def test_a_message_that_cannot_be_answered_row_by_row_is_refused(
     assert refused.value.field == field
 
 
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [("predict_entities", "entity_ids"), ("explain_entity", "entity_ids"), ("predict_instances", "instances")],
+)
+def test_each_message_is_checked_by_its_own_argument(worker: Callable[..., Worker], call: str, field: str) -> None:
+    for message, named in (([], field), (["a"], "model"), (["a"], "deadline")):
+        how: dict[str, Any] = {"model": 7 if named == "model" else "m", field: message}
+        with pytest.raises(BadInput) as refused:
+            getattr(worker().scorer, call)(**how, **({"deadline": "soon"} if named == "deadline" else {}))
+        assert refused.value.field == named
+
+
 def test_the_largest_message_is_answered(worker: Callable[..., Worker]) -> None:
     result = worker().scorer.predict_instances("m", [[n % 7] for n in range(MAX_MESSAGE_ROWS)])
     assert told(result) == [n % 7 for n in range(MAX_MESSAGE_ROWS)]
