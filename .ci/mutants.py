@@ -7,6 +7,7 @@ it happens in a copy below build/, so that the checkout stays as it is.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import re
@@ -53,11 +54,17 @@ def main() -> int:
         print(f"no fast test imports any of: {', '.join(files)}", file=sys.stderr)
         return 2
     copy = COPIES / ("changed" if asked.changed else asked.room.strip("/").replace("/", "-"))
+    names = (
+        [name for name, status in _outcomes(copy, files) if status in (*UNNOTICED, "timeout")] if asked.again else []
+    )
     _copy_checkout(copy, files, tests)
     os.chdir(copy)  # mutmut reads its settings, and finds the code, in the working directory
-    names = _choose(files, asked.count, asked.seed)
+    names = names if asked.again else _choose(files, asked.count, asked.seed)
+    if not names:
+        print("the last run left nothing to try again")
+        return 0
     print(f"{len(names)} faults in {len(files)} files, tried on {len(tests)} files of tests", flush=True)
-    return _report(files, names) if _run_mutmut(copy, names, asked.processes) else 2
+    return _report(copy, files) if _run_mutmut(copy, names, asked.processes) else 2
 
 
 def _arguments() -> argparse.Namespace:
@@ -67,6 +74,7 @@ def _arguments() -> argparse.Namespace:
     which.add_argument("--changed", action="store_true", help="the files that differ from the branch main")
     parser.add_argument("--count", type=int, default=100, help="how many faults are drawn; 0 for all (default 100)")
     parser.add_argument("--seed", type=int, default=1, help="another number draws other faults (default 1)")
+    parser.add_argument("--again", action="store_true", help="only what the last run did not see noticed, or saw hang")
     parser.add_argument("--processes", type=int, default=2, help="faults tried at the same time (default 2)")
     return parser.parse_args()
 
@@ -91,9 +99,13 @@ def _changed_files() -> list[str]:
     )  # fmt: skip
 
 
+def _module(file: str) -> str:
+    return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
 def _tests_of(files: Sequence[str]) -> list[str]:
     """Return the files of fast tests that import one of these modules, or the package that one belongs to."""
-    rooms = {file.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for file in files}
+    rooms = {_module(file) for file in files}
     rooms |= {room.rpartition(".")[0] for room in rooms if room.count(".") > 1}
     imported = re.compile(r"^from (" + "|".join(map(re.escape, rooms)) + r")(\.\w+)* import", re.MULTILINE)
     found = []
@@ -126,8 +138,8 @@ def _copy_checkout(copy: Path, files: Sequence[str], tests: Sequence[str]) -> No
         ],
         # the texts of log lines and of errors are for people: their tests look for the words that matter
         "do_not_mutate_patterns": [r"^\s*log\.", r"^\s*raise ", r"pipeline\(transaction=False\)"],
-        "timeout_constant": 1.0,
-        "timeout_multiplier": 10.0,
+        "timeout_constant": 3.0,
+        "timeout_multiplier": 15.0,
         "process_isolation": "forkserver",
     }
     lines = "".join(f"{key} = {_as_toml(value)}\n" for key, value in settings.items())
@@ -146,9 +158,8 @@ def _choose(files: Sequence[str], count: int, seed: int) -> list[str]:
 
     names = []
     for file in files:
-        module = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         made = mutate_file_contents(file, Path(file).read_text("utf-8"))
-        names += [f"{module}.{name}" for name in made.mutant_names]
+        names += [f"{_module(file)}.{name}" for name in made.mutant_names]
     if count and count < len(names):
         names = random.Random(seed).sample(names, count)  # noqa: S311 - a draw that can be repeated, no secret
     return sorted(names)
@@ -175,43 +186,50 @@ def _run_mutmut(copy: Path, names: Sequence[str], processes: int) -> bool:
     return code == 0
 
 
-def _report(files: Sequence[str], names: Sequence[str]) -> int:
-    from mutmut.mutation.data import SourceFileMutationData
+def _outcomes(copy: Path, files: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield each fault of a run in `copy` with what became of it; those that were not tried are left out."""
     from mutmut.stats import status_by_exit_code
 
-    wanted, counts, survivors = set(names), Counter[str](), []
     for file in files:
-        data = SourceFileMutationData(path=Path(file))
-        data.load()
-        for name, code in data.exit_code_by_key.items():
-            if name in wanted:
-                status = status_by_exit_code[code]
-                counts[status] += 1
-                if status in UNNOTICED:
-                    survivors.append(_survivor(name, file))
-    explained = {(one["file"], one["from"], one["to"]) for one in _explained()}
-    left = [one for one in survivors if (one.path, one.removed, one.added) not in explained]
+        kept = copy / "mutants" / f"{file}.meta"
+        codes = json.loads(kept.read_text("utf-8"))["exit_code_by_key"] if kept.is_file() else {}
+        yield from ((name, status_by_exit_code[code]) for name, code in codes.items() if code is not None)
+
+
+def _report(copy: Path, files: Sequence[str]) -> int:
+    outcomes = dict(_outcomes(copy, files))
+    survivors = [_survivor(name, files) for name, status in outcomes.items() if status in UNNOTICED]
+    left = [one for one in survivors if not _is_explained(one)]
     for one in left:
         print(f"\n{one.name}\n{one.diff}")
-    noticed = sum(counts.values()) - len(survivors)
-    print(f"\n{dict(counts)}")
-    print(f"noticed {noticed} of {sum(counts.values())}; {len(survivors) - len(left)} others change nothing")
+    print(f"\n{dict(Counter(outcomes.values()))}")
+    noticed = len(outcomes) - len(survivors)
+    print(f"noticed {noticed} of {len(outcomes)}; {len(survivors) - len(left)} others change nothing that matters")
     return 1 if left else 0
 
 
-def _survivor(name: str, path: str) -> Survivor:
+def _survivor(name: str, files: Sequence[str]) -> Survivor:
     from mutmut.mutation.diff_apply import get_diff_for_mutant
 
+    [path] = [file for file in files if name.startswith(_module(file) + ".x")]
     diff = get_diff_for_mutant(name, path=Path(path))
     changed = [line for line in diff.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
-    removed = " ".join(line[1:].strip() for line in changed if line[0] == "-")
-    added = " ".join(line[1:].strip() for line in changed if line[0] == "+")
+    removed, added = (" ".join(line[1:].strip() for line in changed if line[0] == sign) for sign in "-+")
     return Survivor(name, path, removed, added, "\n".join(changed))
 
 
-def _explained() -> Iterator[dict[str, str]]:
-    if EXPLAINED.is_file():
-        yield from tomllib.loads(EXPLAINED.read_text("utf-8"))["mutant"]
+def _is_explained(survivor: Survivor) -> bool:
+    """Whether EXPLAINED holds a fault, or leaves out of all lines what it changes."""
+    told = tomllib.loads(EXPLAINED.read_text("utf-8"))
+    if any(
+        (one["file"], one["from"], one["to"]) == (survivor.path, survivor.removed, survivor.added)
+        for one in told["mutant"]
+    ):
+        return True
+    return any(
+        re.sub(one["text"], "", survivor.removed) == re.sub(one["text"], "", survivor.added)
+        for one in told["everywhere"]
+    )
 
 
 if __name__ == "__main__":
