@@ -8,6 +8,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS := tensorflow,keras,onnx,sklearn,sql,embedded,dashboard,charts,dev
 PYTEST := $(BIN)/python -m pytest
+# so many test processes side by side: most tests wait for processes of their own (make AT_ONCE=1 … for one by one)
+AT_ONCE ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 7 ? n + 1 : 8)))
+# files stay whole, since their tests share a deployment, and go in the order of their folders: the long ones first
+SIDE_BY_SIDE = -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
 # TensorFlow's start-up chatter says nothing about Forecache
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export TF_ENABLE_ONEDNN_OPTS ?= 0
@@ -35,7 +39,7 @@ demo: install ## the main job on an embedded Redis, shown step by step
 	$(BIN)/forecache demo
 
 test: install ## the tests, without those that take minutes
-	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not gpu"
 
 test-full: install ## all tests that this machine can run (ONLY=slow: just those that `make test` leaves out)
 	$(PYTEST) -m "$(if $(ONLY),$(ONLY) and )not gpu"

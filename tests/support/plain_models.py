@@ -47,6 +47,18 @@ class DeadlyToLoad(Times):
         ctypes.string_at(0)
 
 
+class SlowSum(RegressorMixin, BaseEstimator):
+    """Adds its features up, in calls that take so many seconds on whatever machine."""
+
+    def __init__(self, features: int, seconds: float) -> None:
+        self.n_features_in_ = features
+        self.seconds = seconds
+
+    def predict(self, x: Any) -> np.ndarray:
+        time.sleep(self.seconds)
+        return np.asarray(x, np.float64).sum(axis=1)
+
+
 class WhoComputes(Times):
     """Answers with the id of the process that computes, after a moment in which another process could begin."""
 
@@ -55,9 +67,17 @@ class WhoComputes(Times):
         return np.full(len(x), float(os.getpid()))
 
 
-def write_version(folder: Path, version: int, model: Times) -> None:
+def write_slow_sum_model(folder: Path, names: list[str], *, seconds: float) -> None:
+    """Write version 1 of a model that adds its float features up, slowly; its settings need `allow_code`."""
+    features = [{"name": name, "dtype": "float32"} for name in names]
+    write_version(folder, 1, SlowSum(len(names), seconds), features)
+
+
+def write_version(
+    folder: Path, version: int, model: BaseEstimator, features: list[dict[str, Any]] | None = None
+) -> None:
     """Write a version beside those in a model's folder, whole from the first moment on."""
-    write_features(folder, FEATURES)
+    write_features(folder, features or FEATURES)
     hidden = folder / f".{version}"
     hidden.mkdir()
     (hidden / "model.pkl").write_bytes(pickle.dumps(model))

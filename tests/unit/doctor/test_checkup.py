@@ -16,6 +16,7 @@ from app.cli.doctor.findings import Check, Finding, Status, duration_text, error
 from app.cli.doctor.machine import Gpus, check_clock, check_gpus, look_at_gpus
 from inference.errors import StoreUnavailable
 from inference.settings import Settings, WorkerSettings
+from tests.support.waiting import LONG_S
 
 
 def test_a_check_that_fails_or_hangs_leaves_the_others_alone() -> None:
@@ -62,7 +63,7 @@ def test_without_any_redis_every_concern_still_says_something() -> None:
     )
     started = time.monotonic()
     found = check_up(settings)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < LONG_S
     assert list(dict.fromkeys(one.check for one in found)) == list(Check)
     by_subject = {(one.check, one.subject): one for one in found}
     assert by_subject[Check.REDIS, "cache_url (127.0.0.1:1/0)"].status is Status.ERROR
