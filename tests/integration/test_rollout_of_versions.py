@@ -428,6 +428,24 @@ def test_marks_of_loads_are_kept_by_version_and_expire(redis_client: redis.Redis
     assert not redis_client.exists(KEYS.loads("m"))
 
 
+def test_only_a_load_of_this_host_whose_process_is_gone_was_cut_off(redis_client: redis.Redis) -> None:
+    marks, key = ModelRegistry(redis_client, KEYS).load_marks("m"), KEYS.loads("m")
+    with marks.of_load(1):
+        [mine] = redis_client.hkeys(key)
+    host = mine.decode().split(" ")[1]
+    gone, alive = 2**22 + 1, 1  # no process has the first number
+    fields = {f"1 {host} {alive}": "0", f"2 {host} {gone}": "0", f"3 elsewhere {gone}": "0", f"4 {host} {alive}": "0",
+              f"4 {host} {gone}": "0"}  # fmt: skip
+    redis_client.hset(key, mapping=fields)
+    assert [marks.were_cut_off(version) for version in (1, 2, 3, 4, 5)] == [False, True, False, True, False]
+    with marks.of_load(4):
+        pass
+    assert sorted(redis_client.hkeys(key)) == sorted(name.encode() for name in list(fields)[:4])
+    with pytest.raises(RuntimeError), marks.of_load(2):
+        raise RuntimeError
+    assert not marks.were_cut_off(2)
+
+
 def test_records_are_kept_in_order_and_each_says_why_it_cannot_be_had(make_room: Callable[..., Room]) -> None:
     room = make_room()
     for version in (10, 9):
