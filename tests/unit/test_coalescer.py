@@ -218,15 +218,16 @@ async def test_a_waiting_id_takes_over_the_later_deadline_of_whoever_joins_it() 
 async def test_an_id_that_several_wait_for_is_computed_as_long_as_one_of_them_does() -> None:
     worker = Worker()
     coalescer = Coalescer(worker, max_in_flight=1, max_rows=9)
-    first = asyncio.create_task(coalescer.ask(["a"], until=5))
+    first = asyncio.create_task(coalescer.ask(["x"], until=5))
     await asyncio.sleep(0.1)
-    waiting = [asyncio.create_task(coalescer.ask(["b"], until=5)) for _ in range(3)]
+    waiting = {name: [asyncio.create_task(coalescer.ask([name], until=5)) for _ in range(3)] for name in "abc"}
     await asyncio.sleep(0.1)
-    for leaving in waiting[:2]:
-        leaving.cancel()
-    assert predictions(await first) == ["a"]
-    assert predictions(await waiting[2]) == ["b"]
-    assert worker.batches == [["a"], ["b"]]
+    for name, leaving in (("a", 1), ("b", 2), ("c", 3)):
+        for task in waiting[name][:leaving]:
+            task.cancel()
+    assert predictions(await first) == ["x"]
+    assert [predictions(await waiting[name][2]) for name in "ab"] == [["a"], ["b"]]
+    assert worker.batches == [["x"], ["a", "b"]]
 
 
 @virtual_time
