@@ -52,8 +52,9 @@ SCALE = Scale("s", 1.0, 2.0, 5)  # up to 1, 2, 4, 8, and above
 
 
 def test_a_scale_has_a_bound_less_than_fields():
-    assert SCALE.bounds == (1.0, 2.0, 4.0, 8.0)
-    assert SCALE.fields == ("s:0", "s:1", "s:2", "s:3", "s:4")
+    scale = Scale("t", 0.5, 3.0, 4)
+    assert scale.bounds == (0.5, 1.5, 4.5)
+    assert scale.fields == ("t:0", "t:1", "t:2", "t:3")
 
 
 @pytest.mark.parametrize(
