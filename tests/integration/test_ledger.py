@@ -350,3 +350,47 @@ def test_the_ids_of_a_partial_run_wait_for_a_day(ledger: Ledger, each_redis_clie
     assert 86_000 < each_redis_client.ttl("t:r:r1:entities") <= 86_400
     ledger.plans.forget_entities("r1")
     assert ledger.plans.entities("r1") is None
+
+
+def test_each_chunk_is_done_held_waiting_or_not_sent(ledger: Ledger) -> None:
+    opened(ledger, chunks=8)
+    ledger.dispatch("r1", max_in_flight=6)
+    for chunk in (1, 4):
+        ledger.finish(claimed(ledger, chunk), {"rows": 10}, rows=10, quarantined=0)
+    claimed(ledger, 0)
+    claimed(ledger, 5)
+    ledger.give_back(claimed(ledger, 2), error="e", pause_s=60)  # rests, and waits again
+    states = ledger.chunk_states("r1")
+    assert (states.done, states.scoring, states.waiting) == ({1, 4}, {0, 5}, {2, 3})
+    assert [ledger.is_open("r1", chunk) for chunk in (0, 1, 7)] == [True, False, True]
+    assert ledger.chunk_states("nobody").done == frozenset()
+
+
+def test_what_each_finished_chunk_counted_is_added_up(ledger: Ledger) -> None:
+    opened(ledger, chunks=3)
+    ledger.finish(claimed(ledger, 0), {}, rows=10, quarantined=1, histogram={"y": {3: 4, -2: 5}, "a:b": {0: 1}})
+    ledger.finish(claimed(ledger, 2), {}, rows=7, quarantined=2, histogram={"y": {3: 1}})
+    assert ledger.histogram("r1") == {"y": {3: 5, -2: 5}, "a:b": {0: 1}}
+    run = ledger.load("r1")
+    assert (run.rows_done, run.rows_quarantined, run.chunks_done, run.attempts) == (17, 3, 2, 2)
+    assert ledger.histogram("nobody") == {}
+
+
+def test_a_run_in_progress_tells_how_far_it_is_with_each_chunk(ledger: Ledger) -> None:
+    opened(ledger, chunks=5)
+    ledger.dispatch("r1", max_in_flight=3)
+    told = [ledger.finish(claimed(ledger, chunk), {}, rows=1, quarantined=0) for chunk in (1, 0)]
+    assert [one and (one.done, one.total, one.in_flight, one.next_chunk) for one in told] == [
+        (1, 5, 2, 3),
+        (2, 5, 1, 3),
+    ]
+
+
+def test_several_models_have_runs_of_their_own_newest_first(ledger: Ledger) -> None:
+    for run_id, model in (("a1", "a"), ("b1", "b")):
+        ledger.request(run_id, model, {"trigger": "cli", "source": "s"})
+    ledger.move(ledger.load("a1"), RunState.FAILED, expected=[RunState.QUEUED])
+    ledger.request("a2", "a", {"trigger": "cli", "source": "s"})
+    assert [ledger.active_run(model) for model in "abc"] == ["a2", "b1", None]
+    assert [[record.run_id for record in ledger.newest(model, 9)] for model in "abc"] == [["a2", "a1"], ["b1"], []]
+    assert [record.run_id for record in ledger.newest("a", 1)] == ["a2"]
