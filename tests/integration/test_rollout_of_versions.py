@@ -234,14 +234,14 @@ def test_requests_at_the_same_time_load_a_version_once(
     def slow(model: str, path: Path, version: int, *rest: Any, **more: Any) -> Any:
         loads.append(version)
         begun.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         return load(model, path, version, *rest, **more)
 
     monkeypatch.setattr(host_module, "try_version", slow)
     found: list[Any] = []
     threads = [threading.Thread(target=lambda: found.append(room.host.get("m", 2))) for _ in range(3)]
     threads[0].start()
-    assert begun.wait(10)
+    assert begun.wait(60)
     for thread in threads[1:]:
         thread.start()
     assert room.host.get("m", 1).record.version == 1, "a version in memory is not held up"
@@ -249,7 +249,7 @@ def test_requests_at_the_same_time_load_a_version_once(
         time.sleep(0.001)
     go_on.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
     assert loads == [2]
     assert len({id(loaded) for loaded in found}) == 1
     assert len(found) == 3
