@@ -1,4 +1,4 @@
-"""Versions come into service one by one, among several workers and several models; the models are tiny pickles."""
+"""Versions come into service one by one, among several workers and several models."""
 
 from __future__ import annotations
 
@@ -22,12 +22,20 @@ from inference.models.registry import RELOAD_REMEMBERED_S
 from inference.models.rollout import UNLOAD_AFTER_S
 from inference.settings import Settings
 from inference.store import CANARY, STABLE, Labels, RedisTable
-from tests.support.plain_models import Times, write_version
+from tests.support.models import write_features
+from tests.support.plain_onnx import write_times
 
 pytestmark = pytest.mark.integration
 
 KEYS = Keys("t")
 M1, M12 = {"m": (1,)}, {"m": (1, 2)}
+
+
+def write_version(folder: Path, version: int, factor: float) -> None:
+    """Write a version that multiplies, whole from the first moment on."""
+    write_features(folder, [{"name": "x", "dtype": "float32"}])
+    write_times(folder / f".{version}", factor)
+    (folder / f".{version}").rename(folder / str(version))
 
 
 class Room:
@@ -38,11 +46,11 @@ class Room:
         self.now = 1000.0
         self.others: list[Mapping[str, tuple[int, ...]]] = []
         self.tried: list[int] = []
-        write_version(self.folder, 1, Times(1))
-        write_version(folder / "other", 4, Times(4))
+        write_version(self.folder, 1, 1)
+        write_version(folder / "other", 4, 4)
         models = {
-            "other": {"path": str(folder / "other"), "allow_code": True},
-            "m": {"path": str(self.folder), "allow_code": True, **model},
+            "other": {"path": str(folder / "other")},
+            "m": {"path": str(self.folder), **model},
         }
         self.settings = Settings.model_validate({"models": models})
         self.client = client
@@ -67,12 +75,12 @@ class Room:
             raise ModelError("the process that tried it was ended by SIGSEGV")
         return VersionRecord.refused(version, "nobody reads it", inspected_at=0.0)
 
-    def put(self, version: int, factor: float | None = None, *, bad: str = "") -> None:
-        write_version(self.folder, version, Times(factor or version))
+    def put(self, version: int, factor: float | None = None, *, bad: str | None = None) -> None:
+        write_version(self.folder, version, factor or version)
         if bad == "crashes":
             (self.folder / str(version) / "crashes").touch()
         elif bad:
-            (self.folder / str(version) / "model.pkl").write_bytes(b"no pickle")
+            (self.folder / str(version) / "model.onnx").write_bytes(b"no model")
 
     def look(self, times: int = 2) -> bool:
         return [self.rollout.look() for _ in range(times)][-1]
@@ -160,7 +168,7 @@ def test_an_older_version_never_takes_the_place_of_a_newer_one_by_itself(make_ro
 
 def test_a_refused_version_is_tried_again_only_when_its_folder_changes(make_room: Callable[..., Room]) -> None:
     room = make_room()
-    room.put(2, bad="no pickle")
+    room.put(2, bad="no model")
     room.put(3, bad="crashes")
     assert room.look()
     assert room.tried == [3, 2]
