@@ -187,6 +187,12 @@ class PredictionFailed(ForecacheError):
     code = "prediction-failed"
 
 
+class Defect(ForecacheError):
+    """Raised when something failed that nobody foresaw: a fault of ours, which is never told as the model's."""
+
+    code = "internal"
+
+
 class FunctionFailed(PredictionFailed):
     """Raised when a function of a feature contract raised, or returned something else than its group's features."""
 

@@ -28,6 +28,7 @@ from inference.errors import (
     Unauthorized,
     Unavailable,
 )
+from inference.failures import Failures
 from inference.request_ids import requests_behind
 
 MEDIA_TYPE = "application/problem+json"
@@ -41,6 +42,8 @@ _OWN_WORDS: dict[type[ForecacheError], str] = {
     BrokerUnavailable: "the broker does not answer",
     FeaturesUnavailable: "a source of this entity's features does not answer",
 }
+#: of all routes
+defects = Failures("app.api", "request")
 _DEFECT = "the server failed on this request; its log says why"
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _CODES = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large", 500: "internal"}
@@ -175,7 +178,7 @@ def _allowed(request: Request) -> list[str]:
 
 
 async def _on_defect(request: Request, _: Exception) -> Response:
-    # the server logs the exception itself
+    # `Application` logs the exception itself
     if speaks_protocol(request.url.path):
         return respond_with_error(500, _DEFECT)
     return respond_to_defect()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from inference.batch.asked import Selection, unpack_entities
 from inference.batch.engine import check_engine
 from inference.batch.ledger import Ledger
+from inference.batch.outages import NOT_THE_RUNS_FAULT
 from inference.batch.partial import entities_gate
 from inference.batch.plan import Fingerprint, cut_row_groups, file_differences, files_digest, gather, plan_chunks
 from inference.batch.records import RunRecord, RunState
@@ -15,6 +16,7 @@ from inference.batch.selection import Selected, select_rows
 from inference.batch.sinks.parquet import run_folder
 from inference.batch.tables import RunTables
 from inference.errors import BadInput, Conflict, SourceError
+from inference.failures import sentence_of
 from inference.features import Vectoriser, check_key_columns
 from inference.logs import get_logger
 from inference.models import Inspect, ModelRegistry, VersionRecord, record_to_serve
@@ -43,9 +45,13 @@ class Preparation:
             source, fingerprint = self.look_at(run, version)
             open_ = self._open_partial if run.is_partial else self._open
             open_(run, version, source, fingerprint)
-        except BadInput as error:
-            log.warning("run.refused", run_id=run.run_id, error=error.message)
-            self.ledger.move(run, RunState.FAILED, expected=[RunState.QUEUED], error=error.message)
+        except NOT_THE_RUNS_FAULT:
+            raise
+        except Exception as error:  # a file, a library or a model may raise anything; the model must not stay blocked
+            foreseen = isinstance(error, BadInput)
+            reason = sentence_of(error) if foreseen else f"it cannot be planned: {sentence_of(error)}"
+            log.warning("run.refused", run_id=run.run_id, error=reason, exc_info=not foreseen)
+            self.ledger.move(run, RunState.FAILED, expected=[RunState.QUEUED], error=reason)
 
     def look_at(self, run: RunRecord, version: VersionRecord) -> tuple[Source, Fingerprint]:
         """Return the run's source, checked against its model, and what the plan will rest on.
