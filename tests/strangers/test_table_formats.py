@@ -90,6 +90,16 @@ def test_a_table_of_another_format_is_refused_by_name_wherever_the_path_points(s
         assert store.uri("lake/users") in caught.value.message
 
 
+def test_a_table_of_two_formats_is_told_by_the_one_that_writes_it(tmp_path: Path) -> None:
+    store = Store(str(tmp_path), fs.LocalFileSystem(), str(tmp_path))
+    make(store, "delta")
+    make(store, "iceberg of a hadoop catalog")
+
+    for path in ("lake/users", "lake/users/day=1", "lake/**/*.parquet"):
+        with pytest.raises(SourceError, match="users is a Delta table"):
+            open_source(store.uri(path))
+
+
 def test_changed_rows_and_checkpoints_of_a_delta_table_are_no_tables_either(store: Store) -> None:
     make(store, "delta with checkpoints")
     store.write("lake/users/_change_data/cdc-0.parquet", GONE)
