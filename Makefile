@@ -21,7 +21,7 @@ SIDE_BY_SIDE = -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export TF_ENABLE_ONEDNN_OPTS ?= 0
 
-.PHONY: help install install-all install-runtimes demo test test-full test-gpu test-docker lint audit format bench clean
+.PHONY: help install install-all install-runtimes demo test test-full test-gpu test-docker mutants lint audit format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -62,6 +62,10 @@ test-gpu: install ## the tests that need an NVIDIA GPU, skipped without one
 
 test-docker: install ## the images, built with buildah on a Debian and at work; compose files (root, minutes)
 	$(PYTEST) tests/unit/test_docker_files.py tests/integration/test_docker_redis.py tests/integration/test_docker_images.py
+
+mutants: install ## faults that no test notices: ROOM=inference/store or CHANGED=1 (COUNT=100 SEED=1 AGAIN=1; minutes)
+	$(BIN)/python .ci/mutants.py $(if $(CHANGED),--changed,--room $(or $(ROOM),$(error ROOM=inference/store, or CHANGED=1))) \
+		$(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) $(if $(AGAIN),--again)
 
 lint: install audit ## style, types, layers, and the audit
 	$(BIN)/ruff check .
