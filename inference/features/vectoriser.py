@@ -53,12 +53,12 @@ class Vectoriser:
             SourceError: a column is missing (the nearest one is named), or its type cannot be cast.
         """
         for feature in self.contract.stored_form.features if stored_only else self.contract.given:
-            index = schema.get_all_field_indices(feature.name)
+            index = schema.get_all_field_indices(feature.table_column)
             if len(index) != 1:
                 raise SourceError(self._missing_column(feature, schema, source, len(index)), field=feature.name)
             problem = type_problem(feature, schema.field(index[0]).type)
             if problem:
-                raise SourceError(f"{source}: column {feature.name!r} {problem}", field=feature.name)
+                raise SourceError(f"{source}: column {feature.table_column!r} {problem}", field=feature.name)
         for group in self.contract.table_groups:
             if group.event_time_column is not None:
                 if len(schema.get_all_field_indices(group.event_time_column)) != 1:
@@ -167,9 +167,11 @@ class Vectoriser:
         Raises:
             ContractError: an override names no feature, or does not fit it.
         """
-        fixed = self.override_values(overrides or {})
+        given = self.override_values(overrides or {})
         rows = FeatureRows({}, np.zeros(count, dtype=bool))
-        return self._complete(rows, columns, missing, fixed=fixed, at=at, too_old=too_old)
+        self._complete(rows, columns, missing, fixed=given.block, at=at, too_old=too_old)
+        rows.imputed |= {name: np.ones(count, dtype=bool) for name in given.imputed}
+        return rows
 
     def _read(
         self, batch: pa.RecordBatch, features: Sequence[Feature]
@@ -178,7 +180,7 @@ class Vectoriser:
         columns: Block = {}
         missing: dict[str, npt.NDArray[np.bool_]] = {}
         for feature in features:
-            column = batch.column(feature.name)
+            column = batch.column(feature.table_column)
             if isinstance(column, pa.ChunkedArray):  # a Table was handed over
                 column = column.combine_chunks()
             values, is_missing, misfit = column_values(column, feature)
@@ -262,8 +264,8 @@ class Vectoriser:
                 _reject_misfit(rows, feature, misfit)
             fill_missing(rows, feature, values, is_missing, excused=~good if at is not None else is_missing)
 
-    def override_values(self, overrides: Mapping[str, Any]) -> Block:
-        """Return the overrides as one-row arrays by feature name.
+    def override_values(self, overrides: Mapping[str, Any]) -> FeatureRows:
+        """Return the overrides as one row of the features that they name.
 
         Raises:
             ContractError: an override names no feature, or does not fit it.
@@ -271,14 +273,14 @@ class Vectoriser:
         check_names(overrides, self.contract)
         chosen = [feature for feature in self.contract.features if feature.name in overrides]
         if not chosen:
-            return {}
+            return FeatureRows({}, np.zeros(1, dtype=bool))
         rows = rows_from_instances([overrides], FeatureContract(tuple(chosen)))
         for reason in rows.reasons:
             message = (
                 reason.reason if reason.feature in reason.reason else f"feature {reason.feature!r}: {reason.reason}"
             )
             raise ContractError(message, field=reason.feature)
-        return rows.block
+        return rows
 
     def defaults(self, count: int) -> FeatureRows:
         """Return rows that hold every feature's default; rejected where a feature has none."""
@@ -304,18 +306,20 @@ class Vectoriser:
         return {only.name: stacked if only.shape else stacked[:, 0]}
 
     def _missing_column(self, feature: Feature, schema: pa.Schema, source: str, found: int) -> str:
+        name = feature.table_column
         if found > 1:
-            return f"{source}: column {feature.name!r} appears {found} times: rename one"
-        near = difflib.get_close_matches(feature.name, schema.names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"its columns: {', '.join(schema.names[:20])}"
+            return f"{source}: column {name!r} appears {found} times: rename one"
+        near = difflib.get_close_matches(name, schema.names, n=1, cutoff=0.5)
+        key = f'feature {feature.name!r} of {CONTRACT_FILE} with "column": "{near[0]}"' if near else ""
+        hint = f"did you mean {near[0]!r}? (where the table keeps that name: {key})" if near else f"its columns: {', '.join(schema.names[:20])}"
         if feature.shape and len(self.contract.features) == 1:
             hint = f"list its {feature.width} columns in the model's {CONTRACT_FILE}, in the order of the tensor"
-        return f"{source} has no column {feature.name!r}; {hint}"
+        return f"{source} has no column {name!r}; {hint}"
 
 
 def _columns(contract: FeatureContract) -> list[str]:
     times = [group.event_time_column for group in contract.table_groups if group.event_time_column is not None]
-    return list(dict.fromkeys([*(feature.name for feature in contract.given), *times]))
+    return list(dict.fromkeys([*(feature.table_column for feature in contract.given), *times]))
 
 
 def _reject_misfit(rows: FeatureRows, feature: Feature, misfit: npt.NDArray[np.bool_]) -> None:

@@ -27,7 +27,8 @@ class Format:
 
     A file is of it whose name is one of `names` or ends in one of `suffixes`. `library`: what must be importable,
     `extra`: what of Forecache's installs it. `runs_code`: why loading one may run its author's code; None when it does
-    not. `instead`: what to save instead, with `{stem}` for the file without its suffix.
+    not. `instead`: what to save instead, with `{stem}` for the file without its suffix. `missing_text`: its models can
+    be given None for a text that is missing.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Format:
     suffixes: tuple[str, ...] = ()
     runs_code: str | None = None
     instead: str = ""
+    missing_text: bool = False
 
     def holds(self, file: Path) -> bool:
         """Tell whether a file is of this format, by its name."""
@@ -61,11 +63,14 @@ FORMATS = (
         runs_code="torch.export.load evaluates what the file holds",
     ),
     Format("onnx", "ONNX", "onnx", "onnxruntime", "onnx", suffixes=(".onnx",)),
-    Format("skops", "scikit-learn (skops)", "sklearn", "skops", "sklearn", suffixes=(".skops",)),
+    Format(
+        "skops", "scikit-learn (skops)", "sklearn", "skops", "sklearn", suffixes=(".skops",), missing_text=True,
+    ),
     Format(
         "pickle", "pickled scikit-learn", "sklearn", "sklearn", "sklearn",
         suffixes=(".pkl", ".pickle", ".joblib"), runs_code="loading a pickle runs whatever it holds",
         instead="; skops.io.dump(model, '{stem}.skops') writes one that needs no such trust",
+        missing_text=True,
     ),
     Format("remote", "an engine elsewhere", "remote", "httpx", "", names=("remote.toml",)),
 )  # fmt: skip

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from inference.clock import Clock, system_clock
-from inference.errors import ModelError, PredictionFailed
+from inference.errors import ContractError, ModelError, PredictionFailed
 from inference.features import FeatureContract, FeatureFunctions, Vectoriser, read_contract, written_contract
 from inference.features.functions import check_code_allowed
 from inference.logs import get_logger
-from inference.models.formats import require_model_file
+from inference.models.formats import Format, require_model_file
 from inference.models.record import VersionRecord
 from inference.models.runtimes import LoadOptions, Runtime, load_runtime
 from inference.models.versions import check_confined, fingerprint
@@ -67,6 +67,8 @@ def load_version(
     given = contract or written_contract(path, folder)
     runtime = load_runtime(folder, options=options, contract=given)
     contract = contract or read_contract(path, folder, runtime.signature)
+    format_ = require_model_file(folder).format
+    _check_missing_text(contract, format_)
     vectoriser = Vectoriser(contract, runtime.signature, _functions(contract, options or LoadOptions()))
     _warm_up(model, version, vectoriser, runtime, warm_up_rows)
     record = VersionRecord(
@@ -76,11 +78,22 @@ def load_version(
         contract=contract,
         fingerprint=fingerprint(folder),
         inspected_at=clock(),
-        format=require_model_file(folder).format.name,
+        format=format_.name,
     )
     took_s = round(time.monotonic() - started, 2)
     log.info("model.loaded", model=model, version=version, device=runtime.device, took_s=took_s)
     return LoadedModel(model, record, vectoriser, runtime)
+
+
+def _check_missing_text(contract: FeatureContract, format_: Format) -> None:
+    for feature in contract.features:
+        if feature.nullable and feature.dtype is DType.STRING and not format_.missing_text:
+            raise ContractError(
+                f"feature {feature.name!r} is text that may be missing (nullable), and no value of a tensor of text "
+                f'says so ({format_.title}): write "default" in place of "nullable" in features.json, such as "" if '
+                "the model was trained with that",
+                field=feature.name,
+            )
 
 
 def _functions(contract: FeatureContract, options: LoadOptions) -> FeatureFunctions:
@@ -96,7 +109,7 @@ def warm_up_inputs(vectoriser: Vectoriser, rows: int) -> Block:
     block = vectoriser.defaults(rows).block
     # a NaN that the model may be given tells nothing of whether it answers with numbers
     known = {
-        feature.name: np.nan_to_num(block[feature.name]) if feature.nullable else block[feature.name]
+        feature.name: np.nan_to_num(block[feature.name]) if feature.dtype.is_float else block[feature.name]
         for feature in vectoriser.contract.features
     }
     return vectoriser.inputs(known)
@@ -138,4 +151,7 @@ def _zeros_to_ones(inputs: Block) -> Block:
 
 
 def _made_up_text(contract: FeatureContract) -> bool:
-    return any(feature.dtype is DType.STRING and feature.default is None for feature in contract.features)
+    return any(
+        feature.dtype is DType.STRING and feature.default is None and not feature.nullable
+        for feature in contract.features
+    )
