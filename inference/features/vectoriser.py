@@ -310,8 +310,9 @@ class Vectoriser:
         if found > 1:
             return f"{source}: column {name!r} appears {found} times: rename one"
         near = difflib.get_close_matches(name, schema.names, n=1, cutoff=0.5)
-        key = f'feature {feature.name!r} of {CONTRACT_FILE} with "column": "{near[0]}"' if near else ""
-        hint = f"did you mean {near[0]!r}? (where the table keeps that name: {key})" if near else f"its columns: {', '.join(schema.names[:20])}"
+        hint = f"its columns: {', '.join(schema.names[:20])}"
+        if near:
+            hint = f'did you mean {near[0]!r}? (a feature may say "column": "{near[0]}" in {CONTRACT_FILE})'
         if feature.shape and len(self.contract.features) == 1:
             hint = f"list its {feature.width} columns in the model's {CONTRACT_FILE}, in the order of the tensor"
         return f"{source} has no column {name!r}; {hint}"

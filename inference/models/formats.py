@@ -52,9 +52,10 @@ class Format:
         return " or ".join([*self.names[:1], *(f"*{suffix}" for suffix in self.suffixes)])
 
 
+SAVED_MODEL = "saved_model"
 FORMATS = (
     Format(
-        "saved_model", "TensorFlow SavedModel", "tensorflow", "tensorflow", "tensorflow",
+        SAVED_MODEL, "TensorFlow SavedModel", "tensorflow", "tensorflow", "tensorflow",
         names=("saved_model.pb", "saved_model.pbtxt"),
     ),
     Format("keras", "Keras", "keras", "keras", "keras", suffixes=(".keras",)),

@@ -229,7 +229,12 @@ class ModelHost:
         path = self._settings.path(of_model.path)
         sizes = (1, of_model.realtime.max_micro_batch)
         share = self._settings.workers.gpu_memory_share
-        options = LoadOptions(allow_code=of_model.allow_code, gpu_memory_share=share, code_folder=self._settings.root)
+        options = LoadOptions(
+            allow_code=of_model.allow_code,
+            gpu_memory_share=share,
+            code_folder=self._settings.root,
+            signature=of_model.signature,
+        )
         try:
             folder = find_versions(path).get(version)
         except BadInput as error:

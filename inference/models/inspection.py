@@ -15,8 +15,9 @@ from inference.errors import BadInput, ModelError, ModelUnavailable
 from inference.models.loaded import LoadedModel, load_version
 from inference.models.record import VersionRecord
 from inference.models.registry import ModelRegistry
-from inference.models.runtimes import LoadOptions, keras_environment
+from inference.models.runtimes import LoadOptions, SavedSignature, keras_environment, signatures_of
 from inference.models.versions import Wanted, find_versions, wanted_versions
+from inference.schema import Signature
 from inference.settings import ModelSettings, Settings
 
 #: inspects a model's wanted versions without loading TensorFlow into this process
@@ -87,16 +88,44 @@ def inspect_version_in_subprocess(settings: Settings, model: str, version: int) 
     """
     name, of_model = settings.model(model)
     what = f"version {version} of model {name!r}"
-    return _inspect_apart(settings, of_model, str(version), "--code-folder", str(settings.root), what=what)[version]
+    return _inspect_apart(settings, of_model, str(version), "--import-functions", what=what)[version]
 
 
 def _inspect_apart(
     settings: Settings, of_model: ModelSettings, wanted: str, *more: str, what: str
 ) -> dict[int, VersionRecord]:
     allowed = ["--allow-code"] if of_model.allow_code else []
-    arguments = [str(settings.path(of_model.path)), wanted, *allowed, *more]
+    chosen = [] if of_model.signature is None else ["--signature", of_model.signature]
+    folder = ["--code-folder", str(settings.root)]
+    arguments = [str(settings.path(of_model.path)), wanted, *allowed, *chosen, *folder, *more]
     environment = keras_environment(settings.workers.keras_backend)
     return records_from_json(run_model_process("workers.inspect", *arguments, what=what, environment=environment))
+
+
+def newest_signatures(path: Path) -> dict[str, SavedSignature]:
+    """Return all signatures of a model's newest version, by name; nothing if it is no SavedModel.
+
+    Raises:
+        ModelError: there is no model at the path, or it cannot be loaded.
+    """
+    found = find_versions(path)
+    return signatures_of(found[max(found)])
+
+
+def signatures_in_subprocess(path: Path) -> dict[str, SavedSignature]:
+    """Do what `newest_signatures` does without importing TensorFlow into this process; takes seconds.
+
+    Raises:
+        ModelError: what that raised, in one line.
+    """
+    output = run_model_process("workers.inspect", str(path.absolute()), "--signatures", what=f"model {path.name!r}")
+    found = json.loads(output.strip().splitlines()[-1])
+    return {name: SavedSignature(Signature.from_json(one), reads) for name, (one, reads) in found.items()}
+
+
+def signatures_to_json(signatures: Mapping[str, SavedSignature]) -> str:
+    """Return signatures as one line of JSON."""
+    return json.dumps({name: [one.signature.to_json(), one.reads_examples] for name, one in signatures.items()})
 
 
 def run_model_process(

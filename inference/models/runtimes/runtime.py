@@ -35,7 +35,8 @@ class LoadOptions:
 
     `allow_code`: files that run code when they are loaded may be loaded.
     `import_functions`: the functions that the features name are imported at once, not when they are first called;
-    `code_folder`: where their modules are looked for that Python does not find by itself.
+    `code_folder`: where their modules, and those that a pickle needs, are looked for when Python does not find them.
+    `signature`: which one of a SavedModel's is served; None for its default one, or its only one.
     `gpu_memory_share`: the fraction of each GPU's memory to take; None takes what is needed as it is needed.
     """
 
@@ -43,6 +44,15 @@ class LoadOptions:
     gpu_memory_share: float | None = None
     import_functions: bool = True
     code_folder: Path | None = None
+    signature: str | None = None
+
+
+@dataclass(frozen=True)
+class SavedSignature:
+    """One of the signatures of a SavedModel. `reads_examples`: its input is serialized tf.Examples, not columns."""
+
+    signature: Signature
+    reads_examples: bool
 
 
 def one_line(error: BaseException) -> str:
