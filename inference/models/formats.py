@@ -7,6 +7,13 @@ from pathlib import Path
 
 from inference.errors import ModelError
 
+_OF_A_BOOSTER = (
+    "is a booster's own file; save the estimator around it, such as an LGBMClassifier or XGBClassifier, by "
+    "skops.io.dump(model, '{stem}.skops') or joblib.dump(model, '{stem}.joblib'), or convert it to ONNX (onnxmltools)"
+)
+#: files that LightGBM and XGBoost write under these names too, where their first bytes tell
+_MAYBE_BOOSTERS = {".txt", ".json", ".model", ".bin", ".lgb", ".xgb"}
+_BEGINNING = 256
 #: files that are near a model, and what makes one of them
 _NEAR_MISSES = {
     (".h5", ".hdf5"): (
@@ -16,6 +23,11 @@ _NEAR_MISSES = {
     (".pt", ".pth", ".safetensors"): (
         "holds weights without their model; export both together: "
         "torch.export.save(torch.export.export(model, (rows,), dynamic_shapes=…), '{stem}.pt2')"
+    ),
+    (".bst", ".ubj", ".cbm"): _OF_A_BOOSTER,
+    (".tflite", ".pmml", ".mar", ".engine", ".plan"): (
+        "is in a format that another engine computes; export the model as a SavedModel, Keras, ONNX or skops file, or "
+        "name an engine in remote.toml"
     ),
 }
 _MOST_SHOWN = 5
@@ -101,6 +113,16 @@ def find_model_file(folder: Path) -> ModelFile | None:
     return found[0] if found else None
 
 
+def format_of(file: Path) -> Format | None:
+    """Return the format of a file, by its name; None when it is no model."""
+    return next((one for one in FORMATS if one.holds(file)), None)
+
+
+def format_named(name: str) -> Format:
+    """Return the format that records call so."""
+    return next(one for one in FORMATS if one.name == name)
+
+
 def require_model_file(folder: Path) -> ModelFile:
     """Return the one model in a version's folder.
 
@@ -141,12 +163,27 @@ def known_files() -> str:
 
 def near_miss(folder: Path) -> ModelError | None:
     """Return what to do with a folder's file that could become a model; None when there is none."""
-    for file in _files(folder):
-        for suffixes, what in _NEAR_MISSES.items():
-            if file.suffix in suffixes:
-                fix = what.format(file=file, stem=file.with_suffix(""))
-                return ModelError(f"{file} {fix}", field="path")
+    return next((error for file in _files(folder) if (error := near_miss_of(file))), None)
+
+
+def near_miss_of(file: Path) -> ModelError | None:
+    """Return what to do with a file that could become a model; None when it could not."""
+    for suffixes, what in _NEAR_MISSES.items():
+        if file.suffix.lower() in suffixes or (what is _OF_A_BOOSTER and _is_boosters_own(file)):
+            return ModelError(f"{file} {what.format(file=file, stem=file.with_suffix(''))}", field="path")
     return None
+
+
+def _is_boosters_own(file: Path) -> bool:
+    """Tell whether a text or binary file begins as LightGBM and XGBoost write their models."""
+    if file.suffix.lower() not in _MAYBE_BOOSTERS:
+        return False
+    try:
+        with file.open("rb") as stream:
+            begin = stream.read(_BEGINNING)
+    except OSError:
+        return False  # whoever reads on will say so
+    return begin.startswith(b"tree\n") or b"learner" in begin or b"gbtree" in begin
 
 
 def _files(folder: Path) -> list[Path]:

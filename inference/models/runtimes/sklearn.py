@@ -197,8 +197,8 @@ def _why_not(error: Exception) -> str:
     named = _OF_A_SCRIPT.search(str(error)) if isinstance(error, AttributeError) else None
     if named:
         return (
-            f"needs {named[1] or named[2]!r}, which was defined in a notebook or script (__main__) and is not in the file: "
-            "move it into a module beside forecache.toml, import it from there, and save the model again"
+            f"needs {named[1] or named[2]!r}, which was defined in a notebook or script (__main__) and is not in the "
+            "file: move it into a module beside forecache.toml, import it from there, and save the model again"
         )
     return f"cannot be loaded as a scikit-learn model: {one_line(error)}"
 
