@@ -280,7 +280,10 @@ def _source(text: str) -> Source:
 def _model_name(given: str | None, path: Path) -> str:
     if given is None:
         name = onboarding.guess_model_name(path)
-        _say("model", f"{path}, called {name!r} after its folder (--name gives another)")
+        _say(
+            "model",
+            f"{path}, called {name!r} after its {'file' if path.is_file() else 'folder'} (--name gives another)",
+        )
         return name
     if not MODEL_NAME.match(given):
         raise SettingsError(f"--name: {given!r} must be 1 to 64 of a-z, 0-9, _ and -", field="name")

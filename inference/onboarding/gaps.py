@@ -71,10 +71,12 @@ def _borne(loaded: LoadedModel, features: Sequence[Feature], head: Head, missing
     tried = [one for one in features if one.dtype.is_float or (one.dtype is DType.STRING and format_.missing_text)]
     if not tried:
         return set()
-    whole = np.flatnonzero(~np.any(list(missing.values()), axis=0))
-    # without a whole row, zeros and "" stand for what the first one lacks
-    row = loaded.vectoriser.features_from_arrow(head.table.slice(int(whole[0]) if len(whole) else 0, 1), at=0.0)
+    row = loaded.vectoriser.features_from_arrow(head.table.slice(0, 1).combine_chunks().to_batches()[0], at=0.0)
     block = {name: values.copy() for name, values in take(row.block, np.zeros(len(tried), dtype=np.intp)).items()}
+    for feature in features:  # where the first row lacks a value, another one's stands
+        known = np.flatnonzero(~missing[feature.name])
+        if len(known):
+            block[feature.name][:] = column_values(_column(head.table, feature), feature).array[known[0]]
     for number, feature in enumerate(tried):
         block[feature.name][number] = feature.missing_value
     failed = score_rows(loaded, block).failed
@@ -87,7 +89,8 @@ def _advice(contract: FeatureContract, left: Mapping[str, Mask], head: Head) -> 
     shown = ", ".join(_with_default(one, head.table, left[one.name]) for one in features[:_MOST_SHOWN])
     more = f" and {len(features) - _MOST_SHOWN} more" if len(features) > _MOST_SHOWN else ""
     return (
-        f"{rows} of {head.words} lack a value that the model needs, and the first run would leave them out: write in "
+        f"{rows} of {head.words} lack a value that the model needs, and the first run would leave them out, which "
+        f"max_quarantined_fraction forbids: write in "
         f"{CONTRACT_FILE} the default that its training filled in, such as {shown}{more}"
     )
 

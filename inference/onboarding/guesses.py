@@ -42,9 +42,9 @@ def looks_like_id(name: str) -> bool:
 
 
 def guess_model_name(folder: Path) -> str:
-    """Return a legal model name made from the folder's: that of `models/Delay v2/3` is `delay-v2`."""
+    """Return a legal model name made from the folder's, or from a lone file's: of `models/Delay v2/3` `delay-v2`."""
     absolute = folder.absolute()
-    for part in (absolute.name, absolute.parent.name):
+    for part in (absolute.stem if folder.is_file() else absolute.name, absolute.parent.name):
         name = re.sub(r"[^a-z0-9_-]+", "-", part.lower()).strip("-_")[:64]
         if name and not name.isdecimal():
             return name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,8 @@ _NEVER_TRUSTED = frozenset({"tests", "_testing", "externals", "conftest"})
 _ROWS = "x"
 #: libraries whose Booster is not what can be served, and what is
 _ESTIMATORS = {"lightgbm": "LGBMClassifier or LGBMRegressor", "xgboost": "XGBClassifier or XGBRegressor"}
-#: how pickle says that a notebook's function or class is not there
-_OF_A_SCRIPT = re.compile(r"attribute '(\w+)' on <module '__main__'|'__main__' has no attribute '(\w+)'")
+#: how a module that lacks a function or class is told, by pickle and by Python
+_LACKS = re.compile(r"attribute '(\w+)' on (<module .*>)|module '(.+)' has no attribute '(\w+)'")
 _PREDICTION, _LABEL, _PROBABILITIES = "prediction", "label", "probabilities"
 
 
@@ -194,10 +195,11 @@ def _why_not(error: Exception) -> str:
             f"needs the module {error.name!r}, which is not installed here: put it beside forecache.toml if it is your "
             "own, else install what it is part of where workers run"
         )
-    named = _OF_A_SCRIPT.search(str(error)) if isinstance(error, AttributeError) else None
-    if named:
+    lacks = _LACKS.search(str(error)) if isinstance(error, AttributeError) else None
+    # where a notebook says __main__, the process that loads its pickle has a module of its own
+    if lacks and (lacks[2] or lacks[3]) in (repr(sys.modules["__main__"]), "__main__"):
         return (
-            f"needs {named[1] or named[2]!r}, which was defined in a notebook or script (__main__) and is not in the "
+            f"needs {lacks[1] or lacks[4]!r}, which was defined in a notebook or script (__main__) and is not in the "
             "file: move it into a module beside forecache.toml, import it from there, and save the model again"
         )
     return f"cannot be loaded as a scikit-learn model: {one_line(error)}"
