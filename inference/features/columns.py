@@ -61,8 +61,8 @@ def _fits(dtype: DType, type_: pa.DataType) -> bool:
 def _fix(dtype: DType, type_: pa.DataType) -> str:
     if pa.types.is_temporal(type_):
         return (
-            "dates and times are no features; write what the model needs of it, such as days since then or the hour, as "
-            "a column of numbers, for training too"
+            "dates and times are no features; write what the model needs of it, such as days since then or the hour, "
+            "as a column of numbers, for training too"
         )
     if dtype is DType.STRING:
         return "write it as text in the table"

@@ -27,6 +27,10 @@ _FAILURES = (
 _OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "bad allocation", "bad_alloc", "available memory of")
 #: errors only: its warnings are for the authors of models
 _LOG_ERRORS = 3
+_FREE_ROWS = (
+    "a name there (onnx.tools.update_model_dims; skl2onnx: FloatTensorType([None, n]); PyTorch: dynamic_shapes or "
+    "dynamic_axes)"
+)
 #: ONNX's name for a tensor's elements → numpy's
 _ELEMENTS = {"float": "float32", "double": "float64"}
 
@@ -98,4 +102,4 @@ def _spec(file: Path, kind: str, tensor: Any) -> TensorSpec:
     element = tensor.type.removeprefix("tensor(").removesuffix(")")
     # a free dimension is a name, or None
     shape = [size if isinstance(size, int) else None for size in tensor.shape]
-    return row_spec(file, kind, tensor.name, _ELEMENTS.get(element, element), shape)
+    return row_spec(file, kind, tensor.name, _ELEMENTS.get(element, element), shape, free_rows=_FREE_ROWS)

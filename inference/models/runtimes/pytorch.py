@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from inference.models.runtimes.tensors import as_served, row_spec
 from inference.schema import Block, Signature, TensorSpec, rows_in
 
 _OUTPUT = "output"
+_SAVE = "torch.export.save(torch.export.export(module, arguments, dynamic_shapes=…), path)"
 #: the processors' allocator has no error of its own
 _CPU_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
 
@@ -41,9 +43,7 @@ class TorchRuntime:
                 program = move_to_device_pass(program, self._on)
             self._module = program.module()
         except Exception as error:
-            raise ModelError(
-                f"{file} cannot be loaded as an exported PyTorch program: {one_line(error)}", field="path"
-            ) from error
+            raise ModelError(f"{file} {_why_not(file, error)}", field="path") from error
         values = {node.name: node.meta.get("val") for node in program.graph.nodes}
         self._keywords = _keywords(program.call_spec.in_spec, file)
         taken, given = program.graph_signature.user_inputs, program.graph_signature.user_outputs
@@ -99,6 +99,25 @@ def failure(error: Exception, rows: int) -> PredictionFailed:
     return PredictionFailed(f"the model failed: {line}")
 
 
+def _why_not(file: Path, error: Exception) -> str:
+    """Return what a file holds that is no exported program, told by the names in it, and what to save instead."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = [name.partition("/")[2] for name in archive.namelist()]
+    except (zipfile.BadZipFile, OSError):
+        return f"cannot be loaded as an exported PyTorch program: {one_line(error)}"
+    if any("aotinductor/" in name for name in names):
+        return f"is a package of AOTInductor, compiled for one machine: save the program itself, {_SAVE}"
+    if any(name.startswith("code/") for name in names) and "constants.pkl" in names:
+        return f"is a TorchScript file: export the module anew, {_SAVE}"
+    if "data.pkl" in names:
+        return f"was written by torch.save, which keeps a module or weights but no program: {_SAVE}"
+    line = one_line(error)
+    # PyTorch sends the reader to a log that nobody sees here
+    said = "it is damaged, or was written by another version of PyTorch" if "warnings above" in line else line
+    return f"cannot be loaded as an exported PyTorch program: {said}"
+
+
 def _tensor(array: npt.NDArray[Any]) -> torch.Tensor:
     # torch shares the memory, and warns of what it may not write to
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))
@@ -126,4 +145,5 @@ def _spec(file: Path, kind: str, name: str, value: Any) -> TensorSpec:
     if not isinstance(value, torch.Tensor):
         raise ModelError(f"{file}: {kind} {name!r} is no tensor", field=name)
     shape = [size if isinstance(size, int) else None for size in value.shape]
-    return row_spec(file, kind, name, str(value.dtype).removeprefix("torch."), shape)
+    dtype = str(value.dtype).removeprefix("torch.")
+    return row_spec(file, kind, name, dtype, shape, free_rows="a torch.export.Dim there")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -9,6 +10,10 @@ from typing import Protocol
 from inference.schema import Block, Signature
 
 _LONGEST_LINE = 300
+#: what the lines around the message of one of TensorFlow's graph errors begin with
+_FRAME_LINES = ("Graph execution error", "Detected at node", "<stack", "File ", "[[", "(")
+#: where in the graph, before the message itself
+_NODE = re.compile(r"^(\{\{[^}]*\}\}\s*)+")
 
 
 class Runtime(Protocol):
@@ -58,3 +63,10 @@ class SavedSignature:
 def one_line(error: BaseException) -> str:
     """Return what a library's error says, as one line of bounded length."""
     return " ".join(str(error).split())[:_LONGEST_LINE] or type(error).__name__
+
+
+def telling_line(error: BaseException) -> str:
+    """Return the line of a TensorFlow error that tells what is wrong, rather than where in the graph."""
+    lines = [_NODE.sub("", line.strip()) for line in str(error).splitlines()]
+    telling = [line for line in lines if line and not line.startswith(_FRAME_LINES)]
+    return telling[0][:_LONGEST_LINE] if telling else one_line(error)

@@ -11,7 +11,7 @@ from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
 from inference.logs import get_logger
 from inference.models.runtimes.devices import cpu_name, gpu_memory_mib
-from inference.models.runtimes.runtime import LoadOptions, SavedSignature
+from inference.models.runtimes.runtime import LoadOptions, SavedSignature, telling_line
 from inference.models.runtimes.tensors import as_served, row_spec
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
@@ -25,8 +25,6 @@ from inference.models.runtimes.warm_up_requests import REQUESTS_FILE, read_reque
 log = get_logger(__name__)
 
 _DEFAULT_SIGNATURE = "serving_default"
-#: what the lines around the message of a graph error begin with
-_FRAME_LINES = ("Graph execution error", "Detected at node", "<stack", "File ", "[[", "(")
 
 
 def load(file: Path, options: LoadOptions, _: FeatureContract | None) -> TensorFlowRuntime:
@@ -90,9 +88,9 @@ class TensorFlowRuntime:
                 {name: tf.convert_to_tensor(inputs[name], dtype=_tf_dtype(spec)) for name, spec in self._inputs.items()}
             )
         except tf.errors.ResourceExhaustedError as error:
-            raise ModelOutOfMemory(f"{rows} rows do not fit into memory: {_telling_line(error)}") from error
+            raise ModelOutOfMemory(f"{rows} rows do not fit into memory: {telling_line(error)}") from error
         except (tf.errors.OpError, ValueError, TypeError) as error:
-            raise PredictionFailed(f"the model failed: {_telling_line(error)}") from error
+            raise PredictionFailed(f"the model failed: {telling_line(error)}") from error
         return {spec.name: as_served(tensors[spec.name].numpy(), spec, rows) for spec in self._outputs.values()}
 
     def _call(self, tensors: dict[str, Any]) -> Any:
@@ -153,7 +151,7 @@ def _load(folder: Path) -> Any:
     try:
         return tf.saved_model.load(str(folder))
     except Exception as error:
-        raise ModelError(f"{folder} cannot be loaded as a SavedModel: {_telling_line(error)}", field="path") from error
+        raise ModelError(f"{folder} cannot be loaded as a SavedModel: {telling_line(error)}", field="path") from error
 
 
 def _names(model: Any) -> list[str]:
@@ -217,10 +215,3 @@ def _spec(folder: Path, kind: str, name: str, tensor: Any) -> TensorSpec:
 
 def _tf_dtype(spec: TensorSpec) -> Any:
     return tf.string if spec.dtype is DType.STRING else tf.as_dtype(spec.dtype.value)
-
-
-def _telling_line(error: BaseException) -> str:
-    """Return the line of a TensorFlow error that tells what is wrong, rather than where in the graph."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    telling = [line for line in lines if line and not line.startswith(_FRAME_LINES)]
-    return (telling[0] if telling else type(error).__name__)[:300]

@@ -13,8 +13,12 @@ from inference.errors import ModelError, PredictionFailed
 from inference.schema import DType, TensorSpec
 
 
-def row_spec(folder: Path, kind: str, name: str, dtype: str, shape: Sequence[int | None]) -> TensorSpec:
+def row_spec(
+    folder: Path, kind: str, name: str, dtype: str, shape: Sequence[int | None], *, free_rows: str = "None there"
+) -> TensorSpec:
     """Return a tensor's dtype and the shape of one row. `kind`: input or output; None: a dimension of unknown size.
+
+    `free_rows`: how a model of this format says that it takes any number of rows.
 
     Raises:
         ModelError: it has no free row dimension, or a dtype that numpy and JSON cannot carry.
@@ -24,8 +28,8 @@ def row_spec(folder: Path, kind: str, name: str, dtype: str, shape: Sequence[int
     rows, *sizes = shape
     if rows is not None:
         raise ModelError(
-            f"{folder}: {kind} {name!r} has a fixed row dimension of {rows}: export it with None there "
-            "(PyTorch: a torch.export.Dim), so that it takes any number of rows",
+            f"{folder}: {kind} {name!r} has a fixed row dimension of {rows}: export it with {free_rows}, so that it "
+            "takes any number of rows",
             field=name,
         )
     return TensorSpec(name, dtype_of(folder, kind, name, dtype), tuple(-1 if size is None else size for size in sizes))
@@ -40,7 +44,16 @@ def dtype_of(folder: Path, kind: str, name: str, dtype: str) -> DType:
     try:
         return DType(dtype)
     except ValueError:
-        raise ModelError(f"{folder}: {kind} {name!r} is {dtype}, which cannot be served", field=name) from None
+        raise ModelError(
+            f"{folder}: {kind} {name!r} is {dtype}, which cannot be served: {_fix_of(kind, dtype)}", field=name
+        ) from None
+
+
+def _fix_of(kind: str, dtype: str) -> str:
+    if dtype.startswith("complex"):
+        return f"have the model {'take' if kind == 'input' else 'give'} its real and imaginary parts as two {kind}s"
+    where = "convert it to float32 at the end of the model" if kind == "output" else "have the model convert a float32"
+    return f"{where} (PyTorch: .float(); else a cast), and export it again"
 
 
 def as_served(array: npt.NDArray[Any], spec: TensorSpec, rows: int) -> npt.NDArray[Any]:
