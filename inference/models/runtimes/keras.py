@@ -71,7 +71,7 @@ class KerasRuntime:
         try:
             model = keras.saving.load_model(file, compile=False, safe_mode=True)
         except Exception as error:
-            raise ModelError(f"{file} {_why_not(error)}", field="path") from error
+            raise ModelError(f"{file} cannot be loaded as a Keras model: {_why_not(error)}", field="path") from error
         inputs = getattr(model, "inputs", None)
         if not inputs:
             raise ModelError(
@@ -141,15 +141,15 @@ def _why_not(error: Exception) -> str:
     foreign = _FOREIGN.search(text)
     if foreign:
         return (
-            f"needs the {foreign[1]} {foreign[2]!r}, which is not part of Keras and not in the file: export the model "
+            f"it needs the {foreign[1]} {foreign[2]!r}, which is not part of Keras and not in the file: export the model "
             "as a SavedModel with model.export(path), which holds all that it computes"
         )
     if "safe_mode" in text or "enable_unsafe_deserialization" in text:
         return (
-            "holds a Lambda layer, whose code is not run when it is loaded: export the model as a SavedModel with "
+            "it holds a Lambda layer, whose code is not run when it is loaded: export the model as a SavedModel with "
             "model.export(path), or build it of Keras' own layers"
         )
-    return f"cannot be loaded as a Keras model: {one_line(Exception(text.rpartition(_REASON)[2]))}"
+    return one_line(Exception(text.rpartition(_REASON)[2]))
 
 
 def _check_text(inputs: dict[str, TensorSpec], file: Path) -> None:

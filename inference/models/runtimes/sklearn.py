@@ -33,6 +33,7 @@ _ROWS = "x"
 _ESTIMATORS = {"lightgbm": "LGBMClassifier or LGBMRegressor", "xgboost": "XGBClassifier or XGBRegressor"}
 #: how a module that lacks a function or class is told, by pickle and by Python
 _LACKS = re.compile(r"attribute '(\w+)' on (<module .*>)|module '(.+)' has no attribute '(\w+)'")
+_GUESSED = " (if it takes text, say which of its columns are text: list them all in features.json)"
 _PREDICTION, _LABEL, _PROBABILITIES = "prediction", "label", "probabilities"
 
 
@@ -60,6 +61,7 @@ class SklearnRuntime:
         self._model = model
         self._names = [str(name) for name in getattr(model, "feature_names_in_", [])]
         self._documents = takes_documents(model)
+        self._guessed = contract is None and bool(self._names)
         self._learnt = learnt_columns(model, len(self._names) or int(getattr(model, "n_features_in_", 0)))
         self._inputs = self._find_inputs(file, contract)
         self._same_dtype = len({spec.dtype for spec in self._inputs}) == 1
@@ -82,7 +84,8 @@ class SklearnRuntime:
         except MemoryError as error:
             raise ModelOutOfMemory(f"{rows} rows do not fit into memory: {one_line(error)}") from error
         except Exception as error:  # an estimator raises whatever its author liked
-            raise PredictionFailed(f"the model failed: {one_line(error)}") from error
+            hint = _GUESSED if self._guessed and not self._learnt else ""
+            raise PredictionFailed(f"the model failed: {one_line(error)}{hint}") from error
         return {spec.name: as_served(array, spec, rows) for spec, array in zip(self._outputs, arrays, strict=True)}
 
     def _compute(self, inputs: Block) -> list[npt.NDArray[Any]]:
