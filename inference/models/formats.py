@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from inference.errors import ModelError
 
+_SAVE_PROGRAM = "torch.export.save(torch.export.export(module, arguments, dynamic_shapes=…), path)"
 _OF_A_BOOSTER = (
     "is a booster's own file; save the estimator around it, such as an LGBMClassifier or XGBClassifier, by "
     "skops.io.dump(model, '{stem}.skops') or joblib.dump(model, '{stem}.joblib'), or convert it to ONNX (onnxmltools)"
@@ -171,6 +173,25 @@ def near_miss_of(file: Path) -> ModelError | None:
     for suffixes, what in _NEAR_MISSES.items():
         if file.suffix.lower() in suffixes or (what is _OF_A_BOOSTER and _is_boosters_own(file)):
             return ModelError(f"{file} {what.format(file=file, stem=file.with_suffix(''))}", field="path")
+    return None
+
+
+def instead_of_program(file: Path) -> str | None:
+    """Return what a `.pt2` file is that PyTorch wrote and that holds no exported program, and what to save instead.
+
+    None when the names in it do not tell. No code of it is run.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = [name.partition("/")[2] for name in archive.namelist()]
+    except (zipfile.BadZipFile, OSError):
+        return None
+    if any("aotinductor/" in name for name in names):
+        return f"is a package of AOTInductor, compiled for one machine: save the program itself, {_SAVE_PROGRAM}"
+    if any(name.startswith("code/") for name in names) and "constants.pkl" in names:
+        return f"is a TorchScript file: export the module anew, {_SAVE_PROGRAM}"
+    if "data.pkl" in names:
+        return f"was written by torch.save, which keeps a module or weights but no program: {_SAVE_PROGRAM}"
     return None
 
 

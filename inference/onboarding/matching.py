@@ -86,6 +86,8 @@ def _columns_by_input(signature: Signature, table: Table) -> dict[str, str]:
     """Return the column of each input that has one: that of its name, else the only one whose cleaned name is its."""
     inputs = {spec.name for spec in signature.inputs}
     columns = {name: name for name in table.schema.names if name in inputs}
+    if len(signature.inputs) == 1 and signature.inputs[0].shape:
+        return columns  # the name of a tensor of many columns is none of theirs
     by_cleaned: dict[str, list[str]] = {}
     for name in table.schema.names:
         if name not in columns and name not in table.taken:
@@ -215,7 +217,7 @@ def _mismatch(only: TensorSpec, width: int, names: list[str], table: Table) -> s
     example = json.dumps({"features": [{"name": _shown(names[0]), "dtype": only.dtype.value}]}, ensure_ascii=False)
     return (
         f"{takes}, but {table.name} has {_count(len(names), f'{kind} column')}: {_listed(names)}; name those of the "
-        f"tensor in its order with --columns {_option(names[0])},… or write {CONTRACT_FILE} in the model's folder: "
+        f"tensor in its order with --columns {shlex.quote(_shown(names[0]))},… or write {CONTRACT_FILE} in the model's folder: "
         f"{example[:-2]}, …]}}"
     )
 
@@ -229,12 +231,6 @@ def _no_columns(missing: list[str], table: Table, inputs: int) -> str:
         f"{table.name}; missing: {told}{more}: rename the table's columns to the inputs' names, "
         f'or give each feature its "column" in {CONTRACT_FILE}'
     )
-
-
-def _option(name: str) -> str:
-    """Return a name as a shell needs it at the beginning of a list."""
-    shown = _shown(name)
-    return shown if shlex.quote(shown) == shown else f'"{shown}"'
 
 
 def _nearest(name: str, schema: pa.Schema) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +32,7 @@ from inference.models.loaded import LoadedModel, load_version
 from inference.models.runtimes import LoadOptions
 from inference.onboarding.trial import try_row
 from inference.settings import load_settings
+from tests.support.redis_server import missing
 
 ROWS = 120
 
@@ -150,11 +152,14 @@ def test_a_model_of_documents_takes_a_column_of_text(tmp_path: Path) -> None:
 # -- libraries that know pandas' categories, and clean names ------------------------------------------------------
 
 
-def booster(library: str, **more: Any) -> Any:
-    module = pytest.importorskip(library)
+def booster(library: str) -> Any:
+    try:
+        module = import_module(library)
+    except ImportError:
+        missing(library)
     if library == "lightgbm":
-        return module.LGBMClassifier(n_estimators=6, min_child_samples=5, verbose=-1, n_jobs=1, **more)
-    return module.XGBClassifier(n_estimators=6, enable_categorical=True, n_jobs=1, **more)
+        return module.LGBMClassifier(n_estimators=6, min_child_samples=5, verbose=-1, n_jobs=1)
+    return module.XGBClassifier(n_estimators=6, enable_categorical=True, n_jobs=1)
 
 
 @pytest.mark.parametrize("library", ["lightgbm", "xgboost"])

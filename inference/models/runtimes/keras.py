@@ -141,8 +141,8 @@ def _why_not(error: Exception) -> str:
     foreign = _FOREIGN.search(text)
     if foreign:
         return (
-            f"it needs the {foreign[1]} {foreign[2]!r}, which is not part of Keras and not in the file: export the model "
-            "as a SavedModel with model.export(path), which holds all that it computes"
+            f"it needs the {foreign[1]} {foreign[2]!r}, which is not part of Keras and not in the file: export the "
+            "model as a SavedModel with model.export(path), which holds all that it computes"
         )
     if "safe_mode" in text or "enable_unsafe_deserialization" in text:
         return (

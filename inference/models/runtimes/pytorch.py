@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,13 @@ from torch.utils._pytree import tree_leaves
 
 from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
+from inference.models.formats import instead_of_program
 from inference.models.runtimes.devices import cpu_name
 from inference.models.runtimes.runtime import LoadOptions, one_line
 from inference.models.runtimes.tensors import as_served, row_spec
 from inference.schema import Block, Signature, TensorSpec, rows_in
 
 _OUTPUT = "output"
-_SAVE = "torch.export.save(torch.export.export(module, arguments, dynamic_shapes=…), path)"
 #: the processors' allocator has no error of its own
 _CPU_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
 
@@ -100,21 +99,13 @@ def failure(error: Exception, rows: int) -> PredictionFailed:
 
 
 def _why_not(file: Path, error: Exception) -> str:
-    """Return what a file holds that is no exported program, told by the names in it, and what to save instead."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            names = [name.partition("/")[2] for name in archive.namelist()]
-    except (zipfile.BadZipFile, OSError):
-        return f"cannot be loaded as an exported PyTorch program: {one_line(error)}"
-    if any("aotinductor/" in name for name in names):
-        return f"is a package of AOTInductor, compiled for one machine: save the program itself, {_SAVE}"
-    if any(name.startswith("code/") for name in names) and "constants.pkl" in names:
-        return f"is a TorchScript file: export the module anew, {_SAVE}"
-    if "data.pkl" in names:
-        return f"was written by torch.save, which keeps a module or weights but no program: {_SAVE}"
-    line = one_line(error)
+    """Return why a file cannot be loaded, and what to save instead."""
+    other = instead_of_program(file)
+    if other is not None:
+        return other
     # PyTorch sends the reader to a log that nobody sees here
-    said = "it is damaged, or was written by another version of PyTorch" if "warnings above" in line else line
+    lost = "warnings above" in str(error)
+    said = "it is damaged, or was written by another version of PyTorch" if lost else one_line(error)
     return f"cannot be loaded as an exported PyTorch program: {said}"
 
 
