@@ -205,7 +205,10 @@ class Onboarding:
     def _inspected(self, target: Target, name: str, path: Path, signature: str | None) -> VersionRecord:
         model = ModelSettings(path=path.absolute(), allow_code=self._options.allow_code, signature=signature)
         records = self._inspect(Settings.of_folder(target.root, models={name: model}), name)
-        return records[max(version for version, record in records.items() if record.state == "ready")]
+        ready = [version for version, record in records.items() if record.state == "ready"]
+        if not ready:
+            raise ModelError(str(records[max(records)].error), field="path")
+        return records[max(ready)]
 
     def _may_choose(self, record: VersionRecord | None, path: Path, table: Table) -> bool:
         """Tell whether another signature of a SavedModel may be the right one."""
@@ -246,7 +249,7 @@ class Onboarding:
             _say("missing", f"the model takes rows that lack {', '.join(bears[:20])}: nullable in {CONTRACT_FILE}")
         if trial.advice:
             _say("note", trial.advice)
-        elif trial.unusable:
+        if trial.unusable:
             _say(
                 "note",
                 f"of the first {_number(trial.rows)} rows {_number(trial.unusable)} cannot be scored: {trial.why}",

@@ -217,8 +217,8 @@ def _mismatch(only: TensorSpec, width: int, names: list[str], table: Table) -> s
     example = json.dumps({"features": [{"name": _shown(names[0]), "dtype": only.dtype.value}]}, ensure_ascii=False)
     return (
         f"{takes}, but {table.name} has {_count(len(names), f'{kind} column')}: {_listed(names)}; name those of the "
-        f"tensor in its order with --columns {shlex.quote(_shown(names[0]))},… or write {CONTRACT_FILE} in the model's folder: "
-        f"{example[:-2]}, …]}}"
+        f"tensor in its order with --columns {shlex.quote(_shown(names[0]))},… or write {CONTRACT_FILE} in the model's "
+        f"folder: {example[:-2]}, …]}}"
     )
 
 

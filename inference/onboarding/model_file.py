@@ -56,7 +56,9 @@ def check_model(text: str) -> Path:
         return path
     format_ = format_of(path)
     if format_ is None:
-        raise near_miss_of(path) or ModelError(f"{path} is no model that is known ({known_files()})", field="path")
+        raise near_miss_of(path) or ModelError(
+            f"{path} is no model: give the folder that holds the model, or its file ({known_files()})", field="path"
+        )
     folder = path.absolute().parent
     if folder.name.isdecimal() or path.name in format_.names:
         folder = folder.parent if folder.name.isdecimal() else folder

@@ -115,8 +115,9 @@ def try_row(request: TrialRequest) -> Trial:
     bad = rows.rejected | np.asarray(illegal_entity_ids(ids))
     why = _why_not(ids, rows, bad, request.entity_column)
     if bad.all():
+        hint = f"; {gaps.advice}" if gaps.advice else ""
         raise SourceError(
-            f"none of the first {len(ids)} rows of {Path(request.source).name} can be scored: {gaps.advice or why}",
+            f"none of the first {len(ids)} rows of {Path(request.source).name} can be scored: {why}{hint}",
             field="features",
         )
     chosen = int(np.flatnonzero(~bad)[0])
