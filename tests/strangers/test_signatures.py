@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from inference.errors import ModelError
+from inference.errors import BadInput, ModelError
 from inference.models.runtimes import SavedSignature
 from inference.onboarding import Proposal, Table, ages_for, choose_signature, needs_choice, render_settings
 from inference.onboarding.guesses import Guess
+from inference.protocols.tensorflow_serving.requests import tensors_of
 from inference.schema import DType, Signature, TensorSpec
 from inference.settings import load_settings
 
@@ -89,6 +90,15 @@ def test_the_choice_is_written_and_read_back(tmp_path: Path) -> None:
     )
     file.write_text(render_settings(proposal))
     assert load_settings(file).models["tfx"].signature == "serving_raw"
+
+
+def test_a_client_may_call_the_chosen_signature_by_its_name() -> None:
+    document = {"instances": [{"a": 1.0, "b": 2.0}], "signature_name": "serving_raw"}
+    tensors, _ = tensors_of(document, COLUMNS.inputs, served="serving_raw")
+    assert {name: values.tolist() for name, values in tensors.items()} == {"a": [1.0], "b": [2.0]}
+    assert tensors_of({**document, "signature_name": "serving_default"}, COLUMNS.inputs, served="serving_raw")
+    with pytest.raises(BadInput, match='Serving signature name: "serving_raw" not found in signature def'):
+        tensors_of(document, COLUMNS.inputs)
 
 
 EXPORT = """

@@ -348,6 +348,13 @@ def test_a_key_says_which_column_of_the_table_is_a_feature(tmp_path: Path) -> No
         loaded(save(model, tmp_path / "twice", twice))
 
 
+def test_an_unnamed_index_is_told_as_what_it_is(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(LogisticRegression().fit(PEOPLE[["age", "trips"]], MANY), here / "m")
+    PEOPLE.set_index(table().user_id.rename(None)).to_parquet("t.parquet")
+    init("m", entity_column="__index_level_0__")
+    assert "the index of the DataFrame that wrote the table, which had no name" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "column",
     [pd.Timestamp("2026-01-01"), pd.Timestamp("2026-01-01").date(), pd.Timedelta("3h")],
