@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+import redis
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.impute import SimpleImputer
@@ -20,12 +21,15 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
 from app.cli.features import _values
 from inference.errors import ContractError
-from inference.features import FeatureContract, Vectoriser
+from inference.features import FeatureContract, FeatureUpdate, FeatureWriter, Vectoriser
+from inference.features.gathering import FeatureGatherer
+from inference.keys import Keys, TableKind
 from inference.models import score_rows
 from inference.models.loaded import LoadedModel, load_version
 from inference.models.runtimes import LoadOptions
 from inference.onboarding.trial import TrialRequest, try_row
 from inference.schema import DType, Signature, TensorSpec
+from inference.store import RedisTable
 
 ROWS = 200
 REGION = {"name": "region", "dtype": "string", "nullable": True}
@@ -138,6 +142,25 @@ def test_a_tensor_of_text_cannot_say_missing_and_the_refusal_says_what_to_write(
 
 
 NULLABLE = FeatureContract.from_json({"features": [REGION, AGE, {"name": "rides", "dtype": "int32", "default": 3}]})
+
+
+def test_a_missing_text_is_stored_and_read_back_as_missing(redis_client: redis.Redis) -> None:
+    def table(kind: TableKind) -> RedisTable:
+        return RedisTable(redis_client, Keys("t").table(kind, "m"), kind=kind, model="m")
+
+    features = table(TableKind.FEATURES)
+    writer = FeatureWriter(features, table(TableKind.PREDICTIONS), NULLABLE, keep_s=60)
+    writer.write([FeatureUpdate("a", {"region": "north", "age": 40.0}), FeatureUpdate("b", {"region": None, "age": 1})])
+    writer.write([FeatureUpdate("a", {"region": None, "age": None})])
+    gatherer = FeatureGatherer(features, Vectoriser(NULLABLE, Signature(NULLABLE.fields, ())))
+    gathered = gatherer.gather(["a", "b"], now=features.now())
+    assert not gathered.rows.rejected.any()
+    assert gathered.rows.block["region"].tolist() == [None, None]
+    np.testing.assert_array_equal(gathered.rows.block["age"], [np.nan, 1.0])
+    assert gathered.rows.imputed_names() == [["rides"], ["rides"]]
+    again = gatherer.gather(["b"], now=features.now(), overrides={"rides": 5, "region": "south"})
+    assert again.rows.imputed_names() == [[]]
+    assert gatherer.gather(["b"], now=features.now(), overrides={"rides": None}).rows.imputed_names() == [["rides"]]
 
 
 def test_put_says_missing_by_nothing_after_the_sign() -> None:
