@@ -1,41 +1,58 @@
 # Everything starts from here; `make help` lists the targets.
 SHELL := /bin/bash
 VENV := .venv
-# the first of these that is Python 3.11 or 3.12 (make PYTHON=… overrides)
-PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && { echo $$p; break; }; done)
+# the first of these that is Python 3.11, 3.12 or 3.13 (make PYTHON=… overrides)
+PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := tensorflow,keras,onnx,sklearn,sql,embedded,dashboard,charts,dev
+DEMO_STAMP := $(VENV)/.installed-demo
+DEMO_EXTRAS := tensorflow,embedded,dashboard
+EXTRAS := $(DEMO_EXTRAS),keras,onnx,sklearn,sql,charts,dev
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# uv takes a quarter of pip's processor time; where it is missing or does not reach the packages, pip installs
+UV := test -x $(BIN)/uv && $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt
 PYTEST := $(BIN)/python -m pytest
+# so many test processes side by side: most tests wait for processes of their own (make AT_ONCE=1 … for one by one)
+AT_ONCE ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 7 ? n + 1 : 8)))
+# files stay whole, since their tests share a deployment, and go in the order of their folders: the long ones first
+SIDE_BY_SIDE = -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
 # TensorFlow's start-up chatter says nothing about Forecache
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export TF_ENABLE_ONEDNN_OPTS ?= 0
 
-.PHONY: help install install-all install-runtimes demo test test-full test-gpu test-docker lint audit format bench clean
+.PHONY: help install install-all install-runtimes demo test test-full test-gpu test-docker mutants lint audit format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## set everything up in .venv, but for large optional engines
 
-$(STAMP): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "Forecache needs Python 3.11 or 3.12 on PATH (or make PYTHON=/path/to/python)" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+$(STAMP): $(DEMO_STAMP)
+	@$(UV) -e ".[$(EXTRAS)]" || $(PIP) -e ".[$(EXTRAS)]"
 	@touch $@
 
+$(DEMO_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@test -x $(BIN)/uv || $(PIP) uv || true
+	@echo "installing TensorFlow and what else the demo needs into $(VENV) (2.4 GB) ..."
+	@$(UV) -e ".[$(DEMO_EXTRAS)]" || $(PIP) -e ".[$(DEMO_EXTRAS)]"
+	@touch $@
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Forecache needs Python 3.11, 3.12 or 3.13 on PATH (or make PYTHON=/path/to/python)" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+
 install-all: install ## the same, with the CUDA build of TensorFlow
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS),gpu]"
+	$(PIP) -e ".[$(EXTRAS),gpu]"
 
 install-runtimes: install ## the same, with PyTorch, JAX and PySpark (1.5 GB), whose tests are skipped without them
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS),torch,jax,spark]"
+	$(PIP) -e ".[$(EXTRAS),torch,jax,spark]"
 
-demo: install ## the main job on an embedded Redis, shown step by step
+demo: $(DEMO_STAMP) ## the main job on an embedded Redis, shown step by step
 	$(BIN)/forecache demo
 
 test: install ## the tests, without those that take minutes
-	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) $(SIDE_BY_SIDE) -m "not slow and not gpu"
 
 test-full: install ## all tests that this machine can run (ONLY=slow: just those that `make test` leaves out)
 	$(PYTEST) -m "$(if $(ONLY),$(ONLY) and )not gpu"
@@ -45,6 +62,10 @@ test-gpu: install ## the tests that need an NVIDIA GPU, skipped without one
 
 test-docker: install ## the images, built with buildah on a Debian and at work; compose files (root, minutes)
 	$(PYTEST) tests/unit/test_docker_files.py tests/integration/test_docker_redis.py tests/integration/test_docker_images.py
+
+mutants: install ## faults that no test notices: ROOM=inference/store or CHANGED=1 (COUNT=100 SEED=1 AGAIN=1; minutes)
+	$(BIN)/python .ci/mutants.py $(if $(CHANGED),--changed,--room $(or $(ROOM),$(error ROOM=inference/store, or CHANGED=1))) \
+		$(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) $(if $(AGAIN),--again)
 
 lint: install audit ## style, types, layers, and the audit
 	$(BIN)/ruff check .

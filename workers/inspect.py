@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,9 +40,12 @@ def main(argv: Sequence[str]) -> int:
         if asked.signatures:
             print(signatures_to_json(newest_signatures(asked.path.absolute())))  # noqa: T201
             return 0
-        records = inspect_versions(asked.path.absolute(), wanted, options=options)
+        records = inspect_versions(asked.path.absolute(), wanted, options=options, table=asked.table)
     except ForecacheError as error:
         return _complain(error.message, 1)
+    except Exception as error:  # noqa: BLE001 - who asked has the last line, and a person who runs this the rest
+        traceback.print_exc()
+        return _complain(f"{type(error).__name__}: {error}", 1)
     if not any(record.state == "ready" for record in records.values()):
         newest = records[max(records)]
         return _complain(str(newest.error), 1)
@@ -61,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--import-functions", action="store_true", help="import the functions of the features too")
     parser.add_argument("--signature", metavar="NAME", help="which one of a SavedModel's signatures is served")
     parser.add_argument("--signatures", action="store_true", help="all signatures of the newest version instead")
+    parser.add_argument("--table", metavar="PATH", help="try versions with the first rows of this table of features")
     return parser
 
 

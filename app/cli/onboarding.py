@@ -15,15 +15,15 @@ import typer
 from app.cli.asking import Asker
 from app.cli.http import base_url
 from inference import onboarding
-from inference.batch.sources import check_key_columns
 from inference.errors import Conflict, ModelError, SettingsError
+from inference.features import check_key_columns
 from inference.features.contract import CONTRACT_FILE, find_contract
 from inference.models import Inspect, VersionRecord, find_versions, inspect_in_subprocess
 from inference.models.formats import SAVED_MODEL, find_model_file, format_named
 from inference.models.inspection import signatures_in_subprocess
 from inference.models.runtimes import SavedSignature
 from inference.onboarding import Guess, Match, ModelFolder, Proposal, Table, Target, Trial, TrialRequest, WidthMismatch
-from inference.schema import TensorSpec
+from inference.schema import DType, TensorSpec
 from inference.settings import ModelSettings, Settings, load_settings, settings_file
 from inference.settings.deployment import MODEL_NAME
 from inference.settings.model import parse_schedule
@@ -92,6 +92,9 @@ class Onboarding:
         """Try the model in a folder on a row of the table, and write the settings."""
         taken = [one for one in (entity.value, event_time.value) if one]
         signature, record = self._newest_version(target, name, folder.path, _table_of(source, name, taken))
+        texts = [feature.table_column for feature in record.contract.given if feature.dtype is DType.STRING]
+        if source.files[0].partition:  # columns of folders are typed by their use
+            source = open_source(source.path, as_text=[str(entity.value), *texts])
         match = self._match(record, folder.path, _table_of(source, name, taken, record))
         trial = self._try(name, folder.path, record, match, source, str(entity.value), signature, target.root)
         contract = replace(match, contract=trial.contract)
@@ -108,8 +111,8 @@ class Onboarding:
             schedule=self._options.schedule,
             ages=onboarding.ages_for(self._options.schedule, time.time()),
         )
-        texts = {contract_file: onboarding.render_contract(trial.contract)} if contract_file else {}
-        settings = _write(target, proposal, texts, folder)
+        rendered = {contract_file: onboarding.render_contract(trial.contract)} if contract_file else {}
+        settings = _write(target, proposal, rendered, folder)
         _next_steps(settings, proposal, source, trial)
 
     def _entity_column(self, source: Source, name: str) -> Guess:
@@ -122,7 +125,9 @@ class Onboarding:
         guess = None
         if self._options.entity_column is None:
             candidates = onboarding.entity_candidates(source.schema, f"{Path(source.path).stem} {name}")
-            guess = onboarding.guess_entity_column(onboarding.read_head(source, candidates))
+            guess = onboarding.guess_entity_column(
+                onboarding.read_head(source, candidates), onboarding.unfit_id_columns(source.schema)
+            )
             _say("guess", guess.reason if guess.value is None else f"entity column {guess.value!r}: {guess.reason}")
         chosen = self._asker.need(
             "--entity-column",

@@ -13,12 +13,13 @@ from itertools import combinations
 
 import pyarrow as pa
 
-from inference.errors import BadInput, SourceError
+from inference.errors import BadInput, SourceError, shown_name
 from inference.features import Feature, FeatureContract, Vectoriser, contract_from_signature
 from inference.features.columns import type_problem
 from inference.features.contract import CONTRACT_FILE, check_contract
 from inference.onboarding.guesses import looks_like_id
 from inference.schema import DType, Signature, TensorSpec
+from inference.sources import column_problem, find_column
 
 _MOST_NAMES = 20
 _MOST_MISSING = 5
@@ -124,10 +125,12 @@ def match_listed(signature: Signature, table: Table, columns: Sequence[str]) -> 
         inputs = ", ".join(spec.name for spec in signature.inputs)
         raise BadInput(f"--columns is for a model with one flat input tensor; this one's inputs: {inputs}")
     only = signature.inputs[0]
+    known = set(table.schema.names)
     for name in columns:
-        if name not in table.schema.names:
+        if name not in known:
             raise SourceError(f"{table.name} has no column {name!r} {_nearest(name, table.schema)}", field=name)
-    contract = FeatureContract(tuple(_feature(table.schema.field(name), only) for name in columns))
+    fields = [find_column(table.schema, name, table.name) for name in columns]
+    contract = FeatureContract(tuple(_feature(field, only) for field in fields))
     if len(set(columns)) != len(columns):
         twice = next(name for name in columns if columns.count(name) > 1)
         raise BadInput(f"--columns names {twice!r} twice", field="columns")
@@ -185,14 +188,15 @@ def _stacked(signature: Signature, names: list[str], kept: list[str], left_out: 
     contract = FeatureContract(tuple(Feature(name, only.dtype) for name in kept))
     check_contract(contract, signature)
     reason = f"the {_count(len(kept), f'{_kind(only.dtype)} column')}, in the order of the table: {_listed(kept)}"
-    others = [name for name in names if name not in set(kept)]
+    taken = set(kept)
+    others = [name for name in names if name not in taken]
     if others:
         reason += f" (left out as {' or '.join(left_out)}: {_listed(others)})"
     return Match(contract, reason=reason)
 
 
 def _can_fill(field: pa.Field, only: TensorSpec, table: Table, shape: tuple[int, ...] = ()) -> bool:
-    if field.name in table.taken or len(table.schema.get_all_field_indices(field.name)) != 1:
+    if not field.name or field.name in table.taken or column_problem(field):
         return False
     return not pa.types.is_null(field.type) and type_problem(Feature(field.name, only.dtype, shape), field.type) is None
 
@@ -210,7 +214,8 @@ def _mismatch(only: TensorSpec, width: int, names: list[str], table: Table) -> s
     kind = _kind(only.dtype)
     takes = f"the model's input {only.name!r} takes {_count(width, 'value')}"
     if len(names) < width:
-        others = [field.name for field in table.schema if field.name not in {*names, *table.taken}]
+        found_or_taken = {*names, *table.taken}
+        others = [name for name in table.schema.names if name not in found_or_taken]
         hint = f"; encode the others as in training: {_listed(others)}" if others else ""
         found = f"only {_listed(names)}" if names else "none"
         return f"{takes}, but of the {kind} columns that {table.name} needs it has {found}{hint}"
@@ -258,6 +263,6 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _shown(name: str) -> str:
-    """Return a name that stays on one line."""
-    text = name if name.isprintable() else repr(name)
+    """Return a name that stays on one line, and a short one."""
+    text = shown_name(name)
     return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 1] + "…"

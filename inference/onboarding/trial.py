@@ -17,9 +17,8 @@ from inference.entities import entity_ids_as_text, illegal_entity_ids
 from inference.errors import ModelError, SourceError
 from inference.features import FeatureContract, FeatureRows, Vectoriser
 from inference.features.rows import examples, take
-from inference.models import prediction_values, score_rows
-from inference.models.inspection import run_model_process
-from inference.models.loaded import load_version
+from inference.models import VersionRecord, prediction_values, score_rows
+from inference.models.inspection import run_model_process, try_version
 from inference.models.runtimes import LoadOptions
 from inference.models.versions import find_versions
 from inference.onboarding.gaps import Gaps, find_gaps
@@ -106,11 +105,13 @@ def try_row(request: TrialRequest) -> Trial:
         code_folder=Path(request.code_folder) if request.code_folder else None,
         signature=request.signature,
     )
-    loaded = load_version(request.model, path, request.version, folder, options=options, contract=request.contract)
+    loaded = try_version(request.model, path, request.version, folder, options=options, contract=request.contract)
+    if isinstance(loaded, VersionRecord):
+        raise ModelError(loaded.error or "it cannot be loaded")
     head = _read_head(request, loaded.vectoriser)
     gaps = find_gaps(loaded, head) if request.adapt else Gaps(request.contract, None)
     if gaps.contract != request.contract:
-        loaded.vectoriser = Vectoriser(gaps.contract, loaded.vectoriser.signature)
+        loaded.own_vectoriser = Vectoriser(gaps.contract, loaded.vectoriser.signature)
     ids, rows = _first_rows(request, loaded.vectoriser, head)
     bad = rows.rejected | np.asarray(illegal_entity_ids(ids))
     why = _why_not(ids, rows, bad, request.entity_column)
@@ -147,7 +148,8 @@ def trial_to_json(trial: Trial) -> str:
 def _read_head(request: TrialRequest, vectoriser: Vectoriser) -> Head:
     """Return so many of the table's first rows that gaps show, or only as many as are tried."""
     names = list(dict.fromkeys([request.entity_column, *vectoriser.columns]))
-    return read_head(open_source(request.source), names, rows=GAP_ROWS if request.adapt else TRIAL_ROWS)
+    source = open_source(request.source, as_text=[request.entity_column, *vectoriser.text_columns])
+    return read_head(source, names, rows=GAP_ROWS if request.adapt else TRIAL_ROWS)
 
 
 def _first_rows(request: TrialRequest, vectoriser: Vectoriser, head: Head) -> tuple[pa.Array, FeatureRows]:

@@ -299,19 +299,13 @@ def test_init_takes_text_from_the_table_where_the_pipeline_does_not_tell(here: P
 
 
 def lengths(table: pd.DataFrame) -> pd.DataFrame:
-    return table.assign(region=table.region.astype(str).str.len())
-
-
-def strict_lengths(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(region=table.region.str.len())
 
 
 def test_a_pipeline_that_fails_on_made_up_numbers_says_where_text_is_declared(tmp_path: Path) -> None:
-    model = make_pipeline(FunctionTransformer(strict_lengths), Ridge()).fit(PEOPLE, PEOPLE.trips)
-    with pytest.raises(
-        ModelError, match=r"\.str accessor.*which of its columns are text: list them all in features\.json"
-    ):
-        loaded(save(model, tmp_path / "silent"))
+    model = make_pipeline(FunctionTransformer(lengths), Ridge()).fit(PEOPLE, PEOPLE.trips)
+    unproven = loaded(save(model, tmp_path / "silent")).record.unproven
+    assert "which of its columns are text: list them all in features.json" in str(unproven)
     features = [{"name": name, "dtype": "float64"} for name in PEOPLE.columns]
     features[0]["dtype"] = "string"
     served = answers(loaded(save(model, tmp_path / "told", features)), PEOPLE)["prediction"]

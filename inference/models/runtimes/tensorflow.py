@@ -20,7 +20,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import tensorflow as tf
 
-from inference.models.runtimes.warm_up_requests import REQUESTS_FILE, read_requests  # it imports tensorflow
+# these import tensorflow
+from inference.models.runtimes.composite_inputs import check_dense
+from inference.models.runtimes.warm_up_requests import REQUESTS_FILE, read_requests
 
 log = get_logger(__name__)
 
@@ -46,7 +48,7 @@ def signatures(folder: Path) -> dict[str, SavedSignature]:
     for name in _names(model):
         function = model.signatures[name]
         try:
-            inputs, outputs = _specs(function, folder)
+            inputs, outputs = _specs(function, folder, name)
         except ModelError:
             continue  # not this one
         signature = Signature.of_model(inputs.values(), outputs.values())
@@ -65,7 +67,7 @@ class TensorFlowRuntime:
         self._model = _load(folder)
         self.signature_name = _serving_signature(self._model, folder, signature)
         self._function = self._model.signatures[self.signature_name]
-        self._inputs, self._outputs = _specs(self._function, folder)
+        self._inputs, self._outputs = _specs(self._function, folder, self.signature_name)
         self._order = list(self._function.function_type.parameters)
         self.device = device()
         self.signature = Signature.of_model(self._inputs.values(), self._outputs.values())
@@ -76,7 +78,7 @@ class TensorFlowRuntime:
         return set(self._inputs)
 
     def predict(self, inputs: Block) -> Block:
-        """Return the outputs by name, a trailing dimension of 1 dropped, rows in the order of the inputs.
+        """Return the outputs by name in the model's own shapes, rows in the order of the inputs.
 
         Raises:
             PredictionFailed: the model raised, or gave another number of rows.
@@ -158,7 +160,7 @@ def _names(model: Any) -> list[str]:
     return sorted(name for name in getattr(model, "signatures", {}) if not name.startswith("__"))
 
 
-def _specs(function: Any, folder: Path) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+def _specs(function: Any, folder: Path, name: str) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
     """Return a signature's inputs and outputs by name.
 
     Raises:
@@ -169,6 +171,7 @@ def _specs(function: Any, folder: Path) -> tuple[dict[str, TensorSpec], dict[str
     # by name: a signature has no order of its own; that of its protobuf map differs between processes
     inputs = dict(sorted(function.structured_input_signature[1].items()))
     outputs = dict(sorted(function.structured_outputs.items()))
+    check_dense(folder, name, inputs)
     return (
         {name: _spec(folder, "input", name, tensor) for name, tensor in inputs.items()},
         {name: _spec(folder, "output", name, tensor) for name, tensor in outputs.items()},
@@ -208,7 +211,11 @@ def _serving_signature(model: Any, folder: Path, wanted: str | None) -> str:
 
 
 def _spec(folder: Path, kind: str, name: str, tensor: Any) -> TensorSpec:
-    if not hasattr(tensor, "shape") or not hasattr(tensor, "dtype") or tensor.shape.rank is None:
+    if isinstance(tensor, tf.RaggedTensorSpec | tf.SparseTensorSpec):
+        is_ragged = isinstance(tensor, tf.RaggedTensorSpec)
+        what, fix = ("ragged", ".to_tensor()") if is_ragged else ("sparse", "tf.sparse.to_dense")
+        raise ModelError(f"{folder}: {kind} {name!r} is {what}: export it dense ({fix})", field=name)
+    if not isinstance(tensor, tf.TensorSpec) or tensor.shape.rank is None:
         raise ModelError(f"{folder}: {kind} {name!r} is no plain tensor of known rank", field=name)
     return row_spec(folder, kind, name, tensor.dtype.name, tensor.shape.as_list())
 
