@@ -55,8 +55,10 @@ class Vectoriser:
         Raises:
             SourceError: a column is missing (the nearest one is named), or its type cannot be cast.
         """
+        names = set(schema.names)
         for feature in self.contract.stored_form.features if stored_only else self.contract.given:
-            field = find_column(schema, feature.table_column, source, hint=self._hint(feature, schema))
+            hint = "" if feature.table_column in names else self._hint(feature, schema)
+            field = find_column(schema, feature.table_column, source, hint=hint)
             problem = type_problem(feature, field.type, column_type_name(field))
             if problem:
                 raise SourceError(f"{source}: column {feature.table_column!r} {problem}", field=feature.name)
