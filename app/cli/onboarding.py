@@ -195,7 +195,7 @@ class Onboarding:
         except ModelError as error:
             failure = error
         if signature is None and self._options.columns is None and self._may_choose(record, path, table):
-            chosen = onboarding.choose_signature(self._signatures(path), table)
+            chosen = self._choice(path, table)
             if chosen:
                 signature = chosen[0]
                 _say("signature", f"{signature!r}: {chosen[1]}")
@@ -214,6 +214,13 @@ class Onboarding:
         if not ready:
             raise ModelError(str(records[max(records)].error), field="path")
         return records[max(ready)]
+
+    def _choice(self, path: Path, table: Table) -> tuple[str, str] | None:
+        try:
+            found = self._signatures(path)
+        except ModelError:  # what is wrong with the model, or with its columns, is said by those who look at them
+            return None
+        return onboarding.choose_signature(found, table)
 
     def _may_choose(self, record: VersionRecord | None, path: Path, table: Table) -> bool:
         """Tell whether another signature of a SavedModel may be the right one."""
