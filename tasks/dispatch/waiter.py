@@ -131,8 +131,14 @@ class ResultWaiter:
                 if not self._in_outage:  # an outage of hours is one line, not one a second
                     log.warning("results.disconnected", error=type(error).__name__)
                 self._in_outage = True
-                await asyncio.sleep(self._pause_s)
-                self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
+            except Exception:  # without this task no result is ever heard again
+                if not self._in_outage:
+                    log.exception("results.disconnected")
+                self._in_outage = True
+            else:
+                continue
+            await asyncio.sleep(self._pause_s)
+            self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
 
     async def _listen_once(self) -> None:
         """Hear results over one connection; returns when another one is wanted."""
@@ -180,8 +186,8 @@ class ResultWaiter:
         if future is None or future.done():
             self._read_keys.append(self._key_of(task_id))  # it came too late: nobody else may ask for it
             return False
-        payload: Payload = orjson.loads(data)
-        if payload["status"] not in READY_STATES:
+        payload = _payload_of(data)
+        if payload is None or payload["status"] not in READY_STATES:
             return False
         future.set_result(payload)
         self._read_keys.append(self._key_of(task_id))
@@ -197,3 +203,15 @@ class ResultWaiter:
                     await self._client.unlink(*keys)
                 except (redis.RedisError, OSError) as error:
                     log.debug("results.not_removed", error=type(error).__name__)
+
+
+def _payload_of(data: bytes | str) -> Payload | None:
+    """Return what the result backend stored of a task; None for what somebody else wrote under its key."""
+    try:
+        payload = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        payload = None
+    if isinstance(payload, dict) and isinstance(payload.get("status"), str):
+        return payload
+    log.warning("results.unreadable", error="no result of a task")
+    return None
