@@ -204,8 +204,8 @@ def test_flower_counts_the_messages_of_the_right_database(
         uri = connection.as_uri(include_password=True)
         counting = broker.Broker(
             uri,
-            broker_options=application.conf.broker_transport_options,
-            broker_use_ssl=application.conf.broker_use_ssl,
+            broker_options=conf.broker_transport_options,
+            broker_use_ssl=conf.broker_use_ssl,
         )
     assert asyncio.run(counting.queues(["forecache.batch"])) == [{"name": "forecache.batch", "messages": 2}]
     assert redis_client.dbsize() == 0  # database 0
