@@ -50,7 +50,7 @@ RESULT_RETRIES = {"max_retries": 4, "interval_start": 0, "interval_step": 0.2, "
 #: `x-max-priority` of all queues on brokers of AMQP, where a higher number goes first; Redis knows none
 AMQP_PRIORITIES = 9
 
-TASK_MODULES = ("tasks.batch", "tasks.realtime", "tasks.maintenance")
+TASK_MODULES = ("tasks.batch", "tasks.realtime", "tasks.maintenance", "tasks.echo")
 
 
 def celery_config(settings: Settings) -> dict[str, Any]:

@@ -8,12 +8,11 @@ from functools import cache
 from celery import Celery
 
 from inference.batch import Runs
-from inference.errors import BrokerUnavailable
-from inference.logs import get_logger
+from inference.failures import Failures
 from tasks.celery_app import broker_errors, services
 from tasks.dispatch.sender import CONFIRMED, make_sending_app
 
-log = get_logger(__name__)
+failures = Failures(__name__, "broker")
 
 #: a wake-up that nobody took is of no use later: the reconciler looks every few seconds anyway
 _POKE_EXPIRES_S = 60
@@ -76,7 +75,5 @@ def poke() -> None:
 
 def hurry() -> None:
     """Ask the maintenance worker to look at the runs now, if the broker takes it; else it looks within seconds."""
-    try:
+    with failures.kept_here("hurry"):
         poke()
-    except BrokerUnavailable as error:
-        log.warning("run.not_hurried", error=error.message)

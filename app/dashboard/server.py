@@ -21,7 +21,7 @@ from app.dashboard.actions import Action
 from app.dashboard.credentials import Credentials, find_credentials
 from app.dashboard.figures import LiveData, read_costs, read_hit_rates, read_queues, read_runs
 from app.dashboard.flower_redis import count_by_our_url, watch_for_silence
-from app.dashboard.pages import Faces, Readers, page_handlers
+from app.dashboard.pages import Faces, OutsidePrefix, Readers, page_handlers
 from app.dashboard.reading import SharedReads
 from app.dashboard.theme import Templates
 from inference.errors import NotFound, SettingsError
@@ -76,9 +76,10 @@ def build_flower(
     default_options.read_only = settings.read_only
     # its pages ask the process-wide default application for the time zone
     celery_app.set_default()
-    own = {"template_loader": Templates(flower_settings["template_path"])}
+    own: dict[str, Any] = {"template_loader": Templates(flower_settings["template_path"])}
     if prefix:  # as Flower's own command does
         own |= {name: prepend_url(flower_settings[name], prefix) for name in ("login_url", "static_url_prefix")}
+        own |= {"default_handler_class": OutsidePrefix, "default_handler_args": {"prefix": prefix}}
     flower = Flower(capp=celery_app, options=default_options, **{**flower_settings, **own})
     faces = Faces(readers, act, SharedReads(flower.executor))
     handlers = page_handlers(faces, open_metrics=settings.open_metrics)

@@ -10,11 +10,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
 
-from inference.settings.fields import Section
+from inference.settings.fields import Duration, Section
 from inference.settings.server_urls import broker_url as read_broker_url
 from inference.settings.server_urls import redis_url
 
 _RATE = re.compile(r"^[1-9][0-9]*/(second|minute|hour|day)$")
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9_.~-]*)*")
+#: with these in front, nobody could tell whether a proxy has stripped a path
+_OWN_PATHS = ("predict", "predictions", "features", "runs", "models", "health", "v1", "v2")
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -89,6 +92,9 @@ class ApiSettings(Section):
     `processes`: how many serve the port; one uses one core.
     `keys`: by the name of whom they are for; with any, every request but those to /health needs one.
     `client_key`: the key that `forecache predict` and `enqueue` show.
+    `root_path`: the path under which a proxy shows it, such as "/forecache", whether the proxy strips it or not.
+    `keep_alive`: how long an idle connection is kept, in seconds: longer than a proxy keeps it, so that the proxy never
+    sends into one that is being closed.
     """
 
     host: str = "127.0.0.1"
@@ -97,6 +103,17 @@ class ApiSettings(Section):
     allow_remote: bool = False
     keys: dict[str, ApiKey] = {}
     client_key: SecretStr | None = None
+    root_path: str = ""
+    keep_alive: Duration = 75.0
+
+    @field_validator("root_path")
+    @classmethod
+    def _legal_root_path(cls, value: str) -> str:
+        if not _ROOT_PATH.fullmatch(value):
+            raise ValueError(f"{value!r} is no path: write it as in /forecache, with a / at its start, none at its end")
+        if value.split("/")[1:2] and value.split("/")[1] in _OWN_PATHS:
+            raise ValueError(f"{value!r} begins as paths of the API do: choose another name")
+        return value
 
 
 class DashboardSettings(Section):

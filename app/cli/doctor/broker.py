@@ -8,7 +8,7 @@ from kombu import Connection
 
 from app.cli.context import place_of
 from app.cli.doctor.findings import Check, Finding, duration_text, error, not_checked, ok, warning
-from app.cli.doctor.redis_servers import CONNECT_TIMEOUT_S, Failure, Server, look_at
+from app.cli.doctor.redis_servers import CONNECT_TIMEOUT_S, Failure, Server, check_writes, look_at
 from inference.batch import RunState
 from inference.batch.records import RunRecord
 from inference.settings import Settings
@@ -29,10 +29,11 @@ def check_broker(settings: Settings, results: Server | Failure) -> list[Finding]
         if isinstance(results, Server):
             return [ok(Check.BROKER, subject, "answers: it is the Redis of url")]
         return [error(Check.BROKER, subject, "it is the Redis of url, which does not answer", "see redis, url")]
-    failure = look_at(url, "[celery] broker_url") if is_redis(url) else _connect(url)
-    if isinstance(failure, Failure):
-        return [error(Check.BROKER, subject, failure.detail, failure.fix)]
-    return [ok(Check.BROKER, subject, "answers")]
+    seen = look_at(url, "[celery] broker_url", prefix=settings.redis.prefix) if is_redis(url) else _connect(url)
+    if isinstance(seen, Failure):
+        return [error(Check.BROKER, subject, seen.detail, seen.fix)]
+    refused = check_writes(Check.BROKER, subject, seen) if isinstance(seen, Server) else []
+    return refused or [ok(Check.BROKER, subject, "answers")]
 
 
 def check_patience(

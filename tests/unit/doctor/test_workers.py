@@ -11,6 +11,7 @@ from app.cli.doctor.findings import Finding, Status
 from app.cli.doctor.schedules import check_schedule
 from app.cli.doctor.workers import check_workers
 from inference.batch import RunState, Trigger
+from inference.batch.gates import Gate
 from inference.batch.records import RunRecord
 from inference.presence import Roster, WorkerBeat
 from inference.release import installed_release
@@ -133,7 +134,18 @@ def test_two_slots_without_a_run_point_at_beat() -> None:
 def test_a_failed_run_is_told_with_its_reason() -> None:
     failed, _ = schedule(run(RunState.FAILED, error="t.parquet does not exist"), run(ago_s=4000.0))
     assert failed.detail == "failed: t.parquet does not exist"
-    assert failed.fix == "put it right, then `forecache batch resume delay-1`"
+    assert failed.fix == "put it right, then `forecache batch run delay`"
+
+
+def test_resuming_is_advised_only_where_it_can_work() -> None:
+    def fix_of(**more: Any) -> str:
+        return schedule(run(RunState.FAILED, **more))[0].fix or ""
+
+    planned = {"fingerprint": {"files": "f"}}
+    assert "as they were, `forecache batch resume delay-1`" in fix_of(**planned, error="out of memory")
+    assert "resume" not in fix_of(**planned, gates=(Gate("drift", passed=False, detail="x"),))
+    assert "resume" not in fix_of(**planned, spent=True)
+    assert "resume" not in fix_of()  # it was never planned
 
 
 # --- the broker ---
