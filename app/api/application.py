@@ -8,7 +8,8 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from starlette.types import Receive, Scope, Send
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
 
 from app.api import (
     features,
@@ -30,10 +31,18 @@ from app.api.hot_path import HotRequest
 from app.api.limits import BodyLimit
 from app.api.naming import name_request, telling
 from app.api.parts import OpenParts, open_parts
-from app.api.problems import Problem, add_problem_handlers, documented, respond_to_error
+from app.api.problems import (
+    Problem,
+    add_problem_handlers,
+    defects,
+    documented,
+    respond_to_defect,
+    respond_to_error,
+)
 from app.api.routing import respond_without_route, under_root, without_head
 from inference.errors import ForecacheError
 from inference.release import installed_release
+from inference.request_ids import RequestId
 from inference.settings import Settings
 
 
@@ -57,6 +66,17 @@ class Application(FastAPI):
             under_root(scope, self.shown_under)
         scope = without_head(scope)
         request = name_request(scope)
+        answer = _Answer(send)
+        try:
+            await self._serve(scope, receive, answer.send, request)
+        except ClientDisconnect:  # nobody is there to be told
+            return
+        except Exception as error:  # noqa: BLE001 - `tell_each` logs it
+            defects.tell_each(error)
+            if not answer.begun:
+                await respond_to_defect()(scope, receive, telling(send, request))
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, request: RequestId) -> None:
         if hot_path.is_hot(scope):
             await hot_path.predict_one(self.state.parts, self._gate.check, scope, receive, send, request)
             return
@@ -73,6 +93,18 @@ class Application(FastAPI):
         What is left to do once it has told, this application does as ever, given the request in the scope.
         """
         return HotRequest(self.state.parts, self._gate.check, scope, tell)
+
+
+class _Answer:
+    """Knows whether an answer has begun."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = False
+
+    async def send(self, message: Message) -> None:
+        self.begun = True
+        await self._send(message)
 
 
 def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> FastAPI:

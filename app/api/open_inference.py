@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Request, Response
 
 from app.api.dialects import documented_errors
-from app.api.health import active_versions
+from app.api.health import readiness
 from app.api.parts import Parts, parts_of
 from app.api.request_bodies import read_body
 from app.api.tensors import compute, held_versions
@@ -92,8 +92,8 @@ async def server_live() -> Response:
 
 @router.get("/health/ready", responses=documented_errors(503))
 async def server_ready(parts: _PartsOf) -> Response:
-    """Answer 200 once every model has been activated, from then on as long as the store answers."""
-    await active_versions(parts)
+    """Answer 200 once every model that can serve does, from then on as long as the store answers."""
+    await readiness(parts, list(parts.settings.models))
     return _json({"live": True, "ready": True})
 
 

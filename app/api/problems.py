@@ -30,6 +30,7 @@ from inference.errors import (
     Unavailable,
     UnsupportedMedia,
 )
+from inference.failures import Failures
 from inference.request_ids import requests_behind
 
 MEDIA_TYPE = "application/problem+json"
@@ -43,6 +44,8 @@ _OWN_WORDS: dict[type[ForecacheError], str] = {
     BrokerUnavailable: "the broker does not answer",
     FeaturesUnavailable: "a source of this entity's features does not answer",
 }
+#: of all routes
+defects = Failures("app.api", "request")
 _DEFECT = "the server failed on this request; its log says why"
 _CODES = {
     404: "not-found",
@@ -171,7 +174,7 @@ async def _on_disconnect(_: Request, __: Exception) -> Response:
 
 
 async def _on_defect(request: Request, _: Exception) -> Response:
-    # the server logs the exception itself
+    # `Application` logs the exception itself
     if speaks_protocol(request.scope["path"]):
         return respond_with_error(500, _DEFECT)
     return respond_to_defect()

@@ -131,7 +131,9 @@ async def _status(path: ModelPath, parts: Parts) -> list[VersionStatus]:
         raise missing from error
     held = await held_versions(parts, path.model, card)
     found = [
-        VersionStatus(number, "AVAILABLE" if number in held else "END", _error(record, parts))
+        VersionStatus(number, "AVAILABLE", "")
+        if number in held
+        else VersionStatus(number, "END", _remark(record, parts))
         for number, record in sorted(card.versions.items())
         if path.version in (None, number)
     ]
@@ -140,8 +142,8 @@ async def _status(path: ModelPath, parts: Parts) -> list[VersionStatus]:
     return found
 
 
-def _error(record: VersionRecord, parts: Parts) -> str:
-    return str(without_folders(record.error or "", parts.settings))
+def _remark(record: VersionRecord, parts: Parts) -> str:
+    return str(without_folders(record.remark or "", parts.settings))
 
 
 def _not_found(path: ModelPath) -> NotFound:

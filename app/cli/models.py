@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +14,8 @@ from app.cli.output import AsJson, note, print_fields, print_json, print_rows
 from inference.clock import to_iso
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from inference.models import VersionRecord
     from inference.services import Services
     from inference.store import Labels
@@ -29,22 +31,18 @@ _Timeout = Annotated[float, typer.Option(min=0, help="Seconds to wait for the wo
 def list_models(as_json: AsJson = False) -> None:
     """Print every configured model, its versions, and which one answers."""
     with open_services() as services:
-        found: list[dict[str, Any]] = [
-            {
-                "model": model,
-                **_serving(services, model),
-                "versions": {
-                    str(version): record.state for version, record in services.registry.versions(model).items()
-                },
-            }
+        found = [
+            (model, _serving(services, model), services.registry.versions(model))
             for model in models_of(None, services.settings)
         ]
     if as_json:
-        print_json(found)
+        states = [{str(version): record.state for version, record in records.items()} for _, _, records in found]
+        listed = zip(found, states, strict=True)
+        print_json([{"model": model, **serving, "versions": own} for (model, serving, _), own in listed])
         return
     rows = [
-        (each["model"], each["active_version"], _states(each["versions"]), _named(each["labels"], each["canary_share"]))
-        for each in found
+        (model, serving["active_version"], _states(records), _named(serving["labels"], serving["canary_share"]))
+        for model, serving, records in found
     ]
     print_rows(("model", "active", "versions", "labels"), rows)
 
@@ -132,21 +130,36 @@ def reload(
 ) -> None:
     """Have the workers look for new versions now, also at those they refused before, and wait until they have.
 
-    Exit 1 when not all of them have within the time.
+    Exit 1 when not all of them have within the time, or when features.json was changed beside a version that is loaded.
     """
     with open_services() as services:
-        name, _ = services.settings.model(model)
+        name, of_model = services.settings.model(model)
         left = _reloaded(services, name, timeout)
         active = services.registry.active_version(name)
         versions = {str(version): record for version, record in services.registry.versions(name).items()}
+        ignored = _ignored_contract(services.settings.path(of_model.path), versions.get(str(active)))
     if as_json:
         states = {version: record.state for version, record in versions.items()}
         print_json({"model": name, "active_version": active, "versions": states, "not_done": left})
     else:
         print_fields({"model": name, "active version": active})
         for version, record in versions.items():
-            print_fields({f"version {version}": record.error or record.state})
+            print_fields({f"version {version}": record.remark or record.state})
     _fail_if_not_done(left, timeout)
+    if ignored is not None:
+        note(ignored)
+        raise typer.Exit(1)
+
+
+def _ignored_contract(path: Path, record: VersionRecord | None) -> str | None:
+    """Return that a features.json was changed beside a version which is loaded already; None when it was not."""
+    from app.cli.doctor.models import CONTRACT_FIX
+    from inference.models.versions import contract_change, find_versions
+
+    # this machine may have another folder than the workers, or none
+    folder = find_versions(path).get(record.version) if record is not None and path.exists() else None
+    change = None if record is None or folder is None else contract_change(record, path, folder)
+    return None if change is None else f"{change}, and a version that is loaded keeps what it has: {CONTRACT_FIX}"
 
 
 _Label = Annotated[str, typer.Argument(metavar="LABEL", help="stable, canary, or a name of your own.")]
@@ -266,6 +279,7 @@ def _described(record: dict[str, Any]) -> dict[str, Any]:
     features = record["contract"]["features"]
     return {
         **shown,
+        **({"unproven": record["unproven"]} if record["unproven"] else {}),
         "format": record["format"],
         "inputs": ", ".join(map(_tensor, signature["inputs"])),
         "outputs": ", ".join(map(_tensor, signature["outputs"])),
@@ -290,5 +304,6 @@ def _tensor(spec: dict[str, Any]) -> str:
     return f"{spec['name']} {spec['dtype']}{spec['shape'] or ''}"
 
 
-def _states(versions: dict[str, str]) -> str | None:
-    return ", ".join(f"{version} ({state})" for version, state in versions.items()) or None
+def _states(records: Mapping[int, VersionRecord]) -> str | None:
+    words = {version: "unproven" if record.unproven else record.state for version, record in records.items()}
+    return ", ".join(f"{version} ({word})" for version, word in words.items()) or None

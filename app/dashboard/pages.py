@@ -21,10 +21,14 @@ from app.dashboard.actions import Action
 from app.dashboard.figures import Choice
 from app.dashboard.reading import SharedReads
 from app.http_status import status_of
-from inference.errors import BadInput, ForecacheError, StoreUnavailable
+from inference.errors import BadInput, Defect, ForecacheError, StoreUnavailable
+from inference.failures import Failures
 from inference.logs import get_logger
 
 log = get_logger(__name__)
+_failures = Failures(__name__, "dashboard")
+#: `Number.MAX_SAFE_INTEGER`
+_MAX_SAFE_INTEGER = 2**53 - 1
 
 STATIC_FOLDER = Path(__file__).parent / "static"
 #: longer than any id of ours
@@ -112,11 +116,16 @@ class PageData(_Json):
         """Answer with what the address asks for."""
         choice = Choice(*(self._argument(name) for name in ("model", "window", "run")))
         try:
-            self.write(await self.faces.reads.read((self.page, choice), lambda: self.faces.readers[self.page](choice)))
+            read = self.faces.readers[self.page]
+            self.write(exact_in_browsers(await self.faces.reads.read((self.page, choice), lambda: read(choice))))
         except ForecacheError as error:
             if isinstance(error, StoreUnavailable):
                 log.warning("dashboard.no_figures", page=self.page, reason=error.message)
             self.refuse(error)
+        except Exception as error:  # noqa: BLE001 - `tell` logs it, once for all polls
+            self.refuse(Defect(f"this page failed: {_failures.tell(error, self.page, page=self.page)}"))
+        else:
+            _failures.over(self.page, page=self.page)
 
     def _argument(self, name: str) -> str:
         return str(self.get_argument(name, "", escape=False))[:_LONGEST_ARGUMENT]
@@ -155,11 +164,15 @@ class RunActions(_Json):
             self.set_status(403)
             self.write({"error": "the dashboard is read-only: [dashboard] read_only"})
             return
+        action: Action | None = None
         try:
             action = Action.from_json(_json(self.request.body))
             done = await self.faces.reads.act(lambda: self.faces.act(action))
         except ForecacheError as error:
             self.refuse(error)
+            return
+        except Exception as error:  # noqa: BLE001 - `tell_each` logs it
+            self.refuse(Defect(f"this was not done: {_failures.tell_each(error, action=action and action.name)}"))
             return
         log.info("dashboard.action", action=action.name, model=action.model, run_id=action.run_id)
         self.write(done)
@@ -205,6 +218,15 @@ def page_handlers(faces: Faces, *, open_metrics: bool) -> list[url]:
         url(r"/forecache/(.*)", StaticFileHandler, {"path": str(STATIC_FOLDER)}, name="forecache-static"),
     ]
     return routes if open_metrics else [*routes, url(r"/metrics", GuardedMetrics)]
+
+
+def exact_in_browsers(value: Any) -> Any:
+    """Return JSON with the integers as text that JavaScript would round, such as versions that are nanoseconds."""
+    if isinstance(value, dict):
+        return {name: exact_in_browsers(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [exact_in_browsers(item) for item in value]
+    return str(value) if isinstance(value, int) and abs(value) > _MAX_SAFE_INTEGER else value
 
 
 def _json(body: bytes) -> Any:

@@ -17,9 +17,8 @@ from inference.entities import entity_ids_as_text, illegal_entity_ids
 from inference.errors import ModelError, SourceError
 from inference.features import FeatureContract, FeatureRows, Vectoriser
 from inference.features.rows import examples, take
-from inference.models import prediction_values, score_rows
-from inference.models.inspection import run_model_process
-from inference.models.loaded import load_version
+from inference.models import VersionRecord, prediction_values, score_rows
+from inference.models.inspection import run_model_process, try_version
 from inference.models.runtimes import LoadOptions
 from inference.models.versions import find_versions
 from inference.onboarding.head import read_head
@@ -89,7 +88,9 @@ def try_row(request: TrialRequest) -> Trial:
     path = Path(request.path)
     folder = find_versions(path)[request.version]
     options = LoadOptions(allow_code=request.allow_code, code_folder=Path.cwd())
-    loaded = load_version(request.model, path, request.version, folder, options=options, contract=request.contract)
+    loaded = try_version(request.model, path, request.version, folder, options=options, contract=request.contract)
+    if isinstance(loaded, VersionRecord):
+        raise ModelError(loaded.error or "it cannot be loaded")
     ids, rows = _first_rows(request, loaded.vectoriser)
     bad = rows.rejected | np.asarray(illegal_entity_ids(ids))
     why = _why_not(ids, rows, bad, request.entity_column)
@@ -119,7 +120,8 @@ def _first_rows(request: TrialRequest, vectoriser: Vectoriser) -> tuple[pa.Array
     """Return ids as text and features of the table's first rows."""
     names = list(dict.fromkeys([request.entity_column, *vectoriser.columns]))
     rows = max(1, min(TRIAL_ROWS, _TRIAL_VALUES // max(request.contract.width, 1)))
-    batch = read_head(open_source(request.source), names, rows=rows).table.to_batches()[0]
+    source = open_source(request.source, as_text=[request.entity_column, *vectoriser.text_columns])
+    batch = read_head(source, names, rows=rows).table.to_batches()[0]
     ids = entity_ids_as_text(batch.column(request.entity_column), request.entity_column)
     return ids, vectoriser.features_from_arrow(batch, at=time.time())
 

@@ -21,11 +21,13 @@ from inference.errors import BadInput, SourceError
 from inference.sources import (
     SourceFile,
     count_distinct_ids,
+    find_column,
     open_source,
     read_slices,
     whole_slices,
 )
 from tests.support.object_store import SECRET, Store, aws_environment, new_bucket, s3_server
+from tests.support.waiting import LONG_S
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ def test_a_folder_is_all_parquet_below_it_without_what_others_left_there(store: 
         store.write(f"data/{path}", rows(0, 1))
     for path in ("_SUCCESS", ".b.parquet.crc", "b.parquet.crc", "notes.txt", "_SUCCESS.parquet", ".hidden.parquet"):
         store.put(f"data/{path}", b"no Parquet")
-    for path in ("_temporary/0/x.parquet", ".staging/x.parquet", "_delta_log/1.parquet"):
+    for path in ("_temporary/0/x.parquet", ".staging/x.parquet", "_backup/1.parquet"):
         store.put(f"data/{path}", b"no Parquet")
 
     expected = ["data/a/deep/y.snappy.parquet", "data/a/z.parquet", "data/b.parquet", "data/c.pq"]
@@ -194,8 +196,10 @@ def test_a_column_of_another_type_names_the_file_the_column_and_both_types(store
     store.write("data/a.parquet", rows(0, 1))
     store.write("data/b.parquet", rows(1, 1, x=["one"]))
 
+    source = open_source(store.uri("data"))
+
     with pytest.raises(SourceError, match=r"column 'x' is string in .*data/b\.parquet, but double in .*/a\.parquet"):
-        open_source(store.uri("data"))
+        find_column(source.schema, "x", source.path)
 
 
 @pytest.mark.parametrize(("more", "less"), [("a", "b"), ("b", "a")])
@@ -203,9 +207,12 @@ def test_a_column_that_a_file_lacks_is_named_with_both_files(store: Store, more:
     store.write(f"data/{less}.parquet", rows(0, 1))
     store.write(f"data/{more}.parquet", rows(1, 1, y=[1]))
 
+    source = open_source(store.uri("data"))
+
     message = rf"data/{less}\.parquet has no column 'y', but .*data/{more}\.parquet has \(int64\)"
     with pytest.raises(SourceError, match=message):
-        open_source(store.uri("data"))
+        find_column(source.schema, "y", source.path)
+    assert sorted(read(store, "data", "x")) == [(0.0,), (1.0,)]  # whoever does not read it is not concerned
 
 
 def test_the_order_of_columns_is_no_difference(store: Store) -> None:
@@ -312,11 +319,11 @@ def test_a_bucket_that_does_not_exist_is_named(endpoint: str, path: str) -> None
         open_source(f"s3://no-such-bucket/{path}")
 
 
-def refused_within(seconds: float, uri: str) -> str:
+def refused_soon(uri: str) -> str:
     started = time.monotonic()
     with pytest.raises(BadInput) as refused:
         open_source(uri)
-    assert time.monotonic() - started < seconds
+    assert time.monotonic() - started < LONG_S
     message = refused.value.message
     assert "\n" not in message
     assert SECRET not in message
@@ -325,7 +332,7 @@ def refused_within(seconds: float, uri: str) -> str:
 
 def test_an_endpoint_that_refuses_is_an_error_at_once() -> None:
     with mock.patch.dict(os.environ, aws_environment("http://127.0.0.1:9")):
-        message = refused_within(5, "s3://bucket-refused/t.parquet")
+        message = refused_soon("s3://bucket-refused/t.parquet")
 
     assert message.startswith("s3://bucket-refused/t.parquet cannot be read: ")
     assert "Could not connect to server" in message
@@ -337,7 +344,7 @@ def test_an_endpoint_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPa
         threading.Thread(target=lambda: _accept(silent), daemon=True).start()
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         with mock.patch.dict(os.environ, aws_environment(endpoint)):
-            message = refused_within(8, "s3://bucket-silent/data")
+            message = refused_soon("s3://bucket-silent/data")
 
     assert "Timeout was reached" in message
 
@@ -352,6 +359,6 @@ def _accept(server: socket.socket) -> None:
 
 
 def test_hdfs_without_its_library_says_so() -> None:
-    message = refused_within(5, "hdfs://namenode:8020/data/t.parquet")
+    message = refused_soon("hdfs://namenode:8020/data/t.parquet")
 
     assert message.startswith("hdfs://namenode:8020 cannot be opened: ")

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.support.models import export_sum_model
+from tests.support.models import write_sum_model
 from tests.support.object_store import SECRET, aws_environment
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
@@ -49,7 +49,7 @@ BAD_TABLES: dict[str, tuple[pd.DataFrame, list[str]]] = {
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("bad")
-    export_sum_model(folder / "model", ["a", "b"])
+    write_sum_model(folder / "model", ["a", "b"])
     tables = folder / "tables"
     tables.mkdir()
     GOOD.to_parquet(tables / "good.parquet")

@@ -15,15 +15,15 @@ import pytest_asyncio
 import redis
 import structlog
 
-from inference.errors import BrokerUnavailable, DeadlineExceeded, ModelUnavailable, PredictionFailed
+from inference.errors import BrokerUnavailable, DeadlineExceeded, Defect, ModelUnavailable
 from inference.queues import JobPriority
 from inference.settings import RedisSettings, Settings
 from tasks.dispatch import Dispatcher, open_dispatcher
-from tasks.dispatch.sender import BROKER_TIMEOUT_S
 from tasks.redis_lists import list_key
 from tests.support.deaf_proxy import deaf_proxy
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
+from tests.support.waiting import LONG_S
 
 pytestmark = pytest.mark.integration
 
@@ -93,17 +93,21 @@ async def test_many_callers_each_get_their_own_result_over_one_subscription(
 async def test_what_a_task_raises_comes_back_as_itself_or_leaks_nothing(dispatcher: Dispatcher) -> None:
     with pytest.raises(ModelUnavailable, match="no active version"):
         await call(dispatcher, "forecache.predict_unavailable")
-    with pytest.raises(PredictionFailed) as caught:
+    with pytest.raises(Defect) as caught:
         await call(dispatcher, "forecache.predict_defect")
     assert "secret" not in str(caught.value)
 
 
-async def test_a_result_that_is_late_is_a_missed_deadline_and_disturbs_nobody(dispatcher: Dispatcher) -> None:
+async def test_a_result_that_is_late_is_a_missed_deadline_and_disturbs_nobody(
+    dispatcher: Dispatcher, server: RedisServer
+) -> None:
     await call(dispatcher, "forecache.predict_echo")
-    began = time.perf_counter()
-    with pytest.raises(DeadlineExceeded):
-        await call(dispatcher, "forecache.predict_echo", sleep_s=1.5, timeout_s=0.2)
-    assert time.perf_counter() - began < 1.5, "not when it came"
+    with redis.Redis.from_url(server.url()) as client:
+        client.delete("busy", "release")
+        # the worker computes until it is released, which it is not before the deadline was missed
+        with pytest.raises(DeadlineExceeded):
+            await call(dispatcher, "forecache.predict_when_released", timeout_s=0.2)
+        client.rpush("release", 1)
     assert (await call(dispatcher, "forecache.predict_echo", number=7))["number"] == 7
 
 
@@ -111,8 +115,9 @@ async def test_results_published_while_the_subscription_was_cut_are_found_again(
     dispatcher: Dispatcher, server: RedisServer
 ) -> None:
     await call(dispatcher, "forecache.predict_echo")
+    budget_s = 6 * LONG_S
     waiting = [
-        asyncio.create_task(call(dispatcher, "forecache.predict_echo", number=number, sleep_s=0.1))
+        asyncio.create_task(call(dispatcher, "forecache.predict_echo", number=number, sleep_s=0.1, timeout_s=budget_s))
         for number in range(5)
     ]
     await asyncio.sleep(0.15)
@@ -120,7 +125,7 @@ async def test_results_published_while_the_subscription_was_cut_are_found_again(
         client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
     began = time.perf_counter()
     assert [result["number"] for result in await asyncio.gather(*waiting)] == list(range(5))
-    assert time.perf_counter() - began < 5, "found by the second confirmation, not at half of the budget"
+    assert time.perf_counter() - began < LONG_S, "found by the second confirmation, not at half of the budget"
 
 
 async def test_results_that_were_read_or_came_too_late_are_soon_removed(
@@ -146,8 +151,8 @@ async def test_a_half_open_subscription_costs_half_of_a_budget_and_is_replaced(
         assert time.perf_counter() - began > 0.9
         await eventually(lambda: len(proxy.subscribers) == 2)
         began = time.perf_counter()
-        await call(dispatcher, "forecache.predict_echo", timeout_s=2)
-        assert time.perf_counter() - began < 0.9
+        await call(dispatcher, "forecache.predict_echo", timeout_s=6 * LONG_S)
+        assert time.perf_counter() - began < LONG_S, "long before half of the budget"
 
 
 @asynccontextmanager
@@ -190,7 +195,7 @@ async def test_without_a_broker_there_is_an_error_within_the_budget() -> None:
         began = time.perf_counter()
         with pytest.raises(BrokerUnavailable):
             await call(dispatcher, "forecache.predict_echo", timeout_s=0.3)
-        assert time.perf_counter() - began < BROKER_TIMEOUT_S
+        assert time.perf_counter() - began < LONG_S
 
 
 async def test_a_broker_that_is_down_fails_the_send_and_is_used_again_when_it_is_back(tmp_path: Path) -> None:
@@ -203,7 +208,7 @@ async def test_a_broker_that_is_down_fails_the_send_and_is_used_again_when_it_is
             began = time.perf_counter()
             with pytest.raises((BrokerUnavailable, DeadlineExceeded)):
                 await call(dispatcher, "forecache.predict_echo", timeout_s=0.5)
-            assert time.perf_counter() - began < BROKER_TIMEOUT_S
+            assert time.perf_counter() - began < LONG_S
             server.start()
             assert (await call(dispatcher, "forecache.predict_echo", number=3))["number"] == 3
     finally:
@@ -219,7 +224,7 @@ def subscriptions_made(server: RedisServer) -> int:
     return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("subscribe", "psubscribe"))
 
 
-async def eventually(condition: Any, *, within_s: float = 10) -> None:
+async def eventually(condition: Any, *, within_s: float = LONG_S) -> None:
     end = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < end, "it did not come true"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sqlite3
 import subprocess
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 
 from tests.support.container_images import Container, Images, require_builder
 from tests.support.flights import FLIGHTS_TOML, write_flights
+from tests.support.models import export_models
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
 from tests.support.stack import end_tree
@@ -110,6 +112,9 @@ class Deployment:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         folder.mkdir()
         write_flights(folder)
+        # the TensorFlow of the worker's image is what is tried
+        shutil.rmtree(folder / "model" / "1")
+        export_models({folder / "model" / "1": "sum:2"})
         (folder / "forecache.toml").write_text(FLIGHTS_TOML + FALLBACKS_TOML)
         (folder / "code").mkdir()
         (folder / "code" / "flight_rules.py").write_text(RULES)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.support.models import export_sum_model
+from tests.support.models import write_sum_model
 from tests.support.stack import Stack, run_cli_json
 from tests.support.waiting import wait_for
 
@@ -83,7 +83,7 @@ def now() -> datetime:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory, now: datetime) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("groups")
-    export_sum_model(folder / "model", [feature["name"] for feature in CONTRACT["features"]])  # type: ignore[index]
+    write_sum_model(folder / "model", [feature["name"] for feature in CONTRACT["features"]])  # type: ignore[index]
     (folder / "model" / "features.json").write_text(json.dumps(CONTRACT))
     (folder / "shop_features.py").write_text(FUNCTIONS)
     people(now).to_parquet(folder / "people.parquet")
@@ -230,7 +230,7 @@ def test_a_run_whose_function_fails_says_so_and_publishes_nothing(stack: Stack, 
 
 
 def test_code_that_the_settings_do_not_allow_is_not_run(tmp_path: Path) -> None:
-    export_sum_model(tmp_path / "model", ["a", "b"])
+    write_sum_model(tmp_path / "model", ["a", "b"])
     contract = {
         "features": [{"name": "a", "dtype": "float32"}, {"name": "b", "dtype": "float32", "group": "code"}],
         "groups": {"code": {"source": "function", "function": "evil:run"}},

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.support.models import export_sum_model
+from tests.support.models import write_sum_model
 from tests.support.stack import ROOT, Stack, child_environment, run_cli_json
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(200)]
@@ -31,7 +31,7 @@ def blocks(text: str, language: str) -> list[str]:
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The page's deployment: flights FL-0 to FL-9 are loaded, FL-900 stands in a database."""
     folder: Path = tmp_path_factory.mktemp("page")
-    export_sum_model(folder / "model", ["distance", "load"])
+    write_sum_model(folder / "model", ["distance", "load"])
     ids = [f"FL-{number}" for number in range(10)]
     pd.DataFrame({"entity_id": ids, "distance": np.arange(10.0), "load": 0.1}).to_parquet(folder / "flights.parquet")
     with sqlite3.connect(folder / "shop.db") as connection:

@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 import pandas as pd
 import pytest
 
-from tests.support.models import export_sum_model
+from tests.support.models import write_sum_model
 from tests.support.stack import ROOT, Stack, child_environment
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(200)]
@@ -33,7 +33,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The page's deployment: route R-7 is 20 km long and has 3 open orders."""
     folder: Path = tmp_path_factory.mktemp("contract")
     [contract] = blocks("json")
-    export_sum_model(folder / "model", [feature["name"] for feature in json.loads(contract)["features"]])
+    write_sum_model(folder / "model", [feature["name"] for feature in json.loads(contract)["features"]])
     (folder / "model" / "features.json").write_text(contract)
     [function] = blocks("python")
     (folder / "delivery_features.py").write_text(function)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from inference.store.labels import is_on_canary_side
-from tests.support.plain_models import Times, write_version
+from tests.support.models import add_times_version
 from tests.support.stack import Stack
 from tests.support.waiting import wait_for
 
@@ -20,14 +20,14 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 ENTITIES = [f"e{i}" for i in range(60)]
 SHARE = 0.3
-MODELS = '[models.m]\npath = "m"\nallow_code = true\npoll_every = "1s"\n[models.m.realtime]\ntimeout_ms = 5000\n'
+MODELS = '[models.m]\npath = "m"\npoll_every = "1s"\n[models.m.realtime]\ntimeout_ms = 5000\n'
 CANARYS = {entity_id for entity_id in ENTITIES if is_on_canary_side("m", entity_id, SHARE)}
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder: Path = tmp_path_factory.mktemp("labels")
-    write_version(folder / "m", 1, Times(1.0))
+    add_times_version(folder / "m", 1, 1.0)
     values = [float(i + 1) for i in range(len(ENTITIES))]
     pd.DataFrame({"entity_id": ENTITIES, "x": values}).to_parquet(folder / "features.parquet")
     with Stack(folder, MODELS) as stack:
@@ -64,7 +64,7 @@ BY_SIDE = {entity_id: 2 if entity_id in CANARYS else 1 for entity_id in ENTITIES
 def test_a_version_on_trial_waits_beside_the_stable_one(stack: Stack) -> None:
     assert v1(stack, "canary").json() == {"error": "Unrecognized servable version label: canary"}
     assert told(stack, "models", "label", "stable", "1")["labels"] == {"stable": 1}
-    write_version(stack.folder / "m", 2, Times(2.0))
+    add_times_version(stack.folder / "m", 2, 2.0)
     reloaded = told(stack, "models", "reload")
     assert (reloaded["active_version"], reloaded["versions"]) == (1, {"1": "ready", "2": "ready"})
     done = told(stack, "models", "label", "canary", "2", "--share", str(SHARE))

@@ -22,8 +22,10 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
 ANSWERS = "answers.parquet"
 TABLES = {"flights": "flights-200k.parquet", "diamonds": "diamonds.parquet"}
+#: in place of the flights, for the quick suite and for checkouts without real data
+MADE = "made"
 #: small enough for a run to last some seconds
-CHUNK_ROWS = {"flights": 2_000, "diamonds": 500}
+CHUNK_ROWS = {"flights": 2_000, "diamonds": 500, MADE: 500}
 #: the design's tolerance: float32 matrix products differ in the last bits with the size of a micro-batch
 TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
 
@@ -35,20 +37,33 @@ class Deployment:
     answers: pd.DataFrame
 
 
-@pytest.fixture(scope="module", params=sorted(TABLES))
+def find_table(kind: str, folder: Path) -> tuple[str, Path]:
+    """Return the kind of model to train and the table: a real one, or flights that were made up."""
+    if kind != MADE:
+        data = ROOT.parent / "shared" / "data" / TABLES[kind]
+        if not data.is_file():
+            pytest.skip(f"no real data: {data.name} is not beside this checkout")
+        return kind, data
+    rng = np.random.default_rng(11)
+    distance, time = rng.integers(50, 3_000, 20_000), rng.uniform(0, 24, 20_000)
+    ids = [f"FL-{number:06d}" for number in range(20_000)]
+    table = pd.DataFrame({"entity_id": ids, "distance": distance, "time": time, "delay": time * 2 - distance / 500})
+    table.to_parquet(folder / "made.parquet", row_group_size=5_000)
+    return "flights", folder / "made.parquet"
+
+
+@pytest.fixture(scope="module", params=[MADE, *(pytest.param(kind, marks=pytest.mark.slow) for kind in sorted(TABLES))])
 def deployment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    kind = request.param
-    data = ROOT.parent / "shared" / "data" / TABLES[kind]
-    if not data.is_file():
-        pytest.skip(f"no real data: {data.name} is not beside this checkout")
-    folder = tmp_path_factory.mktemp(kind)
+    folder = tmp_path_factory.mktemp(request.param)
+    kind, data = find_table(request.param, folder)
     subprocess.run(
         [sys.executable, ROOT / "tests/support/real_models.py", kind, data, folder / "model", folder / ANSWERS],
         check=True, env=child_environment(), stderr=subprocess.DEVNULL,
     )  # fmt: skip
     toml = (
         f'[models.{kind}]\npath = "model"\nfeatures = "{data}"\n'
-        f"[models.{kind}.batch]\nrows_per_chunk = {CHUNK_ROWS[kind]}\n[models.{kind}.realtime]\ntimeout_ms = 10000\n"
+        f"[models.{kind}.batch]\nrows_per_chunk = {CHUNK_ROWS[request.param]}\n"
+        f"[models.{kind}.realtime]\ntimeout_ms = 10000\n"
     )
     with Stack(folder, toml) as stack:
         stack.start("gpu", "realtime", "maintenance", "api")

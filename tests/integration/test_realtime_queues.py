@@ -15,7 +15,8 @@ import pytest
 import redis
 
 from inference.presence import Presence
-from tests.support.models import export_models, write_features
+from tests.support.models import write_sum_model
+from tests.support.plain_models import write_slow_sum_model
 from tests.support.stack import Stack
 from tests.support.waiting import wait_for
 
@@ -28,6 +29,7 @@ MODELS = """
 path = "fast"
 [models.slow]
 path = "slow"
+allow_code = true
 [models.slow.realtime]
 queue = "own"
 max_in_flight = 1
@@ -38,9 +40,8 @@ max_micro_batch = 1
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder: Path = tmp_path_factory.mktemp("queues")
-    export_models({folder / "fast" / "1": "sum:1", folder / "slow" / "1": f"slow:{SLOW_S}"})
-    for model in ("fast", "slow"):
-        write_features(folder / model, [{"name": "x", "dtype": "float32"}])
+    write_sum_model(folder / "fast", ["x"])
+    write_slow_sum_model(folder / "slow", ["x"], seconds=SLOW_S)
     with Stack(folder, MODELS) as stack:
         stack.start("realtime", "realtime-own", "api")
         stack.wait_ready()

@@ -25,8 +25,9 @@ from inference.models import ModelHost, ModelRegistry, Rollout, VersionRecord, i
 from inference.models.inspection import inspect_version_in_subprocess
 from inference.models.rollout import UNLOAD_AFTER_S
 from inference.settings import Settings, load_settings
-from tests.support.models import dense_predictions, export_models, float_features, write_features
+from tests.support.models import dense_predictions, float_features, write_features
 from tests.support.plain_models import DeadlyToLoad, Times, write_version
+from tests.support.plain_onnx import write_dense, write_fixed
 from tests.support.stack import ROOT, Stack
 from tests.support.waiting import wait_for
 
@@ -35,9 +36,11 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of SavedModels: good ones whose answers differ, and one that cannot be served."""
+    """Folder of models: good ones whose answers differ, and one that cannot be served."""
     folder = tmp_path_factory.mktemp("models")
-    export_models({folder / "one": "dense:4:0", folder / "two": "dense:4:1", folder / "bad": "fixed"})
+    write_dense(folder / "one", 4, 0)
+    write_dense(folder / "two", 4, 1)
+    write_fixed(folder / "bad")
     return folder
 
 
@@ -102,11 +105,10 @@ def test_a_new_version_waits_beside_the_old_one_until_every_worker_that_answers_
 
 def test_a_folder_that_is_being_copied_is_left_alone_until_it_stands_still(make_room: Any, exported: Path) -> None:
     room = make_room()
-    (room.folder / "2" / "variables").mkdir(parents=True)
-    shutil.copy(exported / "two" / "saved_model.pb", room.folder / "2")
+    (room.folder / "2").mkdir()
+    shutil.copy(exported / "two" / "model.onnx", room.folder / "2")
     room.rollout.look()
-    for file in (exported / "two" / "variables").iterdir():
-        shutil.copy(file, room.folder / "2" / "variables")
+    shutil.copy(exported / "two" / "weights.bin", room.folder / "2")
     room.rollout.look()
     assert 2 not in room.registry.versions("m")
     assert room.rollout.look()

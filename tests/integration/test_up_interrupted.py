@@ -14,7 +14,7 @@ import pytest
 
 from inference.services import Services
 from inference.settings import load_settings
-from tests.support.models import export_sum_model
+from tests.support.plain_models import write_slow_sum_model
 from tests.support.ports import free_port
 from tests.support.stack import run_cli_json
 from tests.support.terminal import Terminal
@@ -32,13 +32,13 @@ class Deployment:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.url = f"http://127.0.0.1:{(port := free_port())}"
-        export_sum_model(folder / "model", ["a", "b"], seconds=0.0005)
+        write_slow_sum_model(folder / "model", ["a", "b"], seconds=0.0005)
         ids = [f"e{number}" for number in range(ROWS)]
         table = pd.DataFrame({"entity_id": ids, "a": np.arange(float(ROWS)), "b": np.ones(ROWS)})
         table.to_parquet(folder / "features.parquet")
         (folder / "forecache.toml").write_text(
             f"[api]\nport = {port}\n"
-            '[models.sum]\npath = "model"\nfeatures = "features.parquet"\n'
+            '[models.sum]\npath = "model"\nallow_code = true\nfeatures = "features.parquet"\n'
             # tiny micro-batches make a chunk slow
             f"[models.sum.batch]\nrows_per_chunk = {ROWS // CHUNKS}\nmicro_batch_rows = 3\n"
         )

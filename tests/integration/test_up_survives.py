@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from app.local.programs import NICENESS
-from tests.support.models import export_sum_model
+from tests.support.models import write_sum_model
 from tests.support.ports import free_port
 from tests.support.stack import child_environment, end_tree, run_cli
 from tests.support.waiting import wait_for
@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
 ROWS = 2000
 #: program → words of its command line
 PROGRAMS = {
-    "redis": ("redis-server",),
+    "redis": ("-server 127.0.0.1:",),
     "maintenance": ("workers", "maintenance"),
     "realtime": ("workers", "realtime"),
     "batch": ("workers", "gpu"),
@@ -51,7 +51,7 @@ class Up:
         self.api_port, self.dashboard_port = free_port(), free_port()
         for name in USERS_MODULES:
             (folder / f"{name}.py").write_text('raise RuntimeError("this is the user\'s own module")\n')
-        export_sum_model(folder / "model", ["a", "b"])
+        write_sum_model(folder / "model", ["a", "b"])
         ids = [f"e{number}" for number in range(ROWS)]
         table = pd.DataFrame({"entity_id": ids, "a": np.arange(float(ROWS)), "b": np.ones(ROWS)})
         table.to_parquet(folder / "features.parquet")

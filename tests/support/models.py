@@ -1,4 +1,7 @@
-"""Real TensorFlow SavedModels for tests, exported in a subprocess: the test process imports no TensorFlow."""
+"""Models for tests: tiny ONNX and pickled ones, and real SavedModels, which a subprocess exports.
+
+TensorFlow is exported only where it is the subject: a process that loads it takes five seconds, one with ONNX one.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from tests.support.plain_onnx import dense_weights, write_sum, write_times
 
 _SCRIPT = Path(__file__).with_name("export_models.py")
 
@@ -28,10 +33,7 @@ def export_models(models: dict[Path, str]) -> None:
 
 def dense_predictions(x: np.ndarray, seed: int = 0) -> np.ndarray:
     """What the `dense` model gives for rows of shape [n, K], computed by numpy in float32."""
-    k = x.shape[1]
-    rng = np.random.default_rng(seed)
-    first = rng.normal(size=(k, 8)).astype(np.float32) / np.float32(k**0.5)
-    last = rng.normal(size=(8, 1)).astype(np.float32)
+    first, last = dense_weights(x.shape[1], seed)
     return (np.tanh(x.astype(np.float32) @ first) @ last)[:, 0]
 
 
@@ -47,10 +49,14 @@ def float_features(k: int, *, default: float | None = None) -> list[dict[str, An
     return [{"name": f"f{i}", "dtype": "float32", **extra} for i in range(k)]
 
 
-def export_sum_model(folder: Path, names: list[str], *, seconds: float | None = None) -> None:
-    """Export version 1 of a model that adds its float features up, with the contract that names them.
-
-    `seconds`: that each call takes, on whatever machine.
-    """
-    export_models({folder / "1": f"sum:{len(names)}" + (f":{seconds}" if seconds else "")})
+def write_sum_model(folder: Path, names: list[str]) -> None:
+    """Write version 1 of a model that adds its float features up, with the contract that names them."""
+    write_sum(folder / "1", len(names))
     write_features(folder, [{"name": name, "dtype": "float32"} for name in names])
+
+
+def add_times_version(folder: Path, version: int, factor: float) -> None:
+    """Add a version that multiplies feature `x` to a model's folder, whole from the first moment on."""
+    write_features(folder, [{"name": "x", "dtype": "float32"}])
+    write_times(folder / f".{version}", factor)
+    (folder / f".{version}").rename(folder / str(version))

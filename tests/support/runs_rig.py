@@ -26,6 +26,7 @@ MODEL = "m"
 _TOML = f"""
 [models.{MODEL}]
 path = "model"
+allow_code = true
 features = "t.parquet"
 [models.{MODEL}.batch]
 rows_per_chunk = {CHUNK_ROWS}
@@ -37,6 +38,7 @@ max_drift = 1000
 min_size_ratio = 0
 [models.tick]
 path = "model"
+allow_code = true
 features = "tick.parquet"
 [models.tick.batch]
 schedule = "2s"

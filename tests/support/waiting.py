@@ -10,6 +10,8 @@ T = TypeVar("T")
 
 #: what a wait is given over what it says: a busy machine is no failure, and what comes in time costs nothing
 PATIENCE = 3
+#: seconds that nothing takes, however busy the machine, unless it waits for what a test says will not come
+LONG_S = 30.0
 
 
 def wait_for(probe: Callable[[], T | None], what: str, timeout_s: float = 60) -> T:

@@ -131,9 +131,7 @@ def test_one_that_is_too_slow_is_not_waited_for_and_not_asked_without_end(room: 
     slow = FakeKnower({"a": {"x": 1}})
     slow.hold = threading.Event()
     room.add("slow", slow, timeout="20ms", pool=1)
-    started = time.monotonic()
-    assert room.gather("a").doubtful.all()
-    assert time.monotonic() - started < 1
+    assert room.gather("a").doubtful.all()  # or it would never end: the call is held until the test is over
     room.members[0]._rests_until = 0.0
     assert room.gather("a").doubtful.all(), "its one call is still on its way"
     assert len(slow.asked) == 1
