@@ -130,7 +130,7 @@ def first_rows(table: str, vectoriser: Vectoriser) -> tuple[Block, bool]:
         BadInput: its URI cannot be opened.
         FunctionFailed: a function of the features failed.
     """
-    source = open_source(table)
+    source = open_source(table, as_text=vectoriser.text_columns)
     contract = vectoriser.contract
     groups = contract.groups_from(GroupSource.REQUEST)
     requested = [feature.name for group in groups for feature in contract.features_of(group.name)]
