@@ -34,6 +34,12 @@ class BadInput(ForecacheError):
     code = "bad-input"
 
 
+class UnsupportedMedia(BadInput):
+    """Raised when a request's body has a type or is packed in a way that is not read."""
+
+    code = "unsupported-media-type"
+
+
 class SettingsError(BadInput):
     """Raised when a setting is unknown, missing or malformed."""
 

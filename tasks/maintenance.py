@@ -11,7 +11,7 @@ from inference.errors import BadInput, Conflict, Defect, StoreUnavailable
 from inference.failures import Failures
 from inference.logs import get_logger
 from tasks.celery_app import celery_app, services
-from tasks.runs import poke, runs
+from tasks.runs import hurry, runs
 
 log = get_logger(__name__)
 failures = Failures(__name__, "maintenance")
@@ -41,8 +41,7 @@ def start_run(model: str | None = None, trigger: str = "api") -> dict[str, Any]:
         said = failures.tell(error, f"start {model}", model=model, trigger=trigger)
         return {"error": Defect(f"the run could not be started: {said}").to_json()}
     failures.over(f"start {model}", model=model)
-    with failures.kept_here("hurry"):  # the reconciler finds it by itself within seconds
-        poke()
+    hurry()
     return run.to_json()
 
 
@@ -65,7 +64,7 @@ def drive_spark(run_id: str) -> None:
     """Keep a run's Spark driver going until it ends. Safe to run twice: a second driver finds the first and leaves."""
     with failures.kept_here("drive Spark"):  # the reconciler asks for a driver as long as one is missing
         SparkDriver(services()).drive(run_id)
-        poke()
+        hurry()
 
 
 def _trigger(name: str) -> Trigger:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,9 +36,12 @@ def main(argv: Sequence[str]) -> int:
     # whoever serves requests on this machine goes first
     os.nice(_POLITENESS)
     try:
-        records = inspect_versions(asked.path.absolute(), wanted, options=options)
+        records = inspect_versions(asked.path.absolute(), wanted, options=options, table=asked.table)
     except ForecacheError as error:
         return _complain(error.message, 1)
+    except Exception as error:  # noqa: BLE001 - who asked has the last line, and a person who runs this the rest
+        traceback.print_exc()
+        return _complain(f"{type(error).__name__}: {error}", 1)
     if not any(record.state == "ready" for record in records.values()):
         newest = records[max(records)]
         return _complain(str(newest.error), 1)
@@ -54,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         "--code-folder", type=Path, metavar="FOLDER",
         help="import the functions of the features too; their modules may lie here",
     )  # fmt: skip
+    parser.add_argument("--table", metavar="PATH", help="try versions with the first rows of this table of features")
     return parser
 
 

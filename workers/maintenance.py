@@ -17,7 +17,7 @@ from inference.failures import Failures
 from tasks import celery_app as broker
 from tasks.runs import runs
 from workers.heartbeat import beat_while_running
-from workers.pools import prepare_worker
+from workers.pools import ends_on_error, prepare_worker
 
 #: how long a lost chunk or a finished run may go unnoticed
 RECONCILE_EVERY_S = 2.0
@@ -63,9 +63,12 @@ class ReconcileTimer:
 _timer = ReconcileTimer(lambda: broker.services().settings.models, runs)
 
 
-@worker_ready.connect  # type: ignore[untyped-decorator]  # celery has no types
+@ends_on_error
 def _start_timer(**_: Any) -> None:
     _timer.start()
+
+
+worker_ready.connect(_start_timer)
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]  # celery has no types

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 
 from inference.errors import ForecacheError
 from inference.onboarding.trial import TrialRequest, trial_to_json, try_row
@@ -18,6 +19,10 @@ def main() -> int:
         trial = try_row(TrialRequest.from_json(json.load(sys.stdin)))
     except ForecacheError as error:
         print(" ".join(error.message.split()), file=sys.stderr)  # noqa: T201
+        return 1
+    except Exception as error:  # noqa: BLE001 - who asked has the last line, and a person who runs this the rest
+        traceback.print_exc()
+        print(" ".join(f"{type(error).__name__}: {error}".split()), file=sys.stderr)  # noqa: T201
         return 1
     print(trial_to_json(trial))  # noqa: T201 - its output is its purpose
     return 0

@@ -16,11 +16,14 @@ from inference.logs import get_logger
 from inference.models import ModelRegistry, Rollout
 from inference.presence import Presence, identity_of
 from inference.services import Services
+from workers.pools import ends_on_error
 
 log = get_logger(__name__)
 
 #: how long a wish for new versions, or a version that waits for another worker, may go unnoticed
 TICK_S = 1.0
+#: after a look that failed by a fault of ours or of the disk's, which another look soon after would meet again
+PAUSE_S = 15.0
 
 
 class Watch:
@@ -43,25 +46,35 @@ class Watch:
         self._poll_every = poll_every
         self._monotonic = monotonic
         self._due_at: float | None = 0.0
+        self._paused_until = 0.0
         self._fulfilled = 0
 
-    def tick(self) -> None:
-        """Look if it is time to; a wish counts as fulfilled when nothing is on its way any more.
+    def tick(self) -> bool:
+        """Look if it is time to, and tell whether it was; a wish is fulfilled when nothing is on its way any more.
 
         Raises:
             StoreUnavailable: Redis did not answer in time; may be called again.
         """
         asked = self._registry.reloads(self._model).asked
         wished = asked != self._fulfilled
-        if not wished and (self._due_at is None or self._monotonic() < self._due_at):
-            return
-        if not self._rollout.look(again=wished):
+        now = self._monotonic()
+        if now < self._paused_until or not (wished or (self._due_at is not None and now >= self._due_at)):
+            return False
+        try:
+            settled = self._rollout.look(again=wished)
+        except ForecacheError:
+            raise
+        except Exception:
+            self._paused_until = self._monotonic() + PAUSE_S
+            raise
+        if not settled:
             self._due_at = 0.0
-            return
+            return True
         if wished:
             self._registry.put_reloaded(self._model, self._worker, asked)
             self._fulfilled = asked
         self._due_at = None if self._poll_every is None else self._monotonic() + self._poll_every
+        return True
 
 
 class Watcher:
@@ -70,6 +83,8 @@ class Watcher:
     def __init__(self, watches: Iterable[tuple[str, Watch]]) -> None:
         self._watches = list(watches)
         self._stopped = threading.Event()
+        #: model → what its last look failed with
+        self._failing: dict[str, str] = {}
 
     def start(self) -> None:
         """Start the thread."""
@@ -79,15 +94,25 @@ class Watcher:
         """Let the thread end after what it is doing; nobody waits for it, since each step may be cut off."""
         self._stopped.set()
 
+    def tick(self) -> None:
+        """Tick each watch, whatever the others meet. What goes on failing is logged once."""
+        for model, watch in self._watches:
+            try:
+                if watch.tick():
+                    self._failing.pop(model, None)
+            except Exception as error:  # noqa: BLE001 - without this thread no new version ever comes
+                self._tell(model, error)
+
+    def _tell(self, model: str, error: Exception) -> None:
+        ours = isinstance(error, ForecacheError)
+        told = error.message if isinstance(error, ForecacheError) else f"{type(error).__name__}: {error}"
+        if self._failing.get(model) != told:
+            log.warning("model.watch_failed", model=model, error=told, exc_info=None if ours else error)
+        self._failing[model] = told
+
     def _keep(self) -> None:
         while not self._stopped.wait(TICK_S):
-            for model, watch in self._watches:
-                try:
-                    watch.tick()
-                except ForecacheError as error:
-                    log.warning("model.watch_failed", model=model, error=error.message)
-                except Exception:  # without this thread no new version ever comes
-                    log.exception("model.watch_failed", model=model)
+            self.tick()
 
 
 def watch_versions(
@@ -111,7 +136,7 @@ def watch_versions(
             watcher.stop()
 
     # weak=False: nothing else holds these functions
-    worker_ready.connect(begin, weak=False)
+    worker_ready.connect(ends_on_error(begin), weak=False)
     worker_shutting_down.connect(end, weak=False)
 
 

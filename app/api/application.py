@@ -39,6 +39,7 @@ from app.api.problems import (
     respond_to_defect,
     respond_to_error,
 )
+from app.api.routing import respond_without_route, under_root, without_head
 from inference.errors import ForecacheError
 from inference.release import installed_release
 from inference.request_ids import RequestId
@@ -46,17 +47,24 @@ from inference.settings import Settings
 
 
 class Application(FastAPI):
-    """FastAPI behind the gate, but for the one request that goes the short way."""
+    """FastAPI behind the gate, but for the one request that goes the short way.
 
-    def __init__(self, gate: Gate, **options: Any) -> None:
+    HEAD is answered as GET is. `shown_under`: the path of a proxy, with which paths may begin or not.
+    """
+
+    def __init__(self, gate: Gate, shown_under: str, **options: Any) -> None:
         super().__init__(**options)
         self._gate = gate
+        self.shown_under = shown_under
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
+        if self.shown_under:
+            under_root(scope, self.shown_under)
+        scope = without_head(scope)
         request = name_request(scope)
         answer = _Answer(send)
         try:
@@ -110,6 +118,7 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
 
     app = Application(
         Gate(settings.api),
+        settings.api.root_path,
         title="Forecache",
         version=installed_release() or "0",
         lifespan=lifespan,
@@ -121,6 +130,8 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
     app.router.routes.append(tensorflow_serving.route())
     app.add_middleware(BodyLimit)
     add_problem_handlers(app)
+    for status in (404, 405):
+        app.add_exception_handler(status, respond_without_route)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
@@ -137,6 +148,9 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 operation["responses"].pop("422", None)
+                if "requestBody" in operation:
+                    refusals = documented_errors if speaks_protocol(path) else documented
+                    operation["responses"] |= {str(status): what for status, what in refusals(413, 415).items()}
                 if not path.startswith(OPEN_PATHS):
                     refusals = documented_errors if speaks_protocol(path) else documented
                     operation["responses"] |= {str(status): what for status, what in refusals(401, 403, 429).items()}

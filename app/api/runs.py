@@ -10,12 +10,13 @@ from app.api.bodies import JsonResponse, PublishBody, RollbackBody, RunBody
 from app.api.parts import Parts, parts_of
 from app.api.paths import without_folders
 from app.api.problems import documented
+from app.api.request_bodies import JsonRoute
 from app.api.run_bodies import RunDetailsBody, RunListBody, RunStatusBody, ServingBody
 from inference.batch import RunView, Trigger
 from inference.failures import Failures
 
 _hurry = Failures(__name__, "run.hurry")
-router = APIRouter(tags=["runs"])
+router = APIRouter(tags=["runs"], route_class=JsonRoute)
 
 PREPARE_RUN = "forecache.prepare_run"
 
@@ -96,6 +97,5 @@ async def _accepted(view: RunView, parts: Parts) -> Response:
     """Hurry the run on; if that fails, the reconciler finds it by itself within seconds."""
     with _hurry.kept_here():
         await parts.enqueue(PREPARE_RUN, [{"run_id": view.run_id}])
-    return JsonResponse(
-        without_folders(view.to_json(), parts.settings), 202, headers={"Location": f"/runs/{view.run_id}"}
-    )
+    location = f"{parts.settings.api.root_path}/runs/{view.run_id}"
+    return JsonResponse(without_folders(view.to_json(), parts.settings), 202, headers={"Location": location})

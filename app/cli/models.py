@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,22 +31,18 @@ _Timeout = Annotated[float, typer.Option(min=0, help="Seconds to wait for the wo
 def list_models(as_json: AsJson = False) -> None:
     """Print every configured model, its versions, and which one answers."""
     with open_services() as services:
-        found: list[dict[str, Any]] = [
-            {
-                "model": model,
-                **_serving(services, model),
-                "versions": {
-                    str(version): record.state for version, record in services.registry.versions(model).items()
-                },
-            }
+        found = [
+            (model, _serving(services, model), services.registry.versions(model))
             for model in models_of(None, services.settings)
         ]
     if as_json:
-        print_json(found)
+        states = [{str(version): record.state for version, record in records.items()} for _, _, records in found]
+        listed = zip(found, states, strict=True)
+        print_json([{"model": model, **serving, "versions": own} for (model, serving, _), own in listed])
         return
     rows = [
-        (each["model"], each["active_version"], _states(each["versions"]), _named(each["labels"], each["canary_share"]))
-        for each in found
+        (model, serving["active_version"], _states(records), _named(serving["labels"], serving["canary_share"]))
+        for model, serving, records in found
     ]
     print_rows(("model", "active", "versions", "labels"), rows)
 
@@ -148,7 +144,7 @@ def reload(
     else:
         print_fields({"model": name, "active version": active})
         for version, record in versions.items():
-            print_fields({f"version {version}": record.error or record.state})
+            print_fields({f"version {version}": record.remark or record.state})
     _fail_if_not_done(left, timeout)
     if ignored is not None:
         note(ignored)
@@ -283,6 +279,7 @@ def _described(record: dict[str, Any]) -> dict[str, Any]:
     features = record["contract"]["features"]
     return {
         **shown,
+        **({"unproven": record["unproven"]} if record["unproven"] else {}),
         "format": record["format"],
         "inputs": ", ".join(map(_tensor, signature["inputs"])),
         "outputs": ", ".join(map(_tensor, signature["outputs"])),
@@ -307,5 +304,6 @@ def _tensor(spec: dict[str, Any]) -> str:
     return f"{spec['name']} {spec['dtype']}{spec['shape'] or ''}"
 
 
-def _states(versions: dict[str, str]) -> str | None:
-    return ", ".join(f"{version} ({state})" for version, state in versions.items()) or None
+def _states(records: Mapping[int, VersionRecord]) -> str | None:
+    words = {version: "unproven" if record.unproven else record.state for version, record in records.items()}
+    return ", ".join(f"{version} ({word})" for version, word in words.items()) or None

@@ -155,14 +155,16 @@ def read_contract(folder: Path, version_folder: Path, signature: Signature) -> F
     """Return the model's feature contract, checked against its signature.
 
     It stands in `features.json` in the version's folder, else in the model's; without one, every named
-    input is a feature.
+    input is a feature. If an input then has a dimension of unknown size, the contract is empty: the model takes tensors
+    only.
 
     Raises:
         ContractError: the file is malformed, or it and the signature disagree; names the feature or input.
     """
     contract = written_contract(folder, version_folder)
     if contract is None:
-        return contract_from_signature(signature)
+        has_free = any(-1 in spec.shape for spec in signature.inputs)
+        return FeatureContract(()) if has_free else contract_from_signature(signature)
     check_contract(contract, signature)
     return contract
 
@@ -189,16 +191,33 @@ def contract_from_signature(signature: Signature) -> FeatureContract:
     Raises:
         ContractError: an input has a dimension of unknown size, so nobody can say what belongs there.
     """
-    for spec in signature.inputs:
-        if -1 in spec.shape:
-            raise ContractError(
-                f"input {spec.name!r} has a dimension of unknown size: list its columns in {CONTRACT_FILE}",
-                field=spec.name,
-            )
+    if any(-1 in spec.shape for spec in signature.inputs):
+        raise no_features(signature)
     # a row's single number may stand in a dimension of its own: [None, 1] is one number a row
     return FeatureContract(
         tuple(Feature(spec.name, spec.dtype, () if spec.shape == (1,) else spec.shape) for spec in signature.inputs)
     )
+
+
+def no_features(signature: Signature) -> ContractError:
+    """Return the error of a model whose features are not listed and cannot be told from its inputs."""
+    spec = next((spec for spec in signature.inputs if -1 in spec.shape), None)
+    if spec is None:
+        return ContractError("the model has no inputs, so nothing about an entity can reach it")
+    example = json.dumps(Feature(spec.name, spec.dtype, _example_shape(spec.shape, 9)).to_json())
+    more = ", …" if len(signature.inputs) > 1 else ""
+    return ContractError(
+        f"input {spec.name!r} has a dimension of unknown size, so the model takes tensors only (/v1, /v2): list its "
+        f'columns in {CONTRACT_FILE}, a column of lists as {{"features": [{example}{more}]}} with the length to which '
+        "its rows are padded",
+        field=spec.name,
+    )
+
+
+def _example_shape(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+    """Return the shape with a size for its first free dimension, and 1 for the others."""
+    sizes = iter([size])
+    return tuple(own if own >= 0 else next(sizes, 1) for own in shape)
 
 
 def is_stacked(contract: FeatureContract, signature: Signature) -> bool:
@@ -215,6 +234,8 @@ def check_contract(contract: FeatureContract, signature: Signature) -> None:
     Raises:
         ContractError: names the feature or the input, and what to change.
     """
+    if not contract.features:
+        raise no_features(signature)
     if is_stacked(contract, signature):
         _check_stacked(contract, signature.inputs[0])
     else:
@@ -245,15 +266,30 @@ def _check_named(contract: FeatureContract, signature: Signature) -> None:
                 field=feature.name,
             )
         _check_castable(feature, spec)
-        if -1 not in spec.shape and feature.width != math.prod(spec.shape):
-            raise ContractError(
-                f"feature {feature.name!r} has shape {list(feature.shape)} but the model's input takes "
-                f"{list(spec.shape)}: correct its shape in {CONTRACT_FILE}",
-                field=feature.name,
-            )
+        _check_shape(feature, spec)
     if inputs:
         name = next(iter(inputs))
         raise ContractError(f"the model's input {name!r} is not in {CONTRACT_FILE}: add it", field=name)
+
+
+def _check_shape(feature: Feature, spec: TensorSpec) -> None:
+    """Refuse a feature of another size than its input; where that is free in a dimension, also of another rank."""
+    if -1 not in spec.shape:
+        if feature.width == math.prod(spec.shape):
+            return
+        fix = f"correct its shape in {CONTRACT_FILE}"
+    else:
+        same_rank = len(feature.shape) == len(spec.shape)
+        if same_rank and all(size in (-1, own) for own, size in zip(feature.shape, spec.shape, strict=True)):
+            return
+        fixed = math.prod(size for size in spec.shape if size >= 0)
+        shape = _example_shape(spec.shape, max(1, feature.width // max(1, fixed)))
+        fix = f"give it a shape such as {list(shape)} in {CONTRACT_FILE}"
+    takes = list(spec.shape)
+    raise ContractError(
+        f"feature {feature.name!r} has shape {list(feature.shape)} but the model's input takes {takes}: {fix}",
+        field=feature.name,
+    )
 
 
 def _check_castable(feature: Feature, spec: TensorSpec) -> None:

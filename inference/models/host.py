@@ -7,10 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 
-from inference.errors import BadInput, ModelError, ModelUnavailable
+from inference.errors import BadInput, ForecacheError, ModelError, ModelUnavailable, StoreUnavailable
 from inference.logs import get_logger
-from inference.models.inspection import TryApart, inspect_version_in_subprocess, try_version
-from inference.models.loaded import LoadedModel
+from inference.models.inspection import TryApart, inspect_version_in_subprocess, table_of, try_version
+from inference.models.loaded import WARM_UP_ROWS, LoadedModel
 from inference.models.record import VersionRecord
 from inference.models.registry import ModelRegistry
 from inference.models.runtimes import LoadOptions
@@ -29,6 +29,13 @@ RETRY_AFTER_S = 15.0
 def is_ruled_out(active: int | None, of_model: ModelSettings) -> bool:
     """Return whether the settings list versions, and the one that answers is none of them."""
     return active is not None and isinstance(of_model.versions, list) and active not in of_model.versions
+
+
+class VersionWaits(ModelUnavailable):
+    """Raised when nothing shows yet that a version answers, while another one does."""
+
+    def __init__(self, model: str, record: VersionRecord) -> None:
+        super().__init__(f"version {record.version} of model {model!r} waits: {record.unproven}")
 
 
 class ModelHost:
@@ -60,7 +67,8 @@ class ModelHost:
     def start(self, models: Collection[str] | None = None) -> None:
         """Load and warm up the version of each of these models (None: of all) that answers.
 
-        Where none does, the newest good one is activated. Versions that have labels are loaded too.
+        Where none does, the newest is activated that has answered rows, else the newest good one. Versions that have
+        labels are loaded too.
 
         A bad version is refused, recorded and logged; it stops neither other versions nor other models. Versions
         that are newer than the one that answers are for `Rollout`.
@@ -73,8 +81,12 @@ class ModelHost:
                 continue
             try:
                 self._start_model(model, of_model)
-            except BadInput as error:
+            except StoreUnavailable:
+                raise
+            except ForecacheError as error:
                 log.error("model.refused", model=model, error=error.message)  # noqa: TRY400 - the sentence says it all
+            except Exception:
+                log.exception("model.refused", model=model)
 
     def get(self, model: str, version: int | None = None) -> LoadedModel:
         """Return a version, loading it when needed; None means the active one, known to within a second.
@@ -115,15 +127,23 @@ class ModelHost:
         """Obey from now on what was just read of a model's active version and labels."""
         self._pointers[model] = (self._monotonic(), pointer)
 
-    def load(self, model: str, version: int) -> LoadedModel:
+    def load(self, model: str, version: int, *, must_answer: bool = False) -> LoadedModel:
         """Load a version beside those in memory and record it, also one that failed a moment ago.
 
         Raises:
+            VersionWaits: it `must_answer`, and nothing shows that it does; it is recorded, and not kept in memory.
             UnknownModel, ModelUnavailable, StoreUnavailable: see `get`.
         """
         of_model = self._settings.model(model)[1]
-        self._failed.pop((model, version), None)
-        return self._load_once(model, of_model, version)
+        with self._lock:
+            failed = self._failed.get((model, version))
+            if failed is not None:
+                self._failed[model, version] = (0.0, failed[1])
+            loaded = self._load_once(model, of_model, version)
+            if must_answer and not loaded.record.is_proved:
+                del self._loaded[model, version]
+                raise VersionWaits(model, loaded.record)
+        return loaded
 
     def unload_idle(self, model: str, *, keep: Collection[int | None], idle_s: float) -> None:
         """Let go of a model's versions that nobody has asked for within `idle_s`, but for those to keep.
@@ -147,6 +167,10 @@ class ModelHost:
         held = sorted(self._loaded)
         return {model: tuple(version for own, version in held if own == model) for model, _ in held}
 
+    def is_proved(self, model: str, version: int) -> bool:
+        """Tell whether a version that this process holds has answered rows."""
+        return self._loaded[model, version].record.is_proved
+
     def _start_model(self, model: str, of_model: ModelSettings) -> None:
         found = find_versions(self._settings.path(of_model.path))
         pointer = self._registry.pointer(model)
@@ -160,23 +184,35 @@ class ModelHost:
         for first in (labels.stable, active):
             if first in found and not is_ruled_out(first, of_model):
                 candidates = [first, *(one for one in candidates if one != first)]
-        good = self._load_good(model, of_model, candidates)
-        if good:
+        good = self._load_good(model, of_model, candidates, trusted={labels.stable, active})
+        replaceable = active is None or is_ruled_out(active, of_model)
+        if good and (replaceable or good[0] in (labels.stable, active) or self.is_proved(model, good[0])):
             activated = self._registry.activate(model, good[0], force=is_ruled_out(active, of_model))
             log.info("model.ready", model=model, version=good[0], activated=activated)
         for version in found.keys() & {active, *labels.versions.values()} - set(good):
             if not is_ruled_out(version, of_model):
                 self._try(model, of_model, version)
 
-    def _load_good(self, model: str, of_model: ModelSettings, candidates: list[int]) -> list[int]:
-        """Load versions in this order, of the latest the first good one only; return those that are good."""
-        good: list[int] = []
+    def _load_good(
+        self, model: str, of_model: ModelSettings, candidates: list[int], *, trusted: Collection[int | None]
+    ) -> list[int]:
+        """Load versions in this order; return the good ones, those first that are trusted or have answered rows.
+
+        Of the latest, only the first such version is loaded, or else the newest good one.
+        """
+        sure: list[int] = []
+        unsure: list[int] = []
         for version in candidates:
-            if self._try(model, of_model, version) is not None:
-                good.append(version)
-                if of_model.versions == "latest":
-                    break
-        return good
+            if self._try(model, of_model, version) is None:
+                continue
+            (sure if version in trusted or self.is_proved(model, version) else unsure).append(version)
+            if of_model.versions == "latest" and sure:
+                break
+        good = [*sure, *unsure]
+        if of_model.versions == "latest":
+            for version in good[1:]:
+                del self._loaded[model, version]
+        return good[:1] if of_model.versions == "latest" else good
 
     def _try(self, model: str, of_model: ModelSettings, version: int) -> LoadedModel | None:
         try:
@@ -210,7 +246,8 @@ class ModelHost:
         failed = self._failed.get(key)
         if failed is not None and self._monotonic() < failed[0]:
             raise ModelUnavailable(failed[1])
-        result = self._try_folder(model, of_model, version)
+        known = self._registry.versions(model).get(version)
+        result = self._try_folder(model, of_model, version, known, told=failed and failed[1])
         if isinstance(result, LoadedModel):
             self._registry.put(model, result.record)
             self._failed.pop(key, None)
@@ -219,15 +256,16 @@ class ModelHost:
             return result
         message = f"version {version} of model {model!r} cannot be served: {result.error}"
         self._failed[key] = (self._monotonic() + RETRY_AFTER_S, message)
-        known = self._registry.versions(model).get(version)
         if known is None or known.state == "refused":
             # never over a good record: this process's trouble (a lost mount) need not be the model's
             self._registry.put(model, result)
         raise ModelUnavailable(message)
 
-    def _try_folder(self, model: str, of_model: ModelSettings, version: int) -> LoadedModel | VersionRecord:
+    def _try_folder(
+        self, model: str, of_model: ModelSettings, version: int, known: VersionRecord | None, *, told: str | None
+    ) -> LoadedModel | VersionRecord:
         path = self._settings.path(of_model.path)
-        sizes = (1, of_model.realtime.max_micro_batch)
+        sizes = (*WARM_UP_ROWS, of_model.realtime.max_micro_batch)
         share = self._settings.workers.gpu_memory_share
         options = LoadOptions(allow_code=of_model.allow_code, gpu_memory_share=share, code_folder=self._settings.root)
         try:
@@ -244,4 +282,7 @@ class ModelHost:
             except ModelError as error:
                 return VersionRecord.refused(version, error.message, inspected_at=time.time())
         with marks.of_load(version):
-            return try_version(model, path, version, folder, options=options, warm_up_rows=sizes)
+            return try_version(
+                model, path, version, folder, options=options,
+                table=table_of(self._settings, of_model), known=known, warm_up_rows=sizes, told=told,
+            )  # fmt: skip

@@ -7,17 +7,23 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from inference.clock import Clock, system_clock
-from inference.errors import BadInput, ModelError, ModelUnavailable
-from inference.models.loaded import LoadedModel, load_version
+from inference.errors import ForecacheError, ModelError, ModelUnavailable, Unavailable
+from inference.features import FeatureContract
+from inference.logs import get_logger
+from inference.models.loaded import WARM_UP_ROWS, LoadedModel, load_version
 from inference.models.record import VersionRecord
 from inference.models.registry import ModelRegistry
 from inference.models.runtimes import LoadOptions, keras_environment
+from inference.models.runtimes.runtime import one_line
 from inference.models.versions import Wanted, find_versions, wanted_versions
 from inference.settings import ModelSettings, Settings
+from inference.storage import is_uri
+
+log = get_logger(__name__)
 
 #: inspects a model's wanted versions without loading TensorFlow into this process
 Inspect = Callable[[Settings, str], dict[int, VersionRecord]]
@@ -29,19 +35,28 @@ INSPECT_TIMEOUT_S = 600
 
 
 def inspect_versions(
-    path: Path, wanted: Wanted, *, options: LoadOptions | None = None, clock: Clock = system_clock
+    path: Path,
+    wanted: Wanted,
+    *,
+    options: LoadOptions | None = None,
+    table: str | None = None,
+    clock: Clock = system_clock,
 ) -> dict[int, VersionRecord]:
     """Load the wanted versions one after the other and return their records, refused ones included.
 
+    `table`: the model's table of features, whose rows they are tried with. Of the latest, one that has answered rows
+    is looked for.
+
     Raises:
         ModelError: there is no model at the path, or a version that is listed is not there.
+        ModelUnavailable: an engine elsewhere did not answer.
     """
     found = find_versions(path)
     records: dict[int, VersionRecord] = {}
     for version in wanted_versions(found, wanted):
-        result = try_version(path.name, path, version, found[version], options=options, clock=clock)
+        result = try_version(path.name, path, version, found[version], options=options, table=table, clock=clock)
         records[version] = result.record if isinstance(result, LoadedModel) else result
-        if wanted == "latest" and isinstance(result, LoadedModel):
+        if wanted == "latest" and records[version].is_proved:
             break
     return records
 
@@ -53,14 +68,39 @@ def try_version(
     folder: Path,
     *,
     options: LoadOptions | None = None,
-    warm_up_rows: tuple[int, ...] = (1,),
+    contract: FeatureContract | None = None,
+    table: str | None = None,
+    known: VersionRecord | None = None,
+    warm_up_rows: Sequence[int] = WARM_UP_ROWS,
+    told: str | None = None,
     clock: Clock = system_clock,
 ) -> LoadedModel | VersionRecord:
-    """Return the loaded version, or the record that says why it is refused."""
+    """Return the loaded version, or the record that says why it is refused, whatever its libraries raised.
+
+    `contract`, `table`, `known`: as in `load_version`. `told`: why it was refused the last time; the traceback of the
+    same error is not logged again.
+
+    Raises:
+        ModelUnavailable: an engine elsewhere did not answer.
+    """
     try:
-        return load_version(model, path, version, folder, options=options, warm_up_rows=warm_up_rows, clock=clock)
-    except BadInput as error:
-        return VersionRecord.refused(version, error.message, inspected_at=clock())
+        return load_version(
+            model, path, version, folder,
+            options=options, contract=contract, table=table, known=known, warm_up_rows=warm_up_rows, clock=clock,
+        )  # fmt: skip
+    except Unavailable:
+        raise
+    except ForecacheError as error:
+        reason = error.message
+    except SystemExit as error:
+        if type(error) is not SystemExit:  # a subclass is the worker's own wish to end
+            raise
+        reason = f"loading it calls sys.exit({error.code!r}): guard the script that it imports by __name__"
+    except Exception as error:
+        reason = f"loading it raised {type(error).__name__}: {one_line(error)}"
+        if told is None or reason not in told:
+            log.exception("model.load_raised", model=model, version=version)
+    return VersionRecord.refused(version, reason, inspected_at=clock())
 
 
 def inspect_in_subprocess(settings: Settings, model: str) -> dict[int, VersionRecord]:
@@ -79,7 +119,7 @@ def inspect_in_subprocess(settings: Settings, model: str) -> dict[int, VersionRe
 
 
 def inspect_version_in_subprocess(settings: Settings, model: str, version: int) -> VersionRecord:
-    """Return the record of one good version, tried with its features' functions where it can crash without harm.
+    """Return the record of one good version, tried with its features' functions and its table where it can do no harm.
 
     Raises:
         UnknownModel: it is not in the settings.
@@ -87,7 +127,16 @@ def inspect_version_in_subprocess(settings: Settings, model: str, version: int) 
     """
     name, of_model = settings.model(model)
     what = f"version {version} of model {name!r}"
-    return _inspect_apart(settings, of_model, str(version), "--code-folder", str(settings.root), what=what)[version]
+    table = table_of(settings, of_model)
+    more = ["--code-folder", str(settings.root), *(["--table", table] if table else [])]
+    return _inspect_apart(settings, of_model, str(version), *more, what=what)[version]
+
+
+def table_of(settings: Settings, of_model: ModelSettings) -> str | None:
+    """Return the path or URI of a model's table of features; None where it has none."""
+    if of_model.features is None:
+        return None
+    return of_model.features if is_uri(of_model.features) else str(settings.path(of_model.features))
 
 
 def _inspect_apart(
@@ -150,7 +199,7 @@ def record_to_serve(
     if not ready:
         reasons = "; ".join(f"version {n}: {record.error}" for n, record in sorted(records.items()) if record.error)
         raise ModelError(f"model {model!r} has no version that can be served: {reasons or 'none was found'}")
-    chosen = records[max(ready)]
+    chosen = records[max(ready, key=lambda version: (records[version].is_proved, version))]
     registry.put(model, chosen)
     return chosen
 

@@ -7,38 +7,52 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from inference.clock import Clock, system_clock
-from inference.errors import ModelError, PredictionFailed
 from inference.features import FeatureContract, FeatureFunctions, Vectoriser, read_contract, written_contract
+from inference.features.contract import no_features
 from inference.features.functions import check_code_allowed
 from inference.logs import get_logger
 from inference.models.formats import require_model_file
+from inference.models.outputs import call, served
+from inference.models.proof import prove
 from inference.models.record import VersionRecord
 from inference.models.runtimes import LoadOptions, Runtime, load_runtime
 from inference.models.versions import check_confined, fingerprint
-from inference.schema import Block, DType
+from inference.schema import Block
 
 log = get_logger(__name__)
+
+#: two sizes: outputs whose shape depends on the number of rows are found out
+WARM_UP_ROWS = (1, 2)
 
 
 @dataclass
 class LoadedModel:
-    """One version of a model, ready to compute."""
+    """One version of a model, ready to compute. `own_vectoriser`: None when nobody has listed its features."""
 
     model: str
     record: VersionRecord
-    vectoriser: Vectoriser
+    own_vectoriser: Vectoriser | None
     runtime: Runtime
+
+    @property
+    def vectoriser(self) -> Vectoriser:
+        """What turns features into its inputs.
+
+        Raises:
+            ContractError: nobody has listed its features, so that it takes tensors only.
+        """
+        if self.own_vectoriser is None:
+            raise no_features(self.record.signature)
+        return self.own_vectoriser
 
     def predict(self, inputs: Block) -> Block:
         """Return the outputs by name, rows in the order of the inputs; a trailing dimension of 1 is dropped.
 
         Raises:
-            PredictionFailed: the model raised on these rows.
+            PredictionFailed: the model raised on these rows, or answered in another form than it declares.
         """
-        return self.runtime.predict(inputs)
+        return served(call(self.runtime, inputs), self.record.signature)
 
 
 def load_version(
@@ -49,37 +63,48 @@ def load_version(
     *,
     options: LoadOptions | None = None,
     contract: FeatureContract | None = None,
-    warm_up_rows: Sequence[int] = (1,),
+    table: str | None = None,
+    known: VersionRecord | None = None,
+    warm_up_rows: Sequence[int] = WARM_UP_ROWS,
     clock: Clock = system_clock,
 ) -> LoadedModel:
-    """Load a version and warm it up. `path` is the model's folder, `folder` the version's.
+    """Load a version, and try it before it may serve. `path` is the model's folder, `folder` the version's.
 
-    `contract`: takes the place of what is written in the folders; None for what is written there.
+    `contract`: takes the place of what is written in the folders; None for what is written there. `table`: the model's
+    table of features, an absolute path or URI. `known`: what is recorded of the version; the table is not read again
+    for one that has answered rows.
 
     Raises:
-        ModelError: the folder cannot be served, a link leads out of it, or the model fails on a row of defaults, or
-            answers none with numbers.
+        ModelError: the folder cannot be served, a link leads out of it, or the model answers no row (see `prove`).
         ContractError: its features and its signature disagree.
         ModelError: its features name code that the settings do not allow, or that cannot be imported.
+        ModelUnavailable: an engine elsewhere did not answer.
     """
     started = time.monotonic()
     check_confined(path, folder)
     given = contract or written_contract(path, folder)
     runtime = load_runtime(folder, options=options, contract=given)
     contract = contract or read_contract(path, folder, runtime.signature)
-    vectoriser = Vectoriser(contract, runtime.signature, _functions(contract, options or LoadOptions()))
-    _warm_up(model, version, vectoriser, runtime, warm_up_rows)
+    vectoriser = None
+    if contract.features:
+        vectoriser = Vectoriser(contract, runtime.signature, _functions(contract, options or LoadOptions()))
+    mark = fingerprint(folder)
+    is_proved = known is not None and known.is_proved and (known.fingerprint, known.contract) == (mark, contract)
+    proof = prove(runtime, vectoriser, sizes=warm_up_rows, table=table, is_proved=is_proved)
     record = VersionRecord(
         version=version,
         state="ready",
-        signature=runtime.signature,
+        signature=proof.signature,
         contract=contract,
-        fingerprint=fingerprint(folder),
+        fingerprint=mark,
         inspected_at=clock(),
         format=require_model_file(folder).format.name,
+        unproven=proof.unproven,
     )
     took_s = round(time.monotonic() - started, 2)
     log.info("model.loaded", model=model, version=version, device=runtime.device, took_s=took_s)
+    if proof.unproven:
+        log.warning("model.unproven", model=model, version=version, reason=proof.unproven)
     return LoadedModel(model, record, vectoriser, runtime)
 
 
@@ -89,53 +114,3 @@ def _functions(contract: FeatureContract, options: LoadOptions) -> FeatureFuncti
     if options.import_functions:
         functions.import_all()
     return functions
-
-
-def warm_up_inputs(vectoriser: Vectoriser, rows: int) -> Block:
-    """Return the inputs of so many rows of defaults, with zeros and "" where there is no default."""
-    block = vectoriser.defaults(rows).block
-    # a NaN that the model may be given tells nothing of whether it answers with numbers
-    known = {
-        feature.name: np.nan_to_num(block[feature.name]) if feature.nullable else block[feature.name]
-        for feature in vectoriser.contract.features
-    }
-    return vectoriser.inputs(known)
-
-
-def _warm_up(model: str, version: int, vectoriser: Vectoriser, runtime: Runtime, sizes: Sequence[int]) -> None:
-    """Call the model once for each size, so that no request pays for the first call."""
-    for count in sizes:
-        inputs = warm_up_inputs(vectoriser, count)
-        try:
-            bad = _not_finite(runtime.predict(inputs))
-            if bad and _not_finite(runtime.predict(_zeros_to_ones(inputs))):
-                # zeros may be no legal values (a logarithm): a model is refused when it answers ones no better
-                raise ModelError(
-                    f"version {version} of model {model!r} answers its warm-up row with {bad!r} not a finite number: "
-                    "its weights may be broken, or its features need defaults in features.json that it can answer"
-                )
-        except PredictionFailed as error:
-            if not _made_up_text(vectoriser.contract):
-                raise ModelError(f"version {version} of model {model!r} fails on its warm-up row: {error}") from error
-            # a vocabulary may refuse "", which no real row holds: that is no fault of the model
-            log.warning("model.warm_up_skipped", model=model, version=version, reason=error.message)
-            return
-
-
-def _not_finite(outputs: Block) -> str | None:
-    """Return the name of an output that is no finite number in any row; None when there is none."""
-    for name, values in outputs.items():
-        if values.dtype.kind == "f" and not np.isfinite(values).any():
-            return name
-    return None
-
-
-def _zeros_to_ones(inputs: Block) -> Block:
-    return {
-        name: values if values.dtype == object else np.where(values == 0, np.ones_like(values), values)
-        for name, values in inputs.items()
-    }
-
-
-def _made_up_text(contract: FeatureContract) -> bool:
-    return any(feature.dtype is DType.STRING and feature.default is None for feature in contract.features)

@@ -13,7 +13,8 @@ from typing import Literal
 
 from inference.errors import ModelOutOfMemory, PredictionFailed
 from inference.logs import get_logger
-from inference.models.loaded import LoadedModel, warm_up_inputs
+from inference.models.loaded import LoadedModel
+from inference.models.proof import warm_up_inputs
 from inference.models.record import MicroBatchRecord
 from inference.models.registry import ModelRegistry
 

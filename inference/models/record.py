@@ -25,7 +25,9 @@ class VersionRecord:
 
     The signature's outputs are the fields of its predictions. `fingerprint` changes when any file of the
     version does. `format`: as `inference.models.formats` names it. A refused version has an empty signature and
-    contract, and no format. `inspected_at`: epoch seconds.
+    contract, and no format. `inspected_at`: epoch seconds. `unproven`: why nothing shows yet that a ready version
+    answers, so that it takes no other's place; None when it has answered rows. The contract of a model whose features
+    nobody has listed is empty: it takes tensors only.
     """
 
     version: int
@@ -36,11 +38,22 @@ class VersionRecord:
     inspected_at: float
     error: str | None = None
     format: str = ""
+    unproven: str | None = None
+
+    @property
+    def is_proved(self) -> bool:
+        """Whether it may take the place of the version that answers."""
+        return self.state == "ready" and self.unproven is None
+
+    @property
+    def remark(self) -> str | None:
+        """What is wrong with it, in one line: why it was refused, or why it waits; None for nothing."""
+        return self.error or self.unproven
 
     @property
     def contract_hash(self) -> str:
         """The feature contract's hash; "" for a refused version."""
-        return self.contract.hash if self.contract.features else ""
+        return self.contract.hash if self.state == "ready" else ""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -54,6 +67,7 @@ class VersionRecord:
             "inspected_at": self.inspected_at,
             "error": self.error,
             "format": self.format,
+            "unproven": self.unproven,
         }
 
     @classmethod
@@ -69,6 +83,7 @@ class VersionRecord:
             inspected_at=data["inspected_at"],
             error=data["error"],
             format=data.get("format", ""),  # not in records of before there were several
+            unproven=data.get("unproven"),
         )
 
     @classmethod

@@ -1,9 +1,10 @@
 """Brings new versions of a model into service while the worker goes on answering with the old one.
 
 A new version's folder is left alone until it stands still between two looks (it may be being copied), tried in a
-process of its own (it may crash), loaded and warmed up beside the version that answers, and activated once every
-worker that answers requests holds it. So no request meets a worker that must load it first. Versions with labels are
-held beside it; while one is labelled stable, that one is activated and no other, and the canary never is.
+process of its own (it may crash) with rows of its model's table, loaded and warmed up beside the version that answers,
+and activated once every worker that answers requests holds it. So no request meets a worker that must load it first.
+While nothing shows that a version answers, it waits. Versions with labels are held beside it; while one is labelled
+stable, that one is activated and no other, and the canary never is.
 """
 
 from __future__ import annotations
@@ -11,11 +12,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from stat import S_ISREG
+from typing import NamedTuple
 
 from inference.errors import BadInput, ModelError, ModelUnavailable
 from inference.logs import get_logger
-from inference.models.host import ModelHost, is_ruled_out
-from inference.models.inspection import TryApart, inspect_version_in_subprocess
+from inference.models.host import ModelHost, VersionWaits, is_ruled_out
+from inference.models.inspection import TryApart, inspect_version_in_subprocess, table_of
+from inference.models.proof import table_look
 from inference.models.record import VersionRecord
 from inference.models.registry import ModelRegistry
 from inference.models.remote import REMOTE_FILE
@@ -33,6 +37,15 @@ Held = Mapping[str, tuple[int, ...]]
 
 #: names and sizes and times of a folder's files: what it looks like from outside
 _Look = frozenset[tuple[str, int, int]]
+
+
+class _Refusal(NamedTuple):
+    """Why a version was not loaded, and what its folder looked like; if it `waits`, also the look of its table."""
+
+    looks: _Look
+    message: str
+    waits: bool = False
+    table: str | None = None
 
 
 class Rollout:
@@ -61,8 +74,7 @@ class Rollout:
         self._others = others
         self._try_apart = try_apart
         self._seen: dict[int, _Look] = {}
-        #: what a refused version's folder looked like, and why it was refused
-        self._refused: dict[int, tuple[_Look, str]] = {}
+        self._refused: dict[int, _Refusal] = {}
         self._trouble: str | None = None
 
     def look(self, *, again: bool = False) -> bool:
@@ -135,9 +147,9 @@ class Rollout:
                 if not again and not self._stands_still(version, folder):
                     settled = False
                     continue
-                if not self._load(version, folder, pointer):
+                if not self._load(version, folder, pointer, may_wait=version not in labelled):
                     continue
-            if newest is None and version != labels.canary and version not in pointer.held_versions:
+            if newest is None and version != labels.canary and self._may_answer(version, pointer):
                 newest = version
         return newest, settled
 
@@ -149,39 +161,72 @@ class Rollout:
         before, self._seen[version] = self._seen.get(version), looks
         return looks == before
 
-    def _load(self, version: int, folder: Path, pointer: Pointer) -> bool:
+    def _may_answer(self, version: int, pointer: Pointer) -> bool:
+        """Tell whether a version that is in memory may take the place of the active one."""
+        waits = not self._host.is_proved(self._model, version) and self._is_served(version, pointer)
+        return not waits and version not in pointer.held_versions
+
+    def _is_served(self, version: int, pointer: Pointer) -> bool:
+        """Tell whether another version answers, and may go on to."""
+        active = pointer.active_version
+        return active not in (None, version) and not is_ruled_out(active, self._settings.models[self._model])
+
+    def _load(self, version: int, folder: Path, pointer: Pointer, *, may_wait: bool) -> bool:
         """Load one version, unless it looks as it did when it was refused; whether it is in memory now.
 
         An engine elsewhere may be back though nothing in the folder has changed, and cannot crash this process.
+        `may_wait`: while another version answers, it is not loaded before it has answered rows itself.
         """
         looks, is_remote = _look_of(folder), (folder / REMOTE_FILE).exists()
         refused = self._refused.get(version)
-        if refused is not None and refused[0] == looks and not is_remote:
+        if refused is not None and refused.looks == looks and not is_remote and not self._is_over(refused, may_wait):
             return False
+        must_answer = may_wait and self._is_served(version, pointer)
         try:
             if pointer.active_version not in (None, version) and not is_remote:
-                self._try_where_it_can_crash(version, folder)
-            self._host.load(self._model, version)
+                self._try_where_it_can_crash(version, folder, must_answer=must_answer)
+            self._host.load(self._model, version, must_answer=must_answer)
+        except VersionWaits as error:
+            now = _Refusal(looks, error.message, waits=True, table=self._table_look())
         except (BadInput, ModelUnavailable) as error:
-            self._refused[version] = (looks, error.message)
-            if refused != self._refused[version]:
-                log.error("model.version_refused", model=self._model, version=version, error=error.message)  # noqa: TRY400
-            return False
-        self._refused.pop(version, None)
-        return True
+            now = _Refusal(looks, error.message)
+        else:
+            self._refused.pop(version, None)
+            return True
+        self._refused[version] = now
+        if refused is None or refused.message != now.message:
+            event = "model.version_waits" if now.waits else "model.version_refused"
+            log.error(event, model=self._model, version=version, error=now.message)
+        return False
 
-    def _try_where_it_can_crash(self, version: int, folder: Path) -> None:
-        """Raise ModelError for a version that cannot be served; one that another worker has found good passes."""
+    def _is_over(self, refused: _Refusal, may_wait: bool) -> bool:
+        """Tell whether what a version waits for has come: a change of its table, or somebody who insists on it."""
+        return refused.waits and (not may_wait or refused.table != self._table_look())
+
+    def _try_where_it_can_crash(self, version: int, folder: Path, *, must_answer: bool) -> None:
+        """Try a version in a process of its own; one that another worker has found good passes.
+
+        Raises:
+            ModelError: it cannot be served.
+            VersionWaits: it `must_answer`, and nothing shows that it does.
+        """
         known = self._registry.versions(self._model).get(version)
-        if known is not None and known.state == "ready" and known.fingerprint == fingerprint(folder):
+        if known is not None and known.is_proved and known.fingerprint == fingerprint(folder):
             return
         try:
-            self._try_apart(self._settings, self._model, version)
+            record = self._try_apart(self._settings, self._model, version)
         except ModelError as error:
-            if known is None or known.state == "refused":
+            if known is None or not known.is_proved:
                 refused = VersionRecord.refused(version, error.message, inspected_at=time.time())
                 self._registry.put(self._model, refused)
             raise
+        if must_answer and not record.is_proved:
+            self._registry.put(self._model, record)
+            raise VersionWaits(self._model, record)
+
+    def _table_look(self) -> str | None:
+        table = table_of(self._settings, self._settings.models[self._model])
+        return None if table is None else table_look(table)
 
     def _activate(self, version: int, others: Sequence[Held], pointer: Pointer) -> bool:
         """Make a version the one that answers once everybody can; False while somebody is still to load it."""
@@ -199,5 +244,12 @@ class Rollout:
 
 
 def _look_of(folder: Path) -> _Look:
-    stats = ((one.relative_to(folder).as_posix(), one.stat()) for one in folder.rglob("*") if one.is_file())
-    return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
+    looks = set()
+    for one in folder.rglob("*"):
+        try:
+            stat = one.stat()
+        except FileNotFoundError:  # removed, or renamed after it was copied: the next look differs
+            continue
+        if S_ISREG(stat.st_mode):
+            looks.add((one.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns))
+    return frozenset(looks)

@@ -47,7 +47,7 @@ def score_rows(loaded: LoadedModel, features: Block) -> ScoredRows:
 
 def prediction_values(outputs: Block) -> list[Any]:
     """Return each row's prediction as JSON: the value of a single output, else an object by output name."""
-    columns = {name: values.tolist() for name, values in outputs.items()}
+    columns = {name: _plain(values) for name, values in outputs.items()}
     if len(columns) == 1:
         return next(iter(columns.values()))
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -94,7 +94,7 @@ def _assemble(specs: tuple[TensorSpec, ...], parts: list[tuple[int, int, Block]]
 def _assemble_one(spec: TensorSpec, parts: list[tuple[int, int, Block]], rows: int) -> npt.NDArray[Any]:
     sizes = {part[spec.name].shape[1:] for _, _, part in parts} or {tuple(max(size, 0) for size in spec.shape)}
     if len(sizes) > 1:
-        raise PredictionFailed(f"output {spec.name!r} has rows of different shapes")
+        return _assemble_uneven(spec, parts, rows)
     shape = (rows, *sizes.pop())
     whole = np.full(shape, "", dtype=object) if spec.dtype is DType.STRING else np.zeros(shape, dtype=spec.dtype.numpy)
     for start, stop, part in parts:
@@ -102,11 +102,34 @@ def _assemble_one(spec: TensorSpec, parts: list[tuple[int, int, Block]], rows: i
     return whole
 
 
+def _assemble_uneven(spec: TensorSpec, parts: list[tuple[int, int, Block]], rows: int) -> npt.NDArray[Any]:
+    """Return a column of arrays, for rows whose free dimension differs between the calls."""
+    whole = np.empty(rows, dtype=object)
+    nothing = np.zeros(tuple(max(size, 0) for size in spec.shape), dtype=spec.dtype.numpy)
+    for row in range(rows):
+        whole[row] = nothing
+    for start, stop, part in parts:
+        for row in range(start, stop):
+            whole[row] = part[spec.name][row - start]
+    return whole
+
+
+def _plain(values: npt.NDArray[Any]) -> list[Any]:
+    """Return rows as numbers, text and nested lists; each may be an array of its own."""
+    return [row.tolist() if isinstance(row, np.ndarray) else row for row in values.tolist()]
+
+
 def _fail_non_finite(scored: ScoredRows) -> None:
     for name, values in scored.outputs.items():
-        if values.dtype.kind != "f":
-            continue
-        bad = per_row(~np.isfinite(values))
+        bad = _non_finite(values)
         for row in np.flatnonzero(bad):
             scored.reasons.setdefault(int(row), f"output {name!r} is not a finite number")
         scored.failed |= bad
+
+
+def _non_finite(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    if values.dtype.kind == "f":
+        return per_row(~np.isfinite(values))
+    if values.dtype.kind == "O" and len(values) and isinstance(values[0], np.ndarray) and values[0].dtype.kind == "f":
+        return np.array([not np.isfinite(row).all() for row in values])
+    return np.zeros(len(values), dtype=bool)

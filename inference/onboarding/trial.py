@@ -17,9 +17,8 @@ from inference.entities import entity_ids_as_text, illegal_entity_ids
 from inference.errors import ModelError, SourceError
 from inference.features import FeatureContract, FeatureRows, Vectoriser
 from inference.features.rows import examples, take
-from inference.models import prediction_values, score_rows
-from inference.models.inspection import run_model_process
-from inference.models.loaded import load_version
+from inference.models import VersionRecord, prediction_values, score_rows
+from inference.models.inspection import run_model_process, try_version
 from inference.models.runtimes import LoadOptions
 from inference.models.versions import find_versions
 from inference.onboarding.head import read_head
@@ -89,7 +88,9 @@ def try_row(request: TrialRequest) -> Trial:
     path = Path(request.path)
     folder = find_versions(path)[request.version]
     options = LoadOptions(allow_code=request.allow_code, code_folder=Path.cwd())
-    loaded = load_version(request.model, path, request.version, folder, options=options, contract=request.contract)
+    loaded = try_version(request.model, path, request.version, folder, options=options, contract=request.contract)
+    if isinstance(loaded, VersionRecord):
+        raise ModelError(loaded.error or "it cannot be loaded")
     ids, rows = _first_rows(request, loaded.vectoriser)
     bad = rows.rejected | np.asarray(illegal_entity_ids(ids))
     why = _why_not(ids, rows, bad, request.entity_column)

@@ -19,7 +19,8 @@ from inference.errors import (
 from inference.logs import get_logger
 from inference.queues import JobPriority
 from inference.settings import MAINTENANCE_QUEUE, Settings
-from tasks.celery_app import REALTIME_TASKS, is_redis, make_celery
+from inference.settings.server_urls import is_redis
+from tasks.celery_app import REALTIME_TASKS, make_celery
 from tasks.dispatch.envelopes import Envelopes
 from tasks.dispatch.redis_sender import RedisSender
 from tasks.dispatch.sender import BROKER_TIMEOUT_S, Lane, Priorities, Sender, make_sending_app, priorities

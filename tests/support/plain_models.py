@@ -82,3 +82,59 @@ def write_version(
     hidden.mkdir()
     (hidden / "model.pkl").write_bytes(pickle.dumps(model))
     hidden.rename(folder / str(version))
+
+
+class Vocabulary(RegressorMixin, BaseEstimator):
+    """Looks the first feature, a text, up; a word that it does not know raises."""
+
+    n_features_in_ = 1
+
+    def __init__(self, known: dict[str, float] | None = None) -> None:
+        self.known = known
+
+    def predict(self, x: Any) -> np.ndarray:
+        return np.array([(self.known or {})[word] for word in np.asarray(x, object)[:, 0]], np.float64)
+
+
+class AlwaysAnswers(Times):
+    """Answers every row with the same value, whatever it is: NaN, a list, a text."""
+
+    def __init__(self, value: Any = 1.0, n_features_in_: int = 1) -> None:
+        self.value = value
+        self.n_features_in_ = n_features_in_
+
+    def predict(self, x: Any) -> np.ndarray:
+        return np.array([self.value] * len(x))
+
+
+class OnlyPositive(Times):
+    """Raises for rows without a positive value, such as a model of logarithms or counts."""
+
+    def predict(self, x: Any) -> np.ndarray:
+        if not (np.asarray(x)[:, 0] > 0).all():
+            raise ValueError("values must be positive")
+        return super().predict(x)
+
+
+class Broken(Times):
+    """Raises for every row."""
+
+    def predict(self, x: Any) -> np.ndarray:
+        raise IndexError("index 7 is out of bounds")
+
+
+class RaisesOnLoad(Times):
+    """Raises an error of the chosen kind when it is unpickled."""
+
+    def __init__(self, kind: type[BaseException] = AttributeError) -> None:
+        self.kind = kind
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        raise state["kind"]("not what anybody foresaw")
+
+
+class NoEstimator:
+    """Predicts, and is no estimator of scikit-learn's: what other libraries' own classes are."""
+
+    def predict(self, x: Any) -> np.ndarray:
+        return np.asarray(x)[:, 0]

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -59,6 +60,8 @@ class RedisServer:
         self.port = free_port()
         self.appendonly = appendonly
         self.process: subprocess.Popen[bytes] | None = None
+        # the system allows a hundred letters for the name of a socket
+        self.socket = Path(tempfile.gettempdir()) / f"redis-{os.getpid()}-{self.port}.sock"
 
     def url(self, database: int = 0) -> str:
         return f"redis://127.0.0.1:{self.port}/{database}"
@@ -69,7 +72,7 @@ class RedisServer:
             [
                 self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", self.folder,
                 "--save", "", "--appendonly", "yes" if self.appendonly else "no",
-                "--maxmemory-policy", "noeviction",
+                "--maxmemory-policy", "noeviction", "--unixsocket", self.socket,
             ],
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
@@ -101,3 +104,4 @@ class RedisServer:
                 self.process.wait(10)
             except subprocess.TimeoutExpired:
                 self.kill()
+        self.socket.unlink(missing_ok=True)

@@ -86,6 +86,7 @@ def _check_serving(name: str, found: Mapping[int, Path], wanted: list[int], know
         for number, record in known.records.items()
         if record.state == "refused" and number in found
     ]
+    lines += _check_proofs(name, found, known)
     subject = f"{name}, what answers"
     if active is None:
         return [*lines, _nothing_answers(subject, found, known)]
@@ -110,6 +111,22 @@ def _nothing_answers(subject: str, found: Mapping[int, Path], known: Known) -> F
         detail = f"no version answers yet: version {max(tried)} is loaded, and waits for other workers"
         return error(Check.MODEL, subject, detail, "ask again in a moment; if it stays so, read the workers' logs")
     return error(Check.MODEL, subject, "no version has been activated: no worker has loaded one yet", _START)
+
+
+def _check_proofs(name: str, found: Mapping[int, Path], known: Known) -> list[Finding]:
+    """Return the versions of which nothing shows that they answer."""
+    active = known.pointer.active_version
+    lines = []
+    for number, record in known.records.items():
+        if record.unproven is None or number not in found or number < (active or 0):
+            continue
+        if number == active:
+            detail, fix = f"answers, but {record.unproven}", "put that right, or bring a version that answers"
+        else:
+            detail = f"waits while version {active} answers: {record.unproven}"
+            fix = f"put that right, or `forecache models label stable {number}` has it answer all the same"
+        lines.append(warning(Check.MODEL, f"{name}, version {number}", detail, fix))
+    return lines
 
 
 def _check_contract(name: str, path: Path, found: Mapping[int, Path], known: Known) -> list[Finding]:

@@ -27,6 +27,7 @@ _FAILURES = (
 _OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "bad allocation", "bad_alloc", "available memory of")
 #: errors only: its warnings are for the authors of models
 _LOG_ERRORS = 3
+_FREE_ROWS = "give the dimension a name (skl2onnx: FloatTensorType([None, n]), else onnx.tools.update_model_dims)"
 #: ONNX's name for a tensor's elements → numpy's
 _ELEMENTS = {"float": "float32", "double": "float64"}
 
@@ -53,7 +54,7 @@ class OnnxRuntime:
         self.signature = Signature.of_model(self._inputs, self._outputs)
 
     def predict(self, inputs: Block) -> Block:
-        """Return the outputs by name, a trailing dimension of 1 dropped, rows in the order of the inputs.
+        """Return the outputs by name in the model's own shapes, rows in the order of the inputs.
 
         Raises:
             PredictionFailed: the model raised, or gave another number of rows.
@@ -98,4 +99,6 @@ def _spec(file: Path, kind: str, tensor: Any) -> TensorSpec:
     element = tensor.type.removeprefix("tensor(").removesuffix(")")
     # a free dimension is a name, or None
     shape = [size if isinstance(size, int) else None for size in tensor.shape]
-    return row_spec(file, kind, tensor.name, _ELEMENTS.get(element, element), shape)
+    if not shape and kind == "output":  # of unknown shape, or a scalar: the first answer tells
+        shape = [None]
+    return row_spec(file, kind, tensor.name, _ELEMENTS.get(element, element), shape, free_rows=_FREE_ROWS)

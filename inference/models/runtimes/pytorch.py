@@ -56,7 +56,7 @@ class TorchRuntime:
         self.signature = Signature.of_model(self._inputs, self._outputs)
 
     def predict(self, inputs: Block) -> Block:
-        """Return the outputs by name, a trailing dimension of 1 dropped, rows in the order of the inputs.
+        """Return the outputs by name in the model's own shapes, rows in the order of the inputs.
 
         Raises:
             PredictionFailed: the model raised, or gave another number of rows.

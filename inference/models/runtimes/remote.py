@@ -75,7 +75,7 @@ class RemoteRuntime:
         self.signature = Signature.of_model(inputs, outputs)
 
     def predict(self, inputs: Block) -> Block:
-        """Return the outputs by name, a trailing dimension of 1 dropped, rows in the order of the inputs.
+        """Return the outputs by name in the model's own shapes, rows in the order of the inputs.
 
         Raises:
             PredictionFailed: the engine refused these rows, or answered with something else.

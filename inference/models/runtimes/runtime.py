@@ -14,13 +14,13 @@ _LONGEST_LINE = 300
 class Runtime(Protocol):
     """A loaded model. `predict` may be called from one thread at a time or from many."""
 
-    #: outputs are given as they are served: a trailing dimension of 1 is dropped
+    #: as the model declares it; outputs as they are served: a trailing dimension of 1 is dropped
     signature: Signature
     #: the kind of device that computes, such as "cpu-8" or a GPU's name: what is fast on one is fast on its like
     device: str
 
     def predict(self, inputs: Block) -> Block:
-        """Return the outputs by name, rows in the order of the inputs.
+        """Return the outputs by name in the model's own shapes, rows in the order of the inputs.
 
         Raises:
             PredictionFailed: the model raised on these rows.

@@ -20,7 +20,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import tensorflow as tf
 
-from inference.models.runtimes.warm_up_requests import REQUESTS_FILE, read_requests  # it imports tensorflow
+# these import tensorflow
+from inference.models.runtimes.composite_inputs import check_dense
+from inference.models.runtimes.warm_up_requests import REQUESTS_FILE, read_requests
 
 log = get_logger(__name__)
 
@@ -56,6 +58,7 @@ class TensorFlowRuntime:
         # by name: a signature has no order of its own; that of its protobuf map differs between processes
         inputs = dict(sorted(self._function.structured_input_signature[1].items()))
         outputs = dict(sorted(self._function.structured_outputs.items()))
+        check_dense(folder, self.signature_name, inputs)
         self._inputs = {name: _spec(folder, "input", name, tensor) for name, tensor in inputs.items()}
         self._outputs = {name: _spec(folder, "output", name, tensor) for name, tensor in outputs.items()}
         self._order = list(self._function.function_type.parameters)
@@ -68,7 +71,7 @@ class TensorFlowRuntime:
         return set(self._inputs)
 
     def predict(self, inputs: Block) -> Block:
-        """Return the outputs by name, a trailing dimension of 1 dropped, rows in the order of the inputs.
+        """Return the outputs by name in the model's own shapes, rows in the order of the inputs.
 
         Raises:
             PredictionFailed: the model raised, or gave another number of rows.
@@ -161,7 +164,11 @@ def _serving_signature(model: Any, folder: Path) -> str:
 
 
 def _spec(folder: Path, kind: str, name: str, tensor: Any) -> TensorSpec:
-    if not hasattr(tensor, "shape") or not hasattr(tensor, "dtype") or tensor.shape.rank is None:
+    if isinstance(tensor, tf.RaggedTensorSpec | tf.SparseTensorSpec):
+        is_ragged = isinstance(tensor, tf.RaggedTensorSpec)
+        what, fix = ("ragged", ".to_tensor()") if is_ragged else ("sparse", "tf.sparse.to_dense")
+        raise ModelError(f"{folder}: {kind} {name!r} is {what}: export it dense ({fix})", field=name)
+    if not isinstance(tensor, tf.TensorSpec) or tensor.shape.rank is None:
         raise ModelError(f"{folder}: {kind} {name!r} is no plain tensor of known rank", field=name)
     return row_spec(folder, kind, name, tensor.dtype.name, tensor.shape.as_list())
 

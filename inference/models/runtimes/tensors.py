@@ -12,9 +12,20 @@ import numpy.typing as npt
 from inference.errors import ModelError, PredictionFailed
 from inference.schema import DType, TensorSpec
 
+#: what makes the rows free in most libraries
+_FREE_ROWS = "export it with None there (PyTorch: a torch.export.Dim)"
 
-def row_spec(folder: Path, kind: str, name: str, dtype: str, shape: Sequence[int | None]) -> TensorSpec:
+
+class MisshapenOutput(PredictionFailed):
+    """Raised when an output has a form that no row can be blamed for: such a version is never served."""
+
+
+def row_spec(
+    folder: Path, kind: str, name: str, dtype: str, shape: Sequence[int | None], *, free_rows: str = _FREE_ROWS
+) -> TensorSpec:
     """Return a tensor's dtype and the shape of one row. `kind`: input or output; None: a dimension of unknown size.
+
+    `free_rows`: how the author of the model makes the rows free.
 
     Raises:
         ModelError: it has no free row dimension, or a dtype that numpy and JSON cannot carry.
@@ -24,8 +35,8 @@ def row_spec(folder: Path, kind: str, name: str, dtype: str, shape: Sequence[int
     rows, *sizes = shape
     if rows is not None:
         raise ModelError(
-            f"{folder}: {kind} {name!r} has a fixed row dimension of {rows}: export it with None there "
-            "(PyTorch: a torch.export.Dim), so that it takes any number of rows",
+            f"{folder}: {kind} {name!r} has a fixed row dimension of {rows}: {free_rows}, so that it takes any number "
+            "of rows",
             field=name,
         )
     return TensorSpec(name, dtype_of(folder, kind, name, dtype), tuple(-1 if size is None else size for size in sizes))
@@ -44,18 +55,31 @@ def dtype_of(folder: Path, kind: str, name: str, dtype: str) -> DType:
 
 
 def as_served(array: npt.NDArray[Any], spec: TensorSpec, rows: int) -> npt.NDArray[Any]:
-    """Return an output's values as they are served; `spec`: as the model declares it. Text becomes `str`.
+    """Return an output's values in the shape that the model gives them. Text becomes `str`.
 
     Raises:
-        PredictionFailed: it has another number of rows than went in.
+        MisshapenOutput: it has another number of rows than went in, or its rows differ in length.
     """
     if array.ndim == 0 or len(array) != rows:
-        raise PredictionFailed(f"output {spec.name!r} has shape {list(array.shape)} for {rows} rows of input")
-    if spec.shape[-1:] == (1,):
-        array = array[..., 0]
-    if spec.dtype is not DType.STRING:
-        return array.astype(spec.dtype.numpy, copy=False)
-    text = [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in array.ravel()]
+        raise MisshapenOutput(f"output {spec.name!r} has shape {list(array.shape)} for {rows} rows of input")
+    if array.dtype.kind not in "OSUT":
+        return array
+    values = array.ravel().tolist() if array.dtype.kind == "O" else array.astype(object).ravel().tolist()
+    if any(isinstance(value, np.ndarray | list | tuple) for value in values):
+        raise MisshapenOutput(
+            f"output {spec.name!r} is ragged, its rows differ in length: export it dense, padded to one length"
+        )
+    if spec.dtype is not DType.STRING and not any(isinstance(value, str | bytes) for value in values):
+        return _as_numbers(array, spec)
+    text = [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in values]
     decoded = np.empty(len(text), dtype=object)
     decoded[:] = text
     return decoded.reshape(array.shape)
+
+
+def _as_numbers(array: npt.NDArray[Any], spec: TensorSpec) -> npt.NDArray[Any]:
+    """Return Python's own numbers as those of the declared dtype; None is NaN."""
+    try:
+        return array.astype(spec.dtype.numpy)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise PredictionFailed(f"output {spec.name!r} is no {spec.dtype}: {error}") from error

@@ -14,7 +14,7 @@ _DTYPES = {DType.FLOAT16: "DT_HALF", DType.FLOAT32: "DT_FLOAT", DType.FLOAT64: "
 
 @dataclass(frozen=True)
 class VersionStatus:
-    """How a version stands. `AVAILABLE`: a worker holds it; `END`: none does; `error` says why if it was refused."""
+    """How a version stands. `AVAILABLE`: a worker holds it; `END`: none does. `error`: why it was refused, or waits."""
 
     version: int
     state: Literal["AVAILABLE", "END"]
