@@ -6,11 +6,14 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from functools import partial
 
 from inference.errors import BadInput, ForecacheError, ModelError, ModelUnavailable, StoreUnavailable
 from inference.logs import get_logger
 from inference.models.inspection import TryApart, inspect_version_in_subprocess, table_of, try_version
 from inference.models.loaded import WARM_UP_ROWS, LoadedModel
+from inference.models.real_rows import RealRows
 from inference.models.record import VersionRecord
 from inference.models.registry import ModelRegistry
 from inference.models.runtimes import LoadOptions
@@ -167,6 +170,11 @@ class ModelHost:
         held = sorted(self._loaded)
         return {model: tuple(version for own, version in held if own == model) for model, _ in held}
 
+    def real_rows(self, model: str) -> RealRows:
+        """Return where rows are to try a version with."""
+        table = table_of(self._settings, self._settings.models[model])
+        return RealRows(table, partial(self._registry.stored_rows, model))
+
     def is_proved(self, model: str, version: int) -> bool:
         """Tell whether a version that this process holds has answered rows."""
         return self._loaded[model, version].record.is_proved
@@ -249,6 +257,7 @@ class ModelHost:
         known = self._registry.versions(model).get(version)
         result = self._try_folder(model, of_model, version, known, told=failed and failed[1])
         if isinstance(result, LoadedModel):
+            self._share_proof(model, result)
             self._registry.put(model, result.record)
             self._failed.pop(key, None)
             self._used_at[key] = self._monotonic()
@@ -260,6 +269,14 @@ class ModelHost:
             # never over a good record: this process's trouble (a lost mount) need not be the model's
             self._registry.put(model, result)
         raise ModelUnavailable(message)
+
+    def _share_proof(self, model: str, loaded: LoadedModel) -> None:
+        """Count a version as proved if another worker, with rows that this one lacks, has proved it meanwhile."""
+        own = loaded.record
+        if not own.is_proved:
+            now = self._registry.versions(model).get(own.version)
+            if now is not None and now.is_proved and (now.fingerprint, now.contract) == (own.fingerprint, own.contract):
+                loaded.record = replace(own, unproven=None)
 
     def _try_folder(
         self, model: str, of_model: ModelSettings, version: int, known: VersionRecord | None, *, told: str | None
@@ -284,5 +301,5 @@ class ModelHost:
         with marks.of_load(version):
             return try_version(
                 model, path, version, folder, options=options,
-                table=table_of(self._settings, of_model), known=known, warm_up_rows=sizes, told=told,
+                rows=self.real_rows(model), known=known, warm_up_rows=sizes, told=told,
             )  # fmt: skip

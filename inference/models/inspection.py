@@ -14,7 +14,8 @@ from inference.clock import Clock, system_clock
 from inference.errors import ForecacheError, ModelError, ModelUnavailable, Unavailable
 from inference.features import FeatureContract
 from inference.logs import get_logger
-from inference.models.loaded import WARM_UP_ROWS, LoadedModel, load_version
+from inference.models.loaded import NO_ROWS, WARM_UP_ROWS, LoadedModel, load_version
+from inference.models.real_rows import RealRows
 from inference.models.record import VersionRecord
 from inference.models.registry import ModelRegistry
 from inference.models.runtimes import LoadOptions, keras_environment
@@ -54,7 +55,8 @@ def inspect_versions(
     found = find_versions(path)
     records: dict[int, VersionRecord] = {}
     for version in wanted_versions(found, wanted):
-        result = try_version(path.name, path, version, found[version], options=options, table=table, clock=clock)
+        rows = RealRows(table)
+        result = try_version(path.name, path, version, found[version], options=options, rows=rows, clock=clock)
         records[version] = result.record if isinstance(result, LoadedModel) else result
         if wanted == "latest" and records[version].is_proved:
             break
@@ -69,7 +71,7 @@ def try_version(
     *,
     options: LoadOptions | None = None,
     contract: FeatureContract | None = None,
-    table: str | None = None,
+    rows: RealRows = NO_ROWS,
     known: VersionRecord | None = None,
     warm_up_rows: Sequence[int] = WARM_UP_ROWS,
     told: str | None = None,
@@ -77,16 +79,17 @@ def try_version(
 ) -> LoadedModel | VersionRecord:
     """Return the loaded version, or the record that says why it is refused, whatever its libraries raised.
 
-    `contract`, `table`, `known`: as in `load_version`. `told`: why it was refused the last time; the traceback of the
+    `contract`, `rows`, `known`: as in `load_version`. `told`: why it was refused the last time; the traceback of the
     same error is not logged again.
 
     Raises:
         ModelUnavailable: an engine elsewhere did not answer.
+        StoreUnavailable: Redis did not answer in time.
     """
     try:
         return load_version(
             model, path, version, folder,
-            options=options, contract=contract, table=table, known=known, warm_up_rows=warm_up_rows, clock=clock,
+            options=options, contract=contract, rows=rows, known=known, warm_up_rows=warm_up_rows, clock=clock,
         )  # fmt: skip
     except Unavailable:
         raise
