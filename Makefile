@@ -1,12 +1,17 @@
 # Everything starts from here; `make help` lists the targets.
 SHELL := /bin/bash
 VENV := .venv
-# the first of these that is Python 3.11 or 3.12 (make PYTHON=… overrides)
-PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && { echo $$p; break; }; done)
+# the first of these that is Python 3.11, 3.12 or 3.13 (make PYTHON=… overrides)
+PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3 python; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && { echo $$p; break; }; done)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-EXTRAS := tensorflow,keras,onnx,sklearn,sql,embedded,dashboard,charts,dev
+DEMO_STAMP := $(VENV)/.installed-demo
+DEMO_EXTRAS := tensorflow,embedded,dashboard
+EXTRAS := $(DEMO_EXTRAS),keras,onnx,sklearn,sql,charts,dev
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# uv where it can be had and reaches the packages, else pip
+INSTALL = install() { { test -x $(BIN)/uv && VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(BIN)/uv pip install --quiet -c constraints.txt "$$@"; } || $(PIP) "$$@"; }; install
 PYTEST := $(BIN)/python -m pytest
 # so many test processes side by side: most tests wait for processes of their own (make AT_ONCE=1 … for one by one)
 AT_ONCE ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 7 ? n + 1 : 8)))
@@ -23,19 +28,27 @@ help: ## list the targets
 
 install: $(STAMP) ## set everything up in .venv, but for large optional engines
 
-$(STAMP): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "Forecache needs Python 3.11 or 3.12 on PATH (or make PYTHON=/path/to/python)" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+$(STAMP): $(DEMO_STAMP)
+	$(INSTALL) -e ".[$(EXTRAS)]"
 	@touch $@
 
+$(DEMO_STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e ".[$(DEMO_EXTRAS)]"
+	@touch $@
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Forecache needs Python 3.11, 3.12 or 3.13 on PATH (or make PYTHON=/path/to/python)" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+	@# installs four times as fast; where it cannot be had, pip does all
+	-@$(PIP) uv
+
 install-all: install ## the same, with the CUDA build of TensorFlow
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS),gpu]"
+	$(PIP) -e ".[$(EXTRAS),gpu]"
 
 install-runtimes: install ## the same, with PyTorch, JAX and PySpark (1.5 GB), whose tests are skipped without them
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS),torch,jax,spark]"
+	$(PIP) -e ".[$(EXTRAS),torch,jax,spark]"
 
-demo: install ## the main job on an embedded Redis, shown step by step
+demo: $(DEMO_STAMP) ## the main job on an embedded Redis, shown step by step
 	$(BIN)/forecache demo
 
 test: install ## the tests, without those that take minutes

@@ -11,13 +11,16 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from celery.beat import ScheduleEntry, Scheduler
 from celery.schedules import BaseSchedule, schedstate
 from celery.signals import setup_logging
 
 from inference.batch.schedule import slot_after
-from inference.logs import configure_logging
+from inference.logs import configure_logging, get_logger
 from inference.settings import Settings, load_settings
 from tasks.celery_app import make_celery
+
+log = get_logger(__name__)
 
 #: a message that nobody took for this long is dropped; the next start of beat sends the slot again
 MESSAGE_EXPIRES_S = 3600.0
@@ -53,6 +56,32 @@ class SlotSchedule(BaseSchedule):  # type: ignore[misc]  # celery has no types
 
     def __hash__(self) -> int:
         return hash((self.schedule, self.timezone))
+
+
+class PatientScheduler(Scheduler):  # type: ignore[misc]  # celery has no types
+    """Sends what is due; what the broker does not take, it sends again until the broker takes it."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._refused: dict[str, ScheduleEntry] = {}
+        super().__init__(*arguments, **options)
+
+    def tick(self, *arguments: Any, **options: Any) -> float:
+        """Send what was refused, then what is due; returns the seconds until the next look."""
+        for entry in list(self._refused.values()):
+            self.apply_entry(entry, producer=self.producer)
+        return float(super().tick(*arguments, **options))
+
+    def apply_entry(self, entry: ScheduleEntry, producer: Any = None) -> None:
+        """Send an entry, or keep it for the next look. An outage is told once."""
+        try:
+            self.apply_async(entry, producer=producer, advance=False)
+        except Exception as error:  # noqa: BLE001 - each kind of broker has errors of its own
+            if entry.name not in self._refused:
+                log.warning("schedule.not_sent", entry=entry.name, error=str(error))
+            self._refused[entry.name] = entry
+        else:
+            self._refused.pop(entry.name, None)
+            log.info("schedule.sent", entry=entry.name)
 
 
 def beat_entries(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -94,7 +123,7 @@ def make_beat(settings: Settings) -> Any:
     return make_celery(
         settings,
         beat_schedule=beat_entries(settings),
-        beat_scheduler="celery.beat:Scheduler",
+        beat_scheduler=PatientScheduler,
         # wakes often, so a clock that was set forward or a laptop that slept is noticed soon
         beat_max_loop_interval=5,
     )

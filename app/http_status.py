@@ -13,6 +13,7 @@ from inference.errors import (
     Unavailable,
     UnknownEntity,
     UnknownModel,
+    UnsupportedMedia,
 )
 
 #: the first that fits decides; what fits none is our own trouble, 500
@@ -23,6 +24,7 @@ _STATUS: tuple[tuple[type[ForecacheError], int], ...] = (
     (UnknownEntity, 404),
     (NotFound, 404),
     (Conflict, 409),
+    (UnsupportedMedia, 415),
     (BadInput, 400),
     (RateLimited, 429),
     (Unavailable, 503),

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from inference.errors import BadEntityId, SourceError
+from inference.schema import DType, cast_expression, column_expressions
 
 #: UTF-8 bytes
 MAX_ENTITY_ID_BYTES = 512
@@ -41,33 +42,67 @@ def check_entity_id(text: str) -> str:
     return text
 
 
-def check_entity_column_type(name: str, type_: pa.DataType) -> None:
-    """Refuse a column that cannot hold entity ids.
+def check_entity_column_type(name: str, type_: pa.DataType, called: str = "") -> None:
+    """Refuse a column that cannot hold entity ids: text, integers and decimals without a fraction can.
+
+    `called`: what the type is called, if not by its own name.
 
     Raises:
-        SourceError: the type is neither text nor integer (floats lose digits, so they are refused).
+        SourceError: the type is another (floats lose digits, so they are refused); the message says how to cast it.
     """
     value_type = type_.value_type if pa.types.is_dictionary(type_) else type_
-    if not (
-        pa.types.is_string(value_type)
-        or pa.types.is_large_string(value_type)
-        or pa.types.is_string_view(value_type)
-        or pa.types.is_integer(value_type)
-    ):
-        hint = "cast it to an integer or to text" if pa.types.is_floating(value_type) else "use text or integers"
-        raise SourceError(f"entity column {name!r} is {type_}: {hint}", field=name)
+    if _is_text(value_type) or pa.types.is_integer(value_type) or _is_whole_decimal(value_type):
+        return
+    told = called or str(type_).replace("large_", "")
+    raise SourceError(f"entity column {name!r} is {told}: {_fix(name, value_type)}", field=name)
 
 
 def entity_ids_as_text(column: pa.Array, name: str = "entity_id") -> pa.Array:
-    """Return the column's ids as UTF-8 text: integers in decimal, dictionaries decoded; nulls stay null.
+    """Return the column's ids as UTF-8 text: whole numbers in decimal, dictionaries decoded; nulls stay null.
 
     Raises:
         SourceError: the column's type cannot hold entity ids.
     """
+    if pa.types.is_null(column.type):  # of one file among others: no row has an id
+        return pc.cast(column, pa.string())
     check_entity_column_type(name, column.type)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     return column if pa.types.is_string(column.type) else pc.cast(column, pa.string())
+
+
+def _is_text(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
+
+
+def _is_whole_decimal(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_decimal(type_) and type_.scale == 0)
+
+
+def _fix(name: str, type_: pa.DataType) -> str:
+    """Return how a column becomes ids."""
+    if pa.types.is_floating(type_):
+        return f"cast it to an integer or to text, such as {cast_expression(name, DType.INT64)}"
+    if pa.types.is_decimal(type_):
+        return f"cast it to an integer, such as {cast_expression(name, DType.INT64)}"
+    if pa.types.is_null(type_):
+        return "it holds no values: write an id into each row"
+    if pa.types.is_nested(type_):
+        return "use a column of text or integers"
+    if not _is_binary(type_):
+        return f"cast it to text, such as {cast_expression(name, DType.STRING)}"
+    sql, pandas = column_expressions(name)
+    return f"write it as text, such as hex({sql}) in SQL, {pandas}.map(bytes.hex) in pandas"
+
+
+def _is_binary(type_: pa.DataType) -> bool:
+    kinds = pa.types
+    return bool(
+        kinds.is_binary(type_)
+        or kinds.is_large_binary(type_)
+        or kinds.is_binary_view(type_)
+        or kinds.is_fixed_size_binary(type_)
+    )
 
 
 def illegal_entity_ids(ids: pa.Array) -> pa.Array:

@@ -34,6 +34,12 @@ class BadInput(ForecacheError):
     code = "bad-input"
 
 
+class UnsupportedMedia(BadInput):
+    """Raised when a request's body has a type or is packed in a way that is not read."""
+
+    code = "unsupported-media-type"
+
+
 class SettingsError(BadInput):
     """Raised when a setting is unknown, missing or malformed."""
 
@@ -187,6 +193,12 @@ class PredictionFailed(ForecacheError):
     code = "prediction-failed"
 
 
+class Defect(ForecacheError):
+    """Raised when something failed that nobody foresaw: a fault of ours, which is never told as the model's."""
+
+    code = "internal"
+
+
 class FunctionFailed(PredictionFailed):
     """Raised when a function of a feature contract raised, or returned something else than its group's features."""
 
@@ -210,3 +222,8 @@ ERRORS_BY_CODE: dict[str, type[ForecacheError]] = {cls.code: cls for cls in _sub
 def from_code(code: str, message: str, field: str | None = None) -> ForecacheError:
     """Rebuild the error that another process reported; an unknown code becomes a plain ForecacheError."""
     return ERRORS_BY_CODE.get(code, ForecacheError)(message, field=field)
+
+
+def shown_name(name: str) -> str:
+    """Returns a column's or feature's name as it can stand in a line: quoted if it is empty or would break the line."""
+    return name if name and name.isprintable() else repr(name)

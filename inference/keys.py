@@ -55,6 +55,7 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 |                  |        | itself (JSON)                            |                       |                       |
 | P:q:QUEUE        | zset   | worker W, scored by its last beat;       | an hour unchanged     | they themselves       |
 |                  |        | QUEUE `@api`: API processes              |                       |                       |
+| P:doctor:TOKEN   | string | a write to see whether writes are taken  | 10 s, or a moment     | doctor                |
 """
 
 from __future__ import annotations
@@ -224,6 +225,10 @@ class Keys:
     def worker(self, identity: str) -> str:
         """A living worker's own words."""
         return f"{self.prefix}:w:{identity}"
+
+    def doctor(self, token: str) -> str:
+        """Return the key that `forecache doctor` writes and removes, to see whether writes are taken."""
+        return f"{self.prefix}:doctor:{token}"
 
     def queue_workers(self, queue: str) -> str:
         """Sorted set of the workers that serve a queue, or lately did."""

@@ -105,9 +105,13 @@ def _with_requests(_logger: Any, _method: str, event: dict[str, Any]) -> dict[st
     return event
 
 
-def _without_credentials(_logger: Any, _method: str, line: Any) -> str:
-    text = str(line)
+def without_credentials(text: str) -> str:
+    """Return a text with user and password of each URL in it hidden."""
     return _CREDENTIALS.sub(r"\1***@", text) if "://" in text else text
+
+
+def _without_credentials(_logger: Any, _method: str, line: Any) -> str:
+    return without_credentials(str(line))
 
 
 def _log_crashes() -> None:

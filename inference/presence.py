@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import redis
@@ -50,6 +50,7 @@ class WorkerBeat:
     `name` is Celery's node name, which several may share by mistake.
 
     `versions`: model → the versions it holds in memory. `ready`: its models are loaded and it takes tasks.
+    `deaf`: they are loaded, but it cannot take any: the loop that consumes from the broker stands still.
     `started_at`: epoch seconds of its own host's clock. `release`: of Forecache; None when it runs from
     its sources. `gpus`: what it may use; empty where nothing can be learnt of them.
     `breakers`: of an API process, model → the state of its breaker (`inference.serving.breaker`); of a worker, empty.
@@ -66,6 +67,7 @@ class WorkerBeat:
     versions: Mapping[str, tuple[int, ...]]
     gpus: tuple[GpuUse, ...] = ()
     breakers: Mapping[str, str] = field(default_factory=dict)
+    deaf: bool = False
 
     @property
     def identity(self) -> str:
@@ -78,7 +80,8 @@ class WorkerBeat:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> WorkerBeat:
-        """Rebuild from `to_json`."""
+        """Rebuild from `to_json`; what a newer release says beside is left out."""
+        data = {each.name: data[each.name] for each in fields(cls) if each.name in data}
         versions = {model: tuple(held) for model, held in data["versions"].items()}
         gpus = tuple(GpuUse(**gpu) for gpu in data.get("gpus", ()))
         return cls(**{**data, "queues": tuple(data["queues"]), "versions": versions, "gpus": gpus})

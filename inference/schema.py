@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -46,6 +48,34 @@ class DType(StrEnum):
     def numpy(self) -> np.dtype[Any]:
         """The numpy dtype, little-endian; object for text."""
         return _NUMPY[self]
+
+
+#: the types' names in SQL, and in pandas where it can hold missing values
+_SQL = {
+    DType.BOOL: "BOOLEAN",
+    DType.INT8: "SMALLINT",
+    DType.INT16: "SMALLINT",
+    DType.INT32: "INTEGER",
+    DType.INT64: "BIGINT",
+    DType.FLOAT32: "REAL",
+    DType.FLOAT64: "DOUBLE",
+    DType.STRING: "VARCHAR",
+}
+_PANDAS = {DType.BOOL: "boolean", DType.INT64: "Int64"}
+
+
+def cast_expression(column: str, dtype: DType) -> str:
+    """Returns how a table's column is cast, in SQL and in pandas, to stand in a message."""
+    sql, pandas = column_expressions(column)
+    kind = _SQL.get(dtype, "NUMERIC(20)" if dtype is DType.UINT64 else "BIGINT" if dtype.is_integer else "REAL")
+    return f'CAST({sql} AS {kind}) in SQL, {pandas}.astype("{_PANDAS.get(dtype, dtype.value)}") in pandas'
+
+
+def column_expressions(column: str) -> tuple[str, str]:
+    """Returns how SQL and pandas spell a column, on one line whatever it is called."""
+    quoted = json.dumps(column, ensure_ascii=not column.isprintable())
+    is_plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", column)
+    return column if is_plain else quoted.replace(r"\"", '""'), f"df[{quoted}]"
 
 
 # looked up: making one anew for each feature takes longer than reading a row

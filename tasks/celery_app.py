@@ -6,7 +6,9 @@ other deployments too. Building the settings is the one thing done at import; no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -15,9 +17,11 @@ from celery.signals import before_task_publish
 from kombu import Exchange, Queue
 
 from inference.clock import system_clock
+from inference.errors import BrokerUnavailable
 from inference.queues import SENT_AT_HEADER
 from inference.services import Services
 from inference.settings import BATCH_QUEUE, MAINTENANCE_QUEUE, REALTIME_QUEUE, Settings, load_settings
+from inference.settings.server_urls import celery_url, is_redis
 from tasks.logged import LoggedTask
 
 #: how the names of the tasks that real-time workers do begin
@@ -26,32 +30,52 @@ REALTIME_TASKS = "forecache.predict_"
 #: seconds that a result waits for its reader
 RESULT_EXPIRES_S = 600
 
+#: after how many seconds of silence a connection to Redis is given up. A process may have several that are dead, and
+#: finds them out one after another
+SILENCE_S = 3
+
+#: what TCP sends over connections that lie idle, so that a host that is gone is noticed in 14 s
+KEEPALIVE = {
+    getattr(socket, name): seconds
+    for name, seconds in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3))
+    if hasattr(socket, name)  # not on every system
+}
+
+#: RabbitMQ and its clients give a connection up after two of these in silence
+AMQP_HEARTBEAT_S = 10
+
+#: for a second or so: a real-time worker, which has one thread, does nothing else meanwhile
+RESULT_RETRIES = {"max_retries": 4, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5}
+
 #: `x-max-priority` of all queues on brokers of AMQP, where a higher number goes first; Redis knows none
 AMQP_PRIORITIES = 9
 
-TASK_MODULES = ("tasks.batch", "tasks.realtime", "tasks.maintenance")
+TASK_MODULES = ("tasks.batch", "tasks.realtime", "tasks.maintenance", "tasks.echo")
 
 
 def celery_config(settings: Settings) -> dict[str, Any]:
     """Return Celery's configuration. Task messages are JSON, so a forged one can run no code."""
     prefix = settings.redis.prefix
-    keys = {"global_keyprefix": f"{prefix}:"}
     return {
-        "broker_url": settings.broker_url,
-        "result_backend": settings.redis_url,
-        "result_backend_transport_options": keys,
-        # also of what has no name of ours, such as the hash of unacknowledged messages: those of an application
-        # with a shorter visibility timeout would be sent again too early
-        "broker_transport_options": keys if is_redis(settings.broker_url) else {},
+        "broker_url": celery_url(settings.broker_url),
+        "result_backend": celery_url(settings.redis_url),
+        "result_backend_transport_options": {
+            "global_keyprefix": f"{prefix}:",
+            # a server that says "not now" (it is a replica, out of memory, not writable) is away
+            "additional_connection_errors": ("redis.exceptions.ResponseError",),
+            "retry_policy": RESULT_RETRIES,
+        },
+        **_broker_config(settings),
         # remote control and events reach the workers of this deployment only
         "control_exchange": prefix,
         "event_exchange": f"{prefix}.events",
         "broker_connection_retry_on_startup": True,
         # without a limit, Celery gives up after 100 tries and the worker ends
         "broker_connection_max_retries": None,
-        "redis_socket_timeout": 10,
-        "redis_socket_connect_timeout": 5,
-        "redis_socket_keepalive": True,
+        "redis_socket_timeout": SILENCE_S,
+        "redis_socket_connect_timeout": SILENCE_S,
+        # Unix sockets know none
+        "redis_socket_keepalive": not settings.redis_url.startswith("unix:"),
         "accept_content": ["json"],
         "task_serializer": "json",
         "result_serializer": "json",
@@ -83,9 +107,37 @@ def make_celery(settings: Settings, **overrides: Any) -> Celery:
     return application
 
 
-def is_redis(url: str) -> bool:
-    """Return whether a broker's URL is that of a Redis server."""
-    return url.startswith(("redis://", "rediss://"))
+@contextmanager
+def broker_errors(what: str) -> Iterator[None]:
+    """Turn whatever goes wrong in handing `what` to the broker into BrokerUnavailable.
+
+    Any exception: each kind of broker has a client library of its own, with errors of its own.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise BrokerUnavailable(f"the broker did not take {what}: {str(error) or type(error).__name__}") from error
+
+
+def _broker_config(settings: Settings) -> dict[str, Any]:
+    """Return what depends on the kind of broker."""
+    if not is_redis(settings.broker_url):
+        return {"broker_transport_options": {}, "broker_heartbeat": AMQP_HEARTBEAT_S}
+    return {
+        "broker_transport_options": {
+            # also of what has no name of ours, such as the hash of unacknowledged messages: those of an application
+            # with a shorter visibility timeout would be sent again too early
+            "global_keyprefix": f"{settings.redis.prefix}:",
+            "socket_timeout": SILENCE_S,
+            "socket_connect_timeout": SILENCE_S,
+            "socket_keepalive": True,
+            "socket_keepalive_options": KEEPALIVE,
+            # how often kombu looks whether the connections that it listens on are still alive
+            "health_check_interval": SILENCE_S,
+        },
+        # replies that are errors are channel errors to Celery, which end a worker; on Redis they mean "not now"
+        "broker_channel_error_retry": True,
+    }
 
 
 def _queue(prefix: str, name: str) -> Queue:

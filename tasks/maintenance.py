@@ -7,12 +7,14 @@ from typing import Any
 from inference.batch import Trigger, current_slot
 from inference.clock import system_clock
 from inference.engines.process import SparkDriver
-from inference.errors import BadInput, BrokerUnavailable, Conflict, StoreUnavailable
+from inference.errors import BadInput, Conflict, Defect, StoreUnavailable
+from inference.failures import Failures
 from inference.logs import get_logger
 from tasks.celery_app import celery_app, services
-from tasks.runs import poke, runs
+from tasks.runs import hurry, runs
 
 log = get_logger(__name__)
+failures = Failures(__name__, "maintenance")
 
 
 @celery_app.task(  # type: ignore[untyped-decorator]  # celery has no types
@@ -33,30 +35,36 @@ def start_run(model: str | None = None, trigger: str = "api") -> dict[str, Any]:
     except (BadInput, Conflict) as error:
         log.info("run.not_started", model=model, trigger=trigger, reason=error.message)
         return {"error": error.to_json()}
-    try:
-        poke()
-    except BrokerUnavailable as error:  # the reconciler finds it by itself within seconds
-        log.warning("run.not_hurried", run_id=run.run_id, error=error.message)
+    except StoreUnavailable:  # tried again
+        raise
+    except Exception as error:  # noqa: BLE001 - `tell` logs it; the next slot is another try
+        said = failures.tell(error, f"start {model}", model=model, trigger=trigger)
+        return {"error": Defect(f"the run could not be started: {said}").to_json()}
+    failures.over(f"start {model}", model=model)
+    hurry()
     return run.to_json()
 
 
 @celery_app.task(name="forecache.prepare_run", ignore_result=True)  # type: ignore[untyped-decorator]  # celery has no types
 def prepare_run(run_id: str) -> None:
     """Plan a queued run and send its first chunks. Safe to run twice."""
-    runs().prepare(run_id)
+    with failures.kept_here("prepare"):  # the reconciler does it within seconds
+        runs().prepare(run_id)
 
 
 @celery_app.task(name="forecache.reconcile", ignore_result=True)  # type: ignore[untyped-decorator]  # celery has no types
 def reconcile() -> None:
     """Move every run on by what is due. Safe to run twice."""
-    runs().reconcile()
+    with failures.kept_here("reconcile"):  # so does the timer, every few seconds
+        runs().reconcile()
 
 
 @celery_app.task(name="forecache.drive_spark", ignore_result=True)  # type: ignore[untyped-decorator]  # celery has no types
 def drive_spark(run_id: str) -> None:
     """Keep a run's Spark driver going until it ends. Safe to run twice: a second driver finds the first and leaves."""
-    SparkDriver(services()).drive(run_id)
-    poke()
+    with failures.kept_here("drive Spark"):  # the reconciler asks for a driver as long as one is missing
+        SparkDriver(services()).drive(run_id)
+        hurry()
 
 
 def _trigger(name: str) -> Trigger:

@@ -14,7 +14,7 @@ from inference.clock import Clock, system_clock
 from inference.errors import BrokerUnavailable
 from inference.queues import Head, HeadAges, QueueState
 from inference.settings import BATCH_QUEUE, MAINTENANCE_QUEUE, Settings
-from tasks.celery_app import is_redis
+from inference.settings.server_urls import is_redis
 from tasks.redis_lists import LEVELS, list_key
 
 _TIMEOUT_S = 2.0
@@ -65,8 +65,13 @@ class Queues:
         for _, key in places:
             pipeline.llen(key)
             pipeline.lindex(key, -1)
+        # a server that may be read but takes no message (a replica, or out of memory) refuses this one too, which
+        # writes nothing: there is no such list
+        pipeline.lpushx(list_key(f"{self._prefix}:", f"{self._prefix}.no-queue", 0), "")
         try:
-            answers = pipeline.execute()
+            *answers, _ = pipeline.execute()
+        except redis.ResponseError as error:
+            raise BrokerUnavailable(f"the broker takes no messages: {error}") from error
         except (redis.RedisError, OSError) as error:
             raise BrokerUnavailable("the broker does not answer") from error
         depths = dict.fromkeys(self._queues, 0)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-from kombu.exceptions import OperationalError
-
 from inference.batch import Runs
-from inference.errors import BrokerUnavailable
-from tasks.celery_app import celery_app, services
+from inference.failures import Failures
+from tasks.celery_app import broker_errors, celery_app, services
+
+failures = Failures(__name__, "broker")
 
 #: a wake-up that nobody took is of no use later: the reconciler looks every few seconds anyway
 _POKE_EXPIRES_S = 60
@@ -27,7 +27,7 @@ def runs() -> Runs:
         lambda: own.host,
         own.table,
         send_chunks,
-        poke,
+        hurry,
         start_spark=start_spark,
     )
 
@@ -38,14 +38,9 @@ def send_chunks(run_id: str, numbers: Sequence[int]) -> None:
     Raises:
         BrokerUnavailable: the broker did not take them all; the reconciler sends the rest later.
     """
-    try:
-        with celery_app.producer_or_acquire() as producer:
-            for number in numbers:
-                celery_app.send_task(
-                    "forecache.score_chunk", args=(run_id, number), ignore_result=True, producer=producer
-                )
-    except OperationalError as error:
-        raise BrokerUnavailable(f"the broker did not take a chunk of run {run_id}: {error}") from error
+    with broker_errors(f"a chunk of run {run_id}"), celery_app.producer_or_acquire() as producer:
+        for number in numbers:
+            celery_app.send_task("forecache.score_chunk", args=(run_id, number), ignore_result=True, producer=producer)
 
 
 def start_spark(run_id: str) -> None:
@@ -54,10 +49,8 @@ def start_spark(run_id: str) -> None:
     Raises:
         BrokerUnavailable: the broker did not take the message; the reconciler asks again.
     """
-    try:
+    with broker_errors(f"a message of run {run_id}"):
         celery_app.send_task("forecache.drive_spark", args=(run_id,), ignore_result=True, expires=_POKE_EXPIRES_S)
-    except OperationalError as error:
-        raise BrokerUnavailable(f"the broker did not take a message of run {run_id}: {error}") from error
 
 
 def poke() -> None:
@@ -66,7 +59,11 @@ def poke() -> None:
     Raises:
         BrokerUnavailable: the broker did not take the message.
     """
-    try:
+    with broker_errors("a message"):
         celery_app.send_task("forecache.reconcile", ignore_result=True, expires=_POKE_EXPIRES_S)
-    except OperationalError as error:
-        raise BrokerUnavailable(f"the broker did not take a message: {error}") from error
+
+
+def hurry() -> None:
+    """Ask the maintenance worker to look at the runs now, if the broker takes it; else it looks within seconds."""
+    with failures.kept_here("hurry"):
+        poke()

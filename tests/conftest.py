@@ -9,7 +9,7 @@ import hypothesis
 import pytest
 import redis
 
-from tests.support.redis_server import RedisServer, find_redis_binary
+from tests.support.redis_server import EACH_SERVER, RedisServer, find_redis_binary
 
 # a busy machine makes a first example slow, which says nothing about the code
 hypothesis.settings.register_profile("forecache", deadline=None)
@@ -26,11 +26,11 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
         server.stop()
 
 
-@pytest.fixture(scope="session", params=[6, 7], ids=["redis6.2", "redis7"])
+@pytest.fixture(scope="session", params=EACH_SERVER)
 def each_redis_server(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RedisServer]:
-    """Both supported Redis versions in turn: for tests of scripts and storage."""
+    """Each kind of server in turn: for tests of scripts and storage."""
     server = RedisServer(tmp_path_factory.mktemp("redis"), binary=find_redis_binary(request.param))
     try:
         yield server.start()
@@ -48,7 +48,7 @@ def redis_client(redis_server: RedisServer) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def each_redis_client(each_redis_server: RedisServer) -> Iterator[redis.Redis]:
-    """The same over both supported Redis versions."""
+    """The same over each kind of server."""
     with redis.Redis.from_url(each_redis_server.url()) as client:
         client.flushall()
         yield client

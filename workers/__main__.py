@@ -10,6 +10,12 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
+
+from celery import Celery
+from celery.exceptions import ImproperlyConfigured
+from celery.signals import worker_init
+from click import ClickException
 
 from inference.errors import ForecacheError
 from inference.settings import BATCH_QUEUE, MAINTENANCE_QUEUE, Settings, load_settings
@@ -23,7 +29,7 @@ QUEUES: dict[str, Callable[[Settings], Sequence[str]]] = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one worker until it is told to stop; returns the exit status, 2 for a mistake in the call."""
+    """Run one worker until it is told to stop; returns the exit status: 1 for an error, 2 for a mistake in the call."""
     if not argv or argv[0] not in QUEUES:
         print(f"usage: python -P -m workers {'|'.join(QUEUES)} [celery worker options]", file=sys.stderr)  # noqa: T201
         return 2
@@ -34,13 +40,30 @@ def main(argv: Sequence[str]) -> int:
         print(error.message, file=sys.stderr)  # noqa: T201 - no logging yet
         return 2
     queues = QUEUES[name](load_settings())
-    return int(module.celery_app.worker_main(worker_arguments(name, queues, options)) or 0)
+    return run_worker(module.celery_app, worker_arguments(name, queues, options))
+
+
+def run_worker(application: Celery, arguments: list[str]) -> int:
+    """Run a worker by Celery's arguments; returns its exit status, which Celery keeps in the worker object."""
+    started: list[Any] = []
+
+    def keep(sender: Any, **_: Any) -> None:
+        started.append(sender)
+
+    worker_init.connect(keep)
+    try:
+        application.worker_main(arguments)
+    except (ClickException, ImproperlyConfigured) as error:
+        print(getattr(error, "message", error), file=sys.stderr)  # noqa: T201 - no logging yet
+        return 2
+    return int(started[0].exitcode or 0) if started else 0  # it was asked for help
 
 
 def worker_arguments(name: str, queues: Sequence[str], options: Sequence[str]) -> list[str]:
     """Return Celery's arguments: the worker's queues, a name of its own and the log level, unless given."""
     # quiet: no banner of thirty lines among the log's
-    arguments = ["--quiet", "worker", *options]
+    # nothing here needs what workers tell one another: half of what they read from the broker, a second at each start
+    arguments = ["--quiet", "worker", "--without-gossip", "--without-mingle", *options]
     if not _given(options, "-Q", "--queues"):
         arguments += ["-Q", ",".join(queues)]
     if not _given(options, "-n", "--hostname"):

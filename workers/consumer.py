@@ -1,11 +1,16 @@
-"""Celery's consumers, which a forged message cannot end, and of which the real-time one tells events less often."""
+"""Celery's consumers: neither a forged message nor a broker that refuses commands ends them.
+
+Each tells since when its loop has stood still; the real-time one tells events less often.
+"""
 
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+from celery.exceptions import CPendingDeprecationWarning
 from celery.utils.log import get_logger as celery_logger
 from celery.worker.consumer import Consumer
 
@@ -19,11 +24,50 @@ EVENTS_EVERY_S = 0.2
 #: a larger message is thrown away unread; the largest of the API's holds what a request's body held, 8 MiB at most
 MAX_MESSAGE_BYTES = 64 << 20
 
+#: how often the loop says that it turns
+TURN_EVERY_S = 1.0
+
+#: pauses between two tries to consume, so that a broker that accepts connections but no commands is not overrun
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 4.0
+
+# of six lines, at each lost connection: that tasks acknowledged late go on, which is what we want
+warnings.filterwarnings("ignore", category=CPendingDeprecationWarning, module=r"workers\.consumer")
+
 _NO_BODY = "its body is no list of arguments, named arguments and the rest"
 
 
 class TaskConsumer(Consumer):  # type: ignore[misc]  # celery has no types
     """Throws messages away that are no task's, where Celery's own ends the worker and gives the message to the next."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._turned_at = time.monotonic()
+        self._is_busy = False
+        self._pause_s = FIRST_PAUSE_S
+        super().__init__(*arguments, **options)
+
+    def silent_s(self) -> float:
+        """Return for how many seconds its loop has not turned; 0 while a task keeps it busy, as on the solo pool."""
+        return 0.0 if self._is_busy else time.monotonic() - self._turned_at
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """Have the loop of a new connection say that it turns."""
+        super().register_with_event_loop(hub)
+        hub.call_repeatedly(TURN_EVERY_S, self._turn)
+
+    def perform_pending_operations(self) -> None:
+        """Do what other threads asked for; the loop of a broker without events does so in each turn."""
+        self._turn()
+        super().perform_pending_operations()
+
+    def on_connection_error_before_connected(self, exc: Exception) -> None:
+        """Pause before the next try, longer each time."""
+        super().on_connection_error_before_connected(exc)
+        self._pause()
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        """Let go of the connection, and pause before the next try."""
+        super().on_connection_error_after_connected(exc)
+        self._pause()
 
     def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[Any], None]:
         """Return what is called with each message."""
@@ -31,14 +75,27 @@ class TaskConsumer(Consumer):  # type: ignore[misc]  # celery has no types
 
         def on_message(message: Any) -> None:
             problem = problem_of(message)
-            if problem is None:
-                receive(message)
+            if problem is not None:
+                # without what it holds: that is somebody else's text
+                log.warning("message.refused", reason=problem)
+                message.reject_log_error(celery_logger(__name__), self.connection_errors)
                 return
-            # without what it holds: that is somebody else's text
-            log.warning("message.refused", reason=problem)
-            message.reject_log_error(celery_logger(__name__), self.connection_errors)
+            self._is_busy = True
+            try:
+                receive(message)  # the solo pool does the task in here
+            finally:
+                self._turn()
+                self._is_busy = False
 
         return on_message
+
+    def _turn(self) -> None:
+        self._turned_at = time.monotonic()
+        self._pause_s = FIRST_PAUSE_S
+
+    def _pause(self) -> None:
+        time.sleep(self._pause_s)
+        self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
 
 
 class RealtimeConsumer(TaskConsumer):

@@ -13,7 +13,7 @@ import redis
 
 from inference.errors import ForecacheError, StoreUnavailable
 from inference.keys import Keys
-from inference.presence import Presence
+from inference.presence import Presence, WorkerBeat
 from inference.settings import load_settings
 
 _REDIS_TIMEOUT_S = 5.0
@@ -54,8 +54,15 @@ def find_worker(host: str) -> str | None:
         for queue in settings.queues:
             for worker in presence.roster(queue).alive:
                 if worker.host == host:
-                    return f"{worker.name} is alive and {'takes tasks' if worker.ready else 'loads its models'}"
+                    return f"{worker.name} is alive and {_state(worker)}"
     return None
+
+
+def _state(worker: WorkerBeat) -> str:
+    # a broker that is away makes all of them deaf, and a restart would only lose their loaded models
+    if worker.deaf:
+        return "takes no tasks: the broker gives it none"
+    return "takes tasks" if worker.ready else "loads its models"
 
 
 if __name__ == "__main__":

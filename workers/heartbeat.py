@@ -1,4 +1,8 @@
-"""Says that this worker process is alive, from a thread of its own: a pool may be busy for minutes."""
+"""Says that this worker process is alive, and whether it consumes.
+
+A thread says it, since the solo pool's loop may be busy for minutes. Whether the worker takes tasks, the loop tells:
+one that has stood still for `DEAF_AFTER_S`, though no task keeps it busy, takes nothing from the broker.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import redis
@@ -21,9 +26,13 @@ from inference.presence import BEAT_EVERY_S, GONE_AFTER_S, Presence, WorkerBeat
 from inference.release import installed_release
 from inference.services import Services
 from inference.settings import Settings
+from workers.pools import ends_on_error
 
 #: a beat that takes longer is lost; the next one comes soon
 _SOCKET_TIMEOUT_S = 2.0
+
+#: longer than a restart of the broker takes, and than a loop waits for a reply of a broker that is slow
+DEAF_AFTER_S = 10.0
 
 log = get_logger(__name__)
 
@@ -32,17 +41,28 @@ Versions = Callable[[], Mapping[str, tuple[int, ...]]]
 
 
 class Heartbeat:
-    """Beats every few seconds until it is stopped, through outages too, of which it tells once."""
+    """Beats every few seconds until it is stopped, through outages too, of which it tells once.
+
+    `silent_s`: for how many seconds the loop that consumes has stood still.
+    """
 
     def __init__(
-        self, presence: Presence, worker: WorkerBeat, versions: Versions, *, every_s: float = BEAT_EVERY_S
+        self,
+        presence: Presence,
+        worker: WorkerBeat,
+        versions: Versions,
+        silent_s: Callable[[], float] = lambda: 0.0,
+        *,
+        every_s: float = BEAT_EVERY_S,
     ) -> None:
         self._presence = presence
         self._worker = worker
         self._versions = versions
+        self._silent_s = silent_s
         self._every_s = every_s
         self._stopped = threading.Event()
         self._heard = True
+        self._deaf = False
         self._thread = threading.Thread(target=self._keep, name="heartbeat", daemon=True)
 
     def start(self) -> None:
@@ -54,10 +74,12 @@ class Heartbeat:
         self._worker = replace(self._worker, ready=True)
         self.beat()
 
-    def stop(self) -> None:
-        """End the thread and say that the worker left."""
+    def stop(self, *, leave: bool = True) -> None:
+        """End the thread; `leave`: say that the worker left, so that nobody looks for it."""
         self._stopped.set()
         self._thread.join(2 * _SOCKET_TIMEOUT_S)  # a beat under way must not come after the farewell
+        if not leave:
+            return
         try:
             self._presence.leave(self._worker)
         except StoreUnavailable as error:
@@ -66,13 +88,27 @@ class Heartbeat:
     def beat(self) -> None:
         """Beat once; a lost beat is logged when the one before it was heard."""
         try:
-            self._presence.beat(replace(self._worker, versions=dict(self._versions()), gpus=gpu_use()))
+            self._presence.beat(self._now())
         except StoreUnavailable as error:
             if self._heard:
                 log.warning("heartbeat.lost", error=error.message)
             self._heard = False
+        except Exception:  # without this thread nobody knows of the worker
+            if self._heard:
+                log.exception("heartbeat.lost")
+            self._heard = False
         else:
             self._heard = True
+
+    def _now(self) -> WorkerBeat:
+        """Return what there is to say of the worker now."""
+        silent_s = self._silent_s() if self._worker.ready else 0.0
+        deaf = silent_s > DEAF_AFTER_S
+        if deaf is not self._deaf:
+            log.warning("worker.deaf" if deaf else "worker.hears_again", silent_s=round(silent_s, 1))
+            self._deaf = deaf
+        ready = self._worker.ready and not deaf
+        return replace(self._worker, ready=ready, deaf=deaf, versions=dict(self._versions()), gpus=gpu_use())
 
     def _keep(self) -> None:
         self.beat()
@@ -98,17 +134,20 @@ def beat_while_running(
         own = services()
         worker = _describe(sender, process)
         presence = Presence(_client(own.settings), own.keys, gone_after_s=gone_after_s)
-        beating.append(Heartbeat(presence, worker, versions, every_s=every_s))
+        beating.append(Heartbeat(presence, worker, versions, partial(_silent_s, sender), every_s=every_s))
         beating[0].start()
 
     def tell_ready(**_: Any) -> None:
-        beating[0].become_ready()
+        for heartbeat in beating:
+            heartbeat.become_ready()
 
-    def end(**_: Any) -> None:
-        beating[0].stop()
+    def end(sender: Any, **_: Any) -> None:
+        for heartbeat in beating:
+            # one that ends by an error is missed, not gone as it was told to
+            heartbeat.stop(leave=not sender.exitcode)
 
     # weak=False: nothing else holds these functions
-    worker_init.connect(begin, weak=False)
+    worker_init.connect(ends_on_error(begin), weak=False)
     worker_ready.connect(tell_ready, weak=False)
     worker_shutdown.connect(end, weak=False)
 
@@ -117,6 +156,13 @@ def served_queues(application: Celery) -> tuple[str, ...]:
     """Return the queues that a worker of this application takes from, as `-Q` and routes call them."""
     # on the broker their names carry the deployment's prefix, as our key does already
     return tuple(queue.alias or queue.name for queue in application.amqp.queues.consume_from.values())
+
+
+def _silent_s(worker: Any) -> float:
+    """Return for how many seconds the loop of a Celery worker has stood still."""
+    # it is made after the models are loaded
+    consumer = getattr(worker, "consumer", None)
+    return float(consumer.silent_s()) if consumer is not None else 0.0
 
 
 def _describe(worker: Any, process: str) -> WorkerBeat:

@@ -13,17 +13,14 @@ from celery.signals import worker_ready, worker_shutting_down
 
 from inference.batch import Runs
 from inference.engines import process as spark_drivers
-from inference.errors import ForecacheError
-from inference.logs import get_logger
+from inference.failures import Failures
 from tasks import celery_app as broker
 from tasks.runs import runs
 from workers.heartbeat import beat_while_running
-from workers.pools import prepare_worker
+from workers.pools import ends_on_error, prepare_worker
 
 #: how long a lost chunk or a finished run may go unnoticed
 RECONCILE_EVERY_S = 2.0
-
-log = get_logger(__name__)
 
 #: moving one model's run on may take long, and must not keep another's from starting; idle threads cost nothing
 _THREADS = 16
@@ -45,6 +42,7 @@ class ReconcileTimer:
         self._make_runs = make_runs
         self._every_s = every_s
         self._stopped = threading.Event()
+        self._failures = Failures(__name__, "reconcile")
 
     def start(self) -> None:
         """Start the threads."""
@@ -57,20 +55,20 @@ class ReconcileTimer:
 
     def _keep(self, model: str) -> None:
         while not self._stopped.wait(self._every_s):
-            try:
+            # without this thread no run of the model ever ends
+            with self._failures.kept_here(model, model=model):
                 self._make_runs().reconcile(model)
-            except ForecacheError as error:
-                log.warning("reconcile.failed", model=model, error=error.message)
-            except Exception:  # without this thread no run of the model ever ends
-                log.exception("reconcile.failed", model=model)
 
 
 _timer = ReconcileTimer(lambda: broker.services().settings.models, runs)
 
 
-@worker_ready.connect  # type: ignore[untyped-decorator]  # celery has no types
+@ends_on_error
 def _start_timer(**_: Any) -> None:
     _timer.start()
+
+
+worker_ready.connect(_start_timer)
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]  # celery has no types

@@ -6,14 +6,14 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
-from functools import partial
+from functools import partial, wraps
 from typing import Any, NoReturn
 
 import celery.apps.worker
 from celery import Celery
 from celery.signals import celeryd_init, setup_logging, worker_init
 
-from inference.errors import StoreUnavailable
+from inference.errors import ForecacheError, StoreUnavailable
 from inference.logs import configure_logging, get_logger, write_at_once
 from inference.services import Services
 from inference.settings import Settings, load_settings
@@ -66,7 +66,27 @@ def load_models_on_start(
         prepare(services().settings)
         wait_for_store(partial(services().host.start, models(sender.app)))
 
-    worker_init.connect(load, weak=False)
+    worker_init.connect(ends_on_error(load), weak=False)
+
+
+def ends_on_error(hook: Callable[..., None]) -> Callable[..., None]:
+    """Have an error in what a worker does when it starts end the process with status 1.
+
+    Celery logs what a hook raises and goes on, which would leave a worker without models or without signs of life.
+    """
+
+    @wraps(hook)
+    def call(**arguments: Any) -> None:
+        try:
+            hook(**arguments)
+        except ForecacheError as error:
+            log.critical("worker.cannot_start", error=error.message)
+            raise SystemExit(1) from error
+        except Exception as error:
+            log.critical("worker.cannot_start", error=str(error), exc_info=True)
+            raise SystemExit(1) from error
+
+    return call
 
 
 def _log_to_stderr(process: str) -> None:

@@ -10,10 +10,11 @@ from typing import Any
 from celery import Celery
 from celery.signals import worker_init
 
+from inference.settings.server_urls import is_redis
 from tasks import celery_app as broker
 from workers.devices import prepare_gpus
 from workers.heartbeat import beat_while_running, served_queues
-from workers.pools import load_models_on_start, prepare_worker
+from workers.pools import ends_on_error, load_models_on_start, prepare_worker
 from workers.watching import watch_versions
 
 PROCESS = "realtime"
@@ -32,9 +33,9 @@ def trim(application: Celery) -> Celery:
     What a worker that stops in good order has not begun goes back to the queue in any case.
     """
     conf = application.conf
-    conf.result_backend = f"workers.results:RealtimeResults+{conf.result_backend}"
+    conf.result_backend = f"workers.results:RealtimeResults+{conf.result_backend.removeprefix('redis+')}"
     conf.worker_consumer = "workers.consumer:RealtimeConsumer"
-    if broker.is_redis(conf.broker_url):
+    if is_redis(conf.broker_url):
         conf.broker_transport_options = {**conf.broker_transport_options, "ack_emulation": False}
     return application
 
@@ -62,5 +63,5 @@ def _prepare_fallbacks(sender: Any, **_: Any) -> None:
 
 load_models_on_start(broker.services, process=PROCESS, prepare=prepare_gpus, models=_own_models)
 # after the models: of libraries that two threads import at once, one may meet half of the other's
-worker_init.connect(_prepare_fallbacks)
+worker_init.connect(ends_on_error(_prepare_fallbacks), weak=False)
 watch_versions(broker.services, answers=True, models=_own_models)

@@ -16,6 +16,7 @@ from inference.logs import get_logger
 from inference.models import ModelRegistry, Rollout
 from inference.presence import Presence, identity_of
 from inference.services import Services
+from workers.pools import ends_on_error
 
 log = get_logger(__name__)
 
@@ -135,7 +136,7 @@ def watch_versions(
             watcher.stop()
 
     # weak=False: nothing else holds these functions
-    worker_ready.connect(begin, weak=False)
+    worker_ready.connect(ends_on_error(begin), weak=False)
     worker_shutting_down.connect(end, weak=False)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from starlette.types import Receive, Scope, Send
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
 
 from app.api import (
     features,
@@ -30,25 +31,52 @@ from app.api.hot_path import HotRequest
 from app.api.limits import BodyLimit
 from app.api.naming import name_request, telling
 from app.api.parts import OpenParts, open_parts
-from app.api.problems import Problem, add_problem_handlers, documented, respond_to_error
+from app.api.problems import (
+    Problem,
+    add_problem_handlers,
+    defects,
+    documented,
+    respond_to_defect,
+    respond_to_error,
+)
+from app.api.routing import respond_without_route, under_root, without_head
 from inference.errors import ForecacheError
 from inference.release import installed_release
+from inference.request_ids import RequestId
 from inference.settings import Settings
 
 
 class Application(FastAPI):
-    """FastAPI behind the gate, but for the one request that goes the short way."""
+    """FastAPI behind the gate, but for the one request that goes the short way.
 
-    def __init__(self, gate: Gate, **options: Any) -> None:
+    HEAD is answered as GET is. `shown_under`: the path of a proxy, with which paths may begin or not.
+    """
+
+    def __init__(self, gate: Gate, shown_under: str, **options: Any) -> None:
         super().__init__(**options)
         self._gate = gate
+        self.shown_under = shown_under
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
+        if self.shown_under:
+            under_root(scope, self.shown_under)
+        scope = without_head(scope)
         request = name_request(scope)
+        answer = _Answer(send)
+        try:
+            await self._serve(scope, receive, answer.send, request)
+        except ClientDisconnect:  # nobody is there to be told
+            return
+        except Exception as error:  # noqa: BLE001 - `tell_each` logs it
+            defects.tell_each(error)
+            if not answer.begun:
+                await respond_to_defect()(scope, receive, telling(send, request))
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, request: RequestId) -> None:
         if hot_path.is_hot(scope):
             await hot_path.predict_one(self.state.parts, self._gate.check, scope, receive, send, request)
             return
@@ -67,6 +95,18 @@ class Application(FastAPI):
         return HotRequest(self.state.parts, self._gate.check, scope, tell)
 
 
+class _Answer:
+    """Knows whether an answer has begun."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.begun = False
+
+    async def send(self, message: Message) -> None:
+        self.begun = True
+        await self._send(message)
+
+
 def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> FastAPI:
     """Return the HTTP service for these settings. Nothing connects before it is served."""
 
@@ -78,6 +118,7 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
 
     app = Application(
         Gate(settings.api),
+        settings.api.root_path,
         title="Forecache",
         version=installed_release() or "0",
         lifespan=lifespan,
@@ -89,6 +130,8 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
     app.router.routes.append(tensorflow_serving.route())
     app.add_middleware(BodyLimit)
     add_problem_handlers(app)
+    for status in (404, 405):
+        app.add_exception_handler(status, respond_without_route)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
@@ -105,6 +148,9 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 operation["responses"].pop("422", None)
+                if "requestBody" in operation:
+                    refusals = documented_errors if speaks_protocol(path) else documented
+                    operation["responses"] |= {str(status): what for status, what in refusals(413, 415).items()}
                 if not path.startswith(OPEN_PATHS):
                     refusals = documented_errors if speaks_protocol(path) else documented
                     operation["responses"] |= {str(status): what for status, what in refusals(401, 403, 429).items()}

@@ -1,20 +1,14 @@
-"""Errors as the serving protocols have them, and bodies as their clients send them."""
+"""Errors as the serving protocols have them."""
 
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import HTTPException, Request, Response
+from fastapi import Response
 
-from app.api.limits import MAX_BODY_BYTES
-from inference.errors import BadInput
-
-#: zlib's number for a format with gzip's header, or zlib's own
-_ANY_HEADER = 32 + zlib.MAX_WBITS
 SCHEMA = "ProtocolError"
 
 
@@ -38,28 +32,3 @@ def documented_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def error_schema() -> dict[str, Any]:
     """Return the OpenAPI schema of an error."""
     return {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
-
-
-async def body_of(request: Request) -> bytes:
-    """Return a request's body, unpacked when it came as gzip or deflate.
-
-    Raises:
-        HTTPException: 413, it is over the limit, packed or unpacked.
-        BadInput: it is packed otherwise, or broken.
-    """
-    body = await request.body()
-    packed = request.headers.get("content-encoding", "identity").lower()
-    if packed == "identity":
-        return body
-    if packed not in ("gzip", "deflate"):
-        raise BadInput(f"Content-Encoding {packed} is not supported: send gzip, deflate or none")
-    try:
-        unpacker = zlib.decompressobj(_ANY_HEADER)
-        unpacked = unpacker.decompress(body, MAX_BODY_BYTES + 1)
-    except zlib.error as error:
-        raise BadInput(f"the body is no {packed}: {error}") from error
-    if len(unpacked) > MAX_BODY_BYTES:
-        raise HTTPException(413, f"the body is over {MAX_BODY_BYTES} bytes: send it in parts")
-    if not unpacker.eof or unpacker.unused_data:
-        raise BadInput(f"the body is no {packed}: it is cut off, or goes on after its end")
-    return unpacked

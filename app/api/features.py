@@ -13,10 +13,11 @@ from app.api.bodies import ENTITY_ID_SCHEMA, MAX_ROWS, JsonResponse
 from app.api.hot_path import entity_id_of
 from app.api.parts import Parts, parts_of
 from app.api.problems import documented
+from app.api.request_bodies import JsonRoute
 from inference.errors import ModelUnavailable
 from inference.features.updates import FeatureUpdate, UpdateResult
 
-router = APIRouter(prefix="/features", tags=["features"])
+router = APIRouter(prefix="/features", tags=["features"], route_class=JsonRoute)
 
 PREFIX = "/features/"
 EntityId = Annotated[str, WithJsonSchema(ENTITY_ID_SCHEMA)]

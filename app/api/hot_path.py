@@ -20,14 +20,12 @@ from app.api.bodies import ENTITY_ID_SCHEMA, ExplainableTerms, ExplainedBody
 from app.api.disconnects import ClientWatch
 from app.api.naming import header_of, telling
 from app.api.parts import Parts
-from app.api.problems import documented, respond_to_defect, respond_to_error, respond_to_validation
+from app.api.problems import defects, documented, respond_to_defect, respond_to_error
+from app.api.validation import as_bad_input
 from inference.entities import check_entity_id
 from inference.errors import BadEntityId, ForecacheError
-from inference.logs import get_logger
 from inference.request_ids import RequestId
 from inference.serving.service import Request
-
-log = get_logger(__name__)
 
 PREFIX = "/predict/"
 CONTENT_TYPE = (b"content-type", b"application/json")
@@ -105,9 +103,9 @@ class HotRequest:
         except ForecacheError as error:
             return respond_to_error(error)
         except ValidationError as error:
-            return respond_to_validation(error.errors(include_url=False)[0], "query")
-        except Exception as error:
-            log.exception("api.defect", error=type(error).__name__)
+            return respond_to_error(as_bad_input(error.errors(include_url=False)))
+        except Exception as error:  # noqa: BLE001 - `tell_each` logs it
+            defects.tell_each(error)
             return respond_to_defect()
 
     async def _answer(self) -> bytes:

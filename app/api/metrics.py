@@ -157,11 +157,15 @@ class QueueCollector(Collector):
 
 def _workers(rosters: dict[str, Roster]) -> Metric:
     workers = GaugeMetricFamily(
-        "forecache_workers", "Workers that are ready, starting, or went without a word.", labels=["queue", "state"]
+        "forecache_workers",
+        "Workers that are ready, starting, deaf to the broker, or went without a word.",
+        labels=["queue", "state"],
     )
     for queue, roster in rosters.items():
         ready = sum(worker.ready for worker in roster.alive)
-        counts = {"ready": ready, "starting": len(roster.alive) - ready, "gone": len(roster.gone)}
+        deaf = sum(worker.deaf for worker in roster.alive)
+        starting = len(roster.alive) - ready - deaf
+        counts = {"ready": ready, "starting": starting, "deaf": deaf, "gone": len(roster.gone)}
         for state, count in counts.items():
             workers.add_metric([queue, state], count)
     return workers

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from app.api.dialects import body_of, documented_errors
-from app.api.health import active_versions
+from app.api.dialects import documented_errors
+from app.api.health import readiness
 from app.api.parts import Parts, parts_of
+from app.api.request_bodies import read_body
 from app.api.tensors import compute, held_versions
 from inference.errors import BadInput, NotFound
 from inference.models import VersionRecord
@@ -48,6 +50,39 @@ _VERSIONED: dict[str, Any] = {"parameters": [_IN_PATH]}
 
 router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
+_MODEL = "/models/{model}"
+_VERSION = f"{_MODEL}/versions/{{version}}"
+#: extensions of Triton's that are not here → their paths, some of which this server would read as others
+_EXTENSIONS = {
+    "statistics": (f"{_MODEL}/stats", f"{_VERSION}/stats"),
+    "model configuration": (f"{_MODEL}/config", f"{_VERSION}/config"),
+    "model repository": ("/repository/{rest:path}",),
+    "trace": ("/trace/setting", f"{_MODEL}/trace/setting"),
+    "logging": ("/logging",),
+    "shared memory": ("/systemsharedmemory/{rest:path}", "/cudasharedmemory/{rest:path}"),
+    "generate": tuple(f"{one}/{verb}" for one in (_MODEL, _VERSION) for verb in ("generate", "generate_stream")),
+}
+
+
+def _refuse_extensions() -> None:
+    for extension, paths in _EXTENSIONS.items():
+        for path in paths:
+            router.add_api_route(path, _refusal_of(extension), methods=["GET", "POST"], include_in_schema=False)
+
+
+def _refusal_of(extension: str) -> Callable[[], Awaitable[Response]]:
+    async def refuse() -> Response:
+        raise _unsupported(extension)
+
+    return refuse
+
+
+def _unsupported(extension: str) -> BadInput:
+    return BadInput(f"the {extension} extension is not supported")
+
+
+_refuse_extensions()
+
 
 @router.get("/health/live")
 async def server_live() -> Response:
@@ -57,8 +92,8 @@ async def server_live() -> Response:
 
 @router.get("/health/ready", responses=documented_errors(503))
 async def server_ready(parts: _PartsOf) -> Response:
-    """Answer 200 once every model has been activated, from then on as long as the store answers."""
-    await active_versions(parts)
+    """Answer 200 once every model that can serve does, from then on as long as the store answers."""
+    await readiness(parts, list(parts.settings.models))
     return _json({"live": True, "ready": True})
 
 
@@ -72,6 +107,8 @@ async def server() -> Response:
 @router.get("/models/{model}/versions/{version}", responses=documented_errors(400, 404, 503), openapi_extra=_VERSIONED)
 async def model_metadata(parts: _PartsOf, model: str, version: _Version) -> Response:
     """Return what a model takes and gives."""
+    if model == "stats" and model not in parts.settings.models:  # where Triton has those of all models
+        raise _unsupported("statistics")
     record = await _record(parts, model, version)
     known = (await parts.cards.of(model)).versions
     ready = [one for one, found in sorted(known.items()) if found.state == "ready"]
@@ -122,7 +159,7 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 @router.post("/models/{model}/versions/{version}/infer", responses=_ANSWERS, openapi_extra=_INFER_VERSIONED)
 async def infer(request: Request, parts: _PartsOf, model: str, version: _Version) -> Response:
     """Return what the model gives for its own input tensors, as JSON or, where asked for, as bytes behind it."""
-    document, binary = protocol.read_body(await body_of(request), request.headers.get(LENGTH_HEADER))
+    document, binary = protocol.read_body(await read_body(request), request.headers.get(LENGTH_HEADER))
     record = await _record(parts, model, version)
     asked = protocol.infer_request(model, document, binary, record.signature)
     try:

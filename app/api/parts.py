@@ -82,8 +82,8 @@ class Parts:
     records: Callable[[str], Mapping[int, VersionRecord]]
     #: what models take and give
     cards: ModelCards = field(init=False)
-    #: models that had an active version once: readiness never goes back on them
-    activated: set[str] = field(default_factory=set)
+    #: models that were ready once: readiness never goes back on them
+    were_ready: set[str] = field(default_factory=set)
     _threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(BLOCKING_THREADS, thread_name_prefix="api-blocking")
     )

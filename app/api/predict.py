@@ -16,9 +16,10 @@ from app.api.bodies import (
 from app.api.disconnects import ClientWatch
 from app.api.parts import Parts, parts_of
 from app.api.problems import documented
+from app.api.request_bodies import JsonRoute
 from inference.serving import PredictionService
 
-router = APIRouter(tags=["predict"])
+router = APIRouter(tags=["predict"], route_class=JsonRoute)
 
 
 @router.post("/predict", response_model=PredictionsBody, responses=documented(400, 404, 413, 500, 503))

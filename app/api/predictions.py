@@ -17,10 +17,11 @@ from app.api.bodies import (
 )
 from app.api.parts import Parts, parts_of
 from app.api.problems import documented, problem_of
+from app.api.request_bodies import JsonRoute
 from inference.serving.job_queue import JobRow, JobView
 from inference.serving.jobs import JobRequest, JobState
 
-router = APIRouter(prefix="/predictions", tags=["jobs"])
+router = APIRouter(prefix="/predictions", tags=["jobs"], route_class=JsonRoute)
 
 MAX_WAIT_S = 60
 
@@ -50,7 +51,7 @@ async def enqueue(
         ),
         idempotency_key=idempotency_key,
     )
-    url = f"/predictions/{job_id}"
+    url = f"{parts.settings.api.root_path}/predictions/{job_id}"
     return JsonResponse({"task_id": job_id, "status_url": url}, 202, headers={"Location": url})
 
 

@@ -12,10 +12,11 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
+from starlette.requests import ClientDisconnect
 
 from app.api.dialects import respond_with_error, speaks_protocol
 from app.api.paths import without_folders
+from app.api.validation import as_bad_input
 from app.http_status import status_of
 from inference.errors import (
     BrokerUnavailable,
@@ -27,7 +28,9 @@ from inference.errors import (
     StoreUnavailable,
     Unauthorized,
     Unavailable,
+    UnsupportedMedia,
 )
+from inference.failures import Failures
 from inference.request_ids import requests_behind
 
 MEDIA_TYPE = "application/problem+json"
@@ -41,9 +44,16 @@ _OWN_WORDS: dict[type[ForecacheError], str] = {
     BrokerUnavailable: "the broker does not answer",
     FeaturesUnavailable: "a source of this entity's features does not answer",
 }
+#: of all routes
+defects = Failures("app.api", "request")
 _DEFECT = "the server failed on this request; its log says why"
-_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-_CODES = {404: "not-found", 405: "method-not-allowed", 413: "body-too-large", 500: "internal"}
+_CODES = {
+    404: "not-found",
+    405: "method-not-allowed",
+    408: "request-timeout",
+    413: "body-too-large",
+    500: "internal",
+}
 
 
 class Problem(BaseModel):
@@ -84,6 +94,7 @@ def add_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ForecacheError, _on_forecache_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_exception_handler(Exception, _on_defect)
 
 
@@ -118,18 +129,19 @@ def respond_to_error(error: ForecacheError, path: str = "") -> Response:
 def _headers_of(error: ForecacheError) -> dict[str, str] | None:
     if isinstance(error, Unauthorized):
         return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, UnsupportedMedia):
+        return {"Accept": "application/json", "Accept-Encoding": "gzip, deflate"}
     if isinstance(error, Unavailable | RateLimited):
         # whole seconds are all that the header can say (RFC 9110)
         return {"Retry-After": str(max(1, math.ceil(error.retry_after_s or RETRY_AFTER_S)))}
     return None
 
 
-def respond_to_validation(first: Mapping[str, Any], *place: str) -> Response:
-    """Return the response to pydantic's first complaint; `place` is where its location starts."""
-    where, *location = [*place, *(str(part) for part in first["loc"])]
-    field = where if not location or first["type"] == "json_invalid" else ".".join(location)
-    text = first["msg"].removeprefix("Value error, ")
-    return _respond(_problem(400, "bad-input", f"{field}: {text}", field))
+def respond_to_status(status: int, detail: str, path: str = "", headers: Mapping[str, str] | None = None) -> Response:
+    """Return the response to a refusal that is no error of ours, in the words of the path's protocol."""
+    if speaks_protocol(path):
+        return respond_with_error(status, detail, headers)
+    return _respond(_problem(status, _CODES.get(status, "bad-input"), detail), dict(headers or {}))
 
 
 def respond_to_defect() -> Response:
@@ -139,43 +151,30 @@ def respond_to_defect() -> Response:
 
 async def _on_forecache_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ForecacheError)  # noqa: S101 - tells mypy what the registration says
-    if speaks_protocol(request.url.path):
-        return respond_to_error(error, request.url.path)
+    if speaks_protocol(request.scope["path"]):
+        return respond_to_error(error, request.scope["path"])
     # what is wrong with a source or a run is told with paths of this machine
     document = without_folders(problem_of(error), request.app.state.parts.settings)
     return _respond(document, _headers_of(error))
 
 
-async def _on_validation_error(request: Request, error: Exception) -> Response:
+async def _on_validation_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - see above
-    if isinstance(error.body, bytes):  # FastAPI did not take it for JSON
-        sent_as = request.headers.get("content-type", "none")
-        return _respond(_problem(400, "bad-input", f"body: send JSON as application/json, not as {sent_as}", "body"))
-    return respond_to_validation(error.errors()[0])
+    return respond_to_error(as_bad_input(error.errors()))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - see above
-    if speaks_protocol(request.url.path):
-        return respond_with_error(error.status_code, str(error.detail), error.headers)
-    code = _CODES.get(error.status_code, "bad-input")
-    headers = dict(error.headers or {})
-    if error.status_code == 405:
-        headers["Allow"] = ", ".join(_allowed(request))
-    return _respond(_problem(error.status_code, code, str(error.detail)), headers)
+    return respond_to_status(error.status_code, str(error.detail), request.scope["path"], error.headers)
 
 
-def _allowed(request: Request) -> list[str]:
-    """Return every method of the path: Starlette names only those of the first route that has it."""
-    return [
-        method
-        for method in _METHODS
-        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
-    ]
+async def _on_disconnect(_: Request, __: Exception) -> Response:
+    # nobody reads it
+    return Response(status_code=499)
 
 
 async def _on_defect(request: Request, _: Exception) -> Response:
-    # the server logs the exception itself
-    if speaks_protocol(request.url.path):
+    # `Application` logs the exception itself
+    if speaks_protocol(request.scope["path"]):
         return respond_with_error(500, _DEFECT)
     return respond_to_defect()

@@ -10,13 +10,13 @@ from app.api.bodies import JsonResponse, PublishBody, RollbackBody, RunBody
 from app.api.parts import Parts, parts_of
 from app.api.paths import without_folders
 from app.api.problems import documented
+from app.api.request_bodies import JsonRoute
 from app.api.run_bodies import RunDetailsBody, RunListBody, RunStatusBody, ServingBody
 from inference.batch import RunView, Trigger
-from inference.errors import BrokerUnavailable
-from inference.logs import get_logger
+from inference.failures import Failures
 
-log = get_logger(__name__)
-router = APIRouter(tags=["runs"])
+_hurry = Failures(__name__, "run.hurry")
+router = APIRouter(tags=["runs"], route_class=JsonRoute)
 
 PREPARE_RUN = "forecache.prepare_run"
 
@@ -94,11 +94,8 @@ async def rollback(
 
 
 async def _accepted(view: RunView, parts: Parts) -> Response:
-    """Hurry the run on; without a broker, the reconciler finds it by itself within seconds."""
-    try:
+    """Hurry the run on; if that fails, the reconciler finds it by itself within seconds."""
+    with _hurry.kept_here():
         await parts.enqueue(PREPARE_RUN, [{"run_id": view.run_id}])
-    except BrokerUnavailable as error:
-        log.warning("run.not_hurried", run_id=view.run_id, error=error.message)
-    return JsonResponse(
-        without_folders(view.to_json(), parts.settings), 202, headers={"Location": f"/runs/{view.run_id}"}
-    )
+    location = f"{parts.settings.api.root_path}/runs/{view.run_id}"
+    return JsonResponse(without_folders(view.to_json(), parts.settings), 202, headers={"Location": location})

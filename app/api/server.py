@@ -63,6 +63,8 @@ def configure(api: ApiSettings, application: Callable[[], FastAPI]) -> uvicorn.C
         factory=True,
         workers=api.processes,
         http=Connection,
+        ws="none",
+        timeout_keep_alive=api.keep_alive,  # type: ignore[arg-type]  # it takes fractions too
         log_config=None,
         access_log=False,
         # nothing here asks for the client's address

@@ -9,9 +9,11 @@ from fastapi import Request, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from app.api.dialects import body_of, documented_errors
+from app.api.dialects import documented_errors
 from app.api.parts import Parts
 from app.api.paths import without_folders
+from app.api.request_bodies import read_body
+from app.api.routing import options
 from app.api.tensors import compute, held_versions
 from inference.errors import BadInput, NotFound
 from inference.models import VersionRecord
@@ -27,6 +29,9 @@ class TensorFlowServing:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         request = Request(scope, receive)
+        if request.method == "OPTIONS" and (allowed := protocol.methods_of(scope["path"])):
+            await options(allowed)(scope, receive, send)
+            return
         response = await _respond(request, request.app.state.parts)
         await response(scope, receive, send)
 
@@ -70,7 +75,7 @@ async def _without_label(path: ModelPath, parts: Parts) -> ModelPath:
 
 
 async def _predict(request: Request, path: ModelPath, parts: Parts) -> Response:
-    document = protocol.read_document(await body_of(request))
+    document = protocol.read_document(await read_body(request))
     protocol.signature_of(document)
     record = await _record(path, parts)
     tensors, by_row = protocol.tensors_of(document, record.signature.inputs)
@@ -79,7 +84,7 @@ async def _predict(request: Request, path: ModelPath, parts: Parts) -> Response:
 
 
 async def _examples(request: Request, path: ModelPath, parts: Parts) -> Response:
-    document = protocol.read_document(await body_of(request))
+    document = protocol.read_document(await read_body(request))
     examples = protocol.read_examples(document)
     record = await _record(path, parts)
     classify = path.method is Method.CLASSIFY

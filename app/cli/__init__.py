@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -15,6 +16,8 @@ from inference.release import installed_release
 #: exit codes of the contract
 FAILED = 1
 USAGE = 2
+#: environment variable: show where an error came from that nobody foresaw
+DEBUG = "FORECACHE_DEBUG"
 
 app = typer.Typer(
     name="forecache",
@@ -57,12 +60,29 @@ def _options(
 
 
 def main() -> None:
-    """Run the command and exit: 0 done, 1 failed, 2 wrong usage. Errors are one line on stderr."""
+    """Run the command and exit: 0 done, 1 failed, 2 wrong usage. Errors are one line on stderr.
+
+    With FORECACHE_DEBUG in the environment, an error that nobody foresaw shows its traceback.
+    """
     try:
         app(prog_name="forecache")
     except ForecacheError as error:
         typer.echo(f"forecache: {error.message}", err=True)
         sys.exit(USAGE if isinstance(error, SettingsError | UnknownModel) else FAILED)
+    except Exception as error:
+        # what runs for long has a log, in which the traceback belongs
+        if os.environ.get(DEBUG) or sys.argv[1:2] in processes.SERVICES:
+            raise
+        typer.echo(f"forecache: {_unforeseen(error)}", err=True)
+        sys.exit(FAILED)
+
+
+def _unforeseen(error: Exception) -> str:
+    from inference.failures import sentence_of
+
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return f"{sentence_of(error)} (a fault of Forecache's: {DEBUG}=1 shows where; please report it)"
 
 
 __all__ = ["FAILED", "USAGE", "app", "main"]

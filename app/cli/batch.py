@@ -65,13 +65,13 @@ def run(
 
 def _hurry() -> None:
     """Have the maintenance worker look at the run now; by itself it would do so within seconds."""
-    from inference.errors import BrokerUnavailable
+    from inference.failures import sentence_of
     from tasks.runs import poke
 
     try:
         poke()
-    except BrokerUnavailable as error:
-        note(f"{error.message}; the run goes on once the broker is back")
+    except Exception as error:  # noqa: BLE001 - told; the run is there, whatever a broker's library raises
+        note(f"{sentence_of(error)}; the run goes on once the broker is back")
 
 
 @app.command("list")

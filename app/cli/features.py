@@ -91,8 +91,9 @@ def put(
     from inference.models import record_to_serve
 
     with open_services() as services:
-        model, entity, texts = _put_arguments(arguments, services.settings.model)
+        model, entity, pairs = _put_arguments(arguments, services.settings.model)
         contract = record_to_serve(services.settings, services.registry, model).contract
+        texts = dict(_name_and_text(pair, contract) for pair in pairs)
         update = FeatureUpdate(entity, _values(texts, contract), _event_at(event_time))
         result = services.feature_writer(model, contract).write([update])[0].to_json()
     if as_json:
@@ -103,8 +104,8 @@ def put(
         raise typer.Exit(1)
 
 
-def _put_arguments(arguments: list[str], model_of: Any) -> tuple[str, str, dict[str, str]]:
-    """Return the model, the entity, and the values as text by feature."""
+def _put_arguments(arguments: list[str], model_of: Any) -> tuple[str, str, list[str]]:
+    """Return the model, the entity, and what follows them: each NAME=VALUE."""
     named = 2 if len(arguments) > 1 and "=" not in arguments[1] else 1
     head, pairs = arguments[:named], arguments[named:]
     if not pairs:
@@ -113,7 +114,14 @@ def _put_arguments(arguments: list[str], model_of: Any) -> tuple[str, str, dict[
         if "=" not in pair:
             raise typer.BadParameter(f"{pair!r} is no NAME=VALUE")
     model = model_of(head[0] if named == 2 else None)[0]
-    return model, head[-1], dict(pair.split("=", 1) for pair in pairs)
+    return model, head[-1], pairs
+
+
+def _name_and_text(pair: str, contract: FeatureContract) -> tuple[str, str]:
+    """Return a feature's name and its value as text. A name may hold "=" itself: the longest known one is meant."""
+    known = [name for name in contract.names if pair.startswith(f"{name}=")]
+    name = max(known, key=len, default=pair.partition("=")[0])
+    return name, pair[len(name) + 1 :]
 
 
 def _values(texts: dict[str, str], contract: FeatureContract) -> dict[str, Any]:

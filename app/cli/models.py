@@ -14,6 +14,8 @@ from app.cli.output import AsJson, note, print_fields, print_json, print_rows
 from inference.clock import to_iso
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from inference.models import VersionRecord
     from inference.services import Services
     from inference.store import Labels
@@ -128,13 +130,14 @@ def reload(
 ) -> None:
     """Have the workers look for new versions now, also at those they refused before, and wait until they have.
 
-    Exit 1 when not all of them have within the time.
+    Exit 1 when not all of them have within the time, or when features.json was changed beside a version that is loaded.
     """
     with open_services() as services:
-        name, _ = services.settings.model(model)
+        name, of_model = services.settings.model(model)
         left = _reloaded(services, name, timeout)
         active = services.registry.active_version(name)
         versions = {str(version): record for version, record in services.registry.versions(name).items()}
+        ignored = _ignored_contract(services.settings.path(of_model.path), versions.get(str(active)))
     if as_json:
         states = {version: record.state for version, record in versions.items()}
         print_json({"model": name, "active_version": active, "versions": states, "not_done": left})
@@ -143,6 +146,20 @@ def reload(
         for version, record in versions.items():
             print_fields({f"version {version}": record.remark or record.state})
     _fail_if_not_done(left, timeout)
+    if ignored is not None:
+        note(ignored)
+        raise typer.Exit(1)
+
+
+def _ignored_contract(path: Path, record: VersionRecord | None) -> str | None:
+    """Return that a features.json was changed beside a version which is loaded already; None when it was not."""
+    from app.cli.doctor.models import CONTRACT_FIX
+    from inference.models.versions import contract_change, find_versions
+
+    # this machine may have another folder than the workers, or none
+    folder = find_versions(path).get(record.version) if record is not None and path.exists() else None
+    change = None if record is None or folder is None else contract_change(record, path, folder)
+    return None if change is None else f"{change}, and a version that is loaded keeps what it has: {CONTRACT_FIX}"
 
 
 _Label = Annotated[str, typer.Argument(metavar="LABEL", help="stable, canary, or a name of your own.")]

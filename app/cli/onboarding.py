@@ -15,11 +15,12 @@ import typer
 from app.cli.asking import Asker
 from app.cli.http import base_url
 from inference import onboarding
-from inference.batch.sources import check_key_columns
 from inference.errors import Conflict, SettingsError
+from inference.features import check_key_columns
 from inference.features.contract import CONTRACT_FILE, find_contract
 from inference.models import Inspect, VersionRecord, find_versions, inspect_in_subprocess
 from inference.onboarding import Guess, Match, Proposal, Table, Target, Trial, TrialRequest, WidthMismatch
+from inference.schema import DType
 from inference.settings import ModelSettings, Settings, load_settings, settings_file
 from inference.settings.deployment import MODEL_NAME
 from inference.settings.model import parse_schedule
@@ -76,6 +77,9 @@ class Onboarding:
         entity = self._entity_column(source, name)
         event_time = self._event_time_column(source, entity)
         record = self._newest_version(name, path)
+        texts = [feature.name for feature in record.contract.given if feature.dtype is DType.STRING]
+        if source.files[0].partition:  # columns of folders are typed by their use
+            source = open_source(source.path, as_text=[str(entity.value), *texts])
         match = self._match(name, record, path, source, [entity.value, event_time.value])
         contract_file = self._contract_file(record, match, path)
         trial = self._try(name, path, record, match, source, str(entity.value))
@@ -104,7 +108,9 @@ class Onboarding:
         guess = None
         if self._options.entity_column is None:
             candidates = onboarding.entity_candidates(source.schema, f"{Path(source.path).stem} {name}")
-            guess = onboarding.guess_entity_column(onboarding.read_head(source, candidates))
+            guess = onboarding.guess_entity_column(
+                onboarding.read_head(source, candidates), onboarding.unfit_id_columns(source.schema)
+            )
             _say("guess", guess.reason if guess.value is None else f"entity column {guess.value!r}: {guess.reason}")
         chosen = self._asker.need(
             "--entity-column",

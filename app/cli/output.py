@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from inference.errors import shown_name
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -56,8 +58,9 @@ def terminal() -> Console:
 
 def print_fields(fields: Mapping[str, Any]) -> None:
     """Print one thing, a name and a value a line."""
-    width = max(map(len, fields), default=0)
-    for name, value in fields.items():
+    shown = {shown_name(name): value for name, value in fields.items()}
+    width = max(map(len, shown), default=0)
+    for name, value in shown.items():
         typer.echo(f"{name:<{width}}  {cell_text(value)}")
 
 

@@ -8,6 +8,9 @@ import typer
 
 from app.cli.context import load_settings
 
+#: command lines whose processes have a log; `up` and `demo` are looked at on a terminal
+SERVICES = (["api"], ["dashboard"])
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""

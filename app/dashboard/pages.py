@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from flower.views import BaseHandler
 from flower.views.monitor import Metrics
@@ -19,10 +21,14 @@ from app.dashboard.actions import Action
 from app.dashboard.figures import Choice
 from app.dashboard.reading import SharedReads
 from app.http_status import status_of
-from inference.errors import BadInput, ForecacheError, StoreUnavailable
+from inference.errors import BadInput, Defect, ForecacheError, StoreUnavailable
+from inference.failures import Failures
 from inference.logs import get_logger
 
 log = get_logger(__name__)
+_failures = Failures(__name__, "dashboard")
+#: `Number.MAX_SAFE_INTEGER`
+_MAX_SAFE_INTEGER = 2**53 - 1
 
 STATIC_FOLDER = Path(__file__).parent / "static"
 #: longer than any id of ours
@@ -66,6 +72,19 @@ class _Page(BaseHandler):  # type: ignore[misc]  # Flower ships no types
         self.write({"error": error.message})
 
 
+class _Json(_Page):
+    """Base of what a page's script asks: its errors are JSON, where Flower sends pages."""
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Answer with why the request was refused."""
+        if status_code == HTTPStatus.UNAUTHORIZED:  # browsers are asked for the credentials by a header of Flower's
+            super().write_error(status_code, **kwargs)
+            return
+        error = kwargs.get("exc_info", (None, None))[1]
+        told = error.get_message() if isinstance(error, web.HTTPError) else None
+        self.finish({"error": told or HTTPStatus(status_code).phrase})
+
+
 class ShellPage(_Page):
     """A page; it holds no figures of its own, so it opens while Redis is away."""
 
@@ -84,7 +103,7 @@ class ShellPage(_Page):
         )
 
 
-class PageData(_Page):
+class PageData(_Json):
     """The figures of a page as JSON; 503 with the reason while they cannot be read."""
 
     def initialize(self, page: str, faces: Faces) -> None:
@@ -97,17 +116,22 @@ class PageData(_Page):
         """Answer with what the address asks for."""
         choice = Choice(*(self._argument(name) for name in ("model", "window", "run")))
         try:
-            self.write(await self.faces.reads.read((self.page, choice), lambda: self.faces.readers[self.page](choice)))
+            read = self.faces.readers[self.page]
+            self.write(exact_in_browsers(await self.faces.reads.read((self.page, choice), lambda: read(choice))))
         except ForecacheError as error:
             if isinstance(error, StoreUnavailable):
                 log.warning("dashboard.no_figures", page=self.page, reason=error.message)
             self.refuse(error)
+        except Exception as error:  # noqa: BLE001 - `tell` logs it, once for all polls
+            self.refuse(Defect(f"this page failed: {_failures.tell(error, self.page, page=self.page)}"))
+        else:
+            _failures.over(self.page, page=self.page)
 
     def _argument(self, name: str) -> str:
         return str(self.get_argument(name, "", escape=False))[:_LONGEST_ARGUMENT]
 
 
-class RunActions(_Page):
+class RunActions(_Json):
     """Takes the buttons' requests: from a page of ours, by someone with the credentials, unless read-only."""
 
     def initialize(self, faces: Faces) -> None:
@@ -116,7 +140,21 @@ class RunActions(_Page):
 
     def check_xsrf_cookie(self) -> None:
         """Ask for the page's token also where Flower trusts basic auth: browsers send that along by themselves."""
-        super().check_xsrf_cookie()
+        # no page of another site can send this header unasked, so a proxy has set it
+        named = self.request.headers.get("X-Forwarded-Host", "").partition(",")[0].strip()
+        self.request.host = named or self.request.host
+        try:
+            super().check_xsrf_cookie()
+        except web.HTTPError as error:
+            origin = self.request.headers.get("Origin")
+            if self.request.headers.get("Sec-Fetch-Site") or origin is None:
+                raise
+            raise web.HTTPError(
+                HTTPStatus.FORBIDDEN,
+                f"this page is of {urlsplit(origin).netloc[:_LONGEST_ARGUMENT]}, and the request came for "
+                f"{self.request.host[:_LONGEST_ARGUMENT]}: let the proxy pass the Host header on (nginx: "
+                "proxy_set_header Host $http_host;)",
+            ) from error
         RequestHandler.check_xsrf_cookie(self)
 
     @web.authenticated
@@ -126,14 +164,38 @@ class RunActions(_Page):
             self.set_status(403)
             self.write({"error": "the dashboard is read-only: [dashboard] read_only"})
             return
+        action: Action | None = None
         try:
             action = Action.from_json(_json(self.request.body))
             done = await self.faces.reads.act(lambda: self.faces.act(action))
         except ForecacheError as error:
             self.refuse(error)
             return
+        except Exception as error:  # noqa: BLE001 - `tell_each` logs it
+            self.refuse(Defect(f"this was not done: {_failures.tell_each(error, action=action and action.name)}"))
+            return
         log.info("dashboard.action", action=action.name, model=action.model, run_id=action.run_id)
         self.write(done)
+
+
+class OutsidePrefix(RequestHandler):
+    """Whatever is asked for outside the path under which this is shown, which a proxy may have taken off."""
+
+    def initialize(self, prefix: str) -> None:
+        """Take what Tornado hands over for each request."""
+        self.prefix = prefix
+
+    def check_xsrf_cookie(self) -> None:
+        """Let posts come as far as gets do: there is nothing here."""
+
+    def prepare(self) -> None:
+        """Say where everything is."""
+        self.set_status(HTTPStatus.NOT_FOUND)
+        self.set_header("Content-Type", "text/plain; charset=utf-8")
+        self.finish(
+            f"There is nothing here: [dashboard] url_prefix says /{self.prefix}/. A proxy in front must leave that in "
+            "the path (nginx: proxy_pass with an address and no path behind it).\n"
+        )
 
 
 class GuardedMetrics(Metrics):  # type: ignore[misc]  # Flower ships no types
@@ -156,6 +218,15 @@ def page_handlers(faces: Faces, *, open_metrics: bool) -> list[url]:
         url(r"/forecache/(.*)", StaticFileHandler, {"path": str(STATIC_FOLDER)}, name="forecache-static"),
     ]
     return routes if open_metrics else [*routes, url(r"/metrics", GuardedMetrics)]
+
+
+def exact_in_browsers(value: Any) -> Any:
+    """Return JSON with the integers as text that JavaScript would round, such as versions that are nanoseconds."""
+    if isinstance(value, dict):
+        return {name: exact_in_browsers(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [exact_in_browsers(item) for item in value]
+    return str(value) if isinstance(value, int) and abs(value) > _MAX_SAFE_INTEGER else value
 
 
 def _json(body: bytes) -> Any:

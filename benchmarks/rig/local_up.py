@@ -15,7 +15,7 @@ from rig.deployment import MODEL, ROOT, free_port, http_ok, wait_until
 
 #: what is killed → words of its command line
 KINDS = {
-    "redis": ("redis-server",),
+    "redis": ("-server 127.0.0.1:",),
     "maintenance": ("workers", "maintenance"),
     "realtime": ("workers", "realtime"),
     "batch": ("workers", "gpu"),

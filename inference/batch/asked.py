@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from inference.batch.sources import check_key_columns
 from inference.entities import check_entity_id
 from inference.errors import BadEntityId, BadInput
+from inference.features import check_key_columns
 from inference.settings import ModelSettings, parse_duration
 from inference.sources import open_source, read_ids, whole_slices
 
@@ -50,7 +50,7 @@ def _ids_in_lines(path: Path) -> list[str]:
 
 
 def _ids_in_parquet(path: str, entity_column: str) -> list[str]:
-    source = open_source(path)
+    source = open_source(path, as_text=[entity_column])
     check_key_columns(source, entity_column, None)
     return [
         each for ids in read_ids(source.files, whole_slices(source.files), entity_column) for each in ids.to_pylist()

@@ -11,11 +11,13 @@ from typing import Any
 from inference.batch.drift import drift
 from inference.batch.gates import MAX_EXAMPLES, BadRows, Gate, RunFacts, check_gates, failures, merge_bad_rows
 from inference.batch.ledger import Ledger
+from inference.batch.outages import NOT_THE_RUNS_FAULT
 from inference.batch.partial import partial_gates
 from inference.batch.records import RunRecord, RunState, RunView
 from inference.batch.sinks.parquet import sweep_temporary_files, write_success
 from inference.batch.tables import RunTables, Staged
-from inference.errors import BadInput, Conflict, NotFound, Unavailable
+from inference.errors import BadInput, Conflict, NotFound
+from inference.failures import sentence_of
 from inference.keys import Keys
 from inference.logs import get_logger
 from inference.settings import Settings
@@ -43,11 +45,11 @@ class Finalising:
 
         May run twice: it goes on where a killed process stopped.
         """
-        is_published = self.tables.is_published(run)  # by a process that was killed before it could say so
-        if not is_published and not self.tables.are_loading(run):
-            self._fail(run, "its predictions are gone from Redis: start a new run")
-            return
         try:
+            is_published = self.tables.is_published(run)  # by a process that was killed before it could say so
+            if not is_published and not self.tables.are_loading(run):
+                self._fail(run, "its predictions are gone from Redis: start a new run")
+                return
             verdict = "" if is_published else failures(self._check(run))
             if verdict and not run.forced:
                 self._fail(run, f"not published: {verdict}")
@@ -55,14 +57,21 @@ class Finalising:
             self._publish(run)
         except (BadInput, Conflict, NotFound) as error:
             self._fail(run, f"not published: {error.message}")
-            return
-        except Unavailable:
+        except NOT_THE_RUNS_FAULT:
             raise
         except Exception as error:  # a file system or a driver may raise anything; the model must not stay blocked
             log.exception("run.not_finalised", run_id=run.run_id)
-            self._fail(run, f"not published: {type(error).__name__}: {error}".splitlines()[0][:500])
-            return
-        log.info("run.published", run_id=run.run_id, generation=None if run.is_partial else run.generation)
+            self._end(run, sentence_of(error))
+        else:
+            log.info("run.published", run_id=run.run_id, generation=None if run.is_partial else run.generation)
+
+    def _end(self, run: RunRecord, error: str) -> None:
+        """End a run by a failure: one that serves already is published all the same."""
+        if self.tables.is_published(run):
+            told = f"published, but what follows failed: {error}"
+            self.ledger.move(run, RunState.PUBLISHED, expected=[RunState.PUBLISHING], error=told)
+        else:
+            self._fail(run, f"not published: {error}")
 
     def _publish(self, run: RunRecord) -> None:
         if run.is_partial:
@@ -120,9 +129,9 @@ class Finalising:
         return drift(self.ledger.histogram(current.run_id), self.ledger.histogram(run.run_id))
 
     def _recount(self, run: RunRecord) -> IdCount:
-        return count_distinct_ids(
-            open_source(run.source).files, run.fingerprint["entity_column"], examples=MAX_EXAMPLES
-        )
+        column = run.fingerprint["entity_column"]
+        files = open_source(run.source, as_text=[column]).files
+        return count_distinct_ids(files, column, examples=MAX_EXAMPLES)
 
     def _close(self, run: RunRecord) -> None:
         """Say that the run is published.
@@ -130,17 +139,17 @@ class Finalising:
         What tables serve is decided already, so a full disk cannot undo it; a run that fills none fails then.
         """
         error = {}
-        sweep(run)
         if run.parquet_folder:
+            now = self.ledger.now()
+            done = replace(self.ledger.load(run.run_id), state=RunState.PUBLISHED, finished_at=now)
             try:
-                now = self.ledger.now()
-                done = replace(self.ledger.load(run.run_id), state=RunState.PUBLISHED, finished_at=now)
                 write_success(run.parquet_folder, RunView.of(done, now=now).to_json())
-            except OSError as problem:
+            except Exception as problem:  # each kind of storage has errors of its own
                 if not self.tables.of(run):
                     raise
                 log.exception("run.success_file_not_written", run_id=run.run_id)
-                error = {"error": f"published, but the Parquet folder has no _SUCCESS: {problem}"}
+                error = {"error": f"published, but the Parquet folder has no _SUCCESS: {sentence_of(problem)}"}
+        sweep(run)
         self.ledger.move(run, RunState.PUBLISHED, expected=[RunState.PUBLISHING], **error)
 
     def _fail(self, run: RunRecord, error: str) -> None:
@@ -163,7 +172,10 @@ def bad_rows_of(results: Iterable[Mapping[str, Any]]) -> tuple[BadRows, ...]:
 
 
 def sweep(run: RunRecord) -> None:
-    """Remove the temporary files that killed workers left in a run's folders on this machine."""
+    """Remove the temporary files that killed workers left in a run's folders on this machine, where it may."""
     for folder in (run.parquet_folder, run.quarantine_folder):
         if folder and not is_uri(folder):
-            sweep_temporary_files(Path(folder))
+            try:
+                sweep_temporary_files(Path(folder))
+            except OSError as error:  # they are only in the way
+                log.warning("run.not_swept", run_id=run.run_id, error=sentence_of(error))

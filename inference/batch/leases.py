@@ -9,15 +9,14 @@ from types import TracebackType
 
 from redis.lock import Lock
 
-from inference.errors import StaleAttempt, Unavailable
-from inference.logs import get_logger, in_this_context
+from inference.errors import StaleAttempt
+from inference.failures import Failures
+from inference.logs import in_this_context
 
 #: three renewals may fail before a lease of 10 s runs out
 RENEW_EVERY_S = 3.0
 
 _TAKE = (Path(__file__).parent / "scripts" / "lock.lua").read_text()
-
-log = get_logger(__name__)
 
 
 class ModelLock(Lock):
@@ -38,6 +37,7 @@ class Lease:
         self._renew = renew
         self._name = name
         self._every_s = every_s
+        self._failures = Failures(__name__, "lease")
         self._left = threading.Event()
         self._lost = threading.Event()
         self._thread = threading.Thread(target=in_this_context(self._keep), name=f"lease {name}", daemon=True)
@@ -74,9 +74,8 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._left.wait(self._every_s):
-            try:
+            # an owner whose thread ended would never hear that it lost its hold
+            with self._failures.kept_here(name=self._name):
                 if not self._renew():
                     self._lost.set()
                     return
-            except Unavailable as error:
-                log.warning("lease.not_renewed", name=self._name, error=error.message)

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from inference.batch.asked import Selection, unpack_entities
 from inference.batch.engine import check_engine
 from inference.batch.ledger import Ledger
+from inference.batch.outages import NOT_THE_RUNS_FAULT
 from inference.batch.partial import entities_gate
 from inference.batch.plan import Fingerprint, cut_row_groups, file_differences, files_digest, gather, plan_chunks
 from inference.batch.records import RunRecord, RunState
 from inference.batch.selection import Selected, select_rows
 from inference.batch.sinks.parquet import run_folder
-from inference.batch.sources import check_key_columns
 from inference.batch.tables import RunTables
 from inference.errors import BadInput, Conflict, SourceError
-from inference.features import Vectoriser
+from inference.failures import sentence_of
+from inference.features import Vectoriser, check_key_columns
 from inference.logs import get_logger
 from inference.models import Inspect, ModelRegistry, VersionRecord, record_to_serve
 from inference.settings import ModelSettings, Settings
@@ -44,9 +45,13 @@ class Preparation:
             source, fingerprint = self.look_at(run, version)
             open_ = self._open_partial if run.is_partial else self._open
             open_(run, version, source, fingerprint)
-        except BadInput as error:
-            log.warning("run.refused", run_id=run.run_id, error=error.message)
-            self.ledger.move(run, RunState.FAILED, expected=[RunState.QUEUED], error=error.message)
+        except NOT_THE_RUNS_FAULT:
+            raise
+        except Exception as error:  # a file, a library or a model may raise anything; the model must not stay blocked
+            foreseen = isinstance(error, BadInput)
+            reason = sentence_of(error) if foreseen else f"it cannot be planned: {sentence_of(error)}"
+            log.warning("run.refused", run_id=run.run_id, error=reason, exc_info=not foreseen)
+            self.ledger.move(run, RunState.FAILED, expected=[RunState.QUEUED], error=reason)
 
     def look_at(self, run: RunRecord, version: VersionRecord) -> tuple[Source, Fingerprint]:
         """Return the run's source, checked against its model, and what the plan will rest on.
@@ -55,9 +60,11 @@ class Preparation:
             SourceError: the source cannot be read, or lacks what the model or the settings name.
         """
         _, model = self.settings.model(run.model)
-        source = open_source(run.source, keep_metadata=run.since is not None)
+        vectoriser = Vectoriser(version.contract, version.signature)
+        texts = [model.entity_column, *vectoriser.text_columns]
+        source = open_source(run.source, as_text=texts, keep_metadata=run.since is not None)
         check_key_columns(source, model.entity_column, model.event_time_column)
-        Vectoriser(version.contract, version.signature).check_schema(source.schema, run.source)
+        vectoriser.check_schema(source.schema, run.source)
         return source, _fingerprint(source, model, version)
 
     def changes(self, run: RunRecord) -> list[str]:

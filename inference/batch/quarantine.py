@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
+from inference.sources import concat_rows
 from inference.storage import open_location
 
 #: rows kept of one chunk, so that a table that is bad throughout does not fill the memory
@@ -54,7 +55,7 @@ class Quarantine:
         """Write the part, complete or not at all; an earlier attempt's part held the same rows."""
         if not self._parts:
             return
-        table = pa.concat_tables(self._parts)
+        table = concat_rows(self._parts)
         where = open_location(self._folder)
         final = f"{where.path}/{self._name}"
         if not where.is_local:  # an object appears when it is whole

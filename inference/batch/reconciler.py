@@ -14,11 +14,12 @@ from inference.batch.engine import Engine
 from inference.batch.finalising import Finalising, sweep
 from inference.batch.leases import Lease
 from inference.batch.ledger import LEASE_S, Ledger
-from inference.batch.outages import redis_outage_is_an_error
+from inference.batch.outages import NOT_THE_RUNS_FAULT, redis_outage_is_an_error
 from inference.batch.preparation import Preparation
 from inference.batch.records import RunRecord, RunState
 from inference.batch.tables import RunTables
-from inference.errors import Conflict, ForecacheError, NotFound, StoreFull
+from inference.errors import Conflict, NotFound, StoreFull
+from inference.failures import Failures, sentence_of
 from inference.keys import TableKind
 from inference.logs import bound, get_logger
 from inference.settings import Settings
@@ -45,11 +46,12 @@ class Reconciler:
     start_spark: Callable[[str], None]
     #: model → its run in progress as this process last saw it
     seen: dict[str, RunRecord] = field(default_factory=dict)
+    failures: Failures = field(default_factory=lambda: Failures(__name__, "reconcile"))
 
     def reconcile(self, model: str | None = None) -> None:
         """Move a model's run on; None for every model's, each by itself, so that a slow one holds up no other.
 
-        A model that fails is logged, and does not stop the others.
+        A failure for one model is logged, once while it repeats, and does not stop the others.
 
         Raises:
             StoreUnavailable: Redis does not answer, whichever the model.
@@ -63,18 +65,23 @@ class Reconciler:
             list(threads.map(self._round, models))
 
     def _round(self, model: str) -> None:
-        try:
-            with self.holding(model) as held:
-                if held:
+        with self._step(model, "lock"), self.holding(model) as held:
+            if held:
+                with self._step(model, "give_up"):
                     self._give_up_old(model)
+                with self._step(model, "advance"):
                     self._advance(model)
+        with self._step(model, "collect"):
             self.tables.collect(model)
-        except Conflict as error:  # somebody else moved the run on first
-            log.info("reconcile.overtaken", model=model, reason=error.message)
-        except ForecacheError as error:
-            log.warning("reconcile.failed", model=model, error=error.message)
-        except Exception:  # a bug for one model must not stop the runs of the others
-            log.exception("reconcile.failed", model=model)
+
+    @contextmanager
+    def _step(self, model: str, step: str) -> Iterator[None]:
+        """Keep a step's failure to itself: what cannot be collected must not keep a run from ending."""
+        with self.failures.kept_here(f"{model} {step}", model=model, step=step):
+            try:
+                yield
+            except Conflict as error:  # somebody else moved the run on first
+                log.info("reconcile.overtaken", model=model, reason=error.message)
 
     @contextmanager
     def holding(self, model: str, *, wait_s: float = 0.0) -> Iterator[bool]:
@@ -114,6 +121,12 @@ class Reconciler:
                 self._advance_run(run)
         except StoreFull as error:
             self.ledger.fail_for_memory(run_id, error)
+        except NOT_THE_RUNS_FAULT:
+            raise
+        except Exception as error:
+            log.exception("run.failed", run_id=run_id)
+            going = [RunState.QUEUED, RunState.RUNNING, RunState.PUBLISHING]
+            self.ledger.move(run, RunState.FAILED, expected=going, error=f"it cannot go on: {sentence_of(error)}")
 
     def _advance_run(self, run: RunRecord) -> None:
         run.check_format()

@@ -23,6 +23,7 @@ from inference.sources import (
     Slice,
     Source,
     count_distinct_ids,
+    flat_columns,
     hash_ids,
     pack_mask,
     read_slices,
@@ -171,14 +172,14 @@ def _prune(source: Source, pieces: Iterator[Piece], since: float | None, column:
 def _newest_times(source: Source, number: int, column: str) -> dict[int, float]:
     """Return the newest event time of each row group of a file, where it is known."""
     file, metadata = source.files[number], source.metadata[number]
-    places = [at for at in range(metadata.num_columns) if metadata.schema.column(at).path == column]
-    if not places:
+    place = flat_columns(metadata).get(column)
+    if place is None:
         value = next((value.scalar.as_py() for value in file.partition if value.column == column), None)
         known = _epoch_s(value)
         return {} if known is None else dict.fromkeys(range(len(file.row_groups)), known)
     found = {}
     for group in range(len(file.row_groups)):
-        statistics = metadata.row_group(group).column(places[0]).statistics
+        statistics = metadata.row_group(group).column(place).statistics
         known = _epoch_s(statistics.max) if statistics is not None and statistics.has_min_max else None
         if known is not None:
             found[group] = known

@@ -1,17 +1,12 @@
-"""Which table a run reads, who may ask for it, and whether it has the columns that name and date its rows."""
+"""Which table a run reads, and who may ask for it."""
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 
-import pyarrow as pa
-
-from inference.entities import check_entity_column_type
 from inference.errors import BadInput, SourceError
-from inference.features import check_event_time_column
 from inference.settings import ModelSettings, Settings
-from inference.sources import Source, fixed_part, list_files
+from inference.sources import fixed_part, list_files
 from inference.storage import is_uri, open_location, split_uri
 
 
@@ -51,18 +46,6 @@ def absolute_source(settings: Settings, path: str) -> str:
     return within if scheme == "file" else f"{scheme}://{authority}{within}"
 
 
-def check_key_columns(source: Source, entity_column: str, event_time_column: str | None) -> None:
-    """Refuse a source without a usable entity column, or without the event-time column that was named.
-
-    Raises:
-        SourceError: naming the column and, when it is missing, the nearest one.
-    """
-    check_entity_column_type(entity_column, _field(source, entity_column, "entity_column").type)
-    if event_time_column is None:
-        return
-    check_event_time_column(event_time_column, _field(source, event_time_column, "event_time_column").type)
-
-
 def _is_allowed(settings: Settings, model: ModelSettings, path: str) -> bool:
     if not model.features:
         return False
@@ -92,12 +75,3 @@ def _remote_folder(home: str) -> str:
 
 def _is_below(path: str, folder: str) -> bool:
     return f"{path.rstrip('/')}/".startswith(f"{folder.rstrip('/')}/") and "//" not in path.partition("://")[2]
-
-
-def _field(source: Source, name: str, setting: str) -> pa.Field:
-    names = source.schema.names
-    if name in names:
-        return source.schema.field(name)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(names[:8])}"
-    raise SourceError(f"{source.path} has no column {name!r} ({setting}): {hint}", field=name)

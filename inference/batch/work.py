@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
@@ -21,6 +21,7 @@ from inference.batch.sinks.parquet import ParquetSink
 from inference.batch.sinks.table import TableSink
 from inference.batch.tables import RunTables
 from inference.errors import ContractError, NotFound, SourceError, StaleAttempt, StoreFull, Unavailable, UnknownFormat
+from inference.failures import Failures
 from inference.features import FeatureContract
 from inference.keys import TableKind
 from inference.logs import bound, get_logger
@@ -55,6 +56,7 @@ class ChunkWork:
     tables: RunTables
     poke: Callable[[], None]
     micro_batches: MicroBatches
+    failures: Failures = field(default_factory=lambda: Failures(__name__, "chunk"))
 
     def score(self, run_id: str, chunk_number: int) -> None:
         """Score one chunk, if it is still to be done. Safe to run twice, also at the same time.
@@ -92,10 +94,12 @@ class ChunkWork:
         except UnknownFormat as error:  # a worker of the release that planned it may take it
             log.warning("chunk.refused", error=error.message)
             self.ledger.give_back(claim, error=error.message, pause_s=_MAX_PAUSE_S)
-        except Exception as error:  # a model, a disk or a driver may raise anything: another attempt is due
-            log.exception("chunk.failed", attempt=claim.attempt)
-            text = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+        # a model, a disk or a driver may raise anything: another attempt is due
+        except Exception as error:  # noqa: BLE001 - `tell` logs it
+            text = self.failures.tell(error, run.run_id, attempt=claim.attempt)
             self.ledger.give_back(claim, error=text, pause_s=min(2.0**claim.attempt / 2, _MAX_PAUSE_S))
+        else:
+            self.failures.over(run.run_id)
 
     def _score(self, run: RunRecord, claim: Claim) -> None:
         run.check_format()

@@ -7,6 +7,7 @@ from inference.features.feature import Feature
 from inference.features.functions import FeatureFunctions
 from inference.features.gathering import Fallback, FeatureGatherer, Found, Gathered, GroupReading
 from inference.features.groups import DEFAULT_GROUP, FeatureGroup, GroupSource, GroupStatus
+from inference.features.key_columns import check_key_columns
 from inference.features.loading import LoadReport, load_features
 from inference.features.rows import FeatureRows, Rejection
 from inference.features.updates import FeatureUpdate, FeatureWriter, UpdateResult
@@ -33,6 +34,7 @@ __all__ = [
     "UpdateResult",
     "Vectoriser",
     "check_event_time_column",
+    "check_key_columns",
     "contract_from_signature",
     "event_times",
     "explain",

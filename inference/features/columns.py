@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +12,8 @@ import pyarrow.compute as pc
 
 from inference.features.feature import Feature
 from inference.features.rows import blank, per_row
-from inference.schema import DType
+from inference.schema import DType, cast_expression
+from inference.sources.column_types import is_list, plain_column, plain_type
 
 
 class Values(NamedTuple):
@@ -22,48 +24,49 @@ class Values(NamedTuple):
     misfit: npt.NDArray[np.bool_]
 
 
-def type_problem(feature: Feature, type_: pa.DataType) -> str | None:
-    """Return why a column of this type cannot become the feature, with the fix; None when it can."""
+def type_problem(feature: Feature, type_: pa.DataType, called: str = "") -> str | None:
+    """Return why a column of this type cannot become the feature, with the fix; None when it can.
+
+    `called`: what the type is called, if not by its own name.
+    """
+    told, type_ = called or str(type_), plain_type(type_)
     for _ in feature.shape:
-        if not _is_list(type_):
-            return f"is {type_}, but the feature has shape {list(feature.shape)}: store lists"
-        type_ = type_.value_type
-    if pa.types.is_dictionary(type_):
+        if pa.types.is_null(type_):  # lists of nothing but empty lists, or no list at all
+            return None
+        if not is_list(type_):
+            return f"is {told}, but the feature has shape {list(feature.shape)}: store lists"
         type_ = type_.value_type
     if pa.types.is_null(type_) or _fits(feature.dtype, type_):
         return None
-    return f"is {type_}, but the feature is {feature.dtype}: {_fix(feature.dtype, type_)}"
+    return f"is {told}, but the feature is {feature.dtype}: {_fix(feature, type_)}"
 
 
 def column_values(column: pa.Array, feature: Feature) -> Values:
     """Return a column, whose type has no `type_problem`, as an array of shape [rows, *feature.shape]."""
+    column = plain_column(column)
     return _nested(column, feature) if feature.shape else _scalars(column, feature)
-
-
-def _is_list(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_list(type_) or pa.types.is_large_list(type_) or pa.types.is_fixed_size_list(type_))
-
-
-def _is_text(type_: pa.DataType) -> bool:
-    return bool(pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_string_view(type_))
 
 
 def _fits(dtype: DType, type_: pa.DataType) -> bool:
     if dtype is DType.STRING:
-        return _is_text(type_)
+        return bool(pa.types.is_large_string(type_))
     if dtype is DType.BOOL:
         return bool(pa.types.is_boolean(type_))
     if pa.types.is_integer(type_) or pa.types.is_boolean(type_):
         return True
-    return dtype.is_float and bool(pa.types.is_floating(type_) or pa.types.is_decimal(type_))
+    if pa.types.is_decimal(type_):
+        return dtype.is_float or type_.scale == 0
+    return dtype.is_float and bool(pa.types.is_floating(type_))
 
 
-def _fix(dtype: DType, type_: pa.DataType) -> str:
+def _fix(feature: Feature, type_: pa.DataType) -> str:
+    dtype = feature.dtype
+    how = "" if feature.shape or pa.types.is_nested(type_) else f", such as {cast_expression(feature.name, dtype)}"
     if dtype is DType.STRING:
-        return "write it as text in the table"
-    if _is_text(type_):
+        return f"write it as text in the table{how}"
+    if pa.types.is_large_string(type_):
         return f"write it as {dtype} in the table, or declare the feature as a string"
-    return f"cast it to {dtype} in the table"
+    return f"cast it to {dtype} in the table{how}"
 
 
 def _nested(column: pa.Array, feature: Feature) -> Values:
@@ -83,19 +86,30 @@ def _nested(column: pa.Array, feature: Feature) -> Values:
 
 
 def _scalars(column: pa.Array, feature: Feature) -> Values:
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
     fine = np.zeros(len(column), dtype=bool)
     if pa.types.is_null(column.type):
         return Values(blank(feature, len(column)), ~fine, fine)
     missing = column.is_null().to_numpy(zero_copy_only=False) if column.null_count else fine
     if pa.types.is_decimal(column.type):
-        column = pc.cast(column, pa.float64())
+        return _decimals(column, missing, feature.dtype)
     if column.null_count:
         # numpy has no null: without this, integers would pass through float64 and lose digits past 2**53
         column = pc.fill_null(column, "" if feature.dtype is DType.STRING else _zero(column.type))
     raw = column.to_numpy(zero_copy_only=False)
     return _cast(raw, missing, feature.dtype)
+
+
+def _decimals(column: pa.Array, missing: npt.NDArray[np.bool_], dtype: DType) -> Values:
+    if dtype.is_float:
+        # by way of text: Arrow's own cast is off in the last digit, so that 1.15 of a request would be another number
+        numbers = pc.cast(pc.cast(column, pa.string()), pa.float64())
+        return _cast(numbers.to_numpy(zero_copy_only=False), missing, dtype)
+    limits = np.iinfo(dtype.numpy)
+    low, high = (pa.scalar(Decimal(int(limit)), pa.decimal128(20, 0)) for limit in (limits.min, limits.max))
+    misfit = pc.or_(pc.less(column, low), pc.greater(column, high))
+    whole = pc.fill_null(pc.if_else(misfit, pa.scalar(None, column.type), column), Decimal(0))
+    values = pc.cast(whole, pa.from_numpy_dtype(dtype.numpy)).to_numpy(zero_copy_only=False)
+    return Values(values, missing, pc.fill_null(misfit, False).to_numpy(zero_copy_only=False))
 
 
 def _zero(type_: pa.DataType) -> pa.Scalar:

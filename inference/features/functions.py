@@ -167,7 +167,9 @@ def _feature_values(ready: _Ready, feature: Feature, column: Any) -> Values:
         raise _failed(ready, "returned values of different kinds", feature) from error
     problem = type_problem(feature, array.type)
     if problem:
-        raise _failed(ready, f"returned a column that {problem.replace(' in the table', '')}", feature)
+        # a function has no table to cast a column in
+        told = problem.partition(", such as")[0].replace(" in the table", "")
+        raise _failed(ready, f"returned a column that {told}", feature)
     return column_values(array, feature)
 
 

@@ -14,9 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from inference.entities import check_entity_column_type, entity_ids_as_text, illegal_entity_ids
+from inference.entities import entity_ids_as_text, illegal_entity_ids
 from inference.errors import Conflict, SourceError, StoreUnavailable
-from inference.features.event_time import check_event_time_column, group_times, oldest
+from inference.features.event_time import group_times, oldest
+from inference.features.key_columns import check_key_columns
 from inference.features.rows import examples
 from inference.features.vectoriser import Vectoriser
 from inference.sources import Source, count_distinct_ids, open_source, read_slices, whole_slices
@@ -107,23 +108,10 @@ def load_features(
 
 
 def _open(path: str, entity_column: str, event_time_column: str | None, vectoriser: Vectoriser) -> _Source:
-    source = open_source(path)
-    name, schema = PurePosixPath(path).name, source.schema
-    _check_column(schema, entity_column, name, "entity_column")
-    check_entity_column_type(entity_column, schema.field(entity_column).type)
-    if event_time_column is not None:
-        _check_column(schema, event_time_column, name, "event_time_column")
-        check_event_time_column(event_time_column, schema.field(event_time_column).type)
-    vectoriser.check_schema(schema, name, stored_only=True)
-    return _Source(name, source, entity_column, event_time_column, vectoriser)
-
-
-def _check_column(schema: pa.Schema, column: str, name: str, setting: str) -> None:
-    if len(schema.get_all_field_indices(column)) != 1:
-        raise SourceError(
-            f"{name} has no single column {column!r}; set {setting} to one of {', '.join(schema.names[:20])}",
-            field=setting,
-        )
+    source = open_source(path, as_text=[entity_column, *vectoriser.text_columns])
+    check_key_columns(source, entity_column, event_time_column)
+    vectoriser.check_schema(source.schema, path, stored_only=True)
+    return _Source(PurePosixPath(path).name, source, entity_column, event_time_column, vectoriser)
 
 
 def _windows(source: _Source, rows: int) -> Iterator[pa.RecordBatch]:
@@ -135,6 +123,9 @@ def _windows(source: _Source, rows: int) -> Iterator[pa.RecordBatch]:
     files = source.source.files
     waiting: list[pa.RecordBatch] = []
     for batch in read_slices(files, whole_slices(files), columns=sorted(columns), batch_rows=min(rows, _READ_ROWS)):
+        if waiting and batch.schema != waiting[0].schema:  # the next file holds a column in another width, or all null
+            yield pa.concat_batches(waiting)
+            waiting = []
         waiting.append(batch)
         if sum(one.num_rows for one in waiting) >= rows:
             yield pa.concat_batches(waiting)

@@ -6,7 +6,6 @@ and unusable rows marked. Then features become *inputs*: the model's tensors. Fe
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ from inference.features.instances import Instance, check_names, instance_columns
 from inference.features.rows import FeatureRows, add_checked, blank, fill_missing
 from inference.features.stored import StoredForm
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
+from inference.sources import column_type_name, find_column
 
 #: rows up to which one call for all columns is quicker than a copy of each, as in a request
 _FEW_ROWS = 1024
@@ -40,6 +40,8 @@ class Vectoriser:
         self.signature = signature
         #: the table columns that it needs: the features that are not computed, in order, and times of groups
         self.columns: list[str] = _columns(contract)
+        #: those of them that become text
+        self.text_columns = [one.name for one in contract.given if one.dtype is DType.STRING and not one.shape]
         self._functions = functions or FeatureFunctions(contract)
         self._stacked = is_stacked(contract, signature)
         self._has_rules = any(feature.legal is not None for feature in contract.given)
@@ -53,21 +55,15 @@ class Vectoriser:
             SourceError: a column is missing (the nearest one is named), or its type cannot be cast.
         """
         for feature in self.contract.stored_form.features if stored_only else self.contract.given:
-            index = schema.get_all_field_indices(feature.name)
-            if len(index) != 1:
-                raise SourceError(self._missing_column(feature, schema, source, len(index)), field=feature.name)
-            problem = type_problem(feature, schema.field(index[0]).type)
+            field = find_column(schema, feature.name, source, hint=self._hint(feature))
+            problem = type_problem(feature, field.type, column_type_name(field))
             if problem:
                 raise SourceError(f"{source}: column {feature.name!r} {problem}", field=feature.name)
         for group in self.contract.table_groups:
             if group.event_time_column is not None:
-                if len(schema.get_all_field_indices(group.event_time_column)) != 1:
-                    raise SourceError(
-                        f"{source} has no single column {group.event_time_column!r}, "
-                        f"the event_time_column of group {group.name!r}",
-                        field=group.event_time_column,
-                    )
-                check_event_time_column(group.event_time_column, schema.field(group.event_time_column).type)
+                role = f"the event_time_column of group {group.name!r}"
+                field = find_column(schema, group.event_time_column, source, role=role)
+                check_event_time_column(group.event_time_column, field.type)
 
     def features_from_arrow(
         self, batch: pa.RecordBatch, *, at: float | None = None, times: GroupTimes | None = None
@@ -303,14 +299,11 @@ class Vectoriser:
             start += feature.width
         return {only.name: stacked if only.shape else stacked[:, 0]}
 
-    def _missing_column(self, feature: Feature, schema: pa.Schema, source: str, found: int) -> str:
-        if found > 1:
-            return f"{source}: column {feature.name!r} appears {found} times: rename one"
-        near = difflib.get_close_matches(feature.name, schema.names, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"its columns: {', '.join(schema.names[:20])}"
+    def _hint(self, feature: Feature) -> str:
+        """Return what to do if the table has no column of the feature; "" leaves it to the nearest name."""
         if feature.shape and len(self.contract.features) == 1:
-            hint = f"list its {feature.width} columns in the model's {CONTRACT_FILE}, in the order of the tensor"
-        return f"{source} has no column {feature.name!r}; {hint}"
+            return f"list its {feature.width} columns in the model's {CONTRACT_FILE}, in the order of the tensor"
+        return ""
 
 
 def _columns(contract: FeatureContract) -> list[str]:

@@ -10,6 +10,7 @@ import redis
 import redis.asyncio
 
 from inference.clock import Clock, system_clock
+from inference.failures import Failures
 from inference.hits.histograms import AGE, HIT_LATENCY, MICRO_BATCH, MISS_LATENCY
 from inference.keys import Keys
 from inference.logs import get_logger
@@ -104,10 +105,12 @@ class HitRecorder:
 
     async def run(self, *, every_s: float = FLUSH_EVERY_S) -> None:
         """Flush again and again; when cancelled, flush what is left and end."""
+        failures = Failures(__name__, "hits")
         try:
             while True:
                 await asyncio.sleep(every_s)
-                await self.flush()
+                with failures.kept_here():
+                    await self.flush()
         finally:
             await self.flush()
 

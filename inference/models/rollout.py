@@ -22,7 +22,7 @@ from inference.models.inspection import TryApart, inspect_version_in_subprocess
 from inference.models.record import VersionRecord
 from inference.models.registry import ModelRegistry
 from inference.models.remote import REMOTE_FILE
-from inference.models.versions import find_versions, fingerprint, wanted_versions
+from inference.models.versions import find_versions, fingerprint, unusable_folders, wanted_versions
 from inference.settings import Settings
 from inference.store import Pointer
 
@@ -109,7 +109,8 @@ class Rollout:
         """
         own = self._settings.models[self._model]
         try:
-            found = find_versions(self._settings.path(own.path))
+            path = self._settings.path(own.path)
+            found = find_versions(path)
             wanted = {version: found[version] for version in wanted_versions(found, own.versions)}
         except ModelError as error:
             if error.message != self._trouble:
@@ -117,9 +118,13 @@ class Rollout:
             self._trouble = error.message
             return {}
         absent = sorted(set(labelled) - wanted.keys())
-        trouble = f"version {absent[0]} has a label, and is not in the folder or not among versions" if absent else None
+        troubles = [
+            *(f"version {one} has a label, and is not in the folder or not among versions" for one in absent[:1]),
+            *unusable_folders(path),
+        ]
+        trouble = "; ".join(troubles) or None
         if trouble and trouble != self._trouble:
-            log.warning("model.label_unusable", model=self._model, error=trouble)
+            log.warning("model.version_unusable", model=self._model, error=trouble)
         self._trouble = trouble
         return wanted
 

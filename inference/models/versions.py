@@ -8,18 +8,22 @@ from pathlib import Path
 from typing import Literal
 
 from inference.errors import ModelError
+from inference.features import read_contract
 from inference.models.formats import find_model_file, known_files, near_miss
+from inference.models.record import VersionRecord
 
 #: `latest`, `all`, or the numbers, as in the settings
 Wanted = Literal["latest", "all"] | list[int]
 
 _READ_BYTES = 1 << 20
+#: the largest number that all who name a version can hold: JSON, the serving protocols, Redis
+MAX_VERSION = 2**63 - 1
 
 
 def find_versions(path: Path) -> dict[int, Path]:
     """Return version → folder: the numbered folders inside `path`, or `path` itself as version 1.
 
-    A numbered folder is listed whether or not it can be loaded.
+    A numbered folder is listed whether or not it can be loaded; `unusable_folders` are left out where there are others.
 
     Raises:
         ModelError: there is no such folder, or no model in it, or several; with the fix.
@@ -28,15 +32,42 @@ def find_versions(path: Path) -> dict[int, Path]:
         raise ModelError(f"model folder {path} does not exist: correct the model's path", field="path")
     if path.is_file():
         raise ModelError(f"{path} is a file: give the folder that holds the model, and nothing else", field="path")
-    numbered = {int(one.name): one for one in path.iterdir() if one.is_dir() and one.name.isdecimal() and int(one.name)}
+    numbered = _numbered(path)
+    usable = {number: folders[0] for number, folders in sorted(numbered.items()) if not _fault(number, folders)}
+    if usable:
+        return usable
     if numbered:
-        return dict(sorted(numbered.items()))
+        raise ModelError(f"model folder {path}: {unusable_folders(path)[0]}", field="path")
     if find_model_file(path):
         return {1: path}
     raise near_miss(path) or ModelError(
         f"model folder {path} holds no model: put one there ({known_files()}), or one in each of 1/, 2/, …",
         field="path",
     )
+
+
+def unusable_folders(path: Path) -> list[str]:
+    """Return a line for each numbered folder inside `path` that is no version, with the fix."""
+    faults = (_fault(number, folders) for number, folders in sorted(_numbered(path).items()))
+    return [fault for fault in faults if fault]
+
+
+def _numbered(path: Path) -> dict[int, list[Path]]:
+    """Return number → folders: several where one writes it with zeros in front."""
+    found: dict[int, list[Path]] = {}
+    for one in sorted(path.iterdir()) if path.is_dir() else ():
+        if one.name.isascii() and one.name.isdecimal() and int(one.name) and one.is_dir():
+            found.setdefault(int(one.name), []).append(one)
+    return found
+
+
+def _fault(number: int, folders: list[Path]) -> str | None:
+    if number > MAX_VERSION:
+        return f"version {folders[0].name} is too large: a version is at most {MAX_VERSION}, so rename the folder"
+    if len(folders) > 1:
+        names = " and ".join(folder.name for folder in folders)
+        return f"folders {names} are the same version {number}: rename or remove all but one"
+    return None
 
 
 def check_confined(path: Path, folder: Path) -> None:
@@ -75,6 +106,20 @@ def wanted_versions(found: Iterable[int], wanted: Wanted) -> list[int]:
             field="versions",
         )
     return sorted(set(wanted), reverse=True)
+
+
+def contract_change(record: VersionRecord, path: Path, folder: Path) -> str | None:
+    """Return what changed in `features.json` since a worker loaded a version, for the person who changed it; or None.
+
+    `path`: the model's folder; `folder`: the version's. Workers go by what they loaded, whatever the file says now.
+
+    Raises:
+        BadInput: the file cannot be read, or does not fit the model.
+    """
+    now = read_contract(path, folder, record.signature).hash
+    if now == record.contract_hash:
+        return None
+    return f"features.json is not what version {record.version} was loaded with ({now} is not {record.contract_hash})"
 
 
 def fingerprint(folder: Path) -> str:

@@ -14,6 +14,7 @@ from inference.onboarding.guesses import (
     guess_event_time,
     guess_model_name,
     time_candidates,
+    unfit_id_columns,
 )
 from inference.onboarding.head import newest_times, read_head
 from inference.onboarding.matching import Match, Table, WidthMismatch, match_columns, match_listed, match_written
@@ -52,4 +53,5 @@ __all__ = [
     "staged",
     "time_candidates",
     "try_row_in_subprocess",
+    "unfit_id_columns",
 ]

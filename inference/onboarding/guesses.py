@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -14,9 +14,12 @@ import pyarrow.compute as pc
 from inference.entities import check_entity_column_type, entity_ids_as_text, illegal_entity_ids
 from inference.errors import SourceError
 from inference.onboarding.head import Head
+from inference.sources import column_problem, column_type_name
 
 #: columns whose first rows are read to tell ids from other values
 MAX_CANDIDATES = 20
+#: columns named like ids whose types are told
+_MOST_UNFIT = 3
 #: features older than this are stale by the default age limit, so that every answer would be marked
 FRESH_WITHIN = timedelta(hours=24)
 
@@ -56,19 +59,35 @@ def entity_candidates(schema: pa.Schema, hints: str = "") -> list[str]:
     ranked = []
     for position, field in enumerate(schema):
         rank = _entity_rank(field, hints)
-        if rank is not None and len(schema.get_all_field_indices(field.name)) == 1:
+        if rank is not None and column_problem(field) is None:
             ranked.append((rank, position, field.name))
     return [name for _, _, name in sorted(ranked)[:MAX_CANDIDATES]]
 
 
-def guess_entity_column(head: Head) -> Guess:
-    """Return the first column of the head that has a different legal id in every row."""
+def unfit_id_columns(schema: pa.Schema) -> list[str]:
+    """Return why columns that are named like ids cannot hold them, one sentence each."""
+    told = []
+    for field in schema:
+        try:
+            check_entity_column_type(field.name, field.type, column_type_name(field))
+        except SourceError as error:
+            if looks_like_id(field.name):
+                told.append(error.message)
+    return told
+
+
+def guess_entity_column(head: Head, unfit: Sequence[str] = ()) -> Guess:
+    """Return the first column of the head that has a different legal id in every row.
+
+    `unfit`: from `unfit_id_columns`, said when there is no such column.
+    """
     for name in head.table.column_names:
         if not head.table.num_rows or _id_problem(head, name):
             continue
         return Guess(name, f"{_kind(head.table.schema.field(name).type)}, {_unique(head)}")
-    looked = ", ".join(map(repr, head.table.column_names[:5])) or "no column of text or integers"
-    return Guess(None, f"no column looks like one id a row ({looked}: not unique in {head.words})")
+    looked = ", ".join(map(repr, head.table.column_names[:5]))
+    why = f"{looked}: not unique in {head.words}" if looked else "none of text or integers is named like an id"
+    return Guess(None, "; ".join([f"no column looks like one id a row ({why})", *unfit[:_MOST_UNFIT]]))
 
 
 def check_distinct(head: Head, column: str) -> str:
@@ -86,7 +105,11 @@ def check_distinct(head: Head, column: str) -> str:
 
 def time_candidates(schema: pa.Schema) -> list[str]:
     """Return the columns of instants, those first whose names say that they date the row."""
-    columns = [field.name for field in schema if pa.types.is_timestamp(field.type) or pa.types.is_date(field.type)]
+    columns = [
+        field.name
+        for field in schema
+        if (pa.types.is_timestamp(field.type) or pa.types.is_date(field.type)) and column_problem(field) is None
+    ]
     return sorted(columns, key=_time_rank)[:MAX_CANDIDATES]
 
 
@@ -120,6 +143,8 @@ def given_event_time(column: str, newest: Mapping[str, datetime], now: datetime)
 
 def _entity_rank(field: pa.Field, hints: str) -> int | None:
     """Return how unlikely a column is to hold entity ids; None when it cannot."""
+    if not field.name:
+        return None
     try:
         check_entity_column_type(field.name, field.type)
     except SourceError:
@@ -157,7 +182,7 @@ def _time_rank(name: str) -> int:
 
 def _kind(type_: pa.DataType) -> str:
     value_type = type_.value_type if pa.types.is_dictionary(type_) else type_
-    return "integers" if pa.types.is_integer(value_type) else "text"
+    return "integers" if pa.types.is_integer(value_type) or pa.types.is_decimal(value_type) else "text"
 
 
 def _unique(head: Head) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from inference.sources import Source, read_slices, whole_slices
+from inference.sources import Source, concat_rows, flat_columns, read_slices, whole_slices
 
 HEAD_ROWS = 10_000
 #: long texts end the head earlier
@@ -40,15 +40,15 @@ def read_head(source: Source, columns: Sequence[str], *, rows: int = HEAD_ROWS) 
     Raises:
         SourceError: a file cannot be read.
     """
-    schema = pa.schema([source.schema.field(name) for name in columns])
     kept: list[pa.RecordBatch] = []
     seen = size = 0
     for batch in _batches(source, columns, min(rows, _STEP_ROWS)) if columns else ():
-        kept.append(batch.slice(0, rows - seen).select(list(columns)))
+        kept.append(batch.slice(0, rows - seen))
         seen, size = seen + kept[-1].num_rows, size + batch.nbytes
         if seen >= rows or size >= HEAD_BYTES:
             break
-    return Head(pa.Table.from_batches(kept, schema=schema).combine_chunks(), seen >= source.rows)
+    table = concat_rows([pa.Table.from_batches([batch]) for batch in kept]) if kept else pa.table({})
+    return Head(table.combine_chunks(), seen >= source.rows)
 
 
 def newest_times(source: Source, columns: Sequence[str]) -> dict[str, datetime]:
@@ -56,7 +56,7 @@ def newest_times(source: Source, columns: Sequence[str]) -> dict[str, datetime]:
     newest: dict[str, datetime] = {}
     for file in source.files[-_FOOTERS:]:
         metadata = pq.read_metadata(file.path)
-        places = {metadata.schema.column(i).path: i for i in range(metadata.num_columns)} if columns else {}
+        places = flat_columns(metadata) if columns else {}
         for name in columns:
             for instant in _maxima(metadata, places.get(name)):
                 newest[name] = max(newest.get(name, instant), instant)

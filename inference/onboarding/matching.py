@@ -12,12 +12,13 @@ from itertools import combinations
 
 import pyarrow as pa
 
-from inference.errors import BadInput, SourceError
+from inference.errors import BadInput, SourceError, shown_name
 from inference.features import Feature, FeatureContract, Vectoriser, contract_from_signature
 from inference.features.columns import type_problem
 from inference.features.contract import CONTRACT_FILE, check_contract
 from inference.onboarding.guesses import looks_like_id
 from inference.schema import DType, Signature, TensorSpec
+from inference.sources import column_problem, find_column
 
 _MOST_NAMES = 20
 _MOST_MISSING = 5
@@ -82,7 +83,8 @@ def match_listed(signature: Signature, table: Table, columns: Sequence[str]) -> 
     for name in columns:
         if name not in table.schema.names:
             raise SourceError(f"{table.name} has no column {name!r} {_nearest(name, table.schema)}", field=name)
-    contract = FeatureContract(tuple(_feature(table.schema.field(name), only) for name in columns))
+    fields = [find_column(table.schema, name, table.name) for name in columns]
+    contract = FeatureContract(tuple(_feature(field, only) for field in fields))
     if len(set(columns)) != len(columns):
         twice = next(name for name in columns if columns.count(name) > 1)
         raise BadInput(f"--columns names {twice!r} twice", field="columns")
@@ -147,7 +149,7 @@ def _stacked(signature: Signature, names: list[str], kept: list[str], left_out: 
 
 
 def _can_fill(field: pa.Field, only: TensorSpec, table: Table, shape: tuple[int, ...] = ()) -> bool:
-    if field.name in table.taken or len(table.schema.get_all_field_indices(field.name)) != 1:
+    if not field.name or field.name in table.taken or column_problem(field):
         return False
     return not pa.types.is_null(field.type) and type_problem(Feature(field.name, only.dtype, shape), field.type) is None
 
@@ -212,6 +214,6 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _shown(name: str) -> str:
-    """Return a name that stays on one line."""
-    text = name if name.isprintable() else repr(name)
+    """Return a name that stays on one line, and a short one."""
+    text = shown_name(name)
     return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 1] + "…"

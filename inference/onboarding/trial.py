@@ -120,7 +120,8 @@ def _first_rows(request: TrialRequest, vectoriser: Vectoriser) -> tuple[pa.Array
     """Return ids as text and features of the table's first rows."""
     names = list(dict.fromkeys([request.entity_column, *vectoriser.columns]))
     rows = max(1, min(TRIAL_ROWS, _TRIAL_VALUES // max(request.contract.width, 1)))
-    batch = read_head(open_source(request.source), names, rows=rows).table.to_batches()[0]
+    source = open_source(request.source, as_text=[request.entity_column, *vectoriser.text_columns])
+    batch = read_head(source, names, rows=rows).table.to_batches()[0]
     ids = entity_ids_as_text(batch.column(request.entity_column), request.entity_column)
     return ids, vectoriser.features_from_arrow(batch, at=time.time())
 

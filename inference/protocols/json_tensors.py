@@ -17,31 +17,56 @@ from inference.errors import BadInput
 from inference.schema import DType
 
 _NOT_FINITE = (b"NaN", b"Infinity")
+_UTF8_MARK = b"\xef\xbb\xbf"
+_BLANKS = b" \t\r\n"
+_TOO_DEEP = "it is nested more than 1 000 levels deep"
 
 
 def parse(body: bytes) -> Any:
-    """Return what JSON says; `NaN`, `Infinity` and `-Infinity` are numbers.
+    """Return what JSON says; `NaN`, `Infinity` and `-Infinity` are numbers, and a UTF-8 byte order mark is skipped.
 
     Raises:
-        BadInput: it is no JSON, or nested deeper than any tensor.
+        BadInput: it is no JSON in UTF-8, or nested deeper than any tensor; the message says where.
     """
-    if not body:
-        raise BadInput("JSON Parse error: The document is empty")
+    body = body.removeprefix(_UTF8_MARK)
+    if not body.strip(_BLANKS):
+        raise _parse_error("The document is empty")
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
+        _require_utf8(body)
         if not any(word in body for word in _NOT_FINITE):
-            raise _parse_error(error) from error
+            raise _parse_error(_in_our_words(error.msg), error.pos) from error
     try:
         found = json.loads(body)
         if b"\\u" in body:
             # half of a surrogate pair is no text, which this parser lets through
             json.dumps(found, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
-        raise _parse_error(error) from error
-    except (RecursionError, ValueError) as error:
-        raise BadInput(f"JSON Parse error: {error}") from error
+        raise _parse_error(error.msg, error.pos) from error
+    except RecursionError as error:
+        raise _parse_error(_TOO_DEEP) from error
+    except UnicodeEncodeError as error:
+        raise _parse_error("half of a surrogate pair is no text") from error
+    except ValueError as error:  # digits beyond what Python reads
+        raise _parse_error("a number has too many digits") from error
     return found
+
+
+def _require_utf8(body: bytes) -> None:
+    if body[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in body[:2]:
+        raise _parse_error("this is UTF-16 or UTF-32: send UTF-8")
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{body[error.start]:02x} is not UTF-8: send the text as UTF-8"
+        raise _parse_error(byte, error.start) from error
+
+
+def _in_our_words(message: str) -> str:
+    if "depth" in message or "ecursion" in message:
+        return _TOO_DEEP
+    return "a number is larger than any float" if "infinity" in message else message
 
 
 def array_of(value: Any, dtype: DType) -> npt.NDArray[Any] | None:
@@ -76,8 +101,9 @@ def render(document: Any) -> bytes:
     return json.dumps(_plain(document), ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def _parse_error(error: json.JSONDecodeError) -> BadInput:
-    return BadInput(f"JSON Parse error: {error.msg} at offset: {error.pos}")
+def _parse_error(what: str, offset: int | None = None) -> BadInput:
+    where = "" if offset is None else f" at offset: {offset}"
+    return BadInput(f"JSON Parse error: {what}{where}", field="body")
 
 
 def _integers(found: npt.NDArray[Any], dtype: DType) -> npt.NDArray[Any] | None:

@@ -47,9 +47,11 @@ class Answers:
             "predictions": items,
         }
 
-    def fail_all(self, error: ForecacheError) -> None:
-        """Give every row the same error."""
-        self.errors = dict.fromkeys(range(self.count), error)
+    def fail_rest(self, error: ForecacheError) -> None:
+        """Give every row that has neither a prediction nor an error of its own this one."""
+        for position in range(self.count):
+            if position not in self.predictions:
+                self.errors.setdefault(position, error)
 
     def computed_by(self, version: int, positions: Sequence[int]) -> None:
         """Note which version computes rows."""

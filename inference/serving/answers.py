@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from inference.clock import to_iso
-from inference.errors import ForecacheError, PredictionFailed, from_code
+from inference.errors import Defect, ForecacheError, from_code
 from inference.outcomes import Outcome, Source
 from inference.protocols.tensors import unpack
 from inference.schema import Block
@@ -158,7 +158,7 @@ def replies_from_result(result: Mapping[str, Any], rows: int) -> list[Reply]:
     """
     items = result.get("predictions", ())
     if len(items) != rows:
-        failed = PredictionFailed(f"a worker answered {len(items)} of {rows} rows")
+        failed = Defect(f"a worker answered {len(items)} of {rows} rows")
         return [failed] * rows
     return [_reply(item, result) for item in items]
 

@@ -48,6 +48,7 @@ class Breaker:
         self._pause_s = FIRST_PAUSE_S
         self._probe_at: float | None = None
         self._present = True
+        self._opened_by_silence = False
 
     @property
     def state(self) -> BreakerState:
@@ -73,10 +74,11 @@ class Breaker:
             self._probe_at = self._clock() + self._pause_s
 
     def answered(self) -> None:
-        """Note that a worker answered, whatever it said."""
+        """Note that a worker answered, whatever it said: all is asked again."""
         if self._probe_at is not None:
             log.info("breaker.closed", model=self._model)
         self._missed, self._longest_missed_s, self._pause_s, self._probe_at = 0, 0.0, FIRST_PAUSE_S, None
+        self._opened_by_silence = False
 
     def heard(self, present: bool) -> None:
         """Note whether the workers' own signs of life say that any is there, ready for work.
@@ -88,6 +90,8 @@ class Breaker:
             self._present = present
             if not present:
                 self._miss_all()
+            elif self._opened_by_silence:
+                self.answered()  # nothing speaks against them: what comes next need not wait for a probe
             elif self._probe_at is not None:
                 # the first probe may go at once
                 self._pause_s, self._probe_at = FIRST_PAUSE_S, self._clock()
@@ -96,6 +100,7 @@ class Breaker:
         self._longest_missed_s = max(self._longest_missed_s, WORKER_START_S)
         if self._probe_at is None:
             log.warning("breaker.opened", model=self._model, missed="every sign of life")
+            self._opened_by_silence = True
             self._probe_at = self._clock() + self._pause_s
 
     def missed(self, timeout_s: float) -> None:

@@ -12,13 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from inference.errors import DeadlineExceeded, ForecacheError, Overloaded, PredictionFailed
-from inference.logs import get_logger
+from inference.errors import DeadlineExceeded, Defect, ForecacheError, Overloaded, Unavailable
+from inference.failures import Failures
 from inference.request_ids import RequestId, requests_behind, work_for
 from inference.serving.answers import Reply
 from inference.serving.pace import Pace
-
-log = get_logger(__name__)
 
 #: micro-batches that may wait, whatever the pace: memory is bounded even if every caller has minutes
 MAX_WAITING_BATCHES = 64
@@ -55,6 +53,7 @@ class Coalescer:
         self._batches: set[asyncio.Task[None]] = set()
         self._launch_is_due = False
         self._pace = Pace()
+        self._failures = Failures(__name__, "coalescer")
 
     async def ask(self, entity_ids: Sequence[str], *, until: float) -> list[Reply]:
         """Return one reply per id, in order; DeadlineExceeded for what is not there by `until`.
@@ -157,7 +156,7 @@ class Coalescer:
     async def _fly(self, flights: list[_Flight]) -> None:
         # this task was made in the context of one of the requests
         work_for([request for flight in flights for request in flight.requests])
-        replies: list[Reply] = [PredictionFailed("the computation was given up")] * len(flights)
+        replies: list[Reply] = [Unavailable("this process is shutting down")] * len(flights)
         try:
             replies = await self._compute_or_fail(flights)
         finally:
@@ -176,16 +175,16 @@ class Coalescer:
             self._pace.learn(loop.time() - began_at)
             if len(replies) == len(flights):
                 return replies
-            failed = PredictionFailed(f"{len(replies)} replies came back for {len(flights)} rows")
+            failed = Defect(f"{len(replies)} replies came back for {len(flights)} rows")
         except (TimeoutError, DeadlineExceeded):
             self._pace.learn(loop.time() - began_at)  # it would have taken longer still
             failed = DeadlineExceeded("the prediction was not computed in time")
         except ForecacheError as error:
             failed = error
-        except Exception:
+        except Exception as error:  # noqa: BLE001 - `tell_each` logs it
             # a defect of ours must neither hang the callers nor stop the micro-batches after it
-            log.exception("coalescer.failed", rows=len(flights))
-            failed = PredictionFailed("the prediction could not be computed")
+            self._failures.tell_each(error, rows=len(flights))
+            failed = Defect("the prediction could not be asked for; the API's log says why")
         return [failed] * len(flights)
 
     def _land(self, batch: asyncio.Task[None]) -> None:

@@ -12,6 +12,7 @@ import redis
 import redis.asyncio
 
 from inference.clock import Clock, system_clock
+from inference.failures import Failures
 from inference.logs import get_logger
 
 log = get_logger(__name__)
@@ -47,9 +48,11 @@ class RedisClock:
 
     async def follow(self, client: redis.asyncio.Redis, *, every_s: float = MEASURE_EVERY_S) -> None:
         """Measure again and again until cancelled. In an outage the last offset stays in use."""
+        failures = Failures(__name__, "clock")
         while True:
-            try:
-                await self.measure(client)
-            except (redis.RedisError, OSError) as error:
-                log.debug("clock.not_measured", error=type(error).__name__)
+            with failures.kept_here():
+                try:
+                    await self.measure(client)
+                except (redis.RedisError, OSError) as error:
+                    log.debug("clock.not_measured", error=type(error).__name__)
             await asyncio.sleep(every_s)

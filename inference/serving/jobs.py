@@ -15,7 +15,7 @@ from typing import Any, Protocol, cast
 
 import redis
 
-from inference.errors import ForecacheError, PredictionFailed
+from inference.errors import Defect, ForecacheError, PredictionFailed
 from inference.keys import Keys
 from inference.queues import JobPriority
 
@@ -152,15 +152,16 @@ def run_part(client: redis.Redis, keys: Keys, scorer: JobScorer, job_id: str, pa
         client.eval(END_JOB, 3, *touched, JobState.FAILED.value, error_to_json(killer), "")
         return
     try:
-        result = _score(scorer, cast(dict[bytes, bytes], client.hgetall(touched[0])), json.loads(rows))
+        scored = _score(scorer, cast(dict[bytes, bytes], client.hgetall(touched[0])), json.loads(rows))
+        result = json.dumps(scored)
     except ForecacheError as error:
         client.eval(END_JOB, 3, *touched, JobState.FAILED.value, error_to_json(error), "")
     except Exception:
-        failed = PredictionFailed("a worker failed on this job; its log says why")
+        failed = Defect("a worker failed on this job, not the model; the worker's log says why")
         client.eval(END_JOB, 3, *touched, JobState.FAILED.value, error_to_json(failed), "")
         raise
     else:
-        client.eval(_FINISH_PART, 3, *touched, str(part), json.dumps(result), str(JOB_KEEP_S))
+        client.eval(_FINISH_PART, 3, *touched, str(part), result, str(JOB_KEEP_S))
 
 
 def _score(scorer: JobScorer, record: Mapping[bytes, bytes], rows: list[Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from inference.errors import ForecacheError, Unavailable
+from inference.errors import Defect, ForecacheError, Unavailable
 from inference.outcomes import Outcome, Source
 from inference.serving.answers import Answer, answer_stored
 from inference.serving.freshness import source_of
@@ -27,14 +27,14 @@ def step_down(
 ) -> Answer | ForecacheError:
     """Return the best answer left after `error`, or the error when there is none.
 
-    `default`: the model's declared one; None for none. It stands in for an outage or a missed deadline only:
-    an entity that does not exist, or that the model fails on, has no default.
+    `default`: the model's declared one; None for none. It stands in for an outage, a missed deadline or a fault of
+    ours only: an entity that does not exist, or that the model fails on, has no default.
     """
     if stale is not None and entity_id is not None:
         return answer_stored(model, entity_id, stale, source_of(stale), Outcome.STALE)
     if previous is not None and entity_id is not None:
         return answer_stored(model, entity_id, previous, Source.BATCH, Outcome.PREVIOUS)
-    if default is not None and isinstance(error, Unavailable):
+    if default is not None and isinstance(error, Unavailable | Defect):
         return Answer(entity_id, model, None, default, Source.DEFAULT, Outcome.DEFAULT, None, now)
     return error
 

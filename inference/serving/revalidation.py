@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
+from inference.failures import Failures
+
 
 class Revalidation:
     """Refreshes ids behind answers that were already given, each id once at a time.
@@ -17,6 +19,7 @@ class Revalidation:
         self._compute = compute
         self._under_way: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._failures = Failures(__name__, "revalidation")
 
     def start(self, entity_ids: Sequence[str]) -> None:
         """Begin with those of the ids that are not under way; returns at once."""
@@ -35,6 +38,7 @@ class Revalidation:
 
     async def _refresh(self, entity_ids: list[str]) -> None:
         try:
-            await self._compute(entity_ids)
+            with self._failures.kept_here():  # nobody waits for it, and the next request asks again
+                await self._compute(entity_ids)
         finally:
             self._under_way.difference_update(entity_ids)

@@ -9,15 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from inference.errors import (
-    DeadlineExceeded,
-    FeaturesUnavailable,
-    ForecacheError,
-    StoreUnavailable,
-)
+from inference.errors import DeadlineExceeded, Defect, FeaturesUnavailable, ForecacheError
+from inference.failures import Failures
 from inference.features import Fallback, FeatureGatherer, Gathered, explain
 from inference.features.rows import take
-from inference.logs import get_logger
 from inference.models import LoadedModel, ModelHost
 from inference.models.vectors import vector_hashes
 from inference.schema import Block
@@ -26,8 +21,6 @@ from inference.serving.answering import Answers, Result, Wanted, compute, unknow
 from inference.serving.messages import check_message, illegal_ids
 from inference.settings import ModelSettings, Settings
 from inference.store import Entry, Origin, Table
-
-log = get_logger(__name__)
 
 #: how long this process trusts what it measured of Redis' clock
 CLOCK_MAX_AGE_S = 5.0
@@ -61,6 +54,8 @@ class RealtimeScorer:
         self._fallback = fallback
         self._sample = sample
         self._clock_measured: tuple[float, float] | None = None
+        self._defects = Failures(__name__, "request")
+        self._after = Failures(__name__, "prediction.keep")
 
     def predict_entities(
         self,
@@ -99,8 +94,8 @@ class RealtimeScorer:
                     kept = done.without(doubtful)
                     self._keep(model, of_model, loaded, entity_ids, kept, take(outputs, ~doubtful), now)
                     self._remember_one(model, loaded, entity_ids, wanted, kept, answers, now)
-        except ForecacheError as error:
-            answers.fail_all(error)
+        except Exception as error:  # noqa: BLE001 - `_told` logs it
+            answers.fail_rest(self._told(error, model))
         return answers.to_json(model, entity_ids, now)
 
     def predict_instances(
@@ -118,8 +113,8 @@ class RealtimeScorer:
             rows = loaded.vectoriser.features_from_rows(instances, at=now)
             positions = np.arange(len(instances))
             compute(loaded, usable(rows, positions, np.full(len(instances), now), answers), answers)
-        except ForecacheError as error:
-            answers.fail_all(error)
+        except Exception as error:  # noqa: BLE001 - `_told` logs it
+            answers.fail_rest(self._told(error, model))
         return answers.to_json(model, [None] * len(instances), now)
 
     def explain_entity(
@@ -148,13 +143,16 @@ class RealtimeScorer:
                     outputs, done = compute(loaded, wanted, answers)
                     if not answers.doubtful:
                         self._keep(model, of_model, loaded, entity_ids, done, outputs, now)
-        except ForecacheError as error:
-            answers.fail_all(error)
+        except Exception as error:  # noqa: BLE001 - `_told` logs it
+            answers.fail_rest(self._told(error, model))
         if predict:
             return {**answers.to_json(model, entity_ids, now), "explanation": explanation}
         # what makes no prediction is explained all the same, if anything is known of the entity
         wrong = None if explanation and explanation["known"] else answers.errors.get(0)
         return {"model": model, "explanation": explanation, "error": wrong and wrong.to_json()}
+
+    def _told(self, error: Exception, model: str | None) -> ForecacheError:
+        return error if isinstance(error, ForecacheError) else defect(self._defects, error, model)
 
     def in_time(self, model: str, deadline: float | None) -> float:
         """Return the present instant in Redis time, unless the deadline has passed."""
@@ -250,9 +248,10 @@ class RealtimeScorer:
         if self._sample is None or not len(kept.positions) or not self._sample.wants(model):
             return
         position = int(kept.positions[0])
-        inputs = loaded.vectoriser.inputs(take(wanted.block, wanted.positions == position))
-        version = loaded.record.version
-        self._sample.remember(model, entity_ids[position], inputs, answers.predictions[position], version, now)
+        with self._after.kept_here(f"{model} sample", model=model):
+            inputs = loaded.vectoriser.inputs(take(wanted.block, wanted.positions == position))
+            version = loaded.record.version
+            self._sample.remember(model, entity_ids[position], inputs, answers.predictions[position], version, now)
 
     def _keep(
         self,
@@ -266,7 +265,8 @@ class RealtimeScorer:
     ) -> None:
         if not len(done.positions):
             return
-        try:
+        # the answer is right all the same; the next request computes it again
+        with self._after.kept_here(model, model=model):
             self._predictions(model).upsert(
                 [entity_ids[position] for position in done.positions],
                 loaded.record.signature.outputs,
@@ -277,9 +277,12 @@ class RealtimeScorer:
                 origin=Origin.REALTIME,
                 keep_s=of_model.realtime.keep,
             )
-        except StoreUnavailable as error:
-            # the answer is right all the same; the next request computes it again
-            log.warning("prediction.not_kept", model=model, rows=len(done.positions), error=error.message)
+
+
+def defect(failures: Failures, error: Exception, model: str | None) -> Defect:
+    """Log what nobody foresaw, and return what the caller is told of it."""
+    failures.tell_each(error, model=model)
+    return Defect("a worker failed on this request, not the model; the worker's log says why")
 
 
 def _hash_of(loaded: LoadedModel, row: Block) -> str:

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from inference.errors import ForecacheError, NotFound, PredictionFailed
+from inference.failures import Failures
 from inference.logs import get_logger
 from inference.models import LoadedModel, ModelHost
 from inference.protocols.tensors import check_tensors, pack, unpack
 from inference.schema import Block, Signature
 from inference.serving.messages import check_tensor_message
+from inference.serving.scorer import defect
 from inference.settings import Settings
 
 log = get_logger(__name__)
@@ -29,6 +31,7 @@ class TensorScorer:
         self._settings = settings
         self._host = host
         self._in_time = in_time
+        self._defects = Failures(__name__, "request")
 
     def predict_tensors(self, model: Any, inputs: Any, *, version: Any = None, deadline: Any = None) -> dict[str, Any]:
         """Compute all rows in one call of the model. `version` None: the active one; another must be held already.
@@ -42,13 +45,15 @@ class TensorScorer:
             loaded = self._held(model, version)
             tensors = unpack(inputs)
             check_tensors(tensors, loaded.record.signature.inputs)
-            outputs = model_outputs(loaded.predict(tensors), loaded.record.signature)
+            outputs = pack(model_outputs(loaded.predict(tensors), loaded.record.signature))
         except ForecacheError as error:
             if isinstance(error, PredictionFailed):
                 # the API tells nobody the model's own words: they belong here
                 log.warning("prediction.failed", model=model, error=error.message)
             return {"error": error.to_json()}
-        return {"model": model, "model_version": loaded.record.version, "outputs": pack(outputs)}
+        except Exception as error:  # noqa: BLE001 - `defect` logs it
+            return {"error": defect(self._defects, error, model).to_json()}
+        return {"model": model, "model_version": loaded.record.version, "outputs": outputs}
 
     def _held(self, model: str, version: int | None) -> LoadedModel:
         """Return the version; one that is merely on disk is not loaded because somebody asks for it."""

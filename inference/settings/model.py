@@ -149,7 +149,7 @@ class ModelSettings(Section):
     path: Path
     allow_code: bool = False
     versions: Annotated[
-        Literal["latest", "all"] | list[Annotated[int, Field(ge=1)]], BeforeValidator(_parse_versions)
+        Literal["latest", "all"] | list[Annotated[int, Field(ge=1, le=2**63 - 1)]], BeforeValidator(_parse_versions)
     ] = "latest"
     poll_every: Annotated[Duration | None, BeforeValidator(_parse_poll)] = 10.0
     features: str | None = None

@@ -3,50 +3,56 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from typing import Annotated, Literal
-from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
-from inference.settings.fields import Section
+from inference.settings.fields import Duration, Section
+from inference.settings.server_urls import broker_url as read_broker_url
+from inference.settings.server_urls import redis_url
 
 _RATE = re.compile(r"^[1-9][0-9]*/(second|minute|hour|day)$")
-_CERT_REQS = ("required", "optional", "none")
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9_.~-]*)*")
+#: with these in front, nobody could tell whether a proxy has stripped a path
+_OWN_PATHS = ("predict", "predictions", "features", "runs", "models", "health", "v1", "v2")
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
-def _check_redis_url(value: SecretStr | None) -> SecretStr | None:
-    if value is None:
-        return None
-    if not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
-        raise ValueError("a Redis URL starts with redis://, rediss:// or unix://")
-    try:
-        parts = urlsplit(value.get_secret_value())
-        _ = parts.port
-    except ValueError:  # its text quotes what may be the password
-        raise ValueError("its port is no number: special characters of a password are %-encoded") from None
-    if parts.scheme == "rediss" and parse_qs(parts.query).get("ssl_cert_reqs", [""])[-1] not in _CERT_REQS:
-        # Celery insists on one, and calls them CERT_REQUIRED too, which redis-py refuses
-        raise ValueError("a rediss:// URL must end in ?ssl_cert_reqs=required (or optional, or none)")
-    return value
+def _in_one_form(value: SecretStr | None, read: Callable[[str], str]) -> SecretStr | None:
+    return None if value is None else SecretStr(read(value.get_secret_value()))
 
 
 class RedisSettings(Section):
-    """Where Redis is. URLs hold passwords, so they print as stars."""
+    """Where Redis is. URLs are kept as redis-py reads them. They hold passwords, so they print as stars."""
 
     url: SecretStr | None = None
     cache_url: SecretStr | None = None
     prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,32}$")] = "forecache"
 
-    _check_urls = field_validator("url", "cache_url")(_check_redis_url)
+    @field_validator("url")
+    @classmethod
+    def _read_url(cls, value: SecretStr | None) -> SecretStr | None:
+        return _in_one_form(value, redis_url)
+
+    @field_validator("cache_url")
+    @classmethod
+    def _read_cache_url(cls, value: SecretStr | None) -> SecretStr | None:
+        return _in_one_form(value, partial(redis_url, cache=True))
 
 
 class CelerySettings(Section):
     """The broker, when it is not `redis.url`."""
 
     broker_url: SecretStr | None = None
+
+    @field_validator("broker_url")
+    @classmethod
+    def _read_broker_url(cls, value: SecretStr | None) -> SecretStr | None:
+        return _in_one_form(value, read_broker_url)
 
 
 class Scope(StrEnum):
@@ -86,6 +92,9 @@ class ApiSettings(Section):
     `processes`: how many serve the port; one uses one core.
     `keys`: by the name of whom they are for; with any, every request but those to /health needs one.
     `client_key`: the key that `forecache predict` and `enqueue` show.
+    `root_path`: the path under which a proxy shows it, such as "/forecache", whether the proxy strips it or not.
+    `keep_alive`: how long an idle connection is kept, in seconds: longer than a proxy keeps it, so that the proxy never
+    sends into one that is being closed.
     """
 
     host: str = "127.0.0.1"
@@ -94,6 +103,17 @@ class ApiSettings(Section):
     allow_remote: bool = False
     keys: dict[str, ApiKey] = {}
     client_key: SecretStr | None = None
+    root_path: str = ""
+    keep_alive: Duration = 75.0
+
+    @field_validator("root_path")
+    @classmethod
+    def _legal_root_path(cls, value: str) -> str:
+        if not _ROOT_PATH.fullmatch(value):
+            raise ValueError(f"{value!r} is no path: write it as in /forecache, with a / at its start, none at its end")
+        if value.split("/")[1:2] and value.split("/")[1] in _OWN_PATHS:
+            raise ValueError(f"{value!r} begins as paths of the API do: choose another name")
+        return value
 
 
 class DashboardSettings(Section):

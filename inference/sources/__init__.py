@@ -3,23 +3,36 @@
 `open_source` reads footers only; `read_slices` streams the rows that a plan names and notices a replaced file.
 """
 
+from inference.sources.column_types import concat_rows, plain_column
 from inference.sources.files import fixed_part, list_files
-from inference.sources.footers import SourceFile
+from inference.sources.footers import SourceFile, flat_columns
 from inference.sources.ids import IdCount, count_distinct_ids, hash_ids, read_ids
 from inference.sources.reading import Slice, pack_mask, read_slices, whole_slices
-from inference.sources.source import Source, open_source
+from inference.sources.source import (
+    Source,
+    column_problem,
+    column_type_name,
+    find_column,
+    open_source,
+)
 
 __all__ = [
     "IdCount",
     "Slice",
     "Source",
     "SourceFile",
+    "column_problem",
+    "column_type_name",
+    "concat_rows",
     "count_distinct_ids",
+    "find_column",
     "fixed_part",
+    "flat_columns",
     "hash_ids",
     "list_files",
     "open_source",
     "pack_mask",
+    "plain_column",
     "read_ids",
     "read_slices",
     "whole_slices",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.fs as fs
 
 from inference.errors import SourceError
+from inference.sources.table_formats import refuse_other_formats
 from inference.storage import Location, reason_of
 
 _PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
@@ -34,20 +35,28 @@ def list_files(place: Location) -> list[str]:
     """Return the paths of a source's files, sorted.
 
     Of a folder, and of folders that a pattern matches: every `*.parquet` (`.parq`, `.pq`) below. Hidden names and
-    those that start with an underscore, such as `_SUCCESS` or `_temporary/`, are left out, and so is `.crc`.
+    those that start with an underscore, such as `_SUCCESS`, are left out, and so is `.crc`.
 
     Raises:
-        SourceError: nothing is there, nothing of it is Parquet, or it cannot be listed.
+        SourceError: nothing is there, nothing of it is Parquet, it cannot be listed, or it belongs to a table of
+            another format, such as Delta.
     """
     if is_pattern(place.path) and not (place.is_local and Path(place.path).exists()):
-        return _matching(place, sorted(_below(place, fixed_part(place.path))))
+        root = fixed_part(place.path)
+        listed = _below(place, root)
+        kept = _matching(place, _visible(root, listed))
+        refuse_other_formats(place.at(root), kept, listed)
+        return kept
     kind = _kind(place, place.path)
-    if kind == fs.FileType.File:
-        return [place.path]
     if kind == fs.FileType.NotFound:
         raise SourceError(f"{place.name} does not exist: {_PLACES}", field="source")
-    found = sorted(_below(place, place.path))
+    if kind == fs.FileType.File:
+        refuse_other_formats(place, [place.path], ())
+        return [place.path]
+    listed = _below(place, place.path)
+    found = _visible(place.path, listed)
     parquet = [path for path in found if path.endswith(_PARQUET_SUFFIXES)]
+    refuse_other_formats(place, parquet, listed)
     if not parquet:
         raise SourceError(f"{place.name} holds no *.parquet file{_instead(found)}", field="source")
     return parquet
@@ -85,16 +94,20 @@ def _kind(place: Location, path: str) -> Any:
         raise SourceError(f"{place.at(path).name} cannot be read: {reason_of(error)}", field="source") from error
 
 
-def _below(place: Location, root: str) -> Iterator[str]:
+def _below(place: Location, root: str) -> dict[str, bool]:
+    """Return all paths below a folder, and whether each is a file; nothing if it does not exist."""
     try:
         infos = place.filesystem.get_file_info(fs.FileSelector(root, recursive=True))
     except FileNotFoundError:
-        return
+        return {}
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"{place.at(root).name} cannot be listed: {reason_of(error)}", field="source") from error
-    for info in infos:
-        if info.type == fs.FileType.File and not _is_hidden(info.path[len(root) :]):
-            yield info.path
+    return {info.path: info.type == fs.FileType.File for info in infos}
+
+
+def _visible(root: str, listed: Mapping[str, bool]) -> list[str]:
+    """Return the files that a table may consist of, sorted."""
+    return sorted(path for path, is_file in listed.items() if is_file and not _is_hidden(path[len(root) :]))
 
 
 def _is_hidden(relative: str) -> bool:

@@ -115,6 +115,16 @@ def read_footer(place: Location, *, keep_metadata: bool = False) -> Footer:
     return Footer(file, schema, metadata if keep_metadata else None)
 
 
+def flat_columns(metadata: Any) -> dict[str, int]:
+    """Returns where the values of each column that is no struct or list stand among Parquet's own columns.
+
+    Their paths alone do not tell: a column `a.b` and a field `b` of a struct `a` have the same.
+    """
+    schema = metadata.schema
+    leaves = ((schema.column(place), place) for place in range(metadata.num_columns))
+    return {leaf.name: place for leaf, place in leaves if leaf.name == leaf.path}
+
+
 def check_unchanged(place: Location, planned: SourceFile) -> None:
     """Refuse a file that is not the one that was planned any more.
 

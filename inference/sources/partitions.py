@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
@@ -36,12 +36,20 @@ class PartitionValue:
     @property
     def scalar(self) -> Any:
         """The value as an Arrow scalar."""
-        return pa.array([self.text], pa.string()).cast(pa.type_for_alias(self.type))[0]
+        return pa.array([self.text], pa.string()).cast(self.arrow_type)[0]
+
+    @property
+    def arrow_type(self) -> pa.DataType:
+        """The type as Arrow's object."""
+        return pa.type_for_alias(self.type)
 
 
-def partition_values(paths: Sequence[str], names: Sequence[str]) -> list[tuple[PartitionValue, ...]]:
-    """Return each file's partition values, their types inferred from all files: whole numbers, numbers, dates,
-    timestamps, else text. `names` are the paths as messages show them.
+def partition_values(
+    paths: Sequence[str], names: Sequence[str], as_text: Collection[str] = ()
+) -> list[tuple[PartitionValue, ...]]:
+    """Returns each file's partition values, their types inferred from all files: whole numbers, numbers, dates,
+    timestamps, else text. `names` are the paths as messages show them. The columns in `as_text` stay as the folders
+    are called, whatever the other folders are: an id 007 is not 7.
 
     Raises:
         SourceError: the files have different partition columns.
@@ -54,7 +62,10 @@ def partition_values(paths: Sequence[str], names: Sequence[str]) -> list[tuple[P
                 "partition all files of a source by the same columns",
                 field="source",
             )
-    types = {column: _type([columns[column] for columns in found]) for column in (found[0] if found else ())}
+    types = {
+        column: "string" if column in as_text else _type([columns[column] for columns in found])
+        for column in (found[0] if found else ())
+    }
     return [tuple(PartitionValue(column, text, types[column]) for column, text in columns.items()) for columns in found]
 
 

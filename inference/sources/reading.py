@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inference.errors import SourceError
+from inference.sources.column_types import plain_column
 from inference.sources.footers import SourceFile, check_unchanged
 from inference.sources.partitions import PartitionValue
 from inference.storage import Location, open_location, reason_of
@@ -59,8 +60,10 @@ def unpack_mask(text: str, rows: int) -> npt.NDArray[np.bool_]:
 def read_slices(
     files: Files, slices: Iterable[Slice], *, columns: Sequence[str], batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the slices' rows in order, at most `batch_rows` at a time, with the columns of the files' folders.
+    """Yield the slices' rows in order, at most `batch_rows` at a time: the `columns` in this order, those of the files'
+    folders too, each in its plain type (see `column_types`).
 
+    A column may have another plain type in another file, such as null; `concat_rows` joins them.
     Each file is compared with the plan before its first row and after its last: an object store answers every read
     from whatever is there at that moment.
 
@@ -93,30 +96,39 @@ def _read_file(
             place.filesystem.open_input_file(place.path) as opened,
             pq.ParquetFile(opened, buffer_size=buffer, pre_buffer=False) as file,
         ):
-            own = [name for name in columns if name in file.schema_arrow.names]
-            rest = [value for value in planned.partition if value.column in columns and value.column not in own]
+            in_file = set(file.schema_arrow.names)  # each access parses the schema of all columns again
+            own = [name for name in columns if name in in_file]
+            rest = [value for value in planned.partition if value.column in columns and value.column not in in_file]
             for part in parts:
-                for batch in _read_slice(file, part, own, batch_rows):
-                    yield _with_partition(batch, rest)
+                for batch, mask in _read_slice(file, part, own, batch_rows):
+                    rows = _plain_rows(batch, own, rest, columns)
+                    yield rows if mask is None else rows.filter(mask)
     except (pa.ArrowException, OSError) as error:
         check_unchanged(place, planned)  # that it was replaced says more than what this led to
         raise SourceError(f"{place.name} cannot be read: {reason_of(error)}", field="source") from error
 
 
-def _read_slice(file: pq.ParquetFile, part: Slice, columns: list[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+def _read_slice(
+    file: pq.ParquetFile, part: Slice, columns: list[str], batch_rows: int
+) -> Iterator[tuple[pa.RecordBatch, pa.Array | None]]:
+    """Yield rows as the file holds them, with which of them are meant; None for all."""
     begin, end, at = part.offset, part.offset + part.length, 0
     mask = None if part.mask is None else unpack_mask(part.mask, part.length)
     for batch in file.iter_batches(batch_rows, row_groups=[part.row_group], columns=columns):
         low, high = max(begin - at, 0), min(end - at, batch.num_rows)
         if low < high:
-            piece = batch.slice(low, high - low)
-            yield piece if mask is None else piece.filter(pa.array(mask[at + low - begin : at + high - begin]))
+            meant = None if mask is None else pa.array(mask[at + low - begin : at + high - begin])
+            yield batch.slice(low, high - low), meant
         at += batch.num_rows
         if at >= end:
             return
 
 
-def _with_partition(batch: pa.RecordBatch, values: Sequence[PartitionValue]) -> pa.RecordBatch:
-    for value in values:
-        batch = batch.append_column(value.column, pa.repeat(value.scalar, batch.num_rows))
-    return batch
+def _plain_rows(
+    batch: pa.RecordBatch, own: Sequence[str], partition: Sequence[PartitionValue], columns: Sequence[str]
+) -> pa.RecordBatch:
+    """Return the rows with the asked columns alone: Arrow also reads a struct `a` with `b` for a column `a.b`."""
+    found = {name: batch.column(name) for name in own}
+    found |= {value.column: pa.repeat(value.scalar, batch.num_rows) for value in partition}
+    arrays = [plain_column(found[name]) for name in columns]
+    return pa.RecordBatch.from_arrays(arrays, names=list(columns)) if arrays else batch

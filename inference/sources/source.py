@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
-from inference.errors import SourceError
+from inference.errors import SourceError, shown_name
+from inference.schema import DType, cast_expression
+from inference.sources.column_types import common_type, plain_type, type_name
 from inference.sources.files import list_files
 from inference.sources.footers import Footer, SourceFile, read_footers
 from inference.sources.partitions import PartitionValue, partition_values
 from inference.storage import open_location
 
+#: in a field's metadata: why its column cannot be read, and what its type is called where files differ in it
+_PROBLEM, _TYPES = b"forecache.problem", b"forecache.types"
+_MOST_NAMED = 8
+
 
 @dataclass(frozen=True)
 class Source:
-    """A table of features. `schema` ends with the columns of the files' folders."""
+    """A table of features. `files`: those with rows.
+
+    `schema`: each column once, in the plain type that holds its values in all files; it ends with the columns of the
+    files' folders. A column that cannot be read stands in it too, so look columns up by `find_column`.
+    """
 
     path: str
     files: tuple[SourceFile, ...]
@@ -36,53 +48,138 @@ class Source:
         return sum(file.size for file in self.files)
 
 
-def open_source(path: str, *, keep_metadata: bool = False) -> Source:
+def open_source(path: str, *, as_text: Collection[str] = (), keep_metadata: bool = False) -> Source:
     """Return the source at an absolute path or URI: a Parquet file, a folder, a pattern, partitioned or not.
 
+    `as_text`: columns that are wanted as text, such as that of the ids; as such, folders' values are not interpreted.
+
     Raises:
-        SourceError: nothing is there, a file is not readable Parquet, the files differ in their columns or in how
-            they are partitioned, or no row is there.
+        SourceError: nothing is there, it belongs to a table of another format, a file is not readable Parquet, the
+            files are partitioned differently, or no row is there.
         BadInput: the URI's file system cannot be opened.
     """
     place = open_location(path)
     paths = list_files(place)
-    footers = read_footers(place, paths, keep_metadata=keep_metadata)
-    _check_same_columns(footers)
-    partitions = partition_values(paths, [footer.file.path for footer in footers])
-    schema = _schema(footers[0].schema, partitions[0])
-    files = tuple(replace(footer.file, partition=values) for footer, values in zip(footers, partitions, strict=True))
-    if not any(file.rows for file in files):
+    read = read_footers(place, paths, keep_metadata=keep_metadata)
+    # a file without rows says nothing about the table: its columns often have no type
+    found = [(where, footer) for where, footer in zip(paths, read, strict=True) if footer.file.rows]
+    if not found:
         raise SourceError(f"{path} has no rows: give a table of features with at least one", field="source")
+    footers = [footer for _, footer in found]
+    partitions = partition_values([where for where, _ in found], [footer.file.path for footer in footers], as_text)
+    files = tuple(replace(footer.file, partition=values) for footer, values in zip(footers, partitions, strict=True))
     metadata = tuple(footer.metadata for footer in footers) if keep_metadata else ()
-    return Source(path, files, schema, metadata)
+    return Source(path, files, _common_schema(footers, partitions[0]), metadata)
 
 
-def _schema(own: pa.Schema, partition: Sequence[PartitionValue]) -> pa.Schema:
-    for value in partition:
-        if value.column not in own.names:  # some writers keep the column in the file too, exact
-            own = own.append(pa.field(value.column, pa.type_for_alias(value.type)))
-    return own
+def find_column(schema: pa.Schema, name: str, table: str, *, role: str = "", hint: str = "") -> pa.Field:
+    """Returns the column of this name. `role`: the setting that names it; `hint`: what to do if it is missing.
+
+    Raises:
+        SourceError: it is missing (the nearest is named), appears several times, or cannot be read.
+    """
+    places = schema.get_all_field_indices(name)
+    if not places:
+        asked = f" ({role}): " if role else "; "
+        raise SourceError(f"{table} has no column {name!r}{asked}{hint or _nearest(name, schema)}", field=name)
+    if not name:
+        raise SourceError(f"{table}: column {places[0] + 1} has no name: give it one", field=name)
+    if len(places) > 1:
+        raise SourceError(f"{table}: {_times(name, len(places))}", field=name)
+    field = schema.field(places[0])
+    if problem := column_problem(field):  # it names the files
+        raise SourceError(problem, field=name)
+    return field
 
 
-def _check_same_columns(footers: Sequence[Footer]) -> None:
-    first = footers[0]
-    for other in footers[1:]:
-        if not other.schema.equals(first.schema):
-            _refuse_difference(first, other)
+def _nearest(name: str, schema: pa.Schema) -> str:
+    near = difflib.get_close_matches(name, schema.names, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"it has {', '.join(map(shown_name, schema.names[:_MOST_NAMED]))}"
 
 
-def _refuse_difference(first: Footer, other: Footer) -> None:
-    """Name the first column that differs. Their order, and whether nulls are declared, is no difference."""
-    ours, theirs = ({field.name: field.type for field in footer.schema} for footer in (first, other))
-    for column in [*ours, *theirs]:
-        if column not in theirs:
-            told = f"{other.file.path} has no column {column!r}, but {first.file.path} has ({ours[column]})"
-        elif column not in ours:
-            told = f"{first.file.path} has no column {column!r}, but {other.file.path} has ({theirs[column]})"
-        elif ours[column] != theirs[column]:
-            told = (
-                f"column {column!r} is {theirs[column]} in {other.file.path}, but {ours[column]} in {first.file.path}"
-            )
-        else:
-            continue
-        raise SourceError(f"{told}: write all files of a source with the same columns", field=column)
+def column_problem(field: pa.Field) -> str | None:
+    """Returns why a column of `Source.schema` cannot be read, with the fix; None when it can."""
+    return _note(field, _PROBLEM)
+
+
+def column_type_name(field: pa.Field) -> str:
+    """Returns what a column's type is called; where files differ in it, the two types with their files."""
+    return _note(field, _TYPES) or type_name(plain_type(field.type))
+
+
+def _note(field: pa.Field, key: bytes) -> str | None:
+    note = (field.metadata or {}).get(key)
+    return None if note is None else str(note.decode())
+
+
+@dataclass
+class _Column:
+    """One column of a source while its files are compared. `path`: the first file that types it."""
+
+    type: pa.DataType
+    path: str
+    problem: str = ""
+    types: str = ""
+
+    def add(self, name: str, type_: pa.DataType, path: str) -> None:
+        """Takes the column of another file into account."""
+        common = common_type(self.type, type_)
+        told = f"{type_name(type_)} in {path}, but {type_name(self.type)} in {self.path}"
+        if common is None:
+            self.problem = self.problem or f"column {name!r} is {told}: {_same_type(name, self.type)}"
+            return
+        if pa.types.is_null(self.type):
+            self.path = path
+        elif type_ != self.type and not pa.types.is_null(type_):
+            self.types = self.types or told
+        self.type = common
+
+    def field(self, name: str) -> pa.Field:
+        notes = {_PROBLEM: self.problem, _TYPES: self.types}
+        return pa.field(name, self.type, metadata={key: note for key, note in notes.items() if note} or None)
+
+
+def _common_schema(footers: Sequence[Footer], partition: Sequence[PartitionValue]) -> pa.Schema:
+    columns: dict[str, _Column] = {}
+    of_schemas = list(_different(footers))
+    for footer in of_schemas:
+        path = footer.file.path
+        counts = Counter(footer.schema.names)
+        typed = {field.name: plain_type(field.type) for field in footer.schema}
+        # some writers keep a partition's column in the file too, exact
+        typed |= {value.column: plain_type(value.arrow_type) for value in partition if value.column not in typed}
+        for name, type_ in typed.items():
+            column = columns.setdefault(name, _Column(type_, path))
+            column.add(name, type_, path)
+            if counts[name] > 1:
+                column.problem = column.problem or f"{path}: {_times(name, counts[name])}"
+    for footer in of_schemas:
+        _note_missing(columns, footer, {value.column for value in partition})
+    return pa.schema([column.field(name) for name, column in columns.items()])
+
+
+def _different(footers: Sequence[Footer]) -> Iterator[Footer]:
+    """Yields one footer of each schema: thousands of files mostly have the same."""
+    seen: set[bytes] = set()
+    for footer in footers:
+        spelled = footer.schema.serialize().to_pybytes()
+        if spelled not in seen:
+            seen.add(spelled)
+            yield footer
+
+
+def _note_missing(columns: dict[str, _Column], footer: Footer, partition: Collection[str]) -> None:
+    for name in columns.keys() - set(footer.schema.names) - set(partition):
+        column = columns[name]
+        told = f"{footer.file.path} has no column {name!r}, but {column.path} has ({type_name(column.type)})"
+        column.problem = column.problem or f"{told}: write all files of a source with the same columns"
+
+
+def _same_type(name: str, type_: pa.DataType) -> str:
+    known = {"large_string": DType.STRING, "float": DType.FLOAT32, "double": DType.FLOAT64}
+    dtype = known.get(str(type_)) or next((dtype for dtype in DType if dtype.value == str(type_)), None)
+    return "write it with one type in all files" + (f", such as {cast_expression(name, dtype)}" if dtype else "")
+
+
+def _times(name: str, count: int) -> str:
+    return f"column {name!r} appears {count} times: rename one"

@@ -1,7 +1,8 @@
 """How a row becomes bytes and back.
 
 A row is a little-endian uint32 `as_of`, then the fields of fixed size packed without gaps, then, if there are
-any others (text, unknown shapes), a msgpack list of those. An overlay entry is a header and such a row.
+any others (text, unknown shapes), a msgpack list of those. An overlay entry is a header and such a row; the header
+has four more bytes where the model version takes more than 32 bits.
 """
 
 from __future__ import annotations
@@ -25,10 +26,15 @@ from inference.store.records import Origin
 
 _UINT32_MAX = 2**32 - 1
 _SCHEMA_BYTES = 6
-# computed_at, model version, origin, schema digest, and the row's as_of; scripts/upsert.lua reads it too
+# computed_at, model version (its lower 32 bits), origin, schema digest, and the row's as_of; scripts/upsert.lua reads
+# it too
 _HEADER = struct.Struct(f"<dIB{_SCHEMA_BYTES}s")
 _HEADER_AND_AS_OF = struct.Struct(f"<dIB{_SCHEMA_BYTES}sI")
 _AS_OF = struct.Struct("<I")
+#: set in the origin's byte where the version's upper 32 bits follow the header, before the row
+_WIDE = 0x80
+_UPPER_BITS = struct.Struct("<I")
+_UPPER_BITS_AND_AS_OF = struct.Struct("<II")
 #: of Python's struct
 _CODES = {
     DType.BOOL: "?", DType.INT8: "b", DType.INT16: "h", DType.INT32: "i", DType.INT64: "q", DType.UINT8: "B",
@@ -198,8 +204,13 @@ def pack_overlay(
     model_version: int,
     origin: Origin,
 ) -> list[bytes]:
-    """Return overlay entries for packed rows: 23 bytes and the values each."""
-    header = _HEADER.pack(computed_at, model_version, _ORIGINS.index(origin), schema_digest(fields))
+    """Return overlay entries for packed rows: 23 bytes and the values each, 27 where the version is over 2**32 - 1."""
+    code, digest = _ORIGINS.index(origin), schema_digest(fields)
+    if model_version <= _UINT32_MAX:
+        header = _HEADER.pack(computed_at, model_version, code, digest)
+    else:
+        header = _HEADER.pack(computed_at, model_version & _UINT32_MAX, code | _WIDE, digest)
+        header += _UPPER_BITS.pack(model_version >> 32)
     return [header + row for row in rows]
 
 
@@ -212,15 +223,20 @@ def pack_changes(fields: tuple[TensorSpec, ...], block: Block, known_at: npt.NDA
 
 def unpack_overlay(entry: bytes) -> tuple[OverlayHeader, bytes]:
     """Return an overlay entry's header and its row."""
-    computed_at, version, origin, schema, as_of = _HEADER_AND_AS_OF.unpack_from(entry)
-    return OverlayHeader(computed_at, version, _ORIGINS[origin], schema, as_of, origin == _SINCE_CHANGE), entry[
-        _HEADER.size :
-    ]
+    computed_at, version, code, schema, as_of = _HEADER_AND_AS_OF.unpack_from(entry)
+    row_at = _HEADER.size
+    if code & _WIDE:
+        upper, as_of = _UPPER_BITS_AND_AS_OF.unpack_from(entry, row_at)
+        version |= upper << 32
+        row_at += _UPPER_BITS.size
+        code ^= _WIDE
+    return OverlayHeader(computed_at, version, _ORIGINS[code], schema, as_of, code == _SINCE_CHANGE), entry[row_at:]
 
 
 def since_change(entry: bytes) -> bytes:
     """Return an overlay entry with `since_change` set in its header."""
-    return entry[:_ORIGIN_BYTE] + bytes([_SINCE_CHANGE]) + entry[_ORIGIN_BYTE + 1 :]
+    code = entry[_ORIGIN_BYTE] & _WIDE | _SINCE_CHANGE
+    return entry[:_ORIGIN_BYTE] + bytes([code]) + entry[_ORIGIN_BYTE + 1 :]
 
 
 @lru_cache(maxsize=256)

@@ -13,13 +13,14 @@ import redis.asyncio
 from inference.errors import (
     ERRORS_BY_CODE,
     DeadlineExceeded,
+    Defect,
     ForecacheError,
-    PredictionFailed,
 )
 from inference.logs import get_logger
 from inference.queues import JobPriority
 from inference.settings import MAINTENANCE_QUEUE, Settings
-from tasks.celery_app import REALTIME_TASKS, is_redis, make_celery
+from inference.settings.server_urls import is_redis
+from tasks.celery_app import REALTIME_TASKS, make_celery
 from tasks.dispatch.envelopes import Envelopes
 from tasks.dispatch.redis_sender import RedisSender
 from tasks.dispatch.sender import BROKER_TIMEOUT_S, Lane, Priorities, Sender, make_sending_app, priorities
@@ -109,7 +110,7 @@ def result_of(payload: Payload, task_id: str) -> dict[str, Any]:
     """Return what a finished task returned.
 
     Raises:
-        ForecacheError: what the task raised, rebuilt; PredictionFailed for any other exception.
+        ForecacheError: what the task raised, rebuilt; Defect for any other exception.
         DeadlineExceeded: the task expired on the queue.
     """
     if payload["status"] == "SUCCESS":
@@ -127,7 +128,7 @@ def _error_of(failure: Mapping[str, Any], task_id: str) -> ForecacheError:
     if cls is not None:
         return cls(text)
     log.error("task.failed", task_id=task_id, exc_type=failure.get("exc_type"), exc_message=text)
-    return PredictionFailed("a worker failed on this task; its log says why")
+    return Defect("a worker failed on this task; its log says why")
 
 
 @asynccontextmanager

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from celery import Celery
-from kombu.exceptions import KombuError, OperationalError
 
 from inference.errors import BrokerUnavailable
 from inference.logs import get_logger
 from inference.queues import JobPriority
 from inference.request_ids import message_headers
 from inference.settings import Settings
-from tasks.celery_app import AMQP_PRIORITIES, celery_config, is_redis, make_celery
+from inference.settings.server_urls import is_redis
+from tasks.celery_app import AMQP_PRIORITIES, broker_errors, celery_config, make_celery
 from tasks.redis_lists import LEVELS
 
 log = get_logger(__name__)
@@ -127,7 +127,9 @@ class Sender:
                 raise BrokerUnavailable("the broker is too slow: the message was not sent within the budget")
             expires = left_s + EXPIRES_SLACK_S
         try:
-            self._application.send_task(task, kwargs=kwargs, expires=expires, **options)
-        except (OperationalError, KombuError, OSError) as error:
-            log.warning("broker.unavailable", task=task, task_id=options["task_id"], error=type(error).__name__)
+            with broker_errors("the task"):
+                self._application.send_task(task, kwargs=kwargs, expires=expires, **options)
+        except BrokerUnavailable as error:
+            log.warning("broker.unavailable", task=task, task_id=options["task_id"], error=error.message)
+            # whoever made the request need not know our broker's address
             raise BrokerUnavailable("the broker does not answer: the task was not sent") from error

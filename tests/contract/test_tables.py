@@ -16,7 +16,7 @@ from inference.keys import Keys, TableKind
 from inference.schema import DType, TensorSpec
 from inference.store import Entry, GenerationState, Labels, Manifest, MemoryTable, Origin, Pointer, RedisTable, Table
 from inference.store.labels import is_on_canary_side
-from tests.support.redis_server import RedisServer, find_redis_binary
+from tests.support.redis_server import EACH_SERVER, RedisServer, find_redis_binary
 from tests.support.waiting import wait_for
 
 PRICE = (TensorSpec("price", DType.FLOAT32),)
@@ -73,7 +73,7 @@ def _redis_room(client: redis.Redis) -> Room:
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], RedisServer]]:
-    """Start each Redis version when it is first asked for."""
+    """Start each kind of server when it is first asked for."""
     started: dict[int, RedisServer] = {}
 
     def server(major: int) -> RedisServer:
@@ -87,7 +87,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int]
         running.stop()
 
 
-@pytest.fixture(params=["memory", 6, 7], ids=["memory", "redis6.2", "redis7"])
+@pytest.fixture(params=["memory", *EACH_SERVER])
 def room(request: pytest.FixtureRequest, servers: Callable[[int], RedisServer]) -> Iterator[Room]:
     if request.param == "memory":
         table = MemoryTable()

@@ -544,7 +544,7 @@ async def test_an_unknown_job_is_a_404_and_without_a_broker_there_is_none(
 async def test_a_body_that_is_not_sent_as_json_is_told_how_to_be(http: httpx.AsyncClient) -> None:
     form = {"content-type": "application/x-www-form-urlencoded"}
     refused = await http.post("/predict", content=b'{"entity_ids": ["1"]}', headers=form)
-    assert (refused.status_code, refused.json()["field"]) == (400, "body")
+    assert (refused.status_code, refused.json()["field"]) == (415, "body")
     assert "send JSON as application/json, not as application/x-www-form-urlencoded" in refused.json()["detail"]
 
 

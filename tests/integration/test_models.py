@@ -358,7 +358,7 @@ def test_what_was_computed_moments_ago_is_not_computed_again(deploy: Any, tmp_pa
         ({"id": [1.0, 2.0], "f0": [1.0, 2.0]}, "entity column 'id' is double: cast it"),
         ({"id": ["a"], "fo": [1.0]}, "has no column 'f0'; did you mean 'fo'"),
         ({"id": ["a"], "f0": ["1.0"]}, "column 'f0' is string, but the feature is float32"),
-        ({"entity": ["a"], "f0": [1.0]}, "has no single column 'id'"),
+        ({"entity": ["a"], "f0": [1.0]}, r"has no column 'id' \(entity_column\): it has entity, f0, f1"),
         ({"id": pa.array([], pa.string()), "f0": pa.array([], pa.float32())}, "has no rows"),
     ],
 )

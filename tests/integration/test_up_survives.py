@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
 ROWS = 2000
 #: program → words of its command line
 PROGRAMS = {
-    "redis": ("redis-server",),
+    "redis": ("-server 127.0.0.1:",),
     "maintenance": ("workers", "maintenance"),
     "realtime": ("workers", "realtime"),
     "batch": ("workers", "gpu"),

@@ -1,10 +1,11 @@
-"""A TCP proxy before Redis that can make subscriptions half-open: alive for both ends, silent for one."""
+"""A TCP proxy before a server that can make connections half-open: alive for both ends, silent for one or both."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 
 class DeafProxy:
@@ -14,13 +15,20 @@ class DeafProxy:
         self.port = 0
         self.subscribers: set[asyncio.StreamWriter] = set()
         self.deaf: set[asyncio.StreamWriter] = set()
+        self.open: set[asyncio.StreamWriter] = set()
+        self.dead: set[asyncio.StreamWriter] = set()
 
     def deafen(self) -> None:
         """From now on those who have subscribed by now hear nothing."""
         self.deaf |= self.subscribers
 
+    def fall_silent(self) -> None:
+        """From now on nothing passes over the connections that are open by now, as after a firewall's restart."""
+        self.dead |= self.open
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
         server_reader, server_writer = await asyncio.open_connection("127.0.0.1", port)
+        self.open.add(writer)
         try:
             await asyncio.wait(
                 {
@@ -30,21 +38,25 @@ class DeafProxy:
                 return_when=asyncio.FIRST_COMPLETED,
             )
         finally:
+            self.open.discard(writer)
             server_writer.close()
             writer.close()
 
     async def _upstream(
         self, client: asyncio.StreamReader, server: asyncio.StreamWriter, who: asyncio.StreamWriter
     ) -> None:
-        while data := await client.read(65536):
-            if b"PSUBSCRIBE" in data:
-                self.subscribers.add(who)
-            server.write(data)
+        with suppress(ConnectionError):
+            while data := await client.read(65536):
+                if b"PSUBSCRIBE" in data:
+                    self.subscribers.add(who)
+                if who not in self.dead:
+                    server.write(data)
 
     async def _downstream(self, server: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
-        while data := await server.read(65536):
-            if client not in self.deaf:
-                client.write(data)
+        with suppress(ConnectionError):
+            while data := await server.read(65536):
+                if client not in self.deaf | self.dead:
+                    client.write(data)
 
 
 @asynccontextmanager
@@ -57,3 +69,25 @@ async def deaf_proxy(port: int) -> AsyncIterator[DeafProxy]:
         yield proxy
     finally:
         server.close()
+
+
+@contextmanager
+def deaf_proxy_in_thread(port: int) -> Iterator[DeafProxy]:
+    """Yield the same, served by a thread of its own, for tests whose own code waits."""
+    ready, over = threading.Event(), threading.Event()
+    found: list[DeafProxy] = []
+
+    async def serve() -> None:
+        async with deaf_proxy(port) as proxy:
+            found.append(proxy)
+            ready.set()
+            await asyncio.to_thread(over.wait)
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield found[0]
+    finally:
+        over.set()
+        thread.join(10)

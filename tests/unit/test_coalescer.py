@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from inference.errors import BrokerUnavailable, DeadlineExceeded, Overloaded, PredictionFailed
+from inference.errors import BrokerUnavailable, DeadlineExceeded, Defect, Overloaded, Unavailable
 from inference.request_ids import RequestId, requests_behind, work_for
 from inference.serving.answers import Computed, Reply
 from inference.serving.coalescer import MAX_WAITING_BATCHES, Coalescer
@@ -119,7 +119,7 @@ async def test_a_failed_micro_batch_is_its_own_rows_error_and_the_next_one_flies
     worker.error = BrokerUnavailable("gone")
     assert predictions(await coalescer.ask(["a"], until=5)) == [BrokerUnavailable]
     worker.error = ZeroDivisionError("a defect")
-    assert predictions(await coalescer.ask(["a"], until=5)) == [PredictionFailed]
+    assert predictions(await coalescer.ask(["a"], until=5)) == [Defect]
     worker.error = None
     assert predictions(await coalescer.ask(["a"], until=5)) == ["a"]
 
@@ -130,7 +130,7 @@ async def test_closing_ends_what_is_in_flight() -> None:
     asking = asyncio.create_task(coalescer.ask(["a"], until=5))
     await asyncio.sleep(0.1)
     await coalescer.close()
-    assert predictions(await asking) == [PredictionFailed]
+    assert predictions(await asking) == [Unavailable]
 
 
 @virtual_time

@@ -8,11 +8,12 @@ from kombu import Connection
 
 from app.cli.context import place_of
 from app.cli.doctor.findings import Check, Finding, duration_text, error, not_checked, ok, warning
-from app.cli.doctor.redis_servers import CONNECT_TIMEOUT_S, Failure, Server, look_at
+from app.cli.doctor.redis_servers import CONNECT_TIMEOUT_S, Failure, Server, check_writes, look_at
 from inference.batch import RunState
 from inference.batch.records import RunRecord
 from inference.settings import Settings
-from tasks.celery_app import celery_config, is_redis
+from inference.settings.server_urls import is_amqp, is_redis
+from tasks.celery_app import celery_config
 
 #: kombu's own, for Redis: what is not acknowledged by then is delivered once more
 VISIBILITY_TIMEOUT_S = 3600.0
@@ -28,10 +29,11 @@ def check_broker(settings: Settings, results: Server | Failure) -> list[Finding]
         if isinstance(results, Server):
             return [ok(Check.BROKER, subject, "answers: it is the Redis of url")]
         return [error(Check.BROKER, subject, "it is the Redis of url, which does not answer", "see redis, url")]
-    failure = look_at(url, "[celery] broker_url") if is_redis(url) else _connect(url)
-    if isinstance(failure, Failure):
-        return [error(Check.BROKER, subject, failure.detail, failure.fix)]
-    return [ok(Check.BROKER, subject, "answers")]
+    seen = look_at(url, "[celery] broker_url", prefix=settings.redis.prefix) if is_redis(url) else _connect(url)
+    if isinstance(seen, Failure):
+        return [error(Check.BROKER, subject, seen.detail, seen.fix)]
+    refused = check_writes(Check.BROKER, subject, seen) if isinstance(seen, Server) else []
+    return refused or [ok(Check.BROKER, subject, "answers")]
 
 
 def check_patience(
@@ -60,7 +62,7 @@ def _patience(settings: Settings) -> tuple[float | None, str]:
     if is_redis(settings.broker_url):
         options = celery_config(settings)["broker_transport_options"]
         return float(options.get("visibility_timeout", VISIBILITY_TIMEOUT_S)), "the visibility timeout"
-    if settings.broker_url.startswith(("amqp://", "amqps://", "pyamqp://")):
+    if is_amqp(settings.broker_url):
         return CONSUMER_TIMEOUT_S, "RabbitMQ's consumer_timeout"
     return None, ""
 
@@ -71,19 +73,17 @@ def _connect(url: str) -> Failure | None:
         with Connection(url, connect_timeout=CONNECT_TIMEOUT_S) as connection:
             connection.connect()
     except Exception as problem:  # noqa: BLE001 - each transport has errors of its own; all of them are the finding
-        return Failure(_reason(problem), "start it, or correct [celery] broker_url")
+        return _failure(problem)
     return None
 
 
-def _reason(problem: Exception) -> str:
-    if isinstance(problem, KeyError):
-        return "Celery knows no broker of this kind"
+def _failure(problem: Exception) -> Failure:
     if isinstance(problem, ImportError):
-        return f"its client library is not installed ({problem.name})"
-    if isinstance(problem, ValueError):
-        return "the URL cannot be understood"
-    if type(problem).__name__ in ("AccessRefused", "NotAllowed"):
-        return "it refuses the user, the password or the virtual host"
+        return Failure(f"its client library is not installed ({problem.name})", "install it where Forecache runs")
     if isinstance(problem, OSError):
-        return f"it cannot be reached ({problem.strerror or 'no answer in time'})"
-    return f"it cannot be used ({type(problem).__name__})"
+        why = problem.strerror or "no answer in time"
+        return Failure(f"it cannot be reached ({why})", "start it, or correct [celery] broker_url")
+    if type(problem).__name__ in ("AccessRefused", "NotAllowed"):
+        fix = "correct them in [celery] broker_url (special characters %-encoded)"
+        return Failure("it refuses the user, the password or the virtual host", fix)
+    return Failure(f"it cannot be used ({type(problem).__name__})", "correct [celery] broker_url")

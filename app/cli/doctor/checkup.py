@@ -14,6 +14,7 @@ from app.cli.doctor.findings import Check, Finding, error, not_checked, warning
 from app.cli.doctor.machine import check_clock, check_gpus, look_at_gpus
 from app.cli.doctor.memory import TableSize, memory_finding, overlay_bytes, table_sizes
 from app.cli.doctor.models import Known, check_model
+from app.cli.doctor.queues import check_queues
 from app.cli.doctor.redis_servers import Failure, Server, check_servers, look_at, open_client
 from app.cli.doctor.schedules import check_schedule
 from app.cli.doctor.tables import check_disk, check_table, open_table
@@ -21,11 +22,12 @@ from app.cli.doctor.versions import check_versions
 from app.cli.doctor.workers import check_workers
 from inference.batch.ledger import Ledger
 from inference.batch.records import RunRecord
-from inference.errors import StoreUnavailable
+from inference.errors import ForecacheError, StoreUnavailable
+from inference.failures import sentence_of
 from inference.keys import Keys
 from inference.models import ModelRegistry
 from inference.presence import Presence, Roster
-from inference.settings import Settings
+from inference.settings import ModelSettings, Settings
 from inference.sources import Source
 
 #: seconds for the servers to answer, and then for everything that is asked of them
@@ -34,32 +36,38 @@ CHECKS_WITHIN_S = 5.0
 _RUNS = 50
 
 Findings = Callable[[], list[Finding]]
+#: a concern, and whom it concerns: a model, or the concern's own name
+Asked = tuple[Check, str]
 
 
 def check_up(settings: Settings) -> list[Finding]:
     """Return all findings, in the order of the concerns. Takes under ten seconds whoever does not answer."""
     urls = {"[redis] url": settings.redis_url, "[redis] cache_url": settings.cache_url}
-    seen = at_once({name: partial(look_at, url, name) for name, url in urls.items()}, SERVERS_WITHIN_S)
+    prefix = settings.redis.prefix
+    looks = {name: partial(look_at, url, name, prefix=prefix) for name, url in urls.items()}
+    seen = at_once(looks, SERVERS_WITHIN_S)
     silent = Failure(f"no answer within {SERVERS_WITHIN_S:g} s", "check its host name and the network")
     results, cache = (silent if isinstance(one, Exception) else one for one in seen.values())
-    findings = run_checks(Deployment(settings, results, cache).checks(), CHECKS_WITHIN_S)
+    deployment = Deployment(settings, results, cache)
+    findings = [*run_checks(deployment.checks(), CHECKS_WITHIN_S), deployment.memory()]
     order = list(Check)
     return sorted(findings, key=lambda finding: order.index(finding.check))
 
 
-def run_checks(checks: Mapping[Check, Findings], within_s: float) -> list[Finding]:
-    """Return what the checks found; one that raises or takes too long is a finding itself."""
+def run_checks(checks: Mapping[Asked, Findings], within_s: float) -> list[Finding]:
+    """Return what the checks found; one that raises or takes too long is a finding itself, and hides no other."""
     findings: list[Finding] = []
-    for check, found in at_once(checks, within_s).items():
+    for (check, subject), found in at_once(checks, within_s).items():
         if isinstance(found, TimeoutError):
             fix = "ask again when whatever it waits for, such as a network drive, is quicker"
-            findings.append(warning(check, check.value, f"not checked: it took over {within_s:g} s", fix))
+            findings.append(warning(check, subject, f"not checked: it took over {within_s:g} s", fix))
         elif isinstance(found, StoreUnavailable | redis.RedisError):
-            findings.append(not_checked(check, check.value))
+            findings.append(not_checked(check, subject))
+        elif isinstance(found, ForecacheError):
+            findings.append(error(check, subject, found.message, "put it right, then ask again"))
         elif isinstance(found, Exception):
-            # the type only: the text of an error that nobody foresaw may hold anything
-            fix = "report this, with what is special about this deployment"
-            findings.append(error(check, check.value, f"the check itself failed ({type(found).__name__})", fix))
+            fix = "look at what the error names; if nothing is wrong with it, report this"
+            findings.append(error(check, subject, f"the check itself failed: {sentence_of(found)}", fix))
         else:
             findings.extend(found)
     return findings
@@ -74,60 +82,74 @@ class Deployment:
         self._cache = cache
         self._keys = Keys(settings.redis.prefix)
         self._client = open_client(settings.cache_url) if isinstance(cache, Server) else None
+        #: model → the sizes of its tables, and of what is computed on demand
+        self._sizes: dict[str, tuple[list[TableSize], float]] = {}
 
-    def checks(self) -> dict[Check, Findings]:
-        """Return the checks by the concern that answers for them; one may report under another's name as well."""
-        return {
+    def checks(self) -> dict[Asked, Findings]:
+        """Return the checks, those of models one by one; one may report under another concern's name as well."""
+        whole: dict[Check, Findings] = {
             Check.VERSIONS: check_versions,
             Check.REDIS: lambda: check_servers(self._settings, self._results, self._cache),
-            Check.BROKER: self._broker,
+            Check.BROKER: lambda: check_broker(self._settings, self._results),
             Check.WORKERS: lambda: check_workers(self._settings, self._rosters(), self._active()),
-            Check.MODEL: self._models,
-            Check.TABLE: self._tables,
             Check.FALLBACK: lambda: check_fallbacks(self._settings),
-            Check.SCHEDULE: self._schedules,
             Check.MACHINE: self._machine,
         }
+        checks: dict[Asked, Findings] = {(check, check.value): call for check, call in whole.items()}
+        checks[Check.WORKERS, "queues"] = self._queues
+        if not self._settings.models:
+            checks[Check.MODEL, "models"] = _no_models
+        for name, model in self._settings.models.items():
+            checks[Check.MODEL, name] = partial(self._model, name, model)
+            checks[Check.TABLE, name] = partial(self._table, name, model)
+            checks[Check.SCHEDULE, name] = partial(self._schedule, name, model)
+            checks[Check.BROKER, f"chunks of {name}"] = partial(self._patience, name, model)
+        return checks
 
-    def _broker(self) -> list[Finding]:
-        lines = check_broker(self._settings, self._results)
+    def memory(self) -> Finding:
+        """Return the line of Redis' memory, which hangs on the tables' rows: of those that were looked at by now."""
+        if not isinstance(self._cache, Server):
+            return not_checked(Check.REDIS, "memory")
+        sizes = [size for own, _ in list(self._sizes.values()) for size in own]
+        return memory_finding(self._cache.info, sizes, sum(overlay for _, overlay in list(self._sizes.values())))
+
+    def _queues(self) -> list[Finding]:
+        rosters = self._rosters()
+        # without Redis `check_workers` says so
+        return [] if rosters is None else check_queues(self._settings, rosters, self._scored_now)
+
+    def _scored_now(self) -> str | None:
+        """Return a run of which a worker holds a chunk at this moment."""
+        if self._client is None:
+            return None
+        ledger = Ledger(self._client, self._keys)
+        active = [run_id for run_id in map(ledger.active_run, self._settings.models) if run_id]
+        return next((run_id for run_id in active if ledger.chunk_states(run_id).scoring), None)
+
+    def _patience(self, name: str, model: ModelSettings) -> list[Finding]:
+        if not model.features:
+            return []
         rosters = self._rosters()
         scorers = len(rosters["batch"].alive) if rosters else 0
-        for name, model in self._settings.models.items():
-            if model.features:
-                lines.extend(check_patience(self._settings, name, self._runs(name), scorers))
-        return lines
+        return check_patience(self._settings, name, self._runs(name), scorers)
 
-    def _models(self) -> list[Finding]:
-        models = self._settings.models.items()
-        if not models:
-            return [error(Check.MODEL, "models", "none is configured", "add a [models.NAME] section to forecache.toml")]
-        checked = [check_model(name, one, self._settings.path(one.path), self._known(name)) for name, one in models]
-        return [line for lines in checked for line in lines]
+    def _model(self, name: str, model: ModelSettings) -> list[Finding]:
+        return check_model(name, model, self._settings.path(model.path), self._known(name))
 
-    def _tables(self) -> list[Finding]:
-        """Return the lines of tables and disks, and that of Redis' memory, which hangs on the tables' rows."""
-        lines: list[Finding] = []
-        sizes: list[TableSize] = []
-        overlay = 0.0
-        for name, model in self._settings.models.items():
-            known = self._known(name)
-            record = known.record if known else None
-            table = open_table(self._settings, name, model)
-            rows = table.rows if isinstance(table, Source) else None
-            lines.append(check_table(name, table, record))
-            lines.extend(check_disk(self._settings, name, model, rows, record))
-            if self._client:
-                outputs = record.signature.outputs if record else ()
-                sizes.extend(table_sizes(self._client, self._keys, name, source_rows=rows, outputs=outputs))
-                overlay += overlay_bytes(self._client, self._keys, name, model, rows)
-        if isinstance(self._cache, Server):
-            return [*lines, memory_finding(self._cache.info, sizes, overlay)]
-        return [*lines, not_checked(Check.REDIS, "memory")]
+    def _table(self, name: str, model: ModelSettings) -> list[Finding]:
+        """Return the lines of a table and of its disk, and remember what its rows take in Redis."""
+        known = self._known(name)
+        record = known.record if known else None
+        table = open_table(self._settings, name, model, record)
+        rows = table.rows if isinstance(table, Source) else None
+        if self._client:
+            outputs = record.signature.outputs if record else ()
+            sizes = table_sizes(self._client, self._keys, name, source_rows=rows, outputs=outputs)
+            self._sizes[name] = sizes, overlay_bytes(self._client, self._keys, name, model, rows)
+        return [check_table(name, model, table, record), *check_disk(self._settings, name, model, rows, record)]
 
-    def _schedules(self) -> list[Finding]:
-        checked = [check_schedule(name, one, self._runs(name)) for name, one in self._settings.models.items()]
-        return [line for lines in checked for line in lines]
+    def _schedule(self, name: str, model: ModelSettings) -> list[Finding]:
+        return check_schedule(name, model, self._runs(name))
 
     def _machine(self) -> list[Finding]:
         offset_s = self._cache.offset_s if isinstance(self._cache, Server) else None
@@ -140,8 +162,10 @@ class Deployment:
         return Known(registry.versions(model), registry.pointer(model))
 
     def _active(self) -> dict[str, int | None]:
-        known = {model: self._known(model) for model in self._settings.models}
-        return {model: one.pointer.active_version for model, one in known.items() if one}
+        if self._client is None:
+            return {}
+        registry = ModelRegistry(self._client, self._keys)
+        return {model: registry.active_version(model) for model in self._settings.models}
 
     def _runs(self, model: str) -> list[RunRecord] | None:
         return Ledger(self._client, self._keys).newest(model, _RUNS) if self._client else None
@@ -151,3 +175,7 @@ class Deployment:
             return None
         presence = Presence(self._client, self._keys)
         return {queue: presence.roster(queue) for queue in self._settings.queues}
+
+
+def _no_models() -> list[Finding]:
+    return [error(Check.MODEL, "models", "none is configured", "add a [models.NAME] section to forecache.toml")]

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from app.cli.doctor.findings import Check, Finding, error, not_checked, ok, warning
 from inference.errors import BadInput
-from inference.features import read_contract
 from inference.models import VersionRecord, find_versions
 from inference.models.formats import ModelFile, check_allowed, require_model_file
-from inference.models.versions import wanted_versions
+from inference.models.versions import contract_change, unusable_folders, wanted_versions
 from inference.settings import ModelSettings
 from inference.store import Pointer
 
+CONTRACT_FIX = "put the old features.json back, or export a new version with the new one"
 _START = "start `forecache up`, or `python -P -m workers realtime`"
 
 
@@ -42,7 +42,10 @@ def check_model(name: str, model: ModelSettings, path: Path, known: Known | None
         fix = f"correct [models.{name}] {problem.field or 'path'}, or put the model there"
         return [error(Check.MODEL, name, problem.message, fix)]
     numbers = f"version{'' if len(found) == 1 else 's'} {', '.join(map(str, sorted(found)))}"
-    lines = [_check_folder(name, model, f"{numbers} in {path}", [found[each] for each in wanted])]
+    lines = [
+        _check_folder(name, model, f"{numbers} in {path}", [found[each] for each in wanted]),
+        *(warning(Check.MODEL, name, fault, "until then it is passed over") for fault in unusable_folders(path)),
+    ]
     if known is None:
         return [
             *lines,
@@ -75,7 +78,10 @@ def _check_serving(name: str, found: Mapping[int, Path], wanted: list[int], know
     active, held = known.pointer.active_version, known.pointer.held_versions
     lines = [
         warning(
-            Check.MODEL, f"{name}, version {number}", f"refused: {record.error}", "put it right and restart the workers"
+            Check.MODEL,
+            f"{name}, version {number}",
+            f"refused: {record.error}",
+            f"put it right, then `forecache models reload {name}`",
         )
         for number, record in known.records.items()
         if record.state == "refused" and number in found
@@ -83,8 +89,7 @@ def _check_serving(name: str, found: Mapping[int, Path], wanted: list[int], know
     lines += _check_proofs(name, found, known)
     subject = f"{name}, what answers"
     if active is None:
-        detail = "no version has been activated: no worker has loaded one yet"
-        return [*lines, error(Check.MODEL, subject, detail, _START)]
+        return [*lines, _nothing_answers(subject, found, known)]
     if active not in found:
         detail = f"version {active} answers, but it is no longer in the folder"
         return [*lines, error(Check.MODEL, subject, detail, "put it back: a worker that starts now cannot load it")]
@@ -94,6 +99,18 @@ def _check_serving(name: str, found: Mapping[int, Path], wanted: list[int], know
         return [*lines, warning(Check.MODEL, subject, detail, "restart the workers: they load it and activate it")]
     rolled_back = f"; held after a rollback: {', '.join(map(str, sorted(held)))}" if held else ""
     return [*lines, ok(Check.MODEL, subject, f"version {active} answers{rolled_back}")]
+
+
+def _nothing_answers(subject: str, found: Mapping[int, Path], known: Known) -> Finding:
+    tried = {number: record for number, record in known.records.items() if number in found}
+    refused = [number for number, record in tried.items() if record.state == "refused"]
+    if refused and len(refused) == len(tried):
+        detail = f"no version answers: version {max(refused)} was refused: {tried[max(refused)].error}"
+        return error(Check.MODEL, subject, detail, "put it right, then `forecache models reload`")
+    if tried:
+        detail = f"no version answers yet: version {max(tried)} is loaded, and waits for other workers"
+        return error(Check.MODEL, subject, detail, "ask again in a moment; if it stays so, read the workers' logs")
+    return error(Check.MODEL, subject, "no version has been activated: no worker has loaded one yet", _START)
 
 
 def _check_proofs(name: str, found: Mapping[int, Path], known: Known) -> list[Finding]:
@@ -120,13 +137,11 @@ def _check_contract(name: str, path: Path, found: Mapping[int, Path], known: Kno
         detail = f"not checked: version {record.version} is not in the folder"
         return [warning(Check.MODEL, subject, detail, "put it back, then ask again")]
     try:
-        contract = read_contract(path, found[record.version], record.signature)
+        change = contract_change(record, path, found[record.version])
     except BadInput as problem:
         return [error(Check.MODEL, subject, problem.message, "correct features.json to fit the model's inputs")]
-    if contract.hash != record.contract_hash:
-        detail = f"features.json is not what version {record.version} was loaded with ({contract.hash} is not "
-        detail += f"{record.contract_hash})"
-        fix = "put the old features.json back, or export a new version with the new one"
-        return [error(Check.MODEL, subject, detail, fix)]
-    count = len(contract.features)
-    return [ok(Check.MODEL, subject, f"{count} {'feature' if count == 1 else 'features'}, as loaded ({contract.hash})")]
+    if change is not None:
+        return [error(Check.MODEL, subject, change, CONTRACT_FIX)]
+    count = len(record.contract.features)
+    told = f"{count} {'feature' if count == 1 else 'features'}, as loaded ({record.contract_hash})"
+    return [ok(Check.MODEL, subject, told)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,21 +13,28 @@ import redis
 from app.cli.context import place_of
 from app.cli.doctor.findings import Check, Finding, error, ok, warning
 from inference.clock import system_clock
+from inference.keys import Keys
 from inference.serving.deadlines import RedisClock
 from inference.settings import Settings
 
 CONNECT_TIMEOUT_S = 2.0
 OLDEST = (6, 2)
 _CLOCK_LOOKS = 3
+#: seconds that the value which is written stays, if it cannot be removed
+_KEPT_S = 10
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answered: its INFO, its snapshot rule (None: not told), and how far its clock is ahead of ours."""
+    """A server that answered: its INFO, its snapshot rule (None: not told), and how far its clock is ahead of ours.
+
+    `no_writes`: why it takes no writes; None when it does.
+    """
 
     info: Mapping[str, Any]
     save: str | None
     offset_s: float
+    no_writes: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,12 +56,15 @@ def open_client(url: str) -> redis.Redis:
     )
 
 
-def look_at(url: str, setting: str) -> Server | Failure:
-    """Return what a server says of itself, or why it says nothing. `setting` names the URL's place in the settings."""
+def look_at(url: str, setting: str, *, prefix: str = "forecache") -> Server | Failure:
+    """Return what a server says of itself, or why it says nothing. `setting` names the URL's place in the settings.
+
+    A key under the deployment's `prefix` is written to it, and removed.
+    """
     try:
         with closing(open_client(url)) as client:
             info: Any = client.info("everything")
-            return Server(info, _save_rule(client), _clock_offset_s(client))
+            return Server(info, _save_rule(client), _clock_offset_s(client), _write(client, Keys(prefix)))
     except ValueError:  # its text may quote the password
         return Failure("the URL cannot be understood", f"write {setting} as redis://:password@host:6379/0, %-encoded")
     except (redis.AuthenticationError, redis.exceptions.AuthorizationError, redis.exceptions.NoPermissionError):
@@ -87,6 +98,7 @@ def _check_one(subject: str, server: Server | Failure, *, holds_cache: bool) -> 
     info = server.info
     return [
         *_kind(subject, info),
+        *check_writes(Check.REDIS, subject, server),
         _eviction(subject, info, holds_cache=holds_cache),
         _persistence(subject, server, holds_cache=holds_cache),
     ]
@@ -106,6 +118,14 @@ def _kind(subject: str, info: Mapping[str, Any]) -> list[Finding]:
         fix = f"set the URL to its master, {info.get('master_host')}:{info.get('master_port')}"
         found.append(error(Check.REDIS, subject, "it is a replica, which takes no writes", fix))
     return found or [ok(Check.REDIS, subject, f"answers; Redis {text}")]
+
+
+def check_writes(check: Check, subject: str, server: Server) -> list[Finding]:
+    """Return a finding when the server takes no writes; a replica has one already that names its master."""
+    if server.no_writes is None or server.info.get("role") in ("slave", "replica"):
+        return []
+    fix = "free memory or disk, or allow the user to write what starts with the deployment's prefix"
+    return [error(check, subject, f"it takes no writes: {server.no_writes}", fix)]
 
 
 def _eviction(subject: str, info: Mapping[str, Any], *, holds_cache: bool) -> Finding:
@@ -140,6 +160,18 @@ def _persistence(subject: str, server: Server, *, holds_cache: bool) -> Finding:
 
 def _same(one: Server, other: Server) -> bool:
     return one.info.get("run_id") is not None and one.info.get("run_id") == other.info.get("run_id")
+
+
+def _write(client: redis.Redis, keys: Keys) -> str | None:
+    """Return why a value cannot be written, read and removed; None when it can."""
+    key, value = keys.doctor(secrets.token_hex(4)), secrets.token_hex(4)
+    try:
+        client.set(key, value, ex=_KEPT_S)
+        kept: Any = client.get(key)
+        client.delete(key)
+    except redis.ResponseError as problem:
+        return str(problem)
+    return None if kept == value.encode() else "what was written is not what is read"
 
 
 def _save_rule(client: redis.Redis) -> str | None:

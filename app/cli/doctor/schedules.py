@@ -31,7 +31,9 @@ def check_schedule(
 
 
 def _failed(name: str, run: RunRecord) -> Finding:
-    fix = f"put it right, then `forecache batch resume {run.run_id}`"
+    fix = f"put it right, then `forecache batch run {name}`"
+    if run.fingerprint and not run.gates and not run.spent:  # a gate says the same of the same rows
+        fix += f"; if table and model are as they were, `forecache batch resume {run.run_id}` does the rest"
     return warning(Check.SCHEDULE, f"{name}, last run", f"failed: {run.error or 'no reason is known'}", fix)
 
 

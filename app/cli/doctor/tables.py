@@ -8,31 +8,41 @@ from pathlib import Path
 
 from app.cli.doctor.findings import Check, Finding, error, ok, size_text, warning
 from app.cli.doctor.memory import estimated_bytes_per_row
-from inference.batch.sources import check_key_columns, locate_source
+from inference.batch.rows import Preparer
+from inference.batch.sources import locate_source
+from inference.clock import system_clock
 from inference.errors import BadInput
-from inference.features import Vectoriser
+from inference.features import Vectoriser, check_key_columns
 from inference.models import VersionRecord
 from inference.settings import ModelSettings, Settings
-from inference.sources import Source, open_source
+from inference.sources import Source, open_source, read_slices, whole_slices
 from inference.storage import is_uri
 
 #: on a disk emptier than so many runs it is time to look
 RUNS_AHEAD = 5
+#: so many rows are looked at
+FIRST_ROWS = 100
 
 
-def open_table(settings: Settings, name: str, model: ModelSettings) -> Source | Finding | None:
-    """Return a model's table, what is wrong with it, or None for a model without one."""
+def open_table(
+    settings: Settings, name: str, model: ModelSettings, record: VersionRecord | None = None
+) -> Source | Finding | None:
+    """Return a model's table, what is wrong with it, or None for a model without one. `record`: as in `check_table`."""
     if not model.features:
         return None
     try:
-        source = open_source(locate_source(settings, name, model, None, confined=False))
+        texts = Vectoriser(record.contract, record.signature).text_columns if record else []
+        where = locate_source(settings, name, model, None, confined=False)
+        source = open_source(where, as_text=[model.entity_column, *texts])
         check_key_columns(source, model.entity_column, model.event_time_column)
     except BadInput as problem:
         return error(Check.TABLE, name, problem.message, f"correct the table, or [models.{name}]")
     return source
 
 
-def check_table(name: str, table: Source | Finding | None, record: VersionRecord | None) -> Finding:
+def check_table(
+    name: str, model: ModelSettings, table: Source | Finding | None, record: VersionRecord | None
+) -> Finding:
     """Return the line of one table. `record`: of the model's version; None when it is not known."""
     if table is None:
         return ok(Check.TABLE, name, "none set: the model answers instances, and has no runs")
@@ -47,7 +57,32 @@ def check_table(name: str, table: Source | Finding | None, record: VersionRecord
         Vectoriser(record.contract, record.signature).check_schema(table.schema, table.path)
     except BadInput as problem:
         return error(Check.TABLE, name, problem.message, "correct the table, or features.json")
-    return ok(Check.TABLE, name, f"{rows}, with every column that the model needs")
+    tried = f"{rows}, with every column that the model needs"
+    if record.contract.computed:  # computed by code of the user's, which only workers run
+        return ok(Check.TABLE, name, tried)
+    return _check_first_rows(name, model, table, record, tried)
+
+
+def _check_first_rows(name: str, model: ModelSettings, table: Source, record: VersionRecord, tried: str) -> Finding:
+    """Return whether the first rows could be scored, up to the model itself."""
+    vectoriser = Vectoriser(record.contract, record.signature)
+    event_time = [model.event_time_column] if model.event_time_column else []
+    columns = list(dict.fromkeys([model.entity_column, *event_time, *vectoriser.columns]))
+    preparer = Preparer(vectoriser, model.entity_column, model.event_time_column, system_clock())
+    try:
+        first = next(read_slices(table.files, whole_slices(table.files), columns=columns, batch_rows=FIRST_ROWS), None)
+        if first is None:
+            return warning(Check.TABLE, name, f"{tried}, but without a row", "write rows into it before the next run")
+        refused = preparer.prepare(first).refused
+    except BadInput as problem:
+        return error(Check.TABLE, name, problem.message, f"correct the table, or [models.{name}]")
+    bad = sum(len(refusal.positions) for refusal in refused)
+    if not bad:
+        return ok(Check.TABLE, name, f"{tried}; the first {first.num_rows} rows can be scored")
+    why = f"{refused[0].feature}: {refused[0].reason}" if refused[0].feature else refused[0].reason
+    detail = f"{bad} of the first {first.num_rows} rows cannot be scored, such as by {why}"
+    level = error if bad == first.num_rows else warning
+    return level(Check.TABLE, name, detail, "correct the table, or give the feature a default in features.json")
 
 
 def check_disk(

@@ -51,6 +51,9 @@ def _active_there(settings: Settings, queue: str, active: Mapping[str, int | Non
 def _check_one(queue: str, worker: WorkerBeat, active: Mapping[str, int | None], now: float) -> Finding:
     subject = f"{queue}: {worker.name}"
     detail = f"alive, pid {worker.pid}, for {duration_text(max(now - worker.started_at, 0.0))}"
+    if worker.deaf:
+        fix = "see broker, if that is an error; else restart the worker, and read its log"
+        return error(Check.WORKERS, subject, f"{detail}, but deaf: it takes nothing from the broker", fix)
     if not worker.ready:
         return ok(Check.WORKERS, subject, f"{detail}, still loading its models")
     held = ", ".join(f"{model} {'/'.join(map(str, versions))}" for model, versions in sorted(worker.versions.items()))

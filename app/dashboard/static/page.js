@@ -116,7 +116,8 @@ async function ask(url, options) {
   const answer = await fetch(new URL(url, window.location.origin), {
     signal: AbortSignal.timeout(TIMEOUT_MS), cache: "no-store", ...options,
   });
-  const data = await answer.json();
+  // a proxy answers in its own way, which is no JSON
+  const data = await answer.json().catch(() => ({ error: "HTTP " + answer.status + ", not from this server" }));
   if (!answer.ok) throw new Error(data.error || "HTTP " + answer.status);
   return data;
 }

@@ -18,11 +18,12 @@ function gpuText(gpus) {
 
 function workerRow(worker) {
   const versions = Object.entries(worker.versions).map(([model, held]) => `${model} ${held.join(", ")}`).join("; ");
+  const [state, color] = worker.ready ? ["ready", "bg-success"] :
+    worker.deaf ? ["deaf", "bg-danger"] : ["starting", "bg-primary"];
   return element("tr", "",
     element("td", "", worker.name),
     element("td", "", worker.queues.join(", ")),
-    element("td", "", element("span", "badge " + (worker.ready ? "bg-success" : "bg-primary"),
-      worker.ready ? "ready" : "starting")),
+    element("td", "", element("span", "badge " + color, state)),
     element("td", "", versions || "—"),
     element("td", "", worker.gpus.length ? gpuText(worker.gpus) : "none seen"),
     element("td", "", worker.release || "from sources"),

@@ -12,7 +12,7 @@ from inference.protocols.tensorflow_serving.examples import (
     example_tensors,
     read_examples,
 )
-from inference.protocols.tensorflow_serving.paths import Method, ModelPath, parse_path
+from inference.protocols.tensorflow_serving.paths import Method, ModelPath, methods_of, parse_path
 from inference.protocols.tensorflow_serving.requests import (
     read_document,
     signature_of,
@@ -28,6 +28,7 @@ __all__ = [
     "classify_answer",
     "example_tensors",
     "metadata",
+    "methods_of",
     "parse_path",
     "predict_answer",
     "read_document",

@@ -12,6 +12,7 @@ from inference.protocols.numbers import MOST_VERSION, whole_number
 _MODEL = r"/v1/models/(?P<model>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
 _CALL = re.compile(_MODEL + r":(?P<method>classify|regress|predict)", re.IGNORECASE | re.ASCII)
 _LOOK = re.compile(_MODEL + r"(?P<method>/metadata)?", re.IGNORECASE | re.ASCII)
+_PATTERNS = {"GET": _LOOK, "POST": _CALL}
 _NO_MODEL = re.compile(r"/v1/models(/metadata)?", re.IGNORECASE)
 
 
@@ -35,6 +36,11 @@ class ModelPath:
     label: str | None = None
 
 
+def methods_of(path: str) -> tuple[str, ...]:
+    """Return the HTTP methods that a path takes; none for a path that the protocol does not have."""
+    return tuple(method for method, pattern in _PATTERNS.items() if pattern.fullmatch(path))
+
+
 def parse_path(http_method: str, path: str) -> ModelPath:
     """Return what a request asks for.
 
@@ -43,7 +49,7 @@ def parse_path(http_method: str, path: str) -> ModelPath:
     Raises:
         BadInput: the path or the verb is not one of the protocol's.
     """
-    pattern = {"POST": _CALL, "GET": _LOOK}.get(http_method)
+    pattern = _PATTERNS.get(http_method)
     found = pattern.fullmatch(path) if pattern else None
     if found is None or pattern is None:
         if http_method == "GET" and _NO_MODEL.fullmatch(path):

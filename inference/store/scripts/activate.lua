@@ -4,6 +4,12 @@
 -- Returns 1 when the version is active, 0 when it was refused.
 local pointer, version, force = KEYS[1], ARGV[1], ARGV[2] == '1'
 
+-- Compares whole numbers as text: as numbers of Lua's, 2^53 + 1 is 2^53.
+local function is_greater(one, other)
+  if #one ~= #other then return #one > #other end
+  return one > other
+end
+
 local held = redis.call('HGET', pointer, 'held') or ''
 local others, is_held = {}, false
 for other in string.gmatch(held, '%d+') do
@@ -16,7 +22,7 @@ end
 local active = redis.call('HGET', pointer, 'version')
 if not force then
   if is_held or (labels.stable and labels.stable ~= version) then return 0 end
-  local newer_is_active = active and tonumber(active) > tonumber(version)
+  local newer_is_active = active and is_greater(active, version)
   if not labels.stable and (newer_is_active or labels.canary == version) then return 0 end
 end
 

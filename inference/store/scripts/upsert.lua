@@ -1,32 +1,44 @@
 -- Stores overlay entries, except over one of the same model version that is newer by (as_of, computed_at), and over a
 -- note of `outdate` those that may have been computed before the features changed.
 -- KEYS: schemas, then the overlay keys   ARGV: milliseconds to keep, schema digest, schema, then the entries
--- An entry starts with computed_at (double), version (uint32), origin (1 byte), digest (6 bytes), as_of (uint32).
+-- An entry starts with computed_at (double), the version's lower 32 bits, origin (1 byte), digest (6 bytes), and as_of
+-- (uint32); where the origin has 128 added to it, the version's upper 32 bits stand before as_of.
 redis.call('HSETNX', KEYS[1], ARGV[2], ARGV[3])
 
-local OUTDATED, REALTIME, SINCE_CHANGE = string.rep('\0', 6), 1, 3
+local OUTDATED, REALTIME, SINCE_CHANGE, WIDE = string.rep('\0', 6), 1, 3, 128
+
+local function read(entry)
+  local origin, upper, at = string.byte(entry, 13), '', 20
+  if origin >= WIDE then origin, upper, at = origin - WIDE, string.sub(entry, 20, 23), 24 end
+  return {
+    computed_at = struct.unpack('<d', entry),
+    -- as bytes: a number of Lua's holds no more than 53 bits
+    version = string.sub(entry, 9, 12) .. upper,
+    origin = origin,
+    is_note = string.sub(entry, 14, 19) == OUTDATED,
+    as_of = struct.unpack('<I4', entry, at),
+  }
+end
 
 local function is_newer(old, new)
-  local old_computed_at, old_version = struct.unpack('<dI4', old)
-  local new_computed_at, new_version = struct.unpack('<dI4', new)
-  local old_as_of, new_as_of = struct.unpack('<I4', old, 20), struct.unpack('<I4', new, 20)
-  if string.sub(old, 14, 19) == OUTDATED then
+  if old.is_note then
     -- on demand: from what was stored by then; a run's rows: from a table that may lack the change
-    if string.byte(new, 13) == REALTIME then return old_computed_at > new_computed_at end
-    return old_as_of > new_as_of
+    if new.origin == REALTIME then return old.computed_at > new.computed_at end
+    return old.as_of > new.as_of
   end
-  if old_version ~= new_version then return false end
-  if old_as_of ~= new_as_of then return old_as_of > new_as_of end
-  return old_computed_at > new_computed_at
+  if old.version ~= new.version then return false end
+  if old.as_of ~= new.as_of then return old.as_of > new.as_of end
+  return old.computed_at > new.computed_at
 end
 
 for i = 2, #KEYS do
-  local old, new = redis.call('GETRANGE', KEYS[i], 0, 22), ARGV[i + 2]
-  if old == '' or not is_newer(old, new) then
-    local follows = string.sub(old, 14, 19) == OUTDATED or string.byte(old, 13) == SINCE_CHANGE
-    if old ~= '' and follows and string.byte(new, 13) == REALTIME then
-      new = string.sub(new, 1, 12) .. string.char(SINCE_CHANGE) .. string.sub(new, 14)
+  local stored, entry = redis.call('GETRANGE', KEYS[i], 0, 26), ARGV[i + 2]
+  local old, new = stored ~= '' and read(stored), read(entry)
+  if not old or not is_newer(old, new) then
+    if old and (old.is_note or old.origin == SINCE_CHANGE) and new.origin == REALTIME then
+      local origin = string.char(string.byte(entry, 13) - REALTIME + SINCE_CHANGE)
+      entry = string.sub(entry, 1, 12) .. origin .. string.sub(entry, 14)
     end
-    redis.call('SET', KEYS[i], new, 'PX', ARGV[1])
+    redis.call('SET', KEYS[i], entry, 'PX', ARGV[1])
   end
 end

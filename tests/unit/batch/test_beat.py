@@ -3,6 +3,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+from celery.beat import PersistentScheduler
+
 import beat_schedule
 from beat_schedule import SlotSchedule, beat_entries, make_beat
 from inference.settings import BatchSettings, ModelSettings, Settings
@@ -38,7 +40,9 @@ def test_a_slot_is_due_once_and_the_next_is_waited_for() -> None:
 
 
 def test_beat_keeps_no_state_file() -> None:
-    assert beat_schedule.make_beat(settings("30s")).conf.beat_scheduler == "celery.beat:Scheduler"
+    # Celery's own keeps one
+    assert beat_schedule.make_beat(settings("30s")).conf.beat_scheduler is beat_schedule.PatientScheduler
+    assert not issubclass(beat_schedule.PatientScheduler, PersistentScheduler)
 
 
 def test_parity_is_checked_only_where_it_is_asked_for() -> None:

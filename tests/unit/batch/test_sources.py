@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from inference.batch.sources import check_key_columns, locate_source
+from inference.batch.sources import locate_source
 from inference.errors import BadInput, SourceError
+from inference.features import check_key_columns
 from inference.settings import ModelSettings, Settings
 from inference.sources import open_source
 from tests.support.tables import write_wide

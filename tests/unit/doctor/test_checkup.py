@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from app.cli.doctor import print_findings
@@ -27,16 +28,17 @@ def test_a_check_that_fails_or_hangs_leaves_the_others_alone() -> None:
         return []
 
     def fail() -> list[Finding]:
-        raise RuntimeError("hush")
+        raise pa.lib.ArrowKeyError("Column id does not exist in redis://me:hush@host")
 
     def lose_redis() -> list[Finding]:
         raise StoreUnavailable("gone in between")
 
     checks = {
-        Check.VERSIONS: lambda: [ok(Check.VERSIONS, "python", "3.11")],
-        Check.BROKER: hang,
-        Check.MODEL: fail,
-        Check.TABLE: lose_redis,
+        (Check.VERSIONS, "versions"): lambda: [ok(Check.VERSIONS, "python", "3.11")],
+        (Check.BROKER, "broker"): hang,
+        (Check.MODEL, "delay"): fail,
+        (Check.MODEL, "price"): lambda: [ok(Check.MODEL, "price", "version 1 answers")],
+        (Check.TABLE, "delay"): lose_redis,
     }
     found = run_checks(checks, 0.2)
     never.set()
@@ -44,11 +46,13 @@ def test_a_check_that_fails_or_hangs_leaves_the_others_alone() -> None:
         (Check.VERSIONS, Status.OK),
         (Check.BROKER, Status.WARNING),
         (Check.MODEL, Status.ERROR),
+        (Check.MODEL, Status.OK),
         (Check.TABLE, Status.WARNING),
     ]
     assert [one.detail for one in found[1:]] == [
         "not checked: it took over 0.2 s",
-        "the check itself failed (RuntimeError)",
+        "the check itself failed: ArrowKeyError: Column id does not exist in redis://***@host",
+        "version 1 answers",
         "not checked: no Redis",
     ]
 

@@ -1,0 +1,182 @@
+"""Reads the URLs of Redis servers and of brokers, and writes each in one form.
+
+redis-py and Celery spell a Unix socket and a database number differently. In the settings a Redis is always written
+as redis-py reads it; `celery_url` translates it for Celery.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
+
+_REDIS = ("redis", "rediss", "unix")
+#: how Celery spells a Redis on a Unix socket
+_CELERY_SOCKETS = ("redis+socket", "socket")
+_AMQP = ("amqp", "amqps", "pyamqp")
+_CERT_REQS = ("required", "optional", "none")
+#: of the options in a URL, those that redis-py and Celery both understand
+_TLS_OPTIONS = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname")
+#: what else redis-py understands; the cache is read by redis-py alone
+_CACHE_OPTIONS = ("protocol", "client_name", "health_check_interval")
+
+#: brokers of Celery's that processes on several machines can share → (module of the client library, Celery's extra)
+_OTHER_BROKERS = {
+    "sqs": ("boto3", "sqs"),
+    "gcpubsub": ("google.cloud.pubsub_v1", "gcpubsub"),
+    "azureservicebus": ("azure.servicebus", "azureservicebus"),
+    "azurestoragequeues": ("azure.storage.queue", "azurestoragequeues"),
+    "kafka": ("confluent_kafka", "kafka"),
+    "confluentkafka": ("confluent_kafka", "kafka"),
+    "mongodb": ("pymongo", "mongodb"),
+    "zookeeper": ("kazoo", "zookeeper"),
+    "sqla": ("sqlalchemy", "sqlalchemy"),
+    "sqlalchemy": ("sqlalchemy", "sqlalchemy"),
+}
+
+_SENTINEL = (
+    "Redis Sentinel is not supported: give the address of the master, or of a proxy or service name that follows it, "
+    "as redis://:password@host:6379/0"
+)
+_CLUSTER = "Redis Cluster is not supported, which is Celery's limit: give a single Redis, as redis://host:6379/0"
+_LIST = (
+    "a list of servers (with ;) is not supported: give one, or the address of a proxy or service name that follows "
+    "the right one"
+)
+_BAD_PORT = "its port is no number from 1 to 65535: special characters of a password are %-encoded"
+_REFUSED = {
+    "sentinel": _SENTINEL,
+    "sentinels": _SENTINEL,
+    "redis+sentinel": _SENTINEL,
+    "rediss+sentinel": _SENTINEL,
+    "redis-sentinel": _SENTINEL,
+    "redis+cluster": _CLUSTER,
+    "rediss+cluster": _CLUSTER,
+    "redis-cluster": _CLUSTER,
+    "valkey": "Valkey is reached as Redis is: write redis:// in place of valkey://",
+    "valkeys": "Valkey is reached as Redis is: write rediss:// in place of valkeys://",
+    "memory": "memory:// lives in one process, and others cannot reach it: use redis:// or amqp://",
+    "filesystem": "filesystem:// lives in a folder of one machine: use redis:// or amqp://",
+}
+
+
+def redis_url(text: str, *, cache: bool = False) -> str:
+    """Return the URL of a Redis server in its one form: `redis://`, `rediss://` or `unix://`.
+
+    `cache`: only redis-py reads it, so that more options are allowed.
+
+    Raises:
+        ValueError: it cannot be used; the message says the fix and quotes nothing that may be a password.
+    """
+    parts = _split(text)
+    if parts.scheme not in (*_REDIS, *_CELERY_SOCKETS):
+        raise ValueError(_REFUSED.get(parts.scheme, "a Redis URL starts with redis://, rediss:// or unix://"))
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if parts.scheme in ("redis", "rediss"):
+        database = _database(options.pop("db", "") or parts.path.strip("/"))
+        _check_options(parts.scheme, options, (*_TLS_OPTIONS, *(_CACHE_OPTIONS if cache else ())))
+        query = f"?{urlencode(options)}" if options else ""
+        return f"{parts.scheme}://{parts.netloc}/{database}{query}"
+    return _unix_url(parts, options, cache=cache)
+
+
+def broker_url(text: str) -> str:
+    """Return the URL of a broker: a Redis in its one form, all others as they are.
+
+    Raises:
+        ValueError: it cannot be used, or two processes cannot share it; as `redis_url` says it.
+    """
+    parts = _split(text)
+    if is_redis(text):
+        return redis_url(text)
+    if parts.scheme in _REFUSED:
+        raise ValueError(_REFUSED[parts.scheme])
+    if is_amqp(text):
+        return text
+    if "sqlite" in parts.scheme and parts.path.strip("/") in ("", ":memory:"):
+        raise ValueError("a SQLite database in memory lives in one process: use redis:// or amqp://")
+    # sqla+postgresql://… names the database after the plus
+    library = _OTHER_BROKERS.get(parts.scheme.split("+")[0])
+    if library is None:
+        raise ValueError("a broker's URL starts with redis://, rediss://, unix://, amqp:// or amqps://")
+    module, extra = library
+    if not _is_installed(module):
+        raise ValueError(f"this kind of broker needs {module}: pip install 'celery[{extra}]'")
+    return text
+
+
+def celery_url(url: str) -> str:
+    """Return the URL of a broker or result backend as Celery reads it."""
+    parts = urlsplit(url)
+    if parts.scheme != "unix":
+        return url
+    database = dict(parse_qsl(parts.query)).get("db", "0")
+    return f"redis+socket://{parts.netloc}{parts.path}?virtual_host={database}"
+
+
+def is_redis(url: str) -> bool:
+    """Return whether a broker's URL, as the settings hold it or as Celery reads it, is that of a Redis server."""
+    return urlsplit(url).scheme in (*_REDIS, *_CELERY_SOCKETS)
+
+
+def is_amqp(url: str) -> bool:
+    """Return whether a broker's URL is that of RabbitMQ or another server of AMQP."""
+    return urlsplit(url).scheme in _AMQP
+
+
+def _split(text: str) -> SplitResult:
+    """Return the parts of a URL."""
+    if ";" in text:
+        scheme = text.partition(":")[0].lower()
+        raise ValueError(_REFUSED.get(scheme, _LIST))
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:  # its text quotes what may be the password
+        raise ValueError(_BAD_PORT) from None
+    if port == 0 or parts.fragment:
+        raise ValueError(_BAD_PORT)
+    return parts
+
+
+def _database(text: str) -> int:
+    if not text:
+        return 0
+    if not (text.isascii() and text.isdecimal()):
+        raise ValueError("its database is no number: a Redis URL ends in one, as in redis://host:6379/0")
+    return int(text)
+
+
+def _check_options(scheme: str, options: dict[str, str], known: tuple[str, ...]) -> None:
+    unknown = sorted(options.keys() - set(known))
+    if unknown:
+        raise ValueError(f"it has an option that cannot be used here, {unknown[0]!r}: leave it out")
+    if scheme == "redis" and any(name.startswith("ssl_") for name in options):
+        raise ValueError("it has options of TLS: write rediss:// in place of redis://")
+    if scheme == "rediss" and options.get("ssl_cert_reqs") not in _CERT_REQS:
+        # Celery insists on one, and calls them CERT_REQUIRED too, which redis-py refuses
+        raise ValueError("a rediss:// URL must end in ?ssl_cert_reqs=required (or optional, or none)")
+
+
+def _unix_url(parts: SplitResult, options: dict[str, str], *, cache: bool) -> str:
+    """Return the URL of a socket, with user and password before its path and the database after it."""
+    user, _, host = parts.netloc.rpartition("@")
+    if host or not parts.path.strip("/"):
+        raise ValueError("a Unix socket is written with its whole path, as in unix:///run/redis.sock?db=0")
+    # Celery's name for it, then redis-py's
+    database = _database(options.pop("virtual_host", "").strip("/") or options.pop("db", ""))
+    options.pop("db", None)
+    name, password = options.pop("username", ""), options.pop("password", "")
+    if name or password:
+        user = f"{quote(name, safe='')}:{quote(password, safe='')}"
+    _check_options("unix", options, _CACHE_OPTIONS if cache else ())
+    before = f"{user}@" if user else ""
+    path = quote(unquote(parts.path))
+    query = urlencode({"db": str(database), **options})
+    return f"unix://{before}{path}?{query}"
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # the package around it
+        return False

@@ -1,0 +1,144 @@
+"""Folders of Parquet that are no plain tables: a log beside the files says which of them count.
+
+Read as plain files, such a folder also gives deleted and replaced rows. So it is refused by name, whether the path
+names it, a folder or a file inside it, or a folder around it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.fs as fs
+
+from inference.errors import SourceError
+from inference.storage import Location
+
+
+@dataclass(frozen=True)
+class _Format:
+    """A table format: its folder holds `log`, and in that, if it is common otherwise, a file that `inside` matches."""
+
+    name: str
+    log: str
+    export: str
+    inside: re.Pattern[str] | None = None
+
+
+def _duckdb(scan: str) -> str:
+    return f"COPY (FROM {scan}('{{folder}}')) TO 'snapshot.parquet' in DuckDB"
+
+
+def _spark(name: str) -> str:
+    return f"spark.read.format('{name}').load('{{folder}}').write.parquet('snapshot') in Spark"
+
+
+_FORMATS = (
+    _Format("a Delta table", "_delta_log", _duckdb("delta_scan")),
+    _Format("a Hudi table", ".hoodie", _spark("hudi")),
+    _Format("part of a Hudi table", ".hoodie_partition_metadata", _spark("hudi")),
+    _Format("an Iceberg table", "metadata", _duckdb("iceberg_scan"), re.compile(r"v?\d.*\.metadata\.json(\.gz)?")),
+    _Format("a Paimon table", "snapshot", _spark("paimon"), re.compile(r"snapshot-\d+")),
+    _Format("the output of a Spark stream", "_spark_metadata", _spark("parquet")),
+)
+#: Hive's transactional tables have no log: the names of their folders say which files count. Seven digits, the first of
+#: them 0: a folder that somebody called after a day is none
+_HIVE_FOLDER = re.compile(r"(base_0\d{6}|(delete_)?delta_0\d{6}_0\d{6}(_\d{4})?)(_v\d+)?")
+_HIVE_EXPORT = "CREATE TABLE snapshot STORED AS PARQUET AS SELECT * FROM … in Hive"
+_UNCOMMITTED, _COMMITTED = "_temporary", "_SUCCESS"
+#: requests at once to an object store
+_THREADS = 16
+
+
+def refuse_other_formats(place: Location, kept: Sequence[str], listed: Iterable[str]) -> None:
+    """Refuses files that belong to a table of another format, or to a write that has not ended.
+
+    `kept`: the files that would be read; `listed`: all that was found below `place`, hidden files and folders included.
+
+    Raises:
+        SourceError: naming the folder, the format and what to do.
+    """
+    names = set(listed)
+    for folder, format_ in _logs_below(names):
+        if _any_below(kept, folder):
+            raise _other_format(place.at(folder).name, format_.name, format_.log, format_.export)
+    for folder, format_ in _logs_above(place):
+        raise _other_format(place.at(folder).name, format_.name, format_.log, format_.export)
+    _refuse_hive(place, kept)
+    _refuse_uncommitted(place, kept, names)
+
+
+def _other_format(folder: str, name: str, mark: str, export: str) -> SourceError:
+    return SourceError(
+        f"{folder} is {name} ({mark}): its files also hold deleted or replaced rows; write its current rows as plain "
+        f"Parquet, such as {export.format(folder=folder)}",
+        field="source",
+    )
+
+
+def _any_below(paths: Iterable[str], folder: str) -> bool:
+    return any(path.startswith(f"{folder}/") for path in paths)
+
+
+def _logs_below(names: Iterable[str]) -> Iterator[tuple[str, _Format]]:
+    """Yields the tables of other formats among the names, each perhaps often."""
+    for format_ in _FORMATS:
+        for name in names:
+            if f"/{format_.log}" not in name:
+                continue
+            parts = name.split("/")
+            for number, part in enumerate(parts):
+                rest = parts[number + 1 :]
+                if part == format_.log and (not format_.inside or (rest and format_.inside.fullmatch(rest[0]))):
+                    yield "/".join(parts[:number]), format_
+
+
+def _logs_above(place: Location) -> Iterator[tuple[str, _Format]]:
+    """Yields the tables of other formats that the place lies in, the innermost first."""
+    path = str(Path(place.path).resolve()) if place.is_local else place.path
+    parts = path.rstrip("/").split("/")
+    folders = [folder for count in range(len(parts) - 1, 0, -1) if (folder := "/".join(parts[:count]))]
+    asked = [(folder, format_) for folder in folders for format_ in _FORMATS]
+    with ThreadPoolExecutor(1 if place.is_local else _THREADS, thread_name_prefix="formats") as pool:
+        found = list(pool.map(lambda one: _has_log(place.filesystem, *one), asked))
+    yield from (one for one, is_there in zip(asked, found, strict=True) if is_there)
+
+
+def _has_log(filesystem: Any, folder: str, format_: _Format) -> bool:
+    log = f"{folder}/{format_.log}"
+    try:
+        kind = filesystem.get_file_info(log).type
+        if format_.inside is None or kind != fs.FileType.Directory:
+            return bool(kind != fs.FileType.NotFound and format_.inside is None)
+        names = [info.base_name for info in filesystem.get_file_info(fs.FileSelector(log))]
+    except OSError:
+        return False  # who may read a table's own folder need not be allowed to look around
+    return any(format_.inside.fullmatch(name) for name in names)
+
+
+def _refuse_hive(place: Location, kept: Sequence[str]) -> None:
+    for path in kept:
+        folders = path.split("/")[:-1]
+        for number, folder in enumerate(folders):
+            if _HIVE_FOLDER.fullmatch(folder):
+                table = place.at("/".join(folders[:number])).name
+                raise _other_format(table, "a transactional Hive table", folder, _HIVE_EXPORT)
+
+
+def _refuse_uncommitted(place: Location, kept: Sequence[str], names: set[str]) -> None:
+    for path in (place.path, *kept):
+        folder, found, _ = f"{path}/".partition(f"/{_UNCOMMITTED}/")
+        if found:
+            told = f"{place.at(path).name} lies in {_UNCOMMITTED}, where Spark writes files that do not count yet"
+            raise SourceError(f"{told}: give {place.at(folder).name}, once the job has ended", field="source")
+    for name in names:
+        folder, found, _ = f"{name}/".partition(f"/{_UNCOMMITTED}/")
+        if found and f"{folder}/{_COMMITTED}" not in names and _any_below(kept, folder):
+            told = (
+                f"{place.at(folder).name} holds {_UNCOMMITTED} and no {_COMMITTED}: a Spark job has not ended its write"
+            )
+            raise SourceError(f"{told}; wait for it, or write the table anew if the job failed", field="source")

@@ -1,0 +1,37 @@
+"""A message through a queue and back: the proof that somebody takes messages from it, and that results arrive."""
+
+from __future__ import annotations
+
+from celery import Celery
+from celery.exceptions import TimeoutError as NoResult
+
+from inference.errors import DeadlineExceeded
+from tasks.celery_app import celery_app
+
+#: a message that nobody took is of no use later; long enough for clocks that differ
+_EXPIRES_S = 60
+
+
+@celery_app.task(name="forecache.echo")  # type: ignore[untyped-decorator]  # celery has no types
+def echo(text: str) -> str:
+    """Return what was sent."""
+    return text
+
+
+def ask_queue(application: Celery, queue: str, *, timeout_s: float, priority: int) -> None:
+    """Send a message through a queue, named as routes call it, and wait until it is back.
+
+    `priority`: the broker's number of requests, so that the message waits behind no job.
+
+    Raises:
+        DeadlineExceeded: nobody answered in time.
+    """
+    sent = application.send_task(
+        "forecache.echo", args=[queue], queue=queue, priority=priority, expires=_EXPIRES_S, retry=False
+    )
+    try:
+        sent.get(timeout=timeout_s)
+    except NoResult as error:
+        raise DeadlineExceeded(f"nobody answered within {timeout_s:g} s") from error
+    finally:
+        sent.forget()
