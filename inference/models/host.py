@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 from inference.errors import BadInput, ForecacheError, ModelError, ModelUnavailable, StoreUnavailable
+from inference.failures import Failures
 from inference.logs import get_logger
 from inference.models.inspection import TryApart, inspect_version_in_subprocess, table_of, try_version
 from inference.models.loaded import WARM_UP_ROWS, LoadedModel
@@ -60,6 +61,7 @@ class ModelHost:
         self._registry = registry
         self._monotonic = monotonic
         self._try_apart = try_apart
+        self._failures = Failures(__name__, "model.start")
         self._lock = threading.RLock()
         self._loaded: dict[tuple[str, int], LoadedModel] = {}
         self._failed: dict[tuple[str, int], tuple[float, str]] = {}
@@ -88,8 +90,8 @@ class ModelHost:
                 raise
             except ForecacheError as error:
                 log.error("model.refused", model=model, error=error.message)  # noqa: TRY400 - the sentence says it all
-            except Exception:
-                log.exception("model.refused", model=model)
+            except Exception as error:  # noqa: BLE001 - a boundary: `tell` logs it
+                self._failures.tell(error, model, model=model)
 
     def get(self, model: str, version: int | None = None) -> LoadedModel:
         """Return a version, loading it when needed; None means the active one, known to within a second.
@@ -139,9 +141,7 @@ class ModelHost:
         """
         of_model = self._settings.model(model)[1]
         with self._lock:
-            failed = self._failed.get((model, version))
-            if failed is not None:
-                self._failed[model, version] = (0.0, failed[1])
+            self._failed.pop((model, version), None)
             loaded = self._load_once(model, of_model, version)
             if must_answer and not loaded.record.is_proved:
                 del self._loaded[model, version]
@@ -255,7 +255,7 @@ class ModelHost:
         if failed is not None and self._monotonic() < failed[0]:
             raise ModelUnavailable(failed[1])
         known = self._registry.versions(model).get(version)
-        result = self._try_folder(model, of_model, version, known, told=failed and failed[1])
+        result = self._try_folder(model, of_model, version, known)
         if isinstance(result, LoadedModel):
             self._share_proof(model, result)
             self._registry.put(model, result.record)
@@ -279,7 +279,7 @@ class ModelHost:
                 loaded.record = replace(own, unproven=None)
 
     def _try_folder(
-        self, model: str, of_model: ModelSettings, version: int, known: VersionRecord | None, *, told: str | None
+        self, model: str, of_model: ModelSettings, version: int, known: VersionRecord | None
     ) -> LoadedModel | VersionRecord:
         path = self._settings.path(of_model.path)
         sizes = (*WARM_UP_ROWS, of_model.realtime.max_micro_batch)
@@ -301,5 +301,5 @@ class ModelHost:
         with marks.of_load(version):
             return try_version(
                 model, path, version, folder, options=options,
-                rows=self.real_rows(model), known=known, warm_up_rows=sizes, told=told,
+                rows=self.real_rows(model), known=known, warm_up_rows=sizes,
             )  # fmt: skip

@@ -78,7 +78,7 @@ class RealRows:
 
 
 def _of_table(table: str, vectoriser: Vectoriser) -> Sample:
-    source, contract = open_source(table), vectoriser.contract
+    source, contract = open_source(table, as_text=vectoriser.text_columns), vectoriser.contract
     groups = contract.groups_from(GroupSource.REQUEST)
     requested = [feature.name for group in groups for feature in contract.features_of(group.name)]
     # what comes with requests and is no column is made up

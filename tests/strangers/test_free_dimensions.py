@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from inference.errors import ContractError
 from inference.features import FeatureContract, Vectoriser
+from inference.features.columns import type_problem
 from inference.keys import Keys, TableKind
 from inference.models import ModelHost, ModelRegistry, inspect_versions, prediction_values, score_rows
 from inference.models.loaded import load_version
@@ -153,3 +154,29 @@ def test_a_feature_whose_values_fill_a_fixed_shape_may_be_flat(tmp_path: Path) -
     loaded = load_version("m", tmp_path, 1, tmp_path / "1")
     flat = np.arange(8, dtype=np.float32)[None]
     assert score_rows(loaded, {"x": flat}).outputs["y"].tolist() == [[[-0.5, 0.5]] * 4]
+
+
+LISTS = pa.list_(pa.float32())
+
+
+@pytest.mark.parametrize(
+    ("type_", "shape", "fix"),
+    [
+        (LISTS, [24, 3], "nest the lists, or declare shape [72] in features.json"),
+        (pa.large_list(pa.float32()), [24, 3], "nest the lists, or declare shape [72] in features.json"),
+        (pa.list_(pa.float32(), 72), [24, 3], "nest the lists, or declare shape [72] in features.json"),
+        (pa.list_(LISTS), [2, 3, 4], "nest the lists, or declare shape [24] in features.json"),
+        (pa.float32(), [3], "store lists"),
+        (pa.list_(LISTS), [72], "nest the lists less, or correct its shape in features.json"),
+        (LISTS, [], "store single values, or correct its shape in features.json"),
+    ],
+    ids=str,
+)
+def test_lists_of_another_depth_than_the_shape_are_refused_with_the_fix(
+    type_: pa.DataType, shape: list[int], fix: str
+) -> None:
+    one = {"name": "w", "dtype": "float32", **({"shape": shape} if shape else {})}
+    problem = type_problem(FeatureContract.from_json({"features": [one]}).features[0], type_) or ""
+    assert problem.startswith(f"is {type_}, but the feature ")
+    assert (f"has shape {shape}" if shape else "is float32") in problem
+    assert problem.endswith(fix)
