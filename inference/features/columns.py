@@ -38,10 +38,9 @@ def type_problem(feature: Feature, type_: pa.DataType, called: str = "") -> str 
             return f"is {told}, but the feature has shape {list(feature.shape)}: {fix}"
         type_ = type_.value_type
     if is_list(type_):
-        fix = "store one list" if feature.shape else "store single values"
-        return (
-            f"is {told}, but the feature has shape {list(feature.shape)}: {fix}, or correct its shape in features.json"
-        )
+        shaped = f"has shape {list(feature.shape)}: nest the lists less"
+        what = shaped if feature.shape else f"is {feature.dtype}: store single values"
+        return f"is {told}, but the feature {what}, or correct its shape in features.json"
     if pa.types.is_null(type_) or _fits(feature.dtype, type_):
         return None
     return f"is {told}, but the feature is {feature.dtype}: {_fix(feature, type_)}"
