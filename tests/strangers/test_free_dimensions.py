@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import onnx
 import pyarrow as pa
@@ -27,6 +28,7 @@ from inference.settings import Settings
 from inference.store import RedisTable
 from tests.support.models import write_features
 from tests.support.plain_onnx import tensor, write_onnx
+from tests.support.stack import Stack
 
 TOKENS = TensorSpec("tokens", DType.INT32, (-1,))
 
@@ -180,3 +182,31 @@ def test_lists_of_another_depth_than_the_shape_are_refused_with_the_fix(
     assert problem.startswith(f"is {type_}, but the feature ")
     assert (f"has shape {shape}" if shape else "is float32") in problem
     assert problem.endswith(fix)
+
+
+@pytest.mark.slow
+def test_both_serving_protocols_answer_sequences_of_any_length(tmp_path: Path) -> None:
+    write_total(tmp_path / "model" / "1")
+    pq.write_table(pa.table({"entity_id": ["u0"], "tokens": [[1, 2, 3]]}), tmp_path / "t.parquet")
+    settings = '[models.m]\npath = "model"\nfeatures = "t.parquet"\n[models.m.realtime]\ntimeout_ms = 10000\n'
+    with Stack(tmp_path, settings) as stack:
+        stack.start("realtime", "maintenance", "api")
+        stack.wait_ready()
+        for length in (1, 9, 30):
+            rows = [[1] * length, [2] * length]
+            answer = httpx.post(f"{stack.url}/v1/models/m:predict", json={"instances": rows}, timeout=30)
+            assert answer.json() == {"predictions": [[length], [2 * length]]}
+            tensor = {"name": "tokens", "shape": [2, length], "datatype": "INT64", "data": rows}
+            answer = httpx.post(f"{stack.url}/v2/models/m/infer", json={"inputs": [tensor]}, timeout=30)
+            assert answer.json()["outputs"][0]["data"] == [length, 2 * length]
+        refused = httpx.post(f"{stack.url}/predict", json={"instances": [{"tokens": [1]}]}, timeout=30)
+        assert "features.json" in refused.text
+        done = stack.cli("features", "load", "m", "t.parquet")
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert "features.json" in done.stderr
+        run = stack.cli("batch", "run", "m", "--wait")
+        assert run.returncode == 1
+        assert "features.json" in run.stderr + run.stdout
+        known = stack.cli("doctor").stdout
+        assert "m, contract" in known
+        assert "is not what version" not in known
