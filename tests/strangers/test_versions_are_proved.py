@@ -11,7 +11,7 @@ import pytest
 import redis
 from sklearn.base import BaseEstimator
 
-from inference.errors import ModelError
+from inference.errors import ModelError, SourceError
 from inference.features import load_features
 from inference.keys import Keys, TableKind
 from inference.models import ModelHost, ModelRegistry, Rollout, VersionRecord, inspect_versions
@@ -329,3 +329,20 @@ def test_a_worker_that_cannot_read_the_table_takes_the_word_of_one_that_can(room
     room.table.unlink()
     room.rollout.look()
     assert (room.active, room.remark(2)) == (2, "")
+
+
+def test_a_proof_that_comes_while_another_worker_loads_is_not_lost(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    room.write_table(x=[1.0, 2.0])
+    room.put(1, OnlyPositive())
+    room.host.start()
+    room.put(2, OnlyPositive(2.0))
+    elsewhere = room.worker()
+
+    class Away:
+        def sample(self, _: Any) -> Any:
+            elsewhere.load("m", 2)
+            raise SourceError("the table is away")
+
+    monkeypatch.setattr(room.host, "real_rows", lambda _: Away())
+    assert room.host.load("m", 2, must_answer=True).record.is_proved
+    assert room.remark(2) == ""
