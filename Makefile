@@ -10,8 +10,8 @@ DEMO_STAMP := $(VENV)/.installed-demo
 DEMO_EXTRAS := tensorflow,embedded,dashboard
 EXTRAS := $(DEMO_EXTRAS),keras,onnx,sklearn,sql,charts,dev
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-# uv where it can be had and reaches the packages, else pip
-INSTALL = install() { { test -x $(BIN)/uv && VIRTUAL_ENV="$(CURDIR)/$(VENV)" $(BIN)/uv pip install --quiet -c constraints.txt "$$@"; } || $(PIP) "$$@"; }; install
+# uv takes a quarter of pip's processor time; where it is missing or does not reach the packages, pip installs
+UV := test -x $(BIN)/uv && $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt
 PYTEST := $(BIN)/python -m pytest
 # so many test processes side by side: most tests wait for processes of their own (make AT_ONCE=1 … for one by one)
 AT_ONCE ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 7 ? n + 1 : 8)))
@@ -21,7 +21,7 @@ SIDE_BY_SIDE = -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export TF_ENABLE_ONEDNN_OPTS ?= 0
 
-.PHONY: help install install-all install-runtimes demo test test-full test-gpu test-docker lint audit format bench clean
+.PHONY: help install install-all install-runtimes demo test test-full test-gpu test-docker mutants lint audit format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -29,18 +29,18 @@ help: ## list the targets
 install: $(STAMP) ## set everything up in .venv, but for large optional engines
 
 $(STAMP): $(DEMO_STAMP)
-	$(INSTALL) -e ".[$(EXTRAS)]"
+	@$(UV) -e ".[$(EXTRAS)]" || $(PIP) -e ".[$(EXTRAS)]"
 	@touch $@
 
 $(DEMO_STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	$(INSTALL) -e ".[$(DEMO_EXTRAS)]"
+	@test -x $(BIN)/uv || $(PIP) uv || true
+	@echo "installing TensorFlow and what else the demo needs into $(VENV) (2.4 GB) ..."
+	@$(UV) -e ".[$(DEMO_EXTRAS)]" || $(PIP) -e ".[$(DEMO_EXTRAS)]"
 	@touch $@
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Forecache needs Python 3.11, 3.12 or 3.13 on PATH (or make PYTHON=/path/to/python)" >&2; exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
-	@# installs four times as fast; where it cannot be had, pip does all
-	-@$(PIP) uv
 
 install-all: install ## the same, with the CUDA build of TensorFlow
 	$(PIP) -e ".[$(EXTRAS),gpu]"
@@ -62,6 +62,10 @@ test-gpu: install ## the tests that need an NVIDIA GPU, skipped without one
 
 test-docker: install ## the images, built with buildah on a Debian and at work; compose files (root, minutes)
 	$(PYTEST) tests/unit/test_docker_files.py tests/integration/test_docker_redis.py tests/integration/test_docker_images.py
+
+mutants: install ## faults that no test notices: ROOM=inference/store or CHANGED=1 (COUNT=100 SEED=1 AGAIN=1; minutes)
+	$(BIN)/python .ci/mutants.py $(if $(CHANGED),--changed,--room $(or $(ROOM),$(error ROOM=inference/store, or CHANGED=1))) \
+		$(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) $(if $(AGAIN),--again)
 
 lint: install audit ## style, types, layers, and the audit
 	$(BIN)/ruff check .

@@ -53,8 +53,7 @@ def check_entity_column_type(name: str, type_: pa.DataType, called: str = "") ->
     value_type = type_.value_type if pa.types.is_dictionary(type_) else type_
     if _is_text(value_type) or pa.types.is_integer(value_type) or _is_whole_decimal(value_type):
         return
-    told = called or str(type_).replace("large_", "")
-    raise SourceError(f"entity column {name!r} is {told}: {_fix(name, value_type)}", field=name)
+    raise SourceError(f"entity column {name!r} is {called or type_}: {_fix(name, value_type)}", field=name)
 
 
 def entity_ids_as_text(column: pa.Array, name: str = "entity_id") -> pa.Array:

@@ -282,8 +282,9 @@ class Ledger:
             pipe.hkeys(self._keys.run_part(run_id, "done"))
             pipe.hgetall(self._keys.run_part(run_id, "claims"))
             pipe.zrange(self._keys.run_part(run_id, "sent"), 0, -1)
-            (seconds, _), done, claims, sent = pipe.execute()
-        held = {int(chunk) for chunk, claim in claims.items() if int(claim.split()[2]) > seconds * 1000}
+            (seconds, micros), done, claims, sent = pipe.execute()
+        now_ms = seconds * 1000 + micros // 1000
+        held = {int(chunk) for chunk, claim in claims.items() if _is_held(claim, now_ms)}
         return ChunkStates(
             done=frozenset(map(int, done)),
             scoring=frozenset(held),
@@ -307,6 +308,12 @@ class Ledger:
     def _run(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
         with redis_outage_is_an_error():
             return self._script(name)(keys=keys, args=args)
+
+
+def _is_held(claim: bytes, now_ms: int) -> bool:
+    """Whether a worker holds a chunk; one that was given back rests under no token."""
+    _, token, until_ms = claim.split()
+    return token != b"-" and int(until_ms) > now_ms
 
 
 def _pairs(fields: Mapping[str, str | int]) -> list[str | int]:

@@ -57,7 +57,8 @@ def match_columns(signature: Signature, table: Table) -> Match:
         WidthMismatch: it cannot be told which columns fill the single tensor; all that could are named.
         BadInput: an input has no column (the nearest are named), or its type does not fit.
     """
-    missing = [spec.name for spec in signature.inputs if spec.name not in table.schema.names]
+    columns = set(table.schema.names)
+    missing = [spec.name for spec in signature.inputs if spec.name not in columns]
     if missing and len(signature.inputs) == 1 and len(signature.inputs[0].shape) <= 1:
         return _fill_tensor(signature, table)
     if missing:
@@ -80,8 +81,9 @@ def match_listed(signature: Signature, table: Table, columns: Sequence[str]) -> 
         inputs = ", ".join(spec.name for spec in signature.inputs)
         raise BadInput(f"--columns is for a model with one flat input tensor; this one's inputs: {inputs}")
     only = signature.inputs[0]
+    known = set(table.schema.names)
     for name in columns:
-        if name not in table.schema.names:
+        if name not in known:
             raise SourceError(f"{table.name} has no column {name!r} {_nearest(name, table.schema)}", field=name)
     fields = [find_column(table.schema, name, table.name) for name in columns]
     contract = FeatureContract(tuple(_feature(field, only) for field in fields))
@@ -142,7 +144,8 @@ def _stacked(signature: Signature, names: list[str], kept: list[str], left_out: 
     contract = FeatureContract(tuple(Feature(name, only.dtype) for name in kept))
     check_contract(contract, signature)
     reason = f"the {_count(len(kept), f'{_kind(only.dtype)} column')}, in the order of the table: {_listed(kept)}"
-    others = [name for name in names if name not in set(kept)]
+    taken = set(kept)
+    others = [name for name in names if name not in taken]
     if others:
         reason += f" (left out as {' or '.join(left_out)}: {_listed(others)})"
     return Match(contract, reason=reason)
@@ -167,7 +170,8 @@ def _mismatch(only: TensorSpec, width: int, names: list[str], table: Table) -> s
     kind = _kind(only.dtype)
     takes = f"the model's input {only.name!r} takes {_count(width, 'value')}"
     if len(names) < width:
-        others = [field.name for field in table.schema if field.name not in {*names, *table.taken}]
+        found_or_taken = {*names, *table.taken}
+        others = [name for name in table.schema.names if name not in found_or_taken]
         hint = f"; encode the others as in training: {_listed(others)}" if others else ""
         found = f"only {_listed(names)}" if names else "none"
         return f"{takes}, but of the {kind} columns that {table.name} needs it has {found}{hint}"

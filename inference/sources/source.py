@@ -172,7 +172,7 @@ def _note_missing(columns: dict[str, _Column], footer: Footer, partition: Collec
     for name in columns.keys() - set(footer.schema.names) - set(partition):
         column = columns[name]
         told = f"{footer.file.path} has no column {name!r}, but {column.path} has ({type_name(column.type)})"
-        column.problem = column.problem or f"{told}: write all files of a source with the same columns"
+        column.problem = column.problem or f"{told}: write all files with it, or leave the others out by a pattern"
 
 
 def _same_type(name: str, type_: pa.DataType) -> str:

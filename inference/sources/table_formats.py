@@ -63,7 +63,7 @@ def refuse_other_formats(place: Location, kept: Sequence[str], listed: Iterable[
         SourceError: naming the folder, the format and what to do.
     """
     names = set(listed)
-    for folder, format_ in _logs_below(names):
+    for folder, format_ in dict.fromkeys(_logs_below(names)):
         if _any_below(kept, folder):
             raise _other_format(place.at(folder).name, format_.name, format_.log, format_.export)
     for folder, format_ in _logs_above(place):
@@ -135,9 +135,9 @@ def _refuse_uncommitted(place: Location, kept: Sequence[str], names: set[str]) -
         if found:
             told = f"{place.at(path).name} lies in {_UNCOMMITTED}, where Spark writes files that do not count yet"
             raise SourceError(f"{told}: give {place.at(folder).name}, once the job has ended", field="source")
-    for name in names:
-        folder, found, _ = f"{name}/".partition(f"/{_UNCOMMITTED}/")
-        if found and f"{folder}/{_COMMITTED}" not in names and _any_below(kept, folder):
+    writing = {f"{name}/".partition(f"/{_UNCOMMITTED}/")[0] for name in names if f"/{_UNCOMMITTED}/" in f"{name}/"}
+    for folder in sorted(writing):
+        if f"{folder}/{_COMMITTED}" not in names and _any_below(kept, folder):
             told = (
                 f"{place.at(folder).name} holds {_UNCOMMITTED} and no {_COMMITTED}: a Spark job has not ended its write"
             )

@@ -16,6 +16,8 @@ from inference.schema import DType, TensorSpec
 from inference.services import Services
 from inference.settings import BatchSettings, ModelSettings, RedisSettings, Settings
 from inference.store import AsyncPipe, AsyncTableReader, Manifest, Origin, Pace, RedisTable
+from inference.store.codec import unpack_overlay
+from inference.store.redis_table import _to_milliseconds, _to_seconds
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
 
@@ -158,3 +160,62 @@ async def test_the_asyncio_reader_reports_an_outage() -> None:
     async with redis.asyncio.Redis.from_url(f"redis://127.0.0.1:{free_port()}", retry=None) as client:
         with pytest.raises(StoreUnavailable):
             await AsyncTableReader(AsyncPipe(client, timeout_s=1.0), KEYS).read(["a"])
+
+
+@pytest.mark.parametrize("writer", ["upsert", "upsert again", "move", "outdate", "replace", "part", "since a change"])
+def test_whoever_writes_an_overlay_entry_gives_it_an_expiry(redis_client: redis.Redis, writer: str) -> None:
+    table = make_table(redis_client)
+    block, at = {"price": np.array([1.0], np.float32)}, np.array([5.0])
+
+    def upsert(into: RedisTable, keep_s: float, computed_at: float = 6.0) -> None:
+        into.upsert(["a"], PRICE, block, as_of=at, computed_at=computed_at, model_version=1,
+                    origin=Origin.REALTIME, keep_s=keep_s)  # fmt: skip
+
+    if writer == "upsert":
+        upsert(table, 60)
+    elif writer == "upsert again":
+        upsert(table, 7)
+        upsert(table, 60)
+    elif writer == "move":
+        manifest = table.begin(PRICE, rows_expected=1, model_version=1, contract_hash="c", keep_s=7)
+        table.write(manifest, pa.array(["a"]), block, at)
+        table.move_to_overlay(manifest.number, keep_s=60)
+    elif writer == "outdate":
+        table.outdate(["a"], changed_at=at, keep_s=60)
+    elif writer == "replace":
+        upsert(table, 7)
+        expected = redis_client.get("t:p:m:o:a")
+        assert table.replace(["a"], PRICE, block, known_at=at, expected=[expected], keep_s=60) == [True]
+    elif writer == "part":
+        upsert(table.part("x"), 60)
+    else:
+        table.outdate(["a"], changed_at=at, keep_s=7)
+        upsert(table, 60, computed_at=table.now() + 1)
+    [key] = redis_client.keys("*:o:a")
+    assert 50_000 < redis_client.pttl(key) <= 60_000
+
+
+def test_a_time_to_keep_is_never_rounded_to_nothing(redis_client: redis.Redis) -> None:
+    assert [_to_milliseconds(seconds) for seconds in (0, 0.0001, 0.001, 0.0011, 2)] == [1, 1, 1, 2, 2000]
+    assert _to_seconds((b"12", b"345678")) == 12.345678
+
+
+def test_many_ids_are_outdated_and_replaced_each_by_its_own(
+    redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.store.redis_table._IDS_PER_UPSERT", 2)
+    table = RedisTable(redis_client, Keys("t").table(TableKind.FEATURES, "m"), kind=TableKind.FEATURES, model="m")
+    ids = [f"e{n}" for n in range(5)]
+    block = {"price": np.arange(5, dtype=np.float32)}
+    assert table.replace(ids, PRICE, block, known_at=np.arange(5.0), expected=[None] * 5, keep_s=60) == [True] * 5
+    read = table.read_for_change(ids)
+    assert read is not None
+    assert (read.rows.block["price"].tolist(), read.known_at.tolist()) == ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
+    expected = [None if n % 2 else entry for n, entry in enumerate(read.overlay)]
+    done = table.replace(ids, PRICE, {"price": block["price"] + 10}, known_at=np.arange(5.0), expected=expected, keep_s=60)  # fmt: skip  # noqa: E501
+    assert done == [True, False, True, False, True]
+    rows = table.read_block(ids)
+    assert rows is not None
+    assert rows.block["price"].tolist() == [10, 1, 12, 3, 14]
+    table.outdate(ids, changed_at=np.arange(5.0) + 0.5, keep_s=60)
+    assert [unpack_overlay(redis_client.get(f"t:f:m:o:{one}"))[0].as_of for one in ids] == [1, 2, 3, 4, 5]

@@ -753,3 +753,103 @@ def test_parts_stand_beside_the_rows_with_fields_of_their_own_and_are_read_at_on
         assert (x.block["label"].tolist(), x.found.tolist(), x.as_of.tolist()) == (["new", ""], [True, False], [50, 0])
     assert room.table.part("y").read_block(["b"]) is None
     assert [entry and entry.values for entry in room.table.read(["b"])] == [{"price": 2.0}]
+
+
+def test_a_run_that_begins_after_an_answer_was_computed_since_a_change_is_served(room: Room) -> None:
+    room.table.activate(1)
+    for entity_id in ("a", "b"):
+        outdate(room, entity_id, 105)
+        room.upsert(entity_id, 2.0, as_of=90)
+    assert (room.price("a"), room.price("b")) == (2.0, 2.0)
+    room.publish({"a": 3.0, "b": 3.0}, as_of=110)
+    assert (room.price("a"), room.price("b")) == (3.0, 3.0)
+    rows = room.table.read_block(["a", "b"])
+    assert rows is not None
+    assert rows.block["price"].tolist() == [3.0, 3.0]
+    room.upsert("b", 4.0, as_of=90, computed_at=room.table.now() + 1)
+    assert (room.price("a"), room.price("b")) == (3.0, 4.0)
+
+
+# --- the value itself, and several of each ---
+
+
+def test_of_two_answers_that_are_equally_new_the_last_written_stays(room: Room) -> None:
+    room.table.activate(1)
+    for value in (1.0, 2.0):
+        room.upsert("a", value, as_of=5, computed_at=10)
+    assert room.price("a") == 2.0
+    room.upsert("a", 3.0, as_of=5, computed_at=9.999)
+    assert room.price("a") == 2.0
+    room.upsert("a", 4.0, as_of=4, computed_at=11)
+    assert room.price("a") == 2.0
+
+
+def test_an_answer_that_is_as_new_as_the_row_is_served(room: Room) -> None:
+    room.table.activate(1)
+    manifest = room.publish({"a": 1.0, "b": 1.0, "c": 1.0}, as_of=100)
+    room.upsert("a", 2.0, as_of=100, computed_at=manifest.created_at)
+    room.upsert("b", 2.0, as_of=100, computed_at=manifest.created_at - 0.001)
+    room.upsert("c", 2.0, as_of=99, computed_at=manifest.created_at + 60)
+    assert [room.price(entity_id) for entity_id in "abc"] == [2.0, 1.0, 1.0]
+    rows = room.table.read_block(["a", "b", "c"])
+    assert rows is not None
+    assert (rows.block["price"].tolist(), rows.as_of.tolist()) == ([2.0, 1.0, 1.0], [100, 100, 100])
+
+
+def test_an_answer_of_the_very_instant_of_a_change_stays(room: Room) -> None:
+    room.table.activate(1)
+    outdate(room, "a", 100)
+    noted_at = room.table.now()
+    room.upsert("a", 2.0, as_of=1, computed_at=noted_at)
+    assert room.price("a") == 2.0
+
+
+def test_a_note_keeps_the_newest_of_several_changes(room: Room) -> None:
+    room.table.activate(1)
+    room.publish({"a": 1.0, "b": 1.0}, as_of=150)
+    for changed_at in (200, 100):
+        outdate(room, "a", changed_at)
+    for changed_at in (100, 150):
+        outdate(room, "b", changed_at)
+    assert [entry is not None and entry.outdated for entry in room.table.read(["a", "b"])] == [True, False]
+
+
+def test_each_of_many_generations_has_its_own_state_and_only_two_are_kept(room: Room) -> None:
+    numbers = [room.publish({"a": float(value)}).number for value in range(4)]
+    loading = room.generation({"a": 9.0}).number
+    states = [room.table.state(number) for number in [*numbers, loading]]
+    assert states == [
+        GenerationState.COLLECTING, GenerationState.COLLECTING, GenerationState.PREVIOUS, GenerationState.CURRENT,
+        GenerationState.LOADING,
+    ]  # fmt: skip
+    assert room.table.collectable() == numbers[:2]
+    assert [manifest.number for manifest in room.table.generations()] == [*numbers, loading]
+    assert (room.table.pointer().current, room.table.pointer().previous) == (numbers[3], numbers[2])
+    assert [row and row.values["price"] for number in numbers for row in room.table.read_generation(["a"], number)] == [
+        0.0, 1.0, 2.0, 3.0,
+    ]  # fmt: skip
+
+
+def test_every_version_that_was_left_is_held_and_insisting_on_one_frees_that_one(room: Room) -> None:
+    for version in (1, 2):
+        room.table.activate(version)
+        room.publish({"a": float(version)}, version=version)
+    room.table.activate(3)
+    pointer = room.table.rollback(room.table.pointer().current or 0)
+    assert (pointer.active_version, pointer.held_versions) == (1, {2, 3})
+    assert not room.table.activate(2)
+    assert not room.table.activate(3)
+    assert room.table.activate(4)
+    assert room.table.activate(2, force=True)
+    assert (room.table.pointer().active_version, room.table.pointer().held_versions) == (2, {3})
+
+
+def test_a_label_says_nothing_of_the_others(room: Room) -> None:
+    for name, version in (("old", 1), ("stable", 2), ("canary", 3)):
+        room.table.label(name, version, share=0.25)
+    room.table.label("old", 4)
+    assert room.table.pointer().labels == Labels({"old": 4, "stable": 2, "canary": 3}, 0.25)
+    room.table.label("old", None)
+    assert room.table.pointer().labels == Labels({"stable": 2, "canary": 3}, 0.25)
+    room.table.label("canary", None)
+    assert room.table.pointer().labels == Labels({"stable": 2})

@@ -9,7 +9,9 @@ import redis
 import redis.asyncio
 
 from inference.errors import StoreUnavailable
-from inference.hits import HitRecorder, HitWindows
+from inference.hits import FALLBACKS, PARITY, HitRecorder, HitWindows, MinuteCounts, counted
+from inference.hits.recorder import IDS_PER_FLUSH, MOST_ASKED
+from inference.hits.windows import POINT_MINUTES
 from inference.keys import Keys
 from inference.outcomes import Outcome
 from tests.support.ports import free_port
@@ -132,3 +134,166 @@ async def test_minutes_that_are_over_are_read_once_and_late_ones_again(
     assert windows.read("delay", 3600).total == 2
     redis_client.flushdb()
     assert windows.read("delay", 3600).total == 2
+
+
+def test_what_workers_count_joins_the_minute_and_the_totals_of_its_model_and_expires(
+    redis_client: redis.Redis, clock: Clock
+) -> None:
+    counts, windows = MinuteCounts(redis_client, KEYS, clock), HitWindows(redis_client, KEYS, clock)
+    counts.add("delay", FALLBACKS, {"sql:found": 3, "my:table:not_found": 1})
+    counts.add("delay", PARITY, {"batch:agreed": 5})
+    clock.now += 60
+    counts.add("delay", FALLBACKS, {"sql:found": 4})
+    counts.add("other", FALLBACKS, {"sql:found": 100})
+    assert counted(windows.fields("delay", 0), FALLBACKS) == {("sql", "found"): 4}
+    for fields in (windows.fields("delay", 300), windows.totals("delay")):
+        assert counted(fields, FALLBACKS) == {("sql", "found"): 7, ("my:table", "not_found"): 1}
+        assert counted(fields, PARITY) == {("batch", "agreed"): 5}
+    minutes = [KEYS.hits("delay", int(clock.now // 60) - back) for back in (0, 1)]
+    assert all(7 * 24 * 3600 < redis_client.ttl(key) <= 8 * 24 * 3600 for key in minutes)
+    assert redis_client.ttl(KEYS.hit_totals("delay")) == -1
+
+
+def test_counts_without_an_outcome_are_not_taken_for_one() -> None:
+    fields = {"fallback:sql": 1, "fallback": 2, "hit_batch": 3, "parity:a:b": 4, "fallback:a:b": 5, "rows:3": 6}
+    assert counted(fields, FALLBACKS) == {("a", "b"): 5}
+
+
+def test_an_outage_drops_a_workers_counts_and_hurts_nobody() -> None:
+    with redis.Redis(port=free_port(), retry=None) as nowhere:
+        MinuteCounts(nowhere, KEYS).add("delay", FALLBACKS, {"sql:found": 3})
+
+
+@pytest.mark.parametrize("late_by_min", [1, 2, 3])
+async def test_counts_that_are_flushed_into_a_minute_that_was_read_already_are_seen(
+    recorder: HitRecorder, redis_client: redis.Redis, clock: Clock, late_by_min: int
+) -> None:
+    windows, began = HitWindows(redis_client, KEYS, clock), clock.now
+    recorder.record("delay", Outcome.COMPUTED)
+    await recorder.flush()
+    clock.now = began + 60 * late_by_min
+    assert windows.read("delay", 600).total == 1  # the minute is over, and read
+    clock.now = began
+    recorder.record("delay", Outcome.COMPUTED, 2)
+    await recorder.flush()  # by a process whose flush is late
+    clock.now = began + 60 * late_by_min
+    assert windows.read("delay", 600).total == 3
+
+
+async def test_each_minute_is_remembered_of_its_own_model_and_for_a_day(
+    recorder: HitRecorder, redis_client: redis.Redis, clock: Clock
+) -> None:
+    windows = HitWindows(redis_client, KEYS, clock)
+    for model, count in (("delay", 1), ("price", 2)):
+        recorder.record(model, Outcome.COMPUTED, count)
+    await recorder.flush()
+    clock.now += 240
+    assert [windows.read(model, 600).total for model in ("delay", "price")] == [1, 2]
+    redis_client.flushdb()
+    assert [windows.read(model, 600).total for model in ("delay", "price")] == [1, 2]
+    clock.now += 24 * 3600 + 600
+    recorder.record("delay", Outcome.COMPUTED)
+    await recorder.flush()
+    assert windows.read("delay", 600).total == 1
+    assert windows.read("delay", 7 * 24 * 3600).total == 1, "a minute of the day before is not kept in memory"
+    assert windows.read("price", 7 * 24 * 3600).total == 2, "nor is another model's touched"
+
+
+async def test_a_window_holds_every_minute_that_it_touches_and_a_week_at_most(
+    recorder: HitRecorder, redis_client: redis.Redis, clock: Clock
+) -> None:
+    clock.now = 60.0 * 20_000  # the first second of a minute
+    recorder.record("delay", Outcome.COMPUTED)
+    await recorder.flush()
+    windows = HitWindows(redis_client, KEYS, clock)
+    clock.now += 60
+    assert [windows.read("delay", window_s).total for window_s in (0, 0.5, 60)] == [0, 1, 1]
+    clock.now += 7 * 24 * 3600 - 60
+    assert windows.read("delay", 30 * 24 * 3600).total == 1
+    clock.now += 60
+    assert windows.read("delay", 30 * 24 * 3600).total == 0
+
+
+@pytest.mark.parametrize(("window_s", "minutes"), POINT_MINUTES.items())
+async def test_points_start_at_whole_multiples_of_their_length(
+    recorder: HitRecorder, redis_client: redis.Redis, clock: Clock, window_s: int, minutes: int
+) -> None:
+    clock.now = 1_000_000 // (60 * minutes) * 60 * minutes + 30.0
+    windows = HitWindows(redis_client, KEYS, clock)
+    recorder.record("delay", Outcome.COMPUTED)
+    await recorder.flush()
+    points = windows.series("delay", window_s)
+    assert points[-1].at == clock.now - 30
+    assert {point.at % (60 * minutes) for point in points} == {0}
+    assert len(points) == window_s // (60 * minutes) + 1
+    assert [point.statistics.counts.total for point in points[-2:]] == [0, 1]
+
+
+async def test_different_entities_are_counted_by_the_day_and_each_model_for_itself(
+    recorder: HitRecorder, redis_client: redis.Redis, clock: Clock
+) -> None:
+    windows = HitWindows(redis_client, KEYS, clock)
+    clock.now = 24 * 3600 * 20.0  # a midnight
+    for model in ("delay", "price"):
+        recorder.record_asked(model, ["a", "b"])
+    await recorder.flush()
+    clock.now += 24 * 3600 - 1
+    recorder.record_asked("delay", ["c", "a"])
+    await recorder.flush()
+    assert windows.asked("delay", 1) == 3
+    clock.now += 1
+    recorder.record_asked("delay", ["d", "a"])
+    await recorder.flush()
+    assert [windows.asked("delay", days) for days in (1, 2)] == [2, 4]
+    assert windows.asked("price", 2) == 2
+    keys = redis_client.keys("test:h:*:asked:*")
+    assert len(keys) == 3
+    assert all(7 * 24 * 3600 < redis_client.ttl(key) <= 8 * 24 * 3600 for key in keys)
+
+
+async def test_entities_of_every_model_go_out_with_each_flush(
+    recorder: HitRecorder, redis_client: redis.Redis, clock: Clock
+) -> None:
+    for model in ("delay", "price"):
+        recorder.record_asked(model, [f"e{i}" for i in range(IDS_PER_FLUSH + 1)])
+    await recorder.flush()
+    assert [len(ids) for ids in recorder._asked.values()] == [1, 1]
+    await recorder.flush()
+    windows = HitWindows(redis_client, KEYS, clock)
+    assert [windows.asked(model, 1) for model in ("delay", "price")] == [
+        pytest.approx(IDS_PER_FLUSH, rel=0.03) for _ in range(2)
+    ]
+    assert [len(ids) for ids in recorder._asked.values()] == [0, 0]
+
+
+def test_entities_that_wait_are_bounded() -> None:
+    recorder = HitRecorder(redis.asyncio.Redis(port=free_port()), KEYS)
+    recorder.record_asked("delay", map(str, range(MOST_ASKED - 1)))
+    recorder.record_asked("delay", ["x"])
+    recorder.record_asked("delay", ["one too many"])
+    assert len(recorder._asked["delay"]) == MOST_ASKED
+
+
+async def test_ages_and_durations_add_up_within_a_flush_and_over_several(
+    recorder: HitRecorder, redis_client: redis.Redis, clock: Clock
+) -> None:
+    for _ in range(2):
+        recorder.record("delay", Outcome.HIT_BATCH, 3, age_s=60.0)
+        recorder.record("delay", Outcome.HIT_BATCH, 2, age_s=60.0)
+        recorder.record("delay", Outcome.SHED, 4)
+        for hit in (True, True, False):
+            recorder.record_latency("delay", 0.001, hit=hit)
+        recorder.record_micro_batch("delay", 3)
+        recorder.record_micro_batch("delay", 3)
+        await recorder.flush()
+    told = HitWindows(redis_client, KEYS, clock).statistics("delay", 60)
+    assert (told.counts.outcomes[Outcome.HIT_BATCH], told.counts.total) == (10, 18)
+    assert [one.total for one in (told.age, told.hit_latency, told.miss_latency, told.micro_batch)] == [10, 4, 2, 4]
+
+
+def test_every_reading_tells_of_an_outage() -> None:
+    with redis.Redis(port=free_port(), retry=None) as nowhere:
+        windows = HitWindows(nowhere, KEYS)
+        for call in (lambda: windows.asked("m", 7), lambda: windows.totals("m"), lambda: windows.series("m", 300)):
+            with pytest.raises(StoreUnavailable, match="hit counters cannot be read"):
+                call()

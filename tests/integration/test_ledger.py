@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 
 import pytest
 import redis
 
-from inference.batch.ledger import MAX_ATTEMPTS, Claim, Ledger
+from inference.batch.ledger import KEEP_RECORD_S, MAX_ATTEMPTS, Claim, Ledger
 from inference.batch.plan import Chunk, Slice
 from inference.batch.records import RunRecord, RunState
 from inference.errors import Conflict, NotFound, StoreUnavailable
 from inference.keys import Keys
+from inference.sources import SourceFile
 
 pytestmark = pytest.mark.integration
 
@@ -272,3 +274,123 @@ def test_an_outage_is_an_error_and_never_an_answer() -> None:
             Ledger(nobody, Keys("t")).active_run("m")
         with pytest.raises(StoreUnavailable):
             Ledger(nobody, Keys("t")).claim("r", 0, "t")
+
+
+# --- what outlives a run ---
+
+PARTS = ("plan", "claims", "done", "sent", "histogram")
+
+
+def worked_on(ledger: Ledger) -> RunRecord:
+    """A run of which every part stands in Redis."""
+    run = opened(ledger)
+    ledger.dispatch("r1", max_in_flight=2)
+    ledger.finish(claimed(ledger, 1), {"rows": 10}, rows=10, quarantined=0, histogram={"y": {3: 10}})
+    claimed(ledger, 0)
+    return run
+
+
+@pytest.mark.parametrize("state", [RunState.FAILED, RunState.CANCELLED])
+def test_every_part_of_a_run_that_ended_expires_and_none_of_one_that_is_taken_up_again(
+    ledger: Ledger, each_redis_client: redis.Redis, state: RunState
+) -> None:
+    keys = ["t:r:r1", *(f"t:r:r1:{part}" for part in PARTS)]
+    run = worked_on(ledger)
+    assert all(each_redis_client.exists(key) for key in keys)
+    assert {each_redis_client.ttl(key) for key in keys if key != "t:r:r1:plan"} == {-1}
+
+    ledger.move(run, state, expected=[RunState.RUNNING])
+    assert all(0 < each_redis_client.ttl(key) <= KEEP_RECORD_S for key in keys)
+
+    ledger.reopen(run, RunState.RUNNING, expected=[state])
+    assert [each_redis_client.ttl(key) for key in keys if each_redis_client.exists(key)] == [-1] * 4
+    assert not each_redis_client.exists("t:r:r1:claims", "t:r:r1:sent")
+    assert each_redis_client.hgetall("t:r:r1:histogram") == {b"y:3": b"10"}
+
+
+def test_a_plan_that_is_written_for_a_run_that_was_cancelled_meanwhile_expires(
+    ledger: Ledger, each_redis_client: redis.Redis
+) -> None:
+    ledger.request("r1", "m", {"trigger": "cli", "source": "s"})
+
+    def chunks() -> Iterator[Chunk]:
+        yield Chunk(0, (Slice(0, 0, 0, 10),))
+        ledger.move(ledger.load("r1"), RunState.CANCELLED, expected=[RunState.QUEUED])
+        yield Chunk(1, (Slice(0, 1, 0, 10),))
+
+    assert ledger.plans.write("r1", chunks()) == 2
+
+    assert 0 < each_redis_client.ttl("t:r:r1:plan") <= KEEP_RECORD_S
+
+
+def test_a_plan_of_many_pieces_is_whole_expires_and_replaces_what_stood_there(
+    ledger: Ledger, each_redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inference.batch.plans._PIECE", 3)
+    plans = ledger.plans
+    files = [SourceFile(f"f{n}", 1, str(n), "footer", (10,), (100,)) for n in range(4)]
+    each_redis_client.hset("t:r:r1:plan", "99", "of an earlier try")
+
+    assert plans.write("r1", [Chunk(n, (Slice(n % 4, n, 0, 10),)) for n in range(7)], files=files) == 7
+
+    assert each_redis_client.hlen("t:r:r1:plan") == 11
+    assert 0 < each_redis_client.ttl("t:r:r1:plan") <= KEEP_RECORD_S
+    assert [file.path for file in plans.files("r1")] == ["f0", "f1", "f2", "f3"]
+    found = plans.chunk("r1", 6)
+    assert found is not None
+    assert (found.slices, {n: file.path for n, file in found.files.items()}) == ((Slice(2, 6, 0, 10),), {2: "f2"})
+    assert plans.chunk("r1", 7) is None
+    assert plans.write("r1", []) == 0
+    assert not each_redis_client.exists("t:r:r1:plan")
+
+
+def test_the_ids_of_a_partial_run_wait_for_a_day(ledger: Ledger, each_redis_client: redis.Redis) -> None:
+    ledger.plans.keep_entities("r1", b"ids")
+    assert ledger.plans.entities("r1") == b"ids"
+    assert 86_000 < each_redis_client.ttl("t:r:r1:entities") <= 86_400
+    ledger.plans.forget_entities("r1")
+    assert ledger.plans.entities("r1") is None
+
+
+def test_each_chunk_is_done_held_waiting_or_not_sent(ledger: Ledger) -> None:
+    opened(ledger, chunks=8)
+    ledger.dispatch("r1", max_in_flight=6)
+    for chunk in (1, 4):
+        ledger.finish(claimed(ledger, chunk), {"rows": 10}, rows=10, quarantined=0)
+    claimed(ledger, 0)
+    claimed(ledger, 5)
+    ledger.give_back(claimed(ledger, 2), error="e", pause_s=60)  # rests, and waits again
+    states = ledger.chunk_states("r1")
+    assert (states.done, states.scoring, states.waiting) == ({1, 4}, {0, 5}, {2, 3})
+    assert [ledger.is_open("r1", chunk) for chunk in (0, 1, 7)] == [True, False, True]
+    assert ledger.chunk_states("nobody").done == frozenset()
+
+
+def test_what_each_finished_chunk_counted_is_added_up(ledger: Ledger) -> None:
+    opened(ledger, chunks=3)
+    ledger.finish(claimed(ledger, 0), {}, rows=10, quarantined=1, histogram={"y": {3: 4, -2: 5}, "a:b": {0: 1}})
+    ledger.finish(claimed(ledger, 2), {}, rows=7, quarantined=2, histogram={"y": {3: 1}})
+    assert ledger.histogram("r1") == {"y": {3: 5, -2: 5}, "a:b": {0: 1}}
+    run = ledger.load("r1")
+    assert (run.rows_done, run.rows_quarantined, run.chunks_done, run.attempts) == (17, 3, 2, 2)
+    assert ledger.histogram("nobody") == {}
+
+
+def test_a_run_in_progress_tells_how_far_it_is_with_each_chunk(ledger: Ledger) -> None:
+    opened(ledger, chunks=5)
+    ledger.dispatch("r1", max_in_flight=3)
+    told = [ledger.finish(claimed(ledger, chunk), {}, rows=1, quarantined=0) for chunk in (1, 0)]
+    assert [one and (one.done, one.total, one.in_flight, one.next_chunk) for one in told] == [
+        (1, 5, 2, 3),
+        (2, 5, 1, 3),
+    ]
+
+
+def test_several_models_have_runs_of_their_own_newest_first(ledger: Ledger) -> None:
+    for run_id, model in (("a1", "a"), ("b1", "b")):
+        ledger.request(run_id, model, {"trigger": "cli", "source": "s"})
+    ledger.move(ledger.load("a1"), RunState.FAILED, expected=[RunState.QUEUED])
+    ledger.request("a2", "a", {"trigger": "cli", "source": "s"})
+    assert [ledger.active_run(model) for model in "abc"] == ["a2", "b1", None]
+    assert [[record.run_id for record in ledger.newest(model, 9)] for model in "abc"] == [["a2", "a1"], ["b1"], []]
+    assert [record.run_id for record in ledger.newest("a", 1)] == ["a2"]

@@ -13,7 +13,7 @@ import redis
 import redis.asyncio
 
 from inference.economics import Origin
-from inference.economics.measured import measure
+from inference.economics.measured import _requests, measure
 from inference.errors import StoreUnavailable
 from inference.features import FeatureContract
 from inference.hits import HitRecorder, HitWindows
@@ -78,6 +78,30 @@ def test_the_contract_of_the_version_that_answers_tells_that_it_is_told_the_time
     assert told() == ()
     registry.activate("delay", 2)
     assert told() == ("clock",)
+
+
+@pytest.mark.parametrize(
+    ("rows", "mean", "peak"),
+    [
+        # minutes before now → predictions; points last ten minutes, and the present one began five minutes ago
+        ({5: 600, 15: 1200, 25: 300}, 2100 / 1500, 1200 / 600),
+        ({0: 6000, 15: 1200}, 7200 / 900, 7200 / 900),  # the present point is not over: its 10/s count for nothing
+        ({15: 600}, 600 / 900, 1.0),
+        ({0: 30}, 30 / 300, 30 / 300),
+    ],
+)
+async def test_the_peak_is_the_busiest_point_that_is_over(
+    redis_client: redis.Redis, redis_server: RedisServer, rows: dict[int, int], mean: float, peak: float
+) -> None:
+    now = 600.0 * 2_500_000 + 300
+    for minutes, count in rows.items():
+        at = now - 60 * minutes
+        await count_requests(redis_server, hits=count, misses=0, entities=0, clock=lambda at=at: at)
+    figures, span_s = _requests(HitWindows(redis_client, KEYS, lambda: now), "delay", now)
+    assert figures["rps"].value == pytest.approx(mean)
+    assert figures["peak_rps"].value == pytest.approx(peak)
+    assert figures["peak_rps"].how == "the busiest 10 minutes of 24 h"
+    assert (figures["hit_rate"].value, span_s) == (1, pytest.approx(sum(rows.values()) / mean))
 
 
 async def test_an_empty_history_tells_nothing(redis_client: redis.Redis) -> None:

@@ -79,21 +79,25 @@ def test_a_table_of_another_format_is_refused_by_name_wherever_the_path_points(s
     make(store, format_)
     name = FORMATS[format_][1]
 
-    for path in (
-        "lake/users",
-        "lake/users/",
-        "lake",
-        "lake/users/day=1",
-        "lake/users/day=1/part-0.parquet",
-        "lake/users/*/*.parquet",
-        "lake/**/part-*.parquet",
-        "lake/*",
-    ):
+    paths = ["lake/users", "lake/users/day=1/part-0.parquet", "lake/users/*/*.parquet"]
+    if not store.root.startswith("s3"):  # whose requests take their time here
+        paths += ["lake/users/", "lake", "lake/users/day=1", "lake/**/part-*.parquet", "lake/*"]
+    for path in paths:
         with pytest.raises(SourceError, match=re.escape(name)) as caught:
             open_source(store.uri(path))
         assert "write its current rows as plain Parquet, such as " in caught.value.message
         assert "\n" not in caught.value.message
         assert store.uri("lake/users") in caught.value.message
+
+
+def test_a_table_of_two_formats_is_told_by_the_one_that_writes_it(tmp_path: Path) -> None:
+    store = Store(str(tmp_path), fs.LocalFileSystem(), str(tmp_path))
+    make(store, "delta")
+    make(store, "iceberg of a hadoop catalog")
+
+    for path in ("lake/users", "lake/users/day=1", "lake/**/*.parquet"):
+        with pytest.raises(SourceError, match="users is a Delta table"):
+            open_source(store.uri(path))
 
 
 def test_changed_rows_and_checkpoints_of_a_delta_table_are_no_tables_either(store: Store) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pytest
+
 from inference.serving.breaker import FIRST_PAUSE_S, LONGEST_PAUSE_S, OPENS_AFTER, WORKER_START_S, Breaker, BreakerState
 
 
@@ -133,3 +135,41 @@ def test_its_state_is_half_open_from_the_end_of_the_pause_until_the_probe_is_on_
     assert breaker.state is BreakerState.OPEN
     breaker.answered()
     assert breaker.state is BreakerState.CLOSED
+
+
+def test_its_state_changes_at_the_very_instant() -> None:
+    watch = Watch()
+    assert watch.breaker.state is BreakerState.CLOSED
+    breaker = watch.open()
+    watch.now += FIRST_PAUSE_S - 0.001
+    assert breaker.state is BreakerState.OPEN
+    assert breaker.rest_s(0.1) == pytest.approx(0.001)
+    watch.now += 0.001
+    assert (breaker.state, breaker.rest_s(0.1)) == (BreakerState.HALF_OPEN, 0.0)
+    breaker.asked()
+    assert breaker.state is BreakerState.OPEN
+    breaker.answered()
+    assert breaker.state is BreakerState.CLOSED
+
+
+def test_only_more_than_twice_the_patience_of_the_longest_miss_is_let_through() -> None:
+    breaker = Watch().breaker
+    for timeout_s in (0.1, 0.3, 0.2, 0.1, 0.1):
+        breaker.missed(timeout_s)
+    assert breaker.rest_s(0.6) == FIRST_PAUSE_S
+    assert breaker.rest_s(0.601) == 0.0
+    breaker.answered()
+    for _ in range(OPENS_AFTER):
+        breaker.missed(0.1)
+    assert breaker.rest_s(0.201) == 0.0, "what was missed before an answer is forgotten"
+
+
+def test_the_pause_starts_anew_after_an_answer() -> None:
+    watch = Watch()
+    breaker = watch.open()
+    for _ in range(5):
+        breaker.missed(0.1)
+    assert breaker.rest_s(0.1) == LONGEST_PAUSE_S
+    breaker.answered()
+    watch.open()
+    assert breaker.rest_s(0.1) == FIRST_PAUSE_S

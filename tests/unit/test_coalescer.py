@@ -196,3 +196,61 @@ async def test_a_micro_batch_is_computed_for_all_who_asked_before_it_left_and_fo
     await asyncio.sleep(0.5)
     await asyncio.gather(first, ask("four", "c"))
     assert behind == [["one", "three", "two"], ["four"]]
+
+
+@virtual_time
+async def test_a_waiting_id_takes_over_the_later_deadline_of_whoever_joins_it() -> None:
+    worker = Worker()
+    coalescer = Coalescer(worker, max_in_flight=1, max_rows=10)
+    first = asyncio.create_task(coalescer.ask(["x"], until=9))
+    await asyncio.sleep(0.5)
+    early = asyncio.create_task(coalescer.ask(["a"], until=1.5))
+    late = asyncio.create_task(coalescer.ask(["a"], until=9))
+    earlier = asyncio.create_task(coalescer.ask(["a"], until=1.4))  # does not shorten it either
+    assert predictions(await early) == predictions(await earlier) == [DeadlineExceeded]
+    assert predictions(await late) == ["a"]
+    assert predictions(await first) == ["x"]
+    assert worker.batches == [["x"], ["a"]], "it is computed once"
+    assert asyncio.get_running_loop().time() == 2.0
+
+
+@virtual_time
+async def test_an_id_that_several_wait_for_is_computed_as_long_as_one_of_them_does() -> None:
+    worker = Worker()
+    coalescer = Coalescer(worker, max_in_flight=1, max_rows=9)
+    first = asyncio.create_task(coalescer.ask(["x"], until=5))
+    await asyncio.sleep(0.1)
+    waiting = {name: [asyncio.create_task(coalescer.ask([name], until=5)) for _ in range(3)] for name in "abc"}
+    await asyncio.sleep(0.1)
+    for name, leaving in (("a", 1), ("b", 2), ("c", 3)):
+        for task in waiting[name][:leaving]:
+            task.cancel()
+    assert predictions(await first) == ["x"]
+    assert [predictions(await waiting[name][2]) for name in "ab"] == [["a"], ["b"]]
+    assert worker.batches == [["x"], ["a", "b"]]
+
+
+@virtual_time
+async def test_a_computation_that_gives_another_number_of_replies_fails_every_row() -> None:
+    async def compute(entity_ids: list[str], until: float) -> list[Reply]:
+        return [Computed("a", 1, 0.0, 0.0)] * 3
+
+    replies = await Coalescer(compute, max_in_flight=1, max_rows=9).ask(["a", "b"], until=5)
+    assert [str(reply) for reply in replies] == ["3 replies came back for 2 rows"] * 2
+
+
+@virtual_time
+async def test_what_takes_exactly_the_time_that_is_left_is_not_turned_away() -> None:
+    coalescer = Coalescer(Worker(), max_in_flight=2, max_rows=1)
+    await coalescer.ask(["warm"], until=5)  # the pace: one second
+    now = asyncio.get_running_loop().time()
+    flying = asyncio.create_task(coalescer.ask(["a", "b"], until=now + 9))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    [refused] = await coalescer.ask(["c"], until=now + 0.999)
+    assert isinstance(refused, Overloaded)
+    assert refused.retry_after_s == 1.0
+    joined = asyncio.create_task(coalescer.ask(["d"], until=now + 1.0))
+    await asyncio.sleep(0)
+    assert list(coalescer._waiting) == ["d"]
+    await asyncio.gather(flying, joined)

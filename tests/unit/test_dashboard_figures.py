@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -179,3 +179,65 @@ def test_an_empty_history_has_no_costs_and_says_what_is_missing() -> None:
     assert read_costs(Figures().data(), Choice())["costs"] is None
     with pytest.raises(NotFound):
         read_costs(Figures().data("delay"), Choice("other"))
+
+
+def worker_of(name, *queues, ready=True):
+    return WorkerBeat(
+        name=name, process="gpu", queues=queues, host="h", pid=7, release=None, started_at=0.0, ready=ready, versions={}
+    )
+
+
+def test_workers_that_still_load_are_listed_and_do_not_count_and_one_on_two_queues_is_one():
+    both = worker_of("both@h", "batch", "realtime")
+    loading = worker_of("loading@h", "realtime", ready=False)
+    rosters = {
+        "batch": Roster((both, worker_of("gpu@h", "batch")), {"gpu@z": 20.0, "gpu@a": 30.0}),
+        "realtime": Roster((both, loading), {}),
+        "maintenance": Roster((), {}),
+        API_PROCESSES: Roster((), {"api@b": 1.0, "api@a": 2.0}),
+    }
+    told = read_queues(replace(Figures().data("delay"), roster=rosters.__getitem__))
+    assert [(queue["queue"], queue["workers"]) for queue in told["queues"]] == [
+        ("batch", 2), ("realtime", 1), ("maintenance", 0),
+    ]  # fmt: skip
+    assert [worker["name"] for worker in told["workers"]] == ["both@h", "gpu@h", "loading@h"]
+    assert [worker["ready"] for worker in told["workers"]] == [True, True, False]
+    assert told["queues"][0]["gone"] == ["gpu@a", "gpu@z"]
+    assert told["api"] == {"alive": 0, "gone": ["api@a", "api@b"]}
+
+
+def test_each_queue_and_each_model_gets_its_own_figures():
+    states = [QueueState("realtime", 3, 12.5), QueueState("batch", 0, None), QueueState("slow", 9, 1.0)]
+    own = {"delay": {"rows:3": 4}, "price": {"rows:0": 4}}
+    data = replace(
+        Figures(states=states).data("delay", "price"), queue_names=("batch", "slow", "realtime"),
+        statistics=lambda model, window_s: Statistics.of(own[model] if window_s == 300 else {}),
+    )  # fmt: skip
+    told = read_queues(data, clock=lambda: 1_700_000_000.0)
+    assert told["read_at"] == "2023-11-14T22:13:20.000Z"
+    assert [(each["queue"], each["depth"], each["oldest_age_s"]) for each in told["queues"]] == [
+        ("batch", 0, None), ("slow", 9, 1.0), ("realtime", 3, 12.5),
+    ]  # fmt: skip
+    assert [(each["model"], each["p50"]) for each in told["micro_batches"]] == [
+        ("delay", pytest.approx(4 * 2**0.5)), ("price", 1.0),
+    ]  # fmt: skip
+
+
+def test_rows_that_were_left_out_are_not_covered_and_a_run_without_rows_covers_nothing():
+    pointer = Pointer(7)
+
+    def coverage(**run):
+        return hit_rates(Figures(pointer=pointer, history=[Run("r", **run)]))["model"]["serving"]["coverage"]
+
+    assert coverage(rows_total=200, rows_done=150, rows_quarantined=50) == 0.5
+    assert coverage(rows_total=200, rows_done=0, rows_quarantined=1) == 0
+    assert coverage(rows_total=0) is None
+    assert coverage(rows_total=None) is None
+
+
+def test_a_generation_whose_run_was_forgotten_and_a_run_that_goes_on_have_no_instant():
+    assert hit_rates(Figures(pointer=Pointer(7)))["model"]["serving"]["published_at"] is None
+    going_on = Figures(pointer=Pointer(7), history=[Run("r", finished_at=None, gates=())])
+    serving = hit_rates(going_on)["model"]["serving"]
+    assert (serving["published_at"], serving["coverage_detail"]) == (None, None)
+    assert hit_rates(Figures(history=[Run("r")]))["model"]["serving"]["published_at"] is None, "nothing serves"

@@ -325,3 +325,39 @@ def test_processes_that_only_read_contracts_import_no_pandas() -> None:
     code = "import sys, app.api.application, inference.services; print('pandas' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "False"
+
+
+# --- values that are too old ---
+
+
+def loaded(contract: FeatureContract, age_s: dict[str, float]) -> MemoryTable:
+    """Return a table whose entities' features are so many seconds old."""
+    table = MemoryTable(lambda: NOW)
+    form = contract.stored_form
+    block = {feature.name: np.ones(len(age_s), np.float32) for feature in form.features}
+    table.upsert(
+        list(age_s), form.fields, block | form.notes({}, {}, len(age_s)),
+        as_of=np.array([NOW - age for age in age_s.values()]),
+        computed_at=NOW, model_version=0, origin=Origin.UPSERT, keep_s=86_400.0,
+    )  # fmt: skip
+    return table
+
+
+def test_an_entity_with_only_too_old_features_is_known_and_its_row_says_so() -> None:
+    contract = contract_of(feature(group="p"), p={"max_age": "60s"})
+    table = loaded(contract, {"old": 61, "just": 60, "new": 0})
+    gathered = FeatureGatherer(table, vectoriser_of(contract)).gather(["old", "just", "new", "nobody"], now=NOW)
+    assert gathered.known.tolist() == [True, True, True, False]
+    assert gathered.rows.rejected.tolist() == [True, False, False, True]
+    assert [status.value for status in gathered.groups["p"].status] == [
+        GroupStatus.OUTSIDE_MAX_AGE, GroupStatus.PRESENT, GroupStatus.PRESENT, GroupStatus.NOT_FOUND,
+    ]  # fmt: skip
+    assert gathered.groups["p"].source == [None, "table", "table", None]
+    assert gathered.groups["p"].too_old().tolist() == [True, False, False, False]
+
+
+def test_too_old_features_take_their_default_and_the_entity_stays_known() -> None:
+    contract = contract_of(feature(group="p", default=9.0), p={"max_age": "60s"})
+    gathered = FeatureGatherer(loaded(contract, {"old": 61}), vectoriser_of(contract)).gather(["old"], now=NOW)
+    assert (gathered.known.tolist(), gathered.rows.block["x"].tolist()) == ([True], [9.0])
+    assert gathered.as_of.tolist() == [NOW], "nothing stored was used"

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from inference.serving.freshness import Freshness, FreshnessRules, hit_outcome
+from inference.settings import ModelSettings
 from inference.store import Origin
 from tests.support.serving_fakes import entry
 
@@ -67,3 +68,32 @@ def test_what_is_older_than_the_entity_s_features_is_computed_anew_whatever_its_
     outdated = entry(as_of=1000)._replace(outdated=True)
     assert RULES.judge(outdated, 1000) is Freshness.STALE
     assert RULES.judge(outdated, 1000, max_staleness_s=4000) is Freshness.STALE
+
+
+@pytest.mark.parametrize(
+    ("age_s", "since_s", "expected"),
+    [
+        (100, 0, Freshness.FRESH),
+        (100.001, 4.999, Freshness.JUST_COMPUTED),
+        (100.001, 5, Freshness.REVALIDATE),  # the interval is over
+        (150, 5, Freshness.REVALIDATE),
+        (150.001, 5, Freshness.STALE),
+        (150.001, 4.999, Freshness.JUST_COMPUTED),
+    ],
+)
+@pytest.mark.parametrize("retried", [True, False])
+def test_each_limit_belongs_to_the_younger_side(
+    age_s: float, since_s: float, expected: Freshness, retried: bool
+) -> None:
+    rules, now = replace(RULES, stale_while_revalidate_s=50), 2000.0
+    computed_at = now - since_s
+    stored = entry(as_of=now - age_s, computed_at=now - 500 if retried else computed_at)
+    assert rules.judge(stored._replace(retried_at=computed_at if retried else now - 600), now) is expected
+
+
+def test_a_models_rules_are_its_settings() -> None:
+    realtime = {"ttl": "7s", "min_recompute_interval": "3s", "stale_while_revalidate": "20s"}
+    own = {"path": "m", "batch": {"ttl": "2h"}, "realtime": realtime}
+    assert FreshnessRules.of(ModelSettings.model_validate(own)) == FreshnessRules(7200, 7, 3, 20)
+    del realtime["stale_while_revalidate"]
+    assert FreshnessRules.of(ModelSettings.model_validate(own)).stale_while_revalidate_s == 0

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from inference.hits import Statistics
-from inference.hits.histograms import AGE, HIT_LATENCY, MICRO_BATCH, MISS_LATENCY
+from inference.hits.histograms import AGE, HIT_LATENCY, MICRO_BATCH, MISS_LATENCY, Scale
 from inference.hits.statistics import QUANTILES
 
 
@@ -46,3 +46,44 @@ def test_a_window_is_told_in_seconds_and_rows():
     assert told["miss_latency_s"]["p99"] == pytest.approx(0.05, rel=0.19)
     assert told["age_s"]["p50"] == pytest.approx(3600, rel=0.42)
     assert 8 <= told["micro_batch_rows"]["p50"] <= 16
+
+
+SCALE = Scale("s", 1.0, 2.0, 5)  # up to 1, 2, 4, 8, and above
+
+
+def test_a_scale_has_a_bound_less_than_fields():
+    scale = Scale("t", 0.5, 3.0, 4)
+    assert scale.bounds == (0.5, 1.5, 4.5)
+    assert scale.fields == ("t:0", "t:1", "t:2", "t:3")
+
+
+@pytest.mark.parametrize(
+    ("value", "field"), [(0.5, 0), (1, 0), (1.001, 1), (2, 1), (2.001, 2), (8, 3), (8.001, 4), (1e9, 4)]
+)
+def test_a_bound_belongs_to_the_bucket_below_it(value, field):
+    assert SCALE.field_of(value) == SCALE.fields[field]
+
+
+@pytest.mark.parametrize(
+    ("counts", "share", "value"),
+    [
+        ([2, 0, 2, 0, 0], 0.5, 1.0),  # exactly half lies in the first bucket: not the next one that holds anything
+        ([2, 0, 2, 0, 0], 0.51, 2 * 2**0.02),
+        ([0, 4, 0, 0, 0], 0.5, 2**0.5),
+        ([0, 4, 0, 0, 0], 1.0, 2.0),
+        ([0, 0, 0, 0, 3], 0.5, 8.0),  # nothing is known above the last bound
+        ([0, 0, 0, 4, 0], 0.25, 4 * 2**0.25),
+        ([0, 3, 0, 1, 0], 0.0, 1.0),
+        ([1, 0, 0, 0, 1], 1.0, 8.0),
+    ],
+)
+def test_a_quantile_lies_where_the_counts_say(counts, share, value):
+    told = SCALE.histogram({f"s:{n}": count for n, count in enumerate(counts) if count})
+    assert told.total == sum(counts)
+    assert told.quantile(share) == pytest.approx(value)
+
+
+def test_each_quantity_reads_its_own_fields():
+    fields = {scale.fields[1]: n + 1 for n, scale in enumerate((HIT_LATENCY, MISS_LATENCY, AGE, MICRO_BATCH))}
+    told = Statistics.of(fields)
+    assert [one.total for one in (told.hit_latency, told.miss_latency, told.age, told.micro_batch)] == [1, 2, 3, 4]

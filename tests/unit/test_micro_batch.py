@@ -162,3 +162,13 @@ def test_sizes_only_shrink() -> None:
     assert size.rows == 100
     size.shrink(1)
     assert size.rows == 1
+
+
+@pytest.mark.parametrize(("failed_rows", "rows"), [(100, 50), (3, 1), (1, 1), (0, 1), (201, 100), (202, 100)])
+def test_half_of_what_did_not_fit_is_next_and_it_is_remembered_only_when_it_is_less(
+    failed_rows: int, rows: int
+) -> None:
+    remembered: list[int] = []
+    batch = MicroBatch(100, remembered.append)
+    batch.shrink(failed_rows)
+    assert (batch.rows, remembered) == (rows, [rows] if rows < 100 else [])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import orjson
 import pytest
 
 from inference.errors import (
+    BadInput,
     BrokerUnavailable,
     ContractError,
     DeadlineExceeded,
@@ -24,8 +26,9 @@ from inference.outcomes import Outcome
 from inference.serving import Answer, PredictionService
 from inference.serving.breaker import FIRST_PAUSE_S, OPENS_AFTER
 from inference.serving.coalescer import MAX_WAITING_BATCHES
+from inference.serving.model_path import PREDICT_EXPLAINED, PREVIOUS_GRACE_S
 from inference.settings import Settings
-from inference.store import Origin
+from inference.store import Entry, Origin, Pointer
 from tests.support.serving_fakes import FakeReader, FakeRecorder, FakeWorkers, entry
 from tests.support.virtual_time import virtual_time
 
@@ -334,3 +337,168 @@ async def test_entities_are_remembered_that_were_answered_and_no_others() -> Non
     await it.ask("a")
     await it.ask("a", "b", "ghost")
     assert it.hits.asked == ["a", "a", "b"]
+
+
+class HangingReader(FakeReader):
+    """A table that answers look-ups, and hangs for the rest: `hangs` names the calls."""
+
+    def __init__(self, *hangs: str) -> None:
+        super().__init__()
+        self.hangs = hangs
+        self.previous = {"a": entry(7.0)}
+
+    async def pointer(self) -> Pointer:
+        if "pointer" in self.hangs:
+            await asyncio.Event().wait()
+        return await super().pointer()
+
+    async def read_generation(self, ids: Sequence[str], number: int) -> list[Entry | None]:
+        if "read_generation" in self.hangs:
+            await asyncio.Event().wait()
+        return await super().read_generation(ids, number)
+
+
+@pytest.mark.parametrize("hangs", ["pointer", "read_generation"])
+@pytest.mark.parametrize("default", [None, 0.5])
+@virtual_time
+async def test_a_store_that_hangs_at_the_last_moment_costs_a_rung_of_the_ladder_and_no_more(
+    hangs: str, default: float | None
+) -> None:
+    it = Deployment(reader=HangingReader(hangs), default=default)
+    it.workers.error = BrokerUnavailable("gone")
+    [told] = await it.ask("a")
+    if default is None:
+        assert isinstance(told, BrokerUnavailable)
+    else:
+        assert isinstance(told, Answer)
+        assert (told.prediction, told.source) == (0.5, "default")
+    assert asyncio.get_running_loop().time() == pytest.approx(PREVIOUS_GRACE_S)
+
+
+@virtual_time
+async def test_a_store_that_is_slow_but_in_time_gives_the_previous_generation() -> None:
+    it = Deployment(reader=HangingReader(), default=0.5)
+    it.reader.delay_s = PREVIOUS_GRACE_S / 3
+    it.workers.error = BrokerUnavailable("gone")
+    assert (await it.answer()).prediction == 7.0
+    it.reader.delay_s = PREVIOUS_GRACE_S
+    assert (await it.answer()).prediction == 0.5
+
+
+@virtual_time
+async def test_a_default_is_of_now_and_an_answer_counts_with_the_age_of_its_features() -> None:
+    it = Deployment(default=0.5, reader=FakeReader({"a": entry(4.0, as_of=1000)}))
+    it.workers.error = BrokerUnavailable("gone")
+    stored, made_up = await it.ask("a", "b")
+    assert isinstance(stored, Answer)
+    assert isinstance(made_up, Answer)
+    assert (made_up.computed_at, made_up.as_of, made_up.model_version) == (NOW, None, None)
+    assert it.hits.ages_s == [10.0, None]
+    assert it.hits.asked == ["a", "b"]
+
+
+@virtual_time
+async def test_a_request_is_a_hit_only_if_all_of_it_is_one_and_mistakes_do_not_count() -> None:
+    it = Deployment(reader=FakeReader({"a": entry(4.0), "b": entry(5.0)}))
+    service = it.service
+    await service.predict("delay", ["a", "b"])
+    assert it.hits.latencies == [(True, 0.0)]
+    it.workers.delay_s = 0.25
+    await service.predict("delay", ["a", "c", "b"])
+    assert it.hits.latencies[1:] == [(False, 0.25)]
+    it.workers.failing = {"x": UnknownEntity("no"), "y": BadInput("no")}
+    await service.predict("delay", ["x", "y"])
+    assert len(it.hits.latencies) == 2
+    assert it.hits.asked == ["a", "b", "a", "c", "b"]
+    await service.predict("delay", ["x", "a"])
+    assert it.hits.latencies[2:] == [(True, 0.0)], "what nobody knows is neither hit nor miss"
+
+
+@virtual_time
+async def test_with_several_models_one_must_be_named_and_each_is_served_by_its_own() -> None:
+    readers = {"delay": FakeReader({"a": entry(1.0)}), "price": FakeReader({"a": entry(2.0)})}
+    settings = Settings.model_validate({"models": {name: {"path": name} for name in readers}})
+    hits = FakeRecorder()
+    service = PredictionService(settings, readers.__getitem__, FakeWorkers(), hits, lambda: NOW)
+    for name, value in (("price", 2.0), ("delay", 1.0)):
+        [answer] = await service.predict(name, ["a"])
+        assert isinstance(answer, Answer)
+        assert (answer.prediction, answer.model) == (value, name)
+    for name in (None, "nobody"):
+        with pytest.raises(UnknownModel):
+            await service.predict(name, ["a"])
+    service.workers_heard(["price"], False)
+    assert service.breaker_states() == {"delay": "closed", "price": "open"}
+
+
+class ExplainingWorkers(FakeWorkers):
+    """Explains every entity, and computes 2.5 when it is to predict. `unexplained`: nothing can be told."""
+
+    unexplained: ForecacheError | None = None
+
+    async def __call__(self, task: str, kwargs: Any, *, deadline: float, timeout_s: float) -> dict[str, Any]:
+        if task != PREDICT_EXPLAINED:
+            return await super().__call__(task, kwargs, deadline=deadline, timeout_s=timeout_s)
+        self.calls.append((task, dict(kwargs)))
+        if self.error:
+            raise self.error
+        explanation = {"known": True, "of": kwargs["entity_ids"]}
+        if not kwargs["predict"]:
+            wrong = self.unexplained and self.unexplained.to_json()
+            return {"model": kwargs["model"], "explanation": None if wrong else explanation, "error": wrong}
+        items = [self._item(one) for one in kwargs["entity_ids"]]
+        return {
+            "model": "delay", "model_version": 3, "computed_at": 1010.0, "predictions": items,
+            "explanation": explanation,
+        }  # fmt: skip
+
+
+async def explained(it: Deployment, entity_id: str = "a") -> tuple[Answer, dict[str, Any]]:
+    service, over = it.service, asyncio.Event()
+    request = service.look_up("delay", [entity_id], over.set)
+    await over.wait()
+    return await service.explain(request)
+
+
+@virtual_time
+async def test_a_stored_answer_is_explained_by_the_features_of_now() -> None:
+    it = Deployment(reader=FakeReader({"a": entry(4.0)}), workers=ExplainingWorkers())
+    answer, told = await explained(it)
+    assert (answer.prediction, answer.outcome) == (4.0, Outcome.HIT_BATCH)
+    assert told == {"made_this_answer": None, "known": True, "of": ["a"]}
+    assert it.workers.calls == [(PREDICT_EXPLAINED, {"model": "delay", "entity_ids": ["a"], "predict": False})]
+    assert it.hits.counts == {Outcome.HIT_BATCH: 1}
+
+
+@virtual_time
+async def test_a_miss_is_computed_and_explained_by_one_task() -> None:
+    it = Deployment(workers=ExplainingWorkers())
+    answer, told = await explained(it)
+    assert (answer.prediction, answer.outcome, answer.entity_id) == (2.5, Outcome.COMPUTED, "a")
+    assert told == {"made_this_answer": True, "known": True, "of": ["a"]}
+    assert it.workers.calls == [(PREDICT_EXPLAINED, {"model": "delay", "entity_ids": ["a"], "predict": True})]
+    assert (it.hits.counts, it.hits.latencies) == ({Outcome.COMPUTED: 1}, [(False, 0.0)])
+
+
+@virtual_time
+async def test_what_cannot_be_explained_is_an_error_and_no_default() -> None:
+    it = Deployment(default=0.5, workers=ExplainingWorkers())
+    it.workers.failing = {"a": UnknownEntity("no")}
+    with pytest.raises(UnknownEntity):
+        await explained(it)
+    assert it.hits.counts == {}
+    it.workers.error = BrokerUnavailable("gone")
+    with pytest.raises(BrokerUnavailable):
+        await explained(it)
+    assert it.hits.counts == {Outcome.SHED: 1}
+    it.reader.down = True
+    with pytest.raises(StoreUnavailable):
+        await explained(it)
+
+
+@virtual_time
+async def test_a_hit_whose_features_cannot_be_told_is_an_error_of_the_explanation() -> None:
+    workers = ExplainingWorkers()
+    workers.unexplained = UnknownEntity("its features were never loaded")
+    with pytest.raises(UnknownEntity, match="never loaded"):
+        await explained(Deployment(reader=FakeReader({"a": entry(4.0)}), workers=workers))

@@ -12,7 +12,7 @@ from inference.features import FeatureContract, Vectoriser, contract_from_signat
 from inference.models import LoadedModel, ModelHost, VersionRecord
 from inference.protocols.tensors import pack, unpack
 from inference.schema import Block, DType, Signature, TensorSpec
-from inference.serving.tensor_scorer import TensorScorer
+from inference.serving.tensor_scorer import TensorScorer, model_outputs
 from inference.settings import Settings
 
 SIGNATURE = Signature.of_model([TensorSpec("x", DType.FLOAT32)], [TensorSpec("y", DType.FLOAT32, (1,))])
@@ -83,3 +83,27 @@ def test_what_cannot_be_computed_is_the_error_of_the_result(arguments: dict[str,
     result = SCORER.predict_tensors(**({"model": "m", "inputs": X} | arguments))
     assert list(result) == ["error"]
     assert result["error"]["code"] == code
+
+
+def test_each_output_keeps_its_own_shape_and_the_signatures_order() -> None:
+    column, vector = TensorSpec("column", DType.FLOAT32, (1,)), TensorSpec("vector", DType.FLOAT32, (2,))
+    signature = Signature.of_model([], [vector, column, TensorSpec("plain", DType.FLOAT32)])
+    served = {
+        "plain": np.zeros(3, np.float32), "column": np.ones(3, np.float32), "vector": np.ones((3, 2), np.float32),
+    }  # fmt: skip
+    shapes = {name: values.shape for name, values in model_outputs(served, signature).items()}
+    assert list(shapes.items()) == [("vector", (3, 2)), ("column", (3, 1)), ("plain", (3,))]
+
+
+def test_a_deadline_is_asked_about_the_model_that_was_meant() -> None:
+    asked: list[tuple[str, float | None]] = []
+
+    def note(model: str, deadline: float | None) -> float:
+        asked.append((model, deadline))
+        return 0.0
+
+    settings = Settings.model_validate({"models": {"m": {"path": "m"}}})
+    scorer = TensorScorer(settings, cast("ModelHost", Host()), note)
+    assert scorer.predict_tensors("m", X, deadline=5)["model_version"] == 3
+    assert scorer.predict_tensors("nobody", X)["error"]["code"] == "unknown-model"
+    assert asked == [("m", 5)]

@@ -252,3 +252,32 @@ def test_event_times_are_epoch_seconds_whatever_the_unit_or_zone() -> None:
         assert times[:2].tolist() == [0, 1_500_000_000]
         assert np.isnan(times[2])
     assert event_times(pa.array([1], pa.date32())).tolist() == [86400]
+
+
+@pytest.mark.parametrize(
+    ("stored", "dtype", "fits"),
+    [
+        ([2**40, -3], np.int64, False),  # would wrap
+        ([7, -3], np.int64, False),  # a column is one type, whatever its values are today
+        ([7, -3], np.int16, True),
+        ([7, 200], np.uint8, True),
+        ([7, 2], np.uint32, False),
+        ([7.0, 2.5], np.float64, False),
+        ([True, False], np.bool_, True),
+    ],
+)
+def test_stored_numbers_that_the_feature_might_not_hold_are_missing(stored: list[Any], dtype: Any, fits: bool) -> None:
+    vectoriser = stacked(Feature("n", I32, default=-1))
+    columns, missing = vectoriser.stored_columns({"n": np.array(stored, dtype)}, 2)
+    assert columns["n"].dtype == np.int32
+    assert missing["n"].tolist() == [not fits] * 2
+    rows = vectoriser.features_from_columns(columns, missing, 2)
+    assert rows.block["n"].tolist() == ([int(value) for value in stored] if fits else [-1, -1])
+
+
+def test_stored_floats_may_lose_digits_and_nothing_else_becomes_one_silently() -> None:
+    vectoriser = stacked(Feature("a", F32), Feature("b", F32), Feature("c", F32, (2,)))
+    block = {"a": np.array([0.1]), "b": np.array(["x"], object), "c": np.array([[1.0, 2.0, 3.0]], np.float32)}
+    columns, missing = vectoriser.stored_columns(block, 1)
+    assert columns["a"].tolist() == [np.float32(0.1)]
+    assert {name: rows.tolist() for name, rows in missing.items()} == {"a": [False], "b": [True], "c": [True]}

@@ -52,3 +52,25 @@ def test_too_few_values_and_outputs_that_only_one_side_has_are_not_compared() ->
     many, few = histogram(normal()), histogram(normal()[: MIN_VALUES - 1])
 
     assert drift({"y": many, "z": many, "few": few}, {"y": many, "new": many, "few": many}) == {"y": 0.0}
+
+
+def test_as_many_values_as_are_enough_are_compared() -> None:
+    few = histogram(normal()[:MIN_VALUES])
+    assert drift({"y": few}, {"y": few}) == {"y": 0.0}
+    one_less = histogram(normal()[: MIN_VALUES - 1])
+    assert drift({"y": few}, {"y": one_less}) == drift({"y": one_less}, {"y": few}) == {}
+
+
+def test_each_output_is_compared_with_its_own() -> None:
+    told = drift(
+        {"y": histogram(normal()), "z": histogram(normal(5))}, {"y": histogram(normal(1)), "z": histogram(normal(5))}
+    )
+    assert (told["z"], 0.8 < told["y"] < 1.2) == (0.0, True)
+
+
+def test_very_many_values_are_sampled_evenly_and_counted_in_proportion(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inference.batch.drift.MAX_VALUES", 100)
+    counts = histogram(np.repeat(np.float32([1, 2]), 500))
+    assert len(counts) == 2
+    assert len(set(counts.values())) == 1
+    assert 0 < sum(counts.values()) <= 1000

@@ -100,3 +100,68 @@ def test_predictions_that_moved_away_fail_and_name_the_output() -> None:
         "drift": "output 'b' moved away from what serves now: population stability index a 0.2, b 1.5 (max_drift is 1)"
     }
     assert failed(rows=1, stored=1, drift={"a": 0.2, "b": 1.0}, max_drift=1.0) == {}
+
+
+# --- the value itself ---
+
+
+@pytest.mark.parametrize(("left_out", "passes"), [(9, True), (10, True), (11, False)])
+def test_up_to_the_fraction_allowed_rows_may_be_left_out(left_out: int, passes: bool) -> None:
+    for kind in ({"quarantined": left_out}, {"non_finite": left_out}, {"quarantined": 4, "non_finite": left_out - 4}):
+        told = failed(rows=100, stored=100 - left_out, max_quarantined_fraction=0.1, **kind)
+        assert (told == {}) is passes
+
+
+@pytest.mark.parametrize(("stored", "passes"), [(49, False), (50, True), (51, True)])
+def test_a_run_of_half_the_size_is_large_enough(stored: int, passes: bool) -> None:
+    told = failed(rows=stored, stored=stored, current=100, min_size_ratio=0.5)
+    assert list(told) == ([] if passes else ["size"])
+    assert failed(rows=stored, stored=stored, current=0, min_size_ratio=0.5) == {}
+
+
+@pytest.mark.parametrize(("index", "passes"), [(0.999, True), (1.0, True), (1.001, False)])
+def test_the_largest_drift_of_several_outputs_decides(index: float, passes: bool) -> None:
+    told = failed(rows=1, stored=1, drift={"a": 0.1, "b": index, "c": 0.2}, max_drift=1.0)
+    assert list(told) == ([] if passes else ["drift"])
+    if not passes:
+        assert "output 'b' moved away" in told["drift"]
+        assert "a 0.1, b 1, c 0.2" in told["drift"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "needed"),
+    [({"stored": 90}, False), ({"stored": 91}, True), ({"stored": 89}, True), ({"stored": 90, "counted": False}, True)],
+)
+def test_ids_are_counted_again_only_where_the_sums_differ_or_nobody_counted(
+    facts: dict[str, Any], needed: bool
+) -> None:
+    assert RunFacts(rows=100, quarantined=7, non_finite=3, **facts).needs_recount is needed
+
+
+def test_rows_of_one_reason_are_added_up_with_a_few_examples_and_the_most_frequent_come_first() -> None:
+    parts = [
+        BadRows("x", "missing", 2, ("a", "b")), BadRows(None, "bad id", 9, ("1",)),
+        BadRows("x", "missing", 5, ("c", "d", "e", "f")), BadRows("x", "missing", 1, ("z",), non_finite=True),
+    ]  # fmt: skip
+    assert merge_bad_rows(parts) == (
+        BadRows(None, "bad id", 9, ("1",)),
+        BadRows("x", "missing", 7, ("a", "b", "c", "d", "e")),
+        BadRows("x", "missing", 1, ("z",), non_finite=True),
+    )
+    assert BadRows.from_json(parts[3].to_json()) == parts[3]
+
+
+def test_features_must_be_stored_of_exactly_the_rows_that_are() -> None:
+    assert failed(rows=9, stored=9, features=9) == {}
+    for features in (8, 10):
+        assert list(failed(rows=9, stored=9, features=features)) == ["features"]
+
+
+def test_a_held_version_is_not_published_and_each_kind_of_row_tells_its_own_reasons() -> None:
+    bad = (BadRows("x", "missing", 2), BadRows("y", "is not a finite number", 1, non_finite=True))
+    told = failed(rows=9, stored=6, quarantined=2, non_finite=1, bad_rows=bad, held=True, model_version=4)
+    assert set(told) == {"quarantine", "finite", "version"}
+    assert "'x' missing in 2 rows" in told["quarantine"]
+    assert "finite number" not in told["quarantine"]
+    assert "'y' is not a finite number in 1 rows" in told["finite"]
+    assert "4" in told["version"]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as fs
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,6 +14,7 @@ from inference.batch.sinks import Window
 from inference.batch.sinks.parquet import ParquetSink, parquet_folder, sweep_temporary_files, write_success
 from inference.errors import SettingsError
 from inference.schema import DType, TensorSpec
+from inference.storage import Location
 
 FIELDS = (TensorSpec("p", DType.FLOAT32), TensorSpec("v", DType.FLOAT32, (2,)), TensorSpec("t", DType.STRING))
 
@@ -100,3 +102,39 @@ def test_runs_of_one_day_never_share_a_folder() -> None:
 def test_an_unknown_placeholder_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"only \{date\}, \{model\}, \{run_id\} are filled in"):
         parquet_folder("out/{day}", model="m", run_id="r", created_at=0.0)
+
+
+# --- an object store, which has no files that are half written ---
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that stands for a bucket `b`."""
+    (tmp_path / "b").mkdir()
+    location = Location(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "b", "s3://")
+    monkeypatch.setattr("inference.batch.sinks.parquet.open_location", lambda folder: location)
+    return tmp_path / "b"
+
+
+def test_a_part_in_an_object_store_is_sent_whole_and_an_abandoned_one_never(store: Path) -> None:
+    for chunk, names in ((1, ("a", "b")), (0, ("c",))):
+        sink = ParquetSink("s3://b", FIELDS, chunk=chunk, token="t")
+        for name in names:
+            sink.write(window(name))
+        assert f"part-{chunk:06d}.parquet" not in visible(store)
+        sink.commit()
+        sink.commit()  # nothing is left to do
+    left = ParquetSink("s3://b", FIELDS, chunk=2, token="t")
+    left.write(window("d"))
+    left.abandon()
+    assert visible(store) == ["part-000000.parquet", "part-000001.parquet"]
+    assert pq.read_table(store / "part-000001.parquet").column("entity_id").to_pylist() == ["a", "b"]
+    write_success("s3://b", {"run_id": "r"})
+    told = json.loads((store / "_SUCCESS").read_text())
+    assert (told["run_id"], told["parts"]) == ("r", 2)
+    assert [one["name"] for one in told["schema"]] == ["entity_id", "p", "v", "t", "as_of"]
+
+
+def test_success_without_parts_says_so(store: Path) -> None:
+    write_success("s3://b", {})
+    assert json.loads((store / "_SUCCESS").read_text()) == {"parts": 0, "schema": []}

@@ -45,3 +45,20 @@ def test_a_message_from_a_clock_that_is_ahead_belongs_to_the_slot_it_was_sent_fo
 def test_a_late_message_still_belongs_to_its_slot() -> None:
     assert current_slot("20s", "UTC", 40.2) == current_slot("20s", "UTC", 54.0) == "1970-01-01T00:00:40.000Z"
     assert current_slot("20s", "UTC", 55.0) == "1970-01-01T00:01:00.000Z"
+
+
+@pytest.mark.parametrize(
+    ("schedule", "seconds_before", "of_the_next"),
+    [
+        ("0 3 * * *", 10, True),
+        ("0 3 * * *", 10.001, False),
+        ("20s", 5, True),
+        ("20s", 5.001, False),
+        ("20s", 20, False),
+    ],
+)
+def test_how_early_a_message_may_be(schedule: str, seconds_before: float, of_the_next: bool) -> None:
+    following = at("2026-03-10T03:00:00")
+    told = current_slot(schedule, "UTC", following - seconds_before)
+    before = "2026-03-09T03:00:00.000Z" if schedule.startswith("0") else "2026-03-10T02:59:40.000Z"
+    assert told == ("2026-03-10T03:00:00.000Z" if of_the_next else before)

@@ -154,6 +154,7 @@ def test_rows_that_cannot_be_scored_are_counted_once_with_reason_and_example() -
 
     assert sink.rows == {"a": 2.0}
     assert (result.rows, result.quarantined) == (5, 4)
+    assert "'id'" in result.bad_rows[0].reason
     assert [(bad.feature, bad.rows, bad.examples) for bad in result.bad_rows] == [
         (None, 3, ("null", "d\n", "")),
         ("x", 1, ("b",)),
@@ -330,3 +331,26 @@ def test_an_error_of_a_sink_ends_the_chunk_and_nothing_more_is_written(monkeypat
     with pytest.raises(OSError, match="No space"):
         score(batch(range(1, 40)), sink=sink)
     assert sink.events == ["write", "abandon"]
+
+
+def test_a_row_is_as_old_as_its_oldest_group_that_is_young_enough() -> None:
+    features = [
+        {"name": "x", "dtype": "float32", "group": "p"},
+        {"name": "z", "dtype": "float32", "group": "q", "default": 7},
+    ]
+    groups = {"p": {"event_time_column": "p_at"}, "q": {"event_time_column": "q_at", "max_age": "60s"}}
+    contract = FeatureContract.from_json({"features": features, "groups": groups})
+    preparer = Preparer(
+        Vectoriser(contract, Signature(contract.fields, (TensorSpec("y", DType.FLOAT32),))), "id", None, 1000.0
+    )
+    seconds = pa.timestamp("s")
+    rows = pa.RecordBatch.from_pydict({
+        "id": ["a", "b", "c", "d", "e"], "x": pa.array([1] * 5, pa.float32()), "z": pa.array([2] * 5, pa.float32()),
+        "p_at": pa.array([980, 980, 980, None, None], seconds), "q_at": pa.array([940, 939, 990, 950, None], seconds),
+    })  # fmt: skip
+    prepared = preparer.prepare(rows)
+    # a's q is of the last second allowed; b's is too old, and its default has no age
+    assert prepared.usable.as_of.tolist() == [940, 980, 980]
+    assert prepared.features["z"].tolist() == [2, 7, 2]
+    assert prepared.rows.as_of.tolist() == [940, 980, 980, 950, 1000], "what has no time is of the run"
+    assert [(refused.feature, refused.positions.tolist()) for refused in prepared.refused] == [("x", [3, 4])]

@@ -257,3 +257,117 @@ def test_a_model_that_is_told_the_time_is_a_poor_one_to_precompute() -> None:
     assert any("is told the present time" in each for each in told.reasons), told.reasons
     assert not any("is told the present time" in each for each in advice(BUSY).reasons)
     assert told.approach is Approach.REALTIME
+
+
+# --- the value itself ---
+
+SURE = {"latency_ms": 50, "max_staleness_hours": 24, "cost_matters": 1, "performance_matters": 1, "must_answer": 1,
+        "stable_hours": 12}  # fmt: skip
+
+
+def busy(**facts: Any) -> Measured:
+    return Measured(**{**vars(BUSY), **facts})
+
+
+def asked_for(count: int) -> Statistics:
+    return Statistics.of({"hit_batch": count, "miss_s:36": count})
+
+
+@pytest.mark.parametrize(
+    ("facts", "confidence", "gaps"),
+    [
+        ({"statistics": asked_for(10_000)}, Confidence.HIGH, 0),
+        ({"statistics": asked_for(9_999)}, Confidence.MEDIUM, 1),
+        ({"statistics": asked_for(1_000)}, Confidence.MEDIUM, 1),
+        ({"statistics": asked_for(999)}, Confidence.LOW, 1),
+        ({"span_s": 20 * 3600}, Confidence.HIGH, 0),
+        ({"span_s": 19.9 * 3600}, Confidence.MEDIUM, 1),
+        ({"span_s": 3600}, Confidence.MEDIUM, 1),
+        ({"span_s": 0.9 * 3600}, Confidence.LOW, 1),
+        ({"runs_published": 3}, Confidence.HIGH, 0),
+        ({"runs_published": 2}, Confidence.MEDIUM, 1),
+        ({"runs_published": 1}, Confidence.MEDIUM, 1),
+        ({"runs_published": 0}, Confidence.LOW, 1),
+        ({"runs_published": 2, "span_s": 7200}, Confidence.MEDIUM, 2),
+    ],
+)
+def test_each_thing_that_is_missing_makes_it_less_sure(
+    facts: dict[str, Any], confidence: Confidence, gaps: int
+) -> None:
+    told = advice(busy(**facts), said=SURE)
+    assert (told.confidence, len(told.gaps)) == (confidence, gaps)
+
+
+@pytest.mark.parametrize(
+    ("hours", "schedule"),
+    [
+        # a run takes 1 000 s: 2 060 s beside the interval itself
+        ((86_400 + 2_060) / 3600, "0 3 * * *"), ((86_400 + 2_059) / 3600, "12h"), ((300 + 2_060) / 3600, "5m"),
+    ],
+)  # fmt: skip
+def test_a_schedule_fits_to_the_second(hours: float, schedule: str) -> None:
+    assert advice(said={"max_staleness_hours": hours}).numbers["schedule"].value == schedule
+
+
+@pytest.mark.parametrize(
+    ("present", "hours", "schedule"),
+    [
+        ("6h", 6 + 2_060 / 3600, "6h"),  # as it is: exactly often enough
+        ("6h", 6 + 2_059 / 3600, "3h"),
+        ("6h", 25, "0 3 * * *"),  # more often than needed
+        ("1d", 25, "1d"),
+    ],
+)
+def test_a_schedule_that_fits_stays(present: str, hours: float, schedule: str) -> None:
+    settings = SETTINGS.model_copy(update={"batch": SETTINGS.batch.model_copy(update={"schedule": present})})
+    per_day = 1 if present == "1d" else 4
+    measured = busy(figures={**BUSY.figures, **figures(runs_per_day=per_day)})
+    assert advice(measured, settings, {"max_staleness_hours": hours}).numbers["schedule"].value == schedule
+
+
+@pytest.mark.parametrize(("said", "ttl"), [({"max_staleness_hours": 9, "stable_hours": 7}, "7h"), ({"stable_hours": 7}, "7h"), ({"max_staleness_hours": 0.5}, "30m")])  # fmt: skip  # noqa: E501
+def test_the_smaller_bound_decides(said: dict[str, float], ttl: str) -> None:
+    assert advice(said=said).numbers["ttl"].value == ttl
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(3600, "1h"), (3601, "3601s"), (60, "1m"), (59, "59s"), (5400, "90m"), (7200, "2h")])  # fmt: skip  # noqa: E501
+def test_a_duration_is_spelled_in_its_largest_whole_unit(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
+
+
+@pytest.mark.parametrize(("requests", "known"), [(99, False), (100, True)])
+def test_a_rate_of_few_requests_is_no_fact(requests: int, known: bool) -> None:
+    facts = gather_facts({}, SETTINGS, busy(statistics=asked_for(requests)))
+    assert [name in facts for name in ("coverage", "model_ms", "peak_ratio")] == [known] * 3
+    mostly_hits = Statistics.of({"hit_batch": 1_000, "miss_s:36": 99})
+    assert "model_ms" not in gather_facts({}, SETTINGS, busy(statistics=mostly_hits))
+
+
+def test_a_share_of_entities_is_at_most_all_and_none_is_left_unread_then() -> None:
+    measured = busy(asked_week=1_200_000)
+    assert gather_facts({}, SETTINGS, measured)["coverage"].value == 1.0
+    assert measured.never_read == 0
+    assert busy(asked_week=0).never_read is None
+    assert gather_facts({}, SETTINGS, BUSY)["coverage"].value == 0.3
+    assert gather_facts({}, SETTINGS, BUSY)["peak_ratio"].value == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "legal", "illegal"),
+    [
+        ("coverage", (0.0, 1.0), (-0.001, 1.001)), ("peak_ratio", (1.0, 50.0), (0.999,)),
+        ("latency_ms", (0.0, 1e9), (-1.0,)),
+    ],
+)  # fmt: skip
+def test_a_facts_range_includes_its_ends(name: str, legal: tuple[float, ...], illegal: tuple[float, ...]) -> None:
+    assert [check_fact(name, value) for value in legal] == list(legal)
+    for value in illegal:
+        with pytest.raises(SettingsError, match=f"--{name.replace('_', '-')} is"):
+            check_fact(name, value)
+
+
+def test_answers_of_exactly_that_age_count() -> None:
+    measured = busy(statistics=Statistics.of({"age_s:0": 1, "age_s:2": 1, "age_s:4": 2}))  # up to 1, 2 and 4 s
+    assert [measured.share_no_older_than(seconds / 3600) for seconds in (0.999, 1, 1.999, 2.001, 3.999, 4.001)] == [
+        0.0, 0.25, 0.25, 0.5, 0.5, 1.0,
+    ]  # fmt: skip

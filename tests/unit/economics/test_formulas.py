@@ -103,6 +103,14 @@ def test_where_runs_cost_more_than_they_spare_the_cheapest_hybrid_only_caches() 
     assert told.hybrid.everything > told.hybrid.daily
 
 
+@pytest.mark.parametrize(("generations", "replicas"), [(1, 1), (1, 2), (3, 1), (2, 3)])
+def test_each_generation_is_kept_on_each_replica(generations: float, replicas: float) -> None:
+    # 1e6 x 100 bytes = 0.1 GB a copy, at 73 a GB and month = 0.24 a day
+    kept = estimate(replace(BRIEF, generations=generations, replicas=replicas, redis_price=73, bytes=100))
+    assert kept.batch.memory == pytest.approx(0.24 * generations * replicas)
+    assert kept.batch.daily == pytest.approx(0.083333 + kept.batch.memory, abs=1e-6)
+
+
 def test_files_are_kept_for_every_run_and_day() -> None:
     kept = estimate(replace(BRIEF, runs_per_day=2, storage_bytes=50, storage_days=30, storage_price=7.3))
     # 2 x 1e6 x 50 bytes x 30 days = 3 GB

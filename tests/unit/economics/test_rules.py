@@ -8,7 +8,7 @@ import pytest
 
 from inference.economics import CostInputs, Figure, Origin, complete_figures, estimate
 from inference.economics.brief import BRIEF_FIGURES
-from inference.economics.rules import FACTS, OBJECTIONS, RULES, Approach, Rule, judge
+from inference.economics.rules import FACTS, OBJECTIONS, RULES, Approach, Rule, _choose, judge
 
 BATCH, REALTIME, HYBRID = Approach.BATCH, Approach.REALTIME, Approach.HYBRID
 
@@ -118,3 +118,40 @@ def test_when_nothing_is_known_it_is_hybrid_and_no_rule_is_judged() -> None:
 def test_where_batch_and_real_time_pull_alike_it_is_hybrid() -> None:
     judged = judge(facts_of({"model_ms": 300, "stable_hours": 24, "latency_ms": 50}))
     assert judged.approach is HYBRID
+
+
+@pytest.mark.parametrize(
+    ("holding", "approach"),
+    [
+        # batch has twice the support of real time: 2 of 6 against 1 of 5 is less than that, 2 of 6 against none is not
+        ({"model_ms": 300, "stable_hours": 24, "latency_ms": 50}, HYBRID),
+        ({"model_ms": 300, "stable_hours": 24}, BATCH),
+        ({"latency_ms": 50, "high_value": 1, "model_ms": 300}, REALTIME),
+    ],
+)
+def test_how_much_support_decides(holding: dict[str, float], approach: Approach) -> None:
+    assert judge(facts_of(holding)).approach is approach
+
+
+@pytest.mark.parametrize(
+    ("batch", "realtime", "approach"),
+    [
+        (0.4, 0.2, BATCH),  # exactly twice the other's: not torn
+        (0.39, 0.2, HYBRID),
+        (0.2, 0.4, REALTIME),
+        (0.2, 0.39, HYBRID),
+        (0.3, 0.3, HYBRID),
+        (0.3, 0.0, BATCH),
+        (0.0, 0.3, REALTIME),
+        (0.0, 0.0, HYBRID),  # a tie
+    ],
+)
+def test_neither_has_twice_the_others_support_is_hybrid(batch: float, realtime: float, approach: Approach) -> None:
+    assert _choose({BATCH: batch, REALTIME: realtime, HYBRID: 0.0}, list(Approach)) is approach
+
+
+def test_what_is_ruled_out_is_not_chosen_though_both_pull_alike() -> None:
+    support = {BATCH: 0.3, REALTIME: 0.3, HYBRID: 0.2}
+    assert _choose(support, [REALTIME, HYBRID]) is REALTIME
+    assert _choose(support, [BATCH, REALTIME]) in (BATCH, REALTIME)
+    assert _choose(support | {HYBRID: 0.9}, list(Approach)) is HYBRID

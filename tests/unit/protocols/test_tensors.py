@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from inference.errors import BadInput
 from inference.protocols.tensors import (
     MAX_TENSOR_ROWS,
+    check_rows,
     check_tensors,
     joined,
     objects,
@@ -88,3 +89,18 @@ def test_tensors_that_are_not_the_models_are_refused(tensors: Any, message: str)
 def test_parts_of_different_widths_make_no_tensor() -> None:
     with pytest.raises(BadInput, match="different shapes"):
         joined([{"a": np.zeros((1, 2))}, {"a": np.zeros((1, 3))}])
+
+
+@pytest.mark.parametrize(
+    ("rows", "passes"), [(0, False), (1, True), (MAX_TENSOR_ROWS, True), (MAX_TENSOR_ROWS + 1, False)]
+)
+def test_from_one_row_up_to_the_most_are_taken(rows: int, passes: bool) -> None:
+    tensors = {"x": np.zeros((rows, 2), np.float32), "y": np.zeros(rows, np.int64)}
+    specs = [TensorSpec("x", DType.FLOAT32, (2,)), TensorSpec("y", DType.INT64)]
+    if passes:
+        check_tensors(tensors, specs)
+        check_rows(rows)
+        return
+    for check in (lambda: check_tensors(tensors, specs), lambda: check_rows(rows)):
+        with pytest.raises(BadInput, match=f"{rows} rows: send 1 to {MAX_TENSOR_ROWS}"):
+            check()

@@ -1,0 +1,96 @@
+"""Blocking reads of the pages, where one of them is slow."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from app.dashboard import reading
+from app.dashboard.reading import SharedReads
+from inference.errors import NotFound, StoreUnavailable
+
+
+class Slow:
+    """A read that waits until it is let go, and counts how often it was begun."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.go_on = threading.Event()
+
+    def __call__(self) -> int:
+        self.begun += 1
+        assert self.go_on.wait(60)
+        return self.begun
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[SharedReads]:
+    for name in ("READ_TIMEOUT_S", "ACT_TIMEOUT_S"):  # a busy machine is not what is looked at
+        monkeypatch.setattr(reading, name, 60)
+    with ThreadPoolExecutor(4) as executor:
+        yield SharedReads(executor)
+
+
+@pytest.fixture
+def slow() -> Iterator[Slow]:
+    slow = Slow()
+    yield slow
+    slow.go_on.set()
+
+
+async def test_pages_that_ask_for_the_same_share_a_read_and_others_do_not_wait_for_it(
+    reads: SharedReads, slow: Slow
+) -> None:
+    asking = [asyncio.create_task(reads.read("runs", slow)) for _ in range(3)]
+    assert await reads.read("queues", lambda: "at once") == "at once"
+    slow.go_on.set()
+    assert await asyncio.gather(*asking) == [1, 1, 1]
+    assert await reads.read("runs", slow) == 2, "the next one reads anew"
+
+
+async def test_a_page_that_is_closed_takes_the_answer_from_nobody(reads: SharedReads, slow: Slow) -> None:
+    leaving, staying = (asyncio.create_task(reads.read("runs", slow)) for _ in range(2))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    slow.go_on.set()
+    assert await staying == 1
+
+
+async def test_a_read_that_takes_too_long_is_said_to_and_is_not_begun_again_meanwhile(
+    reads: SharedReads, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "READ_TIMEOUT_S", 0.001)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match="did not answer within 0 s"):
+            await reads.read("runs", slow)
+    assert slow.begun == 1
+    monkeypatch.setattr(reading, "READ_TIMEOUT_S", 60)
+    running = asyncio.create_task(reads.read("runs", slow))
+    await asyncio.sleep(0)
+    slow.go_on.set()
+    assert await running == 1
+
+
+async def test_a_read_that_fails_fails_all_who_share_it_and_the_next_is_tried(reads: SharedReads, slow: Slow) -> None:
+    def fails() -> int:
+        slow()
+        raise NotFound("no such run")
+
+    asking = [asyncio.create_task(reads.read("runs", fails)) for _ in range(2)]
+    await asyncio.sleep(0)
+    slow.go_on.set()
+    assert [type(one) for one in await asyncio.gather(*asking, return_exceptions=True)] == [NotFound, NotFound]
+    assert await reads.read("runs", lambda: 5) == 5
+
+
+async def test_nobody_shares_an_action(reads: SharedReads, slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow.go_on.set()
+    assert sorted(await asyncio.gather(*(reads.act(slow) for _ in range(2)))) == [1, 2]
+    slow.go_on.clear()
+    monkeypatch.setattr(reading, "ACT_TIMEOUT_S", 0.001)
+    with pytest.raises(StoreUnavailable, match="did not answer"):
+        await reads.act(slow)
