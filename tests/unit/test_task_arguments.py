@@ -25,7 +25,7 @@ GIVEN = {
     "prepare_run": ["run_id"],
     "reconcile": [],
     "drive_spark": ["run_id"],
-    "echo": [],
+    "echo": ["text"],
 }
 OURS = {name: task for name, task in celery_app.tasks.items() if name.startswith("forecache.")}
 
