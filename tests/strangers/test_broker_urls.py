@@ -50,6 +50,7 @@ def refusal(folder: Path, **urls: str) -> str:
         ("redis+socket://:p%40ss@/run/r.sock?virtual_host=3", 3),
         ("socket://:p%40ss@/run/r.sock?virtual_host=3", 3),
         ("unix://:p%40ss@/run/r.sock", 0),
+        ("unix://:p%40ss@/run/r.sock?virtual_host=3", 3),
     ],
 )
 def test_every_spelling_of_a_redis_is_the_same_server_for_redis_py_and_for_celery(
@@ -155,6 +156,9 @@ def test_sentinel_is_refused_by_name_with_what_to_write(tmp_path: Path, url: str
         ("unix://run/r.sock", "unix:///run/redis.sock"),
         ("unix://", "unix:///run/redis.sock"),
         ("pgmq://h", "starts with redis://"),
+        ("redis+unix:///run/r.sock?db=0", "starts with redis://, rediss://, unix://"),
+        ("redis-socket:///run/r.sock", "starts with redis://, rediss://, unix://"),
+        ("unix:/tmp/redis.sock:1;", "a list of servers"),
     ],
 )
 def test_a_broker_that_cannot_be_used_is_refused_with_the_fix(tmp_path: Path, url: str, fix: str) -> None:
