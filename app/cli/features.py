@@ -54,7 +54,9 @@ def load(
 @app.command()
 def get(
     first: Annotated[str, typer.Argument(metavar="MODEL|ENTITY", help=_IF_SEVERAL, autocompletion=complete_model)],
-    second: Annotated[str | None, typer.Argument(metavar="ENTITY", help="The entity id.")] = None,
+    second: Annotated[
+        str | None, typer.Argument(metavar="ENTITY", help="The entity id; one that begins with - after a lone --.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print an entity's features and how old they are."""

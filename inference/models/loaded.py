@@ -16,6 +16,7 @@ from inference.logs import get_logger
 from inference.models.formats import Format, require_model_file
 from inference.models.outputs import call, served
 from inference.models.proof import prove
+from inference.models.real_rows import RealRows
 from inference.models.record import VersionRecord
 from inference.models.runtimes import LoadOptions, Runtime, load_runtime
 from inference.models.versions import check_confined, fingerprint
@@ -25,6 +26,7 @@ log = get_logger(__name__)
 
 #: two sizes: outputs whose shape depends on the number of rows are found out
 WARM_UP_ROWS = (1, 2)
+NO_ROWS = RealRows()
 
 
 @dataclass
@@ -64,22 +66,22 @@ def load_version(
     *,
     options: LoadOptions | None = None,
     contract: FeatureContract | None = None,
-    table: str | None = None,
+    rows: RealRows = NO_ROWS,
     known: VersionRecord | None = None,
     warm_up_rows: Sequence[int] = WARM_UP_ROWS,
     clock: Clock = system_clock,
 ) -> LoadedModel:
     """Load a version, and try it before it may serve. `path` is the model's folder, `folder` the version's.
 
-    `contract`: takes the place of what is written in the folders; None for what is written there. `table`: the model's
-    table of features, an absolute path or URI. `known`: what is recorded of the version; the table is not read again
-    for one that has answered rows.
+    `contract`: takes the place of what is written in the folders; None for what is written there. `rows`: where rows
+    are to try it with. `known`: what is recorded of the version; one that has answered rows is not tried again.
 
     Raises:
         ModelError: the folder cannot be served, a link leads out of it, or the model answers no row (see `prove`).
         ContractError: its features and its signature disagree.
         ModelError: its features name code that the settings do not allow, or that cannot be imported.
         ModelUnavailable: an engine elsewhere did not answer.
+        StoreUnavailable: Redis did not answer in time.
     """
     started = time.monotonic()
     check_confined(path, folder)
@@ -93,7 +95,7 @@ def load_version(
         vectoriser = Vectoriser(contract, runtime.signature, _functions(contract, options or LoadOptions()))
     mark = fingerprint(folder)
     is_proved = known is not None and known.is_proved and (known.fingerprint, known.contract) == (mark, contract)
-    proof = prove(runtime, vectoriser, sizes=warm_up_rows, table=table, is_proved=is_proved)
+    proof = prove(runtime, vectoriser, rows, sizes=warm_up_rows, is_proved=is_proved)
     record = VersionRecord(
         version=version,
         state="ready",
