@@ -116,7 +116,7 @@ def _open(path: str, entity_column: str, event_time_column: str | None, vectoris
 
 def _windows(source: _Source, rows: int) -> Iterator[pa.RecordBatch]:
     contract = source.vectoriser.contract
-    columns = {source.entity_column, *(feature.name for feature in contract.stored_form.features)}
+    columns = {source.entity_column, *(feature.table_column for feature in contract.stored_form.features)}
     columns |= {group.event_time_column for group in contract.table_groups if group.event_time_column is not None}
     if source.event_time_column is not None:
         columns.add(source.event_time_column)
