@@ -98,6 +98,7 @@ async def test_another_packing_is_a_415_that_says_what_to_send(
         ("deflate", raw_deflate(IDS)[:-1]),
         ("deflate", zlib.compress(IDS)[:-4]),
     ],
+    ids=["plain", "gzip cut off", "gzip and more", "plain as deflate", "raw cut off", "deflate cut off"],
 )
 @pytest.mark.parametrize("route", ROUTES)
 async def test_a_body_that_is_not_packed_as_it_says_is_told_so(
