@@ -85,6 +85,10 @@ def build_flower(
     default_options.basic_auth = [credentials.basic_auth]
     default_options.url_prefix = prefix or None
     default_options.read_only = settings.read_only
+    # Flower remembers 100 000 tasks, of some 6 KiB each, and every worker that ever was, unless told otherwise
+    default_options.max_tasks = settings.max_tasks
+    default_options.max_workers = settings.max_workers
+    default_options.purge_offline_workers = max(1, round(settings.forget_workers_after))
     # its pages ask the process-wide default application for the time zone
     celery_app.set_default()
     own: dict[str, Any] = {"template_loader": Templates(flower_settings["template_path"])}
