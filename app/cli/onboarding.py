@@ -23,7 +23,7 @@ from inference.onboarding import Guess, Match, Proposal, Table, Target, Trial, T
 from inference.schema import DType
 from inference.settings import ModelSettings, Settings, load_settings, settings_file
 from inference.settings.deployment import MODEL_NAME
-from inference.settings.model import parse_schedule
+from inference.settings.schedules import parse_schedule
 from inference.sources import Source, open_source
 
 _LABEL_WIDTH = len("event_time_column:")

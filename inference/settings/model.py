@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from croniter import croniter
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from inference.settings.fallbacks import FallbackSettings
-from inference.settings.fields import Duration, Section, is_duration
+from inference.settings.fields import Duration, Section
 from inference.settings.parity import ParitySettings
+from inference.settings.schedules import Schedule
 
 #: of a name on the broker; a worker is called after it, where a number would be taken for its own
 QUEUE_NAME = re.compile(r"^[a-z][a-z0-9_-]{0,63}$")
@@ -20,17 +20,6 @@ BATCH_QUEUE = "batch"
 #: the queue of requests, unless a model has its own
 REALTIME_QUEUE = "realtime"
 MAINTENANCE_QUEUE = "maintenance"
-
-
-def parse_schedule(value: Any) -> str:
-    """Return the schedule unchanged if it is a cron line or a duration.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if isinstance(value, str) and (is_duration(value) or croniter.is_valid(value)):
-        return value
-    raise ValueError(f"{value!r} is no schedule: write a cron line such as '0 3 * * *', or a duration such as '30s'")
 
 
 def _parse_versions(value: Any) -> Any:
@@ -41,9 +30,6 @@ def _parse_versions(value: Any) -> Any:
 
 def _parse_poll(value: Any) -> Any:
     return None if value == "never" else value
-
-
-Schedule = Annotated[str, BeforeValidator(parse_schedule)]
 
 
 class SparkSettings(Section):
