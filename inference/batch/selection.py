@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from inference.batch.asked import Selection, as_utc
+from inference.batch.asked import Selection
 from inference.batch.gates import MAX_EXAMPLES
 from inference.batch.plan import Piece
 from inference.entities import entity_ids_as_text, illegal_entity_ids
@@ -25,6 +23,7 @@ from inference.sources import (
     count_distinct_ids,
     flat_columns,
     hash_ids,
+    newest_instants,
     pack_mask,
     read_slices,
 )
@@ -174,22 +173,7 @@ def _newest_times(source: Source, number: int, column: str) -> dict[int, float]:
     file, metadata = source.files[number], source.metadata[number]
     place = flat_columns(metadata).get(column)
     if place is None:
-        value = next((value.scalar.as_py() for value in file.partition if value.column == column), None)
-        known = _epoch_s(value)
-        return {} if known is None else dict.fromkeys(range(len(file.row_groups)), known)
-    found = {}
-    for group in range(len(file.row_groups)):
-        statistics = metadata.row_group(group).column(place).statistics
-        known = _epoch_s(statistics.max) if statistics is not None and statistics.has_min_max else None
-        if known is not None:
-            found[group] = known
-    return found
-
-
-def _epoch_s(value: Any) -> float | None:
-    """Return epoch seconds of a date or an instant, UTC unless it says otherwise; None for anything else."""
-    if isinstance(value, datetime):
-        return as_utc(value).timestamp()
-    if isinstance(value, date):
-        return datetime(value.year, value.month, value.day, tzinfo=UTC).timestamp()
-    return None
+        [own] = [value.scalar for value in file.partition if value.column == column]
+        [known] = event_times(pa.array([own], own.type))
+        return {} if np.isnan(known) else dict.fromkeys(range(len(file.row_groups)), float(known))
+    return newest_instants(metadata, place)
