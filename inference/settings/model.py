@@ -129,6 +129,7 @@ class ModelSettings(Section):
 
     `allow_code`: formats whose loading runs code, such as pickles, may be loaded.
     `poll_every`: how often workers look for new versions; None for only when they start or are told to.
+    `rows`: how many rows an entity has in the table: one, or several of which the newest by `event_time_column` counts.
     `fallbacks`: where features of entities are looked for that are not stored, in this order.
     """
 
@@ -141,10 +142,17 @@ class ModelSettings(Section):
     features: str | None = None
     entity_column: str = "entity_id"
     event_time_column: str | None = None
+    rows: Literal["one", "newest"] = "one"
     batch: BatchSettings = BatchSettings()
     realtime: RealtimeSettings = RealtimeSettings()
     fallbacks: list[FallbackSettings] = []
     parity: ParitySettings = ParitySettings()
+
+    @model_validator(mode="after")
+    def _newest_by_a_column(self) -> ModelSettings:
+        if self.rows == "newest" and self.event_time_column is None:
+            raise ValueError('rows = "newest" needs event_time_column: set it to the column that dates the rows')
+        return self
 
     @field_validator("fallbacks")
     @classmethod
