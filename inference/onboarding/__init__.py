@@ -7,7 +7,7 @@ its own; `proposal` holds what was decided, `rendering` spells it, `target` know
 
 from inference.onboarding.guesses import (
     Guess,
-    check_distinct,
+    check_entity_column,
     entity_candidates,
     given_event_time,
     guess_entity_column,
@@ -34,7 +34,7 @@ __all__ = [
     "TrialRequest",
     "WidthMismatch",
     "ages_for",
-    "check_distinct",
+    "check_entity_column",
     "check_writable",
     "entity_candidates",
     "given_event_time",

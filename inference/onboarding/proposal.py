@@ -38,6 +38,7 @@ class Proposal:
     schedule: str
     ages: Ages
     allow_code: bool = False
+    rows: str = "one"
 
 
 def ages_for(schedule: str, now: float) -> Ages:

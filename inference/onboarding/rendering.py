@@ -38,11 +38,13 @@ _ALLOW_CODE = """\
 allow_code = true
 """
 
+_NEWEST = '\n# An entity has several rows: the newest counts.\nrows = "newest"'
+
 _MODEL = """\
 [models.{name}]
 # The folder of a model, or of version folders 1/, 2/, …: the newest good one answers.
 path = {path}
-{allow_code}# The Parquet file or folder that runs score, with one row per entity.
+{allow_code}# The Parquet file or folder that runs score{one_row}.
 {matched}
 features = {features}
 # The column of ids, as asked for in /predict/ID.
@@ -50,7 +52,7 @@ features = {features}
 entity_column = {entity_column}
 # The column that says how old a row's features are.
 {event_reason}
-{event_line}
+{event_line}{rows_line}
 
 [models.{name}.batch]
 # When a run scores the whole table: a cron line, or a duration such as "30m". Without it: `forecache batch run`.
@@ -88,6 +90,8 @@ def render_model(proposal: Proposal) -> str:
         entity_column=toml_text(proposal.entity_column.value or ""),
         event_reason=_comment(f"{'Chosen' if event.value else 'Not set'}: {event.reason}"),
         event_line=_event_line(event),
+        one_row=", with one row per entity" if proposal.rows == "one" else "",
+        rows_line="" if proposal.rows == "one" else _NEWEST,
         schedule=toml_text(proposal.schedule),
         ttl_h=proposal.ages.ttl_h,
         keep_h=proposal.ages.keep_h,

@@ -252,7 +252,8 @@ def test_the_guess_names_the_columns_that_repeat(tmp_path: Path) -> None:
     ).reason
 
     assert reason.startswith(
-        "no column looks like one id a row ('country': not unique in all 2 rows); entity column 'user_id' is double"
+        "no column looks like one id a row ('country': not unique in all 2 rows; `--rows newest` takes "
+        "the newest of several); entity column 'user_id' is double"
     )
 
 
