@@ -64,6 +64,7 @@ test-docker: install ## the images, built with buildah on a Debian and at work; 
 	$(PYTEST) tests/unit/test_docker_files.py tests/integration/test_docker_redis.py tests/integration/test_docker_images.py
 
 mutants: install ## faults that no test notices: ROOM=inference/store or CHANGED=1 (COUNT=100 SEED=1 AGAIN=1; minutes)
+	@$(UV) -e ".[$(EXTRAS),mutants]" || $(PIP) -e ".[$(EXTRAS),mutants]"
 	$(BIN)/python .ci/mutants.py $(if $(CHANGED),--changed,--room $(or $(ROOM),$(error ROOM=inference/store, or CHANGED=1))) \
 		$(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) $(if $(AGAIN),--again)
 

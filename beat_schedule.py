@@ -18,7 +18,7 @@ from celery.signals import setup_logging
 from inference.batch.schedule import slot_after
 from inference.logs import configure_logging, get_logger
 from inference.settings import Settings, load_settings
-from tasks.celery_app import make_celery
+from tasks.dispatch.sender import CONFIRMED, make_sending_app
 
 log = get_logger(__name__)
 
@@ -96,7 +96,7 @@ def _parity_checks(settings: Settings) -> dict[str, dict[str, Any]]:
             "kwargs": {"model": name},
             "schedule": timedelta(seconds=model.parity.every),
             # the next one does as well
-            "options": {"expires": model.parity.every, "ignore_result": True},
+            "options": {"expires": model.parity.every, "ignore_result": True, **CONFIRMED},
         }
         for name, model in settings.models.items()
         if model.parity.every is not None
@@ -109,7 +109,7 @@ def _runs(settings: Settings) -> dict[str, dict[str, Any]]:
             "task": "forecache.start_run",
             "kwargs": {"model": name, "trigger": "beat"},
             "schedule": SlotSchedule(model.batch.schedule, model.batch.timezone),
-            "options": {"expires": MESSAGE_EXPIRES_S, "ignore_result": True},
+            "options": {"expires": MESSAGE_EXPIRES_S, "ignore_result": True, **CONFIRMED},
             # long ago: the latest slot is due at once
             "last_run_at": datetime.fromtimestamp(0, UTC),
         }
@@ -120,9 +120,11 @@ def _runs(settings: Settings) -> dict[str, dict[str, Any]]:
 
 def make_beat(settings: Settings) -> Any:
     """Return the Celery application that beat runs with."""
-    return make_celery(
+    return make_sending_app(
         settings,
         beat_schedule=beat_entries(settings),
+        # else it sends a task of Celery's that cleans up results, which expire by themselves
+        result_expires=None,
         beat_scheduler=PatientScheduler,
         # wakes often, so a clock that was set forward or a laptop that slept is noticed soon
         beat_max_loop_interval=5,

@@ -91,7 +91,10 @@ def _room_files(room: str) -> list[str]:
 
 
 def _changed_files() -> list[str]:
-    base = _git("merge-base", "main", "HEAD")[0]
+    branches = _git("branch", "--all", "--list", "main", "origin/main", "--format", "%(refname:short)")
+    if not branches:
+        sys.exit("CHANGED=1 compares with the branch main, which this checkout lacks: name a ROOM")
+    base = _git("merge-base", branches[0], "HEAD")[0]
     changed = {*_git("diff", "--name-only", base), *_git("ls-files", "--others", "--exclude-standard")}
     return sorted(
         one for one in changed if one.startswith(tuple(f"{p}/" for p in PRODUCT)) and one.endswith(".py")

@@ -138,7 +138,7 @@ class Parity:
         for answer in answers:  # each at its own instant
             gathered = gatherer.gather([answer.entity_id], now=answer.at)
             as_table = pa.RecordBatch.from_pydict(
-                {one.name: gathered.rows.block[one.name].tolist() for one in loaded.vectoriser.contract.given}
+                {one.table_column: gathered.rows.block[one.name].tolist() for one in loaded.vectoriser.contract.given}
             )
             rows = loaded.vectoriser.features_from_arrow(_typed(loaded, as_table), at=answer.at)
             blocks.append(rows.block)
@@ -188,8 +188,8 @@ def _typed(loaded: LoadedModel, batch: pa.RecordBatch) -> pa.RecordBatch:
         type_ = pa.string() if feature.dtype is DType.STRING else pa.from_numpy_dtype(feature.dtype.numpy)
         for _ in feature.shape:
             type_ = pa.list_(type_)
-        columns.append(batch.column(feature.name).cast(type_))
-    return pa.RecordBatch.from_arrays(columns, names=[one.name for one in loaded.vectoriser.contract.given])
+        columns.append(batch.column(feature.table_column).cast(type_))
+    return pa.RecordBatch.from_arrays(columns, names=[one.table_column for one in loaded.vectoriser.contract.given])
 
 
 def _value(values: dict[str, Any]) -> Any:

@@ -42,7 +42,7 @@ KEEPALIVE = {
 }
 
 #: RabbitMQ and its clients give a connection up after two of these in silence
-AMQP_HEARTBEAT_S = 10
+AMQP_HEARTBEAT_S = 8
 
 #: for a second or so: a real-time worker, which has one thread, does nothing else meanwhile
 RESULT_RETRIES = {"max_retries": 4, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5}

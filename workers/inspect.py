@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from inference.errors import ForecacheError
-from inference.models.inspection import inspect_versions, records_to_json
+from inference.models.inspection import inspect_versions, newest_signatures, records_to_json, signatures_to_json
 from inference.models.runtimes import LoadOptions
 from inference.models.versions import Wanted
 
@@ -30,12 +30,16 @@ def main(argv: Sequence[str]) -> int:
     options = LoadOptions(
         allow_code=asked.allow_code,
         # what the model is can be told without the code that its features need
-        import_functions=asked.code_folder is not None,
+        import_functions=asked.import_functions,
         code_folder=asked.code_folder,
+        signature=asked.signature,
     )
     # whoever serves requests on this machine goes first
     os.nice(_POLITENESS)
     try:
+        if asked.signatures:
+            print(signatures_to_json(newest_signatures(asked.path.absolute())))  # noqa: T201
+            return 0
         records = inspect_versions(asked.path.absolute(), wanted, options=options, table=asked.table)
     except ForecacheError as error:
         return _complain(error.message, 1)
@@ -56,8 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--allow-code", action="store_true", help="load files that run code when they are loaded")
     parser.add_argument(
         "--code-folder", type=Path, metavar="FOLDER",
-        help="import the functions of the features too; their modules may lie here",
+        help="where modules of your own lie that a pickle or the features need",
     )  # fmt: skip
+    parser.add_argument("--import-functions", action="store_true", help="import the functions of the features too")
+    parser.add_argument("--signature", metavar="NAME", help="which one of a SavedModel's signatures is served")
+    parser.add_argument("--signatures", action="store_true", help="all signatures of the newest version instead")
     parser.add_argument("--table", metavar="PATH", help="try versions with the first rows of this table of features")
     return parser
 

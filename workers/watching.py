@@ -12,13 +12,11 @@ from celery import Celery
 from celery.signals import worker_ready, worker_shutting_down
 
 from inference.errors import ForecacheError
-from inference.logs import get_logger
+from inference.failures import Failures
 from inference.models import ModelRegistry, Rollout
 from inference.presence import Presence, identity_of
 from inference.services import Services
 from workers.pools import ends_on_error
-
-log = get_logger(__name__)
 
 #: how long a wish for new versions, or a version that waits for another worker, may go unnoticed
 TICK_S = 1.0
@@ -83,8 +81,7 @@ class Watcher:
     def __init__(self, watches: Iterable[tuple[str, Watch]]) -> None:
         self._watches = list(watches)
         self._stopped = threading.Event()
-        #: model → what its last look failed with
-        self._failing: dict[str, str] = {}
+        self._failures = Failures(__name__, "model.watch")
 
     def start(self) -> None:
         """Start the thread."""
@@ -99,16 +96,9 @@ class Watcher:
         for model, watch in self._watches:
             try:
                 if watch.tick():
-                    self._failing.pop(model, None)
+                    self._failures.over(model, model=model)
             except Exception as error:  # noqa: BLE001 - without this thread no new version ever comes
-                self._tell(model, error)
-
-    def _tell(self, model: str, error: Exception) -> None:
-        ours = isinstance(error, ForecacheError)
-        told = error.message if isinstance(error, ForecacheError) else f"{type(error).__name__}: {error}"
-        if self._failing.get(model) != told:
-            log.warning("model.watch_failed", model=model, error=told, exc_info=None if ours else error)
-        self._failing[model] = told
+                self._failures.tell(error, model, model=model)
 
     def _keep(self) -> None:
         while not self._stopped.wait(TICK_S):

@@ -35,7 +35,10 @@ class ModelCard:
 
 
 class ModelCards:
-    """Reads cards and keeps them for a second; those who ask at the same time share the reading."""
+    """Reads cards and keeps them for a second; those who ask at the same time share the reading.
+
+    A card of a model that nothing answers for is not kept: whoever was told that it is ready finds it ready.
+    """
 
     def __init__(
         self,
@@ -64,7 +67,9 @@ class ModelCards:
 
     def _fresh(self, model: str) -> ModelCard | None:
         known = self._known.get(model)
-        return known[1] if known is not None and asyncio.get_running_loop().time() - known[0] < MAX_AGE_S else None
+        if known is None or known[1].active is None:
+            return None
+        return known[1] if asyncio.get_running_loop().time() - known[0] < MAX_AGE_S else None
 
     async def _read(self, model: str) -> ModelCard:
         try:

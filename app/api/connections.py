@@ -68,7 +68,8 @@ class Connection(HttpToolsProtocol):
                 self.parser.feed_data(data)
                 return
             except httptools.HttpParserUpgrade as offer:
-                # the parser stops after the head: read the request again as one without an offer, then go on
+                # the parser stops after the head (https://github.com/Kludex/uvicorn/issues/2722): read the request
+                # again as one without an offer, then go on
                 data = self._head_without_offer() + data[offer.args[0] :]
             except httptools.HttpParserError as error:
                 self.logger.warning("Invalid HTTP request received: %s", error)

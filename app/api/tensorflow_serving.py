@@ -78,7 +78,8 @@ async def _predict(request: Request, path: ModelPath, parts: Parts) -> Response:
     document = protocol.read_document(await read_body(request))
     protocol.signature_of(document)
     record = await _record(path, parts)
-    tensors, by_row = protocol.tensors_of(document, record.signature.inputs)
+    served = parts.settings.models[path.model].signature
+    tensors, by_row = protocol.tensors_of(document, record.signature.inputs, served=served)
     outputs = await _compute(request, path, parts, tensors)
     return _gone() if outputs is None else _json(protocol.predict_answer(outputs, by_row=by_row))
 

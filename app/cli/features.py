@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 app = typer.Typer(help="The features that answers on demand are computed from.", no_args_is_help=True)
 
 _IF_SEVERAL = "The model, if several are configured."
+#: as a value: nothing at all is a missing one
+_EMPTY_TEXT = '""'
 
 
 @app.command()
@@ -53,7 +55,9 @@ def load(
 @app.command()
 def get(
     first: Annotated[str, typer.Argument(metavar="MODEL|ENTITY", help=_IF_SEVERAL, autocompletion=complete_model)],
-    second: Annotated[str | None, typer.Argument(metavar="ENTITY", help="The entity id.")] = None,
+    second: Annotated[
+        str | None, typer.Argument(metavar="ENTITY", help="The entity id; one that begins with - after a lone --.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print an entity's features and how old they are."""
@@ -86,7 +90,8 @@ def put(
 ) -> None:
     """Store some or all features of an entity; exit 1 when newer ones are stored already.
 
-    Values are numbers, true, false, text, or JSON lists. The entity's next prediction is computed from them.
+    Values are numbers, true, false, text, or JSON lists. NAME= says that the value is missing; NAME='""' is empty text.
+    The entity's next prediction is computed from them.
     """
     from inference.features import FeatureUpdate
     from inference.models import record_to_serve
@@ -126,19 +131,27 @@ def _name_and_text(pair: str, contract: FeatureContract) -> tuple[str, str]:
 
 
 def _values(texts: dict[str, str], contract: FeatureContract) -> dict[str, Any]:
-    """Return values as JSON reads them; what is to be text stays text, and what is no JSON is left for the contract."""
-    import json
+    """Return values as JSON reads them, None for nothing at all; text stays text.
 
+    What is no JSON is left for the contract.
+    """
     from inference.schema import DType
 
     as_text = {one.name for one in contract.features if one.dtype is DType.STRING and not one.shape}
-    values: dict[str, Any] = {}
-    for name, text in texts.items():
-        try:
-            values[name] = text if name in as_text else json.loads(text)
-        except ValueError:
-            values[name] = text
-    return values
+    return {name: _value(text, as_text=name in as_text) for name, text in texts.items()}
+
+
+def _value(text: str, *, as_text: bool) -> Any:
+    import json
+
+    if not text:
+        return None
+    if as_text:
+        return "" if text == _EMPTY_TEXT else text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _event_at(text: str | None) -> float | None:

@@ -18,7 +18,8 @@ def register(app: typer.Typer) -> None:
 
 def init(
     model: Annotated[
-        str | None, typer.Option(metavar="DIR", help="The folder of a model, or of its versions 1/, 2/, …")
+        str | None,
+        typer.Option(metavar="DIR", help="A model: its folder, that of its versions 1/, 2/, …, or a lone file."),
     ] = None,
     features: Annotated[
         str | None, typer.Option(metavar="FILE", help="A Parquet file or folder with one row per entity.")
@@ -36,6 +37,9 @@ def init(
     columns: Annotated[
         str | None,
         typer.Option(metavar="A,B,…", help="The columns of a model with one input tensor, in the tensor's order."),
+    ] = None,
+    signature: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which of a SavedModel's signatures is served; else found.")
     ] = None,
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="What the model is called; else made from its folder's name.")
@@ -69,5 +73,6 @@ def init(
         force=force,
         allow_code=allow_code,
         rows=rows,
+        signature=signature,
     )
     Onboarding(options, Asker.for_terminal(accepts=yes)).run()

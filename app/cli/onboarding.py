@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -16,12 +16,15 @@ import typer
 from app.cli.asking import Asker
 from app.cli.http import base_url
 from inference import onboarding
-from inference.errors import Conflict, SettingsError
+from inference.errors import Conflict, ModelError, SettingsError
 from inference.features import check_key_columns
 from inference.features.contract import CONTRACT_FILE, find_contract
 from inference.models import Inspect, VersionRecord, find_versions, inspect_in_subprocess
-from inference.onboarding import Guess, Match, Proposal, Table, Target, Trial, TrialRequest, WidthMismatch
-from inference.schema import DType
+from inference.models.formats import SAVED_MODEL, find_model_file, format_named
+from inference.models.inspection import signatures_in_subprocess
+from inference.models.runtimes import SavedSignature
+from inference.onboarding import Guess, Match, ModelFolder, Proposal, Table, Target, Trial, TrialRequest, WidthMismatch
+from inference.schema import DType, TensorSpec
 from inference.settings import ModelSettings, Settings, load_settings, settings_file
 from inference.settings.deployment import MODEL_NAME
 from inference.settings.schedules import parse_schedule
@@ -44,6 +47,7 @@ class Options:
     force: bool
     allow_code: bool = False
     rows: Literal["one", "newest"] = "one"
+    signature: str | None = None
 
 
 class Onboarding:
@@ -56,11 +60,13 @@ class Onboarding:
         *,
         inspect: Inspect = inspect_in_subprocess,
         try_row: Callable[[TrialRequest], Trial] = onboarding.try_row_in_subprocess,
+        signatures: Callable[[Path], Mapping[str, SavedSignature]] = signatures_in_subprocess,
     ) -> None:
         self._options = options
         self._asker = asker
         self._inspect = inspect
         self._try_row = try_row
+        self._signatures = signatures
 
     def run(self) -> None:
         """Go all the way from the options to the files.
@@ -71,7 +77,8 @@ class Onboarding:
         options, need = self._options, self._asker.need
         _check_schedule(options.schedule)
         target = Target.find(settings_file(), force=options.force)
-        path = need("--model", "folder of the model (or of its versions 1/, 2/, …)", options.model, _model_folder)
+        what = "folder of the model (or of its versions 1/, 2/, …), or its file"
+        path = need("--model", what, options.model, onboarding.check_model)
         name = _model_name(options.name, path)
         target.check_model(name)
         source = need("--features", "Parquet file or folder, one row per entity", options.features, _source)
@@ -80,27 +87,37 @@ class Onboarding:
         event_time = self._event_time_column(source, entity)
         if options.rows == "newest" and event_time.value is None:
             raise SettingsError("--rows newest needs --event-time-column: the column that dates the rows", field="rows")
-        record = self._newest_version(name, path)
-        texts = [feature.name for feature in record.contract.given if feature.dtype is DType.STRING]
+        with onboarding.model_folder(path, target.root / "models" / name) as folder:
+            self._set_up(target, name, folder, source, entity, event_time)
+
+    def _set_up(
+        self, target: Target, name: str, folder: ModelFolder, source: Source, entity: Guess, event_time: Guess
+    ) -> None:
+        """Try the model in a folder on a row of the table, and write the settings."""
+        taken = [one for one in (entity.value, event_time.value) if one]
+        signature, record = self._newest_version(target, name, folder.path, _table_of(source, name, taken))
+        texts = [feature.table_column for feature in record.contract.given if feature.dtype is DType.STRING]
         if source.files[0].partition:  # columns of folders are typed by their use
             source = open_source(source.path, as_text=[str(entity.value), *texts])
-        match = self._match(name, record, path, source, [entity.value, event_time.value])
-        contract_file = self._contract_file(record, match, path)
-        trial = self._try(name, path, record, match, source, str(entity.value))
+        match = self._match(record, folder.path, _table_of(source, name, taken, record))
+        trial = self._try(name, folder.path, record, match, source, str(entity.value), signature, target.root)
+        contract = replace(match, contract=trial.contract)
+        contract_file = self._contract_file(record, contract, folder.path)
         proposal = Proposal(
             model=name,
-            path=onboarding.spelled(path, target.root),
+            path=onboarding.spelled(folder.home, target.root),
             features=onboarding.spelled(Path(source.path), target.root),
-            allow_code=options.allow_code,
-            rows=options.rows,
+            allow_code=self._options.allow_code,
+            rows=self._options.rows,
+            signature=signature,
             entity_column=entity,
             event_time_column=event_time,
             matched=match.reason,
-            schedule=options.schedule,
-            ages=onboarding.ages_for(options.schedule, time.time()),
+            schedule=self._options.schedule,
+            ages=onboarding.ages_for(self._options.schedule, time.time()),
         )
-        contract = {contract_file: onboarding.render_contract(match.contract)} if contract_file else {}
-        settings = _write(target, proposal, contract)
+        rendered = {contract_file: onboarding.render_contract(trial.contract)} if contract_file else {}
+        settings = _write(target, proposal, rendered, folder)
         _next_steps(settings, proposal, source, trial)
 
     def _entity_column(self, source: Source, name: str) -> Guess:
@@ -143,12 +160,8 @@ class Onboarding:
         _say("event_time_column", f"{chosen.value!r}: {chosen.reason}" if chosen.value else f"none: {chosen.reason}")
         return chosen
 
-    def _match(
-        self, name: str, record: VersionRecord, path: Path, source: Source, taken: Sequence[str | None]
-    ) -> Match:
+    def _match(self, record: VersionRecord, path: Path, table: Table) -> Match:
         """Return which columns are the model's features; asks when that cannot be told."""
-        targets = [name, *name.replace("_", "-").split("-"), *(spec.name for spec in record.signature.outputs)]
-        table = Table(Path(source.path).name, source.schema, [one for one in taken if one], targets)
 
         def listed(columns: str) -> Match:
             names = [column.strip() for column in columns.split(",") if column.strip()]
@@ -160,7 +173,9 @@ class Onboarding:
             elif find_contract(path, _version_folder(path, record)):
                 match = onboarding.match_written(record.contract, record.signature, table)
             else:
-                match = onboarding.match_columns(record.signature, table)
+                match = onboarding.match_columns(
+                    record.signature, table, text_by_table=format_named(record.format).missing_text
+                )
         except WidthMismatch as error:
             if not self._asker.interactive:
                 raise
@@ -180,22 +195,60 @@ class Onboarding:
         onboarding.check_writable(place.parent)
         return place
 
-    def _newest_version(self, name: str, path: Path) -> VersionRecord:
-        """Return the newest version that can be served."""
+    def _newest_version(self, target: Target, name: str, path: Path, table: Table) -> tuple[str | None, VersionRecord]:
+        """Return the newest version that can be served, and which of its signatures if not the usual one."""
         _say("loading", "the model, in a process of its own; this takes some seconds")
-        model = ModelSettings(path=path.absolute(), allow_code=self._options.allow_code)
-        settings = Settings(models={name: model})
-        records = self._inspect(settings, name)
-        newest = records[max(version for version, record in records.items() if record.state == "ready")]
-        inputs = ", ".join(f"{spec.name} {spec.dtype}{list(spec.shape) or ''}" for spec in newest.signature.inputs[:20])
-        outputs = ", ".join(
-            f"{spec.name} {spec.dtype}{list(spec.shape) or ''}" for spec in newest.signature.outputs[:20]
-        )
-        _say("version", f"{newest.version}: {inputs} -> {outputs}")
-        return newest
+        signature, failure, record = self._options.signature, None, None
+        try:
+            record = self._inspected(target, name, path, signature)
+        except ModelError as error:
+            failure = error
+        if signature is None and self._options.columns is None and self._may_choose(record, path, table):
+            chosen = self._choice(path, table)
+            if chosen:
+                signature = chosen[0]
+                _say("signature", f"{signature!r}: {chosen[1]}")
+                record, failure = self._inspected(target, name, path, signature), None
+        if record is None:
+            raise failure or ModelError("the model cannot be loaded")
+        inputs = ", ".join(map(_spec, record.signature.inputs[:20]))
+        outputs = ", ".join(map(_spec, record.signature.outputs[:20]))
+        _say("version", f"{record.version}: {inputs} -> {outputs}")
+        return signature, record
+
+    def _inspected(self, target: Target, name: str, path: Path, signature: str | None) -> VersionRecord:
+        model = ModelSettings(path=path.absolute(), allow_code=self._options.allow_code, signature=signature)
+        records = self._inspect(Settings.of_folder(target.root, models={name: model}), name)
+        ready = [version for version, record in records.items() if record.state == "ready"]
+        if not ready:
+            raise ModelError(str(records[max(records)].error), field="path")
+        return records[max(ready)]
+
+    def _choice(self, path: Path, table: Table) -> tuple[str, str] | None:
+        try:
+            found = self._signatures(path)
+        except ModelError:  # what is wrong with the model, or with its columns, is said by those who look at them
+            return None
+        return onboarding.choose_signature(found, table)
+
+    def _may_choose(self, record: VersionRecord | None, path: Path, table: Table) -> bool:
+        """Tell whether another signature of a SavedModel may be the right one."""
+        newest = max(find_versions(path).items())[1]
+        found = find_model_file(newest)
+        if found is None or found.format.name != SAVED_MODEL or find_contract(path, newest):
+            return False
+        return onboarding.needs_choice(record.signature if record else None, table)
 
     def _try(
-        self, name: str, path: Path, record: VersionRecord, match: Match, source: Source, entity_column: str
+        self,
+        name: str,
+        path: Path,
+        record: VersionRecord,
+        match: Match,
+        source: Source,
+        entity_column: str,
+        signature: str | None,
+        root: Path,
     ) -> Trial:
         """Score one row and show it."""
         request = TrialRequest(
@@ -206,9 +259,17 @@ class Onboarding:
             source=str(Path(source.path).absolute()),
             entity_column=entity_column,
             allow_code=self._options.allow_code,
+            code_folder=str(root),
+            signature=signature,
+            adapt=self._options.columns is not None or not find_contract(path, _version_folder(path, record)),
         )
         trial = self._try_row(request)
         _say("scored", f"{trial.entity_id!r} -> {trial.prediction!s:.200}")
+        bears = [one.name for one in trial.contract.features if one.nullable and one not in match.contract.features]
+        if bears:
+            _say("missing", f"the model takes rows that lack {', '.join(bears[:20])}: nullable in {CONTRACT_FILE}")
+        if trial.advice:
+            _say("note", trial.advice)
         if trial.unusable:
             _say(
                 "note",
@@ -217,17 +278,21 @@ class Onboarding:
         return trial
 
 
+def _table_of(source: Source, name: str, taken: Sequence[str], record: VersionRecord | None = None) -> Table:
+    """Return the table to match; the names of the model and of its outputs are words for what it predicts."""
+    outputs = [spec.name for spec in record.signature.outputs] if record else []
+    return Table(Path(source.path).name, source.schema, taken, [name, *name.replace("_", "-").split("-"), *outputs])
+
+
+def _spec(spec: TensorSpec) -> str:
+    return f"{spec.name} {spec.dtype}{list(spec.shape) or ''}"
+
+
 def _check_schedule(schedule: str) -> None:
     try:
         parse_schedule(schedule)
     except ValueError as error:
         raise SettingsError(f"--schedule: {error}", field="schedule") from error
-
-
-def _model_folder(text: str) -> Path:
-    path = Path(text).expanduser()
-    find_versions(path)
-    return path
 
 
 def _source(text: str) -> Source:
@@ -239,7 +304,10 @@ def _source(text: str) -> Source:
 def _model_name(given: str | None, path: Path) -> str:
     if given is None:
         name = onboarding.guess_model_name(path)
-        _say("model", f"{path}, called {name!r} after its folder (--name gives another)")
+        _say(
+            "model",
+            f"{path}, called {name!r} after its {'file' if path.is_file() else 'folder'} (--name gives another)",
+        )
         return name
     if not MODEL_NAME.match(given):
         raise SettingsError(f"--name: {given!r} must be 1 to 64 of a-z, 0-9, _ and -", field="name")
@@ -251,24 +319,41 @@ def _version_folder(path: Path, record: VersionRecord) -> Path:
     return find_versions(path)[record.version]
 
 
-def _write(target: Target, proposal: Proposal, contract: Mapping[Path, str]) -> Settings:
+def _write(target: Target, proposal: Proposal, contract: Mapping[Path, str], folder: ModelFolder) -> Settings:
     """Write the files and return the settings as every command will find them.
+
+    What belongs to a model that is not at home yet goes there with it.
 
     Raises:
         Conflict: the settings file holds something else; the block for it is printed instead.
         BadInput: a file cannot be written; nothing has changed.
     """
+    moved = {place: _at_home(place, folder) for place in contract}
     if not target.may_write(proposal.model):
+        if folder.file:
+            home = shlex.quote(str(folder.home / "1"))
+            typer.echo(f"\n# {folder.home}:\nmkdir -p {home} && cp {shlex.quote(str(folder.file))} {home}/")
         for place, text in contract.items():
-            typer.echo(f"\n# {place}:\n{text}", nl=False)
+            typer.echo(f"\n# {moved[place]}:\n{text}", nl=False)
         typer.echo(f"\n# {target.file}:\n{onboarding.render_model(proposal)}")
-        what = "the text above into these files" if contract else "the block above into it"
+        what = "the text above into these files" if contract or folder.file else "the block above into it"
         raise Conflict(f"{target.file} is already there, so nothing was written: paste {what}")
-    with onboarding.staged({**contract, target.file: onboarding.render_settings(proposal)}) as files:
+    own = {place: text for place, text in contract.items() if folder.file}
+    for place, text in own.items():  # in a copy that nobody looks at yet
+        place.write_text(text, encoding="utf-8")
+    others = {place: text for place, text in contract.items() if place not in own}
+    with onboarding.staged({**others, target.file: onboarding.render_settings(proposal)}) as files:
         settings = load_settings(files.files[target.file])
+        folder.settle()
         files.commit()
-    _say("wrote", " and ".join(map(str, files.files)))
+    wrote = [*([folder.home] if folder.file else []), *moved.values(), target.file]
+    folder.keep()
+    _say("wrote", " and ".join(map(str, wrote)))
     return settings
+
+
+def _at_home(place: Path, folder: ModelFolder) -> Path:
+    return folder.home / place.relative_to(folder.path) if folder.file else place
 
 
 def _next_steps(settings: Settings, proposal: Proposal, source: Source, trial: Trial) -> None:

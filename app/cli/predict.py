@@ -23,7 +23,9 @@ def register(app: typer.Typer) -> None:
 
 
 def predict(
-    entity: Annotated[str, typer.Argument(metavar="ENTITY", help="The entity id.")],
+    entity: Annotated[
+        str, typer.Argument(metavar="ENTITY", help="The entity id; one that begins with - after a lone --.")
+    ],
     model: ModelOption = None,
     max_staleness_hours: Annotated[
         float | None, typer.Option(min=0, metavar="HOURS", help="Oldest answer that will do; 0 forces computing.")

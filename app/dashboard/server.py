@@ -14,13 +14,13 @@ from flower.app import Flower, rewrite_handler
 from flower.options import default_options
 from flower.urls import settings as flower_settings
 from flower.utils import prepend_url
-from kombu.transport.redis import Transport
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
 from app.dashboard.actions import Action
 from app.dashboard.credentials import Credentials, find_credentials
 from app.dashboard.figures import LiveData, read_costs, read_hit_rates, read_queues, read_runs
+from app.dashboard.flower_redis import count_by_our_url, watch_for_silence
 from app.dashboard.pages import Faces, OutsidePrefix, Readers, page_handlers
 from app.dashboard.reading import SharedReads
 from app.dashboard.theme import Templates
@@ -52,25 +52,14 @@ def run(settings: Settings) -> None:
     logging.getLogger("flower.inspector").setLevel(logging.ERROR)
     sockets = _listen(settings.dashboard.host, settings.dashboard.port)
     credentials = find_credentials(settings)
-    _watch_for_silence()
+    watch_for_silence()
+    count_by_our_url(settings)
     flower = build_flower(celery_app, settings.dashboard, credentials, live_readers(settings), act)
     HTTPServer(flower).add_sockets(sockets)
     for number in (signal.SIGINT, signal.SIGTERM):
         flower.io_loop.asyncio_loop.add_signal_handler(number, flower.stop)
     _announce(settings, credentials)
     flower.start()
-
-
-def _watch_for_silence() -> None:
-    """Have the connection that hears Celery's events ask Redis for a sign of life whenever none came for a second.
-
-    Kombu asks only in a worker's event loop, so that Flower would listen to a dead connection for ever.
-    """
-
-    def heartbeat_check(self: Transport, *_: Any, **__: Any) -> None:
-        self.cycle.maybe_check_subclient_health()
-
-    Transport.heartbeat_check = heartbeat_check
 
 
 def build_flower(

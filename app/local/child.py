@@ -9,10 +9,14 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 #: where Linux schedules by session, and each program of ours is one, a process' own niceness counts for nothing
 _AUTOGROUP = Path("/proc/self/autogroup")
+#: how often a busy kernel is asked again to lower the session's share; three seconds in all
+_TRIES = 25
+_PAUSE_S = 0.12
 #: <linux/prctl.h>
 _PR_SET_PDEATHSIG = 1
 
@@ -32,11 +36,22 @@ def die_with(parent_pid: int) -> None:
 
 
 def give_way(niceness: int) -> None:
-    """Take the processor only as far as the others leave it; 0 changes nothing."""
-    if niceness:
-        os.nice(niceness)
-        if _AUTOGROUP.exists():
+    """Take the processor only as far as the others leave it; 0 changes nothing.
+
+    The session keeps its usual share where the system does not let it be lowered.
+    """
+    if not niceness:
+        return
+    os.nice(niceness)
+    for _ in range(_TRIES):
+        try:
             _AUTOGROUP.write_text(str(niceness))
+            return
+        except BlockingIOError:
+            # of all users but root together, the kernel takes one such write in a tenth of a second
+            time.sleep(_PAUSE_S)
+        except OSError:  # no such file, or a container that may not write it: a wish, not a need
+            return
 
 
 if __name__ == "__main__":

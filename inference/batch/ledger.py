@@ -6,7 +6,7 @@ Leases are measured by Redis' clock inside the scripts, so hosts' clocks do not 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,8 @@ from inference.batch.leases import ModelLock
 from inference.batch.outages import redis_outage_is_an_error
 from inference.batch.plans import Plans
 from inference.batch.records import RunRecord, RunState
-from inference.errors import Conflict, NotFound, StoreFull
+from inference.errors import Conflict, NotFound, StoreFull, UnknownFormat
+from inference.failures import Failures
 from inference.keys import Keys
 from inference.logs import get_logger
 from inference.release import DATA_FORMAT
@@ -84,6 +85,7 @@ class Ledger:
         self._client: Any = client  # redis-py types every answer as every possible one
         self._keys = keys
         self.plans = Plans(client, keys, keep_s=KEEP_RECORD_S)
+        self._failures = Failures(__name__, "run.read")
         self._script = cache(lambda name: client.register_script((_SCRIPTS / f"{name}.lua").read_text()))
 
     def now(self) -> float:
@@ -166,13 +168,21 @@ class Ledger:
                 self._client.delete(self._keys.active_run(model))
 
     def newest(self, model: str, limit: int) -> list[RunRecord]:
-        """Return the model's runs, the newest first; forgotten ones are left out."""
+        """Return the model's runs, the newest first; without those that are forgotten, or of a form not known here."""
         with redis_outage_is_an_error():
             run_ids = self._client.zrange(self._keys.runs(model), 0, limit - 1, desc=True)
             with self._client.pipeline(transaction=False) as pipe:
                 for run_id in run_ids:
                     pipe.hgetall(self._keys.run(run_id.decode()))
-                return [RunRecord.from_hash(data) for data in pipe.execute() if data]
+                found = [data for data in pipe.execute() if data]
+        return list(self._readable(model, found))
+
+    def _readable(self, model: str, found: Iterable[Mapping[bytes, bytes]]) -> Iterator[RunRecord]:
+        for data in found:
+            try:
+                yield RunRecord.from_hash(data)
+            except UnknownFormat as error:  # one record must not hide the others
+                self._failures.tell(error, model, model=model)
 
     def move(self, run: RunRecord, to: RunState, *, expected: Sequence[RunState], **fields: str | int) -> None:
         """Move a run to another state and set fields of its record, all at once; an end frees its model.

@@ -11,6 +11,8 @@ from typing import Any
 from inference.batch.engine import Engine
 from inference.batch.gates import BadRows, Gate
 from inference.clock import to_iso
+from inference.errors import UnknownFormat
+from inference.failures import sentence_of
 from inference.keys import TableKind
 from inference.release import DATA_FORMAT, unknown_format
 
@@ -132,8 +134,19 @@ class RunRecord:
 
     @classmethod
     def from_hash(cls, data: Mapping[bytes, bytes]) -> RunRecord:
-        """Decode what HGETALL returned."""
-        text = {key.decode(): value.decode() for key, value in data.items()}
+        """Decode what HGETALL returned.
+
+        Raises:
+            UnknownFormat: it is no record that this release knows.
+        """
+        try:
+            return cls._from_text({key.decode(): value.decode() for key, value in data.items()})
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            run_id = data.get(b"run_id", b"?").decode(errors="replace")
+            raise UnknownFormat(f"the record of run {run_id} cannot be read: {sentence_of(error)}") from error
+
+    @classmethod
+    def _from_text(cls, text: Mapping[str, str]) -> RunRecord:
         return cls(
             run_id=text["run_id"],
             model=text["model"],

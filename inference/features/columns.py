@@ -30,12 +30,17 @@ def type_problem(feature: Feature, type_: pa.DataType, called: str = "") -> str 
     `called`: what the type is called, if not by its own name.
     """
     told, type_ = called or str(type_), plain_type(type_)
-    for _ in feature.shape:
+    for depth, _ in enumerate(feature.shape):
         if pa.types.is_null(type_):  # lists of nothing but empty lists, or no list at all
             return None
         if not is_list(type_):
-            return f"is {told}, but the feature has shape {list(feature.shape)}: store lists"
+            fix = f"nest the lists, or declare shape [{feature.width}] in features.json" if depth else "store lists"
+            return f"is {told}, but the feature has shape {list(feature.shape)}: {fix}"
         type_ = type_.value_type
+    if is_list(type_):
+        shaped = f"has shape {list(feature.shape)}: nest the lists less"
+        what = shaped if feature.shape else f"is {feature.dtype}: store single values"
+        return f"is {told}, but the feature {what}, or correct its shape in features.json"
     if pa.types.is_null(type_) or _fits(feature.dtype, type_):
         return None
     return f"is {told}, but the feature is {feature.dtype}: {_fix(feature, type_)}"
@@ -60,8 +65,17 @@ def _fits(dtype: DType, type_: pa.DataType) -> bool:
 
 
 def _fix(feature: Feature, type_: pa.DataType) -> str:
+    if pa.types.is_temporal(type_):
+        return (
+            "dates and times are no features; write what the model needs of it, such as days since then or the hour, "
+            "as a column of numbers, for training too"
+        )
     dtype = feature.dtype
-    how = "" if feature.shape or pa.types.is_nested(type_) else f", such as {cast_expression(feature.name, dtype)}"
+    how = (
+        ""
+        if feature.shape or pa.types.is_nested(type_)
+        else f", such as {cast_expression(feature.table_column, dtype)}"
+    )
     if dtype is DType.STRING:
         return f"write it as text in the table{how}"
     if pa.types.is_large_string(type_):

@@ -120,7 +120,20 @@ class FeatureContract:
             if feature.name in seen:
                 raise ContractError(f"feature {feature.name!r} appears twice: remove one", field=feature.name)
             seen.add(feature.name)
+        _check_columns(features)
         return cls(features, _groups(data.get("groups", {}), features))
+
+
+def _check_columns(features: tuple[Feature, ...]) -> None:
+    taken: dict[str, str] = {}
+    for feature in features:
+        other = taken.setdefault(feature.table_column, feature.name)
+        if other != feature.name:
+            raise ContractError(
+                f"features {other!r} and {feature.name!r} are both the column {feature.table_column!r}: "
+                'give each a "column" of its own',
+                field=feature.name,
+            )
 
 
 def _groups(data: Any, features: tuple[Feature, ...]) -> tuple[FeatureGroup, ...]:

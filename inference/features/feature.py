@@ -18,7 +18,7 @@ from inference.schema import DType, TensorSpec
 
 #: how one is written down
 EXAMPLE = '{"name": "distance", "dtype": "float32", "default": 0.0}'
-_KEYS = ("name", "dtype", "shape", "default", "nullable", "min", "max", "categories", "group")
+_KEYS = ("name", "dtype", "shape", "default", "nullable", "min", "max", "categories", "group", "column")
 _MOST_SHOWN = 5
 
 
@@ -26,8 +26,10 @@ _MOST_SHOWN = 5
 class Feature:
     """One feature. `shape`: that of one entity's value.
 
-    `default` stands for a missing value; `nullable`: the model itself takes a missing one, as NaN. With neither, a
-    missing value is an error. `minimum`, `maximum` (both included) and `categories` say which values are legal.
+    `default` stands for a missing value; `nullable`: the model itself takes a missing one, as NaN, and as None for
+    text; integers and bools that may be missing are float64. With neither, a missing value is an error. `minimum`,
+    `maximum` (both included) and `categories` say which values are legal. `column`: what tables call it; None: the
+    name.
     """
 
     name: str
@@ -39,6 +41,17 @@ class Feature:
     minimum: float | None = None
     maximum: float | None = None
     categories: tuple[str | int, ...] | None = None
+    column: str | None = None
+
+    @property
+    def table_column(self) -> str:
+        """The column of a table that holds it."""
+        return self.name if self.column is None else self.column
+
+    @property
+    def missing_value(self) -> float | None:
+        """What the model is given for a missing value, if it is nullable."""
+        return None if self.dtype is DType.STRING else math.nan
 
     @property
     def spec(self) -> TensorSpec:
@@ -68,11 +81,14 @@ class Feature:
         return f"{self.maximum} or less" if self.minimum is None else f"{self.minimum} to {self.maximum}"
 
     def illegal(self, values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-        """Return which rows of an array of the feature's dtype hold a value that is not legal. NaN is no value."""
+        """Return which rows of an array of the feature's dtype hold a value that is not legal.
+
+        NaN, and None for text, are no values.
+        """
         bad = np.zeros(values.shape, dtype=bool)
         if self.categories is not None:
             flat = pa.array(values.ravel(), pa.string() if self.dtype is DType.STRING else None)
-            known = pc.is_in(flat, pa.array(self.categories, flat.type))
+            known = pc.or_(pc.is_in(flat, pa.array(self.categories, flat.type)), pc.is_null(flat))
             bad = ~known.to_numpy(zero_copy_only=False).reshape(values.shape)
         if self.minimum is not None:
             bad |= values < self.minimum
@@ -90,6 +106,7 @@ class Feature:
             "max": self.maximum,
             "categories": None if self.categories is None else list(self.categories),
             "group": None if self.group == DEFAULT_GROUP else self.group,
+            "column": self.column,
         }
         given = {key: value for key, value in optional.items() if value is not None}
         return {"name": self.name, "dtype": self.dtype.value, **given}
@@ -110,9 +127,15 @@ class Feature:
         group, nullable = data.get("group", DEFAULT_GROUP), data.get("nullable", False)
         if not isinstance(group, str) or not isinstance(nullable, bool):
             raise _wrong(name, "group must be text" if isinstance(nullable, bool) else "nullable must be true or false")
+        column = data.get("column")
+        if column is not None and (not isinstance(column, str) or not column):
+            raise _wrong(name, f"column {short(column)} is no name of a table's column")
+        dtype = _dtype(name, data.get("dtype"))
+        if nullable and not (dtype.is_float or dtype is DType.STRING):
+            dtype = DType.FLOAT64  # what pandas makes of a column of integers, or of true and false, that has gaps
         feature = cls(
             name,
-            _dtype(name, data.get("dtype")),
+            dtype,
             _shape(name, data.get("shape", [])),
             data.get("default"),
             group,
@@ -120,6 +143,7 @@ class Feature:
             _limit(name, "min", data),
             _limit(name, "max", data),
             _categories(name, data),
+            column,
         )
         _check_default(feature)
         _check_legal(feature)
@@ -197,8 +221,6 @@ def _check_legal(feature: Feature) -> None:
         raise _wrong(name, f"min and max are for numbers, and the feature is {dtype}")
     if len(limits) == 2 and limits[0] > limits[1]:
         raise _wrong(name, f"min {limits[0]} is more than max {limits[1]}")
-    if feature.nullable and not dtype.is_float:
-        raise _wrong(name, f"nullable is for floating-point features, whose NaN the model is given, not for {dtype}")
     if feature.nullable and feature.default is not None:
         raise _wrong(name, "a missing value is either given to the model (nullable) or replaced (default): choose one")
     if feature.categories is not None:

@@ -136,7 +136,7 @@ def _open(
 
 def _windows(source: _Source, rows: int) -> Iterator[pa.RecordBatch]:
     contract = source.vectoriser.contract
-    columns = {source.entity_column, *(feature.name for feature in contract.stored_form.features)}
+    columns = {source.entity_column, *(feature.table_column for feature in contract.stored_form.features)}
     columns |= {group.event_time_column for group in contract.table_groups if group.event_time_column is not None}
     if source.event_time_column is not None:
         columns.add(source.event_time_column)

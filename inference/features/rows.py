@@ -80,7 +80,7 @@ def fill_missing(
     too_old: npt.NDArray[np.bool_] | None = None,
     excused: npt.NDArray[np.bool_] | None = None,
 ) -> None:
-    """Add a feature to the rows: missing values take its default or NaN, else their rows are rejected.
+    """Add a feature to the rows: missing values take its default, NaN or None, else their rows are rejected.
 
     Numbers that are infinite in the feature's dtype, and values that are not legal, are rejected, never sent to a
     model. `too_old`: those that are missing because their group is outside its maximum age. `excused`: rows that
@@ -123,7 +123,7 @@ def _fill(
     excused: npt.NDArray[np.bool_] | None,
 ) -> None:
     if feature.nullable:
-        values[missing] = np.nan
+        values[missing] = feature.missing_value
     elif feature.default is not None:
         values[missing] = np.array(feature.default, dtype=feature.dtype.numpy)
         rows.imputed[feature.name] = missing

@@ -21,7 +21,12 @@ def import_module(module: str, folder: Path | None) -> ModuleType:
 
     Raises whatever the module does while it is imported, and ModuleNotFoundError.
     """
+    look_in(folder)
+    return importlib.import_module(module)
+
+
+def look_in(folder: Path | None) -> None:
+    """Have Python find modules in a folder too, after all other places; None changes nothing."""
     if folder is not None and str(folder) not in sys.path:
         sys.path.append(str(folder))
-        importlib.invalidate_caches()
-    return importlib.import_module(module)
+    importlib.invalidate_caches()

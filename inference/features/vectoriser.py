@@ -6,6 +6,7 @@ and unusable rows marked. Then features become *inputs*: the model's tensors. Fe
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ class Vectoriser:
         #: the table columns that it needs: the features that are not computed, in order, and times of groups
         self.columns: list[str] = _columns(contract)
         #: those of them that become text
-        self.text_columns = [one.name for one in contract.given if one.dtype is DType.STRING and not one.shape]
+        self.text_columns = [one.table_column for one in contract.given if one.dtype is DType.STRING and not one.shape]
         self._functions = functions or FeatureFunctions(contract)
         self._stacked = is_stacked(contract, signature)
         self._has_rules = any(feature.legal is not None for feature in contract.given)
@@ -54,11 +55,13 @@ class Vectoriser:
         Raises:
             SourceError: a column is missing (the nearest one is named), or its type cannot be cast.
         """
+        names = set(schema.names)
         for feature in self.contract.stored_form.features if stored_only else self.contract.given:
-            field = find_column(schema, feature.name, source, hint=self._hint(feature))
+            hint = "" if feature.table_column in names else self._hint(feature, schema)
+            field = find_column(schema, feature.table_column, source, hint=hint)
             problem = type_problem(feature, field.type, column_type_name(field))
             if problem:
-                raise SourceError(f"{source}: column {feature.name!r} {problem}", field=feature.name)
+                raise SourceError(f"{source}: column {feature.table_column!r} {problem}", field=feature.name)
         for group in self.contract.table_groups:
             if group.event_time_column is not None:
                 role = f"the event_time_column of group {group.name!r}"
@@ -163,9 +166,11 @@ class Vectoriser:
         Raises:
             ContractError: an override names no feature, or does not fit it.
         """
-        fixed = self.override_values(overrides or {})
+        given = self.override_values(overrides or {})
         rows = FeatureRows({}, np.zeros(count, dtype=bool))
-        return self._complete(rows, columns, missing, fixed=fixed, at=at, too_old=too_old)
+        self._complete(rows, columns, missing, fixed=given.block, at=at, too_old=too_old)
+        rows.imputed |= {name: np.ones(count, dtype=bool) for name in given.imputed}
+        return rows
 
     def _read(
         self, batch: pa.RecordBatch, features: Sequence[Feature]
@@ -174,7 +179,7 @@ class Vectoriser:
         columns: Block = {}
         missing: dict[str, npt.NDArray[np.bool_]] = {}
         for feature in features:
-            column = batch.column(feature.name)
+            column = batch.column(feature.table_column)
             if isinstance(column, pa.ChunkedArray):  # a Table was handed over
                 column = column.combine_chunks()
             values, is_missing, misfit = column_values(column, feature)
@@ -258,8 +263,8 @@ class Vectoriser:
                 _reject_misfit(rows, feature, misfit)
             fill_missing(rows, feature, values, is_missing, excused=~good if at is not None else is_missing)
 
-    def override_values(self, overrides: Mapping[str, Any]) -> Block:
-        """Return the overrides as one-row arrays by feature name.
+    def override_values(self, overrides: Mapping[str, Any]) -> FeatureRows:
+        """Return the overrides as one row of the features that they name.
 
         Raises:
             ContractError: an override names no feature, or does not fit it.
@@ -267,14 +272,14 @@ class Vectoriser:
         check_names(overrides, self.contract)
         chosen = [feature for feature in self.contract.features if feature.name in overrides]
         if not chosen:
-            return {}
+            return FeatureRows({}, np.zeros(1, dtype=bool))
         rows = rows_from_instances([overrides], FeatureContract(tuple(chosen)))
         for reason in rows.reasons:
             message = (
                 reason.reason if reason.feature in reason.reason else f"feature {reason.feature!r}: {reason.reason}"
             )
             raise ContractError(message, field=reason.feature)
-        return rows.block
+        return rows
 
     def defaults(self, count: int) -> FeatureRows:
         """Return rows that hold every feature's default; rejected where a feature has none."""
@@ -299,16 +304,17 @@ class Vectoriser:
             start += feature.width
         return {only.name: stacked if only.shape else stacked[:, 0]}
 
-    def _hint(self, feature: Feature) -> str:
+    def _hint(self, feature: Feature, schema: pa.Schema) -> str:
         """Return what to do if the table has no column of the feature; "" leaves it to the nearest name."""
         if feature.shape and len(self.contract.features) == 1:
             return f"list its {feature.width} columns in the model's {CONTRACT_FILE}, in the order of the tensor"
-        return ""
+        near = difflib.get_close_matches(feature.table_column, schema.names, n=1, cutoff=0.5)
+        return f'did you mean {near[0]!r}? (a feature may say "column": "{near[0]}" in {CONTRACT_FILE})' if near else ""
 
 
 def _columns(contract: FeatureContract) -> list[str]:
     times = [group.event_time_column for group in contract.table_groups if group.event_time_column is not None]
-    return list(dict.fromkeys([*(feature.name for feature in contract.given), *times]))
+    return list(dict.fromkeys([*(feature.table_column for feature in contract.given), *times]))
 
 
 def _reject_misfit(rows: FeatureRows, feature: Feature, misfit: npt.NDArray[np.bool_]) -> None:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from inference.errors import ModelError
 
+_SAVE_PROGRAM = "torch.export.save(torch.export.export(module, arguments, dynamic_shapes=…), path)"
+_OF_A_BOOSTER = (
+    "is a booster's own file; save the estimator around it, such as an LGBMClassifier or XGBClassifier, by "
+    "skops.io.dump(model, '{stem}.skops') or joblib.dump(model, '{stem}.joblib'), or convert it to ONNX (onnxmltools)"
+)
+#: files that LightGBM and XGBoost write under these names too, where their first bytes tell
+_MAYBE_BOOSTERS = {".txt", ".json", ".model", ".bin", ".lgb", ".xgb"}
+_BEGINNING = 256
 #: files that are near a model, and what makes one of them
 _NEAR_MISSES = {
     (".h5", ".hdf5"): (
@@ -16,6 +25,11 @@ _NEAR_MISSES = {
     (".pt", ".pth", ".safetensors"): (
         "holds weights without their model; export both together: "
         "torch.export.save(torch.export.export(model, (rows,), dynamic_shapes=…), '{stem}.pt2')"
+    ),
+    (".bst", ".ubj", ".cbm"): _OF_A_BOOSTER,
+    (".tflite", ".pmml", ".mar", ".engine", ".plan"): (
+        "is in a format that another engine computes; export the model as a SavedModel, Keras, ONNX or skops file, or "
+        "name an engine in remote.toml"
     ),
 }
 _MOST_SHOWN = 5
@@ -27,7 +41,8 @@ class Format:
 
     A file is of it whose name is one of `names` or ends in one of `suffixes`. `library`: what must be importable,
     `extra`: what of Forecache's installs it. `runs_code`: why loading one may run its author's code; None when it does
-    not. `instead`: what to save instead, with `{stem}` for the file without its suffix.
+    not. `instead`: what to save instead, with `{stem}` for the file without its suffix. `missing_text`: its models can
+    be given None for a text that is missing.
     """
 
     name: str
@@ -39,6 +54,7 @@ class Format:
     suffixes: tuple[str, ...] = ()
     runs_code: str | None = None
     instead: str = ""
+    missing_text: bool = False
 
     def holds(self, file: Path) -> bool:
         """Tell whether a file is of this format, by its name."""
@@ -50,9 +66,10 @@ class Format:
         return " or ".join([*self.names[:1], *(f"*{suffix}" for suffix in self.suffixes)])
 
 
+SAVED_MODEL = "saved_model"
 FORMATS = (
     Format(
-        "saved_model", "TensorFlow SavedModel", "tensorflow", "tensorflow", "tensorflow",
+        SAVED_MODEL, "TensorFlow SavedModel", "tensorflow", "tensorflow", "tensorflow",
         names=("saved_model.pb", "saved_model.pbtxt"),
     ),
     Format("keras", "Keras", "keras", "keras", "keras", suffixes=(".keras",)),
@@ -61,11 +78,14 @@ FORMATS = (
         runs_code="torch.export.load evaluates what the file holds",
     ),
     Format("onnx", "ONNX", "onnx", "onnxruntime", "onnx", suffixes=(".onnx",)),
-    Format("skops", "scikit-learn (skops)", "sklearn", "skops", "sklearn", suffixes=(".skops",)),
+    Format(
+        "skops", "scikit-learn (skops)", "sklearn", "skops", "sklearn", suffixes=(".skops",), missing_text=True,
+    ),
     Format(
         "pickle", "pickled scikit-learn", "sklearn", "sklearn", "sklearn",
         suffixes=(".pkl", ".pickle", ".joblib"), runs_code="loading a pickle runs whatever it holds",
         instead="; skops.io.dump(model, '{stem}.skops') writes one that needs no such trust",
+        missing_text=True,
     ),
     Format("remote", "an engine elsewhere", "remote", "httpx", "", names=("remote.toml",)),
 )  # fmt: skip
@@ -93,6 +113,16 @@ def find_model_file(folder: Path) -> ModelFile | None:
             f"{folder} holds {len(found)} models, where one is expected: {listed}; leave one there", field="path"
         )
     return found[0] if found else None
+
+
+def format_of(file: Path) -> Format | None:
+    """Return the format of a file, by its name; None when it is no model."""
+    return next((one for one in FORMATS if one.holds(file)), None)
+
+
+def format_named(name: str) -> Format:
+    """Return the format that records call so."""
+    return next(one for one in FORMATS if one.name == name)
 
 
 def require_model_file(folder: Path) -> ModelFile:
@@ -135,12 +165,46 @@ def known_files() -> str:
 
 def near_miss(folder: Path) -> ModelError | None:
     """Return what to do with a folder's file that could become a model; None when there is none."""
-    for file in _files(folder):
-        for suffixes, what in _NEAR_MISSES.items():
-            if file.suffix in suffixes:
-                fix = what.format(file=file, stem=file.with_suffix(""))
-                return ModelError(f"{file} {fix}", field="path")
+    return next((error for file in _files(folder) if (error := near_miss_of(file))), None)
+
+
+def near_miss_of(file: Path) -> ModelError | None:
+    """Return what to do with a file that could become a model; None when it could not."""
+    for suffixes, what in _NEAR_MISSES.items():
+        if file.suffix.lower() in suffixes or (what is _OF_A_BOOSTER and _is_boosters_own(file)):
+            return ModelError(f"{file} {what.format(file=file, stem=file.with_suffix(''))}", field="path")
     return None
+
+
+def instead_of_program(file: Path) -> str | None:
+    """Return what a `.pt2` file is that PyTorch wrote and that holds no exported program, and what to save instead.
+
+    None when the names in it do not tell. No code of it is run.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = [name.partition("/")[2] for name in archive.namelist()]
+    except (zipfile.BadZipFile, OSError):
+        return None
+    if any("aotinductor/" in name for name in names):
+        return f"is a package of AOTInductor, compiled for one machine: save the program itself, {_SAVE_PROGRAM}"
+    if any(name.startswith("code/") for name in names) and "constants.pkl" in names:
+        return f"is a TorchScript file: export the module anew, {_SAVE_PROGRAM}"
+    if "data.pkl" in names:
+        return f"was written by torch.save, which keeps a module or weights but no program: {_SAVE_PROGRAM}"
+    return None
+
+
+def _is_boosters_own(file: Path) -> bool:
+    """Tell whether a text or binary file begins as LightGBM and XGBoost write their models."""
+    if file.suffix.lower() not in _MAYBE_BOOSTERS:
+        return False
+    try:
+        with file.open("rb") as stream:
+            begin = stream.read(_BEGINNING)
+    except OSError:
+        return False  # whoever reads on will say so
+    return begin.startswith(b"tree\n") or b"learner" in begin or b"gbtree" in begin
 
 
 def _files(folder: Path) -> list[Path]:

@@ -6,11 +6,15 @@ import gc
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from functools import partial
 
 from inference.errors import BadInput, ForecacheError, ModelError, ModelUnavailable, StoreUnavailable
+from inference.failures import Failures
 from inference.logs import get_logger
 from inference.models.inspection import TryApart, inspect_version_in_subprocess, table_of, try_version
 from inference.models.loaded import WARM_UP_ROWS, LoadedModel
+from inference.models.real_rows import RealRows
 from inference.models.record import VersionRecord
 from inference.models.registry import ModelRegistry
 from inference.models.runtimes import LoadOptions
@@ -57,6 +61,7 @@ class ModelHost:
         self._registry = registry
         self._monotonic = monotonic
         self._try_apart = try_apart
+        self._failures = Failures(__name__, "model.start")
         self._lock = threading.RLock()
         self._loaded: dict[tuple[str, int], LoadedModel] = {}
         self._failed: dict[tuple[str, int], tuple[float, str]] = {}
@@ -85,8 +90,8 @@ class ModelHost:
                 raise
             except ForecacheError as error:
                 log.error("model.refused", model=model, error=error.message)  # noqa: TRY400 - the sentence says it all
-            except Exception:
-                log.exception("model.refused", model=model)
+            except Exception as error:  # noqa: BLE001 - a boundary: `tell` logs it
+                self._failures.tell(error, model, model=model)
 
     def get(self, model: str, version: int | None = None) -> LoadedModel:
         """Return a version, loading it when needed; None means the active one, known to within a second.
@@ -136,9 +141,7 @@ class ModelHost:
         """
         of_model = self._settings.model(model)[1]
         with self._lock:
-            failed = self._failed.get((model, version))
-            if failed is not None:
-                self._failed[model, version] = (0.0, failed[1])
+            self._failed.pop((model, version), None)
             loaded = self._load_once(model, of_model, version)
             if must_answer and not loaded.record.is_proved:
                 del self._loaded[model, version]
@@ -166,6 +169,11 @@ class ModelHost:
         """Return the versions of each model that this process holds in memory now, oldest first."""
         held = sorted(self._loaded)
         return {model: tuple(version for own, version in held if own == model) for model, _ in held}
+
+    def real_rows(self, model: str) -> RealRows:
+        """Return where rows are to try a version with."""
+        table = table_of(self._settings, self._settings.models[model])
+        return RealRows(table, partial(self._registry.stored_rows, model))
 
     def is_proved(self, model: str, version: int) -> bool:
         """Tell whether a version that this process holds has answered rows."""
@@ -247,8 +255,9 @@ class ModelHost:
         if failed is not None and self._monotonic() < failed[0]:
             raise ModelUnavailable(failed[1])
         known = self._registry.versions(model).get(version)
-        result = self._try_folder(model, of_model, version, known, told=failed and failed[1])
+        result = self._try_folder(model, of_model, version, known)
         if isinstance(result, LoadedModel):
+            self._share_proof(model, result)
             self._registry.put(model, result.record)
             self._failed.pop(key, None)
             self._used_at[key] = self._monotonic()
@@ -261,13 +270,26 @@ class ModelHost:
             self._registry.put(model, result)
         raise ModelUnavailable(message)
 
+    def _share_proof(self, model: str, loaded: LoadedModel) -> None:
+        """Count a version as proved if another worker, with rows that this one lacks, has proved it meanwhile."""
+        own = loaded.record
+        if not own.is_proved:
+            now = self._registry.versions(model).get(own.version)
+            if now is not None and now.is_proved and (now.fingerprint, now.contract) == (own.fingerprint, own.contract):
+                loaded.record = replace(own, unproven=None)
+
     def _try_folder(
-        self, model: str, of_model: ModelSettings, version: int, known: VersionRecord | None, *, told: str | None
+        self, model: str, of_model: ModelSettings, version: int, known: VersionRecord | None
     ) -> LoadedModel | VersionRecord:
         path = self._settings.path(of_model.path)
         sizes = (*WARM_UP_ROWS, of_model.realtime.max_micro_batch)
         share = self._settings.workers.gpu_memory_share
-        options = LoadOptions(allow_code=of_model.allow_code, gpu_memory_share=share, code_folder=self._settings.root)
+        options = LoadOptions(
+            allow_code=of_model.allow_code,
+            gpu_memory_share=share,
+            code_folder=self._settings.root,
+            signature=of_model.signature,
+        )
         try:
             folder = find_versions(path).get(version)
         except BadInput as error:
@@ -284,5 +306,5 @@ class ModelHost:
         with marks.of_load(version):
             return try_version(
                 model, path, version, folder, options=options,
-                table=table_of(self._settings, of_model), known=known, warm_up_rows=sizes, told=told,
+                rows=self.real_rows(model), known=known, warm_up_rows=sizes,
             )  # fmt: skip

@@ -12,18 +12,19 @@ from pathlib import Path
 
 from inference.clock import Clock, system_clock
 from inference.errors import ForecacheError, ModelError, ModelUnavailable, Unavailable
+from inference.failures import Failures
 from inference.features import FeatureContract
-from inference.logs import get_logger
-from inference.models.loaded import WARM_UP_ROWS, LoadedModel, load_version
+from inference.models.loaded import NO_ROWS, WARM_UP_ROWS, LoadedModel, load_version
+from inference.models.real_rows import RealRows
 from inference.models.record import VersionRecord
 from inference.models.registry import ModelRegistry
-from inference.models.runtimes import LoadOptions, keras_environment
-from inference.models.runtimes.runtime import one_line
+from inference.models.runtimes import LoadOptions, SavedSignature, keras_environment, signatures_of
 from inference.models.versions import Wanted, find_versions, wanted_versions
+from inference.schema import Signature
 from inference.settings import ModelSettings, Settings
 from inference.storage import is_uri
 
-log = get_logger(__name__)
+_failures = Failures(__name__, "model.load")
 
 #: inspects a model's wanted versions without loading TensorFlow into this process
 Inspect = Callable[[Settings, str], dict[int, VersionRecord]]
@@ -54,7 +55,8 @@ def inspect_versions(
     found = find_versions(path)
     records: dict[int, VersionRecord] = {}
     for version in wanted_versions(found, wanted):
-        result = try_version(path.name, path, version, found[version], options=options, table=table, clock=clock)
+        rows = RealRows(table)
+        result = try_version(path.name, path, version, found[version], options=options, rows=rows, clock=clock)
         records[version] = result.record if isinstance(result, LoadedModel) else result
         if wanted == "latest" and records[version].is_proved:
             break
@@ -69,24 +71,23 @@ def try_version(
     *,
     options: LoadOptions | None = None,
     contract: FeatureContract | None = None,
-    table: str | None = None,
+    rows: RealRows = NO_ROWS,
     known: VersionRecord | None = None,
     warm_up_rows: Sequence[int] = WARM_UP_ROWS,
-    told: str | None = None,
     clock: Clock = system_clock,
 ) -> LoadedModel | VersionRecord:
     """Return the loaded version, or the record that says why it is refused, whatever its libraries raised.
 
-    `contract`, `table`, `known`: as in `load_version`. `told`: why it was refused the last time; the traceback of the
-    same error is not logged again.
+    `contract`, `rows`, `known`: as in `load_version`.
 
     Raises:
         ModelUnavailable: an engine elsewhere did not answer.
+        StoreUnavailable: Redis did not answer in time.
     """
     try:
         return load_version(
             model, path, version, folder,
-            options=options, contract=contract, table=table, known=known, warm_up_rows=warm_up_rows, clock=clock,
+            options=options, contract=contract, rows=rows, known=known, warm_up_rows=warm_up_rows, clock=clock,
         )  # fmt: skip
     except Unavailable:
         raise
@@ -96,10 +97,8 @@ def try_version(
         if type(error) is not SystemExit:  # a subclass is the worker's own wish to end
             raise
         reason = f"loading it calls sys.exit({error.code!r}): guard the script that it imports by __name__"
-    except Exception as error:
-        reason = f"loading it raised {type(error).__name__}: {one_line(error)}"
-        if told is None or reason not in told:
-            log.exception("model.load_raised", model=model, version=version)
+    except Exception as error:  # noqa: BLE001 - a boundary: `tell` logs it
+        reason = f"loading it raised {_failures.tell(error, str(folder), model=model, version=version)}"
     return VersionRecord.refused(version, reason, inspected_at=clock())
 
 
@@ -128,7 +127,7 @@ def inspect_version_in_subprocess(settings: Settings, model: str, version: int) 
     name, of_model = settings.model(model)
     what = f"version {version} of model {name!r}"
     table = table_of(settings, of_model)
-    more = ["--code-folder", str(settings.root), *(["--table", table] if table else [])]
+    more = ["--import-functions", *(["--table", table] if table else [])]
     return _inspect_apart(settings, of_model, str(version), *more, what=what)[version]
 
 
@@ -143,9 +142,37 @@ def _inspect_apart(
     settings: Settings, of_model: ModelSettings, wanted: str, *more: str, what: str
 ) -> dict[int, VersionRecord]:
     allowed = ["--allow-code"] if of_model.allow_code else []
-    arguments = [str(settings.path(of_model.path)), wanted, *allowed, *more]
+    chosen = [] if of_model.signature is None else ["--signature", of_model.signature]
+    folder = ["--code-folder", str(settings.root)]
+    arguments = [str(settings.path(of_model.path)), wanted, *allowed, *chosen, *folder, *more]
     environment = keras_environment(settings.workers.keras_backend)
     return records_from_json(run_model_process("workers.inspect", *arguments, what=what, environment=environment))
+
+
+def newest_signatures(path: Path) -> dict[str, SavedSignature]:
+    """Return all signatures of a model's newest version, by name; nothing if it is no SavedModel.
+
+    Raises:
+        ModelError: there is no model at the path, or it cannot be loaded.
+    """
+    found = find_versions(path)
+    return signatures_of(found[max(found)])
+
+
+def signatures_in_subprocess(path: Path) -> dict[str, SavedSignature]:
+    """Do what `newest_signatures` does without importing TensorFlow into this process; takes seconds.
+
+    Raises:
+        ModelError: what that raised, in one line.
+    """
+    output = run_model_process("workers.inspect", str(path.absolute()), "--signatures", what=f"model {path.name!r}")
+    found = json.loads(output.strip().splitlines()[-1])
+    return {name: SavedSignature(Signature.from_json(one), reads) for name, (one, reads) in found.items()}
+
+
+def signatures_to_json(signatures: Mapping[str, SavedSignature]) -> str:
+    """Return signatures as one line of JSON."""
+    return json.dumps({name: [one.signature.to_json(), one.reads_examples] for name, one in signatures.items()})
 
 
 def run_model_process(

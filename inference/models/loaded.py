@@ -8,22 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inference.clock import Clock, system_clock
+from inference.errors import ContractError
 from inference.features import FeatureContract, FeatureFunctions, Vectoriser, read_contract, written_contract
 from inference.features.contract import no_features
 from inference.features.functions import check_code_allowed
 from inference.logs import get_logger
-from inference.models.formats import require_model_file
+from inference.models.formats import Format, require_model_file
 from inference.models.outputs import call, served
 from inference.models.proof import prove
+from inference.models.real_rows import RealRows
 from inference.models.record import VersionRecord
 from inference.models.runtimes import LoadOptions, Runtime, load_runtime
 from inference.models.versions import check_confined, fingerprint
-from inference.schema import Block
+from inference.schema import Block, DType
 
 log = get_logger(__name__)
 
 #: two sizes: outputs whose shape depends on the number of rows are found out
 WARM_UP_ROWS = (1, 2)
+NO_ROWS = RealRows()
 
 
 @dataclass
@@ -63,34 +66,36 @@ def load_version(
     *,
     options: LoadOptions | None = None,
     contract: FeatureContract | None = None,
-    table: str | None = None,
+    rows: RealRows = NO_ROWS,
     known: VersionRecord | None = None,
     warm_up_rows: Sequence[int] = WARM_UP_ROWS,
     clock: Clock = system_clock,
 ) -> LoadedModel:
     """Load a version, and try it before it may serve. `path` is the model's folder, `folder` the version's.
 
-    `contract`: takes the place of what is written in the folders; None for what is written there. `table`: the model's
-    table of features, an absolute path or URI. `known`: what is recorded of the version; the table is not read again
-    for one that has answered rows.
+    `contract`: takes the place of what is written in the folders; None for what is written there. `rows`: where rows
+    are to try it with. `known`: what is recorded of the version; one that has answered rows is not tried again.
 
     Raises:
         ModelError: the folder cannot be served, a link leads out of it, or the model answers no row (see `prove`).
         ContractError: its features and its signature disagree.
         ModelError: its features name code that the settings do not allow, or that cannot be imported.
         ModelUnavailable: an engine elsewhere did not answer.
+        StoreUnavailable: Redis did not answer in time.
     """
     started = time.monotonic()
     check_confined(path, folder)
     given = contract or written_contract(path, folder)
     runtime = load_runtime(folder, options=options, contract=given)
     contract = contract or read_contract(path, folder, runtime.signature)
+    format_ = require_model_file(folder).format
+    _check_missing_text(contract, format_)
     vectoriser = None
     if contract.features:
         vectoriser = Vectoriser(contract, runtime.signature, _functions(contract, options or LoadOptions()))
     mark = fingerprint(folder)
     is_proved = known is not None and known.is_proved and (known.fingerprint, known.contract) == (mark, contract)
-    proof = prove(runtime, vectoriser, sizes=warm_up_rows, table=table, is_proved=is_proved)
+    proof = prove(runtime, vectoriser, rows, sizes=warm_up_rows, is_proved=is_proved)
     record = VersionRecord(
         version=version,
         state="ready",
@@ -98,7 +103,7 @@ def load_version(
         contract=contract,
         fingerprint=mark,
         inspected_at=clock(),
-        format=require_model_file(folder).format.name,
+        format=format_.name,
         unproven=proof.unproven,
     )
     took_s = round(time.monotonic() - started, 2)
@@ -106,6 +111,17 @@ def load_version(
     if proof.unproven:
         log.warning("model.unproven", model=model, version=version, reason=proof.unproven)
     return LoadedModel(model, record, vectoriser, runtime)
+
+
+def _check_missing_text(contract: FeatureContract, format_: Format) -> None:
+    for feature in contract.features:
+        if feature.nullable and feature.dtype is DType.STRING and not format_.missing_text:
+            raise ContractError(
+                f"feature {feature.name!r} is text that may be missing (nullable), and no value of a tensor of text "
+                f'says so ({format_.title}): write "default" in place of "nullable" in features.json, such as "" if '
+                "the model was trained with that",
+                field=feature.name,
+            )
 
 
 def _functions(contract: FeatureContract, options: LoadOptions) -> FeatureFunctions:

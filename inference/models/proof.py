@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import numpy.typing as npt
 
-from inference.errors import BadInput, FunctionFailed, ModelError, PredictionFailed, SourceError
+from inference.errors import BadInput, FunctionFailed, ModelError, PredictionFailed
 from inference.features import Vectoriser
-from inference.features.groups import GroupSource
-from inference.features.rows import examples, per_row, take
+from inference.features.rows import per_row
 from inference.models.outputs import call, observed
+from inference.models.real_rows import RealRows
 from inference.models.runtimes import Runtime
 from inference.models.runtimes.tensors import MisshapenOutput
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
-from inference.sources import Source, open_source, read_slices, whole_slices
-
-#: rows of the table that a version is tried with, spread over the first ones
-TRIED_ROWS = 32
-#: how many those are; of wide rows fewer
-READ_ROWS = 1_000
-_READ_VALUES = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -79,31 +71,25 @@ class _Trial:
 
 
 def prove(
-    runtime: Runtime, vectoriser: Vectoriser | None, *, sizes: Sequence[int], table: str | None, is_proved: bool
+    runtime: Runtime, vectoriser: Vectoriser | None, rows: RealRows, *, sizes: Sequence[int], is_proved: bool
 ) -> Proof:
-    """Call a model with made-up rows, once for each of `sizes`, and with rows of its table.
+    """Call a model with made-up rows, once for each of `sizes`, and with rows of entities.
 
-    `vectoriser`: None for a model whose features nobody has listed. `table`: an absolute path or URI, None where there
-    is none. `is_proved`: the version has answered rows before. It is only warmed up, by the table where it refuses
-    made-up rows.
+    `vectoriser`: None for a model whose features nobody has listed. `is_proved`: the version has answered rows before.
+    It is only warmed up, by real rows where it fails on made-up ones.
 
     Raises:
-        ModelError: it fails on all rows of the table, its outputs cannot be served, or, without a table, it answers
-            made-up rows with no finite number.
+        ModelError: it fails on all real rows, its outputs cannot be served, or, where there are no real rows, it
+            answers made-up ones with no finite number.
         ModelUnavailable: an engine elsewhere did not answer.
+        StoreUnavailable: Redis did not answer in time.
     """
     trial = _Trial(runtime, [])
     try:
         problem = _try_made_up_rows(trial, vectoriser, sizes)
         unproven = None if problem is None else f"it fails on made-up rows: {problem.reason}"
-        if table is not None and vectoriser is not None:
-            if problem or not is_proved:
-                unproven = _try_table(trial, vectoriser, table, sizes, is_proved=is_proved)
-        elif problem and problem.no_numbers and not is_proved:
-            raise ModelError(
-                f"it answers its warm-up row, but {problem.reason}: its weights may be broken, or its features need "
-                "defaults in features.json that it can answer"
-            )
+        if vectoriser is not None and (problem or not is_proved):
+            unproven = _try_real_rows(trial, vectoriser, rows, sizes, problem, is_proved=is_proved)
     except MisshapenOutput as error:
         raise ModelError(error.message) from error
     return Proof(observed(runtime.signature, trial.answers), None if is_proved else unproven)
@@ -114,50 +100,10 @@ def warm_up_inputs(vectoriser: Vectoriser, rows: int) -> Block:
     block = vectoriser.defaults(rows).block
     # a NaN that the model may be given tells nothing of whether it answers with numbers
     known = {
-        feature.name: np.nan_to_num(block[feature.name]) if feature.nullable else block[feature.name]
+        feature.name: np.nan_to_num(block[feature.name]) if feature.dtype.is_float else block[feature.name]
         for feature in vectoriser.contract.features
     }
     return vectoriser.inputs(known)
-
-
-def first_rows(table: str, vectoriser: Vectoriser) -> tuple[Block, bool]:
-    """Return the inputs of some of a table's first rows, and whether nothing in them is made up.
-
-    What comes with requests, and is no column of the table, is made up.
-
-    Raises:
-        SourceError: the table cannot be read, lacks a column, or none of its first rows can be used.
-        BadInput: its URI cannot be opened.
-        FunctionFailed: a function of the features failed.
-    """
-    source = open_source(table, as_text=vectoriser.text_columns)
-    contract = vectoriser.contract
-    groups = contract.groups_from(GroupSource.REQUEST)
-    requested = [feature.name for group in groups for feature in contract.features_of(group.name)]
-    absent = sorted(set(requested) - set(source.schema.names))
-    schema = source.schema
-    for name in absent:
-        schema = schema.append(pa.field(name, pa.null()))
-    vectoriser.check_schema(schema, table)
-    parts, why = [], ""
-    for batch in _first_batches(source, [name for name in vectoriser.columns if name not in absent], contract.width):
-        rows = vectoriser.features_from_arrow(_with_blanks(batch, vectoriser, absent), at=time.time())
-        parts.append(rows.usable())
-        why = why or next(examples(rows.reasons, lambda row: f"row {row}", most=1), "")
-    block = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
-    if not rows_in(block):
-        raise SourceError(f"none of the first rows of {table} can be used: {why}", field="features")
-    chosen = np.linspace(0, rows_in(block) - 1, min(TRIED_ROWS, rows_in(block))).astype(np.intp)
-    return vectoriser.inputs(take(block, chosen)), not absent
-
-
-def table_look(table: str) -> str:
-    """Return a text that changes with a table's files; where it cannot be read, why."""
-    try:
-        files = open_source(table).files
-    except BadInput as error:
-        return error.message
-    return " ".join(file.stamp + file.footer for file in files)
 
 
 def _try_made_up_rows(trial: _Trial, vectoriser: Vectoriser | None, sizes: Sequence[int]) -> _Problem | None:
@@ -175,43 +121,44 @@ def _try_made_up_rows(trial: _Trial, vectoriser: Vectoriser | None, sizes: Seque
     return None
 
 
-def _try_table(
-    trial: _Trial, vectoriser: Vectoriser, table: str, sizes: Sequence[int], *, is_proved: bool
+def _try_real_rows(
+    trial: _Trial,
+    vectoriser: Vectoriser,
+    rows: RealRows,
+    sizes: Sequence[int],
+    made_up: _Problem | None,
+    *,
+    is_proved: bool,
 ) -> str | None:
-    """Return why the table does not show that the version answers; None when a row of it was answered."""
+    """Return why nothing shows that the version answers. `made_up`: the problem with made-up rows."""
     try:
-        rows, is_real = first_rows(table, vectoriser)
-        problem = trial.problem_of_each(rows)
+        sample = rows.sample(vectoriser)
     except BadInput as error:
         return f"its table cannot be tried: {error.message}"
     except FunctionFailed as error:
-        rows, is_real, problem = {}, True, _Problem(error.message)
+        if is_proved:
+            return error.message
+        raise ModelError(f"its features cannot be computed from real rows: {error.message}") from error
+    if sample is None:
+        return _verdict_of_made_up(made_up, is_proved=is_proved)
+    problem = trial.problem_of_each(sample.inputs)
     if problem is None:
         for count in sizes:  # no request is to pay for the first call of a size
-            trial.problem({name: np.resize(values, (count, *values.shape[1:])) for name, values in rows.items()})
+            trial.problem({name: np.resize(of, (count, *of.shape[1:])) for name, of in sample.inputs.items()})
         return None
-    tried = f"each of the {rows_in(rows)} rows tried" if rows else "the first rows"
-    reason = f"it fails on {tried} of {Path(table).name}, such as: {problem.reason}"
-    if is_real and not is_proved:
-        raise ModelError(reason)
-    return reason
+    told = f"it fails on each of the {rows_in(sample.inputs)} rows tried of {sample.name}, such as: {problem.reason}"
+    if sample.is_real and not is_proved:
+        raise ModelError(told)
+    return told
 
 
-def _first_batches(source: Source, columns: list[str], width: int) -> Iterator[pa.RecordBatch]:
-    left = max(1, min(READ_ROWS, _READ_VALUES // max(width, 1)))
-    for batch in read_slices(source.files, whole_slices(source.files), columns=columns, batch_rows=left):
-        yield batch.slice(0, left)
-        left -= batch.num_rows
-        if left <= 0:
-            return
-
-
-def _with_blanks(batch: pa.RecordBatch, vectoriser: Vectoriser, absent: Collection[str]) -> pa.RecordBatch:
-    """Return the rows with made-up values of features that no column has: their default, else zeros or ""."""
-    defaults = vectoriser.defaults(batch.num_rows).block
-    for name in absent:
-        batch = batch.append_column(name, pa.array(defaults[name].tolist()))
-    return batch
+def _verdict_of_made_up(made_up: _Problem | None, *, is_proved: bool) -> str | None:
+    if made_up and made_up.no_numbers and not is_proved:
+        raise ModelError(
+            f"it answers its warm-up row, but {made_up.reason}: its weights may be broken, or its features need "
+            "defaults in features.json that it can answer"
+        )
+    return None if made_up is None else f"it fails on made-up rows: {made_up.reason}"
 
 
 def _without_numbers(answer: Block) -> _Problem | None:
@@ -224,7 +171,7 @@ def _without_numbers(answer: Block) -> _Problem | None:
     return _Problem(f"output {name!r} is not a finite number", no_numbers=not finite[name].any())
 
 
-def _zeros(spec: TensorSpec, rows: int, *, free: int) -> np.ndarray:
+def _zeros(spec: TensorSpec, rows: int, *, free: int) -> npt.NDArray[Any]:
     shape = (rows, *(free if size < 0 else size for size in spec.shape))
     return np.full(shape, "", dtype=object) if spec.dtype is DType.STRING else np.zeros(shape, spec.dtype.numpy)
 

@@ -13,6 +13,7 @@ from inference.errors import BadInput, ModelUnavailable, StoreUnavailable
 from inference.keys import Keys, TableKind
 from inference.models.load_marks import LoadMarks
 from inference.models.record import MicroBatchRecord, VersionRecord
+from inference.schema import Block
 from inference.store import CANARY, STABLE, Labels, Pointer, RedisTable
 from inference.store.labels import LABEL
 
@@ -190,6 +191,11 @@ class ModelRegistry:
     def pointer(self, model: str) -> Pointer:
         """Return the prediction table's pointer, in which the active version and the held ones stand."""
         return self._table(model).pointer()
+
+    def stored_rows(self, model: str) -> Block:
+        """Return some rows of a model's feature table by column; empty when none is stored."""
+        kind = TableKind.FEATURES
+        return RedisTable(self._client, self._keys.table(kind, model), kind=kind, model=model).some_rows()
 
     def _table(self, model: str) -> RedisTable:
         kind = TableKind.PREDICTIONS

@@ -18,8 +18,7 @@ from typing import NamedTuple
 from inference.errors import BadInput, ModelError, ModelUnavailable
 from inference.logs import get_logger
 from inference.models.host import ModelHost, VersionWaits, is_ruled_out
-from inference.models.inspection import TryApart, inspect_version_in_subprocess, table_of
-from inference.models.proof import table_look
+from inference.models.inspection import TryApart, inspect_version_in_subprocess
 from inference.models.record import VersionRecord
 from inference.models.registry import ModelRegistry
 from inference.models.remote import REMOTE_FILE
@@ -40,12 +39,11 @@ _Look = frozenset[tuple[str, int, int]]
 
 
 class _Refusal(NamedTuple):
-    """Why a version was not loaded, and what its folder looked like; if it `waits`, also the look of its table."""
+    """Why a version was not loaded, and what its folder looked like; if it waits, also the look of the `rows`."""
 
     looks: _Look
     message: str
-    waits: bool = False
-    table: str | None = None
+    rows: str | None = None
 
 
 class Rollout:
@@ -179,15 +177,20 @@ class Rollout:
         """
         looks, is_remote = _look_of(folder), (folder / REMOTE_FILE).exists()
         refused = self._refused.get(version)
-        if refused is not None and refused.looks == looks and not is_remote and not self._is_over(refused, may_wait):
+        if (
+            refused is not None
+            and refused.looks == looks
+            and not is_remote
+            and not self._is_over(refused, version, may_wait=may_wait)
+        ):
             return False
         must_answer = may_wait and self._is_served(version, pointer)
         try:
             if pointer.active_version not in (None, version) and not is_remote:
-                self._try_where_it_can_crash(version, folder, must_answer=must_answer)
+                self._try_where_it_can_crash(version, folder)
             self._host.load(self._model, version, must_answer=must_answer)
         except VersionWaits as error:
-            now = _Refusal(looks, error.message, waits=True, table=self._table_look())
+            now = _Refusal(looks, error.message, rows=self._host.real_rows(self._model).look())
         except (BadInput, ModelUnavailable) as error:
             now = _Refusal(looks, error.message)
         else:
@@ -195,38 +198,32 @@ class Rollout:
             return True
         self._refused[version] = now
         if refused is None or refused.message != now.message:
-            event = "model.version_waits" if now.waits else "model.version_refused"
+            event = "model.version_refused" if now.rows is None else "model.version_waits"
             log.error(event, model=self._model, version=version, error=now.message)
         return False
 
-    def _is_over(self, refused: _Refusal, may_wait: bool) -> bool:
-        """Tell whether what a version waits for has come: a change of its table, or somebody who insists on it."""
-        return refused.waits and (not may_wait or refused.table != self._table_look())
-
-    def _try_where_it_can_crash(self, version: int, folder: Path, *, must_answer: bool) -> None:
-        """Try a version in a process of its own; one that another worker has found good passes.
-
-        Raises:
-            ModelError: it cannot be served.
-            VersionWaits: it `must_answer`, and nothing shows that it does.
+    def _is_over(self, refused: _Refusal, version: int, *, may_wait: bool) -> bool:
+        """Tell whether a version need not wait any more: there are other rows, somebody insists on it, or another
+        worker has proved it.
         """
+        if refused.rows is None:
+            return False
+        known = self._registry.versions(self._model).get(version)
+        proved = known is not None and known.is_proved
+        return not may_wait or proved or refused.rows != self._host.real_rows(self._model).look()
+
+    def _try_where_it_can_crash(self, version: int, folder: Path) -> None:
+        """Raise ModelError for a version that cannot be served; one that another worker has found good passes."""
         known = self._registry.versions(self._model).get(version)
         if known is not None and known.is_proved and known.fingerprint == fingerprint(folder):
             return
         try:
-            record = self._try_apart(self._settings, self._model, version)
+            self._try_apart(self._settings, self._model, version)
         except ModelError as error:
             if known is None or not known.is_proved:
                 refused = VersionRecord.refused(version, error.message, inspected_at=time.time())
                 self._registry.put(self._model, refused)
             raise
-        if must_answer and not record.is_proved:
-            self._registry.put(self._model, record)
-            raise VersionWaits(self._model, record)
-
-    def _table_look(self) -> str | None:
-        table = table_of(self._settings, self._settings.models[self._model])
-        return None if table is None else table_look(table)
 
     def _activate(self, version: int, others: Sequence[Held], pointer: Pointer) -> bool:
         """Make a version the one that answers once everybody can; False while somebody is still to load it."""

@@ -1,8 +1,9 @@
 """From a model and a table to a deployment's first settings: what is guessed, why, and the proof that it works.
 
 `head` reads little of the table; `guesses` and `matching` are pure rules; `trial` scores one row in a process of
-its own; `proposal` holds what was decided, `rendering` spells it, `target` knows what the file already holds, and
-`writing` puts files on disk, all or none.
+its own, and `gaps` tries rows with missing values there; `model_file` lays a lone file into a version folder;
+`signatures` chooses one of a SavedModel's; `proposal` holds what was decided, `rendering` spells it, `target` knows
+what the file already holds, and `writing` puts files on disk, all or none.
 """
 
 from inference.onboarding.guesses import (
@@ -18,8 +19,10 @@ from inference.onboarding.guesses import (
 )
 from inference.onboarding.head import newest_times, read_head
 from inference.onboarding.matching import Match, Table, WidthMismatch, match_columns, match_listed, match_written
+from inference.onboarding.model_file import ModelFolder, check_model, model_folder
 from inference.onboarding.proposal import Proposal, ages_for, spelled
 from inference.onboarding.rendering import render_contract, render_model, render_settings
+from inference.onboarding.signatures import choose_signature, needs_choice
 from inference.onboarding.target import Target
 from inference.onboarding.trial import Trial, TrialRequest, try_row_in_subprocess
 from inference.onboarding.writing import check_writable, staged
@@ -27,6 +30,7 @@ from inference.onboarding.writing import check_writable, staged
 __all__ = [
     "Guess",
     "Match",
+    "ModelFolder",
     "Proposal",
     "Table",
     "Target",
@@ -35,7 +39,9 @@ __all__ = [
     "WidthMismatch",
     "ages_for",
     "check_entity_column",
+    "check_model",
     "check_writable",
+    "choose_signature",
     "entity_candidates",
     "given_event_time",
     "guess_entity_column",
@@ -44,6 +50,8 @@ __all__ = [
     "match_columns",
     "match_listed",
     "match_written",
+    "model_folder",
+    "needs_choice",
     "newest_times",
     "read_head",
     "render_contract",

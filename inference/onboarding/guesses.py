@@ -24,6 +24,8 @@ _MOST_UNFIT = 3
 FRESH_WITHIN = timedelta(hours=24)
 
 _ID_NAME = re.compile(r"(^|_)(id|ids|uuid|guid|key)$|[a-z0-9](Id|ID|Key|Uuid|UUID)$", re.IGNORECASE)
+#: how pandas calls an index without a name in Parquet
+_UNNAMED_INDEX = re.compile(r"^__index_level_\d+__$")
 _TIME_NAMES = (
     re.compile(r"updated|modified|refreshed|as_?of|snapshot", re.IGNORECASE),
     re.compile(r"event_?(time|date|ts|at)|observed|computed|ingested|loaded|valid_from", re.IGNORECASE),
@@ -45,9 +47,9 @@ def looks_like_id(name: str) -> bool:
 
 
 def guess_model_name(folder: Path) -> str:
-    """Return a legal model name made from the folder's: that of `models/Delay v2/3` is `delay-v2`."""
+    """Return a legal model name made from the folder's, or from a lone file's: of `models/Delay v2/3` `delay-v2`."""
     absolute = folder.absolute()
-    for part in (absolute.name, absolute.parent.name):
+    for part in (absolute.stem if folder.is_file() else absolute.name, absolute.parent.name):
         name = re.sub(r"[^a-z0-9_-]+", "-", part.lower()).strip("-_")[:64]
         if name and not name.isdecimal():
             return name
@@ -84,7 +86,7 @@ def guess_entity_column(head: Head, unfit: Sequence[str] = (), *, may_repeat: bo
     for name in head.table.column_names:
         if not head.table.num_rows or _id_problem(head, name, may_repeat=may_repeat):
             continue
-        return Guess(name, f"{_kind(head.table.schema.field(name).type)}, {_unique(head, may_repeat=may_repeat)}")
+        return Guess(name, _reason(head, name, may_repeat=may_repeat))
     looked = ", ".join(map(repr, head.table.column_names[:5]))
     why = (
         f"{looked}: not unique in {head.words}; `--rows newest` takes the newest of several"
@@ -105,7 +107,7 @@ def check_entity_column(head: Head, column: str, *, may_repeat: bool = False) ->
     if problem:
         told = f"entity column {column!r} {problem}: a table has one row per entity"
         raise SourceError(f"{told}, or `--rows newest` takes the newest of several", field=column)
-    return f"{_kind(head.table.schema.field(column).type)}, {_unique(head, may_repeat=may_repeat)}"
+    return _reason(head, column, may_repeat=may_repeat)
 
 
 def time_candidates(schema: pa.Schema) -> list[str]:
@@ -190,8 +192,14 @@ def _kind(type_: pa.DataType) -> str:
     return "integers" if pa.types.is_integer(value_type) or pa.types.is_decimal(value_type) else "text"
 
 
-def _unique(head: Head, *, may_repeat: bool) -> str:
-    return f"legal in {head.words}" if may_repeat else f"unique in {head.words}"
+def _reason(head: Head, column: str, *, may_repeat: bool) -> str:
+    unnamed = (
+        "; it is the index of the DataFrame that wrote the table, which had no name: "
+        "df.rename_axis('user_id') gives it one"
+    )
+    fit = "legal" if may_repeat else "unique"
+    told = f"{_kind(head.table.schema.field(column).type)}, {fit} in {head.words}"
+    return told + unnamed if _UNNAMED_INDEX.match(column) else told
 
 
 def _minute(instant: datetime) -> str:

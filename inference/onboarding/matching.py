@@ -6,8 +6,9 @@ import difflib
 import json
 import math
 import re
+import shlex
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import pyarrow as pa
@@ -50,24 +51,67 @@ class Match:
     reason: str
 
 
-def match_columns(signature: Signature, table: Table) -> Match:
+def match_columns(signature: Signature, table: Table, *, text_by_table: bool = False) -> Match:
     """Match a table's columns to a model's inputs by name; for a single tensor also by type and order.
+
+    Names are the same if they differ only by what libraries clean: anything but letters and digits.
+    `text_by_table`: the model takes whatever it was fitted on, so a column of text is text.
 
     Raises:
         WidthMismatch: it cannot be told which columns fill the single tensor; all that could are named.
         BadInput: an input has no column (the nearest are named), or its type does not fit.
     """
-    columns = set(table.schema.names)
+    columns = _columns_by_input(signature, table)
     missing = [spec.name for spec in signature.inputs if spec.name not in columns]
     if missing and len(signature.inputs) == 1 and len(signature.inputs[0].shape) <= 1:
         return _fill_tensor(signature, table)
     if missing:
         raise SourceError(_no_columns(missing, table, len(signature.inputs)), field=missing[0])
-    contract = contract_from_signature(signature)
+    features = [
+        _in_table(feature, table.schema.field(columns[feature.name]), text_by_table=text_by_table)
+        for feature in contract_from_signature(signature).features
+    ]
+    contract = FeatureContract(tuple(features))
+    if text_by_table:
+        signature = replace(signature, inputs=contract.fields)
     Vectoriser(contract, signature).check_schema(table.schema, table.name)
-    count = len(contract.features)
+    count = len(features)
     reason = f"{count} inputs, each a column of that name" if count > 1 else "the input's name is a column's"
-    return Match(contract, reason=f"{reason}: {_listed(contract.names)}")
+    renamed = [f"{one.name} is {_shown(one.column)}" for one in features if one.column is not None]
+    return Match(
+        contract, reason=f"{reason}: {_listed(contract.names)}" + (f" ({_listed(renamed)})" if renamed else "")
+    )
+
+
+def _columns_by_input(signature: Signature, table: Table) -> dict[str, str]:
+    """Return the column of each input that has one: that of its name, else the only one whose cleaned name is its."""
+    inputs = {spec.name for spec in signature.inputs}
+    columns = {name: name for name in table.schema.names if name in inputs}
+    if len(signature.inputs) == 1 and signature.inputs[0].shape:
+        return columns  # the name of a tensor of many columns is none of theirs
+    by_cleaned: dict[str, list[str]] = {}
+    for name in table.schema.names:
+        if name not in columns and name not in table.taken:
+            by_cleaned.setdefault(_cleaned(name), []).append(name)
+    cleaned = [_cleaned(spec.name) for spec in signature.inputs]
+    for spec in signature.inputs:
+        near = by_cleaned.get(_cleaned(spec.name), [])
+        if spec.name not in columns and len(near) == 1 and cleaned.count(_cleaned(spec.name)) == 1:
+            columns[spec.name] = near[0]
+    return columns
+
+
+def _cleaned(name: str) -> str:
+    """Return what is left of a name once a library has cleaned it, as LightGBM does."""
+    return re.sub(r"[\W_]+", "_", name).strip("_")
+
+
+def _in_table(feature: Feature, field: pa.Field, *, text_by_table: bool) -> Feature:
+    """Return a feature as it stands in a column of a table."""
+    column = None if field.name == feature.name else field.name
+    as_text = replace(feature, dtype=DType.STRING, column=column)
+    is_text = not feature.shape and not pa.types.is_null(field.type) and type_problem(as_text, field.type) is None
+    return as_text if text_by_table and is_text else replace(feature, column=column)
 
 
 def match_listed(signature: Signature, table: Table, columns: Sequence[str]) -> Match:
@@ -178,8 +222,8 @@ def _mismatch(only: TensorSpec, width: int, names: list[str], table: Table) -> s
     example = json.dumps({"features": [{"name": _shown(names[0]), "dtype": only.dtype.value}]}, ensure_ascii=False)
     return (
         f"{takes}, but {table.name} has {_count(len(names), f'{kind} column')}: {_listed(names)}; name those of the "
-        f"tensor in its order with --columns {_shown(names[0])},… or write {CONTRACT_FILE} in the model's folder: "
-        f"{example[:-2]}, …]}}"
+        f"tensor in its order with --columns {shlex.quote(_shown(names[0]))},… or write {CONTRACT_FILE} in the model's "
+        f"folder: {example[:-2]}, …]}}"
     )
 
 
@@ -189,7 +233,8 @@ def _no_columns(missing: list[str], table: Table, inputs: int) -> str:
     which = "none" if len(missing) == inputs else f"{inputs - len(missing)}"
     return (
         f"{which} of the model's {_count(inputs, 'input')} {'is a column' if inputs == 1 else 'are columns'} of "
-        f"{table.name}; missing: {told}{more}: rename the table's columns to the inputs' names"
+        f"{table.name}; missing: {told}{more}: rename the table's columns to the inputs' names, "
+        f'or give each feature its "column" in {CONTRACT_FILE}'
     )
 
 

@@ -39,6 +39,7 @@ class Proposal:
     ages: Ages
     allow_code: bool = False
     rows: str = "one"
+    signature: str | None = None
 
 
 def ages_for(schedule: str, now: float) -> Ages:

@@ -39,12 +39,16 @@ allow_code = true
 """
 
 _NEWEST = '\n# An entity has several rows: the newest counts.\nrows = "newest"'
+_SIGNATURE = """\
+# Which of the model's signatures is served.
+signature = {name}
+"""
 
 _MODEL = """\
 [models.{name}]
 # The folder of a model, or of version folders 1/, 2/, …: the newest good one answers.
 path = {path}
-{allow_code}# The Parquet file or folder that runs score{one_row}.
+{allow_code}{signature}# The Parquet file or folder that runs score{one_row}.
 {matched}
 features = {features}
 # The column of ids, as asked for in /predict/ID.
@@ -84,6 +88,7 @@ def render_model(proposal: Proposal) -> str:
         name=proposal.model,
         path=toml_text(proposal.path),
         allow_code=_ALLOW_CODE if proposal.allow_code else "",
+        signature="" if proposal.signature is None else _SIGNATURE.format(name=toml_text(proposal.signature)),
         matched=_comment(f"Features: {proposal.matched}"),
         features=toml_text(proposal.features),
         entity_reason=_comment(f"Chosen: {proposal.entity_column.reason}"),

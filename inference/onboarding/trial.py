@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,15 @@ from inference.models import VersionRecord, prediction_values, score_rows
 from inference.models.inspection import run_model_process, try_version
 from inference.models.runtimes import LoadOptions
 from inference.models.versions import find_versions
-from inference.onboarding.head import read_head
+from inference.onboarding.gaps import Gaps, find_gaps
+from inference.onboarding.head import Head, read_head
 from inference.schema import Block
 from inference.sources import open_source
 
 #: rows among which one without missing values is looked for
 TRIAL_ROWS = 1_000
+#: rows in which missing values are looked for
+GAP_ROWS = 200_000
 #: a wide table is read less far
 _TRIAL_VALUES = 2_000_000
 _SHOWN_VALUE = 40
@@ -44,6 +47,10 @@ class TrialRequest:
     source: str
     entity_column: str
     allow_code: bool = False
+    code_folder: str | None = None
+    signature: str | None = None
+    #: features with gaps that the model bears become nullable
+    adapt: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -57,13 +64,18 @@ class TrialRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One scored row. Of the first `rows` rows, `unusable` ones cannot be scored, `why` being the first reason."""
+    """One scored row. Of the first `rows` rows, `unusable` ones cannot be scored, `why` being the first reason.
+
+    `contract`: that of the request, with features nullable that may be missing; `advice`: what to write for others.
+    """
 
     entity_id: str
     prediction: Any
     rows: int
     unusable: int
     why: str | None
+    contract: FeatureContract
+    advice: str | None = None
 
 
 def try_row_in_subprocess(request: TrialRequest) -> Trial:
@@ -75,7 +87,8 @@ def try_row_in_subprocess(request: TrialRequest) -> Trial:
     output = run_model_process(
         "workers.try_row", what=f"trying model {request.model!r}", stdin=json.dumps(request.to_json())
     )
-    return Trial(**json.loads(output.strip().splitlines()[-1]))
+    data = json.loads(output.strip().splitlines()[-1])
+    return Trial(**{**data, "contract": FeatureContract.from_json(data["contract"])})
 
 
 def try_row(request: TrialRequest) -> Trial:
@@ -87,16 +100,26 @@ def try_row(request: TrialRequest) -> Trial:
     """
     path = Path(request.path)
     folder = find_versions(path)[request.version]
-    options = LoadOptions(allow_code=request.allow_code, code_folder=Path.cwd())
+    options = LoadOptions(
+        allow_code=request.allow_code,
+        code_folder=Path(request.code_folder) if request.code_folder else None,
+        signature=request.signature,
+    )
     loaded = try_version(request.model, path, request.version, folder, options=options, contract=request.contract)
     if isinstance(loaded, VersionRecord):
         raise ModelError(loaded.error or "it cannot be loaded")
-    ids, rows = _first_rows(request, loaded.vectoriser)
+    head = _read_head(request, loaded.vectoriser)
+    gaps = find_gaps(loaded, head) if request.adapt else Gaps(request.contract, None)
+    if gaps.contract != request.contract:
+        loaded.own_vectoriser = Vectoriser(gaps.contract, loaded.vectoriser.signature)
+    ids, rows = _first_rows(request, loaded.vectoriser, head)
     bad = rows.rejected | np.asarray(illegal_entity_ids(ids))
     why = _why_not(ids, rows, bad, request.entity_column)
     if bad.all():
+        hint = f"; {gaps.advice}" if gaps.advice else ""
         raise SourceError(
-            f"none of the first {len(ids)} rows of {Path(request.source).name} can be scored: {why}", field="features"
+            f"none of the first {len(ids)} rows of {Path(request.source).name} can be scored: {why}{hint}",
+            field="features",
         )
     chosen = int(np.flatnonzero(~bad)[0])
     row = take(rows.block, np.array([chosen]))
@@ -107,21 +130,32 @@ def try_row(request: TrialRequest) -> Trial:
         )
     prediction = prediction_values(scored.outputs)[0]
     return Trial(
-        entity_id=ids[chosen].as_py(), prediction=prediction, rows=len(ids), unusable=int(bad.sum()), why=why or None
+        entity_id=ids[chosen].as_py(),
+        prediction=prediction,
+        rows=len(ids),
+        unusable=int(bad.sum()),
+        why=why or None,
+        contract=gaps.contract,
+        advice=gaps.advice,
     )
 
 
 def trial_to_json(trial: Trial) -> str:
     """Return the trial as one line of JSON."""
-    return json.dumps(asdict(trial))
+    return json.dumps({**trial.__dict__, "contract": trial.contract.to_json()})
 
 
-def _first_rows(request: TrialRequest, vectoriser: Vectoriser) -> tuple[pa.Array, FeatureRows]:
-    """Return ids as text and features of the table's first rows."""
+def _read_head(request: TrialRequest, vectoriser: Vectoriser) -> Head:
+    """Return so many of the table's first rows that gaps show, or only as many as are tried."""
     names = list(dict.fromkeys([request.entity_column, *vectoriser.columns]))
-    rows = max(1, min(TRIAL_ROWS, _TRIAL_VALUES // max(request.contract.width, 1)))
     source = open_source(request.source, as_text=[request.entity_column, *vectoriser.text_columns])
-    batch = read_head(source, names, rows=rows).table.to_batches()[0]
+    return read_head(source, names, rows=GAP_ROWS if request.adapt else TRIAL_ROWS)
+
+
+def _first_rows(request: TrialRequest, vectoriser: Vectoriser, head: Head) -> tuple[pa.Array, FeatureRows]:
+    """Return ids as text and features of the table's first rows."""
+    rows = max(1, min(TRIAL_ROWS, _TRIAL_VALUES // max(request.contract.width, 1)))
+    batch = head.table.slice(0, rows).combine_chunks().to_batches()[0]
     ids = entity_ids_as_text(batch.column(request.entity_column), request.entity_column)
     return ids, vectoriser.features_from_arrow(batch, at=time.time())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from pydantic import PrivateAttr, field_validator
 
@@ -45,6 +46,13 @@ class Settings(Section):
             if not MODEL_NAME.match(name):
                 raise ValueError(f"model name {name!r} must be 1 to 64 of a-z, 0-9, _ and -")
         return value
+
+    @classmethod
+    def of_folder(cls, root: Path, **sections: Any) -> Settings:
+        """Return settings whose relative paths start from a folder."""
+        settings = cls(**sections)
+        settings._root = root
+        return settings
 
     @property
     def root(self) -> Path:

@@ -128,6 +128,7 @@ class ModelSettings(Section):
     """One model: its folder, its table of features, how it is scheduled and served.
 
     `allow_code`: formats whose loading runs code, such as pickles, may be loaded.
+    `signature`: which one of a SavedModel's is served; None for `serving_default`, or its only one.
     `poll_every`: how often workers look for new versions; None for only when they start or are told to.
     `rows`: how many rows an entity has in the table: one, or several of which the newest by `event_time_column` counts.
     `fallbacks`: where features of entities are looked for that are not stored, in this order.
@@ -135,6 +136,7 @@ class ModelSettings(Section):
 
     path: Path
     allow_code: bool = False
+    signature: str | None = None
     versions: Annotated[
         Literal["latest", "all"] | list[Annotated[int, Field(ge=1, le=2**63 - 1)]], BeforeValidator(_parse_versions)
     ] = "latest"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,6 +19,28 @@ from inference.storage import Location, reason_of
 _PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
 _MAGIC = re.compile(r"[*?\[]")
 _PLACES = "give a Parquet file, a folder of them, or a pattern such as data/*.parquet"
+
+
+#: how pandas reads what is no Parquet, by suffix
+_READERS = {
+    ".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".ndjson": "json", ".feather": "feather",
+    ".arrow": "feather", ".orc": "orc", ".xlsx": "excel", ".xls": "excel", ".pkl": "pickle", ".pickle": "pickle",
+}  # fmt: skip
+_MORE = {".tsv": ', sep="\\t"', ".jsonl": ", lines=True", ".ndjson": ", lines=True"}
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zip", ".zst")
+
+
+def as_parquet(name: str) -> str | None:
+    """Return that a file is no Parquet, and the line that makes it some, by its name; None when that does not tell."""
+    path = PurePosixPath(name)
+    plain = path.with_suffix("") if path.suffix.lower() in _COMPRESSED else path
+    suffix = plain.suffix.lower()
+    if suffix not in _READERS:
+        return None
+    made = json.dumps(str(plain.with_suffix(".parquet")), ensure_ascii=False)
+    read = f"pandas.read_{_READERS[suffix]}({json.dumps(name, ensure_ascii=False)}{_MORE.get(suffix, '')})"
+    ids = ' (dtype={"ID": str} keeps ids such as 007)' if _READERS[suffix] == "csv" else ""
+    return f"is no Parquet file; make it one: python -c {shlex.quote(f'import pandas; {read}.to_parquet({made})')}{ids}"
 
 
 def is_pattern(path: str) -> bool:
@@ -80,11 +104,12 @@ def _under(path: str, pattern: re.Pattern[str]) -> bool:
 
 
 def _instead(found: list[str]) -> str:
-    return (
-        f"; it holds {PurePosixPath(found[0]).name}" + (f" and {len(found) - 1} more" if found[1:] else "")
-        if found
-        else ""
-    )
+    if not found:
+        return ""
+    name = PurePosixPath(found[0]).name
+    fix = as_parquet(name)
+    more = f" and {len(found) - 1} more" if found[1:] else ""
+    return f"; it holds {name}{more}" + (f", which {fix}" if fix else "")
 
 
 def _kind(place: Location, path: str) -> Any:

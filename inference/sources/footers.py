@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inference.errors import SourceError
+from inference.sources.files import as_parquet
 from inference.sources.partitions import PartitionValue
 from inference.storage import Location, reason_of
 
@@ -107,7 +108,8 @@ def read_footer(place: Location, *, keep_metadata: bool = False) -> Footer:
         if "Exceeded size limit" in str(error):
             told = f"has over {MAX_FOOTER_ITEMS:,} columns or row groups: write a table of features with fewer"
             raise SourceError(f"{place.name} {told}", field="source") from error
-        raise SourceError(f"{place.name} is not readable as Parquet: {reason_of(error)}", field="source") from error
+        told = as_parquet(place.name) or f"is not readable as Parquet: {reason_of(error)}"
+        raise SourceError(f"{place.name} {told}", field="source") from error
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     file = SourceFile(
         place.name,

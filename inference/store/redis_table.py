@@ -40,6 +40,7 @@ _HLEN_PER_PIPELINE = 4096
 _IDS_PER_UPSERT = 1000
 #: of about 100 rows each
 _BUCKETS_PER_MOVE = 10
+_BUCKETS_OF_SAMPLE = 3
 _BYTES_PER_SEND = 256 * 1024
 
 
@@ -179,6 +180,17 @@ class RedisTable:
             raise NotFound(f"generation {number} of the {self._name} does not exist (any more)")
         if status != "ok":
             raise Conflict(f"generation {number} of the {self._name} is {status}: only a loading one is moved")
+
+    def some_rows(self) -> Block:
+        """Return a few rows of the current generation as they were loaded, by column; empty when there is none."""
+        number = self.pointer().current
+        manifest = None if number is None else self.manifest(number)
+        if manifest is None:
+            return {}
+        manifest.check_format()
+        found = self._redis.send([("HGETALL", key) for key in next(self._bucket_keys(manifest, _BUCKETS_OF_SAMPLE))])
+        rows = [row for bucket in found for row in bucket.values()]
+        return codec_for(manifest.fields).unpack_block(rows)[0] if rows else {}
 
     def discard(self, number: int, state: GenerationState) -> None:
         """See `Table.discard`."""

@@ -169,7 +169,8 @@ async def _open_lanes(settings: Settings) -> AsyncIterator[tuple[Lane, Lane]]:
                 envelopes = Envelopes(application)
                 yield RedisSender(broker, envelopes), RedisSender(broker, envelopes)
             return
-        urgent, patient = Sender(application, name="urgent"), Sender(application, name="patient")
+        # nobody waits for a request any more when the broker is back
+        urgent, patient = Sender(application, name="urgent", durable=False), Sender(application, name="patient")
         try:
             yield urgent, patient
         finally:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from celery import Celery
+from kombu.entity import PERSISTENT_DELIVERY_MODE, TRANSIENT_DELIVERY_MODE
 
 from inference.errors import BrokerUnavailable
 from inference.logs import get_logger
 from inference.queues import JobPriority
 from inference.request_ids import message_headers
 from inference.settings import Settings
-from inference.settings.server_urls import is_redis
+from inference.settings.server_urls import is_amqp, is_redis
 from tasks.celery_app import AMQP_PRIORITIES, broker_errors, celery_config, make_celery
 from tasks.redis_lists import LEVELS
 
@@ -28,30 +29,33 @@ BROKER_TIMEOUT_S = 2.0
 #: at once: it replaces a connection that a restarted broker closed; more would outlive the budget
 ONE_RETRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
 
+#: how long RabbitMQ may take to confirm a message; Redis answers anyway
+CONFIRMED = {"confirm_timeout": BROKER_TIMEOUT_S}
+
 #: seconds past the deadline after which a worker throws the message away unread. The deadline itself travels
 #: inside, in Redis time: Celery compares `expires` by two hosts' clocks, which may differ by seconds
 EXPIRES_SLACK_S = 10.0
 
 
-def make_sending_app(settings: Settings) -> Celery:
+def make_sending_app(settings: Settings, **overrides: Any) -> Celery:
     """Return an application that only sends.
 
     Its result backend is disabled: the ordinary one SUBSCRIBEs and UNSUBSCRIBEs for each call, while the
     dispatcher hears all results over one subscription. Workers store results as ever: that is their setting.
     """
     transport = celery_config(settings)["broker_transport_options"]
+    if is_redis(settings.broker_url):
+        transport = {**transport, "socket_timeout": BROKER_TIMEOUT_S, "socket_connect_timeout": BROKER_TIMEOUT_S}
+    elif is_amqp(settings.broker_url):
+        # else a message to a broker that has fallen silent counts as sent, for ever
+        transport = {**transport, "confirm_publish": True}
     return make_celery(
         settings,
         result_backend="disabled://",
         broker_connection_timeout=BROKER_TIMEOUT_S,
-        broker_transport_options={
-            **transport,
-            "socket_timeout": BROKER_TIMEOUT_S,
-            "socket_connect_timeout": BROKER_TIMEOUT_S,
-        }
-        if is_redis(settings.broker_url)
-        else transport,
+        broker_transport_options=transport,
         task_publish_retry_policy=ONE_RETRY,
+        **overrides,
     )
 
 
@@ -93,10 +97,14 @@ class Lane(Protocol):
 
 
 class Sender:
-    """A lane of any broker: one thread, since kombu knows no event loop."""
+    """A lane of any broker: one thread, since kombu knows no event loop.
 
-    def __init__(self, application: Celery, *, name: str) -> None:
+    `durable`: RabbitMQ writes its messages to disk before it confirms them, so that they outlive its restart.
+    """
+
+    def __init__(self, application: Celery, *, name: str, durable: bool = True) -> None:
         self._application = application
+        self._options = {**CONFIRMED, "delivery_mode": PERSISTENT_DELIVERY_MODE if durable else TRANSIENT_DELIVERY_MODE}
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"send-{name}")
 
     async def send(
@@ -128,7 +136,7 @@ class Sender:
             expires = left_s + EXPIRES_SLACK_S
         try:
             with broker_errors("the task"):
-                self._application.send_task(task, kwargs=kwargs, expires=expires, **options)
+                self._application.send_task(task, kwargs=kwargs, expires=expires, **self._options, **options)
         except BrokerUnavailable as error:
             log.warning("broker.unavailable", task=task, task_id=options["task_id"], error=error.message)
             # whoever made the request need not know our broker's address

@@ -181,8 +181,8 @@ class ResultWaiter:
         if future is None or future.done():
             self._read_keys.append(self._key_of(task_id))  # it came too late: nobody else may ask for it
             return False
-        payload: Payload = orjson.loads(data)
-        if payload["status"] not in READY_STATES:
+        payload = _payload_of(data)
+        if payload is None or payload["status"] not in READY_STATES:
             return False
         future.set_result(payload)
         self._read_keys.append(self._key_of(task_id))
@@ -198,3 +198,15 @@ class ResultWaiter:
                     await self._client.unlink(*keys)
                 except Exception as error:  # noqa: BLE001 - they go by their own expiry
                     log.debug("results.not_removed", error=type(error).__name__)
+
+
+def _payload_of(data: bytes | str) -> Payload | None:
+    """Return what the result backend stored of a task; None for what somebody else wrote under its key."""
+    try:
+        payload = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        payload = None
+    if isinstance(payload, dict) and isinstance(payload.get("status"), str):
+        return payload
+    log.warning("results.unreadable", error="no result of a task")
+    return None

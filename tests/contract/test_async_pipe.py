@@ -19,7 +19,7 @@ from tests.support.redis_server import RedisServer
 @pytest.fixture
 async def pipe(redis_client: redis.Redis, redis_server: RedisServer) -> AsyncIterator[AsyncPipe]:
     async with redis.asyncio.Redis.from_url(redis_server.url(), retry=None) as client:
-        yield AsyncPipe(client, timeout_s=1.0)
+        yield AsyncPipe(client, timeout_s=30.0)
 
 
 async def test_replies_come_in_the_order_of_their_commands(pipe: AsyncPipe) -> None:

@@ -111,7 +111,7 @@ def test_a_thousand_entities_are_put_at_once_and_one_too_many_is_refused(stack: 
         ({"features": {"a": 1e300}}, 400, "items.1.features.a", "out of range"),
         ({"features": [1, 2, 3]}, 400, "items.1.features", "3 values"),
         ({"features": {"a": 1}, "event_time": "2999-01-01T00:00:00Z"}, 400, "items.1.event_time", "future"),
-        ({"features": {"a": 1}, "event_time": "2020-01-01T00:00:00"}, 400, "items.1.event_time", "timezone"),
+        ({"features": {"a": 1}, "event_time": "2020-01-01T00:00:00"}, 400, "items.1.event_time", "with an offset"),
         ({"features": {"a": 1}, "event_time": 1}, 400, "items.1.event_time", "ISO 8601"),
         ({"features": {"a": 1}, "entity_id": "a\nb"}, 400, "items.1.entity_id", "control"),
         ({"features": {"b": 1}, "entity_id": "unheard of"}, 400, "items.1.features", "are stored yet"),

@@ -197,7 +197,7 @@ def test_a_bad_table_writes_nothing(folder: Path, case: str) -> None:
         ("models/gone", "models/gone does not exist"),
         ("models", "holds no model"),
         ("users.parquet", "give the folder that holds the model"),
-        ("model.keras", "give the folder that holds the model"),
+        ("model.keras", "^model.keras cannot be loaded as a Keras model"),
     ],
 )
 def test_a_bad_model_folder_writes_nothing(folder: Path, model: str, words: str) -> None:

@@ -11,7 +11,7 @@ import pytest_asyncio
 import redis
 import redis.asyncio
 
-from inference.errors import BadInput, BrokerUnavailable, NotFound, Overloaded, StoreUnavailable
+from inference.errors import BadInput, BrokerUnavailable, Defect, NotFound, Overloaded, StoreUnavailable
 from inference.keys import Keys
 from inference.queues import JobPriority
 from inference.serving.job_queue import LOST_AFTER_S, PREDICT_JOB_PART, STALLED_AFTER_S, JobQueue
@@ -318,8 +318,8 @@ async def test_a_defect_of_a_worker_fails_the_job_and_is_raised_where_its_log_is
     with pytest.raises(ZeroDivisionError):
         run_part(jobs.client, KEYS, Broken(), job_id, 0)
     view = await jobs.queue.show(job_id)
-    assert (view.state, view.error and view.error.code) == (JobState.FAILED, "prediction-failed")
-    assert "its log says why" in str(view.error)
+    assert (view.state, view.error and view.error.code) == (JobState.FAILED, Defect.code)
+    assert "log says why" in str(view.error)
 
 
 async def test_a_job_of_a_release_without_priorities_is_a_normal_one(jobs: Jobs) -> None:

@@ -15,7 +15,7 @@ import redis
 
 from inference.errors import BadInput, ModelError, ModelUnavailable
 from inference.keys import Keys, TableKind
-from inference.models import ModelHost, ModelRegistry, Rollout, VersionRecord
+from inference.models import ModelHost, ModelRegistry, Rollout, VersionRecord, inspect_versions
 from inference.models import host as host_module
 from inference.models.host import ACTIVE_MAX_AGE_S, RETRY_AFTER_S
 from inference.models.registry import RELOAD_REMEMBERED_S
@@ -73,7 +73,10 @@ class Room:
         self.tried.append(version)
         if (self.folder / str(version) / "crashes").exists():
             raise ModelError("the process that tried it was ended by SIGSEGV")
-        return VersionRecord.refused(version, "nobody reads it", inspected_at=0.0)
+        record = inspect_versions(self.folder, [version])[version]
+        if record.error:
+            raise ModelError(record.error)
+        return record
 
     def put(self, version: int, factor: float | None = None, *, bad: str | None = None) -> None:
         write_version(self.folder, version, factor or version)

@@ -28,15 +28,15 @@ from tests.support.waiting import wait_for
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(420)]
 
 ROWS = 2000
-#: program → words of its command line
+#: program → what stands in its command line, or in the title that Celery gives itself where setproctitle is installed
 PROGRAMS = {
     "redis": ("-server 127.0.0.1:",),
-    "maintenance": ("workers", "maintenance"),
-    "realtime": ("workers", "realtime"),
-    "batch": ("workers", "gpu"),
-    "beat": ("beat_schedule",),
-    "api": ("app.cli", "api"),
-    "dashboard": ("app.cli", "dashboard"),
+    "maintenance": ("workers maintenance", "celeryd: maintenance@"),
+    "realtime": ("workers realtime", "celeryd: realtime@"),
+    "batch": ("workers gpu", "celeryd: batch@"),
+    "beat": ("beat_schedule", "celery beat"),
+    "api": ("app.cli api",),
+    "dashboard": ("app.cli dashboard",),
 }
 RECOVERY_S = 20.0
 #: modules that a user's folder may well hold; each of ours has one of these names
@@ -75,13 +75,12 @@ class Up:
         return f"http://127.0.0.1:{self.api_port}"
 
     def pid(self, program: str) -> int | None:
-        words = PROGRAMS[program]
         for child in psutil.Process(self.process.pid).children(recursive=True):
             try:
                 line = " ".join(child.cmdline())
             except psutil.NoSuchProcess:
                 continue
-            if all(word in line for word in words) and "app.local.child" not in line:
+            if any(words in line for words in PROGRAMS[program]) and "app.local.child" not in line:
                 return child.pid
         return None
 

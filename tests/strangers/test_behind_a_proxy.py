@@ -88,6 +88,7 @@ async def test_requests_are_understood_with_the_path_and_without_it(it: Deployme
             ("/predict/a", 1.5),
             ("/forecache/predict/forecache%2Fa", 2.5),
             ("/predict/forecache%2Fa", 2.5),
+            ("/forecache/forecache/forecache/predict/a", 1.5),  # not one path to the gate and another to the routes
         ):
             for _ in range(2):
                 assert (await served.http.get(path)).json()["prediction"] == value

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 import redis
+from flower.utils import broker
 from kombu import Connection
 
+from app.dashboard.flower_redis import count_by_our_url
 from inference.errors import SettingsError
 from inference.queues import JobPriority
 from inference.settings import Settings, load_settings
 from tasks.celery_app import make_celery
 from tasks.dispatch.sender import priorities
+from tests.support.redis_server import RedisServer
 
 TLS = "?ssl_cert_reqs=required"
 
@@ -46,6 +50,7 @@ def refusal(folder: Path, **urls: str) -> str:
         ("redis+socket://:p%40ss@/run/r.sock?virtual_host=3", 3),
         ("socket://:p%40ss@/run/r.sock?virtual_host=3", 3),
         ("unix://:p%40ss@/run/r.sock", 0),
+        ("unix://:p%40ss@/run/r.sock?virtual_host=3", 3),
     ],
 )
 def test_every_spelling_of_a_redis_is_the_same_server_for_redis_py_and_for_celery(
@@ -151,6 +156,9 @@ def test_sentinel_is_refused_by_name_with_what_to_write(tmp_path: Path, url: str
         ("unix://run/r.sock", "unix:///run/redis.sock"),
         ("unix://", "unix:///run/redis.sock"),
         ("pgmq://h", "starts with redis://"),
+        ("redis+unix:///run/r.sock?db=0", "starts with redis://, rediss://, unix://"),
+        ("redis-socket:///run/r.sock", "starts with redis://, rediss://, unix://"),
+        ("unix:/tmp/redis.sock:1;", "a list of servers"),
     ],
 )
 def test_a_broker_that_cannot_be_used_is_refused_with_the_fix(tmp_path: Path, url: str, fix: str) -> None:
@@ -179,3 +187,29 @@ def test_the_cache_may_have_options_that_only_redis_py_reads_it(tmp_path: Path) 
     url = read(tmp_path, cache_url="redis://h/1?protocol=2&client_name=mine").cache_url
     assert redis.Redis.from_url(url).connection_pool.make_connection().protocol == 2
     assert "leave it out" in refusal(tmp_path, cache_url="redis://h/1?protocoll=2")
+
+
+@pytest.mark.parametrize(
+    "url", ["unix://{socket}?db=2", "redis+socket://{socket}?virtual_host=2", "redis://h:{port}/2"]
+)
+def test_flower_counts_the_messages_of_the_right_database(
+    tmp_path: Path, redis_server: RedisServer, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    for name in ("Redis", "RedisSsl", "RedisSocket"):  # put back afterwards
+        monkeypatch.setattr(broker, name, getattr(broker, name))
+    url = url.format(socket=redis_server.socket, port=redis_server.port).replace("//h:", "//127.0.0.1:")
+    settings = read(tmp_path, url=url)
+    count_by_our_url(settings)
+    application = make_celery(settings)
+    conf = application.conf
+    with redis.Redis.from_url(settings.broker_url) as client:
+        client.lpush("forecache:forecache.batch", "x", "y")
+    with application.connection_for_read() as connection:
+        uri = connection.as_uri(include_password=True)
+        counting = broker.Broker(
+            uri,
+            broker_options=conf.broker_transport_options,
+            broker_use_ssl=conf.broker_use_ssl,
+        )
+    assert asyncio.run(counting.queues(["forecache.batch"])) == [{"name": "forecache.batch", "messages": 2}]
+    assert redis_client.dbsize() == 0  # database 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import onnx
 import pyarrow as pa
@@ -15,6 +16,7 @@ from onnx import TensorProto, helper
 
 from inference.errors import ContractError
 from inference.features import FeatureContract, Vectoriser
+from inference.features.columns import type_problem
 from inference.keys import Keys, TableKind
 from inference.models import ModelHost, ModelRegistry, inspect_versions, prediction_values, score_rows
 from inference.models.loaded import load_version
@@ -26,6 +28,7 @@ from inference.settings import Settings
 from inference.store import RedisTable
 from tests.support.models import write_features
 from tests.support.plain_onnx import tensor, write_onnx
+from tests.support.stack import Stack
 
 TOKENS = TensorSpec("tokens", DType.INT32, (-1,))
 
@@ -153,3 +156,57 @@ def test_a_feature_whose_values_fill_a_fixed_shape_may_be_flat(tmp_path: Path) -
     loaded = load_version("m", tmp_path, 1, tmp_path / "1")
     flat = np.arange(8, dtype=np.float32)[None]
     assert score_rows(loaded, {"x": flat}).outputs["y"].tolist() == [[[-0.5, 0.5]] * 4]
+
+
+LISTS = pa.list_(pa.float32())
+
+
+@pytest.mark.parametrize(
+    ("type_", "shape", "fix"),
+    [
+        (LISTS, [24, 3], "nest the lists, or declare shape [72] in features.json"),
+        (pa.large_list(pa.float32()), [24, 3], "nest the lists, or declare shape [72] in features.json"),
+        (pa.list_(pa.float32(), 72), [24, 3], "nest the lists, or declare shape [72] in features.json"),
+        (pa.list_(LISTS), [2, 3, 4], "nest the lists, or declare shape [24] in features.json"),
+        (pa.float32(), [3], "store lists"),
+        (pa.list_(LISTS), [72], "nest the lists less, or correct its shape in features.json"),
+        (LISTS, [], "store single values, or correct its shape in features.json"),
+    ],
+    ids=str,
+)
+def test_lists_of_another_depth_than_the_shape_are_refused_with_the_fix(
+    type_: pa.DataType, shape: list[int], fix: str
+) -> None:
+    one = {"name": "w", "dtype": "float32", **({"shape": shape} if shape else {})}
+    problem = type_problem(FeatureContract.from_json({"features": [one]}).features[0], type_) or ""
+    assert problem.startswith(f"is {type_}, but the feature ")
+    assert (f"has shape {shape}" if shape else "is float32") in problem
+    assert problem.endswith(fix)
+
+
+@pytest.mark.slow
+def test_both_serving_protocols_answer_sequences_of_any_length(tmp_path: Path) -> None:
+    write_total(tmp_path / "model" / "1")
+    pq.write_table(pa.table({"entity_id": ["u0"], "tokens": [[1, 2, 3]]}), tmp_path / "t.parquet")
+    settings = '[models.m]\npath = "model"\nfeatures = "t.parquet"\n[models.m.realtime]\ntimeout_ms = 10000\n'
+    with Stack(tmp_path, settings) as stack:
+        stack.start("realtime", "maintenance", "api")
+        stack.wait_ready()
+        for length in (1, 9, 30):
+            rows = [[1] * length, [2] * length]
+            answer = httpx.post(f"{stack.url}/v1/models/m:predict", json={"instances": rows}, timeout=30)
+            assert answer.json() == {"predictions": [[length], [2 * length]]}
+            tensor = {"name": "tokens", "shape": [2, length], "datatype": "INT64", "data": rows}
+            answer = httpx.post(f"{stack.url}/v2/models/m/infer", json={"inputs": [tensor]}, timeout=30)
+            assert answer.json()["outputs"][0]["data"] == [length, 2 * length]
+        refused = httpx.post(f"{stack.url}/predict", json={"instances": [{"tokens": [1]}]}, timeout=30)
+        assert "features.json" in refused.text
+        done = stack.cli("features", "load", "m", "t.parquet")
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert "features.json" in done.stderr
+        run = stack.cli("batch", "run", "m", "--wait")
+        assert run.returncode == 1
+        assert "features.json" in run.stderr + run.stdout
+        known = stack.cli("doctor").stdout
+        assert "m, contract" in known
+        assert "is not what version" not in known

@@ -158,7 +158,7 @@ def test_inspecting_tells_one_line_whatever_is_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_version(tmp_path / "m", 1, Times())
-    _break_the_runtime(monkeypatch, tmp_path / "m", ValueError("zip() argument 2 is longer\nthan argument 1"))
+    _break_the_runtime(monkeypatch, tmp_path / "m", ValueError("zip() argument 2 is longer than argument 1\nand more"))
     monkeypatch.setattr("os.nice", lambda _: None)
     assert inspect.main([str(tmp_path / "m"), "--allow-code"]) == 1
     assert "ValueError: zip() argument 2 is longer than argument 1" in capsys.readouterr().err.splitlines()[-1]
@@ -210,7 +210,7 @@ def test_a_watch_that_fails_is_told_once_and_looks_again_after_a_pause(
         watcher.tick()
         broken.now += 1
     assert broken.looks == 60 / PAUSE_S
-    assert capsys.readouterr().out.count("model.watch_failed") == 1
+    assert capsys.readouterr().out.count("model.watch.failed") == 1
 
 
 def test_one_watch_that_fails_keeps_no_other_from_looking() -> None:

@@ -71,7 +71,7 @@ def ready(stack: Stack, model: str | None = None) -> httpx.Response:
 
 async def predict_all(stack: Stack) -> list[httpx.Response]:
     limits = httpx.Limits(max_connections=ROWS)
-    async with httpx.AsyncClient(base_url=stack.url, limits=limits, timeout=20) as client:
+    async with httpx.AsyncClient(base_url=stack.url, limits=limits, timeout=60) as client:
         return await asyncio.gather(*(client.get(f"/predict/e{i}?model=good") for i in range(ROWS)))
 
 

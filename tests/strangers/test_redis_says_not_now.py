@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import redis
+import redis.asyncio
 from kombu.transport.redis import Transport
 from redis.connection import DefaultParser
 
@@ -18,6 +20,7 @@ from inference.presence import Presence, Roster
 from inference.settings import MAINTENANCE_QUEUE, CelerySettings, RedisSettings, Settings
 from tasks.celery_app import broker_errors, make_celery
 from tasks.dispatch.sender import Sender
+from tasks.dispatch.waiter import ResultWaiter
 from tasks.queues import Queues
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
@@ -93,6 +96,25 @@ def test_a_broker_that_is_read_but_takes_no_message_counts_as_away(
         finally:
             undo(redis_client)
     assert Queues(settings).read()[0].depth == 0
+
+
+def test_what_is_no_result_of_a_task_does_not_end_the_hearing_of_results(
+    redis_server: RedisServer, redis_client: redis.Redis
+) -> None:
+    async def hear() -> object:
+        async with redis.asyncio.Redis.from_url(redis_server.url()) as client:
+            waiter = ResultWaiter(client, lambda task_id: f"meta-{task_id}".encode(), id_prefix="a-")
+            waiter.start()
+            await waiter.subscribed(30)
+            with waiter.expecting("a-1"):
+                for data in (b"\xff", b"[]", b"{}", b'"x"', b'{"status": 3}', b'{"status": "SUCCESS", "result": 1}'):
+                    await client.publish("meta-a-1", data)
+                payload = await waiter.result("a-1", timeout_s=30)
+            await waiter.close()
+            return payload["result"]
+
+    assert redis_client.ping()
+    assert asyncio.run(hear()) == 1
 
 
 def _fill(server: redis.Redis) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -15,6 +16,7 @@ from pydantic_core import core_schema
 from app.api.bodies import EnqueueBody, PredictBody, PublishBody, RollbackBody, RunBody
 from app.api.features import FeaturesBody, ItemsBody
 from app.api.limits import MAX_BODY_BYTES
+from app.api.request_bodies import _STEP_BYTES, _unpacked
 from app.api.validation import _SENTENCES, _WANTED, as_bad_input
 from tests.integration.test_api import Deployment, fresh
 
@@ -114,6 +116,14 @@ async def test_what_is_too_large_unpacked_is_refused_before_all_of_it_is_unpacke
         bomb = pack(b" " * (MAX_BODY_BYTES + 1))
         status, sentence, _ = await ask(http, route, bomb, content_encoding=encoding)
         assert (status, sentence) == (413, f"the body is over {MAX_BODY_BYTES} bytes: send it in parts")
+
+
+async def test_a_packed_body_is_unpacked_in_small_steps() -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield gzip.compress(b" " * 10_000_000)
+
+    sizes = [len(piece) async for piece in _unpacked(pieces(), "gzip")]
+    assert (sum(sizes), max(sizes)) == (10_000_000, _STEP_BYTES)
 
 
 @pytest.mark.parametrize(

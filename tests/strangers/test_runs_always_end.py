@@ -267,6 +267,18 @@ def test_a_plan_that_fails_after_its_generation_was_opened_leaves_none_behind(
     world.assert_next_run_is_published()
 
 
+@pytest.mark.parametrize("bend", [{"state": "dreaming"}, {"created_at": "today"}, {"gates": "["}])
+def test_a_record_that_cannot_be_read_hides_no_other_run(world: World, logs: list[Any], bend: dict[str, str]) -> None:
+    odd, good = world.finish(world.request()), world.finish(world.request())
+    client: Any = world.table._client
+    client.hset(KEYS.run(odd.run_id), mapping=bend)
+    for _ in range(2):
+        assert [run.run_id for run in world.runs.list("m")] == [good.run_id]
+    told = [line for line in logs if line["event"] == "run.read.failed"]
+    assert [f"the record of run {odd.run_id} cannot be read" in line["error"] for line in told] == [True]
+    world.assert_next_run_is_published()
+
+
 def test_a_timer_goes_on_whatever_a_round_raises_and_tells_it_once(logs: list[Any]) -> None:
     rounds: list[str] = []
 

@@ -11,12 +11,14 @@ import pytest
 import redis
 from sklearn.base import BaseEstimator
 
-from inference.errors import ModelError
-from inference.keys import Keys
+from inference.errors import ModelError, SourceError
+from inference.features import load_features
+from inference.keys import Keys, TableKind
 from inference.models import ModelHost, ModelRegistry, Rollout, VersionRecord, inspect_versions
 from inference.models.inspection import inspect_version_in_subprocess, table_of
 from inference.models.runtimes import LoadOptions
 from inference.settings import Settings
+from inference.store import RedisTable
 from tests.support.plain_models import (
     AlwaysAnswers,
     Broken,
@@ -262,3 +264,85 @@ def test_the_trial_process_reads_the_table(tmp_path: Path, monkeypatch: pytest.M
     model = {"path": str(tmp_path / "m"), "allow_code": True, "features": str(tmp_path / "t.parquet")}
     with pytest.raises(ModelError, match=r"fails on each of the 1 rows tried of t\.parquet"):
         inspect_version_in_subprocess(Settings.model_validate({"models": {"m": model}}), "m", 1)
+
+
+def store_features(room: Room, client: redis.Redis, **columns: Any) -> None:
+    """Load features of entities, from a table that the settings do not name."""
+    path = room.folder.parent / "elsewhere.parquet"
+    rows = len(next(iter(columns.values())))
+    pq.write_table(pa.table({"entity_id": [f"u{i}" for i in range(rows)], **columns}), path)
+    table = RedisTable(client, Keys("t").table(TableKind.FEATURES, "m"), kind=TableKind.FEATURES, model="m")
+    vectoriser = room.host.get("m").vectoriser
+    load_features(table, str(path), vectoriser, entity_column="entity_id", event_time_column=None, keep_s=3600)
+
+
+def test_without_a_table_rows_of_the_feature_table_decide(without_table: Room, redis_client: redis.Redis) -> None:
+    room = without_table
+    room.put(1, Vocabulary({"": 0.0, "ab": 2.0}), WORD)
+    room.host.start()
+    store_features(room, redis_client, word=["ab"] * 200)
+    room.put(2, Vocabulary({"": 0.0}), WORD)
+    room.look()
+    assert room.active == 1
+    assert "rows tried of the feature table" in room.remark(2)
+    room.put(3, Vocabulary({"ab": 3.0}), WORD)
+    room.look()
+    assert (room.active, room.remark(3)) == (3, "")
+
+
+def test_while_the_table_is_away_rows_of_the_feature_table_decide(room: Room, redis_client: redis.Redis) -> None:
+    room.write_table(x=[1.0, 2.0])
+    room.put(1, OnlyPositive())
+    room.host.start()
+    store_features(room, redis_client, x=pa.array([1.0, 2.0], pa.float32()))
+    room.table.unlink()
+    room.put(2, OnlyPositive(2.0))
+    room.look()
+    assert (room.active, room.remark(2)) == (2, "")
+
+
+def test_features_that_are_loaded_later_bring_a_version_that_waits(
+    without_table: Room, redis_client: redis.Redis
+) -> None:
+    room = without_table
+    room.put(1, OnlyPositive())
+    room.host.start()
+    room.put(2, OnlyPositive(2.0))
+    room.look()
+    assert room.active == 1
+    store_features(room, redis_client, x=pa.array([1.0, 2.0], pa.float32()))
+    room.look()
+    assert (room.active, room.remark(2)) == (2, "")
+
+
+def test_a_worker_that_cannot_read_the_table_takes_the_word_of_one_that_can(room: Room) -> None:
+    room.write_table(x=[1.0, 2.0])
+    room.put(1, OnlyPositive())
+    room.host.start()
+    away = room.table.rename(room.table.with_suffix(".away"))
+    room.put(2, OnlyPositive(2.0))
+    room.look()
+    assert room.active == 1
+    elsewhere = room.worker()
+    away.rename(room.table)
+    elsewhere.load("m", 2)
+    room.table.unlink()
+    room.rollout.look()
+    assert (room.active, room.remark(2)) == (2, "")
+
+
+def test_a_proof_that_comes_while_another_worker_loads_is_not_lost(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    room.write_table(x=[1.0, 2.0])
+    room.put(1, OnlyPositive())
+    room.host.start()
+    room.put(2, OnlyPositive(2.0))
+    elsewhere = room.worker()
+
+    class Away:
+        def sample(self, _: Any) -> Any:
+            elsewhere.load("m", 2)
+            raise SourceError("the table is away")
+
+    monkeypatch.setattr(room.host, "real_rows", lambda _: Away())
+    assert room.host.load("m", 2, must_answer=True).record.is_proved
+    assert room.remark(2) == ""

@@ -59,7 +59,7 @@ class FakeKnower:
 
 
 def settings_of(name: str, **more: Any) -> FunctionFallback:
-    return FunctionFallback.model_validate({"kind": "function", "name": name, "function": "a:b", "timeout": 2, **more})
+    return FunctionFallback.model_validate({"kind": "function", "name": name, "function": "a:b", "timeout": 60, **more})
 
 
 class Room:
@@ -199,7 +199,7 @@ def database(tmp_path: Path) -> Path:
 
 
 def sql(database: Path, query: str, **more: Any) -> SqlKnower:
-    settings = {"kind": "sql", "name": "db", "url": f"sqlite:///{database}", "query": query, "timeout": 2, **more}
+    settings = {"kind": "sql", "name": "db", "url": f"sqlite:///{database}", "query": query, "timeout": 60, **more}
     return SqlKnower(SqlFallback.model_validate(settings), "entity_id")
 
 

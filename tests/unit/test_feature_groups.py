@@ -103,7 +103,7 @@ def test_the_hash_changes_with_every_rule_and_with_a_groups_source(change: dict[
         ([feature(dtype="string", categories=[])], {}, "list of the legal values"),
         ([feature(categories=[1])], {}, "categories are for text and integers"),
         ([feature(dtype="int8", categories=[1], min=0)], {}, "either categories, or min and max"),
-        ([feature(dtype="int8", nullable=True)], {}, "nullable is for floating-point"),
+        ([feature(column="")], {}, "no name of a table's column"),
         ([feature(default=1, nullable=True)], {}, "choose one"),
         ([feature(nullable="yes")], {}, "nullable must be true or false"),
         ([feature(group="p")], {}, "group 'p' is not declared"),

@@ -41,6 +41,16 @@ async def test_a_card_is_read_once_a_second_however_many_ask() -> None:
 
 
 @virtual_time
+async def test_a_model_that_has_just_come_into_service_is_seen_at_once() -> None:
+    reader = FakeReader()
+    reader.active_version = None
+    cards = ModelCards({"m": reader}, Records())
+    assert (await cards.of("m")).active is None
+    reader.active_version = 1
+    assert (await cards.of("m")).active == 1
+
+
+@virtual_time
 async def test_a_refused_or_unknown_version_is_not_ready() -> None:
     card = await ModelCards({"m": FakeReader()}, Records()).of("m")
     assert card.ready(None) is card.ready(1) is card.ready(7) is None

@@ -7,6 +7,7 @@ import inspect
 import pytest
 
 import tasks.batch
+import tasks.echo
 import tasks.maintenance
 import tasks.realtime
 from tasks.celery_app import celery_app
@@ -24,6 +25,7 @@ GIVEN = {
     "prepare_run": ["run_id"],
     "reconcile": [],
     "drive_spark": ["run_id"],
+    "echo": ["text"],
 }
 OURS = {name: task for name, task in celery_app.tasks.items() if name.startswith("forecache.")}
 
@@ -31,7 +33,7 @@ OURS = {name: task for name, task in celery_app.tasks.items() if name.startswith
 def test_every_task_is_known_here() -> None:
     assert set(OURS) == {f"forecache.{name}" for name in GIVEN}
     assert {task.__module__ for task in OURS.values()} == {
-        module.__name__ for module in (tasks.batch, tasks.maintenance, tasks.realtime)
+        module.__name__ for module in (tasks.batch, tasks.echo, tasks.maintenance, tasks.realtime)
     }
 
 

@@ -131,7 +131,7 @@ def test_a_slice_of_a_column_gives_the_rows_of_the_slice() -> None:
         (Feature("a", TEXT), pa.int64(), "is int64, but the feature is string"),
         (Feature("a", I32), pa.float64(), "is double, but the feature is int32: cast it to int32"),
         (Feature("a", DType.BOOL), pa.int8(), "is int8, but the feature is bool"),
-        (Feature("a", F32), pa.timestamp("us"), "cast it to float32"),
+        (Feature("a", F32), pa.timestamp("us"), "dates and times are no features; write what the model needs of it"),
         (Feature("a", F32, (2,)), pa.float32(), "store lists"),
         (Feature("a", F32), pa.list_(pa.float32()), "but the feature is float32"),
     ],

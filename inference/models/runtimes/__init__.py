@@ -10,11 +10,11 @@ from typing import Any
 
 from inference.errors import ModelError
 from inference.features import FeatureContract
-from inference.models.formats import Format, check_allowed, require_model_file
+from inference.models.formats import SAVED_MODEL, Format, check_allowed, require_model_file
 from inference.models.runtimes.greetings import without_greetings
-from inference.models.runtimes.runtime import LoadOptions, Runtime
+from inference.models.runtimes.runtime import LoadOptions, Runtime, SavedSignature
 
-__all__ = ["LoadOptions", "Runtime", "keras_environment", "load_runtime"]
+__all__ = ["LoadOptions", "Runtime", "SavedSignature", "keras_environment", "load_runtime", "signatures_of"]
 
 
 def load_runtime(
@@ -31,8 +31,27 @@ def load_runtime(
     options = options or LoadOptions()
     found = require_model_file(folder)
     check_allowed(found, allow_code=options.allow_code)
+    if options.signature is not None and found.format.name != SAVED_MODEL:
+        raise ModelError(
+            f'signature = "{options.signature}" chooses one of a SavedModel, and {found.file} is {found.format.title}: '
+            'remove "signature" under [models.NAME]',
+            field="signature",
+        )
     runtime: Runtime = _import(found.format).load(found.file, options, contract)
     return runtime
+
+
+def signatures_of(folder: Path) -> dict[str, SavedSignature]:
+    """Return all signatures of the SavedModel in a version's folder, by name; nothing for other formats.
+
+    Raises:
+        ModelError: it cannot be loaded, or there is no model.
+    """
+    found = require_model_file(folder)
+    if found.format.name != SAVED_MODEL:
+        return {}
+    named: dict[str, SavedSignature] = _import(found.format).signatures(folder)
+    return named
 
 
 def keras_environment(backend: str | None) -> dict[str, str]:

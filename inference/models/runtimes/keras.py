@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,16 +15,26 @@ import numpy.typing as npt
 from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
 from inference.models.runtimes.devices import cpu_name
-from inference.models.runtimes.runtime import LoadOptions, one_line
+from inference.models.runtimes.runtime import LoadOptions, one_line, telling_line
 from inference.models.runtimes.tensors import as_served, row_spec
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
 BACKENDS = ("tensorflow", "torch", "jax")
 _BACKEND = os.environ.get("KERAS_BACKEND") or next((name for name in BACKENDS if find_spec(name)), None)
 if _BACKEND is None:
-    raise ImportError(
+    raise ModelError(
         "Keras computes by TensorFlow, PyTorch or JAX, and none is installed: "
-        "install forecache[tensorflow], forecache[torch] or forecache[jax]"
+        "install forecache[tensorflow], forecache[torch] or forecache[jax] where workers run"
+    )
+if _BACKEND not in BACKENDS:
+    raise ModelError(
+        f"Keras' backend {_BACKEND!r} is not known here: set keras_backend under [workers], or KERAS_BACKEND, "
+        f"to one of {', '.join(BACKENDS)}"
+    )
+if not find_spec(_BACKEND):
+    raise ModelError(
+        f"Keras is to compute by {_BACKEND} (keras_backend, or KERAS_BACKEND), which is not installed: "
+        f"install forecache[{_BACKEND}] where workers run"
     )
 # read when the library is loaded
 os.environ["KERAS_BACKEND"] = _BACKEND
@@ -38,6 +49,9 @@ _Call = Callable[[Block], list[npt.NDArray[Any]]]
 #: model, the structure of its inputs, their specs → a call of it, and the outputs' dtypes where the backend knows them
 #: better than Keras, which takes text that was looked up for integers
 _Bind = Callable[[Any, Any, dict[str, TensorSpec]], tuple[_Call, list[str] | None]]
+#: what Keras says of a class or function that it does not know
+_FOREIGN = re.compile(r"Could not (?:locate|find|retrieve) (class|function|object) '(?:\w+>)?(\w+)'")
+_REASON = "Exception encountered: "
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory", "OOM when allocating")
 
 
@@ -57,7 +71,7 @@ class KerasRuntime:
         try:
             model = keras.saving.load_model(file, compile=False, safe_mode=True)
         except Exception as error:
-            raise ModelError(f"{file} cannot be loaded as a Keras model: {one_line(error)}", field="path") from error
+            raise ModelError(f"{file} cannot be loaded as a Keras model: {_why_not(error)}", field="path") from error
         inputs = getattr(model, "inputs", None)
         if not inputs:
             raise ModelError(
@@ -73,6 +87,7 @@ class KerasRuntime:
         self._inputs = {
             name: row_spec(file, "input", name, str(tensor.dtype), tensor.shape) for name, tensor in taken.items()
         }
+        _check_text(self._inputs, file)
         self._call, dtypes = bind(model, structure, self._inputs)
         outputs = _named(given, names, file)
         dtypes = dtypes or [str(tensor.dtype) for tensor in outputs.values()]
@@ -94,7 +109,7 @@ class KerasRuntime:
         try:
             arrays = self._call({name: inputs[name] for name in self._inputs})
         except Exception as error:  # each backend has its own
-            line = one_line(error)
+            line = telling_line(error)
             if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
                 raise ModelOutOfMemory(f"{rows} rows do not fit into memory: {line}") from error
             raise PredictionFailed(f"the model failed: {line}") from error
@@ -117,8 +132,36 @@ def _of_backend(options: LoadOptions) -> tuple[str, _Bind]:
         return pytorch.device(), _by_torch
     if backend == "jax":
         return _jax_device(options.gpu_memory_share), _by_jax
-    known = ", ".join(BACKENDS)
-    raise ModelError(f"Keras' backend {backend!r} is not known here: set KERAS_BACKEND to one of {known}")
+    raise ModelError(f"Keras computes by {backend}, which is not known here")  # whoever imported it first chose that
+
+
+def _why_not(error: Exception) -> str:
+    """Return why a file cannot be loaded, and the way out."""
+    text = str(error)
+    foreign = _FOREIGN.search(text)
+    if foreign:
+        return (
+            f"it needs the {foreign[1]} {foreign[2]!r}, which is not part of Keras and not in the file: export the "
+            "model as a SavedModel with model.export(path), which holds all that it computes"
+        )
+    if "safe_mode" in text or "enable_unsafe_deserialization" in text:
+        return (
+            "it holds a Lambda layer, whose code is not run when it is loaded: export the model as a SavedModel with "
+            "model.export(path), or build it of Keras' own layers"
+        )
+    return one_line(Exception(text.rpartition(_REASON)[2]))
+
+
+def _check_text(inputs: dict[str, TensorSpec], file: Path) -> None:
+    """Refuse inputs of text that the backend cannot take."""
+    backend = keras.backend.backend()
+    text = next((spec.name for spec in inputs.values() if spec.dtype is DType.STRING), None)
+    if text is not None and backend != "tensorflow":
+        raise ModelError(
+            f"{file}: input {text!r} is text, which only TensorFlow has, and Keras computes by {backend}: set "
+            'keras_backend = "tensorflow" under [workers]',
+            field=text,
+        )
 
 
 def _arranged(structure: Any, tensors: dict[str, Any]) -> Any:

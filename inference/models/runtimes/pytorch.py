@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
+from inference.models.formats import instead_of_program
 from inference.models.runtimes.devices import cpu_name
 from inference.models.runtimes.runtime import LoadOptions, one_line
 from inference.models.runtimes.tensors import as_served, row_spec
@@ -41,9 +42,7 @@ class TorchRuntime:
                 program = move_to_device_pass(program, self._on)
             self._module = program.module()
         except Exception as error:
-            raise ModelError(
-                f"{file} cannot be loaded as an exported PyTorch program: {one_line(error)}", field="path"
-            ) from error
+            raise ModelError(f"{file} {_why_not(file, error)}", field="path") from error
         values = {node.name: node.meta.get("val") for node in program.graph.nodes}
         self._keywords = _keywords(program.call_spec.in_spec, file)
         taken, given = program.graph_signature.user_inputs, program.graph_signature.user_outputs
@@ -99,6 +98,17 @@ def failure(error: Exception, rows: int) -> PredictionFailed:
     return PredictionFailed(f"the model failed: {line}")
 
 
+def _why_not(file: Path, error: Exception) -> str:
+    """Return why a file cannot be loaded, and what to save instead."""
+    other = instead_of_program(file)
+    if other is not None:
+        return other
+    # PyTorch sends the reader to a log that nobody sees here
+    lost = "warnings above" in str(error)
+    said = "it is damaged, or was written by another version of PyTorch" if lost else one_line(error)
+    return f"cannot be loaded as an exported PyTorch program: {said}"
+
+
 def _tensor(array: npt.NDArray[Any]) -> torch.Tensor:
     # torch shares the memory, and warns of what it may not write to
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))
@@ -126,4 +136,5 @@ def _spec(file: Path, kind: str, name: str, value: Any) -> TensorSpec:
     if not isinstance(value, torch.Tensor):
         raise ModelError(f"{file}: {kind} {name!r} is no tensor", field=name)
     shape = [size if isinstance(size, int) else None for size in value.shape]
-    return row_spec(file, kind, name, str(value.dtype).removeprefix("torch."), shape)
+    dtype = str(value.dtype).removeprefix("torch.")
+    return row_spec(file, kind, name, dtype, shape, free_rows="a torch.export.Dim there")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Sequence
+import re
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import skops.io
-from sklearn.base import is_classifier
 
 from inference.errors import ContractError, ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
+from inference.features.user_code import look_in
 from inference.models.runtimes.devices import cpu_name
 from inference.models.runtimes.runtime import LoadOptions, one_line
+from inference.models.runtimes.sklearn_columns import Learnt, learnt_columns, takes_documents
 from inference.models.runtimes.tensors import as_served, dtype_of
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
@@ -27,20 +29,25 @@ _MOST_SHOWN = 5
 _NEVER_TRUSTED = frozenset({"tests", "_testing", "externals", "conftest"})
 #: the input of a model that knows neither names nor a feature contract
 _ROWS = "x"
+#: libraries whose Booster is not what can be served, and what is
+_ESTIMATORS = {"lightgbm": "LGBMClassifier or LGBMRegressor", "xgboost": "XGBClassifier or XGBRegressor"}
+#: how a module that lacks a function or class is told, by pickle and by Python
+_LACKS = re.compile(r"attribute '(\w+)' on (<module .*>)|module '(.+)' has no attribute '(\w+)'")
+_GUESSED = " (if it takes text, say which of its columns are text: list them all in features.json)"
 _PREDICTION, _LABEL, _PROBABILITIES = "prediction", "label", "probabilities"
 
 
 def load(file: Path, options: LoadOptions, contract: FeatureContract | None) -> SklearnRuntime:
     """Load the estimator in `file`; a skops file's types must be trusted ones unless code is allowed."""
     read = _from_skops if file.suffix == ".skops" else _from_pickle
+    look_in(options.code_folder if options.allow_code else None)
     try:
         model = read(file, options.allow_code)
     except ModelError:
         raise
     except Exception as error:
-        raise ModelError(f"{file} cannot be loaded as a scikit-learn model: {one_line(error)}", field="path") from error
-    if not hasattr(model, "predict"):
-        raise ModelError(f"{file} holds a {type(model).__name__}, which has no predict method", field="path")
+        raise ModelError(f"{file} {_why_not(error)}", field="path") from error
+    _check_estimator(model, file)
     return SklearnRuntime(model, file, contract)
 
 
@@ -53,11 +60,13 @@ class SklearnRuntime:
     def __init__(self, model: Any, file: Path, contract: FeatureContract | None) -> None:
         self._model = model
         self._names = [str(name) for name in getattr(model, "feature_names_in_", [])]
-        self._inputs = _inputs(model, self._names, file, contract)
+        self._documents = takes_documents(model)
+        self._guessed = contract is None and bool(self._names)
+        self._learnt = learnt_columns(model, len(self._names) or int(getattr(model, "n_features_in_", 0)))
+        self._inputs = self._find_inputs(file, contract)
         self._same_dtype = len({spec.dtype for spec in self._inputs}) == 1
-        self._has_probabilities = (
-            is_classifier(model) and hasattr(model, "predict_proba") and isinstance(model.classes_, np.ndarray)
-        )
+        classes = getattr(model, "classes_", None)
+        self._has_probabilities = hasattr(model, "predict_proba") and isinstance(classes, np.ndarray)
         self._outputs = self._find_outputs(file)
         self.device = cpu_name()
         self.signature = Signature.of_model(self._inputs, self._outputs)
@@ -75,7 +84,8 @@ class SklearnRuntime:
         except MemoryError as error:
             raise ModelOutOfMemory(f"{rows} rows do not fit into memory: {one_line(error)}") from error
         except Exception as error:  # an estimator raises whatever its author liked
-            raise PredictionFailed(f"the model failed: {one_line(error)}") from error
+            hint = _GUESSED if self._guessed and not self._learnt else ""
+            raise PredictionFailed(f"the model failed: {one_line(error)}{hint}") from error
         return {spec.name: as_served(array, spec, rows) for spec, array in zip(self._outputs, arrays, strict=True)}
 
     def _compute(self, inputs: Block) -> list[npt.NDArray[Any]]:
@@ -85,11 +95,32 @@ class SklearnRuntime:
 
     def _table(self, inputs: Block) -> Any:
         """Return the rows as the estimator was fitted: with its columns' names, or without."""
-        columns = [inputs[spec.name] for spec in self._inputs]
-        if self._names and not self._same_dtype:
-            return pd.DataFrame(dict(zip(self._names, columns, strict=True)))
+        columns = [_with_missing(inputs[spec.name], self._learnt.get(n)) for n, spec in enumerate(self._inputs)]
+        if self._documents:
+            return columns[0]
+        if self._names and (self._learnt or not self._same_dtype):
+            typed = [_series(column, self._learnt.get(number)) for number, column in enumerate(columns)]
+            return pd.DataFrame(dict(zip(self._names, typed, strict=True)))
         flat = np.column_stack([column.reshape(len(column), -1) for column in columns])
         return pd.DataFrame(flat, columns=self._names) if self._names else flat
+
+    def _find_inputs(self, file: Path, contract: FeatureContract | None) -> tuple[TensorSpec, ...]:
+        if contract is not None:
+            return _listed_inputs(self._model, self._names, contract)
+        if self._names:
+            text = {number for number, learnt in self._learnt.items() if learnt.is_text}
+            return tuple(
+                TensorSpec(name, DType.STRING if number in text else DType.FLOAT64)
+                for number, name in enumerate(self._names)
+            )
+        if self._documents:
+            return (TensorSpec(_ROWS, DType.STRING),)
+        width = int(getattr(self._model, "n_features_in_", 0))
+        if not width:
+            raise ModelError(f"{file} does not say how many features it takes: list them in features.json")
+        if any(learnt.is_text for learnt in self._learnt.values()):
+            raise ModelError(f"{file} takes text and knows no names of columns: list them in features.json")
+        return (TensorSpec(_ROWS, DType.FLOAT64, (width,)),)
 
     def _find_outputs(self, file: Path) -> tuple[TensorSpec, ...]:
         if self._has_probabilities:
@@ -98,11 +129,26 @@ class SklearnRuntime:
                 TensorSpec(_LABEL, label),
                 TensorSpec(_PROBABILITIES, DType.FLOAT64, (len(self._model.classes_),)),
             )
-        try:
-            predicted = self._compute({spec.name: _zeros(spec) for spec in self._inputs})[0]
-        except Exception:  # noqa: BLE001 - made-up values may be refused; the shape that most estimators give is left
+        predicted = self._predicted_zeros()
+        if predicted is None:  # made-up values may be refused; the shape that most estimators give is left
             return (TensorSpec(_PREDICTION, DType.FLOAT64),)
         return (TensorSpec(_PREDICTION, _dtype(file, _PREDICTION, predicted), predicted.shape[1:]),)
+
+    def _predicted_zeros(self) -> npt.NDArray[Any] | None:
+        """Return what a row of zeros is answered with; None when it is refused.
+
+        A model that tells nothing of its columns may look them up by name: it is given names if it answers those only.
+        """
+        zeros = {spec.name: _zeros(spec) for spec in self._inputs}
+        unnamed = not self._names and not hasattr(self._model, "n_features_in_") and not self._documents
+        for names in [self._names, [spec.name for spec in self._inputs]][: 1 + unnamed]:
+            self._names = names
+            try:
+                return self._compute(zeros)[0]
+            except Exception:  # noqa: BLE001, S112 - an estimator raises whatever its author liked
+                continue
+        self._names = [] if unnamed else self._names
+        return None
 
 
 def _from_skops(file: Path, allow_code: bool) -> Any:
@@ -145,42 +191,83 @@ def _from_pickle(file: Path, _: bool) -> Any:
         return pickle.load(stream)  # noqa: S301 - only by the operator's `allow_code`
 
 
-def _inputs(model: Any, names: list[str], file: Path, contract: FeatureContract | None) -> tuple[TensorSpec, ...]:
-    width = int(getattr(model, "n_features_in_", 0)) or None
-    if contract is None:
-        if names:
-            text = set(_text_columns(model))
-            return tuple(TensorSpec(name, DType.STRING if name in text else DType.FLOAT64) for name in names)
-        if width is None:
-            raise ModelError(f"{file} does not say how many features it takes: list them in features.json")
-        return (TensorSpec(_ROWS, DType.FLOAT64, (width,)),)
+def _why_not(error: Exception) -> str:
+    """Return why a file cannot be loaded, and the way out."""
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        return (
+            f"needs the module {error.name!r}, which is not installed here: put it beside forecache.toml if it is your "
+            "own, else install what it is part of where workers run"
+        )
+    lacks = _LACKS.search(str(error)) if isinstance(error, AttributeError) else None
+    # where a notebook says __main__, the process that loads its pickle has a module of its own
+    if lacks and (lacks[2] or lacks[3]) in (repr(sys.modules["__main__"]), "__main__"):
+        return (
+            f"needs {lacks[1] or lacks[4]!r}, which was defined in a notebook or script (__main__) and is not in the "
+            "file: move it into a module beside forecache.toml, import it from there, and save the model again"
+        )
+    return f"cannot be loaded as a scikit-learn model: {one_line(error)}"
+
+
+def _check_estimator(model: Any, file: Path) -> None:
+    """Refuse what cannot predict, and what predicts from a type of its library's own instead of a table."""
+    type_ = type(model)
+    library = type_.__module__.partition(".")[0]
+    if type_.__name__ == "Booster" and library in _ESTIMATORS:
+        raise ModelError(
+            f"{file} holds a {library} Booster, which is no scikit-learn estimator: save the {_ESTIMATORS[library]} "
+            "around it, or convert it to ONNX (onnxmltools)",
+            field="path",
+        )
+    if isinstance(model, type):
+        raise ModelError(f"{file} holds the class {model.__name__} itself: save a fitted object of it", field="path")
+    if not hasattr(model, "predict"):
+        raise ModelError(
+            f"{file} holds a {type_.__name__}, which has no predict method{_predictor_in(model)}", field="path"
+        )
+
+
+def _predictor_in(model: Any) -> str:
+    """Return which part of a dict or list could be saved instead, in words; "" for none."""
+    parts = model.items() if isinstance(model, dict) else enumerate(model) if isinstance(model, list | tuple) else ()
+    inside = next((key for key, part in parts if hasattr(part, "predict")), None)
+    return "" if inside is None else f": save [{inside!r}] of it alone, which is a {type(model[inside]).__name__}"
+
+
+def _listed_inputs(model: Any, names: list[str], contract: FeatureContract) -> tuple[TensorSpec, ...]:
+    """Return the features of a contract in the order in which the model takes them."""
     fields = {spec.name: spec for spec in contract.fields}
     if names:
         odd = next(iter(sorted(set(names) ^ set(fields))), None) or next((n for n in names if fields[n].shape), None)
         if odd:
             raise ContractError(
-                f"feature {odd!r}: the model was fitted on the columns {', '.join(names[:20])}; "
-                "list each of them once, as a single value",
+                f"feature {odd!r}: the model was fitted on the columns {', '.join(names[:20])}; list each of them "
+                'once, as a single value (where a table calls one otherwise, its "column" says how)',
                 field=odd,
             )
         return tuple(fields[name] for name in names)
+    width = int(getattr(model, "n_features_in_", 0)) or (1 if takes_documents(model) else None)
     if width is not None and contract.width != width:
         raise ContractError(f"features.json lists {contract.width} values but the model takes {width}: list them all")
     return contract.fields
 
 
-def _text_columns(model: Any) -> Iterator[str]:
-    """Give the columns whose known categories are text, as far as a column transformer at the beginning tells."""
-    first = model.steps[0][1] if hasattr(model, "steps") else model
-    for _, transformer, columns in getattr(first, "transformers_", ()):
-        names = [columns] if isinstance(columns, str) else columns
-        if not isinstance(names, Sequence):  # a slice or a mask
-            continue
-        for step in [one for _, one in getattr(transformer, "steps", [("", transformer)])]:
-            known: Sequence[Any] = getattr(step, "categories_", ())
-            yield from (
-                str(name) for name, categories in zip(names, known, strict=False) if categories.dtype.kind in "OUT"
-            )
+def _with_missing(values: npt.NDArray[Any], learnt: Learnt | None) -> npt.NDArray[Any]:
+    """Return text with what the model takes for missing in place of None; anything else as it is."""
+    if values.dtype != object or (learnt is not None and learnt.missing is None):
+        return values
+    missing = np.array([value is None for value in values.ravel()], dtype=bool).reshape(values.shape)
+    if missing.any():
+        values = values.copy()
+        values[missing] = np.nan
+    return values
+
+
+def _series(values: npt.NDArray[Any], learnt: Learnt | None) -> Any:
+    if learnt is not None and learnt.categories is not None:
+        categories = pd.Index(list(learnt.categories))
+        return pd.Categorical.from_codes(categories.get_indexer(values), categories=categories)
+    # pandas would take None in a column of text for NaN
+    return pd.Series(values, dtype=object) if learnt is not None and learnt.missing is None else values
 
 
 def _dtype(file: Path, name: str, values: npt.NDArray[Any]) -> DType:

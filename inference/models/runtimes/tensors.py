@@ -51,7 +51,16 @@ def dtype_of(folder: Path, kind: str, name: str, dtype: str) -> DType:
     try:
         return DType(dtype)
     except ValueError:
-        raise ModelError(f"{folder}: {kind} {name!r} is {dtype}, which cannot be served", field=name) from None
+        raise ModelError(
+            f"{folder}: {kind} {name!r} is {dtype}, which cannot be served: {_fix_of(kind, dtype)}", field=name
+        ) from None
+
+
+def _fix_of(kind: str, dtype: str) -> str:
+    if dtype.startswith("complex"):
+        return f"have the model {'take' if kind == 'input' else 'give'} its real and imaginary parts as two {kind}s"
+    where = "convert it to float32 at the end of the model" if kind == "output" else "have the model convert a float32"
+    return f"{where} (PyTorch: .float(); else a cast), and export it again"
 
 
 def as_served(array: npt.NDArray[Any], spec: TensorSpec, rows: int) -> npt.NDArray[Any]:

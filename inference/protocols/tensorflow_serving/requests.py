@@ -48,14 +48,18 @@ def signature_of(document: Mapping[str, Any]) -> str:
     return name or DEFAULT_SIGNATURE
 
 
-def tensors_of(document: Mapping[str, Any], inputs: Sequence[TensorSpec]) -> tuple[Block, bool]:
+def tensors_of(
+    document: Mapping[str, Any], inputs: Sequence[TensorSpec], *, served: str | None = None
+) -> tuple[Block, bool]:
     """Return the tensors of a predict request, and whether it came by rows (`instances`) or by columns (`inputs`).
+
+    `served`: the signature that the settings choose, which answers to its own name too.
 
     Raises:
         BadInput: in the protocol's words.
     """
     signature = signature_of(document)
-    if signature != DEFAULT_SIGNATURE:
+    if signature not in (DEFAULT_SIGNATURE, served):
         raise BadInput(f'Serving signature name: "{signature}" not found in signature def')
     if "instances" in document:
         _check_instances(document)

@@ -45,6 +45,11 @@ def test_beat_keeps_no_state_file() -> None:
     assert not issubclass(beat_schedule.PatientScheduler, PersistentScheduler)
 
 
+def test_beat_sends_nothing_but_what_the_settings_ask_for() -> None:
+    beat = beat_schedule.PatientScheduler(make_beat(settings("30s")))
+    assert list(beat.schedule) == ["run m"]
+
+
 def test_parity_is_checked_only_where_it_is_asked_for() -> None:
     models = {"m": {"path": "m", "parity": {"every": "15m"}}, "other": {"path": "o"}}
     entries = beat_entries(Settings.model_validate({"models": models}))

@@ -96,7 +96,7 @@ def test_inputs_without_a_column_are_named_with_the_nearest() -> None:
     assert caught.value.message == (
         "none of the model's 3 inputs are columns of users.parquet; missing: 'carat' (nearest: 'Carat'), "
         "'dpth' (nearest: 'depth'), 'zzz' (its columns: user_id, Carat, depth): "
-        "rename the table's columns to the inputs' names"
+        "rename the table's columns to the inputs' names, or give each feature its \"column\" in features.json"
     )
 
 

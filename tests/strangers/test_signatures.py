@@ -1,0 +1,162 @@
+"""SavedModels with several signatures: the one that fits the table is found, or chosen by a setting."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from inference.errors import BadInput, ModelError
+from inference.models.runtimes import SavedSignature
+from inference.onboarding import Proposal, Table, ages_for, choose_signature, needs_choice, render_settings
+from inference.onboarding.guesses import Guess
+from inference.protocols.tensorflow_serving.requests import tensors_of
+from inference.schema import DType, Signature, TensorSpec
+from inference.settings import load_settings
+
+COLUMNS = Signature((TensorSpec("a", DType.FLOAT32), TensorSpec("b", DType.FLOAT32)), (TensorSpec("y", DType.FLOAT32),))
+OTHERS = Signature((TensorSpec("c", DType.FLOAT32), TensorSpec("d", DType.FLOAT32)), (TensorSpec("y", DType.FLOAT32),))
+TEXT = Signature((TensorSpec("examples", DType.STRING),), (TensorSpec("y", DType.FLOAT32),))
+TABLE = Table("t.parquet", pa.schema({"id": pa.string(), "a": pa.float64(), "b": pa.float64()}), ["id"])
+WITH_TEXT = Table("t.parquet", TABLE.schema.append(pa.field("name", pa.string())), ["id"])
+
+
+def found(**signatures: Signature) -> dict[str, SavedSignature]:
+    return {name: SavedSignature(one, reads_examples=one is TEXT) for name, one in signatures.items()}
+
+
+@pytest.mark.parametrize("table", [TABLE, WITH_TEXT])
+@pytest.mark.parametrize(
+    ("signatures", "chosen"),
+    [
+        (found(serving_default=TEXT, serving_raw=COLUMNS), "serving_raw"),
+        (found(predict=TEXT, serving_raw=COLUMNS), "serving_raw"),
+        (found(transform_features=OTHERS, tft_layer=TEXT, serving_raw=COLUMNS), "serving_raw"),
+        (found(serving_default=OTHERS, by_column=COLUMNS), "by_column"),
+        (found(serving_default=COLUMNS, other=COLUMNS), None),
+        (found(serving_default=OTHERS, other=OTHERS), None),
+        (found(serving_default=COLUMNS), None),
+        (found(only=COLUMNS), None),
+    ],
+)
+def test_the_only_signature_that_fits_the_table_is_chosen(
+    signatures: dict[str, SavedSignature], chosen: str | None, table: Table
+) -> None:
+    choice = choose_signature(signatures, table)
+    assert (choice and choice[0]) == chosen
+
+
+@pytest.mark.parametrize(
+    ("signatures", "words"),
+    [
+        (found(serving_default=TEXT), "takes serialized tf.Examples, not columns of a table"),
+        (
+            found(serving_default=TEXT, other=OTHERS),
+            r"none of its signatures \(other, serving_default\) fits t\.parquet",
+        ),
+        (found(one=COLUMNS, other=COLUMNS), "one and other fit t.parquet both: say which by --signature"),
+        (found(one=OTHERS, other=OTHERS), r"no signature 'serving_default'.*\(one, other\) none fits"),
+    ],
+)
+def test_what_cannot_be_chosen_is_said_in_one_line(signatures: dict[str, SavedSignature], words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        choose_signature(signatures, WITH_TEXT)
+
+
+def test_a_look_at_all_signatures_is_taken_only_when_the_default_may_not_do() -> None:
+    assert not needs_choice(COLUMNS, TABLE)
+    assert needs_choice(None, TABLE)
+    assert needs_choice(TEXT, WITH_TEXT)
+    assert needs_choice(OTHERS, TABLE)
+
+
+def test_the_choice_is_written_and_read_back(tmp_path: Path) -> None:
+    file = tmp_path / "forecache.toml"
+    proposal = Proposal(
+        model="tfx",
+        path="models/tfx",
+        features="t.parquet",
+        entity_column=Guess("id", "text"),
+        event_time_column=Guess(None, "none"),
+        matched="2 inputs",
+        schedule="0 3 * * *",
+        ages=ages_for("0 3 * * *", 0.0),
+        signature="serving_raw",
+    )
+    file.write_text(render_settings(proposal))
+    assert load_settings(file).models["tfx"].signature == "serving_raw"
+
+
+def test_a_client_may_call_the_chosen_signature_by_its_name() -> None:
+    document = {"instances": [{"a": 1.0, "b": 2.0}], "signature_name": "serving_raw"}
+    tensors, _ = tensors_of(document, COLUMNS.inputs, served="serving_raw")
+    assert {name: values.tolist() for name, values in tensors.items()} == {"a": [1.0], "b": [2.0]}
+    assert tensors_of({**document, "signature_name": "serving_default"}, COLUMNS.inputs, served="serving_raw")
+    with pytest.raises(BadInput, match='Serving signature name: "serving_raw" not found in signature def'):
+        tensors_of(document, COLUMNS.inputs)
+
+
+EXPORT = """
+import sys
+import tensorflow as tf
+
+class M(tf.Module):
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="examples")])
+    def of_examples(self, examples):
+        read = tf.io.parse_example(examples, {name: tf.io.FixedLenFeature([], tf.float32) for name in "ab"})
+        return {"y": read["a"] + read["b"]}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, name=name) for name in "ab"])
+    def of_columns(self, a, b):
+        return {"y": a + 2 * b}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="word")])
+    def of_words(self, word):
+        return {"y": tf.cast(tf.strings.length(word), tf.float32)}
+
+m = M()
+tf.saved_model.save(m, sys.argv[1], signatures={"predict": m.of_examples, "raw": m.of_columns, "words": m.of_words})
+"""
+
+LOOK = """
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from inference.errors import ModelError
+from inference.models.loaded import load_version
+from inference.models.runtimes import LoadOptions, signatures_of
+
+folder = Path(sys.argv[1])
+print({name: one.reads_examples for name, one in signatures_of(folder).items()})
+for name in (None, "raw", "rwa"):
+    try:
+        loaded = load_version("m", folder, 1, folder, options=LoadOptions(signature=name))
+        print(loaded.predict({"a": np.float32([1, 2]), "b": np.float32([3, 4])})["y"].tolist())
+    except ModelError as error:
+        print(error.message)
+"""
+
+
+@pytest.mark.slow
+def test_a_saved_model_tells_which_signatures_read_examples_and_serves_the_chosen_one(tmp_path: Path) -> None:
+    def run(code: str) -> list[str]:
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"}
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "m")], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return [line for line in done.stdout.splitlines() if "model.loaded" not in line]
+
+    run(EXPORT)
+    reads, without, chosen, misspelt = run(LOOK)
+    assert reads == str({"predict": True, "raw": False, "words": False})
+    assert "(found: predict, raw, words): choose one by signature = " in without
+    assert chosen == str(np.array([7.0, 10.0]).tolist())
+    assert "has no signature 'rwa' (found: predict, raw, words): correct \"signature\" under [models.NAME]" in misspelt
