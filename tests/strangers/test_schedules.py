@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -130,6 +131,8 @@ def test_two_skipped_times_make_one_run_and_lines_by_real_time_lose_no_hour() ->
     day = [each.date() for each in slots("0 * * * *", "Europe/Berlin", "2026-10-24T12:00", 2)]
     assert day.count(date(2026, 10, 25)) == 25
     assert len(slots("*/15 2 * * *", "Europe/Berlin", "2026-10-24T12:00", 1)) == 4
+    often = [each.timestamp() for each in slots("*/5 * * * *", "Europe/Zurich", "2023-10-28T22:00", 1)]
+    assert {following - each for each, following in pairwise(often)} == {300}
 
 
 def test_beat_fires_once_in_the_night_that_is_an_hour_longer() -> None:
