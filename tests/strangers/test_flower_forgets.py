@@ -12,7 +12,7 @@ from celery import Celery
 from flower.app import Flower
 
 from app.dashboard.credentials import Credentials
-from app.dashboard.server import build_flower
+from app.dashboard.server import build_flower, forget_workers
 from inference.settings.processes import DashboardSettings
 
 
@@ -56,7 +56,9 @@ def test_tasks_and_workers_in_memory_are_bounded(flower: Flower) -> None:
         hear(flower, "task-received", f"bound-{n}", uuid=str(uuid4()), name="forecache.predict_entities")
     state = flower.events.state
     assert (len(state.tasks), len(state.workers)) == (50, 8)
-    flower.purge_offline_worker_metrics()
+    assert len(state.counter) > 8
+    forget_workers(flower)
+    assert (len(state.counter), len(state.tasks_by_worker)) == (8, 8)
     alive = {name for name, _ in state.workers.items()}
     lines = prometheus_client.generate_latest().decode().splitlines()
     assert {line.split('worker="')[1].split('"')[0] for line in lines if 'worker="bound-' in line} <= alive
