@@ -17,7 +17,7 @@ class Source(StrEnum):
 
 
 class Outcome(StrEnum):
-    """What became of one request for one entity. The seven are counted; they add up to all requests."""
+    """What became of one request for one entity. All are counted; the hit rate divides by all but `UNKNOWN`."""
 
     #: answered from a generation, within its age limit
     HIT_BATCH = "hit_batch"
@@ -31,10 +31,16 @@ class Outcome(StrEnum):
     PREVIOUS = "previous"
     #: the model's declared default
     DEFAULT = "default"
-    #: no answer: 503
+    #: no answer in time, and another try may have one: 503
     SHED = "shed"
+    #: no answer, and another try has none either: the model or the entity's features failed
+    FAILED = "failed"
+    #: nobody knows the entity: 404
+    UNKNOWN = "unknown"
 
     # attributes, not properties: each answer is asked for them, and looking a member up takes its time
+    #: whether the hit rate divides by it
+    is_rated: bool
     #: whether it counts into the hit rate's numerator
     is_hit: bool
     #: whether the answer is older than asked for
@@ -43,6 +49,7 @@ class Outcome(StrEnum):
     is_degraded: bool
 
     def __init__(self, word: str) -> None:
+        self.is_rated = word != "unknown"
         self.is_hit = word in ("hit_batch", "hit_realtime")
         self.is_stale = word in ("stale", "previous")
         self.is_degraded = word in ("stale", "previous", "default")

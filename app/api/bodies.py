@@ -197,7 +197,10 @@ class JobBody(BaseModel):
 
 
 class HitRateBody(BaseModel):
-    """What became of the requests of the last `window_s` seconds; `hit_rate` is 0 when there were none."""
+    """What became of the requests of the last `window_s` seconds; `hit_rate` is 0 when there were none.
+
+    `total`: requests that the hit rate divides by, which is the sum of all outcomes but `unknown` (404).
+    """
 
     model: str
     window_s: int

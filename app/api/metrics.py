@@ -32,6 +32,8 @@ router = APIRouter(tags=["metrics"])
 WINDOW_S = 300
 #: buckets of ours that make one of Prometheus': 64 of them for each model and quantity would be too many
 _MERGED = 4
+#: ends the HELP text of whatever would be counted twice by a sum over scrapes
+_DEPLOYMENT_WIDE = "Of the whole deployment: take max over API processes."
 
 
 class HitCollector(Collector):
@@ -43,27 +45,24 @@ class HitCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Yield the counters since ever, and the hit rate of the last five minutes."""
-        answered = CounterMetricFamily(
-            "forecache_predictions", "Predictions answered, by outcome.", labels=["model", "outcome"]
-        )
-        ratio = GaugeMetricFamily(
+        answered = _counter("predictions", "Requests for one entity, by outcome.", "outcome")
+        ratio = _of_model(
             "forecache_hit_ratio",
-            "Share of the last five minutes' answers that were fresh and from the store; absent without any.",
-            labels=["model"],
+            "Share of the last five minutes' requests that were answered from the store and fresh, those for unknown "
+            "entities not counted; absent without any.",
         )
-        hit_latency = _histogram("forecache_hit_latency_seconds", "How long requests took that the store answered.")
-        miss_latency = _histogram("forecache_miss_latency_seconds", "How long all other requests took.")
-        fallbacks = CounterMetricFamily(
-            "forecache_fallback_entities",
-            "Entities that a fallback was asked for, by what it said.",
-            labels=["model", "fallback", "outcome"],
+        hit_latency = _histogram("hit_latency_seconds", "How long requests took that the store answered.")
+        miss_latency = _histogram("miss_latency_seconds", "How long all other requests took.")
+        fallbacks = _counter(
+            "fallback_entities", "Entities that a fallback was asked for, by what it said.", "fallback", "outcome"
         )
-        parity = CounterMetricFamily(
-            "forecache_parity_answers",
+        parity = _counter(
+            "parity_answers",
             "Answers computed again the other way: agreed, disagreed (a defect), or drifted (of another vector).",
-            labels=["model", "path", "result"],
+            "path",
+            "result",
         )
-        age = _histogram("forecache_prediction_age_seconds", "How old predictions were when they were answered.")
+        age = _histogram("prediction_age_seconds", "How old predictions were when they were answered.")
         for model in self._models:
             totals = self._hits.totals(model)
             for (name, said), count in counted(totals, FALLBACKS).items():
@@ -80,8 +79,7 @@ class HitCollector(Collector):
                 ratio.add_metric([model], recent.hit_rate)
             histograms = ever.hit_latency, ever.miss_latency, ever.age
             for family, histogram in zip((hit_latency, miss_latency, age), histograms, strict=True):
-                # the sum of the values is not kept
-                family.add_metric([model], _cumulative(histogram), sum_value=None)
+                family.add_metric([model], _cumulative(histogram), sum_value=histogram.sum)
         yield from (answered, ratio, hit_latency, miss_latency, age, fallbacks, parity)
 
 
@@ -208,8 +206,12 @@ def _of_model(name: str, text: str) -> GaugeMetricFamily:
     return GaugeMetricFamily(name, text, labels=["model"])
 
 
+def _counter(name: str, text: str, *labels: str) -> CounterMetricFamily:
+    return CounterMetricFamily(f"forecache_{name}", f"{text} {_DEPLOYMENT_WIDE}", labels=["model", *labels])
+
+
 def _histogram(name: str, text: str) -> HistogramMetricFamily:
-    return HistogramMetricFamily(name, text, labels=["model"])
+    return HistogramMetricFamily(f"forecache_{name}", f"{text} {_DEPLOYMENT_WIDE}", labels=["model"])
 
 
 def _cumulative(counted: Histogram) -> list[tuple[str, float]]:

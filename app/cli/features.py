@@ -43,6 +43,7 @@ def load(
             Vectoriser(record.contract, record.signature),
             entity_column=of_model.entity_column,
             event_time_column=of_model.event_time_column,
+            newest=of_model.rows == "newest",
             keep_s=of_model.batch.keep,
         ).to_json()
     if as_json:

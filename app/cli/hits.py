@@ -24,7 +24,7 @@ def hits(
     window: Annotated[str, typer.Option(metavar="DURATION", help="How far back to look: 5m, 1h, 24h, …")] = "1h",
     as_json: AsJson = False,
 ) -> None:
-    """Print the hit rate and the seven outcomes that requests had, and what fallbacks said of how many entities."""
+    """Print the hit rate, how many requests had each outcome, and what fallbacks said of how many entities."""
     from inference.features.fallbacks import FallbackOutcome
     from inference.hits import FALLBACKS, PARITY, HitWindows, ParityResult, Statistics
 

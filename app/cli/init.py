@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -30,6 +30,10 @@ def init(
     event_time_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="The column that says how old a row's features are.")
     ] = None,
+    rows: Annotated[
+        Literal["one", "newest"],
+        typer.Option(help="Rows that an entity has in the table: one, or several of which the newest counts."),
+    ] = "one",
     columns: Annotated[
         str | None,
         typer.Option(metavar="A,B,…", help="The columns of a model with one input tensor, in the tensor's order."),
@@ -68,6 +72,7 @@ def init(
         schedule=schedule,
         force=force,
         allow_code=allow_code,
+        rows=rows,
         signature=signature,
     )
     Onboarding(options, Asker.for_terminal(accepts=yes)).run()

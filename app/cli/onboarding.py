@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote
 
 import typer
@@ -26,7 +27,7 @@ from inference.onboarding import Guess, Match, ModelFolder, Proposal, Table, Tar
 from inference.schema import DType, TensorSpec
 from inference.settings import ModelSettings, Settings, load_settings, settings_file
 from inference.settings.deployment import MODEL_NAME
-from inference.settings.model import parse_schedule
+from inference.settings.schedules import parse_schedule
 from inference.sources import Source, open_source
 
 _LABEL_WIDTH = len("event_time_column:")
@@ -45,6 +46,7 @@ class Options:
     schedule: str
     force: bool
     allow_code: bool = False
+    rows: Literal["one", "newest"] = "one"
     signature: str | None = None
 
 
@@ -83,6 +85,8 @@ class Onboarding:
         _say("table", f"{source.path}: {_number(source.rows)} rows, {_number(len(source.schema.names))} columns")
         entity = self._entity_column(source, name)
         event_time = self._event_time_column(source, entity)
+        if options.rows == "newest" and event_time.value is None:
+            raise SettingsError("--rows newest needs --event-time-column: the column that dates the rows", field="rows")
         with onboarding.model_folder(path, target.root / "models" / name) as folder:
             self._set_up(target, name, folder, source, entity, event_time)
 
@@ -104,6 +108,7 @@ class Onboarding:
             path=onboarding.spelled(folder.home, target.root),
             features=onboarding.spelled(Path(source.path), target.root),
             allow_code=self._options.allow_code,
+            rows=self._options.rows,
             signature=signature,
             entity_column=entity,
             event_time_column=event_time,
@@ -117,16 +122,20 @@ class Onboarding:
 
     def _entity_column(self, source: Source, name: str) -> Guess:
         """Return the column of ids and why it can be it."""
+        may_repeat = self._options.rows == "newest"
 
         def check(column: str) -> Guess:
             check_key_columns(source, column, None)
-            return Guess(column, onboarding.check_distinct(onboarding.read_head(source, [column]), column))
+            head = onboarding.read_head(source, [column])
+            return Guess(column, onboarding.check_entity_column(head, column, may_repeat=may_repeat))
 
         guess = None
         if self._options.entity_column is None:
             candidates = onboarding.entity_candidates(source.schema, f"{Path(source.path).stem} {name}")
             guess = onboarding.guess_entity_column(
-                onboarding.read_head(source, candidates), onboarding.unfit_id_columns(source.schema)
+                onboarding.read_head(source, candidates),
+                onboarding.unfit_id_columns(source.schema),
+                may_repeat=may_repeat,
             )
             _say("guess", guess.reason if guess.value is None else f"entity column {guess.value!r}: {guess.reason}")
         chosen = self._asker.need(

@@ -15,6 +15,7 @@ from flower.options import default_options
 from flower.urls import settings as flower_settings
 from flower.utils import prepend_url
 from tornado.httpserver import HTTPServer
+from tornado.ioloop import PeriodicCallback
 from tornado.netutil import bind_sockets
 
 from app.dashboard.actions import Action
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
+_FORGETS_EVERY_MS = 60_000
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -58,8 +60,22 @@ def run(settings: Settings) -> None:
     HTTPServer(flower).add_sockets(sockets)
     for number in (signal.SIGINT, signal.SIGTERM):
         flower.io_loop.asyncio_loop.add_signal_handler(number, flower.stop)
+    PeriodicCallback(lambda: forget_workers(flower), _FORGETS_EVERY_MS).start()
     _announce(settings, credentials)
     flower.start()
+
+
+def forget_workers(flower: Flower) -> None:
+    """Drop what Flower keeps by the names of workers: metrics of those that are gone, counts beyond `max_workers`.
+
+    Flower itself drops the metrics only when it is scraped, and the counts never.
+    """
+    flower.purge_offline_worker_metrics()
+    state = flower.events.state
+    known = {name for name, _ in state.workers.items()}
+    for by_name in (state.counter, state.tasks_by_worker, flower.inspector.workers):
+        for name in [name for name in by_name if name not in known]:
+            del by_name[name]
 
 
 def build_flower(
@@ -74,6 +90,10 @@ def build_flower(
     default_options.basic_auth = [credentials.basic_auth]
     default_options.url_prefix = prefix or None
     default_options.read_only = settings.read_only
+    # Flower remembers 100 000 tasks, of some 6 KiB each, and every worker that ever was, unless told otherwise
+    default_options.max_tasks = settings.max_tasks
+    default_options.max_workers = settings.max_workers
+    default_options.purge_offline_workers = max(1, round(settings.forget_workers_after))
     # its pages ask the process-wide default application for the time zone
     celery_app.set_default()
     own: dict[str, Any] = {"template_loader": Templates(flower_settings["template_path"])}

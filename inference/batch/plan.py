@@ -54,6 +54,7 @@ class Fingerprint:
     contract_hash: str
     rows_per_chunk: int
     bytes_per_chunk: int
+    rows: str = "one"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -61,7 +62,7 @@ class Fingerprint:
 
     def differences(self, before: dict[str, Any]) -> list[str]:
         """Return what else than the files changed since `before` (a `to_json`), in words; empty for nothing."""
-        now = self.to_json()
+        now, before = self.to_json(), {"rows": "one", **before}  # older releases knew no other
         return [
             f"{key}: {before.get(key)!r} is now {now[key]!r}"
             for key in now

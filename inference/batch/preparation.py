@@ -18,6 +18,7 @@ from inference.batch.tables import RunTables
 from inference.errors import BadInput, Conflict, SourceError
 from inference.failures import sentence_of
 from inference.features import Vectoriser, check_key_columns
+from inference.features.repeated_ids import refuse_repeated_ids
 from inference.logs import get_logger
 from inference.models import Inspect, ModelRegistry, VersionRecord, record_to_serve
 from inference.settings import ModelSettings, Settings
@@ -82,8 +83,14 @@ class Preparation:
         _, model = self.settings.model(run.model)
         folder = self._parquet_folder(run, model)
         limits = {"rows_per_chunk": model.batch.rows_per_chunk, "bytes_per_chunk": model.batch.bytes_per_chunk}
-        chunks = self.ledger.plans.write(run.run_id, plan_chunks(source.files, **limits), files=source.files)
-        facts = {**_planned(chunks, source.rows, fingerprint), "parquet_folder": folder}
+        if model.rows == "newest":
+            selected = self._select(run, source, model, limits)
+            planned, rows = gather(selected.pieces, **limits), selected.rows
+        else:
+            refuse_repeated_ids(source, model.entity_column)
+            planned, rows = plan_chunks(source.files, **limits), source.rows
+        chunks = self.ledger.plans.write(run.run_id, planned, files=source.files)
+        facts = {**_planned(chunks, rows, fingerprint), "parquet_folder": folder}
         self._begin(run, version, model, facts)
 
     def _begin(self, run: RunRecord, version: VersionRecord, model: ModelSettings, facts: dict[str, str | int]) -> None:
@@ -126,6 +133,7 @@ class Preparation:
             Selection(entities, run.since),
             entity_column=model.entity_column,
             event_time_column=model.event_time_column,
+            newest=model.rows == "newest",
         )
 
     def _parquet_folder(self, run: RunRecord, model: ModelSettings) -> str:
@@ -144,6 +152,7 @@ def _fingerprint(source: Source, model: ModelSettings, version: VersionRecord) -
         contract_hash=version.contract_hash,
         rows_per_chunk=model.batch.rows_per_chunk,
         bytes_per_chunk=model.batch.bytes_per_chunk,
+        rows=model.rows,
     )
 
 

@@ -1,15 +1,21 @@
-"""When a model's runs are due. A slot is the instant that a schedule names; each gets at most one run."""
+"""When a model's runs are due. A slot is the instant that a schedule names; each gets at most one run.
+
+A cron line goes by the clock on the wall. When clocks go back, some of its times come twice: a line with fixed hours
+takes the first of the two, one with `*` or a step in its hours takes both. When clocks go forward, a time that is
+skipped is due as soon as the clocks have gone forward.
+"""
 
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from croniter import croniter
 
 from inference.clock import to_iso
 from inference.settings import parse_duration
+from inference.settings.schedules import cron_line
 
 #: how early a message may arrive before its slot by this host's clock (clocks differ) and still be of it
 _SKEW_S = 10.0
@@ -20,19 +26,35 @@ def slot_at(schedule: str, timezone: str, now: float) -> float:
 
     `schedule` is a cron line, read in `timezone`, or a duration such as "30s", counted from the epoch.
     """
-    if croniter.is_valid(schedule):
-        # croniter gives the slot strictly before its start, and slots lie on whole seconds
-        return float(_cron(schedule, timezone, math.floor(now) + 1).get_prev(datetime).timestamp())
-    every_s = parse_duration(schedule)
-    return math.floor(now / every_s) * every_s
+    line = cron_line(schedule)
+    if line is None:
+        every_s = parse_duration(schedule)
+        return math.floor(now / every_s) * every_s
+    # croniter gives the slot strictly before its start, and slots lie on whole seconds
+    start = _local(math.floor(now) + 1, timezone)
+    if not _has_fixed_hours(line):
+        return float(croniter(line, start).get_prev(datetime).timestamp())
+    # in an hour that comes again, times that the wall shows later had their turn before
+    again = (start.replace(fold=0).utcoffset() or _ZERO) - (start.utcoffset() or _ZERO)
+    times = croniter(line, start.replace(tzinfo=None) + again)
+    while (slot := _instant(times.get_prev(datetime), timezone)) > now:
+        pass
+    return slot
 
 
 def slot_after(schedule: str, timezone: str, at: float) -> float:
     """Return the first slot later than `at`, both in epoch seconds."""
-    if croniter.is_valid(schedule):
-        return float(_cron(schedule, timezone, math.floor(at)).get_next(datetime).timestamp())
-    every_s = parse_duration(schedule)
-    return (math.floor(at / every_s) + 1) * every_s
+    line = cron_line(schedule)
+    if line is None:
+        every_s = parse_duration(schedule)
+        return (math.floor(at / every_s) + 1) * every_s
+    start = _local(math.floor(at), timezone)
+    if not _has_fixed_hours(line):
+        return float(croniter(line, start).get_next(datetime).timestamp())
+    times = croniter(line, start.replace(tzinfo=None))
+    while (slot := _instant(times.get_next(datetime), timezone)) <= at:
+        pass
+    return slot
 
 
 def current_slot(schedule: str, timezone: str, now: float) -> str:
@@ -47,5 +69,29 @@ def current_slot(schedule: str, timezone: str, now: float) -> str:
     return to_iso(following if following - now <= early_s else slot_at(schedule, timezone, now))
 
 
-def _cron(schedule: str, timezone: str, start: float) -> croniter:
-    return croniter(schedule, datetime.fromtimestamp(start, UTC).astimezone(ZoneInfo(timezone)))
+_ZERO = timedelta()
+
+
+def _has_fixed_hours(line: str) -> bool:
+    return not {"*", "/"} & set(line.split()[1])
+
+
+def _local(at: float, timezone: str) -> datetime:
+    return datetime.fromtimestamp(at, UTC).astimezone(ZoneInfo(timezone))
+
+
+def _instant(wall: datetime, timezone: str) -> float:
+    """Return when the clocks of a zone first show a time, in epoch seconds; for one that they skip, when they do so."""
+    first, second = (wall.replace(tzinfo=ZoneInfo(timezone), fold=fold).timestamp() for fold in (0, 1))
+    if first <= second:
+        return first
+    # skipped: the clocks change between the two, on a whole second
+    low, high = math.floor(second), math.ceil(first)
+    before = _local(low, timezone).utcoffset()
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _local(middle, timezone).utcoffset() == before:
+            low = middle
+        else:
+            high = middle
+    return float(high)

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, date, datetime
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from inference.batch.asked import Selection, as_utc
+from inference.batch.asked import Selection
 from inference.batch.gates import MAX_EXAMPLES
 from inference.batch.plan import Piece
 from inference.entities import entity_ids_as_text, illegal_entity_ids
-from inference.errors import SourceError
 from inference.features import event_times
+from inference.features.repeated_ids import NewestRows, repeated_ids_error
 from inference.sources import (
     Slice,
     Source,
     count_distinct_ids,
     flat_columns,
     hash_ids,
+    newest_instants,
     pack_mask,
     read_slices,
+    unpack_mask,
 )
 
 _BATCH_ROWS = 1 << 17
@@ -47,31 +47,44 @@ class Selected:
 
 
 def select_rows(
-    source: Source, pieces: Iterator[Piece], selection: Selection, *, entity_column: str, event_time_column: str | None
+    source: Source,
+    pieces: Iterator[Piece],
+    selection: Selection,
+    *,
+    entity_column: str,
+    event_time_column: str | None,
+    newest: bool = False,
 ) -> Selected:
     """Return which rows of `pieces` (the whole source) are meant. Reads ids and event times, no features.
 
-    Row groups whose statistics say that nothing in them is new enough are not read.
+    Row groups whose statistics say that nothing in them is new enough are not read. `newest`: of an entity with several
+    rows only the newest is meant (see `NewestRows`); needs `event_time_column`.
 
     Raises:
         SourceError: two rows that are meant have the same id, or the source cannot be read.
     """
-    scan = _Scan(selection, entity_column, event_time_column)
+    scan = _Scan(selection, entity_column, event_time_column, newest=newest)
     kept: list[Piece] = []
     for group, batches in _row_groups(source, _prune(source, pieces, selection.since, event_time_column), scan.columns):
         kept += _masked(group, np.concatenate([scan.mask(batch) for batch in batches]))
-    _refuse_repeated(source, kept, scan.hashes, entity_column)
+    if scan.newest is None:
+        _refuse_repeated(source, kept, scan.hashes, entity_column)
+    else:
+        kept = list(_refined(kept, scan.newest.keep()))
     return replace(scan.missing(), pieces=kept)
 
 
 class _Scan:
     """Says of each row whether it is meant, and remembers the ids of those that are."""
 
-    def __init__(self, selection: Selection, entity_column: str, event_time_column: str | None) -> None:
+    def __init__(
+        self, selection: Selection, entity_column: str, event_time_column: str | None, *, newest: bool
+    ) -> None:
         self._asked = None if selection.entities is None else _Asked(selection.entities)
         self._since = -np.inf if selection.since is None else selection.since
         self._entity_column = entity_column
-        self._time_column = event_time_column if selection.since is not None else None
+        self._time_column = event_time_column if newest or selection.since is not None else None
+        self.newest = NewestRows() if newest else None
         self.columns = [entity_column, *([self._time_column] if self._time_column else [])]
         #: of the legal ids that are meant
         self.hashes: list[npt.NDArray[np.uint64]] = []
@@ -80,9 +93,15 @@ class _Scan:
         ids = entity_ids_as_text(batch.column(self._entity_column), self._entity_column)
         hashed = hash_ids(pc.fill_null(ids, ""))
         mask = np.ones(len(ids), bool) if self._asked is None else self._asked.find(hashed)
+        illegal = np.asarray(illegal_entity_ids(ids))
         if self._time_column is not None:
-            mask = mask & (event_times(batch.column(self._time_column)) >= self._since)  # an unknown time is not newer
-        self.hashes.append(hashed[mask & ~np.asarray(illegal_entity_ids(ids))])
+            times = event_times(batch.column(self._time_column))
+            if self._since > -np.inf:
+                mask = mask & (times >= self._since)  # an unknown time is not newer
+            if self.newest is not None:
+                self.newest.add(hashed[mask], times[mask], illegal[mask])
+                return mask
+        self.hashes.append(hashed[mask & ~illegal])
         return mask
 
     def missing(self) -> Selected:
@@ -139,6 +158,20 @@ def _masked(group: Sequence[Piece], mask: npt.NDArray[np.bool_]) -> Iterator[Pie
             yield Piece(replace(piece.slice, mask=packed), rows, piece.bytes * rows // len(own))
 
 
+def _refined(pieces: Sequence[Piece], keep: npt.NDArray[np.bool_]) -> Iterator[Piece]:
+    """Yield of pieces the rows to keep; `keep` says it of each row that is meant, in order."""
+    at = 0
+    for piece in pieces:
+        length = piece.slice.length
+        mask = np.ones(length, bool) if piece.slice.mask is None else unpack_mask(piece.slice.mask, length)
+        mask[mask] = keep[at : at + piece.rows]
+        at += piece.rows
+        rows = int(mask.sum())
+        if rows:
+            packed = None if rows == length else pack_mask(mask)
+            yield Piece(replace(piece.slice, mask=packed), rows, piece.bytes * rows // piece.rows)
+
+
 def _refuse_repeated(
     source: Source, pieces: Sequence[Piece], hashes: Sequence[npt.NDArray[np.uint64]], entity_column: str
 ) -> None:
@@ -147,10 +180,7 @@ def _refuse_repeated(
     if repeated:
         slices: list[Slice] = [piece.slice for piece in pieces]
         counted = count_distinct_ids(source.files, entity_column, examples=MAX_EXAMPLES, slices=slices)
-        named = ", ".join(map(repr, counted.duplicates))
-        raise SourceError(
-            f"{repeated:,} of the rows repeat an entity id, such as {named}: make the ids unique", field=entity_column
-        )
+        raise repeated_ids_error(repeated, counted.duplicates, entity_column)
 
 
 def _prune(source: Source, pieces: Iterator[Piece], since: float | None, column: str | None) -> Iterator[Piece]:
@@ -174,22 +204,7 @@ def _newest_times(source: Source, number: int, column: str) -> dict[int, float]:
     file, metadata = source.files[number], source.metadata[number]
     place = flat_columns(metadata).get(column)
     if place is None:
-        value = next((value.scalar.as_py() for value in file.partition if value.column == column), None)
-        known = _epoch_s(value)
-        return {} if known is None else dict.fromkeys(range(len(file.row_groups)), known)
-    found = {}
-    for group in range(len(file.row_groups)):
-        statistics = metadata.row_group(group).column(place).statistics
-        known = _epoch_s(statistics.max) if statistics is not None and statistics.has_min_max else None
-        if known is not None:
-            found[group] = known
-    return found
-
-
-def _epoch_s(value: Any) -> float | None:
-    """Return epoch seconds of a date or an instant, UTC unless it says otherwise; None for anything else."""
-    if isinstance(value, datetime):
-        return as_utc(value).timestamp()
-    if isinstance(value, date):
-        return datetime(value.year, value.month, value.day, tzinfo=UTC).timestamp()
-    return None
+        [own] = [value.scalar for value in file.partition if value.column == column]
+        [known] = event_times(pa.array([own], own.type))
+        return {} if np.isnan(known) else dict.fromkeys(range(len(file.row_groups)), float(known))
+    return newest_instants(metadata, place)

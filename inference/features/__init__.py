@@ -1,7 +1,7 @@
 """Features: what a model needs to know of an entity, and how tables and requests become arrays."""
 
 from inference.features.contract import FeatureContract, contract_from_signature, read_contract, written_contract
-from inference.features.event_time import check_event_time_column, event_times
+from inference.features.event_time import EARLIEST_S, LATEST_S, check_event_time_column, event_times
 from inference.features.explanation import explain
 from inference.features.feature import Feature
 from inference.features.functions import FeatureFunctions
@@ -15,6 +15,8 @@ from inference.features.vectoriser import Vectoriser
 
 __all__ = [
     "DEFAULT_GROUP",
+    "EARLIEST_S",
+    "LATEST_S",
     "Fallback",
     "Feature",
     "FeatureContract",

@@ -12,6 +12,12 @@ import pyarrow.compute as pc
 from inference.errors import SourceError
 from inference.features.contract import FeatureContract
 
+#: an event time before 1970 counts as its first second, for 0 stands for none where features are kept
+EARLIEST_S = 1.0
+#: one after the year 9999, such as a database's infinity, counts as its last second
+LATEST_S = 253_402_300_799.0
+_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6}
+
 #: by table group, when each row's values were true, in epoch seconds; NaN where a row has nothing of the group
 GroupTimes = dict[str, npt.NDArray[np.float64]]
 
@@ -30,14 +36,23 @@ def check_event_time_column(name: str, type_: pa.DataType) -> None:
 
 
 def event_times(column: pa.Array) -> npt.NDArray[np.float64]:
-    """Return epoch seconds, NaN for nulls. Timestamps without a zone, and dates, are taken as UTC."""
+    """Return epoch seconds from `EARLIEST_S` to `LATEST_S`, NaN for nulls.
+
+    Timestamps without a zone, and dates, are taken as UTC. No cast to another unit: it would wrap far instants around.
+    """
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
-    zone = column.type.tz if pa.types.is_timestamp(column.type) else None
-    # microseconds: nanoseconds would not reach past the year 2262
-    micros = pc.cast(pc.cast(column, pa.timestamp("us", tz=zone), safe=False), pa.int64())
+    type_ = column.type
     seconds: npt.NDArray[np.float64]
-    seconds = pc.fill_null(micros, 0).to_numpy(zero_copy_only=False).astype(np.float64) / 1e6
+    counted = pc.cast(pc.cast(column, pa.int32()) if pa.types.is_date32(type_) else column, pa.int64())
+    count = pc.fill_null(counted, 0).to_numpy(zero_copy_only=False)
+    if pa.types.is_date32(type_):
+        seconds = count * 86_400.0
+    else:
+        unit = "ms" if pa.types.is_date64(type_) else type_.unit
+        # a float64 keeps today's microseconds, and no nanoseconds
+        seconds = count // 1_000 / 1e6 if unit == "ns" else count / _PER_SECOND[unit]
+    seconds = np.clip(seconds, EARLIEST_S, LATEST_S)
     if column.null_count:
         seconds[column.is_null().to_numpy(zero_copy_only=False)] = np.nan
     return seconds

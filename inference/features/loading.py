@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -18,9 +18,10 @@ from inference.entities import entity_ids_as_text, illegal_entity_ids
 from inference.errors import Conflict, SourceError, StoreUnavailable
 from inference.features.event_time import group_times, oldest
 from inference.features.key_columns import check_key_columns
+from inference.features.repeated_ids import newest_slices, refuse_repeated_ids, repeated_ids_error
 from inference.features.rows import examples
 from inference.features.vectoriser import Vectoriser
-from inference.sources import Source, count_distinct_ids, open_source, read_slices, whole_slices
+from inference.sources import Slice, Source, count_distinct_ids, open_source, read_slices, whole_slices
 from inference.store import GenerationState, Manifest, Table
 
 #: rows written together: large windows put several fields into each HSET
@@ -58,6 +59,12 @@ class _Source:
     entity_column: str
     event_time_column: str | None
     vectoriser: Vectoriser
+    slices: Sequence[Slice]
+
+    @property
+    def rows(self) -> int:
+        """Rows that are loaded."""
+        return sum(part.rows for part in self.slices)
 
 
 def load_features(
@@ -67,13 +74,15 @@ def load_features(
     *,
     entity_column: str,
     event_time_column: str | None = None,
+    newest: bool = False,
     keep_s: float,
     rows_per_window: int = ROWS_PER_WINDOW,
 ) -> LoadReport:
     """Publish a source (an absolute path or a URI, see `open_source`) as the current features of all its entities.
 
     All or nothing: a refused row refuses the load, and what was current stays so. Without an event-time
-    column the features are as old as this load. `keep_s`: when Redis forgets them. The feature groups are all read
+    column the features are as old as this load. `newest`: of an entity with several rows the newest is loaded (see
+    `NewestRows`), else such a table is refused. `keep_s`: when Redis forgets them. The feature groups are all read
     from this one table; when there are several, a row may have nothing of some of them.
 
     Raises:
@@ -82,11 +91,11 @@ def load_features(
         StoreUnavailable: Redis did not answer in time.
     """
     started = time.monotonic()
-    checked = _open(source, entity_column, event_time_column, vectoriser)
+    checked = _open(source, entity_column, event_time_column, vectoriser, newest=newest)
     contract = vectoriser.contract
     manifest = table.begin(
         contract.stored_fields,
-        rows_expected=checked.source.rows,
+        rows_expected=checked.rows,
         model_version=0,
         contract_hash=contract.hash,
         keep_s=keep_s,
@@ -104,14 +113,25 @@ def load_features(
         raise
     for number in table.collectable():
         table.collect(number)
-    return LoadReport(checked.name, manifest.number, checked.source.rows, round(time.monotonic() - started, 3))
+    return LoadReport(checked.name, manifest.number, checked.rows, round(time.monotonic() - started, 3))
 
 
-def _open(path: str, entity_column: str, event_time_column: str | None, vectoriser: Vectoriser) -> _Source:
+def _open(
+    path: str, entity_column: str, event_time_column: str | None, vectoriser: Vectoriser, *, newest: bool
+) -> _Source:
     source = open_source(path, as_text=[entity_column, *vectoriser.text_columns])
     check_key_columns(source, entity_column, event_time_column)
     vectoriser.check_schema(source.schema, path, stored_only=True)
-    return _Source(PurePosixPath(path).name, source, entity_column, event_time_column, vectoriser)
+    name = PurePosixPath(path).name
+    if newest and event_time_column is not None:
+        slices = newest_slices(source, entity_column, event_time_column)
+    else:
+        try:
+            refuse_repeated_ids(source, entity_column)
+        except SourceError as error:
+            raise SourceError(f"{name}: {error.message}", field=error.field) from error
+        slices = list(whole_slices(source.files))
+    return _Source(name, source, entity_column, event_time_column, vectoriser, slices)
 
 
 def _windows(source: _Source, rows: int) -> Iterator[pa.RecordBatch]:
@@ -122,7 +142,7 @@ def _windows(source: _Source, rows: int) -> Iterator[pa.RecordBatch]:
         columns.add(source.event_time_column)
     files = source.source.files
     waiting: list[pa.RecordBatch] = []
-    for batch in read_slices(files, whole_slices(files), columns=sorted(columns), batch_rows=min(rows, _READ_ROWS)):
+    for batch in read_slices(files, source.slices, columns=sorted(columns), batch_rows=min(rows, _READ_ROWS)):
         if waiting and batch.schema != waiting[0].schema:  # the next file holds a column in another width, or all null
             yield pa.concat_batches(waiting)
             waiting = []
@@ -170,14 +190,10 @@ def _refuse_without_time(source: _Source, ids: pa.Array, times: npt.NDArray[np.f
 
 
 def _refuse_duplicates(table: Table, manifest: Manifest, source: _Source) -> None:
-    stored, rows = table.count(manifest), source.source.rows
+    stored, rows = table.count(manifest), source.rows
     if stored == rows:
         return
-    counted = count_distinct_ids(source.source.files, source.entity_column, examples=_EXAMPLES)
+    counted = count_distinct_ids(source.source.files, source.entity_column, examples=_EXAMPLES, slices=source.slices)
     if not counted.duplicates:
         raise StoreUnavailable(f"{rows} rows were written but Redis holds {stored}: load them again")
-    raise SourceError(
-        f"{source.name}: {rows - stored} rows repeat an id of {source.entity_column!r}, "
-        f"such as {', '.join(map(repr, counted.duplicates))}: keep one row per entity",
-        field=source.entity_column,
-    )
+    raise repeated_ids_error(rows - stored, counted.duplicates, source.entity_column)

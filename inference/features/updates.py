@@ -14,6 +14,7 @@ from inference.clock import to_iso
 from inference.entities import check_entity_id
 from inference.errors import BadEntityId, BadInput, Conflict, ContractError
 from inference.features.contract import FeatureContract
+from inference.features.event_time import EARLIEST_S
 from inference.features.group_rows import GroupRows
 from inference.features.groups import FeatureGroup
 from inference.features.instances import check_names, rows_from_instances
@@ -277,7 +278,7 @@ def _check(updates: Sequence[FeatureUpdate], now: float, place: str) -> Times:
 
 
 def _check_event_time(event_at: float, now: float, field: str) -> None:
-    if not math.isfinite(event_at) or event_at < 0:
+    if not math.isfinite(event_at) or event_at < EARLIEST_S:
         raise BadInput("event_time is before 1970: give a time since then", field=field)
     if event_at > now + CLOCK_TOLERANCE_S:
         raise BadInput(

@@ -43,7 +43,7 @@ class HitRecorder:
         counts = self._counts[model]
         counts[outcome._value_] += count  # `value` is a property, and this is the way of every request
         if age_s is not None:
-            counts[AGE.field_of(age_s)] += count
+            AGE.add(counts, age_s, count)
 
     def record_asked(self, model: str, entity_ids: Iterable[str]) -> None:
         """Remember for which entities an answer was given; Redis learns how many different ones there were."""
@@ -53,11 +53,11 @@ class HitRecorder:
 
     def record_latency(self, model: str, took_s: float, *, hit: bool) -> None:
         """Count one request's duration; `hit`: all of it was answered from the store, and fresh."""
-        self._counts[model][(HIT_LATENCY if hit else MISS_LATENCY).field_of(took_s)] += 1
+        (HIT_LATENCY if hit else MISS_LATENCY).add(self._counts[model], took_s)
 
     def record_micro_batch(self, model: str, rows: int) -> None:
         """Count one message that was sent to the real-time workers."""
-        self._counts[model][MICRO_BATCH.field_of(rows)] += 1
+        MICRO_BATCH.add(self._counts[model], rows)
 
     async def flush(self) -> None:
         """Add what was counted to the current minute and to the totals in Redis, and tell it of entities asked for.
@@ -69,7 +69,7 @@ class HitRecorder:
         await self._flush_asked()
 
     async def _flush_counts(self) -> None:
-        by_model, self._counts = self._counts, _none()
+        by_model = self._take_whole()
         if not by_model:
             return
         minute = int(self._clock() // 60)
@@ -85,6 +85,18 @@ class HitRecorder:
             outcomes = set(Outcome)
             lost = sum(n for counts in by_model.values() for field, n in counts.items() if field in outcomes)
             log.warning("hits.dropped", count=lost, error=type(error).__name__)
+
+    def _take_whole(self) -> dict[str, dict[str, int]]:
+        """Take the counts out of memory. Sums are sent as whole numbers: a fraction stays for the next time."""
+        counted, self._counts = self._counts, _none()
+        whole: dict[str, dict[str, int]] = {}
+        for model, counts in counted.items():
+            for field, count in counts.items():
+                if int(count):
+                    whole.setdefault(model, {})[field] = int(count)
+                if count % 1:
+                    self._counts[model][field] = count % 1
+        return whole
 
     async def _flush_asked(self) -> None:
         """Tell Redis of up to 1 000 entities a model; the others wait, each once however often it is asked for."""
@@ -115,6 +127,6 @@ class HitRecorder:
             await self.flush()
 
 
-def _none() -> defaultdict[str, defaultdict[str, int]]:
-    """Return empty counts: model → field → count."""
+def _none() -> defaultdict[str, defaultdict[str, float]]:
+    """Return empty counts: model → field → count, or sum with its fraction."""
     return defaultdict(lambda: defaultdict(int))

@@ -15,14 +15,14 @@ QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 @dataclass(frozen=True)
 class HitCounts:
-    """What became of the requests of one window; `outcomes` names all seven."""
+    """What became of the requests of one window; `outcomes` names every outcome."""
 
     outcomes: dict[Outcome, int]
 
     @property
     def total(self) -> int:
-        """All requests counted."""
-        return sum(self.outcomes.values())
+        """Requests that the hit rate divides by: all but those for entities that nobody knows."""
+        return sum(count for outcome, count in self.outcomes.items() if outcome.is_rated)
 
     @property
     def hit_rate(self) -> float:
@@ -31,7 +31,7 @@ class HitCounts:
         return hits / self.total if self.total else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values: `total`, `hit_rate`, and `outcomes`, all seven in their order."""
+        """Return plain JSON values: `total`, `hit_rate`, and `outcomes`, all of them in their order."""
         outcomes = {outcome.value: self.outcomes.get(outcome, 0) for outcome in Outcome}
         return {"total": self.total, "hit_rate": self.hit_rate, "outcomes": outcomes}
 

@@ -8,7 +8,7 @@ what the file already holds, and `writing` puts files on disk, all or none.
 
 from inference.onboarding.guesses import (
     Guess,
-    check_distinct,
+    check_entity_column,
     entity_candidates,
     given_event_time,
     guess_entity_column,
@@ -38,7 +38,7 @@ __all__ = [
     "TrialRequest",
     "WidthMismatch",
     "ages_for",
-    "check_distinct",
+    "check_entity_column",
     "check_model",
     "check_writable",
     "choose_signature",

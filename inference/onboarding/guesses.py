@@ -78,31 +78,36 @@ def unfit_id_columns(schema: pa.Schema) -> list[str]:
     return told
 
 
-def guess_entity_column(head: Head, unfit: Sequence[str] = ()) -> Guess:
+def guess_entity_column(head: Head, unfit: Sequence[str] = (), *, may_repeat: bool = False) -> Guess:
     """Return the first column of the head that has a different legal id in every row.
 
-    `unfit`: from `unfit_id_columns`, said when there is no such column.
+    `unfit`: from `unfit_id_columns`, said when there is no such column. `may_repeat`: ids need not differ.
     """
     for name in head.table.column_names:
-        if not head.table.num_rows or _id_problem(head, name):
+        if not head.table.num_rows or _id_problem(head, name, may_repeat=may_repeat):
             continue
-        return Guess(name, _reason(head, name))
+        return Guess(name, _reason(head, name, may_repeat=may_repeat))
     looked = ", ".join(map(repr, head.table.column_names[:5]))
-    why = f"{looked}: not unique in {head.words}" if looked else "none of text or integers is named like an id"
+    why = (
+        f"{looked}: not unique in {head.words}; `--rows newest` takes the newest of several"
+        if looked
+        else "none of text or integers is named like an id"
+    )
     return Guess(None, "; ".join([f"no column looks like one id a row ({why})", *unfit[:_MOST_UNFIT]]))
 
 
-def check_distinct(head: Head, column: str) -> str:
+def check_entity_column(head: Head, column: str, *, may_repeat: bool = False) -> str:
     """Return the line that says why a column can be the entity column.
 
     Raises:
-        SourceError: its type holds no ids, or an id repeats or is illegal in the head.
+        SourceError: its type holds no ids, or an id is illegal in the head, or repeats though it must not.
     """
     check_entity_column_type(column, head.table.schema.field(column).type)
-    problem = _id_problem(head, column)
+    problem = _id_problem(head, column, may_repeat=may_repeat)
     if problem:
-        raise SourceError(f"entity column {column!r} {problem}: a table has one row per entity", field=column)
-    return _reason(head, column)
+        told = f"entity column {column!r} {problem}: a table has one row per entity"
+        raise SourceError(f"{told}, or `--rows newest` takes the newest of several", field=column)
+    return _reason(head, column, may_repeat=may_repeat)
 
 
 def time_candidates(schema: pa.Schema) -> list[str]:
@@ -164,7 +169,7 @@ def _entity_rank(field: pa.Field, hints: str) -> int | None:
     return None if pa.types.is_integer(field.type) else 4
 
 
-def _id_problem(head: Head, column: str) -> str | None:
+def _id_problem(head: Head, column: str, *, may_repeat: bool) -> str | None:
     ids = entity_ids_as_text(head.table.column(column).combine_chunks(), column)
     if isinstance(ids, pa.ChunkedArray):
         ids = pa.concat_arrays(ids.chunks) if ids.num_chunks else pa.array([], pa.string())
@@ -173,7 +178,7 @@ def _id_problem(head: Head, column: str) -> str | None:
         return f"holds {ids.filter(illegal)[0].as_py()!r:.60}, which is no legal id, in {head.words}"
     counts = pc.value_counts(ids)
     twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
-    if not len(twice):
+    if may_repeat or not len(twice):
         return None
     return f"repeats {twice[0].as_py()!r:.60} in {head.words}"
 
@@ -187,12 +192,13 @@ def _kind(type_: pa.DataType) -> str:
     return "integers" if pa.types.is_integer(value_type) or pa.types.is_decimal(value_type) else "text"
 
 
-def _reason(head: Head, column: str) -> str:
+def _reason(head: Head, column: str, *, may_repeat: bool) -> str:
     unnamed = (
         "; it is the index of the DataFrame that wrote the table, which had no name: "
         "df.rename_axis('user_id') gives it one"
     )
-    told = f"{_kind(head.table.schema.field(column).type)}, unique in {head.words}"
+    fit = "legal" if may_repeat else "unique"
+    told = f"{_kind(head.table.schema.field(column).type)}, {fit} in {head.words}"
     return told + unnamed if _UNNAMED_INDEX.match(column) else told
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, time
-from typing import Any
+from datetime import UTC, datetime
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from inference.sources import Source, concat_rows, flat_columns, read_slices, whole_slices
+from inference.features import EARLIEST_S, LATEST_S, event_times
+from inference.sources import Source, concat_rows, flat_columns, newest_instants, read_slices, whole_slices
 
 HEAD_ROWS = 10_000
 #: long texts end the head earlier
@@ -52,27 +53,36 @@ def read_head(source: Source, columns: Sequence[str], *, rows: int = HEAD_ROWS) 
 
 
 def newest_times(source: Source, columns: Sequence[str]) -> dict[str, datetime]:
-    """Return the newest instant of each column as far as the footers tell; columns without statistics are left out."""
-    newest: dict[str, datetime] = {}
+    """Return the newest instant of each column as far as the footers tell; else that of some rows of the last file.
+
+    Left out are columns of which neither tells any.
+    """
+    newest: dict[str, float] = {}
     for file in source.files[-_FOOTERS:]:
         metadata = pq.read_metadata(file.path)
         places = flat_columns(metadata) if columns else {}
         for name in columns:
-            for instant in _maxima(metadata, places.get(name)):
-                newest[name] = max(newest.get(name, instant), instant)
-    return newest
+            told = newest_instants(metadata, places[name]).values() if name in places else ()
+            newest[name] = max([newest.get(name, -np.inf), *told])
+    for name in [name for name in columns if not np.isfinite(newest.get(name, np.nan))]:
+        newest[name] = _newest_in_last_rows(source, name)
+    return {name: datetime.fromtimestamp(_held(at), UTC) for name, at in newest.items() if not np.isnan(at)}
+
+
+def _held(at: float) -> float:
+    return min(max(at, EARLIEST_S), LATEST_S)
+
+
+def _newest_in_last_rows(source: Source, column: str) -> float:
+    """Return the newest instant of the first rows of the last file; NaN without any. INT96 has no statistics."""
+    type_ = source.schema.field(column).type
+    if not (pa.types.is_timestamp(type_) or pa.types.is_date(type_)):
+        return np.nan
+    files = source.files[-1:]
+    batch = next(read_slices(files, whole_slices(files), columns=[column], batch_rows=HEAD_ROWS), None)
+    times = event_times(batch.column(column)) if batch is not None else np.empty(0)
+    return float(np.fmax.reduce(times, initial=np.nan))
 
 
 def _batches(source: Source, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
     return read_slices(source.files, whole_slices(source.files), columns=list(columns), batch_rows=rows)
-
-
-def _maxima(metadata: Any, column: int | None) -> Iterator[datetime]:
-    for group in range(metadata.num_row_groups) if column is not None else ():
-        statistics = metadata.row_group(group).column(column).statistics
-        if statistics is not None and statistics.has_min_max:
-            value = statistics.max
-            if isinstance(value, datetime):
-                yield value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-            elif isinstance(value, date):
-                yield datetime.combine(value, time(), UTC)

@@ -38,6 +38,7 @@ class Proposal:
     schedule: str
     ages: Ages
     allow_code: bool = False
+    rows: str = "one"
     signature: str | None = None
 
 

@@ -38,6 +38,7 @@ _ALLOW_CODE = """\
 allow_code = true
 """
 
+_NEWEST = '\n# An entity has several rows: the newest counts.\nrows = "newest"'
 _SIGNATURE = """\
 # Which of the model's signatures is served.
 signature = {name}
@@ -47,7 +48,7 @@ _MODEL = """\
 [models.{name}]
 # The folder of a model, or of version folders 1/, 2/, …: the newest good one answers.
 path = {path}
-{allow_code}{signature}# The Parquet file or folder that runs score, with one row per entity.
+{allow_code}{signature}# The Parquet file or folder that runs score{one_row}.
 {matched}
 features = {features}
 # The column of ids, as asked for in /predict/ID.
@@ -55,7 +56,7 @@ features = {features}
 entity_column = {entity_column}
 # The column that says how old a row's features are.
 {event_reason}
-{event_line}
+{event_line}{rows_line}
 
 [models.{name}.batch]
 # When a run scores the whole table: a cron line, or a duration such as "30m". Without it: `forecache batch run`.
@@ -94,6 +95,8 @@ def render_model(proposal: Proposal) -> str:
         entity_column=toml_text(proposal.entity_column.value or ""),
         event_reason=_comment(f"{'Chosen' if event.value else 'Not set'}: {event.reason}"),
         event_line=_event_line(event),
+        one_row=", with one row per entity" if proposal.rows == "one" else "",
+        rows_line="" if proposal.rows == "one" else _NEWEST,
         schedule=toml_text(proposal.schedule),
         ttl_h=proposal.ages.ttl_h,
         keep_h=proposal.ages.keep_h,

@@ -7,7 +7,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 from inference.clock import Clock
-from inference.errors import BadInput, ForecacheError, NotFound, UnknownEntity
+from inference.errors import (
+    BadInput,
+    ContractError,
+    ForecacheError,
+    ModelError,
+    NotFound,
+    Unavailable,
+    UnknownEntity,
+)
 from inference.outcomes import Outcome
 from inference.schema import Block, rows_in
 from inference.serving.answers import Answer, Outputs
@@ -96,7 +104,7 @@ class PredictionService:
             started = asyncio.get_running_loop().time()
             until = started + path.budget_s(timeout_s)
             answers = await path.compute_apart(entity_ids, until, overrides=overrides)
-            self._count(path.name, answers, started)
+            self._count(path.name, answers, started, brought=True)
             return answers
         over = asyncio.Event()
         request = self.look_up(model, entity_ids, over.set, max_staleness_s=max_staleness_s, timeout_s=timeout_s)
@@ -162,6 +170,8 @@ class PredictionService:
         """
         path, [entity_id] = request.path, request.entity_ids
         if isinstance(request.found, Exception):
+            if isinstance(request.found, ForecacheError):
+                self._count(path.name, [request.found], request.started)
             raise request.found
         hits = self.hits(request)
         if hits is not None:
@@ -192,7 +202,7 @@ class PredictionService:
         started = asyncio.get_running_loop().time()
         until = started + path.budget_s(timeout_s)
         answers = await path.compute_instances(instances, until)
-        self._count(path.name, answers, started)
+        self._count(path.name, answers, started, brought=True)
         return answers
 
     async def predict_tensors(
@@ -214,7 +224,7 @@ class PredictionService:
             outputs = await path.compute_tensors(inputs, started + path.budget_s(timeout_s), version=version)
         except ForecacheError as error:
             if not isinstance(error, BadInput | NotFound):
-                self._hits.record(model, Outcome.SHED, rows_in(inputs))
+                self._hits.record(model, _outcome_of(error), rows_in(inputs))
                 self._hits.record_latency(model, asyncio.get_running_loop().time() - started, hit=False)
             raise
         # the request brought the features along, so they are of now
@@ -244,19 +254,37 @@ class PredictionService:
         path = self._paths.get(model) if model else self._only
         return path or self._paths[self._settings.model(model)[0]]
 
-    def _count(self, model: str, answers: Sequence[Answer | ForecacheError], started: float) -> None:
-        """Count answers by outcome, our own failures as shed, and the client's mistakes not at all."""
+    def _count(
+        self, model: str, answers: Sequence[Answer | ForecacheError], started: float, *, brought: bool = False
+    ) -> None:
+        """Count answers and errors by outcome, and the mistakes of the client not at all.
+
+        `brought`: the request brought features along.
+        """
         now, counted, hits, record = self._clock(), 0, 0, self._hits.record
         for answer in answers:
             if isinstance(answer, Answer):
                 outcome, as_of = answer.outcome, answer.as_of
                 record(model, outcome, 1, age_s=None if as_of is None else now - as_of)
                 hits += outcome.is_hit
-            elif not isinstance(answer, BadInput | UnknownEntity):
-                record(model, Outcome.SHED)
-            else:
+            elif _is_clients_mistake(answer, brought=brought):
                 continue
-            counted += 1
+            else:
+                outcome = _outcome_of(answer)
+                record(model, outcome)
+            counted += outcome.is_rated
         if counted:
             took_s = asyncio.get_running_loop().time() - started
             self._hits.record_latency(model, took_s, hit=hits == counted)
+
+
+def _is_clients_mistake(error: ForecacheError, *, brought: bool) -> bool:
+    # whoever brings no features is not at fault where stored ones, or the model, are refused
+    return isinstance(error, BadInput) and (brought or not isinstance(error, ContractError | ModelError))
+
+
+def _outcome_of(error: ForecacheError) -> Outcome:
+    """Return the outcome of a request that got an error."""
+    if isinstance(error, UnknownEntity):
+        return Outcome.UNKNOWN
+    return Outcome.SHED if isinstance(error, Unavailable) else Outcome.FAILED

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from croniter import croniter
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from inference.settings.fallbacks import FallbackSettings
-from inference.settings.fields import Duration, Section, is_duration
+from inference.settings.fields import Duration, Section
 from inference.settings.parity import ParitySettings
+from inference.settings.schedules import Schedule
 
 #: of a name on the broker; a worker is called after it, where a number would be taken for its own
 QUEUE_NAME = re.compile(r"^[a-z][a-z0-9_-]{0,63}$")
@@ -20,17 +20,6 @@ BATCH_QUEUE = "batch"
 #: the queue of requests, unless a model has its own
 REALTIME_QUEUE = "realtime"
 MAINTENANCE_QUEUE = "maintenance"
-
-
-def parse_schedule(value: Any) -> str:
-    """Return the schedule unchanged if it is a cron line or a duration.
-
-    Raises:
-        ValueError: it is neither.
-    """
-    if isinstance(value, str) and (is_duration(value) or croniter.is_valid(value)):
-        return value
-    raise ValueError(f"{value!r} is no schedule: write a cron line such as '0 3 * * *', or a duration such as '30s'")
 
 
 def _parse_versions(value: Any) -> Any:
@@ -41,9 +30,6 @@ def _parse_versions(value: Any) -> Any:
 
 def _parse_poll(value: Any) -> Any:
     return None if value == "never" else value
-
-
-Schedule = Annotated[str, BeforeValidator(parse_schedule)]
 
 
 class SparkSettings(Section):
@@ -144,6 +130,7 @@ class ModelSettings(Section):
     `allow_code`: formats whose loading runs code, such as pickles, may be loaded.
     `signature`: which one of a SavedModel's is served; None for `serving_default`, or its only one.
     `poll_every`: how often workers look for new versions; None for only when they start or are told to.
+    `rows`: how many rows an entity has in the table: one, or several of which the newest by `event_time_column` counts.
     `fallbacks`: where features of entities are looked for that are not stored, in this order.
     """
 
@@ -157,10 +144,17 @@ class ModelSettings(Section):
     features: str | None = None
     entity_column: str = "entity_id"
     event_time_column: str | None = None
+    rows: Literal["one", "newest"] = "one"
     batch: BatchSettings = BatchSettings()
     realtime: RealtimeSettings = RealtimeSettings()
     fallbacks: list[FallbackSettings] = []
     parity: ParitySettings = ParitySettings()
+
+    @model_validator(mode="after")
+    def _newest_by_a_column(self) -> ModelSettings:
+        if self.rows == "newest" and self.event_time_column is None:
+            raise ValueError('rows = "newest" needs event_time_column: set it to the column that dates the rows')
+        return self
 
     @field_validator("fallbacks")
     @classmethod

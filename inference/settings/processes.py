@@ -120,7 +120,8 @@ class DashboardSettings(Section):
     """Flower. Without a password one is generated on first start and kept in `.forecache/`.
 
     `url_prefix`: where a proxy shows it, such as "flower". `read_only`: nothing can be started or stopped there.
-    `open_metrics`: Flower's own `/metrics` asks for no password.
+    `open_metrics`: Flower's own `/metrics` asks for no password. `max_tasks`, `max_workers`: how many it remembers.
+    `forget_workers_after`: seconds after which a worker that is gone leaves Flower's list and metrics.
     """
 
     host: str = "127.0.0.1"
@@ -130,6 +131,9 @@ class DashboardSettings(Section):
     url_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_./-]*$")] = ""
     read_only: bool = False
     open_metrics: bool = False
+    max_tasks: Annotated[int, Field(ge=1)] = 10_000
+    max_workers: Annotated[int, Field(ge=1)] = 1_000
+    forget_workers_after: Duration = 3600.0
 
 
 class WorkerSettings(Section):

@@ -5,9 +5,9 @@
 
 from inference.sources.column_types import concat_rows, plain_column
 from inference.sources.files import fixed_part, list_files
-from inference.sources.footers import SourceFile, flat_columns
+from inference.sources.footers import SourceFile, flat_columns, newest_instants
 from inference.sources.ids import IdCount, count_distinct_ids, hash_ids, read_ids
-from inference.sources.reading import Slice, pack_mask, read_slices, whole_slices
+from inference.sources.reading import Slice, pack_mask, read_slices, unpack_mask, whole_slices
 from inference.sources.source import (
     Source,
     column_problem,
@@ -30,10 +30,12 @@ __all__ = [
     "flat_columns",
     "hash_ids",
     "list_files",
+    "newest_instants",
     "open_source",
     "pack_mask",
     "plain_column",
     "read_ids",
     "read_slices",
+    "unpack_mask",
     "whole_slices",
 ]

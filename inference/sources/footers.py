@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,8 @@ REMOTE_THREADS, LOCAL_THREADS = 16, 2
 #: most footers fit, so that one request suffices
 _TAIL_BYTES = 64 << 10
 _MAGIC = b"PAR1"
+#: Parquet's units of timestamps, in seconds
+_UNITS_S = {"milliseconds": 1e-3, "microseconds": 1e-6, "nanoseconds": 1e-9}
 #: columns, or row groups, of one file: the footer of a million takes minutes and gigabytes to take apart
 MAX_FOOTER_ITEMS = 200_000
 
@@ -96,7 +99,9 @@ def read_footer(place: Location, *, keep_metadata: bool = False) -> Footer:
     try:
         with place.filesystem.open_input_file(place.path) as opened:
             size, stamp, tail = opened.size(), _stamp(place, opened), _tail(opened)
-        with pq.ParquetFile(pa.BufferReader(tail), thrift_container_size_limit=MAX_FOOTER_ITEMS) as parsed:
+        with pq.ParquetFile(
+            pa.BufferReader(tail), thrift_container_size_limit=MAX_FOOTER_ITEMS, coerce_int96_timestamp_unit="us"
+        ) as parsed:
             # not metadata.schema: the two hold each other, and footers would wait for the garbage collector
             metadata, schema = parsed.metadata, parsed.schema_arrow.remove_metadata()
     except (OSError, pa.ArrowException) as error:
@@ -125,6 +130,23 @@ def flat_columns(metadata: Any) -> dict[str, int]:
     schema = metadata.schema
     leaves = ((schema.column(place), place) for place in range(metadata.num_columns))
     return {leaf.name: place for leaf, place in leaves if leaf.name == leaf.path}
+
+
+def newest_instants(metadata: Any, place: int) -> dict[int, float]:
+    """Returns the newest instant (epoch seconds) of a column in each row group whose statistics tell it.
+
+    From the numbers as they are stored: Python has no date for a database's infinity.
+    """
+    found = {}
+    for group in range(metadata.num_row_groups):
+        statistics = metadata.row_group(group).column(place).statistics
+        if statistics is None or not statistics.has_min_max or not isinstance(statistics.max_raw, int):
+            continue
+        kind = json.loads(statistics.logical_type.to_json())
+        unit_s = 86_400.0 if kind["Type"] == "Date" else _UNITS_S.get(kind.get("timeUnit"))
+        if unit_s is not None and kind["Type"] != "Time":
+            found[group] = statistics.max_raw * unit_s
+    return found
 
 
 def check_unchanged(place: Location, planned: SourceFile) -> None:

@@ -94,7 +94,8 @@ def _read_file(
         # without pre_buffer pages are streamed, and a large row group is never in memory as a whole
         with (
             place.filesystem.open_input_file(place.path) as opened,
-            pq.ParquetFile(opened, buffer_size=buffer, pre_buffer=False) as file,
+            # else INT96, which Spark writes, is read as nanoseconds, and the year 9999 wraps around to 1816
+            pq.ParquetFile(opened, buffer_size=buffer, pre_buffer=False, coerce_int96_timestamp_unit="us") as file,
         ):
             in_file = set(file.schema_arrow.names)  # each access parses the schema of all columns again
             own = [name for name in columns if name in in_file]

@@ -20,7 +20,7 @@ from inference.batch import RunState
 from inference.entities import check_entity_column_type, entity_ids_as_text
 from inference.errors import SourceError
 from inference.features import Feature
-from inference.models.proof import first_rows
+from inference.models.real_rows import RealRows
 from inference.onboarding import entity_candidates, guess_entity_column, read_head, unfit_id_columns
 from inference.schema import DType
 from inference.sources import open_source
@@ -133,7 +133,7 @@ def test_an_id_that_repeats_is_named_as_its_folder_is_called(redis_client: redis
     done = world.run()
 
     assert done.state is RunState.FAILED
-    assert any("'007'" in gate.detail or "007" in gate.detail for gate in done.gates if not gate.passed)
+    assert "'007'" in (done.error or "")
     with pytest.raises(SourceError, match="such as '007'"):
         world.load()
 
@@ -152,8 +152,9 @@ def test_a_folder_is_text_for_a_feature_of_text_and_a_number_for_one_of_numbers(
     assert open_source(str(tmp_path / "t")).schema.field("zip").type == pa.int64()
     found = open_table(world.settings, "m", world.settings.models["m"], world.model.record)
     assert not isinstance(found, Finding)
-    tried, _ = first_rows(str(tmp_path / "t"), world.model.vectoriser)
-    assert tried["zip"].tolist() == ["04109", "89073"]
+    tried = RealRows(str(tmp_path / "t")).sample(world.model.vectoriser)
+    assert tried is not None
+    assert tried.inputs["zip"].tolist() == ["04109", "89073"]
 
 
 # --- what cannot be an id ---
@@ -252,7 +253,8 @@ def test_the_guess_names_the_columns_that_repeat(tmp_path: Path) -> None:
     ).reason
 
     assert reason.startswith(
-        "no column looks like one id a row ('country': not unique in all 2 rows); entity column 'user_id' is double"
+        "no column looks like one id a row ('country': not unique in all 2 rows; `--rows newest` takes "
+        "the newest of several); entity column 'user_id' is double"
     )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import uuid
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +15,7 @@ from onnx import TensorProto, helper
 
 from app.cli.asking import Asker
 from app.cli.onboarding import Onboarding, Options
-from inference.errors import SourceError
+from inference.errors import ForecacheError, SourceError
 from inference.models import VersionRecord, inspect_versions
 from inference.onboarding.trial import try_row
 from inference.settings import Settings, load_settings
@@ -47,11 +49,12 @@ def inspect_here(settings: Settings, model: str) -> dict[int, VersionRecord]:
     return inspect_versions(settings.path(settings.model(model)[1].path), "latest")
 
 
-def init(features: str) -> None:
+def init(features: str, *, entity_column: str | None = None, rows: Literal["one", "newest"] = "one") -> None:
     options = Options(
         model="models/m",
         features=features,
-        entity_column=None,
+        entity_column=entity_column,
+        rows=rows,
         event_time_column=None,
         columns=None,
         name=None,
@@ -129,3 +132,22 @@ def test_a_feature_that_differs_is_told_before_anything_is_written(folder: Path)
     ):
         init("t")
     assert not (folder / "forecache.toml").exists()
+
+
+def test_a_history_table_is_offered_the_newest_row_and_taken_with_it(folder: Path) -> None:
+    now = pa.scalar(datetime.now(UTC), pa.timestamp("us", "UTC"))
+    columns = {"id": ["a", "a"], "city": ["Ulm", "Bonn"], "x": [1.0, 2.0], "updated_at": pa.repeat(now, 2)}
+    pq.write_table(pa.table(columns), folder / "t.parquet")
+
+    with pytest.raises(ForecacheError, match="--rows newest"):
+        init("t.parquet", entity_column="id")
+    init("t.parquet", rows="newest")
+
+    model = load_settings().models["m"]
+    assert (model.entity_column, model.rows, model.event_time_column) == ("id", "newest", "updated_at")
+
+
+def test_the_newest_row_needs_a_column_that_dates_it(folder: Path) -> None:
+    pq.write_table(pa.table({"id": ["a", "a"], "city": ["Ulm", "Bonn"], "x": [1.0, 2.0]}), folder / "t.parquet")
+    with pytest.raises(ForecacheError, match="--rows newest needs --event-time-column"):
+        init("t.parquet", rows="newest")

@@ -91,6 +91,7 @@ class AnyTable(World):
             self.model.vectoriser,
             entity_column=self.entity_column,
             event_time_column=self.settings.models["m"].event_time_column,
+            newest=self.settings.models["m"].rows == "newest",
             keep_s=3600,
         )
 

@@ -128,7 +128,7 @@ async def test_hits_and_misses_of_one_request_stay_in_order() -> None:
     assert [a.prediction if isinstance(a, Answer) else a.code for a in answers] == [
         1.0, 2.5, "unknown-entity", 3.0,
     ]  # fmt: skip
-    assert it.hits.counts == {Outcome.HIT_BATCH: 2, Outcome.COMPUTED: 1}, "a 404 is not counted"
+    assert it.hits.counts == {Outcome.HIT_BATCH: 2, Outcome.COMPUTED: 1, Outcome.UNKNOWN: 1}
 
 
 @virtual_time
@@ -197,7 +197,7 @@ async def test_a_default_stands_in_for_an_outage_but_not_for_an_unknown_or_faili
     it.workers.error = BrokerUnavailable("gone")
     answer = await it.answer()
     assert (answer.prediction, answer.source.value, answer.as_of) == (0.5, "default", None)
-    assert it.hits.counts == {Outcome.SHED: 1, Outcome.DEFAULT: 1}
+    assert it.hits.counts == {Outcome.UNKNOWN: 1, Outcome.FAILED: 2, Outcome.DEFAULT: 1}
 
 
 @virtual_time
@@ -486,14 +486,15 @@ async def test_what_cannot_be_explained_is_an_error_and_no_default() -> None:
     it.workers.failing = {"a": UnknownEntity("no")}
     with pytest.raises(UnknownEntity):
         await explained(it)
-    assert it.hits.counts == {}
+    assert it.hits.counts == {Outcome.UNKNOWN: 1}
     it.workers.error = BrokerUnavailable("gone")
     with pytest.raises(BrokerUnavailable):
         await explained(it)
-    assert it.hits.counts == {Outcome.SHED: 1}
+    assert it.hits.counts == {Outcome.UNKNOWN: 1, Outcome.SHED: 1}
     it.reader.down = True
     with pytest.raises(StoreUnavailable):
         await explained(it)
+    assert it.hits.counts == {Outcome.UNKNOWN: 1, Outcome.SHED: 2}
 
 
 @virtual_time

@@ -80,13 +80,13 @@ async def test_a_version_that_is_asked_for_is_told_to_the_worker() -> None:
 
 
 @virtual_time
-@pytest.mark.parametrize(("error", "shed"), [(BadInput("x"), 0), (NotFound("x"), 0), (ForecacheError("x"), 10)])
-async def test_an_error_of_one_micro_batch_is_that_of_the_request(error: ForecacheError, shed: int) -> None:
+@pytest.mark.parametrize(("error", "failed"), [(BadInput("x"), 0), (NotFound("x"), 0), (ForecacheError("x"), 10)])
+async def test_an_error_of_one_micro_batch_is_that_of_the_request(error: ForecacheError, failed: int) -> None:
     workers, recorder = DoublingWorkers(), FakeRecorder()
     workers.errors = [error]
     with pytest.raises(type(error)):
         await service(workers, recorder).predict_tensors("m", X)
-    assert recorder.counts == ({Outcome.SHED: shed} if shed else {})
+    assert recorder.counts == ({Outcome.FAILED: failed} if failed else {})
 
 
 @virtual_time

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.errors import ContractError, SourceError
-from inference.features import Feature, FeatureContract, FeatureRows, Vectoriser, event_times
+from inference.features import EARLIEST_S, Feature, FeatureContract, FeatureRows, Vectoriser, event_times
 from inference.schema import DType, Signature, TensorSpec
 
 OUTPUT = (TensorSpec("y", DType.FLOAT32),)
@@ -249,7 +249,7 @@ def test_event_times_are_epoch_seconds_whatever_the_unit_or_zone() -> None:
             pa.timestamp(unit, "Europe/Berlin"),
         )
         times = event_times(column)
-        assert times[:2].tolist() == [0, 1_500_000_000]
+        assert times[:2].tolist() == [EARLIEST_S, 1_500_000_000]
         assert np.isnan(times[2])
     assert event_times(pa.array([1], pa.date32())).tolist() == [86400]
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from app.cli.doctor.findings import Check, Finding, duration_text, error, not_checked, ok, warning
 from inference.batch import RunState, slot_after, slot_at
 from inference.batch.records import RunRecord
 from inference.clock import Clock, system_clock, to_iso
 from inference.settings import ModelSettings
+
+#: pauses that are compared: those of a day of hourly runs, or of a few weeks of nightly ones
+_SLOTS_LOOKED_AT = 24
 
 
 def check_schedule(
@@ -25,9 +29,17 @@ def check_schedule(
         return [*failed, ok(Check.SCHEDULE, name, "no schedule: runs start by hand")]
     now = clock()
     latest = slot_at(batch.schedule, batch.timezone, now)
-    interval_s = slot_after(batch.schedule, batch.timezone, now) - latest
+    interval_s = _shortest_interval(batch.schedule, batch.timezone, latest)
     missed = _missed(name, runs, slot_at(batch.schedule, batch.timezone, latest - 1))
     return [*failed, *missed, _run_time(name, batch.schedule, interval_s, runs)]
+
+
+def _shortest_interval(schedule: str, timezone: str, slot: float) -> float:
+    """Return the shortest of the next pauses, so that two looks at an uneven schedule say the same."""
+    slots = [slot]
+    while len(slots) <= _SLOTS_LOOKED_AT:
+        slots.append(slot_after(schedule, timezone, slots[-1]))
+    return min(following - each for each, following in pairwise(slots))
 
 
 def _failed(name: str, run: RunRecord) -> Finding:

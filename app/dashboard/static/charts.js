@@ -3,10 +3,11 @@
 
 const CONFIG = { displayModeBar: false, responsive: true, doubleClick: false };
 
-export const OUTCOMES = ["hit_batch", "hit_realtime", "computed", "stale", "previous", "default", "shed"];
+// those that the hit rate divides by, which leaves out `unknown`
+export const OUTCOMES = ["hit_batch", "hit_realtime", "computed", "stale", "previous", "default", "shed", "failed"];
 export const OUTCOME_NAMES = {
   hit_batch: "Batch hits", hit_realtime: "Real-time hits", computed: "Computed", stale: "Stale",
-  previous: "Previous", default: "Default", shed: "Shed",
+  previous: "Previous", default: "Default", shed: "Shed", failed: "Failed", unknown: "Unknown",
 };
 
 function colour(name) {
@@ -61,7 +62,7 @@ export function drawHitRate(id, points) {
 }
 
 export function drawOutcomes(id, points) {
-  draw(id, OUTCOMES.map((outcome) => ({
+  draw(id, [...OUTCOMES, "unknown"].map((outcome) => ({
     x: points.map(at), y: points.map((point) => point.outcomes[outcome]), type: "bar",
     name: OUTCOME_NAMES[outcome], marker: { color: outcomeColour(outcome) }, hovertemplate: "%{y}",
   })), { range: span(points) });

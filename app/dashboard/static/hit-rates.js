@@ -5,7 +5,7 @@ import { OUTCOMES, OUTCOME_NAMES, drawHitRate, drawLatency, drawOutcomes } from 
 
 const WINDOWS = [["5m", "5 min"], ["1h", "1 h"], ["24h", "24 h"]];
 const WINDOW_NAMES = { 300: "5 min", 3600: "1 h", 86400: "24 h" };
-const DEGRADED = ["stale", "previous", "default", "shed"];
+const DEGRADED = ["stale", "previous", "default", "shed", "failed"];
 
 function outcomeBar(figures) {
   const bar = element("div", "outcome-bar");
@@ -22,14 +22,15 @@ function outcomeBar(figures) {
 const quantiles = (values) => [values.p50, values.p95, values.p99].map(duration).join(" / ");
 
 function windowsTable(windows) {
-  const outcomeHeadings = OUTCOMES.map((name) =>
+  const outcomes = [...OUTCOMES, "unknown"];
+  const outcomeHeadings = outcomes.map((name) =>
     element("th", "number", element("i", "outcome-swatch outcome-" + name), OUTCOME_NAMES[name]));
   const headings = ["Window", element("th", "rate", "Hit rate"), numberHeading("Predictions"), ...outcomeHeadings];
   return table(headings, windows.map((figures) => element("tr", "",
     element("td", "", WINDOW_NAMES[figures.window_s]),
     element("td", "rate", percent(figures.hit_rate), outcomeBar(figures)),
     number(count(figures.total)),
-    OUTCOMES.map((name) => number(count(figures.outcomes[name]))))));
+    outcomes.map((name) => number(count(figures.outcomes[name]))))));
 }
 
 function timesTable(windows) {

@@ -11,7 +11,7 @@ import pytest
 
 from inference.errors import SourceError
 from inference.onboarding import (
-    check_distinct,
+    check_entity_column,
     entity_candidates,
     given_event_time,
     guess_entity_column,
@@ -91,7 +91,7 @@ def test_a_column_of_repeated_ids_is_refused_with_one_of_them() -> None:
     with pytest.raises(
         SourceError, match=r"'country' repeats 'DE' in the first 3 rows: a table has one row per entity"
     ):
-        check_distinct(head(country=["DE", "FR", "DE"]), "country")
+        check_entity_column(head(country=["DE", "FR", "DE"]), "country")
 
 
 @pytest.mark.parametrize(
