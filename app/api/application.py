@@ -66,7 +66,7 @@ class Application(FastAPI):
             under_root(scope, self.shown_under)
         scope = without_head(scope)
         request = name_request(scope)
-        answer = _Answer(send)
+        answer = _TrackedAnswer(send)
         try:
             await self._serve(scope, receive, answer.send, request)
         except ClientDisconnect:  # nobody is there to be told
@@ -95,7 +95,7 @@ class Application(FastAPI):
         return HotRequest(self.state.parts, self._gate.check, scope, tell)
 
 
-class _Answer:
+class _TrackedAnswer:
     """Knows whether an answer has begun."""
 
     def __init__(self, send: Send) -> None:
