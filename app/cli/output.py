@@ -25,11 +25,21 @@ def print_json(data: Any) -> None:
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print rows: a ruled table on a terminal, tab-separated lines with a head in a pipe."""
+    """Print rows: a ruled table on a terminal, tab-separated lines with a head in a pipe.
+
+    On a terminal too narrow for the heads, each row has a line for each value.
+    """
     texts = [[cell_text(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for line in [list(columns), *texts]:
             typer.echo("\t".join(line))
+        return
+    console = terminal()
+    # a word of a head a line, and a blank between two columns
+    if sum(max(map(len, column.split("_"))) + 1 for column in columns) > console.width + 1:
+        for row in rows:
+            print_fields(dict(zip(columns, row, strict=True)))
+            typer.echo()
         return
     from rich import box
     from rich.markup import escape
@@ -41,7 +51,7 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         table.add_column(column.replace("_", "\n"), overflow="fold", no_wrap=column == columns[0])
     for line in texts:
         table.add_row(*map(escape, line))
-    terminal().print(table)
+    console.print(table)
 
 
 def shortened(text: str | None, limit: int) -> str | None:

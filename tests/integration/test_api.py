@@ -26,6 +26,7 @@ from inference.features import Feature, FeatureContract, FeatureWriter
 from inference.hits import HitRecorder, HitWindows
 from inference.keys import Keys, TableKind
 from inference.models import ModelRegistry, VersionRecord
+from inference.outcomes import Outcome
 from inference.presence import Presence
 from inference.queues import JobPriority
 from inference.schema import DType, Signature, TensorSpec
@@ -244,7 +245,7 @@ async def test_hit_miss_and_unknown_are_counted_and_answered_each_in_its_way(
     await it.recorder.flush()
     body = (await http.get("/hit-rate?window_s=60")).json()
     assert (body["model"], body["window_s"], body["total"], body["hit_rate"]) == ("delay", 60, 2, 0.5)
-    assert len(body["outcomes"]) == 7
+    assert set(body["outcomes"]) == {outcome.value for outcome in Outcome}
     metrics = (await http.get("/metrics")).text
     assert 'forecache_hit_ratio{model="delay"} 0.5' in metrics
     assert 'forecache_workers{queue="realtime",state="ready"} 0.0' in metrics

@@ -37,7 +37,10 @@ BAD_TABLES: dict[str, tuple[pd.DataFrame, list[str]]] = {
     "no-entity-column": (GOOD.rename(columns={"entity_id": "id"}), ["'entity_id'", "id"]),
     "float-ids": (GOOD.assign(entity_id=np.arange(100.0)), ["'entity_id'", "cast"]),
     "null-ids": (GOOD.assign(entity_id=[None, *GOOD["entity_id"][1:]]), ["entity_id", "null"]),
-    "duplicate-ids": (GOOD.assign(entity_id=["e0", "e0", *GOOD["entity_id"][2:]]), ["duplicate", "e0"]),
+    "duplicate-ids": (
+        GOOD.assign(entity_id=["e0", "e0", *GOOD["entity_id"][2:]]),
+        ["repeat an entity id", "e0"],
+    ),
     "illegal-ids": (GOOD.assign(entity_id=["a\x00b", *GOOD["entity_id"][1:]]), ["entity_id"]),
     "missing-feature": (GOOD.drop(columns="b"), ["'b'"]),
     "text-for-a-number": (GOOD.assign(b="one"), ["'b'", "string"]),

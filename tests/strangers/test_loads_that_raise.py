@@ -97,7 +97,7 @@ def test_a_worker_that_is_told_to_end_during_a_load_ends(tmp_path: Path, monkeyp
         inspect_versions(tmp_path / "m", "latest", options=LoadOptions(allow_code=True))
 
 
-def test_an_object_with_predict_that_is_no_estimator_is_refused_once_and_again_when_it_changes(
+def test_an_object_that_fails_in_its_own_way_is_refused_once_and_tried_again_when_it_changes(
     tmp_path: Path, redis_client: redis.Redis, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_no_estimator(tmp_path / "booster", 1)

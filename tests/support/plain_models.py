@@ -134,7 +134,11 @@ class RaisesOnLoad(Times):
 
 
 class NoEstimator:
-    """Predicts, and is no estimator of scikit-learn's: what other libraries' own classes are."""
+    """Predicts, and fails in an own way when it is asked what it was fitted on."""
+
+    @property
+    def feature_names_in_(self) -> list[str]:
+        raise RuntimeError("asked too early")
 
     def predict(self, x: Any) -> np.ndarray:
         return np.asarray(x)[:, 0]

@@ -25,10 +25,23 @@ def test_no_head_is_cut_off_on_a_terminal_of_80_columns(
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "dumb")
     heads = ["model", "total", "hit_rate", *(outcome.value for outcome in Outcome)]
-    print_rows(heads, [["delay", *[0] * 9]])
+    print_rows(heads, [["delay", *[0] * (len(heads) - 1)]])
     out = capsys.readouterr().out
     assert "…" not in out
-    assert set("_".join(heads).split("_")) <= set(out.split())
+    assert set("_".join(heads).split("_")) <= set(out.replace("_", " ").split())
+
+
+def test_rows_whose_heads_fit_are_a_table_and_others_a_line_for_each_value(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("COLUMNS", "9")
+    print_rows(("four", "five5"), [(1, 2)])  # 4 + 1 + 5 columns
+    assert capsys.readouterr().out == "four   1\nfive5  2\n\n"
+    monkeypatch.setenv("COLUMNS", "10")
+    print_rows(("four", "five5"), [(1, 2)])
+    assert capsys.readouterr().out.split("\n")[1].split() == ["four", "five5"]
 
 
 def test_a_table_has_escape_sequences_on_a_terminal_only_and_none_with_no_color(
