@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 #: the option of every command whose output is data
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
+#: no terminal is wider; a table is measured as if it had so much room
+_WIDEST = 10_000
+
 
 def print_json(data: Any) -> None:
     """Print one JSON value."""
@@ -34,15 +37,9 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         for line in [list(columns), *texts]:
             typer.echo("\t".join(line))
         return
-    console = terminal()
-    # a word of a head a line, and a blank between two columns
-    if sum(max(map(len, column.split("_"))) + 1 for column in columns) > console.width + 1:
-        for row in rows:
-            print_fields(dict(zip(columns, row, strict=True)))
-            typer.echo()
-        return
     from rich import box
     from rich.markup import escape
+    from rich.measure import Measurement
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -51,7 +48,13 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         table.add_column(column.replace("_", "\n"), overflow="fold", no_wrap=column == columns[0])
     for line in texts:
         table.add_row(*map(escape, line))
-    console.print(table)
+    console = terminal()
+    if Measurement.get(console, console.options.update(max_width=_WIDEST), table).minimum <= console.width:
+        console.print(table)
+        return
+    for row in rows:
+        print_fields(dict(zip(columns, row, strict=True)))
+        typer.echo()
 
 
 def shortened(text: str | None, limit: int) -> str | None:

@@ -35,11 +35,12 @@ def test_rows_whose_heads_fit_are_a_table_and_others_a_line_for_each_value(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "9")
-    print_rows(("four", "five5"), [(1, 2)])  # 4 + 1 + 5 columns
+    print_rows(("four", "five5"), [(1, 2)])
     assert capsys.readouterr().out == "four   1\nfive5  2\n\n"
-    monkeypatch.setenv("COLUMNS", "10")
+    monkeypatch.setenv("COLUMNS", "20")
     print_rows(("four", "five5"), [(1, 2)])
     assert capsys.readouterr().out.split("\n")[1].split() == ["four", "five5"]
 
