@@ -14,9 +14,11 @@ from celery.exceptions import CPendingDeprecationWarning
 from celery.utils.log import get_logger as celery_logger
 from celery.worker.consumer import Consumer
 
+from inference.failures import Failures
 from inference.logs import get_logger
 
 log = get_logger(__name__)
+lost_connections = Failures(__name__, "broker.close")
 
 #: how late Flower may hear of a task. Telling after each one takes a fifth of a lone task's time, while the next waits
 EVENTS_EVERY_S = 0.2
@@ -66,7 +68,10 @@ class TaskConsumer(Consumer):  # type: ignore[misc]  # celery has no types
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Let go of the connection, and pause before the next try."""
-        super().on_connection_error_after_connected(exc)
+        # kombu 5.7 may fail to close a lost connection with messages that nobody has confirmed, which would end the
+        # worker; by then the connection is forgotten, and the messages come again
+        with lost_connections.kept_here():
+            super().on_connection_error_after_connected(exc)
         self._pause()
 
     def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[Any], None]:

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery.worker.consumer import Consumer
 
-from workers.consumer import MAX_MESSAGE_BYTES, problem_of
+from workers.consumer import MAX_MESSAGE_BYTES, TaskConsumer, problem_of
 
 HEADERS = {"task": "forecache.reconcile", "id": "1"}
 
@@ -45,3 +46,15 @@ def test_messages_of_both_versions_of_celerys_protocol_are_taken(good: Any) -> N
 )
 def test_what_is_no_task_is_told_why(bad: Any, said: str) -> None:
     assert said in str(problem_of(bad))
+
+
+def test_a_lost_connection_that_cannot_be_closed_ends_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    # kombu 5.7: a message that nobody had confirmed, and a transport that is gone already
+    def close(consumer: Consumer, error: Exception) -> None:
+        raise AttributeError("'NoneType' object has no attribute 'hostname'")
+
+    monkeypatch.setattr(Consumer, "on_connection_error_after_connected", close)
+    monkeypatch.setattr("workers.consumer.FIRST_PAUSE_S", 0.0)
+    consumer = TaskConsumer.__new__(TaskConsumer)
+    consumer._turn()
+    consumer.on_connection_error_after_connected(ConnectionError("reset by peer"))
