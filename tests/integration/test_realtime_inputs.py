@@ -307,14 +307,14 @@ def test_a_part_of_a_job_that_kills_its_workers_fails_its_job_and_the_next_worke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ahead_s", [20, -20])
-def test_a_worker_whose_clock_is_off_by_far_more_than_the_budget_computes(service: Service, ahead_s: int) -> None:
+@pytest.mark.parametrize("ahead_s", [8, -8])
+def test_a_worker_whose_clock_is_off_by_more_than_the_budget_computes(service: Service, ahead_s: int) -> None:
     with mock.patch.dict(os.environ, SHIFT_CLOCK_S=str(ahead_s)):
         service.use_worker(Path(shifted_worker.__file__))
     for number in range(20):
         began = time.time()
-        answer = service.ask(f"E{20 + number}", timeout_ms=9000).json()
+        answer = service.ask(f"E{20 + number}", timeout_ms=4000).json()
         assert answer.get("outcome") == "computed"
         # instants are those of Redis, not the worker's
-        assert began - 5 < answer["timestamp"] < time.time() + 5
+        assert began - 4 < answer["timestamp"] < time.time() + 4
     assert service.reader.get("/predict/E20").json()["outcome"] in ("hit_realtime", "stale")
