@@ -7,7 +7,6 @@ Run as its own process, so that the test process needs no TensorFlow. KIND:
 - `mixed`         inputs carat, depth [None] float32 and cut [None] string, looked up inside → price [None, 1]
 - `several`       one input [None, 4] float32 → score [None, 1], embedding [None, 3], label [None] string
 - `fussy`         one input [None, 2] float32; raises when a row's first value is negative
-- `slow:S`        one input [None, 1] float32 → the same, S seconds later
 - `fixed`         one input [1, 2]: a row dimension that cannot be served
 - `echo`          number [None, 2] float32, count int64, text string, flag bool, all [None] → the same as `same_…`
 - `raw`           one input [None] string → its length [None] int64, and itself as `image_bytes`
@@ -114,16 +113,6 @@ def fussy(folder: str) -> None:
     _save(Fussy(), folder)
 
 
-def slow(folder: str, seconds: str) -> None:
-    class Slow(tf.Module):
-        @tf.function(input_signature=[spec(None, 1, name="x")])
-        def serve(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
-            let_pass(seconds)
-            return {"y": x}
-
-    _save(Slow(), folder)
-
-
 def fixed(folder: str) -> None:
     class Fixed(tf.Module):
         @tf.function(input_signature=[spec(1, 2, name="x")])
@@ -200,7 +189,6 @@ KINDS = {
     "mixed": mixed,
     "several": several,
     "fussy": fussy,
-    "slow": slow,
     "fixed": fixed,
     "echo": echo,
     "raw": raw,
