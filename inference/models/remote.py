@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from inference.errors import ModelError
 from inference.settings import parse_duration
+from inference.storage import read_written
 
 REMOTE_FILE = "remote.toml"
 
@@ -60,9 +61,9 @@ def read_remote(file: Path) -> RemoteEngine:
         ModelError: it is no TOML, or a key is unknown, missing or malformed.
     """
     try:
-        data: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
+        data: dict[str, Any] = tomllib.loads(read_written(file))
         return RemoteEngine.model_validate(data)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} cannot be loaded: {_telling(error)}", field="path") from error
 
 

@@ -20,13 +20,13 @@ from inference.features import FeatureContract
 from inference.features.user_code import look_in
 from inference.models.runtimes.devices import cpu_name
 from inference.models.runtimes.runtime import LoadOptions, one_line
-from inference.models.runtimes.sklearn_columns import Learnt, learnt_columns, takes_documents
+from inference.models.runtimes.sklearn_columns import Learnt, learnt_columns, parts_of, takes_documents
 from inference.models.runtimes.tensors import as_served, dtype_of
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
 _MOST_SHOWN = 5
 #: parts of scikit-learn that are no part of a model
-_NEVER_TRUSTED = frozenset({"tests", "_testing", "externals", "conftest"})
+_NEVER_TRUSTED = frozenset({"tests", "_testing", "externals", "conftest", "datasets"})
 #: the input of a model that knows neither names nor a feature contract
 _ROWS = "x"
 #: libraries whose Booster is not what can be served, and what is
@@ -48,6 +48,8 @@ def load(file: Path, options: LoadOptions, contract: FeatureContract | None) -> 
     except Exception as error:
         raise ModelError(f"{file} {_why_not(error)}", field="path") from error
     _check_estimator(model, file)
+    if not options.allow_code:
+        _check_opens_no_files(model, file)
     return SklearnRuntime(model, file, contract)
 
 
@@ -224,6 +226,19 @@ def _check_estimator(model: Any, file: Path) -> None:
         raise ModelError(
             f"{file} holds a {type_.__name__}, which has no predict method{_predictor_in(model)}", field="path"
         )
+
+
+def _check_opens_no_files(model: Any, file: Path) -> None:
+    """Refuse a vectoriser, however deep inside, that takes a text for the name of a file and reads that."""
+    for part in parts_of(model):
+        # "filename" or "file", and whatever equals it: an array of one text does
+        if hasattr(part, "build_analyzer") and not (type(part.input) is str and part.input == "content"):
+            raise ModelError(
+                f"{file}: its {type(part).__name__} has input={part.input!r}, so requests could read files of this "
+                'machine: save it with input="content", or set allow_code = true under [models.NAME] if you trust '
+                "whoever sends requests",
+                field="allow_code",
+            )
 
 
 def _predictor_in(model: Any) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from types import MethodType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,9 @@ from inference.errors import ModelError
 _INNER = ("best_estimator_", "regressor_", "calibrated_classifiers_", "estimators_", "estimator_", "estimator")
 #: mixins and classes of scikit-learn's whose output has the columns of their input
 _KEEPS_COLUMNS = ("OneToOneFeatureMixin", "SimpleImputer", "KNNImputer", "IterativeImputer", "FunctionTransformer")
+
+#: holds nothing else
+_PLAIN = (str, bytes, int, float, complex, bool, type(None), type, np.generic, ModuleType)
 
 #: a position among the model's columns, and what a step has learnt of it
 Finding = tuple[int, "Learnt"]
@@ -51,6 +56,30 @@ def learnt_columns(model: Any, width: int) -> dict[int, Learnt]:
             learnt if known is None else Learnt(known.is_text or learnt.is_text, known.missing, learnt.categories)
         )
     return {position: learnt for position, learnt in found.items() if learnt.is_text or learnt.categories}
+
+
+def parts_of(model: Any) -> Iterator[Any]:
+    """Give a model and each object that it is made of, once."""
+    left = [model]
+    seen: dict[int, Any] = {}  # keeps what it saw: the id of an object that is gone is given to another
+    while left:
+        part = left.pop()
+        if isinstance(part, _PLAIN) or id(part) in seen:
+            continue
+        seen[id(part)] = part
+        if isinstance(part, dict):
+            left.extend([*part.keys(), *part.values()])
+        elif isinstance(part, list | tuple | set | frozenset):
+            left.extend(part)
+        elif isinstance(part, np.ndarray):
+            left.extend(part.ravel() if part.dtype == object else ())
+        elif isinstance(part, MethodType):
+            left.append(part.__self__)
+        elif isinstance(part, partial):
+            left.extend([part.func, part.args, part.keywords])
+        else:
+            yield part
+            left.append(getattr(part, "__dict__", None))
 
 
 def takes_documents(model: Any) -> bool:
