@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from inference.models.versions import MOST_FILES, files_in
+from inference.models.versions import bytes_on_disk
 from inference.settings import WorkerSettings
 
 _GIB = 1 << 30
@@ -31,7 +31,8 @@ _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory
 _STATM = Path("/proc/self/statm")
 _DATA_FIELD = 5
 #: how the libraries say that they get no memory
-_NO_MEMORY = re.compile(r"alloc|out of memory|\bOOM\b|MemoryError|start new thread", re.IGNORECASE)
+_NO_MEMORY = re.compile(r"alloc|into memory|out of memory|\bOOM\b|MemoryError|start new thread", re.IGNORECASE)
+_OF_GPU = re.compile(r"cuda|gpu", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class LoadLimits:
         """Return the limits of the settings; unset, memory follows the files in `folder` and half of the machine's."""
         memory_bytes = workers.load_memory
         if memory_bytes is None:
-            wanted = _LEAST_BYTES + _BYTES_PER_FILE_BYTE * _bytes_on_disk(folder)
+            wanted = _LEAST_BYTES + _BYTES_PER_FILE_BYTE * bytes_on_disk(folder)
             memory_bytes = min(wanted, machine_memory() // 2)
         return cls(memory_bytes, workers.load_timeout)
 
@@ -126,9 +127,10 @@ def bounded_growth(limits: LoadLimits | None) -> Iterator[None]:
 
 def with_fix(reason: str, said: str) -> str:
     """Return why a load failed, with the setting to raise where what a library `said` shows a lack of memory."""
-    if not _NO_MEMORY.search(said):
+    if not _NO_MEMORY.search(said) or _OF_GPU.search(said):
         return reason
-    return f"{reason}: if the model really needs that much memory, raise load_memory under [workers]"
+    fix = "load_memory under [workers] bounds what loading a model may take, raise it if this one really needs more"
+    return f"{reason.rstrip(': ')}; {fix}"
 
 
 def resident_bytes(pid: int) -> int:
@@ -147,14 +149,3 @@ def resident_bytes(pid: int) -> int:
 
 def _own_data_bytes() -> int:
     return int(_STATM.read_text().split()[_DATA_FIELD]) * resource.getpagesize()
-
-
-def _bytes_on_disk(folder: Path) -> int:
-    """Return how many bytes the files in a folder take, holes left out."""
-    total = 0
-    for number, (_, stat) in enumerate(files_in(folder)):
-        if number == MOST_FILES:
-            break
-        # file systems over a network may count no blocks
-        total += min(stat.st_blocks * 512, stat.st_size) if stat.st_blocks else stat.st_size
-    return total

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from inference.errors import BadInput, FunctionFailed, ModelError, PredictionFailed
+from inference.errors import BadInput, FunctionFailed, ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import Vectoriser
 from inference.features.rows import per_row
 from inference.models.outputs import call, observed
@@ -44,17 +44,23 @@ class _Trial:
 
     runtime: Runtime
     answers: list[Block]
+    is_proved: bool
 
     def problem(self, inputs: Block) -> _Problem | None:
         """Return why the model makes nothing of these rows; None when it answers at least one with numbers.
 
         Raises:
             MisshapenOutput: no row is to blame.
+            ModelError: it answered no rows before, and has no memory for one: whoever served it would have none either.
         """
         try:
             answer = call(self.runtime, inputs)
         except MisshapenOutput:
             raise
+        except ModelOutOfMemory as error:
+            if rows_in(inputs) == 1 and not self.is_proved:
+                raise ModelError(error.message) from error
+            return _Problem(error.message)
         except PredictionFailed as error:
             return _Problem(error.message)
         self.answers.append(answer)
@@ -84,7 +90,7 @@ def prove(
         ModelUnavailable: an engine elsewhere did not answer.
         StoreUnavailable: Redis did not answer in time.
     """
-    trial = _Trial(runtime, [])
+    trial = _Trial(runtime, [], is_proved)
     try:
         problem = _try_made_up_rows(trial, vectoriser, sizes)
         unproven = None if problem is None else f"it fails on made-up rows: {problem.reason}"

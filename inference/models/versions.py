@@ -18,8 +18,9 @@ from inference.models.record import VersionRecord
 #: `latest`, `all`, or the numbers, as in the settings
 Wanted = Literal["latest", "all"] | list[int]
 
-#: more files than this are no version: each look at the folder would take seconds
+#: more files than this, or folders nested deeper, are no version: each look at them would take seconds
 MOST_FILES = 20_000
+DEEPEST = 50
 _READ_BYTES = 1 << 20
 _NO_BYTES = bytes(_READ_BYTES)
 #: the largest number that all who name a version can hold: JSON, the serving protocols, Redis
@@ -84,7 +85,7 @@ def check_confined(path: Path, folder: Path) -> None:
     itself. A pipe or a device gives bytes without end, or none.
 
     Raises:
-        ModelError: names the link and where it leads, the pipe or device, or says that there are too many files.
+        ModelError: names the link and where it leads, or the pipe or device; or there are too many files, or too deep.
     """
     home = path.resolve()
     contracts = [(one, one.lstat()) for one in path.glob("*.json")]
@@ -92,6 +93,10 @@ def check_confined(path: Path, folder: Path) -> None:
         if number > MOST_FILES:
             raise ModelError(
                 f"{folder} holds more than {MOST_FILES} files and folders: leave only the model there", field="path"
+            )
+        if len(part.parts) - len(folder.parts) > DEEPEST:
+            raise ModelError(
+                f"{folder} holds more than {DEEPEST} folders inside each other: make it flat", field="path"
             )
         if stat.S_ISLNK(look.st_mode) and not part.resolve().is_relative_to(home):
             raise ModelError(
@@ -106,20 +111,21 @@ def check_confined(path: Path, folder: Path) -> None:
 def files_in(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
     """Give all that lies in a folder and the folders inside it, with how it looks; links are not followed.
 
-    What is removed meanwhile is left out. Stops after `MOST_FILES` + 1.
+    What is removed meanwhile is left out. Stops after `MOST_FILES` + 1, and looks into no folder below `DEEPEST`.
     """
-    left, given = [folder], 0
+    # not by `rglob`, which is recursive: folders may be nested deeper than Python's stack
+    left, given = [(folder, 0)], 0
     while left:
+        inner, depth = left.pop()
         try:
-            with os.scandir(left.pop()) as inside:
-                # not recursive, as `rglob` is: folders may be nested deeper than Python's stack
+            with os.scandir(inner) as inside:
                 for one in inside:
                     try:
                         look = one.stat(follow_symlinks=False)
                     except FileNotFoundError:
                         continue
-                    if one.is_dir(follow_symlinks=False):
-                        left.append(Path(one.path))
+                    if one.is_dir(follow_symlinks=False) and depth < DEEPEST:
+                        left.append((Path(one.path), depth + 1))
                     yield Path(one.path), look
                     given += 1
                     if given > MOST_FILES:
@@ -170,6 +176,22 @@ def fingerprint(folder: Path) -> str:
         name = os.fsencode(file.relative_to(folder).as_posix())
         digest.update(name + f"\0{file.stat().st_size}\0".encode() + _content_hash(file))
     return digest.hexdigest()
+
+
+def bytes_on_disk(folder: Path) -> int:
+    """Return how many bytes the files of a version take, holes left out."""
+    total = 0
+    for file, look in files_in(folder):
+        if stat.S_ISREG(look.st_mode):
+            # file systems over a network may count no blocks
+            total += min(look.st_blocks * 512, look.st_size) if look.st_blocks else _size_but_holes(file)
+    return total
+
+
+def _size_but_holes(file: Path) -> int:
+    with file.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        return 0 if size and _next_block(stream.fileno(), 0) is None else size
 
 
 def _content_hash(file: Path) -> bytes:

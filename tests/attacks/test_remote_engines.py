@@ -99,7 +99,8 @@ def blanks() -> Iterator[bytes]:
     [
         "169.254.169.254", "169.254.170.2", "169.254.169.254.", "0xa9fea9fe", "2852039166", "0251.0376.0251.0376",
         "169.254.43518", "[::ffff:169.254.169.254]", "[::ffff:a9fe:a9fe]", "[64:ff9b::a9fe:a9fe]",
-        "[2002:a9fe:a9fe::1]", "[fe80::1]", "[fd00:ec2::254]", "100.100.100.200", "168.63.129.16", "user:word@169.254.169.254",
+        "[2002:a9fe:a9fe::1]", "[fe80::1]", "[fd00:ec2::254]", "100.100.100.200", "168.63.129.16",
+        "user:word@169.254.169.254",
     ],
 )  # fmt: skip
 def test_the_metadata_service_of_a_cloud_is_not_asked_however_it_is_spelled(tmp_path: Path, host: str) -> None:

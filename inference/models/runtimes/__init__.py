@@ -42,7 +42,7 @@ def load_runtime(
     return runtime
 
 
-def signatures_of(folder: Path, options: LoadOptions) -> dict[str, SavedSignature]:
+def signatures_of(folder: Path, options: LoadOptions | None = None) -> dict[str, SavedSignature]:
     """Return all signatures of the SavedModel in a version's folder, by name; nothing for other formats.
 
     Raises:
@@ -51,7 +51,7 @@ def signatures_of(folder: Path, options: LoadOptions) -> dict[str, SavedSignatur
     found = require_model_file(folder)
     if found.format.name != SAVED_MODEL:
         return {}
-    named: dict[str, SavedSignature] = _import(found.format).signatures(folder, options)
+    named: dict[str, SavedSignature] = _import(found.format).signatures(folder, options or LoadOptions())
     return named
 
 
