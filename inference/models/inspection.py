@@ -96,7 +96,7 @@ def try_version(
         reason = f"loading it calls sys.exit({error.code!r}): guard the script that it imports by __name__"
     except Exception as error:  # noqa: BLE001 - a boundary: `tell` logs it
         reason = f"loading it raised {_failures.tell(error, str(folder), model=model, version=version)}"
-    return VersionRecord.refused(version, with_fix(reason, reason), inspected_at=clock())
+    return VersionRecord.refused(version, with_fix(reason, reason, limits), inspected_at=clock())
 
 
 def inspect_in_subprocess(settings: Settings, model: str) -> dict[int, VersionRecord]:

@@ -26,6 +26,8 @@ _LEAST_BYTES = 3 * _GIB
 _BYTES_PER_FILE_BYTE = 16
 #: stacks of threads and arenas are counted as data, though most of them stay empty
 _EMPTY_DATA_BYTES = _GIB + (64 << 20) * (os.cpu_count() or 1)
+#: what CUDA's libraries map beside that, generously
+_GPU_DATA_BYTES = 16 * _GIB if Path("/dev/nvidiactl").exists() else 0
 _OPEN_FILES = 4096
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _STATM = Path("/proc/self/statm")
@@ -116,7 +118,7 @@ def bounded_growth(limits: LoadLimits | None) -> Iterator[None]:
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    most = _own_data_bytes() + limits.memory_bytes + _EMPTY_DATA_BYTES
+    most = _own_data_bytes() + limits.memory_bytes + _EMPTY_DATA_BYTES + _GPU_DATA_BYTES
     bounds = [one for one in (most, soft, hard) if one != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_DATA, (min(bounds), hard))
     try:
@@ -125,12 +127,23 @@ def bounded_growth(limits: LoadLimits | None) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def with_fix(reason: str, said: str) -> str:
-    """Return why a load failed, with the setting to raise where what a library `said` shows a lack of memory."""
-    if not _NO_MEMORY.search(said) or _OF_GPU.search(said):
+def with_fix(reason: str, said: str, limits: LoadLimits | None = None) -> str:
+    """Return why a load failed, with the setting to raise where what a library `said` shows a lack of memory.
+
+    `limits`: None for those that another process has put this one under.
+    """
+    memory_bytes = limits.memory_bytes if limits else _own_bound()
+    if memory_bytes is None or not _NO_MEMORY.search(said) or _OF_GPU.search(said):
         return reason
-    fix = "load_memory under [workers] bounds what loading a model may take, raise it if this one really needs more"
-    return f"{reason.rstrip(': ')}; {fix}"
+    return (
+        f"{reason.rstrip(': ')}; loading a model may take {memory_bytes / _GIB:.1f} GiB: raise load_memory under "
+        "[workers] if this one really needs more"
+    )
+
+
+def _own_bound() -> int | None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    return None if soft == resource.RLIM_INFINITY else soft - _EMPTY_DATA_BYTES
 
 
 def resident_bytes(pid: int) -> int:

@@ -59,7 +59,7 @@ def run_model_process(
             process.kill()
             process.wait()
         if process.returncode:
-            raise ModelError(_why_it_ended(process.returncode, complaint, what), field="path")
+            raise ModelError(_why_it_ended(process.returncode, complaint, what, limits), field="path")
         answer.seek(0)
         told = answer.read(_MOST_ANSWER_BYTES + 1)
     if len(told) > _MOST_ANSWER_BYTES:
@@ -86,10 +86,10 @@ def _wait(process: subprocess.Popen[bytes], limits: LoadLimits, what: str) -> No
             return
 
 
-def _why_it_ended(status: int, complaint: IO[bytes], what: str) -> str:
+def _why_it_ended(status: int, complaint: IO[bytes], what: str, limits: LoadLimits) -> str:
     complaint.seek(max(0, complaint.seek(0, os.SEEK_END) - _LAST_BYTES))
     said = complaint.read().decode(errors="replace").strip()
     if status < 0:
         # C++ ends its process when it gets no memory, and says so at most
-        return with_fix(f"loading {what} ended its process by {signal.Signals(-status).name}", said)
+        return with_fix(f"loading {what} ended its process by {signal.Signals(-status).name}", said, limits)
     return said.splitlines()[-1][:_LONGEST_LINE] if said else f"loading {what} ended with {status}"
