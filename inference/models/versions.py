@@ -205,7 +205,8 @@ def _content_hash(file: Path) -> bytes:
             if not part:
                 break
             if part != _NO_BYTES[: len(part)]:
-                digest.update(place.to_bytes(8, "big") + part)
+                digest.update(place.to_bytes(8, "big"))
+                digest.update(part)
             place = _next_block(stream.fileno(), place + len(part))
     return digest.digest()
 
