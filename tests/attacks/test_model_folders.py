@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import resource
 import socket
@@ -108,11 +109,17 @@ def test_a_worker_that_starts_with_such_a_version_refuses_it_and_goes_on(
 
 @linux
 def test_the_bound_on_a_worker_leaves_what_it_holds_already_alone() -> None:
-    held = bytearray(64 << 20)
-    with bounded_growth(LoadLimits(1 << 20, 60)):
-        assert len(bytes(held)) == 64 << 20, "a little is always left for stacks and arenas"
-        with pytest.raises(MemoryError):
-            bytearray(1 << 40)
+    limits = LoadLimits(1 << 20, 60)
+
+    def map_memory(size: int) -> None:
+        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+
+    with bounded_growth(limits):
+        map_memory(64 << 20)  # a little is always left for stacks and arenas
+        bound = resource.getrlimit(resource.RLIMIT_DATA)[0]
+        with pytest.raises((OSError, MemoryError)):
+            map_memory(bound)
+    map_memory(bound)
 
 
 # time, files
@@ -294,3 +301,20 @@ def test_a_description_of_an_engine_that_no_person_wrote_is_refused_in_one_line(
     (tmp_path / "remote.toml").write_text(text)
     with pytest.raises(ModelError, match=rf"remote\.toml cannot be loaded: {told}"):
         load_version("m", tmp_path, 1, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "told"),
+    [
+        (["y" * 1_001], "the name of y+… has 1001 characters, and at most 1000"),
+        (["y", "z"], "it has 3 inputs and outputs"),
+    ],
+)
+def test_a_model_that_would_fill_its_record_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outputs: list[str], told: str
+) -> None:
+    monkeypatch.setattr("inference.models.loaded._MOST_TENSORS", 2)
+    nodes = [helper.make_node("Identity", ["x"], [name]) for name in outputs]
+    write_onnx(tmp_path / "1", nodes, [tensor("x")], [tensor(name) for name in outputs])
+    with pytest.raises(ModelError, match=told):
+        load_version("m", tmp_path, 1, tmp_path / "1")
