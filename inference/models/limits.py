@@ -22,6 +22,8 @@ from inference.settings import WorkerSettings
 _GIB = 1 << 30
 #: TensorFlow with Keras takes 0.8 GB for a model of one neuron; builds for GPUs take more
 _LEAST_BYTES = 3 * _GIB
+#: what a library alone may take, however small the machine
+_LIBRARY_BYTES = 3 * _GIB // 2
 #: a compressed forest of trees takes 8 times its file once, and twice that while it is unpacked
 _BYTES_PER_FILE_BYTE = 16
 #: stacks of threads and arenas are counted as data, though most of them stay empty
@@ -50,7 +52,7 @@ class LoadLimits:
         memory_bytes = workers.load_memory
         if memory_bytes is None:
             wanted = _LEAST_BYTES + _BYTES_PER_FILE_BYTE * bytes_on_disk(folder)
-            memory_bytes = min(wanted, machine_memory() // 2)
+            memory_bytes = min(wanted, max(machine_memory() // 2, _LIBRARY_BYTES))
         return cls(memory_bytes, workers.load_timeout)
 
     @property

@@ -64,7 +64,7 @@ def good(tmp_path: Path) -> Path:
 
 @linux
 def test_what_a_version_may_take_follows_its_files_and_the_machine(good: Path) -> None:
-    folder, half = good / "m" / "1", machine_memory() // 2
+    folder, half = good / "m" / "1", max(machine_memory() // 2, 3 * GIB // 2)
     assert LoadLimits.of(WorkerSettings(), folder).memory_bytes == pytest.approx(min(3 * GIB, half), rel=0.01)
     with (folder / "hole").open("wb") as file:
         file.truncate(100 * GIB)
