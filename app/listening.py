@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 
 from inference.errors import SettingsError
@@ -9,6 +10,38 @@ from inference.settings import ApiSettings
 from inference.settings.addresses import require_allowed
 
 BACKLOG = 2048
+#: connections of one process, unless the settings or its descriptors allow fewer
+MOST_CONNECTIONS = 10_000
+
+
+def raise_descriptors() -> None:
+    """Let the process open as many files as a full house needs, as far as the system allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = MOST_CONNECTIONS * 3 // 2
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    try:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (needed if hard == resource.RLIM_INFINITY else min(needed, hard), hard)
+        )
+    except (OSError, ValueError):  # macOS says that it has no limit and keeps one: then there is place for fewer
+        return
+
+
+def places(most: int | None = None) -> tuple[int, int]:
+    """Return how many connections a process may hold, and how many descriptors stay free for everything else.
+
+    Everything else is Redis, the broker, files, and connections that were accepted at once and not looked at yet.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    descriptors = MOST_CONNECTIONS * 3 // 2 if soft == resource.RLIM_INFINITY else soft
+    spare = max(64, min(2 * BACKLOG, descriptors // 4))
+    return max(1, min(most or MOST_CONNECTIONS, descriptors - spare)), spare
+
+
+def backlog() -> int:
+    """Return how many connections may wait to be accepted: all of them at once must find a descriptor."""
+    return min(BACKLOG, places()[1] // 2)
 
 
 def listen(api: ApiSettings) -> socket.socket:
@@ -25,7 +58,7 @@ def listen(api: ApiSettings) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((api.host, api.port))
         # listening at once: of two services that start together, one is refused and not both
-        listener.listen(BACKLOG)
+        listener.listen(backlog())
     except OSError as error:
         listener.close()
         raise SettingsError(
