@@ -49,8 +49,8 @@ class Connection(BoundedParsing):
     """
 
     __slots__ = (
-        "_awaited", "_awaited_since", "_head", "_is_surplus", "_moved", "_moved_at", "_moved_before", "_next_look",
-        "_own_headers", "_taken", "_thrown_away", "_unsent",
+        "_answering", "_awaited", "_awaited_since", "_head", "_is_surplus", "_moved", "_moved_at", "_moved_before",
+        "_next_look", "_own_headers", "_taken", "_thrown_away", "_unsent",
     )  # fmt: skip
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -58,6 +58,8 @@ class Connection(BoundedParsing):
         #: the server's own headers (it makes a new list each second), and the start of an answer with them
         self._own_headers = _NONE
         self._head = b""
+        #: the request that is being answered; uvicorn knows only the last one that was parsed
+        self._answering: RequestResponseCycle | None = None
         #: what the client has to do, by the last look, and since when
         self._awaited: tuple[str, object] = ("head", None)
         self._awaited_since = 0.0
@@ -87,6 +89,9 @@ class Connection(BoundedParsing):
     def connection_lost(self, exc: Exception | None) -> None:
         """End what is done for a client that is gone."""
         self._next_look.cancel()
+        if self._answering is not None:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         super().connection_lost(exc)
 
     def on_body(self, body: bytes) -> None:
@@ -99,6 +104,7 @@ class Connection(BoundedParsing):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Begin to answer a request; uvicorn calls it once the one before it on this connection is answered."""
+        self._answering = cycle
         scope: Any = cycle.scope
         if scope["http_version"] == "1.0" and _asks_to_keep_alive(scope):
             cycle.keep_alive = True
@@ -205,6 +211,8 @@ class Connection(BoundedParsing):
             return ("reading", cycle)
         if self._is_refused:
             return ("farewell", cycle)
+        if self._is_refused and (cycle is None or cycle.response_complete or cycle.disconnected):
+            return ("farewell", cycle)
         if cycle is None or cycle.response_complete:
             return ("head", self.scope) if self._is_in_head() else ("request", cycle)
         # a body that nobody has taken yet may be held up by us
@@ -260,7 +268,7 @@ class Connection(BoundedParsing):
         if cycle is not None and not cycle.response_complete:
             if not cycle.more_body:
                 cycle.keep_alive = False
-                self.transport.pause_reading()
+                self.flow.pause_reading()
                 return
             cycle.disconnected = True
             cycle.message_event.set()
