@@ -10,6 +10,8 @@ from inference.settings import ApiSettings
 from inference.settings.addresses import require_allowed
 
 BACKLOG = 2048
+#: descriptors for Redis (up to a hundred connections), the broker, files and the event loop
+KEPT = 128
 #: connections of one process, unless the settings or its descriptors allow fewer
 MOST_CONNECTIONS = 10_000
 
@@ -29,19 +31,19 @@ def raise_descriptors() -> None:
 
 
 def places(most: int | None = None) -> tuple[int, int]:
-    """Return how many connections a process may hold, and how many descriptors stay free for everything else.
+    """Return how many connections a process may hold, and for how many more it has descriptors.
 
-    Everything else is Redis, the broker, files, and connections that were accepted at once and not looked at yet.
+    Those are for connections that are accepted at once and not looked at yet. `most`: the setting, None for no wish.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     descriptors = MOST_CONNECTIONS * 3 // 2 if soft == resource.RLIM_INFINITY else soft
-    spare = max(64, min(2 * BACKLOG, descriptors // 4))
-    return max(1, min(most or MOST_CONNECTIONS, descriptors - spare)), spare
+    spare = max(32, min(BACKLOG, descriptors // 5))
+    return max(1, min(most or MOST_CONNECTIONS, descriptors - KEPT - spare)), spare
 
 
 def backlog() -> int:
-    """Return how many connections may wait to be accepted: all of them at once must find a descriptor."""
-    return min(BACKLOG, places()[1] // 2)
+    """Return how many connections may wait to be accepted: if all of them are at once, each finds a descriptor."""
+    return places()[1]
 
 
 def listen(api: ApiSettings) -> socket.socket:

@@ -7,8 +7,8 @@ import heapq
 from collections.abc import Collection
 from typing import Protocol
 
-#: a search for silent clients frees a place for so many newcomers at once, as a share of all connections
-_FREED_SHARE = 32
+#: a search frees one place, and one more for each so many connections, which makes it cheap for each newcomer
+_SEARCHED_FOR_ONE = 256
 #: while every client waits for an answer, it is looked for silent ones this rarely
 _SEARCH_EVERY_S = 0.1
 
@@ -42,7 +42,7 @@ class Crowd:
         if now < self._next_search:
             return False
         silent = ((since, each) for each in connections if each is not newcomer and (since := each.silent_since()))
-        leaving = heapq.nsmallest(self.most // _FREED_SHARE + 1, silent, key=lambda pair: pair[0])
+        leaving = heapq.nsmallest(self.most // _SEARCHED_FOR_ONE + 1, silent, key=lambda pair: pair[0])
         for _, each in leaving:
             each.make_way()
         if not leaving:

@@ -58,10 +58,12 @@ class AttackedApi:
 
 
 @contextmanager
-def attacked_api(folder: Path, *, descriptors: int = 20_000) -> Iterator[AttackedApi]:
+def attacked_api(folder: Path, *, descriptors: int = 20_000, max_connections: int = 10_000) -> Iterator[AttackedApi]:
     """Run an API process that may open so many files; without workers, since hits need none."""
     with Stack(folder, '[models.delay]\npath = "m"\n') as stack:
         publish(stack)
+        file = stack.folder / "forecache.toml"
+        file.write_text(file.read_text().replace("[api]\n", f"[api]\nmax_connections = {max_connections}\n"))
         with (folder / "api.log").open("wb") as log:
             stack.processes["api"] = subprocess.Popen(
                 ["/bin/sh", "-c", f'ulimit -n {descriptors}; exec "$0" -P -m app.cli api', sys.executable],
