@@ -209,8 +209,6 @@ class Connection(BoundedParsing):
         cycle = self.cycle
         if self.transport.get_write_buffer_size():
             return ("reading", cycle)
-        if self._is_refused:
-            return ("farewell", cycle)
         if self._is_refused and (cycle is None or cycle.response_complete or cycle.disconnected):
             return ("farewell", cycle)
         if cycle is None or cycle.response_complete:

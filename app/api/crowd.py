@@ -7,10 +7,15 @@ import heapq
 from collections.abc import Collection
 from typing import Protocol
 
+from inference.logs import get_logger
+
+log = get_logger(__name__)
+
 #: a search frees one place, and one more for each so many connections, which makes it cheap for each newcomer
 _SEARCHED_FOR_ONE = 256
 #: while every client waits for an answer, it is looked for silent ones this rarely
 _SEARCH_EVERY_S = 0.1
+_TOLD_EVERY_S = 60.0
 
 
 class Member(Protocol):
@@ -35,10 +40,14 @@ class Crowd:
         self.most = most
         self._most_at_all = most + spare // 2
         self._next_search = 0.0
+        self._told_at = -_TOLD_EVERY_S
 
     def make_place(self, connections: Collection[Member], newcomer: Member) -> bool:
         """Return whether there is a place for a newcomer, after the connections of silent clients were ended."""
         now = newcomer.loop.time()
+        if now - self._told_at >= _TOLD_EVERY_S:
+            self._told_at = now
+            log.warning("api.full", connections=self.most, advice="those of silent clients are ended")
         if now < self._next_search:
             return False
         silent = ((since, each) for each in connections if each is not newcomer and (since := each.silent_since()))

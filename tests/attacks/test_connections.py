@@ -59,6 +59,7 @@ def test_clients_that_hold_connections_for_nothing_make_way(api: AttackedApi, st
     assert api.descriptors() < PLACES + 64
     wait_for(lambda: sum(map(has_ended, held)) > MORE - PLACES, "the end of those that were too many")
     assert not has_ended(held[-1])  # the oldest have gone
+    assert api.log().count("api.full") == 1  # not a line for each
 
 
 def test_those_who_never_asked_for_anything_go_before_those_who_did(api: AttackedApi) -> None:
@@ -95,6 +96,7 @@ def test_while_everybody_waits_for_an_answer_newcomers_get_503_and_probes_are_se
     assert ask(b"GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n") == 200
     # who leaves makes place
     api.close_all()
+    httpx.delete(f"{api.url}/predictions/{job}", timeout=LONG_S)
     wait_for(lambda: ask(HIT) == 200, "a free place")
 
 
