@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import socket
 from base64 import b64encode
 from typing import Any
 
@@ -21,6 +22,8 @@ MAX_CONNECTIONS = 256
 #: from the opening of a connection to the end of its first head
 HEAD_TIMEOUT_S = 10.0
 BODY_TIMEOUT_S = 10.0
+#: between two pieces of an answer that the client takes
+READ_TIMEOUT_S = 20.0
 #: longer than proxies keep a connection, so that they never send into one that is being closed
 IDLE_TIMEOUT_S = 75.0
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
@@ -52,6 +55,8 @@ class BoundedServer(HTTPServer):
             stream.write(_FULL)
             stream.close()
             return
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux: the system ends a connection whose client takes nothing
+            stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(READ_TIMEOUT_S * 1000))
         super().handle_stream(stream, address)
 
     def _make_place(self) -> bool:
