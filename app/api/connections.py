@@ -189,6 +189,8 @@ class Connection(BoundedParsing):
         now, unsent = self.loop.time(), self.transport.get_write_buffer_size()
         self._taken += max(0, self._unsent - unsent)
         self._unsent = unsent
+        if unsent or self._hold is not None:
+            self._keep_count()
         if self._taken + self._body_bytes != self._moved:
             self._moved, self._moved_at = self._taken + self._body_bytes, now
         what, since = self._awaits_since()
@@ -240,9 +242,6 @@ class Connection(BoundedParsing):
     def make_way(self) -> None:
         """End the connection, for there are too many."""
         self.connections.discard(self)  # counted no more, though the descriptor is closed in the next turn
-        if self._is_refused or self.transport.get_write_buffer_size():
-            self.transport.abort()
-            return
         self._give_up()
         self.transport.close()
 
@@ -252,6 +251,9 @@ class Connection(BoundedParsing):
 
     def _give_up(self) -> bool:
         what, _ = self._awaits_since()
+        if what == "reading":
+            self.transport.abort()
+            return True
         if what not in ("head", "body") or self.scope is None:
             return False
         self._refuse(respond_to_error(crowded_out(), self._path()))

@@ -105,7 +105,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        body = _Body(receive, self._room, self._limit)
+        body = _Body(scope, receive, self._room, self._limit)
         scope[HOLD] = body.hold
         try:
             await self._app(scope, body.receive, send)
@@ -116,8 +116,9 @@ class BodyLimit:
 class _Body:
     """A request's body while it arrives. It holds its bytes until the request is answered."""
 
-    def __init__(self, receive: Receive, room: Room, limit: int) -> None:
+    def __init__(self, scope: Scope, receive: Receive, room: Room, limit: int) -> None:
         self.hold = Hold(room, self._give_up)
+        self._declared = _declared_length(scope)
         self._receive = receive
         self._limit = limit
         self._received = 0
@@ -133,14 +134,18 @@ class _Body:
         """
         if self._is_whole:  # what comes now says only that the client has gone
             return await self._receive()
+        self._check(self._declared)  # before the client is told to go on, and before there is room for any of it
         message = await self._next_piece()
         size = len(message.get("body", b""))
         self._received += size
-        if self._received > self._limit:
-            raise HTTPException(413, f"the body is over {self._limit} bytes: send it in parts")
+        self._check(self._received)
         self._is_whole = not message.get("more_body", False)
         self.hold.set(self.hold.size + size)
         return message
+
+    def _check(self, size: int) -> None:
+        if size > self._limit:
+            raise HTTPException(413, f"the body is over {self._limit} bytes: send it in parts")
 
     async def _next_piece(self) -> Message:
         if self.hold.is_given_up:
@@ -159,3 +164,9 @@ class _Body:
         if self._wait is not None:
             self._wait.reschedule(asyncio.get_running_loop().time())
         return True
+
+
+def _declared_length(scope: Scope) -> int:
+    """Return the length that a request says its body has; 0 when it does not say."""
+    # servers refuse what is no number
+    return next((int(value) for name, value in scope.get("headers", ()) if name == b"content-length"), 0)

@@ -187,6 +187,7 @@ class BoundedParsing(HttpToolsProtocol):
     def _keep_count(self) -> None:
         """Count what the connection holds of the room for all of them, if it is worth it."""
         held = self._unfinished + len(self._unread) + len(self.pipeline) * _WAITING_REQUEST_BYTES
+        held += self.transport.get_write_buffer_size()
         if self.cycle is not None and not self.cycle.response_complete:
             held += len(self.cycle.body)
         if held > STEP_BYTES:
@@ -200,6 +201,8 @@ class BoundedParsing(HttpToolsProtocol):
         try:
             self._hold.set(held)
         except Overloaded as error:
+            if self.transport.get_write_buffer_size():
+                self.transport.abort()
             self._refuse(respond_to_error(error, self._path()))
 
     def _too_large_head(self, scope: Any) -> Response | None:

@@ -102,6 +102,15 @@ async def test_a_large_body_may_take_as_long_as_its_bytes_do(
         writer.close()
 
 
+async def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_sent(it: Deployment) -> None:
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 8388609\r\n"
+    async with serving(it) as served:
+        reader, writer = await served.raw(head + b"Expect: 100-continue\r\n\r\n")
+        head, problem = await read_answer(reader)
+        assert (head[:12], problem["code"]) == (b"HTTP/1.1 413", "body-too-large")
+        writer.close()
+
+
 async def test_a_body_that_stops_half_way_is_cut_off_however_much_has_come(
     it: Deployment, monkeypatch: pytest.MonkeyPatch, soon: None
 ) -> None:
@@ -116,12 +125,15 @@ async def test_a_body_that_stops_half_way_is_cut_off_however_much_has_come(
         writer.close()
 
 
+@pytest.mark.parametrize("reason", ["time", "room"])
 async def test_a_client_that_does_not_take_its_answers_is_cut_off(
-    it: Deployment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    it: Deployment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, reason: str
 ) -> None:
     monkeypatch.setattr(connections, "LOOK_EVERY_S", 0.01)
-    monkeypatch.setattr(connections, "PAUSE_S", 0.3)
+    monkeypatch.setattr(connections, "PAUSE_S", 0.3 if reason == "time" else 60)
     async with serving(it) as served:
+        if reason == "room":
+            monkeypatch.setattr(served.server.config.loaded_app.room, "_limit", 10_000)
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
             client.setblocking(False)
