@@ -24,11 +24,12 @@ from app.api import (
     tensorflow_serving,
 )
 from app.api.bodies import ExplainedBody
+from app.api.crowd import Crowd
 from app.api.dialects import SCHEMA as ERROR_SCHEMA
 from app.api.dialects import documented_errors, error_schema, speaks_protocol
 from app.api.gate import OPEN_PATHS, Gate
 from app.api.hot_path import HotRequest
-from app.api.limits import BodyLimit
+from app.api.limits import BodyLimit, Room
 from app.api.naming import name_request, telling
 from app.api.parts import OpenParts, open_parts
 from app.api.problems import (
@@ -40,22 +41,26 @@ from app.api.problems import (
     respond_to_error,
 )
 from app.api.routing import respond_without_route, under_root, without_head
+from app.listening import places
 from inference.errors import ForecacheError
 from inference.release import installed_release
 from inference.request_ids import RequestId
-from inference.settings import Settings
+from inference.settings import ApiSettings, Settings
 
 
 class Application(FastAPI):
     """FastAPI behind the gate, but for the one request that goes the short way.
 
-    HEAD is answered as GET is. `shown_under`: the path of a proxy, with which paths may begin or not.
+    HEAD is answered as GET is. `shown_under`: the path of a proxy, with which paths may begin or not. `crowd`, `room`:
+    bounds that the server keeps before it asks the application.
     """
 
-    def __init__(self, gate: Gate, shown_under: str, **options: Any) -> None:
+    def __init__(self, api: ApiSettings, **options: Any) -> None:
         super().__init__(**options)
-        self._gate = gate
-        self.shown_under = shown_under
+        self._gate = Gate(api)
+        self.shown_under = api.root_path
+        self.crowd = Crowd(*places(api.max_connections))
+        self.room = Room()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -117,8 +122,7 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
             yield
 
     app = Application(
-        Gate(settings.api),
-        settings.api.root_path,
+        settings.api,
         title="Forecache",
         version=installed_release() or "0",
         lifespan=lifespan,
@@ -128,7 +132,7 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
     for noun in (predict, predictions, features, runs, hits, health, metrics, open_inference):
         app.include_router(noun.router)
     app.router.routes.append(tensorflow_serving.route())
-    app.add_middleware(BodyLimit)
+    app.add_middleware(BodyLimit, room=app.room)
     add_problem_handlers(app)
     for status in (404, 405):
         app.add_exception_handler(status, respond_without_route)
