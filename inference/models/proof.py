@@ -11,12 +11,18 @@ import numpy.typing as npt
 
 from inference.errors import BadInput, FunctionFailed, ModelError, PredictionFailed
 from inference.features import Vectoriser
-from inference.features.rows import per_row
+from inference.features.rows import per_row, take
 from inference.models.outputs import call, observed
 from inference.models.real_rows import RealRows
 from inference.models.runtimes import Runtime
 from inference.models.runtimes.tensors import MisshapenOutput
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
+
+#: rows that are also tried alone, and how far their answers may lie from those among others: a library computes other
+#: numbers of rows by other kernels. Relative to the answer, and to the largest one
+_ALONE, _RELATIVE, _OF_LARGEST = 3, 0.01, 1e-3
+_REPEATS = 3
+_MOST_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,68 @@ def prove(
     return Proof(observed(runtime.signature, trial.answers), None if is_proved else unproven)
 
 
+def check_rows_alone(runtime: Runtime, inputs: Block) -> None:
+    """Refuse a model whose answer for a row depends on the rows beside it. Calls it with all rows, and with some alone.
+
+    Not refused: a model that fails on all rows together, for whatever row is at fault, and one that answers the same
+    row now so, now so.
+
+    Raises:
+        ModelError: a row that was answered among others fails alone, or is answered otherwise.
+    """
+    rows = rows_in(inputs)
+    try:
+        together = call(runtime, inputs)
+    except PredictionFailed:
+        return
+    for row in np.linspace(0, rows - 1, min(_ALONE, rows)).astype(np.intp) if rows > 1 else ():
+        alone, among = take(inputs, row[np.newaxis]), take(together, row[np.newaxis])
+        try:
+            answer = call(runtime, alone)
+            name = _differing(answer, among, together)
+            if name is None or not _repeats(runtime, alone, answer):
+                continue
+        except PredictionFailed as error:
+            raise ModelError(
+                f"it answers {rows} rows in one call, but not one of them alone: {error.message}; export it so that it "
+                "takes any number of rows"
+            ) from error
+        raise ModelError(
+            f"output {name!r} of a row is {_shown(among[name])} among {rows} rows, and {_shown(answer[name])} alone: "
+            "its answers depend on the other rows of a call, as those of a mean or a batch normalisation over the rows "
+            "do; export it for inference (training=False, model.eval()), each row computed by itself"
+        )
+
+
+def _repeats(runtime: Runtime, inputs: Block, answer: Block) -> bool:
+    """Tell whether a model gives the same answer each time: one that draws lots mixes no rows."""
+    again = [call(runtime, inputs) for _ in range(_REPEATS)]
+    return all(
+        np.array_equal(one[name], values, equal_nan=values.dtype.kind == "f")
+        for one in again
+        for name, values in answer.items()
+    )
+
+
+def _differing(answer: Block, among: Block, together: Block) -> str | None:
+    """Return the output of numbers in which two answers for a row differ by more than rounding; None without one."""
+    for name, values in answer.items():
+        if values.dtype.kind != "f" or among[name].dtype.kind != "f":
+            continue
+        finite = np.abs(together[name])[np.isfinite(together[name])]
+        slack = _OF_LARGEST * float(finite.max()) if finite.size else 0.0
+        # a free dimension may be as long as the longest row of a call
+        same_shape = values.shape == among[name].shape
+        if same_shape and not np.allclose(values, among[name], rtol=_RELATIVE, atol=slack, equal_nan=True):
+            return name
+    return None
+
+
+def _shown(values: npt.NDArray[Any]) -> str:
+    shown = ", ".join(f"{value:.6g}" for value in values.ravel()[:_MOST_SHOWN].tolist())
+    return f"{shown}, …" if values.size > _MOST_SHOWN else shown
+
+
 def warm_up_inputs(vectoriser: Vectoriser, rows: int) -> Block:
     """Return the inputs of so many rows of defaults, with zeros and "" where there is no default."""
     block = vectoriser.defaults(rows).block
@@ -143,6 +211,8 @@ def _try_real_rows(
         return _verdict_of_made_up(made_up, is_proved=is_proved)
     problem = trial.problem_of_each(sample.inputs)
     if problem is None:
+        if not is_proved:
+            check_rows_alone(trial.runtime, sample.inputs)
         for count in sizes:  # no request is to pay for the first call of a size
             trial.problem({name: np.resize(of, (count, *of.shape[1:])) for name, of in sample.inputs.items()})
         return None
