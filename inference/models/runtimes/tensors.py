@@ -57,6 +57,8 @@ def dtype_of(folder: Path, kind: str, name: str, dtype: str) -> DType:
 
 
 def _fix_of(kind: str, dtype: str) -> str:
+    if dtype.startswith(("datetime64", "timedelta64")):
+        return "have the model give text or a number in its place, in training too"
     if dtype.startswith("complex"):
         return f"have the model {'take' if kind == 'input' else 'give'} its real and imaginary parts as two {kind}s"
     where = "convert it to float32 at the end of the model" if kind == "output" else "have the model convert a float32"
