@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,6 +27,11 @@ _READERS = {
     ".arrow": "feather", ".orc": "orc", ".xlsx": "excel", ".xls": "excel", ".pkl": "pickle", ".pickle": "pickle",
 }  # fmt: skip
 _MORE = {".tsv": ', sep="\\t"', ".jsonl": ", lines=True", ".ndjson": ", lines=True"}
+#: names that somebody gave a file so that it counts no more, or not yet
+_SET_ASIDE = (".tmp", ".temp", ".part", ".partial", ".inprogress", ".bak", ".old", ".orig")
+_PARQUET_MAGIC = b"PAR1"
+#: files of other names whose first bytes are looked at: each is a request to an object store
+_MOST_LOOKED_AT = 8
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zip", ".zst")
 
 
@@ -79,21 +84,51 @@ def list_files(place: Location) -> list[str]:
         return [place.path]
     listed = _below(place, place.path)
     found = _visible(place.path, listed)
-    parquet = [path for path in found if path.endswith(_PARQUET_SUFFIXES)]
+    parquet = [path for path in found if _is_named_parquet(path)]
     refuse_other_formats(place, parquet, listed)
+    _refuse_disguised(place, [path for path in found if not _is_named_parquet(path)], parquet)
     if not parquet:
         raise SourceError(f"{place.name} holds no *.parquet file{_instead(found)}", field="source")
     return parquet
 
 
+def _is_named_parquet(path: str) -> bool:
+    return path.lower().endswith(_PARQUET_SUFFIXES)
+
+
+def _refuse_disguised(place: Location, others: Sequence[str], parquet: Sequence[str]) -> None:
+    """Refuse a folder with Parquet files of other names, as Hive, Athena and Impala write them: rows would be lost."""
+    names = [(path, PurePosixPath(path).name) for path in others]
+    unknown = [
+        path
+        for path, name in names
+        if as_parquet(name) is None and ".parquet." not in name.lower() and not name.lower().endswith(_SET_ASIDE)
+    ]
+    found = next((path for path in unknown[:_MOST_LOOKED_AT] if _begins_as_parquet(place, path)), None)
+    if found is None:
+        return
+    inside = found.removeprefix(place.path).strip("/")
+    depth = "**" if "/" in inside else "*"
+    rename = f"rename it to {PurePosixPath(found).name}.parquet, move it away, or " if parquet else ""
+    raise SourceError(
+        f"{place.name} holds {inside}, which is Parquet and not called so: {rename}give the pattern "
+        f"{place.name.rstrip('/')}/{depth}, which takes files of any name",
+        field="source",
+    )
+
+
+def _begins_as_parquet(place: Location, path: str) -> bool:
+    try:
+        with place.filesystem.open_input_stream(path) as opened:
+            return bool(opened.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC)
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError(f"{place.at(path).name} cannot be read: {reason_of(error)}", field="source") from error
+
+
 def _matching(place: Location, found: list[str]) -> list[str]:
     pattern = _compiled(place.path)
     # what the pattern names is taken whatever its suffix; below a folder that it names, Parquet only
-    kept = [
-        path
-        for path in found
-        if pattern.fullmatch(path) or (path.endswith(_PARQUET_SUFFIXES) and _under(path, pattern))
-    ]
+    kept = [path for path in found if pattern.fullmatch(path) or (_is_named_parquet(path) and _under(path, pattern))]
     if not kept:
         raise SourceError(f"{place.name} matches no Parquet file{_instead(found)}", field="source")
     return kept

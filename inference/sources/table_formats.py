@@ -6,6 +6,7 @@ names it, a folder or a file inside it, or a folder around it.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,7 +50,14 @@ _FORMATS = (
 #: them 0: a folder that somebody called after a day is none
 _HIVE_FOLDER = re.compile(r"(base_0\d{6}|(delete_)?delta_0\d{6}_0\d{6}(_\d{4})?)(_v\d+)?")
 _HIVE_EXPORT = "CREATE TABLE snapshot STORED AS PARQUET AS SELECT * FROM … in Hive"
+#: DuckLake keeps its log in a database; its files, some of which hold nothing but deletes, are called so
+_DUCKLAKE_FILE = re.compile(r"ducklake-[0-9a-f-]{36}.*\.parquet")
+_DUCKLAKE_EXPORT = "COPY lake.users TO 'snapshot.parquet' in DuckDB"
+#: Databricks writes its files in place: a number in their names leads to the log of the job that wrote them
+_DATABRICKS_FILE = re.compile(r".*-tid-(\d+)-.*")
 _UNCOMMITTED, _COMMITTED = "_temporary", "_SUCCESS"
+#: logs of jobs in one folder that are read
+_MOST_LOGS = 64
 #: requests at once to an object store
 _THREADS = 16
 
@@ -66,9 +74,12 @@ def refuse_other_formats(place: Location, kept: Sequence[str], listed: Iterable[
     for folder, format_ in dict.fromkeys(_logs_below(names)):
         if _any_below(kept, folder):
             raise _other_format(place.at(folder).name, format_.name, format_.log, format_.export)
-    for folder, format_ in _logs_above(place):
-        raise _other_format(place.at(folder).name, format_.name, format_.log, format_.export)
+    for above in (place, *_beyond_links(place, kept)):
+        for folder, format_ in _logs_above(above):
+            raise _other_format(place.at(folder).name, format_.name, format_.log, format_.export)
     _refuse_hive(place, kept)
+    _refuse_ducklake(place, kept)
+    _refuse_databricks(place, kept, names)
     _refuse_uncommitted(place, kept, names)
 
 
@@ -108,6 +119,16 @@ def _logs_above(place: Location) -> Iterator[tuple[str, _Format]]:
     yield from (one for one, is_there in zip(asked, found, strict=True) if is_there)
 
 
+def _beyond_links(place: Location, kept: Sequence[str]) -> Iterator[Location]:
+    """Yields where links below the place lead, which is in other folders than the path tells."""
+    if not place.is_local:
+        return
+    paths = [Path(path) for path in kept]
+    inside = Path(place.path).resolve()
+    real = {path.resolve() for path in (*{path.parent for path in paths}, *filter(Path.is_symlink, paths))}
+    yield from (place.at(str(path)) for path in sorted(real) if not path.is_relative_to(inside))
+
+
 def _has_log(filesystem: Any, folder: str, format_: _Format) -> bool:
     log = f"{folder}/{format_.log}"
     try:
@@ -127,6 +148,54 @@ def _refuse_hive(place: Location, kept: Sequence[str]) -> None:
             if _HIVE_FOLDER.fullmatch(folder):
                 table = place.at("/".join(folders[:number])).name
                 raise _other_format(table, "a transactional Hive table", folder, _HIVE_EXPORT)
+
+
+def _refuse_ducklake(place: Location, kept: Sequence[str]) -> None:
+    for path in kept:
+        folder, _, name = path.rpartition("/")
+        if _DUCKLAKE_FILE.fullmatch(name):
+            raise _other_format(place.at(folder).name, "a table of a DuckLake", name, _DUCKLAKE_EXPORT)
+
+
+def _refuse_databricks(place: Location, kept: Sequence[str], names: set[str]) -> None:
+    """Refuses files of Databricks' jobs that have not ended, and those that a later job has replaced.
+
+    https://docs.databricks.com/en/archive/legacy/dbio-commit.html
+    """
+    by_folder: dict[str, set[str]] = {}
+    for path in kept:
+        folder, _, name = path.rpartition("/")
+        if match := _DATABRICKS_FILE.fullmatch(name):
+            by_folder.setdefault(folder, set()).add(match[1])
+    for folder, jobs in by_folder.items():
+        for job in sorted(jobs):
+            if f"{folder}/_started_{job}" in names and f"{folder}/_committed_{job}" not in names:
+                raise SourceError(
+                    f"{place.at(folder).name} holds files of a Databricks job that has not ended (_started_{job}, "
+                    f"no _committed_{job}): wait for it; if it failed, VACUUM removes them",
+                    field="source",
+                )
+        logs = sorted(name for name in names if name.startswith(f"{folder}/_committed_"))
+        removed = {
+            f"{folder}/{name}" for log in logs[: _MOST_LOGS if len(logs) > 1 else 0] for name in _removed(place, log)
+        }
+        if gone := sorted(removed.intersection(kept)):
+            raise _other_format(
+                place.at(folder).name,
+                "written by several Databricks jobs",
+                gone[0].rpartition("/")[2],
+                _spark("parquet"),
+            )
+
+
+def _removed(place: Location, log: str) -> list[str]:
+    """Returns the names of the files that a Databricks job has replaced."""
+    try:
+        with place.filesystem.open_input_stream(log) as opened:
+            told = json.loads(opened.read())
+    except (OSError, ValueError):
+        return []  # such as that of a VACUUM, which is no JSON
+    return [name for name in told.get("removed", ()) if isinstance(name, str)] if isinstance(told, dict) else []
 
 
 def _refuse_uncommitted(place: Location, kept: Sequence[str], names: set[str]) -> None:
