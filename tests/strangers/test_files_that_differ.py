@@ -341,3 +341,18 @@ def test_folders_called_true_and_false_are_bools(tmp_path: Path, spelling: tuple
     }
     as_text = open_source(str(tmp_path / "t"), as_text=["vip"])
     assert as_text.schema.field("vip").type == pa.large_string()
+
+
+def test_a_file_without_any_event_time_is_no_trouble(world: AnyTable) -> None:
+    world.settings.models["m"] = world.settings.models["m"].model_copy(update={"event_time_column": "at"})
+    world.runs = world.make_runs()
+    now = pa.array([pd.Timestamp.now("UTC")], pa.timestamp("us", "UTC"))
+    world.write("t/1.parquet", id=["a"], city=["Ulm"], clicks=[1.0], at=now)
+    world.write("t/2.parquet", id=["b"], city=["Bonn"], clicks=[2.0], at=pa.nulls(1))
+
+    assert world.run().error is None
+    assert world.answers("a", "b") == ANSWERS
+    with pytest.raises(SourceError, match="1 rows have no 'at', such as that of 'b'"):
+        world.load()
+    since = world.run(since="1h")
+    assert (since.state, since.rows_done) == (RunState.PUBLISHED, 1)
