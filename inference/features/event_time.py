@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -76,10 +77,10 @@ def exact_instants(column: pa.Array) -> npt.NDArray[np.int64]:
     return np.stack([seconds, rest], axis=1)
 
 
-def _counted(column: pa.Array) -> npt.NDArray[np.int64]:
+def _counted(column: pa.Array) -> npt.NDArray[Any]:
     """Return instants as their column counts them: days, or its unit; 0 for nulls."""
     counted = pc.cast(pc.cast(column, pa.int32()) if pa.types.is_date32(column.type) else column, pa.int64())
-    count: npt.NDArray[np.int64] = pc.fill_null(counted, 0).to_numpy(zero_copy_only=False)
+    count: npt.NDArray[Any] = pc.fill_null(counted, 0).to_numpy(zero_copy_only=False)
     return count
 
 
