@@ -110,6 +110,8 @@ def load_version(
     log.info("model.loaded", model=model, version=version, device=runtime.device, took_s=took_s)
     if proof.unproven:
         log.warning("model.unproven", model=model, version=version, reason=proof.unproven)
+    if proof.remark:
+        log.warning("model.varies", model=model, version=version, remark=proof.remark)
     return LoadedModel(model, record, vectoriser, runtime)
 
 

@@ -60,12 +60,29 @@ def scaled(folder: Path) -> Path:
     return write_graph(folder, most, helper.make_node("Div", ["x", "most"], ["y"]))
 
 
-MIXING = [centred, shares, scaled]
+class Ranks(RegressorMixin, BaseEstimator):
+    """Answers with the place of a row among those of its call."""
+
+    n_features_in_ = 2
+
+    def predict(self, x: Any) -> np.ndarray:
+        return np.argsort(np.argsort(np.asarray(x)[:, 0]))
+
+
+def ranked(folder: Path) -> Path:
+    write_table(folder)
+    write_version(folder / "m", 1, Ranks(), FEATURES)
+    return folder / "m"
+
+
+MIXING = [centred, shares, scaled, ranked]
 
 
 @pytest.mark.parametrize("write", MIXING)
 def test_a_model_that_mixes_rows_is_refused_with_both_answers(tmp_path: Path, write: Any) -> None:
-    with pytest.raises(ModelError, match=r"output 'y' of a row is .* among 32 rows, and .* alone: its answers depend"):
+    with pytest.raises(
+        ModelError, match=r"output '\w+' of a row is .* among 32 rows, and .* alone: its answers depend"
+    ):
         load(write(tmp_path))
 
 
@@ -78,6 +95,7 @@ def test_init_refuses_it_before_anything_is_written(tmp_path: Path, write: Any) 
         contract=FeatureContract.from_json({"features": FEATURES}),
         source=str(tmp_path / "t.parquet"),
         entity_column="entity_id",
+        allow_code=True,
     )
     with pytest.raises(ModelError, match="its answers depend on the other rows of a call"):
         try_row(request)
@@ -112,6 +130,30 @@ class Draws(RegressorMixin, BaseEstimator):
         return np.random.default_rng().normal(size=len(x))
 
 
+class Counts(RegressorMixin, BaseEstimator):
+    """Keeps a state: how often it was called."""
+
+    n_features_in_ = 2
+    calls = 0
+
+    def predict(self, x: Any) -> np.ndarray:
+        self.calls += 1
+        return np.full(len(x), float(self.calls))
+
+
+class Flips(RegressorMixin, BaseEstimator):
+    """Answers one row of the table with another label when it is alone, as rounding does to a row on the border."""
+
+    n_features_in_ = 2
+
+    def __init__(self, border: float = 0.0) -> None:
+        self.border = border
+
+    def predict(self, x: Any) -> np.ndarray:
+        first = np.asarray(x, np.float64)[:, 0]
+        return np.where((first == self.border) & (len(x) == 1), "other", "usual")
+
+
 class FailsOnOne(RegressorMixin, BaseEstimator):
     """Raises for a row whose first value is the largest of the table, whoever stands beside it."""
 
@@ -131,6 +173,22 @@ class FailsOnOne(RegressorMixin, BaseEstimator):
 def test_what_is_no_mixing_of_rows_is_served(tmp_path: Path, model: Any) -> None:
     write_table(tmp_path)
     write_version(tmp_path / "m", 1, model, FEATURES)
+    assert load(tmp_path / "m").record.is_proved
+
+
+@pytest.mark.parametrize("model", [Draws(), Counts()], ids=["draws", "counts"])
+def test_a_model_whose_answers_vary_is_named_in_the_log(
+    tmp_path: Path, model: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_table(tmp_path)
+    write_version(tmp_path / "m", 1, model, FEATURES)
+    assert load(tmp_path / "m").record.is_proved
+    assert "is another one each time: batch and real time cannot agree" in capsys.readouterr().out
+
+
+def test_a_label_on_the_border_is_no_mixing_of_rows(tmp_path: Path) -> None:
+    border = pq.read_table(write_table(tmp_path)).column("f0")[0].as_py()
+    write_version(tmp_path / "m", 1, Flips(border), FEATURES)
     assert load(tmp_path / "m").record.is_proved
 
 
