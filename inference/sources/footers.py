@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from inference.errors import SourceError
 from inference.sources.files import as_parquet
 from inference.sources.partitions import PartitionValue
+from inference.sources.table_formats import refuse_copied_file
 from inference.storage import Location, is_lfs_pointer, reason_of
 
 #: footers read at once: object stores answer slowly but to many, and a local disk leaves parsing as the work
@@ -110,6 +111,7 @@ def read_footer(place: Location, *, keep_metadata: bool = False) -> Footer:
             raise SourceError(f"{place.name} {told}", field="source") from error
         told = as_parquet(place.name) or f"is not readable as Parquet: {reason_of(error)}"
         raise SourceError(f"{place.name} {told}", field="source") from error
+    refuse_copied_file(place, metadata.metadata or {})
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     file = SourceFile(
         place.name,

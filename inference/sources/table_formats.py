@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,12 @@ _DUCKLAKE_FILE = re.compile(r"ducklake-[0-9a-f-]{36}.*\.parquet")
 _DUCKLAKE_EXPORT = "COPY lake.users TO 'snapshot.parquet' in DuckDB"
 #: Databricks writes its files in place: a number in their names leads to the log of the job that wrote them
 _DATABRICKS_FILE = re.compile(r".*-tid-(\d+)-.*")
+#: what writers of other formats leave in the footer of each file: a copy of a data file has no log beside it
+_FOOTER_MARKS = {
+    b"iceberg.schema": ("an Iceberg table", _duckdb("iceberg_scan")),
+    b"org.apache.hudi.bloomfilter": ("a Hudi table", _spark("hudi")),
+    b"hoodie_min_record_key": ("a Hudi table", _spark("hudi")),
+}
 _UNCOMMITTED, _COMMITTED = "_temporary", "_SUCCESS"
 #: logs of jobs in one folder that are read
 _MOST_LOGS = 64
@@ -81,6 +87,23 @@ def refuse_other_formats(place: Location, kept: Sequence[str], listed: Iterable[
     _refuse_ducklake(place, kept)
     _refuse_databricks(place, kept, names)
     _refuse_uncommitted(place, kept, names)
+
+
+def refuse_copied_file(place: Location, notes: Mapping[bytes, bytes]) -> None:
+    """Refuses a data file of another format's table that lies outside of it. `notes`: what stands in its footer.
+
+    Raises:
+        SourceError: naming the file, the format and what to do.
+    """
+    mark = next((mark for mark in _FOOTER_MARKS if mark in notes), None)
+    if mark is not None:
+        name, export = _FOOTER_MARKS[mark]
+        raise SourceError(
+            f"{place.name} is a data file of {name} ({mark.decode()} in its footer): alone it does not tell which "
+            f"of its rows are deleted or replaced; write the table's current rows as plain Parquet, such as "
+            f"{export.format(folder='…')}",
+            field="source",
+        )
 
 
 def _other_format(folder: str, name: str, mark: str, export: str) -> SourceError:

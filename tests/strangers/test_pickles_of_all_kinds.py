@@ -135,6 +135,14 @@ def test_an_estimator_of_another_version_is_named_with_both_when_it_fails(tmp_pa
     assert words.replace("\\", "") in str(loaded.record.unproven)
 
 
+def test_an_estimator_of_another_version_that_answers_is_told_so(tmp_path: Path) -> None:
+    content = pickle.dumps(FITTED)
+    here = FITTED.__getstate__()["_sklearn_version"].encode()
+    record = load(save(tmp_path, content.replace(here, b"0.0.1".ljust(len(here), b"0")))).record
+    assert record.is_proved
+    assert "it was saved by scikit-learn 0.0.1" in str(record.notice)
+
+
 @pytest.mark.parametrize("model", [LogisticRegression(), make_pipeline(StandardScaler(), Ridge())])
 def test_an_estimator_that_has_learnt_nothing_is_refused_as_such(tmp_path: Path, model: Any) -> None:
     with pytest.raises(ModelError, match="that is not fitted: save it after fit"):

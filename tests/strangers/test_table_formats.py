@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.fs as fs
 import pytest
 import redis
@@ -181,6 +182,24 @@ def test_files_of_a_ducklake_are_told_by_their_names(store: Store, kind: str) ->
     for path in ("lake/main/users", "lake", f"lake/main/users/{DUCKLAKE_FILE}{kind}.parquet"):
         with pytest.raises(SourceError, match=r"lake/main/users is a table of a DuckLake \(ducklake-"):
             open_source(store.uri(path))
+
+
+@pytest.mark.parametrize(
+    ("mark", "name"),
+    [
+        ("iceberg.schema", "an Iceberg table"),
+        ("org.apache.hudi.bloomfilter", "a Hudi table"),
+        ("hoodie_min_record_key", "a Hudi table"),
+    ],
+)
+def test_a_data_file_that_was_copied_out_of_a_table_is_told_by_its_footer(store: Store, mark: str, name: str) -> None:
+    store.write("copy/p.parquet", pa.table(ROWS).replace_schema_metadata({mark: "{}"}))
+
+    for path in ("copy", "copy/p.parquet", "copy/*"):
+        with pytest.raises(SourceError, match=rf"copy/p\.parquet is a data file of {name} \({re.escape(mark)} in its"):
+            open_source(store.uri(path))
+    store.write("copy/p.parquet", pa.table(ROWS).replace_schema_metadata({"pandas": "{}"}))
+    assert open_source(store.uri("copy")).rows == 2
 
 
 def part_of(job: int) -> str:

@@ -11,7 +11,6 @@ import pandas as pd
 
 from inference.errors import ContractError, ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
-from inference.logs import get_logger
 from inference.models.runtimes.devices import cpu_name
 from inference.models.runtimes.runtime import LoadOptions, one_line
 from inference.models.runtimes.sklearn_columns import (
@@ -25,8 +24,6 @@ from inference.models.runtimes.sklearn_files import Estimator, check_fitted, rea
 from inference.models.runtimes.tensors import as_served, dtype_of
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
-log = get_logger(__name__)
-
 #: the input of a model that knows neither names nor a feature contract
 _ROWS = "x"
 _GUESSED = " (if it takes text, say which of its columns are text: list them all in features.json)"
@@ -35,10 +32,7 @@ _PREDICTION, _LABEL, _PROBABILITIES = "prediction", "label", "probabilities"
 
 def load(file: Path, options: LoadOptions, contract: FeatureContract | None) -> SklearnRuntime:
     """Load the estimator in `file`; a skops file's types must be trusted ones unless code is allowed."""
-    read = read_estimator(file, options)
-    if read.remark:
-        log.warning("model.of_another_version", file=str(file), remark=read.remark)
-    return SklearnRuntime(read, file, contract)
+    return SklearnRuntime(read_estimator(file, options), file, contract)
 
 
 class SklearnRuntime:
@@ -49,7 +43,8 @@ class SklearnRuntime:
 
     def __init__(self, read: Estimator, file: Path, contract: FeatureContract | None) -> None:
         self._model = model = read.model
-        self._remark = read.remark
+        #: which other version of scikit-learn saved it, in words; "" for none
+        self.notice = read.remark
         self._names, self._width = fitted_columns(model)
         self._documents, self._records = takes_documents(model), takes_records(model)
         self._guessed = contract is None and bool(self._names)
@@ -77,7 +72,7 @@ class SklearnRuntime:
         except MemoryError as error:
             raise ModelOutOfMemory(f"{rows} rows do not fit into memory: {one_line(error)}") from error
         except Exception as error:  # an estimator raises whatever its author liked
-            hint = self._remark or (_GUESSED if self._guessed and not self._learnt else "")
+            hint = f" ({self.notice})" if self.notice else (_GUESSED if self._guessed and not self._learnt else "")
             raise PredictionFailed(f"the model failed: {one_line(error)}{hint}") from error
         return {spec.name: as_served(array, spec, rows) for spec, array in zip(self._outputs, arrays, strict=True)}
 

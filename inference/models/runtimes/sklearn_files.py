@@ -53,7 +53,9 @@ def read_estimator(file: Path, options: LoadOptions) -> Estimator:
         except ModelError:
             raise
         except Exception as error:
-            raise ModelError(f"{file} {_why_not(error)}{_remark(caught)}", field="path") from error
+            raise ModelError(
+                f"{file} {_why_not(error)}{f' ({remark})' if (remark := _remark(caught)) else ''}", field="path"
+            ) from error
     for other in (one for one in caught if not isinstance(one.message, InconsistentVersionWarning)):
         warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
     _check_estimator(model, file)
@@ -83,8 +85,8 @@ def _remark(caught: list[warnings.WarningMessage]) -> str:
         return ""
     saved, here = odd.original_sklearn_version, odd.current_sklearn_version
     return (
-        f" (saved by scikit-learn {saved}, and {here} is installed here: install {saved} where workers run, or save "
-        f"the model again with {here})"
+        f"it was saved by scikit-learn {saved}, and {here} is installed here: install {saved} where workers run, or "
+        f"save it again with {here}"
     )
 
 
