@@ -1,4 +1,7 @@
-"""scikit-learn models in memory, and other objects that predict."""
+"""scikit-learn models in memory, and other objects that predict.
+
+pandas is imported where it is used: a model that was fitted on a bare array does not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from inference.errors import ContractError, ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
@@ -103,11 +105,14 @@ class SklearnRuntime:
         if self._records:
             keys = [spec.name for spec in self._inputs]
             return [dict(zip(keys, row, strict=True)) for row in zip(*(one.tolist() for one in columns), strict=True)]
-        if names and (self._learnt or not self._same_dtype):
+        if not names:
+            return _side_by_side(columns)
+        import pandas as pd
+
+        if self._learnt or not self._same_dtype:
             typed = [_series(column, self._learnt.get(number)) for number, column in enumerate(columns)]
             return pd.DataFrame(dict(zip(names, typed, strict=True)))
-        flat = np.column_stack([column.reshape(len(column), -1) for column in columns])
-        return pd.DataFrame(flat, columns=names) if names else flat
+        return pd.DataFrame(_side_by_side(columns), columns=names)
 
     def _find_inputs(self, file: Path, contract: FeatureContract | None) -> tuple[TensorSpec, ...]:
         if contract is not None:
@@ -171,6 +176,10 @@ def _listed_inputs(names: list[str], width: int, contract: FeatureContract) -> t
     return contract.fields
 
 
+def _side_by_side(columns: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    return np.column_stack([column.reshape(len(column), -1) for column in columns])
+
+
 def _with_missing(values: npt.NDArray[Any], learnt: Learnt | None) -> npt.NDArray[Any]:
     """Return text with what the model takes for missing in place of None; anything else as it is."""
     if values.dtype != object or (learnt is not None and learnt.missing is None):
@@ -183,6 +192,8 @@ def _with_missing(values: npt.NDArray[Any], learnt: Learnt | None) -> npt.NDArra
 
 
 def _series(values: npt.NDArray[Any], learnt: Learnt | None) -> Any:
+    import pandas as pd
+
     if learnt is not None and learnt.categories is not None:
         categories = pd.Index(list(learnt.categories))
         return pd.Categorical.from_codes(categories.get_indexer(values), categories=categories)

@@ -1,4 +1,7 @@
-"""Reads estimators from skops files and pickles, and says in one line why one cannot be read."""
+"""Reads estimators from skops files and pickles, and says in one line why one cannot be read.
+
+Libraries are imported where they are used: skops takes two seconds, which a pickle does not need.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,6 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import joblib
-import skops.io
-from sklearn.exceptions import InconsistentVersionWarning, NotFittedError
-from sklearn.utils.validation import check_is_fitted
 
 from inference.errors import ModelError
 from inference.features.user_code import look_in
@@ -48,15 +46,14 @@ def read_estimator(file: Path, options: LoadOptions) -> Estimator:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            # joblib reads ordinary pickles too, and compressed ones; many call a file of its own .pkl
-            model = _from_skops(file, options.allow_code) if file.suffix == ".skops" else joblib.load(file)
+            model = _from_skops(file, options.allow_code) if file.suffix == ".skops" else _from_pickle(file)
         except ModelError:
             raise
         except Exception as error:
             raise ModelError(
                 f"{file} {_why_not(error)}{f' ({remark})' if (remark := _remark(caught)) else ''}", field="path"
             ) from error
-    for other in (one for one in caught if not isinstance(one.message, InconsistentVersionWarning)):
+    for other in (one for one in caught if not _tells_versions(one)):
         warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
     _check_estimator(model, file)
     return Estimator(model, _remark(caught))
@@ -68,6 +65,9 @@ def check_fitted(model: Any, file: Path) -> None:
     Raises:
         ModelError: it is not fitted.
     """
+    from sklearn.exceptions import NotFittedError
+    from sklearn.utils.validation import check_is_fitted
+
     try:
         check_is_fitted(model)
     except NotFittedError as error:
@@ -80,7 +80,7 @@ def check_fitted(model: Any, file: Path) -> None:
 
 def _remark(caught: list[warnings.WarningMessage]) -> str:
     """Return that an estimator was saved by another version, from what scikit-learn warned of; "" if it was not."""
-    odd = next((one.message for one in caught if isinstance(one.message, InconsistentVersionWarning)), None)
+    odd: Any = next((one.message for one in caught if _tells_versions(one)), None)
     if odd is None:
         return ""
     saved, here = odd.original_sklearn_version, odd.current_sklearn_version
@@ -90,7 +90,23 @@ def _remark(caught: list[warnings.WarningMessage]) -> str:
     )
 
 
+def _tells_versions(caught: warnings.WarningMessage) -> bool:
+    return caught.category.__name__ == "InconsistentVersionWarning"
+
+
+def _from_pickle(file: Path) -> Any:
+    """Load a pickle; `load_runtime` has made sure that it is allowed.
+
+    joblib reads ordinary pickles too, and compressed ones. Many call a file of its own .pkl.
+    """
+    import joblib
+
+    return joblib.load(file)
+
+
 def _from_skops(file: Path, allow_code: bool) -> Any:
+    import skops.io
+
     unvouched = skops.io.get_untrusted_types(file=file)
     unknown = [name for name in unvouched if not _is_sklearns_own(name)]
     if unknown and not allow_code:
