@@ -7,6 +7,7 @@ names it, a folder or a file inside it, or a folder around it.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -68,10 +69,13 @@ _MOST_LOGS = 64
 _THREADS = 16
 
 
-def refuse_other_formats(place: Location, kept: Sequence[str], listed: Iterable[str]) -> None:
+def refuse_other_formats(
+    place: Location, kept: Sequence[str], listed: Iterable[str], links: Sequence[Path] = ()
+) -> None:
     """Refuses files that belong to a table of another format, or to a write that has not ended.
 
-    `kept`: the files that would be read; `listed`: all that was found below `place`, hidden files and folders included.
+    `kept`: the files that would be read; `listed`: all that was found below `place`, hidden files and folders included;
+    `links`: those of it that are links.
 
     Raises:
         SourceError: naming the folder, the format and what to do.
@@ -80,7 +84,7 @@ def refuse_other_formats(place: Location, kept: Sequence[str], listed: Iterable[
     for folder, format_ in dict.fromkeys(_logs_below(names)):
         if _any_below(kept, folder):
             raise _other_format(place.at(folder).name, format_.name, format_.log, format_.export)
-    for above in (place, *_beyond_links(place, kept)):
+    for above in (place, *_beyond(place, kept, links)):
         for folder, format_ in _logs_above(above):
             raise _other_format(place.at(folder).name, format_.name, format_.log, format_.export)
     _refuse_hive(place, kept)
@@ -142,14 +146,17 @@ def _logs_above(place: Location) -> Iterator[tuple[str, _Format]]:
     yield from (one for one, is_there in zip(asked, found, strict=True) if is_there)
 
 
-def _beyond_links(place: Location, kept: Sequence[str]) -> Iterator[Location]:
-    """Yields where links below the place lead, which is in other folders than the path tells."""
-    if not place.is_local:
+def _beyond(place: Location, kept: Sequence[str], links: Sequence[Path]) -> Iterator[Location]:
+    """Yields where links to files that would be read lead, which is in other folders than the path tells."""
+    if not links:
         return
-    paths = [Path(path) for path in kept]
-    inside = Path(place.path).resolve()
-    real = {path.resolve() for path in (*{path.parent for path in paths}, *filter(Path.is_symlink, paths))}
-    yield from (place.at(str(path)) for path in sorted(real) if not path.is_relative_to(inside))
+    folders = {os.path.dirname(path) for path in kept}  # noqa: PTH120 - of a hundred thousand files
+    used = {str(parent) for folder in folders for parent in (Path(folder), *Path(folder).parents)} | set(kept)
+    targets = [link.resolve() for link in links if str(link) in used]
+    # a look above a folder is the same for all the files in it
+    yield from (
+        place.at(path) for path in dict.fromkeys(str(one if one.is_dir() else one.parent / "*") for one in targets)
+    )
 
 
 def _has_log(filesystem: Any, folder: str, format_: _Format) -> bool:

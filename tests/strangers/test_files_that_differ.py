@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -356,3 +357,35 @@ def test_a_file_without_any_event_time_is_no_trouble(world: AnyTable) -> None:
         world.load()
     since = world.run(since="1h")
     assert (since.state, since.rows_done) == (RunState.PUBLISHED, 1)
+
+
+def test_links_inside_a_folder_count_no_row_twice(tmp_path: Path) -> None:
+    write(tmp_path / "t/day-1.parquet", ["a"])
+    write(tmp_path / "t/day-2.parquet", ["b"])
+    (tmp_path / "t/latest.parquet").symlink_to("day-2.parquet")
+    (tmp_path / "t/again").symlink_to(tmp_path / "t")
+    write(tmp_path / "elsewhere/day-3.parquet", ["c"])
+    (tmp_path / "t/more").symlink_to(tmp_path / "elsewhere")
+
+    for path in ("t", "t/**/*.parquet", "*"):
+        found = [Path(file.path).name for file in open_source(str(tmp_path / path)).files]
+        assert found == ["day-1.parquet", "day-2.parquet", "day-3.parquet"]
+    assert open_source(str(tmp_path / "t/latest.parquet")).rows == 1
+
+
+@pytest.mark.parametrize("target", ["nothing", "gone.parquet"])
+def test_a_link_to_nothing_is_a_file_that_is_missing(tmp_path: Path, target: str) -> None:
+    write(tmp_path / "t/p.parquet", ["a"])
+    (tmp_path / "t/gone.parquet").symlink_to(target)
+
+    for path in ("t", "t/*.parquet"):
+        with pytest.raises(SourceError, match=r"t/gone\.parquet is a link to a file that is not there: fetch it"):
+            open_source(str(tmp_path / path))
+
+
+def test_a_name_that_is_no_utf8_is_told(tmp_path: Path) -> None:
+    write(tmp_path / "t/p.parquet", ["a"])
+    (tmp_path / "t/p.parquet").rename(os.fsdecode(os.fsencode(tmp_path / "t") + b"/\xff.parquet"))
+
+    with pytest.raises(SourceError, match="t holds a file whose name is no UTF-8: rename it"):
+        open_source(str(tmp_path / "t"))
