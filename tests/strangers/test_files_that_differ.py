@@ -389,3 +389,15 @@ def test_a_name_that_is_no_utf8_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(SourceError, match="t holds a file whose name is no UTF-8: rename it"):
         open_source(str(tmp_path / "t"))
+
+
+def test_whole_numbers_of_nineteen_digits_in_folder_names_are_exact(tmp_path: Path) -> None:
+    stamps = [1_769_862_896_123_456_789, -(2**63), 2**63 - 1]
+    for stamp in stamps:
+        write(tmp_path / f"t/at={stamp}/p.parquet", [str(stamp)])
+    source = open_source(str(tmp_path / "t"))
+    assert source.schema.field("at").type == pa.int64()
+    rows = read_slices(source.files, whole_slices(source.files), columns=["id", "at"], batch_rows=10)
+    assert [int(row["id"]) == row["at"] for batch in rows for row in batch.to_pylist()] == [True] * 3
+    write(tmp_path / f"t/at={2**63}/p.parquet", ["x"])
+    assert open_source(str(tmp_path / "t")).schema.field("at").type == pa.float64()

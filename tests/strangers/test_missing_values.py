@@ -21,7 +21,7 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
 from app.cli.features import _values
 from inference.errors import ContractError
-from inference.features import FeatureContract, FeatureUpdate, FeatureWriter, Vectoriser
+from inference.features import Feature, FeatureContract, FeatureUpdate, FeatureWriter, Vectoriser
 from inference.features.gathering import FeatureGatherer
 from inference.keys import Keys, TableKind
 from inference.models import score_rows
@@ -30,6 +30,7 @@ from inference.models.runtimes import LoadOptions
 from inference.onboarding.trial import TrialRequest, try_row
 from inference.schema import DType, Signature, TensorSpec
 from inference.store import RedisTable
+from tests.support.any_table import AnyTable
 
 ROWS = 200
 REGION = {"name": "region", "dtype": "string", "nullable": True}
@@ -287,3 +288,13 @@ def test_rows_of_which_none_has_the_right_shape_are_left_out_one_by_one() -> Non
     assert rows.rejected.all()
     assert [one.reason for one in rows.reasons] == ["wrong number of values"]
     assert not len(vectoriser.features_from_arrow(batch.slice(0, 0)).rejected)
+
+
+@pytest.mark.integration
+def test_a_list_that_lacks_a_value_is_stored_with_the_others(redis_client: redis.Redis, tmp_path: Path) -> None:
+    world = AnyTable(redis_client, tmp_path, Feature("x", DType.FLOAT64, (3,), nullable=True))
+    world.write(id=["a", "b"], x=pa.array([[1.0, None, 3.0], None], pa.list_(pa.float64())))
+    assert world.load().rows == 2
+    table = world.table_of(TableKind.FEATURES, "m")
+    stored = [entry.values["x"] for entry in table.read(["a", "b"]) if entry]
+    np.testing.assert_array_equal(stored, [[1.0, np.nan, 3.0], [np.nan] * 3])
