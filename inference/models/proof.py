@@ -121,6 +121,8 @@ def check_rows_alone(runtime: Runtime, inputs: Block) -> str | None:
     differing: list[tuple[str, Block, Block]] = []
     for row in np.linspace(0, rows - 1, min(_ALONE, rows)).astype(np.intp) if rows > 1 else ():
         alone, among = take(inputs, row[np.newaxis]), take(together, row[np.newaxis])
+        if _without_numbers(among):  # such a row has no answer in any company
+            continue
         try:
             answer = call(runtime, alone)
             name = _differing(answer, among, together)

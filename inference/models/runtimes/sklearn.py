@@ -23,7 +23,7 @@ from inference.models.runtimes.sklearn_columns import (
     takes_records,
 )
 from inference.models.runtimes.sklearn_files import Estimator, check_fitted, read_estimator
-from inference.models.runtimes.tensors import as_served, dtype_of
+from inference.models.runtimes.tensors import as_served, dtype_of, plain_numbers
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
 #: the input of a model that knows neither names nor a feature contract
@@ -154,7 +154,7 @@ class SklearnRuntime:
         if not (self._names or self._width or self._documents or self._records):
             self._perhaps = [spec.name for spec in self._inputs]
         try:
-            return self._compute({spec.name: _zeros(spec) for spec in self._inputs})[0]
+            return plain_numbers(self._compute({spec.name: _zeros(spec) for spec in self._inputs})[0])
         except Exception:  # noqa: BLE001 - an estimator raises whatever its author liked
             return None
 
