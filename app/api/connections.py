@@ -18,7 +18,6 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from app.api import hot_path
 from app.api.disconnects import WATCH_AFTER_S
-from app.api.naming import is_named
 from app.api.problems import respond_to_status
 from app.api.routing import under_root
 
@@ -102,7 +101,12 @@ class Connection(HttpToolsProtocol):
         # uvicorn puts another application in when it refuses
         if app is self.app and app.shown_under:
             under_root(scope, app.shown_under)
-        if app is not self.app or cycle.waiting_for_100_continue or not hot_path.is_hot(scope) or is_named(scope):
+        if (
+            app is not self.app
+            or cycle.waiting_for_100_continue
+            or not hot_path.is_hot(scope)
+            or any(header in app.told_apart_by for header, _ in scope["headers"])
+        ):
             super()._start_asgi_task(cycle, app)
             return
         scope[hot_path.BEGUN] = request = app.hot_request(scope, partial(self._looked_up, cycle))

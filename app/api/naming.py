@@ -25,11 +25,6 @@ def name_request(scope: Scope) -> RequestId:
     return request
 
 
-def is_named(scope: Scope) -> bool:
-    """Whether the client named its request, sanely or not."""
-    return any(header == HEADER for header, _ in scope["headers"])
-
-
 def header_of(request: RequestId) -> tuple[bytes, bytes]:
     """Return the header that tells the client."""
     return HEADER, str(request).encode()
