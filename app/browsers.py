@@ -36,7 +36,7 @@ class KnownHosts:
         self._passed: set[bytes] = set()
 
     def check(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        """Let the request pass, or not; without the header, as HTTP/1.0 allows, no browser sent it.
+        """Let the request pass, or not; without a name in the header, as HTTP/1.0 allows, no browser sent it.
 
         Raises:
             Forbidden: `Host` is another name.
@@ -47,7 +47,7 @@ class KnownHosts:
 
     def _look_at(self, value: bytes) -> None:
         host = value.decode("latin-1")
-        if not self._any and not self._is_known(_name_and_port(host)[0]):
+        if host and not self._any and not self._is_known(_name_and_port(host)[0]):
             raise Forbidden(
                 f"without keys the API answers to addresses, localhost and the names in [api] hosts, and "
                 f"{host[:_LONGEST_QUOTE]!r} is none of them: add it there, or give keys (`forecache keys new NAME`)"
@@ -56,7 +56,7 @@ class KnownHosts:
             self._passed.add(value)
 
     def _is_known(self, host: str) -> bool:
-        return not host or host in self._names or host.endswith(self._ends) or _is_address(host)
+        return host in self._names or host.endswith(self._ends) or _is_address(host)
 
 
 def check_site(site: str | None, origin: str | None, hosts: Collection[str], trusted: Collection[str] = ()) -> None:

@@ -32,10 +32,10 @@ def guard(credentials: Credentials) -> None:
             raise HTTPError(HTTPStatus.UNAUTHORIZED)
         client = subscriber_of(page.request.remote_ip or "")
         is_known = page.get_signed_cookie(KNOWN_COOKIE) is not None
-        if not is_known and (wait_s := wrong.wait_s(client)):
+        if not is_known and (wait_s := wrong.wait_s(client, shown)):
             _refuse_for(page, wait_s)
         if not credentials.are_in(shown):
-            wrong.count(client)
+            wrong.count(client, shown)
             raise HTTPError(HTTPStatus.UNAUTHORIZED)
         if not is_known:
             page.set_signed_cookie(KNOWN_COOKIE, "1", _KNOWN_DAYS, httponly=True, samesite="Lax")
