@@ -26,6 +26,7 @@ class KnownHosts:
     """Checks that a request came for an address, for `localhost`, or for one of some names.
 
     A page can make only a name lead here, never an address. `names`: "api", "*.example.com" (all below it), "*".
+    `passed`: Host headers that need no second look.
     """
 
     def __init__(self, names: Iterable[str]) -> None:
@@ -33,7 +34,7 @@ class KnownHosts:
         self._any = "*" in names
         self._names = {"localhost", *(name for name in names if not name.startswith("*."))}
         self._ends = tuple(name[1:] for name in names if name.startswith("*."))
-        self._passed: set[bytes] = set()
+        self.passed: set[tuple[bytes, bytes]] = set()
 
     def check(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Let the request pass, or not; without a name in the header, as HTTP/1.0 allows, no browser sent it.
@@ -41,19 +42,19 @@ class KnownHosts:
         Raises:
             Forbidden: `Host` is another name.
         """
-        for name, value in headers:
-            if name == b"host" and value not in self._passed:
-                self._look_at(value)
+        for header in headers:
+            if header[0] == b"host" and header not in self.passed:
+                self._look_at(header)
 
-    def _look_at(self, value: bytes) -> None:
-        host = value.decode("latin-1")
+    def _look_at(self, header: tuple[bytes, bytes]) -> None:
+        host = header[1].decode("latin-1")
         if host and not self._any and not self._is_known(_name_and_port(host)[0]):
             raise Forbidden(
                 f"without keys the API answers to addresses, localhost and the names in [api] hosts, and "
                 f"{host[:_LONGEST_QUOTE]!r} is none of them: add it there, or give keys (`forecache keys new NAME`)"
             )
-        if len(self._passed) < _MOST_REMEMBERED:
-            self._passed.add(value)
+        if len(self.passed) < _MOST_REMEMBERED:
+            self.passed.add(header)
 
     def _is_known(self, host: str) -> bool:
         return host in self._names or host.endswith(self._ends) or _is_address(host)

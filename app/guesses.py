@@ -21,7 +21,7 @@ class WrongTries:
     """Counts wrong keys by who showed them, and by themselves, in tables of fixed size.
 
     Many keys of one client are guesses, which count against it. One key again and again is a mistake: it counts
-    against that key alone, so that others at the same address do not wait for it. A try that has to wait is not counted.
+    against that key alone, so that others at the same address do not wait for it. Tries that have to wait do not count.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:

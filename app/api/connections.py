@@ -105,7 +105,7 @@ class Connection(HttpToolsProtocol):
             app is not self.app
             or cycle.waiting_for_100_continue
             or not hot_path.is_hot(scope)
-            or any(header in app.told_apart_by for header, _ in scope["headers"])
+            or _has_any(scope["headers"], app.told_apart_by)
         ):
             super()._start_asgi_task(cycle, app)
             return
@@ -215,6 +215,13 @@ class Connection(HttpToolsProtocol):
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[status], lines, bytes(response.body)))
         self.transport.close()
+
+
+def _has_any(headers: list[tuple[bytes, bytes]], names: frozenset[bytes]) -> bool:
+    for name, _ in headers:  # noqa: SIM110 - `any` of a generator takes twice the time
+        if name in names:
+            return True
+    return False
 
 
 def _asks_to_keep_alive(scope: Any) -> bool:

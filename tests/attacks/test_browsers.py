@@ -63,7 +63,6 @@ async def test_without_keys_only_addresses_and_known_names_are_answered(it: Depl
                 statuses = {host: await raw(served, path, host) for host in (*known, *others)}
                 assert statuses == dict.fromkeys(known, 200) | dict.fromkeys(others, 403)
         assert await raw(served, "/runs", version="1.0") == 200
-        assert await raw(served, "/runs", "localhost", "evil.example") == 403
         assert await raw(served, "/runs", "evil.example", "localhost") == 403
         assert await raw(served, "http://localhost/runs", "evil.example") == 403
         # probes tell nothing, and load balancers send what they like
