@@ -231,6 +231,9 @@ class _Request:
 class _Application:
     """Begins such requests."""
 
+    shown_under = ""
+    told_apart_by: frozenset[bytes] = frozenset()
+
     def hot_request(self, _: Any, tell: Callable[[], None]) -> _Request:
         return _Request(tell)
 
