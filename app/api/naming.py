@@ -11,6 +11,7 @@ from starlette.types import Message, Scope, Send
 from inference.request_ids import RequestId, work_for
 
 HEADER = b"x-request-id"
+_NOT_FRAMED = (b"x-frame-options", b"DENY")
 
 
 def name_request(scope: Scope) -> RequestId:
@@ -31,11 +32,11 @@ def header_of(request: RequestId) -> tuple[bytes, bytes]:
 
 
 def telling(send: Send, request: RequestId) -> Send:
-    """Return `send` with the id in the answer's headers."""
+    """Return `send` with the id in the answer's headers, and that no page of another site may frame it, as `/docs`."""
 
     async def tell(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), header_of(request)]
+            message["headers"] = [*message.get("headers", ()), header_of(request), _NOT_FRAMED]
         await send(message)
 
     return tell

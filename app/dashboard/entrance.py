@@ -23,8 +23,13 @@ _KNOWN_DAYS = 30
 
 
 def guard(credentials: Credentials) -> None:
-    """Have every page of this process let in these credentials alone."""
+    """Have every page of this process let in these credentials alone, and be shown in no frame of another page."""
     wrong = WrongTries()
+    set_flowers_headers = BaseHandler.set_default_headers
+
+    def set_default_headers(page: BaseHandler) -> None:
+        set_flowers_headers(page)
+        page.set_header("X-Frame-Options", "DENY")
 
     def get_current_user(page: BaseHandler) -> bool:
         shown = page.request.headers.get("Authorization")
@@ -43,6 +48,7 @@ def guard(credentials: Credentials) -> None:
 
     BaseHandler.get_current_user = get_current_user
     BaseHandler.check_xsrf_cookie = check_page
+    BaseHandler.set_default_headers = set_default_headers
 
 
 def check_page(page: BaseHandler) -> None:

@@ -61,7 +61,6 @@ class _Page(BaseHandler):  # type: ignore[misc]  # Flower ships no types
     def set_default_headers(self) -> None:
         super().set_default_headers()
         self.set_header("Cache-Control", "no-store")
-        self.set_header("X-Frame-Options", "DENY")
         self.set_header("Referrer-Policy", "no-referrer")
         self.set_header("Content-Security-Policy", CONTENT_SECURITY_POLICY)
 

@@ -24,6 +24,16 @@ EVIL = {"Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"}
 TEXT = {"Content-Type": "text/plain"}
 
 
+@pytest.fixture(scope="module")
+def flower(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DashboardProcess]:
+    process = DashboardProcess(tmp_path_factory.mktemp("flower"), redis_server.url(1))
+    process.start().wait_ready()
+    try:
+        yield process
+    finally:
+        process.stop()
+
+
 async def raw(served: Served, path: str, *hosts: str, version: str = "1.1") -> int:
     """Return the status of the answer to a request with these Host headers, as they are."""
     lines = [f"GET {path} HTTP/{version}", *(f"Host: {host}" for host in hosts), "Connection: close", "", ""]
@@ -151,6 +161,13 @@ async def test_pages_of_its_own_and_programs_are_served(it: Deployment) -> None:
             assert answer.status_code == 202, headers
 
 
+async def test_no_page_of_another_site_shows_ours_in_a_frame(it: Deployment, flower: DashboardProcess) -> None:  # noqa: F811
+    async with serving(it) as served:
+        assert (await served.http.get("/docs")).headers["x-frame-options"] == "DENY"
+    for path in ("/workers", "/tasks", "/broker", "/runs", "/nowhere"):
+        assert flower.get(path).headers["x-frame-options"] == "DENY"
+
+
 async def test_with_keys_a_page_that_has_one_is_served(it: Deployment) -> None:  # noqa: F811
     async with serving(it, keys=KEYS) as served:
         assert (await served.http.post("/runs", headers=EVIL)).status_code == 401
@@ -216,16 +233,6 @@ def test_a_setting_that_would_match_nothing_or_everything_is_one_line(tmp_path: 
         load_settings(tmp_path / "forecache.toml")
     assert words in refused.value.message
     assert "\n" not in refused.value.message
-
-
-@pytest.fixture(scope="module")
-def flower(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DashboardProcess]:
-    process = DashboardProcess(tmp_path_factory.mktemp("flower"), redis_server.url(1))
-    process.start().wait_ready()
-    try:
-        yield process
-    finally:
-        process.stop()
 
 
 ROLL_BACK: dict[str, Any] = {"action": "rollback", "model": "delay", "generation": 7}

@@ -72,9 +72,7 @@ def write_slow_sum_model(folder: Path, names: list[str], *, seconds: float) -> N
     write_version(folder, 1, SlowSum(len(names), seconds), features)
 
 
-def write_version(
-    folder: Path, version: int, model: Any, features: list[dict[str, Any]] | None = None
-) -> None:
+def write_version(folder: Path, version: int, model: Any, features: list[dict[str, Any]] | None = None) -> None:
     """Write a version beside those in a model's folder, whole from the first moment on."""
     write_features(folder, features or FEATURES)
     hidden = folder / f".{version}"
