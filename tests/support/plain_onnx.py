@@ -72,7 +72,7 @@ def write_fixed(folder: Path) -> None:
 
 
 def write_fussy(folder: Path) -> None:
-    """Write a version that fails on a row whose first value is negative or missing: x [rows, 2] float32 → log of the second."""
+    """Write a version that fails where the first value is negative or missing: x [rows, 2] → log of the second."""
     nodes = [
         helper.make_node("Gather", ["x", "first"], ["a"], axis=1),
         helper.make_node("Gather", ["x", "second"], ["b"], axis=1),
