@@ -53,8 +53,9 @@ class KnownHosts:
                 f"without keys the API answers to addresses, localhost and the names in [api] hosts, and "
                 f"{host[:_LONGEST_QUOTE]!r} is none of them: add it there, or give keys (`forecache keys new NAME`)"
             )
-        if len(self.passed) < _MOST_REMEMBERED:
-            self.passed.add(header)
+        if len(self.passed) == _MOST_REMEMBERED:
+            self.passed.clear()
+        self.passed.add(header)
 
     def _is_known(self, host: str) -> bool:
         return host in self._names or host.endswith(self._ends) or _is_address(host)

@@ -113,7 +113,10 @@ class Gate:
             return
         sent = {name: value.decode("latin-1") for name, value in headers}
         hosts = [sent.get(b"host", ""), *forwarded_host(sent.get(b"x-forwarded-host"))]
-        check_site(sent.get(b"sec-fetch-site"), sent.get(b"origin"), hosts, self._trusted)
+        try:
+            check_site(sent.get(b"sec-fetch-site"), sent.get(b"origin"), hosts, self._trusted)
+        except Forbidden as error:
+            raise Forbidden(f"{error.message}; if it may, list its origin in [api] cors_origins") from error
 
     def _holder(self, connection: Connection) -> _Holder:
         key = _shown_key(connection)
