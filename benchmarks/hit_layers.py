@@ -234,6 +234,7 @@ class _Application:
 
     shown_under = ""
     crowd = Crowd(TURN, 0)
+    told_apart_by: frozenset[bytes] = frozenset()
 
     def hot_request(self, _: Any, tell: Callable[[], None]) -> _Request:
         return _Request(tell)

@@ -20,7 +20,6 @@ from app.api import hot_path
 from app.api.disconnects import WATCH_AFTER_S
 from app.api.gate import OPEN_PATHS
 from app.api.limits import MAX_BODY_BYTES, Room, crowded_out
-from app.api.naming import is_named
 from app.api.parsing import BoundedParsing
 from app.api.problems import respond_to_error, respond_to_status
 from app.api.routing import under_root
@@ -115,7 +114,11 @@ class Connection(BoundedParsing):
             cycle.keep_alive = False
             super()._start_asgi_task(cycle, refusal)  # type: ignore[arg-type]  # their types of ASGI differ in names
             return
-        if cycle.waiting_for_100_continue or not hot_path.is_hot(scope) or is_named(scope):
+        if (
+            cycle.waiting_for_100_continue
+            or not hot_path.is_hot(scope)
+            or _has_any(scope["headers"], app.told_apart_by)
+        ):
             super()._start_asgi_task(cycle, app)
             return
         scope[hot_path.BEGUN] = request = app.hot_request(scope, partial(self._looked_up, cycle))
@@ -280,6 +283,13 @@ class Connection(BoundedParsing):
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[response.status_code], lines, bytes(response.body)))
         # a client that still sends would lose the answer if we closed at once (RFC 9112, 9.6)
         self.transport.write_eof()
+
+
+def _has_any(headers: list[tuple[bytes, bytes]], names: frozenset[bytes]) -> bool:
+    for name, _ in headers:  # noqa: SIM110 - `any` of a generator takes twice the time
+        if name in names:
+            return True
+    return False
 
 
 def _asks_to_keep_alive(scope: Any) -> bool:

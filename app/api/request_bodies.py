@@ -21,13 +21,16 @@ _ANY_HEADER = 32 + zlib.MAX_WBITS
 #: what is unpacked without a pause for other requests
 _STEP_BYTES = 256 * 1024
 _LONGEST_QUOTE = 64
+#: fields of bodies that hold an item for each row that is asked for
+_ROWS = ("entity_ids", "instances", "items", "entities")
 _UNPACKED = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
 
 
 async def read_body(request: Request) -> bytes:
-    """Return a request's body, unpacked when it came as gzip or deflate.
+    """Return a request's body, unpacked when it came as gzip or deflate, and counted as far as it is here.
 
     Raises:
+        RateLimited, TooHeavy: as `Gate.charge` says.
         HTTPException: 413, it is over the limit, packed or unpacked.
         UnsupportedMedia: it is packed otherwise.
         BadInput: it is no gzip or deflate, whatever it says.
@@ -42,6 +45,7 @@ async def read_body(request: Request) -> bytes:
             hold.set(hold.size + len(piece))
         if len(body) > MAX_BODY_BYTES:
             raise HTTPException(413, f"the body is over {MAX_BODY_BYTES} bytes: send it in parts")
+        request.app.gate.charge(request.scope, size=len(body))
     return bytes(body)
 
 
@@ -138,4 +142,8 @@ async def _read_json(request: Request) -> _ReadRequest:
         wish = "send JSON as application/json"
         text = f"{wish}, not as {sent_as[:_LONGEST_QUOTE]}" if sent_as else f"no Content-Type came: {wish}"
         raise UnsupportedMedia(f"body: {text}", field="body")
-    return _ReadRequest(request, body, parse(body))
+    document = parse(body)
+    if isinstance(document, dict):
+        rows = max((len(document[name]) for name in _ROWS if isinstance(document.get(name), list)), default=0)
+        request.app.gate.charge(request.scope, rows=rows)
+    return _ReadRequest(request, body, document)

@@ -69,7 +69,7 @@ def configure(api: ApiSettings, application: Callable[[], FastAPI]) -> uvicorn.C
         timeout_keep_alive=api.keep_alive,  # type: ignore[arg-type]  # it takes fractions too
         log_config=None,
         access_log=False,
-        # nothing here asks for the client's address
+        # wrong keys are counted by the address of the connection: one in a header can be made up
         proxy_headers=False,
         timeout_graceful_shutdown=GRACE_S,
         # a process that is still importing on a busy machine is not a dead one

@@ -20,6 +20,7 @@ from tornado.netutil import bind_sockets
 from app.dashboard.actions import Action
 from app.dashboard.bounded_server import BoundedServer
 from app.dashboard.credentials import Credentials, find_credentials
+from app.dashboard.entrance import guard
 from app.dashboard.figures import LiveData, read_costs, read_hit_rates, read_queues, read_runs
 from app.dashboard.flower_redis import count_by_our_url, watch_for_silence
 from app.dashboard.pages import Faces, OutsidePrefix, Readers, page_handlers
@@ -57,6 +58,7 @@ def run(settings: Settings) -> None:
     credentials = find_credentials(settings)
     watch_for_silence()
     count_by_our_url(settings)
+    guard(credentials)
     flower = build_flower(celery_app, settings.dashboard, credentials, live_readers(settings), act)
     raise_descriptors()
     BoundedServer(flower, credentials).add_sockets(sockets)

@@ -36,7 +36,7 @@ async def test_a_client_that_says_nothing_is_hung_up_on(it: Deployment, soon: No
 
 
 @pytest.mark.parametrize(
-    "start", [b"GET /", b"GET /predict/a HTTP/1.1\r\n", b"GET /predict/a HTTP/1.1\r\nHost: x\r\nX-A: b"]
+    "start", [b"GET /", b"GET /predict/a HTTP/1.1\r\n", b"GET /predict/a HTTP/1.1\r\nHost: localhost\r\nX-A: b"]
 )
 @pytest.mark.parametrize("before", [False, True], ids=["first", "second"])
 async def test_a_head_that_does_not_end_is_a_408(
@@ -75,7 +75,7 @@ async def drip(writer: asyncio.StreamWriter, data: bytes) -> None:
 async def test_a_body_that_does_not_come_is_a_408(
     it: Deployment, soon: None, path: str, framing: str, body: bytes
 ) -> None:
-    request = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{framing}\r\n\r\n".encode()
+    request = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{framing}\r\n\r\n".encode()
     async with serving(it) as served:
         reader, writer = await served.raw(request + body)
         head, problem = await read_answer(reader)
@@ -93,7 +93,9 @@ async def test_a_large_body_may_take_as_long_as_its_bytes_do(
     it.reader.entries["a"] = fresh(1.5)
     body = b'{"entity_ids": ["a"]}' + b" " * 200
     async with serving(it) as served:
-        head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        head = (
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        )
         reader, writer = await served.raw(head % len(body))
         for start in range(0, len(body), 20):  # takes twice what a body of no bytes may
             writer.write(body[start : start + 20])
@@ -248,7 +250,9 @@ async def test_all_of_what_was_asked_before_the_half_was_closed_is_answered(it: 
     it.reader.entries["a"] = fresh(1.5)
     it.reader.delay_s = 0.05
     body = b'{"entity_ids": ["a"]}'
-    post = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+    post = (
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+    )
     async with serving(it) as served:
         reader, writer = await served.raw(get("/predict/a") + get("/predict/a") + post % (len(body), body))
         writer.write_eof()
@@ -270,8 +274,8 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_nothing_beh
 ) -> None:
     async with serving(it) as served:
         for path in ("/predict", "/v2/models/delay/infer"):
-            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{{"
-            _, writer = await served.raw(head.encode())
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99"
+            _, writer = await served.raw(f"{head}\r\n\r\n{{".encode())
             await until(lambda: served.server.server_state.tasks)
             writer.close()
             await until(lambda: not served.server.server_state.tasks)
