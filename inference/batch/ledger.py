@@ -18,7 +18,7 @@ from inference.batch.drift import Histogram
 from inference.batch.leases import ModelLock
 from inference.batch.outages import redis_outage_is_an_error
 from inference.batch.plans import Plans
-from inference.batch.records import RunRecord, RunState
+from inference.batch.records import RunRecord, RunState, is_run_id
 from inference.errors import Conflict, NotFound, StoreFull, UnknownFormat
 from inference.failures import Failures
 from inference.keys import Keys
@@ -143,11 +143,16 @@ class Ledger:
         Raises:
             NotFound: there is none of that id, or it was forgotten.
         """
-        with redis_outage_is_an_error():
-            data = self._client.hgetall(self._keys.run(run_id))
+        data = {}
+        if is_run_id(run_id):
+            with redis_outage_is_an_error():
+                data = self._client.hgetall(self._keys.run(run_id))
         if not data:
             raise NotFound(f"no run {run_id!r}: `forecache batch list` names those that are known", field="run_id")
-        return RunRecord.from_hash(data)
+        record = RunRecord.from_hash(data)
+        if record.run_id != run_id:
+            raise UnknownFormat(f"the record of run {run_id} is that of another run")
+        return record
 
     def active_run(self, model: str) -> str | None:
         """Return the id of the model's run in progress, or None."""
