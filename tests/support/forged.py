@@ -61,14 +61,26 @@ def raw_rubbish() -> Iterator[str | bytes]:
 def bodies() -> Iterator[dict[str, Any]]:
     """Bodies that are no task's, and bodies that unpack to far more than they are."""
     yield from (envelope(body=odd) for odd in (None, *ODD))
-    for content in (b"", b"not json", b"\xff", DEEP.encode(), b'[[], {}, {"callbacks": NaN}]', b"[[], {}, " + b"1" * 9999):
+    for content in (
+        b"",
+        b"not json",
+        b"\xff",
+        DEEP.encode(),
+        b'[[], {}, {"callbacks": NaN}]',
+        b"[[], {}, " + b"1" * 9999,
+    ):
         yield {**envelope(), "body": base64.b64encode(content).decode()}
     yield {**envelope(), "body": "no base64 ***"}
     yield {**envelope(), "content-type": "application/x-python-serialize"}
     yield {**envelope(), "content-type": "application/x-yaml"}
     yield {**envelope(), "content-encoding": "no-such-encoding", "content-type": "text/plain"}
     bomb = b"[[], {}, null]" + b" " * (200 << 20)
-    for name, pack in (("gzip", zlib.compress), ("bzip2", bz2.compress), ("xz", lzma.compress), ("zstd", zlib.compress)):
+    for name, pack in (
+        ("gzip", zlib.compress),
+        ("bzip2", bz2.compress),
+        ("xz", lzma.compress),
+        ("zstd", zlib.compress),
+    ):
         yield {**envelope(compression=name), "body": base64.b64encode(pack(bomb)).decode()}
     yield from (envelope(compression=odd) for odd in ODD)
 
@@ -84,8 +96,9 @@ def headers() -> Iterator[dict[str, Any]]:
     for name in ("eta", "expires"):
         for instant in ("9999-12-31T23:59:59+00:00", "0001-01-01T00:00:00", "2026-99-99", "2026-01-01T00:00:00+99:99"):
             yield envelope(**{name: instant})
-    for name in ("callbacks", "errbacks", "chain", "chord", "called_directly", "is_eager", "args", "kwargs", "headers",
-                 "delivery_info", "properties", "reply_to", "hostname", "children", "_protected", "update"):  # fmt: skip
+    for name in ("callbacks", "errbacks", "chain", "chord", "called_directly", "is_eager", "args", "kwargs",
+                 "headers", "delivery_info", "properties", "reply_to", "hostname", "children", "_protected",
+                 "update"):  # fmt: skip
         yield from (envelope(**{name: odd}) for odd in ODD)
     yield envelope(**{f"h{number}": "x" * 100 for number in range(2000)})
     yield envelope(**{LINE: LINE, "task": f"x\n{LINE}"})
@@ -118,8 +131,20 @@ def links() -> Iterator[dict[str, Any]]:
 
 def tasks() -> Iterator[dict[str, Any]]:
     """Tasks of Celery's own, which run others, and ours with arguments that nobody checked."""
-    for name in ("celery.map", "celery.starmap", "celery.chunks", "celery.group", "celery.chain", "celery.chord",
-                 "celery.chord_unlock", "celery.accumulate", "celery.backend_cleanup", "os.system", "", "forecache."):
+    for name in (
+        "celery.map",
+        "celery.starmap",
+        "celery.chunks",
+        "celery.group",
+        "celery.chain",
+        "celery.chord",
+        "celery.chord_unlock",
+        "celery.accumulate",
+        "celery.backend_cleanup",
+        "os.system",
+        "",
+        "forecache.",
+    ):
         yield envelope(name, kwargs={"task": signature(TASK), "it": [[1]], "group_id": "x", "callback": signature()})
     for odd in (None, *ODD):
         yield envelope(TASK, kwargs={"run_id": odd, "chunk_number": odd})
@@ -131,8 +156,17 @@ def tasks() -> Iterator[dict[str, Any]]:
         yield envelope("forecache.drive_spark", kwargs={"run_id": odd})
     # of version 1
     first = {"task": TASK, "id": "v1", "args": [], "kwargs": {}, "retries": 0, "eta": None, "expires": None}
-    for changed in ({}, {"callbacks": [1]}, {"id": f"a\n{LINE}"}, {"chord": signature()}, {"taskset": [1]},
-                    {"utc": "x"}, {"headers": 1, "timelimit": 7}, {"errbacks": [signature(TASK)]}, {"eta": 7}):
+    for changed in (
+        {},
+        {"callbacks": [1]},
+        {"id": f"a\n{LINE}"},
+        {"chord": signature()},
+        {"taskset": [1]},
+        {"utc": "x"},
+        {"headers": 1, "timelimit": 7},
+        {"errbacks": [signature(TASK)]},
+        {"eta": 7},
+    ):
         yield {**envelope(body={**first, **changed}), "headers": {}}
 
 
