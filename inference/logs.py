@@ -15,11 +15,8 @@ from typing import Any, TextIO
 
 import structlog
 
+from inference.redaction import without_secrets
 from inference.request_ids import requests_behind, told
-
-#: user and password of a URL, which an exception of a driver may quote
-_CREDENTIALS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/@]*:[^\s/@]*@")
-
 
 #: longer texts are cut: whoever may send a message or a request must not fill a disk with lines
 _MAX_FIELD, _MAX_TRACEBACK = 4096, 32_768
@@ -49,7 +46,7 @@ def configure_logging(process: str, *, form: str = "console", level: str = "info
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             *(_json_renderers() if form == "json" else _console_renderers()),
-            _without_credentials,
+            _without_secrets,
         ],
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -148,13 +145,8 @@ def _with_requests(_logger: Any, _method: str, event: dict[str, Any]) -> dict[st
     return event
 
 
-def without_credentials(text: str) -> str:
-    """Return a text with user and password of each URL in it hidden."""
-    return _CREDENTIALS.sub(r"\1***@", text) if "://" in text else text
-
-
-def _without_credentials(_logger: Any, _method: str, line: Any) -> str:
-    return without_credentials(str(line))
+def _without_secrets(_logger: Any, _method: str, line: Any) -> str:
+    return without_secrets(str(line))
 
 
 def _log_crashes() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SecretStr
+
+from inference.redaction import remember_secret
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*$")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
@@ -41,3 +43,9 @@ class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values never change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def model_post_init(self, _: Any) -> None:
+        """Have the section's secrets hidden in all that is written from here on."""
+        for value in vars(self).values():
+            if isinstance(value, SecretStr):
+                remember_secret(value.get_secret_value())
