@@ -232,8 +232,9 @@ class Ledger:
 
     def dispatch(self, run_id: str, *, max_in_flight: int, quiet_s: float = QUIET_S) -> Dispatch:
         """Choose the chunks to send now, and note them as sent: lost ones again, then new ones."""
-        keys = [self._keys.run(run_id), *self._parts(run_id, "claims", "done", "sent")]
-        send, exhausted = self._run("dispatch", keys, [max_in_flight, int(quiet_s * 1000), MAX_ATTEMPTS])
+        keys = [self._keys.run(run_id), *self._parts(run_id, "claims", "done", "sent", "plan")]
+        limits = [max_in_flight, int(quiet_s * 1000), MAX_ATTEMPTS, KEEP_RECORD_S]
+        send, exhausted = self._run("dispatch", keys, limits)
         return Dispatch(tuple(int(chunk) for chunk in send), int(exhausted) if exhausted else None)
 
     def claim(self, run_id: str, chunk: int, token: str, *, lease_s: float = LEASE_S) -> Claim | str:
@@ -314,7 +315,8 @@ class Ledger:
         return [
             self._keys.run(run.run_id),
             self._keys.active_run(run.model),
-            *self._parts(run.run_id, "plan", "claims", "done", "sent", "histogram"),
+            # not the plan, which only workers may write: it has its own end from the start
+            *self._parts(run.run_id, "claims", "done", "sent", "histogram"),
         ]
 
     def _parts(self, run_id: str, *parts: str) -> list[str]:
