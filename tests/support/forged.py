@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import bz2
 import json
-import lzma
 import uuid
 import zlib
 from collections.abc import Iterator
@@ -74,14 +72,10 @@ def bodies() -> Iterator[dict[str, Any]]:
     yield {**envelope(), "content-type": "application/x-python-serialize"}
     yield {**envelope(), "content-type": "application/x-yaml"}
     yield {**envelope(), "content-encoding": "no-such-encoding", "content-type": "text/plain"}
-    bomb = b"[[], {}, null]" + b" " * (200 << 20)
-    for name, pack in (
-        ("gzip", zlib.compress),
-        ("bzip2", bz2.compress),
-        ("xz", lzma.compress),
-        ("zstd", zlib.compress),
-    ):
-        yield {**envelope(compression=name), "body": base64.b64encode(pack(bomb)).decode()}
+    for name in ("gzip", "bzip2", "xz", "zstd", "no-such"):
+        yield {**envelope(compression=name), "body": base64.b64encode(b"not packed").decode()}
+    bomb = zlib.compress(b"[[], {}, null]" + b" " * (65 << 20), level=1)
+    yield {**envelope(compression="gzip"), "body": base64.b64encode(bomb).decode()}
     yield from (envelope(compression=odd) for odd in ODD)
 
 
@@ -99,7 +93,7 @@ def headers() -> Iterator[dict[str, Any]]:
     for name in ("callbacks", "errbacks", "chain", "chord", "called_directly", "is_eager", "args", "kwargs",
                  "headers", "delivery_info", "properties", "reply_to", "hostname", "children", "_protected",
                  "update"):  # fmt: skip
-        yield from (envelope(**{name: odd}) for odd in ODD)
+        yield from (envelope(**{name: odd}) for odd in ODD[::4])
     yield envelope(**{f"h{number}": "x" * 100 for number in range(2000)})
     yield envelope(**{LINE: LINE, "task": f"x\n{LINE}"})
 
