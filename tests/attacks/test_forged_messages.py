@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import bz2
 import json
 import lzma
+import struct
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import redis
+from amqp.exceptions import FrameSyntaxError
 from celery import Celery, chain, chord
 from kombu import compression
 
 from inference.queues import Head
 from tasks.celery_app import make_celery
+from tasks.echo import ask_queue
 from tests.support import forged
 from tests.support.flights import write_flights
+from tests.support.rabbitmq_server import RabbitMQServer
 from tests.support.stack import Stack
 from tests.support.waiting import wait_for
 from workers import redis_transport
@@ -199,6 +205,42 @@ def test_unacknowledged_messages_that_are_none_are_taken_away(deployment: Deploy
     finally:
         redis_transport.stock.loads = stock
     deployment.assert_takes_the_next("gpu")
+
+
+@pytest.mark.slow
+def test_a_worker_outlives_them_on_rabbitmq_too(tmp_path: Path) -> None:
+    server = RabbitMQServer(tmp_path / "rabbitmq").start()
+    try:
+        (tmp_path / "stack").mkdir()
+        with Stack(tmp_path / "stack", write_flights(tmp_path / "stack"), broker_url=server.url) as stack:
+            stack.start("gpu")
+            with make_celery(stack.settings) as app, app.connection() as connection, connection.channel() as channel:
+                ask_queue(app, "batch", timeout_s=180, priority=0)
+                sent = sum(publish(channel, message) for make in forged.KINDS.values() for message in make())
+                ask_queue(app, "batch", timeout_s=180, priority=0)
+                app.backend.result_consumer.stop()
+                app.backend.client.close()
+            assert stack.processes["gpu"].poll() is None
+            said = stack.log("gpu")
+            assert said.count("message.refused") > sent / 2
+            assert [line for line in said.splitlines() if line.startswith(forged.LINE)] == []
+    finally:
+        server.stop()
+
+
+def publish(channel: Any, message: dict[str, Any]) -> bool:
+    """Put a message on the batch queue; False for one that AMQP cannot carry, which is none then."""
+    try:
+        body = base64.b64decode(message["body"])
+        made = channel.prepare_message(
+            body, 0, message["content-type"], message["content-encoding"], message["headers"], {"correlation_id": "x"}
+        )
+        if len(str(message["headers"])) > 100_000:  # a frame holds 128 KiB
+            return False
+        channel.basic_publish(made, exchange="", routing_key="forecache.batch")
+    except (binascii.Error, FrameSyntaxError, struct.error, OverflowError, UnicodeError, TypeError):
+        return False
+    return True
 
 
 @pytest.mark.parametrize("make", [zlib.compress, bz2.compress, lzma.compress])
