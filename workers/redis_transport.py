@@ -68,7 +68,7 @@ def problem_of_envelope(payload: Any) -> str | None:
         value = properties.get(name)
         if value is not None and not (isinstance(value, str) and len(value) <= _MAX_NAME):
             return f"its {name} is no short text"
-    if not isinstance(payload.get("body", ""), str) or not isinstance(payload.get("headers"), dict | None):
+    if not isinstance(payload.get("body", ""), str) or not isinstance(payload.get("headers") or {}, dict):
         return "its body is no text, or its headers are no object"
     return None
 
