@@ -175,10 +175,11 @@ class Ledger:
     def newest(self, model: str, limit: int) -> list[RunRecord]:
         """Return the model's runs, the newest first; without those that are forgotten, or of a form not known here."""
         with redis_outage_is_an_error():
-            run_ids = self._client.zrange(self._keys.runs(model), 0, limit - 1, desc=True)
+            named = self._client.zrange(self._keys.runs(model), 0, limit - 1, desc=True)
+            run_ids = [run_id for one in named if is_run_id(run_id := one.decode(errors="replace"))]
             with self._client.pipeline(transaction=False) as pipe:
                 for run_id in run_ids:
-                    pipe.hgetall(self._keys.run(run_id.decode()))
+                    pipe.hgetall(self._keys.run(run_id))
                 found = [data for data in pipe.execute() if data]
         return list(self._readable(model, found))
 

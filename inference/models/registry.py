@@ -203,8 +203,11 @@ class ModelRegistry:
 
 
 def _decode(raw: bytes) -> VersionRecord:
-    data: dict[str, Any] = orjson.loads(raw)
-    return VersionRecord.from_json(data)
+    try:
+        data: dict[str, Any] = orjson.loads(raw)
+        return VersionRecord.from_json(data)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnknownFormat(f"the record of a model's version cannot be read: {type(error).__name__}") from error
 
 
 def _unavailable(error: redis.RedisError) -> StoreUnavailable:

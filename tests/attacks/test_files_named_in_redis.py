@@ -154,3 +154,11 @@ def test_a_record_that_tells_another_runs_id_is_refused(world: World) -> None:
     world.client.hset(KEYS.run(run.run_id), "run_id", "m-another")
     with pytest.raises(UnknownFormat, match="of another run"):
         world.runs.show(run.run_id)
+
+
+def test_a_run_that_nobody_can_have_asked_for_hides_no_others(world: World) -> None:
+    run = world.finish(world.request())
+    world.client.zadd(KEYS.runs("m"), {"../../x": 9e9, b"\xff": 9e9, "a\nb": 9e9, "gone": 9e9, "rubbish": 9e9})
+    world.client.hset(KEYS.run("rubbish"), mapping={"run_id": "rubbish", "state": "no"})
+
+    assert [one.run_id for one in world.runs.list("m")] == [run.run_id]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import bz2
+import gc
 import json
 import lzma
 import struct
@@ -115,6 +116,7 @@ def shop(deployment: Deployment) -> Iterator[Celery]:
     try:
         yield app
     finally:
+        gc.collect()  # results that nobody asked for let go of the backend
         app.backend.result_consumer.stop()
         app.backend.client.close()
         app.close()
