@@ -9,7 +9,7 @@ from typing import Any, cast
 import orjson
 import redis
 
-from inference.errors import BadInput, ModelUnavailable, StoreUnavailable
+from inference.errors import BadInput, ModelUnavailable, StoreUnavailable, UnknownFormat
 from inference.keys import Keys, TableKind
 from inference.models.load_marks import LoadMarks
 from inference.models.record import MicroBatchRecord, VersionRecord
