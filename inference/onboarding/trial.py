@@ -21,6 +21,7 @@ from inference.models import VersionRecord, prediction_values, score_rows
 from inference.models.inspection import try_version
 from inference.models.limits import LoadLimits
 from inference.models.model_process import run_model_process
+from inference.models.proof import check_rows_alone
 from inference.models.runtimes import LoadOptions, keras_environment
 from inference.models.versions import find_versions
 from inference.onboarding.gaps import Gaps, find_gaps
@@ -33,6 +34,8 @@ from inference.sources import open_source
 TRIAL_ROWS = 1_000
 #: rows in which missing values are looked for
 GAP_ROWS = 200_000
+#: rows of which some are also tried alone
+_TOGETHER = 32
 #: a wide table is read less far
 _TRIAL_VALUES = 2_000_000
 _SHOWN_VALUE = 40
@@ -137,6 +140,7 @@ def try_row(request: TrialRequest) -> Trial:
         raise ModelError(
             f"the model fails on the row of {ids[chosen].as_py()!r}: {scored.reasons[0]}; the row: {_shown(row)}"
         )
+    check_rows_alone(loaded.runtime, loaded.vectoriser.inputs(take(rows.block, np.flatnonzero(~bad)[:_TOGETHER])))
     prediction = prediction_values(scored.outputs)[0]
     return Trial(
         entity_id=ids[chosen].as_py(),

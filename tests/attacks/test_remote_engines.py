@@ -114,7 +114,7 @@ def test_a_name_that_comes_to_mean_another_address_is_refused_when_it_connects(
     runtime = load(tmp_path, f"http://127.0.0.1:{engine.port}")
     # nobody can listen at a link-local address in a test, so this one takes its place
     monkeypatch.setattr(descriptions, "_METADATA", (ipaddress.ip_network("127.0.0.0/8"),))
-    with pytest.raises(ModelUnavailable, match=r"address 127\.0\.0\.1 is link-local"):
+    with pytest.raises(ModelUnavailable, match=r"the engine's address is link-local"):
         runtime.predict({"x": np.zeros(1, np.float32)})
     assert engine.asked == 1, "only the metadata, before"
 
@@ -166,7 +166,7 @@ def test_an_answer_that_is_packed_by_what_was_not_asked_for_is_refused(
     tmp_path: Path, engine: Engine, encoding: str
 ) -> None:
     engine.encoding = encoding
-    with pytest.raises(ModelError, match=r"packed by .*, which was not asked for"):
+    with pytest.raises(ModelError, match="packed in a way that was not asked for"):
         load(tmp_path, f"http://127.0.0.1:{engine.port}")
 
 
@@ -188,7 +188,7 @@ def test_an_answer_that_never_ends_is_an_outage_once_its_time_is_over(tmp_path: 
 
     runtime = load(tmp_path, f"http://127.0.0.1:{engine.port}", timeout="1s")
     engine.answer = drops
-    with pytest.raises(ModelUnavailable, match="did not answer in time: its answer did not end"):
+    with pytest.raises(ModelUnavailable, match="its engine did not answer in time"):
         runtime.predict({"x": np.zeros(1, np.float32)})
 
 

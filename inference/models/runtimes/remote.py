@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import time
 import weakref
 import zlib
@@ -17,6 +18,7 @@ import orjson
 
 from inference.errors import ForecacheError, ModelError, ModelOutOfMemory, ModelUnavailable, PredictionFailed
 from inference.features import FeatureContract
+from inference.logs import get_logger
 from inference.models.remote import NEVER_ASKED, RemoteEngine, check_engine_host, is_metadata_address, read_remote
 from inference.models.runtimes.open_inference import OpenInference
 from inference.models.runtimes.runtime import LoadOptions
@@ -24,6 +26,8 @@ from inference.models.runtimes.tensorflow_serving import TensorFlowServing
 from inference.models.runtimes.tensors import as_served
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 from inference.storage import MOST_WRITTEN_BYTES
+
+log = get_logger(__name__)
 
 #: an engine that does not accept a connection so fast is not there
 _CONNECT_S = 2.0
@@ -77,19 +81,25 @@ class RemoteRuntime:
     def __init__(self, file: Path, engine: RemoteEngine) -> None:
         self._engine = engine
         self._client = httpx.Client(
-            base_url=engine.url,
+            base_url=engine.place,
+            auth=engine.login,
             timeout=httpx.Timeout(engine.timeout, connect=min(_CONNECT_S, engine.timeout)),
             headers={"content-type": "application/json", "accept-encoding": "gzip"},
         )
         weakref.finalize(self, self._client.close)
+        self._trouble: tuple[str, str] | None = None
+        # for whoever wrote the file
+        self._subject = engine.place
         self._language = _language(engine)
         try:
             inputs, outputs = self._language.describe(self._ask)
         except ForecacheError as error:
             raise ModelError(f"{file}: {error.message}", field="path") from error
+        # for clients, whom the address does not concern
+        self._subject = "its engine"
         self._inputs, self._outputs = inputs, {spec.name: spec for spec in outputs}
         # what is fast depends on the engine's machine, of which nothing else is known
-        self.device = f"remote {httpx.URL(engine.url).netloc.decode()}"
+        self.device = f"remote {httpx.URL(engine.place).netloc.decode()}"
         self.signature = Signature.of_model(inputs, outputs)
 
     def predict(self, inputs: Block) -> Block:
@@ -115,9 +125,9 @@ class RemoteRuntime:
                 answer = self._send(path, content)
             except _ASK_AGAIN_ERRORS as error:
                 if not left:
-                    raise ModelUnavailable(f"{self._engine.url} does not answer: {_words(str(error))}") from error
+                    raise ModelUnavailable(self._told("does not answer", str(error))) from error
             except httpx.HTTPError as error:  # it had its time: another try would take as long again
-                raise ModelUnavailable(f"{self._engine.url} did not answer in time: {_words(str(error))}") from error
+                raise ModelUnavailable(self._told("did not answer in time", str(error))) from error
             else:
                 if answer.status not in _TRY_AGAIN or not left:
                     return self._read(answer)
@@ -137,7 +147,7 @@ class RemoteRuntime:
                 parts.append(part)
                 size += len(part)
                 if size > most:
-                    raise ModelOutOfMemory(f"{self._engine.url} answered with more than {most >> 20} MiB")
+                    raise ModelOutOfMemory(self._told(f"answered with more than {most >> 20} MiB", ""))
                 if time.monotonic() > until:
                     raise httpx.ReadTimeout("its answer did not end")
             return _Answer(response.status_code, response.reason_phrase, b"".join(parts))
@@ -145,15 +155,30 @@ class RemoteRuntime:
     def _read(self, answer: _Answer) -> Any:
         if 200 <= answer.status < 300:
             try:
-                return _decoded(answer.content)
+                said = _decoded(answer.content)
             except ValueError as error:
-                raise PredictionFailed(f"{self._engine.url} answered with something that is no JSON") from error
-        said = f"{self._engine.url} answered {answer.status}: {_reason(answer)}"
+                raise PredictionFailed(self._told("answered with something that is no JSON", "")) from error
+            self._trouble = None
+            return said
+        said = _reason(answer)
+        told = self._told(f"answered {answer.status}", said)
         if answer.status == _TOO_LARGE or "OOM when allocating" in said:
-            raise ModelOutOfMemory(said)  # fewer rows may fit
+            raise ModelOutOfMemory(told)  # fewer rows may fit
         if answer.status in _GONE:
-            raise ModelUnavailable(said)
-        raise PredictionFailed(said)
+            raise ModelUnavailable(told)
+        raise PredictionFailed(told)
+
+    def _told(self, what: str, said: str) -> str:
+        """Return what clients and records may hear of a failure: what it is, and by which word the log has more.
+
+        Neither the engine's address nor its own words are for them: those may hold what is inside. The words are
+        logged at level debug. While the same failure goes on, it has one reference and one line.
+        """
+        if self._trouble is None or self._trouble[0] != what:
+            self._trouble = what, secrets.token_hex(4)
+            log.warning("engine.failed", reference=self._trouble[1], engine=self._engine.place, reason=what)
+            log.debug("engine.said", reference=self._trouble[1], said=_words(said))
+        return f"{self._subject} {what} (reference {self._trouble[1]} in the worker's log)"
 
 
 def _check_connection(event: str, info: dict[str, Any]) -> None:
@@ -163,7 +188,7 @@ def _check_connection(event: str, info: dict[str, Any]) -> None:
         address = str(connection.get_extra_info("server_addr")[0])
         if is_metadata_address(address):
             connection.close()
-            raise ModelUnavailable(f"the engine's address {address} {NEVER_ASKED}")
+            raise ModelUnavailable(f"the engine's address {NEVER_ASKED}")
 
 
 _CHECK_CONNECTIONS = {"trace": _check_connection}
@@ -174,14 +199,14 @@ def _unpacker(encoding: str) -> Callable[[bytes, int], bytes]:
     if encoding in ("", "identity"):
         return lambda packed, _: packed
     if encoding not in ("gzip", "x-gzip"):
-        raise PredictionFailed(f"the engine's answer is packed by {_words(encoding)}, which was not asked for")
+        raise PredictionFailed("the engine's answer is packed in a way that was not asked for")
     gzip = zlib.decompressobj(wbits=31)
 
     def unpack(packed: bytes, most: int) -> bytes:
         try:
             return gzip.decompress(packed, most)
         except zlib.error as error:
-            raise PredictionFailed(f"the engine's answer cannot be unpacked: {error}") from error
+            raise PredictionFailed("the engine's answer cannot be unpacked") from error
 
     return unpack
 
@@ -194,7 +219,7 @@ def _array(values: Any, spec: TensorSpec) -> npt.NDArray[Any]:
     try:
         return np.asarray(values, dtype=object if spec.dtype is DType.STRING else spec.dtype.numpy)
     except (ValueError, TypeError, OverflowError) as error:
-        raise PredictionFailed(f"the engine's output {spec.name!r} is no {spec.dtype}: {_words(str(error))}") from error
+        raise PredictionFailed(f"the engine's output {spec.name!r} is no {spec.dtype}") from error
 
 
 def _encoded(body: Any) -> bytes:
