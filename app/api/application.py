@@ -25,11 +25,12 @@ from app.api import (
     tensorflow_serving,
 )
 from app.api.bodies import ExplainedBody
+from app.api.crowd import Crowd
 from app.api.dialects import SCHEMA as ERROR_SCHEMA
 from app.api.dialects import documented_errors, error_schema, speaks_protocol
 from app.api.gate import OPEN_PATHS, Gate
 from app.api.hot_path import HotRequest
-from app.api.limits import BodyLimit
+from app.api.limits import BodyLimit, Room
 from app.api.naming import HEADER, name_request, telling
 from app.api.open_inference import LENGTH_HEADER
 from app.api.parts import OpenParts, open_parts
@@ -42,6 +43,7 @@ from app.api.problems import (
     respond_to_error,
 )
 from app.api.routing import respond_without_route, under_root, without_head
+from app.listening import places
 from inference.errors import ForecacheError
 from inference.release import installed_release
 from inference.request_ids import RequestId
@@ -51,14 +53,17 @@ from inference.settings import ApiSettings, Settings
 class Application(FastAPI):
     """FastAPI behind the gate, but for the one request that goes the short way.
 
-    HEAD is answered as GET is. `shown_under`: the path of a proxy, with which paths may begin or not.
-    `told_apart_by`: headers of requests whose answers have more headers than a plain hit's.
+    HEAD is answered as GET is. `shown_under`: the path of a proxy, with which paths may begin or not. `crowd`, `room`:
+    bounds that the server keeps before it asks the application. `told_apart_by`: headers of requests whose answers have
+    more headers than a plain hit's.
     """
 
     def __init__(self, api: ApiSettings, **options: Any) -> None:
         super().__init__(**options)
         self.gate = Gate(api)
         self.shown_under = api.root_path
+        self.crowd = Crowd(*places(api.max_connections))
+        self.room = Room()
         self.told_apart_by = frozenset({HEADER, b"origin"} if api.cors_origins else {HEADER})
         # around all the rest, so that pages can read refusals too, and preflights need no key
         self._entry: ASGIApp = _with_cors(self._answer, api) if api.cors_origins else self._answer
@@ -153,7 +158,7 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
     for noun in (predict, predictions, features, runs, hits, health, metrics, open_inference):
         app.include_router(noun.router)
     app.router.routes.append(tensorflow_serving.route())
-    app.add_middleware(BodyLimit)
+    app.add_middleware(BodyLimit, room=app.room)
     add_problem_handlers(app)
     for status in (404, 405):
         app.add_exception_handler(status, respond_without_route)

@@ -11,7 +11,7 @@ from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
-from app.api.limits import MAX_BODY_BYTES
+from app.api.limits import HOLD, MAX_BODY_BYTES
 from app.api.validation import as_bad_input
 from inference.errors import BadInput, UnsupportedMedia
 from inference.protocols.json_tensors import parse
@@ -34,12 +34,15 @@ async def read_body(request: Request) -> bytes:
         HTTPException: 413, it is over the limit, packed or unpacked.
         UnsupportedMedia: it is packed otherwise.
         BadInput: it is no gzip or deflate, whatever it says.
+        Overloaded: there is no room for it beside those of other requests.
         ClientDisconnect: the client hung up before all of it was here.
     """
-    pieces = _unpacked(request.stream(), _encoding_of(request))
+    encoding, hold = _encoding_of(request), request.scope[HOLD]
     body = bytearray()
-    async for piece in pieces:
+    async for piece in _unpacked(request.stream(), encoding, hold.room.unpacking):
         body += piece
+        if encoding is not None:  # else it was counted as it came
+            hold.set(hold.size + len(piece))
         if len(body) > MAX_BODY_BYTES:
             raise HTTPException(413, f"the body is over {MAX_BODY_BYTES} bytes: send it in parts")
         request.app.gate.charge(request.scope, size=len(body))
@@ -57,21 +60,26 @@ def _encoding_of(request: Request) -> str | None:
     return _UNPACKED[codings[0]]
 
 
-async def _unpacked(pieces: AsyncIterator[bytes], encoding: str | None) -> AsyncIterator[bytes]:
-    """Yield the pieces of a body as they come, those of a packed one in small steps."""
+async def _unpacked(
+    pieces: AsyncIterator[bytes], encoding: str | None, turns: asyncio.Lock | None = None
+) -> AsyncIterator[bytes]:
+    """Yield the pieces of a body as they come, those of a packed one in small steps, of which each waits its turn."""
     if encoding is None:
         async for piece in pieces:
             yield piece
         return
     unpacker: zlib._Decompress | None = None
+    turns = turns or asyncio.Lock()
     try:
         async for piece in pieces:
             if piece and unpacker is None:
                 unpacker = zlib.decompressobj(_format_of(encoding, piece))
             while piece and unpacker is not None and not unpacker.eof:
-                yield unpacker.decompress(piece, _STEP_BYTES)
+                async with turns:
+                    unpacked = unpacker.decompress(piece, _STEP_BYTES)
+                    await asyncio.sleep(0)
                 piece = unpacker.unconsumed_tail
-                await asyncio.sleep(0)
+                yield unpacked
             if piece or (unpacker is not None and unpacker.unused_data):
                 raise BadInput(f"the body is no {encoding}: it goes on after its end", field="body")
     except zlib.error as error:

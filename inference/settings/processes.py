@@ -100,6 +100,7 @@ class ApiSettings(Section):
     `root_path`: the path under which a proxy shows it, such as "/forecache", whether the proxy strips it or not.
     `keep_alive`: how long an idle connection is kept, in seconds: longer than a proxy keeps it, so that the proxy never
     sends into one that is being closed.
+    `max_connections`: how many one process holds; None for 10 000, or what its limit of open files leaves room for.
     """
 
     host: str = "127.0.0.1"
@@ -112,6 +113,7 @@ class ApiSettings(Section):
     client_key: SecretStr | None = None
     root_path: str = ""
     keep_alive: Duration = 75.0
+    max_connections: Annotated[int, Field(ge=1)] | None = None
 
     @field_validator("root_path")
     @classmethod
