@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SecretStr
+
+from inference.redaction import remember_secret
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*$")
 #: more than anybody means; beyond 292 years no thread can wait, and no date can be told
@@ -45,3 +47,9 @@ class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values never change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def model_post_init(self, _: Any) -> None:
+        """Have the section's secrets hidden in all that is written from here on."""
+        for value in vars(self).values():
+            if isinstance(value, SecretStr):
+                remember_secret(value.get_secret_value())

@@ -15,6 +15,8 @@ from inference.settings.server_urls import broker_url as read_broker_url
 from inference.settings.server_urls import redis_url
 
 _RATE = re.compile(r"^[1-9][0-9]*/(second|minute|hour|day)$")
+#: a task's or a queue's name, as other applications choose them
+_NAME_OF_OTHERS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,199}")
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9_.~-]*)*")
 _HOST_NAME = re.compile(r"\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 _ORIGIN = re.compile(r"\*|https?://([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
@@ -47,9 +49,23 @@ class RedisSettings(Section):
 
 
 class CelerySettings(Section):
-    """The broker, when it is not `redis.url`."""
+    """The broker, when it is not `redis.url`; and which tasks of other applications may follow ours.
+
+    `linked_tasks`: name of a task → its queue. A message whose links, chain or chord name another is refused.
+    """
 
     broker_url: SecretStr | None = None
+    linked_tasks: dict[str, str] = {}
+
+    @field_validator("linked_tasks")
+    @classmethod
+    def _tasks_of_others(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, queue in value.items():
+            if not _NAME_OF_OTHERS.fullmatch(name) or name.startswith(("forecache.", "celery.")):
+                raise ValueError(f"{name!r} cannot be linked: name a task of another application, as in 'shop.save'")
+            if not _NAME_OF_OTHERS.fullmatch(queue):
+                raise ValueError(f"{queue!r} is no queue's name: write the queue that {name!r} waits in")
+        return value
 
     @field_validator("broker_url")
     @classmethod

@@ -10,8 +10,9 @@ import pyarrow.fs as fs
 import pyarrow.parquet as pq
 import pytest
 
+from inference.batch.folders import parquet_folder
 from inference.batch.sinks import Window
-from inference.batch.sinks.parquet import ParquetSink, parquet_folder, sweep_temporary_files, write_success
+from inference.batch.sinks.parquet import ParquetSink, sweep_temporary_files, write_success
 from inference.errors import SettingsError
 from inference.schema import DType, TensorSpec
 from inference.storage import Location
