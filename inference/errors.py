@@ -92,7 +92,7 @@ class Unauthorized(ForecacheError):
 
 
 class Forbidden(ForecacheError):
-    """Raised when a request's key lacks the scope for it."""
+    """Raised when a request may not do that: its key lacks the scope, or a page of another site sent it."""
 
     code = "forbidden"
 
@@ -188,6 +188,12 @@ class RateLimited(ForecacheError):
     """Raised when a key has used up what it may ask for now."""
 
     code = "rate-limited"
+
+
+class TooHeavy(ForecacheError):
+    """Raised when one request weighs more than its key may ask for in a whole window, so that waiting is no use."""
+
+    code = "too-heavy"
 
 
 class PredictionFailed(ForecacheError):

@@ -141,7 +141,14 @@ _AS_OF = pa.timestamp("ms", "UTC")
 
 
 def _schema(fields: Sequence[TensorSpec]) -> pa.Schema:
-    outputs = [pa.field(spec.name, _arrow_type(spec)) for spec in fields]
+    """Return the columns of a part; an output that is called like another column has `output_` before its name."""
+    names = ["entity_id", "as_of", *(spec.name for spec in fields)]
+    outputs = []
+    for spec in fields:
+        name = spec.name
+        while names.count(name) > (name == spec.name):
+            name = f"output_{name}"
+        outputs.append(pa.field(name, _arrow_type(spec)))
     return pa.schema([pa.field("entity_id", pa.string(), nullable=False), *outputs, pa.field("as_of", _AS_OF)])
 
 

@@ -51,6 +51,20 @@ def test_a_part_appears_only_when_its_chunk_is_whole(tmp_path: Path) -> None:
     assert table.schema.field("as_of").type == pa.timestamp("ms", "UTC")
 
 
+def test_outputs_that_are_called_like_a_column_of_every_part_have_names_of_their_own(tmp_path: Path) -> None:
+    names = ["entity_id", "as_of", "output_entity_id", "p"]
+    sink = ParquetSink(str(tmp_path), [TensorSpec(name, DType.FLOAT32) for name in names], chunk=0, token="t1")
+    values = {name: np.full(1, number, "<f4") for number, name in enumerate(names)}
+    sink.write(Window(pa.array(["a"]), values, np.full(1, 1000.5)))
+    sink.commit()
+
+    [row] = pq.read_table(tmp_path / "part-000000.parquet").to_pylist()
+    del row["as_of"]
+    assert row == {
+        "entity_id": "a", "output_output_entity_id": 0.0, "output_as_of": 1.0, "output_entity_id": 2.0, "p": 3.0,
+    }  # fmt: skip
+
+
 def test_an_abandoned_chunk_leaves_nothing(tmp_path: Path) -> None:
     sink = ParquetSink(str(tmp_path), FIELDS, chunk=0, token="t1")
     sink.write(window("a"))
