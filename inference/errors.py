@@ -7,6 +7,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+#: characters of what a client sent that an error repeats
+LONGEST_QUOTE = 64
+#: characters of a message, and of the name of what is at fault, that leave a process
+LONGEST_MESSAGE = 2000
+LONGEST_FIELD = 200
+
 
 class ForecacheError(Exception):
     """Base of everything that Forecache raises on purpose.
@@ -24,8 +30,12 @@ class ForecacheError(Exception):
         self.retry_after_s = retry_after_s
 
     def to_json(self) -> dict[str, str | None]:
-        """Return what `from_code` rebuilds the error from: plain JSON, as task results and jobs hold it."""
-        return {"code": self.code, "message": self.message, "field": self.field}
+        """Return what `from_code` rebuilds the error from: plain JSON, as task results and jobs hold it.
+
+        A long text is cut, since a result holds one for each of its rows.
+        """
+        field = None if self.field is None else cut(self.field, LONGEST_FIELD)
+        return {"code": self.code, "message": cut(self.message, LONGEST_MESSAGE), "field": field}
 
 
 class BadInput(ForecacheError):
@@ -222,6 +232,20 @@ ERRORS_BY_CODE: dict[str, type[ForecacheError]] = {cls.code: cls for cls in _sub
 def from_code(code: str, message: str, field: str | None = None) -> ForecacheError:
     """Rebuild the error that another process reported; an unknown code becomes a plain ForecacheError."""
     return ERRORS_BY_CODE.get(code, ForecacheError)(message, field=field)
+
+
+def cut(text: str, most: int = LONGEST_QUOTE) -> str:
+    """Return a text, or its start and an ellipsis when it is longer than `most` characters."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def quoted(sent: str | int) -> str:
+    """Return what a client sent as an error repeats it: in quotes, on one line, and no more than its start.
+
+    Every message that repeats a client's text does it by this function or by `cut`: the text may be as long as a body,
+    and the message may be repeated for each row.
+    """
+    return repr(cut(sent if isinstance(sent, str) else str(sent)))
 
 
 def shown_name(name: str) -> str:

@@ -40,6 +40,7 @@ from app.api.problems import (
     respond_to_error,
 )
 from app.api.routing import respond_without_route, under_root, without_head
+from app.api.watchdog import loop_watched
 from inference.errors import ForecacheError
 from inference.release import installed_release
 from inference.request_ids import RequestId
@@ -114,7 +115,8 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_parts(settings) as parts:
             app.state.parts = parts
-            yield
+            with loop_watched():
+                yield
 
     app = Application(
         Gate(settings.api),
