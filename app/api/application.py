@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -86,6 +87,8 @@ class Application(FastAPI):
         except ForecacheError as error:
             await respond_to_error(error, scope["path"])(scope, receive, telling(send, request))
             return
+        if scope["path"] == self.openapi_url and self.openapi_schema is None:
+            await asyncio.to_thread(self.openapi)  # a tenth of a second
         await super().__call__(scope, receive, telling(send, request))
 
     def hot_request(self, scope: Scope, tell: Callable[[], None]) -> HotRequest:

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, cast
 
+import orjson
 import redis
 
 from inference.errors import BadInput, Defect, ForecacheError, Overloaded, PredictionFailed
 from inference.keys import Keys
+from inference.protocols.json_spelling import spelt
 from inference.protocols.tensors import MAX_ANSWER_BYTES
 from inference.queues import JobPriority
 from inference.serving.job_room import JOB_KEEP_S, MAX_JOB_BYTES, ROW_BYTES
 
-#: its `iterencode` is Python, between whose steps other threads have their turn
-_ENCODER = json.JSONEncoder()
 #: the results of one job: an answer holds them all, with up to a quarter more of words around them
 MAX_RESULT_BYTES = MAX_ANSWER_BYTES // 4 * 3
 #: ids or instances of one message
@@ -73,13 +73,12 @@ class JobRequest:
     def packed(self) -> PackedJob:
         """Return the request as it is stored. Takes long for many rows: not on a loop that serves requests."""
         rows = self.rows
-        spelt = [_spelt(row) for row in rows]
-        parts = ["[" + ", ".join(spelt[start : start + PART_ROWS]) + "]" for start in range(0, len(rows), PART_ROWS)]
-        overrides = _spelt(dict(self.overrides)) if self.overrides else ""
-        terms = [self.model, self.entity_ids is None, self.timeout_s, self.priority.value, overrides]
+        parts = [spelt(list(rows[start : start + PART_ROWS]), _spell) for start in range(0, len(rows), PART_ROWS)]
+        overrides = spelt(dict(self.overrides), _spell) if self.overrides else b""
+        terms = [self.model, self.entity_ids is None, self.timeout_s, self.priority.value]
         digest = hashlib.sha256(json.dumps(terms).encode())
-        for part in parts:
-            digest.update(part.encode())
+        for part in (overrides, *parts):
+            digest.update(b"%d:%b" % (len(part), part))
         return PackedJob(parts, overrides, digest.hexdigest())
 
 
@@ -87,8 +86,8 @@ class JobRequest:
 class PackedJob:
     """A request as it is stored. `digest`: two requests share it when they ask for the same."""
 
-    parts: list[str]
-    overrides: str
+    parts: list[bytes]
+    overrides: bytes
     digest: str
 
     @property
@@ -97,9 +96,10 @@ class PackedJob:
         return sum(map(len, self.parts)) + len(self.overrides)
 
 
-def _spelt(value: Any) -> str:
-    """Return JSON in ASCII, NaN as a bare word, made in steps that hold nobody up."""
-    return "".join(_ENCODER.iterencode(value)) if isinstance(value, list | dict) else json.dumps(value)
+def _spell(value: Any) -> bytes:
+    """Return JSON; NaN and infinities, of which orjson makes null, as bare words."""
+    text = orjson.dumps(value)
+    return json.dumps(value).encode() if b"null" in text else text
 
 
 class JobScorer(Protocol):

@@ -19,6 +19,7 @@ import orjson
 from celery import Celery
 
 from inference.clock import system_clock
+from inference.protocols.json_spelling import spelt
 from inference.queues import SENT_AT_HEADER
 from inference.request_ids import message_headers
 from tasks.redis_lists import list_key
@@ -73,7 +74,7 @@ class Envelopes:
             "body_encoding": "base64",
             "delivery_tag": str(uuid.uuid4()),
         }
-        body = base64.b64encode(_to_json([[], kwargs, _NO_CALLBACKS])).decode()
+        body = base64.b64encode(spelt([[], dict(kwargs), _NO_CALLBACKS], _to_json)).decode()
         return orjson.dumps(
             {
                 "body": body,

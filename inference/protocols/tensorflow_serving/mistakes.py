@@ -152,7 +152,7 @@ def _problem(value: Any, dtype: DType, shape: list[int], level: int) -> str | No
         return f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: {shape[level]}"
     for start in range(0, len(value), _CHUNK):
         chunk = value[start : start + _CHUNK]
-        if level == len(shape) - 1 and _is_flat(chunk, dtype):
+        if _is_good(chunk, dtype, shape[level + 1 :]):
             continue
         for one in chunk:
             problem = _problem(one, dtype, shape, level + 1)
@@ -161,10 +161,10 @@ def _problem(value: Any, dtype: DType, shape: list[int], level: int) -> str | No
     return None
 
 
-def _is_flat(values: list[Any], dtype: DType) -> bool:
-    """Tell at once whether all values are good ones of this type: millions may come before the bad one."""
+def _is_good(values: list[Any], dtype: DType, shape: list[int]) -> bool:
+    """Tell at once whether all values are good ones of this type and shape: millions may come before the bad one."""
     array = array_of(values, dtype)
-    return array is not None and array.ndim == 1
+    return array is not None and list(array.shape[1:]) == shape
 
 
 def _value_problem(value: Any, dtype: DType) -> str | None:
