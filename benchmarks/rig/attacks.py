@@ -32,7 +32,7 @@ def attacks(model: str, tensor: str) -> Iterator[Attack]:
     yield from _shapes(f"/v1/models/{model}:predict")
     yield from _numbers(f"/v1/models/{model}:predict")
     yield from _tensors(f"/v2/models/{model}/infer", tensor)
-    yield from _names(model)
+    yield from _names()
     yield from _jobs()
     yield from _patterns()
 
@@ -72,49 +72,45 @@ def _tensors(path: str, tensor: str) -> Iterator[Attack]:
     yield Attack(
         "datatype of a million", path, json.dumps({"inputs": [{"name": tensor, "datatype": [1] * 10**6}]}).encode()
     )
-    head = json.dumps({"inputs": [{"name": tensor, "datatype": "BYTES", "shape": [2_000_000],
-                                   "parameters": {"binary_data_size": FULL - 200}}]}).encode()  # fmt: skip
-    binary = head + b"\0" * (FULL - 200)
-    yield Attack("empty texts in bytes", path, binary, headers={"Inference-Header-Content-Length": str(len(head))})
-    yield Attack("outputs by the thousand", path, json.dumps(
-        {"inputs": [], "outputs": [{"name": "y"}] * 200_000}).encode())  # fmt: skip
+    size = FULL - 200
+    texts = {"name": tensor, "datatype": "BYTES", "shape": [2_000_000], "parameters": {"binary_data_size": size}}
+    head = json.dumps({"inputs": [texts]}).encode()
+    length = {"Inference-Header-Content-Length": str(len(head))}
+    yield Attack("empty texts in bytes", path, head + bytes(size), headers=length)
+    wanted = json.dumps({"inputs": [], "outputs": [{"name": "y"}] * 200_000})
+    yield Attack("outputs by the thousand", path, wanted.encode())
+    unknown = b'{"inputs":[{"name":"' + b"n" * 8_000_000 + b'"}]}'
+    yield Attack("an input of a long name", path, unknown)
 
 
-def _names(model: str) -> Iterator[Attack]:
+def _names() -> Iterator[Attack]:
     names = b",".join(b'"k%d":1' % number for number in range(500_000))
     ids = json.dumps([f"F{number % 100}" for number in range(1000)]).encode()
-    yield Attack("overrides by the thousand", "/predict", b'{"entity_ids":["F1"],"overrides":{' + names + b"}}")
-    yield Attack("fields by the thousand", "/predict", b"{" + names + b"}")
-    yield Attack("a long name", "/predict", b'{"entity_ids":' + ids + b',"overrides":{"' + b"k" * 200_000 + b'":1}}')
-    yield Attack("ids by the million", "/predict", b'{"entity_ids":[' + b",".join([b'"F1"'] * 1_600_000) + b"]}")
-    yield Attack("ids that are no text", "/predict", b'{"entity_ids":[' + b",".join([b"1"] * 4_000_000) + b"]}")
-    yield Attack("instances by the million", "/predict", b'{"instances":[' + b",".join([b"1"] * 4_000_000) + b"]}")
-    yield Attack("one long instance", "/predict", b'{"instances":[[' + b",".join([b"1.5"] * 2_000_000) + b"]]}")
-    yield Attack("features by the thousand", "/features/F1", b'{"features":{' + names + b"}}", "PUT")
-    yield Attack("a long list of features", "/features/F1",
-                 b'{"features":[' + b",".join([b"1"] * 4_000_000) + b"]}", "PUT")  # fmt: skip
-    items = b",".join([b'{"entity_id":"F1","features":{' + b",".join(b'"k%d":1' % n for n in range(500)) + b"}}"] * 900)
-    yield Attack("updates of unknown names", "/features", b'{"items":[' + items + b"]}", "PUT")
-    query = "&".join(f"a{number}=1" for number in range(4000))
-    yield Attack("a long query", f"/runs?{query}", b"", "GET")
+    numbers = b"[" + b",".join([b"1"] * 4_000_000) + b"]"
+    yield Attack("overrides by the thousand", "/predict", b'{"entity_ids":["F1"],"overrides":{%b}}' % names)
+    yield Attack("fields by the thousand", "/predict", b"{%b}" % names)
+    yield Attack("a long name", "/predict", b'{"entity_ids":%b,"overrides":{"%b":1}}' % (ids, b"k" * 200_000))
+    yield Attack("ids by the million", "/predict", b'{"entity_ids":[%b]}' % b",".join([b'"F1"'] * 1_600_000))
+    yield Attack("ids that are no text", "/predict", b'{"entity_ids":%b}' % numbers)
+    yield Attack("instances by the million", "/predict", b'{"instances":%b}' % numbers)
+    yield Attack("one long instance", "/predict", b'{"instances":[%b]}' % _row(2_000_000))
+    yield Attack("features by the thousand", "/features/F1", b'{"features":{%b}}' % names, "PUT")
+    yield Attack("a long list of features", "/features/F1", b'{"features":%b}' % numbers, "PUT")
+    item = b'{"entity_id":"F1","features":{%b}}' % b",".join(b'"k%d":1' % number for number in range(500))
+    yield Attack("updates of unknown names", "/features", b'{"items":[%b]}' % b",".join([item] * 900), "PUT")
     yield Attack("a document of the routes", "/openapi.json", b"", "GET")
     yield Attack("a path of a model", f"/v1/models/{'m' * 4000}", b"", "GET")
-    yield Attack(
-        "unheard-of outputs", f"/v2/models/{model}/infer", b'{"inputs":[{"name":"' + b"n" * 8_000_000 + b'"}]}'
-    )
 
 
 def _jobs() -> Iterator[Attack]:
-    rows = b",".join([b"[1.5,2.5]"] * 100_000)
-    yield Attack(
-        "a job of instances", "/predictions", b'{"instances":[' + rows + b"]}", headers={"Idempotency-Key": "k"}
-    )
-    yield Attack("a job of one long instance", "/predictions",
-                 b'{"instances":[[' + b",".join([b"1.5"] * 2_000_000) + b"]]}")  # fmt: skip
+    instances = b",".join([b"[1.5,2.5]"] * 100_000)
     ids = b",".join(b'"F%d"' % number for number in range(100_000))
-    yield Attack("a job of a long name", "/predictions",
-                 b'{"entity_ids":[' + ids + b'],"overrides":{"' + b"k" * 20_000 + b'":1}}')  # fmt: skip
-    yield Attack("a run of many entities", "/runs", b'{"entities":[' + ids + b'],"source":"/nowhere"}')
+    named = {"Idempotency-Key": "k"}
+    yield Attack("a job of instances", "/predictions", b'{"instances":[%b]}' % instances, headers=named)
+    yield Attack("a job of one long instance", "/predictions", b'{"instances":[%b]}' % _row(2_000_000))
+    long = b'{"entity_ids":[%b],"overrides":{"%b":1}}' % (ids, b"k" * 20_000)
+    yield Attack("a job of a long name", "/predictions", long)
+    yield Attack("a run of many entities", "/runs", b'{"entities":[%b],"source":"/nowhere"}' % ids)
 
 
 def _patterns() -> Iterator[Attack]:
@@ -128,6 +124,10 @@ def _patterns() -> Iterator[Attack]:
     ):
         yield Attack(f"pattern: {name}", "/runs", json.dumps({"source": f"data/{source}"}).encode())
     yield Attack("a long duration", "/runs", json.dumps({"since": "9" * 1_000_000 + "h"}).encode())
+
+
+def _row(values: int) -> bytes:
+    return b"[" + b",".join([b"1.5"] * values) + b"]"
 
 
 def _instances(one: bytes, count: int) -> bytes:

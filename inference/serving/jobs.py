@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, cast
 
-import orjson
 import redis
 
 from inference.errors import BadInput, Defect, ForecacheError, Overloaded, PredictionFailed
@@ -97,9 +96,8 @@ class PackedJob:
 
 
 def _spell(value: Any) -> bytes:
-    """Return JSON; NaN and infinities, of which orjson makes null, as bare words."""
-    text = orjson.dumps(value)
-    return json.dumps(value).encode() if b"null" in text else text
+    # not by orjson, which makes null of NaN and of infinities
+    return json.dumps(value).encode()
 
 
 class JobScorer(Protocol):
