@@ -74,7 +74,13 @@ def worst(rig_attacks: ModuleType) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", LONG_WORK)
 def test_hits_are_answered_before_the_attack_is(stack: Stack, worst: dict[str, Any], name: str) -> None:
-    attack = worst[name]
+    expected = ["hit"] * HITS + ["attack"]
+    # a machine that is fast at the attack, or busy with something else at the hits, gets another chance
+    assert any(beside(stack, worst[name]) == expected for _ in range(3))
+
+
+def beside(stack: Stack, attack: Any) -> list[str]:
+    """Send an attack and hits beside it; return in which order they were answered."""
     order: list[str] = []
     hits = http.client.HTTPConnection("127.0.0.1", stack.api_port, timeout=120)
     attacker = http.client.HTTPConnection("127.0.0.1", stack.api_port, timeout=120)
@@ -96,7 +102,7 @@ def test_hits_are_answered_before_the_attack_is(stack: Stack, worst: dict[str, A
     finally:
         hits.close()
         attacker.close()
-    assert order == ["hit"] * HITS + ["attack"]
+    return order
 
 
 @pytest.mark.slow
@@ -155,6 +161,9 @@ def test_a_document_in_pieces_says_what_it_says_as_a_whole(text: bytes, value: A
         b'{"a": 1, "b": [1, 2, 3, 4]',
         b'["a, [1, 2, 3, 4, 5, 6]',
         b"x[1, 2, 3, 4, 5, 6, 7, 8]",
+        *(b"[" + b"1" * digits + b",]" for digits in range(4, 9)),
+        *(b"[," + b"1" * digits + b"]" for digits in range(4, 9)),
+        *(b'{"a":' + b"1" * digits + b",}" for digits in range(1, 6)),
     ],
 )
 def test_what_is_no_json_as_a_whole_is_none_in_pieces(text: bytes) -> None:
@@ -162,12 +171,24 @@ def test_what_is_no_json_as_a_whole_is_none_in_pieces(text: bytes) -> None:
         parse(text)
 
 
+def test_no_piece_is_longer_than_a_parser_may_hold_the_interpreter_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    loads = json_documents._loads
+    monkeypatch.setattr(
+        json_documents, "_loads", lambda text, offset: (sizes.append(len(text)), loads(text, offset))[1]
+    )
+    body = b'{"inputs": {"x": [[' + b",".join([b"1"] * 500_000) + b"]]}}"
+    assert len(parse(body)["inputs"]["x"][0]) == 500_000
+    assert sum(sizes) > 900_000
+    assert max(sizes) <= PIECE_BYTES + 2
+
+
 @pytest.mark.parametrize("depth", [64, 65])
 @pytest.mark.parametrize("form", [lambda n: b"[" * n + b"]" * n, lambda n: b'{"a":' * n + b"1" + b"}" * n])
 def test_depth_is_counted_before_anything_is_parsed(form: Callable[[int], bytes], depth: int) -> None:
     # brackets in texts are text
     body = b'["' + b"[" * 200 + b'\\"[", ' + form(depth - 1) + b"]"
-    if depth <= json_documents.MAX_DEPTH:
+    if depth <= 64:
         parse(body)
         return
     with pytest.raises(BadInput, match="more than 64 levels deep"):
