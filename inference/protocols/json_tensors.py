@@ -39,12 +39,13 @@ def array_of(value: Any, dtype: DType) -> npt.NDArray[Any] | None:
 
 
 def _size(value: Any) -> int:
-    """Return how many elements nested lists have if all are as long as the first ones."""
-    size = 1
+    """Return how many elements nested lists have, of all levels together, if all are as long as the first ones."""
+    size, total = 1, 0
     while isinstance(value, list):
         size *= len(value)
+        total += size
         value = value[0] if value else None
-    return size
+    return total
 
 
 def _array_at_once(value: Any, dtype: DType) -> npt.NDArray[Any] | None:
