@@ -17,9 +17,11 @@ _DOTS = "clients resolve the ids . and .. in a path: send those to POST /predict
 
 def under_root(scope: Scope, root_path: str) -> None:
     """Take the path of a proxy off a request's path, where the proxy has left it there; it may be called again."""
+    path, prefix, start = scope["path"], f"{root_path}/", 0
     # all of them: Starlette would take off another
-    while scope["path"].startswith(f"{root_path}/"):
-        scope["path"] = scope["path"][len(root_path) :]
+    while path.startswith(prefix, start):
+        start += len(root_path)
+    scope["path"] = path[start:]
     scope["root_path"] = root_path
 
 

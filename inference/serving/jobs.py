@@ -144,7 +144,7 @@ for at = 1, #room, 2 do
 end
 if more > 0 and held + more > tonumber(ARGV[5]) then return -1 end
 if redis.call('HINCRBY', KEYS[1], 'result_bytes', #ARGV[2]) > tonumber(ARGV[6]) then return -2 end
-more = more - #redis.call('HGET', KEYS[2], ARGV[1])
+more = more - redis.call('HSTRLEN', KEYS[2], ARGV[1])
 if minute and redis.call('HEXISTS', KEYS[4], minute) == 1 then redis.call('HINCRBY', KEYS[4], minute, more) end
 redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])
 redis.call('HDEL', KEYS[2], ARGV[1])
