@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from inference.redaction import without_secrets
+
 #: characters of what a client sent that an error repeats
 LONGEST_QUOTE = 64
 #: characters of a message, and of the name of what is at fault, that leave a process
@@ -24,18 +26,19 @@ class ForecacheError(Exception):
     code: ClassVar[str] = "error"
 
     def __init__(self, message: str, *, field: str | None = None, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.message = message
+        # a driver's words, which many a message quotes, may hold the password that it was given
+        self.message = without_secrets(_shortened(message))
+        super().__init__(self.message)
         self.field = field
         self.retry_after_s = retry_after_s
 
     def to_json(self) -> dict[str, str | None]:
         """Return what `from_code` rebuilds the error from: plain JSON, as task results and jobs hold it.
 
-        A long text is cut, since a result holds one for each of its rows.
+        A long name is cut, since a result holds one for each of its rows.
         """
         field = None if self.field is None else cut(self.field, LONGEST_FIELD)
-        return {"code": self.code, "message": cut(self.message, LONGEST_MESSAGE), "field": field}
+        return {"code": self.code, "message": self.message, "field": field}
 
 
 class BadInput(ForecacheError):
@@ -99,7 +102,7 @@ class Unauthorized(ForecacheError):
 
 
 class Forbidden(ForecacheError):
-    """Raised when a request's key lacks the scope for it."""
+    """Raised when a request may not do that: its key lacks the scope, or a page of another site sent it."""
 
     code = "forbidden"
 
@@ -197,6 +200,12 @@ class RateLimited(ForecacheError):
     code = "rate-limited"
 
 
+class TooHeavy(ForecacheError):
+    """Raised when one request weighs more than its key may ask for in a whole window, so that waiting is no use."""
+
+    code = "too-heavy"
+
+
 class PredictionFailed(ForecacheError):
     """Raised when the model raised, or answered with a non-finite number, for one entity."""
 
@@ -237,6 +246,13 @@ def from_code(code: str, message: str, field: str | None = None) -> ForecacheErr
 def cut(text: str, most: int = LONGEST_QUOTE) -> str:
     """Return a text, or its start and an ellipsis when it is longer than `most` characters."""
     return text if len(text) <= most else f"{text[:most]}…"
+
+
+def _shortened(message: str) -> str:
+    """Return a message that is not too long, without the word in which it is cut: half a password is not recognised."""
+    if len(message) <= LONGEST_MESSAGE:
+        return message
+    return message[:LONGEST_MESSAGE].rpartition(" ")[0] + " …"
 
 
 def quoted(sent: str | int) -> str:

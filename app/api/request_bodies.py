@@ -17,7 +17,7 @@ from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
-from app.api.limits import MAX_BODY_BYTES
+from app.api.limits import HOLD, MAX_BODY_BYTES
 from app.api.validation import as_bad_input
 from inference.errors import BadInput, Overloaded, UnsupportedMedia, cut
 from inference.protocols.json_documents import parse
@@ -30,6 +30,8 @@ _STEP_BYTES = 256 * 1024
 INLINE_BYTES = 64 * 1024
 #: large bodies that wait for their turn; each holds its bytes
 MAX_WAITING = 16
+#: fields of bodies that hold an item for each row that is asked for
+_ROWS = ("entity_ids", "instances", "items", "entities")
 _UNPACKED = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
 
 
@@ -58,20 +60,25 @@ async def beside_loop(size: int, call: Callable[..., T], *arguments: Any, **name
 
 
 async def read_body(request: Request) -> bytes:
-    """Return a request's body, unpacked when it came as gzip or deflate.
+    """Return a request's body, unpacked when it came as gzip or deflate, and counted as far as it is here.
 
     Raises:
+        RateLimited, TooHeavy: as `Gate.charge` says.
         HTTPException: 413, it is over the limit, packed or unpacked.
         UnsupportedMedia: it is packed otherwise.
         BadInput: it is no gzip or deflate, whatever it says.
+        Overloaded: there is no room for it beside those of other requests.
         ClientDisconnect: the client hung up before all of it was here.
     """
-    pieces = _unpacked(request.stream(), _encoding_of(request))
+    encoding, hold = _encoding_of(request), request.scope[HOLD]
     body = bytearray()
-    async for piece in pieces:
+    async for piece in _unpacked(request.stream(), encoding, hold.room.unpacking):
         body += piece
+        if encoding is not None:  # else it was counted as it came
+            hold.set(hold.size + len(piece))
         if len(body) > MAX_BODY_BYTES:
             raise HTTPException(413, f"the body is over {MAX_BODY_BYTES} bytes: send it in parts")
+        request.app.gate.charge(request.scope, size=len(body))
     return bytes(body)
 
 
@@ -86,21 +93,26 @@ def _encoding_of(request: Request) -> str | None:
     return _UNPACKED[codings[0]]
 
 
-async def _unpacked(pieces: AsyncIterator[bytes], encoding: str | None) -> AsyncIterator[bytes]:
-    """Yield the pieces of a body as they come, those of a packed one in small steps."""
+async def _unpacked(
+    pieces: AsyncIterator[bytes], encoding: str | None, turns: asyncio.Lock | None = None
+) -> AsyncIterator[bytes]:
+    """Yield the pieces of a body as they come, those of a packed one in small steps, of which each waits its turn."""
     if encoding is None:
         async for piece in pieces:
             yield piece
         return
     unpacker: zlib._Decompress | None = None
+    turns = turns or asyncio.Lock()
     try:
         async for piece in pieces:
             if piece and unpacker is None:
                 unpacker = zlib.decompressobj(_format_of(encoding, piece))
             while piece and unpacker is not None and not unpacker.eof:
-                yield unpacker.decompress(piece, _STEP_BYTES)
+                async with turns:
+                    unpacked = unpacker.decompress(piece, _STEP_BYTES)
+                    await asyncio.sleep(0)
                 piece = unpacker.unconsumed_tail
-                await asyncio.sleep(0)
+                yield unpacked
             if piece or (unpacker is not None and unpacker.unused_data):
                 raise BadInput(f"the body is no {encoding}: it goes on after its end", field="body")
     except zlib.error as error:
@@ -163,4 +175,8 @@ async def _read_json(request: Request) -> _ReadRequest:
         wish = "send JSON as application/json"
         text = f"{wish}, not as {cut(sent_as)}" if sent_as else f"no Content-Type came: {wish}"
         raise UnsupportedMedia(f"body: {text}", field="body")
-    return _ReadRequest(request, body, await beside_loop(len(body), parse, body))
+    document = await beside_loop(len(body), parse, body)
+    if isinstance(document, dict):
+        rows = max((len(document[name]) for name in _ROWS if isinstance(document.get(name), list)), default=0)
+        request.app.gate.charge(request.scope, rows=rows)
+    return _ReadRequest(request, body, document)
