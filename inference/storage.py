@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as fs
 
-from inference.errors import BadInput
+from inference.errors import BadInput, cut, quoted
 
 #: a store that takes no connection, or sends no byte for this long, is asked once more and then given up
 CONNECT_TIMEOUT_S = 3.0
@@ -108,18 +108,18 @@ def split_uri(text: str) -> tuple[str, str, str]:
     scheme = match["scheme"].lower() if match else ""
     if match is None or scheme not in (*REMOTE_SCHEMES, "file"):
         known = ", ".join(f"{each}://" for each in REMOTE_SCHEMES)
-        raise BadInput(f"{scheme or 'this'}:// is no file system that is known here: use a path, {known}")
+        raise BadInput(f"{cut(scheme) or 'this'}:// is no file system that is known here: use a path, {known}")
     authority, path = match["authority"], match["path"] or ""
     if "@" in authority:
         raise BadInput(f"a {scheme}:// path must hold no credentials: put them where its own tools find them")
     if re.search(r"[^A-Za-z0-9._:-]", authority):
-        raise BadInput(f"{authority!r} is no name of a bucket or host: letters, digits, '.', '-' and '_'")
+        raise BadInput(f"{quoted(authority)} is no name of a bucket or host: letters, digits, '.', '-' and '_'")
     if not authority and scheme in ("s3", "gs"):
-        raise BadInput(f"{text} names no bucket: write {scheme}://bucket/path")
+        raise BadInput(f"{cut(text)} names no bucket: write {scheme}://bucket/path")
     if scheme == "file" and authority not in ("", "localhost"):
-        raise BadInput(f"{text} names another machine: write file:///path")
+        raise BadInput(f"{cut(text)} names another machine: write file:///path")
     if any(part in ("..", ".") for part in path.split("/")):
-        raise BadInput(f"{text} holds '.' or '..': write the path itself")
+        raise BadInput(f"{cut(text)} holds '.' or '..': write the path itself")
     return scheme, authority, path
 
 

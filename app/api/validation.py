@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from inference.errors import BadInput
+from inference.errors import BadInput, cut, quoted
 
 #: what pydantic found → what to send, when the value is of another kind
 _WANTED = {
@@ -45,8 +45,6 @@ _SENTENCES = {
     "enum": "must be {expected}",
     "value_error": "{error}",
 }
-_LONGEST_QUOTE = 64
-_LONGEST_FIELD = 200
 
 
 def as_bad_input(found: Sequence[Mapping[str, Any]], expected: Any = None) -> BadInput:
@@ -57,7 +55,7 @@ def as_bad_input(found: Sequence[Mapping[str, Any]], expected: Any = None) -> Ba
     if first["type"] == "extra_forbidden":
         place, _, name = field.rpartition(".")
         text = _unknown(name, _fields_at(expected, first["loc"][1:-1]), place)
-        return BadInput(f"{field[:_LONGEST_FIELD]}: {text}", field=field[:_LONGEST_FIELD])
+        return BadInput(f"{field}: {text}", field=field)
     texts = _texts([one for one in found if _field_of(one) == field])
     if field == "body":
         return BadInput(f"body: {_of_whole_body(first, texts, _fields_at(expected, ()))}", field=field)
@@ -66,7 +64,7 @@ def as_bad_input(found: Sequence[Mapping[str, Any]], expected: Any = None) -> Ba
 
 def _field_of(one: Mapping[str, Any]) -> str:
     """Return the dotted name of a field; pydantic's marks of the members of a union are no names."""
-    where, *rest = (str(part) for part in one["loc"])
+    where, *rest = (cut(str(part)) for part in one["loc"])
     return ".".join(part for part in rest if not part.startswith(("dict[", "list["))) or where
 
 
@@ -76,7 +74,7 @@ def _texts(about_one_field: Sequence[Mapping[str, Any]]) -> str:
     if first["type"] not in _WANTED:
         return _sentence(first)
     if first["type"] == "string_type" and type(first["input"]) is int and "." in _field_of(first):
-        return f'ids are text in JSON: send "{str(first["input"])[:_LONGEST_QUOTE]}"'
+        return f'ids are text in JSON: send "{cut(str(first["input"]))}"'
     return f"is {_described(first['input'])}: send {' or '.join(wanted)}"
 
 
@@ -93,16 +91,16 @@ def _of_whole_body(first: Mapping[str, Any], text: str, fields: Iterable[str]) -
 
 def _described(value: Any) -> str:
     if isinstance(value, str):
-        return f"the text {value[:_LONGEST_QUOTE]!r}"
+        return f"the text {quoted(value)}"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float):
-        return f"the number {str(value)[:_LONGEST_QUOTE]}" if abs(value) < 1e300 else "a number"
+        return f"the number {cut(str(value))}" if abs(value) < 1e300 else "a number"
     return "a list" if isinstance(value, list) else "an object"
 
 
 def _unknown(name: str, known: Sequence[str], place: str) -> str:
-    near = difflib.get_close_matches(name[:_LONGEST_QUOTE], known, n=1)
+    near = difflib.get_close_matches(name, known, n=1)
     where = f" in {place}" if place else ""
     return f"there is no such field{where}; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
 
