@@ -12,8 +12,10 @@ from tests.support.attacked_api import BODY, MIB, AttackedApi, attacked_api, pos
 
 pytestmark = pytest.mark.integration
 
-HIT = b"GET /predict/a HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-CHUNKED = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+HIT = b"GET /predict/a HTTP/1.1\r\nHost: [::]\r\n"
+CHUNKED = (
+    b"POST /predict HTTP/1.1\r\nHost: [::]\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
 ENDLESS = {
     "path": (b"GET /", b"a" * 65536, 414),
     "query": (b"GET /predict/a?", b"a" * 65536, 414),
@@ -92,7 +94,7 @@ def test_a_body_before_a_large_head_does_not_count_for_it(api: AttackedApi) -> N
 def test_thousands_of_requests_at_once_are_answered_one_after_the_other(api: AttackedApi) -> None:
     client = api.connect()
     client.settimeout(60)
-    client.sendall((HIT + b"\r\n") * 1500 + b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+    client.sendall((HIT + b"\r\n") * 1500 + b"GET /health/live HTTP/1.1\r\nHost: [::]\r\nConnection: close\r\n\r\n")
     answers = b""
     while piece := client.recv(65536):
         answers += piece
@@ -102,7 +104,7 @@ def test_thousands_of_requests_at_once_are_answered_one_after_the_other(api: Att
 
 def test_floods_of_requests_leave_room_for_those_of_others(api: AttackedApi) -> None:
     before = api.memory_mib()
-    flood = (HIT + b"\r\n") * 20_000
+    flood = b"GET /predict/a HTTP/1.1\r\n\r\n" * 40_000
     clients = [api.connect() for _ in range(20)]
     for client in clients:
         client.setblocking(False)
