@@ -130,7 +130,7 @@ class PublishBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    force: bool = False
+    force: Annotated[bool, Field(strict=True)] = False
 
 
 class RollbackBody(BaseModel):
@@ -138,7 +138,7 @@ class RollbackBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    generation: int | None = None
+    generation: Annotated[int, Field(strict=True)] | None = None
 
 
 class AnswerBody(BaseModel):

@@ -22,6 +22,13 @@ from app.api.naming import is_named
 from app.api.problems import respond_to_status
 from app.api.routing import under_root
 
+#: how the parser's sentences begin → what to do about it
+_FIXES = {
+    "Invalid char in url": "percent-encode what is not ASCII in a path or query",
+    "Expected HTTP/": "a blank in a path is written %20",
+    "Invalid method": "this port speaks plain HTTP/1.1, without TLS",
+    "Pause on PRI": "this port speaks HTTP/1.1, not HTTP/2",
+}
 _NONE: list[tuple[bytes, bytes]] = []
 _KEEP_ALIVE = (b"connection", b"keep-alive")
 
@@ -73,7 +80,7 @@ class Connection(HttpToolsProtocol):
                 data = self._head_without_offer() + data[offer.args[0] :]
             except httptools.HttpParserError as error:
                 self.logger.warning("Invalid HTTP request received: %s", error)
-                self._refuse(400, f"this is no HTTP/1.1 request: {error}")
+                self._refuse(400, f"this is no HTTP/1.1 request: {_in_our_words(error)}")
                 return
             if self.parser.get_method() == b"CONNECT":
                 self._refuse(501, "CONNECT is for proxies, and this is none")
@@ -211,6 +218,11 @@ class Connection(HttpToolsProtocol):
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[status], lines, bytes(response.body)))
         self.transport.close()
+
+
+def _in_our_words(error: httptools.HttpParserError) -> str:
+    said = str(error)
+    return "; ".join([said, *(fix for start, fix in _FIXES.items() if said.startswith(start))])
 
 
 def _asks_to_keep_alive(scope: Any) -> bool:

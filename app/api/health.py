@@ -13,9 +13,10 @@ from app.api.cards import ModelCard
 from app.api.parts import Parts, parts_of
 from app.api.paths import without_folders
 from app.api.problems import documented
+from app.api.request_bodies import JsonRoute
 from inference.errors import ModelUnavailable, StoreUnavailable
 
-router = APIRouter(prefix="/health", tags=["health"])
+router = APIRouter(prefix="/health", tags=["health"], route_class=JsonRoute)
 
 STORE_TIMEOUT_S = 1.0
 

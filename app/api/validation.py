@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -47,6 +47,8 @@ _SENTENCES = {
 }
 _LONGEST_QUOTE = 64
 _LONGEST_FIELD = 200
+#: how alike a misspelt name of a query is to the one that is meant, and how many names are compared at most
+_ALIKE, _MOST_COMPARED = 0.75, 8
 
 
 def as_bad_input(found: Sequence[Mapping[str, Any]], expected: Any = None) -> BadInput:
@@ -62,6 +64,33 @@ def as_bad_input(found: Sequence[Mapping[str, Any]], expected: Any = None) -> Ba
     if field == "body":
         return BadInput(f"body: {_of_whole_body(first, texts, _fields_at(expected, ()))}", field=field)
     return BadInput(f"{field}: {texts}", field=field)
+
+
+def check_query(sent: Sequence[tuple[str, str]], known: Collection[str]) -> None:
+    """Refuse a query that gives a parameter twice, or misspells one: it would be answered as if it had not been sent.
+
+    Names that are like none of ours are ignored: proxies and browsers add some.
+
+    Raises:
+        BadInput: it names the parameter.
+    """
+    foreign: list[str] = []
+    seen: set[str] = set()
+    for name, _ in sent:
+        if name not in known:
+            foreign.append(name[:_LONGEST_QUOTE])
+        elif name in seen:
+            raise BadInput(f"{name}: is given twice: give it once", field=name)
+        seen.add(name)
+    plain = {_plain(name): name for name in known}
+    for name in foreign[:_MOST_COMPARED]:
+        near = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=_ALIKE)
+        if near:
+            raise BadInput(f"{name}: there is no such parameter; did you mean {plain[near[0]]}?", field=name)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
 
 
 def _field_of(one: Mapping[str, Any]) -> str:
