@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from inference.errors import ModelError
+from inference.field_mistakes import mistake_in_file
 from inference.settings import parse_duration
 
 REMOTE_FILE = "remote.toml"
@@ -70,4 +71,6 @@ def _telling(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return " ".join(str(error).split())
     first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+    known = ", ".join(RemoteEngine.model_fields)
+    what = f"no such key; known: {known}" if first["type"] == "extra_forbidden" else mistake_in_file(first)
+    return f"{'.'.join(map(str, first['loc']))}: {what}".removeprefix(": ")

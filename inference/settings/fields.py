@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Annotated, Any
 
@@ -32,6 +33,16 @@ def parse_duration(value: Any) -> float:
 def is_duration(text: str) -> bool:
     """Return whether a text has the form of a duration."""
     return bool(_DURATION.match(text))
+
+
+def parse_list(value: Any) -> Any:
+    """Return the list that a text such as `[0, 1]` of an environment variable means; anything else unchanged."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]

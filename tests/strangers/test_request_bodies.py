@@ -17,7 +17,8 @@ from app.api.bodies import EnqueueBody, PredictBody, PublishBody, RollbackBody, 
 from app.api.features import FeaturesBody, ItemsBody
 from app.api.limits import MAX_BODY_BYTES
 from app.api.request_bodies import _STEP_BYTES, _unpacked
-from app.api.validation import _SENTENCES, _WANTED, as_bad_input
+from app.api.validation import as_bad_input
+from inference.field_mistakes import _SENTENCES, WANTED
 from inference.protocols.json_tensors import parse
 from tests.integration.test_api import Deployment, fresh
 
@@ -250,7 +251,7 @@ async def test_a_mistake_in_a_query_is_told_in_the_same_words(http: httpx.AsyncC
 
 
 def test_every_complaint_that_the_bodies_can_raise_has_a_sentence_of_ours() -> None:
-    known = {*_WANTED, *_SENTENCES, "extra_forbidden"}
+    known = {*WANTED, *_SENTENCES, "extra_forbidden"}
     probes: list[Any] = [
         None,
         True,
