@@ -109,6 +109,6 @@ def _shipped() -> _Named:
 
 def _own(file: Path) -> _Named:
     try:
-        return _Named(str(file), file.read_text(encoding="utf-8"))
+        return _Named(str(file), file.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"--prices: {file} cannot be read: {error}", field="prices") from error

@@ -322,7 +322,7 @@ def _check_castable(feature: Feature, spec: TensorSpec) -> None:
 
 def _read_file(file: Path) -> FeatureContract:
     try:
-        return FeatureContract.from_json(json.loads(file.read_text(encoding="utf-8")))
+        return FeatureContract.from_json(json.loads(file.read_text(encoding="utf-8-sig")))
     except (OSError, ValueError) as error:
         raise ContractError(f"{file} is not valid JSON: {error}") from error
     except ContractError as error:

@@ -61,7 +61,7 @@ def read_remote(file: Path) -> RemoteEngine:
         ModelError: it is no TOML, or a key is unknown, missing or malformed.
     """
     try:
-        data: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
+        data: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8-sig"))
         return RemoteEngine.model_validate(data)
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} cannot be loaded: {_telling(error)}", field="path") from error

@@ -130,7 +130,7 @@ def _read_named_file(name: str, value: str | None, variables: Mapping[str, str |
         raise SettingsError(f"{setting.upper()} and {name.upper()} are both set: unset one", field=name.upper())
     try:
         # editors end a file with a line break, which no secret does
-        return setting, Path(value).read_text(encoding="utf-8").rstrip("\r\n")
+        return setting, Path(value).read_text(encoding="utf-8-sig").rstrip("\r\n")
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
     except UnicodeDecodeError:
