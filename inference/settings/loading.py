@@ -8,7 +8,7 @@ import os
 import re
 import tomllib
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -64,6 +64,19 @@ def find_embedded_redis(root: Path) -> dict[str, str] | None:
 def settings_file() -> Path:
     """Return the file that the settings are read from when there is one."""
     return Path(os.environ.get(ENV_CONFIG) or DEFAULT_FILE)
+
+
+def variables_unread(environment: Mapping[str, str] = os.environ) -> Iterator[tuple[str, str]]:
+    """Yield environment variables that lack the second underscore of a setting, each with the name that is meant."""
+    for section, field in Settings.model_fields.items():
+        model = field.annotation
+        keys = model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else ()
+        for key in keys:
+            name = f"{ENV_PREFIX}{section}_{key}".upper()
+            value = environment.get(name)
+            # Kubernetes gives the addresses of services such names
+            if value and not value.startswith(("tcp://", "udp://", "sctp://")):
+                yield name, f"{ENV_PREFIX}{section}__{key}".upper()
 
 
 def read_toml(file: Path) -> dict[str, Any]:

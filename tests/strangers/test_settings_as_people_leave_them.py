@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app import cli
+from app.cli.doctor.machine import check_environment
 from inference.errors import SettingsError
 from inference.settings import load_settings
 from inference.settings.loading import find_embedded_redis
@@ -153,3 +154,25 @@ def test_numbers_that_nothing_can_hold_are_wrong_usage(arguments: list[str]) -> 
     Path("forecache.toml").write_text(MODEL)
     result = CliRunner().invoke(cli.app, arguments)
     assert isinstance(result.exception, SystemExit | SettingsError), result.exception
+
+
+def test_a_variable_that_lacks_an_underscore_is_told_by_doctor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORECACHE_REDIS_URL", "redis://10.0.0.1:6379/0")
+    monkeypatch.setenv("FORECACHE_CELERY_BROKER_URL", "amqp://10.0.0.1")
+    told = {one.detail: one.fix for one in check_environment()}
+    assert told == {
+        "FORECACHE_REDIS_URL is no setting, and nothing reads it": "call it FORECACHE_REDIS__URL",
+        "FORECACHE_CELERY_BROKER_URL is no setting, and nothing reads it": "call it FORECACHE_CELERY__BROKER_URL",
+    }
+
+
+def test_what_container_platforms_inject_is_no_mistake_of_the_users() -> None:
+    injected = {
+        "FORECACHE_API_PORT": "tcp://10.0.0.1:8000",
+        "FORECACHE_API_PORT_8000_TCP_PORT": "8000",
+        "FORECACHE_API_SERVICE_HOST": "10.0.0.1",
+        "FORECACHE_DEBUG": "1",
+        "FORECACHE_CONFIG": "/etc/forecache.toml",
+        "FORECACHE_REDIS__URL": "redis://10.0.0.1:6379/0",
+    }
+    assert not check_environment(injected)
