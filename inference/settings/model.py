@@ -78,10 +78,14 @@ class BatchSettings(Section):
     @field_validator("timezone")
     @classmethod
     def _known_zone(cls, value: str) -> str:
+        refused = f"{value!r} is no time zone: write one such as 'UTC' or 'Europe/Berlin'"
+        # files beside the zones that differ between machines, or count leap seconds, which no clock here does
+        if value in ("localtime", "posixrules", "Factory") or value.startswith("right/"):
+            raise ValueError(refused)
         try:
             ZoneInfo(value)
-        except (ZoneInfoNotFoundError, ValueError) as error:
-            raise ValueError(f"{value!r} is no time zone: write one such as 'UTC' or 'Europe/Berlin'") from error
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:  # the last for a folder of zones
+            raise ValueError(refused) from error
         return value
 
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from app import cli
 from app.cli.doctor.machine import check_environment
+from app.cli.features import _texts_by_name
+from app.listening import listen
 from inference.errors import SettingsError
-from inference.settings import load_settings
+from inference.features import Feature, FeatureContract
+from inference.schema import DType
+from inference.settings import ApiSettings, load_settings
 from inference.settings.loading import find_embedded_redis
 
 MODEL = '[models.m]\npath = "models/m"\n'
@@ -176,3 +181,16 @@ def test_what_container_platforms_inject_is_no_mistake_of_the_users() -> None:
         "FORECACHE_REDIS__URL": "redis://10.0.0.1:6379/0",
     }
     assert not check_environment(injected)
+
+
+def test_a_feature_that_is_put_twice_is_refused() -> None:
+    contract = FeatureContract((Feature("a", DType.FLOAT32), Feature("a=b", DType.FLOAT32)))
+    assert _texts_by_name(["a=1", "a=b=2"], contract) == {"a": "1", "a=b": "2"}
+    with pytest.raises(typer.BadParameter, match="'a' is given twice: give it once"):
+        _texts_by_name(["a=1", "a=2"], contract)
+
+
+def test_a_host_that_is_none_is_told_apart_from_a_port_that_is_taken() -> None:
+    api = ApiSettings(host="192.0.2.1", allow_remote=True)  # of documentation: no machine has it
+    with pytest.raises(SettingsError, match=r"cannot be used \(.*\): correct \[api\] host"):
+        listen(api)
