@@ -20,6 +20,8 @@ SIDE_BY_SIDE = -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
 # TensorFlow's start-up chatter says nothing about Forecache
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export TF_ENABLE_ONEDNN_OPTS ?= 0
+# uv leaves the compiling to the first import. Were nothing kept, each process would compile again: seconds of its start
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install install-all install-runtimes demo test test-full test-gpu test-docker mutants lint audit format bench clean
 

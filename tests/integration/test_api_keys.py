@@ -18,6 +18,7 @@ from app.listening import listen
 from inference.errors import SettingsError
 from inference.settings import ApiSettings, Settings
 from tests.integration.test_api import Deployment, fresh, it  # noqa: F401 - `it` is a fixture
+from tests.support.command import forecache_here
 from tests.support.stack import run_cli
 
 pytestmark = pytest.mark.integration
@@ -35,7 +36,7 @@ class Key:
 
 def new_key(folder: Path, *arguments: str) -> Key:
     """Have the command make a key, and read the block that it tells to add as a user would."""
-    done = run_cli(folder, "keys", "new", "shop", *arguments)
+    done = forecache_here(folder, "keys", "new", "shop", *arguments)
     assert done.returncode == 0, done.stderr
     block = done.stderr[done.stderr.index("[api.keys") :]
     return Key(done.stdout.strip(), tomllib.loads(block)["api"]["keys"])

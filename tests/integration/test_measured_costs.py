@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +21,7 @@ from inference.settings import BatchSettings, ModelSettings
 from tests.support.history import KEYS, ROWS, count_requests, keep_runs, publish_generation
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
+from tests.support.stack import run_cli
 
 pytestmark = pytest.mark.integration
 
@@ -155,15 +153,6 @@ async def test_an_outage_loses_a_piece_and_not_the_counting(
     assert HitWindows(redis_client, KEYS).asked("delay", 1) == pytest.approx(300, rel=0.05)
 
 
-def forecache(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("FORECACHE_")}
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "app.cli", *arguments],
-        cwd=folder, env=environment | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
-        timeout=60,
-    )  # fmt: skip
-
-
 async def test_the_commands_use_what_was_measured_and_options_go_before_it(
     redis_client: redis.Redis, redis_server: RedisServer, tmp_path: Path
 ) -> None:
@@ -174,14 +163,14 @@ async def test_the_commands_use_what_was_measured_and_options_go_before_it(
         f'[redis]\nurl = "{redis_server.url()}"\ncache_url = "{redis_server.url()}"\n'
         '[models.delay]\npath = "m"\nfeatures = "t.parquet"  # ours\n'
     )
-    told = json.loads(forecache(tmp_path, "cost", "--throughput", "50", "--json").stdout)
+    told = json.loads(run_cli(tmp_path, "cost", "--throughput", "50", "--json").stdout)
     origins = {name: figure["from"] for name, figure in told["inputs"].items()}
     assert (origins["entities"], origins["hit_rate"]) == ("measured", "measured")
     assert (origins["throughput"], origins["instance_price"]) == ("option", "prices")
     # (2 s until planned + 2 000 rows at 50/s) at 3 an hour, half of the chunks twice
     assert told["batch"]["compute"] == pytest.approx(42 / 3600 * 3 * 1.5)
 
-    done = forecache(tmp_path, "advise", "--max-staleness-hours", "6", "--write", "--json")
+    done = run_cli(tmp_path, "advise", "--max-staleness-hours", "6", "--write", "--json")
     assert done.returncode == 0, done.stderr
     (advice,) = json.loads(done.stdout)
     assert advice["approach"] == "hybrid"

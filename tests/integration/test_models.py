@@ -35,6 +35,7 @@ from inference.settings import Settings
 from inference.store import RedisTable
 from tests.support.models import dense_predictions, export_models, float_features, write_features
 from tests.support.redis_server import RedisServer
+from tests.support.stack import run_worker
 
 pytestmark = pytest.mark.integration
 
@@ -382,30 +383,22 @@ def test_a_refused_feature_table_leaves_nothing_behind(
 # --- workers ---
 
 
-def run_worker(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "workers", *arguments],
-        cwd=cwd, env=environment, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-
-
 def test_a_forking_pool_is_refused_with_one_sentence(tmp_path: Path) -> None:
-    done = run_worker("gpu", "-P", "prefork", cwd=tmp_path)
+    done = run_worker(tmp_path, "gpu", "-P", "prefork")
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("the gpu worker cannot run on the ")
     assert "Traceback" not in done.stderr
 
 
 def test_an_unknown_worker_gets_the_usage(tmp_path: Path) -> None:
-    done = run_worker("cpu", cwd=tmp_path)
+    done = run_worker(tmp_path, "cpu")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "gpu|realtime|maintenance" in done.stderr
 
 
 def test_a_misspelt_setting_ends_a_worker_with_one_line(tmp_path: Path) -> None:
     (tmp_path / "forecache.toml").write_text("[redis]\nulr = 'x'\n")
-    done = run_worker("realtime", cwd=tmp_path)
+    done = run_worker(tmp_path, "realtime")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "did you mean 'url'" in done.stderr
 

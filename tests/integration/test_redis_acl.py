@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
 
 import httpx
@@ -12,7 +11,7 @@ import redis
 
 from tests.support.flights import write_flights
 from tests.support.redis_server import find_redis_binary
-from tests.support.stack import ROOT, Stack, child_environment
+from tests.support.stack import ROOT, Stack
 from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -38,10 +37,7 @@ def client(stack: Stack, role: str) -> redis.Redis:
 
 
 def command(stack: Stack, role: str, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "app.cli", *words], cwd=stack.folder,
-        env=child_environment() | as_user(stack, role), capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
+    return stack.cli(*words, environment=as_user(stack, role))
 
 
 @pytest.fixture(scope="module")

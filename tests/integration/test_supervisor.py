@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 from app.local.files import only_one, private_folder
 from app.local.ports import require_free
 from inference.errors import Conflict
+from tests.support.stack import run_cli
 from tests.support.supervised import Supervised
 from tests.support.waiting import wait_for
 
@@ -161,13 +161,4 @@ def test_the_state_folder_is_private(tmp_path: Path) -> None:
 
 
 def _forecache(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    sources = str(Path(__file__).resolve().parents[2])
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "app.cli", *arguments],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": sources},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    return run_cli(folder, *arguments)

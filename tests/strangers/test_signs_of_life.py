@@ -22,7 +22,7 @@ from inference.keys import Keys
 from inference.presence import Presence, Roster, WorkerBeat
 from inference.settings import MAINTENANCE_QUEUE, BatchSettings, ModelSettings, RedisSettings, Settings
 from tests.support.redis_server import RedisServer
-from tests.support.stack import ROOT, child_environment
+from tests.support.stack import child_environment, run_worker
 from workers.consumer import RealtimeConsumer, TaskConsumer
 from workers.heartbeat import DEAF_AFTER_S, Heartbeat
 from workers.pools import ends_on_error
@@ -277,11 +277,3 @@ def test_a_worker_that_ends_by_an_error_exits_with_1_and_is_remembered_as_gone(
         roster = Presence(cache, Keys("forecache")).roster(MAINTENANCE_QUEUE)
     assert len([*roster.alive, *roster.gone]) == 1
     assert not any(one.ready for one in roster.alive)
-
-
-def run_worker(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "workers", *arguments],
-        cwd=folder, env=child_environment() | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-        timeout=120, check=False,
-    )  # fmt: skip

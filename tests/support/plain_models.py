@@ -1,4 +1,4 @@
-"""Pickled estimators that need no training: a multiple of the one feature, or the end of the process."""
+"""Pickled estimators that need no training, and no scikit-learn: who loads one spares the second of its import."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.base import BaseEstimator, RegressorMixin
 
 from tests.support.models import write_features
 
@@ -19,7 +18,7 @@ DEADLY = 13.0
 FEATURES = [{"name": "x", "dtype": "float32"}]
 
 
-class Times(RegressorMixin, BaseEstimator):
+class Times:
     """Multiplies by a number."""
 
     n_features_in_ = 1
@@ -47,7 +46,7 @@ class DeadlyToLoad(Times):
         ctypes.string_at(0)
 
 
-class SlowSum(RegressorMixin, BaseEstimator):
+class SlowSum:
     """Adds its features up, in calls that take so many seconds on whatever machine."""
 
     def __init__(self, features: int, seconds: float) -> None:
@@ -73,9 +72,7 @@ def write_slow_sum_model(folder: Path, names: list[str], *, seconds: float) -> N
     write_version(folder, 1, SlowSum(len(names), seconds), features)
 
 
-def write_version(
-    folder: Path, version: int, model: BaseEstimator, features: list[dict[str, Any]] | None = None
-) -> None:
+def write_version(folder: Path, version: int, model: Any, features: list[dict[str, Any]] | None = None) -> None:
     """Write a version beside those in a model's folder, whole from the first moment on."""
     write_features(folder, features or FEATURES)
     hidden = folder / f".{version}"
@@ -84,7 +81,7 @@ def write_version(
     hidden.rename(folder / str(version))
 
 
-class Vocabulary(RegressorMixin, BaseEstimator):
+class Vocabulary:
     """Looks the first feature, a text, up; a word that it does not know raises."""
 
     n_features_in_ = 1

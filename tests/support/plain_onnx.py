@@ -72,12 +72,13 @@ def write_fixed(folder: Path) -> None:
 
 
 def write_fussy(folder: Path) -> None:
-    """Write a version that fails on a row whose first value is negative: x [rows, 2] float32 → log of the second."""
+    """Write a version that fails where the first value is negative or missing: x [rows, 2] → log of the second."""
     nodes = [
         helper.make_node("Gather", ["x", "first"], ["a"], axis=1),
         helper.make_node("Gather", ["x", "second"], ["b"], axis=1),
-        # the only way to raise: a negative value asks for a weight that is not there
-        helper.make_node("Less", ["a", "zero"], ["is_negative"]),
+        # the only way to raise: a negative value, or a missing one, asks for a weight that is not there
+        helper.make_node("GreaterOrEqual", ["a", "zero"], ["is_good"]),
+        helper.make_node("Not", ["is_good"], ["is_negative"]),
         helper.make_node("Cast", ["is_negative"], ["place"], to=TensorProto.INT64),
         helper.make_node("Gather", ["one", "place"], ["factor"]),
         helper.make_node("Log", ["b"], ["log"]),
@@ -86,3 +87,18 @@ def write_fussy(folder: Path) -> None:
     numbers = {"first": np.array([0]), "second": np.array([1])}
     floats = {"zero": np.zeros(1, np.float32), "one": np.ones(1, np.float32)}
     write_onnx(folder, nodes, [tensor("x", 2)], [tensor("y", 1)], **numbers, **floats)
+
+
+def write_mixed(folder: Path) -> None:
+    """Write a version that takes numbers and text: carat, depth float32 and cut text → price [rows, 1]."""
+    look_up = helper.make_node(
+        "LabelEncoder", ["cut"], ["grade"], domain="ai.onnx.ml",
+        keys_strings=["Fair", "Good", "Ideal"], values_floats=[10.0, 20.0, 30.0], default_float=0.0,
+    )  # fmt: skip
+    nodes = [
+        look_up,
+        helper.make_node("Mul", ["carat", "hundred"], ["by_weight"]),
+        helper.make_node("Sum", ["by_weight", "depth", "grade"], ["price"]),
+    ]
+    inputs = [tensor("carat"), tensor("cut", dtype=TensorProto.STRING), tensor("depth")]
+    write_onnx(folder, nodes, inputs, [tensor("price")], hundred=np.array(100, np.float32))

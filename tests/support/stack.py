@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from inference.settings import Settings, load_settings
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_for
+from tests.support.warm_start import WarmProcess, run_python, start_python
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,7 +50,7 @@ class Stack:
         self.folder = folder
         self.redis = RedisServer(folder / "redis", appendonly=True)
         self.api_port, self.dashboard_port = free_port(), free_port()
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, WarmProcess | subprocess.Popen[bytes]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "forecache.toml").write_text(
             f'[redis]\nurl = "{url or self.redis.url(0)}"\ncache_url = "{cache_url or self.redis.url(1)}"\n'
@@ -95,17 +95,11 @@ class Stack:
         """
         own = child_environment() | dict(environment or {})
         for name in names:
-            log = (self.folder / f"{name}.log").open("ab")
-            argv = [sys.executable, "-P", *self._command(name.split("-")[0], name, script)]
-            self.processes[name] = subprocess.Popen(
-                argv,
-                cwd=self.folder,
-                env=own,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-            log.close()
+            command = self._command(name.split("-")[0], name, script)
+            with (self.folder / f"{name}.log").open("ab") as log:
+                self.processes[name] = start_python(
+                    command, cwd=self.folder, env=own, stdout=log.fileno(), stderr=log.fileno(), new_session=True
+                )
 
     def _command(self, kind: str, name: str, script: Path | None) -> list[str]:
         if kind in WORKERS:
@@ -132,9 +126,9 @@ class Stack:
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text(errors="replace")
 
-    def cli(self, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    def cli(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run a `forecache` command in the folder."""
-        return run_cli(self.folder, *arguments, timeout_s=timeout_s)
+        return run_cli(self.folder, *arguments, **options)
 
     def wait_ready(self, timeout_s: float = 90) -> None:
         """Wait until the API says that every model has been activated."""
@@ -161,12 +155,20 @@ class Stack:
         return run if RunState(run["state"]).is_over else None
 
 
-def run_cli(folder: Path, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
-    """Run a `forecache` command in a folder and return what it printed."""
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "app.cli", *arguments],
-        cwd=folder, env=child_environment(), capture_output=True, text=True, timeout=timeout_s, check=False,
-    )  # fmt: skip
+def run_cli(
+    folder: Path, *arguments: str, timeout_s: float = 120, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a `forecache` command in a folder and return what it printed. `environment`: further variables."""
+    own = child_environment() | dict(environment or {})
+    return run_python(["-m", "app.cli", *arguments], cwd=folder, env=own, timeout_s=timeout_s)
+
+
+def run_worker(
+    folder: Path, *arguments: str, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a worker that ends by itself, and return what it printed."""
+    own = child_environment() | dict(environment or {})
+    return run_python(["-m", "workers", *arguments], cwd=folder, env=own, timeout_s=120)
 
 
 def run_cli_json(folder: Path, *arguments: str) -> Any:

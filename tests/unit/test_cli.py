@@ -23,22 +23,10 @@ from inference.batch import RunState
 from inference.errors import PredictionFailed, StoreUnavailable, UnknownModel
 from inference.queues import JobPriority
 from inference.settings import ApiSettings, ModelSettings, RedisSettings, Settings
+from tests.support.stack import run_cli
 
 ONE = Settings(models={"delay": ModelSettings(path=Path("m"))})
 TWO = Settings(models={"delay": ModelSettings(path=Path("m")), "price": ModelSettings(path=Path("p"))})
-
-
-def forecache(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("FORECACHE_")}
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "app.cli", *arguments],
-        cwd=folder,
-        env=environment | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
 
 
 def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
@@ -59,14 +47,14 @@ def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
 
 
 def test_a_misspelt_command_is_answered_with_the_nearest(tmp_path: Path) -> None:
-    done = forecache(tmp_path, "batch", "lst")
+    done = run_cli(tmp_path, "batch", "lst")
     assert done.returncode == 2
     assert "Did you mean 'list'?" in done.stderr
 
 
 def test_a_misspelt_setting_is_one_line_and_wrong_usage(tmp_path: Path) -> None:
     (tmp_path / "forecache.toml").write_text("[api]\nprot = 1\n")
-    done = forecache(tmp_path, "predict", "a")
+    done = run_cli(tmp_path, "predict", "a")
     assert done.returncode == 2
     assert done.stderr == "forecache: forecache.toml [api]: unknown setting 'prot'; did you mean 'port'?\n"
     assert done.stdout == ""
@@ -75,14 +63,14 @@ def test_a_misspelt_setting_is_one_line_and_wrong_usage(tmp_path: Path) -> None:
 def test_the_users_own_modules_are_not_taken_for_ours(tmp_path: Path) -> None:
     for name in ("app", "tasks", "workers", "inference", "beat_schedule", "typer"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong file')")
-    done = forecache(tmp_path, "predict", "a")
+    done = run_cli(tmp_path, "predict", "a")
     assert done.stderr.startswith("forecache: no model is configured: `forecache init` writes a forecache.toml")
     assert len(done.stderr.splitlines()) == 1
 
 
 def test_predict_says_how_to_start_the_api_when_none_answers(tmp_path: Path) -> None:
     (tmp_path / "forecache.toml").write_text('[api]\nport = 1\n[models.m]\npath = "m"\n')
-    done = forecache(tmp_path, "predict", "a", "--json")
+    done = run_cli(tmp_path, "predict", "a", "--json")
     assert done.returncode == 1
     assert done.stderr.startswith("forecache: no API answers at http://127.0.0.1:1: start `forecache up`")
     assert len(done.stderr.splitlines()) == 1
@@ -108,12 +96,12 @@ def test_what_is_logged_on_the_way_never_lands_in_the_output(tmp_path: Path, ope
 
 
 def test_help_names_both_arguments_where_the_model_may_be_left_out(tmp_path: Path) -> None:
-    assert "{MODEL|PATH} [PATH]" in forecache(tmp_path, "features", "load", "--help").stdout
-    assert "{MODEL|ENTITY} [ENTITY]" in forecache(tmp_path, "features", "get", "--help").stdout
+    assert "{MODEL|PATH} [PATH]" in run_cli(tmp_path, "features", "load", "--help").stdout
+    assert "{MODEL|ENTITY} [ENTITY]" in run_cli(tmp_path, "features", "get", "--help").stdout
 
 
 def test_a_window_longer_than_counters_are_kept_is_refused(tmp_path: Path) -> None:
-    done = forecache(tmp_path, "hits", "--window", "8d")
+    done = run_cli(tmp_path, "hits", "--window", "8d")
     assert done.returncode == 2
     assert done.stderr == "forecache: --window: '8d' is too long: counters are kept for 7d\n"
 

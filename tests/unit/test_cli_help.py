@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from typer.testing import CliRunner
 
 from app.cli import app
 from app.cli.examples import EXAMPLES
+from tests.support.stack import run_cli
 
 ROOT: Any = typer.main.get_command(app)
 
@@ -86,12 +84,7 @@ def test_commands_whose_output_is_data_print_json_too() -> None:
 
 def run(folder: Path, *typed: str, **environment: str) -> str:
     """What the command prints in a folder."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("FORECACHE_")}
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "app.cli", *typed],
-        cwd=folder, env=kept | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])} | environment,
-        capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
+    done = run_cli(folder, *typed, environment=environment)
     assert done.stderr == ""
     return done.stdout
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,8 @@ def _import(format_: Format) -> Any:
     if name in sys.modules:
         return sys.modules[name]
     try:
+        if find_spec(format_.library) is None:  # asked first: a runtime may import it only when it is used
+            raise ModuleNotFoundError(f"No module named {format_.library!r}")
         with without_greetings():
             runtime = import_module(name)
     except ImportError as error:

@@ -1,4 +1,7 @@
-"""scikit-learn models from skops files, or from pickles where they are allowed. The only file that imports sklearn."""
+"""scikit-learn models from skops files, or from pickles where they are allowed. The only file that imports sklearn.
+
+Its libraries are imported where they are used: skops takes two seconds, which a pickle does not need.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import joblib
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-import skops.io
 
 from inference.errors import ContractError, ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
@@ -98,11 +98,14 @@ class SklearnRuntime:
         columns = [_with_missing(inputs[spec.name], self._learnt.get(n)) for n, spec in enumerate(self._inputs)]
         if self._documents:
             return columns[0]
-        if self._names and (self._learnt or not self._same_dtype):
+        if not self._names:
+            return _side_by_side(columns)
+        import pandas as pd
+
+        if self._learnt or not self._same_dtype:
             typed = [_series(column, self._learnt.get(number)) for number, column in enumerate(columns)]
             return pd.DataFrame(dict(zip(self._names, typed, strict=True)))
-        flat = np.column_stack([column.reshape(len(column), -1) for column in columns])
-        return pd.DataFrame(flat, columns=self._names) if self._names else flat
+        return pd.DataFrame(_side_by_side(columns), columns=self._names)
 
     def _find_inputs(self, file: Path, contract: FeatureContract | None) -> tuple[TensorSpec, ...]:
         if contract is not None:
@@ -152,6 +155,8 @@ class SklearnRuntime:
 
 
 def _from_skops(file: Path, allow_code: bool) -> Any:
+    import skops.io
+
     unvouched = skops.io.get_untrusted_types(file=file)
     unknown = [name for name in unvouched if not _is_sklearns_own(name)]
     if unknown and not allow_code:
@@ -186,6 +191,8 @@ def _is_sklearns_own(name: str) -> bool:
 def _from_pickle(file: Path, _: bool) -> Any:
     """Load a pickle; `load_runtime` has made sure that it is allowed."""
     if file.suffix == ".joblib":
+        import joblib
+
         return joblib.load(file)
     with file.open("rb") as stream:
         return pickle.load(stream)  # noqa: S301 - only by the operator's `allow_code`
@@ -251,6 +258,10 @@ def _listed_inputs(model: Any, names: list[str], contract: FeatureContract) -> t
     return contract.fields
 
 
+def _side_by_side(columns: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    return np.column_stack([column.reshape(len(column), -1) for column in columns])
+
+
 def _with_missing(values: npt.NDArray[Any], learnt: Learnt | None) -> npt.NDArray[Any]:
     """Return text with what the model takes for missing in place of None; anything else as it is."""
     if values.dtype != object or (learnt is not None and learnt.missing is None):
@@ -263,6 +274,8 @@ def _with_missing(values: npt.NDArray[Any], learnt: Learnt | None) -> npt.NDArra
 
 
 def _series(values: npt.NDArray[Any], learnt: Learnt | None) -> Any:
+    import pandas as pd
+
     if learnt is not None and learnt.categories is not None:
         categories = pd.Index(list(learnt.categories))
         return pd.Categorical.from_codes(categories.get_indexer(values), categories=categories)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.command import forecache_here
-from tests.unit.test_cli import forecache
+from tests.support.stack import run_cli
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -114,14 +111,14 @@ SETTINGS = '[models.delay]\npath = "m"\nfeatures = "t.parquet"\n'
 
 
 def advise(folder: Path, *options: str) -> Any:
-    done = forecache(folder, "advise", *options, "--json")
+    done = run_cli(folder, "advise", *options, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
 
 def test_without_a_history_advice_says_how_little_it_rests_on(tmp_path: Path) -> None:
     (tmp_path / "forecache.toml").write_text(SETTINGS)
-    done = forecache(tmp_path, "advise")
+    done = run_cli(tmp_path, "advise")
     assert done.returncode == 0
     assert "delay: hybrid (confidence low)" in done.stdout
     assert "not sure: 0 published runs" in done.stdout
@@ -136,7 +133,7 @@ def test_answers_decide_and_each_number_is_traced(tmp_path: Path) -> None:
     # 27 MB three times at 61.32 a GB and month, and 100 s once a day at 3 an hour
     assert told["cost_per_day"] == pytest.approx(0.081 * 61.32 * 24 / 730 + 100 / 3600 * 3, rel=1e-6)
     assert "real time 120" in told["explanations"]["cost_per_day"]
-    shown = forecache(tmp_path, "advise", *said, "--explain").stdout
+    shown = run_cli(tmp_path, "advise", *said, "--explain").stdout
     assert "changes-slowly\tbatch\tyes\tstable_hours 24 (option: --stable-hours)" in shown
     assert "low-latency\trealtime\tno\tlatency_ms 3600000.0 (option: --latency-ms)" in shown
 
@@ -152,11 +149,8 @@ def test_when_one_model_cannot_be_written_no_other_is(tmp_path: Path) -> None:
     file = tmp_path / "forecache.toml"
     file.write_text(SETTINGS)
     # `price` is set in the environment, so the file has no section of it
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "app.cli", "advise", "--max-staleness-hours", "6", "--write"],
-        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "FORECACHE_MODELS__PRICE__PATH": "p"},
-    )  # fmt: skip
+    arguments = ("advise", "--max-staleness-hours", "6", "--write")
+    done = run_cli(tmp_path, *arguments, environment={"FORECACHE_MODELS__PRICE__PATH": "p"})
     assert done.returncode == 2, done.stderr
     assert "no section [models.price]" in done.stderr
     assert file.read_text() == SETTINGS
@@ -168,7 +162,7 @@ def test_a_link_stays_one_and_a_private_file_stays_private(tmp_path: Path) -> No
     real.write_bytes(SETTINGS.replace("\n", "\r\n").encode())
     real.chmod(0o600)
     (tmp_path / "forecache.toml").symlink_to(real)
-    done = forecache(tmp_path, "advise", "--max-staleness-hours", "6", "--write")
+    done = run_cli(tmp_path, "advise", "--max-staleness-hours", "6", "--write")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "forecache.toml").is_symlink()
     assert real.stat().st_mode & 0o777 == 0o600
@@ -179,22 +173,22 @@ def test_a_link_stays_one_and_a_private_file_stays_private(tmp_path: Path) -> No
 def test_advice_that_stands_there_already_changes_nothing(tmp_path: Path) -> None:
     file = tmp_path / "forecache.toml"
     file.write_text(SETTINGS)
-    first = forecache(tmp_path, "advise", "--max-staleness-hours", "6", "--write")
+    first = run_cli(tmp_path, "advise", "--max-staleness-hours", "6", "--write")
     written, at = file.read_text(), file.stat().st_mtime_ns
     assert '+schedule = "3h"' in first.stderr
-    second = forecache(tmp_path, "advise", "--max-staleness-hours", "6", "--write")
+    second = run_cli(tmp_path, "advise", "--max-staleness-hours", "6", "--write")
     assert "nothing was changed" in second.stderr
     assert (file.read_text(), file.stat().st_mtime_ns) == (written, at)
 
 
 def test_without_a_model_it_says_what_to_do(tmp_path: Path) -> None:
-    done = forecache(tmp_path, "advise")
+    done = run_cli(tmp_path, "advise")
     assert done.returncode == 2
     assert "forecache init" in done.stderr
 
 
 def test_a_wrong_answer_is_named(tmp_path: Path) -> None:
     (tmp_path / "forecache.toml").write_text(SETTINGS)
-    done = forecache(tmp_path, "advise", "--coverage", "2")
+    done = run_cli(tmp_path, "advise", "--coverage", "2")
     assert done.returncode == 2
     assert "--coverage is from 0 to 1" in done.stderr

@@ -11,7 +11,7 @@ import pytest
 from app.cli.cost import cost
 from inference.economics.rules import FACTS, RULES
 from tests.support.command import forecache_here
-from tests.unit.test_cli import forecache
+from tests.support.stack import run_cli
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "cost.md").read_text()
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
@@ -25,7 +25,7 @@ def test_every_command_of_the_page_does_what_it_says(command: str, tmp_path: Pat
         pytest.importorskip("matplotlib")
     if words[1] == "advise":
         (tmp_path / "forecache.toml").write_text('[models.delay]\npath = "m"\nfeatures = "t.parquet"\n')
-    run = forecache if words[1] == "advise" else forecache_here
+    run = run_cli if words[1] == "advise" else forecache_here
     done = run(tmp_path, *words[1:])
     assert done.returncode == 0, done.stderr
     if "brief" in words:
