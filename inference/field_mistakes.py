@@ -23,6 +23,12 @@ WANTED = {
     "datetime_parsing": "an instant as ISO 8601 with an offset",
     "datetime_from_date_parsing": "an instant as ISO 8601 with an offset",
     "timezone_aware": "an instant as ISO 8601 with an offset",
+}
+#: what files call otherwise, or have and bodies have not
+_IN_FILES = {
+    "dict_type": "a table",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
     "path_type": "a path",
 }
 #: what pydantic found → a sentence about the value, with the figures that pydantic found too
@@ -54,7 +60,5 @@ def sentence_about(found: Mapping[str, Any]) -> str:
 
 def mistake_in_file(found: Mapping[str, Any]) -> str:
     """Return what is wrong with a field of a file, and what to write; secrets stay unsaid."""
-    wanted = WANTED.get(found["type"])
-    if found["type"] in ("dict_type", "model_type", "model_attributes_type"):
-        wanted = "a table"
+    wanted = _IN_FILES.get(found["type"]) or WANTED.get(found["type"])
     return sentence_about(found) if wanted is None else f"write {wanted}"

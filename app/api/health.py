@@ -49,7 +49,7 @@ async def live() -> Response:
     return JsonResponse({"status": "live"})
 
 
-@router.get("/ready", responses=documented(404, 503))
+@router.get("/ready", responses=documented(400, 404, 503))
 async def ready(
     parts: Annotated[Parts, Depends(parts_of)],
     model: Annotated[str | None, Query(description="Left out: all models.")] = None,
