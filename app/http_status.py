@@ -9,6 +9,7 @@ from inference.errors import (
     ForecacheError,
     NotFound,
     RateLimited,
+    TooHeavy,
     Unauthorized,
     Unavailable,
     UnknownEntity,
@@ -26,6 +27,7 @@ _STATUS: tuple[tuple[type[ForecacheError], int], ...] = (
     (Conflict, 409),
     (UnsupportedMedia, 415),
     (BadInput, 400),
+    (TooHeavy, 413),
     (RateLimited, 429),
     (Unavailable, 503),
 )

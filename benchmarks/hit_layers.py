@@ -27,6 +27,7 @@ from rig.wrk import Target, load
 from uvicorn.server import ServerState
 
 from app.api.connections import Connection
+from app.api.crowd import Crowd
 from app.api.gate import Gate
 from app.api.hot_path import HotRequest
 from app.api.server import configure
@@ -231,6 +232,10 @@ class _Request:
 class _Application:
     """Begins such requests."""
 
+    shown_under = ""
+    crowd = Crowd(TURN, 0)
+    told_apart_by: frozenset[bytes] = frozenset()
+
     def hot_request(self, _: Any, tell: Callable[[], None]) -> _Request:
         return _Request(tell)
 
@@ -252,6 +257,9 @@ class _Transport(asyncio.Transport):
 
     def close(self) -> None:
         pass
+
+    def get_write_buffer_size(self) -> int:
+        return 0
 
 
 def _http_turn(settings: Settings) -> Callable[[], object]:

@@ -13,6 +13,9 @@ Clock = Callable[[], float]
 
 system_clock: Clock = time.time
 
+#: the first second and the last that Python's dates have
+_YEAR_1, _YEAR_9999 = -62_135_596_800, 253_402_300_799
+
 
 def to_datetime(epoch_s: float) -> datetime:
     """Return the instant as an aware UTC datetime."""
@@ -20,11 +23,13 @@ def to_datetime(epoch_s: float) -> datetime:
 
 
 def to_iso(epoch_s: float) -> str:
-    """Return the instant as ISO 8601 in UTC, to the millisecond, such as `2026-01-31T03:00:00.000Z`."""
+    """Return the instant in UTC to the millisecond, such as `2026-01-31T03:00:00.000Z`, in a year from 1 to 9999."""
     milliseconds = math.floor(epoch_s * 1000)
     return f"{_whole_second(milliseconds // 1000)}.{milliseconds % 1000:03d}Z"
 
 
 @lru_cache(maxsize=4096)
 def _whole_second(epoch_s: int) -> str:
-    return to_datetime(epoch_s).strftime("%Y-%m-%dT%H:%M:%S")
+    # Python has no date outside of these: whoever asks for a text is to get one
+    held = min(max(epoch_s, _YEAR_1), _YEAR_9999)
+    return to_datetime(held).isoformat(timespec="seconds")[:19]

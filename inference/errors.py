@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from inference.redaction import without_secrets
+
 
 class ForecacheError(Exception):
     """Base of everything that Forecache raises on purpose.
@@ -18,8 +20,9 @@ class ForecacheError(Exception):
     code: ClassVar[str] = "error"
 
     def __init__(self, message: str, *, field: str | None = None, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.message = message
+        # a driver's words, which many a message quotes, may hold the password that it was given
+        self.message = without_secrets(message)
+        super().__init__(self.message)
         self.field = field
         self.retry_after_s = retry_after_s
 
@@ -89,7 +92,7 @@ class Unauthorized(ForecacheError):
 
 
 class Forbidden(ForecacheError):
-    """Raised when a request's key lacks the scope for it."""
+    """Raised when a request may not do that: its key lacks the scope, or a page of another site sent it."""
 
     code = "forbidden"
 
@@ -185,6 +188,12 @@ class RateLimited(ForecacheError):
     """Raised when a key has used up what it may ask for now."""
 
     code = "rate-limited"
+
+
+class TooHeavy(ForecacheError):
+    """Raised when one request weighs more than its key may ask for in a whole window, so that waiting is no use."""
+
+    code = "too-heavy"
 
 
 class PredictionFailed(ForecacheError):

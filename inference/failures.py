@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from inference.errors import ForecacheError
-from inference.logs import get_logger, without_credentials
+from inference.logs import get_logger
+from inference.redaction import without_secrets
 
 #: longer texts of libraries are cut
 _MAX_TEXT = 500
@@ -26,7 +27,7 @@ def sentence_of(error: BaseException) -> str:
         return _printable(error.message)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return _printable(without_credentials(text)[:_MAX_TEXT])
+    return _printable(without_secrets(text)[:_MAX_TEXT])
 
 
 def _printable(text: str) -> str:

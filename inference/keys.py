@@ -32,8 +32,8 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 |                  |        | scored by when that is removed (epoch s) |                       |                       |
 | P:m:M:reconciler | string | who moves this model's runs on now       | seconds               | maintenance           |
 | P:r:R            | hash   | the run record                           | 30 days after end     | run scripts           |
-| P:r:R:plan       | hash   | chunk → its slices (JSON);               | with the run          | planning              |
-|                  |        | fN → file N of the source (JSON)         |                       |                       |
+| P:r:R:plan       | hash   | chunk → its slices (JSON);               | 30 days after it was  | planning              |
+|                  |        | fN → file N of the source (JSON)         | last worked on        | reconciler            |
 | P:r:R:entities   | string | ids a partial run is asked for (packed)  | until planned, a day  | request               |
 | P:r:R:claims     | hash   | chunk → attempt, token, lease            | with the run          | claim, renew, finish  |
 | P:r:R:done       | hash   | chunk → chunk result (JSON)              | with the run          | finish (once a chunk) |

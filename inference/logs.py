@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import io
 import logging
 import os
 import re
@@ -10,14 +11,17 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 
+from inference.redaction import without_secrets
 from inference.request_ids import requests_behind, told
 
-#: user and password of a URL, which an exception of a driver may quote
-_CREDENTIALS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s/@]*:[^\s/@]*@")
+#: longer texts are cut: whoever may send a message or a request must not fill a disk with lines
+_MAX_FIELD, _MAX_TRACEBACK = 4096, 32_768
+#: what moves a terminal's cursor or colours it, but for the end of a line
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def configure_logging(process: str, *, form: str = "console", level: str = "info") -> None:
@@ -34,6 +38,7 @@ def configure_logging(process: str, *, form: str = "console", level: str = "info
         structlog.stdlib.ExtraAdder(),
         _only_what_matters,
         _with_requests,
+        _cut_long,
         *(_JSON_STAMPS if form == "json" else _CONSOLE_STAMPS),
     ]
     formatter = structlog.stdlib.ProcessorFormatter(
@@ -41,7 +46,7 @@ def configure_logging(process: str, *, form: str = "console", level: str = "info
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             *(_json_renderers() if form == "json" else _console_renderers()),
-            _without_credentials,
+            _without_secrets,
         ],
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -67,14 +72,49 @@ _JSON_STAMPS = (structlog.stdlib.add_logger_name, structlog.processors.TimeStamp
 
 def _console_renderers() -> list[Any]:
     colors = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-    # plain: the renderer's own choice prints local variables, which hold people's data and passwords
-    plain = structlog.dev.plain_traceback
-    return [structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=0, exception_formatter=plain)]
+    renderer = structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=0, exception_formatter=_plain_traceback)
+    return [_indent_event, renderer]
 
 
 def _json_renderers() -> list[Any]:
     # tracebacks become one field, without local variables
-    return [structlog.processors.format_exc_info, _head_first, structlog.processors.JSONRenderer()]
+    return [structlog.processors.format_exc_info, _cut_traceback, _head_first, structlog.processors.JSONRenderer()]
+
+
+def _plain_traceback(out: TextIO, exc_info: Any) -> None:
+    # plain: the renderer's own choice prints local variables, which hold people's data and passwords
+    text = io.StringIO()
+    structlog.dev.plain_traceback(text, exc_info)
+    out.write(_indented(_cut(text.getvalue(), _MAX_TRACEBACK)))
+
+
+def _indent_event(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+    return {**event, "event": _indented(str(event.get("event", "")))}
+
+
+def _indented(text: str) -> str:
+    """Return a text of which no line but the first begins as a line of the log does, whoever wrote it."""
+    return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text).rstrip("\n").replace("\n", "\n  ")
+
+
+def _cut_long(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+    for name, value in event.items():
+        if isinstance(value, list | tuple | dict):
+            if len(shown := repr(value)) > _MAX_FIELD:
+                event[name] = _cut(shown, _MAX_FIELD)
+        elif isinstance(value, str) and len(value) > _MAX_FIELD:
+            event[name] = _cut(value, _MAX_FIELD)
+    return event
+
+
+def _cut_traceback(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+    if "exception" in event:
+        event["exception"] = _cut(str(event["exception"]), _MAX_TRACEBACK)
+    return event
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}… ({len(text) - most:,} characters more)"
 
 
 def _head_first(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
@@ -105,13 +145,8 @@ def _with_requests(_logger: Any, _method: str, event: dict[str, Any]) -> dict[st
     return event
 
 
-def without_credentials(text: str) -> str:
-    """Return a text with user and password of each URL in it hidden."""
-    return _CREDENTIALS.sub(r"\1***@", text) if "://" in text else text
-
-
-def _without_credentials(_logger: Any, _method: str, line: Any) -> str:
-    return without_credentials(str(line))
+def _without_secrets(_logger: Any, _method: str, line: Any) -> str:
+    return without_secrets(str(line))
 
 
 def _log_crashes() -> None:

@@ -14,8 +14,11 @@ from typing import Any
 import redis
 
 from inference.errors import StoreUnavailable
+from inference.failures import Failures
 from inference.gpus import GpuUse
 from inference.keys import Keys
+
+failures = Failures(__name__, "presence.read")
 
 BEAT_EVERY_S = 4.0
 #: a worker that was not heard for so long counts as gone; three beats may be lost
@@ -132,8 +135,17 @@ class Presence:
             texts = self._client.mget(map(self._keys.worker, ages)) if ages else []
         except redis.RedisError as error:
             raise _unavailable(error) from error
-        alive = tuple(WorkerBeat.from_json(json.loads(text)) for text in texts if text is not None)
+        alive = tuple(beat for text in texts if text is not None and (beat := _readable(text)) is not None)
         return Roster(alive, {one: ages[one] for one in ages.keys() - {worker.identity for worker in alive}})
+
+
+def _readable(text: bytes) -> WorkerBeat | None:
+    """Return a sign of life; None for what is none, whose worker counts as gone: one must not hide the others."""
+    try:
+        return WorkerBeat.from_json(json.loads(text))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        failures.tell(error, type(error).__name__)
+        return None
 
 
 def _unavailable(error: redis.RedisError) -> StoreUnavailable:

@@ -10,6 +10,7 @@ from typing import Any
 
 #: header of every task message that we send: epoch seconds of the sender's clock
 SENT_AT_HEADER = "forecache_sent_at"
+_MAX_ID, _LAST_S = 200, 1e11
 
 
 class JobPriority(StrEnum):
@@ -47,14 +48,17 @@ class Head:
     def of(cls, headers: Mapping[str, Any]) -> Head:
         """Read the headers of a task message."""
         sent_at = headers.get(SENT_AT_HEADER)
-        return cls(str(headers.get("id", "")), float(sent_at) if isinstance(sent_at, int | float) else None)
+        if not isinstance(sent_at, int | float) or not abs(sent_at) < _LAST_S:
+            sent_at = None
+        # whoever sent it may have made its id long
+        return cls(str(headers.get("id", ""))[:_MAX_ID], None if sent_at is None else float(sent_at))
 
     @classmethod
     def of_envelope(cls, envelope: bytes) -> Head:
         """Read a message as kombu stores it in Redis; one that cannot be understood has no time."""
         try:
             return cls.of(json.loads(envelope)["headers"])
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             return cls("", None)
 
 

@@ -27,6 +27,8 @@ ATTEMPTS = 2
 
 REMOTE_SCHEMES = ("s3", "gs", "hdfs")
 
+#: what stands in a checkout in the place of a large file that nobody has fetched yet
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _URI = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/]*)(?P<path>/.*)?", re.DOTALL)
 #: Google's client repeats a whole page
 _REASON_CHARS = 300
@@ -101,6 +103,11 @@ def split_uri(text: str) -> tuple[str, str, str]:
     if any(part in ("..", ".") for part in path.split("/")):
         raise BadInput(f"{text} holds '.' or '..': write the path itself")
     return scheme, authority, path
+
+
+def is_lfs_pointer(beginning: bytes) -> bool:
+    """Tell from its first bytes whether a file is a pointer of Git LFS in the place of the file itself."""
+    return beginning.startswith(_LFS_POINTER)
 
 
 def reason_of(error: BaseException) -> str:

@@ -5,18 +5,23 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial, wraps
 from typing import Any, NoReturn
 
 import celery.apps.worker
+import celery.worker.pidbox
 from celery import Celery
 from celery.signals import celeryd_init, setup_logging, worker_init
+from kombu import Exchange, Queue
 
 from inference.errors import ForecacheError, StoreUnavailable
 from inference.logs import configure_logging, get_logger, write_at_once
 from inference.services import Services
 from inference.settings import Settings, load_settings
+from inference.settings.server_urls import is_redis
+from workers.consumer import CheckedPidbox
+from workers.redis_transport import bound_compression, refuse_rubbish
 
 log = get_logger(__name__)
 
@@ -33,6 +38,11 @@ def prepare_worker(application: Celery, *, process: str, pool: str, concurrency:
     application.conf.worker_pool = pool
     application.conf.worker_concurrency = concurrency
     application.conf.worker_consumer = "workers.consumer:TaskConsumer"
+    celery.worker.pidbox.Pidbox = CheckedPidbox
+    bound_compression()
+    if is_redis(application.conf.broker_url):
+        refuse_rubbish()
+    _route_linked_tasks(application, load_settings().celery.linked_tasks)
 
     def refuse_unsafe_pool(options: dict[str, Any], **_: Any) -> None:
         check_pool(process, pool, options.get("pool_cls"), sys.argv)
@@ -46,6 +56,16 @@ def prepare_worker(application: Celery, *, process: str, pool: str, concurrency:
     celeryd_init.connect(refuse_unsafe_pool, weak=False)
     setup_logging.connect(set_up_logging, weak=False)
     return application
+
+
+def _route_linked_tasks(application: Celery, linked: Mapping[str, str]) -> None:
+    """Have the tasks of others that follow ours sent to their queues, which others declare."""
+    routes = {task: {"queue": queue} for task, queue in linked.items()}
+    application.conf.task_routes = {**application.conf.task_routes, **routes}
+    for queue in {*linked.values()} - application.amqp.queues.keys():
+        exchange = Exchange("", type="direct", no_declare=True)
+        # added later than the first, it is sent to and never consumed
+        application.amqp.queues.add(Queue(queue, exchange, routing_key=queue, no_declare=True))
 
 
 def load_models_on_start(

@@ -8,8 +8,9 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import (
     features,
@@ -24,12 +25,14 @@ from app.api import (
     tensorflow_serving,
 )
 from app.api.bodies import ExplainedBody
+from app.api.crowd import Crowd
 from app.api.dialects import SCHEMA as ERROR_SCHEMA
 from app.api.dialects import documented_errors, error_schema, speaks_protocol
 from app.api.gate import OPEN_PATHS, Gate
 from app.api.hot_path import HotRequest
-from app.api.limits import BodyLimit
-from app.api.naming import name_request, telling
+from app.api.limits import BodyLimit, Room
+from app.api.naming import HEADER, name_request, telling
+from app.api.open_inference import LENGTH_HEADER
 from app.api.parts import OpenParts, open_parts
 from app.api.problems import (
     Problem,
@@ -40,25 +43,36 @@ from app.api.problems import (
     respond_to_error,
 )
 from app.api.routing import respond_without_route, under_root, without_head
+from app.listening import places
 from inference.errors import ForecacheError
 from inference.release import installed_release
 from inference.request_ids import RequestId
-from inference.settings import Settings
+from inference.settings import ApiSettings, Settings
 
 
 class Application(FastAPI):
     """FastAPI behind the gate, but for the one request that goes the short way.
 
-    HEAD is answered as GET is. `shown_under`: the path of a proxy, with which paths may begin or not.
+    HEAD is answered as GET is. `shown_under`: the path of a proxy, with which paths may begin or not. `crowd`, `room`:
+    bounds that the server keeps before it asks the application. `told_apart_by`: headers of requests whose answers have
+    more headers than a plain hit's.
     """
 
-    def __init__(self, gate: Gate, shown_under: str, **options: Any) -> None:
+    def __init__(self, api: ApiSettings, **options: Any) -> None:
         super().__init__(**options)
-        self._gate = gate
-        self.shown_under = shown_under
+        self.gate = Gate(api)
+        self.shown_under = api.root_path
+        self.crowd = Crowd(*places(api.max_connections))
+        self.room = Room()
+        self.told_apart_by = frozenset({HEADER, b"origin"} if api.cors_origins else {HEADER})
+        # around all the rest, so that pages can read refusals too, and preflights need no key
+        self._entry: ASGIApp = _with_cors(self._answer, api) if api.cors_origins else self._answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
+        await self._entry(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
@@ -78,10 +92,10 @@ class Application(FastAPI):
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, request: RequestId) -> None:
         if hot_path.is_hot(scope):
-            await hot_path.predict_one(self.state.parts, self._gate.check, scope, receive, send, request)
+            await hot_path.predict_one(self.state.parts, self.gate.check, scope, receive, send, request)
             return
         try:
-            self._gate.check(scope)
+            self.gate.check(scope)
         except ForecacheError as error:
             await respond_to_error(error, scope["path"])(scope, receive, telling(send, request))
             return
@@ -92,7 +106,24 @@ class Application(FastAPI):
 
         What is left to do once it has told, this application does as ever, given the request in the scope.
         """
-        return HotRequest(self.state.parts, self._gate.check, scope, tell)
+        return HotRequest(self.state.parts, self.gate.check, scope, tell)
+
+
+def _with_cors(answer: ASGIApp, api: ApiSettings) -> CORSMiddleware:
+    return CORSMiddleware(
+        answer,
+        allow_origins=api.cors_origins,
+        allow_methods=("GET", "HEAD", "POST", "PUT", "DELETE"),
+        allow_headers=(
+            "Authorization",
+            "X-API-Key",
+            "X-Request-ID",
+            "Idempotency-Key",
+            "Content-Encoding",
+            LENGTH_HEADER,
+        ),
+        expose_headers=("Location", "Retry-After", "X-Request-ID", "WWW-Authenticate", LENGTH_HEADER),
+    )
 
 
 class _TrackedAnswer:
@@ -117,8 +148,7 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
             yield
 
     app = Application(
-        Gate(settings.api),
-        settings.api.root_path,
+        settings.api,
         title="Forecache",
         version=installed_release() or "0",
         lifespan=lifespan,
@@ -128,7 +158,7 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
     for noun in (predict, predictions, features, runs, hits, health, metrics, open_inference):
         app.include_router(noun.router)
     app.router.routes.append(tensorflow_serving.route())
-    app.add_middleware(BodyLimit)
+    app.add_middleware(BodyLimit, room=app.room)
     add_problem_handlers(app)
     for status in (404, 405):
         app.add_exception_handler(status, respond_without_route)

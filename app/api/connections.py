@@ -13,22 +13,17 @@ import socket
 from functools import partial
 from typing import Any
 
-import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from fastapi import Response
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from app.api import hot_path
 from app.api.disconnects import WATCH_AFTER_S
-from app.api.naming import is_named
-from app.api.problems import respond_to_status
+from app.api.gate import OPEN_PATHS
+from app.api.limits import MAX_BODY_BYTES, Room, crowded_out
+from app.api.parsing import BoundedParsing
+from app.api.problems import respond_to_error, respond_to_status
 from app.api.routing import under_root
 
-#: how the parser's sentences begin → what to do about it
-_FIXES = {
-    "Invalid char in url": "percent-encode what is not ASCII in a path or query",
-    "Expected HTTP/": "a blank in a path is written %20",
-    "Invalid method": "this port speaks plain HTTP/1.1, without TLS",
-    "Pause on PRI": "this port speaks HTTP/1.1, not HTTP/2",
-}
 _NONE: list[tuple[bytes, bytes]] = []
 _KEEP_ALIVE = (b"connection", b"keep-alive")
 
@@ -36,84 +31,105 @@ _KEEP_ALIVE = (b"connection", b"keep-alive")
 LOOK_EVERY_S = 1.0
 #: from the opening of a connection to the end of the first head, and from a head's first byte to its end
 HEAD_TIMEOUT_S = 10.0
-#: for a body, and a second more for each so many bytes of it that have come
+#: for a body, and a second more for each so many bytes of it that have come; the same for an answer to be taken
 BODY_TIMEOUT_S = 10.0
 BODY_BYTES_PER_S = 32 * 1024
+#: between two bytes of a body, or of an answer that the client takes
+PAUSE_S = 10.0
+#: for a client that was refused to read why
+FAREWELL_S = 2.0
 
 
-class Connection(HttpToolsProtocol):
+class Connection(BoundedParsing):
     """One client's connection to an `Application`.
 
-    An offer to upgrade is ignored (RFC 9110, 7.8). A client that is slow to send a head or a body is cut off, one that
-    closes its sending half still gets its answer.
+    An offer to upgrade is ignored (RFC 9110, 7.8). A client that is slow to send a head or a body, or to take its
+    answer, is cut off; one that closes its sending half still gets its answer.
     """
 
-    #: the server's own headers (it makes a new list each second), and the start of an answer with them
-    _own_headers = _NONE
-    _head = b""
-    #: what the client was late with at the last look, and since when; how much body had come by then
-    _awaited: tuple[str, object] = ("head", None)
-    _awaited_since = 0.0
-    _body_bytes_before = 0
-    _body_bytes = 0
+    __slots__ = (
+        "_answering", "_awaited", "_awaited_since", "_head", "_is_surplus", "_moved", "_moved_at", "_moved_before",
+        "_next_look", "_own_headers", "_taken", "_thrown_away", "_unsent",
+    )  # fmt: skip
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        #: the server's own headers (it makes a new list each second), and the start of an answer with them
+        self._own_headers = _NONE
+        self._head = b""
+        #: the request that is being answered; uvicorn knows only the last one that was parsed
+        self._answering: RequestResponseCycle | None = None
+        #: what the client has to do, by the last look, and since when
+        self._awaited: tuple[str, object] = ("head", None)
+        self._awaited_since = 0.0
+        #: what the client has sent of bodies and taken of answers: in all, and at the beginning of what is awaited
+        self._moved = 0
+        self._moved_before = 0
+        self._moved_at = 0.0
+        #: what it has taken of answers that had to wait for it, and what still waits
+        self._taken = 0
+        self._unsent = 0
+        #: of bodies of requests that were answered before all of them was there
+        self._thrown_away = 0
+        #: found all places taken
+        self._is_surplus = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Begin to serve a client."""
         super().connection_made(transport)
         self._next_look = self.loop.call_later(LOOK_EVERY_S, self._look)
-        self._awaited_since = self.loop.time()
+        self._awaited_since = self._moved_at = self.loop.time()
+        if len(self.connections) > self.app.crowd.most:
+            crowd = self.app.crowd
+            self._is_surplus = not crowd.make_place(self.connections, self)
+            if self._is_surplus and crowd.is_over_all(len(self.connections)):
+                transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End what is done for a client that is gone."""
         self._next_look.cancel()
+        if self._answering is not None:
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         super().connection_lost(exc)
-
-    def data_received(self, data: bytes) -> None:
-        """Take bytes of the client's."""
-        while data:
-            try:
-                self.parser.feed_data(data)
-                return
-            except httptools.HttpParserUpgrade as offer:
-                # the parser stops after the head (https://github.com/Kludex/uvicorn/issues/2722): read the request
-                # again as one without an offer, then go on
-                data = self._head_without_offer() + data[offer.args[0] :]
-            except httptools.HttpParserError as error:
-                self.logger.warning("Invalid HTTP request received: %s", error)
-                self._refuse(400, f"this is no HTTP/1.1 request: {_in_our_words(error)}")
-                return
-            if self.parser.get_method() == b"CONNECT":
-                self._refuse(501, "CONNECT is for proxies, and this is none")
-                return
-
-    def _should_upgrade(self) -> bool:
-        # asked only about requests with an offer: uvicorn then leaves the request alone
-        return True
-
-    def _head_without_offer(self) -> bytes:
-        start = b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
-        lines = [b"%b: %b" % header for header in self.headers if header[0] not in (b"upgrade", b"http2-settings")]
-        return b"\r\n".join([start, *lines, b"", b""])
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of a request's body."""
-        self._body_bytes += len(body)
         super().on_body(body)
+        if self.cycle.response_complete:  # it is answered already: nobody reads the rest
+            self._thrown_away += len(body)
+            if self._thrown_away > MAX_BODY_BYTES:
+                self.transport.abort()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Begin to answer a request; uvicorn calls it once the one before it on this connection is answered."""
+        self._answering = cycle
         scope: Any = cycle.scope
         if scope["http_version"] == "1.0" and _asks_to_keep_alive(scope):
             cycle.keep_alive = True
             cycle.default_headers = [*cycle.default_headers, _KEEP_ALIVE]
-        # uvicorn puts another application in when it refuses
-        if app is self.app and app.shown_under:
+        if app.shown_under:
             under_root(scope, app.shown_under)
-        if app is not self.app or cycle.waiting_for_100_continue or not hot_path.is_hot(scope) or is_named(scope):
+        if (self._unfinished or self._is_surplus) and (refusal := self._refusal_of(scope)):
+            cycle.keep_alive = False
+            super()._start_asgi_task(cycle, refusal)  # type: ignore[arg-type]  # their types of ASGI differ in names
+            return
+        if (
+            cycle.waiting_for_100_continue
+            or not hot_path.is_hot(scope)
+            or _has_any(scope["headers"], app.told_apart_by)
+        ):
             super()._start_asgi_task(cycle, app)
             return
         scope[hot_path.BEGUN] = request = app.hot_request(scope, partial(self._looked_up, cycle))
         request.begin()
+
+    def _refusal_of(self, scope: Any) -> Response | None:
+        """Return the answer to a request that the application is not asked about; None: it is."""
+        is_crowded = self._is_surplus and len(self.connections) > self.app.crowd.most
+        if is_crowded and not scope["path"].startswith(OPEN_PATHS):
+            return respond_to_error(crowded_out(), scope["path"])
+        return self._too_large_head(scope) if self._unfinished else None
 
     def _looked_up(self, cycle: RequestResponseCycle) -> None:
         scope: Any = cycle.scope
@@ -144,6 +160,8 @@ class Connection(HttpToolsProtocol):
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
+        if self._hold is not None:
+            self._keep_count()
         self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
@@ -171,58 +189,107 @@ class Connection(HttpToolsProtocol):
 
     def _look(self) -> None:
         """Cut the client off if it is late; look again soon."""
-        awaited, now = self._awaits(), self.loop.time()
-        if awaited[0] != self._awaited[0] or awaited[1] is not self._awaited[1]:
-            self._awaited, self._awaited_since, self._body_bytes_before = awaited, now, self._body_bytes
-        elif now - self._awaited_since > self._may_take_s(awaited[0]):
-            self._cut_off(awaited[0])
-            return
+        now, unsent = self.loop.time(), self.transport.get_write_buffer_size()
+        self._taken += max(0, self._unsent - unsent)
+        self._unsent = unsent
+        if unsent or self._hold is not None:
+            self._keep_count()
+        if self._taken + self._body_bytes != self._moved:
+            self._moved, self._moved_at = self._taken + self._body_bytes, now
+        what, since = self._awaits_since()
+        if now - since > self._may_take_s(what) or (what in ("body", "reading") and now - self._moved_at > PAUSE_S):
+            self._cut_off(what)
         self._next_look = self.loop.call_later(LOOK_EVERY_S, self._look)
 
+    def _awaits_since(self) -> tuple[str, float]:
+        """Return what the client has to do next, and since when; "nothing" while it waits for us."""
+        awaited = self._awaits()
+        if awaited[0] != self._awaited[0] or awaited[1] is not self._awaited[1]:
+            self._awaited, self._awaited_since = awaited, self.loop.time()
+            self._moved_before, self._moved_at = self._body_bytes + self._taken, self._awaited_since
+        return awaited[0], self._awaited_since
+
     def _awaits(self) -> tuple[str, object]:
-        """Return what the client has to send next, and of which request; "nothing" while it waits for us."""
+        """Return what the client has to do next, and about which request."""
         cycle = self.cycle
+        if self.transport.get_write_buffer_size():
+            return ("reading", cycle)
+        if self._is_refused and (cycle is None or cycle.response_complete or cycle.disconnected):
+            return ("farewell", cycle)
         if cycle is None or cycle.response_complete:
-            in_head = self.scope is None or "method" not in self.scope
-            return ("head", self.scope) if in_head else ("request", cycle)
+            return ("head", self.scope) if self._is_in_head() else ("request", cycle)
         # a body that nobody has taken yet may be held up by us
-        held_up = cycle.body or cycle.waiting_for_100_continue or self.pipeline
+        held_up = cycle.body or cycle.waiting_for_100_continue or self.pipeline or self._unread
         return ("body" if cycle.more_body and not held_up else "nothing", cycle)
 
     def _may_take_s(self, what: str) -> float:
-        if what == "body":
-            return BODY_TIMEOUT_S + (self._body_bytes - self._body_bytes_before) / BODY_BYTES_PER_S
-        return {"head": HEAD_TIMEOUT_S, "request": self.timeout_keep_alive}.get(what, math.inf)
+        if what in ("body", "reading"):
+            return BODY_TIMEOUT_S + (self._body_bytes + self._taken - self._moved_before) / BODY_BYTES_PER_S
+        limits = {"head": HEAD_TIMEOUT_S, "request": self.timeout_keep_alive, "farewell": FAREWELL_S}
+        return limits.get(what, math.inf)
 
     def _cut_off(self, what: str) -> None:
-        if what == "request" or self.scope is None:  # nothing was asked
+        if what in ("reading", "farewell"):
+            self.transport.abort()
+        elif what == "request" or self.scope is None:  # nothing was asked
             self.transport.close()
-            return
-        self._refuse(408, f"the {what} of the request took too long to arrive: send it faster, or less")
+        else:
+            detail = f"the {what} of the request took too long to arrive: send it faster, or less"
+            self._refuse(respond_to_status(408, detail, self._path()))
 
-    def _refuse(self, status: int, detail: str) -> None:
-        """Answer what no application can be asked about, and hang up once all that came before it is answered."""
+    def silent_since(self) -> tuple[bool, float] | None:
+        """Return whether the client ever had an answer, and since when it has to do something; None: it waits."""
+        what, since = self._awaits_since()
+        return None if what == "nothing" else (self.cycle is not None and self.cycle.response_complete, since)
+
+    def make_way(self) -> None:
+        """End the connection, for there are too many."""
+        self.connections.discard(self)  # counted no more, though the descriptor is closed in the next turn
+        self._give_up()
+        self.transport.close()
+
+    def _room(self) -> Room:
+        room: Room = self.app.room
+        return room
+
+    def _give_up(self) -> bool:
+        what, _ = self._awaits_since()
+        if what == "reading":
+            self.transport.abort()
+            return True
+        if what not in ("head", "body") or self.scope is None:
+            return False
+        self._refuse(respond_to_error(crowded_out(), self._path()))
+        return True
+
+    def _refuse(self, response: Response) -> None:
+        """Answer what no application is asked about, and hang up once all that came before it is answered."""
+        if self._is_refused or self.transport.is_closing():
+            return
+        self._listen_no_more()
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             if not cycle.more_body:
                 cycle.keep_alive = False
-                self.transport.pause_reading()
+                self.flow.pause_reading()
                 return
             cycle.disconnected = True
             cycle.message_event.set()
             if cycle.response_started or self.pipeline:
                 self.transport.close()
                 return
-        response = respond_to_status(status, detail, (self.scope or {}).get("path", ""))
         headers = [*self.server_state.default_headers, *response.raw_headers, (b"connection", b"close")]
         lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[status], lines, bytes(response.body)))
-        self.transport.close()
+        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[response.status_code], lines, bytes(response.body)))
+        # a client that still sends would lose the answer if we closed at once (RFC 9112, 9.6)
+        self.transport.write_eof()
 
 
-def _in_our_words(error: httptools.HttpParserError) -> str:
-    said = str(error)
-    return "; ".join([said, *(fix for start, fix in _FIXES.items() if said.startswith(start))])
+def _has_any(headers: list[tuple[bytes, bytes]], names: frozenset[bytes]) -> bool:
+    for name, _ in headers:  # noqa: SIM110 - `any` of a generator takes twice the time
+        if name in names:
+            return True
+    return False
 
 
 def _asks_to_keep_alive(scope: Any) -> bool:

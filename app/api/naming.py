@@ -11,6 +11,7 @@ from starlette.types import Message, Scope, Send
 from inference.request_ids import RequestId, work_for
 
 HEADER = b"x-request-id"
+_NOT_FRAMED = (b"x-frame-options", b"DENY")
 
 
 def name_request(scope: Scope) -> RequestId:
@@ -25,22 +26,17 @@ def name_request(scope: Scope) -> RequestId:
     return request
 
 
-def is_named(scope: Scope) -> bool:
-    """Whether the client named its request, sanely or not."""
-    return any(header == HEADER for header, _ in scope["headers"])
-
-
 def header_of(request: RequestId) -> tuple[bytes, bytes]:
     """Return the header that tells the client."""
     return HEADER, str(request).encode()
 
 
 def telling(send: Send, request: RequestId) -> Send:
-    """Return `send` with the id in the answer's headers."""
+    """Return `send` with the id in the answer's headers, and that no page of another site may frame it, as `/docs`."""
 
     async def tell(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), header_of(request)]
+            message["headers"] = [*message.get("headers", ()), header_of(request), _NOT_FRAMED]
         await send(message)
 
     return tell

@@ -52,6 +52,8 @@ _CODES = {
     405: "method-not-allowed",
     408: "request-timeout",
     413: "body-too-large",
+    414: "url-too-long",
+    431: "headers-too-large",
     500: "internal",
 }
 

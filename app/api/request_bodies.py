@@ -11,7 +11,7 @@ from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
-from app.api.limits import MAX_BODY_BYTES
+from app.api.limits import HOLD, MAX_BODY_BYTES
 from app.api.validation import as_bad_input, check_query
 from inference.errors import BadInput, UnsupportedMedia
 from inference.protocols.json_tensors import parse
@@ -21,24 +21,31 @@ _ANY_HEADER = 32 + zlib.MAX_WBITS
 #: what is unpacked without a pause for other requests
 _STEP_BYTES = 256 * 1024
 _LONGEST_QUOTE = 64
+#: fields of bodies that hold an item for each row that is asked for
+_ROWS = ("entity_ids", "instances", "items", "entities")
 _UNPACKED = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
 
 
 async def read_body(request: Request) -> bytes:
-    """Return a request's body, unpacked when it came as gzip or deflate.
+    """Return a request's body, unpacked when it came as gzip or deflate, and counted as far as it is here.
 
     Raises:
+        RateLimited, TooHeavy: as `Gate.charge` says.
         HTTPException: 413, it is over the limit, packed or unpacked.
         UnsupportedMedia: it is packed otherwise.
         BadInput: it is no gzip or deflate, whatever it says.
+        Overloaded: there is no room for it beside those of other requests.
         ClientDisconnect: the client hung up before all of it was here.
     """
-    pieces = _unpacked(request.stream(), _encoding_of(request))
+    encoding, hold = _encoding_of(request), request.scope[HOLD]
     body = bytearray()
-    async for piece in pieces:
+    async for piece in _unpacked(request.stream(), encoding, hold.room.unpacking):
         body += piece
+        if encoding is not None:  # else it was counted as it came
+            hold.set(hold.size + len(piece))
         if len(body) > MAX_BODY_BYTES:
             raise HTTPException(413, f"the body is over {MAX_BODY_BYTES} bytes: send it in parts")
+        request.app.gate.charge(request.scope, size=len(body))
     return bytes(body)
 
 
@@ -53,21 +60,26 @@ def _encoding_of(request: Request) -> str | None:
     return _UNPACKED[codings[0]]
 
 
-async def _unpacked(pieces: AsyncIterator[bytes], encoding: str | None) -> AsyncIterator[bytes]:
-    """Yield the pieces of a body as they come, those of a packed one in small steps."""
+async def _unpacked(
+    pieces: AsyncIterator[bytes], encoding: str | None, turns: asyncio.Lock | None = None
+) -> AsyncIterator[bytes]:
+    """Yield the pieces of a body as they come, those of a packed one in small steps, of which each waits its turn."""
     if encoding is None:
         async for piece in pieces:
             yield piece
         return
     unpacker: zlib._Decompress | None = None
+    turns = turns or asyncio.Lock()
     try:
         async for piece in pieces:
             if piece and unpacker is None:
                 unpacker = zlib.decompressobj(_format_of(encoding, piece))
             while piece and unpacker is not None and not unpacker.eof:
-                yield unpacker.decompress(piece, _STEP_BYTES)
+                async with turns:
+                    unpacked = unpacker.decompress(piece, _STEP_BYTES)
+                    await asyncio.sleep(0)
                 piece = unpacker.unconsumed_tail
-                await asyncio.sleep(0)
+                yield unpacked
             if piece or (unpacker is not None and unpacker.unused_data):
                 raise BadInput(f"the body is no {encoding}: it goes on after its end", field="body")
     except zlib.error as error:
@@ -133,4 +145,8 @@ async def _read_json(request: Request) -> _ReadRequest:
         wish = "send JSON as application/json"
         text = f"{wish}, not as {sent_as[:_LONGEST_QUOTE]}" if sent_as else f"no Content-Type came: {wish}"
         raise UnsupportedMedia(f"body: {text}", field="body")
-    return _ReadRequest(request, body, parse(body))
+    document = parse(body)
+    if isinstance(document, dict):
+        rows = max((len(document[name]) for name in _ROWS if isinstance(document.get(name), list)), default=0)
+        request.app.gate.charge(request.scope, rows=rows)
+    return _ReadRequest(request, body, document)

@@ -20,7 +20,7 @@ from uvicorn.supervisors import Multiprocess
 
 from app.api.application import create_app
 from app.api.connections import Connection
-from app.listening import listen
+from app.listening import backlog, listen, raise_descriptors
 from inference.errors import SettingsError
 from inference.logs import configure_logging, get_logger
 from inference.settings import ApiSettings, Settings
@@ -42,6 +42,7 @@ def serve(settings: Settings, fd: int | None = None) -> None:
         SettingsError: other machines could reach the address, and there are neither keys nor `[api] allow_remote`;
             or the port is taken.
     """
+    raise_descriptors()
     listener = listen(settings.api) if fd is None else _given(fd)
     _configure_logging(settings)
     config = configure(settings.api, partial(_application, settings))
@@ -64,10 +65,11 @@ def configure(api: ApiSettings, application: Callable[[], FastAPI]) -> uvicorn.C
         workers=api.processes,
         http=Connection,
         ws="none",
+        backlog=backlog(),
         timeout_keep_alive=api.keep_alive,  # type: ignore[arg-type]  # it takes fractions too
         log_config=None,
         access_log=False,
-        # nothing here asks for the client's address
+        # wrong keys are counted by the address of the connection: one in a header can be made up
         proxy_headers=False,
         timeout_graceful_shutdown=GRACE_S,
         # a process that is still importing on a busy machine is not a dead one

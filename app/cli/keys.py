@@ -20,7 +20,9 @@ _BYTES = 32
 def new(
     name: Annotated[str, typer.Argument(help="Whom the key is for.")],
     scope: Annotated[list[str] | None, typer.Option(help="read, enqueue, write or admin; may be repeated.")] = None,
-    rate: Annotated[str | None, typer.Option(help="At most so many requests, such as 600/minute.")] = None,
+    rate: Annotated[
+        str | None, typer.Option(help="At most so many rows, such as 600/minute; 8 KiB count as one.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a key. It is shown this once; only its hash goes into forecache.toml."""

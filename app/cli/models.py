@@ -279,7 +279,7 @@ def _described(record: dict[str, Any]) -> dict[str, Any]:
     features = record["contract"]["features"]
     return {
         **shown,
-        **({"unproven": record["unproven"]} if record["unproven"] else {}),
+        **{key: record[key] for key in ("unproven", "notice") if record[key]},
         "format": record["format"],
         "inputs": ", ".join(map(_tensor, signature["inputs"])),
         "outputs": ", ".join(map(_tensor, signature["outputs"])),

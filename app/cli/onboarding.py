@@ -214,6 +214,8 @@ class Onboarding:
         inputs = ", ".join(map(_spec, record.signature.inputs[:20]))
         outputs = ", ".join(map(_spec, record.signature.outputs[:20]))
         _say("version", f"{record.version}: {inputs} -> {outputs}")
+        if record.notice:
+            _say("note", record.notice)
         return signature, record
 
     def _inspected(self, target: Target, name: str, path: Path, signature: str | None) -> VersionRecord:

@@ -10,7 +10,6 @@ from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from flower.views import BaseHandler
 from flower.views.monitor import Metrics
@@ -62,7 +61,6 @@ class _Page(BaseHandler):  # type: ignore[misc]  # Flower ships no types
     def set_default_headers(self) -> None:
         super().set_default_headers()
         self.set_header("Cache-Control", "no-store")
-        self.set_header("X-Frame-Options", "DENY")
         self.set_header("Referrer-Policy", "no-referrer")
         self.set_header("Content-Security-Policy", CONTENT_SECURITY_POLICY)
 
@@ -140,21 +138,7 @@ class RunActions(_Json):
 
     def check_xsrf_cookie(self) -> None:
         """Ask for the page's token also where Flower trusts basic auth: browsers send that along by themselves."""
-        # no page of another site can send this header unasked, so a proxy has set it
-        named = self.request.headers.get("X-Forwarded-Host", "").partition(",")[0].strip()
-        self.request.host = named or self.request.host
-        try:
-            super().check_xsrf_cookie()
-        except web.HTTPError as error:
-            origin = self.request.headers.get("Origin")
-            if self.request.headers.get("Sec-Fetch-Site") or origin is None:
-                raise
-            raise web.HTTPError(
-                HTTPStatus.FORBIDDEN,
-                f"this page is of {urlsplit(origin).netloc[:_LONGEST_ARGUMENT]}, and the request came for "
-                f"{self.request.host[:_LONGEST_ARGUMENT]}: let the proxy pass the Host header on (nginx: "
-                "proxy_set_header Host $http_host;)",
-            ) from error
+        super().check_xsrf_cookie()
         RequestHandler.check_xsrf_cookie(self)
 
     @web.authenticated

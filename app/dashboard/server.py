@@ -14,17 +14,19 @@ from flower.app import Flower, rewrite_handler
 from flower.options import default_options
 from flower.urls import settings as flower_settings
 from flower.utils import prepend_url
-from tornado.httpserver import HTTPServer
 from tornado.ioloop import PeriodicCallback
 from tornado.netutil import bind_sockets
 
 from app.dashboard.actions import Action
+from app.dashboard.bounded_server import BoundedServer
 from app.dashboard.credentials import Credentials, find_credentials
+from app.dashboard.entrance import guard
 from app.dashboard.figures import LiveData, read_costs, read_hit_rates, read_queues, read_runs
 from app.dashboard.flower_redis import count_by_our_url, watch_for_silence
 from app.dashboard.pages import Faces, OutsidePrefix, Readers, page_handlers
 from app.dashboard.reading import SharedReads
 from app.dashboard.theme import Templates
+from app.listening import raise_descriptors
 from inference.errors import NotFound, SettingsError
 from inference.logs import configure_logging, get_logger
 from inference.settings import DashboardSettings, Settings
@@ -56,8 +58,10 @@ def run(settings: Settings) -> None:
     credentials = find_credentials(settings)
     watch_for_silence()
     count_by_our_url(settings)
+    guard(credentials)
     flower = build_flower(celery_app, settings.dashboard, credentials, live_readers(settings), act)
-    HTTPServer(flower).add_sockets(sockets)
+    raise_descriptors()
+    BoundedServer(flower, credentials).add_sockets(sockets)
     for number in (signal.SIGINT, signal.SIGTERM):
         flower.io_loop.asyncio_loop.add_signal_handler(number, flower.stop)
     PeriodicCallback(lambda: forget_workers(flower), _FORGETS_EVERY_MS).start()

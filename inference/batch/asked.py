@@ -10,7 +10,7 @@ from pathlib import Path
 
 from inference.entities import check_entity_id
 from inference.errors import BadEntityId, BadInput
-from inference.features import check_key_columns
+from inference.features import EARLIEST_S, check_key_columns
 from inference.settings import ModelSettings, parse_duration
 from inference.sources import open_source, read_ids, whole_slices
 
@@ -103,7 +103,7 @@ def parse_since(text: str, *, now: float) -> float:
             raise BadInput(told, field="since") from error
     if since > now:
         raise BadInput(f"since {text!r} lies in the future: nothing has changed after it", field="since")
-    return since
+    return max(since, EARLIEST_S)  # no event time counts as earlier
 
 
 def pack_entities(ids: Sequence[str]) -> bytes:

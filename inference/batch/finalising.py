@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from inference.batch.drift import drift
+from inference.batch.folders import parts_of, quarantine_of
 from inference.batch.gates import MAX_EXAMPLES, BadRows, Gate, RunFacts, check_gates, failures, merge_bad_rows
 from inference.batch.ledger import Ledger
 from inference.batch.outages import NOT_THE_RUNS_FAULT
 from inference.batch.partial import partial_gates
 from inference.batch.records import RunRecord, RunState, RunView
 from inference.batch.sinks.parquet import sweep_temporary_files, write_success
+from inference.batch.sources import check_source
 from inference.batch.tables import RunTables, Staged
 from inference.errors import BadInput, Conflict, NotFound
 from inference.failures import sentence_of
@@ -131,6 +133,7 @@ class Finalising:
 
     def _recount(self, run: RunRecord) -> IdCount:
         column = run.fingerprint["entity_column"]
+        check_source(self.settings, run.model, run.source)
         files = open_source(run.source, as_text=[column]).files
         return count_distinct_ids(files, column, examples=MAX_EXAMPLES)
 
@@ -144,13 +147,13 @@ class Finalising:
             now = self.ledger.now()
             done = replace(self.ledger.load(run.run_id), state=RunState.PUBLISHED, finished_at=now)
             try:
-                write_success(run.parquet_folder, RunView.of(done, now=now).to_json())
+                write_success(parts_of(self.settings, run) or "", RunView.of(done, now=now).to_json())
             except Exception as problem:  # each kind of storage has errors of its own
                 if not self.tables.of(run):
                     raise
                 log.exception("run.success_file_not_written", run_id=run.run_id)
                 error = {"error": f"published, but the Parquet folder has no _SUCCESS: {sentence_of(problem)}"}
-        sweep(run)
+        sweep(self.settings, run)
         self.ledger.move(run, RunState.PUBLISHED, expected=[RunState.PUBLISHING], **error)
 
     def _fail(self, run: RunRecord, error: str) -> None:
@@ -172,11 +175,12 @@ def bad_rows_of(results: Iterable[Mapping[str, Any]]) -> tuple[BadRows, ...]:
     return merge_bad_rows([BadRows.from_json(entry) for result in results for entry in result["bad_rows"]])
 
 
-def sweep(run: RunRecord) -> None:
+def sweep(settings: Settings, run: RunRecord) -> None:
     """Remove the temporary files that killed workers left in a run's folders on this machine, where it may."""
-    for folder in (run.parquet_folder, run.quarantine_folder):
-        if folder and not is_uri(folder):
-            try:
+    for find in (parts_of, quarantine_of):
+        try:
+            folder = find(settings, run)
+            if folder and not is_uri(folder):
                 sweep_temporary_files(Path(folder))
-            except OSError as error:  # they are only in the way
-                log.warning("run.not_swept", run_id=run.run_id, error=sentence_of(error))
+        except (OSError, BadInput) as error:  # they are only in the way
+            log.warning("run.not_swept", run_id=run.run_id, error=sentence_of(error))

@@ -18,7 +18,7 @@ from inference.batch.drift import Histogram
 from inference.batch.leases import ModelLock
 from inference.batch.outages import redis_outage_is_an_error
 from inference.batch.plans import Plans
-from inference.batch.records import RunRecord, RunState
+from inference.batch.records import RunRecord, RunState, is_run_id
 from inference.errors import Conflict, NotFound, StoreFull, UnknownFormat
 from inference.failures import Failures
 from inference.keys import Keys
@@ -143,11 +143,16 @@ class Ledger:
         Raises:
             NotFound: there is none of that id, or it was forgotten.
         """
-        with redis_outage_is_an_error():
-            data = self._client.hgetall(self._keys.run(run_id))
+        data = {}
+        if is_run_id(run_id):
+            with redis_outage_is_an_error():
+                data = self._client.hgetall(self._keys.run(run_id))
         if not data:
             raise NotFound(f"no run {run_id!r}: `forecache batch list` names those that are known", field="run_id")
-        return RunRecord.from_hash(data)
+        record = RunRecord.from_hash(data)
+        if record.run_id != run_id:
+            raise UnknownFormat(f"the record of run {run_id} is that of another run")
+        return record
 
     def active_run(self, model: str) -> str | None:
         """Return the id of the model's run in progress, or None."""
@@ -170,10 +175,11 @@ class Ledger:
     def newest(self, model: str, limit: int) -> list[RunRecord]:
         """Return the model's runs, the newest first; without those that are forgotten, or of a form not known here."""
         with redis_outage_is_an_error():
-            run_ids = self._client.zrange(self._keys.runs(model), 0, limit - 1, desc=True)
+            named = self._client.zrange(self._keys.runs(model), 0, limit - 1, desc=True)
+            run_ids = [run_id for one in named if is_run_id(run_id := one.decode(errors="replace"))]
             with self._client.pipeline(transaction=False) as pipe:
                 for run_id in run_ids:
-                    pipe.hgetall(self._keys.run(run_id.decode()))
+                    pipe.hgetall(self._keys.run(run_id))
                 found = [data for data in pipe.execute() if data]
         return list(self._readable(model, found))
 
@@ -227,8 +233,9 @@ class Ledger:
 
     def dispatch(self, run_id: str, *, max_in_flight: int, quiet_s: float = QUIET_S) -> Dispatch:
         """Choose the chunks to send now, and note them as sent: lost ones again, then new ones."""
-        keys = [self._keys.run(run_id), *self._parts(run_id, "claims", "done", "sent")]
-        send, exhausted = self._run("dispatch", keys, [max_in_flight, int(quiet_s * 1000), MAX_ATTEMPTS])
+        keys = [self._keys.run(run_id), *self._parts(run_id, "claims", "done", "sent", "plan")]
+        limits = [max_in_flight, int(quiet_s * 1000), MAX_ATTEMPTS, KEEP_RECORD_S]
+        send, exhausted = self._run("dispatch", keys, limits)
         return Dispatch(tuple(int(chunk) for chunk in send), int(exhausted) if exhausted else None)
 
     def claim(self, run_id: str, chunk: int, token: str, *, lease_s: float = LEASE_S) -> Claim | str:
@@ -309,7 +316,8 @@ class Ledger:
         return [
             self._keys.run(run.run_id),
             self._keys.active_run(run.model),
-            *self._parts(run.run_id, "plan", "claims", "done", "sent", "histogram"),
+            # not the plan, which only workers may write: it has its own end from the start
+            *self._parts(run.run_id, "claims", "done", "sent", "histogram"),
         ]
 
     def _parts(self, run_id: str, *parts: str) -> list[str]:

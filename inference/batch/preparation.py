@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from inference.batch.asked import Selection, unpack_entities
 from inference.batch.engine import check_engine
+from inference.batch.folders import run_folder
 from inference.batch.ledger import Ledger
 from inference.batch.outages import NOT_THE_RUNS_FAULT
 from inference.batch.partial import entities_gate
 from inference.batch.plan import Fingerprint, cut_row_groups, file_differences, files_digest, gather, plan_chunks
 from inference.batch.records import RunRecord, RunState
 from inference.batch.selection import Selected, select_rows
-from inference.batch.sinks.parquet import run_folder
+from inference.batch.sources import check_source
 from inference.batch.tables import RunTables
 from inference.errors import BadInput, Conflict, SourceError
 from inference.failures import sentence_of
@@ -58,11 +59,13 @@ class Preparation:
         """Return the run's source, checked against its model, and what the plan will rest on.
 
         Raises:
-            SourceError: the source cannot be read, or lacks what the model or the settings name.
+            SourceError: the source cannot be read, lies where the settings do not lead to, or lacks what the model or
+                the settings name.
         """
         _, model = self.settings.model(run.model)
         vectoriser = Vectoriser(version.contract, version.signature)
         texts = [model.entity_column, *vectoriser.text_columns]
+        check_source(self.settings, run.model, run.source)
         source = open_source(run.source, as_text=texts, keep_metadata=run.since is not None)
         check_key_columns(source, model.entity_column, model.event_time_column)
         vectoriser.check_schema(source.schema, run.source)

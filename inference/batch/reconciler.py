@@ -193,7 +193,7 @@ class Reconciler:
             manifest.number, GenerationState.CANCELLED if cancelled else GenerationState.FAILED
         )
         if run:
-            sweep(run)
+            sweep(self.settings, run)
         log.info("generation.given_up", model=model, generation=manifest.number, run_id=run_id)
 
     def _can_be_resumed(self, run: RunRecord) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -15,6 +16,14 @@ from inference.errors import UnknownFormat
 from inference.failures import sentence_of
 from inference.keys import TableKind
 from inference.release import DATA_FORMAT, unknown_format
+
+#: an id is a part of paths and of keys
+_RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+
+
+def is_run_id(value: object) -> bool:
+    """Return whether a run may have this id: it names no other folder when it is put into a path."""
+    return isinstance(value, str) and _RUN_ID.fullmatch(value) is not None
 
 
 class RunState(StrEnum):
@@ -142,13 +151,13 @@ class RunRecord:
         try:
             return cls._from_text({key.decode(): value.decode() for key, value in data.items()})
         except (KeyError, ValueError, TypeError, AttributeError) as error:
-            run_id = data.get(b"run_id", b"?").decode(errors="replace")
+            run_id = data.get(b"run_id", b"?").decode(errors="replace")[:64]
             raise UnknownFormat(f"the record of run {run_id} cannot be read: {sentence_of(error)}") from error
 
     @classmethod
     def _from_text(cls, text: Mapping[str, str]) -> RunRecord:
         return cls(
-            run_id=text["run_id"],
+            run_id=_run_id(text["run_id"]),
             model=text["model"],
             state=RunState(text["state"]),
             trigger=Trigger(text["trigger"]),
@@ -264,6 +273,12 @@ def _eta_s(record: RunRecord, now: float) -> float | None:
     if record.state is not RunState.RUNNING or not rate:
         return None
     return round(max((record.rows_total or 0) - record.rows_done, 0) / rate, 1)
+
+
+def _run_id(text: str) -> str:
+    if not is_run_id(text):
+        raise ValueError("its id is none that a run may have")
+    return text
 
 
 def _number(text: str | None) -> float | None:

@@ -6,12 +6,14 @@ from typing import Any
 
 import redis
 
+from inference.batch.folders import quarantine_of_id
 from inference.batch.ledger import KEEP_RECORD_S
 from inference.batch.outages import redis_outage_is_an_error
 from inference.batch.quarantine import remove_parts
 from inference.errors import BadInput
 from inference.keys import Keys
 from inference.logs import get_logger
+from inference.settings import Settings
 
 log = get_logger(__name__)
 
@@ -20,15 +22,18 @@ _AGAIN_S = 86400.0
 _PER_ROUND = 100
 #: what TTL says of a key that does not exist, or does not expire
 _NO_KEY, _NO_EXPIRY = -2, -1
+_ELSEWHERE = "the entry names no folder that quarantine_path gives to one of the model's runs: remove it by hand"
 
 
 class Retention:
     """Remembers where runs may leave rows out, and removes those of runs of which nothing is known any more.
 
-    Every method raises StoreUnavailable when Redis does not answer.
+    Every method raises StoreUnavailable when Redis does not answer. Entries name a folder for people and for older
+    releases; what is removed is the folder that the settings give to the run.
     """
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, settings: Settings, client: redis.Redis, keys: Keys) -> None:
+        self._settings = settings
         self._client: Any = client
         self._keys = keys
 
@@ -48,8 +53,13 @@ class Retention:
             now, _ = self._client.time()
             due = self._client.zrangebyscore(key, 0, now, start=0, num=_PER_ROUND)
         for entry in due:
-            run_id, _, folder = entry.decode().partition(" ")
-            self._remove(model, run_id, folder)
+            run_id, _, folder = entry.decode(errors="replace").partition(" ")
+            if folder and folder == quarantine_of_id(self._settings, model, run_id):
+                self._remove(model, run_id, folder)
+                continue
+            log.warning("quarantine.left_alone", model=model, reason=_ELSEWHERE)
+            with redis_outage_is_an_error():
+                self._client.zrem(key, entry)
 
     def _remove(self, model: str, run_id: str, folder: str) -> None:
         with redis_outage_is_an_error():

@@ -13,12 +13,12 @@ from inference.batch.asked import check_entities, pack_entities, since_of
 from inference.batch.details import RunDetails
 from inference.batch.engine import engine_of, refuse_spark
 from inference.batch.finalising import Finalising, bad_rows_of
+from inference.batch.folders import run_folder
 from inference.batch.ledger import Ledger
 from inference.batch.preparation import Preparation
 from inference.batch.reconciler import Reconciler
 from inference.batch.records import RunRecord, RunState, RunView, Trigger
 from inference.batch.retention import Retention
-from inference.batch.sinks.parquet import run_folder
 from inference.batch.sources import locate_source
 from inference.batch.tables import RunTables
 from inference.batch.work import ChunkWork
@@ -79,7 +79,7 @@ class Runs:
         self._settings = settings
         self._tables = RunTables(table)
         self._ledger = Ledger(client, keys)
-        self._retention = Retention(client, keys)
+        self._retention = Retention(settings, client, keys)
         self._preparation = Preparation(settings, self._ledger, registry, self._tables, inspect)
         finalising = Finalising(settings, self._ledger, keys, self._tables)
         self._reconciler = Reconciler(
@@ -120,6 +120,8 @@ class Runs:
         run_id = f"{name}-{to_datetime(now).strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
         quarantine = run_folder(self._settings, own.batch.quarantine_path, model=name, run_id=run_id, created_at=now)
         fields = {"trigger": trigger.value, "source": path, "quarantine_folder": quarantine, "engine": by.value}
+        # the folders' `{date}` and the record's instant are one
+        fields["created_at"] = f"{now:.6f}"
         if since is not None:
             fields["since"] = repr(since_of(name, own, since, now=now))
         if entities is not None:

@@ -16,6 +16,7 @@ from inference.batch.gates import MAX_EXAMPLES
 from inference.batch.plan import Piece
 from inference.entities import entity_ids_as_text, illegal_entity_ids
 from inference.features import event_times
+from inference.features.event_time import exact_instants
 from inference.features.repeated_ids import NewestRows, repeated_ids_error
 from inference.sources import (
     Slice,
@@ -95,11 +96,11 @@ class _Scan:
         mask = np.ones(len(ids), bool) if self._asked is None else self._asked.find(hashed)
         illegal = np.asarray(illegal_entity_ids(ids))
         if self._time_column is not None:
-            times = event_times(batch.column(self._time_column))
+            column = batch.column(self._time_column)
             if self._since > -np.inf:
-                mask = mask & (times >= self._since)  # an unknown time is not newer
+                mask = mask & (event_times(column) >= self._since)  # an unknown time is not newer
             if self.newest is not None:
-                self.newest.add(hashed[mask], times[mask], illegal[mask])
+                self.newest.add(hashed[mask], exact_instants(column)[mask], illegal[mask])
                 return mask
         self.hashes.append(hashed[mask & ~illegal])
         return mask

@@ -1,12 +1,17 @@
-"""Which table a run reads, and who may ask for it."""
+"""Says which table a run reads, who may ask for it, and which files a worker opens for it.
+
+A run's record and plan in Redis name tables and files too. Whoever may write to Redis may change them, so a worker
+opens only what the settings lead to.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from inference.errors import BadInput, SourceError
 from inference.settings import ModelSettings, Settings
-from inference.sources import fixed_part, list_files
+from inference.sources import SourceFile, fixed_part, list_files
 from inference.storage import is_uri, open_location, split_uri
 
 
@@ -31,6 +36,42 @@ def locate_source(settings: Settings, name: str, model: ModelSettings, asked: st
     return path
 
 
+def check_source(settings: Settings, name: str, source: str) -> None:
+    """Refuse a run's source that is neither its model's `features` nor below their folder.
+
+    Raises:
+        SourceError: the source lies elsewhere, or its model names no table.
+    """
+    model = settings.model(name)[1]
+    if source != _own_source(settings, model) and not _is_allowed(settings, model, source):
+        raise SourceError(
+            f"the run's source lies outside the folder of models.{name}.features: start a new run", field="source"
+        )
+
+
+def check_files(settings: Settings, name: str, source: str, files: Iterable[SourceFile]) -> None:
+    """Refuse planned files that the run's source does not lead to.
+
+    Raises:
+        SourceError: the source, or a file, lies outside the folder of the model's `features`.
+    """
+    check_source(settings, name, source)
+    model = settings.model(name)[1]
+    own = _own_source(settings, model) or ""
+    for file in files:
+        # a link below `features` may lead elsewhere: who wrote the settings put it there
+        is_own = source == own and _is_plainly_below(file.path, fixed_part(own))
+        if not is_own and not _is_inside(settings, model, file.path):
+            raise SourceError(
+                f"the run's plan names a file outside the folder of models.{name}.features: start a new run",
+                field="source",
+            )
+
+
+def _own_source(settings: Settings, model: ModelSettings) -> str | None:
+    return absolute_source(settings, model.features) if model.features else None
+
+
 def absolute_source(settings: Settings, path: str) -> str:
     """Return a path of the settings as an absolute one, or a checked URI.
 
@@ -47,15 +88,26 @@ def absolute_source(settings: Settings, path: str) -> str:
 
 
 def _is_allowed(settings: Settings, model: ModelSettings, path: str) -> bool:
-    if not model.features:
+    if not _is_inside(settings, model, path):
         return False
-    home = absolute_source(settings, model.features)
+    return is_uri(path) or all(_is_inside(settings, model, file) for file in _reached(path))
+
+
+def _is_inside(settings: Settings, model: ModelSettings, path: str) -> bool:
+    """Return whether a path or URI leads into the folder of the model's `features`, links followed."""
+    home = _own_source(settings, model)
+    if home is None:
+        return False
     if is_uri(home) or is_uri(path):
         return is_uri(home) and is_uri(path) and _is_below(path, _remote_folder(home))
     own = Path(fixed_part(home)).resolve()
     root = own if own.is_dir() else own.parent
-    inside = Path(path).resolve().is_relative_to(root)
-    return inside and all(Path(file).resolve().is_relative_to(root) for file in _reached(path))
+    return Path(path).resolve().is_relative_to(root)
+
+
+def _is_plainly_below(path: str, folder: str) -> bool:
+    """Return whether a path names `folder` or something in it as it is written, with no step back."""
+    return ".." not in path.split("/") and f"{path}/".startswith(f"{folder.rstrip('/')}/")
 
 
 def _reached(path: str) -> list[str]:

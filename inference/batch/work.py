@@ -9,18 +9,29 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from inference.batch.folders import parts_of, quarantine_of
 from inference.batch.leases import Lease
 from inference.batch.ledger import Claim, Ledger, Progress
 from inference.batch.plan import Chunk
 from inference.batch.quarantine import Quarantine
-from inference.batch.records import RunRecord, RunState
+from inference.batch.records import RunRecord, RunState, is_run_id
 from inference.batch.rows import Preparer
 from inference.batch.scoring import ChunkResult, ChunkScorer
 from inference.batch.sinks import Sink
 from inference.batch.sinks.parquet import ParquetSink
 from inference.batch.sinks.table import TableSink
+from inference.batch.sources import check_files
 from inference.batch.tables import RunTables
-from inference.errors import ContractError, NotFound, SourceError, StaleAttempt, StoreFull, Unavailable, UnknownFormat
+from inference.errors import (
+    ContractError,
+    NotFound,
+    SettingsError,
+    SourceError,
+    StaleAttempt,
+    StoreFull,
+    Unavailable,
+    UnknownFormat,
+)
 from inference.failures import Failures
 from inference.features import FeatureContract
 from inference.keys import TableKind
@@ -64,6 +75,9 @@ class ChunkWork:
         A claim that is refused, a run that is gone and an outage all end quietly: the reconciler sends the
         chunk again when it is needed.
         """
+        if not is_run_id(run_id):  # nor may a line of the log hold it
+            log.info("chunk.dropped", reason="no run has such an id")
+            return
         with bound(run_id=run_id, chunk=chunk_number):
             self._claim_and_score(run_id, chunk_number)
 
@@ -87,7 +101,7 @@ class ChunkWork:
             self._score(run, claim)
         except (StaleAttempt, NotFound, StoreFull):
             raise
-        except (SourceError, ContractError) as error:  # no other worker would fare better
+        except (SourceError, ContractError, SettingsError) as error:  # no other worker would fare better
             log.warning("chunk.refused", error=error.message)
             if self.ledger.renew(claim):
                 self.ledger.move(run, RunState.FAILED, expected=[RunState.RUNNING], error=error.message)
@@ -133,6 +147,7 @@ class ChunkWork:
         )
 
     def _read(self, run: RunRecord, chunk: Chunk, model: LoadedModel) -> Iterator[pa.RecordBatch]:
+        check_files(self.settings, run.model, run.source, chunk.files.values())
         mark = run.fingerprint
         keys = [mark["entity_column"], *([mark["event_time_column"]] if mark["event_time_column"] else [])]
         columns = list(dict.fromkeys([*keys, *model.vectoriser.columns]))
@@ -146,9 +161,9 @@ class ChunkWork:
             if staged.manifest is None:
                 raise StaleAttempt(f"run {run.run_id} has no generation any more")
             sinks[staged.kind].append(TableSink(staged.table, staged.manifest))
-        if run.parquet_folder:
+        if folder := parts_of(self.settings, run):
             outputs = model.record.signature.outputs
-            parts = ParquetSink(run.parquet_folder, outputs, chunk=claim.chunk, token=claim.token)
+            parts = ParquetSink(folder, outputs, chunk=claim.chunk, token=claim.token)
             sinks[TableKind.PREDICTIONS].append(parts)
         return sinks[TableKind.PREDICTIONS], sinks[TableKind.FEATURES]
 
@@ -160,7 +175,7 @@ class ChunkWork:
             preparer=Preparer(model.vectoriser, mark["entity_column"], mark["event_time_column"], run.created_at),
             sinks=sinks,
             feature_sinks=feature_sinks,
-            quarantine=Quarantine(run.quarantine_folder, chunk=claim.chunk, token=claim.token),
+            quarantine=Quarantine(quarantine_of(self.settings, run), chunk=claim.chunk, token=claim.token),
             fence=lease.check,
             alive=lease.ensure_held,
             micro_batch=self.micro_batches.of(run.model, model, self.settings.models[run.model].batch.micro_batch_rows),

@@ -84,7 +84,8 @@ def _fix(feature: Feature, type_: pa.DataType) -> str:
 
 
 def _nested(column: pa.Array, feature: Feature) -> Values:
-    size, inner = feature.shape[0], Feature(feature.name, feature.dtype, feature.shape[1:])
+    size = feature.shape[0]
+    inner = Feature(feature.name, feature.dtype, feature.shape[1:], nullable=feature.nullable)
     missing = column.is_null().to_numpy(zero_copy_only=False)
     if pa.types.is_null(column.type):
         return Values(blank(feature, len(column)), missing, np.zeros(len(column), dtype=bool))
@@ -94,7 +95,11 @@ def _nested(column: pa.Array, feature: Feature) -> Values:
     leaf = column_values(column.filter(pa.array(whole)).flatten(), inner)
     values = blank(feature, len(column))
     values[whole] = leaf.array.reshape(-1, *feature.shape)
-    missing[whole] = per_row(leaf.missing.reshape(-1, size))
+    gaps = leaf.missing.reshape(-1, size)
+    if feature.nullable and feature.dtype.is_float:  # the model takes a NaN for what is missing, and the rest as it is
+        values[whole] = np.where(gaps.reshape(*gaps.shape, *[1] * len(inner.shape)), np.nan, values[whole])
+    else:
+        missing[whole] = per_row(gaps)
     misfit[whole] = per_row(leaf.misfit.reshape(-1, size))
     return Values(values, missing, misfit)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ EARLIEST_S = 1.0
 #: one after the year 9999, such as a database's infinity, counts as its last second
 LATEST_S = 253_402_300_799.0
 _PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6}
+_WHOLE_PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+_UNKNOWN_TIME = np.iinfo(np.int64).min
 
 #: by table group, when each row's values were true, in epoch seconds; NaN where a row has nothing of the group
 GroupTimes = dict[str, npt.NDArray[np.float64]]
@@ -42,20 +45,49 @@ def event_times(column: pa.Array) -> npt.NDArray[np.float64]:
     """
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks()
-    type_ = column.type
+    count = _counted(column)
     seconds: npt.NDArray[np.float64]
-    counted = pc.cast(pc.cast(column, pa.int32()) if pa.types.is_date32(type_) else column, pa.int64())
-    count = pc.fill_null(counted, 0).to_numpy(zero_copy_only=False)
-    if pa.types.is_date32(type_):
+    if pa.types.is_date32(column.type):
         seconds = count * 86_400.0
     else:
-        unit = "ms" if pa.types.is_date64(type_) else type_.unit
+        unit = _unit(column.type)
         # a float64 keeps today's microseconds, and no nanoseconds
         seconds = count // 1_000 / 1e6 if unit == "ns" else count / _PER_SECOND[unit]
     seconds = np.clip(seconds, EARLIEST_S, LATEST_S)
     if column.null_count:
         seconds[column.is_null().to_numpy(zero_copy_only=False)] = np.nan
     return seconds
+
+
+def exact_instants(column: pa.Array) -> npt.NDArray[np.int64]:
+    """Return [rows, 2]: whole seconds and nanoseconds since 1970, as exact and as far as the column has them.
+
+    They tell which of two rows is newer, which `event_times` cannot where it rounds or bounds. A null is older than all
+    others.
+    """
+    count = _counted(column)
+    if pa.types.is_date32(column.type):
+        seconds, rest = count * 86_400, np.zeros_like(count)
+    else:
+        per_second = _WHOLE_PER_SECOND[_unit(column.type)]
+        seconds, rest = np.divmod(count, per_second)
+        rest = rest * (10**9 // per_second)
+    if column.null_count:
+        seconds[column.is_null().to_numpy(zero_copy_only=False)] = _UNKNOWN_TIME
+    return np.stack([seconds, rest], axis=1)
+
+
+def _counted(column: pa.Array) -> npt.NDArray[Any]:
+    """Return instants as their column counts them: days, or its unit; 0 for nulls."""
+    counted = pc.cast(pc.cast(column, pa.int32()) if pa.types.is_date32(column.type) else column, pa.int64())
+    count: npt.NDArray[Any] = pc.fill_null(counted, 0).to_numpy(zero_copy_only=False)
+    return count
+
+
+def _unit(type_: pa.DataType) -> str:
+    if pa.types.is_null(type_):  # of a file in which no row has a time, beside others
+        return "us"
+    return "ms" if pa.types.is_date64(type_) else str(type_.unit)
 
 
 def group_times(

@@ -94,7 +94,7 @@ class Feature:
             bad |= values < self.minimum
         if self.maximum is not None:
             bad |= values > self.maximum
-        return bad if bad.ndim == 1 else np.asarray(bad.reshape(len(bad), -1).any(axis=1))
+        return bad if bad.ndim == 1 else np.asarray(bad.any(axis=tuple(range(1, bad.ndim))))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, in the form of `features.json`."""

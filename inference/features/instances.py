@@ -102,7 +102,7 @@ def _column(
     for position, value in enumerate(values):
         if refused[position]:
             continue
-        if _is_missing(value):
+        if _is_missing(value) or (feature.shape and not _takes_gaps(feature) and _has_gap(value)):
             missing[position] = True
             continue
         try:
@@ -143,7 +143,18 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
+def _takes_gaps(feature: Feature) -> bool:
+    """Tell whether a list of the feature may lack single values; of others such a list is missing, as in a table."""
+    return feature.nullable and feature.dtype.is_float
+
+
+def _has_gap(value: Any) -> bool:
+    return any(map(_has_gap, value)) if isinstance(value, list | tuple) else _is_missing(value)
+
+
 def _element(value: Any, feature: Feature, shape: tuple[int, ...]) -> Any:
+    if feature.shape and _is_missing(value) and _takes_gaps(feature):
+        return np.full(shape, np.nan).tolist()
     if not shape:
         return _scalar(value, feature)
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != shape[0]:

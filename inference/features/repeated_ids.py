@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from inference.entities import entity_ids_as_text, illegal_entity_ids
 from inference.errors import SourceError
-from inference.features.event_time import event_times
+from inference.features.event_time import exact_instants
 from inference.sources import Slice, Source, count_distinct_ids, hash_ids, pack_mask, read_slices, whole_slices
 
 #: ids that are read before each run and load, some two seconds' worth; of larger tables as many, from all over it
@@ -65,20 +65,20 @@ def _spread(groups: list[Slice]) -> Iterator[Slice]:
 class NewestRows:
     """Finds the newest row of each entity among rows that are added in the table's order.
 
-    Takes some 50 bytes of memory a row. Ids are compared by 64-bit hashes.
+    Takes some 60 bytes of memory a row. Ids are compared by 64-bit hashes.
     """
 
     def __init__(self) -> None:
         self._hashes = [np.empty(0, np.uint64)]
-        self._times = [np.empty(0, np.float64)]
+        self._instants = [np.empty((0, 2), np.int64)]
         self._illegal = [np.empty(0, np.bool_)]
 
     def add(
-        self, hashes: npt.NDArray[np.uint64], times: npt.NDArray[np.float64], illegal: npt.NDArray[np.bool_]
+        self, hashes: npt.NDArray[np.uint64], instants: npt.NDArray[np.int64], illegal: npt.NDArray[np.bool_]
     ) -> None:
-        """Add rows. `times`: epoch seconds, NaN where unknown; `illegal`: rows without a legal id."""
+        """Add rows. `instants`: as `exact_instants` returns them; `illegal`: rows without a legal id."""
         self._hashes.append(hashes)
-        self._times.append(np.nan_to_num(times, nan=-np.inf))
+        self._instants.append(instants)
         self._illegal.append(illegal)
 
     def keep(self) -> npt.NDArray[np.bool_]:
@@ -87,8 +87,8 @@ class NewestRows:
         Of equal event times the last row is; a row of unknown time is older than any other. Rows without a legal id
         all stay, so that they are told of as in any table.
         """
-        hashes, times = np.concatenate(self._hashes), np.concatenate(self._times)
-        order = np.lexsort((times, hashes))  # stable: equal ones stay in the table's order
+        hashes, instants = np.concatenate(self._hashes), np.concatenate(self._instants)
+        order = np.lexsort((instants[:, 1], instants[:, 0], hashes))  # stable: equal ones stay in the table's order
         ordered = hashes[order]
         last = np.ones(len(order), np.bool_)
         last[:-1] = ordered[1:] != ordered[:-1]
@@ -118,11 +118,11 @@ def newest_slices(source: Source, entity_column: str, event_time_column: str) ->
 
 def _keys_of(
     batch: pa.RecordBatch, entity_column: str, event_time_column: str
-) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """Return the rows' ids by hash, their event times (epoch seconds, NaN for null), and which ids are illegal."""
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Return the rows' ids by hash, their exact event times, and which ids are illegal."""
     ids = entity_ids_as_text(batch.column(entity_column), entity_column)
     return (
         hash_ids(pc.fill_null(ids, "")),
-        event_times(batch.column(event_time_column)),
+        exact_instants(batch.column(event_time_column)),
         np.asarray(illegal_entity_ids(ids)),
     )

@@ -142,7 +142,7 @@ def _writable(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def per_row(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Return whether any element of each row is marked."""
-    return mask if mask.ndim == 1 else np.asarray(mask.reshape(len(mask), -1).any(axis=1))
+    return mask if mask.ndim == 1 else np.asarray(mask.any(axis=tuple(range(1, mask.ndim))))
 
 
 def examples(reasons: list[Rejection], name_of: Any, *, most: int = 3) -> Iterator[str]:

@@ -318,7 +318,9 @@ def _columns(contract: FeatureContract) -> list[str]:
 
 
 def _reject_misfit(rows: FeatureRows, feature: Feature, misfit: npt.NDArray[np.bool_]) -> None:
-    reason = "wrong number of values" if feature.shape else f"out of range for {feature.dtype}"
+    reason = f"out of range for {feature.dtype}"
+    if feature.shape:
+        reason = f"wrong number of values, or one {reason}" if feature.dtype.is_integer else "wrong number of values"
     rows.reject(feature.name, reason + feature.of_group, misfit)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inference.errors import ModelError
+from inference.storage import is_lfs_pointer
 
 _SAVE_PROGRAM = "torch.export.save(torch.export.export(module, arguments, dynamic_shapes=…), path)"
 _OF_A_BOOSTER = (
@@ -27,6 +28,9 @@ _NEAR_MISSES = {
         "torch.export.save(torch.export.export(model, (rows,), dynamic_shapes=…), '{stem}.pt2')"
     ),
     (".bst", ".ubj", ".cbm"): _OF_A_BOOSTER,
+    (".gz", ".z", ".bz2", ".xz", ".lzma", ".sav", ".dat", ".p", ".model"): (
+        "is no name of a model that is known; if it is a pickle, compressed or not, call it {name}.joblib"
+    ),
     (".tflite", ".pmml", ".mar", ".engine", ".plan"): (
         "is in a format that another engine computes; export the model as a SavedModel, Keras, ONNX or skops file, or "
         "name an engine in remote.toml"
@@ -137,6 +141,8 @@ def require_model_file(folder: Path) -> ModelFile:
     """
     found = find_model_file(folder)
     if found:
+        if is_lfs_pointer(_beginning(found.file)):
+            raise ModelError(f"{found.file} is a pointer of Git LFS, not the model itself: git lfs pull", field="path")
         return found
     near = near_miss(folder)
     if near:
@@ -177,9 +183,10 @@ def near_miss_of(file: Path) -> ModelError | None:
     if file.name.lower().endswith(_KERAS_WEIGHTS):
         stem = file.name[: -len(_KERAS_WEIGHTS)]
         return ModelError(f"{file} {_WEIGHTS_ALONE.format(file=file, stem=stem)}", field="path")
+    name = file.name.partition(".")[0]
     for suffixes, what in _NEAR_MISSES.items():
         if file.suffix.lower() in suffixes or (what is _OF_A_BOOSTER and _is_boosters_own(file)):
-            return ModelError(f"{file} {what.format(file=file, stem=file.with_suffix(''))}", field="path")
+            return ModelError(f"{file} {what.format(file=file, stem=file.with_suffix(''), name=name)}", field="path")
     return None
 
 
@@ -206,12 +213,17 @@ def _is_boosters_own(file: Path) -> bool:
     """Tell whether a text or binary file begins as LightGBM and XGBoost write their models."""
     if file.suffix.lower() not in _MAYBE_BOOSTERS:
         return False
+    begin = _beginning(file)
+    return begin.startswith(b"tree\n") or b"learner" in begin or b"gbtree" in begin
+
+
+def _beginning(file: Path) -> bytes:
+    """Return a file's first bytes; none where it cannot be read: whoever reads on will say so."""
     try:
         with file.open("rb") as stream:
-            begin = stream.read(_BEGINNING)
+            return stream.read(_BEGINNING)
     except OSError:
-        return False  # whoever reads on will say so
-    return begin.startswith(b"tree\n") or b"learner" in begin or b"gbtree" in begin
+        return b""
 
 
 def _files(folder: Path) -> list[Path]:

@@ -105,12 +105,21 @@ def load_version(
         inspected_at=clock(),
         format=format_.name,
         unproven=proof.unproven,
+        # a version that is not tried again keeps what was found out
+        notice=_notice(runtime, known.notice if is_proved and known else proof.remark),
     )
     took_s = round(time.monotonic() - started, 2)
     log.info("model.loaded", model=model, version=version, device=runtime.device, took_s=took_s)
     if proof.unproven:
         log.warning("model.unproven", model=model, version=version, reason=proof.unproven)
+    if record.notice:
+        log.warning("model.noticed", model=model, version=version, notice=record.notice)
     return LoadedModel(model, record, vectoriser, runtime)
+
+
+def _notice(runtime: Runtime, of_proof: str | None) -> str | None:
+    """Return what is odd about a version: what its runtime says, if that says anything, and its proof."""
+    return "; ".join(filter(None, [getattr(runtime, "notice", ""), of_proof])) or None
 
 
 def _check_missing_text(contract: FeatureContract, format_: Format) -> None:

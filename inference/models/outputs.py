@@ -29,6 +29,10 @@ def call(runtime: Runtime, inputs: Block) -> Block:
         raise
     except MemoryError as error:
         raise ModelOutOfMemory(f"{rows_in(inputs)} rows do not fit into memory") from error
+    except SystemExit as error:
+        if type(error) is not SystemExit:  # a subclass is the worker's own wish to end
+            raise
+        raise PredictionFailed(f"the model failed: it calls sys.exit({error.code!r})") from error
     except Exception as error:
         raise PredictionFailed(f"the model failed: {type(error).__name__}: {one_line(error)}") from error
 

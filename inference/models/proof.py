@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,23 +11,30 @@ import numpy.typing as npt
 
 from inference.errors import BadInput, FunctionFailed, ModelError, PredictionFailed
 from inference.features import Vectoriser
-from inference.features.rows import per_row
+from inference.features.rows import per_row, take
 from inference.models.outputs import call, observed
 from inference.models.real_rows import RealRows
 from inference.models.runtimes import Runtime
 from inference.models.runtimes.tensors import MisshapenOutput
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
+#: rows that are also tried alone, and how far their answers may lie from those among others: a library computes other
+#: numbers of rows by other kernels. Relative to the answer, and to the largest one
+_ALONE, _RELATIVE, _OF_LARGEST = 3, 0.01, 1e-3
+_REPEATS = 3
+_MOST_SHOWN = 3
+
 
 @dataclass(frozen=True)
 class Proof:
     """What the trial showed: the `signature`, with outputs as they are.
 
-    `unproven`: why nothing shows that the version answers; None when it answered rows.
+    `unproven`: why nothing shows that the version answers; None when it answered rows. `remark`: what is odd about it.
     """
 
     signature: Signature
     unproven: str | None
+    remark: str | None = None
 
 
 @dataclass(frozen=True)
@@ -40,10 +47,11 @@ class _Problem:
 
 @dataclass(frozen=True)
 class _Trial:
-    """A loaded model on trial. `answers`: all that it gave so far."""
+    """A loaded model on trial. `answers`: all that it gave so far; `remarks`: what is odd about them."""
 
     runtime: Runtime
-    answers: list[Block]
+    answers: list[Block] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     def problem(self, inputs: Block) -> _Problem | None:
         """Return why the model makes nothing of these rows; None when it answers at least one with numbers.
@@ -84,7 +92,7 @@ def prove(
         ModelUnavailable: an engine elsewhere did not answer.
         StoreUnavailable: Redis did not answer in time.
     """
-    trial = _Trial(runtime, [])
+    trial = _Trial(runtime)
     try:
         problem = _try_made_up_rows(trial, vectoriser, sizes)
         unproven = None if problem is None else f"it fails on made-up rows: {problem.reason}"
@@ -92,7 +100,87 @@ def prove(
             unproven = _try_real_rows(trial, vectoriser, rows, sizes, problem, is_proved=is_proved)
     except MisshapenOutput as error:
         raise ModelError(error.message) from error
-    return Proof(observed(runtime.signature, trial.answers), None if is_proved else unproven)
+    remark = next(iter(trial.remarks), None)
+    return Proof(observed(runtime.signature, trial.answers), None if is_proved else unproven, remark)
+
+
+def check_rows_alone(runtime: Runtime, inputs: Block) -> str | None:
+    """Refuse a model whose answer for a row depends on the rows beside it. Calls it with all rows, and with some alone.
+
+    Returns what is odd but no reason to refuse it: that it answers the same row now so, now so. A model that fails on
+    all rows together, for whatever row is at fault, is not looked at.
+
+    Raises:
+        ModelError: a row that was answered among others fails alone, or is answered otherwise.
+    """
+    rows = rows_in(inputs)
+    try:
+        together = call(runtime, inputs)
+    except PredictionFailed:
+        return None
+    differing: list[tuple[str, Block, Block]] = []
+    for row in np.linspace(0, rows - 1, min(_ALONE, rows)).astype(np.intp) if rows > 1 else ():
+        alone, among = take(inputs, row[np.newaxis]), take(together, row[np.newaxis])
+        if _without_numbers(among):  # such a row has no answer in any company
+            continue
+        try:
+            answer = call(runtime, alone)
+            name = _differing(answer, among, together)
+            if name is not None and not _repeats(runtime, alone, answer):
+                return f"output {name!r} of a row is another one each time: batch and real time cannot agree"
+        except PredictionFailed as error:
+            raise ModelError(
+                f"it answers {rows} rows in one call, but not one of them alone: {error.message}; export it so that it "
+                "takes any number of rows"
+            ) from error
+        if name is not None:
+            differing.append((name, among, answer))
+    # of a label, rounding may make another one, but hardly twice
+    if differing and (len(differing) > 1 or differing[0][1][differing[0][0]].dtype.kind == "f"):
+        raise _mixes_rows(*differing[0], rows)
+    return None
+
+
+def _mixes_rows(name: str, among: Block, alone: Block, rows: int) -> ModelError:
+    return ModelError(
+        f"output {name!r} of a row is {_shown(among[name])} among {rows} rows, and {_shown(alone[name])} alone: its "
+        "answers depend on the other rows of a call, as those of a mean or a batch normalisation over the rows do; "
+        "export it for inference (training=False, model.eval()), each row computed by itself"
+    )
+
+
+def _repeats(runtime: Runtime, inputs: Block, answer: Block) -> bool:
+    """Tell whether a model gives the same answer each time: one that draws lots, or counts, mixes no rows."""
+    again = [call(runtime, inputs) for _ in range(_REPEATS)]
+    return all(_same(one[name], values) for one in again for name, values in answer.items())
+
+
+def _same(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
+    return np.array_equal(one, other, equal_nan=other.dtype.kind == "f")
+
+
+def _differing(answer: Block, among: Block, together: Block) -> str | None:
+    """Return the output in which two answers for a row differ by more than rounding; None without one."""
+    for name, values in answer.items():
+        # a free dimension may be as long as the longest row of a call
+        if values.shape == among[name].shape and not _alike(values, among[name], together[name]):
+            return name
+    return None
+
+
+def _alike(values: npt.NDArray[Any], among: npt.NDArray[Any], together: npt.NDArray[Any]) -> bool:
+    if values.dtype.kind != "f" or among.dtype.kind != "f":
+        return _same(values, among)
+    finite = np.abs(together)[np.isfinite(together)]
+    slack = _OF_LARGEST * float(finite.max()) if finite.size else 0.0
+    return np.allclose(values, among, rtol=_RELATIVE, atol=slack, equal_nan=True)
+
+
+def _shown(values: npt.NDArray[Any]) -> str:
+    shown = ", ".join(
+        f"{value:.6g}" if isinstance(value, float) else str(value) for value in values.ravel()[:_MOST_SHOWN].tolist()
+    )
+    return f"{shown}, …" if values.size > _MOST_SHOWN else shown
 
 
 def warm_up_inputs(vectoriser: Vectoriser, rows: int) -> Block:
@@ -143,6 +231,8 @@ def _try_real_rows(
         return _verdict_of_made_up(made_up, is_proved=is_proved)
     problem = trial.problem_of_each(sample.inputs)
     if problem is None:
+        if not is_proved and (odd := check_rows_alone(trial.runtime, sample.inputs)):
+            trial.remarks.append(odd)
         for count in sizes:  # no request is to pay for the first call of a size
             trial.problem({name: np.resize(of, (count, *of.shape[1:])) for name, of in sample.inputs.items()})
         return None

@@ -26,8 +26,9 @@ class VersionRecord:
     The signature's outputs are the fields of its predictions. `fingerprint` changes when any file of the
     version does. `format`: as `inference.models.formats` names it. A refused version has an empty signature and
     contract, and no format. `inspected_at`: epoch seconds. `unproven`: why nothing shows yet that a ready version
-    answers, so that it takes no other's place; None when it has answered rows. The contract of a model whose features
-    nobody has listed is empty: it takes tensors only.
+    answers, so that it takes no other's place; None when it has answered rows. `notice`: what is odd about a version
+    that may answer nevertheless. The contract of a model whose features nobody has listed is empty: it takes tensors
+    only.
     """
 
     version: int
@@ -39,6 +40,7 @@ class VersionRecord:
     error: str | None = None
     format: str = ""
     unproven: str | None = None
+    notice: str | None = None
 
     @property
     def is_proved(self) -> bool:
@@ -47,8 +49,8 @@ class VersionRecord:
 
     @property
     def remark(self) -> str | None:
-        """What is wrong with it, in one line: why it was refused, or why it waits; None for nothing."""
-        return self.error or self.unproven
+        """What is wrong with it, in one line: why it was refused, why it waits, what is odd; None for nothing."""
+        return self.error or self.unproven or self.notice
 
     @property
     def contract_hash(self) -> str:
@@ -68,6 +70,7 @@ class VersionRecord:
             "error": self.error,
             "format": self.format,
             "unproven": self.unproven,
+            "notice": self.notice,
         }
 
     @classmethod
@@ -84,6 +87,7 @@ class VersionRecord:
             error=data["error"],
             format=data.get("format", ""),  # not in records of before there were several
             unproven=data.get("unproven"),
+            notice=data.get("notice"),
         )
 
     @classmethod

@@ -9,7 +9,7 @@ from typing import Any, cast
 import orjson
 import redis
 
-from inference.errors import BadInput, ModelUnavailable, StoreUnavailable
+from inference.errors import BadInput, ModelUnavailable, StoreUnavailable, UnknownFormat
 from inference.keys import Keys, TableKind
 from inference.models.load_marks import LoadMarks
 from inference.models.record import MicroBatchRecord, VersionRecord
@@ -203,8 +203,11 @@ class ModelRegistry:
 
 
 def _decode(raw: bytes) -> VersionRecord:
-    data: dict[str, Any] = orjson.loads(raw)
-    return VersionRecord.from_json(data)
+    try:
+        data: dict[str, Any] = orjson.loads(raw)
+        return VersionRecord.from_json(data)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnknownFormat(f"the record of a model's version cannot be read: {type(error).__name__}") from error
 
 
 def _unavailable(error: redis.RedisError) -> StoreUnavailable:

@@ -5,12 +5,24 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote, urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from inference.errors import ModelError
 from inference.field_mistakes import mistake_in_file
+from inference.redaction import remember_secret
 from inference.settings import parse_duration
+from inference.settings.server_urls import split_http_url
 
 REMOTE_FILE = "remote.toml"
 
@@ -18,6 +30,7 @@ REMOTE_FILE = "remote.toml"
 class RemoteEngine(BaseModel):
     """Where a model is computed, and how it is asked. Durations in seconds once loaded.
 
+    `url`: may hold a user and a password, so it prints as stars.
     `version` or `label`: what the engine is asked for; neither takes what it serves. `signature`: of TensorFlow
     Serving's. `form`: one object a row, or one array an input. `retries`: how many times a request that was not
     answered, or was turned away, is sent again.
@@ -26,7 +39,7 @@ class RemoteEngine(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     protocol: Literal["tensorflow-serving", "open-inference"]
-    url: str
+    url: SecretStr
     name: Annotated[str, Field(min_length=1, max_length=200)]
     version: Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int) else value)] | None = (
         None
@@ -39,10 +52,27 @@ class RemoteEngine(BaseModel):
 
     @field_validator("url")
     @classmethod
-    def _legal_url(cls, value: str) -> str:
-        if not value.startswith(("http://", "https://")):
-            raise ValueError("a URL of an engine starts with http:// or https://")
-        return value.rstrip("/")
+    def _legal_url(cls, value: SecretStr) -> SecretStr:
+        text = value.get_secret_value()
+        remember_secret(text)
+        parts = split_http_url(text)
+        if parts.query or parts.fragment:
+            raise ValueError("a URL of an engine has no ? and no #: give the user and the password before its host")
+        return SecretStr(text.rstrip("/"))
+
+    @property
+    def place(self) -> str:
+        """The engine's URL without user and password."""
+        parts = urlsplit(self.url.get_secret_value())
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+    @property
+    def login(self) -> tuple[str, str] | None:
+        """User and password that the engine asks for; None for none."""
+        parts = urlsplit(self.url.get_secret_value())
+        if parts.username is None and parts.password is None:
+            return None
+        return unquote(parts.username or ""), unquote(parts.password or "")
 
     @model_validator(mode="after")
     def _fits_the_protocol(self) -> RemoteEngine:

@@ -19,6 +19,7 @@ from inference.features import FeatureContract, FeatureRows, Vectoriser
 from inference.features.rows import examples, take
 from inference.models import VersionRecord, prediction_values, score_rows
 from inference.models.inspection import run_model_process, try_version
+from inference.models.proof import check_rows_alone
 from inference.models.runtimes import LoadOptions
 from inference.models.versions import find_versions
 from inference.onboarding.gaps import Gaps, find_gaps
@@ -30,6 +31,8 @@ from inference.sources import open_source
 TRIAL_ROWS = 1_000
 #: rows in which missing values are looked for
 GAP_ROWS = 200_000
+#: rows of which some are also tried alone
+_TOGETHER = 32
 #: a wide table is read less far
 _TRIAL_VALUES = 2_000_000
 _SHOWN_VALUE = 40
@@ -128,6 +131,7 @@ def try_row(request: TrialRequest) -> Trial:
         raise ModelError(
             f"the model fails on the row of {ids[chosen].as_py()!r}: {scored.reasons[0]}; the row: {_shown(row)}"
         )
+    check_rows_alone(loaded.runtime, loaded.vectoriser.inputs(take(rows.block, np.flatnonzero(~bad)[:_TOGETHER])))
     prediction = prediction_values(scored.outputs)[0]
     return Trial(
         entity_id=ids[chosen].as_py(),

@@ -6,9 +6,13 @@ import json
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SecretStr
+
+from inference.redaction import remember_secret
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*$")
+#: more than anybody means; beyond 292 years no thread can wait, and no date can be told
+_LONGEST_D = 100_000
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 
@@ -16,7 +20,7 @@ def parse_duration(value: Any) -> float:
     """Return seconds from text such as `30s`, `15m`, `24h`, `7d`, or from a number of seconds.
 
     Raises:
-        ValueError: the text has another form, or the duration is not positive.
+        ValueError: the text has another form, or the duration is not positive or over 100000 days.
     """
     match = _DURATION.match(value) if isinstance(value, str) else None
     if match:
@@ -27,6 +31,8 @@ def parse_duration(value: Any) -> float:
         raise ValueError(f"{value!r} is not a duration: write a number and a unit, as in 30s, 15m, 24h or 7d")
     if not 0 < seconds < float("inf"):
         raise ValueError(f"{value!r} is not a positive duration")
+    if seconds > _LONGEST_D * _UNIT_S["d"]:
+        raise ValueError(f"{value!r} is too long: at most {_LONGEST_D}d")
     return seconds
 
 
@@ -52,3 +58,9 @@ class Section(BaseModel):
     """Base of all sections: unknown keys are errors, values never change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def model_post_init(self, _: Any) -> None:
+        """Have the section's secrets hidden in all that is written from here on."""
+        for value in vars(self).values():
+            if isinstance(value, SecretStr):
+                remember_secret(value.get_secret_value())

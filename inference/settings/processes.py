@@ -8,14 +8,18 @@ from enum import StrEnum
 from functools import partial
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
 from inference.settings.fields import Duration, Section, parse_list
 from inference.settings.server_urls import broker_url as read_broker_url
 from inference.settings.server_urls import redis_url
 
 _RATE = re.compile(r"^[1-9][0-9]*/(second|minute|hour|day)$")
+#: a task's or a queue's name, as other applications choose them
+_NAME_OF_OTHERS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,199}")
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9_.~-]*)*")
+_HOST_NAME = re.compile(r"\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
+_ORIGIN = re.compile(r"\*|https?://([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 #: with these in front, nobody could tell whether a proxy has stripped a path
 _OWN_PATHS = ("predict", "predictions", "features", "runs", "models", "health", "v1", "v2")
 
@@ -45,9 +49,23 @@ class RedisSettings(Section):
 
 
 class CelerySettings(Section):
-    """The broker, when it is not `redis.url`."""
+    """The broker, when it is not `redis.url`; and which tasks of other applications may follow ours.
+
+    `linked_tasks`: name of a task → its queue. A message whose links, chain or chord name another is refused.
+    """
 
     broker_url: SecretStr | None = None
+    linked_tasks: dict[str, str] = {}
+
+    @field_validator("linked_tasks")
+    @classmethod
+    def _tasks_of_others(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, queue in value.items():
+            if not _NAME_OF_OTHERS.fullmatch(name) or name.startswith(("forecache.", "celery.")):
+                raise ValueError(f"{name!r} cannot be linked: name a task of another application, as in 'shop.save'")
+            if not _NAME_OF_OTHERS.fullmatch(queue):
+                raise ValueError(f"{queue!r} is no queue's name: write the queue that {name!r} waits in")
+        return value
 
     @field_validator("broker_url")
     @classmethod
@@ -71,7 +89,8 @@ class Scope(StrEnum):
 class ApiKey(Section):
     """One client's key, of which only the hash is kept (`forecache keys new` makes both).
 
-    `rate`: at most so many requests, such as "600/minute", of one API process; None for no limit.
+    `rate`: how much it may ask of one API process, such as "600/minute"; None for no limit. A request counts 1, one
+    with a body counts its rows, and 1 more for each 8 KiB.
     """
 
     hash: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -89,22 +108,28 @@ class ApiKey(Section):
 class ApiSettings(Section):
     """The HTTP service. Without `keys` it listens where other machines can reach it only if `allow_remote` is set.
 
+    `hosts`: names under which it answers without keys, beside `localhost` and addresses: "api", "*.example.com", or
+    "*" for all. `cors_origins`: pages of these origins may use it, such as "https://shop.example.com"; "*" for all.
     `processes`: how many serve the port; one uses one core.
     `keys`: by the name of whom they are for; with any, every request but those to /health needs one.
     `client_key`: the key that `forecache predict` and `enqueue` show.
     `root_path`: the path under which a proxy shows it, such as "/forecache", whether the proxy strips it or not.
     `keep_alive`: how long an idle connection is kept, in seconds: longer than a proxy keeps it, so that the proxy never
     sends into one that is being closed.
+    `max_connections`: how many one process holds; None for 10 000, or what its limit of open files leaves room for.
     """
 
     host: str = "127.0.0.1"
     port: Port = 8000
     processes: Annotated[int, Field(ge=1)] = 1
     allow_remote: bool = False
+    hosts: list[str] = []
+    cors_origins: list[str] = []
     keys: dict[str, ApiKey] = {}
     client_key: SecretStr | None = None
     root_path: str = ""
     keep_alive: Duration = 75.0
+    max_connections: Annotated[int, Field(ge=1)] | None = None
 
     @field_validator("root_path")
     @classmethod
@@ -114,6 +139,35 @@ class ApiSettings(Section):
         if value.split("/")[1:2] and value.split("/")[1] in _OWN_PATHS:
             raise ValueError(f"{value!r} begins as paths of the API do: choose another name")
         return value
+
+    @field_validator("hosts")
+    @classmethod
+    def _legal_hosts(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if not _HOST_NAME.fullmatch(name):
+                raise ValueError(
+                    f"{name!r} is no name of a host: write it without scheme, port and path, as browsers send it: "
+                    "api.example.com, *.example.com, xn--bcher-kva.example"
+                )
+        return [name.lower().removesuffix(".") for name in value]
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _legal_origins(cls, value: list[str]) -> list[str]:
+        for origin in value:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin: write scheme and host, as in https://shop.example.com:8443")
+        # browsers leave out the port that the scheme has anyway
+        return [re.sub(r"^(http:.*):80$|^(https:.*):443$", r"\1\2", origin.lower()) for origin in value]
+
+    @model_validator(mode="after")
+    def _no_open_doors(self) -> ApiSettings:
+        if "*" in self.cors_origins and not self.keys:
+            raise ValueError(
+                'cors_origins: "*" without keys lets every page that somebody opens start runs: name the origins, or '
+                "give keys (`forecache keys new NAME`)"
+            )
+        return self
 
 
 class DashboardSettings(Section):

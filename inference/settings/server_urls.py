@@ -123,6 +123,25 @@ def is_amqp(url: str) -> bool:
     return urlsplit(url).scheme in _AMQP
 
 
+def split_http_url(text: str) -> SplitResult:
+    """Return the parts of an HTTP server's URL.
+
+    Raises:
+        ValueError: it is none; the message quotes nothing that may be a password.
+    """
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:  # its text quotes what may be the password
+        raise ValueError(_BAD_PORT) from None
+    if parts.scheme not in ("http", "https"):
+        raise ValueError("a URL of an engine starts with http:// or https://")
+    # what was not %-encoded in a password ends up in the path
+    if port == 0 or not parts.hostname or "@" in parts.path:
+        raise ValueError(_BAD_PORT)
+    return parts
+
+
 def _split(text: str) -> SplitResult:
     """Return the parts of a URL."""
     if ";" in text:

@@ -125,6 +125,13 @@ def type_name(type_: pa.DataType) -> str:
     return str(type_).replace("large_", "")
 
 
+def holds_text(type_: pa.DataType) -> bool:
+    """Tells whether a plain type is text, or lists of it."""
+    while is_list(type_):
+        type_ = type_.value_type
+    return bool(pa.types.is_large_string(type_))
+
+
 def is_list(type_: pa.DataType) -> bool:
     """Tells whether a column of the type holds lists, of whatever layout."""
     kinds = pa.types

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -27,6 +28,11 @@ _READERS = {
     ".arrow": "feather", ".orc": "orc", ".xlsx": "excel", ".xls": "excel", ".pkl": "pickle", ".pickle": "pickle",
 }  # fmt: skip
 _MORE = {".tsv": ', sep="\\t"', ".jsonl": ", lines=True", ".ndjson": ", lines=True"}
+#: names that somebody gave a file so that it counts no more, or not yet
+_SET_ASIDE = (".tmp", ".temp", ".part", ".partial", ".inprogress", ".bak", ".old", ".orig")
+_PARQUET_MAGIC = b"PAR1"
+#: files of other names whose first bytes are looked at: each is a request to an object store
+_MOST_LOOKED_AT = 8
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zip", ".zst")
 
 
@@ -68,8 +74,9 @@ def list_files(place: Location) -> list[str]:
     if is_pattern(place.path) and not (place.is_local and Path(place.path).exists()):
         root = fixed_part(place.path)
         listed = _below(place, root)
-        kept = _matching(place, _visible(root, listed))
-        refuse_other_formats(place.at(root), kept, listed)
+        links = _links_below(place, root)
+        kept = _once(_matching(place, _visible(root, listed)), links)
+        refuse_other_formats(place.at(root), kept, listed, links)
         return kept
     kind = _kind(place, place.path)
     if kind == fs.FileType.NotFound:
@@ -79,21 +86,52 @@ def list_files(place: Location) -> list[str]:
         return [place.path]
     listed = _below(place, place.path)
     found = _visible(place.path, listed)
-    parquet = [path for path in found if path.endswith(_PARQUET_SUFFIXES)]
-    refuse_other_formats(place, parquet, listed)
+    links = _links_below(place, place.path)
+    parquet = _once([path for path in found if _is_named_parquet(path)], links)
+    refuse_other_formats(place, parquet, listed, links)
+    _refuse_disguised(place, [path for path in found if not _is_named_parquet(path)], parquet)
     if not parquet:
         raise SourceError(f"{place.name} holds no *.parquet file{_instead(found)}", field="source")
     return parquet
 
 
+def _is_named_parquet(path: str) -> bool:
+    return path.lower().endswith(_PARQUET_SUFFIXES)
+
+
+def _refuse_disguised(place: Location, others: Sequence[str], parquet: Sequence[str]) -> None:
+    """Refuse a folder with Parquet files of other names, as Hive, Athena and Impala write them: rows would be lost."""
+    names = [(path, PurePosixPath(path).name) for path in others]
+    unknown = [
+        path
+        for path, name in names
+        if as_parquet(name) is None and ".parquet." not in name.lower() and not name.lower().endswith(_SET_ASIDE)
+    ]
+    found = next((path for path in unknown[:_MOST_LOOKED_AT] if _begins_as_parquet(place, path)), None)
+    if found is None:
+        return
+    inside = found.removeprefix(place.path).strip("/")
+    depth = "**" if "/" in inside else "*"
+    rename = f"rename it to {PurePosixPath(found).name}.parquet, move it away, or " if parquet else ""
+    raise SourceError(
+        f"{place.name} holds {inside}, which is Parquet and not called so: {rename}give the pattern "
+        f"{place.name.rstrip('/')}/{depth}, which takes files of any name",
+        field="source",
+    )
+
+
+def _begins_as_parquet(place: Location, path: str) -> bool:
+    try:
+        with place.filesystem.open_input_stream(path) as opened:
+            return bool(opened.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC)
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError(f"{place.at(path).name} cannot be read: {reason_of(error)}", field="source") from error
+
+
 def _matching(place: Location, found: list[str]) -> list[str]:
     pattern = _compiled(place.path)
     # what the pattern names is taken whatever its suffix; below a folder that it names, Parquet only
-    kept = [
-        path
-        for path in found
-        if pattern.fullmatch(path) or (path.endswith(_PARQUET_SUFFIXES) and _under(path, pattern))
-    ]
+    kept = [path for path in found if pattern.fullmatch(path) or (_is_named_parquet(path) and _under(path, pattern))]
     if not kept:
         raise SourceError(f"{place.name} matches no Parquet file{_instead(found)}", field="source")
     return kept
@@ -127,12 +165,47 @@ def _below(place: Location, root: str) -> dict[str, bool]:
         return {}
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"{place.at(root).name} cannot be listed: {reason_of(error)}", field="source") from error
-    return {info.path: info.type == fs.FileType.File for info in infos}
+    try:
+        listed = {info.path: info.type for info in infos}
+    except UnicodeDecodeError as error:
+        told = f"{place.at(root).name} holds a file whose name is no UTF-8: rename it"
+        raise SourceError(told, field="source") from error
+    return {path: type_ == fs.FileType.File for path, type_ in listed.items()}
+
+
+def _links_below(place: Location, root: str) -> list[Path]:
+    """Return the links below a folder of this machine; none elsewhere.
+
+    Raises:
+        SourceError: one that is named as a table's file leads nowhere. Arrow does not list it: its rows would be lost.
+    """
+    links: list[Path] = []
+    folders = [root] if place.is_local and Path(root).is_dir() else []
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            visible = [entry for entry in entries if not _is_hidden(entry.name)]
+        links += [Path(entry.path) for entry in visible if entry.is_symlink()]
+        folders += [entry.path for entry in visible if entry.is_dir(follow_symlinks=False)]
+    lost = next((link for link in links if _is_named_parquet(link.name) and not link.exists()), None)
+    if lost:
+        told = f"{lost} is a link to a file that is not there: fetch it (dvc pull, git annex get), or remove it"
+        raise SourceError(told, field="source")
+    return links
 
 
 def _visible(root: str, listed: Mapping[str, bool]) -> list[str]:
     """Return the files that a table may consist of, sorted."""
     return sorted(path for path, is_file in listed.items() if is_file and not _is_hidden(path[len(root) :]))
+
+
+def _once(paths: list[str], links: Sequence[Path]) -> list[str]:
+    """Return each file once, by its shortest path: links such as `latest.parquet` lead to others, or in a circle."""
+    if not links:
+        return paths
+    kept: dict[Path, str] = {}
+    for path in sorted(paths, key=lambda one: (len(one), one)):
+        kept.setdefault(Path(path).resolve(), path)
+    return sorted(kept.values())
 
 
 def _is_hidden(relative: str) -> bool:

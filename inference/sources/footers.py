@@ -15,13 +15,14 @@ import pyarrow.parquet as pq
 from inference.errors import SourceError
 from inference.sources.files import as_parquet
 from inference.sources.partitions import PartitionValue
-from inference.storage import Location, reason_of
+from inference.sources.table_formats import refuse_copied_file
+from inference.storage import Location, is_lfs_pointer, reason_of
 
 #: footers read at once: object stores answer slowly but to many, and a local disk leaves parsing as the work
 REMOTE_THREADS, LOCAL_THREADS = 16, 2
 #: most footers fit, so that one request suffices
 _TAIL_BYTES = 64 << 10
-_MAGIC = b"PAR1"
+_MAGIC, _ENCRYPTED = b"PAR1", b"PARE"
 #: Parquet's units of timestamps, in seconds
 _UNITS_S = {"milliseconds": 1e-3, "microseconds": 1e-6, "nanoseconds": 1e-9}
 #: columns, or row groups, of one file: the footer of a million takes minutes and gigabytes to take apart
@@ -110,6 +111,7 @@ def read_footer(place: Location, *, keep_metadata: bool = False) -> Footer:
             raise SourceError(f"{place.name} {told}", field="source") from error
         told = as_parquet(place.name) or f"is not readable as Parquet: {reason_of(error)}"
         raise SourceError(f"{place.name} {told}", field="source") from error
+    refuse_copied_file(place, metadata.metadata or {})
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     file = SourceFile(
         place.name,
@@ -177,6 +179,10 @@ def _tail(opened: Any) -> bytes:
     """Return the footer, its length and the closing magic bytes."""
     size = opened.size()
     tail = opened.read_at(min(size, _TAIL_BYTES), max(size - _TAIL_BYTES, 0))
+    if is_lfs_pointer(tail):
+        raise pa.ArrowInvalid("it is a pointer of Git LFS, not the table itself: git lfs pull")
+    if tail[-4:] == _ENCRYPTED:
+        raise pa.ArrowInvalid("it is encrypted, and no key is known here: write it without encryption")
     if tail[-4:] != _MAGIC or len(tail) < 12:
         raise pa.ArrowInvalid("it does not end as a Parquet file does: is it truncated, or another format?")
     needed = int.from_bytes(tail[-8:-4], "little") + 8

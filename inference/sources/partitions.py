@@ -18,7 +18,8 @@ NULL = "__HIVE_DEFAULT_PARTITION__"
 _SEGMENT = re.compile(r"([^=/]+)=([^/]*)")
 #: the types that a column of folder names may have, the first that holds all of its values
 _TYPES: tuple[tuple[re.Pattern[str], Any], ...] = (
-    (re.compile(r"-?\d{1,18}"), pa.int64()),
+    (re.compile(r"-?\d{1,19}"), pa.int64()),
+    (re.compile(r"true|false", re.IGNORECASE), pa.bool_()),
     (re.compile(r"-?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?"), pa.float64()),
     (re.compile(r"\d{4}-\d{2}-\d{2}"), pa.date32()),
     (re.compile(r"\d{4}-\d{2}-\d{2}[ T]\d{2}:\d{2}(:\d{2}(\.\d+)?)?"), pa.timestamp("us")),

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inference.errors import SourceError
-from inference.sources.column_types import plain_column
+from inference.sources.column_types import holds_text, plain_column
 from inference.sources.footers import SourceFile, check_unchanged
 from inference.sources.partitions import PartitionValue
 from inference.storage import Location, open_location, reason_of
@@ -103,10 +103,26 @@ def _read_file(
             for part in parts:
                 for batch, mask in _read_slice(file, part, own, batch_rows):
                     rows = _plain_rows(batch, own, rest, columns)
+                    _check_text(place, rows)
                     yield rows if mask is None else rows.filter(mask)
     except (pa.ArrowException, OSError) as error:
         check_unchanged(place, planned)  # that it was replaced says more than what this led to
         raise SourceError(f"{place.name} cannot be read: {reason_of(error)}", field="source") from error
+
+
+def _check_text(place: Location, rows: pa.RecordBatch) -> None:
+    """Refuse text that is no UTF-8: nobody could read it, and Arrow checks none of what a file says is text."""
+    for field, column in zip(rows.schema, rows.columns, strict=True):
+        if not holds_text(field.type):
+            continue
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise SourceError(
+                f"{place.name}: column {field.name!r} is text, and holds bytes that are no UTF-8: write it in "
+                "UTF-8, or as binary if it is no text",
+                field=field.name,
+            ) from error
 
 
 def _read_slice(

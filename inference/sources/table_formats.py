@@ -6,8 +6,10 @@ names it, a folder or a file inside it, or a folder around it.
 
 from __future__ import annotations
 
+import json
+import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,15 +51,31 @@ _FORMATS = (
 #: them 0: a folder that somebody called after a day is none
 _HIVE_FOLDER = re.compile(r"(base_0\d{6}|(delete_)?delta_0\d{6}_0\d{6}(_\d{4})?)(_v\d+)?")
 _HIVE_EXPORT = "CREATE TABLE snapshot STORED AS PARQUET AS SELECT * FROM … in Hive"
+#: DuckLake keeps its log in a database; its files, some of which hold nothing but deletes, are called so
+_DUCKLAKE_FILE = re.compile(r"ducklake-[0-9a-f-]{36}.*\.parquet")
+_DUCKLAKE_EXPORT = "COPY lake.users TO 'snapshot.parquet' in DuckDB"
+#: Databricks writes its files in place: a number in their names leads to the log of the job that wrote them
+_DATABRICKS_FILE = re.compile(r".*-tid-(\d+)-.*")
+#: what writers of other formats leave in the footer of each file: a copy of a data file has no log beside it
+_FOOTER_MARKS = {
+    b"iceberg.schema": ("an Iceberg table", _duckdb("iceberg_scan")),
+    b"org.apache.hudi.bloomfilter": ("a Hudi table", _spark("hudi")),
+    b"hoodie_min_record_key": ("a Hudi table", _spark("hudi")),
+}
 _UNCOMMITTED, _COMMITTED = "_temporary", "_SUCCESS"
+#: logs of jobs in one folder that are read
+_MOST_LOGS = 64
 #: requests at once to an object store
 _THREADS = 16
 
 
-def refuse_other_formats(place: Location, kept: Sequence[str], listed: Iterable[str]) -> None:
+def refuse_other_formats(
+    place: Location, kept: Sequence[str], listed: Iterable[str], links: Sequence[Path] = ()
+) -> None:
     """Refuses files that belong to a table of another format, or to a write that has not ended.
 
-    `kept`: the files that would be read; `listed`: all that was found below `place`, hidden files and folders included.
+    `kept`: the files that would be read; `listed`: all that was found below `place`, hidden files and folders included;
+    `links`: those of it that are links.
 
     Raises:
         SourceError: naming the folder, the format and what to do.
@@ -66,10 +84,30 @@ def refuse_other_formats(place: Location, kept: Sequence[str], listed: Iterable[
     for folder, format_ in dict.fromkeys(_logs_below(names)):
         if _any_below(kept, folder):
             raise _other_format(place.at(folder).name, format_.name, format_.log, format_.export)
-    for folder, format_ in _logs_above(place):
-        raise _other_format(place.at(folder).name, format_.name, format_.log, format_.export)
+    for above in (place, *_beyond(place, kept, links)):
+        for folder, format_ in _logs_above(above):
+            raise _other_format(place.at(folder).name, format_.name, format_.log, format_.export)
     _refuse_hive(place, kept)
+    _refuse_ducklake(place, kept)
+    _refuse_databricks(place, kept, names)
     _refuse_uncommitted(place, kept, names)
+
+
+def refuse_copied_file(place: Location, notes: Mapping[bytes, bytes]) -> None:
+    """Refuses a data file of another format's table that lies outside of it. `notes`: what stands in its footer.
+
+    Raises:
+        SourceError: naming the file, the format and what to do.
+    """
+    mark = next((mark for mark in _FOOTER_MARKS if mark in notes), None)
+    if mark is not None:
+        name, export = _FOOTER_MARKS[mark]
+        raise SourceError(
+            f"{place.name} is a data file of {name} ({mark.decode()} in its footer): alone it does not tell which "
+            f"of its rows are deleted or replaced; write the table's current rows as plain Parquet, such as "
+            f"{export.format(folder='…')}",
+            field="source",
+        )
 
 
 def _other_format(folder: str, name: str, mark: str, export: str) -> SourceError:
@@ -108,6 +146,19 @@ def _logs_above(place: Location) -> Iterator[tuple[str, _Format]]:
     yield from (one for one, is_there in zip(asked, found, strict=True) if is_there)
 
 
+def _beyond(place: Location, kept: Sequence[str], links: Sequence[Path]) -> Iterator[Location]:
+    """Yields where links to files that would be read lead, which is in other folders than the path tells."""
+    if not links:
+        return
+    folders = {os.path.dirname(path) for path in kept}  # noqa: PTH120 - of a hundred thousand files
+    used = {str(parent) for folder in folders for parent in (Path(folder), *Path(folder).parents)} | set(kept)
+    targets = [link.resolve() for link in links if str(link) in used]
+    # a look above a folder is the same for all the files in it
+    yield from (
+        place.at(path) for path in dict.fromkeys(str(one if one.is_dir() else one.parent / "*") for one in targets)
+    )
+
+
 def _has_log(filesystem: Any, folder: str, format_: _Format) -> bool:
     log = f"{folder}/{format_.log}"
     try:
@@ -127,6 +178,54 @@ def _refuse_hive(place: Location, kept: Sequence[str]) -> None:
             if _HIVE_FOLDER.fullmatch(folder):
                 table = place.at("/".join(folders[:number])).name
                 raise _other_format(table, "a transactional Hive table", folder, _HIVE_EXPORT)
+
+
+def _refuse_ducklake(place: Location, kept: Sequence[str]) -> None:
+    for path in kept:
+        folder, _, name = path.rpartition("/")
+        if _DUCKLAKE_FILE.fullmatch(name):
+            raise _other_format(place.at(folder).name, "a table of a DuckLake", name, _DUCKLAKE_EXPORT)
+
+
+def _refuse_databricks(place: Location, kept: Sequence[str], names: set[str]) -> None:
+    """Refuses files of Databricks' jobs that have not ended, and those that a later job has replaced.
+
+    https://docs.databricks.com/en/archive/legacy/dbio-commit.html
+    """
+    by_folder: dict[str, set[str]] = {}
+    for path in kept:
+        folder, _, name = path.rpartition("/")
+        if match := _DATABRICKS_FILE.fullmatch(name):
+            by_folder.setdefault(folder, set()).add(match[1])
+    for folder, jobs in by_folder.items():
+        for job in sorted(jobs):
+            if f"{folder}/_started_{job}" in names and f"{folder}/_committed_{job}" not in names:
+                raise SourceError(
+                    f"{place.at(folder).name} holds files of a Databricks job that has not ended (_started_{job}, "
+                    f"no _committed_{job}): wait for it; if it failed, VACUUM removes them",
+                    field="source",
+                )
+        logs = sorted(name for name in names if name.startswith(f"{folder}/_committed_"))
+        removed = {
+            f"{folder}/{name}" for log in logs[: _MOST_LOGS if len(logs) > 1 else 0] for name in _removed(place, log)
+        }
+        if gone := sorted(removed.intersection(kept)):
+            raise _other_format(
+                place.at(folder).name,
+                "written by several Databricks jobs",
+                gone[0].rpartition("/")[2],
+                _spark("parquet"),
+            )
+
+
+def _removed(place: Location, log: str) -> list[str]:
+    """Returns the names of the files that a Databricks job has replaced."""
+    try:
+        with place.filesystem.open_input_stream(log) as opened:
+            told = json.loads(opened.read())
+    except (OSError, ValueError):
+        return []  # such as that of a VACUUM, which is no JSON
+    return [name for name in told.get("removed", ()) if isinstance(name, str)] if isinstance(told, dict) else []
 
 
 def _refuse_uncommitted(place: Location, kept: Sequence[str], names: set[str]) -> None:

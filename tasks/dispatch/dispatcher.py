@@ -121,7 +121,9 @@ def result_of(payload: Payload, task_id: str) -> dict[str, Any]:
     raise _error_of(payload["result"], task_id)
 
 
-def _error_of(failure: Mapping[str, Any], task_id: str) -> ForecacheError:
+def _error_of(failure: Any, task_id: str) -> ForecacheError:
+    if not isinstance(failure, Mapping):  # somebody else wrote under its key
+        failure = {}
     message = failure.get("exc_message")
     text = str(message[0] if isinstance(message, list) and message else message)
     cls = _ERRORS_BY_NAME.get(str(failure.get("exc_type")))

@@ -163,7 +163,7 @@ class ResultWaiter:
                 await self._read(list(self._pending))
             elif message["type"] == "pmessage":
                 self._heard_at = asyncio.get_running_loop().time()
-                self._deliver(message["channel"][self._key_start :].decode(), message["data"])
+                self._deliver(message["channel"][self._key_start :].decode(errors="replace"), message["data"])
 
     async def _read(self, task_ids: Iterable[str]) -> int:
         """Deliver the results that are stored by now; return how many of them were."""
@@ -206,7 +206,7 @@ def _payload_of(data: bytes | str) -> Payload | None:
         payload = orjson.loads(data)
     except orjson.JSONDecodeError:
         payload = None
-    if isinstance(payload, dict) and isinstance(payload.get("status"), str):
+    if isinstance(payload, dict) and isinstance(payload.get("status"), str) and "result" in payload:
         return payload
     log.warning("results.unreadable", error="no result of a task")
     return None

@@ -57,7 +57,7 @@ async def serving(it: Deployment, **api: Any) -> AsyncIterator[Served]:  # noqa:
 
 
 def get(path: str, *lines: str, version: str = "1.1") -> bytes:
-    return "\r\n".join([f"GET {path} HTTP/{version}", "Host: x", *lines, "", ""]).encode()
+    return "\r\n".join([f"GET {path} HTTP/{version}", "Host: localhost", *lines, "", ""]).encode()
 
 
 async def read_answer(reader: asyncio.StreamReader) -> tuple[bytes, dict[str, Any]]:

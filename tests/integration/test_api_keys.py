@@ -49,7 +49,7 @@ async def serving(it: Deployment, keys: dict[str, Any]) -> AsyncIterator[httpx.A
     app = create_app(settings, open_parts=it.open_parts)
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client,
     ):
         yield client
 

@@ -130,11 +130,11 @@ def test_forged_messages_are_thrown_away_run_nothing_and_harm_no_worker(
 def test_nobody_writes_lines_of_their_own_into_a_log(stack: Stack) -> None:
     forged = "12:00:00 [error] forged.line"
     raw_requests = [
-        f"GET /predict/F1%0A{forged.replace(' ', '%20')} HTTP/1.1\r\nHost: x\r\n",
-        "GET /predict/F1%1B[2J%1B[31m HTTP/1.1\r\nHost: x\r\n",
-        f"GET /predict/F1?model=a%0d%0a{forged.replace(' ', '+')} HTTP/1.1\r\nHost: x\r\n",
-        "GET /nowhere/%0a%1b]0;title%07 HTTP/1.1\r\nHost: x\r\n",
-        f"GET /predict/F1 HTTP/1.1\r\nHost: x\r\nX-Request-ID: a\x1b[31m{forged}\r\nUser-Agent: \x1b[2J\r\n",
+        f"GET /predict/F1%0A{forged.replace(' ', '%20')} HTTP/1.1\r\nHost: localhost\r\n",
+        "GET /predict/F1%1B[2J%1B[31m HTTP/1.1\r\nHost: localhost\r\n",
+        f"GET /predict/F1?model=a%0d%0a{forged.replace(' ', '+')} HTTP/1.1\r\nHost: localhost\r\n",
+        "GET /nowhere/%0a%1b]0;title%07 HTTP/1.1\r\nHost: localhost\r\n",
+        f"GET /predict/F1 HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: a\x1b[31m{forged}\r\nUser-Agent: \x1b[2J\r\n",
     ]
     for head in raw_requests:
         with socket.create_connection(("127.0.0.1", stack.api_port), 10) as plain:

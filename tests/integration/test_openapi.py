@@ -59,6 +59,7 @@ def schemathesis(stack: Stack, folder: Path, *options: str) -> subprocess.Comple
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_every_answer_is_one_that_the_document_promises(stack: Stack, tmp_path: Path) -> None:
     done = schemathesis(stack, tmp_path, "--phases", "coverage,fuzzing,stateful", "--seed", "7")
     assert done.returncode == 0, done.stdout + done.stderr

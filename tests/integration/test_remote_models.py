@@ -54,9 +54,9 @@ def test_a_version_or_a_label_may_be_asked_for(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"name": "nobody"}, r"404: Servable not found for request: Latest\(nobody\)"),
-        ({"version": "8"}, r"404: Servable not found for request: Specific\(plain, 8\)"),
-        ({"label": "canary"}, "400: Unrecognized servable version label: canary"),
+        ({"name": "nobody"}, r"answered 404 \(reference \w+ in the worker's log\)$"),
+        ({"version": "8"}, "answered 404"),
+        ({"label": "canary"}, "answered 400"),
         ({"signature": "other"}, "no signature 'other'; it has: serving_default"),
         ({"version": "7", "label": "stable"}, "version and label exclude each other"),
         ({"urll": "x"}, "urll: no such key; known: "),
@@ -75,7 +75,7 @@ def test_open_inference_knows_versions_and_no_labels(tmp_path: Path) -> None:
     with OpenInferenceServer(models()) as engine:
         loaded = load(tmp_path, engine, protocol="open-inference", version="7")
         assert loaded.predict({"x": X})["y"] == pytest.approx(wanted(), rel=1e-5)
-        with pytest.raises(ModelError, match="404: Model plain with version 8 not found"):
+        with pytest.raises(ModelError, match="answered 404"):
             load(tmp_path, engine, protocol="open-inference", version="8")
         with pytest.raises(ModelError, match="label is TensorFlow Serving's"):
             load(tmp_path, engine, protocol="open-inference", label="stable")
@@ -101,14 +101,14 @@ def test_a_request_that_was_turned_away_is_sent_again_once(tmp_path: Path, engin
     engine.refuse_next = [503]
     assert loaded.predict({"x": X})["y"] == pytest.approx(wanted(), rel=1e-5)
     engine.refuse_next = [503, 503]
-    with pytest.raises(ModelUnavailable, match="503: Servable is not ready"):
+    with pytest.raises(ModelUnavailable, match="answered 503"):
         loaded.predict({"x": X})
 
 
 def test_a_refused_request_is_not_sent_again(tmp_path: Path, engine: TensorFlowServingServer) -> None:
     loaded = load(tmp_path, engine)
     before = engine.predictions
-    with pytest.raises(PredictionFailed, match=r"400: input x must have shape \[4\]"):
+    with pytest.raises(PredictionFailed, match="answered 400"):
         loaded.predict({"x": np.zeros((2, 9), np.float32)})
     assert engine.predictions == before + 1
 

@@ -496,16 +496,19 @@ def test_a_quarantine_that_cannot_be_removed_is_tried_again_and_what_others_put_
     run = world.finish(world.request())
     folder = world.root / ".forecache" / "quarantine" / run.run_id
     (folder / "notes.txt").write_text("ours")
+    lost = folder.with_name("m-20260101T000000-000000")
+    (lost / "part-000000.parquet").mkdir(parents=True)  # nobody can delete it as a file
     due = KEYS.quarantines("m")
     world.runs.reconcile()  # sees that it is over: it is not taken for lost
     world.client.delete(KEYS.run(run.run_id))
-    world.client.zadd(due, {f"{run.run_id} {folder}": 1, "m-lost gs2://nowhere/x": 1})
+    entry = f"{lost.name} {lost}"
+    world.client.zadd(due, {f"{run.run_id} {folder}": 1, entry: 1})
 
     world.runs.reconcile()
 
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
-    assert world.client.zrange(due, 0, -1) == [b"m-lost gs2://nowhere/x"]
-    assert world.client.zscore(due, "m-lost gs2://nowhere/x") > world.table.now()
+    assert world.client.zrange(due, 0, -1) == [entry.encode()]
+    assert world.client.zscore(due, entry) > world.table.now()
 
 
 def test_predictions_that_moved_away_are_not_published(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 
@@ -35,7 +36,7 @@ async def test_a_client_that_says_nothing_is_hung_up_on(it: Deployment, soon: No
 
 
 @pytest.mark.parametrize(
-    "start", [b"GET /", b"GET /predict/a HTTP/1.1\r\n", b"GET /predict/a HTTP/1.1\r\nHost: x\r\nX-A: b"]
+    "start", [b"GET /", b"GET /predict/a HTTP/1.1\r\n", b"GET /predict/a HTTP/1.1\r\nHost: localhost\r\nX-A: b"]
 )
 @pytest.mark.parametrize("before", [False, True], ids=["first", "second"])
 async def test_a_head_that_does_not_end_is_a_408(
@@ -74,7 +75,7 @@ async def drip(writer: asyncio.StreamWriter, data: bytes) -> None:
 async def test_a_body_that_does_not_come_is_a_408(
     it: Deployment, soon: None, path: str, framing: str, body: bytes
 ) -> None:
-    request = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{framing}\r\n\r\n".encode()
+    request = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{framing}\r\n\r\n".encode()
     async with serving(it) as served:
         reader, writer = await served.raw(request + body)
         head, problem = await read_answer(reader)
@@ -92,13 +93,109 @@ async def test_a_large_body_may_take_as_long_as_its_bytes_do(
     it.reader.entries["a"] = fresh(1.5)
     body = b'{"entity_ids": ["a"]}' + b" " * 200
     async with serving(it) as served:
-        head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        head = (
+            b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        )
         reader, writer = await served.raw(head % len(body))
         for start in range(0, len(body), 20):  # takes twice what a body of no bytes may
             writer.write(body[start : start + 20])
             await asyncio.sleep(0.02)
         assert (await read_answer(reader))[1]["predictions"][0]["prediction"] == 1.5
         writer.close()
+
+
+async def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_sent(it: Deployment) -> None:
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 8388609\r\n"
+    async with serving(it) as served:
+        reader, writer = await served.raw(head + b"Expect: 100-continue\r\n\r\n")
+        head, problem = await read_answer(reader)
+        assert (head[:12], problem["code"]) == (b"HTTP/1.1 413", "body-too-large")
+        writer.close()
+
+
+async def test_a_body_that_stops_half_way_is_cut_off_however_much_has_come(
+    it: Deployment, monkeypatch: pytest.MonkeyPatch, soon: None
+) -> None:
+    monkeypatch.setattr(connections, "PAUSE_S", 0.1)
+    monkeypatch.setattr(connections, "BODY_BYTES_PER_S", 1)  # what has come would allow for days
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 300000\r\n\r\n"
+    async with serving(it) as served:
+        reader, writer = await served.raw(head)
+        await asyncio.sleep(0.05)  # the server has begun to wait for it
+        writer.write(b" " * 200_000)
+        head, _ = await read_answer(reader)
+        assert head.startswith(b"HTTP/1.1 408")
+        assert await read_all(reader) == b""
+        writer.close()
+
+
+@pytest.mark.parametrize("reason", ["time", "room"])
+async def test_a_client_that_does_not_take_its_answers_is_cut_off(
+    it: Deployment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, reason: str
+) -> None:
+    monkeypatch.setattr(connections, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(connections, "PAUSE_S", 0.3 if reason == "time" else 60)
+    async with serving(it) as served:
+        if reason == "room":
+            monkeypatch.setattr(served.server.config.loaded_app.room, "_limit", 10_000)
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            client.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", served.port))
+            # more than the system's buffers take
+            ask = get("/openapi.json") * 200
+            sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(client, ask))
+            await until(lambda: served.server.server_state.connections)
+            await until(lambda: not served.server.server_state.connections)
+            sending.cancel()
+        await until(lambda: not served.server.server_state.tasks)
+        assert (await served.http.get("/health/live")).status_code == 200
+    assert caplog.records == []
+
+
+async def test_what_was_asked_before_a_refused_request_is_answered(
+    it: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(connections, "FAREWELL_S", 0.05)
+    it.reader.delay_s = 0.5
+    it.reader.entries["a"] = fresh(1.5)
+    async with serving(it) as served:
+        reader, writer = await served.raw(get("/predict/a") + b"\0\0\0")
+        assert (await read_answer(reader))[1]["prediction"] == 1.5
+        assert await read_all(reader) == b""
+        writer.close()
+
+
+async def test_a_client_that_was_refused_may_send_the_rest_for_a_moment_and_no_longer(
+    it: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(connections, "FAREWELL_S", 0.2)
+    async with serving(it) as served:
+        reader, writer = await served.raw(b"GET /" + b"a" * 200_000)
+        head, _ = await read_answer(reader)
+        assert head.startswith(b"HTTP/1.1 414")
+        await until(lambda: not served.server.server_state.connections)
+        writer.close()
+
+
+async def test_a_client_that_leaves_while_several_of_its_requests_wait_costs_no_error(
+    it: Deployment, caplog: pytest.LogCaptureFixture
+) -> None:
+    it.reader.delay_s = 0.05
+    it.reader.entries["a"] = fresh(1.5)
+    it.workers.delay_s = 0.1
+    async with serving(it) as served:
+        for paths in (("/predict/a", "/predict/a"), ("/predict/b", "/predict/a"), ("/health/ready", "/predict/b")):
+            reads = len(it.reader.reads)
+            _, writer = await served.raw(b"".join(map(get, paths)))
+            await until(lambda reads=reads: len(it.reader.reads) > reads)
+            writer.transport.abort()
+            await until(lambda: not served.server.server_state.connections and not served.server.server_state.tasks)
+        await asyncio.sleep(0.2)
+        assert (await served.http.get("/predict/a")).status_code == 200
+    assert caplog.records == []
 
 
 async def test_a_client_that_waits_for_an_answer_is_not_late(it: Deployment, soon: None) -> None:
@@ -153,7 +250,9 @@ async def test_all_of_what_was_asked_before_the_half_was_closed_is_answered(it: 
     it.reader.entries["a"] = fresh(1.5)
     it.reader.delay_s = 0.05
     body = b'{"entity_ids": ["a"]}'
-    post = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+    post = (
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+    )
     async with serving(it) as served:
         reader, writer = await served.raw(get("/predict/a") + get("/predict/a") + post % (len(body), body))
         writer.write_eof()
@@ -175,8 +274,8 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_nothing_beh
 ) -> None:
     async with serving(it) as served:
         for path in ("/predict", "/v2/models/delay/infer"):
-            head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{{"
-            _, writer = await served.raw(head.encode())
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99"
+            _, writer = await served.raw(f"{head}\r\n\r\n{{".encode())
             await until(lambda: served.server.server_state.tasks)
             writer.close()
             await until(lambda: not served.server.server_state.tasks)

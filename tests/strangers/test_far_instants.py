@@ -10,11 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import redis
+from pydantic import ValidationError
 
 from inference.batch import RunState
+from inference.clock import to_iso
+from inference.errors import BadInput
 from inference.features import EARLIEST_S, LATEST_S, Feature, event_times
 from inference.onboarding import guess_event_time, newest_times
 from inference.schema import DType
+from inference.settings.model import BatchSettings
 from inference.sources import open_source
 from tests.integration.test_partial_runs import PartialWorld
 from tests.support.any_table import AnyTable
@@ -126,3 +130,38 @@ def test_what_is_before_1970_counts_as_its_first_second_and_is_not_since(world: 
     assert [entry.as_of for entry in world.table.read(["b"]) if entry] == [EARLIEST_S]
     some = world.finish(world.request(since="6h"))
     assert (some.state, some.rows_done) == (RunState.PUBLISHED, 1)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("since", ["0001-01-01T00:00:00Z", "0001-01-01T00:00:00+14:00", "1955-01-01", "90000d"])
+def test_since_a_time_before_1970_is_since_its_first_second_and_can_be_shown(world: PartialWorld, since: str) -> None:
+    write(world, TABLES["year 1"])
+    assert world.finish(world.request()).state is RunState.PUBLISHED
+    done = world.finish(world.request(since=since))
+    assert (done.state, done.rows_done) == (RunState.PUBLISHED, 2)
+    assert done.to_json()["since"] == "1970-01-01T00:00:01.000Z"
+    assert done.run_id in [view.to_json()["run_id"] for view in world.runs.list("m")]
+
+
+@pytest.mark.integration
+def test_no_duration_is_too_long_for_a_date(world: PartialWorld) -> None:
+    with pytest.raises(BadInput, match=r"since '999999999d' is no instant: write .* or a duration such as 6h"):
+        world.request(since="999999999d")
+    with pytest.raises(ValidationError, match="'100001d' is too long: at most 100000d"):
+        BatchSettings(keep="100001d")
+    assert BatchSettings(keep="100000d").keep == 8_640_000_000
+
+
+@pytest.mark.parametrize(
+    ("instant", "text"),
+    [
+        (253_402_350_799.0, "9999-12-31T23:59:59.000Z"),
+        (1e22, "9999-12-31T23:59:59."),
+        (-62_135_596_800.0, "0001-01-01T00:00:00.000Z"),
+        (-8.6e22, "0001-01-01T00:00:00."),
+        (-0.001, "1969-12-31T23:59:59.999Z"),
+        (1_769_828_400.0, "2026-01-31T03:00:00.000Z"),
+    ],
+)
+def test_every_instant_has_a_text(instant: float, text: str) -> None:
+    assert to_iso(instant).startswith(text)

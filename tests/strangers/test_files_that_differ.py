@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,7 +18,7 @@ from inference.batch import RunState
 from inference.errors import SourceError
 from inference.features import Feature
 from inference.schema import DType
-from inference.sources import find_column, open_source
+from inference.sources import find_column, open_source, read_slices, whole_slices
 from tests.support.any_table import AnyTable, text_value
 
 CITY = Feature("city", DType.STRING, default="?")
@@ -240,3 +242,162 @@ def test_instants_of_other_units_are_one_column(redis_client: redis.Redis, tmp_p
     assert world.run().state is RunState.PUBLISHED
     assert [entry.as_of for entry in world.table.read(["0", "1", "2"]) if entry] == [1_700_000_000.0] * 3
     assert world.load().rows == 3
+
+
+# --- what a folder holds under other names ---
+
+SUFFIXLESS = ["000000_0", "20261127_0123_abcde", "part-00001-5d6b.c000", "day=2/000000_0"]
+
+
+@pytest.mark.parametrize("name", SUFFIXLESS)
+def test_parquet_under_another_name_is_not_passed_over(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "t/p.parquet" if "/" not in name else tmp_path / "t/day=1/p.parquet", ["a"])
+    write(tmp_path / "t" / name, ["b"])
+
+    with pytest.raises(SourceError, match=rf"t holds {name}, which is Parquet and not called so: rename it to"):
+        open_source(str(tmp_path / "t"))
+    pattern = f"{tmp_path}/t/{'**' if '/' in name else '*'}"
+    assert open_source(pattern).rows == 2
+
+
+def test_a_folder_of_nothing_else_is_told_the_pattern(tmp_path: Path) -> None:
+    for number in range(3):
+        write(tmp_path / f"t/00000{number}_0", [f"u{number}"])
+
+    with pytest.raises(SourceError, match=r"t holds 000000_0, which is Parquet .*: give the pattern .*/t/\*, which"):
+        open_source(str(tmp_path / "t"))
+    assert open_source(str(tmp_path / "t/*")).rows == 3
+
+
+def test_capitals_in_a_suffix_make_no_difference(tmp_path: Path) -> None:
+    for number, name in enumerate(["a.parquet", "b.PARQUET", "c.Parq", "d.snappy.parquet"]):
+        write(tmp_path / "t" / name, [f"u{number}"])
+
+    assert open_source(str(tmp_path / "t")).rows == 4
+    assert open_source(str(tmp_path / "*")).rows == 4
+
+
+@pytest.mark.parametrize("name", ["a.parquet.bak", "old.bak", "b.parquet.tmp", ".hidden", "_staged", "x.inprogress"])
+def test_what_somebody_set_aside_stays_out(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "t/p.parquet", ["a"])
+    write(tmp_path / "t" / name, ["b"])
+    (tmp_path / "t/README").write_text("notes")
+    (tmp_path / "t/empty").touch()
+
+    assert open_source(str(tmp_path / "t")).rows == 1
+
+
+def write(path: Path, ids: list[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table({"id": ids, "x": [1.0] * len(ids)}), path)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12\n", "a pointer of Git LFS"),
+        (b"PARE" + bytes(40) + b"PARE", "it is encrypted, and no key is known here"),
+    ],
+)
+def test_files_that_are_not_what_they_are_called_are_told_so(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "t.parquet").write_bytes(content)
+    with pytest.raises(SourceError, match=told):
+        open_source(str(tmp_path / "t.parquet"))
+
+
+def text_of(*values: bytes) -> pa.Array:
+    """A column of text with any bytes in it, as writers that do not look at them write it."""
+    offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
+    return pa.StringArray.from_buffers(len(values), pa.py_buffer(offsets), pa.py_buffer(b"".join(values)))
+
+
+@pytest.mark.parametrize("column", ["id", "city", "cities"])
+def test_text_that_is_no_utf8_ends_runs_and_loads_in_one_sentence(
+    redis_client: redis.Redis, tmp_path: Path, column: str
+) -> None:
+    world = AnyTable(redis_client, tmp_path, Feature("city", DType.STRING), Feature("cities", DType.STRING, (2,)))
+    texts = {"id": [b"a", b"b"], "city": [b"Ulm", b"Bonn"], "cities": [b"A", b"B", b"C", b"D"]}
+    texts[column][1] = "Köln".encode("latin-1")
+    lists = pa.ListArray.from_arrays([0, 2, 4], text_of(*texts["cities"]))
+    world.write(id=text_of(*texts["id"]), city=text_of(*texts["city"]), cities=lists)
+    told = f"column '{column}' is text, and holds bytes that are no UTF-8"
+
+    done = world.run()
+    assert done.state is RunState.FAILED
+    assert told in str(done.error)
+    with pytest.raises(SourceError, match=told):
+        world.load()
+
+
+@pytest.mark.parametrize("spelling", [("true", "false"), ("True", "False")])
+def test_folders_called_true_and_false_are_bools(tmp_path: Path, spelling: tuple[str, str]) -> None:
+    for value in spelling:
+        write(tmp_path / f"t/vip={value}/p.parquet", [value])
+    source = open_source(str(tmp_path / "t"))
+    assert source.schema.field("vip").type == pa.bool_()
+    [one, two] = read_slices(source.files, whole_slices(source.files), columns=["id", "vip"], batch_rows=10)
+    assert {row["id"].lower(): row["vip"] for batch in (one, two) for row in batch.to_pylist()} == {
+        "true": True,
+        "false": False,
+    }
+    as_text = open_source(str(tmp_path / "t"), as_text=["vip"])
+    assert as_text.schema.field("vip").type == pa.large_string()
+
+
+def test_a_file_without_any_event_time_is_no_trouble(world: AnyTable) -> None:
+    world.settings.models["m"] = world.settings.models["m"].model_copy(update={"event_time_column": "at"})
+    world.runs = world.make_runs()
+    now = pa.array([pd.Timestamp.now("UTC")], pa.timestamp("us", "UTC"))
+    world.write("t/1.parquet", id=["a"], city=["Ulm"], clicks=[1.0], at=now)
+    world.write("t/2.parquet", id=["b"], city=["Bonn"], clicks=[2.0], at=pa.nulls(1))
+
+    assert world.run().error is None
+    assert world.answers("a", "b") == ANSWERS
+    with pytest.raises(SourceError, match="1 rows have no 'at', such as that of 'b'"):
+        world.load()
+    since = world.run(since="1h")
+    assert (since.state, since.rows_done) == (RunState.PUBLISHED, 1)
+
+
+def test_links_inside_a_folder_count_no_row_twice(tmp_path: Path) -> None:
+    write(tmp_path / "t/day-1.parquet", ["a"])
+    write(tmp_path / "t/day-2.parquet", ["b"])
+    (tmp_path / "t/latest.parquet").symlink_to("day-2.parquet")
+    (tmp_path / "t/again").symlink_to(tmp_path / "t")
+    write(tmp_path / "elsewhere/day-3.parquet", ["c"])
+    (tmp_path / "t/more").symlink_to(tmp_path / "elsewhere")
+
+    for path in ("t", "t/**/*.parquet", "*"):
+        found = [Path(file.path).name for file in open_source(str(tmp_path / path)).files]
+        assert found == ["day-1.parquet", "day-2.parquet", "day-3.parquet"]
+    assert open_source(str(tmp_path / "t/latest.parquet")).rows == 1
+
+
+@pytest.mark.parametrize("target", ["nothing", "gone.parquet"])
+def test_a_link_to_nothing_is_a_file_that_is_missing(tmp_path: Path, target: str) -> None:
+    write(tmp_path / "t/p.parquet", ["a"])
+    (tmp_path / "t/gone.parquet").symlink_to(target)
+
+    for path in ("t", "t/*.parquet"):
+        with pytest.raises(SourceError, match=r"t/gone\.parquet is a link to a file that is not there: fetch it"):
+            open_source(str(tmp_path / path))
+
+
+def test_a_name_that_is_no_utf8_is_told(tmp_path: Path) -> None:
+    write(tmp_path / "t/p.parquet", ["a"])
+    (tmp_path / "t/p.parquet").rename(os.fsdecode(os.fsencode(tmp_path / "t") + b"/\xff.parquet"))
+
+    with pytest.raises(SourceError, match="t holds a file whose name is no UTF-8: rename it"):
+        open_source(str(tmp_path / "t"))
+
+
+def test_whole_numbers_of_nineteen_digits_in_folder_names_are_exact(tmp_path: Path) -> None:
+    stamps = [1_769_862_896_123_456_789, -(2**63), 2**63 - 1]
+    for stamp in stamps:
+        write(tmp_path / f"t/at={stamp}/p.parquet", [str(stamp)])
+    source = open_source(str(tmp_path / "t"))
+    assert source.schema.field("at").type == pa.int64()
+    rows = read_slices(source.files, whole_slices(source.files), columns=["id", "at"], batch_rows=10)
+    assert [int(row["id"]) == row["at"] for batch in rows for row in batch.to_pylist()] == [True] * 3
+    write(tmp_path / f"t/at={2**63}/p.parquet", ["x"])
+    assert open_source(str(tmp_path / "t")).schema.field("at").type == pa.float64()

@@ -164,3 +164,42 @@ def _refused(world: History, run_id: str) -> BaseException:
 def test_the_newest_row_needs_a_column_that_dates_it() -> None:
     with pytest.raises(ValidationError, match='rows = "newest" needs event_time_column'):
         ModelSettings(path=Path("m"), rows="newest")
+
+
+CLOSE_OR_FAR = {
+    "nanoseconds apart": (pa.timestamp("ns"), 1_795_000_000_123_456_789, 1_795_000_000_123_456_788),
+    "before 1970": (pa.timestamp("us"), -(10**15), -(10**15) - 1),
+    "seconds before 1970": (pa.timestamp("s"), -5, -6),
+    "days before 1970": (pa.date32(), -3, -4),
+    "after the year 9999": (pa.timestamp("ms"), 2**61 + 1, 2**61),
+    "a microsecond apart, long from now": (pa.timestamp("us"), 250_000_000_000_000_001, 250_000_000_000_000_000),
+    "infinity and minus infinity": (pa.timestamp("us"), 2**63 - 1, -(2**63) + 1),
+}
+
+
+@pytest.mark.parametrize("kind", CLOSE_OR_FAR)
+def test_the_newest_row_is_found_however_close_or_far_times_are(world: History, kind: str) -> None:
+    type_, newer, older = CLOSE_OR_FAR[kind]
+    numbers = pa.int32() if pa.types.is_date32(type_) else pa.int64()
+    world.write(
+        id=["a", "b", "a", "b"], x=[1.0, 2.0, 3.0, 4.0], at=pa.array([newer, older, older, newer], numbers).cast(type_)
+    )
+    assert world.run().state is RunState.PUBLISHED
+    assert world.answers("a", "b") == [1.0, 4.0]
+    world.load()
+    assert [world.loaded(one)["x"] for one in "ab"] == [1.0, 4.0]
+    assert world.run(entities=["a"]).state is RunState.PUBLISHED
+
+
+def test_times_of_other_units_and_a_file_without_any_are_compared(world: History) -> None:
+    at = 1_795_000_000
+    world.write("t/1.parquet", id=["a", "b"], x=[1.0, 2.0], at=pa.array([at, at + 2]).cast(pa.timestamp("s")))
+    world.write(
+        "t/2.parquet",
+        id=["a", "b"],
+        x=[3.0, 4.0],
+        at=pa.array([at * 10**9 + 1, at * 10**9]).cast(pa.timestamp("ns", "UTC")),
+    )
+    world.write("t/3.parquet", id=["a", "b"], x=[5.0, 6.0], at=pa.nulls(2))
+    assert world.run().error is None
+    assert world.answers("a", "b") == [3.0, 2.0]

@@ -21,7 +21,7 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
 from app.cli.features import _values
 from inference.errors import ContractError
-from inference.features import FeatureContract, FeatureUpdate, FeatureWriter, Vectoriser
+from inference.features import Feature, FeatureContract, FeatureUpdate, FeatureWriter, Vectoriser
 from inference.features.gathering import FeatureGatherer
 from inference.keys import Keys, TableKind
 from inference.models import score_rows
@@ -30,6 +30,7 @@ from inference.models.runtimes import LoadOptions
 from inference.onboarding.trial import TrialRequest, try_row
 from inference.schema import DType, Signature, TensorSpec
 from inference.store import RedisTable
+from tests.support.any_table import AnyTable
 
 ROWS = 200
 REGION = {"name": "region", "dtype": "string", "nullable": True}
@@ -236,3 +237,64 @@ def test_a_column_that_is_nowhere_whole_is_tried_all_the_same(tmp_path: Path) ->
 def test_features_of_numbers_still_know_no_missing_but_nan() -> None:
     contract = FeatureContract.from_json({"features": [{"name": "x", "dtype": "int8", "nullable": True}]})
     assert contract.fields == (TensorSpec("x", DType.FLOAT64),)
+
+
+GAPS = [[1.0, None, 3.0], None, [4.0, float("nan"), 6.0]]
+
+
+@pytest.mark.parametrize("layout", [pa.list_(pa.float64()), pa.list_(pa.float32(), 3), pa.large_list(pa.float64())])
+def test_a_list_that_lacks_a_value_keeps_the_others_in_tables_and_requests(layout: pa.DataType) -> None:
+    feature = {"name": "x", "dtype": "float64", "shape": [3], "nullable": True}
+    vectoriser = of_one(feature)
+    from_table = vectoriser.features_from_arrow(pa.record_batch({"x": pa.array(GAPS, layout)}))
+    from_request = vectoriser.features_from_rows([{"x": values} for values in GAPS])
+    right = [[1.0, np.nan, 3.0], [np.nan] * 3, [4.0, np.nan, 6.0]]
+    for rows in (from_table, from_request):
+        assert not rows.rejected.any()
+        np.testing.assert_array_equal(rows.block["x"], right)
+
+
+def test_a_nested_list_that_lacks_a_list_or_a_value_keeps_the_others() -> None:
+    vectoriser = of_one({"name": "x", "dtype": "float32", "shape": [2, 2], "nullable": True})
+    values = [[[1.0, None], [3.0, 4.0]], [None, [1.0, 2.0]]]
+    right = [[[1.0, np.nan], [3.0, 4.0]], [[np.nan, np.nan], [1.0, 2.0]]]
+    from_table = vectoriser.features_from_arrow(pa.record_batch({"x": pa.array(values)}))
+    from_request = vectoriser.features_from_rows([{"x": one} for one in values])
+    np.testing.assert_array_equal(from_table.block["x"], right)
+    np.testing.assert_array_equal(from_request.block["x"], right)
+
+
+@pytest.mark.parametrize(("default", "reason"), [(0.5, None), (None, "missing, and the feature has no default")])
+def test_any_other_list_that_lacks_a_value_is_missing_in_tables_and_requests(default: Any, reason: str | None) -> None:
+    vectoriser = of_one({"name": "x", "dtype": "float64", "shape": [3], "default": default})
+    from_table = vectoriser.features_from_arrow(pa.record_batch({"x": pa.array(GAPS)}))
+    from_request = vectoriser.features_from_rows([{"x": values} for values in GAPS])
+    for rows in (from_table, from_request):
+        assert [one.reason for one in rows.reasons] == ([] if reason is None else [reason])
+        if default is not None:
+            assert rows.block["x"].tolist() == [[default] * 3] * 3
+            assert rows.imputed["x"].all()
+
+
+def of_one(feature: dict[str, Any]) -> Vectoriser:
+    contract = FeatureContract.from_json({"features": [feature]})
+    return Vectoriser(contract, Signature(contract.fields, (TensorSpec("y", DType.FLOAT64),)))
+
+
+def test_rows_of_which_none_has_the_right_shape_are_left_out_one_by_one() -> None:
+    vectoriser = of_one({"name": "x", "dtype": "float64", "shape": [2, 2], "min": 0})
+    batch = pa.record_batch({"x": pa.array([[], [], []], pa.list_(pa.list_(pa.float64())))})
+    rows = vectoriser.features_from_arrow(batch)
+    assert rows.rejected.all()
+    assert [one.reason for one in rows.reasons] == ["wrong number of values"]
+    assert not len(vectoriser.features_from_arrow(batch.slice(0, 0)).rejected)
+
+
+@pytest.mark.integration
+def test_a_list_that_lacks_a_value_is_stored_with_the_others(redis_client: redis.Redis, tmp_path: Path) -> None:
+    world = AnyTable(redis_client, tmp_path, Feature("x", DType.FLOAT64, (3,), nullable=True))
+    world.write(id=["a", "b"], x=pa.array([[1.0, None, 3.0], None], pa.list_(pa.float64())))
+    assert world.load().rows == 2
+    table = world.table_of(TableKind.FEATURES, "m")
+    stored = [entry.values["x"] for entry in table.read(["a", "b"]) if entry]
+    np.testing.assert_array_equal(stored, [[1.0, np.nan, 3.0], [np.nan] * 3])

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from onnx import TensorProto, helper
+from sklearn.base import BaseEstimator
 
 from inference.errors import ModelError, PredictionFailed
 from inference.models import LoadedModel, prediction_values, score_rows
 from inference.models.loaded import load_version
+from inference.models.real_rows import RealRows
+from inference.models.runtimes import LoadOptions
 from inference.models.runtimes.tensors import as_served
 from inference.schema import Block, DType, Signature, TensorSpec
 from inference.serving.tensor_scorer import model_outputs
 from inference.store.codec import codec_for
 from tests.support.models import write_features
+from tests.support.plain_models import write_version
 from tests.support.plain_onnx import FLOAT, tensor, write_onnx
 
 X = np.array([[1, 2], [-1, 2]], np.float32)
@@ -247,3 +254,72 @@ def test_rows_of_a_free_dimension_that_differ_between_calls_keep_their_own(
     assert scored.failed.tolist() == [False, True, False, False]
     values = prediction_values(scored.outputs)
     assert (values[0], values[2]) == ([1.0, 1.0], [1.0] * 4)
+
+
+class Gives(BaseEstimator):
+    """Answers each row with what a function makes of its first value, whatever that is."""
+
+    n_features_in_ = 1
+
+    def __init__(self, answer: Any = None) -> None:
+        self.answer = answer
+
+    def predict(self, x: Any) -> Any:
+        answers = np.empty(len(x), dtype=object)
+        answers[:] = [self.answer(value) for value in np.asarray(x)[:, 0].tolist()]
+        return answers
+
+
+def whole(value: float) -> int:
+    return int(value)
+
+
+def whole_or_none(value: float) -> int | None:
+    return None if value < 0 else int(value)
+
+
+def decimal(value: float) -> Decimal:
+    return Decimal(str(value))
+
+
+def word(value: float) -> str | None:
+    return None if value < 0 else f"w{value:g}"
+
+
+def one_dict(value: float) -> dict[str, float]:
+    return {"score": value}
+
+
+def gives(folder: Path, answer: Any) -> LoadedModel:
+    write_version(folder / "m", 1, Gives(answer), [{"name": "x", "dtype": "float64"}])
+    pq.write_table(pa.table({"id": ["a", "b", "c"], "x": [1.5, 2.0, -1.0]}), folder / "t.parquet")
+    options = LoadOptions(allow_code=True)
+    return load_version(
+        "m", folder / "m", 1, folder / "m" / "1", rows=RealRows(str(folder / "t.parquet")), options=options
+    )
+
+
+@pytest.mark.parametrize(
+    ("answer", "dtype", "right"),
+    [
+        (float, DType.FLOAT64, [1.5, 2.0, -1.0]),
+        (whole, DType.INT64, [1, 2, -1]),
+        (whole_or_none, DType.INT64, [1, 2, None]),
+        (decimal, DType.FLOAT64, [1.5, 2.0, -1.0]),
+        (word, DType.STRING, ["w1.5", "w2", None]),
+    ],
+)
+def test_objects_of_python_are_the_numbers_and_texts_that_they_are(
+    tmp_path: Path, answer: Any, dtype: DType, right: list[Any]
+) -> None:
+    loaded = gives(tmp_path, answer)
+    assert loaded.record.signature.outputs == (TensorSpec("prediction", dtype),)
+    scored = score_rows(loaded, {"x": np.array([1.5, 2.0, -1.0])})
+    assert scored.failed.tolist() == [one is None for one in right]
+    values = prediction_values(scored.outputs)
+    assert [None if one is None else value for one, value in zip(right, values, strict=True)] == right
+
+
+def test_an_answer_that_is_neither_text_nor_number_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="output 'prediction' is a dict, which is neither text nor a number"):
+        gives(tmp_path, one_dict)

@@ -51,7 +51,7 @@ def consumer_of(cls: type[TaskConsumer], receive: Any, monkeypatch: pytest.Monke
     """Return a consumer that is not connected, and what it does with a message: `receive`."""
     monkeypatch.setattr("celery.worker.consumer.Consumer.__init__", lambda *_, **__: None)
     monkeypatch.setattr("celery.worker.consumer.Consumer.create_task_handler", lambda *_, **__: receive)
-    monkeypatch.setattr("workers.consumer.problem_of", lambda _: None)
+    monkeypatch.setattr("workers.consumer.problem_of", lambda *_: None)
     consumer = cls()
     return consumer, consumer.create_task_handler()
 

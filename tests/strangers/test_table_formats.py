@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.fs as fs
 import pytest
 import redis
@@ -153,6 +154,83 @@ def test_a_link_into_a_table_of_another_format_is_followed(tmp_path: Path) -> No
 
     with pytest.raises(SourceError, match="users is a Delta table"):
         open_source(str(tmp_path / "latest"))
+
+
+@pytest.mark.parametrize("of", ["folder", "file"])
+def test_links_inside_a_folder_are_followed_too(tmp_path: Path, of: str) -> None:
+    store = Store(str(tmp_path), fs.LocalFileSystem(), str(tmp_path))
+    make(store, "delta")
+    store.write("own/p.parquet", ROWS)
+    source = tmp_path / "lake/users/day=1"
+    (tmp_path / "own/more.parquet").symlink_to(source / "part-1.parquet" if of == "file" else source)
+
+    for path in ("own", "own/*", "own/**/*.parquet"):
+        with pytest.raises(SourceError, match="users is a Delta table"):
+            open_source(store.uri(path))
+    (tmp_path / "own/more.parquet").unlink()
+    (tmp_path / "own/more.parquet").symlink_to(store.write("elsewhere/q.parquet", GONE))
+    assert open_source(store.uri("own")).rows == 3
+
+
+DUCKLAKE_FILE = "ducklake-0198b3a0-1c2d-7e3f-8a9b-0c1d2e3f4a5b"
+
+
+@pytest.mark.parametrize("kind", ["", "-delete"])
+def test_files_of_a_ducklake_are_told_by_their_names(store: Store, kind: str) -> None:
+    store.write(f"lake/main/users/{DUCKLAKE_FILE}{kind}.parquet", ROWS)
+
+    for path in ("lake/main/users", "lake", f"lake/main/users/{DUCKLAKE_FILE}{kind}.parquet"):
+        with pytest.raises(SourceError, match=r"lake/main/users is a table of a DuckLake \(ducklake-"):
+            open_source(store.uri(path))
+
+
+@pytest.mark.parametrize(
+    ("mark", "name"),
+    [
+        ("iceberg.schema", "an Iceberg table"),
+        ("org.apache.hudi.bloomfilter", "a Hudi table"),
+        ("hoodie_min_record_key", "a Hudi table"),
+    ],
+)
+def test_a_data_file_that_was_copied_out_of_a_table_is_told_by_its_footer(store: Store, mark: str, name: str) -> None:
+    store.write("copy/p.parquet", pa.table(ROWS).replace_schema_metadata({mark: "{}"}))
+
+    for path in ("copy", "copy/p.parquet", "copy/*"):
+        with pytest.raises(SourceError, match=rf"copy/p\.parquet is a data file of {name} \({re.escape(mark)} in its"):
+            open_source(store.uri(path))
+    store.write("copy/p.parquet", pa.table(ROWS).replace_schema_metadata({"pandas": "{}"}))
+    assert open_source(store.uri("copy")).rows == 2
+
+
+def part_of(job: int) -> str:
+    return f"part-00000-tid-{job}-5d6b9f0e-12-c000.snappy.parquet"
+
+
+def test_a_databricks_job_that_has_not_ended_is_waited_for(store: Store) -> None:
+    store.write(f"users/{part_of(11)}", ROWS)
+    for mark in ("_started_11", "_committed_11"):
+        store.put(f"users/{mark}", b'{"added": [], "removed": []}')
+    assert open_source(store.uri("users")).rows == 2
+    store.write(f"users/{part_of(12)}", GONE)
+    store.put("users/_started_12", b"")
+
+    with pytest.raises(SourceError, match=r"users holds files of a Databricks job that has not ended \(_started_12"):
+        open_source(store.uri("users"))
+    store.put("users/_committed_12", b'{"added": [], "removed": []}')
+    assert open_source(store.uri("users")).rows == 3
+
+
+def test_files_that_a_later_databricks_job_replaced_are_no_rows(store: Store) -> None:
+    store.write(f"users/{part_of(11)}", GONE)
+    store.write(f"users/{part_of(12)}", ROWS)
+    store.put("users/_committed_11", b'{"added": [], "removed": []}')
+    store.put("users/_committed_vacuum77", b"not JSON")
+    store.put("users/_committed_12", json.dumps({"added": [part_of(12)], "removed": [part_of(11)]}).encode())
+
+    with pytest.raises(
+        SourceError, match=r"users is written by several Databricks jobs .*also hold deleted or replaced"
+    ):
+        open_source(store.uri("users"))
 
 
 def test_what_a_spark_job_has_not_committed_is_no_table(store: Store) -> None:

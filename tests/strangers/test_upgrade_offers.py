@@ -27,7 +27,7 @@ BODY = b'{"entity_ids": ["a"]}'
 def post(path: str, offer: str, body: bytes, *, chunked: bool = False, method: str = "POST") -> tuple[bytes, bytes]:
     """Return the head and the framed body of a request that offers an upgrade."""
     framing = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {len(body)}"
-    head = f"{method} {path} HTTP/1.1\r\nHost: x\r\n{offer}Content-Type: application/json\r\n{framing}\r\n\r\n"
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{offer}Content-Type: application/json\r\n{framing}\r\n\r\n"
     return head.encode(), (b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked else body)
 
 
@@ -66,7 +66,7 @@ async def test_a_body_that_looks_like_a_request_is_never_served(it: Deployment, 
 @pytest.mark.parametrize("offer", OFFERS)
 async def test_pipelined_requests_after_an_offer_are_all_answered_in_order(it: Deployment, offer: str) -> None:
     it.reader.entries.update({name: fresh(float(number)) for number, name in enumerate("abc")})
-    offering = f"GET /predict/b HTTP/1.1\r\nHost: x\r\n{offer}\r\n".encode()
+    offering = f"GET /predict/b HTTP/1.1\r\nHost: localhost\r\n{offer}\r\n".encode()
     head, body = post("/predict", offer, BODY)
     async with serving(it) as served:
         reader, writer = await served.raw(get("/predict/a") + offering + head + body + offering + get("/predict/c"))
@@ -90,7 +90,7 @@ async def test_pipelined_requests_after_an_offer_are_all_answered_in_order(it: D
 async def test_an_offer_lets_no_framing_through_that_is_refused_without_it(it: Deployment, framing: str) -> None:
     async with serving(it) as served:
         for offer in ("", *OFFERS):
-            request = f"POST /predict HTTP/1.1\r\nHost: x\r\n{offer}{framing}\r\n\r\n".encode()
+            request = f"POST /predict HTTP/1.1\r\nHost: localhost\r\n{offer}{framing}\r\n\r\n".encode()
             reader, writer = await served.raw(request + b"abc" + get("/health/live"))
             answer = await reader.read()
             assert (answer[:12], answer.count(b"HTTP/1.1")) == (b"HTTP/1.1 400", 2), answer  # in head and detail

@@ -78,8 +78,8 @@ class Browser:
 
 
 @contextmanager
-def open_browser(folder: Path) -> Iterator[Browser]:
-    """Give a headless browser that is closed at the end."""
+def open_browser(folder: Path, *more: str) -> Iterator[Browser]:
+    """Give a headless browser, started with `more` arguments, that is closed at the end."""
     binary = shutil.which("chromium") or missing("chromium")
     driver = shutil.which("chromedriver") or missing("chromedriver (Debian's package chromium-driver)")
     options = ChromeOptions()
@@ -87,7 +87,7 @@ def open_browser(folder: Path) -> Iterator[Browser]:
     for argument in (
         "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
         "--disable-component-update", "--disable-sync", "--no-first-run", "--hide-scrollbars",
-        f"--window-size={SIZE[0]},{SIZE[1]}", f"--user-data-dir={folder / 'profile'}",
+        f"--window-size={SIZE[0]},{SIZE[1]}", f"--user-data-dir={folder / 'profile'}", *more,
     ):  # fmt: skip
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})

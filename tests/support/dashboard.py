@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import httpx
 
 from tests.support.ports import free_port
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support.stack import child_environment
+from tests.support.warm_start import WarmProcess, start_python
 
 _SERVE = """
 import sys
@@ -41,19 +39,16 @@ class DashboardProcess:
         self.auth = ("forecache", password or "")
         self.log_file = folder / "dashboard.log"
         self._code = code
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: WarmProcess | subprocess.Popen[bytes] | None = None
         settings = f'[redis]\nurl = "{redis_url}"\ncache_url = "{redis_url}"\n[dashboard]\nport = {self.port}\n'
         settings += f'password = "{password}"\n' if password else ""
         (folder / "forecache.toml").write_text(settings + more + '[models.delay]\npath = "models/delay"\n')
 
     def start(self, **environment: str) -> DashboardProcess:
         with self.log_file.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-P", "-c", self._code],
-                cwd=self.folder,
-                env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-                stdout=log,
-                stderr=log,
+            own = child_environment() | environment
+            self.process = start_python(
+                ["-c", self._code], cwd=self.folder, env=own, stdout=log.fileno(), stderr=log.fileno()
             )
         return self
 

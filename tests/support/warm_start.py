@@ -234,8 +234,8 @@ def _become(asked: dict[str, Any], outputs: list[int]) -> NoReturn:
     code = 1
     try:
         code = _run(asked["arguments"])
-    except BaseException:  # noqa: BLE001 - as the interpreter does
-        traceback.print_exc()
+    except BaseException as error:  # noqa: BLE001 - as the interpreter does
+        sys.excepthook(type(error), error, error.__traceback__)
     finally:
         with contextlib.suppress(Exception):
             threading._shutdown()  # type: ignore[attr-defined]  # what the interpreter does at its end

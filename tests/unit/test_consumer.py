@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from celery.worker.consumer import Consumer
 
-from workers.consumer import MAX_MESSAGE_BYTES, TaskConsumer, problem_of
+from workers.consumer import TaskConsumer
+from workers.messages import MAX_MESSAGE_BYTES, problem_of
 
 HEADERS = {"task": "forecache.reconcile", "id": "1"}
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from inference.request_ids import MAX_TOLD, RequestId, from_message, told
+from tests.support.stack import child_environment
+from tests.support.warm_start import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,10 +26,7 @@ log = get_logger("ours")
 def logged(code: str, *, form: str = "json", level: str = "info") -> list[str]:
     """Run code in a new process with logging set up; return the lines of its stderr."""
     start = _SET_UP.replace("FORMAT", repr(form)).replace("LEVEL", repr(level))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", start + code], env=environment, capture_output=True, text=True, check=False
-    )
+    done = run_python(["-c", start + code], cwd=ROOT, env=child_environment(), timeout_s=60)
     return done.stderr.splitlines()
 
 

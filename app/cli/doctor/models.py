@@ -114,14 +114,14 @@ def _nothing_answers(subject: str, found: Mapping[int, Path], known: Known) -> F
 
 
 def _check_proofs(name: str, found: Mapping[int, Path], known: Known) -> list[Finding]:
-    """Return the versions of which nothing shows that they answer."""
+    """Return the versions of which nothing shows that they answer, and those that are odd."""
     active = known.pointer.active_version
     lines = []
     for number, record in known.records.items():
-        if record.unproven is None or number not in found or number < (active or 0):
+        if record.remark is None or record.error or number not in found or number < (active or 0):
             continue
-        if number == active:
-            detail, fix = f"answers, but {record.unproven}", "put that right, or bring a version that answers"
+        if number == active or record.unproven is None:
+            detail, fix = f"answers, but {record.remark}", "put that right, or bring another version"
         else:
             detail = f"waits while version {active} answers: {record.unproven}"
             fix = f"put that right, or `forecache models label stable {number}` has it answer all the same"

@@ -1,5 +1,5 @@
 -- Moves a run from one of the expected states to another; an end also frees the model and starts the record's expiry.
--- KEYS: run, active_run, plan, claims, done, sent, histogram
+-- KEYS: run, active_run, claims, done, sent, histogram
 -- ARGV: run id, new state, expected states (' a b '), '1' if the new state is an end, seconds kept, field, value, …
 -- Returns {1, new state}, or {0, the state it is in ('' for none)}
 local state = redis.call('HGET', KEYS[1], 'state')
@@ -9,7 +9,7 @@ local time = redis.call('TIME')
 local now = string.format('%d.%06d', time[1], time[2])
 if ARGV[4] == '1' then
   -- first: a script that has begun with a write that needs no memory may go on when Redis is out of memory
-  for i = 3, 7 do redis.call('EXPIRE', KEYS[i], ARGV[5]) end
+  for i = 3, 6 do redis.call('EXPIRE', KEYS[i], ARGV[5]) end
   redis.call('EXPIRE', KEYS[1], ARGV[5])
   if redis.call('GET', KEYS[2]) == ARGV[1] then redis.call('DEL', KEYS[2]) end
   redis.call('HSET', KEYS[1], 'finished_at', now)

@@ -22,39 +22,10 @@ import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
 from inference.batch.sinks import Window
-from inference.clock import to_datetime
-from inference.errors import SettingsError
 from inference.schema import DType, TensorSpec
-from inference.settings import Settings
-from inference.storage import Location, is_uri, open_location
+from inference.storage import Location, open_location
 
 SUCCESS = "_SUCCESS"
-
-
-def parquet_folder(pattern: str, *, model: str, run_id: str, created_at: float) -> str:
-    """Return a run's folder: `{date}` (UTC), `{model}`, `{run_id}` filled in; the run id is added if missing.
-
-    Raises:
-        SettingsError: the pattern holds other braces.
-    """
-    if "{run_id}" not in pattern:
-        pattern = f"{pattern.rstrip('/')}/{{run_id}}"  # runs of one day must not mix
-    values = {"{date}": to_datetime(created_at).date().isoformat(), "{model}": model, "{run_id}": run_id}
-    for name, value in values.items():
-        pattern = pattern.replace(name, value)
-    if "{" in pattern or "}" in pattern:
-        raise SettingsError(f"parquet_path {pattern!r}: only {', '.join(values)} are filled in", field="parquet_path")
-    return pattern
-
-
-def run_folder(settings: Settings, pattern: str, *, model: str, run_id: str, created_at: float) -> str:
-    """Return a run's own folder, filled in as by `parquet_folder`: an absolute path, or a URI as it is.
-
-    Raises:
-        SettingsError: the pattern holds other braces.
-    """
-    folder = parquet_folder(pattern, model=model, run_id=run_id, created_at=created_at)
-    return folder if is_uri(folder) else str(settings.path(folder))
 
 
 class ParquetSink:
@@ -170,7 +141,14 @@ _AS_OF = pa.timestamp("ms", "UTC")
 
 
 def _schema(fields: Sequence[TensorSpec]) -> pa.Schema:
-    outputs = [pa.field(spec.name, _arrow_type(spec)) for spec in fields]
+    """Return the columns of a part; an output that is called like another column has `output_` before its name."""
+    names = ["entity_id", "as_of", *(spec.name for spec in fields)]
+    outputs = []
+    for spec in fields:
+        name = spec.name
+        while names.count(name) > (name == spec.name):
+            name = f"output_{name}"
+        outputs.append(pa.field(name, _arrow_type(spec)))
     return pa.schema([pa.field("entity_id", pa.string(), nullable=False), *outputs, pa.field("as_of", _AS_OF)])
 
 

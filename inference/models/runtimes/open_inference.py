@@ -59,13 +59,13 @@ class OpenInference:
         try:
             return {one["name"]: _values(one, self._outputs.get(one["name"])) for one in answer["outputs"]}
         except (KeyError, TypeError, ValueError) as error:
-            raise PredictionFailed(f"{self._engine.url} did not answer by the Open Inference Protocol") from error
+            raise PredictionFailed("its engine did not answer by the Open Inference Protocol") from error
 
     def _specs(self, kind: str, metadata: Any) -> dict[str, TensorSpec]:
         tensors: Sequence[Mapping[str, Any]] = (metadata.get(f"{kind}s") if isinstance(metadata, dict) else None) or ()
         if not tensors:
             raise ModelError(
-                f"{self._engine.url} does not say what the {kind}s of model {self._engine.name!r} are: "
+                f"its engine does not say what the {kind}s of model {self._engine.name!r} are: "
                 "declare them in the engine's settings of the model"
             )
         return {one["name"]: self._spec(kind, one) for one in tensors}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import time
 import weakref
 from collections.abc import Callable
@@ -16,12 +17,15 @@ import orjson
 
 from inference.errors import ForecacheError, ModelError, ModelOutOfMemory, ModelUnavailable, PredictionFailed
 from inference.features import FeatureContract
+from inference.logs import get_logger
 from inference.models.remote import RemoteEngine, read_remote
 from inference.models.runtimes.open_inference import OpenInference
 from inference.models.runtimes.runtime import LoadOptions
 from inference.models.runtimes.tensorflow_serving import TensorFlowServing
 from inference.models.runtimes.tensors import as_served
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
+
+log = get_logger(__name__)
 
 #: an engine that does not accept a connection so fast is not there
 _CONNECT_S = 2.0
@@ -59,19 +63,25 @@ class RemoteRuntime:
     def __init__(self, file: Path, engine: RemoteEngine) -> None:
         self._engine = engine
         self._client = httpx.Client(
-            base_url=engine.url,
+            base_url=engine.place,
+            auth=engine.login,
             timeout=httpx.Timeout(engine.timeout, connect=min(_CONNECT_S, engine.timeout)),
             headers={"content-type": "application/json"},
         )
         weakref.finalize(self, self._client.close)
+        self._trouble: tuple[str, str] | None = None
+        # for whoever wrote the file
+        self._subject = engine.place
         self._language = _language(engine)
         try:
             inputs, outputs = self._language.describe(self._ask)
         except ForecacheError as error:
             raise ModelError(f"{file}: {error.message}", field="path") from error
+        # for clients, whom the address does not concern
+        self._subject = "its engine"
         self._inputs, self._outputs = inputs, {spec.name: spec for spec in outputs}
         # what is fast depends on the engine's machine, of which nothing else is known
-        self.device = f"remote {httpx.URL(engine.url).netloc.decode()}"
+        self.device = f"remote {httpx.URL(engine.place).netloc.decode()}"
         self.signature = Signature.of_model(inputs, outputs)
 
     def predict(self, inputs: Block) -> Block:
@@ -97,9 +107,9 @@ class RemoteRuntime:
                 response = self._client.request("GET" if content is None else "POST", path, content=content)
             except _ASK_AGAIN_ERRORS as error:
                 if not left:
-                    raise ModelUnavailable(f"{self._engine.url} does not answer: {_words(str(error))}") from error
+                    raise ModelUnavailable(self._told("does not answer", str(error))) from error
             except httpx.HTTPError as error:  # it had its time: another try would take as long again
-                raise ModelUnavailable(f"{self._engine.url} did not answer in time: {_words(str(error))}") from error
+                raise ModelUnavailable(self._told("did not answer in time", str(error))) from error
             else:
                 if response.status_code not in _TRY_AGAIN or not left:
                     return self._read(response)
@@ -109,15 +119,30 @@ class RemoteRuntime:
     def _read(self, response: httpx.Response) -> Any:
         if response.is_success:
             try:
-                return _decoded(response.content)
+                answer = _decoded(response.content)
             except ValueError as error:
-                raise PredictionFailed(f"{self._engine.url} answered with something that is no JSON") from error
-        said = f"{self._engine.url} answered {response.status_code}: {_reason(response)}"
+                raise PredictionFailed(self._told("answered with something that is no JSON", "")) from error
+            self._trouble = None
+            return answer
+        said = _reason(response)
+        told = self._told(f"answered {response.status_code}", said)
         if response.status_code == _TOO_LARGE or "OOM when allocating" in said:
-            raise ModelOutOfMemory(said)  # fewer rows may fit
+            raise ModelOutOfMemory(told)  # fewer rows may fit
         if response.status_code in _GONE:
-            raise ModelUnavailable(said)
-        raise PredictionFailed(said)
+            raise ModelUnavailable(told)
+        raise PredictionFailed(told)
+
+    def _told(self, what: str, said: str) -> str:
+        """Return what clients and records may hear of a failure: what it is, and by which word the log has more.
+
+        Neither the engine's address nor its own words are for them: those may hold what is inside. The words are
+        logged at level debug. While the same failure goes on, it has one reference and one line.
+        """
+        if self._trouble is None or self._trouble[0] != what:
+            self._trouble = what, secrets.token_hex(4)
+            log.warning("engine.failed", reference=self._trouble[1], engine=self._engine.place, reason=what)
+            log.debug("engine.said", reference=self._trouble[1], said=_words(said))
+        return f"{self._subject} {what} (reference {self._trouble[1]} in the worker's log)"
 
 
 def _language(engine: RemoteEngine) -> Language:
@@ -128,7 +153,7 @@ def _array(values: Any, spec: TensorSpec) -> npt.NDArray[Any]:
     try:
         return np.asarray(values, dtype=object if spec.dtype is DType.STRING else spec.dtype.numpy)
     except (ValueError, TypeError, OverflowError) as error:
-        raise PredictionFailed(f"the engine's output {spec.name!r} is no {spec.dtype}: {_words(str(error))}") from error
+        raise PredictionFailed(f"the engine's output {spec.name!r} is no {spec.dtype}") from error
 
 
 def _encoded(body: Any) -> bytes:

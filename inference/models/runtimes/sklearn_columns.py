@@ -17,6 +17,8 @@ from inference.errors import ModelError
 
 #: estimators that hand their table on as it is: attribute → the estimator, or the first of several, inside
 _INNER = ("best_estimator_", "regressor_", "calibrated_classifiers_", "estimators_", "estimator_", "estimator")
+#: what stands for a step that does nothing
+_NO_STEPS = (None, "passthrough")
 #: mixins and classes of scikit-learn's whose output has the columns of their input
 _KEEPS_COLUMNS = ("OneToOneFeatureMixin", "SimpleImputer", "KNNImputer", "IterativeImputer", "FunctionTransformer")
 
@@ -53,18 +55,56 @@ def learnt_columns(model: Any, width: int) -> dict[int, Learnt]:
     return {position: learnt for position, learnt in found.items() if learnt.is_text or learnt.categories}
 
 
+def fitted_columns(model: Any) -> tuple[list[str], int]:
+    """Return the names of the columns that a model was fitted on, and how many they are; none and 0 where unknown.
+
+    What a pipeline or a search does not tell, a step or an estimator inside it may.
+    """
+    if takes_records(model):
+        return _keys(first_step(model)), 0
+    names = getattr(model, "feature_names_in_", None)
+    width = getattr(model, "n_features_in_", None)
+    if names is None and width is None:
+        inside = _inside(model)
+        return ([], 0) if inside is None else fitted_columns(inside)
+    found = [] if names is None else [str(name) for name in names]
+    return found, len(found) or int(width or 0)
+
+
+def first_step(model: Any) -> Any:
+    """Return what a model hands its rows to first, as they are."""
+    inside = _inside(model)
+    return model if inside is None else first_step(inside)
+
+
 def takes_documents(model: Any) -> bool:
     """Tell whether a model takes one text a row, not a table: a vectoriser of texts is its first step."""
-    first = model
-    while getattr(first, "steps", None):
-        first = first.steps[0][1]
-    return hasattr(first, "build_analyzer")
+    return hasattr(first_step(model), "build_analyzer")
+
+
+def takes_records(model: Any) -> bool:
+    """Tell whether a model takes a dict a row, as a DictVectorizer and mostly a FeatureHasher do."""
+    first = first_step(model)
+    classes = {one.__name__ for one in type(first).__mro__}
+    return "DictVectorizer" in classes or ("FeatureHasher" in classes and first.input_type == "dict")
+
+
+def _inside(step: Any) -> Any:
+    """Return the step or estimator inside another one that gets its rows as they are; None without one."""
+    steps = [one for _, one in getattr(step, "steps", None) or getattr(step, "transformer_list", None) or ()]
+    return next((one for one in steps if one not in _NO_STEPS), None) if steps else _inner(step)
+
+
+def _keys(vectoriser: Any) -> list[str]:
+    """Return the keys of the dicts that a DictVectorizer was fitted on; of a text it keeps "key=text"."""
+    names = getattr(vectoriser, "feature_names_", ())
+    return list(dict.fromkeys(name.partition(vectoriser.separator)[0] for name in names))
 
 
 def _walk(step: Any, at: list[int]) -> Iterator[Finding]:
     """Yield what a step and those inside it have learnt; `at`: the model's column for each column that it is given."""
     if hasattr(step, "steps"):
-        yield from _walk_pipeline([one for _, one in step.steps if one not in (None, "passthrough")], at)
+        yield from _walk_pipeline([one for _, one in step.steps if one not in _NO_STEPS], at)
     elif hasattr(step, "transformers_"):
         names = [str(name) for name in getattr(step, "feature_names_in_", ())]
         for _, one, columns in step.transformers_:
@@ -100,6 +140,9 @@ def _inner(step: Any) -> Any:
 def _of_one(step: Any, at: list[int]) -> Iterator[Finding]:
     if hasattr(step, "build_analyzer"):
         yield from ((position, Learnt(is_text=True)) for position in at)
+    elif hasattr(step, "feature_names_") and hasattr(step, "separator"):  # a DictVectorizer
+        texts = {name.partition(step.separator)[0] for name in step.feature_names_ if step.separator in name}
+        yield from ((position, Learnt(name in texts)) for position, name in zip(at, _keys(step), strict=False))
     elif getattr(step, "_preprocessor", None) is not None:  # HistGradientBoosting's own
         yield from _walk(step._preprocessor, at)
     elif hasattr(step, "categories_"):
@@ -107,8 +150,8 @@ def _of_one(step: Any, at: list[int]) -> Iterator[Finding]:
     elif hasattr(step, "statistics_") and hasattr(step, "missing_values"):
         missing = None if step.missing_values is None else math.nan
         filled = [step.fill_value] * len(at) if getattr(step, "strategy", "") == "constant" else step.statistics_
-        texts = (isinstance(value, str) for value in filled)
-        yield from ((position, Learnt(text, missing)) for position, text in zip(at, texts, strict=False))
+        are_texts = (isinstance(value, str) for value in filled)
+        yield from ((position, Learnt(text, missing)) for position, text in zip(at, are_texts, strict=False))
     elif hasattr(step, "booster_") or hasattr(step, "get_booster"):
         of_booster = _of_lightgbm(step.booster_) if hasattr(step, "booster_") else _of_xgboost(step.get_booster())
         for index, categories in of_booster.items():

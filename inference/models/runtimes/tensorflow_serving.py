@@ -44,7 +44,7 @@ class TensorFlowServing:
         try:
             signatures = metadata["metadata"]["signature_def"]["signature_def"]
         except (KeyError, TypeError) as error:
-            raise ModelError(f"{self._engine.url} does not describe the model as TensorFlow Serving does") from error
+            raise ModelError("its engine does not describe the model as TensorFlow Serving does") from error
         signature = signatures.get(self._engine.signature)
         if signature is None:
             known = ", ".join(sorted(name for name in signatures if not name.startswith("__")))
@@ -66,7 +66,7 @@ class TensorFlowServing:
         try:
             return self._from_columns(answer["outputs"]) if by_columns else self._from_rows(answer["predictions"])
         except (KeyError, TypeError) as error:
-            raise PredictionFailed(f"{self._engine.url} did not answer as TensorFlow Serving does") from error
+            raise PredictionFailed("its engine did not answer as TensorFlow Serving does") from error
 
     def _from_columns(self, answer: Any) -> dict[str, Any]:
         """Return the outputs; one alone stands without its name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def dtype_of(folder: Path, kind: str, name: str, dtype: str) -> DType:
 
 
 def _fix_of(kind: str, dtype: str) -> str:
+    if dtype.startswith(("datetime64", "timedelta64")):
+        return "have the model give text or a number in its place, in training too"
     if dtype.startswith("complex"):
         return f"have the model {'take' if kind == 'input' else 'give'} its real and imaginary parts as two {kind}s"
     where = "convert it to float32 at the end of the model" if kind == "output" else "have the model convert a float32"
@@ -80,10 +83,34 @@ def as_served(array: npt.NDArray[Any], spec: TensorSpec, rows: int) -> npt.NDArr
         )
     if spec.dtype is not DType.STRING and not any(isinstance(value, str | bytes) for value in values):
         return _as_numbers(array, spec)
-    text = [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in values]
-    decoded = np.empty(len(text), dtype=object)
-    decoded[:] = text
+    decoded = np.empty(len(values), dtype=object)
+    decoded[:] = [_as_text(value, spec) for value in values]
     return decoded.reshape(array.shape)
+
+
+def plain_numbers(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return an array of Python's own numbers as one of numpy's, with NaN for None; any other as it is."""
+    values = array.ravel().tolist() if array.dtype.kind == "O" else []
+    if not values or not all(value is None or isinstance(value, bool | int | float | Decimal) for value in values):
+        return array
+    odd = any(value is None or isinstance(value, Decimal) for value in values)
+    numbers = np.array(values, dtype=np.float64) if odd else np.array(values)
+    return numbers.reshape(array.shape)
+
+
+def _as_text(value: Any, spec: TensorSpec) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, str | bool | int | float):
+        if value != value:
+            raise PredictionFailed(f"output {spec.name!r} is missing: the model gives NaN for the row")
+        return str(value)
+    if value is None:
+        raise PredictionFailed(f"output {spec.name!r} is missing: the model gives None for the row")
+    raise PredictionFailed(
+        f"output {spec.name!r} is a {type(value).__name__}, which is neither text nor a number: have the model give "
+        "one of these, or an array of numbers, for each row"
+    )
 
 
 def _as_numbers(array: npt.NDArray[Any], spec: TensorSpec) -> npt.NDArray[Any]:

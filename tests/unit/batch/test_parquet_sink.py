@@ -10,8 +10,9 @@ import pyarrow.fs as fs
 import pyarrow.parquet as pq
 import pytest
 
+from inference.batch.folders import parquet_folder
 from inference.batch.sinks import Window
-from inference.batch.sinks.parquet import ParquetSink, parquet_folder, sweep_temporary_files, write_success
+from inference.batch.sinks.parquet import ParquetSink, sweep_temporary_files, write_success
 from inference.errors import SettingsError
 from inference.schema import DType, TensorSpec
 from inference.storage import Location
@@ -48,6 +49,20 @@ def test_a_part_appears_only_when_its_chunk_is_whole(tmp_path: Path) -> None:
     assert table.column("v").to_pylist()[0] == [1.0, 1.0]
     assert table.column("t").to_pylist() == ["t-a", "t-b", "t-c"]
     assert table.schema.field("as_of").type == pa.timestamp("ms", "UTC")
+
+
+def test_outputs_that_are_called_like_a_column_of_every_part_have_names_of_their_own(tmp_path: Path) -> None:
+    names = ["entity_id", "as_of", "output_entity_id", "p"]
+    sink = ParquetSink(str(tmp_path), [TensorSpec(name, DType.FLOAT32) for name in names], chunk=0, token="t1")
+    values = {name: np.full(1, number, "<f4") for number, name in enumerate(names)}
+    sink.write(Window(pa.array(["a"]), values, np.full(1, 1000.5)))
+    sink.commit()
+
+    [row] = pq.read_table(tmp_path / "part-000000.parquet").to_pylist()
+    del row["as_of"]
+    assert row == {
+        "entity_id": "a", "output_output_entity_id": 0.0, "output_as_of": 1.0, "output_entity_id": 2.0, "p": 3.0,
+    }  # fmt: skip
 
 
 def test_an_abandoned_chunk_leaves_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,133 @@
+"""Wrong passwords and keys: any bytes are a 401, guesses have to wait, and whoever knows the right one gets in."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Iterator
+from hashlib import sha256
+
+import httpx
+import pytest
+
+from app.guesses import BURST
+from tests.integration.test_api import Deployment, assert_problem, fresh, it  # noqa: F401 - `it` is a fixture
+from tests.integration.test_api_connections import Served, serving
+from tests.support.dashboard import DashboardProcess
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_for
+
+#: guesses of which one is refused, unless a machine takes nearly a second for each
+MOST = 20 * BURST
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def flower(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DashboardProcess]:
+    process = DashboardProcess(tmp_path_factory.mktemp("flower"), redis_server.url(1), more='host = "0.0.0.0"\n')
+    process.start().wait_ready()
+    try:
+        yield process
+    finally:
+        process.stop()
+
+
+def client(flower: DashboardProcess, address: str) -> httpx.Client:
+    """Return a client at an address of its own: all of 127/8 are this machine's."""
+    return httpx.Client(base_url=flower.url, transport=httpx.HTTPTransport(local_address=address), timeout=20)
+
+
+def basic(shown: bytes) -> bytes:
+    return b"Basic " + b64encode(shown)
+
+
+ODD = [
+    basic("forecache:\u00fc".encode()),
+    basic("forecache:\u00fc".encode("latin-1")),
+    basic("\u00fc\u0000\U0001f680:x".encode()),
+    basic(b"\xff\xfe\x00"),
+    basic(b"forecache"),
+    basic(b"forecache:sesame\x00"),
+    basic(b"forecache:sesame\n"),
+    basic(b"Forecache:sesame"),
+    b"",
+    b"Basic",
+    b"Basic \xc3\xbc",
+    b"Basic =",
+    b"Basic Zm9yZWNhY2hlOnNlc2FtZQ",  # cut off
+    b"Basic Zm9yZWNhY2hlOnNlc2FtZQ== x",
+    b"Bearer Zm9yZWNhY2hlOnNlc2FtZQ==",
+    b"\xff",
+]
+
+
+def test_odd_bytes_are_a_401_without_a_word_in_the_log(flower: DashboardProcess) -> None:
+    with client(flower, "127.0.0.2") as http:
+        for shown in ODD:
+            for path in ("/runs", "/api/tasks"):
+                assert http.get(path, headers={b"Authorization": shown}).status_code == 401, shown
+        right = {"Authorization": "basic  Zm9yZWNhY2hlOnNlc2FtZQ=="}
+        for cookie in ("x", "2|1:0|", "\u00fc", '"', "2|1:0|10:1|15:forecache_known|4:MQ==|" + "0" * 64):
+            for name in (b"forecache_known", b"_xsrf"):
+                sent = {**right, b"Cookie": name + b"=" + cookie.encode()}
+                assert http.get("/runs", headers=sent).status_code == 200
+    assert "Traceback" not in flower.log()
+
+
+def test_guesses_wait_and_other_addresses_and_known_browsers_do_not(flower: DashboardProcess) -> None:
+    with client(flower, "127.0.0.3") as guesser, client(flower, "127.0.0.3") as browser:
+        assert browser.get("/runs", auth=flower.auth).status_code == 200
+        for number in range(MOST):
+            refused = guesser.get("/api/tasks", auth=("forecache", f"guess {number}"))
+            if refused.status_code == 429:
+                break
+            assert refused.status_code == 401
+        assert refused.status_code == 429
+        assert number >= BURST
+        assert int(refused.headers["retry-after"]) >= 1
+        assert "wait" in refused.text
+        assert browser.get("/runs", auth=flower.auth).status_code == 200
+        with client(flower, "127.0.0.4") as other:
+            assert other.get("/runs", auth=flower.auth).status_code == 200
+            assert other.get("/runs", auth=("forecache", "guess 1")).status_code == 401
+        # the right password waits too, or every guess would be looked at; but not for ever
+        wait_for(lambda: guesser.get("/runs", auth=flower.auth).status_code == 200, "the wait to be over")
+        # no cookie opens the door by itself
+        assert browser.get("/runs").status_code == 401
+
+
+def test_a_wrong_password_that_is_repeated_holds_up_itself_alone(flower: DashboardProcess) -> None:
+    with client(flower, "127.0.0.5") as http:
+        statuses = (http.get("/api/tasks", auth=("forecache", "of last year")).status_code for _ in range(MOST))
+        assert 429 in statuses
+        assert http.get("/runs", auth=flower.auth).status_code == 200
+
+
+KEYS = {"shop": {"hash": f"sha256:{sha256(b'sesame').hexdigest()}"}}
+
+
+async def show(served: Served, key: bytes) -> httpx.Response:
+    return await served.http.get("/predict/a", headers={b"X-API-Key": key})
+
+
+async def test_guessed_keys_wait_and_a_right_one_never_does(it: Deployment) -> None:  # noqa: F811
+    it.reader.entries["a"] = fresh(1.5)
+    async with serving(it, keys=KEYS) as served:
+        for number in range(MOST):
+            refused = await show(served, b"guess %d" % number)
+            assert (await show(served, b"sesame")).status_code == 200
+            if refused.status_code == 429:
+                break
+            assert_problem(refused, 401, "unauthorized")
+        assert number >= BURST
+        assert_problem(refused, 429, "rate-limited")
+        assert int(refused.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize("key", [b"\xff\xfe", "\u00fc".encode(), b"-", b"sesame\x80"])
+async def test_odd_bytes_in_a_key_are_a_401(it: Deployment, key: bytes) -> None:  # noqa: F811
+    async with serving(it, keys=KEYS) as served:
+        assert (await show(served, key)).status_code == 401
+        for shown in (b"Bearer " + key, b"Basic " + key, key):
+            answer = await served.http.post("/v1/models/delay:predict", headers={b"Authorization": shown})
+            assert answer.status_code == 401

@@ -1,0 +1,151 @@
+"""Kombu's Redis transport, which drops what is no message of kombu's, where kombu raises and ends the worker.
+
+What stands on a list, in the hash of unacknowledged messages or on a channel may be anything, such as what a raw
+`LPUSH` put there. It is gone from Redis by the time it is looked at, so it costs one line of the log.
+"""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import kombu.transport
+import kombu.transport.redis as stock
+from kombu import compression
+from kombu.utils.json import loads as load_json
+
+from inference.logs import get_logger
+from workers.messages import MAX_MESSAGE_BYTES
+
+log = get_logger(__name__)
+
+#: of an envelope without its body: headers and properties
+MAX_HEAD_CHARACTERS = 64 << 10
+#: of names in an envelope: a tag, an exchange, a routing key
+_MAX_NAME = 255
+_NO_ENVELOPE = "it is no envelope of kombu's"
+_JSON_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
+
+
+class Rubbish:
+    """What stood in Redis in place of a message; `reason` says what is wrong with it."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+def load_envelope(text: str) -> Any:
+    """Return what a text of kombu's in Redis holds, or Rubbish."""
+    if len(text) > MAX_MESSAGE_BYTES * 4 // 3 + MAX_HEAD_CHARACTERS:  # as base64
+        return Rubbish(f"it is over {MAX_MESSAGE_BYTES} bytes")
+    try:
+        payload = load_json(text)
+    except _JSON_ERRORS as error:  # the last are of what is nested too deep, or of numbers
+        return Rubbish(f"it is no JSON ({type(error).__name__})")
+    body = payload.get("body") or "" if isinstance(payload, dict) else None
+    if isinstance(body, str) and len(text) - len(body) > MAX_HEAD_CHARACTERS:
+        return Rubbish(f"its headers and properties are over {MAX_HEAD_CHARACTERS} characters")
+    return payload
+
+
+def problem_of_envelope(payload: Any) -> str | None:
+    """Return why kombu cannot make a message of what stood in Redis; None when it can."""
+    if isinstance(payload, Rubbish):
+        return payload.reason
+    properties = payload.get("properties") if isinstance(payload, dict) else None
+    if not isinstance(properties, dict):
+        return _NO_ENVELOPE
+    delivery = properties.get("delivery_info")
+    if not isinstance(delivery, dict):
+        return _NO_ENVELOPE
+    names = (properties.get("delivery_tag"), delivery.get("exchange"), delivery.get("routing_key"))
+    if not all(isinstance(name, str) and len(name) <= _MAX_NAME for name in names) or not names[0]:
+        return "its envelope has no delivery tag, exchange or routing key"
+    for name in ("reply_to", "correlation_id", "body_encoding"):
+        value = properties.get(name)
+        if value is not None and not (isinstance(value, str) and len(value) <= _MAX_NAME):
+            return f"its {name} is no short text"
+    if not isinstance(payload.get("body", ""), str) or not isinstance(payload.get("headers") or {}, dict):
+        return "its body is no text, or its headers are no object"
+    return None
+
+
+class Unacknowledged(stock.QoS):  # type: ignore[misc]
+    """Kombu's, which takes away an unacknowledged message that cannot be given back."""
+
+    def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
+        """Give a message back to its queue."""
+        try:
+            super().restore_by_tag(tag, client, leftmost)
+        except (TypeError, ValueError):  # it is no list of a message, its exchange and its routing key
+            log.warning("message.refused", reason=_NO_ENVELOPE, place="unacknowledged")
+            self._remove_from_indices(tag).execute()
+
+
+class Channel(stock.Channel):  # type: ignore[misc]  # kombu has no types
+    """Kombu's, for bodies and stored messages that are rubbish."""
+
+    QoS = Unacknowledged
+
+    def decode_body(self, body: Any, encoding: str | None = None) -> Any:
+        """Return a message's body; nothing, which is no task's, where it is not encoded as it says."""
+        try:
+            return super().decode_body(body, encoding)
+        except (ValueError, TypeError, LookupError, AttributeError):  # there is no such encoding, or it is another
+            return b""
+
+    def _do_restore_message(self, payload: Any, exchange: Any, routing_key: Any, *rest: Any, **options: Any) -> None:
+        problem = problem_of_envelope(payload)
+        if problem is None and not (isinstance(exchange, str) and isinstance(routing_key, str)):
+            problem = _NO_ENVELOPE
+        if problem is None:
+            super()._do_restore_message(payload, exchange, routing_key, *rest, **options)
+        else:
+            log.warning("message.refused", reason=problem, place="unacknowledged")
+
+
+class Transport(stock.Transport):  # type: ignore[misc]
+    """Kombu's, which hands on nothing but messages."""
+
+    Channel = Channel
+
+    def _deliver(self, message: Any, queue: str) -> None:
+        problem = problem_of_envelope(message)
+        if problem is None:
+            super()._deliver(message, queue)
+        else:
+            log.warning("message.refused", reason=problem)
+
+
+def refuse_rubbish() -> None:
+    """Have this process take messages from Redis by the transport above, and unpack none to more than is taken."""
+    stock.loads = load_envelope  # it parses within functions that do more
+    for scheme in ("redis", "rediss"):
+        kombu.transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
+
+
+def bound_compression() -> None:
+    """Have kombu unpack compressed bodies, by the kinds that can be bounded, to no more than a message may hold."""
+    kinds: dict[str, tuple[Callable[..., bytes], Callable[[], Any]]] = {
+        "application/x-gzip": (zlib.compress, zlib.decompressobj),
+        "application/x-bz2": (bz2.compress, bz2.BZ2Decompressor),
+        "application/x-lzma": (lzma.compress, lzma.LZMADecompressor),
+    }
+    for content_type in list(compression.encoders()):
+        compress, make = kinds.get(content_type, (None, None))
+        compression.register(compress, _bounded(make), content_type)
+
+
+def _bounded(make: Callable[[], Any] | None) -> Callable[[bytes], bytes]:
+    def unpack(packed: bytes) -> bytes:
+        if make is None:
+            raise ValueError("this kind of compression is not taken")
+        body: bytes = make().decompress(packed, MAX_MESSAGE_BYTES + 1)
+        if len(body) > MAX_MESSAGE_BYTES:
+            raise ValueError(f"it unpacks to over {MAX_MESSAGE_BYTES} bytes")
+        return body
+
+    return unpack
