@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import resource
 import socket
 
@@ -63,9 +64,10 @@ def listen(api: ApiSettings) -> socket.socket:
         listener.listen(backlog())
     except OSError as error:
         listener.close()
+        fix = "stop what listens there, or set [api] port"
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            fix = "correct [api] host"
         raise SettingsError(
-            f"port {api.port} of {api.host} cannot be used ({error.strerror}): "
-            "stop what listens there, or set [api] port",
-            field="api.port",
+            f"port {api.port} of {api.host} cannot be used ({error.strerror}): {fix}", field="api.port"
         ) from error
     return listener

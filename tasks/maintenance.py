@@ -10,6 +10,7 @@ from inference.engines.process import SparkDriver
 from inference.errors import BadInput, Conflict, Defect, StoreUnavailable, quoted
 from inference.failures import Failures
 from inference.logs import get_logger
+from inference.serving.messages import check_model
 from tasks.celery_app import celery_app, services
 from tasks.runs import hurry, runs
 
@@ -31,6 +32,7 @@ def start_run(model: str | None = None, trigger: str = "api") -> dict[str, Any]:
     send this too: `docs/existing.md` is the contract.
     """
     try:
+        check_model(model)
         run = runs().request(model, trigger=_trigger(trigger), slot=_slot(model) if trigger == "beat" else None)
     except (BadInput, Conflict) as error:
         log.info("run.not_started", model=model, trigger=trigger, reason=error.message)

@@ -55,7 +55,7 @@ def predict_entities(
     """Compute entities' predictions from their stored features, and keep them unless there are overrides."""
     _refuse_redelivered(self)
     return scorer().predict_entities(
-        model, entity_ids or [], overrides=overrides, deadline=deadline, recompute=recompute
+        model, [] if entity_ids is None else entity_ids, overrides=overrides, deadline=deadline, recompute=recompute
     )
 
 
@@ -65,7 +65,7 @@ def predict_instances(
 ) -> dict[str, Any]:
     """Compute the predictions of feature rows that a request brought along."""
     _refuse_redelivered(self)
-    return scorer().predict_instances(model, instances or [], deadline=deadline)
+    return scorer().predict_instances(model, [] if instances is None else instances, deadline=deadline)
 
 
 @celery_app.task(name="forecache.predict_explained", acks_late=False, bind=True)  # type: ignore[untyped-decorator]
@@ -78,7 +78,7 @@ def predict_explained(
 ) -> dict[str, Any]:
     """Tell what one entity's features are and where they are from; with `predict`, with the prediction they make."""
     _refuse_redelivered(self)
-    return scorer().explain_entity(model, entity_ids or [], deadline=deadline, predict=predict)
+    return scorer().explain_entity(model, [] if entity_ids is None else entity_ids, deadline=deadline, predict=predict)
 
 
 @celery_app.task(name="forecache.predict_tensors", acks_late=False, bind=True)  # type: ignore[untyped-decorator]

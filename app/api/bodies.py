@@ -189,13 +189,13 @@ class RunBody(Body):
 class PublishBody(Body):
     """Publish a run that its gates refused: only if `force` is true."""
 
-    force: bool = False
+    force: Annotated[bool, Field(strict=True)] = False
 
 
 class RollbackBody(Body):
     """What to go back from: the generation that is expected to serve; left out, whichever does."""
 
-    generation: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+    generation: Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)] | None = None
 
 
 class AnswerBody(BaseModel):

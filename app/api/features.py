@@ -40,14 +40,23 @@ class FeaturesBody(Body):
     @field_validator("event_time", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
-        # pydantic would take a number for seconds or milliseconds, by its size
-        if value is not None and not isinstance(value, str | datetime):
+        # pydantic would take a number, and text of one, for seconds or milliseconds, by its size
+        is_number = _is_number(value) if isinstance(value, str) else not isinstance(value, datetime | None)
+        if is_number:
             raise ValueError("write it as ISO 8601 with an offset")
         return value
 
     def update(self, entity_id: str) -> FeatureUpdate:
         """Return the update of an entity."""
         return FeatureUpdate(entity_id, self.features, self.event_time.timestamp() if self.event_time else None)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 class ItemBody(FeaturesBody):

@@ -13,9 +13,10 @@ from app.api.cards import ModelCard
 from app.api.parts import Parts, parts_of
 from app.api.paths import without_folders
 from app.api.problems import documented
+from app.api.request_bodies import JsonRoute
 from inference.errors import ModelUnavailable, StoreUnavailable
 
-router = APIRouter(prefix="/health", tags=["health"])
+router = APIRouter(prefix="/health", tags=["health"], route_class=JsonRoute)
 
 STORE_TIMEOUT_S = 1.0
 
@@ -48,7 +49,7 @@ async def live() -> Response:
     return JsonResponse({"status": "live"})
 
 
-@router.get("/ready", responses=documented(404, 503))
+@router.get("/ready", responses=documented(400, 404, 503))
 async def ready(
     parts: Annotated[Parts, Depends(parts_of)],
     model: Annotated[str | None, Query(description="Left out: all models.")] = None,

@@ -9,9 +9,10 @@ from fastapi import APIRouter, Depends, Query, Response
 from app.api.bodies import HitRateBody, JsonResponse
 from app.api.parts import Parts, parts_of
 from app.api.problems import documented
+from app.api.request_bodies import JsonRoute
 from inference.hits.windows import MAX_WINDOW_S
 
-router = APIRouter(tags=["hits"])
+router = APIRouter(tags=["hits"], route_class=JsonRoute)
 
 
 @router.get("/hit-rate", response_model=HitRateBody, responses=documented(400, 404, 503))

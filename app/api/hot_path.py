@@ -21,7 +21,7 @@ from app.api.disconnects import ClientWatch
 from app.api.naming import header_of, telling
 from app.api.parts import Parts
 from app.api.problems import defects, documented, respond_to_defect, respond_to_error
-from app.api.validation import as_bad_input
+from app.api.validation import as_bad_input, check_query
 from inference.entities import check_entity_id
 from inference.errors import BadEntityId, ForecacheError
 from inference.request_ids import RequestId
@@ -29,6 +29,7 @@ from inference.serving.service import Request
 
 PREFIX = "/predict/"
 CONTENT_TYPE = (b"content-type", b"application/json")
+_PARAMETERS = frozenset(ExplainableTerms.model_fields)
 #: where the server leaves a request in the scope that it has begun itself
 BEGUN = "forecache.begun"
 
@@ -137,8 +138,11 @@ async def predict_one(
 
 
 def _terms(raw_query: bytes) -> tuple[str | None, float | None, float | None, str | None]:
-    # names that are none of ours are ignored, as FastAPI does
-    terms = ExplainableTerms.model_validate(dict(parse_qsl(raw_query.decode("latin-1"))))
+    sent = parse_qsl(raw_query.decode("latin-1"), keep_blank_values=True)
+    found = dict(sent)
+    if len(found) < len(sent) or not found.keys() <= _PARAMETERS:
+        check_query(sent, _PARAMETERS)
+    terms = ExplainableTerms.model_validate(found)
     return terms.model, terms.max_staleness_s, terms.timeout_s, terms.explain
 
 

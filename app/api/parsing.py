@@ -33,6 +33,13 @@ TURN_S = 0.001
 FAREWELL_BYTES = 1024 * 1024
 #: why the parser stops before the end of what it is given
 _STOPS = (httptools.HttpParserError, httptools.HttpParserUpgrade)
+#: how the parser's sentences begin → what to do about it
+_FIXES = {
+    "Invalid char in url": "percent-encode what is not ASCII in a path or query",
+    "Expected HTTP/": "a blank in a path is written %20",
+    "Invalid method": "this port speaks plain HTTP/1.1, without TLS",
+    "Pause on PRI": "this port speaks HTTP/1.1, not HTTP/2",
+}
 #: in memory: a header beside its text, and a request that waits for those before it on its connection
 _HEADER_BYTES = 150
 _WAITING_REQUEST_BYTES = 4 * 1024
@@ -127,7 +134,7 @@ class BoundedParsing(HttpToolsProtocol):
 
     def _not_http(self, error: Exception) -> Response:
         if self._is_in_head() or not isinstance(error, httptools.HttpParserCallbackError):
-            return respond_to_status(400, f"this is no HTTP/1.1 request: {error}", self._path())
+            return respond_to_status(400, f"this is no HTTP/1.1 request: {_in_our_words(error)}", self._path())
         if len(self.url) > MAX_HEAD_BYTES // 2:  # uvicorn asks for its parts, and http_parser has 16 bits for them
             return self._too_large(self.url)
         return respond_to_status(400, "this is no HTTP/1.1 request: its URL has no path")
@@ -244,3 +251,8 @@ class BoundedParsing(HttpToolsProtocol):
         self.parser = _Deaf()  # type: ignore[assignment]  # all that is asked of it from here on
         if self._hold is not None:
             self._hold.set(0)
+
+
+def _in_our_words(error: Exception) -> str:
+    said = str(error)
+    return "; ".join([said, *(fix for start, fix in _FIXES.items() if said.startswith(start))])

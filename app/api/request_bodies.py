@@ -18,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
 from app.api.limits import HOLD, MAX_BODY_BYTES
-from app.api.validation import as_bad_input
+from app.api.validation import as_bad_input, check_query
 from inference.errors import BadInput, Overloaded, UnsupportedMedia, cut
 from inference.protocols.json_documents import parse
 
@@ -129,14 +129,17 @@ def _format_of(encoding: str, start: bytes) -> int:
 
 
 class JsonRoute(APIRoute):
-    """A route whose body, if it takes one, is read by this module and refused in words of ours."""
+    """A route whose query and body, if it takes one, are read by this module and refused in words of ours."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return what answers a request."""
         answer = super().get_route_handler()
         expected = self.body_field
+        parameters = {one.alias for one in self.dependant.query_params}
 
         async def read_first(request: Request) -> Response:
+            if parameters and request.scope["query_string"]:
+                check_query(request.query_params.multi_items(), parameters)
             if expected is None:
                 return await answer(request)
             sent = await _read_json(request)

@@ -80,8 +80,8 @@ def configure(api: ApiSettings, application: Callable[[], FastAPI]) -> uvicorn.C
 def _given(fd: int) -> socket.socket:
     try:
         return socket.socket(fileno=fd)
-    except OSError as error:
-        raise SettingsError(f"--fd {fd} is no open socket ({error.strerror})") from error
+    except (OSError, OverflowError, ValueError) as error:
+        raise SettingsError(f"--fd {fd} is no open socket ({error})") from error
 
 
 class _Processes(Multiprocess):

@@ -1,50 +1,18 @@
-"""Says what is wrong with a request's fields: pydantic's findings in sentences of ours."""
+"""Says what is wrong with a request's fields, and which are misspelt."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
 from inference.errors import BadInput, cut, quoted
+from inference.field_mistakes import WANTED, sentence_about
 
-#: what pydantic found → what to send, when the value is of another kind
-_WANTED = {
-    "string_type": "text",
-    "list_type": "a list",
-    "dict_type": "an object",
-    "model_type": "an object",
-    "model_attributes_type": "an object",
-    "int_type": "a whole number",
-    "int_parsing": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "float_parsing": "a number",
-    "bool_type": "true or false",
-    "bool_parsing": "true or false",
-    "datetime_type": "an instant as ISO 8601 with an offset",
-    "datetime_parsing": "an instant as ISO 8601 with an offset",
-    "datetime_from_date_parsing": "an instant as ISO 8601 with an offset",
-    "timezone_aware": "an instant as ISO 8601 with an offset",
-}
-#: what pydantic found → a sentence about the value, with the figures that pydantic found too
-_SENTENCES = {
-    "missing": "is missing",
-    "greater_than_equal": "must be at least {ge:g}",
-    "less_than_equal": "must be at most {le:g}",
-    "too_short": "holds {actual_length}: at least {min_length}",
-    "too_long": "holds {actual_length}: at most {max_length}",
-    "string_too_short": "is too short: at least {min_length} characters",
-    "string_too_long": "is too long: at most {max_length} characters",
-    "string_unicode": "is no valid Unicode",
-    "finite_number": "must be finite",
-    "int_parsing_size": "is too large",
-    "literal_error": "must be {expected}",
-    "enum": "must be {expected}",
-    "value_error": "{error}",
-}
+#: how alike a misspelt name of a query is to the one that is meant, and how many names are compared at most
+_ALIKE, _MOST_COMPARED = 0.75, 8
 
 
 def as_bad_input(found: Sequence[Mapping[str, Any]], expected: Any = None) -> BadInput:
@@ -62,6 +30,33 @@ def as_bad_input(found: Sequence[Mapping[str, Any]], expected: Any = None) -> Ba
     return BadInput(f"{field}: {texts}", field=field)
 
 
+def check_query(sent: Sequence[tuple[str, str]], known: Collection[str]) -> None:
+    """Refuse a query that gives a parameter twice, or misspells one: it would be answered as if it had not been sent.
+
+    Names that are like none of ours are ignored: proxies and browsers add some.
+
+    Raises:
+        BadInput: it names the parameter.
+    """
+    foreign: list[str] = []
+    seen: set[str] = set()
+    for name, _ in sent:
+        if name not in known:
+            foreign.append(cut(name))
+        elif name in seen:
+            raise BadInput(f"{name}: is given twice: give it once", field=name)
+        seen.add(name)
+    plain = {_plain(name): name for name in known}
+    for name in foreign[:_MOST_COMPARED]:
+        near = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=_ALIKE)
+        if near:
+            raise BadInput(f"{name}: there is no such parameter; did you mean {plain[near[0]]}?", field=name)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
+
+
 def _field_of(one: Mapping[str, Any]) -> str:
     """Return the dotted name of a field; pydantic's marks of the members of a union are no names."""
     where, *rest = (cut(str(part)) for part in one["loc"])
@@ -69,24 +64,19 @@ def _field_of(one: Mapping[str, Any]) -> str:
 
 
 def _texts(about_one_field: Sequence[Mapping[str, Any]]) -> str:
-    wanted = dict.fromkeys(_WANTED[one["type"]] for one in about_one_field if one["type"] in _WANTED)
+    wanted = dict.fromkeys(WANTED[one["type"]] for one in about_one_field if one["type"] in WANTED)
     first = about_one_field[0]
-    if first["type"] not in _WANTED:
-        return _sentence(first)
+    if first["type"] not in WANTED:
+        return sentence_about(first)
     if first["type"] == "string_type" and type(first["input"]) is int and "." in _field_of(first):
         return f'ids are text in JSON: send "{cut(str(first["input"]))}"'
     return f"is {_described(first['input'])}: send {' or '.join(wanted)}"
 
 
-def _sentence(one: Mapping[str, Any]) -> str:
-    sentence = _SENTENCES.get(one["type"])
-    return "has a value that is not taken here" if sentence is None else sentence.format(**one.get("ctx", {}))
-
-
 def _of_whole_body(first: Mapping[str, Any], text: str, fields: Iterable[str]) -> str:
     if first["type"] == "missing":
         return f"is missing: send an object with {', '.join(fields)}"
-    return f"{text} with {', '.join(fields)}" if first["type"] in _WANTED else text
+    return f"{text} with {', '.join(fields)}" if first["type"] in WANTED else text
 
 
 def _described(value: Any) -> str:

@@ -65,6 +65,7 @@ def main() -> None:
     With FORECACHE_DEBUG in the environment, an error that nobody foresaw shows its traceback.
     """
     try:
+        _require_text(sys.argv[1:])
         app(prog_name="forecache")
     except ForecacheError as error:
         typer.echo(f"forecache: {error.message}", err=True)
@@ -75,6 +76,17 @@ def main() -> None:
             raise
         typer.echo(f"forecache: {_unforeseen(error)}", err=True)
         sys.exit(FAILED)
+
+
+def _require_text(arguments: list[str]) -> None:
+    """Refuse what is no UTF-8: neither Redis, nor JSON, nor a table has such text."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError as error:
+            text = argument.encode(errors="backslashreplace").decode()
+            fix = "give it as UTF-8, in a locale of UTF-8 such as LC_ALL=C.UTF-8"
+            raise SettingsError(f"the argument {text} is no text in UTF-8: {fix}") from error
 
 
 def _unforeseen(error: Exception) -> str:

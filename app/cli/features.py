@@ -99,7 +99,7 @@ def put(
     with open_services() as services:
         model, entity, pairs = _put_arguments(arguments, services.settings.model)
         contract = record_to_serve(services.settings, services.registry, model).contract
-        texts = dict(_name_and_text(pair, contract) for pair in pairs)
+        texts = _texts_by_name(pairs, contract)
         update = FeatureUpdate(entity, _values(texts, contract), _event_at(event_time))
         result = services.feature_writer(model, contract).write([update])[0].to_json()
     if as_json:
@@ -121,6 +121,16 @@ def _put_arguments(arguments: list[str], model_of: Any) -> tuple[str, str, list[
             raise typer.BadParameter(f"{pair!r} is no NAME=VALUE")
     model = model_of(head[0] if named == 2 else None)[0]
     return model, head[-1], pairs
+
+
+def _texts_by_name(pairs: list[str], contract: FeatureContract) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    for pair in pairs:
+        name, text = _name_and_text(pair, contract)
+        if name in texts:
+            raise typer.BadParameter(f"{name!r} is given twice: give it once")
+        texts[name] = text
+    return texts
 
 
 def _name_and_text(pair: str, contract: FeatureContract) -> tuple[str, str]:

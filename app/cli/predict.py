@@ -14,6 +14,8 @@ from inference.queues import JobPriority
 
 #: seconds of one long poll
 _POLL_S = 20.0
+#: a budget as the API takes it, and an age that is as good as any: JSON has no infinity
+_MOST_MS, _MOST_HOURS = 600_000, 1e6
 
 
 def register(app: typer.Typer) -> None:
@@ -28,9 +30,12 @@ def predict(
     ],
     model: ModelOption = None,
     max_staleness_hours: Annotated[
-        float | None, typer.Option(min=0, metavar="HOURS", help="Oldest answer that will do; 0 forces computing.")
+        float | None,
+        typer.Option(min=0, max=_MOST_HOURS, metavar="HOURS", help="Oldest answer that will do; 0 forces computing."),
     ] = None,
-    timeout_ms: Annotated[int | None, typer.Option(min=1, metavar="MS", help="How long a miss may take.")] = None,
+    timeout_ms: Annotated[
+        int | None, typer.Option(min=1, max=_MOST_MS, metavar="MS", help="How long a miss may take.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the prediction for one entity."""

@@ -22,7 +22,7 @@ from app.local.supervisor import Supervisor
 from inference.errors import ModelError, SettingsError
 from inference.models.formats import Format, require_model_file
 from inference.models.versions import find_versions, wanted_versions
-from inference.settings import Settings
+from inference.settings import Settings, variables_unread
 from inference.settings.addresses import require_allowed
 from inference.settings.deployment import NO_MODEL
 
@@ -127,6 +127,8 @@ def _notes(settings: Settings, kinds: frozenset[str], redis: EmbeddedRedis | Non
     if "dashboard" in kinds:
         where = "the settings" if settings.dashboard.password else settings.state_dir / "dashboard.json"
         yield f"Flower asks for a user and a password: they stand in {where}", "info"
+    for name, meant in variables_unread():
+        yield f"{name} is no setting, and nothing reads it: call it {meant}", "warning"
     if os.geteuid() == 0:
         yield "running as root, and so does everything started here: an ordinary user is enough", "warning"
 

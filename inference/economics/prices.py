@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 
 from inference.economics.inputs import Figure, Origin
 from inference.errors import SettingsError
+from inference.field_mistakes import mistake_in_file
 from inference.settings.fields import Section
 
 Kind = Literal["instances", "memory", "storage"]
@@ -97,7 +98,7 @@ def read_prices(file: Path | None = None) -> PriceTable:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise SettingsError(f"{source.name}: {where}: {first['msg']}", field="prices") from error
+        raise SettingsError(f"{source.name}: {where}: {mistake_in_file(first)}", field="prices") from error
     table.figures()  # its defaults name entries that are there
     return table
 
@@ -108,6 +109,6 @@ def _shipped() -> _Named:
 
 def _own(file: Path) -> _Named:
     try:
-        return _Named(str(file), file.read_text(encoding="utf-8"))
+        return _Named(str(file), file.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"--prices: {file} cannot be read: {error}", field="prices") from error

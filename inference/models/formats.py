@@ -36,6 +36,10 @@ _NEAR_MISSES = {
         "name an engine in remote.toml"
     ),
 }
+_KERAS_WEIGHTS = ".weights.h5"
+_WEIGHTS_ALONE = (
+    "holds weights without their model: build the model, model.load_weights('{file}'), then model.save('{stem}.keras')"
+)
 _MOST_SHOWN = 5
 #: what no archive of a model needs: weights hardly shrink, and text that describes trees shrinks thirtyfold
 _MOST_UNPACKED = 100
@@ -163,7 +167,7 @@ def check_allowed(found: ModelFile, *, allow_code: bool) -> None:
         raise ModelError(
             f"{found.file} may run code ({format_.runs_code}): set allow_code = true under [models.NAME] "
             "(forecache init --allow-code) if you trust whoever can write it"
-            + format_.instead.format(stem=found.file.with_suffix("")),
+            + format_.instead.format(stem=found.file.stem),
             field="allow_code",
         )
 
@@ -206,6 +210,9 @@ def near_miss(folder: Path) -> ModelError | None:
 
 def near_miss_of(file: Path) -> ModelError | None:
     """Return what to do with a file that could become a model; None when it could not."""
+    if file.name.lower().endswith(_KERAS_WEIGHTS):
+        stem = file.name[: -len(_KERAS_WEIGHTS)]
+        return ModelError(f"{file} {_WEIGHTS_ALONE.format(file=file, stem=stem)}", field="path")
     name = file.name.partition(".")[0]
     for suffixes, what in _NEAR_MISSES.items():
         if file.suffix.lower() in suffixes or (what is _OF_A_BOOSTER and _is_boosters_own(file)):

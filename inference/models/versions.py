@@ -12,7 +12,7 @@ from typing import Literal
 
 from inference.errors import ModelError
 from inference.features import read_contract
-from inference.models.formats import find_model_file, known_files, near_miss
+from inference.models.formats import find_model_file, format_of, known_files, near_miss
 from inference.models.record import VersionRecord
 
 #: `latest`, `all`, or the numbers, as in the settings
@@ -47,10 +47,16 @@ def find_versions(path: Path) -> dict[int, Path]:
         raise ModelError(f"model folder {path}: {unusable_folders(path)[0]}", field="path")
     if find_model_file(path):
         return {1: path}
-    raise near_miss(path) or ModelError(
-        f"model folder {path} holds no model: put one there ({known_files()}), or one in each of 1/, 2/, …",
-        field="path",
-    )
+    what = f"put one there ({known_files()}), or one in each of 1/, 2/, …{_near(path)}"
+    raise near_miss(path) or ModelError(f"model folder {path} holds no model: {what}", field="path")
+
+
+def _near(path: Path) -> str:
+    """Return what to do with a folder in it that holds a model, such as `v1` or one of several models."""
+    for one in sorted(path.iterdir()):
+        if one.is_dir() and (_numbered(one) or any(format_of(file) for file in one.iterdir() if file.is_file())):
+            return f"; {one.name}/ holds one: name that folder, or if it is a version, call it by a number"
+    return ""
 
 
 def unusable_folders(path: Path) -> list[str]:

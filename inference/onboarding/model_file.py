@@ -11,7 +11,7 @@ from pathlib import Path
 
 from inference.errors import BadInput, Conflict, ForecacheError, ModelError
 from inference.features.contract import CONTRACT_FILE
-from inference.models.formats import format_of, known_files, near_miss_of
+from inference.models.formats import find_model_file, format_of, known_files, near_miss_of
 from inference.models.versions import find_versions
 
 
@@ -45,7 +45,7 @@ class ModelFolder:
 
 
 def check_model(text: str) -> Path:
-    """Return a model's folder, or its file if it is alone; the folder of a file that lies in a version's folder.
+    """Return a model's folder, or its file if it is alone; of a version's folder, and of a file in one, the model's.
 
     Raises:
         ModelError: there is no model; says what is there, and the fix.
@@ -53,6 +53,10 @@ def check_model(text: str) -> Path:
     path = Path(text).expanduser()
     if not path.is_file():
         find_versions(path)
+        if path.name.isdecimal() and find_model_file(path):
+            # from the version alone, neither the next version nor the model's features.json would be found
+            path = path.absolute().parent
+            find_versions(path)
         return path
     format_ = format_of(path)
     if format_ is None:

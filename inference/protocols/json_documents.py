@@ -6,6 +6,7 @@ piece takes a few milliseconds, whatever is in it; between two pieces others hav
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy.typing as npt
 import orjson
 from pydantic_core import from_json
 
-from inference.errors import BadInput, cut
+from inference.errors import BadInput, cut, quoted
 
 #: lists and objects inside each other; numpy, like TensorFlow, knows no tensor of more dimensions
 MAX_DEPTH = 64
@@ -28,6 +29,7 @@ PIECE_BYTES = 128 * 1024
 _BYTES_AT_ONCE, _BYTES_OF_CONTAINER = 1024 * 1024, 16
 
 _UTF8_MARK = b"\xef\xbb\xbf"
+_GZIP = b"\x1f\x8b"
 _BLANKS = b" \t\r\n"
 _NOT_FINITE = (b"NaN", b"Infinity")
 _LONG_NUMBER = re.compile(rb"[0-9]{19}")
@@ -56,7 +58,10 @@ def parse(body: bytes) -> Any:
     if containers > MAX_DEPTH:
         containers = _checked_containers(body)
     if len(body) + _BYTES_OF_CONTAINER * containers <= _BYTES_AT_ONCE:
-        return _loads(body, 0)
+        found = _loads(body, 0)
+        if not _has_each_name_once(body, found):
+            json.loads(body, object_pairs_hook=_without_repeats)
+        return found
     _require_utf8(body)
     return _Pieces(body, _marks_of(body)).value(0, len(body))
 
@@ -146,6 +151,8 @@ class _Pieces:
         for start, stop, is_one in _grouped(cuts):
             if is_one:
                 name, after = self._name(start, stop)
+                if name in found:
+                    raise _repeated(name)
                 found[name] = self.value(after, stop)
             else:
                 found |= self._some(b"{", start, stop, b"}", len(cuts))
@@ -211,9 +218,43 @@ def _without_long_integers(value: Any) -> Any:
     return float(value) if type(value) is int and not -(2**63) <= value < 2**64 else value
 
 
+def _has_each_name_once(body: bytes, found: Any) -> bool:
+    """Tell whether no object repeats a name, of which parsers keep the last: each name has a colon in the body."""
+    colons = body.count(b":")
+    return colons == _count_names(found) or colons == orjson.dumps(found).count(b":")  # text may hold some too
+
+
+def _count_names(document: Any) -> int:
+    """Return how many names the objects hold, but for those in lists of lists: it reads no large tensor."""
+    found, waiting = 0, [document]
+    while waiting:
+        one = waiting.pop()
+        if type(one) is dict:
+            found += len(one)
+            waiting.extend(value for value in one.values() if type(value) in (dict, list))
+        elif type(one) is list and one and type(one[0]) is dict:
+            waiting.extend(value for value in one if type(value) is dict)
+    return found
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise _repeated(name)
+        found[name] = value
+    return found
+
+
+def _repeated(name: str) -> BadInput:
+    return parse_error(f"an object has the name {quoted(name)} twice")
+
+
 def _require_utf8(body: bytes) -> None:
     if body[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in body[:2]:
         raise parse_error("this is UTF-16 or UTF-32: send UTF-8")
+    if body[:2] == _GZIP:
+        raise parse_error("this is gzip: send the header Content-Encoding: gzip with it")
     try:
         body.decode()
     except UnicodeDecodeError as error:

@@ -23,20 +23,29 @@ def check_message(
     Raises:
         BadInput: an argument has another type than the contract says, or there are no rows, or too many.
     """
+    check_model(model)
     if not isinstance(rows, list):
         raise BadInput(f"{field} must be a list, not {_kind(rows)}", field=field)
     if not 0 < len(rows) <= MAX_MESSAGE_ROWS:
         raise BadInput(
             f"{field} holds {len(rows)}: send 1 to {MAX_MESSAGE_ROWS} in a message, and more in several", field=field
         )
-    if not isinstance(model, str | None):
-        raise BadInput(f"model must be text, not {_kind(model)}", field="model")
     if isinstance(deadline, bool) or not isinstance(deadline, float | int | None):
         raise BadInput(f"deadline must be epoch seconds, not {_kind(deadline)}", field="deadline")
     if not isinstance(overrides, Mapping | None):
         raise BadInput(f"overrides must be an object of features, not {_kind(overrides)}", field="overrides")
     if not isinstance(recompute, bool):
         raise BadInput(f"recompute must be true or false, not {_kind(recompute)}", field="recompute")
+
+
+def check_model(model: Any) -> None:
+    """Refuse what names no model.
+
+    Raises:
+        BadInput: it is neither text nor None.
+    """
+    if not isinstance(model, str | None):
+        raise BadInput(f"model must be text, not {_kind(model)}", field="model")
 
 
 def check_tensor_message(*, model: Any, deadline: Any, version: Any) -> None:

@@ -3,7 +3,7 @@
 from inference.settings.deployment import Settings
 from inference.settings.fallbacks import FallbackSettings, FunctionFallback, SqlFallback
 from inference.settings.fields import parse_duration
-from inference.settings.loading import find_embedded_redis, load_settings, read_toml, settings_file
+from inference.settings.loading import find_embedded_redis, load_settings, read_toml, settings_file, variables_unread
 from inference.settings.model import (
     BATCH_QUEUE,
     MAINTENANCE_QUEUE,
@@ -47,4 +47,5 @@ __all__ = [
     "parse_duration",
     "read_toml",
     "settings_file",
+    "variables_unread",
 ]

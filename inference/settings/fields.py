@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Annotated, Any
 
@@ -58,6 +59,16 @@ def parse_size(value: Any) -> int:
     if size <= 0:
         raise ValueError(f"{value!r} is not a positive size")
     return size
+
+
+def parse_list(value: Any) -> Any:
+    """Return the list that a text such as `[0, 1]` of an environment variable means; anything else unchanged."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]

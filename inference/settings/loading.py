@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import tomllib
-from collections.abc import Mapping
+from codecs import BOM_UTF8
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from inference.errors import SettingsError
+from inference.field_mistakes import mistake_in_file
 from inference.settings.deployment import Settings
 from inference.settings.fallbacks import FALLBACK_KINDS
 
@@ -22,6 +25,8 @@ ENV_CONFIG = "FORECACHE_CONFIG"
 DEFAULT_FILE = "forecache.toml"
 #: a variable that ends so names the file that holds the setting, as secrets are handed to containers
 _FROM_FILE = "_FILE"
+_NAME = re.compile(r"[\w-]+$")
+_UNION_MARKS = ("float", "int", "str", "bool")
 
 
 def load_settings(path: str | Path | None = None) -> Settings:
@@ -52,13 +57,26 @@ def find_embedded_redis(root: Path) -> dict[str, str] | None:
     try:
         data = json.loads((root / ".forecache" / "redis.json").read_text())
         return {"url": data["url"], "cache_url": data["cache_url"]}
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
 
 
 def settings_file() -> Path:
     """Return the file that the settings are read from when there is one."""
     return Path(os.environ.get(ENV_CONFIG) or DEFAULT_FILE)
+
+
+def variables_unread(environment: Mapping[str, str] = os.environ) -> Iterator[tuple[str, str]]:
+    """Yield environment variables that lack the second underscore of a setting, each with the name that is meant."""
+    for section, field in Settings.model_fields.items():
+        model = field.annotation
+        keys = model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else ()
+        for key in keys:
+            name = f"{ENV_PREFIX}{section}_{key}".upper()
+            value = environment.get(name)
+            # Kubernetes gives the addresses of services such names
+            if value and not value.startswith(("tcp://", "udp://", "sctp://")):
+                yield name, f"{ENV_PREFIX}{section}__{key}".upper()
 
 
 def read_toml(file: Path) -> dict[str, Any]:
@@ -72,8 +90,9 @@ def read_toml(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise SettingsError(f"{file.name} cannot be read: {error.strerror}") from error
     try:
-        text = data.decode()
+        text = data.removeprefix(BOM_UTF8).decode()
     except UnicodeDecodeError as error:
+        data = error.object
         place = _place(data[: error.start].decode())
         raise SettingsError(f"{file.name} {place}: byte 0x{data[error.start]:02x} is not UTF-8: save it so") from error
     try:
@@ -95,6 +114,8 @@ def _settings_file(path: str | Path | None) -> Path | None:
     file = Path(named) if named else settings_file()
     if file.is_file():
         return file
+    if file.exists() or file.is_symlink():
+        raise SettingsError(f"settings file {file} is no file, or a link to none: put the settings there, or remove it")
     if named:
         raise SettingsError(f"settings file {named!s} does not exist: create it or unset {ENV_CONFIG}")
     return None
@@ -122,7 +143,7 @@ def _read_named_file(name: str, value: str | None, variables: Mapping[str, str |
         raise SettingsError(f"{setting.upper()} and {name.upper()} are both set: unset one", field=name.upper())
     try:
         # editors end a file with a line break, which no secret does
-        return setting, Path(value).read_text(encoding="utf-8").rstrip("\r\n")
+        return setting, Path(value).read_text(encoding="utf-8-sig").rstrip("\r\n")
     except OSError as error:
         problem = f"cannot be read: {error.strerror}"
     except UnicodeDecodeError:
@@ -191,15 +212,37 @@ def _unknown(name: str, known: list[str]) -> str:
 
 def _explain(error: ValidationError, file: Path | None) -> SettingsError:
     """Turn the first validation error into one sentence; values of secrets never appear in it."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    location = [str(part) for part in first["loc"]]
+    errors = error.errors(include_url=False, include_input=False)
+    # of the members of a union, the one that fits best fails deepest
+    outermost = _names(errors[0]["loc"])
+    alike = [one for one in errors if _names(one["loc"])[: len(outermost)] == outermost]
+    first = max(alike, key=lambda one: len(_names(one["loc"])))
+    location = _names(first["loc"])
     section = ".".join(location[:-1])
     where = f"{file.name if file else 'settings'}{f' [{section}]' if section else ''}"
+    variable = _variable_of(location)
     if first["type"] == "extra_forbidden":
         text = _unknown(location[-1], _known_fields(location[:-1]))
     else:
-        text = f"{location[-1]}: {first['msg'].removeprefix('Value error, ')}"
-    return SettingsError(f"{where}: {text}", field=".".join(location))
+        about = [mistake_in_file(one) for one in alike if _names(one["loc"]) == location]
+        text = f"{location[-1]}: {', or '.join(dict.fromkeys(about))}"
+    return SettingsError(f"{variable or where}: {text}", field=".".join(location))
+
+
+def _names(location: Iterable[Any]) -> list[str]:
+    """Return where a finding is, without pydantic's marks of the members of a union, such as `list[int]`."""
+    return [str(part) for part in location if _NAME.match(str(part)) and part not in _UNION_MARKS]
+
+
+def _variable_of(location: list[str]) -> str | None:
+    """Return the environment variable that a setting came from, or a table around it; None for the file."""
+    there = {name.upper(): name for name in os.environ}
+    for end in range(len(location), 0, -1):
+        name = ENV_PREFIX + "__".join(location[:end]).upper()
+        for one in (name, f"{name}{_FROM_FILE}"):
+            if "__" in name and one in there:
+                return f"environment variable {there[one]}"
+    return None
 
 
 def _known_fields(location: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from inference.settings.fallbacks import FallbackSettings
-from inference.settings.fields import Duration, Section
+from inference.settings.fields import Duration, Section, parse_list
 from inference.settings.parity import ParitySettings
 from inference.settings.schedules import Schedule
 
@@ -20,12 +20,6 @@ BATCH_QUEUE = "batch"
 #: the queue of requests, unless a model has its own
 REALTIME_QUEUE = "realtime"
 MAINTENANCE_QUEUE = "maintenance"
-
-
-def _parse_versions(value: Any) -> Any:
-    if isinstance(value, str) and value.startswith("["):  # from an environment variable
-        return [int(part) for part in value.strip("[]").split(",") if part.strip()]
-    return value
 
 
 def _parse_poll(value: Any) -> Any:
@@ -84,10 +78,14 @@ class BatchSettings(Section):
     @field_validator("timezone")
     @classmethod
     def _known_zone(cls, value: str) -> str:
+        refused = f"{value!r} is no time zone: write one such as 'UTC' or 'Europe/Berlin'"
+        # files beside the zones that differ between machines, or count leap seconds, which no clock here does
+        if value in ("localtime", "posixrules", "Factory") or value.startswith("right/"):
+            raise ValueError(refused)
         try:
             ZoneInfo(value)
-        except (ZoneInfoNotFoundError, ValueError) as error:
-            raise ValueError(f"{value!r} is no time zone: write one such as 'UTC' or 'Europe/Berlin'") from error
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:  # the last for a folder of zones
+            raise ValueError(refused) from error
         return value
 
 
@@ -138,7 +136,7 @@ class ModelSettings(Section):
     allow_code: bool = False
     signature: str | None = None
     versions: Annotated[
-        Literal["latest", "all"] | list[Annotated[int, Field(ge=1, le=2**63 - 1)]], BeforeValidator(_parse_versions)
+        Literal["latest", "all"] | list[Annotated[int, Field(ge=1, le=2**63 - 1)]], BeforeValidator(parse_list)
     ] = "latest"
     poll_every: Annotated[Duration | None, BeforeValidator(_parse_poll)] = 10.0
     features: str | None = None
@@ -149,6 +147,13 @@ class ModelSettings(Section):
     realtime: RealtimeSettings = RealtimeSettings()
     fallbacks: list[FallbackSettings] = []
     parity: ParitySettings = ParitySettings()
+
+    @field_validator("path", "features", "entity_column", "event_time_column", "signature", mode="before")
+    @classmethod
+    def _says_something(cls, value: Any) -> Any:
+        if isinstance(value, str) and not value.strip():
+            raise ValueError("is empty: write it, or leave the line out")
+        return value
 
     @model_validator(mode="after")
     def _newest_by_a_column(self) -> ModelSettings:

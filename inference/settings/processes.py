@@ -8,9 +8,9 @@ from enum import StrEnum
 from functools import partial
 from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
-from inference.settings.fields import Duration, Section, Size
+from inference.settings.fields import Duration, Section, Size, parse_list
 from inference.settings.server_urls import broker_url as read_broker_url
 from inference.settings.server_urls import redis_url
 
@@ -201,7 +201,7 @@ class WorkerSettings(Section):
     `*.domain` or `host:port`; None for all.
     """
 
-    gpus: Literal["auto", "none"] | list[int] = "auto"
+    gpus: Annotated[Literal["auto", "none"] | list[int], BeforeValidator(parse_list)] = "auto"
     batch_processes: Annotated[int, Field(ge=1, le=64)] = 1
     realtime_processes: Annotated[int, Field(ge=1, le=64)] = 1
     gpu_memory_share: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -144,7 +144,11 @@ def test_an_open_address_needs_keys_or_a_word(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"), [(["--scope=root"], "--scope: Input"), (["--rate=3"], "--rate: '3' is no rate")]
+    ("arguments", "words"),
+    [
+        (["--scope=root"], "--scope: must be 'read', 'enqueue', 'write' or 'admin'"),
+        (["--rate=3"], "--rate: '3' is no rate"),
+    ],
 )
 def test_a_wrong_option_is_one_line_that_names_it(tmp_path: Path, arguments: list[str], words: str) -> None:
     done = run_cli(tmp_path, "keys", "new", "shop", *arguments)

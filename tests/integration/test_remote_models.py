@@ -59,7 +59,7 @@ def test_a_version_or_a_label_may_be_asked_for(
         ({"label": "canary"}, "answered 400"),
         ({"signature": "other"}, "no signature 'other'; it has: serving_default"),
         ({"version": "7", "label": "stable"}, "version and label exclude each other"),
-        ({"urll": "x"}, "urll: Extra inputs are not permitted"),
+        ({"urll": "x"}, "urll: no such key; known: "),
         ({"url": "127.0.0.1:8501"}, "url: .* starts with http://"),
         ({"timeout": "soon"}, "timeout: .*is not a duration"),
     ],

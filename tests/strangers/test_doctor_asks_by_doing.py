@@ -18,6 +18,7 @@ from app.cli.doctor.checkup import check_up
 from app.cli.doctor.findings import Check, Finding, Status
 from app.cli.doctor.models import Known, check_model
 from app.cli.doctor.queues import check_queues
+from app.cli.doctor.redis_servers import Failure, look_at
 from inference.errors import DeadlineExceeded
 from inference.features import Feature, FeatureContract
 from inference.keys import Keys
@@ -76,6 +77,14 @@ def test_a_server_that_answers_and_takes_no_writes_is_an_error(server: RedisServ
     [refused] = [one for one in lines if "it takes no writes" in one.detail]
     assert refused.status is Status.ERROR
     assert told in refused.detail
+
+
+@pytest.mark.integration
+def test_a_database_that_the_server_does_not_have_is_no_matter_of_its_version(server: RedisServer) -> None:
+    looked = look_at(f"{server.url().rpartition('/')[0]}/99", "[redis] cache_url")
+    assert isinstance(looked, Failure)
+    assert "DB index is out of range" in looked.detail
+    assert looked.fix.startswith("end [redis] cache_url in the number of a database that this server has")
 
 
 # --- a message through each queue and back ---

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from inference.errors import BadInput, ModelError
-from inference.models.formats import instead_of_program, near_miss, require_model_file
+from inference.features.contract import read_contract
+from inference.models.formats import check_allowed, instead_of_program, near_miss, require_model_file
 from inference.models.runtimes import LoadOptions, load_runtime
 from inference.models.runtimes.runtime import telling_line
 from inference.models.runtimes.tensors import row_spec
 from inference.onboarding import Table, check_model, match_columns
 from inference.schema import DType, Signature, TensorSpec
+from tests.support.plain_onnx import write_sum
 from tests.support.redis_server import missing
 
 
@@ -208,3 +210,36 @@ def test_a_hint_can_be_pasted_into_a_shell(names: list[str]) -> None:
     with pytest.raises(BadInput) as caught:
         match_columns(signature, Table("t.parquet", pa.schema([(name, pa.float32()) for name in names])))
     assert f"--columns {shlex.quote(names[0])},…" in caught.value.message
+
+
+def test_a_versions_folder_stands_for_its_model(tmp_path: Path) -> None:
+    for version in ("1", "2"):
+        write_sum(tmp_path / "delay" / version, 3)
+    assert check_model(str(tmp_path / "delay" / "2")) == tmp_path / "delay"
+    assert check_model(str(tmp_path / "delay")) == tmp_path / "delay"
+
+
+@pytest.mark.parametrize("inner", ["v1", "delay"])
+def test_a_folder_around_the_model_says_which_one_to_name(inner: str, tmp_path: Path) -> None:
+    write_sum(tmp_path / "models" / inner / ("" if inner == "v1" else "1"), 3)
+    with pytest.raises(ModelError, match=rf"; {inner}/ holds one: name that folder, or if it is a version, call it by"):
+        check_model(str(tmp_path / "models"))
+
+
+def test_weights_alone_do_not_name_a_call_that_fails_on_them(tmp_path: Path) -> None:
+    (tmp_path / "churn.weights.h5").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"model\.load_weights\('.*'\), then model\.save\('churn\.keras'\)"):
+        require_model_file(tmp_path)
+
+
+def test_a_lone_pickle_is_told_what_to_save_without_a_passing_folder(tmp_path: Path) -> None:
+    (tmp_path / "pipe.joblib").write_bytes(b"")
+    found = require_model_file(tmp_path)
+    with pytest.raises(ModelError, match=r"; skops\.io\.dump\(model, 'pipe\.skops'\) writes one"):
+        check_allowed(found, allow_code=False)
+
+
+def test_the_byte_order_mark_of_a_windows_editor_is_no_part_of_features_json(tmp_path: Path) -> None:
+    (tmp_path / "features.json").write_bytes(b"\xef\xbb\xbf" + b'{"features": [{"name": "x", "dtype": "float32"}]}')
+    signature = Signature((TensorSpec("x", DType.FLOAT32),), (TensorSpec("y", DType.FLOAT32),))
+    assert read_contract(tmp_path, tmp_path, signature).names == ["x"]

@@ -17,7 +17,9 @@ from app.api.bodies import EnqueueBody, PredictBody, PublishBody, RollbackBody, 
 from app.api.features import FeaturesBody, ItemsBody
 from app.api.limits import MAX_BODY_BYTES
 from app.api.request_bodies import _STEP_BYTES, _unpacked
-from app.api.validation import _SENTENCES, _WANTED, as_bad_input
+from app.api.validation import as_bad_input
+from inference.field_mistakes import _SENTENCES, WANTED
+from inference.protocols.json_tensors import parse
 from tests.integration.test_api import Deployment, fresh
 
 pytestmark = pytest.mark.integration
@@ -249,7 +251,7 @@ async def test_a_mistake_in_a_query_is_told_in_the_same_words(http: httpx.AsyncC
 
 
 def test_every_complaint_that_the_bodies_can_raise_has_a_sentence_of_ours() -> None:
-    known = {*_WANTED, *_SENTENCES, "extra_forbidden"}
+    known = {*WANTED, *_SENTENCES, "extra_forbidden"}
     probes: list[Any] = [
         None,
         True,
@@ -284,3 +286,92 @@ async def test_a_name_as_long_as_a_body_is_quoted_by_its_start(http: httpx.Async
         answer = await http.post("/predict", json=sent)
         assert answer.status_code == 400
         assert len(answer.content) < 1_500
+
+
+@pytest.mark.parametrize("route", ROUTES, ids=lambda route: route[1])
+@pytest.mark.parametrize(
+    "body",
+    [b'{"x": 1, "x": 1}', b'{"a": [{"id": "u:1", "x": {"y": 2, "z": 3, "y": 2}}]}', b'{"x": NaN, "x": 1}'],
+    ids=["plain", "nested", "not finite"],
+)
+async def test_a_name_that_an_object_has_twice_is_refused(
+    http: httpx.AsyncClient, route: tuple[str, str], body: bytes
+) -> None:
+    status, sentence, _ = await ask(http, route, body)
+    name = "y" if b"u:1" in body else "x"
+    assert (status, sentence) == (400, f"JSON Parse error: an object has the name '{name}' twice")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"entity_ids": ["user:1:2", "a"], "max_staleness_hours": 24}',
+        rb'{"entity_ids": ["a\u003a", "b"]}',
+        b'{"instances": [[1, {"x": [{"x": "a:b"}]}], {"x": 2}, 3]}',
+        b"[" * 300 + b'{"x": ":"}' + b"]" * 300,
+        b'{"x": ' * 900 + b'":"' + b"}" * 900,
+        b'":"',
+        b"1",
+    ],
+)
+def test_colons_in_text_repeat_no_name(body: bytes) -> None:
+    assert parse(body) == json.loads(body)
+
+
+async def test_a_packed_body_that_does_not_say_so_is_told(http: httpx.AsyncClient) -> None:
+    status, sentence, _ = await ask(http, ("POST", "/predict"), gzip.compress(IDS))
+    assert (status, sentence) == (400, "JSON Parse error: this is gzip: send the header Content-Encoding: gzip with it")
+
+
+@pytest.mark.parametrize(
+    ("request_line", "field", "sentence"),
+    [
+        ("GET /predict/a?max_stalenes_hours=0", "max_stalenes_hours", "did you mean max_staleness_hours?"),
+        ("GET /predict/a?maxStalenessHours=0", "maxStalenessHours", "did you mean max_staleness_hours?"),
+        ("GET /predict/a?timeout=5", "timeout", "did you mean timeout_ms?"),
+        ("GET /predict/a?Model=b", "Model", "did you mean model?"),
+        ("GET /predict/a?max_staleness_hours=", "max_staleness_hours", "is the text '': send a number"),
+        ("GET /predict/a?max_staleness_hours=0&max_staleness_hours=9", "max_staleness_hours", "is given twice"),
+        ("GET /runs?limt=5", "limt", "did you mean limit?"),
+        ("GET /runs?limit=5&limit=6", "limit", "is given twice"),
+        ("GET /predictions/j1?wait=5", "wait", "did you mean wait_s?"),
+        ("GET /hit-rate?window=60", "window", "did you mean window_s?"),
+        ("GET /health/ready?modle=b", "modle", "did you mean model?"),
+        ("PUT /features/a?modle=b", "modle", "did you mean model?"),
+    ],
+)
+async def test_a_misspelt_parameter_is_not_taken_for_none(
+    http: httpx.AsyncClient, request_line: str, field: str, sentence: str
+) -> None:
+    method, path = request_line.split()
+    answer = await http.request(method, path, content=b'{"features": {"f0": 1}}' if method == "PUT" else None)
+    assert (answer.status_code, answer.json()["field"]) == (400, field), answer.text
+    assert sentence in answer.json()["detail"]
+
+
+async def test_parameters_that_are_like_none_of_ours_are_ignored(http: httpx.AsyncClient, it: Deployment) -> None:
+    it.reader.entries["a"] = fresh(1.5)
+    answer = await http.get("/predict/a?utm_source=mail&_=1795951241&v=2&" + "&".join(f"x{i}=1" for i in range(50)))
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("/runs/r1/publish", {"force": "yes"}),
+        ("/runs/r1/publish", {"force": 1}),
+        ("/models/delay/rollback", {"generation": True}),
+        ("/models/delay/rollback", {"generation": "3"}),
+    ],
+)
+async def test_what_acts_on_a_deployment_takes_no_value_of_another_kind(
+    http: httpx.AsyncClient, route: str, body: dict[str, Any]
+) -> None:
+    answer = await http.post(route, json=body)
+    assert (answer.status_code, answer.json()["field"]) == (400, next(iter(body))), answer.text
+
+
+@pytest.mark.parametrize("instant", ["1795951241", "1795951241.5", "1e9", "-5"])
+async def test_text_of_a_number_is_no_instant(http: httpx.AsyncClient, instant: str) -> None:
+    answer = await http.put("/features/a", json={"features": {"f0": 1}, "event_time": instant})
+    assert (answer.status_code, answer.json()["detail"]) == (400, "event_time: write it as ISO 8601 with an offset")

@@ -153,3 +153,11 @@ def test_doctor_says_the_same_of_a_nightly_run_on_such_a_night(now: str) -> None
     done = run(RunState.PUBLISHED, took_s=67 * 60)
     told = check_schedule("m", model, [done], clock=lambda: at(now))
     assert [each.status.value for each in told if "due every" in each.detail] == ["ok"]
+
+
+@pytest.mark.parametrize(
+    "zone", ["localtime", "posixrules", "Factory", "right/Europe/Berlin", "Europe", "UTC+1", "+01:00", "", "../UTC"]
+)
+def test_a_zone_that_is_not_the_same_on_every_machine_is_none(zone: str) -> None:
+    with pytest.raises(ValidationError, match="is no time zone: write one such as 'UTC' or 'Europe/Berlin'"):
+        BatchSettings(schedule="0 3 * * *", timezone=zone)

@@ -8,6 +8,7 @@ import pytest
 
 from inference.errors import BadInput
 from inference.serving.messages import MAX_MESSAGE_ROWS, check_message, illegal_ids
+from tasks.maintenance import start_run
 
 
 def check(rows: Any = None, **arguments: Any) -> None:
@@ -44,3 +45,15 @@ def test_an_id_that_is_no_text_is_an_error_of_its_own_row() -> None:
     assert sorted(wrong) == [1, 2, 3, 4, 5]
     assert wrong[1].message == "entity_id must be text, not a number: send '42'"
     assert wrong[3].message == "entity_id must be text, not null"
+
+
+def test_ids_in_the_place_of_the_model_are_told_so() -> None:
+    with pytest.raises(BadInput, match="model must be text, not a list") as caught:
+        check([], model=["C1"])
+    assert caught.value.field == "model"
+
+
+@pytest.mark.parametrize("model", [["delay"], {"model": "delay"}, 5, True])
+def test_a_run_of_what_is_no_name_is_refused_as_the_senders_mistake(model: Any) -> None:
+    error = start_run.run(model=model)["error"]
+    assert (error["code"], error["field"]) == ("bad-input", "model")

@@ -11,7 +11,7 @@ from app.cli.doctor.at_once import at_once
 from app.cli.doctor.broker import check_broker, check_patience
 from app.cli.doctor.fallbacks import check_fallbacks
 from app.cli.doctor.findings import Check, Finding, error, not_checked, warning
-from app.cli.doctor.machine import check_clock, check_gpus, look_at_gpus
+from app.cli.doctor.machine import check_clock, check_environment, check_gpus, look_at_gpus
 from app.cli.doctor.memory import TableSize, memory_finding, overlay_bytes, table_sizes
 from app.cli.doctor.models import Known, check_model
 from app.cli.doctor.queues import check_queues
@@ -153,7 +153,7 @@ class Deployment:
 
     def _machine(self) -> list[Finding]:
         offset_s = self._cache.offset_s if isinstance(self._cache, Server) else None
-        return [check_gpus(self._settings.workers, look_at_gpus()), check_clock(offset_s)]
+        return [check_gpus(self._settings.workers, look_at_gpus()), check_clock(offset_s), *check_environment()]
 
     def _known(self, model: str) -> Known | None:
         if self._client is None:

@@ -1,4 +1,4 @@
-"""This machine: its GPUs as TensorFlow would see them, and its clock."""
+"""This machine: its GPUs as TensorFlow would see them, its clock, and its environment."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from app.cli.doctor.findings import Check, Finding, error, not_checked, ok, warning
-from inference.settings import WorkerSettings
+from inference.settings import WorkerSettings, variables_unread
 
 #: clocks that are kept in time differ by milliseconds
 MOST_OFFSET_S = 0.5
@@ -66,6 +66,14 @@ def check_clock(offset_s: float | None) -> Finding:
         fix = "keep the clocks of both machines in time (NTP): schedules and ages go by them"
         return warning(Check.MACHINE, "clock", detail, fix)
     return ok(Check.MACHINE, "clock", detail)
+
+
+def check_environment(environment: Mapping[str, str] = os.environ) -> list[Finding]:
+    """Return a warning for each environment variable that looks like a setting and is none."""
+    return [
+        warning(Check.MACHINE, "environment", f"{name} is no setting, and nothing reads it", f"call it {meant}")
+        for name, meant in variables_unread(environment)
+    ]
 
 
 def _names_any(visible: str) -> bool:

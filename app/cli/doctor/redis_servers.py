@@ -78,7 +78,13 @@ def look_at(url: str, setting: str, *, prefix: str = "forecache") -> Server | Fa
     except redis.ConnectionError as problem:
         return Failure(_reason(problem), f"start it, or correct {setting}; `forecache up` starts one when none is set")
     except redis.RedisError as problem:
-        return Failure(f"it answers with an error: {problem}", f"{setting} must be a Redis of version 6.2 or later")
+        return Failure(f"it answers with an error: {problem}", _fix_of(str(problem), setting))
+
+
+def _fix_of(problem: str, setting: str) -> str:
+    if "DB index" in problem or "SELECT" in problem:
+        return f"end {setting} in the number of a database that this server has, as in redis://host:6379/0"
+    return f"{setting} must be a Redis of version 6.2 or later, with its commands under their own names"
 
 
 def check_servers(settings: Settings, results: Server | Failure, cache: Server | Failure) -> list[Finding]:

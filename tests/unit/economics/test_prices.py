@@ -68,7 +68,7 @@ def test_an_unknown_instance_type_names_the_nearest() -> None:
         (OWN.replace("price = 1.5", "price = 0"), r"instances\.a\.price"),
         (OWN.replace("price = 1.5", "price = nan"), r"instances\.a\.price"),
         (OWN.replace("price = 1.5", "price = inf"), r"instances\.a\.price"),
-        (OWN.replace("price = 1.5\n", ""), r"instances\.a\.price: Field required"),
+        (OWN.replace("price = 1.5\n", ""), r"instances\.a\.price: is missing"),
         (OWN.replace("as_of = 2026-01-02", ""), "as_of"),
         (OWN.replace('batch_instance = "a"', 'batch_instance = "c"'), "no instances named 'c'"),
     ],
