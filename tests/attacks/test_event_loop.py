@@ -129,7 +129,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 DOCUMENTS = [
-    (b'{"a": [1, [2.5, "x,]\\"\\\\{y"], {}], "b,": null, "a": {"c": [[], [[]], true]}}', None),
+    (b'{"a": [1, [2.5, "x,]\\"\\\\{y"], {}], "b,": null, "d": {"c": [[], [[]], true]}}', None),
     (b"[[1, 2, 3], [4, 5, 6], [7, 8, 9]]", [[1, 2, 3], [4, 5, 6], [7, 8, 9]]),
     (b'{"e": [         ], "o": {            }}', {"e": [], "o": {}}),
     (b'"a text that is longer than a piece, [of] {course}"', None),
