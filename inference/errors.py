@@ -9,6 +9,12 @@ from typing import ClassVar
 
 from inference.redaction import without_secrets
 
+#: characters of what a client sent that an error repeats
+LONGEST_QUOTE = 64
+#: characters of a message, and of the name of what is at fault, that leave a process
+LONGEST_MESSAGE = 2000
+LONGEST_FIELD = 200
+
 
 class ForecacheError(Exception):
     """Base of everything that Forecache raises on purpose.
@@ -21,14 +27,18 @@ class ForecacheError(Exception):
 
     def __init__(self, message: str, *, field: str | None = None, retry_after_s: float | None = None) -> None:
         # a driver's words, which many a message quotes, may hold the password that it was given
-        self.message = without_secrets(message)
+        self.message = without_secrets(_shortened(message))
         super().__init__(self.message)
         self.field = field
         self.retry_after_s = retry_after_s
 
     def to_json(self) -> dict[str, str | None]:
-        """Return what `from_code` rebuilds the error from: plain JSON, as task results and jobs hold it."""
-        return {"code": self.code, "message": self.message, "field": self.field}
+        """Return what `from_code` rebuilds the error from: plain JSON, as task results and jobs hold it.
+
+        A long name is cut, since a result holds one for each of its rows.
+        """
+        field = None if self.field is None else cut(self.field, LONGEST_FIELD)
+        return {"code": self.code, "message": self.message, "field": field}
 
 
 class BadInput(ForecacheError):
@@ -231,6 +241,27 @@ ERRORS_BY_CODE: dict[str, type[ForecacheError]] = {cls.code: cls for cls in _sub
 def from_code(code: str, message: str, field: str | None = None) -> ForecacheError:
     """Rebuild the error that another process reported; an unknown code becomes a plain ForecacheError."""
     return ERRORS_BY_CODE.get(code, ForecacheError)(message, field=field)
+
+
+def cut(text: str, most: int = LONGEST_QUOTE) -> str:
+    """Return a text, or its start and an ellipsis when it is longer than `most` characters."""
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
+def _shortened(message: str) -> str:
+    """Return a message that is not too long, without the word in which it is cut: half a password is not recognised."""
+    if len(message) <= LONGEST_MESSAGE:
+        return message
+    return message[:LONGEST_MESSAGE].rpartition(" ")[0] + " …"
+
+
+def quoted(sent: str | int) -> str:
+    """Return what a client sent as an error repeats it: in quotes, on one line, and no more than its start.
+
+    Every message that repeats a client's text does it by this function or by `cut`: the text may be as long as a body,
+    and the message may be repeated for each row.
+    """
+    return repr(cut(sent if isinstance(sent, str) else str(sent)))
 
 
 def shown_name(name: str) -> str:

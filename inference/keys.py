@@ -49,7 +49,7 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:j:J            | hash   | the job record                           | an hour unchanged     | API, workers          |
 | P:j:J:inputs     | hash   | part number → ids or instances (JSON)    | till its part is done | API                   |
 | P:j:J:parts      | hash   | part number → predictions (JSON)         | with the job          | real-time workers     |
-| P:jobs           | hash   | minute → bytes of the jobs begun in it   | an hour unchanged     | API processes         |
+| P:jobs           | hash   | minute → bytes of the jobs begun in it   | an hour unchanged     | API, workers          |
 | P:i:DIGEST       | string | job id, digest of its request            | an hour               | API                   |
 | P:w:W            | string | what a worker or an API process says of  | 5 to 15 s unchanged   | they themselves       |
 |                  |        | itself (JSON)                            |                       |                       |

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as fs
 
-from inference.errors import BadInput
+from inference.errors import BadInput, cut, quoted
 
 #: a store that takes no connection, or sends no byte for this long, is asked once more and then given up
 CONNECT_TIMEOUT_S = 3.0
@@ -33,6 +33,24 @@ _URI = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/]*)(?
 #: Google's client repeats a whole page
 _REASON_CHARS = 300
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
+
+
+#: far more than a person writes: a list of ten thousand features takes 1 MB
+MOST_WRITTEN_BYTES = 8 << 20
+
+
+def read_written(file: Path) -> str:
+    """Return the text of a file that a person or a program writes to describe something, such as `features.json`.
+
+    Raises:
+        OSError: it cannot be read, or is larger than any such file.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    with file.open("rb") as stream:
+        data = stream.read(MOST_WRITTEN_BYTES + 1)
+    if len(data) > MOST_WRITTEN_BYTES:
+        raise OSError(f"it is larger than {MOST_WRITTEN_BYTES >> 20} MiB")
+    return data.decode("utf-8-sig")  # some editors begin it with a mark
 
 
 @dataclass(frozen=True)
@@ -90,18 +108,18 @@ def split_uri(text: str) -> tuple[str, str, str]:
     scheme = match["scheme"].lower() if match else ""
     if match is None or scheme not in (*REMOTE_SCHEMES, "file"):
         known = ", ".join(f"{each}://" for each in REMOTE_SCHEMES)
-        raise BadInput(f"{scheme or 'this'}:// is no file system that is known here: use a path, {known}")
+        raise BadInput(f"{cut(scheme) or 'this'}:// is no file system that is known here: use a path, {known}")
     authority, path = match["authority"], match["path"] or ""
     if "@" in authority:
         raise BadInput(f"a {scheme}:// path must hold no credentials: put them where its own tools find them")
     if re.search(r"[^A-Za-z0-9._:-]", authority):
-        raise BadInput(f"{authority!r} is no name of a bucket or host: letters, digits, '.', '-' and '_'")
+        raise BadInput(f"{quoted(authority)} is no name of a bucket or host: letters, digits, '.', '-' and '_'")
     if not authority and scheme in ("s3", "gs"):
-        raise BadInput(f"{text} names no bucket: write {scheme}://bucket/path")
+        raise BadInput(f"{cut(text)} names no bucket: write {scheme}://bucket/path")
     if scheme == "file" and authority not in ("", "localhost"):
-        raise BadInput(f"{text} names another machine: write file:///path")
+        raise BadInput(f"{cut(text)} names another machine: write file:///path")
     if any(part in ("..", ".") for part in path.split("/")):
-        raise BadInput(f"{text} holds '.' or '..': write the path itself")
+        raise BadInput(f"{cut(text)} holds '.' or '..': write the path itself")
     return scheme, authority, path
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from inference.batch import Trigger, current_slot
 from inference.clock import system_clock
 from inference.engines.process import SparkDriver
-from inference.errors import BadInput, Conflict, Defect, StoreUnavailable
+from inference.errors import BadInput, Conflict, Defect, StoreUnavailable, quoted
 from inference.failures import Failures
 from inference.logs import get_logger
 from inference.serving.messages import check_model
@@ -74,7 +74,7 @@ def _trigger(name: str) -> Trigger:
         return Trigger(name)
     except ValueError as error:
         known = ", ".join(Trigger)
-        raise BadInput(f"trigger {name!r} is none of {known}: leave it out", field="trigger") from error
+        raise BadInput(f"trigger {quoted(name)} is none of {known}: leave it out", field="trigger") from error
 
 
 def _slot(model: str | None) -> str | None:

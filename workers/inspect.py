@@ -33,12 +33,13 @@ def main(argv: Sequence[str]) -> int:
         import_functions=asked.import_functions,
         code_folder=asked.code_folder,
         signature=asked.signature,
+        engine_hosts=None if asked.engine_hosts is None else tuple(filter(None, asked.engine_hosts.split(","))),
     )
     # whoever serves requests on this machine goes first
     os.nice(_POLITENESS)
     try:
         if asked.signatures:
-            print(signatures_to_json(newest_signatures(asked.path.absolute())))  # noqa: T201
+            print(signatures_to_json(newest_signatures(asked.path.absolute(), options)))  # noqa: T201
             return 0
         records = inspect_versions(asked.path.absolute(), wanted, options=options, table=asked.table)
     except ForecacheError as error:
@@ -65,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--import-functions", action="store_true", help="import the functions of the features too")
     parser.add_argument("--signature", metavar="NAME", help="which one of a SavedModel's signatures is served")
     parser.add_argument("--signatures", action="store_true", help="all signatures of the newest version instead")
+    parser.add_argument("--engine-hosts", metavar="HOST,…", help="which hosts a remote.toml may name")
     parser.add_argument("--table", metavar="PATH", help="try versions with the first rows of this table of features")
     return parser
 

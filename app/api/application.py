@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -43,6 +44,7 @@ from app.api.problems import (
     respond_to_error,
 )
 from app.api.routing import respond_without_route, under_root, without_head
+from app.api.watchdog import loop_watched
 from app.listening import places
 from inference.errors import ForecacheError
 from inference.release import installed_release
@@ -99,6 +101,8 @@ class Application(FastAPI):
         except ForecacheError as error:
             await respond_to_error(error, scope["path"])(scope, receive, telling(send, request))
             return
+        if scope["path"] == self.openapi_url and self.openapi_schema is None:
+            await asyncio.to_thread(self.openapi)  # a tenth of a second
         await super().__call__(scope, receive, telling(send, request))
 
     def hot_request(self, scope: Scope, tell: Callable[[], None]) -> HotRequest:
@@ -145,7 +149,8 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_parts(settings) as parts:
             app.state.parts = parts
-            yield
+            with loop_watched():
+                yield
 
     app = Application(
         settings.api,

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import Response
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
+from app.api.limits import MAX_BODY_BYTES
 from app.api.problems import Problem, problem_of
 from inference.entities import check_entity_id
 from inference.errors import BadEntityId, BadInput, ForecacheError
+from inference.protocols.tensors import MAX_ANSWER_BYTES
 from inference.queues import JobPriority
 from inference.serving import Answer
 
@@ -21,8 +33,45 @@ MAX_TIMEOUT_MS = 600_000
 #: what `check_entity_id` takes, as far as a schema can say it: its 512 are bytes
 ENTITY_ID_SCHEMA = {"type": "string", "minLength": 1, "maxLength": 512, "pattern": r"^[^\u0000-\u001f\u007f-\u009f]+$"}
 
+#: names of features in an object
+MAX_NAMES = 10_000
+
+
+def object_as_sent(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Take an object as it is, if it has not too many names: its values are checked where the contract is known."""
+    if isinstance(value, dict) and len(value) > MAX_NAMES:
+        raise ValueError(f"holds {len(value)} names: at most {MAX_NAMES}")
+    return value if isinstance(value, dict) and value else check(value)
+
+
+def list_as_sent(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Take a list as it is: a copy of millions of values takes long, and would check nothing."""
+    return value if isinstance(value, list) and value else check(value)
+
+
+def _if_so_few(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Check no ids of a list that is too long: `check_rows` refuses it."""
+    return value if isinstance(value, list) and len(value) > MAX_JOB_ROWS else check(value)
+
+
+class Body(BaseModel):
+    """What a request may say: nothing but its fields."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown(cls, sent: Any) -> Any:
+        """Leave one unknown field of many, which is what the answer names: each would be an error of its own."""
+        if not isinstance(sent, dict) or len(sent) <= len(cls.model_fields):
+            return sent
+        unknown = next((name for name in sent if name not in cls.model_fields), None)
+        return {name: sent[name] for name in (*cls.model_fields, unknown) if name in sent}
+
+
 EntityIds = Annotated[
-    list[str] | None,
+    Annotated[list[str], Field(fail_fast=True)] | None,
+    WrapValidator(_if_so_few),
     WithJsonSchema({"anyOf": [{"type": "array", "items": ENTITY_ID_SCHEMA, "minItems": 1}, {"type": "null"}]}),
 ]
 Hours = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -57,14 +106,12 @@ class ExplainableTerms(Terms):
     ] = None
 
 
-class PredictBody(Terms):
+class PredictBody(Terms, Body):
     """What to predict: entities (with features to override, or none), or instances with all of theirs."""
 
-    model_config = ConfigDict(extra="forbid")
-
     entity_ids: EntityIds = None
-    instances: list[Any] | None = None
-    overrides: dict[str, Any] | None = None
+    instances: Annotated[list[Any] | None, WrapValidator(list_as_sent)] = None
+    overrides: Annotated[dict[str, Any] | None, WrapValidator(object_as_sent)] = None
 
     @field_validator("max_staleness_hours", "timeout_ms", mode="before")
     @classmethod
@@ -100,6 +147,22 @@ class PredictBody(Terms):
             except BadEntityId as error:
                 raise BadEntityId(error.message, field=f"entity_ids.{number}") from error
 
+    def check_overrides(self, rows_at_once: int) -> None:
+        """Refuse overrides that are too large for so many rows: each message to a worker brings them along.
+
+        Raises:
+            BadInput: it says how large they are, and how large they may be.
+        """
+        if not self.overrides or self.entity_ids is None:
+            return
+        most = MAX_BODY_BYTES // math.ceil(len(self.entity_ids) / rows_at_once)
+        size = sum(len(orjson.dumps(value)) for value in self.overrides.values())
+        if size > most:
+            raise BadInput(
+                f"overrides of {size} bytes are too large for {len(self.entity_ids)} entities: at most {most}",
+                field="overrides",
+            )
+
 
 class EnqueueBody(PredictBody):
     """What to predict later, and how urgent it is."""
@@ -109,36 +172,30 @@ class EnqueueBody(PredictBody):
     ] = JobPriority.NORMAL
 
 
-class RunBody(BaseModel):
+class RunBody(Body):
     """Which run to start. `source` replaces the model's own table; only below that table's folder.
 
     `entities` (ids) or `since` (an ISO 8601 instant, or a duration such as `6h`): only those rows, served at once.
     `engine`: what scores the chunks, `celery` or `spark`, instead of what the model's settings say.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
     model: str | None = None
     source: str | None = None
-    entities: Annotated[list[str], Field(max_length=MAX_JOB_ROWS)] | None = None
+    entities: Annotated[list[str], Field(max_length=MAX_JOB_ROWS, fail_fast=True)] | None = None
     since: str | None = None
     engine: str | None = None
 
 
-class PublishBody(BaseModel):
+class PublishBody(Body):
     """Publish a run that its gates refused: only if `force` is true."""
-
-    model_config = ConfigDict(extra="forbid")
 
     force: Annotated[bool, Field(strict=True)] = False
 
 
-class RollbackBody(BaseModel):
+class RollbackBody(Body):
     """What to go back from: the generation that is expected to serve; left out, whichever does."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    generation: Annotated[int, Field(strict=True)] | None = None
+    generation: Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)] | None = None
 
 
 class AnswerBody(BaseModel):
@@ -215,8 +272,15 @@ class JsonResponse(Response):
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        """Return the body."""
-        return orjson.dumps(content)
+        """Return the body.
+
+        Raises:
+            BadInput: it is larger than an answer may be.
+        """
+        body = orjson.dumps(content)
+        if len(body) > MAX_ANSWER_BYTES:
+            raise BadInput(f"the answer takes {len(body)} bytes: at most {MAX_ANSWER_BYTES}, ask for fewer rows")
+        return body
 
 
 def item_of(entity_id: str | None, answer: Answer | ForecacheError) -> orjson.Fragment | dict[str, Any]:

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
-from inference.errors import NotFound, StoreUnavailable
+from inference.errors import NotFound, StoreUnavailable, quoted
 from inference.models import VersionRecord
 from inference.serving.lookups import TableReader
 
@@ -58,7 +58,7 @@ class ModelCards:
             StoreUnavailable: Redis did not answer in time.
         """
         if model not in self._readers:
-            raise NotFound(f"no model {model!r}")
+            raise NotFound(f"no model {quoted(model)}")
         known = self._fresh(model)
         if known is not None:
             return known

@@ -7,9 +7,9 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
+from pydantic import AwareDatetime, BaseModel, Field, WithJsonSchema, WrapValidator, field_validator
 
-from app.api.bodies import ENTITY_ID_SCHEMA, MAX_ROWS, JsonResponse
+from app.api.bodies import ENTITY_ID_SCHEMA, MAX_ROWS, Body, JsonResponse, list_as_sent, object_as_sent
 from app.api.hot_path import entity_id_of
 from app.api.parts import Parts, parts_of
 from app.api.problems import documented
@@ -24,15 +24,17 @@ EntityId = Annotated[str, WithJsonSchema(ENTITY_ID_SCHEMA)]
 ModelName = Annotated[str | None, Query(description="may be left out when one is configured")]
 
 
-class FeaturesBody(BaseModel):
+class FeaturesBody(Body):
     """New values of features: by name, or all of them as a list in the contract's order.
 
     `event_time`: since when they hold, ISO 8601 with an offset; left out, now.
     """
 
-    model_config = ConfigDict(extra="forbid")
-
-    features: Annotated[dict[str, Any], Field(min_length=1)] | Annotated[list[Any], Field(min_length=1)]
+    features: Annotated[
+        Annotated[dict[str, Any], Field(min_length=1)] | Annotated[list[Any], Field(min_length=1)],
+        WrapValidator(list_as_sent),
+        WrapValidator(object_as_sent),
+    ]
     event_time: AwareDatetime | None = None
 
     @field_validator("event_time", mode="before")
@@ -63,12 +65,10 @@ class ItemBody(FeaturesBody):
     entity_id: EntityId
 
 
-class ItemsBody(BaseModel):
+class ItemsBody(Body):
     """Updates of up to 1 000 different entities."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    items: Annotated[list[ItemBody], Field(min_length=1, max_length=MAX_ROWS)]
+    items: Annotated[list[ItemBody], Field(min_length=1, max_length=MAX_ROWS, fail_fast=True)]
 
 
 class UpdatedBody(BaseModel):

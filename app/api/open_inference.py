@@ -10,13 +10,14 @@ from fastapi import APIRouter, Depends, Request, Response
 from app.api.dialects import documented_errors
 from app.api.health import readiness
 from app.api.parts import Parts, parts_of
-from app.api.request_bodies import read_body
+from app.api.request_bodies import beside_loop, read_body
 from app.api.tensors import compute, held_versions
-from inference.errors import BadInput, NotFound
+from inference.errors import BadInput, NotFound, cut
 from inference.models import VersionRecord
 from inference.protocols import open_inference as protocol
 from inference.protocols.json_tensors import render
 from inference.protocols.numbers import MOST_VERSION, whole_number
+from inference.protocols.tensors import bytes_of
 from inference.release import installed_release
 
 #: how much of a body is JSON, when binary tensors follow it
@@ -39,7 +40,7 @@ async def _version(request: Request) -> int | None:
         return None
     number = whole_number(version, MOST_VERSION)
     if not number:
-        raise BadInput(f"failed to get model version from specified version string '{version}'")
+        raise BadInput(f"failed to get model version from specified version string '{cut(version)}'")
     return number
 
 
@@ -159,16 +160,19 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 @router.post("/models/{model}/versions/{version}/infer", responses=_ANSWERS, openapi_extra=_INFER_VERSIONED)
 async def infer(request: Request, parts: _PartsOf, model: str, version: _Version) -> Response:
     """Return what the model gives for its own input tensors, as JSON or, where asked for, as bytes behind it."""
-    document, binary = protocol.read_body(await read_body(request), request.headers.get(LENGTH_HEADER))
+    body = await read_body(request)
+    size = len(body)
+    document, binary = await beside_loop(size, protocol.read_body, body, request.headers.get(LENGTH_HEADER))
     record = await _record(parts, model, version)
-    asked = protocol.infer_request(model, document, binary, record.signature)
+    asked = await beside_loop(size, protocol.infer_request, model, document, binary, record.signature)
     try:
         outputs = await compute(request, parts, model, asked.tensors, version)
     except NotFound as error:
         raise _unknown(model, version) from error
     if outputs is None:
         return Response(status_code=499)
-    answer = protocol.infer_answer(model, outputs.version, asked, outputs.tensors)
+    size = bytes_of(outputs.tensors)
+    answer = await beside_loop(size, protocol.infer_answer, model, outputs.version, asked, outputs.tensors)
     if answer.json_length is None:
         return Response(answer.body, media_type="application/json")
     return Response(
@@ -187,7 +191,7 @@ async def _record(parts: Parts, model: str, version: int | None) -> VersionRecor
 
 
 def _unknown(model: str, version: int | None) -> NotFound:
-    which = f"'{model}'" if version is None else f"'{model}' version {version}"
+    which = f"'{cut(model)}'" if version is None else f"'{cut(model)}' version {version}"
     return NotFound(f"Request for unknown model: {which} is not found")
 
 

@@ -26,6 +26,8 @@ router = APIRouter(tags=["predict"], route_class=JsonRoute)
 async def predict_many(body: PredictBody, parts: Annotated[Parts, Depends(parts_of)], request: Request) -> Response:
     """Return predictions of up to 1 000 entities or instances, in order; a failed item has an `error`."""
     body.check_rows(MAX_ROWS)
+    _, model = parts.settings.model(body.model)
+    body.check_overrides(model.realtime.max_micro_batch)
     items: list[Any] = []
     with ClientWatch(request.receive):
         items = await _predict(body, parts.service)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from app.api.bodies import (
     MAX_JOB_ROWS,
@@ -17,9 +17,9 @@ from app.api.bodies import (
 )
 from app.api.parts import Parts, parts_of
 from app.api.problems import documented, problem_of
-from app.api.request_bodies import JsonRoute
+from app.api.request_bodies import JsonRoute, beside_loop
 from inference.serving.job_queue import JobRow, JobView
-from inference.serving.jobs import JobRequest, JobState
+from inference.serving.jobs import PART_ROWS, JobRequest, JobState
 
 router = APIRouter(prefix="/predictions", tags=["jobs"], route_class=JsonRoute)
 
@@ -30,6 +30,7 @@ MAX_WAIT_S = 60
 async def enqueue(
     body: EnqueueBody,
     parts: Annotated[Parts, Depends(parts_of)],
+    request: Request,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> Response:
     """Enqueue up to 100 000 predictions. All are computed anew, so any `max_staleness_hours` is kept.
@@ -38,7 +39,8 @@ async def enqueue(
     `Idempotency-Key`: a client that does not know whether its request arrived sends it again under the same key, and
     gets the same job.
     """
-    body.check_rows(MAX_JOB_ROWS)
+    await beside_loop(len(await request.body()), body.check_rows, MAX_JOB_ROWS)
+    body.check_overrides(PART_ROWS)
     model, _ = parts.settings.model(body.model)
     job_id = await parts.jobs.create(
         JobRequest(

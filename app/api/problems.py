@@ -23,6 +23,8 @@ from inference.errors import (
     DeadlineExceeded,
     FeaturesUnavailable,
     ForecacheError,
+    FunctionFailed,
+    ModelOutOfMemory,
     PredictionFailed,
     RateLimited,
     StoreUnavailable,
@@ -40,6 +42,8 @@ RETRY_AFTER_S = 1.0
 #: our own trouble in words of our own: the error's may hold an address, or the insides of a model
 _OWN_WORDS: dict[type[ForecacheError], str] = {
     PredictionFailed: "the model gave no usable prediction for this input",
+    FunctionFailed: "a function of the model's features failed on this input; the worker's log says why",
+    ModelOutOfMemory: "the model ran out of memory on this input: send fewer rows",
     StoreUnavailable: "the cache Redis does not answer",
     BrokerUnavailable: "the broker does not answer",
     FeaturesUnavailable: "a source of this entity's features does not answer",

@@ -1,11 +1,17 @@
-"""Reads the bodies of requests, the same way for every route: unpacked, within the limit, as JSON in UTF-8."""
+"""Reads the bodies of requests, the same way for every route: unpacked, within the limit, as JSON in UTF-8.
+
+What a client sent is parsed and converted beside the event loop when it is large, one body at a time.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
+from typing import Any, TypeVar
 
 from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -13,17 +19,44 @@ from fastapi.routing import APIRoute
 
 from app.api.limits import HOLD, MAX_BODY_BYTES
 from app.api.validation import as_bad_input, check_query
-from inference.errors import BadInput, UnsupportedMedia
-from inference.protocols.json_tensors import parse
+from inference.errors import BadInput, Overloaded, UnsupportedMedia, cut
+from inference.protocols.json_documents import parse
 
 #: zlib's number for a format with gzip's header, or zlib's own
 _ANY_HEADER = 32 + zlib.MAX_WBITS
 #: what is unpacked without a pause for other requests
 _STEP_BYTES = 256 * 1024
-_LONGEST_QUOTE = 64
+#: what is parsed and converted on the event loop, in less than 3 ms whatever is in it
+INLINE_BYTES = 64 * 1024
+#: large bodies that wait for their turn; each holds its bytes
+MAX_WAITING = 16
 #: fields of bodies that hold an item for each row that is asked for
 _ROWS = ("entity_ids", "instances", "items", "entities")
 _UNPACKED = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
+
+
+T = TypeVar("T")
+
+# one: two that are at work at once would each keep the event loop waiting for its turn
+_thread = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
+_in_line: set[asyncio.Future[Any]] = set()
+
+
+async def beside_loop(size: int, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
+    """Return what a call gives that works on so many bytes: in the one thread for that if they are many.
+
+    Raises:
+        Overloaded: too many large bodies wait already.
+    """
+    work = partial(call, *arguments, **named)
+    if size <= INLINE_BYTES:
+        return work()
+    if len(_in_line) >= MAX_WAITING:
+        raise Overloaded("too many large bodies wait already: send smaller ones, or one after the other")
+    done = asyncio.get_running_loop().run_in_executor(_thread, partial(copy_context().run, work))
+    _in_line.add(done)
+    done.add_done_callback(_in_line.discard)
+    return await done
 
 
 async def read_body(request: Request) -> bytes:
@@ -55,7 +88,7 @@ def _encoding_of(request: Request) -> str | None:
     if not codings:
         return None
     if len(codings) > 1 or codings[0] not in _UNPACKED:
-        coding = named[:_LONGEST_QUOTE]
+        coding = cut(named)
         raise UnsupportedMedia(f"Content-Encoding {coding} is not supported: send gzip, deflate or none", field="body")
     return _UNPACKED[codings[0]]
 
@@ -143,9 +176,9 @@ async def _read_json(request: Request) -> _ReadRequest:
     kind, _, form = sent_as.partition("/")
     if kind != "application" or not (form == "json" or form.endswith("+json")):
         wish = "send JSON as application/json"
-        text = f"{wish}, not as {sent_as[:_LONGEST_QUOTE]}" if sent_as else f"no Content-Type came: {wish}"
+        text = f"{wish}, not as {cut(sent_as)}" if sent_as else f"no Content-Type came: {wish}"
         raise UnsupportedMedia(f"body: {text}", field="body")
-    document = parse(body)
+    document = await beside_loop(len(body), parse, body)
     if isinstance(document, dict):
         rows = max((len(document[name]) for name in _ROWS if isinstance(document.get(name), list)), default=0)
         request.app.gate.charge(request.scope, rows=rows)

@@ -8,18 +8,20 @@ from starlette.types import Scope
 
 from app.api import hot_path
 from app.api.problems import respond_to_status
+from inference.errors import cut
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
-_LONGEST_QUOTE = 64
 #: clients resolve these ids before they send a path
 _DOTS = "clients resolve the ids . and .. in a path: send those to POST /predict or PUT /features"
 
 
 def under_root(scope: Scope, root_path: str) -> None:
     """Take the path of a proxy off a request's path, where the proxy has left it there; it may be called again."""
+    path, prefix, start = scope["path"], f"{root_path}/", 0
     # all of them: Starlette would take off another
-    while scope["path"].startswith(f"{root_path}/"):
-        scope["path"] = scope["path"][len(root_path) :]
+    while path.startswith(prefix, start):
+        start += len(root_path)
+    scope["path"] = path[start:]
     scope["root_path"] = root_path
 
 
@@ -33,10 +35,10 @@ async def respond_without_route(request: Request, _: Exception) -> Response:
     path: str = request.scope["path"]
     allowed = _METHODS if path == "*" else _allowed(request, path)
     if not allowed:
-        return respond_to_status(404, f"there is no path {path[:_LONGEST_QUOTE]}: {_hint(request, path)}", path)
+        return respond_to_status(404, f"there is no path {cut(path)}: {_hint(request, path)}", path)
     if request.method == "OPTIONS":
         return options(allowed)
-    detail = f"{request.method} {path[:_LONGEST_QUOTE]} is not allowed, only {', '.join(allowed)}"
+    detail = f"{request.method} {cut(path)} is not allowed, only {', '.join(allowed)}"
     if path == "/predict":
         detail += f", or GET /predict/ID; {_DOTS}"
     return respond_to_status(405, detail, path, {"Allow": ", ".join(allowed)})
@@ -65,5 +67,5 @@ def _allowed(request: Request, path: str) -> tuple[str, ...]:
 def _hint(request: Request, path: str) -> str:
     tidy = "/" + "/".join(filter(None, path.split("/")))
     if tidy != path and _allowed(request, tidy):
-        return f"did you mean {tidy[:_LONGEST_QUOTE]}?"
+        return f"did you mean {cut(tidy)}?"
     return f"GET /docs lists the paths; {_DOTS}" if path == "/" else "GET /docs lists the paths"

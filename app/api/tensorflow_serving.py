@@ -12,14 +12,15 @@ from starlette.types import Receive, Scope, Send
 from app.api.dialects import documented_errors
 from app.api.parts import Parts
 from app.api.paths import without_folders
-from app.api.request_bodies import read_body
+from app.api.request_bodies import beside_loop, read_body
 from app.api.routing import options
 from app.api.tensors import compute, held_versions
-from inference.errors import BadInput, NotFound
+from inference.errors import BadInput, NotFound, cut
 from inference.models import VersionRecord
 from inference.protocols import tensorflow_serving as protocol
 from inference.protocols.json_tensors import render
 from inference.protocols.tensorflow_serving import Method, ModelPath, VersionStatus
+from inference.protocols.tensors import bytes_of
 from inference.schema import Block
 
 
@@ -64,7 +65,7 @@ async def _without_label(path: ModelPath, parts: Parts) -> ModelPath:
     """
     if path.label is None:
         return path
-    unknown = BadInput(f"Unrecognized servable version label: {path.label}")
+    unknown = BadInput(f"Unrecognized servable version label: {cut(path.label)}")
     try:
         labels = (await parts.cards.of(path.model)).labels
     except NotFound as error:
@@ -75,25 +76,34 @@ async def _without_label(path: ModelPath, parts: Parts) -> ModelPath:
 
 
 async def _predict(request: Request, path: ModelPath, parts: Parts) -> Response:
-    document = protocol.read_document(await read_body(request))
+    document, size = await _document(request)
     protocol.signature_of(document)
     record = await _record(path, parts)
     served = parts.settings.models[path.model].signature
-    tensors, by_row = protocol.tensors_of(document, record.signature.inputs, served=served)
+    tensors, by_row = await beside_loop(size, protocol.tensors_of, document, record.signature.inputs, served=served)
     outputs = await _compute(request, path, parts, tensors)
-    return _gone() if outputs is None else _json(protocol.predict_answer(outputs, by_row=by_row))
+    if outputs is None:
+        return _gone()
+    return _json(await beside_loop(bytes_of(outputs), protocol.predict_answer, outputs, by_row=by_row))
 
 
 async def _examples(request: Request, path: ModelPath, parts: Parts) -> Response:
-    document = protocol.read_document(await read_body(request))
-    examples = protocol.read_examples(document)
+    document, size = await _document(request)
+    examples = await beside_loop(size, protocol.read_examples, document)
     record = await _record(path, parts)
     classify = path.method is Method.CLASSIFY
     (protocol.check_classify if classify else protocol.check_regress)(document, record.signature)
     outputs = await _compute(request, path, parts, protocol.example_tensors(examples))
     if outputs is None:
         return _gone()
-    return _json(protocol.classify_answer(outputs) if classify else protocol.regress_answer(outputs))
+    answer = protocol.classify_answer if classify else protocol.regress_answer
+    return _json(await beside_loop(bytes_of(outputs), answer, outputs))
+
+
+async def _document(request: Request) -> tuple[dict[str, Any], int]:
+    """Return the JSON object of a request, and how many bytes it has."""
+    body = await read_body(request)
+    return await beside_loop(len(body), protocol.read_document, body), len(body)
 
 
 async def _compute(request: Request, path: ModelPath, parts: Parts, tensors: Block) -> Block | None:
@@ -122,9 +132,9 @@ async def _record(path: ModelPath, parts: Parts) -> VersionRecord:
 
 async def _status(path: ModelPath, parts: Parts) -> list[VersionStatus]:
     missing = NotFound(
-        f"Could not find any versions of model {path.model}"
+        f"Could not find any versions of model {cut(path.model)}"
         if path.version is None
-        else f"Could not find version {path.version} of model {path.model}"
+        else f"Could not find version {path.version} of model {cut(path.model)}"
     )
     try:
         card = await parts.cards.of(path.model)
@@ -148,7 +158,7 @@ def _remark(record: VersionRecord, parts: Parts) -> str:
 
 
 def _not_found(path: ModelPath) -> NotFound:
-    which = f"Latest({path.model})" if path.version is None else f"Specific({path.model}, {path.version})"
+    which = f"Latest({cut(path.model)})" if path.version is None else f"Specific({cut(path.model)}, {path.version})"
     return NotFound(f"Servable not found for request: {which}")
 
 

@@ -8,11 +8,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from inference.errors import BadInput
+from inference.errors import BadInput, cut, quoted
 from inference.field_mistakes import WANTED, sentence_about
 
-_LONGEST_QUOTE = 64
-_LONGEST_FIELD = 200
 #: how alike a misspelt name of a query is to the one that is meant, and how many names are compared at most
 _ALIKE, _MOST_COMPARED = 0.75, 8
 
@@ -25,7 +23,7 @@ def as_bad_input(found: Sequence[Mapping[str, Any]], expected: Any = None) -> Ba
     if first["type"] == "extra_forbidden":
         place, _, name = field.rpartition(".")
         text = _unknown(name, _fields_at(expected, first["loc"][1:-1]), place)
-        return BadInput(f"{field[:_LONGEST_FIELD]}: {text}", field=field[:_LONGEST_FIELD])
+        return BadInput(f"{field}: {text}", field=field)
     texts = _texts([one for one in found if _field_of(one) == field])
     if field == "body":
         return BadInput(f"body: {_of_whole_body(first, texts, _fields_at(expected, ()))}", field=field)
@@ -44,7 +42,7 @@ def check_query(sent: Sequence[tuple[str, str]], known: Collection[str]) -> None
     seen: set[str] = set()
     for name, _ in sent:
         if name not in known:
-            foreign.append(name[:_LONGEST_QUOTE])
+            foreign.append(cut(name))
         elif name in seen:
             raise BadInput(f"{name}: is given twice: give it once", field=name)
         seen.add(name)
@@ -61,7 +59,7 @@ def _plain(name: str) -> str:
 
 def _field_of(one: Mapping[str, Any]) -> str:
     """Return the dotted name of a field; pydantic's marks of the members of a union are no names."""
-    where, *rest = (str(part) for part in one["loc"])
+    where, *rest = (cut(str(part)) for part in one["loc"])
     return ".".join(part for part in rest if not part.startswith(("dict[", "list["))) or where
 
 
@@ -71,7 +69,7 @@ def _texts(about_one_field: Sequence[Mapping[str, Any]]) -> str:
     if first["type"] not in WANTED:
         return sentence_about(first)
     if first["type"] == "string_type" and type(first["input"]) is int and "." in _field_of(first):
-        return f'ids are text in JSON: send "{str(first["input"])[:_LONGEST_QUOTE]}"'
+        return f'ids are text in JSON: send "{cut(str(first["input"]))}"'
     return f"is {_described(first['input'])}: send {' or '.join(wanted)}"
 
 
@@ -83,16 +81,16 @@ def _of_whole_body(first: Mapping[str, Any], text: str, fields: Iterable[str]) -
 
 def _described(value: Any) -> str:
     if isinstance(value, str):
-        return f"the text {value[:_LONGEST_QUOTE]!r}"
+        return f"the text {quoted(value)}"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, int | float):
-        return f"the number {str(value)[:_LONGEST_QUOTE]}" if abs(value) < 1e300 else "a number"
+        return f"the number {cut(str(value))}" if abs(value) < 1e300 else "a number"
     return "a list" if isinstance(value, list) else "an object"
 
 
 def _unknown(name: str, known: Sequence[str], place: str) -> str:
-    near = difflib.get_close_matches(name[:_LONGEST_QUOTE], known, n=1)
+    near = difflib.get_close_matches(name, known, n=1)
     where = f" in {place}" if place else ""
     return f"there is no such field{where}; " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
@@ -25,7 +26,7 @@ from inference.models.inspection import signatures_in_subprocess
 from inference.models.runtimes import SavedSignature
 from inference.onboarding import Guess, Match, ModelFolder, Proposal, Table, Target, Trial, TrialRequest, WidthMismatch
 from inference.schema import DType, TensorSpec
-from inference.settings import ModelSettings, Settings, load_settings, settings_file
+from inference.settings import ModelSettings, Settings, WorkerSettings, load_settings, settings_file
 from inference.settings.deployment import MODEL_NAME
 from inference.settings.schedules import parse_schedule
 from inference.sources import Source, open_source
@@ -59,14 +60,17 @@ class Onboarding:
         asker: Asker,
         *,
         inspect: Inspect = inspect_in_subprocess,
-        try_row: Callable[[TrialRequest], Trial] = onboarding.try_row_in_subprocess,
-        signatures: Callable[[Path], Mapping[str, SavedSignature]] = signatures_in_subprocess,
+        try_row: Callable[[TrialRequest], Trial] | None = None,
+        signatures: Callable[[Path], Mapping[str, SavedSignature]] | None = None,
     ) -> None:
         self._options = options
         self._asker = asker
         self._inspect = inspect
-        self._try_row = try_row
-        self._signatures = signatures
+        self._workers = _worker_settings()
+        self._try_row = try_row or partial(onboarding.try_row_in_subprocess, workers=self._workers)
+        self._signatures = signatures or partial(
+            signatures_in_subprocess, workers=self._workers, allow_code=options.allow_code
+        )
 
     def run(self) -> None:
         """Go all the way from the options to the files.
@@ -220,7 +224,8 @@ class Onboarding:
 
     def _inspected(self, target: Target, name: str, path: Path, signature: str | None) -> VersionRecord:
         model = ModelSettings(path=path.absolute(), allow_code=self._options.allow_code, signature=signature)
-        records = self._inspect(Settings.of_folder(target.root, models={name: model}), name)
+        settings = Settings.of_folder(target.root, models={name: model}, workers=self._workers)
+        records = self._inspect(settings, name)
         ready = [version for version, record in records.items() if record.state == "ready"]
         if not ready:
             raise ModelError(str(records[max(records)].error), field="path")
@@ -263,6 +268,7 @@ class Onboarding:
             allow_code=self._options.allow_code,
             code_folder=str(root),
             signature=signature,
+            engine_hosts=self._workers.engine_hosts,
             adapt=self._options.columns is not None or not find_contract(path, _version_folder(path, record)),
         )
         trial = self._try_row(request)
@@ -278,6 +284,14 @@ class Onboarding:
                 f"of the first {_number(trial.rows)} rows {_number(trial.unusable)} cannot be scored: {trial.why}",
             )
         return trial
+
+
+def _worker_settings() -> WorkerSettings:
+    """Return how models are loaded; the defaults where the settings cannot be read, which `init` may be to replace."""
+    try:
+        return load_settings().workers
+    except SettingsError:
+        return WorkerSettings()
 
 
 def _table_of(source: Source, name: str, taken: Sequence[str], record: VersionRecord | None = None) -> Table:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hmac
 import socket
-from base64 import b64encode
 from typing import Any
 
 from flower.app import Flower
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders, HTTPMessageDelegate
 
-from app.dashboard.credentials import Credentials
+from app.dashboard.entrance import Entrance
 from app.listening import places
+from inference.errors import RateLimited
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_BODY_BYTES = 1024 * 1024
@@ -32,7 +31,7 @@ _FULL = b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: clos
 class BoundedServer(HTTPServer):
     """Tornado's server with bounds. If connections are too many, those go first that have been silent for longest."""
 
-    def initialize(self, flower: Flower, credentials: Credentials) -> None:  # type: ignore[override]  # ours differ
+    def initialize(self, flower: Flower, entrance: Entrance) -> None:  # type: ignore[override]  # ours differ
         """Set the bounds; Tornado calls it with what the constructor was given."""
         super().initialize(
             flower,
@@ -43,7 +42,7 @@ class BoundedServer(HTTPServer):
             idle_connection_timeout=IDLE_TIMEOUT_S,
         )
         self._most, _ = places(MAX_CONNECTIONS)
-        self._authorization = b"Basic " + b64encode(credentials.basic_auth.encode())
+        self._entrance = entrance
         #: connections that wait for their clients; the one that has waited for longest is the first
         self._silent: dict[Any, None] = {}
         #: by connection, whether a whole head ever came
@@ -82,8 +81,15 @@ class BoundedServer(HTTPServer):
     def head_came(self, server_conn: Any, request_conn: Any, headers: HTTPHeaders) -> None:
         """Bound the body of a request by whether the password came with it."""
         self._asked[server_conn] = True
-        if not hmac.compare_digest(headers.get("Authorization", "").encode(), self._authorization):
+        if not (_may_be_large(headers) and self._is_known(headers, request_conn.context.remote_ip)):
             request_conn.set_max_body_size(MAX_STRANGERS_BODY_BYTES)
+
+    def _is_known(self, headers: HTTPHeaders, address: str) -> bool:
+        shown = headers.get("Authorization")
+        try:
+            return shown is not None and self._entrance.admits(shown, address)
+        except RateLimited:  # or the size of a body would tell what nobody looks at
+            return False
 
     def all_came(self, server_conn: Any) -> None:
         """Note that a client waits for its answer."""
@@ -94,6 +100,12 @@ class BoundedServer(HTTPServer):
         self._silent.pop(server_conn, None)
         self._asked.pop(server_conn, None)
         super().on_close(server_conn)
+
+
+def _may_be_large(headers: HTTPHeaders) -> bool:
+    """Tell whether a body may be more than a stranger's; only then is the password looked at before it comes."""
+    length = headers.get("Content-Length", "0")
+    return "Transfer-Encoding" in headers or not length.isdecimal() or int(length) > MAX_STRANGERS_BODY_BYTES
 
 
 class _BoundedRequest(HTTPMessageDelegate):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from http import HTTPStatus
 from math import ceil
+from typing import NoReturn
 
 from flower.views import BaseHandler
 from tornado.web import Finish, HTTPError
@@ -15,40 +16,57 @@ from tornado.web import Finish, HTTPError
 from app.browsers import check_site, forwarded_host
 from app.dashboard.credentials import Credentials
 from app.guesses import WrongTries, subscriber_of
-from inference.errors import Forbidden
+from inference.errors import Forbidden, RateLimited
 
 #: signed by this process: a browser that has been let in once does not wait for what others guess at its address
 KNOWN_COOKIE = "forecache_known"
 _KNOWN_DAYS = 30
 
 
-def guard(credentials: Credentials) -> None:
-    """Have every page of this process let in these credentials alone, and be shown in no frame of another page."""
-    wrong = WrongTries()
-    set_flowers_headers = BaseHandler.set_default_headers
+class Entrance:
+    """Checks credentials, and makes those wait who show wrong ones."""
 
-    def set_default_headers(page: BaseHandler) -> None:
-        set_flowers_headers(page)
-        page.set_header("X-Frame-Options", "DENY")
+    def __init__(self, credentials: Credentials) -> None:
+        self._credentials = credentials
+        self._wrong = WrongTries()
 
-    def get_current_user(page: BaseHandler) -> bool:
+    def admits(self, authorization: str, address: str, *, is_known: bool = False) -> bool:
+        """Tell whether an Authorization header is right; a wrong one counts against its address. `is_known`: no wait.
+
+        Raises:
+            RateLimited: too many wrong ones came from there, so that this one is not looked at.
+        """
+        client = subscriber_of(address)
+        if not is_known and (wait_s := self._wrong.wait_s(client, authorization)):
+            raise RateLimited("too many wrong passwords came from this address", retry_after_s=wait_s)
+        is_right = self._credentials.are_in(authorization)
+        if not is_right:
+            self._wrong.count(client, authorization)
+        return is_right
+
+    def guard(self) -> None:
+        """Have every page of this process let in these credentials alone, and be shown in no frame of another page."""
+        set_flowers_headers = BaseHandler.set_default_headers
+
+        def set_default_headers(page: BaseHandler) -> None:
+            set_flowers_headers(page)
+            page.set_header("X-Frame-Options", "DENY")
+
+        BaseHandler.get_current_user = lambda page: self._let_in(page)
+        BaseHandler.check_xsrf_cookie = check_page
+        BaseHandler.set_default_headers = set_default_headers
+
+    def _let_in(self, page: BaseHandler) -> bool:
         shown = page.request.headers.get("Authorization")
-        if shown is None:
-            raise HTTPError(HTTPStatus.UNAUTHORIZED)
-        client = subscriber_of(page.request.remote_ip or "")
         is_known = page.get_signed_cookie(KNOWN_COOKIE) is not None
-        if not is_known and (wait_s := wrong.wait_s(client, shown)):
-            _refuse_for(page, wait_s)
-        if not credentials.are_in(shown):
-            wrong.count(client, shown)
-            raise HTTPError(HTTPStatus.UNAUTHORIZED)
+        try:
+            if shown is None or not self.admits(shown, page.request.remote_ip or "", is_known=is_known):
+                raise HTTPError(HTTPStatus.UNAUTHORIZED)
+        except RateLimited as error:
+            _refuse_for(page, error)
         if not is_known:
             page.set_signed_cookie(KNOWN_COOKIE, "1", _KNOWN_DAYS, httponly=True, samesite="Lax")
         return True
-
-    BaseHandler.get_current_user = get_current_user
-    BaseHandler.check_xsrf_cookie = check_page
-    BaseHandler.set_default_headers = set_default_headers
 
 
 def check_page(page: BaseHandler) -> None:
@@ -65,8 +83,9 @@ def check_page(page: BaseHandler) -> None:
         raise HTTPError(HTTPStatus.FORBIDDEN, error.message) from error
 
 
-def _refuse_for(page: BaseHandler, wait_s: float) -> None:
+def _refuse_for(page: BaseHandler, error: RateLimited) -> NoReturn:
+    wait_s = ceil(error.retry_after_s or 1)
     page.set_status(HTTPStatus.TOO_MANY_REQUESTS)
-    page.set_header("Retry-After", str(ceil(wait_s)))
+    page.set_header("Retry-After", str(wait_s))
     page.set_header("Content-Type", "text/plain; charset=utf-8")
-    raise Finish(f"Too many wrong passwords came from this address: wait {ceil(wait_s)} s\n")
+    raise Finish(f"{error.message}: wait {wait_s} s\n")

@@ -20,7 +20,7 @@ from tornado.netutil import bind_sockets
 from app.dashboard.actions import Action
 from app.dashboard.bounded_server import BoundedServer
 from app.dashboard.credentials import Credentials, find_credentials
-from app.dashboard.entrance import guard
+from app.dashboard.entrance import Entrance
 from app.dashboard.figures import LiveData, read_costs, read_hit_rates, read_queues, read_runs
 from app.dashboard.flower_redis import count_by_our_url, watch_for_silence
 from app.dashboard.pages import Faces, OutsidePrefix, Readers, page_handlers
@@ -58,10 +58,11 @@ def run(settings: Settings) -> None:
     credentials = find_credentials(settings)
     watch_for_silence()
     count_by_our_url(settings)
-    guard(credentials)
+    entrance = Entrance(credentials)
+    entrance.guard()
     flower = build_flower(celery_app, settings.dashboard, credentials, live_readers(settings), act)
     raise_descriptors()
-    BoundedServer(flower, credentials).add_sockets(sockets)
+    BoundedServer(flower, entrance).add_sockets(sockets)
     for number in (signal.SIGINT, signal.SIGTERM):
         flower.io_loop.asyncio_loop.add_signal_handler(number, flower.stop)
     PeriodicCallback(lambda: forget_workers(flower), _FORGETS_EVERY_MS).start()

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from inference.entities import check_entity_id
-from inference.errors import BadEntityId, BadInput
+from inference.errors import BadEntityId, BadInput, quoted
 from inference.features import EARLIEST_S, check_key_columns
 from inference.settings import ModelSettings, parse_duration
 from inference.sources import open_source, read_ids, whole_slices
@@ -99,10 +99,10 @@ def parse_since(text: str, *, now: float) -> float:
         try:
             since = now - parse_duration(text)
         except ValueError as error:
-            told = f"since {text!r} is no instant: write 2026-01-31T06:00:00Z, or a duration such as 6h"
+            told = f"since {quoted(text)} is no instant: write 2026-01-31T06:00:00Z, or a duration such as 6h"
             raise BadInput(told, field="since") from error
     if since > now:
-        raise BadInput(f"since {text!r} lies in the future: nothing has changed after it", field="since")
+        raise BadInput(f"since {quoted(text)} lies in the future: nothing has changed after it", field="since")
     return max(since, EARLIEST_S)  # no event time counts as earlier
 
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NoReturn
 
-from inference.errors import BadInput
+from inference.errors import BadInput, quoted
 
 #: PySpark 4 runs on this version of Java and newer ones
 _LEAST_JAVA = 17
@@ -38,7 +38,7 @@ def engine_of(name: str) -> Engine:
     try:
         return Engine(name)
     except ValueError as error:
-        raise BadInput(f"engine {name!r} is none of {', '.join(Engine)}", field="engine") from error
+        raise BadInput(f"engine {quoted(name)} is none of {', '.join(Engine)}", field="engine") from error
 
 
 def check_engine(engine: Engine) -> None:

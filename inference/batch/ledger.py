@@ -19,7 +19,7 @@ from inference.batch.leases import ModelLock
 from inference.batch.outages import redis_outage_is_an_error
 from inference.batch.plans import Plans
 from inference.batch.records import RunRecord, RunState, is_run_id
-from inference.errors import Conflict, NotFound, StoreFull, UnknownFormat
+from inference.errors import Conflict, NotFound, StoreFull, UnknownFormat, quoted
 from inference.failures import Failures
 from inference.keys import Keys
 from inference.logs import get_logger
@@ -148,7 +148,9 @@ class Ledger:
             with redis_outage_is_an_error():
                 data = self._client.hgetall(self._keys.run(run_id))
         if not data:
-            raise NotFound(f"no run {run_id!r}: `forecache batch list` names those that are known", field="run_id")
+            raise NotFound(
+                f"no run {quoted(run_id)}: `forecache batch list` names those that are known", field="run_id"
+            )
         record = RunRecord.from_hash(data)
         if record.run_id != run_id:
             raise UnknownFormat(f"the record of run {run_id} is that of another run")

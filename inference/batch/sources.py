@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from inference.errors import BadInput, SourceError
+from inference.errors import BadInput, SourceError, quoted
 from inference.settings import ModelSettings, Settings
-from inference.sources import SourceFile, fixed_part, list_files
+from inference.sources import SourceFile, check_path, fixed_part, list_files
 from inference.storage import is_uri, open_location, split_uri
 
 
@@ -22,7 +22,7 @@ def locate_source(settings: Settings, name: str, model: ModelSettings, asked: st
     asked of an object store.
 
     Raises:
-        BadInput: there is no source, its URI is not one that can be read, or it lies outside that folder.
+        BadInput: there is no source, its path or URI is not one that can be read, or it lies outside that folder.
     """
     chosen = asked or model.features
     if not chosen:
@@ -30,9 +30,10 @@ def locate_source(settings: Settings, name: str, model: ModelSettings, asked: st
             f"model {name!r} has no table of features: set models.{name}.features, or name a source",
             field="source",
         )
+    check_path(chosen)
     path = absolute_source(settings, chosen)
     if asked and confined and not _is_allowed(settings, model, path):
-        raise BadInput(f"source {asked!r} lies outside the folder of models.{name}.features", field="source")
+        raise BadInput(f"source {quoted(asked)} lies outside the folder of models.{name}.features", field="source")
     return path
 
 
@@ -76,10 +77,15 @@ def absolute_source(settings: Settings, path: str) -> str:
     """Return a path of the settings as an absolute one, or a checked URI.
 
     Raises:
-        BadInput: the URI is not one that can be read.
+        BadInput: the path or the URI is not one that can be read.
     """
     if not is_uri(path):
-        return str(settings.path(path))
+        try:
+            return str(settings.path(path))
+        except RuntimeError as error:  # ~somebody
+            raise BadInput(
+                f"source {quoted(path)} lies in a home folder that is not known here", field="source"
+            ) from error
     try:
         scheme, authority, within = split_uri(path)
     except BadInput as error:

@@ -15,6 +15,7 @@ from inference.features.feature import EXAMPLE, Feature
 from inference.features.groups import CLOCK_FUNCTIONS, DEFAULT_GROUP, FeatureGroup, GroupSource
 from inference.features.stored import StoredForm
 from inference.schema import DType, Signature, TensorSpec
+from inference.storage import read_written
 
 CONTRACT_FILE = "features.json"
 
@@ -322,8 +323,10 @@ def _check_castable(feature: Feature, spec: TensorSpec) -> None:
 
 def _read_file(file: Path) -> FeatureContract:
     try:
-        return FeatureContract.from_json(json.loads(file.read_text(encoding="utf-8-sig")))
-    except (OSError, ValueError) as error:
+        return FeatureContract.from_json(json.loads(read_written(file)))
+    except OSError as error:
+        raise ContractError(f"{file} cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:
         raise ContractError(f"{file} is not valid JSON: {error}") from error
     except ContractError as error:
         raise ContractError(f"{file}: {error.message}", field=error.field) from error

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from inference.errors import ContractError, shown_name
+from inference.errors import ContractError, cut, quoted, shown_name
 from inference.features.contract import FeatureContract
 from inference.features.feature import Feature
 from inference.features.rows import FeatureRows, blank, fill_missing
@@ -28,9 +28,9 @@ def check_names(values: Mapping[str, Any], contract: FeatureContract) -> None:
     """
     known = contract.names
     for name in values.keys() - set(known):
-        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(cut(name), known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(map(shown_name, known[:20]))}"
-        raise ContractError(f"unknown feature {name!r}; {hint}", field=str(name))
+        raise ContractError(f"unknown feature {quoted(name)}; {hint}", field=cut(name))
 
 
 def rows_from_instances(instances: Sequence[Instance], contract: FeatureContract) -> FeatureRows:

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from inference.clock import to_iso
 from inference.entities import check_entity_id
-from inference.errors import BadEntityId, BadInput, Conflict, ContractError
+from inference.errors import BadEntityId, BadInput, Conflict, ContractError, quoted
 from inference.features.contract import FeatureContract
-from inference.features.event_time import EARLIEST_S
+from inference.features.event_time import EARLIEST_S, LATEST_S
 from inference.features.group_rows import GroupRows
 from inference.features.groups import FeatureGroup
 from inference.features.instances import check_names, rows_from_instances
@@ -148,7 +148,7 @@ class FeatureWriter:
             if not len(outcome.left):
                 return
         entity_id = updates[int(outcome.left[0])].entity_id
-        raise Conflict(f"the features of {entity_id!r} change all the time: send it again")
+        raise Conflict(f"the features of {quoted(entity_id)} change all the time: send it again")
 
     def _try(
         self, updates: Sequence[FeatureUpdate], given: _Given, event_at: Times, outcome: _Outcome, place: str
@@ -229,7 +229,9 @@ class FeatureWriter:
         if isinstance(update.features, Mapping):
             check_names(update.features, self._contract)
         for name in names - stored:
-            raise ContractError(f"feature {name!r} is not stored: it is computed, or comes with requests", field=name)
+            raise ContractError(
+                f"feature {quoted(name)} is not stored: it is computed, or comes with requests", field=name
+            )
         return names
 
 
@@ -252,9 +254,11 @@ def _incomplete(ids: Sequence[str], rows: FeatureRows, left: npt.NDArray[np.intp
     row = int(rows.reasons[0].rows[0])
     own = [reason for reason in rows.reasons if row in reason.rows]
     missing = [reason.feature for reason in own if reason.reason.startswith("missing")]
-    why = f"no features of {ids[row]!r} are stored yet: give those without a default too: {', '.join(missing[:20])}"
+    why = (
+        f"no features of {quoted(ids[row])} are stored yet: give those without a default too: {', '.join(missing[:20])}"
+    )
     if not missing:  # what is stored was legal under an older contract
-        why = f"feature {own[0].feature!r} of {ids[row]!r} is stored, but {own[0].reason}: give it too"
+        why = f"feature {own[0].feature!r} of {quoted(ids[row])} is stored, but {own[0].reason}: give it too"
     return ContractError(why, field=f"{place.format(left[row])}features")
 
 
@@ -269,7 +273,9 @@ def _check(updates: Sequence[FeatureUpdate], now: float, place: str) -> Times:
         except BadEntityId as error:
             raise BadEntityId(error.message, field=f"{prefix}entity_id") from error
         if update.entity_id in seen:
-            raise BadInput(f"{update.entity_id!r} is there twice: send one update of it", field=f"{prefix}entity_id")
+            raise BadInput(
+                f"{quoted(update.entity_id)} is there twice: send one update of it", field=f"{prefix}entity_id"
+            )
         seen.add(update.entity_id)
         if update.event_at is not None:
             _check_event_time(update.event_at, now, f"{prefix}event_time")
@@ -281,8 +287,9 @@ def _check_event_time(event_at: float, now: float, field: str) -> None:
     if not math.isfinite(event_at) or event_at < EARLIEST_S:
         raise BadInput("event_time is before 1970: give a time since then", field=field)
     if event_at > now + CLOCK_TOLERANCE_S:
+        shown = to_iso(event_at) if event_at <= LATEST_S else "beyond the year 9999"
         raise BadInput(
-            f"event_time {to_iso(event_at)} is in the future: it is {to_iso(now)} by Redis' clock, and "
+            f"event_time {shown} is in the future: it is {to_iso(now)} by Redis' clock, and "
             f"{CLOCK_TOLERANCE_S:g} s ahead are allowed",
             field=field,
         )

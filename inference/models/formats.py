@@ -41,6 +41,10 @@ _WEIGHTS_ALONE = (
     "holds weights without their model: build the model, model.load_weights('{file}'), then model.save('{stem}.keras')"
 )
 _MOST_SHOWN = 5
+#: what no archive of a model needs: weights hardly shrink, and text that describes trees shrinks thirtyfold
+_MOST_UNPACKED = 100
+_UNPACKED_AT_LEAST = 256 << 20
+_MOST_ARCHIVED_FILES = 100_000
 
 
 @dataclass(frozen=True)
@@ -165,6 +169,32 @@ def check_allowed(found: ModelFile, *, allow_code: bool) -> None:
             "(forecache init --allow-code) if you trust whoever can write it"
             + format_.instead.format(stem=found.file.stem),
             field="allow_code",
+        )
+
+
+def check_archive(file: Path) -> None:
+    """Refuse an archive that would unpack to far more than its size. What is no archive passes.
+
+    Raises:
+        ModelError: says how much it would take.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            inside = archive.infolist()
+    except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError):
+        return  # whoever loads it says what is wrong
+    packed, unpacked = file.stat().st_size, sum(one.file_size for one in inside)
+    if unpacked > max(_UNPACKED_AT_LEAST, _MOST_UNPACKED * packed):
+        raise ModelError(
+            f"{file} would unpack from {packed} to {unpacked} bytes, more than {_MOST_UNPACKED} times its size, which "
+            "no model does: save the model again",
+            field="path",
+        )
+    if len(inside) > _MOST_ARCHIVED_FILES:
+        raise ModelError(
+            f"{file} holds {len(inside)} files, more than the {_MOST_ARCHIVED_FILES} that a model may: save the model "
+            "again",
+            field="path",
         )
 
 

@@ -13,6 +13,7 @@ from inference.errors import BadInput, ForecacheError, ModelError, ModelUnavaila
 from inference.failures import Failures
 from inference.logs import get_logger
 from inference.models.inspection import TryApart, inspect_version_in_subprocess, table_of, try_version
+from inference.models.limits import LoadLimits
 from inference.models.loaded import WARM_UP_ROWS, LoadedModel
 from inference.models.real_rows import RealRows
 from inference.models.record import VersionRecord
@@ -283,12 +284,13 @@ class ModelHost:
     ) -> LoadedModel | VersionRecord:
         path = self._settings.path(of_model.path)
         sizes = (*WARM_UP_ROWS, of_model.realtime.max_micro_batch)
-        share = self._settings.workers.gpu_memory_share
+        workers = self._settings.workers
         options = LoadOptions(
             allow_code=of_model.allow_code,
-            gpu_memory_share=share,
+            gpu_memory_share=workers.gpu_memory_share,
             code_folder=self._settings.root,
             signature=of_model.signature,
+            engine_hosts=None if workers.engine_hosts is None else tuple(workers.engine_hosts),
         )
         try:
             folder = find_versions(path).get(version)
@@ -306,5 +308,5 @@ class ModelHost:
         with marks.of_load(version):
             return try_version(
                 model, path, version, folder, options=options,
-                rows=self.real_rows(model), known=known, warm_up_rows=sizes,
+                rows=self.real_rows(model), known=known, warm_up_rows=sizes, limits=LoadLimits.of(workers, folder),
             )  # fmt: skip

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,14 +10,16 @@ from inference.clock import Clock, system_clock
 from inference.errors import ForecacheError, ModelError, ModelUnavailable, Unavailable
 from inference.failures import Failures
 from inference.features import FeatureContract
+from inference.models.limits import LoadLimits, bounded_growth, with_fix
 from inference.models.loaded import NO_ROWS, WARM_UP_ROWS, LoadedModel, load_version
+from inference.models.model_process import run_model_process
 from inference.models.real_rows import RealRows
 from inference.models.record import VersionRecord
 from inference.models.registry import ModelRegistry
 from inference.models.runtimes import LoadOptions, SavedSignature, keras_environment, signatures_of
-from inference.models.versions import Wanted, find_versions, wanted_versions
+from inference.models.versions import Wanted, check_confined, find_versions, wanted_versions
 from inference.schema import Signature
-from inference.settings import ModelSettings, Settings
+from inference.settings import ModelSettings, Settings, WorkerSettings
 from inference.storage import is_uri
 
 _failures = Failures(__name__, "model.load")
@@ -30,9 +28,6 @@ _failures = Failures(__name__, "model.load")
 Inspect = Callable[[Settings, str], dict[int, VersionRecord]]
 #: tries one version of a model where it can do no harm
 TryApart = Callable[[Settings, str, int], VersionRecord]
-
-#: loading a large model from a slow disk takes minutes
-INSPECT_TIMEOUT_S = 600
 
 
 def inspect_versions(
@@ -74,21 +69,23 @@ def try_version(
     rows: RealRows = NO_ROWS,
     known: VersionRecord | None = None,
     warm_up_rows: Sequence[int] = WARM_UP_ROWS,
+    limits: LoadLimits | None = None,
     clock: Clock = system_clock,
 ) -> LoadedModel | VersionRecord:
     """Return the loaded version, or the record that says why it is refused, whatever its libraries raised.
 
-    `contract`, `rows`, `known`: as in `load_version`.
+    `contract`, `rows`, `known`: as in `load_version`. `limits`: None in a process that is watched from outside.
 
     Raises:
         ModelUnavailable: an engine elsewhere did not answer.
         StoreUnavailable: Redis did not answer in time.
     """
     try:
-        return load_version(
-            model, path, version, folder,
-            options=options, contract=contract, rows=rows, known=known, warm_up_rows=warm_up_rows, clock=clock,
-        )  # fmt: skip
+        with bounded_growth(limits):
+            return load_version(
+                model, path, version, folder,
+                options=options, contract=contract, rows=rows, known=known, warm_up_rows=warm_up_rows, clock=clock,
+            )  # fmt: skip
     except Unavailable:
         raise
     except ForecacheError as error:
@@ -99,7 +96,7 @@ def try_version(
         reason = f"loading it calls sys.exit({error.code!r}): guard the script that it imports by __name__"
     except Exception as error:  # noqa: BLE001 - a boundary: `tell` logs it
         reason = f"loading it raised {_failures.tell(error, str(folder), model=model, version=version)}"
-    return VersionRecord.refused(version, reason, inspected_at=clock())
+    return VersionRecord.refused(version, with_fix(reason, reason, limits), inspected_at=clock())
 
 
 def inspect_in_subprocess(settings: Settings, model: str) -> dict[int, VersionRecord]:
@@ -114,7 +111,7 @@ def inspect_in_subprocess(settings: Settings, model: str) -> dict[int, VersionRe
     name, of_model = settings.model(model)
     versions = of_model.versions
     wanted = versions if isinstance(versions, str) else ",".join(map(str, versions))
-    return _inspect_apart(settings, of_model, wanted, what=f"model {name!r}")
+    return _inspect_apart(settings, name, wanted, what=f"model {name!r}")
 
 
 def inspect_version_in_subprocess(settings: Settings, model: str, version: int) -> VersionRecord:
@@ -128,7 +125,7 @@ def inspect_version_in_subprocess(settings: Settings, model: str, version: int) 
     what = f"version {version} of model {name!r}"
     table = table_of(settings, of_model)
     more = ["--import-functions", *(["--table", table] if table else [])]
-    return _inspect_apart(settings, of_model, str(version), *more, what=what)[version]
+    return _inspect_apart(settings, name, str(version), *more, what=what)[version]
 
 
 def table_of(settings: Settings, of_model: ModelSettings) -> str | None:
@@ -138,34 +135,43 @@ def table_of(settings: Settings, of_model: ModelSettings) -> str | None:
     return of_model.features if is_uri(of_model.features) else str(settings.path(of_model.features))
 
 
-def _inspect_apart(
-    settings: Settings, of_model: ModelSettings, wanted: str, *more: str, what: str
-) -> dict[int, VersionRecord]:
+def _inspect_apart(settings: Settings, model: str, wanted: str, *more: str, what: str) -> dict[int, VersionRecord]:
+    of_model, path = settings.models[model], settings.path(settings.models[model].path)
     allowed = ["--allow-code"] if of_model.allow_code else []
     chosen = [] if of_model.signature is None else ["--signature", of_model.signature]
+    hosts = settings.workers.engine_hosts
+    engines = [] if hosts is None else ["--engine-hosts", ",".join(hosts)]
     folder = ["--code-folder", str(settings.root)]
-    arguments = [str(settings.path(of_model.path)), wanted, *allowed, *chosen, *folder, *more]
-    environment = keras_environment(settings.workers.keras_backend)
-    return records_from_json(run_model_process("workers.inspect", *arguments, what=what, environment=environment))
+    output = run_model_process(
+        "workers.inspect", str(path), wanted, *allowed, *chosen, *engines, *folder, *more,
+        what=what, limits=LoadLimits.of(settings.workers, path),
+        environment=keras_environment(settings.workers.keras_backend),
+    )  # fmt: skip
+    return records_from_json(output)
 
 
-def newest_signatures(path: Path) -> dict[str, SavedSignature]:
+def newest_signatures(path: Path, options: LoadOptions) -> dict[str, SavedSignature]:
     """Return all signatures of a model's newest version, by name; nothing if it is no SavedModel.
 
     Raises:
         ModelError: there is no model at the path, or it cannot be loaded.
     """
     found = find_versions(path)
-    return signatures_of(found[max(found)])
+    check_confined(path, found[max(found)])
+    return signatures_of(found[max(found)], options)
 
 
-def signatures_in_subprocess(path: Path) -> dict[str, SavedSignature]:
+def signatures_in_subprocess(path: Path, workers: WorkerSettings, *, allow_code: bool) -> dict[str, SavedSignature]:
     """Do what `newest_signatures` does without importing TensorFlow into this process; takes seconds.
 
     Raises:
         ModelError: what that raised, in one line.
     """
-    output = run_model_process("workers.inspect", str(path.absolute()), "--signatures", what=f"model {path.name!r}")
+    allowed = ["--allow-code"] if allow_code else []
+    output = run_model_process(
+        "workers.inspect", str(path.absolute()), "--signatures", *allowed,
+        what=f"model {path.name!r}", limits=LoadLimits.of(workers, path),
+    )  # fmt: skip
     found = json.loads(output.strip().splitlines()[-1])
     return {name: SavedSignature(Signature.from_json(one), reads) for name, (one, reads) in found.items()}
 
@@ -173,40 +179,6 @@ def signatures_in_subprocess(path: Path) -> dict[str, SavedSignature]:
 def signatures_to_json(signatures: Mapping[str, SavedSignature]) -> str:
     """Return signatures as one line of JSON."""
     return json.dumps({name: [one.signature.to_json(), one.reads_examples] for name, one in signatures.items()})
-
-
-def run_model_process(
-    module: str, *arguments: str, what: str, stdin: str = "", environment: Mapping[str, str] | None = None
-) -> str:
-    """Return what one of our modules that loads a model prints, run in a process of its own without a GPU.
-
-    `environment`: what is added to this process's own.
-
-    Raises:
-        ModelError: it ended with an error, whose last line is the message, or took too long.
-    """
-    # -P: a user's own workers.py in the working directory must not be taken for ours
-    command = [sys.executable, "-P", "-m", module, *arguments]
-    variables = {**os.environ, **(environment or {}), "CUDA_VISIBLE_DEVICES": "-1"}
-    try:
-        done = subprocess.run(  # noqa: S603 - our own module; the arguments are the operator's
-            command,
-            input=stdin,
-            capture_output=True,
-            text=True,
-            env=variables,
-            timeout=INSPECT_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ModelError(f"{what} could not be loaded within {INSPECT_TIMEOUT_S} s", field="path") from error
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        raise ModelError(f"loading {what} ended its process by {name}", field="path")
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        raise ModelError(lines[-1] if lines else f"loading {what} ended with {done.returncode}", field="path")
-    return done.stdout
 
 
 def record_to_serve(

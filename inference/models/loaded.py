@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inference.clock import Clock, system_clock
-from inference.errors import ContractError
+from inference.errors import ContractError, ModelError
 from inference.features import FeatureContract, FeatureFunctions, Vectoriser, read_contract, written_contract
 from inference.features.contract import no_features
 from inference.features.functions import check_code_allowed
@@ -20,13 +20,16 @@ from inference.models.real_rows import RealRows
 from inference.models.record import VersionRecord
 from inference.models.runtimes import LoadOptions, Runtime, load_runtime
 from inference.models.versions import check_confined, fingerprint
-from inference.schema import Block, DType
+from inference.schema import Block, DType, Signature
 
 log = get_logger(__name__)
 
 #: two sizes: outputs whose shape depends on the number of rows are found out
 WARM_UP_ROWS = (1, 2)
 NO_ROWS = RealRows()
+#: a wide table with an input for each column has some thousands
+_MOST_TENSORS = 10_000
+_LONGEST_NAME = 1_000
 
 
 @dataclass
@@ -87,6 +90,7 @@ def load_version(
     check_confined(path, folder)
     given = contract or written_contract(path, folder)
     runtime = load_runtime(folder, options=options, contract=given)
+    _check_size(runtime.signature)
     contract = contract or read_contract(path, folder, runtime.signature)
     format_ = require_model_file(folder).format
     _check_missing_text(contract, format_)
@@ -115,6 +119,18 @@ def load_version(
     if record.notice:
         log.warning("model.noticed", model=model, version=version, notice=record.notice)
     return LoadedModel(model, record, vectoriser, runtime)
+
+
+def _check_size(signature: Signature) -> None:
+    """Refuse a model whose description would fill the record that every process reads."""
+    tensors = [*signature.inputs, *signature.outputs]
+    if len(tensors) > _MOST_TENSORS:
+        raise ModelError(f"it has {len(tensors)} inputs and outputs, and at most {_MOST_TENSORS} can be served")
+    longest = max((spec.name for spec in tensors), key=len, default="")
+    if len(longest) > _LONGEST_NAME:
+        raise ModelError(
+            f"the name of {longest[:40]}… has {len(longest)} characters, and at most {_LONGEST_NAME} can be served"
+        )
 
 
 def _notice(runtime: Runtime, of_proof: str | None) -> str | None:

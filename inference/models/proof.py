@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from inference.errors import BadInput, FunctionFailed, ModelError, PredictionFailed
+from inference.errors import BadInput, FunctionFailed, ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import Vectoriser
 from inference.features.rows import per_row, take
 from inference.models.outputs import call, observed
@@ -50,6 +50,7 @@ class _Trial:
     """A loaded model on trial. `answers`: all that it gave so far; `remarks`: what is odd about them."""
 
     runtime: Runtime
+    is_proved: bool
     answers: list[Block] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
 
@@ -58,11 +59,16 @@ class _Trial:
 
         Raises:
             MisshapenOutput: no row is to blame.
+            ModelError: it answered no rows before, and has no memory for one: whoever served it would have none either.
         """
         try:
             answer = call(self.runtime, inputs)
         except MisshapenOutput:
             raise
+        except ModelOutOfMemory as error:
+            if rows_in(inputs) == 1 and not self.is_proved:
+                raise ModelError(error.message) from error
+            return _Problem(error.message)
         except PredictionFailed as error:
             return _Problem(error.message)
         self.answers.append(answer)
@@ -92,7 +98,7 @@ def prove(
         ModelUnavailable: an engine elsewhere did not answer.
         StoreUnavailable: Redis did not answer in time.
     """
-    trial = _Trial(runtime)
+    trial = _Trial(runtime, is_proved)
     try:
         problem = _try_made_up_rows(trial, vectoriser, sizes)
         unproven = None if problem is None else f"it fails on made-up rows: {problem.reason}"

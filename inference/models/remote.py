@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
+import socket
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -23,8 +26,20 @@ from inference.field_mistakes import mistake_in_file
 from inference.redaction import remember_secret
 from inference.settings import parse_duration
 from inference.settings.server_urls import split_http_url
+from inference.storage import read_written
 
 REMOTE_FILE = "remote.toml"
+
+#: said of an address for which `is_metadata_address` holds
+NEVER_ASKED = "is link-local or a cloud's metadata service, which no worker asks: correct the url"
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+#: metadata services that are not link-local: AWS, Google, Azure, Alibaba, Oracle
+_METADATA = tuple(
+    map(
+        ipaddress.ip_network,
+        ("fd00:ec2::/32", "fd20:ce::254/128", "168.63.129.16/32", "100.100.100.200/32", "192.0.0.192/32"),
+    )
+)
 
 
 class RemoteEngine(BaseModel):
@@ -91,10 +106,61 @@ def read_remote(file: Path) -> RemoteEngine:
         ModelError: it is no TOML, or a key is unknown, missing or malformed.
     """
     try:
-        data: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8-sig"))
+        data: dict[str, Any] = tomllib.loads(read_written(file))
         return RemoteEngine.model_validate(data)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} cannot be loaded: {_telling(error)}", field="path") from error
+
+
+def check_engine_host(engine: RemoteEngine, allowed: Sequence[str] | None) -> None:
+    """Refuse an engine that the settings do not list, or whose address no worker asks.
+
+    A name may mean another address later, so each connection's address is checked too (`is_metadata_address`).
+
+    Raises:
+        ModelError: names the host, and the setting.
+    """
+    url = urlsplit(engine.place)
+    host, port = (url.hostname or "").rstrip("."), url.port or (443 if url.scheme == "https" else 80)
+    if allowed is not None and not any(_matches(pattern.lower(), host, port) for pattern in allowed):
+        raise ModelError(
+            f"the engine's host {host}:{port} is not one of engine_hosts under [workers] "
+            f"({', '.join(allowed) or 'none'}): add it there if workers may ask it",
+            field="url",
+        )
+    try:
+        # also spellings such as 0xa9fea9fe and 2852039166
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return  # the request tells what is wrong
+    for *_, address in found:
+        if is_metadata_address(str(address[0])):
+            raise ModelError(f"the engine's address {address[0]} {NEVER_ASKED}", field="url")
+
+
+def is_metadata_address(address: str) -> bool:
+    """Tell whether an IP address is link-local, or another that clouds give their metadata service.
+
+    It gives out the machine's credentials to whoever asks, and so to whoever may write a `remote.toml`.
+    """
+    ip = ipaddress.ip_address(address)
+    both = [one for one in (ip, _inner_ipv4(ip)) if one is not None]
+    return any(one.is_link_local or any(one in network for network in _METADATA) for one in both)
+
+
+def _matches(pattern: str, host: str, port: int) -> bool:
+    if pattern.startswith("*."):
+        return f"{host}:{port}".endswith(pattern[1:]) or host.endswith(pattern[1:])
+    return pattern.strip("[]") in (host, f"{host}:{port}", f"[{host}]:{port}")
+
+
+def _inner_ipv4(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """Return the IPv4 address that an IPv6 address leads to: mapped, translated (NAT64) or tunnelled (6to4)."""
+    if isinstance(ip, ipaddress.IPv4Address):
+        return None
+    if ip in _NAT64:
+        return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    return ip.ipv4_mapped or ip.sixtofour
 
 
 def _telling(error: Exception) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from stat import S_ISREG
+from stat import S_ISLNK, S_ISREG
 from typing import NamedTuple
 
 from inference.errors import BadInput, ModelError, ModelUnavailable
@@ -22,7 +22,7 @@ from inference.models.inspection import TryApart, inspect_version_in_subprocess
 from inference.models.record import VersionRecord
 from inference.models.registry import ModelRegistry
 from inference.models.remote import REMOTE_FILE
-from inference.models.versions import find_versions, fingerprint, unusable_folders, wanted_versions
+from inference.models.versions import files_in, find_versions, fingerprint, unusable_folders, wanted_versions
 from inference.settings import Settings
 from inference.store import Pointer
 
@@ -242,11 +242,11 @@ class Rollout:
 
 def _look_of(folder: Path) -> _Look:
     looks = set()
-    for one in folder.rglob("*"):
+    for one, look in files_in(folder):
         try:
-            stat = one.stat()
-        except FileNotFoundError:  # removed, or renamed after it was copied: the next look differs
+            look = one.stat() if S_ISLNK(look.st_mode) else look
+        except OSError:  # it leads nowhere, or round in a circle
             continue
-        if S_ISREG(stat.st_mode):
-            looks.add((one.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns))
+        if S_ISREG(look.st_mode):
+            looks.add((one.relative_to(folder).as_posix(), look.st_size, look.st_mtime_ns))
     return frozenset(looks)

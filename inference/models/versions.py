@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
-from collections.abc import Iterable
+import os
+import stat
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +18,11 @@ from inference.models.record import VersionRecord
 #: `latest`, `all`, or the numbers, as in the settings
 Wanted = Literal["latest", "all"] | list[int]
 
+#: more files than this, or folders nested deeper, are no version: each look at them would take seconds
+MOST_FILES = 20_000
+DEEPEST = 50
 _READ_BYTES = 1 << 20
+_NO_BYTES = bytes(_READ_BYTES)
 #: the largest number that all who name a version can hold: JSON, the serving protocols, Redis
 MAX_VERSION = 2**63 - 1
 
@@ -77,23 +84,60 @@ def _fault(number: int, folders: list[Path]) -> str | None:
 
 
 def check_confined(path: Path, folder: Path) -> None:
-    """Refuse a version, in `folder`, of which a part lies outside the model's folder `path` by a symbolic link.
+    """Refuse a version, in `folder`, that a worker cannot read as a folder of plain files.
 
-    Whoever may put versions there could otherwise have workers read whatever they can, and tell what is in it. Links
-    within the model's folder are fine; that folder may be a link itself.
+    A link may not lead out of the model's folder `path`: whoever may put versions there could otherwise have workers
+    read whatever they can, and tell what is in it. Links within the model's folder are fine; that folder may be a link
+    itself. A pipe or a device gives bytes without end, or none.
 
     Raises:
-        ModelError: names the link and where it leads.
+        ModelError: names the link and where it leads, or the pipe or device; or there are too many files, or too deep.
     """
     home = path.resolve()
-    parts = [folder, *folder.rglob("*"), *path.glob("*.json")]
-    for part in parts:
-        if part.is_symlink() and not part.resolve().is_relative_to(home):
+    contracts = [(one, one.lstat()) for one in path.glob("*.json")]
+    for number, (part, look) in enumerate([(folder, folder.lstat()), *files_in(folder), *contracts]):
+        if number > MOST_FILES:
+            raise ModelError(
+                f"{folder} holds more than {MOST_FILES} files and folders: leave only the model there", field="path"
+            )
+        if len(part.parts) - len(folder.parts) > DEEPEST:
+            raise ModelError(
+                f"{folder} holds more than {DEEPEST} folders inside each other: make it flat", field="path"
+            )
+        if stat.S_ISLNK(look.st_mode) and not part.resolve().is_relative_to(home):
             raise ModelError(
                 f"{part} is a link to {part.resolve()}, outside of the model's folder: copy it there, or name the "
                 "folder that it leads to as the model's path",
                 field="path",
             )
+        if not (stat.S_ISREG(look.st_mode) or stat.S_ISDIR(look.st_mode) or stat.S_ISLNK(look.st_mode)):
+            raise ModelError(f"{part} is a pipe, a socket or a device: put a plain file there", field="path")
+
+
+def files_in(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    """Give all that lies in a folder and the folders inside it, with how it looks; links are not followed.
+
+    What is removed meanwhile is left out. Stops after `MOST_FILES` + 1, and looks into no folder below `DEEPEST`.
+    """
+    # not by `rglob`, which is recursive: folders may be nested deeper than Python's stack
+    left, given = [(folder, 0)], 0
+    while left:
+        inner, depth = left.pop()
+        try:
+            with os.scandir(inner) as inside:
+                for one in inside:
+                    try:
+                        look = one.stat(follow_symlinks=False)
+                    except FileNotFoundError:
+                        continue
+                    if one.is_dir(follow_symlinks=False) and depth < DEEPEST:
+                        left.append((Path(one.path), depth + 1))
+                    yield Path(one.path), look
+                    given += 1
+                    if given > MOST_FILES:
+                        return
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue
 
 
 def wanted_versions(found: Iterable[int], wanted: Wanted) -> list[int]:
@@ -129,11 +173,55 @@ def contract_change(record: VersionRecord, path: Path, folder: Path) -> str | No
 
 
 def fingerprint(folder: Path) -> str:
-    """Return sixteen hex digits over the names and contents of all files of a version."""
+    """Return sixteen hex digits over the names and contents of all files of a version.
+
+    Holes in a file are not read, and count as the zeros that they stand for: a copy without them has the same digits.
+    """
     digest = hashlib.blake2b(digest_size=8)
-    for file in sorted(one for one in folder.rglob("*") if one.is_file()):
-        digest.update(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as stream:
-            while part := stream.read(_READ_BYTES):
-                digest.update(part)
+    for file in sorted(part for part, _ in files_in(folder) if part.is_file()):
+        name = os.fsencode(file.relative_to(folder).as_posix())
+        digest.update(name + f"\0{file.stat().st_size}\0".encode() + _content_hash(file))
     return digest.hexdigest()
+
+
+def bytes_on_disk(folder: Path) -> int:
+    """Return how many bytes the files of a version take, holes left out."""
+    total = 0
+    for file, look in files_in(folder):
+        if stat.S_ISREG(look.st_mode):
+            # file systems over a network may count no blocks
+            total += min(look.st_blocks * 512, look.st_size) if look.st_blocks else _size_but_holes(file)
+    return total
+
+
+def _size_but_holes(file: Path) -> int:
+    with file.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        return 0 if size and _next_block(stream.fileno(), 0) is None else size
+
+
+def _content_hash(file: Path) -> bytes:
+    """Return the hash of a file's blocks and their places, but for those of zeros."""
+    digest = hashlib.blake2b(digest_size=16)
+    with file.open("rb") as stream:
+        place: int | None = 0
+        while place is not None:
+            stream.seek(place)
+            part = stream.read(_READ_BYTES)
+            if not part:
+                break
+            if part != _NO_BYTES[: len(part)]:
+                digest.update(place.to_bytes(8, "big"))
+                digest.update(part)
+            place = _next_block(stream.fileno(), place + len(part))
+    return digest.digest()
+
+
+def _next_block(descriptor: int, place: int) -> int | None:
+    """Return where the next block begins that is not only a hole; None when nothing but a hole is left."""
+    try:
+        data = os.lseek(descriptor, place, os.SEEK_DATA)
+    except OSError as error:
+        # a file system that does not tell holes has them read
+        return None if error.errno == errno.ENXIO else place
+    return data - data % _READ_BYTES

@@ -18,13 +18,16 @@ from inference.errors import ModelError, SourceError
 from inference.features import FeatureContract, FeatureRows, Vectoriser
 from inference.features.rows import examples, take
 from inference.models import VersionRecord, prediction_values, score_rows
-from inference.models.inspection import run_model_process, try_version
+from inference.models.inspection import try_version
+from inference.models.limits import LoadLimits
+from inference.models.model_process import run_model_process
 from inference.models.proof import check_rows_alone
-from inference.models.runtimes import LoadOptions
+from inference.models.runtimes import LoadOptions, keras_environment
 from inference.models.versions import find_versions
 from inference.onboarding.gaps import Gaps, find_gaps
 from inference.onboarding.head import Head, read_head
 from inference.schema import Block
+from inference.settings import WorkerSettings
 from inference.sources import open_source
 
 #: rows among which one without missing values is looked for
@@ -52,6 +55,7 @@ class TrialRequest:
     allow_code: bool = False
     code_folder: str | None = None
     signature: str | None = None
+    engine_hosts: list[str] | None = None
     #: features with gaps that the model bears become nullable
     adapt: bool = False
 
@@ -81,14 +85,18 @@ class Trial:
     advice: str | None = None
 
 
-def try_row_in_subprocess(request: TrialRequest) -> Trial:
+def try_row_in_subprocess(request: TrialRequest, workers: WorkerSettings) -> Trial:
     """Do what `try_row` does without importing TensorFlow into this process; takes seconds.
 
     Raises:
         ModelError: what `try_row` raised, in one line.
     """
     output = run_model_process(
-        "workers.try_row", what=f"trying model {request.model!r}", stdin=json.dumps(request.to_json())
+        "workers.try_row",
+        what=f"model {request.model!r}",
+        limits=LoadLimits.of(workers, Path(request.path)),
+        stdin=json.dumps(request.to_json()),
+        environment=keras_environment(workers.keras_backend),
     )
     data = json.loads(output.strip().splitlines()[-1])
     return Trial(**{**data, "contract": FeatureContract.from_json(data["contract"])})
@@ -107,6 +115,7 @@ def try_row(request: TrialRequest) -> Trial:
         allow_code=request.allow_code,
         code_folder=Path(request.code_folder) if request.code_folder else None,
         signature=request.signature,
+        engine_hosts=None if request.engine_hosts is None else tuple(request.engine_hosts),
     )
     loaded = try_version(request.model, path, request.version, folder, options=options, contract=request.contract)
     if isinstance(loaded, VersionRecord):

@@ -6,112 +6,17 @@ The usual case goes through numpy as a whole; only what does not fit is looked a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import orjson
 
-from inference.errors import BadInput
 from inference.schema import DType
 
-_NOT_FINITE = (b"NaN", b"Infinity")
-_UTF8_MARK = b"\xef\xbb\xbf"
-_GZIP = b"\x1f\x8b"
-_BLANKS = b" \t\r\n"
-_LONGEST_QUOTE = 64
-_TOO_DEEP = "it is nested more than 1 000 levels deep"
-
-
-def parse(body: bytes) -> Any:
-    """Return what JSON says; `NaN`, `Infinity` and `-Infinity` are numbers, and a UTF-8 byte order mark is skipped.
-
-    Raises:
-        BadInput: it is no JSON in UTF-8, or nested deeper than any tensor; the message says where.
-    """
-    body = body.removeprefix(_UTF8_MARK)
-    if not body.strip(_BLANKS):
-        raise _parse_error("The document is empty")
-    try:
-        found = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        _require_utf8(body)
-        if not any(word in body for word in _NOT_FINITE):
-            raise _parse_error(_in_our_words(error.msg), error.pos) from error
-    else:
-        if _has_each_name_once(body, found):
-            return found
-    return _parse_slowly(body)
-
-
-def _parse_slowly(body: bytes) -> Any:
-    """Return what JSON says, with numbers that are not finite; refuse an object that has a name twice."""
-    try:
-        found = json.loads(body, object_pairs_hook=_without_repeats)
-        if b"\\u" in body:
-            # half of a surrogate pair is no text, which this parser lets through
-            json.dumps(found, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        raise _parse_error(error.msg, error.pos) from error
-    except RecursionError as error:
-        raise _parse_error(_TOO_DEEP) from error
-    except UnicodeEncodeError as error:
-        raise _parse_error("half of a surrogate pair is no text") from error
-    except ValueError as error:  # digits beyond what Python reads
-        raise _parse_error("a number has too many digits") from error
-    return found
-
-
-def _has_each_name_once(body: bytes, found: Any) -> bool:
-    """Whether no object surely repeats a name, of which parsers keep the last: each name has a colon in the body."""
-    colons = body.count(b":")
-    if colons == _count_names(found):
-        return True
-    try:
-        return colons == orjson.dumps(found).count(b":")  # text may hold some too
-    except orjson.JSONEncodeError:  # it reads deeper than it writes
-        return False
-
-
-def _count_names(document: Any) -> int:
-    """Return how many names the objects hold, but for those in lists of lists: it reads no large tensor."""
-    found, waiting = 0, [document]
-    while waiting:
-        one = waiting.pop()
-        if type(one) is dict:
-            found += len(one)
-            waiting.extend(value for value in one.values() if type(value) in (dict, list))
-        elif type(one) is list and one and type(one[0]) is dict:
-            waiting.extend(value for value in one if type(value) is dict)
-    return found
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise _parse_error(f"an object has the name {repeated[:_LONGEST_QUOTE]!r} twice")
-    return found
-
-
-def _require_utf8(body: bytes) -> None:
-    if body[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in body[:2]:
-        raise _parse_error("this is UTF-16 or UTF-32: send UTF-8")
-    if body[:2] == _GZIP:
-        raise _parse_error("this is gzip: send the header Content-Encoding: gzip with it")
-    try:
-        body.decode()
-    except UnicodeDecodeError as error:
-        byte = f"byte 0x{body[error.start]:02x} is not UTF-8: send the text as UTF-8"
-        raise _parse_error(byte, error.start) from error
-
-
-def _in_our_words(message: str) -> str:
-    if "depth" in message or "ecursion" in message:
-        return _TOO_DEEP
-    return "a number is larger than any float" if "infinity" in message else message
+#: elements that are converted at once: numpy and the encoders hold the interpreter meanwhile, a few milliseconds
+AT_ONCE = 16_384
 
 
 def array_of(value: Any, dtype: DType) -> npt.NDArray[Any] | None:
@@ -120,6 +25,30 @@ def array_of(value: Any, dtype: DType) -> npt.NDArray[Any] | None:
     Integers may stand for floats, if no digit is lost; floats never stand for integers, booleans for no number. Text
     may be bytes too, which JSON itself does not have.
     """
+    size = _size(value)
+    if size <= AT_ONCE:
+        return _array_at_once(value, dtype)
+    rows = AT_ONCE * len(value) // size
+    parts: list[npt.NDArray[Any]] = []
+    for part in value if rows == 0 else (value[start : start + rows] for start in range(0, len(value), rows)):
+        found = array_of(part, dtype) if rows == 0 else _array_at_once(part, dtype)
+        if found is None or found.shape[rows > 0 :] != (parts or [found])[0].shape[rows > 0 :]:
+            return None
+        parts.append(found)
+    return np.stack(parts) if rows == 0 else np.concatenate(parts)
+
+
+def _size(value: Any) -> int:
+    """Return how many elements nested lists have, of all levels together, if all are as long as the first ones."""
+    size, total = 1, 0
+    while isinstance(value, list):
+        size *= len(value)
+        total += size
+        value = value[0] if value else None
+    return total
+
+
+def _array_at_once(value: Any, dtype: DType) -> npt.NDArray[Any] | None:
     try:
         found = np.array(value, dtype=object)
     except ValueError:  # lists of different shapes
@@ -141,14 +70,11 @@ def array_of(value: Any, dtype: DType) -> npt.NDArray[Any] | None:
 
 def render(document: Any) -> bytes:
     """Return JSON of plain values and numpy arrays; floats have a point or an exponent, NaN is a bare word."""
+    if _elements(document) > AT_ONCE:
+        return orjson.dumps(_with_fragments(document))
     if _is_finite(document):
         return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
     return json.dumps(_plain(document), ensure_ascii=False, separators=(",", ":")).encode()
-
-
-def _parse_error(what: str, offset: int | None = None) -> BadInput:
-    where = "" if offset is None else f" at offset: {offset}"
-    return BadInput(f"JSON Parse error: {what}{where}", field="body")
 
 
 def _integers(found: npt.NDArray[Any], dtype: DType) -> npt.NDArray[Any] | None:
@@ -168,6 +94,38 @@ def _floats(found: npt.NDArray[Any], dtype: DType) -> npt.NDArray[Any] | None:
     with np.errstate(over="ignore"):
         rounded = values.astype(dtype.numpy)
     return None if (np.isinf(rounded) & np.isfinite(values)).any() else rounded
+
+
+def _elements(value: Any) -> int:
+    if isinstance(value, np.ndarray):
+        return value.size
+    values = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return sum(map(_elements, values))
+
+
+def _with_fragments(value: Any) -> Any:
+    """Return the document with its arrays spelt already, each in steps that hold nobody up."""
+    if isinstance(value, np.ndarray | np.generic):
+        return orjson.Fragment(b"".join(_steps(np.asarray(value))))
+    if isinstance(value, Mapping):
+        return {name: _with_fragments(one) for name, one in value.items()}
+    return [_with_fragments(one) for one in value] if isinstance(value, list) else value
+
+
+def _steps(values: npt.NDArray[Any]) -> Iterator[bytes]:
+    if values.size <= AT_ONCE:
+        yield render(np.ascontiguousarray(values) if values.ndim else values[()])
+        return
+    rows = AT_ONCE * len(values) // values.size
+    between = b"["
+    for start in range(0, len(values), max(rows, 1)):
+        yield between
+        if rows:
+            yield render(np.ascontiguousarray(values[start : start + rows]))[1:-1]
+        else:
+            yield from _steps(values[start])
+        between = b","
+    yield b"]"
 
 
 def _is_finite(value: Any) -> bool:

@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from inference.errors import BadInput
+from inference.errors import BadInput, cut, quoted
 from inference.schema import Block, DType, TensorSpec, rows_in
 
 #: rows of one request
 MAX_TENSOR_ROWS = 4096
+
+#: an answer, and what a worker gives for it
+MAX_ANSWER_BYTES = 128 * 1024 * 1024
 
 _LENGTH = struct.Struct("<I")
 
@@ -33,7 +36,7 @@ def check_tensors(tensors: Block, specs: Sequence[TensorSpec]) -> None:
     by_name = {spec.name: spec for spec in specs}
     for name in tensors.keys() ^ by_name.keys():
         what = "is missing" if name in by_name else f"is no input of the model: {', '.join(by_name)}"
-        raise BadInput(f"tensor {name!r} {what}", field=name)
+        raise BadInput(f"tensor {quoted(name)} {what}", field=cut(name))
     for name, values in tensors.items():
         spec = by_name[name]
         if values.dtype != spec.dtype.numpy:
@@ -56,6 +59,24 @@ def check_rows(rows: int) -> None:
     """
     if not 0 < rows <= MAX_TENSOR_ROWS:
         raise BadInput(f"{rows} rows: send 1 to {MAX_TENSOR_ROWS} in a request")
+
+
+def bytes_of(tensors: Block) -> int:
+    """Return how many bytes tensors take, without the characters of their texts."""
+    return sum(values.nbytes for values in tensors.values())
+
+
+def check_outputs(tensors: Block) -> None:
+    """Refuse outputs that no answer may hold.
+
+    Raises:
+        BadInput: it says how many bytes there are, and how many may be.
+    """
+    texts = sum(sum(map(len, values.flat)) for values in tensors.values() if values.dtype.kind == "O")
+    size = bytes_of(tensors) + texts
+    if size > MAX_ANSWER_BYTES:
+        rows = rows_in(tensors)
+        raise BadInput(f"the outputs of {rows} rows take {size} bytes: at most {MAX_ANSWER_BYTES}, send fewer rows")
 
 
 def full(spec: TensorSpec) -> tuple[int, ...]:
@@ -171,4 +192,4 @@ def _unpack_one(name: str, packed: Any) -> npt.NDArray[Any]:
         values = text_from_bytes(data) if dtype is DType.STRING else np.frombuffer(data, dtype.numpy)
         return values.reshape([int(size) for size in packed["shape"]])
     except (TypeError, KeyError, ValueError, binascii.Error) as error:
-        raise BadInput(f"tensor {name!r} is not packed as it should be: {error}", field=name) from error
+        raise BadInput(f"tensor {quoted(name)} is not packed as it should be: {error}", field=cut(name)) from error

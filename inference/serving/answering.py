@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from inference.errors import ContractError, ForecacheError, PredictionFailed, UnknownEntity
+from inference.errors import ContractError, ForecacheError, PredictionFailed, UnknownEntity, quoted
 from inference.features import FeatureRows
 from inference.features.rows import take
 from inference.logs import get_logger
@@ -124,5 +124,5 @@ def usable(
 def unknown_entity(model: str, entity_id: str) -> UnknownEntity:
     """Return that nobody knows an entity."""
     return UnknownEntity(
-        f"model {model!r} knows no entity {entity_id!r}: its features were never loaded", field="entity_id"
+        f"model {model!r} knows no entity {quoted(entity_id)}: its features were never loaded", field="entity_id"
     )

@@ -23,18 +23,18 @@ from inference.errors import (
     NotFound,
     StoreUnavailable,
     from_code,
+    quoted,
 )
 from inference.keys import Keys
 from inference.logs import get_logger
 from inference.queues import JobPriority
 from inference.serving.answers import Answer, Computed, answer_computed, replies_from_result
-from inference.serving.job_room import ROW_BYTES, JobRoom
+from inference.serving.job_room import JOB_KEEP_S, ROW_BYTES, JobRoom
 from inference.serving.jobs import (
     END_JOB,
-    JOB_KEEP_S,
-    PART_ROWS,
     JobRequest,
     JobState,
+    PackedJob,
     error_to_json,
     job_keys,
 )
@@ -100,6 +100,7 @@ class JobQueue:
         self._enqueue = enqueue
         self._clock = clock
         self._room = JobRoom(client, keys.job_room, clock)
+        self._packing = asyncio.Lock()
 
     async def create(self, request: JobRequest, *, idempotency_key: str | None = None) -> str:
         """Record a job, hand its parts to the workers, and return its id.
@@ -113,45 +114,45 @@ class JobQueue:
             Overloaded: the jobs of the last hour take up all the room there is.
         """
         job_id = uuid.uuid4().hex
-        rows = request.rows
-        parts = [json.dumps(list(rows[start : start + PART_ROWS])) for start in range(0, len(rows), PART_ROWS)]
+        async with self._packing:
+            packed = await asyncio.to_thread(request.packed)
         made = job_keys(self._keys, job_id)
-        taken = sum(map(len, parts)) + ROW_BYTES * len(rows)
+        taken = packed.size + ROW_BYTES * len(request.rows)
         async with _outage_named():
-            await self._room.take(taken)
+            minute = await self._room.take(taken)
         try:
             async with _outage_named():
-                await self._record(job_id, request, parts)
+                await self._record(job_id, request, packed, minute)
                 if idempotency_key is not None:
                     name = self._keys.idempotency(hashlib.sha256(idempotency_key.encode()).hexdigest())
-                    first = await self._first_under(name, job_id, request)
+                    first = await self._first_under(name, job_id, packed.digest)
                     if first != job_id:
-                        await self._forget(made, taken)
+                        await self._forget(made, taken, minute)
                         return first
                     made.append(name)
-            await self._send(job_id, range(len(parts)), request.model, request.priority)
+            await self._send(job_id, range(len(packed.parts)), request.model, request.priority)
         except (BrokerUnavailable, BadInput):
             async with _outage_named():
-                await self._forget(made, taken)
+                await self._forget(made, taken, minute)
             raise
         return job_id
 
-    async def _forget(self, made: list[str], taken: int) -> None:
+    async def _forget(self, made: list[str], taken: int, minute: int) -> None:
         await self._client.delete(*made)
-        await self._room.give_back(taken)
+        await self._room.give_back(taken, minute)
 
     async def _send(self, job_id: str, parts: Iterable[int], model: str, priority: JobPriority) -> None:
         messages = ({"job_id": job_id, "part": number} for number in parts)
         await self._enqueue(PREDICT_JOB_PART, messages, model=model, priority=priority)
 
-    async def _first_under(self, named: str, job_id: str, request: JobRequest) -> str:
+    async def _first_under(self, named: str, job_id: str, digest: str) -> str:
         """Return the job that a key stands for: this one, if the key is new."""
-        mine = f"{job_id} {request.digest}"
+        mine = f"{job_id} {digest}"
         if await self._client.set(named, mine, nx=True, ex=JOB_KEEP_S):
             return job_id
         stored = cast("bytes | None", await self._client.get(named))
-        first, _, digest = (stored.decode() if stored else mine).partition(" ")
-        if digest != request.digest:
+        first, _, before = (stored.decode() if stored else mine).partition(" ")
+        if before != digest:
             raise BadInput("this Idempotency-Key was used for another request: take a new one", field="Idempotency-Key")
         return first
 
@@ -217,25 +218,26 @@ class JobQueue:
         async with _outage_named():
             parts = await self._client.hmget(self._keys.job_parts(view.job_id), numbers)
         if None in parts:
-            raise NotFound(f"the result of job {view.job_id!r} was forgotten")
+            raise NotFound(f"the result of job {quoted(view.job_id)} was forgotten")
         # a hundred thousand rows take half a second to rebuild: not on the loop that serves requests
         return await asyncio.to_thread(lambda: [row for part in parts for row in _rows_of(view.model, part)])
 
-    async def _record(self, job_id: str, request: JobRequest, parts: list[str]) -> None:
+    async def _record(self, job_id: str, request: JobRequest, packed: PackedJob, minute: int) -> None:
         now = self._clock()
         record, inputs, _ = job_keys(self._keys, job_id)
         pipeline = self._client.pipeline(transaction=False)
-        pipeline.hset(inputs, mapping={str(number): part for number, part in enumerate(parts)})
+        pipeline.hset(inputs, mapping={str(number): part for number, part in enumerate(packed.parts)})
         pipeline.hset(
             record,
             mapping={
                 "state": JobState.QUEUED.value,
                 "model": request.model,
                 "kind": "instances" if request.entity_ids is None else "entities",
-                "overrides": json.dumps(dict(request.overrides)) if request.overrides else "",
+                "overrides": packed.overrides,
                 "deadline": "" if request.timeout_s is None else repr(now + request.timeout_s),
                 "priority": request.priority.value,
-                "parts": len(parts),
+                "parts": len(packed.parts),
+                "minute": minute,
                 "changed_at": int(now),
                 "error": "",
             },
@@ -248,7 +250,7 @@ class JobQueue:
         async with _outage_named():
             record = await cast(Awaitable[dict[bytes, bytes]], self._client.hgetall(self._keys.job(job_id)))
         if not record:
-            raise NotFound(f"no job {job_id!r}: it never was, or was forgotten an hour after its last change")
+            raise NotFound(f"no job {quoted(job_id)}: it never was, or was forgotten an hour after its last change")
         return JobView(
             job_id=job_id,
             state=JobState(record[b"state"].decode()),

@@ -9,22 +9,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, cast
 
 import redis
 
-from inference.errors import Defect, ForecacheError, PredictionFailed
+from inference.errors import BadInput, Defect, ForecacheError, Overloaded, PredictionFailed
 from inference.keys import Keys
+from inference.protocols.json_spelling import spelt
+from inference.protocols.tensors import MAX_ANSWER_BYTES
 from inference.queues import JobPriority
+from inference.serving.job_room import JOB_KEEP_S, MAX_JOB_BYTES, ROW_BYTES
 
+#: the results of one job: an answer holds them all, with up to a quarter more of words around them
+MAX_RESULT_BYTES = MAX_ANSWER_BYTES // 4 * 3
 #: ids or instances of one message
 PART_ROWS = 256
 #: a part that was begun so often and never ended is taken to kill its worker
 MAX_BEGUN = 3
-#: how long an untouched job is remembered, in seconds
-JOB_KEEP_S = 3600
 
 
 class JobState(StrEnum):
@@ -66,10 +69,35 @@ class JobRequest:
         """The ids or the instances."""
         return self.entity_ids if self.entity_ids is not None else (self.instances or ())
 
+    def packed(self) -> PackedJob:
+        """Return the request as it is stored. Takes long for many rows: not on a loop that serves requests."""
+        rows = self.rows
+        parts = [spelt(list(rows[start : start + PART_ROWS]), _spell) for start in range(0, len(rows), PART_ROWS)]
+        overrides = spelt(dict(self.overrides), _spell) if self.overrides else b""
+        terms = [self.model, self.entity_ids is None, self.timeout_s, self.priority.value]
+        digest = hashlib.sha256(json.dumps(terms).encode())
+        for part in (overrides, *parts):
+            digest.update(b"%d:%b" % (len(part), part))
+        return PackedJob(parts, overrides, digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class PackedJob:
+    """A request as it is stored. `digest`: two requests share it when they ask for the same."""
+
+    parts: list[bytes]
+    overrides: bytes
+    digest: str
+
     @property
-    def digest(self) -> str:
-        """A digest that two requests share when they ask for the same."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+    def size(self) -> int:
+        """How many bytes it takes; what each row's result takes in the end is counted when it is there."""
+        return sum(map(len, self.parts)) + len(self.overrides)
+
+
+def _spell(value: Any) -> bytes:
+    # not by orjson, which makes null of NaN and of infinities
+    return json.dumps(value).encode()
 
 
 class JobScorer(Protocol):
@@ -100,9 +128,24 @@ end
 return {state, redis.call('HINCRBY', KEYS[1], 'begun:' .. ARGV[1], 1)}
 """
 
-# KEYS: job, inputs, parts. ARGV: part number, its result, seconds to keep. Returns 1 if it was taken.
+# KEYS: job, inputs, parts, room. ARGV: part number, its result, seconds to keep, bytes that were counted for the result
+# when the job was made, bytes that all jobs may take, bytes that the results of one may take.
+# Returns 1 if it was taken, 0 if the job is over, -1 if all jobs have no more room, -2 if this one has none.
 _FINISH_PART = """
 if redis.call('HGET', KEYS[1], 'state') ~= 'running' then return 0 end
+if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 0 then return 1 end
+local minute = redis.call('HGET', KEYS[1], 'minute')
+local more = #ARGV[2] - tonumber(ARGV[4])
+local held = 0
+local room = redis.call('HGETALL', KEYS[4])
+local forgotten = math.floor(redis.call('TIME')[1] / 60) - ARGV[3] / 60
+for at = 1, #room, 2 do
+  if tonumber(room[at]) >= forgotten then held = held + tonumber(room[at + 1]) end
+end
+if more > 0 and held + more > tonumber(ARGV[5]) then return -1 end
+if redis.call('HINCRBY', KEYS[1], 'result_bytes', #ARGV[2]) > tonumber(ARGV[6]) then return -2 end
+more = more - redis.call('HSTRLEN', KEYS[2], ARGV[1])
+if minute and redis.call('HEXISTS', KEYS[4], minute) == 1 then redis.call('HINCRBY', KEYS[4], minute, more) end
 redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])
 redis.call('HDEL', KEYS[2], ARGV[1])
 redis.call('HDEL', KEYS[1], 'begun:' .. ARGV[1])
@@ -110,7 +153,7 @@ redis.call('HSET', KEYS[1], 'changed_at', redis.call('TIME')[1])
 if redis.call('HLEN', KEYS[3]) == tonumber(redis.call('HGET', KEYS[1], 'parts')) then
   redis.call('HSET', KEYS[1], 'state', 'done')
 end
-for _, key in ipairs(KEYS) do redis.call('EXPIRE', key, ARGV[3]) end
+for number = 1, 3 do redis.call('EXPIRE', KEYS[number], ARGV[3]) end
 return 1
 """
 
@@ -124,6 +167,12 @@ redis.call('HSET', KEYS[1], 'state', ARGV[1], 'error', ARGV[2], 'changed_at', re
 redis.call('DEL', KEYS[2], KEYS[3])
 return ARGV[1]
 """
+
+
+_NO_ROOM: dict[Any, ForecacheError] = {
+    -1: Overloaded("the results of the jobs of the last hour take up all the room for jobs: enqueue fewer rows"),
+    -2: BadInput(f"the results of this job take over {MAX_RESULT_BYTES} bytes: enqueue fewer rows at a time"),
+}
 
 
 def job_keys(keys: Keys, job_id: str) -> list[str]:
@@ -161,7 +210,11 @@ def run_part(client: redis.Redis, keys: Keys, scorer: JobScorer, job_id: str, pa
         client.eval(END_JOB, 3, *touched, JobState.FAILED.value, error_to_json(failed), "")
         raise
     else:
-        client.eval(_FINISH_PART, 3, *touched, str(part), result, str(JOB_KEEP_S))
+        reserved = ROW_BYTES * len(scored["predictions"])
+        limits = (str(reserved), str(MAX_JOB_BYTES), str(MAX_RESULT_BYTES))
+        done = client.eval(_FINISH_PART, 4, *touched, keys.job_room, str(part), result, str(JOB_KEEP_S), *limits)
+        if done in _NO_ROOM:
+            client.eval(END_JOB, 3, *touched, JobState.FAILED.value, error_to_json(_NO_ROOM[done]), "")
 
 
 def _score(scorer: JobScorer, record: Mapping[bytes, bytes], rows: list[Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inference.entities import check_entity_id
-from inference.errors import BadEntityId, BadInput
+from inference.errors import BadEntityId, BadInput, quoted
 
 #: rows of one message: a worker does nothing else meanwhile
 MAX_MESSAGE_ROWS = 4096
@@ -75,7 +75,7 @@ def illegal_ids(entity_ids: Sequence[Any]) -> dict[int, BadEntityId]:
 
 def _check(entity_id: Any) -> None:
     if not isinstance(entity_id, str):
-        hint = f": send {str(entity_id)!r}" if isinstance(entity_id, int) else ""
+        hint = f": send {quoted(entity_id)}" if isinstance(entity_id, int) else ""
         raise BadEntityId(f"entity_id must be text, not {_kind(entity_id)}{hint}", field="entity_id")
     check_entity_id(entity_id)
 

@@ -11,7 +11,7 @@ from cachetools import TTLCache
 from inference.clock import Clock
 from inference.errors import ForecacheError, StoreUnavailable, UnknownEntity
 from inference.outcomes import Outcome
-from inference.protocols.tensors import joined, pack, rows_between
+from inference.protocols.tensors import bytes_of, check_outputs, joined, pack, rows_between
 from inference.schema import Block, rows_in
 from inference.serving.answers import (
     Answer,
@@ -42,6 +42,8 @@ PREDICT_EXPLAINED = "forecache.predict_explained"
 #: how long past the budget the previous generation may still be asked for: one read of Redis
 PREVIOUS_GRACE_S = 0.03
 
+#: tensors from this size on are packed beside the event loop
+_LARGE_BYTES = 64 * 1024
 #: unknown entities remembered at a time
 MAX_UNKNOWN = 10_000
 
@@ -144,6 +146,7 @@ class ModelPath:
 
         Raises:
             ForecacheError: the first that befell a micro-batch.
+            BadInput: the outputs take more bytes than an answer may.
         """
         size, rows = self._realtime.max_micro_batch, rows_in(inputs)
         parts = [rows_between(inputs, start, start + size) for start in range(0, rows, size)]
@@ -151,7 +154,9 @@ class ModelPath:
         if len({one.version for one in outputs}) > 1:
             # one was activated meanwhile: rows of two versions make no answer
             outputs = await self._ask_tensors(parts, max(one.version for one in outputs), until)
-        return Outputs(joined([one.tensors for one in outputs]), outputs[0].version)
+        tensors = joined([one.tensors for one in outputs])
+        check_outputs(tensors)
+        return Outputs(tensors, outputs[0].version)
 
     async def explain(self, entity_id: str, until: float) -> dict[str, Any] | None:
         """Return what the entity's features are now, and where they are from; None when they cannot be told.
@@ -252,8 +257,11 @@ class ModelPath:
                 one.cancel()  # the answer needs all of them
 
     async def _ask_part(self, part: Block, version: int | None, until: float) -> Outputs:
-        kwargs = {"inputs": pack(part), "version": version}
-        return outputs_from_result(await self._workers.ask_apart(PREDICT_TENSORS, kwargs, until))
+        # texts are packed and unpacked one by one, which takes long for a million of them
+        is_large = bytes_of(part) > _LARGE_BYTES
+        kwargs = {"inputs": await asyncio.to_thread(pack, part) if is_large else pack(part), "version": version}
+        result = await self._workers.ask_apart(PREDICT_TENSORS, kwargs, until)
+        return await asyncio.to_thread(outputs_from_result, result) if is_large else outputs_from_result(result)
 
     def _conclude(
         self, entity_id: str | None, reply: Reply, stale: Entry | None = None, previous: Entry | None = None

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from inference.errors import DeadlineExceeded, Defect, FeaturesUnavailable, ForecacheError
+from inference.errors import DeadlineExceeded, Defect, FeaturesUnavailable, ForecacheError, quoted
 from inference.failures import Failures
 from inference.features import Fallback, FeatureGatherer, Gathered, explain
 from inference.features.rows import take
@@ -231,7 +231,7 @@ class RealtimeScorer:
         for row in np.flatnonzero(gathered.doubtful).tolist():
             answers.doubtful.add(todo[row])
             if todo[row] in answers.errors:  # an outage is never a miss
-                answers.errors[todo[row]] = FeaturesUnavailable(f"not all that may know {asked[row]!r} answered")
+                answers.errors[todo[row]] = FeaturesUnavailable(f"not all that may know {quoted(asked[row])} answered")
         return wanted.without(unknown[~gathered.rows.rejected])
 
     def _remember_one(

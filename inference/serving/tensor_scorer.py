@@ -9,7 +9,7 @@ from inference.errors import ForecacheError, NotFound, PredictionFailed
 from inference.failures import Failures
 from inference.logs import get_logger
 from inference.models import LoadedModel, ModelHost
-from inference.protocols.tensors import check_tensors, pack, unpack
+from inference.protocols.tensors import check_outputs, check_tensors, pack, unpack
 from inference.schema import Block, Signature
 from inference.serving.messages import check_tensor_message
 from inference.serving.scorer import defect
@@ -45,7 +45,9 @@ class TensorScorer:
             loaded = self._held(model, version)
             tensors = unpack(inputs)
             check_tensors(tensors, loaded.record.signature.inputs)
-            outputs = pack(model_outputs(loaded.predict(tensors), loaded.record.signature))
+            outputs = model_outputs(loaded.predict(tensors), loaded.record.signature)
+            check_outputs(outputs)
+            packed = pack(outputs)
         except ForecacheError as error:
             if isinstance(error, PredictionFailed):
                 # the API tells nobody the model's own words: they belong here
@@ -53,7 +55,7 @@ class TensorScorer:
             return {"error": error.to_json()}
         except Exception as error:  # noqa: BLE001 - `defect` logs it
             return {"error": defect(self._defects, error, model).to_json()}
-        return {"model": model, "model_version": loaded.record.version, "outputs": outputs}
+        return {"model": model, "model_version": loaded.record.version, "outputs": packed}
 
     def _held(self, model: str, version: int | None) -> LoadedModel:
         """Return the version; one that is merely on disk is not loaded because somebody asks for it."""

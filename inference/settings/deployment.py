@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import PrivateAttr, field_validator
 
-from inference.errors import UnknownModel
+from inference.errors import UnknownModel, quoted
 from inference.settings.fields import Section
 from inference.settings.model import BATCH_QUEUE, MAINTENANCE_QUEUE, REALTIME_QUEUE, ModelSettings
 from inference.settings.processes import (
@@ -93,7 +93,7 @@ class Settings(Section):
                 raise UnknownModel(f"name the model: {len(self.models)} are configured ({known})", field="model")
             name = next(iter(self.models))
         if name not in self.models:
-            raise UnknownModel(f"no model {name!r} is configured; known: {known}", field="model")
+            raise UnknownModel(f"no model {quoted(name)} is configured; known: {known}", field="model")
         return name, self.models[name]
 
     @property

@@ -1,4 +1,4 @@
-"""What sections of the settings are made of: their base, and durations."""
+"""What sections of the settings are made of: their base, durations and sizes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*$")
 #: more than anybody means; beyond 292 years no thread can wait, and no date can be told
 _LONGEST_D = 100_000
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
+
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT])(i?)B\s*$", re.IGNORECASE)
 
 
 def parse_duration(value: Any) -> float:
@@ -51,7 +53,26 @@ def parse_list(value: Any) -> Any:
     return value
 
 
+def parse_size(value: Any) -> int:
+    """Return bytes from text such as `512 MB` or `8 GiB`, or from a number of bytes.
+
+    Raises:
+        ValueError: the text has another form, or the size is not positive.
+    """
+    match = _SIZE.match(value) if isinstance(value, str) else None
+    if match:
+        size = int(float(match[1]) * (1024 if match[3] else 1000) ** ("KMGT".index(match[2].upper()) + 1))
+    elif isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    else:
+        raise ValueError(f"{value!r} is not a size: write a number and a unit, as in 512 MB or 8 GB")
+    if size <= 0:
+        raise ValueError(f"{value!r} is not a positive size")
+    return size
+
+
 Duration = Annotated[float, BeforeValidator(parse_duration)]
+Size = Annotated[int, BeforeValidator(parse_size)]
 
 
 class Section(BaseModel):

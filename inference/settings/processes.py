@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
-from inference.settings.fields import Duration, Section, parse_list
+from inference.settings.fields import Duration, Section, Size, parse_list
 from inference.settings.server_urls import broker_url as read_broker_url
 from inference.settings.server_urls import redis_url
 
@@ -196,6 +196,9 @@ class WorkerSettings(Section):
     `gpus`: "auto" (all that are visible), "none", or GPU indexes. `gpu_memory_share`: the fraction of a
     GPU's memory that one process may take; None lets libraries take what they need as they need it. `keras_backend`:
     what Keras computes by; None for what `KERAS_BACKEND` says, else the first that is installed.
+    `load_memory`, `load_timeout`: what loading one version of a model may take; memory in bytes, None for a bound by
+    the size of its files and of the machine. `engine_hosts`: which hosts a `remote.toml` may name, as `host`,
+    `*.domain` or `host:port`; None for all.
     """
 
     gpus: Annotated[Literal["auto", "none"] | list[int], BeforeValidator(parse_list)] = "auto"
@@ -203,6 +206,9 @@ class WorkerSettings(Section):
     realtime_processes: Annotated[int, Field(ge=1, le=64)] = 1
     gpu_memory_share: Annotated[float, Field(gt=0, le=1)] | None = None
     keras_backend: Literal["tensorflow", "torch", "jax"] | None = None
+    load_memory: Size | None = None
+    load_timeout: Duration = 600.0
+    engine_hosts: list[str] | None = None
 
 
 class LogSettings(Section):

@@ -7,6 +7,7 @@ from inference.sources.column_types import concat_rows, plain_column
 from inference.sources.files import fixed_part, list_files
 from inference.sources.footers import SourceFile, flat_columns, newest_instants
 from inference.sources.ids import IdCount, count_distinct_ids, hash_ids, read_ids
+from inference.sources.patterns import check_path
 from inference.sources.reading import Slice, pack_mask, read_slices, unpack_mask, whole_slices
 from inference.sources.source import (
     Source,
@@ -21,6 +22,7 @@ __all__ = [
     "Slice",
     "Source",
     "SourceFile",
+    "check_path",
     "column_problem",
     "column_type_name",
     "concat_rows",

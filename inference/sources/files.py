@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -14,11 +13,11 @@ import pyarrow as pa
 import pyarrow.fs as fs
 
 from inference.errors import SourceError
+from inference.sources.patterns import PathPattern, check_path, is_pattern
 from inference.sources.table_formats import refuse_other_formats
 from inference.storage import Location, reason_of
 
 _PARQUET_SUFFIXES = (".parquet", ".parq", ".pq")
-_MAGIC = re.compile(r"[*?\[]")
 _PLACES = "give a Parquet file, a folder of them, or a pattern such as data/*.parquet"
 
 
@@ -49,11 +48,6 @@ def as_parquet(name: str) -> str | None:
     return f"is no Parquet file; make it one: python -c {shlex.quote(f'import pandas; {read}.to_parquet({made})')}{ids}"
 
 
-def is_pattern(path: str) -> bool:
-    """Whether a path stands for several files."""
-    return _MAGIC.search(path) is not None
-
-
 def fixed_part(path: str) -> str:
     """Return the folder that everything a pattern matches lies in; for other paths the path itself."""
     parts = path.split("/")
@@ -68,10 +62,11 @@ def list_files(place: Location) -> list[str]:
     those that start with an underscore, such as `_SUCCESS`, are left out, and so is `.crc`.
 
     Raises:
-        SourceError: nothing is there, nothing of it is Parquet, it cannot be listed, or it belongs to a table of
-            another format, such as Delta.
+        SourceError: it is no path, nothing is there, nothing of it is Parquet, it cannot be listed, or it belongs to a
+            table of another format, such as Delta.
     """
-    if is_pattern(place.path) and not (place.is_local and Path(place.path).exists()):
+    check_path(place.path)
+    if is_pattern(place.path) and not (place.is_local and _exists(place.path)):
         root = fixed_part(place.path)
         listed = _below(place, root)
         links = _links_below(place, root)
@@ -129,16 +124,20 @@ def _begins_as_parquet(place: Location, path: str) -> bool:
 
 
 def _matching(place: Location, found: list[str]) -> list[str]:
-    pattern = _compiled(place.path)
+    pattern = PathPattern(place.path)
     # what the pattern names is taken whatever its suffix; below a folder that it names, Parquet only
-    kept = [path for path in found if pattern.fullmatch(path) or (_is_named_parquet(path) and _under(path, pattern))]
+    kept = [path for path in found if pattern.matches(path, below=_is_named_parquet(path))]
     if not kept:
         raise SourceError(f"{place.name} matches no Parquet file{_instead(found)}", field="source")
     return kept
 
 
-def _under(path: str, pattern: re.Pattern[str]) -> bool:
-    return any(pattern.fullmatch(str(parent)) for parent in PurePosixPath(path).parents)
+def _exists(path: str) -> bool:
+    """Whether a file's own name looks like a pattern."""
+    try:
+        return Path(path).exists()
+    except OSError:  # a name that is too long for any file
+        return False
 
 
 def _instead(found: list[str]) -> str:
@@ -214,24 +213,3 @@ def _is_hidden(relative: str) -> bool:
     return relative.endswith(".crc") or any(
         part.startswith(".") or (part.startswith("_") and "=" not in part) for part in parts
     )
-
-
-def _compiled(pattern: str) -> re.Pattern[str]:
-    """`*` and `?` stay within one name, `**` spans folders, `[ab]` and `[!ab]` are sets."""
-    return re.compile("".join(_translated(piece) for piece in _PIECE.finditer(pattern)))
-
-
-_PIECE = re.compile(
-    r"(?P<deep>\*\*/?)|(?P<star>\*)|(?P<one>\?)|\[(?P<not>!?)(?P<set>\]?[^]/]*)\]|(?P<text>.)", re.DOTALL
-)
-
-
-def _translated(piece: re.Match[str]) -> str:
-    if piece["deep"]:
-        return "(?:.*/)?" if piece["deep"].endswith("/") else ".*"
-    if piece["star"] or piece["one"]:
-        return "[^/]*" if piece["star"] else "[^/]"
-    if piece["set"]:
-        chosen = piece["set"].replace("\\", r"\\").replace("]", r"\]").replace("^", r"\^").replace("[", r"\[")
-        return f"[{'^/' if piece['not'] else ''}{chosen}]"
-    return re.escape(piece["text"] or "")

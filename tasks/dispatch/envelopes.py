@@ -12,18 +12,21 @@ import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cache
+from itertools import islice
 from typing import Any
 
 import orjson
 from celery import Celery
 
 from inference.clock import system_clock
+from inference.protocols.json_spelling import spelt
 from inference.queues import SENT_AT_HEADER
 from inference.request_ids import message_headers
 from tasks.redis_lists import list_key
 
-#: of a list of rows, how many are spelt out for whoever looks at the task; Celery cuts the text at so many characters
-_SHOWN_ROWS = 20
+#: of rows and of their values, how many are spelt out for whoever looks at the task, and so many levels of lists;
+#: Celery cuts the text at so many characters
+_SHOWN_ROWS, _SHOWN_LEVELS = 20, 3
 _SHOWN_CHARACTERS = 1024
 _NO_CALLBACKS = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 
@@ -71,7 +74,7 @@ class Envelopes:
             "body_encoding": "base64",
             "delivery_tag": str(uuid.uuid4()),
         }
-        body = base64.b64encode(_to_json([[], kwargs, _NO_CALLBACKS])).decode()
+        body = base64.b64encode(spelt([[], dict(kwargs), _NO_CALLBACKS], _to_json)).decode()
         return orjson.dumps(
             {
                 "body": body,
@@ -88,9 +91,20 @@ class Envelopes:
 
 
 def _shown(kwargs: Mapping[str, Any]) -> str:
-    short = {name: value[:_SHOWN_ROWS] if isinstance(value, list) else value for name, value in kwargs.items()}
     # entity ids may hold what no UTF-8 does, which a header may not
-    return repr(short)[:_SHOWN_CHARACTERS].encode("utf-8", "replace").decode()
+    return repr(_start_of(kwargs, _SHOWN_LEVELS))[:_SHOWN_CHARACTERS].encode("utf-8", "replace").decode()
+
+
+def _start_of(value: Any, levels: int) -> Any:
+    """Return as much of a value as is shown: an instance may be as long as a body."""
+    if isinstance(value, str):
+        return value[:_SHOWN_CHARACTERS]
+    if isinstance(value, Mapping):
+        some = islice(value.items(), _SHOWN_ROWS) if levels else ()
+        return {name[:_SHOWN_CHARACTERS]: _start_of(one, levels - 1) for name, one in some}
+    if isinstance(value, list):
+        return [_start_of(one, levels - 1) for one in value[:_SHOWN_ROWS]] if levels else []
+    return value
 
 
 def _to_json(value: Any) -> bytes:

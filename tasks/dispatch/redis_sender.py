@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import redis
@@ -10,6 +12,7 @@ import redis.asyncio
 
 from inference.errors import BrokerUnavailable
 from inference.logs import get_logger
+from inference.protocols.json_spelling import is_heavy
 from inference.store import AsyncPipe
 from tasks.dispatch.envelopes import Envelopes
 from tasks.dispatch.sender import BROKER_TIMEOUT_S, EXPIRES_SLACK_S
@@ -36,9 +39,16 @@ class RedisSender:
     ) -> None:
         """See `Lane.send`."""
         expires_s = None if timeout_s is None else timeout_s + EXPIRES_SLACK_S
-        message = self._envelopes.message(
-            task, kwargs, queue=queue, task_id=task_id, priority=priority, expires_s=expires_s
+        spell = partial(
+            self._envelopes.message,
+            task,
+            kwargs,
+            queue=queue,
+            task_id=task_id,
+            priority=priority,
+            expires_s=expires_s,
         )
+        message = await asyncio.to_thread(spell) if is_heavy(kwargs) else spell()
         command = ("LPUSH", self._envelopes.place(queue, priority), message)
         try:
             try:

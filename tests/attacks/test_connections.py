@@ -28,8 +28,8 @@ pytestmark = pytest.mark.integration
 DESCRIPTORS = 700
 PLACES = 100
 MORE = 160
-HIT = b"GET /predict/a HTTP/1.1\r\nHost: x\r\n\r\n"
-LIVE = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+HIT = b"GET /predict/a HTTP/1.1\r\nHost: localhost\r\n\r\n"
+LIVE = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +89,14 @@ def test_while_everybody_waits_for_an_answer_newcomers_get_503_and_probes_are_se
 
     def is_full() -> bool:
         client = api.connect()
-        client.sendall(f"GET /predictions/{job}?wait_s=60 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        client.sendall(f"GET /predictions/{job}?wait_s=60 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         waiting.append(client)
         return len(waiting) >= PLACES and ask(HIT) == 503
 
     while not is_full():
         assert len(waiting) < 5 * PLACES
     assert ask(LIVE) == 200
-    assert ask(b"GET /health/ready HTTP/1.1\r\nHost: x\r\n\r\n") == 200
+    assert ask(b"GET /health/ready HTTP/1.1\r\nHost: localhost\r\n\r\n") == 200
     # who leaves makes place
     api.close_all()
     httpx.delete(f"{api.url}/predictions/{job}", timeout=LONG_S)
@@ -123,7 +123,7 @@ def test_bodies_that_are_held_back_leave_room_for_those_that_come(api: AttackedA
 
 def test_what_nobody_reads_of_a_body_is_not_taken_for_ever(api: AttackedApi) -> None:
     client = api.connect()
-    head = b"POST /health/live HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = b"POST /health/live HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     most = 64 * MAX_BODY_BYTES
     assert pour(client, head, b"10000\r\n" + b"b" * 65536 + b"\r\n", most) < most
     wait_until_ended(client)

@@ -21,7 +21,7 @@ from tests.support.waiting import LONG_S, wait_for
 pytestmark = pytest.mark.integration
 
 MORE = MAX_CONNECTIONS + 60
-ASK = b"GET /healthcheck HTTP/1.1\r\nHost: x\r\n\r\n"
+ASK = b"GET /healthcheck HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +65,10 @@ def test_bodies_without_the_password_are_not_taken(flower, opened) -> None:
     before = memory_mib(flower)
     for length in (50 * MIB, 100 * MIB - 1):
         client = connect(flower, opened)
-        head = f"POST /runs/actions HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n".encode()
+        head = f"POST /runs/actions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {length}\r\n\r\n".encode()
         assert pour(client, head, b"x" * 65536, length) < length
     client = connect(flower, opened)
-    chunked = b"POST /runs/actions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunked = b"POST /runs/actions HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
     assert pour(client, chunked, b"10000\r\n" + b"x" * 65536 + b"\r\n", 50 * MIB) < 50 * MIB
     assert_serves(flower)
     assert memory_mib(flower) - before < 20
@@ -117,7 +117,7 @@ def test_clients_that_hold_connections_for_nothing_make_way(flower, opened, star
 def test_clients_that_do_not_take_their_answers_make_way(flower, opened) -> None:
     static = Path(flower_package.__file__).parent / "static"
     largest = max((static / "js").glob("*.js"), key=lambda file: file.stat().st_size)
-    ask = f"GET /static/js/{largest.name} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    ask = f"GET /static/js/{largest.name} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
     for _ in range(MORE):
         client = connect(flower, opened, receive_buffer=2048)
         with suppress(ConnectionError):

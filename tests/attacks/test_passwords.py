@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import suppress
 from hashlib import sha256
 
 import httpx
 import pytest
 
+from app.dashboard.bounded_server import MAX_STRANGERS_BODY_BYTES
 from app.guesses import BURST
 from tests.integration.test_api import Deployment, assert_problem, fresh, it  # noqa: F401 - `it` is a fixture
 from tests.integration.test_api_connections import Served, serving
@@ -94,6 +96,23 @@ def test_guesses_wait_and_other_addresses_and_known_browsers_do_not(flower: Dash
         wait_for(lambda: guesser.get("/runs", auth=flower.auth).status_code == 200, "the wait to be over")
         # no cookie opens the door by itself
         assert browser.get("/runs").status_code == 401
+
+
+def test_the_size_of_a_body_tells_no_more_about_a_guess_than_the_answer(flower: DashboardProcess) -> None:
+    with client(flower, "127.0.0.6") as http:
+
+        def is_taken(password: str) -> bool:
+            large = b"x" * (MAX_STRANGERS_BODY_BYTES + 1)
+            with suppress(httpx.TransportError):  # hung up on while it sends
+                return http.post("/runs/actions", content=large, auth=("forecache", password)).status_code != 400
+            return False
+
+        assert is_taken("sesame")
+        for number in range(MOST):
+            assert not is_taken(f"guess {number}")
+            if not is_taken("sesame"):
+                break
+        assert number >= BURST - 1
 
 
 def test_a_wrong_password_that_is_repeated_holds_up_itself_alone(flower: DashboardProcess) -> None:

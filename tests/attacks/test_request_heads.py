@@ -12,8 +12,10 @@ from tests.support.attacked_api import BODY, MIB, AttackedApi, attacked_api, pos
 
 pytestmark = pytest.mark.integration
 
-HIT = b"GET /predict/a HTTP/1.1\r\nHost: x\r\n"
-CHUNKED = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+HIT = b"GET /predict/a HTTP/1.1\r\nHost: [::]\r\n"
+CHUNKED = (
+    b"POST /predict HTTP/1.1\r\nHost: [::]\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
 ENDLESS = {
     "path": (b"GET /", b"a" * 65536, 414),
     "query": (b"GET /predict/a?", b"a" * 65536, 414),
@@ -92,7 +94,7 @@ def test_a_body_before_a_large_head_does_not_count_for_it(api: AttackedApi) -> N
 def test_thousands_of_requests_at_once_are_answered_one_after_the_other(api: AttackedApi) -> None:
     client = api.connect()
     client.settimeout(60)
-    client.sendall((HIT + b"\r\n") * 1500 + b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    client.sendall((HIT + b"\r\n") * 1500 + b"GET /health/live HTTP/1.1\r\nHost: [::]\r\nConnection: close\r\n\r\n")
     answers = b""
     while piece := client.recv(65536):
         answers += piece

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +26,7 @@ from inference.models.runtimes.remote import RemoteRuntime, load
 from inference.models.runtimes.runtime import LoadOptions
 from inference.redaction import remember_secret, without_secrets
 from inference.settings.loading import load_settings
+from tests.support.stack import child_environment
 
 SECRET, ENCODED = "s3cr/t p@w", "s3cr%2Ft%20p%40w"
 INSIDE = "db=postgres://svc:hunter2@10.0.0.5/x token=abc"
@@ -236,3 +239,25 @@ def test_an_outage_whose_driver_quotes_its_url_is_told_without_it() -> None:
     said = StoreUnavailable(f"the cache Redis did not answer: Error connecting to redis://u:{ENCODED}@h:6379/0")
     assert_tells_nothing(json.dumps([said.to_json(), str(said), repr(said), problem_of(said)]))
     assert said.message.endswith("redis://***@h:6379/0")
+
+
+_SAID_BY_A_WORKER = """
+import json
+from types import SimpleNamespace
+from celery.worker.control import conf
+from workers.realtime import celery_app
+about = celery_app.connection().info()
+about.pop("password")  # as Celery does
+print(json.dumps([conf(SimpleNamespace(app=celery_app), with_defaults=True), about, celery_app.connection().as_uri(),
+                  celery_app.backend.as_uri()], default=str))
+"""
+
+
+def test_what_a_worker_tells_flower_of_its_settings_holds_no_password(tmp_path: Path) -> None:
+    urls = {f"FORECACHE_REDIS__{name}": f"redis://:{ENCODED}{name}@127.0.0.1:1/0" for name in ("URL", "CACHE_URL")}
+    said = subprocess.run(
+        [sys.executable, "-c", _SAID_BY_A_WORKER], cwd=tmp_path, env=child_environment() | urls,
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "broker_url" in said.stdout
+    assert_tells_nothing(said.stdout.replace("token", ""))

@@ -105,7 +105,7 @@ async def test_a_large_body_may_take_as_long_as_its_bytes_do(
 
 
 async def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_sent(it: Deployment) -> None:
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 8388609\r\n"
+    head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 8388609\r\n"
     async with serving(it) as served:
         reader, writer = await served.raw(head + b"Expect: 100-continue\r\n\r\n")
         head, problem = await read_answer(reader)
@@ -118,7 +118,9 @@ async def test_a_body_that_stops_half_way_is_cut_off_however_much_has_come(
 ) -> None:
     monkeypatch.setattr(connections, "PAUSE_S", 0.1)
     monkeypatch.setattr(connections, "BODY_BYTES_PER_S", 1)  # what has come would allow for days
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 300000\r\n\r\n"
+    head = (
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 300000\r\n\r\n"
+    )
     async with serving(it) as served:
         reader, writer = await served.raw(head)
         await asyncio.sleep(0.05)  # the server has begun to wait for it

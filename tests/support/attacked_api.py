@@ -125,7 +125,7 @@ def wait_until_ended(client: socket.socket) -> None:
 
 def post(body: bytes, length: int | None = None) -> bytes:
     """Return a request for predictions that says it has so many bytes of body."""
-    head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body) if length is None else length}\r\n\r\n".encode() + body
 
 

@@ -62,7 +62,7 @@ async def test_the_request_that_is_being_answered_hears_of_it_though_others_wait
     state, transport = ServerState(), Transport()
     connection = Connection(config, state, {}, asyncio.get_running_loop())
     connection.connection_made(transport)
-    connection.data_received(b"GET /runs HTTP/1.1\r\nHost: x\r\n\r\n" * 3)
+    connection.data_received(b"GET /runs HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3)
     await asyncio.sleep(0)
     transport.is_lost = True
     connection.connection_lost(ConnectionAbortedError())

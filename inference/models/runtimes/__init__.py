@@ -11,7 +11,7 @@ from typing import Any
 
 from inference.errors import ModelError
 from inference.features import FeatureContract
-from inference.models.formats import SAVED_MODEL, Format, check_allowed, require_model_file
+from inference.models.formats import SAVED_MODEL, Format, check_allowed, check_archive, require_model_file
 from inference.models.runtimes.greetings import without_greetings
 from inference.models.runtimes.runtime import LoadOptions, Runtime, SavedSignature
 
@@ -32,6 +32,7 @@ def load_runtime(
     options = options or LoadOptions()
     found = require_model_file(folder)
     check_allowed(found, allow_code=options.allow_code)
+    check_archive(found.file)
     if options.signature is not None and found.format.name != SAVED_MODEL:
         raise ModelError(
             f'signature = "{options.signature}" chooses one of a SavedModel, and {found.file} is {found.format.title}: '
@@ -42,7 +43,7 @@ def load_runtime(
     return runtime
 
 
-def signatures_of(folder: Path) -> dict[str, SavedSignature]:
+def signatures_of(folder: Path, options: LoadOptions | None = None) -> dict[str, SavedSignature]:
     """Return all signatures of the SavedModel in a version's folder, by name; nothing for other formats.
 
     Raises:
@@ -51,7 +52,7 @@ def signatures_of(folder: Path) -> dict[str, SavedSignature]:
     found = require_model_file(folder)
     if found.format.name != SAVED_MODEL:
         return {}
-    named: dict[str, SavedSignature] = _import(found.format).signatures(folder)
+    named: dict[str, SavedSignature] = _import(found.format).signatures(folder, options or LoadOptions())
     return named
 
 

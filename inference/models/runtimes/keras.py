@@ -51,6 +51,8 @@ _Call = Callable[[Block], list[npt.NDArray[Any]]]
 _Bind = Callable[[Any, Any, dict[str, TensorSpec]], tuple[_Call, list[str] | None]]
 #: what Keras says of a class or function that it does not know
 _FOREIGN = re.compile(r"Could not (?:locate|find|retrieve) (class|function|object) '(?:\w+>)?(\w+)'")
+#: what it calls files that a model names instead of holding them
+_OUTSIDE = re.compile(r"vocabulary file|TFSMLayer|external Dataset|ExternalLink|virtual Dataset")
 _REASON = "Exception encountered: "
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory", "OOM when allocating")
 
@@ -143,6 +145,12 @@ def _why_not(error: Exception) -> str:
         return (
             f"it needs the {foreign[1]} {foreign[2]!r}, which is not part of Keras and not in the file: export the "
             "model as a SavedModel with model.export(path), which holds all that it computes"
+        )
+    outside = _OUTSIDE.search(text)
+    if outside:
+        return (
+            f"it reads what lies outside of it ({outside[0]}), and so could read any file of this machine: save the "
+            "model with all that it needs, or export it as a SavedModel with model.export(path)"
         )
     if "safe_mode" in text or "enable_unsafe_deserialization" in text:
         return (

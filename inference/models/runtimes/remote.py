@@ -6,9 +6,10 @@ import json
 import secrets
 import time
 import weakref
+import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import httpx
 import numpy as np
@@ -18,12 +19,13 @@ import orjson
 from inference.errors import ForecacheError, ModelError, ModelOutOfMemory, ModelUnavailable, PredictionFailed
 from inference.features import FeatureContract
 from inference.logs import get_logger
-from inference.models.remote import RemoteEngine, read_remote
+from inference.models.remote import NEVER_ASKED, RemoteEngine, check_engine_host, is_metadata_address, read_remote
 from inference.models.runtimes.open_inference import OpenInference
 from inference.models.runtimes.runtime import LoadOptions
 from inference.models.runtimes.tensorflow_serving import TensorFlowServing
 from inference.models.runtimes.tensors import as_served
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
+from inference.storage import MOST_WRITTEN_BYTES
 
 log = get_logger(__name__)
 
@@ -36,8 +38,19 @@ _TRY_AGAIN = (429, 502, 503)
 _TOO_LARGE = 413
 _GONE = (401, 403, 404, 429, 502, 503, 504)
 _LONGEST_MESSAGE = 300
+_LONGEST_ERROR = 4096
+#: eight thousand rows of a thousand numbers
+_MOST_ANSWER_BYTES = 256 << 20
 
 _ASK_AGAIN_ERRORS = (httpx.ConnectError, httpx.ConnectTimeout, httpx.RemoteProtocolError, httpx.ReadError)
+
+
+class _Answer(NamedTuple):
+    """An answer that was read to its end: its status with the phrase for it, and its body."""
+
+    status: int
+    phrase: str
+    content: bytes
 
 
 class Language(Protocol):
@@ -52,9 +65,14 @@ class Language(Protocol):
         ...
 
 
-def load(file: Path, _: LoadOptions, __: FeatureContract | None) -> RemoteRuntime:
+def load(file: Path, options: LoadOptions, _: FeatureContract | None) -> RemoteRuntime:
     """Ask the engine that `file` describes what its model takes and gives."""
-    return RemoteRuntime(file, read_remote(file))
+    engine = read_remote(file)
+    try:
+        check_engine_host(engine, options.engine_hosts)
+    except ModelError as error:
+        raise ModelError(f"{file}: {error.message}", field="path") from error
+    return RemoteRuntime(file, engine)
 
 
 class RemoteRuntime:
@@ -66,7 +84,7 @@ class RemoteRuntime:
             base_url=engine.place,
             auth=engine.login,
             timeout=httpx.Timeout(engine.timeout, connect=min(_CONNECT_S, engine.timeout)),
-            headers={"content-type": "application/json"},
+            headers={"content-type": "application/json", "accept-encoding": "gzip"},
         )
         weakref.finalize(self, self._client.close)
         self._trouble: tuple[str, str] | None = None
@@ -104,31 +122,49 @@ class RemoteRuntime:
         content = None if body is None else _encoded(body)
         for left in range(self._engine.retries, -1, -1):
             try:
-                response = self._client.request("GET" if content is None else "POST", path, content=content)
+                answer = self._send(path, content)
             except _ASK_AGAIN_ERRORS as error:
                 if not left:
                     raise ModelUnavailable(self._told("does not answer", str(error))) from error
             except httpx.HTTPError as error:  # it had its time: another try would take as long again
                 raise ModelUnavailable(self._told("did not answer in time", str(error))) from error
             else:
-                if response.status_code not in _TRY_AGAIN or not left:
-                    return self._read(response)
+                if answer.status not in _TRY_AGAIN or not left:
+                    return self._read(answer)
             time.sleep(_PAUSE_S)
         raise AssertionError("unreachable")
 
-    def _read(self, response: httpx.Response) -> Any:
-        if response.is_success:
+    def _send(self, path: str, content: bytes | None) -> _Answer:
+        """Send one request, and read its answer up to a bound of size and of time."""
+        method, most = ("GET", MOST_WRITTEN_BYTES) if content is None else ("POST", _MOST_ANSWER_BYTES)
+        until = time.monotonic() + self._engine.timeout
+        with self._client.stream(method, path, content=content, extensions=_CHECK_CONNECTIONS) as response:
+            most = most if response.is_success else MOST_WRITTEN_BYTES
+            unpack = _unpacker(response.headers.get("content-encoding", ""))
+            parts, size = [], 0
+            for packed in response.iter_raw():
+                part = unpack(packed, most + 1 - size)
+                parts.append(part)
+                size += len(part)
+                if size > most:
+                    raise ModelOutOfMemory(self._told(f"answered with more than {most >> 20} MiB", ""))
+                if time.monotonic() > until:
+                    raise httpx.ReadTimeout("its answer did not end")
+            return _Answer(response.status_code, response.reason_phrase, b"".join(parts))
+
+    def _read(self, answer: _Answer) -> Any:
+        if 200 <= answer.status < 300:
             try:
-                answer = _decoded(response.content)
+                said = _decoded(answer.content)
             except ValueError as error:
                 raise PredictionFailed(self._told("answered with something that is no JSON", "")) from error
             self._trouble = None
-            return answer
-        said = _reason(response)
-        told = self._told(f"answered {response.status_code}", said)
-        if response.status_code == _TOO_LARGE or "OOM when allocating" in said:
+            return said
+        said = _reason(answer)
+        told = self._told(f"answered {answer.status}", said)
+        if answer.status == _TOO_LARGE or "OOM when allocating" in said:
             raise ModelOutOfMemory(told)  # fewer rows may fit
-        if response.status_code in _GONE:
+        if answer.status in _GONE:
             raise ModelUnavailable(told)
         raise PredictionFailed(told)
 
@@ -143,6 +179,36 @@ class RemoteRuntime:
             log.warning("engine.failed", reference=self._trouble[1], engine=self._engine.place, reason=what)
             log.debug("engine.said", reference=self._trouble[1], said=_words(said))
         return f"{self._subject} {what} (reference {self._trouble[1]} in the worker's log)"
+
+
+def _check_connection(event: str, info: dict[str, Any]) -> None:
+    """Refuse a connection to an address that no worker asks, before anything is sent over it."""
+    if event == "connection.connect_tcp.complete":
+        connection = info["return_value"]
+        address = str(connection.get_extra_info("server_addr")[0])
+        if is_metadata_address(address):
+            connection.close()
+            raise ModelUnavailable(f"the engine's address {NEVER_ASKED}")
+
+
+_CHECK_CONNECTIONS = {"trace": _check_connection}
+
+
+def _unpacker(encoding: str) -> Callable[[bytes, int], bytes]:
+    """Return what unpacks the next part of an answer, to so many bytes at most."""
+    if encoding in ("", "identity"):
+        return lambda packed, _: packed
+    if encoding not in ("gzip", "x-gzip"):
+        raise PredictionFailed("the engine's answer is packed in a way that was not asked for")
+    gzip = zlib.decompressobj(wbits=31)
+
+    def unpack(packed: bytes, most: int) -> bytes:
+        try:
+            return gzip.decompress(packed, most)
+        except zlib.error as error:
+            raise PredictionFailed("the engine's answer cannot be unpacked") from error
+
+    return unpack
 
 
 def _language(engine: RemoteEngine) -> Language:
@@ -177,15 +243,18 @@ def _decoded(content: bytes) -> Any:
     try:
         return orjson.loads(content)
     except orjson.JSONDecodeError:  # NaN and Infinity are no JSON, but the protocols have them
-        return json.loads(content)
+        try:
+            return json.loads(content)
+        except RecursionError as error:
+            raise ValueError("it is nested too deep") from error
 
 
-def _reason(response: httpx.Response) -> str:
+def _reason(answer: _Answer) -> str:
     try:
-        said = _decoded(response.content)
+        said = _decoded(answer.content)
     except ValueError:
-        said = response.text
-    return _words(str(said.get("error", said) if isinstance(said, dict) else said)) or response.reason_phrase
+        said = answer.content[:_LONGEST_ERROR].decode(errors="replace")
+    return _words(str(said.get("error", said) if isinstance(said, dict) else said)) or answer.phrase
 
 
 def _words(text: str) -> str:

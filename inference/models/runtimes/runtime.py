@@ -43,6 +43,7 @@ class LoadOptions:
     `code_folder`: where their modules, and those that a pickle needs, are looked for when Python does not find them.
     `signature`: which one of a SavedModel's is served; None for its default one, or its only one.
     `gpu_memory_share`: the fraction of each GPU's memory to take; None takes what is needed as it is needed.
+    `engine_hosts`: which hosts a `remote.toml` may name; None for all.
     """
 
     allow_code: bool = False
@@ -50,6 +51,7 @@ class LoadOptions:
     import_functions: bool = True
     code_folder: Path | None = None
     signature: str | None = None
+    engine_hosts: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

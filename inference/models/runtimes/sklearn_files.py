@@ -9,11 +9,16 @@ import pickle
 import re
 import sys
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import MethodType, ModuleType
 from typing import Any
+
+import numpy as np
 
 from inference.errors import ModelError
 from inference.features.user_code import look_in
@@ -21,7 +26,9 @@ from inference.models.runtimes.runtime import LoadOptions, one_line
 
 _MOST_SHOWN = 5
 #: parts of scikit-learn that are no part of a model
-_NEVER_TRUSTED = frozenset({"tests", "_testing", "externals", "conftest"})
+_NEVER_TRUSTED = frozenset({"tests", "_testing", "externals", "conftest", "datasets"})
+#: holds no other object
+_PLAIN = (str, bytes, int, float, complex, bool, type(None), type, np.generic, ModuleType)
 #: libraries whose Booster is not what can be served, and what is
 _ESTIMATORS = {"lightgbm": "LGBMClassifier or LGBMRegressor", "xgboost": "XGBClassifier or XGBRegressor"}
 #: how a module that lacks a function or class is told, by pickle and by Python
@@ -56,6 +63,8 @@ def read_estimator(file: Path, options: LoadOptions) -> Estimator:
     for other in (one for one in caught if not _tells_versions(one)):
         warnings.warn_explicit(other.message, other.category, other.filename, other.lineno)
     _check_estimator(model, file)
+    if not options.allow_code:
+        _check_opens_no_files(model, file)
     return Estimator(model, _remark(caught))
 
 
@@ -192,6 +201,43 @@ def _check_estimator(model: Any, file: Path) -> None:
         raise ModelError(
             f"{file} holds a {type_.__name__}, which has no predict method{_predictor_in(model)}", field="path"
         )
+
+
+def _check_opens_no_files(model: Any, file: Path) -> None:
+    """Refuse a vectoriser, however deep inside, that takes a text for the name of a file and reads that."""
+    for part in _parts_of(model):
+        # "filename" or "file", and whatever equals it: an array of one text does
+        if hasattr(part, "build_analyzer") and not (type(part.input) is str and part.input == "content"):
+            raise ModelError(
+                f"{file}: its {type(part).__name__} has input={part.input!r}, so requests could read files of this "
+                'machine: save it with input="content", or set allow_code = true under [models.NAME] if you trust '
+                "whoever sends requests",
+                field="allow_code",
+            )
+
+
+def _parts_of(model: Any) -> Iterator[Any]:
+    """Give a model and each object that it is made of, once."""
+    left = [model]
+    seen: dict[int, Any] = {}  # keeps what it saw: the id of an object that is gone is given to another
+    while left:
+        part = left.pop()
+        if isinstance(part, _PLAIN) or id(part) in seen:
+            continue
+        seen[id(part)] = part
+        if isinstance(part, dict):
+            left.extend([*part.keys(), *part.values()])
+        elif isinstance(part, list | tuple | set | frozenset):
+            left.extend(part)
+        elif isinstance(part, np.ndarray):
+            left.extend(part.ravel() if part.dtype == object else ())
+        elif isinstance(part, MethodType):
+            left.append(part.__self__)
+        elif isinstance(part, partial):
+            left.extend([part.func, part.args, part.keywords])
+        else:
+            yield part
+            left.append(getattr(part, "__dict__", None))
 
 
 def _predictor_in(model: Any) -> str:

@@ -21,6 +21,8 @@ from inference.schema import Block
 REQUESTS_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 #: TensorFlow Serving's own limit
 MOST_REQUESTS = 1_000
+#: a thousand requests of a small picture each
+_MOST_BYTES = 256 << 20
 
 _TENSOR_FILE = "tensorflow/core/framework/tensor.proto"
 _PACKAGE = "forecache.warm_up"
@@ -45,6 +47,8 @@ def read_requests(folder: Path) -> Iterator[tuple[str, Block]]:
     file = folder / REQUESTS_FILE
     if not file.is_file():
         return
+    if file.stat().st_size > _MOST_BYTES:
+        raise ModelError(f"{file} is larger than {_MOST_BYTES >> 20} MiB: leave fewer or smaller requests there")
     try:
         for record in tf.data.TFRecordDataset(str(file)).take(MOST_REQUESTS).as_numpy_iterator():
             log = _prediction_log().FromString(record)

@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from inference.errors import BadInput
-from inference.protocols.json_tensors import array_of, parse
+from inference.errors import LONGEST_QUOTE, BadInput, cut, quoted
+from inference.protocols.json_documents import parse
+from inference.protocols.json_tensors import array_of
 from inference.protocols.numbers import whole_number
 from inference.protocols.open_inference.datatypes import datatype
-from inference.protocols.tensors import check_tensors, fits, full, shape_text, text_from_bytes
+from inference.protocols.tensors import check_rows, check_tensors, fits, full, shape_text, text_from_bytes
 from inference.schema import Block, DType, Signature, TensorSpec
+
+#: no size or length is larger: an int64
+_LARGEST = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,9 @@ def read_body(body: bytes, header_length: str | None) -> tuple[dict[str, Any], m
     if header_length is not None:
         within = whole_number(header_length, length)
         if within is None:
-            raise BadInput(f"Inference-Header-Content-Length {header_length!r} is no length within the body's {length}")
+            raise BadInput(
+                f"Inference-Header-Content-Length {quoted(header_length)} is no length within the body's {length}"
+            )
         length = within
     document = parse(body[:length])
     if not isinstance(document, dict):
@@ -72,7 +78,7 @@ def _tensors(model: str, document: Mapping[str, Any], binary: memoryview, specs:
         name = _name(item, "input")
         spec = known.get(name)
         if spec is None:
-            raise BadInput(f"unexpected inference input '{name}' for model '{model}'")
+            raise BadInput(f"unexpected inference input '{cut(name)}' for model '{model}'")
         if name in tensors:
             raise BadInput(f"input '{name}' already exists in request")
         _check_declared(item, spec, model)
@@ -98,7 +104,7 @@ def _outputs(model: str, document: Mapping[str, Any], specs: Sequence[TensorSpec
     for item in _objects(document, "outputs"):
         name, parameters = _name(item, "output"), _parameters(item)
         if name not in names:
-            raise BadInput(f"unexpected inference output '{name}' for model '{model}'")
+            raise BadInput(f"unexpected inference output '{cut(name)}' for model '{model}'")
         if parameters.get("classification"):
             raise BadInput(f"output '{name}': the classification extension is not supported")
         binary = _flag(parameters, "binary_data")
@@ -107,20 +113,19 @@ def _outputs(model: str, document: Mapping[str, Any], specs: Sequence[TensorSpec
 
 
 def _check_declared(item: Mapping[str, Any], spec: TensorSpec, model: str) -> None:
-    wanted = datatype(spec.dtype)
-    if item.get("datatype") != wanted:
-        raise BadInput(
-            f"inference input '{spec.name}' data-type is '{item.get('datatype')}', but model '{model}' expects "
-            f"'{wanted}'"
-        )
+    wanted, given = datatype(spec.dtype), item.get("datatype")
+    if given != wanted:
+        shown = cut(given) if isinstance(given, str) else "no text"
+        raise BadInput(f"inference input '{spec.name}' data-type is '{shown}', but model '{model}' expects '{wanted}'")
     shape = item.get("shape")
-    if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
+    if not isinstance(shape, list) or not all(type(size) is int and 0 <= size <= _LARGEST for size in shape):
         raise BadInput(f"input '{spec.name}' must have a 'shape', a list of sizes")
     if not fits(shape, spec):
         raise BadInput(
             f"unexpected shape for input '{spec.name}' for model '{model}'. Expected {shape_text(full(spec))}, "
-            f"got {shape_text(shape)}"
+            f"got {cut(shape_text(shape[:LONGEST_QUOTE]))}"
         )
+    check_rows(shape[0])
 
 
 def _from_json(item: Mapping[str, Any], spec: TensorSpec) -> npt.NDArray[Any]:
@@ -168,7 +173,7 @@ def _binary_size(item: Mapping[str, Any], name: str) -> int | None:
     if "shared_memory_region" in parameters:
         raise BadInput(f"input '{name}': the shared memory extensions are not supported")
     size = parameters.get("binary_data_size")
-    if size is not None and (type(size) is not int or size < 0):
+    if size is not None and (type(size) is not int or not 0 <= size <= _LARGEST):
         raise BadInput(f"input '{name}': 'binary_data_size' must be a number of bytes")
     return size
 

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
-from inference.errors import BadInput
+from inference.errors import BadInput, cut
 from inference.protocols.json_tensors import array_of
 from inference.protocols.tensorflow_serving.mistakes import decoded, described, is_base64
 from inference.protocols.tensorflow_serving.requests import DEFAULT_SIGNATURE, signature_of
@@ -97,7 +97,7 @@ def example_tensors(examples: list[bytes]) -> Block:
 def _check_input(document: Mapping[str, Any], signature: Signature, kind: str) -> None:
     name = signature_of(document)
     if name != DEFAULT_SIGNATURE:
-        raise BadInput(f"No signature was found with the name: {name}")
+        raise BadInput(f"No signature was found with the name: {cut(name)}")
     if len(signature.inputs) != 1:
         raise BadInput("Expected one input Tensor.")
     (only,) = signature.inputs
@@ -125,9 +125,9 @@ def _feature(name: str, content: Any) -> bytes:
         found = _KINDS.get(type(value))
         if found is None or (isinstance(value, dict) and not is_base64(value)):
             what = "Object" if isinstance(value, dict) else "Array" if isinstance(value, list) else "Null"
-            raise BadInput(f"Feature: {name} has element with unexpected JSON type: {what}")
+            raise BadInput(f"Feature: {cut(name)} has element with unexpected JSON type: {what}")
         if kind not in (None, found):
-            raise BadInput(f"Unexpected element type in feature: {name} expecting type: {kind}")
+            raise BadInput(f"Unexpected element type in feature: {cut(name)} expecting type: {kind}")
         kind = found
         _check_number(name, value)
     if kind is None:
@@ -139,7 +139,7 @@ def _check_number(name: str, value: Any) -> None:
     if isinstance(value, float) and array_of(value, DType.FLOAT32) is None:
         raise BadInput(f"Cannot convert JSON value: {value} to float without loss of precision.")
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise BadInput(f"Feature: {name} has uint64 element. Only int64 is supported.")
+        raise BadInput(f"Feature: {cut(name)} has uint64 element. Only int64 is supported.")
 
 
 def _list_of(kind: str, values: list[Any]) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from inference.errors import BadInput
+from inference.errors import LONGEST_QUOTE, BadInput, cut
 from inference.protocols.json_tensors import array_of
 from inference.protocols.tensors import as_text, shape_text
 from inference.schema import DType, TensorSpec
@@ -18,8 +18,6 @@ from inference.schema import DType, TensorSpec
 #: TensorFlow's names of types, where they are not numpy's
 _NAMES = {DType.FLOAT16: "half", DType.FLOAT32: "float", DType.FLOAT64: "double"}
 _INVALID = "INVALID_ARGUMENT: "
-#: characters of a value that a message quotes; the protocol quotes all of it
-MOST_QUOTED = 1000
 _QUOTER = json.JSONEncoder(indent=4, ensure_ascii=False, default=lambda data: {"b64": b64encode(data).decode("ascii")})
 #: elements that are tried as a whole before each is looked at
 _CHUNK = 4096
@@ -33,13 +31,13 @@ def type_name(dtype: DType) -> str:
 
 
 def described(value: Any) -> str:
-    """Return a JSON value as messages quote it."""
+    """Return a JSON value as messages quote it: its start, where the protocol quotes all of it."""
     text = ""
     for part in _QUOTER.iterencode(value):  # no further than is quoted: the value may be a whole body
         text += part
-        if len(text) > MOST_QUOTED:
-            return f"{text[:MOST_QUOTED]}…"
-    return text
+        if len(text) > LONGEST_QUOTE:
+            break
+    return cut(text)
 
 
 def is_base64(value: Any) -> bool:
@@ -98,7 +96,7 @@ def explain_instances(instances: list[Any], inputs: Sequence[TensorSpec]) -> Bad
         for name, value in items.items():
             problem = _instance_problem(value, specs.get(name), name, shapes)
             if problem:
-                key = f" key: {name}" if objects else ""
+                key = f" key: {cut(name)}" if objects else ""
                 return BadInput(
                     f"Failed to process element: {number}{key} of 'instances' list. Error: {_INVALID}{problem}"
                 )
@@ -112,7 +110,7 @@ def explain_instances(instances: list[Any], inputs: Sequence[TensorSpec]) -> Bad
 
 def _instance_problem(value: Any, spec: TensorSpec | None, name: str, shapes: dict[str, list[int]]) -> str | None:
     if spec is None:
-        return f"JSON object: does not have named input: {name}"
+        return f"JSON object: does not have named input: {cut(name)}"
     shape = _shape(value)
     problem = _problem(value, spec.dtype, shape, 0)
     if problem:
@@ -120,7 +118,11 @@ def _instance_problem(value: Any, spec: TensorSpec | None, name: str, shapes: di
     first = shapes.setdefault(name, shape)
     if np.prod(first) != np.prod(shape):
         return f"Expecting tensor size: {int(np.prod(first))} but got: {int(np.prod(shape))}"
-    return f"Expecting shape {shape_text(first)} but got: {shape_text(shape)}" if first != shape else None
+    return f"Expecting shape {_shown(first)} but got: {_shown(shape)}" if first != shape else None
+
+
+def _shown(shape: list[int]) -> str:
+    return cut(shape_text(shape))
 
 
 def _is_named(value: Any) -> bool:
@@ -150,7 +152,7 @@ def _problem(value: Any, dtype: DType, shape: list[int], level: int) -> str | No
         return f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: {shape[level]}"
     for start in range(0, len(value), _CHUNK):
         chunk = value[start : start + _CHUNK]
-        if level == len(shape) - 1 and _is_flat(chunk, dtype):
+        if _is_good(chunk, dtype, shape[level + 1 :]):
             continue
         for one in chunk:
             problem = _problem(one, dtype, shape, level + 1)
@@ -159,10 +161,10 @@ def _problem(value: Any, dtype: DType, shape: list[int], level: int) -> str | No
     return None
 
 
-def _is_flat(values: list[Any], dtype: DType) -> bool:
-    """Tell at once whether all values are good ones of this type: millions may come before the bad one."""
+def _is_good(values: list[Any], dtype: DType, shape: list[int]) -> bool:
+    """Tell at once whether all values are good ones of this type and shape: millions may come before the bad one."""
     array = array_of(values, dtype)
-    return array is not None and array.ndim == 1
+    return array is not None and list(array.shape[1:]) == shape
 
 
 def _value_problem(value: Any, dtype: DType) -> str | None:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-from inference.errors import BadInput
+from inference.errors import BadInput, cut
 from inference.protocols.numbers import MOST_VERSION, whole_number
 
 _MODEL = r"/v1/models/(?P<model>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
@@ -54,9 +54,9 @@ def parse_path(http_method: str, path: str) -> ModelPath:
     if found is None or pattern is None:
         if http_method == "GET" and _NO_MODEL.fullmatch(path):
             raise BadInput("Missing model name in request.")
-        raise BadInput(f"Malformed request: {http_method} {path}")
+        raise BadInput(f"Malformed request: {http_method} {cut(path)}")
     version = whole_number(found["version"] or "0", MOST_VERSION)
     if version is None:
-        raise BadInput(f"Failed to convert version: {found['version']} to numeric.")
+        raise BadInput(f"Failed to convert version: {cut(found['version'])} to numeric.")
     method = Method((found["method"] or "status").removeprefix("/").lower())
     return ModelPath(found["model"], method, version or None, found["label"])

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy.typing as npt
 
-from inference.errors import BadInput
-from inference.protocols.json_tensors import array_of, parse
+from inference.errors import BadInput, cut
+from inference.protocols.json_documents import parse
+from inference.protocols.json_tensors import array_of
 from inference.protocols.tensorflow_serving.mistakes import (
     described,
     explain_instances,
@@ -60,7 +61,7 @@ def tensors_of(
     """
     signature = signature_of(document)
     if signature not in (DEFAULT_SIGNATURE, served):
-        raise BadInput(f'Serving signature name: "{signature}" not found in signature def')
+        raise BadInput(f'Serving signature name: "{cut(signature)}" not found in signature def')
     if "instances" in document:
         _check_instances(document)
         tensors, by_row = _from_instances(document["instances"], inputs), True

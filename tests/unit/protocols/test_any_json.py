@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from inference.errors import BadInput
-from inference.protocols.json_tensors import parse
+from inference.protocols.json_documents import parse
 from inference.protocols.open_inference import infer_request, read_body
 from inference.protocols.tensorflow_serving import read_document, read_examples, tensors_of
 from inference.protocols.tensors import check_tensors, pack

@@ -1,0 +1,166 @@
+"""Bounds what loading a model may take: memory, time, and the files that its process writes.
+
+A file of 1.5 KB can ask for 13 GB. Resident memory decides, not address space: CUDA reserves hundreds of gigabytes of
+addresses that it never fills.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from inference.models.versions import bytes_on_disk
+from inference.settings import WorkerSettings
+
+_GIB = 1 << 30
+#: TensorFlow with Keras takes 0.8 GB for a model of one neuron; builds for GPUs take more
+_LEAST_BYTES = 3 * _GIB
+#: what a library alone may take, however small the machine
+_LIBRARY_BYTES = 3 * _GIB // 2
+#: a compressed forest of trees takes 8 times its file once, and twice that while it is unpacked
+_BYTES_PER_FILE_BYTE = 16
+#: stacks of threads and arenas are counted as data, though most of them stay empty
+_EMPTY_DATA_BYTES = _GIB + (64 << 20) * (os.cpu_count() or 1)
+#: what CUDA's libraries map beside that, generously
+_GPU_DATA_BYTES = 16 * _GIB if Path("/dev/nvidiactl").exists() else 0
+_OPEN_FILES = 4096
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_STATM = Path("/proc/self/statm")
+_DATA_FIELD = 5
+#: how the libraries say that they get no memory
+_NO_MEMORY = re.compile(r"alloc|into memory|out of memory|\bOOM\b|MemoryError|start new thread", re.IGNORECASE)
+_OF_GPU = re.compile(r"cuda|gpu", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class LoadLimits:
+    """Holds for one load of one version. No file that its process writes may exceed `memory_bytes` either."""
+
+    memory_bytes: int
+    timeout_s: float
+
+    @classmethod
+    def of(cls, workers: WorkerSettings, folder: Path) -> LoadLimits:
+        """Return the limits of the settings; unset, memory follows the files in `folder` and half of the machine's."""
+        memory_bytes = workers.load_memory
+        if memory_bytes is None:
+            wanted = _LEAST_BYTES + _BYTES_PER_FILE_BYTE * bytes_on_disk(folder)
+            memory_bytes = min(wanted, max(machine_memory() // 2, _LIBRARY_BYTES))
+        return cls(memory_bytes, workers.load_timeout)
+
+    @property
+    def memory(self) -> str:
+        """The bound on memory, for a person."""
+        return f"{self.memory_bytes / _GIB:.1f} GiB"
+
+    def too_much_memory(self, what: str) -> str:
+        """Return the sentence for a load that takes more memory, with the fix."""
+        return (
+            f"{what} takes more than {self.memory} of memory, which is the limit for loading a model: raise "
+            "load_memory under [workers] if the model really needs that much"
+        )
+
+    def too_long(self, what: str) -> str:
+        """Return the sentence for a load that takes longer, with the fix."""
+        return (
+            f"{what} could not be loaded within {self.timeout_s:g} s: raise load_timeout under [workers] if the model "
+            "really needs that long"
+        )
+
+
+def machine_memory() -> int:
+    """Return the bytes of memory that this machine, or the container that this process runs in, has."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for file in _CGROUP_LIMITS:
+        try:
+            text = file.read_text().strip()
+        except OSError:  # no cgroup of that kind
+            continue
+        found += [int(text)] if text.isdecimal() else []  # "max": no limit
+    return min(found)
+
+
+def limit_process(pid: int, limits: LoadLimits) -> None:
+    """Has the kernel bound what a child process may write, open, compute and allocate.
+
+    The kernel does not bound resident memory: whoever waits for the process asks for `resident_bytes`.
+    """
+    if sys.platform != "linux":  # no other system sets limits of a process from outside
+        return
+    bounds = {
+        resource.RLIMIT_CORE: 0,  # a crash would write all its memory to disk
+        resource.RLIMIT_FSIZE: limits.memory_bytes,
+        resource.RLIMIT_NOFILE: _OPEN_FILES,
+        # outlives the process that waits for it by no more than this
+        resource.RLIMIT_CPU: int(limits.timeout_s * (os.cpu_count() or 1)) + 1,
+        # before the watch has to end it, most libraries fail by themselves and say for what they lack memory
+        resource.RLIMIT_DATA: limits.memory_bytes + _EMPTY_DATA_BYTES,
+    }
+    for which, most in bounds.items():
+        _, hard = resource.prlimit(pid, which)
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.prlimit(pid, which, (most, most))
+
+
+@contextmanager
+def bounded_growth(limits: LoadLimits | None) -> Iterator[None]:
+    """Bound by how much this process's own data may grow while the block runs; None for no bound.
+
+    A library then fails to allocate, and the version is refused. One that crashes instead leaves its mark
+    (`load_marks`). Other systems than Linux bound nothing.
+    """
+    if limits is None or sys.platform != "linux":
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = _own_data_bytes() + limits.memory_bytes + _EMPTY_DATA_BYTES + _GPU_DATA_BYTES
+    bounds = [one for one in (most, soft, hard) if one != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min(bounds), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def with_fix(reason: str, said: str, limits: LoadLimits | None = None) -> str:
+    """Return why a load failed, with the setting to raise where what a library `said` shows a lack of memory.
+
+    `limits`: None for those that another process has put this one under.
+    """
+    memory_bytes = limits.memory_bytes if limits else _own_bound()
+    if memory_bytes is None or not _NO_MEMORY.search(said) or _OF_GPU.search(said):
+        return reason
+    return (
+        f"{reason.rstrip(': ')}; loading a model may take {memory_bytes / _GIB:.1f} GiB: raise load_memory under "
+        "[workers] if this one really needs more"
+    )
+
+
+def _own_bound() -> int | None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    return None if soft == resource.RLIM_INFINITY else soft - _EMPTY_DATA_BYTES
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the resident memory of a process; 0 when it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+    except (FileNotFoundError, ProcessLookupError, IndexError):
+        if sys.platform == "linux":
+            return 0
+    # macOS has no /proc
+    done = subprocess.run(  # noqa: S603 - the system's own tool, and a number
+        ["/bin/ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
+    return int(done.stdout or 0) << 10
+
+
+def _own_data_bytes() -> int:
+    return int(_STATM.read_text().split()[_DATA_FIELD]) * resource.getpagesize()
