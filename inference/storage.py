@@ -44,13 +44,13 @@ def read_written(file: Path) -> str:
 
     Raises:
         OSError: it cannot be read, or is larger than any such file.
-        UnicodeDecodeError: it is not UTF-8, with a byte order mark or without.
+        UnicodeDecodeError: it is not UTF-8.
     """
     with file.open("rb") as stream:
         data = stream.read(MOST_WRITTEN_BYTES + 1)
     if len(data) > MOST_WRITTEN_BYTES:
         raise OSError(f"it is larger than {MOST_WRITTEN_BYTES >> 20} MiB")
-    return data.decode("utf-8-sig")
+    return data.decode("utf-8-sig")  # some editors begin it with a mark
 
 
 @dataclass(frozen=True)

@@ -58,10 +58,7 @@ def parse(body: bytes) -> Any:
     if containers > MAX_DEPTH:
         containers = _checked_containers(body)
     if len(body) + _BYTES_OF_CONTAINER * containers <= _BYTES_AT_ONCE:
-        found = _loads(body, 0)
-        if not _has_each_name_once(body, found):
-            json.loads(body, object_pairs_hook=_without_repeats)
-        return found
+        return _loads(body, 0)
     _require_utf8(body)
     return _Pieces(body, _marks_of(body)).value(0, len(body))
 
@@ -151,11 +148,12 @@ class _Pieces:
         for start, stop, is_one in _grouped(cuts):
             if is_one:
                 name, after = self._name(start, stop)
-                if name in found:
-                    raise _repeated(name)
-                found[name] = self.value(after, stop)
+                some = {name: self.value(after, stop)}
             else:
-                found |= self._some(b"{", start, stop, b"}", len(cuts))
+                some = self._some(b"{", start, stop, b"}", len(cuts))
+            if repeated := found.keys() & some.keys():
+                raise _repeats(next(iter(repeated)))
+            found |= some
         return found
 
     def _some(self, opening: bytes, start: int, stop: int, closing: bytes, cuts: int) -> Any:
@@ -191,12 +189,50 @@ def _grouped(cuts: Places) -> Iterator[tuple[int, int, bool]]:
 def _loads(text: bytes, offset: int) -> Any:
     """Return what a piece says; `offset`: where in the body it begins."""
     try:
-        return orjson.loads(text)
+        found = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         _require_utf8(text)
         if not any(word in text for word in _NOT_FINITE):
             raise parse_error(_in_our_words(error.msg), offset + error.pos) from error
-    return _with_not_finite(text)
+        found = _with_not_finite(text)
+    _require_each_name_once(text, found)
+    return found
+
+
+def _require_each_name_once(text: bytes, found: Any) -> None:
+    """Refuse an object that has a name twice, of which parsers keep the last: each name has a colon in the text."""
+    colons = text.count(b":")
+    # texts hold colons too: then it is written again, and what a parser dropped is missing
+    if colons == _count_names(found) or colons <= orjson.dumps(found).count(b":"):
+        return
+    if len(text) <= PIECE_BYTES:
+        json.loads(text, object_pairs_hook=_refuse_repeats)
+    raise _repeats()
+
+
+def _count_names(document: Any) -> int:
+    """Return how many names the objects hold, but for those in lists of lists: it reads no large tensor."""
+    found, waiting = 0, [document]
+    while waiting:
+        one = waiting.pop()
+        if type(one) is dict:
+            found += len(one)
+            waiting.extend(value for value in one.values() if type(value) in (dict, list))
+        elif type(one) is list and one and type(one[0]) is dict:
+            waiting.extend(value for value in one if type(value) is dict)
+    return found
+
+
+def _refuse_repeats(pairs: list[tuple[str, Any]]) -> None:
+    seen: set[str] = set()
+    for name, _ in pairs:
+        if name in seen:
+            raise _repeats(name)
+        seen.add(name)
+
+
+def _repeats(name: str | None = None) -> BadInput:
+    return parse_error("an object has a name twice" if name is None else f"an object has the name {quoted(name)} twice")
 
 
 def _with_not_finite(text: bytes) -> Any:
@@ -216,38 +252,6 @@ def _without_long_integers(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _without_long_integers(one) for name, one in value.items()}
     return float(value) if type(value) is int and not -(2**63) <= value < 2**64 else value
-
-
-def _has_each_name_once(body: bytes, found: Any) -> bool:
-    """Tell whether no object repeats a name, of which parsers keep the last: each name has a colon in the body."""
-    colons = body.count(b":")
-    return colons == _count_names(found) or colons == orjson.dumps(found).count(b":")  # text may hold some too
-
-
-def _count_names(document: Any) -> int:
-    """Return how many names the objects hold, but for those in lists of lists: it reads no large tensor."""
-    found, waiting = 0, [document]
-    while waiting:
-        one = waiting.pop()
-        if type(one) is dict:
-            found += len(one)
-            waiting.extend(value for value in one.values() if type(value) in (dict, list))
-        elif type(one) is list and one and type(one[0]) is dict:
-            waiting.extend(value for value in one if type(value) is dict)
-    return found
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise _repeated(name)
-        found[name] = value
-    return found
-
-
-def _repeated(name: str) -> BadInput:
-    return parse_error(f"an object has the name {quoted(name)} twice")
 
 
 def _require_utf8(body: bytes) -> None:

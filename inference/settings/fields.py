@@ -43,6 +43,16 @@ def is_duration(text: str) -> bool:
     return bool(_DURATION.match(text))
 
 
+def parse_list(value: Any) -> Any:
+    """Return the list that a text such as `[0, 1]` of an environment variable means; anything else unchanged."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
 def parse_size(value: Any) -> int:
     """Return bytes from text such as `512 MB` or `8 GiB`, or from a number of bytes.
 
@@ -59,16 +69,6 @@ def parse_size(value: Any) -> int:
     if size <= 0:
         raise ValueError(f"{value!r} is not a positive size")
     return size
-
-
-def parse_list(value: Any) -> Any:
-    """Return the list that a text such as `[0, 1]` of an environment variable means; anything else unchanged."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            return json.loads(value)
-        except ValueError:
-            return value
-    return value
 
 
 Duration = Annotated[float, BeforeValidator(parse_duration)]
