@@ -194,7 +194,9 @@ def _serve(channel: socket.socket) -> None:
             _tell_ended(running)
         if channel in ready:
             asked, files, _, _ = socket.recv_fds(channel, _ENOUGH, 3)
-            if not asked:
+            if not asked:  # the tests are over, or were killed: nothing of theirs stays
+                for pid in running:
+                    os.kill(pid, signal.SIGKILL)
                 return
             pid = os.fork()
             if not pid:
