@@ -129,7 +129,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 DOCUMENTS = [
-    (b'{"a": [1, [2.5, "x,]\\"\\\\{y"], {}], "b,": null, "a": {"c": [[], [[]], true]}}', None),
+    (b'{"a": [1, [2.5, "x,]\\"\\\\{y"], {}], "b,": null, "d": {"c": [[], [[]], true]}}', None),
     (b"[[1, 2, 3], [4, 5, 6], [7, 8, 9]]", [[1, 2, 3], [4, 5, 6], [7, 8, 9]]),
     (b'{"e": [         ], "o": {            }}', {"e": [], "o": {}}),
     (b'"a text that is longer than a piece, [of] {course}"', None),
@@ -158,6 +158,8 @@ def test_a_document_in_pieces_says_what_it_says_as_a_whole(text: bytes, value: A
         b"[1, 2, 3], [4, 5, 6]",
         b"[[1, 2, 3, 4], 5, 6]]",
         b'{"a" 1, "b": [1, 2, 3, 4]}',
+        b'{"a": [1, 2, 3, 4], "b": 2, "a": [1, 2, 3, 4]}',
+        b'{"a": 1, "a": 2, "b": [1, 2, 3, 4, 5, 6]}',
         b'{1: [1, 2, 3, 4, 5], "b": 2}',
         b'{"a": 1, "b": [1, 2, 3, 4]',
         b'["a, [1, 2, 3, 4, 5, 6]',
