@@ -122,7 +122,7 @@ async def test_a_body_that_stops_half_way_is_cut_off_however_much_has_come(
         b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 300000\r\n\r\n"
     )
     async with serving(it) as served:
-        reader, writer = await served.raw(head)
+        reader, writer = await served.raw(head + b"Content-Length: 300000\r\n\r\n")
         await asyncio.sleep(0.05)  # the server has begun to wait for it
         writer.write(b" " * 200_000)
         head, _ = await read_answer(reader)
