@@ -51,7 +51,7 @@ def test_a_librarys_own_file_says_what_to_save_instead(name: str, content: bytes
 )
 def test_files_that_only_sound_alike_are_no_boosters(name: str, content: bytes, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
-    assert near_miss(tmp_path) is None
+    assert "booster" not in str(near_miss(tmp_path))
 
 
 def write_zip(file: Path, *names: str) -> None:
