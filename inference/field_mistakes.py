@@ -48,6 +48,8 @@ _SENTENCES = {
     "int_parsing_size": "is too large",
     "literal_error": "must be {expected}",
     "enum": "must be {expected}",
+    "union_tag_invalid": "{discriminator} must be one of {expected_tags}",
+    "union_tag_not_found": "{discriminator} is missing",
     "value_error": "{error}",
 }
 

@@ -46,7 +46,9 @@ def check_source(settings: Settings, name: str, source: str) -> None:
     model = settings.model(name)[1]
     if source != _own_source(settings, model) and not _is_allowed(settings, model, source):
         raise SourceError(
-            f"the run's source lies outside the folder of models.{name}.features: start a new run", field="source"
+            f"the run's source lies outside the folder that models.{name}.features has in this worker's settings: give "
+            "the worker the same settings, or put the source there, and start a new run",
+            field="source",
         )
 
 
@@ -64,7 +66,8 @@ def check_files(settings: Settings, name: str, source: str, files: Iterable[Sour
         is_own = source == own and _is_plainly_below(file.path, fixed_part(own))
         if not is_own and not _is_inside(settings, model, file.path):
             raise SourceError(
-                f"the run's plan names a file outside the folder of models.{name}.features: start a new run",
+                f"the run's plan names a file outside the folder that models.{name}.features has in this worker's "
+                "settings: start a new run",
                 field="source",
             )
 

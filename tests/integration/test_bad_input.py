@@ -48,6 +48,8 @@ BAD_TABLES: dict[str, tuple[pd.DataFrame, list[str]]] = {
     "nan-without-default": (GOOD.assign(b=[np.nan, *GOOD["b"][1:]]), ["'b'", "default"]),
 }
 
+BUCKET = "s3://nightly/users"
+
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
@@ -94,6 +96,27 @@ def test_a_bad_table_fails_its_run_by_name_and_serves_nothing(stack: Stack, name
     for word in BAD_FILES[name]:
         assert word.lower() in error.lower(), error
     assert stack.services.predictions("sum").pointer().current == before
+
+
+@pytest.fixture
+def beside(stack: Stack, tmp_path: Path) -> Path:
+    """A folder beside the table of the model: workers read only what is there."""
+    folder = stack.folder / "tables" / tmp_path.name
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def worker_of_bucket(stack: Stack) -> Iterator[None]:
+    """Workers of runs whose settings name a table in a bucket, in the place of the others."""
+    workers = ("gpu", "maintenance")
+    for name in workers:
+        stack.stop(name, signal.SIGTERM)
+    stack.start(*workers, environment={"FORECACHE_MODELS__SUM__FEATURES": BUCKET})
+    yield
+    for name in workers:
+        stack.stop(name, signal.SIGTERM)
+    stack.start(*workers)
 
 
 def run_by_command(stack: Stack, folder: Path, features: str) -> tuple[int, dict[str, Any]]:
@@ -145,13 +168,11 @@ RARER_FAULTS = ["another column", "truncated", "torn in the middle", "empty row 
 
 
 @pytest.mark.parametrize("kind", [*FAULTS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in RARER_FAULTS)])
-def test_a_table_of_several_files_with_a_fault_fails_the_command_by_name(
-    stack: Stack, tmp_path: Path, kind: str
-) -> None:
+def test_a_table_of_several_files_with_a_fault_fails_the_command_by_name(stack: Stack, beside: Path, kind: str) -> None:
     before = stack.services.predictions("sum").pointer().current
-    words = write_night(tmp_path / "night", kind)
+    words = write_night(beside / "night", kind)
 
-    code, run = run_by_command(stack, tmp_path, "night")
+    code, run = run_by_command(stack, beside, "night")
 
     assert (code, run["state"]) == (1, "failed")
     assert "\n" not in run["error"]
@@ -160,13 +181,13 @@ def test_a_table_of_several_files_with_a_fault_fails_the_command_by_name(
     assert stack.services.predictions("sum").pointer().current == before
 
 
-def test_empty_row_groups_between_others_are_nothing_to_complain_of(stack: Stack, tmp_path: Path) -> None:
-    (tmp_path / "night").mkdir()
-    write_with_empty_row_groups(tmp_path / "night" / "monday.parquet", GOOD[:50])
-    write_with_empty_row_groups(tmp_path / "night" / "nobody.parquet", GOOD[:0])
-    write_with_empty_row_groups(tmp_path / "night" / "tuesday.parquet", GOOD[50:])
+def test_empty_row_groups_between_others_are_nothing_to_complain_of(stack: Stack, beside: Path) -> None:
+    (beside / "night").mkdir()
+    write_with_empty_row_groups(beside / "night" / "monday.parquet", GOOD[:50])
+    write_with_empty_row_groups(beside / "night" / "nobody.parquet", GOOD[:0])
+    write_with_empty_row_groups(beside / "night" / "tuesday.parquet", GOOD[50:])
 
-    code, run = run_by_command(stack, tmp_path, "night")
+    code, run = run_by_command(stack, beside, "night")
 
     assert (code, run["state"], run["rows_done"]) == (0, "published", 100), run["error"]
     entries = stack.services.predictions("sum").read(list(GOOD["entity_id"]))
@@ -183,6 +204,7 @@ def silent_server(endpoint: str) -> Iterator[None]:
         yield
 
 
+@pytest.mark.usefixtures("worker_of_bucket")
 @pytest.mark.parametrize("silent", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["refuses", "is silent"])
 def test_a_bucket_that_cannot_be_read_fails_the_command_soon_and_in_words(
     stack: Stack, tmp_path: Path, silent: bool
@@ -191,7 +213,7 @@ def test_a_bucket_that_cannot_be_read_fails_the_command_soon_and_in_words(
     started = time.monotonic()
 
     with server:
-        code, run = run_by_command(stack, tmp_path, "s3://nightly/users")
+        code, run = run_by_command(stack, tmp_path, BUCKET)
 
     assert (code, run["state"]) == (1, "failed")
     assert "s3://nightly/users cannot be read" in run["error"]

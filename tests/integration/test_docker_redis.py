@@ -72,7 +72,7 @@ def _pings(client: redis.Redis) -> bool:
         return False
 
 
-@pytest.mark.parametrize("role", ["worker", "dashboard", "admin"])
+@pytest.mark.parametrize("role", ["worker", "admin"])
 def test_a_role_that_does_everything_under_the_prefix_may_do_so_by_its_url(server: Server, role: str) -> None:
     with server.client(role) as own:
         assert own.hset(ROW, "F1", "row") == 1
@@ -80,6 +80,15 @@ def test_a_role_that_does_everything_under_the_prefix_may_do_so_by_its_url(serve
         assert own.lpush("forecache:forecache.batch", "message") == 1
         assert own.eval("return redis.call('INCR', KEYS[1])", 1, "forecache:p:delay:seq") == 1
         assert own.delete(ROW) == 1
+
+
+def test_the_dashboard_reads_and_sends_and_writes_no_rows(server: Server) -> None:
+    with server.client("worker") as worker, server.client("dashboard") as own:
+        worker.hset(ROW, "F1", "row")
+        assert own.hget(ROW, "F1") == "row"
+        assert own.lpush("forecache:forecache.batch", "message") == 1
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            own.hset(ROW, "F1", "forged")
 
 
 def test_the_api_reads_what_workers_write_and_writes_messages_and_pointers_but_no_rows(server: Server) -> None:

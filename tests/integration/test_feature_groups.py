@@ -194,11 +194,14 @@ def test_a_load_with_a_value_out_of_range_is_refused_and_what_was_loaded_stays(s
     assert explained(stack, "never", max_staleness_hours=0)["explanation"]["features"]["balance"]["value"] == 30
 
 
-def test_a_function_that_raises_is_an_error_with_group_and_feature_and_nothing_is_kept(stack: Stack) -> None:
+def test_a_function_that_raises_is_an_error_whose_cause_is_in_the_log_and_nothing_is_kept(stack: Stack) -> None:
     httpx.put(f"{stack.url}/features/unlucky", json={"features": {"balance": 666, "clicks": 1}}).raise_for_status()
     reply = httpx.get(f"{stack.url}/predict/unlucky", timeout=10)
     assert reply.status_code == 500
-    assert "'sums' (both): function shop_features:sums raised RuntimeError" in reply.json()["detail"]
+    assert "the worker's log says why" in reply.json()["detail"]
+    told = stack.log("realtime")
+    assert "features.function_failed" in told
+    assert "RuntimeError" in told.partition("features.function_failed")[2]
     assert stack.services.predictions("spend").read(["unlucky"]) == [None]
 
 

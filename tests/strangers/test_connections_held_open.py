@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 
 import pytest
@@ -152,7 +153,7 @@ async def test_a_client_that_does_not_take_its_answers_is_cut_off(
             sending.cancel()
         await until(lambda: not served.server.server_state.tasks)
         assert (await served.http.get("/health/live")).status_code == 200
-    assert caplog.records == []
+    assert [one for one in caplog.records if one.levelno >= logging.WARNING] == []
 
 
 async def test_what_was_asked_before_a_refused_request_is_answered(
@@ -197,7 +198,7 @@ async def test_a_client_that_leaves_while_several_of_its_requests_wait_costs_no_
             await until(lambda: not served.server.server_state.connections and not served.server.server_state.tasks)
         await asyncio.sleep(0.2)
         assert (await served.http.get("/predict/a")).status_code == 200
-    assert caplog.records == []
+    assert [one for one in caplog.records if one.levelno >= logging.WARNING] == []
 
 
 async def test_a_client_that_waits_for_an_answer_is_not_late(it: Deployment, soon: None) -> None:
@@ -281,7 +282,7 @@ async def test_a_client_that_leaves_in_the_middle_of_its_body_leaves_nothing_beh
             await until(lambda: served.server.server_state.tasks)
             writer.close()
             await until(lambda: not served.server.server_state.tasks)
-    assert caplog.records == []
+    assert [one for one in caplog.records if one.levelno >= logging.WARNING] == []
 
 
 @pytest.mark.parametrize("path", ["/predict/a", "/predict/b", "/health/live"])
