@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
-import skops.io
 from onnx import TensorProto, helper
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import VotingClassifier
@@ -20,7 +19,10 @@ from sklearn.preprocessing import FunctionTransformer
 
 from inference.errors import ModelError
 from inference.models.runtimes import LoadOptions, load_runtime
+from tests.support.lazy_imports import LazyModule
 from tests.support.plain_onnx import tensor
+
+skops_io = LazyModule("skops.io")
 
 # scikit-learn
 
@@ -64,7 +66,7 @@ def test_a_vectoriser_that_takes_texts_for_names_of_files_is_refused_wherever_it
 ) -> None:
     folder = tmp_path / "1"
     folder.mkdir()
-    skops.io.dump(inside(vectoriser, texts), folder / "m.skops")
+    skops_io.dump(inside(vectoriser, texts), folder / "m.skops")
     told = rf"its {type(vectoriser).__name__} has input='filename', so requests could read files"
     with pytest.raises(ModelError, match=told):
         load_runtime(folder)
@@ -72,7 +74,7 @@ def test_a_vectoriser_that_takes_texts_for_names_of_files_is_refused_wherever_it
 
 def test_it_is_served_where_the_settings_allow_code(tmp_path: Path, texts: list[str]) -> None:
     model = make_pipeline(CountVectorizer(input="filename"), LogisticRegression()).fit(texts, [0, 1])
-    skops.io.dump(model, tmp_path / "m.skops")
+    skops_io.dump(model, tmp_path / "m.skops")
     runtime = load_runtime(tmp_path, options=LoadOptions(allow_code=True))
     assert runtime.predict({"x": np.array(texts, dtype=object)})["label"].tolist() == [0, 1]
 
@@ -80,14 +82,14 @@ def test_it_is_served_where_the_settings_allow_code(tmp_path: Path, texts: list[
 def test_what_merely_equals_the_name_of_that_mode_is_refused_too(tmp_path: Path, texts: list[str]) -> None:
     model = make_pipeline(CountVectorizer(), LogisticRegression()).fit(texts, [0, 1])
     model[0].input = np.array(["filename"])  # decides as the text itself does
-    skops.io.dump(model, tmp_path / "m.skops")
+    skops_io.dump(model, tmp_path / "m.skops")
     with pytest.raises(ModelError, match="its CountVectorizer has input="):
         load_runtime(tmp_path)
 
 
 def test_vectorisers_of_texts_are_served_as_before(tmp_path: Path, texts: list[str]) -> None:
     model = make_pipeline(CountVectorizer(), LogisticRegression()).fit(texts, [0, 1])
-    skops.io.dump(model, tmp_path / "m.skops")
+    skops_io.dump(model, tmp_path / "m.skops")
     runtime = load_runtime(tmp_path)
     assert runtime.predict({"x": np.array(texts, dtype=object)})["label"].tolist() == [0, 1]
 
@@ -102,7 +104,7 @@ def test_vectorisers_of_texts_are_served_as_before(tmp_path: Path, texts: list[s
     ],
 )  # fmt: skip
 def test_functions_that_open_files_are_no_part_of_a_model(tmp_path: Path, function: Any, name: str) -> None:
-    skops.io.dump(make_pipeline(FunctionTransformer(function), LogisticRegression()), tmp_path / "m.skops")
+    skops_io.dump(make_pipeline(FunctionTransformer(function), LogisticRegression()), tmp_path / "m.skops")
     with pytest.raises(ModelError, match=rf"not known to be safe: .*{name}"):
         load_runtime(tmp_path)
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-tf = pytest.importorskip("tensorflow")
+from inference.errors import ModelError
+from inference.models.runtimes import LoadOptions, load_runtime
+from tests.support.lazy_imports import LazyModule
 
-from tensorflow.core.protobuf import saved_model_pb2  # noqa: E402 - where TensorFlow is
-
-from inference.errors import ModelError  # noqa: E402
-from inference.models.runtimes import LoadOptions, load_runtime  # noqa: E402
-from inference.models.runtimes.graph_files import check_opens_no_files  # noqa: E402
+tf = LazyModule("tensorflow")
+graph_files = LazyModule("inference.models.runtimes.graph_files")
+saved_model_pb2 = LazyModule("tensorflow.core.protobuf.saved_model_pb2")
 
 # TensorFlow is imported here, and each graph is traced
 pytestmark = pytest.mark.slow
@@ -221,7 +221,7 @@ def test_graphs_of_tensorflow_1_may_restore_variables_and_read_assets_only(tmp_p
     vocabulary = tmp_path / "words.txt"
     vocabulary.write_text("red\ngreen\n")
     write_graph_of_tensorflow_1(tmp_path / "good", vocabulary, with_asset=True)
-    check_opens_no_files(tmp_path / "good")
+    graph_files.check_opens_no_files(tmp_path / "good")
     write_graph_of_tensorflow_1(tmp_path / "bad", vocabulary, with_asset=False)
     with pytest.raises(ModelError, match="InitializeTableFromTextFileV2 with a file that is no asset"):
         load_runtime(tmp_path / "bad")

@@ -158,6 +158,7 @@ def test_each_gets_the_results_that_it_asked_for(tmp_path: Path) -> None:
                 assert (answer["entity_id"], answer["outcome"]) == (f"F{number}", "computed")
 
 
+@pytest.mark.slow
 def test_under_up_each_is_watched_over_and_the_death_of_one_refuses_nobody(tmp_path: Path) -> None:
     port = free_port()
     (tmp_path / "forecache.toml").write_text(f"[api]\nport = {port}\nprocesses = 2\n{MODEL}")

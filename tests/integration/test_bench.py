@@ -13,6 +13,7 @@ from tests.support.stack import Stack, run_cli
 pytestmark = pytest.mark.integration
 
 
+@pytest.mark.slow
 def test_it_tells_what_requests_took_by_outcome(tmp_path: Path) -> None:
     with Stack(tmp_path, write_flights(tmp_path)) as stack:
         stack.start("realtime", "api")

@@ -77,6 +77,7 @@ def test_a_run_stores_exactly_what_tensorflow_answers(deployment: Deployment) ->
     assert_exactly_what_tensorflow_answers(deployment)
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_mid_run_costs_no_prediction(deployment: Deployment) -> None:
     stack = deployment.stack
     before = stack.services.predictions(deployment.kind).pointer().current

@@ -91,6 +91,7 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
         yield stack
 
 
+@pytest.mark.slow
 def test_two_workers_share_the_load_and_when_one_is_killed_the_other_computes_all_of_it(stack: Stack) -> None:
     pids = {name: float(stack.processes[name].pid) for name in ("realtime", "realtime-2")}
     seen: list[Seen] = []

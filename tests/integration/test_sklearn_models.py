@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-import skops.io
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.cluster import KMeans
@@ -28,8 +27,11 @@ from inference.models.loaded import load_version
 from inference.models.runtimes import LoadOptions
 from inference.schema import DType, TensorSpec
 from inference.settings import Settings, load_settings
+from tests.support.lazy_imports import LazyModule
 from tests.support.runtimes.cases import ROOT
 from tests.support.stack import run_cli
+
+skops_io = LazyModule("skops.io")
 
 pytestmark = pytest.mark.integration
 
@@ -58,7 +60,7 @@ class Payload:
 
 
 def saved(folder: Path, model: Any, features: list[str] | None = None) -> Path:
-    skops.io.dump(model, folder / "m.skops")
+    skops_io.dump(model, folder / "m.skops")
     if features:
         contract = {"features": [{"name": name, "dtype": "float32"} for name in features]}
         (folder / "features.json").write_text(json.dumps(contract))
