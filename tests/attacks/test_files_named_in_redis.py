@@ -104,7 +104,7 @@ def test_a_queued_run_does_not_look_at_a_source_that_no_setting_leads_to(world: 
     done = world.finish(run)
 
     assert done.state is RunState.FAILED
-    assert "outside the folder of models.m.features" in str(done.error)
+    assert "outside the folder that models.m.features has" in str(done.error)
 
 
 def test_a_run_is_not_taken_up_again_over_another_source(world: World, elsewhere: Path) -> None:

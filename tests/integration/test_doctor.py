@@ -99,7 +99,8 @@ def test_memory_is_judged_by_what_rows_really_take(server: RedisServer, tmp_path
         table.publish(manifest.number)
         (line,) = [text for text in of(Check.REDIS, check_up(own)) if "generations" in text]
         told = float(line.split(" take ")[1].split()[0]) * (1e6 if " MB (measured)" in line else 1e3)
-        assert told == pytest.approx(3 * taken, rel=0.2)
+        # Redis takes up to a fifth more than is told, Valkey less: its hashes have no pointers
+        assert told == pytest.approx(3 * taken, rel=0.35)
         client.config_set("maxmemory", client.info("memory")["used_memory"] + taken)
     assert any(text.startswith("too little: ") for text in of(Check.REDIS, check_up(own)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -58,4 +59,5 @@ def _read(file: Path) -> Service:
 
 
 def _with_paths(text: str) -> str:
-    return text.replace(BIN, str(Path(sys.executable).parent))
+    """Return a unit's text with programs of this machine, in quotes, since their folder may have a blank."""
+    return re.sub(rf"{BIN}/([\w-]+)", rf'"{Path(sys.executable).parent}/\1"', text)
