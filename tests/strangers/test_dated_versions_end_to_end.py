@@ -33,6 +33,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         assert loaded.returncode == 0, loaded.stderr
         stack.start("api", "realtime")
         stack.wait_ready()
+        # the API refuses misses until it has heard of the worker
+        url = f"{stack.url}/predict/e0"
+        wait_for(lambda: httpx.get(url, timeout=20).status_code == 200, "an answer of the worker")
         yield stack
 
 
