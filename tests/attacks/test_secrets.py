@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import subprocess
 import sys
@@ -20,13 +19,13 @@ from app.api.problems import problem_of
 from inference import redaction
 from inference.errors import ForecacheError, ModelError, ModelUnavailable, PredictionFailed, StoreUnavailable
 from inference.failures import sentence_of
-from inference.logs import configure_logging, get_logger
 from inference.models.remote import RemoteEngine, read_remote
 from inference.models.runtimes.remote import RemoteRuntime, load
 from inference.models.runtimes.runtime import LoadOptions
 from inference.redaction import remember_secret, without_secrets
 from inference.settings.loading import load_settings
 from tests.support.stack import child_environment
+from tests.support.warm_start import run_python
 
 SECRET, ENCODED = "s3cr/t p@w", "s3cr%2Ft%20p%40w"
 INSIDE = "db=postgres://svc:hunter2@10.0.0.5/x token=abc"
@@ -98,18 +97,23 @@ def test_settings_remember_every_secret_of_theirs_and_print_none(tmp_path: Path)
         assert "s3cr" not in without_secrets(f"said {SECRET}{number} and {ENCODED}{number}")
 
 
+LOGS = """
+import logging
+from inference.logs import configure_logging, get_logger
+from inference.redaction import remember_secret
+remember_secret(f"redis://:{ENCODED}@h")
+configure_logging("test", form=FORM)
+error = ConnectionError(f"Invalid port: {SECRET}; amqp://u:pw@h")
+get_logger("x").error("it.failed", url=f"http://a:b@h {SECRET}", exc_info=error)
+logging.getLogger("celery").error("Cannot connect to %s", f"amqp://u:{ENCODED}@h:1//")
+"""
+
+
 @pytest.mark.parametrize("form", ["console", "json"])
-def test_no_line_of_a_log_holds_a_secret_not_even_a_traceback(form: str, capfd: pytest.CaptureFixture[str]) -> None:
-    before = logging.getLogger().handlers[:]
-    remember_secret(f"redis://:{ENCODED}@h")
-    try:
-        configure_logging("test", form=form)
-        error = ConnectionError(f"Invalid port: {SECRET}; amqp://u:pw@h")
-        get_logger("x").error("it.failed", url=f"http://a:b@h {SECRET}", exc_info=error)
-        logging.getLogger("celery").error("Cannot connect to %s", f"amqp://u:{ENCODED}@h:1//")
-    finally:
-        logging.getLogger().handlers[:] = before
-    said = capfd.readouterr().err
+def test_no_line_of_a_log_holds_a_secret_not_even_a_traceback(form: str, tmp_path: Path) -> None:
+    # in a process of its own: how a process logs is set once
+    values = f"SECRET, ENCODED, FORM = {SECRET!r}, {ENCODED!r}, {form!r}"
+    said = run_python(["-c", values + LOGS], cwd=tmp_path, env=child_environment(), timeout_s=60).stderr
     assert "it.failed" in said
     assert "Cannot connect to amqp://***@h:1//" in said
     for secret in (SECRET, ENCODED, "a:b@", "u:pw@"):

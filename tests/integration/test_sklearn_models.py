@@ -155,6 +155,7 @@ def test_several_targets_and_clusters_have_their_own_shapes_and_dtypes(tmp_path:
     assert loaded.record.signature.outputs == (TensorSpec("prediction", DType.INT32),)
 
 
+@pytest.mark.slow
 def test_init_writes_the_contract_of_a_model_without_names(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     saved(tmp_path / "home", LinearRegression().fit(X, X @ [1.0, 10.0]))
