@@ -112,6 +112,7 @@ class Connection(BoundedParsing):
             under_root(scope, app.shown_under)
         if (self._unfinished or self._is_surplus) and (refusal := self._refusal_of(scope)):
             cycle.keep_alive = False
+            refusal.headers["connection"] = "close"
             super()._start_asgi_task(cycle, refusal)  # type: ignore[arg-type]  # their types of ASGI differ in names
             return
         if (

@@ -145,7 +145,8 @@ class _Body:
 
     def _check(self, size: int) -> None:
         if size > self._limit:
-            raise HTTPException(413, f"the body is over {self._limit} bytes: send it in parts")
+            # the rest is not read: a client must not send its next request behind it
+            raise HTTPException(413, f"the body is over {self._limit} bytes: send it in parts", {"Connection": "close"})
 
     async def _next_piece(self) -> Message:
         if self.hold.is_given_up:
