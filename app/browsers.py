@@ -11,13 +11,12 @@ import ipaddress
 import re
 from collections.abc import Collection, Iterable
 
-from inference.errors import Forbidden
+from inference.errors import Forbidden, cut, quoted
 
 #: methods that change nothing (RFC 9110, 9.2.1)
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _USUAL_PORTS = {"http": "80", "https": "443"}
 _ENDS_WITH_PORT = re.compile(r":[0-9]*$")
-_LONGEST_QUOTE = 64
 #: headers that passed before; there are few, unless somebody makes them up
 _MOST_REMEMBERED = 256
 
@@ -51,7 +50,7 @@ class KnownHosts:
         if host and not self._any and not self._is_known(_name_and_port(host)[0]):
             raise Forbidden(
                 f"without keys the API answers to addresses, localhost and the names in [api] hosts, and "
-                f"{host[:_LONGEST_QUOTE]!r} is none of them: add it there, or give keys (`forecache keys new NAME`)"
+                f"{quoted(host)} is none of them: add it there, or give keys (`forecache keys new NAME`)"
             )
         if len(self.passed) == _MOST_REMEMBERED:
             self.passed.clear()
@@ -76,12 +75,12 @@ def check_site(site: str | None, origin: str | None, hosts: Collection[str], tru
         if origin is None or any(_is_of(origin, host) for host in hosts):
             return
         raise Forbidden(
-            f"this page is of {origin[:_LONGEST_QUOTE]}, and the request came for "
-            f"{', '.join(hosts)[:_LONGEST_QUOTE] or 'no host'}: if a proxy stands between, let the proxy pass the Host "
+            f"this page is of {cut(origin)}, and the request came for "
+            f"{cut(', '.join(hosts)) or 'no host'}: if a proxy stands between, let the proxy pass the Host "
             "header on (nginx: proxy_set_header Host $http_host;)"
         )
     if site not in ("same-origin", "none"):
-        raise Forbidden(f"a page of another site sent this request ({(origin or 'of no origin')[:_LONGEST_QUOTE]})")
+        raise Forbidden(f"a page of another site sent this request ({cut(origin or 'of no origin')})")
 
 
 def forwarded_host(value: str | None) -> list[str]:
