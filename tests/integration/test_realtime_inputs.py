@@ -265,11 +265,11 @@ def waiting(stack: Stack) -> int:
     return {state.queue: state.depth for state in Queues(stack.settings).read()}["realtime"]
 
 
-def let_silence_pass(stack: Stack, url: str) -> None:
-    """Have a job's last sign of progress lie so far back that what is left of it counts as lost."""
+def let_silence_pass(stack: Stack, url: str, silent_s: int) -> None:
+    """Have a job's last sign of progress lie so far back."""
     services = stack.services
     seconds, _ = services.cache.time()
-    services.cache.hset(services.keys.job(url.rpartition("/")[2]), "changed_at", str(seconds - LOST_AFTER_S - 1))
+    services.cache.hset(services.keys.job(url.rpartition("/")[2]), "changed_at", str(seconds - silent_s))
 
 
 def wait_dead(process: subprocess.Popen[bytes]) -> None:
@@ -294,10 +294,11 @@ def test_a_request_that_kills_its_worker_is_answered_otherwise_and_kills_no_seco
 def test_a_part_of_a_job_that_kills_its_workers_fails_its_job_and_the_next_worker_lives(service: Service) -> None:
     service.use_worker(Path(mortal_worker.__file__))
     url = service.enqueue(["E1", DEADLY, "E2"])
-    for _ in range(MAX_BEGUN):
+    # a later second each time, since what is left of a job is sent again once for each sign of progress
+    for silent_s in range(LOST_AFTER_S + MAX_BEGUN, LOST_AFTER_S, -1):
         wait_dead(service.stack.processes.pop("realtime"))
         service.stack.start("realtime", script=Path(mortal_worker.__file__))
-        let_silence_pass(service.stack, url)
+        let_silence_pass(service.stack, url, silent_s)
         assert service.job(url)["state"] == "running"
     failed = service.job(url, wait_s=40)
     assert (failed["state"], failed["error"]["code"]) == ("failed", "prediction-failed")
