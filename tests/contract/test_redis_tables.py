@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,9 @@ def test_a_load_rests_between_its_pieces_as_the_models_write_share_says(
     monkeypatch.setattr(Pace, "rest", lambda pace, worked_s: rests.append(pace.share))
     model = ModelSettings(path=Path("m"), batch=BatchSettings(write_share=share))
     settings = Settings(redis=RedisSettings(url=redis_server.url(), cache_url=redis_server.url()), models={"m": model})
-    publish(Services(settings).predictions("m"), {f"id-{i}": 1.0 for i in range(1000)})
+    services = Services(settings)
+    with closing(services.cache):
+        publish(services.predictions("m"), {f"id-{i}": 1.0 for i in range(1000)})
     assert set(rests) == ({share} if share < 1 else set())
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
@@ -81,6 +82,7 @@ async def test_one_url_serves_cache_results_and_broker(settings: Settings) -> No
 
 def answers(settings: Settings) -> bool:
     try:
-        return bool(Services(settings).cache.ping())
+        with closing(Services(settings).cache) as cache:
+            return bool(cache.ping())
     except redis.ConnectionError:
         return False

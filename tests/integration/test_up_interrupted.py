@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +88,13 @@ def test_a_run_interrupted_twice_is_published_with_every_row(deployment: Deploym
     deployment.up()
     run = wait_for(lambda: (r := deployment.run(run_id))["state"] == "published" and r, "the run to be published", 120)
     assert (run["rows_done"], run["chunks_done"], run["rows_quarantined"]) == (ROWS, CHUNKS, 0)
-    predictions = Services(load_settings(deployment.folder / "forecache.toml")).predictions("sum")
-    manifest = predictions.manifest(run["generation"])
-    assert manifest
-    assert predictions.count(manifest) == ROWS
-    entries = predictions.read([f"e{number}" for number in range(ROWS)])
+    services = Services(load_settings(deployment.folder / "forecache.toml"))
+    with closing(services.cache):
+        predictions = services.predictions("sum")
+        manifest = predictions.manifest(run["generation"])
+        assert manifest
+        assert predictions.count(manifest) == ROWS
+        entries = predictions.read([f"e{number}" for number in range(ROWS)])
     assert [next(iter(entry.values.values())) for entry in entries if entry] == [float(n + 1) for n in range(ROWS)]
 
 

@@ -51,6 +51,7 @@ class Stack:
         self.redis = RedisServer(folder / "redis", appendonly=True)
         self.api_port, self.dashboard_port = free_port(), free_port()
         self.processes: dict[str, WarmProcess | subprocess.Popen[bytes]] = {}
+        self._services: Services | None = None
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "forecache.toml").write_text(
             f'[redis]\nurl = "{url or self.redis.url(0)}"\ncache_url = "{cache_url or self.redis.url(1)}"\n'
@@ -68,6 +69,7 @@ class Stack:
             for name in list(self.processes):
                 self.stop(name, signal.SIGTERM)
         finally:
+            self._close_services()
             self.redis.stop()
 
     @property
@@ -76,7 +78,17 @@ class Stack:
 
     @property
     def services(self) -> Services:
-        return Services(self.settings)
+        """What the file says now, opened once."""
+        settings = self.settings
+        if self._services is None or self._services.settings != settings:
+            self._close_services()
+            self._services = Services(settings)
+        return self._services
+
+    def _close_services(self) -> None:
+        if self._services is not None:
+            self._services.cache.close()
+            self._services = None
 
     @property
     def url(self) -> str:
