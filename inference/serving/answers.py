@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from inference.clock import to_iso
-from inference.errors import Defect, ForecacheError, from_code
+from inference.errors import Defect, ForecacheError, reported_error
 from inference.outcomes import Outcome, Source
 from inference.protocols.tensors import unpack
 from inference.schema import Block
@@ -179,7 +179,7 @@ def outputs_from_result(result: Mapping[str, Any]) -> Outputs:
     """
     error = result.get("error")
     if error is not None:
-        raise from_code(error["code"], error["message"], error.get("field"))
+        raise reported_error(error)
     return Outputs(unpack(result["outputs"]), result["model_version"])
 
 
@@ -191,7 +191,7 @@ def explanation_from_result(result: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     error = result.get("error")
     if error is not None:
-        raise from_code(error["code"], error["message"], error.get("field"))
+        raise reported_error(error)
     explanation: dict[str, Any] | None = result["explanation"]
     return explanation
 
@@ -199,7 +199,7 @@ def explanation_from_result(result: Mapping[str, Any]) -> dict[str, Any] | None:
 def _reply(item: Mapping[str, Any], result: Mapping[str, Any]) -> Reply:
     error = item.get("error")
     if error is not None:
-        return from_code(error["code"], error["message"], error.get("field"))
+        return reported_error(error)
     return Computed(
         prediction=item["prediction"],
         model_version=item.get("model_version") or result["model_version"],

@@ -22,8 +22,8 @@ from inference.errors import (
     ModelUnavailable,
     NotFound,
     StoreUnavailable,
-    from_code,
     quoted,
+    reported_error,
 )
 from inference.keys import Keys
 from inference.logs import get_logger
@@ -268,10 +268,7 @@ class JobQueue:
 
 
 def _stored_error(text: bytes) -> ForecacheError | None:
-    if not text:
-        return None
-    data = json.loads(text)
-    return from_code(data["code"], data["message"], data["field"])
+    return reported_error(json.loads(text)) if text else None
 
 
 def _rows_of(model: str, part: bytes | str | None) -> list[JobRow]:

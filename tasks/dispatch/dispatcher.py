@@ -15,6 +15,7 @@ from inference.errors import (
     DeadlineExceeded,
     Defect,
     ForecacheError,
+    reported_error,
 )
 from inference.logs import get_logger
 from inference.queues import JobPriority
@@ -128,7 +129,7 @@ def _error_of(failure: Any, task_id: str) -> ForecacheError:
     text = str(message[0] if isinstance(message, list) and message else message)
     cls = _ERRORS_BY_NAME.get(str(failure.get("exc_type")))
     if cls is not None:
-        return cls(text)
+        return reported_error({"code": cls.code, "message": text})
     log.error("task.failed", task_id=task_id, exc_type=failure.get("exc_type"), exc_message=text)
     return Defect("a worker failed on this task; its log says why")
 
