@@ -14,6 +14,11 @@ from workers.watching import watch_versions
 PROCESS = "gpu"
 
 celery_app = prepare_worker(broker.celery_app, process=PROCESS, pool="threads", concurrency=1)
-beat_while_running(broker.services, process=PROCESS, versions=lambda: broker.services().host.versions())
+beat_while_running(
+    broker.services,
+    process=PROCESS,
+    versions=lambda: broker.services().host.versions(),
+    loading=lambda: broker.services().host.loading(),
+)
 load_models_on_start(broker.services, process=PROCESS, prepare=prepare_gpus)
 watch_versions(broker.services, answers=False)

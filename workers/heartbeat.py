@@ -10,7 +10,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,7 +22,7 @@ from celery.signals import worker_init, worker_ready, worker_shutdown
 from inference.errors import StoreUnavailable
 from inference.gpus import gpu_use
 from inference.logs import get_logger
-from inference.presence import BEAT_EVERY_S, GONE_AFTER_S, Presence, WorkerBeat
+from inference.presence import BEAT_EVERY_S, GONE_AFTER_S, Loading, Presence, WorkerBeat
 from inference.release import installed_release
 from inference.services import Services
 from inference.settings import Settings
@@ -38,6 +38,8 @@ log = get_logger(__name__)
 
 #: model → versions in memory
 Versions = Callable[[], Mapping[str, tuple[int, ...]]]
+#: what is being loaded, and for how long
+LoadsNow = Callable[[], Iterable[tuple[str, int, float]]]
 
 
 class Heartbeat:
@@ -53,12 +55,14 @@ class Heartbeat:
         versions: Versions,
         silent_s: Callable[[], float] = lambda: 0.0,
         *,
+        loading: LoadsNow = tuple,
         every_s: float = BEAT_EVERY_S,
     ) -> None:
         self._presence = presence
         self._worker = worker
         self._versions = versions
         self._silent_s = silent_s
+        self._loading = loading
         self._every_s = every_s
         self._stopped = threading.Event()
         self._heard = True
@@ -108,7 +112,10 @@ class Heartbeat:
             log.warning("worker.deaf" if deaf else "worker.hears_again", silent_s=round(silent_s, 1))
             self._deaf = deaf
         ready = self._worker.ready and not deaf
-        return replace(self._worker, ready=ready, deaf=deaf, versions=dict(self._versions()), gpus=gpu_use())
+        loading = tuple(Loading(model, version, round(seconds, 1)) for model, version, seconds in self._loading())
+        return replace(
+            self._worker, ready=ready, deaf=deaf, versions=dict(self._versions()), gpus=gpu_use(), loading=loading
+        )
 
     def _keep(self) -> None:
         self.beat()
@@ -121,6 +128,7 @@ def beat_while_running(
     *,
     process: str,
     versions: Versions,
+    loading: LoadsNow = tuple,
     every_s: float = BEAT_EVERY_S,
     gone_after_s: int = GONE_AFTER_S,
 ) -> None:
@@ -134,7 +142,9 @@ def beat_while_running(
         own = services()
         worker = _describe(sender, process)
         presence = Presence(_client(own.settings), own.keys, gone_after_s=gone_after_s)
-        beating.append(Heartbeat(presence, worker, versions, partial(_silent_s, sender), every_s=every_s))
+        beating.append(
+            Heartbeat(presence, worker, versions, partial(_silent_s, sender), loading=loading, every_s=every_s)
+        )
         beating[0].start()
 
     def tell_ready(**_: Any) -> None:

@@ -45,6 +45,7 @@ beat_while_running(
     broker.services,
     process=PROCESS,
     versions=lambda: broker.services().host.versions(),
+    loading=lambda: broker.services().host.loading(),
     every_s=BEAT_EVERY_S,
     gone_after_s=GONE_AFTER_S,
 )
