@@ -1,4 +1,4 @@
-"""Heads, trailers and framing without end, and requests by the thousand on one connection: a real API process."""
+"""Heads, trailers and framing without end, and requests by the thousand on one connection: real API processes."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ ENDLESS = {
 }
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AttackedApi]:
-    with attacked_api(tmp_path_factory.mktemp("heads")) as api:
+@pytest.fixture(scope="module", params=["one process", "a Unix socket"])
+def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AttackedApi]:
+    with attacked_api(tmp_path_factory.mktemp("heads"), request.param) as api:
         yield api
 
 

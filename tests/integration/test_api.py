@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -19,6 +20,7 @@ import redis.asyncio
 from app.api import create_app
 from app.api.limits import MAX_BODY_BYTES
 from app.api.parts import Monitoring, Parts
+from app.api.server import serve
 from app.listening import listen
 from inference.clock import system_clock
 from inference.errors import BrokerUnavailable, Conflict, ModelUnavailable, NotFound, SettingsError, SourceError
@@ -624,3 +626,6 @@ def test_a_taken_port_and_an_open_address_are_one_clear_line_each() -> None:
             listen(ApiSettings(port=port))
     with pytest.raises(SettingsError, match="allow_remote"):
         listen(ApiSettings(host="0.0.0.0"))
+    # a socket that somebody else has opened too
+    with socket.create_server(("0.0.0.0", 0)) as opened, pytest.raises(SettingsError, match="the socket's address"):
+        serve(Settings(), os.dup(opened.fileno()))
