@@ -28,8 +28,9 @@ log = get_logger(__name__)
 
 #: how old this process's knowledge of the active version and of the labels may be
 ACTIVE_MAX_AGE_S = 1.0
-#: a version that failed to load is not tried again for so long: a try takes seconds
-RETRY_AFTER_S = 15.0
+#: a version that failed to load is not tried again for so long, and for so many times as long as the try took, since
+#: whoever asks for it keeps the worker from all else meanwhile
+RETRY_AFTER_S, RETRY_AFTER_TIMES = 15.0, 9
 #: a version that has cut so many workers of this host off in a row is refused: one may be the machine's fault, or the
 #: operator's
 MOST_CUT_OFF = 3
@@ -268,6 +269,7 @@ class ModelHost:
         if failed is not None and self._monotonic() < failed[0]:
             raise ModelUnavailable(failed[1])
         known = self._registry.versions(model).get(version)
+        began = self._monotonic()
         result = self._try_folder(model, of_model, version, known)
         if isinstance(result, LoadedModel):
             self._share_proof(model, result)
@@ -277,7 +279,8 @@ class ModelHost:
             self._loaded[key] = result
             return result
         message = f"version {version} of model {model!r} cannot be served: {result.error}"
-        self._failed[key] = (self._monotonic() + RETRY_AFTER_S, message)
+        now = self._monotonic()
+        self._failed[key] = (now + max(RETRY_AFTER_S, RETRY_AFTER_TIMES * (now - began)), message)
         if known is None or known.state == "refused":
             # never over a good record: this process's trouble (a lost mount) need not be the model's
             self._registry.put(model, result)

@@ -13,6 +13,7 @@ import httpx
 import pytest
 import redis
 
+from inference.errors import ModelError, ModelUnavailable
 from inference.keys import Keys
 from inference.models import ModelHost, ModelRegistry, Rollout
 from inference.models.host import MOST_CUT_OFF
@@ -126,11 +127,17 @@ class Room:
         models = {"m": {"path": "m", "allow_code": True, "poll_every": "never"}}
         self.settings = Settings.of_folder(folder, models=models)
         self.client, self.registry, self.tried = client, ModelRegistry(client, Keys("t")), 0
-        self.host = ModelHost(self.settings, self.registry, try_apart=self._try_apart)
+        self.now = 0.0
+        #: how long a trial takes until its limit ends it; None for one that finds the version good
+        self.ends_after_s: float | None = None
+        self.host = ModelHost(self.settings, self.registry, try_apart=self._try_apart, monotonic=lambda: self.now)
 
     def _try_apart(self, _: Settings, model: str, version: int) -> VersionRecord:
         self.tried += 1
-        assert self.host.loading()[0][:2] == (model, version)
+        assert self.host.loading() == [(model, version, 0.0)]
+        if self.ends_after_s is not None:
+            self.now += self.ends_after_s
+            raise ModelError("it could not be loaded within 600 s")
         return VersionRecord.refused(version, "nobody looks at it", inspected_at=0.0)
 
     def cut_off(self, times: int) -> None:
@@ -174,3 +181,17 @@ def test_before_that_it_is_tried_once_more_and_a_load_that_ends_makes_up_for_all
     room.host.start()
     assert (room.registry.active_version("m"), room.tried) == (1, 1)
     assert room.registry.load_marks("m").cut_off(1) == 0
+
+
+def test_a_trial_that_takes_long_is_made_again_the_later_so_that_requests_of_others_are_served(
+    tmp_path: Path, redis_client: redis.Redis
+) -> None:
+    write_version(tmp_path / "m", 1, Times(2.0))
+    room = Room(tmp_path, redis_client)
+    room.cut_off(1)
+    room.ends_after_s = 600.0
+    for later, tried in ((0, 1), (20, 1), (5300, 1), (100, 2)):
+        room.now += later
+        with pytest.raises(ModelUnavailable, match="within 600 s"):
+            room.host.get("m", 1)
+        assert room.tried == tried
