@@ -23,7 +23,7 @@ export TF_ENABLE_ONEDNN_OPTS ?= 0
 # uv leaves the compiling to the first import. Were nothing kept, each process would compile again: seconds of its start
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install install-all install-runtimes demo test test-full test-gpu test-docker mutants lint audit format bench clean
+.PHONY: help install install-all install-runtimes demo test test-full test-gpu test-docker mutants coverage lint audit format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -69,6 +69,11 @@ mutants: install ## faults that no test notices: ROOM=inference/store or CHANGED
 	@$(UV) -e ".[$(EXTRAS),mutants]" || $(PIP) -e ".[$(EXTRAS),mutants]"
 	$(BIN)/python .ci/mutants.py $(if $(CHANGED),--changed,--room $(or $(ROOM),$(error ROOM=inference/store, or CHANGED=1))) \
 		$(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) $(if $(AGAIN),--again)
+
+coverage: install ## lines that the tests of `make test` run, by folder, other processes included (TESTS=tests/unit: those only)
+	@mkdir -p build/coverage && $(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(SIDE_BY_SIDE) -m "not slow and not gpu" $(TESTS); code=$$?; \
+		$(BIN)/coverage combine --quiet && $(BIN)/coverage html --quiet && $(BIN)/python .ci/coverage_by_folder.py; exit $$code
 
 lint: install audit ## style, types, layers, and the audit
 	$(BIN)/ruff check .
