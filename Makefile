@@ -23,7 +23,7 @@ export TF_ENABLE_ONEDNN_OPTS ?= 0
 # uv leaves the compiling to the first import. Were nothing kept, each process would compile again: seconds of its start
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install install-all install-runtimes demo test test-full test-gpu test-docker mutants coverage lint audit format bench clean
+.PHONY: help install install-all install-runtimes demo test test-full test-gpu test-docker mutants coverage lint docs audit format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -84,6 +84,9 @@ lint: install audit ## style, types, layers, and the audit
 
 audit: install ## known vulnerabilities of the pinned libraries, where a service tells
 	$(BIN)/python .ci/audit.py
+
+docs: install ## a site of the pages, in build/site; fails on a link that leads nowhere
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env -j auto -c docs -d build/doctrees . build/site
 
 format: install ## rewrite the files in house style
 	$(BIN)/ruff check --fix .
