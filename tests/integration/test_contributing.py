@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from coverage import CoverageData
 
 from tests.support.plain_models import Times, write_version
 from tests.support.stack import ROOT, Stack
@@ -63,6 +64,27 @@ def test_the_tests_of_what_is_added_are_found_by_their_commands(kind: str, tmp_p
     assert lines
     for line in lines:
         assert " passed" in shell(line, tmp_path)
+
+
+#: starts a process as tests start workers, by a fork, and one as users do; each imports one module of ours
+STARTS = """
+import os, subprocess, sys
+from pathlib import Path
+from tests.support.warm_start import run_python
+run_python(["-c", "import inference.clock"], cwd=Path("/"), env=os.environ, timeout_s=60)
+subprocess.run([sys.executable, "-c", "import inference.gpus"], cwd="/", check=True)
+"""
+
+
+def test_coverage_counts_the_processes_that_tests_start(tmp_path: Path) -> None:
+    (tmp_path / "starts.py").write_text(STARTS)
+    own = os.environ | {"PYTHONPATH": str(ROOT), "COVERAGE_FILE": str(tmp_path / "data")}
+    for words in (["run", tmp_path / "starts.py"], ["combine", "--quiet"]):
+        subprocess.run([sys.executable, "-m", "coverage", *words], cwd=ROOT, env=own, check=True)
+    counted = CoverageData(str(tmp_path / "data"))
+    counted.read()
+    for file in ("clock.py", "gpus.py"):
+        assert counted.lines(str(ROOT / "inference" / file))
 
 
 @pytest.fixture(scope="module")

@@ -93,4 +93,4 @@ def test_what_is_checked_at_a_commit_is_what_lint_checks() -> None:
     commands = re.findall(r"^\t\$\(BIN\)/(.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for hook in hooks:
         program = hook["entry"].removeprefix(".venv/bin/").removesuffix(" --force-exclude")
-        assert any(command.startswith(program) for command in commands), program
+        assert any(f"{command} ".startswith(f"{program} ") for command in commands), program
