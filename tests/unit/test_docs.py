@@ -77,7 +77,6 @@ def test_every_setting_is_in_the_list_of_settings() -> None:
     ("schema", "file"),
     [
         ("vendor.github-workflows", ".github/workflows/ci.yml"),
-        ("vendor.github-issue-config", ".github/ISSUE_TEMPLATE/config.yml"),
         ("vendor.github-issue-forms", ".github/ISSUE_TEMPLATE/bug.yml"),
         ("vendor.github-issue-forms", ".github/ISSUE_TEMPLATE/idea.yml"),
     ],
