@@ -23,7 +23,7 @@ export TF_ENABLE_ONEDNN_OPTS ?= 0
 # uv leaves the compiling to the first import. Were nothing kept, each process would compile again: seconds of its start
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install install-all install-runtimes demo test test-full test-gpu test-docker mutants lint audit format bench clean
+.PHONY: help install install-all install-runtimes demo test test-full test-gpu test-docker mutants coverage lint docs audit format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -70,6 +70,11 @@ mutants: install ## faults that no test notices: ROOM=inference/store or CHANGED
 	$(BIN)/python .ci/mutants.py $(if $(CHANGED),--changed,--room $(or $(ROOM),$(error ROOM=inference/store, or CHANGED=1))) \
 		$(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) $(if $(AGAIN),--again)
 
+coverage: install ## lines that the tests of `make test` run, by folder, other processes included (TESTS=tests/unit: those only)
+	@mkdir -p build/coverage && $(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(SIDE_BY_SIDE) -m "not slow and not gpu" $(TESTS); code=$$?; \
+		$(BIN)/coverage combine --quiet && $(BIN)/coverage html --quiet && $(BIN)/python .ci/coverage_by_folder.py; exit $$code
+
 lint: install audit ## style, types, layers, and the audit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -79,6 +84,9 @@ lint: install audit ## style, types, layers, and the audit
 
 audit: install ## known vulnerabilities of the pinned libraries, where a service tells
 	$(BIN)/python .ci/audit.py
+
+docs: install ## a site of the pages, in build/site; fails on a link that leads nowhere
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env -j auto -c docs -d build/doctrees . build/site
 
 format: install ## rewrite the files in house style
 	$(BIN)/ruff check --fix .
