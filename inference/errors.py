@@ -244,6 +244,7 @@ _FAULTS_OF_REQUESTS = (BadInput, UnknownEntity, NotFound, Conflict)
 _WORDS_OF_OURS: dict[type[ForecacheError], str] = {
     DeadlineExceeded: "the prediction was not computed in time",
     ModelUnavailable: "a worker cannot use the model; `forecache doctor` and the worker's log say why",
+    WorkersUnavailable: "the workers have not answered for some minutes: send it again",
     Overloaded: "the workers have no room for the answers of so many rows: send fewer rows, or later",
 }
 

@@ -19,9 +19,9 @@ from inference.errors import (
     BadInput,
     BrokerUnavailable,
     ForecacheError,
-    ModelUnavailable,
     NotFound,
     StoreUnavailable,
+    WorkersUnavailable,
     quoted,
     reported_error,
 )
@@ -167,7 +167,7 @@ class JobQueue:
         if LOST_AFTER_S < silent_s <= STALLED_AFTER_S:
             await self._send_again(view, int(silent_s // LOST_AFTER_S))
         elif silent_s > STALLED_AFTER_S:
-            lost = ModelUnavailable(f"no worker has finished a part for {STALLED_AFTER_S} s: enqueue it again")
+            lost = WorkersUnavailable(f"no worker has finished a part for {STALLED_AFTER_S} s")
             await self._end(view, JobState.FAILED, error_to_json(lost), expected=f"{view.changed_at:.0f}")
             view = await self._read(job_id)
         return view
