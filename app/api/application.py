@@ -161,6 +161,7 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
         redirect_slashes=False,
         openapi_url=None,
     )
+    _add_documents(app, settings.api.root_path)
     for noun in (predict, predictions, features, runs, hits, health, metrics, open_inference):
         app.include_router(noun.router)
     app.router.routes.append(tensorflow_serving.route())
@@ -168,7 +169,6 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
     add_problem_handlers(app)
     for status in (404, 405):
         app.add_exception_handler(status, respond_without_route)
-    _add_documents(app, settings.api.root_path)
     return app
 
 
