@@ -15,17 +15,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import redis
 from celery import Celery
 from celery.signals import worker_init, worker_ready, worker_shutdown
 
+from inference.deployment import Deployment
 from inference.errors import StoreUnavailable
 from inference.gpus import gpu_use
 from inference.logs import get_logger
 from inference.presence import BEAT_EVERY_S, GONE_AFTER_S, Loading, Presence, WorkerBeat
+from inference.redis_clients import Patience, open_client
 from inference.release import installed_release
-from inference.services import Services
-from inference.settings import Settings
 from workers.pools import ends_on_error
 
 #: a beat that takes longer is lost; the next one comes soon
@@ -124,7 +123,7 @@ class Heartbeat:
 
 
 def beat_while_running(
-    services: Callable[[], Services],
+    deployment: Deployment,
     *,
     process: str,
     versions: Versions,
@@ -139,12 +138,11 @@ def beat_while_running(
     beating: list[Heartbeat] = []
 
     def begin(sender: Any, **_: Any) -> None:
-        own = services()
         worker = _describe(sender, process)
-        presence = Presence(_client(own.settings), own.keys, gone_after_s=gone_after_s)
-        beating.append(
-            Heartbeat(presence, worker, versions, partial(_silent_s, sender), loading=loading, every_s=every_s)
-        )
+        client = open_client(deployment.settings.cache_url, Patience(_SOCKET_TIMEOUT_S))
+        presence = Presence(client, deployment.keys, gone_after_s=gone_after_s)
+        silent_s = partial(_silent_s, sender)
+        beating.append(Heartbeat(presence, worker, versions, silent_s, loading=loading, every_s=every_s))
         beating[0].start()
 
     def tell_ready(**_: Any) -> None:
@@ -187,10 +185,4 @@ def _describe(worker: Any, process: str) -> WorkerBeat:
         started_at=time.time(),
         ready=False,
         versions={},
-    )
-
-
-def _client(settings: Settings) -> redis.Redis:
-    return redis.Redis.from_url(
-        settings.cache_url, socket_timeout=_SOCKET_TIMEOUT_S, socket_connect_timeout=_SOCKET_TIMEOUT_S, retry=None
     )

@@ -113,7 +113,7 @@ def _refusal(card: ModelCard) -> str | None:
 
 async def _loading(parts: Parts, name: str) -> str | None:
     """Return what the model's workers load while none takes requests; None without any, since hits are served still."""
-    roster = await parts.in_thread(lambda: parts.monitoring.roster(parts.settings.realtime_queue(name)))
+    roster = await parts.in_thread(lambda: parts.deployment.presence.roster(parts.settings.realtime_queue(name)))
     if not roster.alive or any(worker.ready for worker in roster.alive):
         return None
     loading = {(one.model, one.version): one for worker in roster.alive for one in worker.loading}

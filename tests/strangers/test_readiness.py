@@ -132,8 +132,10 @@ class Known:
             settings=Settings.model_validate({"models": {name: {"path": "m"} for name in self.active}}),
             readers={name: SimpleNamespace(pointer=lambda name=name: self._pointer(name)) for name in self.active},
             cards=SimpleNamespace(of=self._card),
-            monitoring=SimpleNamespace(
-                roster=lambda _: Roster(tuple(_worker(one, self.loading) for one in self.workers), {})
+            deployment=SimpleNamespace(
+                presence=SimpleNamespace(
+                    roster=lambda _: Roster(tuple(_worker(one, self.loading) for one in self.workers), {})
+                )
             ),
             in_thread=in_thread,
             were_ready=self.were_ready,
