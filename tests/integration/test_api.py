@@ -463,7 +463,7 @@ async def test_parts_that_went_down_with_a_worker_are_sent_again_now_and_then_un
     assert await after(2 * LOST_AFTER_S + 20) == [1, 2]
     job = KEYS.job(url.rpartition("/")[2])
     it.client.hset(job, "changed_at", int(began - STALLED_AFTER_S - 20))
-    assert (await http.get(url)).json()["error"]["code"] == "model-unavailable"
+    assert (await http.get(url)).json()["error"]["code"] == "workers-unavailable"
 
 
 async def test_a_job_asked_for_again_under_its_key_is_the_same_job(it: Deployment, http: httpx.AsyncClient) -> None:
