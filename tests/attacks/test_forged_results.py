@@ -39,7 +39,7 @@ class Forger:
             name="w@h", process="realtime", queues=("realtime",), host="h", pid=7, release=None, started_at=0.0,
             ready=True, versions={},
         )  # fmt: skip
-        Presence(api.stack.services.cache, api.stack.services.keys, gone_after_s=3600).beat(beat)
+        Presence(api.stack.deployment.cache, api.stack.deployment.keys, gone_after_s=3600).beat(beat)
 
     def __enter__(self) -> Forger:
         self._thread.start()

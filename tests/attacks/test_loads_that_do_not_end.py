@@ -74,13 +74,13 @@ def test_a_realtime_worker_ends_says_why_and_serves_its_other_models_when_it_is_
 def test_a_batch_worker_ends_and_refuses_the_version_when_it_is_started_again(stack: Stack) -> None:
     with stack:
         stack.start("gpu")
-        roster = Presence(stack.services.cache, stack.services.keys).roster
+        roster = Presence(stack.deployment.cache, stack.deployment.keys).roster
         wait_for(lambda: any(worker.loading for worker in roster("batch").alive), "the load")
         assert "version 1 of model 'endless' for" in doctor(stack)
         assert stack.processes["gpu"].wait(60) == 1
         stack.start("gpu")
         wait_for(lambda: any(worker.ready for worker in roster("batch").alive), "a worker that is ready", 60)
-        refused = stack.services.registry.versions("endless")[1]
+        refused = stack.deployment.registry.versions("endless")[1]
         assert (refused.state, LIMIT in str(refused.error)) == ("refused", True)
 
 
