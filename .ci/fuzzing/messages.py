@@ -78,9 +78,10 @@ def _celery() -> tuple[Any, Any]:
     task = app.tasks[_TASK]
     task.backend = ignored
     consumer = SimpleNamespace(
-        hostname="w", connection_errors=(), event_dispatcher=None, apply_eta_task=lambda _: None,
-        disable_rate_limits=True, timer=SimpleNamespace(call_at=lambda *_, **__: None), task_buckets={}, on_task_request=_run, _limit_task=None,
-        _limit_post_eta=None, controller=SimpleNamespace(state=SimpleNamespace(revoked={})), pool=_POOL,
+        hostname="w", connection_errors=(), event_dispatcher=None, apply_eta_task=lambda _: None, pool=_POOL,
+        disable_rate_limits=True, timer=SimpleNamespace(call_at=lambda *_, **__: None), task_buckets={},
+        on_task_request=_run, _limit_task=None, _limit_post_eta=None,
+        controller=SimpleNamespace(state=SimpleNamespace(revoked={})),
         qos=SimpleNamespace(increment_eventually=lambda: None),
     )  # fmt: skip
     return app, strategy_of(task, app, consumer)
