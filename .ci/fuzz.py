@@ -101,7 +101,7 @@ def _run(name: str) -> None:
         str(folder / "examples"), f"-max_total_time={asked.seconds}", f"-max_len={MOST_BYTES}", f"-timeout={HANGS_S}",
         f"-rss_limit_mb={MOST_MIB}", f"-artifact_prefix={folder / 'found'}/", "-len_control=0",
     ]  # fmt: skip
-    mutator = Mutator(parser.form, seeds, atheris.Mutate)
+    mutator = Mutator(parser.form, seeds, lambda data, most: atheris.Mutate(data, most))  # it is another one later
     atheris.Setup([sys.argv[0], *options], attempt, custom_mutator=mutator)
     atheris.Fuzz()
 

@@ -169,6 +169,7 @@ async def _talk(config: Any, transport: _Transport, pieces: list[bytes], ends: b
         if ends and not transport.is_closed and not connection.eof_received():
             transport.close()
         await _turns(transport)
+        connection._next_look.cancel()
         connection._look()
         _check_held(connection)
     finally:
@@ -195,7 +196,7 @@ def _check_held(connection: Any) -> None:
     cycle = connection.cycle
     held = sum(len(name) + len(value) + 150 for name, value in connection.headers or ())
     held += len(connection._unread) + len(connection.pipeline) * 4096 + (len(cycle.body) if cycle else 0)
-    held += len(connection.url or b"")
+    held += len(getattr(connection, "url", b""))  # not there before the first
     if held > _MOST_HELD:
         raise BrokenRule(f"a connection holds {held} bytes")
 

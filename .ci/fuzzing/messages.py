@@ -74,7 +74,7 @@ def _celery() -> tuple[Any, Any]:
         pass
 
     app.finalize()
-    ignored = SimpleNamespace(mark_as_failure=lambda *_, **__: None)
+    ignored = SimpleNamespace(mark_as_failure=lambda *_, **__: None, mark_as_revoked=lambda *_, **__: None)
     task = app.tasks[_TASK]
     task.backend = ignored
     consumer = SimpleNamespace(
@@ -95,7 +95,7 @@ def _run(request: Any) -> None:
     _, keywords, embedded = request._payload
     {}.update(**keywords)
     app, _ = _celery()
-    for links in (embedded or {}).values():
+    for links in filter(None, (embedded or {}).values()):
         for link in links if isinstance(links, list) else [links]:
             signature = maybe_signature(link, app=app)
             if signature is not None:
@@ -118,8 +118,8 @@ def _received(message: Any) -> None:
 
 def attempt_message(example: Any) -> None:
     """Check a message as kombu makes it, and have Celery make a request of it."""
-    if not isinstance(example, dict):
-        return
+    if not isinstance(example, dict) or not isinstance(example.get("headers"), dict | None):
+        return  # which no broker carries
     _celery()
     body = json.dumps(example.get("body"))
     received = Message(
