@@ -5,7 +5,8 @@ A message is one line for a person: it names the thing that is wrong and, where 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from inference.redaction import without_secrets
 
@@ -149,6 +150,12 @@ class UnknownFormat(StoreUnavailable):
     code = "unknown-format"
 
 
+class Unreadable(UnknownFormat):
+    """Raised when what is stored is none of our data: somebody else has written it, or it is damaged."""
+
+    code = "unreadable"
+
+
 def store_error(what: str, error: Exception) -> StoreUnavailable:
     """Return what a Redis client's error means for whoever was busy with `what`."""
     # by its text, for the error's class and code depend on whether a script met it, and on Redis' version
@@ -243,6 +250,12 @@ def from_code(code: str, message: str, field: str | None = None) -> ForecacheErr
     return ERRORS_BY_CODE.get(code, ForecacheError)(message, field=field)
 
 
+def from_json(told: Mapping[str, Any]) -> ForecacheError:
+    """Rebuild the error whose `to_json` stands in a task's result, or in a job. May raise any of UNREADABLE."""
+    field = told.get("field")
+    return from_code(str(told["code"]), str(told["message"]), None if field is None else str(field))
+
+
 def cut(text: str, most: int = LONGEST_QUOTE) -> str:
     """Return a text, or its start and an ellipsis when it is longer than `most` characters."""
     return text if len(text) <= most else f"{text[:most]}…"
@@ -265,5 +278,5 @@ def quoted(sent: str | int) -> str:
 
 
 def shown_name(name: str) -> str:
-    """Returns a column's or feature's name as it can stand in a line: quoted if it is empty or would break the line."""
-    return name if name and name.isprintable() else repr(name)
+    """Returns a column's or feature's name as it can stand in a line: its start, quoted if the line would break."""
+    return cut(name) if name and name.isprintable() else quoted(name)

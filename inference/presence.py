@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import redis
+from pydantic import FiniteFloat
 
-from inference.errors import StoreUnavailable
+from inference.errors import StoreUnavailable, Unreadable
 from inference.failures import Failures
 from inference.gpus import GpuUse
 from inference.keys import Keys
+from inference.release import record_from_json
 
 failures = Failures(__name__, "presence.read")
 
@@ -65,7 +67,7 @@ class WorkerBeat:
     host: str
     pid: int
     release: str | None
-    started_at: float
+    started_at: FiniteFloat
     ready: bool
     versions: Mapping[str, tuple[int, ...]]
     gpus: tuple[GpuUse, ...] = ()
@@ -82,12 +84,13 @@ class WorkerBeat:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> WorkerBeat:
-        """Rebuild from `to_json`; what a newer release says beside is left out."""
-        data = {each.name: data[each.name] for each in fields(cls) if each.name in data}
-        versions = {model: tuple(held) for model, held in data["versions"].items()}
-        gpus = tuple(GpuUse(**gpu) for gpu in data.get("gpus", ()))
-        return cls(**{**data, "queues": tuple(data["queues"]), "versions": versions, "gpus": gpus})
+    def from_json(cls, text: bytes | str) -> WorkerBeat:
+        """Rebuild from the JSON of `to_json`; what a newer release says beside is left out.
+
+        Raises:
+            Unreadable: it is none.
+        """
+        return record_from_json(cls, text, "a sign of life")
 
 
 @dataclass(frozen=True)
@@ -142,9 +145,9 @@ class Presence:
 def _readable(text: bytes) -> WorkerBeat | None:
     """Return a sign of life; None for what is none, whose worker counts as gone: one must not hide the others."""
     try:
-        return WorkerBeat.from_json(json.loads(text))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        failures.tell(error, type(error).__name__)
+        return WorkerBeat.from_json(text)
+    except Unreadable as error:
+        failures.tell(error)
         return None
 
 

@@ -22,6 +22,7 @@ from inference.errors import BadInput, Conflict, NotFound
 from inference.failures import sentence_of
 from inference.keys import Keys
 from inference.logs import get_logger
+from inference.release import reading
 from inference.settings import Settings
 from inference.sources import IdCount, count_distinct_ids, open_source
 from inference.storage import is_uri
@@ -171,8 +172,13 @@ def _reported(result: Mapping[str, Any]) -> int:
 
 
 def bad_rows_of(results: Iterable[Mapping[str, Any]]) -> tuple[BadRows, ...]:
-    """Return why rows were left out, from the results of chunks."""
-    return merge_bad_rows([BadRows.from_json(entry) for result in results for entry in result["bad_rows"]])
+    """Return why rows were left out, from the results of chunks.
+
+    Raises:
+        Unreadable: those are none.
+    """
+    with reading("the results of a run"):
+        return merge_bad_rows([BadRows.from_json(entry) for result in results for entry in result["bad_rows"]])
 
 
 def sweep(settings: Settings, run: RunRecord) -> None:

@@ -18,7 +18,7 @@ from inference.batch.outages import NOT_THE_RUNS_FAULT, redis_outage_is_an_error
 from inference.batch.preparation import Preparation
 from inference.batch.records import RunRecord, RunState
 from inference.batch.tables import RunTables
-from inference.errors import Conflict, NotFound, StoreFull
+from inference.errors import Conflict, NotFound, StoreFull, Unreadable
 from inference.failures import Failures, sentence_of
 from inference.keys import TableKind
 from inference.logs import bound, get_logger
@@ -121,9 +121,10 @@ class Reconciler:
                 self._advance_run(run)
         except StoreFull as error:
             self.ledger.fail_for_memory(run_id, error)
-        except NOT_THE_RUNS_FAULT:
-            raise
         except Exception as error:
+            # what its plan and its results are in Redis does not become readable by another look
+            if isinstance(error, NOT_THE_RUNS_FAULT) and not isinstance(error, Unreadable):
+                raise
             log.exception("run.failed", run_id=run_id)
             going = [RunState.QUEUED, RunState.RUNNING, RunState.PUBLISHING]
             self.ledger.move(run, RunState.FAILED, expected=going, error=f"it cannot go on: {sentence_of(error)}")

@@ -16,6 +16,7 @@ from typing import cast
 
 import redis
 
+from inference.release import reading
 from inference.store.outages import outage_is_an_error
 
 _WHAT = "marking the load of a model"
@@ -59,8 +60,9 @@ class LoadMarks:
     def _pids(self, version: int) -> list[int]:
         with outage_is_an_error(_WHAT):
             marks = cast("list[bytes]", self._client.hkeys(self._key))
-        split = [mark.decode().split(" ") for mark in marks]
-        return [int(pid) for of_version, host, pid in split if (of_version, host) == (str(version), self._host)]
+        with reading(_WHAT):
+            split = [mark.decode().split(" ") for mark in marks]
+            return [int(pid) for of_version, host, pid in split if (of_version, host) == (str(version), self._host)]
 
 
 def _is_alive(pid: int) -> bool:

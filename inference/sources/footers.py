@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inference.errors import SourceError
+from inference.release import record_from_json
 from inference.sources.files import as_parquet
 from inference.sources.partitions import PartitionValue
 from inference.sources.table_formats import refuse_copied_file
@@ -27,6 +28,9 @@ _MAGIC, _ENCRYPTED = b"PAR1", b"PARE"
 _UNITS_S = {"milliseconds": 1e-3, "microseconds": 1e-6, "nanoseconds": 1e-9}
 #: columns, or row groups, of one file: the footer of a million takes minutes and gigabytes to take apart
 MAX_FOOTER_ITEMS = 200_000
+
+
+_Facts = tuple[str, int, str, str, list[tuple[str, str | None, str]]]
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,13 @@ class SourceFile:
         return [self.path, *self.identity, [[value.column, value.text, value.type] for value in self.partition]]
 
     @classmethod
-    def from_json(cls, data: Sequence[Any]) -> SourceFile:
-        """Rebuild from `to_json`, without the row groups."""
-        path, size, stamp, footer, partition = data
+    def from_json(cls, text: bytes | str) -> SourceFile:
+        """Rebuild from the JSON of `to_json`, without the row groups.
+
+        Raises:
+            Unreadable: it is none.
+        """
+        path, size, stamp, footer, partition = record_from_json(_Facts, text, "a file of a plan")
         values = tuple(PartitionValue(*value) for value in partition)
         return cls(path, size, stamp, footer, partition=values)
 
