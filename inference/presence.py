@@ -134,7 +134,7 @@ class Presence:
         try:
             seconds, micros = self._client.time()
             heard = self._client.zrange(self._keys.queue_workers(queue), 0, -1, withscores=True)
-            ages = {identity.decode(): max(seconds + micros / 1e6 - at, 0.0) for identity, at in heard}
+            ages = {identity.decode(errors="replace"): max(seconds + micros / 1e6 - at, 0.0) for identity, at in heard}
             texts = self._client.mget(map(self._keys.worker, ages)) if ages else []
         except redis.RedisError as error:
             raise _unavailable(error) from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import redis
@@ -89,7 +90,7 @@ class Held:
 class _Pipeline:
     def __init__(self, held: Held) -> None:
         self._held = held
-        self._answers: list[Any] = []
+        self._asked: list[Callable[[], Any]] = []
 
     def __enter__(self) -> _Pipeline:
         return self
@@ -98,10 +99,10 @@ class _Pipeline:
         pass
 
     def __getattr__(self, name: str) -> Any:
-        return lambda *arguments, **more: self._answers.append(getattr(self._held, name)(*arguments, **more))
+        return lambda *arguments, **more: self._asked.append(partial(getattr(self._held, name), *arguments, **more))
 
     def execute(self) -> list[Any]:
-        return self._answers
+        return [asked() for asked in self._asked]
 
 
 class Awaited:

@@ -23,7 +23,7 @@ from inference.batch.gates import BadRows, Gate
 from inference.batch.ledger import Ledger
 from inference.batch.plan import Chunk, Fingerprint
 from inference.batch.records import RunRecord, Trigger
-from inference.errors import ForecacheError, ModelUnavailable, NotFound, StoreUnavailable
+from inference.errors import Defect, ForecacheError, ModelUnavailable, NotFound, StoreUnavailable
 from inference.features import Feature, FeatureContract, FeatureGroup
 from inference.gpus import GpuUse
 from inference.hits import HitWindows
@@ -47,7 +47,7 @@ from tasks.dispatch.waiter import _payload_of
 _P = Keys("p")
 _TABLE = _P.table(TableKind.PREDICTIONS, "m")
 #: of one record that cannot be read; an outage of the store by its class, as every caller expects
-_OURS = (StoreUnavailable, NotFound, ModelUnavailable)
+_OURS = (StoreUnavailable, NotFound, ModelUnavailable, Defect)
 
 
 def _of_runs(held: Held) -> None:

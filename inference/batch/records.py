@@ -167,13 +167,13 @@ class RunRecord:
             scored_at=_number(text.get("scored_at")),
             finished_at=_number(text.get("finished_at")),
             resumed_at=_number(text.get("resumed_at")),
-            rows_before=int(text.get("rows_before", 0)),
+            rows_before=_whole(text.get("rows_before", "0")) or 0,
             chunks_total=_whole(text.get("chunks_total")),
-            chunks_done=int(text.get("chunks_done", 0)),
-            attempts=int(text.get("attempts", 0)),
+            chunks_done=_whole(text.get("chunks_done", "0")) or 0,
+            attempts=_whole(text.get("attempts", "0")) or 0,
             rows_total=_whole(text.get("rows_total")),
-            rows_done=int(text.get("rows_done", 0)),
-            rows_quarantined=int(text.get("rows_quarantined", 0)),
+            rows_done=_whole(text.get("rows_done", "0")) or 0,
+            rows_quarantined=_whole(text.get("rows_quarantined", "0")) or 0,
             model_version=_whole(text.get("model_version")),
             generation=_whole(text.get("generation")),
             feature_generation=_whole(text.get("feature_generation")),
@@ -187,7 +187,7 @@ class RunRecord:
             spent=text.get("spent") == "1",
             error=text.get("error"),
             last_error=text.get("last_error"),
-            format=int(text.get("format", DATA_FORMAT)),
+            format=_whole(text.get("format", str(DATA_FORMAT))) or 0,
         )
 
     def to_hash(self) -> dict[str, str]:
@@ -286,4 +286,7 @@ def _number(text: str | None) -> float | None:
 
 
 def _whole(text: str | None) -> int | None:
-    return None if text is None else int(text)
+    number = None if text is None else int(text)
+    if number is not None and not 0 <= number < 1 << 63:
+        raise ValueError("it holds a number that counts nothing")
+    return number

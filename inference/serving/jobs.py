@@ -224,6 +224,7 @@ def _score(scorer: JobScorer, record: Mapping[bytes, bytes], rows: list[Any]) ->
         model = record[b"model"].decode()
         deadline = float(record[b"deadline"]) if record[b"deadline"] else None
         overrides = json.loads(record[b"overrides"]) if record[b"overrides"] else None
-    if record[b"kind"] == b"instances":
+        is_of_instances = record[b"kind"] == b"instances"
+    if is_of_instances:
         return scorer.predict_instances(model, rows, deadline=deadline)
     return scorer.predict_entities(model, rows, overrides=overrides, deadline=deadline)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from inference.errors import SettingsError
+from inference.errors import SettingsError, shown
 from inference.settings.processes import ApiSettings
 
 
@@ -16,7 +16,7 @@ def require_allowed(api: ApiSettings) -> None:
     """
     if not api.allow_remote and not api.keys and not is_loopback(api.host):
         raise SettingsError(
-            f"[api] host {api.host!r} can be reached from other machines: use 127.0.0.1, give keys "
+            f"[api] host {shown(api.host)} can be reached from other machines: use 127.0.0.1, give keys "
             "(`forecache keys new NAME`), or set allow_remote = true",
             field="api.host",
         )

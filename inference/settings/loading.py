@@ -15,7 +15,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from inference.errors import SettingsError
+from inference.errors import SettingsError, shown
 from inference.field_mistakes import mistake_in_file
 from inference.settings.deployment import Settings
 from inference.settings.fallbacks import FALLBACK_KINDS
@@ -97,7 +97,9 @@ def read_toml(file: Path) -> dict[str, Any]:
         raise SettingsError(f"{file.name} {place}: byte 0x{data[error.start]:02x} is not UTF-8: save it so") from error
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except RecursionError as error:
+        raise SettingsError(f"{file.name} is nested too deep") from error
+    except ValueError as error:
         # tomllib says "(at line 1, column 2)", or "(at end of document)"
         problem, _, where = str(error).rpartition(" (at ")
         place = _place(text) if where.startswith("end") else where.rstrip(")")
@@ -207,7 +209,9 @@ def _with_embedded_redis(values: dict[str, Any], root: Path) -> dict[str, Any]:
 
 def _unknown(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"unknown setting {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
+    return f"unknown setting {shown(name)}; " + (
+        f"did you mean {shown(near[0])}?" if near else f"known: {', '.join(known)}"
+    )
 
 
 def _explain(error: ValidationError, file: Path | None) -> SettingsError:

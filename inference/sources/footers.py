@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -148,7 +149,10 @@ def newest_instants(metadata: Any, place: int) -> dict[int, float]:
     From the numbers as they are stored: Python has no date for a database's infinity.
     """
     found = {}
+    unread = pq.ParquetFile(pa.PythonFile(_Unread(), mode="r"), metadata=metadata)
     for group in range(metadata.num_row_groups):
+        if not _is_sound(unread, group, place):
+            continue  # whoever reads the rows is told
         statistics = metadata.row_group(group).column(place).statistics
         if statistics is None or not statistics.has_min_max or not isinstance(statistics.max_raw, int):
             continue
@@ -157,6 +161,43 @@ def newest_instants(metadata: Any, place: int) -> dict[int, float]:
         if unit_s is not None and kind["Type"] != "Time":
             found[group] = statistics.max_raw * unit_s
     return found
+
+
+class _Asked(Exception):
+    """Raised in the place of reading rows."""
+
+
+class _Unread(io.RawIOBase):
+    """A file of which only the footer is known."""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        raise _Asked
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return offset
+
+    def tell(self) -> int:
+        return 0
+
+
+def _is_sound(unread: pq.ParquetFile, group: int, place: int) -> bool:
+    """Whether a column of a row group may be asked for its metadata: damaged ones end the process in Arrow 26.
+
+    What reads rows looks at the same metadata, is careful, and asks for bytes only then.
+    """
+    try:
+        unread.reader.read_row_group(group, column_indices=[place], use_threads=False)
+    except _Asked:
+        return True
+    except (OSError, pa.ArrowException):
+        return False
+    return True
 
 
 def check_unchanged(place: Location, planned: SourceFile) -> None:
