@@ -173,17 +173,17 @@ class _Unread(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int = -1) -> bytes:  # noqa: ARG002 - as Python has it
         raise _Asked
 
     def seekable(self) -> bool:
         return True
 
-    def seek(self, offset: int, whence: int = 0) -> int:
+    def seek(self, offset: int, whence: int = 0) -> int:  # noqa: ARG002 - as Python has it
         return offset
 
     def tell(self) -> int:
-        return 0
+        return 1 << 62  # its size, of which Arrow knows that no column ends behind it
 
 
 def _is_sound(unread: pq.ParquetFile, group: int, place: int) -> bool:
