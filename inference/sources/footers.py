@@ -149,11 +149,15 @@ def newest_instants(metadata: Any, place: int) -> dict[int, float]:
     From the numbers as they are stored: Python has no date for a database's infinity.
     """
     found = {}
+    physical_type = metadata.schema.column(place).physical_type
     unread = pq.ParquetFile(pa.PythonFile(_Unread(), mode="r"), metadata=metadata)
     for group in range(metadata.num_row_groups):
         if not _is_sound(unread, group, place):
             continue  # whoever reads the rows is told
-        statistics = metadata.row_group(group).column(place).statistics
+        column = metadata.row_group(group).column(place)
+        if column.physical_type != physical_type:  # of such a one, statistics end the process
+            continue
+        statistics = column.statistics
         if statistics is None or not statistics.has_min_max or not isinstance(statistics.max_raw, int):
             continue
         kind = json.loads(statistics.logical_type.to_json())
