@@ -153,7 +153,7 @@ def attempt_footer(data: bytes) -> None:
         source = open_source(str(file))
         names = [field.name for field in source.schema if column_problem(field) is None]
         for _, batch in zip(range(20), _rows(source, list(dict.fromkeys(names))), strict=False):
-            batch.to_pydict()
+            batch.validate(full=True)
 
 
 def _rows(source: Source, columns: list[str]) -> Iterator[pa.RecordBatch]:

@@ -114,6 +114,9 @@ def read_footer(place: Location, *, keep_metadata: bool = False) -> Footer:
         ) as parsed:
             # not metadata.schema: the two hold each other, and footers would wait for the garbage collector
             metadata, schema = parsed.metadata, parsed.schema_arrow.remove_metadata()
+    except UnicodeDecodeError as error:
+        told = "has a column whose name is not UTF-8: write the names of its columns in UTF-8"
+        raise SourceError(f"{place.name} {told}", field="source") from error
     except (OSError, pa.ArrowException) as error:
         if "Exceeded size limit" in str(error):
             told = f"has over {MAX_FOOTER_ITEMS:,} columns or row groups: write a table of features with fewer"

@@ -16,7 +16,7 @@ import redis.asyncio
 
 from inference.batch.asked import unpack_entities
 from inference.batch.ledger import Ledger
-from inference.errors import ContractError, Defect, NotFound, SettingsError, Unreadable
+from inference.errors import ContractError, Defect, NotFound, SettingsError, SourceError, Unreadable
 from inference.features import FeatureContract
 from inference.hits import HitWindows
 from inference.keys import Keys, TableKind
@@ -26,9 +26,10 @@ from inference.serving.answers import explanation_from_result, outputs_from_resu
 from inference.serving.job_queue import JobQueue
 from inference.serving.jobs import run_part
 from inference.settings import load_settings
-from inference.sources.footers import newest_instants
+from inference.sources.footers import newest_instants, read_footer
 from inference.sources.partitions import PartitionValue
 from inference.sources.reading import unpack_mask
+from inference.storage import open_location
 from inference.store import RedisTable
 from tests.support.redis_server import RedisServer
 
@@ -302,3 +303,11 @@ def test_statistics_that_end_the_process_in_arrow_are_not_asked_for(changed: tup
         footer[changed[0]] = changed[1]
     metadata = pq.ParquetFile(pa.BufferReader(bytes(footer))).metadata
     assert newest_instants(metadata, 0) == ({} if changed else {0: 3e-06})
+
+
+def test_a_column_whose_name_is_no_text_is_told_so(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"name": [1]}), tmp_path / "t.parquet", store_schema=False)
+    whole = (tmp_path / "t.parquet").read_bytes()
+    (tmp_path / "t.parquet").write_bytes(whole.replace(b"name", b"n\xffme"))
+    with pytest.raises(SourceError, match="a column whose name is not UTF-8"):
+        read_footer(open_location(str(tmp_path / "t.parquet")))

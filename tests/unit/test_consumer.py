@@ -24,6 +24,8 @@ def message(payload: Any, headers: Any = HEADERS, body: bytes | None = None) -> 
         message(([], {}, None)),
         message([[1], {"a": 1}, {"chain": None}], HEADERS | {"timelimit": [None, 3], "shadow": None}),
         message({"task": "forecache.reconcile", "id": "1", "args": [], "kwargs": {}}, {}),
+        message([[], {}, {}], HEADERS | {"eta": "2030-01-01T00:00:00.5+05:30", "expires": "2030-01-01T00:00:00Z"}),
+        message([[], {}, {}], HEADERS | {"eta": "2030-01-01T00:00:00.123456", "expires": "2030-01-01 00:00:00"}),
     ],
 )
 def test_messages_of_both_versions_of_celerys_protocol_are_taken(good: Any) -> None:
@@ -42,6 +44,10 @@ def test_messages_of_both_versions_of_celerys_protocol_are_taken(good: Any) -> N
         (message([[], {}, {}], {"task": ["t"], "id": "1"}), "names no task"),
         (message([[], {}, {}], HEADERS | {"timelimit": 3}), "time limits"),
         (message({"task": 1, "id": "1"}, {}), "names no task"),
+        # forms of ISO 8601 that Python's parser takes and Celery's does not
+        (message([[], {}, {}], HEADERS | {"eta": "2030-01-01T00:00+00:00:00"}), "its eta"),
+        (message([[], {}, {}], HEADERS | {"expires": "2030-01-01T06:00:00cZ"}), "its expires"),
+        (message([[], {}, {}], HEADERS | {"expires": "2030-W01-1T00:00:00"}), "its expires"),
         (message([[], {}, {}], body=bytes(MAX_MESSAGE_BYTES + 1)), "over"),
     ],
 )
