@@ -14,11 +14,11 @@ from inference.batch.engine import Engine
 from inference.batch.finalising import Finalising, sweep
 from inference.batch.leases import Lease
 from inference.batch.ledger import LEASE_S, Ledger
-from inference.batch.outages import NOT_THE_RUNS_FAULT, redis_outage_is_an_error
+from inference.batch.outages import is_the_runs_fault, redis_outage_is_an_error
 from inference.batch.preparation import Preparation
 from inference.batch.records import RunRecord, RunState
 from inference.batch.tables import RunTables
-from inference.errors import Conflict, NotFound, StoreFull, Unreadable
+from inference.errors import Conflict, NotFound, StoreFull
 from inference.failures import Failures, sentence_of
 from inference.keys import TableKind
 from inference.logs import bound, get_logger
@@ -122,8 +122,7 @@ class Reconciler:
         except StoreFull as error:
             self.ledger.fail_for_memory(run_id, error)
         except Exception as error:
-            # what its plan and its results are in Redis does not become readable by another look
-            if isinstance(error, NOT_THE_RUNS_FAULT) and not isinstance(error, Unreadable):
+            if not is_the_runs_fault(error):
                 raise
             log.exception("run.failed", run_id=run_id)
             going = [RunState.QUEUED, RunState.RUNNING, RunState.PUBLISHING]
