@@ -80,6 +80,7 @@ class BoundedParsing(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.url = b""  # uvicorn has none before the first request
         #: what came and is not parsed yet; nothing more is read before it is
         self._unread: memoryview | bytes = b""
         #: what was parsed since the last head was whole or the last piece of a body came
