@@ -49,6 +49,18 @@ def _reader_of(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
+def count_in(text: bytes | str) -> int:
+    """Return a number that Redis has counted.
+
+    Raises:
+        ValueError: it is none, or larger than any that Redis counts.
+    """
+    number = int(text)
+    if not 0 <= number < 1 << 63:
+        raise ValueError("it counts nothing")
+    return number
+
+
 #: what parsers raise of data that are none of ours: of JSON, of numbers in texts, of packed rows
 UNREADABLE = (
     ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, struct.error, zlib.error,

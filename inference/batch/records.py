@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from inference.batch.gates import BadRows, Gate
 from inference.clock import to_iso
 from inference.errors import cut, shown_name
 from inference.keys import TableKind
-from inference.release import DATA_FORMAT, reading, record_from_json, unknown_format
+from inference.release import DATA_FORMAT, count_in, reading, record_from_json, unknown_format
 
 #: an id is a part of paths and of keys
 _RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -177,7 +176,7 @@ class RunRecord:
             model_version=_whole(text.get("model_version")),
             generation=_whole(text.get("generation")),
             feature_generation=_whole(text.get("feature_generation")),
-            fingerprint=json.loads(text.get("fingerprint", "{}")),
+            fingerprint=record_from_json(dict[str, Any], text.get("fingerprint", "{}"), "fingerprint"),
             parquet_folder=text.get("parquet_folder") or None,
             quarantine_folder=text.get("quarantine_folder", ""),
             gates=record_from_json(tuple[Gate, ...], text.get("gates", "[]"), "gates"),
@@ -286,7 +285,4 @@ def _number(text: str | None) -> float | None:
 
 
 def _whole(text: str | None) -> int | None:
-    number = None if text is None else int(text)
-    if number is not None and not 0 <= number < 1 << 63:
-        raise ValueError("it holds a number that counts nothing")
-    return number
+    return None if text is None else count_in(text)

@@ -184,7 +184,7 @@ def outputs_from_result(result: Mapping[str, Any]) -> Outputs:
     with _reading_result():
         _raise_error(result)
         try:
-            return Outputs(unpack(result["outputs"]), int(result["model_version"]))
+            return Outputs(unpack(result["outputs"]), _version(result["model_version"]))
         except BadInput as error:  # of a request, it would be the client's fault
             raise ValueError(error.message) from error
 
@@ -216,6 +216,12 @@ def _raise_error(result: Mapping[str, Any]) -> None:
         raise from_json(error)
 
 
+def _version(told: Any) -> int:
+    if type(told) is not int:
+        raise TypeError("it is no version")
+    return told
+
+
 def _finite(told: Any) -> float:
     if not math.isfinite(told):
         raise ValueError("it is no instant")
@@ -229,7 +235,7 @@ def _reply(item: Mapping[str, Any], result: Mapping[str, Any]) -> Reply:
     as_of = item.get("as_of")
     return Computed(
         prediction=item["prediction"],
-        model_version=item.get("model_version") or result["model_version"],
+        model_version=_version(item.get("model_version") or result["model_version"]),
         as_of=None if as_of is None else _finite(as_of),
         computed_at=_finite(result["computed_at"]),
         imputed_features=tuple(item.get("imputed_features", ())),

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -31,7 +31,12 @@ _UNITS_S = {"milliseconds": 1e-3, "microseconds": 1e-6, "nanoseconds": 1e-9}
 MAX_FOOTER_ITEMS = 200_000
 
 
-_Facts = tuple[str, int, str, str, list[tuple[str, str | None, str]]]
+class _Facts(NamedTuple):
+    path: str
+    size: int
+    stamp: str
+    footer: str
+    partition: list[tuple[str, str | None, str]]
 
 
 @dataclass(frozen=True)

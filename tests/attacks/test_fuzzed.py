@@ -75,7 +75,7 @@ RUBBISH: list[tuple[str, Held, Read]] = [
         (f"a run's {name}", {KEYS.run("r"): RUN | {name: value}}, lambda client: ledger(client).load("r"))
         for name, value in (
             ("created_at", "nan"), ("rows_done", "9" * 400), ("gates", '[{"name": 1}]'), ("bad_rows", "{"),
-            ("attempts", "-1"), ("engine", "x" * 300), ("run_id", "\0r"), ("source", b"\xff"),
+            ("attempts", "-1"), ("fingerprint", "1.5"), ("engine", "x" * 300), ("run_id", "\0r"), ("source", b"\xff"),
         )
     ),
     *(
@@ -104,6 +104,7 @@ RUBBISH: list[tuple[str, Held, Read]] = [
     ),
     ("wishes", {KEYS.reload("m"): {"w": "x"}}, lambda client: registry(client).reloads("m")),
     ("marks", {KEYS.loads("m"): {"x": "1"}}, lambda client: registry(client).load_marks("m").were_cut_off(1)),
+    ("large counts", {KEYS.hit_totals("m"): {"x": "9" * 400}}, lambda client: HitWindows(client, KEYS).totals("m")),
     ("counts", {KEYS.hit_totals("m"): {"x": "y"}}, lambda client: HitWindows(client, KEYS).totals("m")),
     ("an answer", {KEYS.answers("m"): ["7"]}, lambda client: sampled_answers(client, KEYS, "m", 5)),
     ("a pointer", {TABLE.pointer: {"current": "x"}}, lambda client: table(client).pointer()),
@@ -217,6 +218,7 @@ def test_parts_of_a_plan_that_are_none_are_told_so(read: Callable[[], Any]) -> N
         {"predictions": [{}]},
         {"predictions": [{"prediction": 1, "as_of": "x"}], "model_version": 1, "computed_at": 1.0},
         {"predictions": [{"prediction": 1}], "model_version": 1, "computed_at": float("inf")},
+        {"predictions": [{"prediction": 1}], "model_version": {}, "computed_at": 1.0, "outputs": {}},
         {"predictions": [{"error": 1}], "error": "x"},
         {"predictions": [{"error": {}}], "error": {"code": []}},
         {"predictions": [None], "outputs": {"y": 1}, "model_version": 1, "error": 7},
