@@ -28,7 +28,7 @@ _LONGEST_COUNTDOWN_S = 30 * 86400
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,199}")
 #: as Celery and Python write it; of other forms, its parser and ours take different ones
-_INSTANT = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:\d\d)?", re.ASCII)
+_INSTANT = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:[0-5]\d)?", re.ASCII)
 _NO_BODY = "its body is no list of arguments, named arguments and the rest"
 _LINKS = ("callbacks", "errbacks", "chain")
 _EMBEDDED = frozenset({*_LINKS, "chord"})

@@ -6,12 +6,14 @@ import base64
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
 import kombu.transport.redis as stock
 from celery.canvas import maybe_signature
+from celery.exceptions import TaskRevokedError
 from celery.worker.strategy import default as strategy_of
 from kombu import Connection
 from kombu.message import Message
@@ -89,7 +91,8 @@ def _celery() -> tuple[Any, Any]:
 
 def _run(request: Any) -> None:
     """Do all that a worker does with a request before the task itself: read its arguments and its links, tell of it."""
-    request.execute_using_pool(_POOL)
+    with suppress(TaskRevokedError):  # it has expired
+        request.execute_using_pool(_POOL)
     request.info(safe=True)
     str(request)
     _, keywords, embedded = request._payload

@@ -44,7 +44,7 @@ def check_words(message: str, sent: Any) -> None:
     """Refuse a message of several lines, or one that repeats more than is allowed of what was sent."""
     if not message.isprintable():
         raise BrokenRule(f"a message that does not fit a line: {message!r}")
-    most = LONGEST_QUOTE + 8  # the words before a quote may stand before the text itself too
+    most = LONGEST_QUOTE + 16  # the words before a quote may stand before the text itself too
     if len(message) <= most:
         return
     for text in _texts(sent):

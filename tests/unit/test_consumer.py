@@ -47,6 +47,7 @@ def test_messages_of_both_versions_of_celerys_protocol_are_taken(good: Any) -> N
         # forms of ISO 8601 that Python's parser takes and Celery's does not
         (message([[], {}, {}], HEADERS | {"eta": "2030-01-01T00:00+00:00:00"}), "its eta"),
         (message([[], {}, {}], HEADERS | {"expires": "2030-01-01T06:00:00cZ"}), "its expires"),
+        (message([[], {}, {}], HEADERS | {"eta": "2030-01-01T00:00:00+00:80"}), "its eta"),
         (message([[], {}, {}], HEADERS | {"expires": "2030-W01-1T00:00:00"}), "its expires"),
         (message([[], {}, {}], body=bytes(MAX_MESSAGE_BYTES + 1)), "over"),
     ],
