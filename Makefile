@@ -25,7 +25,7 @@ export TF_ENABLE_ONEDNN_OPTS ?= 0
 # uv leaves the compiling to the first import. Were nothing kept, each process would compile again: seconds of its start
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install install-all install-runtimes demo test test-full test-gpu test-docker mutants fuzz lint audit format bench clean
+.PHONY: help install install-all install-runtimes demo test test-full test-gpu test-docker mutants fuzz coverage lint docs audit format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -76,6 +76,11 @@ fuzz: install ## what breaks the parsers of what strangers send: all of them, or
 	@$(UV) -e ".[$(EXTRAS),fuzz]" || $(PIP) -e ".[$(EXTRAS),fuzz]"
 	$(BIN)/python .ci/fuzz.py $(if $(PARSER),--parser $(PARSER)) --seconds $(FUZZ_SECONDS)
 
+coverage: install ## lines that the tests of `make test` run, by folder, other processes included (TESTS=tests/unit: those only)
+	@mkdir -p build/coverage && $(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(SIDE_BY_SIDE) -m "not slow and not gpu" $(TESTS); code=$$?; \
+		$(BIN)/coverage combine --quiet && $(BIN)/coverage html --quiet && $(BIN)/python .ci/coverage_by_folder.py; exit $$code
+
 lint: install audit ## style, types, layers, and the audit
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -85,6 +90,9 @@ lint: install audit ## style, types, layers, and the audit
 
 audit: install ## known vulnerabilities of the pinned libraries, where a service tells
 	$(BIN)/python .ci/audit.py
+
+docs: install ## a site of the pages, in build/site; fails on a link that leads nowhere
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --fresh-env -j auto -c docs -d build/doctrees . build/site
 
 format: install ## rewrite the files in house style
 	$(BIN)/ruff check --fix .

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import hypothesis
 import pytest
 import redis
+import structlog
 
 from tests.support.redis_server import EACH_SERVER, RedisServer, find_redis_binary
 
 # a busy machine makes a first example slow, which says nothing about the code
 hypothesis.settings.register_profile("forecache", deadline=None)
 hypothesis.settings.load_profile("forecache")
+# as each process of ours sets it; structlog's own way takes seconds to draw a traceback
+structlog.configure(
+    processors=[structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)]
+)
+# each `httpx.get` reads all certificates that this machine trusts, which takes 25 ms: once is enough
+httpx._transports.default.create_ssl_context = functools.cache(httpx.create_ssl_context)  # type: ignore[attr-defined]
 
 
 @pytest.fixture(scope="session")

@@ -364,7 +364,7 @@ def test_a_model_replaced_by_a_corrupt_version_keeps_serving(stack: Stack) -> No
     bad = stack.folder / "model" / "2"
     bad.mkdir()
     try:
-        (bad / "saved_model.pb").write_bytes(b"no protobuf at all")
+        (bad / "model.onnx").write_bytes(b"no protobuf at all")
         stack.start("realtime-2")
         registry = stack.services.registry
         wait_for(lambda: 2 in registry.versions("sum"), "the inspection of version 2", 120)

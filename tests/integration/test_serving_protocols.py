@@ -52,7 +52,15 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     with Stack(folder, toml) as running:
         running.start("realtime", "api")
         running.wait_ready()
+        # dense has two, and of quick's two one is refused
+        wait_for(lambda: available(running) == len(running.settings.models) + 1, "the versions to be held", 90)
         yield running
+
+
+def available(stack: Stack) -> int:
+    """How many versions the worker says that it holds."""
+    answers = [httpx.get(f"{stack.url}/v1/models/{model}").json() for model in stack.settings.models]
+    return sum(one["state"] == "AVAILABLE" for answer in answers for one in answer["model_version_status"])
 
 
 @pytest.fixture

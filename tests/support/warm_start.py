@@ -113,8 +113,8 @@ def _text_of(file: IO[bytes]) -> str:
 
 
 def _is_like_ours(env: Mapping[str, str]) -> bool:
-    """Whether a child may be forked: on Linux, without coverage, for an interpreter that starts as the template did."""
-    if sys.platform != "linux" or any(name.startswith("COV") for name in env):
+    """Whether a child may be forked: on Linux, for an interpreter that starts as the template did."""
+    if sys.platform != "linux":
         return False
     of_template = _template_environment()
     return all(
