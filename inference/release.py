@@ -7,12 +7,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, TypeVar
-
-from pydantic import TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from inference.errors import UnknownFormat, Unreadable, cut
 from inference.field_mistakes import mistake_in_file
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 T = TypeVar("T")
 
@@ -34,6 +35,8 @@ def record_from_json(kind: Callable[..., T], text: bytes | str, what: str) -> T:
     Raises:
         Unreadable: it is no JSON, or no record of this kind; the message names the field.
     """
+    from pydantic import ValidationError  # slow to import, and `--help` need not wait
+
     try:
         record: T = _reader_of(kind).validate_json(text, strict=True)
     except ValidationError as error:
@@ -46,6 +49,8 @@ def record_from_json(kind: Callable[..., T], text: bytes | str, what: str) -> T:
 
 @cache
 def _reader_of(kind: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter  # see above
+
     return TypeAdapter(kind)
 
 
