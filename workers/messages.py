@@ -195,7 +195,7 @@ class _Links:
         queue = self._linked.get(link["task"])
         if queue is None:
             return "a link of it names a task that [celery] linked_tasks does not list"
-        options = link.get("options") or {}
+        options = link["options"]
         for name, value in options.items():
             if value is None or name in ("link", "link_error", "chord"):
                 continue
@@ -212,9 +212,10 @@ def _is_signature(link: Any) -> bool:
         isinstance(link, dict)
         and not link.keys() - _SIGNATURE
         and isinstance(link.get("task"), str)
-        and isinstance(link.get("args", []), list | None)
-        and isinstance(link.get("kwargs", {}), dict | None)
-        and isinstance(link.get("options", {}), dict | None)
+        # which Celery always writes, and without which it cannot send the link
+        and isinstance(link.get("args"), list)
+        and isinstance(link.get("kwargs"), dict)
+        and isinstance(link.get("options"), dict)
         and link.get("subtask_type") in (None, "")
         and isinstance(link.get("immutable", False), bool | None)
         and isinstance(link.get("chord_size"), int | None)

@@ -66,3 +66,12 @@ def test_a_lost_connection_that_cannot_be_closed_ends_no_worker(monkeypatch: pyt
     consumer = TaskConsumer.__new__(TaskConsumer)
     consumer._turn()
     consumer.on_connection_error_after_connected(ConnectionError("reset by peer"))
+
+
+@pytest.mark.parametrize("lacking", ["args", "kwargs", "options"])
+def test_a_link_that_celery_cannot_send_is_refused(lacking: str) -> None:
+    link: dict[str, Any] = {"task": "shop.save", "args": [], "kwargs": {}, "options": {}}
+    linked = {"shop.save": "shop"}
+    assert problem_of(message([[], {}, {"callbacks": [link]}]), linked) is None
+    for damaged in ({**link, lacking: None}, {name: value for name, value in link.items() if name != lacking}):
+        assert "no task's signature" in str(problem_of(message([[], {}, {"callbacks": [damaged]}]), linked))
