@@ -131,13 +131,13 @@ def make_beat(settings: Settings) -> Any:
     )
 
 
+_settings = load_settings()
+celery_app = make_beat(_settings)
+
+
+@setup_logging.connect  # type: ignore[untyped-decorator]  # celery has no types
 def _log_to_stderr(**_: Any) -> None:
-    logs = load_settings().logs
-    configure_logging("beat", form=logs.format, level=logs.level)
-
-
-setup_logging.connect(_log_to_stderr)
-celery_app = make_beat(load_settings())
+    configure_logging("beat", form=_settings.logs.format, level=_settings.logs.level)
 
 
 def main() -> None:

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 from rig.dataset import Dataset, entity_id, make_dataset
-from rig.deployment import MODEL, Deployment, temporary_folder, wait_until
 from rig.open_loop import Called, Callers
 from rig.report import print_report
+from rig.stack import MODEL, Stack, temporary_folder, wait_until
 
-from inference.services import Services
+from inference.deployment import Deployment
 
 WARM_UP_S = 3
 PATIENCE_S = 20.0
@@ -34,24 +34,24 @@ def main() -> None:
     options = _options()
     with temporary_folder() as folder:
         dataset = make_dataset(folder, options.rows)
-        with Deployment(folder, dataset) as deployment:
-            _prepare(deployment, options)
-            called, activations = asyncio.run(_measure(deployment, dataset, options))
+        with Stack(folder, dataset) as stack:
+            _prepare(stack, options)
+            called, activations = asyncio.run(_measure(stack, dataset, options))
     _report(called, activations, options)
 
 
-def _prepare(deployment: Deployment, options: argparse.Namespace) -> None:
-    workers = deployment.start_workers("gpu", "maintenance")
-    deployment.batch_run()
+def _prepare(stack: Stack, options: argparse.Namespace) -> None:
+    workers = stack.start_workers("gpu", "maintenance")
+    stack.batch_run()
     for name in workers:
-        deployment.stop(name)
-    deployment.start_workers(*["realtime"] * options.workers)
-    deployment.forecache("features", "load", MODEL, str(deployment.dataset.table))
-    deployment.start_api()
+        stack.stop(name)
+    stack.start_workers(*["realtime"] * options.workers)
+    stack.forecache("features", "load", MODEL, str(stack.dataset.table))
+    stack.start_api()
 
 
 async def _measure(
-    deployment: Deployment, dataset: Dataset, options: argparse.Namespace
+    stack: Stack, dataset: Dataset, options: argparse.Namespace
 ) -> tuple[list[Called], list[tuple[float, float]]]:
     """Return every request, and from when to when (`time.monotonic`) each new version was on its way."""
     chance = random.Random(7)
@@ -63,15 +63,15 @@ async def _measure(
             return f"/predict/{entity_id(half + chance.randrange(half))}?max_staleness_hours=0"
         return f"/predict/{entity_id(chance.randrange(half))}"
 
-    await Callers(deployment.api_port, path, patience_s=PATIENCE_S).keep_rate(options.rate, WARM_UP_S)
-    callers = Callers(deployment.api_port, path, patience_s=PATIENCE_S)
+    await Callers(stack.api_port, path, patience_s=PATIENCE_S).keep_rate(options.rate, WARM_UP_S)
+    callers = Callers(stack.api_port, path, patience_s=PATIENCE_S)
     over = False
     load = asyncio.create_task(callers.keep_rate_while(options.rate, lambda _: not over))
     await asyncio.sleep(options.seconds)
     activations = []
     for version in range(2, 2 + options.activations):
         began = time.monotonic()
-        await asyncio.to_thread(_activate, deployment.services, dataset, version)
+        await asyncio.to_thread(_activate, stack.deployment, dataset, version)
         activations.append((began, time.monotonic() + AFTERMATH_S))
     await asyncio.sleep(AFTERMATH_S + options.seconds)
     over = True
@@ -79,11 +79,11 @@ async def _measure(
     return callers.called, activations
 
 
-def _activate(services: Services, dataset: Dataset, version: int) -> None:
+def _activate(deployment: Deployment, dataset: Dataset, version: int) -> None:
     """Put a version beside the others, have the workers look, and wait until it is the one that answers."""
     shutil.copytree(dataset.model / str(version - 1), dataset.model / str(version))
-    services.registry.ask_reload(MODEL)
-    wait_until(lambda: services.registry.active_version(MODEL) == version, f"version {version}")
+    deployment.registry.ask_reload(MODEL)
+    wait_until(lambda: deployment.registry.active_version(MODEL) == version, f"version {version}")
 
 
 def _report(called: list[Called], activations: list[tuple[float, float]], options: argparse.Namespace) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 
 from rig.attacks import Attack, attacks
 from rig.dataset import entity_id, make_dataset
-from rig.deployment import MODEL, Deployment, temporary_folder
 from rig.report import print_report
+from rig.stack import MODEL, Stack, temporary_folder
 
 #: between two hits: a client that waits for each answer, as a shop does
 PAUSE_S = 0.001
@@ -41,12 +41,12 @@ def main() -> None:
     options = _options()
     with temporary_folder() as folder:
         dataset = make_dataset(folder, options.rows)
-        with Deployment(folder, dataset) as deployment:
-            deployment.start_workers("gpu", "maintenance", "realtime")
-            deployment.start_api()
-            deployment.batch_run()
-            (tensor,) = deployment.services.registry.active(MODEL).signature.inputs
-            ask = Asker(deployment, f"/predict/{entity_id(0)}")
+        with Stack(folder, dataset) as stack:
+            stack.start_workers("gpu", "maintenance", "realtime")
+            stack.start_api()
+            stack.batch_run()
+            (tensor,) = stack.deployment.registry.active(MODEL).signature.inputs
+            ask = Asker(stack, f"/predict/{entity_id(0)}")
             calm = strike(ask, Attack("nothing", "/health/live", b"", "GET"), options.at_once)
             chosen = [one for one in attacks(MODEL, tensor.name) if options.only in one.name]
             # neighbours on the machine slow hits too: the calmest round is nearest to the attack's own doing
@@ -65,10 +65,10 @@ def main() -> None:
 
 
 class Asker:
-    """Asks the API of a deployment."""
+    """Asks the API of a stack."""
 
-    def __init__(self, deployment: Deployment, hit: str) -> None:
-        self._port = deployment.api_port
+    def __init__(self, stack: Stack, hit: str) -> None:
+        self._port = stack.api_port
         self._hit = hit
 
     @contextmanager

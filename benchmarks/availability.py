@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import psutil
 from rig.dataset import Dataset, entity_id, make_dataset
-from rig.deployment import MODEL, temporary_folder
 from rig.local_up import LocalUp
 from rig.open_loop import Called, Callers
 from rig.report import print_report
+from rig.stack import MODEL, temporary_folder
 
 #: of the requests, that must be computed
 MISSES = 0.05

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 from rig.dataset import entity_id, make_dataset
-from rig.deployment import MODEL, ROOT, Deployment, rows_per_s, temporary_folder
 from rig.peers import peer_python
 from rig.recording import Recorder, replay
 from rig.report import print_report
+from rig.stack import MODEL, ROOT, Stack, rows_per_s, temporary_folder
 
 CHECKED_ROWS = 20_000
 REPLAYS = 3
@@ -25,8 +25,8 @@ def main() -> None:
     options = _options()
     with temporary_folder() as folder:
         dataset = make_dataset(folder, options.rows)
-        with Deployment(folder, dataset) as deployment:
-            figures = measure(deployment, options)
+        with Stack(folder, dataset) as stack:
+            figures = measure(stack, options)
     rows = [
         ("Forecache", figures["ours_rows_per_s"], figures["bytes_per_prediction"]),
         ("the brief's loop", figures["brief_rows_per_s"], figures["brief_bytes_per_prediction"]),
@@ -38,24 +38,24 @@ def main() -> None:
     print_report(title, ["", "rows/s", "bytes/prediction"], rows, figures, as_json=options.json)
 
 
-def measure(deployment: Deployment, options: argparse.Namespace) -> dict[str, Any]:
+def measure(stack: Stack, options: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of all three."""
-    workers = deployment.start_workers(*["gpu"] * options.processes, "maintenance")
-    empty = used_memory(deployment)
-    rates = [rows_per_s(deployment.batch_run())]
-    used = used_memory(deployment) - empty
-    check_stored(deployment)
-    rates += [rows_per_s(deployment.batch_run()) for _ in range(options.runs - 1)]
+    workers = stack.start_workers(*["gpu"] * options.processes, "maintenance")
+    empty = used_memory(stack)
+    rates = [rows_per_s(stack.batch_run())]
+    used = used_memory(stack) - empty
+    check_stored(stack)
+    rates += [rows_per_s(stack.batch_run()) for _ in range(options.runs - 1)]
     for name in workers:
-        deployment.stop(name)
-    floor_s = redis_floor_s(deployment, options.processes)
+        stack.stop(name)
+    floor_s = redis_floor_s(stack, options.processes)
     peers = min(options.rows, options.brief_rows)
-    brief_rows_per_s, brief_bytes = usual(deployment, "brief_batch", peers)
+    brief_rows_per_s, brief_bytes = usual(stack, "brief_batch", peers)
     ours, floor = median(rates), options.rows / floor_s
     ray: dict[str, float] = {}
     if options.ray:
         python = str(peer_python("ray_data"))
-        rate, _ = usual(deployment, "ray_batch", min(options.rows, options.ray_rows), python=python)
+        rate, _ = usual(stack, "ray_batch", min(options.rows, options.ray_rows), python=python)
         ray = {"ray_rows_per_s": round(rate), "ratio_ray": round(ours / rate, 2)}
     return {
         "rows": options.rows,
@@ -71,15 +71,15 @@ def measure(deployment: Deployment, options: argparse.Namespace) -> dict[str, An
     }
 
 
-def used_memory(deployment: Deployment) -> int:
+def used_memory(stack: Stack) -> int:
     """Return the bytes that Redis has in use."""
-    with deployment.client() as client:
+    with stack.client() as client:
         return int(client.info("memory")["used_memory"])
 
 
-def check_stored(deployment: Deployment) -> None:
+def check_stored(stack: Stack) -> None:
     """End the benchmark unless every row is stored, and a uniform sample holds the model's own answers."""
-    dataset, table = deployment.dataset, deployment.services.predictions(MODEL)
+    dataset, table = stack.dataset, stack.deployment.predictions(MODEL)
     current = table.pointer().current
     manifest = table.manifest(current) if current is not None else None
     stored = table.count(manifest) if manifest else 0
@@ -93,40 +93,40 @@ def check_stored(deployment: Deployment) -> None:
         raise SystemExit(f"{wrong:,} of {len(sample):,} sampled predictions are missing or not the model's")
 
 
-def redis_floor_s(deployment: Deployment, processes: int) -> float:
+def redis_floor_s(stack: Stack, processes: int) -> float:
     """Record what one run writes, and return the best of three replays in seconds."""
-    with Recorder(deployment.folder / "recording", deployment.redis_port) as recorder:
-        deployment.use_cache_port(recorder.port)
-        workers = deployment.start_workers(*["gpu"] * processes, "maintenance")
-        deployment.batch_run()
+    with Recorder(stack.folder / "recording", stack.redis_port) as recorder:
+        stack.use_cache_port(recorder.port)
+        workers = stack.start_workers(*["gpu"] * processes, "maintenance")
+        stack.batch_run()
         for name in workers:
-            deployment.stop(name)
+            stack.stop(name)
         streams = recorder.streams()
-    deployment.use_cache_port(deployment.redis_port)
-    return min(_replay_into_empty(deployment, streams) for _ in range(REPLAYS))
+    stack.use_cache_port(stack.redis_port)
+    return min(_replay_into_empty(stack, streams) for _ in range(REPLAYS))
 
 
-def _replay_into_empty(deployment: Deployment, streams: Any) -> float:
-    with deployment.client() as client:
+def _replay_into_empty(stack: Stack, streams: Any) -> float:
+    with stack.client() as client:
         client.flushdb()
-    return replay(streams, deployment.redis_port)
+    return replay(streams, stack.redis_port)
 
 
-def usual(deployment: Deployment, name: str, rows: int, *, python: str = sys.executable) -> tuple[float, float]:
+def usual(stack: Stack, name: str, rows: int, *, python: str = sys.executable) -> tuple[float, float]:
     """Return a baseline's rows per second and bytes a prediction, over the same table and model."""
-    with deployment.client() as client:
+    with stack.client() as client:
         client.flushdb()
-    empty = used_memory(deployment)
-    dataset = deployment.dataset
+    empty = used_memory(stack)
+    dataset = stack.dataset
     finished = subprocess.run(
         [
             python, "-m", f"baselines.{name}", str(dataset.keras_model), str(dataset.table),
-            str(rows), f"redis://127.0.0.1:{deployment.redis_port}/1",
+            str(rows), f"redis://127.0.0.1:{stack.redis_port}/1",
         ],
-        cwd=ROOT / "benchmarks", env=deployment.environment(), stdout=subprocess.PIPE, text=True, check=True,
+        cwd=ROOT / "benchmarks", env=stack.environment(), stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
     result = json.loads(finished.stdout.splitlines()[-1])
-    return result["rows"] / result["seconds"], (used_memory(deployment) - empty) / result["rows"]
+    return result["rows"] / result["seconds"], (used_memory(stack) - empty) / result["rows"]
 
 
 def _options() -> argparse.Namespace:

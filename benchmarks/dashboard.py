@@ -14,8 +14,8 @@ from statistics import median
 import httpx
 import psutil
 from rig.dataset import entity_id, make_dataset
-from rig.deployment import Deployment, free_port, http_ok, temporary_folder, wait_until
 from rig.report import print_report
+from rig.stack import Stack, free_port, http_ok, temporary_folder, wait_until
 
 #: as an open page asks
 REFRESH_S = 2.0
@@ -26,17 +26,17 @@ COLUMNS = ("", "requests/s", "of a core")
 def main() -> None:
     """Measure Flower without requests and pages, with requests, and with both."""
     options = _options()
-    with temporary_folder() as folder, Deployment(folder / "store", make_dataset(folder, options.rows)) as deployment:
+    with temporary_folder() as folder, Stack(folder / "store", make_dataset(folder, options.rows)) as stack:
         port = free_port()
-        with deployment.settings_file.open("a") as settings:
+        with stack.settings_file.open("a") as settings:
             settings.write(f"[dashboard]\nport = {port}\n")
-        deployment.start_workers("gpu", "realtime", "maintenance")
-        deployment.batch_run()
-        deployment.start_api()
-        flower = psutil.Process(deployment.start("dashboard", sys.executable, "-P", "-m", "app.cli", "dashboard"))
+        stack.start_workers("gpu", "realtime", "maintenance")
+        stack.batch_run()
+        stack.start_api()
+        flower = psutil.Process(stack.start("dashboard", sys.executable, "-P", "-m", "app.cli", "dashboard"))
         wait_until(lambda: http_ok(f"http://127.0.0.1:{port}/healthcheck"), "the dashboard")
-        pages = Pages(f"http://127.0.0.1:{port}", deployment.folder / ".forecache" / "dashboard.json")
-        load = Load(deployment.url, options.rows, options.rate)
+        pages = Pages(f"http://127.0.0.1:{port}", stack.folder / ".forecache" / "dashboard.json")
+        load = Load(stack.url, options.rows, options.rate)
         cases = {
             "nothing": (),
             "requests": (load.run,),

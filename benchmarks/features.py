@@ -20,9 +20,9 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 import redis
 from rig.dataset import FEATURES, Dataset, entity_id, write_table
-from rig.deployment import MODEL, Deployment, temporary_folder
 from rig.peers import SERVERS, peer_environment, peer_python
 from rig.report import print_report
+from rig.stack import MODEL, Stack, temporary_folder
 
 from inference.features import Feature, FeatureContract, FeatureGatherer, Vectoriser, load_features
 from inference.schema import DType, Signature, TensorSpec
@@ -45,8 +45,8 @@ def main() -> None:
     with temporary_folder() as folder:
         dataset = Dataset(folder, options.rows)
         write_table(dataset.table, options.rows)
-        with Deployment(folder / "deployment", dataset) as deployment:
-            figures = measure(deployment, options)
+        with Stack(folder / "stack", dataset) as stack:
+            figures = measure(stack, options)
     rows = [
         (title, figures[f"{name}_rows_per_s"], figures[f"{name}_bytes_per_entity"],
          *(figures[f"{name}_p50_ms"][str(size)] for size in SIZES))
@@ -62,19 +62,19 @@ def main() -> None:
     )
 
 
-def measure(deployment: Deployment, options: argparse.Namespace) -> dict[str, Any]:
+def measure(stack: Stack, options: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of all."""
-    values = _values(deployment.dataset.table)
-    figures = ours(deployment, values, options)
-    with deployment.client() as client:
+    values = _values(stack.dataset.table)
+    figures = ours(stack, values, options)
+    with stack.client() as client:
         before = client.config_get(COMPACT)[COMPACT]
         client.config_set(COMPACT, COMPACT_BYTES)
-        compact = ours(deployment, values, options)
+        compact = ours(stack, values, options)
         client.config_set(COMPACT, before)
     figures |= {name.replace("ours", "compact"): figure for name, figure in compact.items()}
-    figures |= plain(deployment, values, options)
+    figures |= plain(stack, values, options)
     if options.feast:
-        figures |= feast(deployment, values, options)
+        figures |= feast(stack, values, options)
         ratios = {str(n): figures["feast_p50_ms"][str(n)] / figures["ours_p50_ms"][str(n)] for n in SIZES}
         # the worse of the two counts
         figures["ratio_feast"] = round(min(ratios.values()), 2)
@@ -82,17 +82,17 @@ def measure(deployment: Deployment, options: argparse.Namespace) -> dict[str, An
     return {"rows": options.rows, **figures}
 
 
-def ours(deployment: Deployment, values: npt.NDArray[np.float32], options: argparse.Namespace) -> dict[str, Any]:
+def ours(stack: Stack, values: npt.NDArray[np.float32], options: argparse.Namespace) -> dict[str, Any]:
     """Load the table as `features load` does, and read as a real-time worker does, up to the model's input tensor."""
     contract = FeatureContract(tuple(Feature(name, DType.FLOAT32) for name in NAMES))
     signature = Signature((TensorSpec("input", DType.FLOAT32, (FEATURES,)),), (TensorSpec("output", DType.FLOAT32),))
     vectoriser = Vectoriser(contract, signature)
-    table = deployment.services.features(MODEL)
-    rates = [_load(table, vectoriser, deployment.dataset) for _ in range(options.loads)]
-    with deployment.client() as client:  # the last load's, beside the one before it
+    table = stack.deployment.features(MODEL)
+    rates = [_load(table, vectoriser, stack.dataset) for _ in range(options.loads)]
+    with stack.client() as client:  # the last load's, beside the one before it
         client.flushdb()
         before = _used(client)
-        rates.append(_load(table, vectoriser, deployment.dataset))
+        rates.append(_load(table, vectoriser, stack.dataset))
         used = _used(client) - before
     gatherer = FeatureGatherer(table, vectoriser)
 
@@ -113,10 +113,10 @@ def _load(table: RedisTable, vectoriser: Vectoriser, dataset: Dataset) -> float:
     return dataset.rows / (time.perf_counter() - started)
 
 
-def plain(deployment: Deployment, values: npt.NDArray[np.float32], options: argparse.Namespace) -> dict[str, Any]:
+def plain(stack: Stack, values: npt.NDArray[np.float32], options: argparse.Namespace) -> dict[str, Any]:
     """One hash per entity with a field per feature, in pipelines; read by HMGET and made an array."""
     rows = min(options.rows, options.plain_rows)
-    with deployment.client(PLAIN_DATABASE) as client:
+    with stack.client(PLAIN_DATABASE) as client:
         before, started = _used(client), time.perf_counter()
         for start in range(0, rows, WINDOW):
             pipeline = client.pipeline(transaction=False)
@@ -136,15 +136,15 @@ def plain(deployment: Deployment, values: npt.NDArray[np.float32], options: argp
     return {"plain_rows_per_s": round(rate), "plain_bytes_per_entity": round(used / rows, 1), "plain_p50_ms": p50_ms}
 
 
-def feast(deployment: Deployment, values: npt.NDArray[np.float32], options: argparse.Namespace) -> dict[str, Any]:
+def feast(stack: Stack, values: npt.NDArray[np.float32], options: argparse.Namespace) -> dict[str, Any]:
     """Feast, in an environment of its own."""
     rows = min(options.rows, options.feast_rows)
-    answers = deployment.folder / "feast.json"
+    answers = stack.folder / "feast.json"
     done = subprocess.run(
-        [str(peer_python("feast")), str(SERVERS / "feast_features.py"), str(deployment.dataset.table), str(rows),
-         f"127.0.0.1:{deployment.redis_port},db={FEAST_DATABASE}", str(answers), json.dumps(SIZES),
+        [str(peer_python("feast")), str(SERVERS / "feast_features.py"), str(stack.dataset.table), str(rows),
+         f"127.0.0.1:{stack.redis_port},db={FEAST_DATABASE}", str(answers), json.dumps(SIZES),
          str(options.lookups)],
-        check=True, stdout=subprocess.PIPE, text=True, cwd=deployment.folder, env=peer_environment(),
+        check=True, stdout=subprocess.PIPE, text=True, cwd=stack.folder, env=peer_environment(),
     )  # fmt: skip
     told = json.loads(done.stdout.splitlines()[-1])
     for answer in json.loads(answers.read_text()).values():

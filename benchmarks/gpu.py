@@ -22,8 +22,8 @@ import numpy as np
 from rig import formats
 from rig.bare_loops import LOOPS
 from rig.dataset import Dataset, entity_id, write_table
-from rig.deployment import MODEL, ROOT, Deployment, rows_per_s, temporary_folder
 from rig.report import machine, print_report
+from rig.stack import MODEL, ROOT, Stack, rows_per_s, temporary_folder
 
 #: what is measured → format, what Keras computes by, the library that must be there
 RUNTIMES = {
@@ -143,20 +143,20 @@ def _of_runtime(folder: Path, format_: str, backend: str | None, options: argpar
 def _of_product(dataset: Dataset, backend: str | None, options: argparse.Namespace) -> dict[str, float]:
     """Return rows per second of a whole run, and the latency of entities that are computed one after the other."""
     write_table(dataset.table, dataset.rows)
-    deployment = Deployment(dataset.folder, dataset)
-    deployment.gpus = "auto" if options.device == "gpu" else "none"
-    deployment.model_lines = "allow_code = true"
-    deployment.variables = {"KERAS_BACKEND": backend} if backend else {}
-    with deployment:
-        workers = deployment.start_workers("gpu", "maintenance")
-        deployment.batch_run()  # searches the rows of a micro-batch, once for a version and device
-        run_rows_per_s = rows_per_s(deployment.batch_run())
+    stack = Stack(dataset.folder, dataset)
+    stack.gpus = "auto" if options.device == "gpu" else "none"
+    stack.model_lines = "allow_code = true"
+    stack.variables = {"KERAS_BACKEND": backend} if backend else {}
+    with stack:
+        workers = stack.start_workers("gpu", "maintenance")
+        stack.batch_run()  # searches the rows of a micro-batch, once for a version and device
+        run_rows_per_s = rows_per_s(stack.batch_run())
         for name in workers:
-            deployment.stop(name)
-        deployment.start_workers("realtime")
-        deployment.forecache("features", "load", MODEL, str(dataset.table))
-        deployment.start_api()
-        with httpx.Client(base_url=deployment.url, timeout=60) as client:
+            stack.stop(name)
+        stack.start_workers("realtime")
+        stack.forecache("features", "load", MODEL, str(dataset.table))
+        stack.start_api()
+        with httpx.Client(base_url=stack.url, timeout=60) as client:
             for row in range(WARM_UP_REQUESTS):  # the first may still meet an API that takes the workers for gone
                 _ask(client, row % dataset.rows)
             took = [_computed_ms(client, row % dataset.rows) for row in range(options.requests)]

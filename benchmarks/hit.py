@@ -9,8 +9,8 @@ from typing import Any
 from baselines.brief_store import store
 from rig.cpu import cpu_s
 from rig.dataset import entity_id, make_dataset
-from rig.deployment import Deployment, temporary_folder
 from rig.report import print_report
+from rig.stack import Stack, temporary_folder
 from rig.wrk import Load, Target, load, write_answers
 
 WARM_UP_S = 2
@@ -30,9 +30,9 @@ def main() -> None:
     options = _options()
     with temporary_folder() as folder:
         dataset = make_dataset(folder, options.rows)
-        with Deployment(folder, dataset) as deployment:
-            targets = prepare(deployment)
-            measured = measure(targets, deployment, options)
+        with Stack(folder, dataset) as stack:
+            targets = prepare(stack)
+            measured = measure(targets, stack, options)
     figures = _figures(measured, options)
     rows = [
         (name, one.load.rps, one.load.p50_ms, one.load.p99_ms, one.server_us, _bound(one.load))
@@ -44,33 +44,33 @@ def main() -> None:
     )
 
 
-def prepare(deployment: Deployment) -> list[Target]:
+def prepare(stack: Stack) -> list[Target]:
     """Publish a generation, start the three servers, and return what to load."""
-    dataset = deployment.dataset
-    workers = deployment.start_workers("gpu", "maintenance")
-    deployment.batch_run()
+    dataset = stack.dataset
+    workers = stack.start_workers("gpu", "maintenance")
+    stack.batch_run()
     for name in workers:  # a hit needs none of them, and the core is the server's
-        deployment.stop(name)
+        stack.stop(name)
     answers = dataset.answers()
-    _store_like_the_brief(deployment, answers.tolist())
-    file = write_answers(deployment.folder / "answers.txt", answers)
-    deployment.start_api()
+    _store_like_the_brief(stack, answers.tolist())
+    file = write_answers(stack.folder / "answers.txt", answers)
+    stack.start_api()
     hit = '"cache_hit":true'
     return [
-        Target("ours", deployment.url, dataset.rows, hit, answers=file),
-        Target("brief", deployment.start_baseline("brief_api"), dataset.rows, hit, answers=file),
-        Target("bare", deployment.start_baseline("bare_api"), dataset.rows, hit),
+        Target("ours", stack.url, dataset.rows, hit, answers=file),
+        Target("brief", stack.start_baseline("brief_api"), dataset.rows, hit, answers=file),
+        Target("bare", stack.start_baseline("bare_api"), dataset.rows, hit),
     ]
 
 
-def measure(targets: list[Target], deployment: Deployment, options: argparse.Namespace) -> dict[str, Measured]:
+def measure(targets: list[Target], stack: Stack, options: argparse.Namespace) -> dict[str, Measured]:
     """Return each target's median over the rounds; the rounds take turns, so a noisy moment hits all."""
     for target in targets:
         load(target, connections=options.connections, seconds=WARM_UP_S)
     rounds: dict[str, list[Measured]] = {target.name: [] for target in targets}
     for _ in range(options.rounds):
         for target in targets:
-            pid = deployment.process_id(_PROCESSES[target.name])
+            pid = stack.process_id(_PROCESSES[target.name])
             before_s = cpu_s(pid)
             seen = load(target, connections=options.connections, seconds=options.seconds)
             used_s = cpu_s(pid) - before_s
@@ -78,8 +78,8 @@ def measure(targets: list[Target], deployment: Deployment, options: argparse.Nam
     return {name: sorted(all_, key=lambda one: one.load.rps)[(len(all_) - 1) // 2] for name, all_ in rounds.items()}
 
 
-def _store_like_the_brief(deployment: Deployment, answers: list[float]) -> None:
-    with deployment.client() as client:
+def _store_like_the_brief(stack: Stack, answers: list[float]) -> None:
+    with stack.client() as client:
         for start in range(0, len(answers), 10_000):
             part = answers[start : start + 10_000]
             store(client, [entity_id(start + number) for number in range(len(part))], part)

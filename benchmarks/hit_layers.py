@@ -21,8 +21,8 @@ import pyarrow as pa
 import uvloop
 from rig.cpu import cpu_s
 from rig.dataset import Dataset, entity_id
-from rig.deployment import MODEL, Deployment, temporary_folder
 from rig.report import print_report
+from rig.stack import MODEL, Stack, temporary_folder
 from rig.wrk import Target, load
 from uvicorn.server import ServerState
 
@@ -32,11 +32,11 @@ from app.api.gate import Gate
 from app.api.hot_path import HotRequest
 from app.api.server import configure
 from inference.clock import system_clock
+from inference.deployment import Deployment
 from inference.hits import HitRecorder
 from inference.keys import TableKind
 from inference.outcomes import Outcome
 from inference.schema import DType, TensorSpec
-from inference.services import Services
 from inference.serving import PredictionService
 from inference.serving.answers import Answer, answer_stored
 from inference.serving.freshness import FreshnessRules, hit_outcome, source_of
@@ -57,11 +57,11 @@ TOGETHER = "look-up and answer, together"
 def main() -> None:
     """Measure each layer, then the served API, and print what is left for the system."""
     options = _options()
-    with temporary_folder() as folder, Deployment(folder, Dataset(folder, ROWS)) as deployment:
-        publish(deployment)
-        layers = uvloop.run(measure_layers(deployment))
-        deployment.start_api()
-        served_us = measure_served(deployment, options.seconds)
+    with temporary_folder() as folder, Stack(folder, Dataset(folder, ROWS)) as stack:
+        publish(stack)
+        layers = uvloop.run(measure_layers(stack))
+        stack.start_api()
+        served_us = measure_served(stack, options.seconds)
     in_python = layers[HTTP] + layers.pop(TOGETHER)
     layers["between the parts: callbacks, checks, task and timer of a read"] = in_python - sum(layers.values())
     layers["system: event loop, sockets, scheduling"] = served_us - in_python
@@ -70,9 +70,9 @@ def main() -> None:
     print_report(f"CPU time of a hit, {TURN} look-ups a read", ["", "µs"], rows, figures, as_json=options.json)
 
 
-def publish(deployment: Deployment) -> None:
+def publish(stack: Stack) -> None:
     """Publish a generation of random predictions; no worker is needed for a hit."""
-    table = deployment.services.predictions(MODEL)
+    table = stack.deployment.predictions(MODEL)
     fields = [TensorSpec("prediction", DType.FLOAT32)]
     new = table.begin(fields, rows_expected=ROWS, model_version=1, contract_hash="", keep_s=86_400)
     ids = pa.array([entity_id(number) for number in range(ROWS)])
@@ -82,22 +82,22 @@ def publish(deployment: Deployment) -> None:
     table.activate(1)
 
 
-async def measure_layers(deployment: Deployment) -> dict[str, float]:
+async def measure_layers(stack: Stack) -> dict[str, float]:
     """Return the microseconds per request of each layer in Python."""
-    services = deployment.services
-    client = services.async_cache()
-    pipe, recorder = AsyncPipe(client, timeout_s=1.0), HitRecorder(client, services.keys)
-    layers = {HTTP: await _per_request(_http_turn(services.settings))}
-    layers |= await _look_up_layers(services, pipe)
-    layers |= await _answer_layers(services, pipe, recorder)
-    layers[TOGETHER] = await _requests(services, pipe, recorder)
+    deployment = stack.deployment
+    client = deployment.async_cache()
+    pipe, recorder = AsyncPipe(client, timeout_s=1.0), HitRecorder(client, deployment.keys)
+    layers = {HTTP: await _per_request(_http_turn(deployment.settings))}
+    layers |= await _look_up_layers(deployment, pipe)
+    layers |= await _answer_layers(deployment, pipe, recorder)
+    layers[TOGETHER] = await _requests(deployment, pipe, recorder)
     await client.aclose()
     return layers
 
 
-async def _look_up_layers(services: Services, pipe: AsyncPipe) -> dict[str, float]:
+async def _look_up_layers(deployment: Deployment, pipe: AsyncPipe) -> dict[str, float]:
     ids = _some_ids()
-    memory, keys = ReaderMemory(), services.keys.table(TableKind.PREDICTIONS, MODEL)
+    memory, keys = ReaderMemory(), deployment.keys.table(TableKind.PREDICTIONS, MODEL)
     replies: list[Any] = []
     for _ in range(2):  # the second time pointer and manifest are known
         plan = plan_read(keys, memory, ids)
@@ -131,10 +131,10 @@ async def _look_up_layers(services: Services, pipe: AsyncPipe) -> dict[str, floa
     }
 
 
-async def _answer_layers(services: Services, pipe: AsyncPipe, recorder: HitRecorder) -> dict[str, float]:
-    found = await services.reader(pipe, TableKind.PREDICTIONS, MODEL).read(_some_ids())
+async def _answer_layers(deployment: Deployment, pipe: AsyncPipe, recorder: HitRecorder) -> dict[str, float]:
+    found = await deployment.reader(pipe, TableKind.PREDICTIONS, MODEL).read(_some_ids())
     entries = [entry for entry in found if entry is not None]
-    rules, now = FreshnessRules.of(services.settings.models[MODEL]), system_clock()
+    rules, now = FreshnessRules.of(deployment.settings.models[MODEL]), system_clock()
 
     def answer(entry: Entry) -> Answer:
         rules.judge(entry, now)
@@ -171,17 +171,17 @@ async def _per_request(turn: Callable[[], object]) -> float:
     return best / TURNS / TURN * 1e6
 
 
-async def _requests(services: Services, pipe: AsyncPipe, recorder: HitRecorder) -> float:
+async def _requests(deployment: Deployment, pipe: AsyncPipe, recorder: HitRecorder) -> float:
     """Return the same of whole requests without HTTP, and without the system's part of talking to Redis."""
 
     async def nobody_computes(*_: Any, **__: Any) -> dict[str, Any]:
         raise SystemExit("a look-up missed")
 
     canned = _Canned(pipe)
-    reader = services.reader(canned, TableKind.PREDICTIONS, MODEL)
-    service = PredictionService(services.settings, lambda _: reader, nobody_computes, recorder, system_clock)
+    reader = deployment.reader(canned, TableKind.PREDICTIONS, MODEL)
+    service = PredictionService(deployment.settings, lambda _: reader, nobody_computes, recorder, system_clock)
     parts: Any = type("Parts", (), {"service": service})
-    allow = Gate(services.settings.api).check
+    allow = Gate(deployment.settings.api).check
     scopes = [_scope(entity) for entity in _some_ids()]
 
     async def turn() -> None:
@@ -283,11 +283,11 @@ def _http_turn(settings: Settings) -> Callable[[], object]:
     return turn
 
 
-def measure_served(deployment: Deployment, seconds: float) -> float:
+def measure_served(stack: Stack, seconds: float) -> float:
     """Return the microseconds of CPU time that the served API takes per request under 32 connections."""
-    target = Target("ours", deployment.url, ROWS, '"cache_hit":true')
+    target = Target("ours", stack.url, ROWS, '"cache_hit":true')
     load(target, connections=32, seconds=2)
-    pid = deployment.process_id("api")
+    pid = stack.process_id("api")
     before_s = cpu_s(pid)
     seen = load(target, connections=32, seconds=seconds)
     return (cpu_s(pid) - before_s) / (seen.rps * seconds) * 1e6

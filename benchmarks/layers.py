@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 from rig.dataset import make_dataset
-from rig.deployment import MODEL, ROOT, Deployment, temporary_folder
 from rig.layering import LAYERS, Layering, read_layers
 from rig.report import print_report
+from rig.stack import MODEL, ROOT, Stack, temporary_folder
 from rig.traced import Mix, Trace, trace_load
 from rig.wrk import write_answers
 
@@ -27,46 +27,46 @@ def main() -> None:
     options = _options()
     with temporary_folder() as folder:
         dataset = make_dataset(folder, options.rows)
-        with Deployment(folder, dataset) as deployment:
+        with Stack(folder, dataset) as stack:
             write_answers(folder / "answers.txt", dataset.answers())
-            timed, bare = measure(deployment, options)
+            timed, bare = measure(stack, options)
     figures = _figures(timed, bare, options)
     headings = ["ms, by connections", *(text for count in timed for text in (f"{count}: p50", f"{count}: typical"))]
     title = f"Layers of a miss: {options.rows:,} ids with stored features, one worker"
     print_report(title, headings, _table(figures), figures, as_json=options.json)
 
 
-def measure(deployment: Deployment, options: argparse.Namespace) -> tuple[dict[int, Layering], dict[int, Trace]]:
+def measure(stack: Stack, options: argparse.Namespace) -> tuple[dict[int, Layering], dict[int, Trace]]:
     """Return the layers, and the load without spans, for each number of connections."""
-    spans = deployment.folder / "spans"
+    spans = stack.folder / "spans"
     spans.mkdir()
-    deployment.variables = {
+    stack.variables = {
         "BENCH_SPANS": str(spans),
         "PYTHONPATH": os.pathsep.join([str(ROOT / "benchmarks" / "rig" / "spans"), str(ROOT)]),
     }
     # the worker holds the model that the load of features asks for
-    workers = list(deployment.start_workers("realtime"))
-    deployment.forecache("features", "load", MODEL, str(deployment.dataset.table))
-    deployment.start_api()
-    next_row, traces = _load_all(deployment, options, 0)
+    workers = list(stack.start_workers("realtime"))
+    stack.forecache("features", "load", MODEL, str(stack.dataset.table))
+    stack.start_api()
+    next_row, traces = _load_all(stack, options, 0)
     for name in (*workers, "api"):
-        deployment.stop(name)
+        stack.stop(name)
     timed = {count: read_layers(spans, trace) for count, trace in traces.items()}
-    deployment.variables = {}
-    deployment.start_workers("realtime")
-    deployment.start_api()
-    _, bare = _load_all(deployment, options, next_row)
+    stack.variables = {}
+    stack.start_workers("realtime")
+    stack.start_api()
+    _, bare = _load_all(stack, options, next_row)
     return timed, bare
 
 
-def _load_all(deployment: Deployment, options: argparse.Namespace, row: int) -> tuple[int, dict[int, Trace]]:
+def _load_all(stack: Stack, options: argparse.Namespace, row: int) -> tuple[int, dict[int, Trace]]:
     """Return the first row that was not asked for, and a trace for each number of connections."""
     traces: dict[int, Trace] = {}
-    answers = deployment.folder / "answers.txt"
+    answers = stack.folder / "answers.txt"
     for count in options.connections:
         for seconds in (WARM_UP_S, options.seconds):
             mix = Mix(0, row, options.rows - 1, 1.0)
-            traces[count] = trace_load(deployment.url, answers, mix, connections=count, seconds=seconds)
+            traces[count] = trace_load(stack.url, answers, mix, connections=count, seconds=seconds)
             row = traces[count].next_miss
     return row, traces
 

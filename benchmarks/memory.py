@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import redis
 from rig.dataset import entity_id, make_dataset
-from rig.deployment import MODEL, Deployment, rows_per_s, temporary_folder
 from rig.report import print_report
+from rig.stack import MODEL, Stack, rows_per_s, temporary_folder
 
 from inference.schema import DType, TensorSpec
 
@@ -30,8 +30,8 @@ def main() -> None:
     options = _options()
     with temporary_folder() as folder:
         small = make_dataset(folder, options.worker_rows)
-        with Deployment(folder / "store", small) as deployment:
-            stored = {_name(shape): store_both(deployment, shape, options.rows) for shape in SHAPES}
+        with Stack(folder / "store", small) as stack:
+            stored = {_name(shape): store_both(stack, shape, options.rows) for shape in SHAPES}
         many = options.worker_rows * options.growth
         runs = worker_runs(folder, [(options.worker_rows, False), (many, False), (many, True)], options.rounds)
     (ours, brief), ((small_mib, small_rate), (large_mib, large_rate), (whole_mib, _)) = stored[_name(())], runs
@@ -57,12 +57,12 @@ def main() -> None:
     print_report(f"Memory, {options.rows:,} predictions", ["", "ours", "brief"], rows, figures, as_json=options.json)
 
 
-def store_both(deployment: Deployment, shape: tuple[int, ...], rows: int) -> tuple[float, float]:
+def store_both(stack: Stack, shape: tuple[int, ...], rows: int) -> tuple[float, float]:
     """Return bytes of Redis a prediction of this shape: as a generation, and as one JSON value per id."""
     values = np.random.default_rng(3).standard_normal((min(rows, WINDOW), *shape)).astype(np.float32)
-    with deployment.client() as client:
+    with stack.client() as client:
         return (
-            _growth(client, rows, lambda: _write_generation(deployment, values, rows)),
+            _growth(client, rows, lambda: _write_generation(stack, values, rows)),
             _growth(client, rows, lambda: _write_json(client, values, rows)),
         )
 
@@ -74,8 +74,8 @@ def _growth(client: redis.Redis, rows: int, write: Any) -> float:
     return float((int(client.info("memory")["used_memory"]) - before) / rows)
 
 
-def _write_generation(deployment: Deployment, values: Any, rows: int) -> None:
-    table = deployment.services.predictions(MODEL)
+def _write_generation(stack: Stack, values: Any, rows: int) -> None:
+    table = stack.deployment.predictions(MODEL)
     fields = (TensorSpec("output", DType.FLOAT32, values.shape[1:]),)
     manifest = table.begin(fields, rows_expected=rows, model_version=1, contract_hash="bench", keep_s=86_400)
     for start in range(0, rows, WINDOW):
@@ -102,19 +102,19 @@ def worker_runs(folder: Path, tables: Sequence[tuple[int, bool]], rounds: int) -
     turn, so that a machine that grows slower does so for all; a first run of each, which loads the model, is not
     counted. A run lasts from its request to its publication.
     """
-    with ExitStack() as stack:
-        workers, deployments = [], []
+    with ExitStack() as opened:
+        workers, stacks = [], []
         for rows, is_one_group in tables:
             own = folder / f"{rows}-{'whole' if is_one_group else 'grouped'}"
             own.mkdir()
             dataset = make_dataset(own, rows)
             if is_one_group:
                 pq.write_table(pq.read_table(dataset.table), dataset.table, row_group_size=rows)
-            deployment = stack.enter_context(Deployment(own / "run", dataset))
-            workers.append(deployment.start_workers("gpu", "maintenance"))
-            deployment.batch_run()
-            deployments.append(deployment)
-        rates = [[rows_per_s(deployment.batch_run()) for deployment in deployments] for _ in range(rounds)]
+            stack = opened.enter_context(Stack(own / "run", dataset))
+            workers.append(stack.start_workers("gpu", "maintenance"))
+            stack.batch_run()
+            stacks.append(stack)
+        rates = [[rows_per_s(stack.batch_run()) for stack in stacks] for _ in range(rounds)]
         peaks = [_peak_mib(next(iter(pids.values()))) for pids in workers]
     return list(zip(peaks, map(median, zip(*rates, strict=True)), strict=True))
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from rig.callers import ours_per_s, plain_per_s
 from rig.dataset import make_dataset, write_rows
-from rig.deployment import MODEL, Deployment, temporary_folder
 from rig.peers import PEERS, Peer, peer_python, serving
 from rig.report import print_report
+from rig.stack import MODEL, Stack, temporary_folder
 from rig.wrk import Load, Target, load, median_load, write_answers
 
 WARM_UP_S = 2
@@ -30,9 +30,9 @@ def main() -> None:
         peer_python(peer.requirements)
     with temporary_folder() as folder:
         dataset = make_dataset(folder, options.rows)
-        with Deployment(folder, dataset) as deployment:
-            loads = measure(prepare(deployment), peers, deployment, options)
-            callers = measure_callers(deployment, options)
+        with Stack(folder, dataset) as stack:
+            loads = measure(prepare(stack), peers, stack, options)
+            callers = measure_callers(stack, options)
     rows = [
         (
             name,
@@ -52,37 +52,35 @@ def main() -> None:
     print_report(title, headings, rows, figures, as_json=options.json)
 
 
-def prepare(deployment: Deployment) -> list[Target]:
+def prepare(stack: Stack) -> list[Target]:
     """Load the features, start a worker and a server of each kind; there is no generation to hit."""
-    dataset = deployment.dataset
-    deployment.start_workers("realtime")
-    deployment.start_stock_worker()
-    deployment.forecache("features", "load", MODEL, str(dataset.table))
-    file = write_answers(deployment.folder / "answers.txt", dataset.answers())
-    deployment.start_api()
+    dataset = stack.dataset
+    stack.start_workers("realtime")
+    stack.start_stock_worker()
+    stack.forecache("features", "load", MODEL, str(dataset.table))
+    file = write_answers(stack.folder / "answers.txt", dataset.answers())
+    stack.start_api()
     computed = '"outcome":"computed"'
-    plain = deployment.start_baseline("plain_celery_api")
+    plain = stack.start_baseline("plain_celery_api")
     return [
         # an answer of a moment ago must not count as fresh
-        Target("ours", deployment.url, dataset.rows, computed, query="?max_staleness_hours=0", answers=file),
+        Target("ours", stack.url, dataset.rows, computed, query="?max_staleness_hours=0", answers=file),
         Target("plain_celery", plain, dataset.rows, computed, answers=file),
     ]
 
 
-def measure(
-    targets: list[Target], peers: tuple[Peer, ...], deployment: Deployment, options: argparse.Namespace
-) -> Loads:
+def measure(targets: list[Target], peers: tuple[Peer, ...], stack: Stack, options: argparse.Namespace) -> Loads:
     """Return each server's median for each number of connections; the rounds take turns."""
     rounds: dict[str, dict[int, list[Load]]] = {}
     if peers:
-        write_rows(deployment.dataset)
+        write_rows(stack.dataset)
     for target in targets:
         load(target, connections=max(options.connections), seconds=WARM_UP_S)
     for _ in range(options.rounds):
         for target in targets:
             _load_all(target, options, rounds)
         for peer in peers:
-            with serving(peer, deployment.dataset, deployment.folder / "answers.txt") as target:
+            with serving(peer, stack.dataset, stack.folder / "answers.txt") as target:
                 load(target, connections=max(options.connections), seconds=WARM_UP_S)
                 _load_all(target, options, rounds)
     return {
@@ -97,13 +95,13 @@ def _load_all(target: Target, options: argparse.Namespace, rounds: dict[str, dic
         of_target[count].append(load(target, connections=count, seconds=options.seconds))
 
 
-def measure_callers(deployment: Deployment, options: argparse.Namespace) -> dict[str, float]:
+def measure_callers(stack: Stack, options: argparse.Namespace) -> dict[str, float]:
     """Return each way's median rate without HTTP; the rounds take turns."""
-    answers = deployment.dataset.answers()
+    answers = stack.dataset.answers()
     rates: dict[str, list[float]] = {"ours": [], "plain_celery": []}
     for _ in range(options.rounds):
         for name, rate in (("ours", ours_per_s), ("plain_celery", plain_per_s)):
-            measured = rate(deployment.services, MODEL, answers, callers=options.callers, seconds=options.seconds)
+            measured = rate(stack.deployment, MODEL, answers, callers=options.callers, seconds=options.seconds)
             rates[name].append(measured)
     return {name: sorted(several)[(len(several) - 1) // 2] for name, several in rates.items()}
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from rig.dataset import Dataset, make_dataset
-from rig.deployment import MODEL, Deployment, temporary_folder
 from rig.report import print_report
+from rig.stack import MODEL, Stack, temporary_folder
 from rig.traced import Mix, Trace, trace_load
 from rig.wrk import write_answers
 
@@ -30,36 +30,36 @@ def main() -> None:
         whole = make_dataset(folder, options.rows + options.misses)
         scored = Dataset(folder, options.rows)
         pq.write_table(pq.read_table(whole.table).slice(0, options.rows), scored.table)
-        with Deployment(folder, scored) as deployment:
-            prepare(deployment, whole)
-            saturated, held = measure(deployment, whole, options)
+        with Stack(folder, scored) as stack:
+            prepare(stack, whole)
+            saturated, held = measure(stack, whole, options)
     figures = _figures(saturated, held, options)
     title = f"{1 - options.miss_share:.0%} hits, {options.miss_share:.0%} misses, {options.rows:,} ids"
     headings = ["", "requests/s", "p50 ms", "p95 ms", "p99 ms", "share", "client"]
     print_report(title, headings, _table(saturated, held), figures, as_json=options.json)
 
 
-def prepare(deployment: Deployment, whole: Dataset) -> None:
+def prepare(stack: Stack, whole: Dataset) -> None:
     """Publish predictions of the deployment's rows, load the features of all, and start what answers."""
-    workers = deployment.start_workers("gpu", "maintenance")
-    deployment.batch_run()
+    workers = stack.start_workers("gpu", "maintenance")
+    stack.batch_run()
     for name in workers:
-        deployment.stop(name)
-    deployment.start_workers("realtime")
-    deployment.forecache("features", "load", MODEL, str(whole.table))
-    write_answers(deployment.folder / "answers.txt", whole.answers())
-    deployment.start_api()
+        stack.stop(name)
+    stack.start_workers("realtime")
+    stack.forecache("features", "load", MODEL, str(whole.table))
+    write_answers(stack.folder / "answers.txt", whole.answers())
+    stack.start_api()
 
 
-def measure(deployment: Deployment, whole: Dataset, options: argparse.Namespace) -> tuple[Trace, Trace]:
+def measure(stack: Stack, whole: Dataset, options: argparse.Namespace) -> tuple[Trace, Trace]:
     """Return the fastest load without a pace, and the median of those at half its rate."""
     first_miss = options.rows
 
     def traced(connections: int, seconds: float, rate_rps: float = 0) -> Trace:
         nonlocal first_miss
         mix = Mix(options.rows, first_miss, whole.rows - 1, options.miss_share)
-        answers = deployment.folder / "answers.txt"
-        trace = trace_load(deployment.url, answers, mix, connections=connections, seconds=seconds, rate_rps=rate_rps)
+        answers = stack.folder / "answers.txt"
+        trace = trace_load(stack.url, answers, mix, connections=connections, seconds=seconds, rate_rps=rate_rps)
         first_miss = trace.next_miss
         return trace
 

@@ -13,9 +13,9 @@ import httpx
 import psutil
 import redis
 from rig.dataset import entity_id, make_dataset
-from rig.deployment import MODEL, Deployment, temporary_folder
 from rig.pressure import Pressing, Pressure, press
 from rig.report import print_report
+from rig.stack import MODEL, Stack, temporary_folder
 
 TIMES = 10
 #: connections tried; the fewest that are about as fast as any saturate
@@ -97,8 +97,8 @@ def main() -> None:
     options = _options()
     with temporary_folder() as folder:
         dataset = make_dataset(folder, options.rows)
-        with Deployment(folder, dataset) as deployment:
-            seen = measure(deployment, options)
+        with Stack(folder, dataset) as stack:
+            seen = measure(stack, options)
     rows = [
         (f"misses, saturated by {seen.connections} connections", *_cells(seen.saturated)),
         (f"misses, {seen.connections * TIMES} connections, {options.budget_ms} ms", *_cells(seen.misses)),
@@ -121,38 +121,38 @@ def main() -> None:
         print(f"predictions at saturation and their processor time, each second {when}: {told}")
 
 
-def measure(deployment: Deployment, options: argparse.Namespace) -> Seen:
+def measure(stack: Stack, options: argparse.Namespace) -> Seen:
     """Find saturation, overload the bare endpoint and then ours, and watch ours recover."""
-    rows, pids = options.rows, prepare(deployment, options)
-    saturated, connections = saturate(deployment, rows)
-    bare_url = deployment.start_baseline("bare_api")
+    rows, pids = options.rows, prepare(stack, options)
+    saturated, connections = saturate(stack, rows)
+    bare_url = stack.start_baseline("bare_api")
     bare, bare_hits = _overload(bare_url, rows, connections, BARE_S, "", options.budget_ms)
-    before = _seconds(deployment.url, rows, connections, pids)
-    with deployment.client() as client, Memory(pids, client) as memory:
+    before = _seconds(stack.url, rows, connections, pids)
+    with stack.client() as client, Memory(pids, client) as memory:
         query = f"{MUST_COMPUTE}&timeout_ms={options.budget_ms}"
-        misses, hits = _overload(deployment.url, rows, connections, options.seconds, query, options.budget_ms)
-    after = _seconds(deployment.url, rows, connections, pids)
+        misses, hits = _overload(stack.url, rows, connections, options.seconds, query, options.budget_ms)
+    after = _seconds(stack.url, rows, connections, pids)
     return Seen(saturated, connections, bare, bare_hits, misses, hits, memory, before, after)
 
 
-def prepare(deployment: Deployment, options: argparse.Namespace) -> dict[str, int]:
+def prepare(stack: Stack, options: argparse.Namespace) -> dict[str, int]:
     """Publish a generation, load the features, start one real-time worker and the API; return their pids.
 
     Every entity is computed once, since what is kept of it is the product and not what overload leaves behind.
     """
-    rows, file = options.rows, deployment.settings_file
+    rows, file = options.rows, stack.settings_file
     settings = file.read_text() + f"max_micro_batch = {options.max_micro_batch}\n"
     if options.api_processes > 1:
         settings = settings.replace("[api]\n", f"[api]\nprocesses = {options.api_processes}\n")
     file.write_text(settings)
-    batch = deployment.start_workers("gpu", "maintenance")
-    deployment.batch_run()
+    batch = stack.start_workers("gpu", "maintenance")
+    stack.batch_run()
     for name in batch:
-        deployment.stop(name)
-    deployment.forecache("features", "load", MODEL, str(deployment.dataset.table))
-    [worker] = deployment.start_workers("realtime").values()
-    api = deployment.start_api()
-    with httpx.Client(base_url=deployment.url, timeout=120) as client:
+        stack.stop(name)
+    stack.forecache("features", "load", MODEL, str(stack.dataset.table))
+    [worker] = stack.start_workers("realtime").values()
+    api = stack.start_api()
+    with httpx.Client(base_url=stack.url, timeout=120) as client:
         for start in range(0, rows, IDS_AT_ONCE):
             ids = [entity_id(row) for row in range(start, min(start + IDS_AT_ONCE, rows))]
             body = {"entity_ids": ids, "max_staleness_hours": 0, "timeout_ms": 60_000}
@@ -160,10 +160,10 @@ def prepare(deployment: Deployment, options: argparse.Namespace) -> dict[str, in
     return {"worker": worker, "api": api}
 
 
-def saturate(deployment: Deployment, rows: int) -> tuple[Pressure, int]:
+def saturate(stack: Stack, rows: int) -> tuple[Pressure, int]:
     """Return what the misses come to at saturation, and how many connections that takes."""
     tried = {
-        connections: press(deployment.url, rows=rows, connections=connections, seconds=SATURATION_S, query=MUST_COMPUTE)
+        connections: press(stack.url, rows=rows, connections=connections, seconds=SATURATION_S, query=MUST_COMPUTE)
         for connections in SATURATING
     }
     best = max(one.rps for one in tried.values())

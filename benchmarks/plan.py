@@ -17,12 +17,12 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rig.dataset import Dataset
-from rig.deployment import MODEL, Deployment, temporary_folder
 from rig.report import print_report
+from rig.stack import MODEL, Stack, temporary_folder
 
-from inference.batch.ledger import Ledger
 from inference.batch.plan import plan_chunks
-from inference.services import Services
+from inference.deployment import Deployment
+from inference.redis_clients import WORKER
 from inference.settings import load_settings
 from inference.sources import open_source
 
@@ -39,11 +39,11 @@ def main() -> None:
         measure(*map(Path, options.measure))
         return
     results: list[dict[str, Any]] = []
-    with temporary_folder() as folder, Deployment(folder / "store", Dataset(folder, 0)) as deployment:
+    with temporary_folder() as folder, Stack(folder / "store", Dataset(folder, 0)) as stack:
         for shape in SHAPES:
             source = folder / "-".join(map(str, shape))
             write_source(source, *shape)
-            results.append({"shape": shape, **_measured(source, deployment.settings_file)})
+            results.append({"shape": shape, **_measured(source, stack.settings_file)})
     rows = [
         ("{} files x {} row groups x {}".format(*one["shape"]), *(one[name] for name in FIGURES)) for one in results
     ]
@@ -75,9 +75,9 @@ def _measured(source: Path, settings_file: Path) -> dict[str, Any]:
 
 def measure(source: Path, settings_file: Path) -> None:
     """Plan one source as `Preparation` does, and print the figures."""
-    services = Services(load_settings(settings_file))
-    ledger = Ledger(services.cache, services.keys)
-    limits = {"rows_per_chunk": 2, "bytes_per_chunk": services.settings.models[MODEL].batch.bytes_per_chunk}
+    deployment = Deployment(load_settings(settings_file), WORKER)
+    ledger = deployment.ledger
+    limits = {"rows_per_chunk": 2, "bytes_per_chunk": deployment.settings.models[MODEL].batch.bytes_per_chunk}
     before = psutil.Process().memory_info().rss
     started = time.monotonic()
     opened = open_source(str(source))

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 from rig.dataset import FEATURES, Dataset, make_dataset
-from rig.deployment import MODEL, Deployment, temporary_folder
 from rig.report import print_report
+from rig.stack import MODEL, Stack, temporary_folder
 from rig.wrk import Load, Posted, median_load, post, write_answers
 
 WARM_UP_S = 1
@@ -24,10 +24,10 @@ def main() -> None:
     options = _options()
     with temporary_folder() as folder:
         dataset = make_dataset(folder, max(options.rows))
-        with Deployment(folder, dataset) as deployment:
-            deployment.start_workers("realtime")
-            deployment.start_api()
-            loads = {rows: measure(targets(deployment, rows), options) for rows in options.rows}
+        with Stack(folder, dataset) as stack:
+            stack.start_workers("realtime")
+            stack.start_api()
+            loads = {rows: measure(targets(stack, rows), options) for rows in options.rows}
     table = [
         (
             f"{name}, {rows} rows",
@@ -46,18 +46,18 @@ def main() -> None:
     print_report(title, headings, table, _figures(loads, options), as_json=options.json)
 
 
-def targets(deployment: Deployment, rows: int) -> list[Posted]:
+def targets(stack: Stack, rows: int) -> list[Posted]:
     """Write the bodies that ask for the table's first rows in each way."""
-    dataset, folder = deployment.dataset, deployment.folder
+    dataset, folder = stack.dataset, stack.folder
     instances = _instances(dataset, rows)
     answers = write_answers(folder / f"answers-{rows}.txt", dataset.answers()[:rows])
     plain = {"instances": instances.tolist()}
-    head = _infer_head(deployment, rows, instances.nbytes)
+    head = _infer_head(stack, rows, instances.nbytes)
 
     def target(way: str, path: str, body: bytes, pattern: str, json_length: int | None = None) -> Posted:
         file = folder / f"{way}-{rows}.body"
         file.write_bytes(body)
-        return Posted(way, deployment.url + path, file, answers, pattern, json_length)
+        return Posted(way, stack.url + path, file, answers, pattern, json_length)
 
     nested = head["inputs"][0] | {"data": instances.ravel().tolist(), "parameters": {}}
     in_json = json.dumps({"inputs": [nested]}).encode()
@@ -86,9 +86,9 @@ def _instances(dataset: Dataset, rows: int) -> np.ndarray:
     return np.ascontiguousarray(np.stack([column.to_numpy() for column in table.columns], axis=1))
 
 
-def _infer_head(deployment: Deployment, rows: int, size: int) -> dict[str, Any]:
+def _infer_head(stack: Stack, rows: int, size: int) -> dict[str, Any]:
     """Return the JSON part of a binary infer request."""
-    (spec,) = deployment.services.registry.active(MODEL).signature.inputs
+    (spec,) = stack.deployment.registry.active(MODEL).signature.inputs
     item = {
         "name": spec.name,
         "datatype": "FP32",

@@ -11,11 +11,11 @@ from typing import Any
 import psutil
 import structlog
 from rig.dataset import make_dataset
-from rig.deployment import MODEL, Deployment, temporary_folder
 from rig.report import print_report
+from rig.stack import MODEL, Stack, temporary_folder
 
+from inference.deployment import Deployment
 from inference.models import ModelHost
-from inference.services import Services
 
 #: what the first loads leave behind once (thread pools, allocators' reserves) is not counted
 WARM_UP = 10
@@ -28,8 +28,8 @@ def main() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     with temporary_folder() as folder:
         dataset = make_dataset(folder, ROWS)
-        with Deployment(folder, dataset) as deployment:
-            sizes = reload_again_and_again(deployment.services, dataset.model, options.reloads)
+        with Stack(folder, dataset) as stack:
+            sizes = reload_again_and_again(stack.deployment, dataset.model, options.reloads)
     first, last = sizes[WARM_UP], sizes[-1]
     figures: dict[str, Any] = {
         "reloads": options.reloads,
@@ -41,10 +41,10 @@ def main() -> None:
     print_report("A worker's memory over reloads", ["", "MiB"], rows, figures, as_json=options.json)
 
 
-def reload_again_and_again(services: Services, model_folder: Path, reloads: int) -> list[float]:
+def reload_again_and_again(deployment: Deployment, model_folder: Path, reloads: int) -> list[float]:
     """Return the resident memory in MiB after each reload, that of the first load first."""
     now = 0.0
-    host = ModelHost(services.settings, services.registry, monotonic=lambda: now)
+    host = ModelHost(deployment.settings, deployment.registry, monotonic=lambda: now)
     host.start()
     version = max(host.versions()[MODEL])
     sizes = [_resident_mib()]
@@ -52,7 +52,7 @@ def reload_again_and_again(services: Services, model_folder: Path, reloads: int)
         shutil.move(model_folder / str(version), model_folder / str(version + 1))
         version += 1
         host.load(MODEL, version)
-        services.registry.activate(MODEL, version)
+        deployment.registry.activate(MODEL, version)
         now += 10
         host.unload_idle(MODEL, keep=(), idle_s=1)
         sizes.append(_resident_mib())

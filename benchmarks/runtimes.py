@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 from rig import formats
-from rig.deployment import ROOT, temporary_folder
 from rig.report import print_report
+from rig.stack import ROOT, temporary_folder
 
 from inference.models.formats import FORMATS as KNOWN
 

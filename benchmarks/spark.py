@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow.dataset as ds
 from batch import check_stored
 from rig.dataset import make_dataset
-from rig.deployment import MODEL, ROOT, Deployment, rows_per_s, temporary_folder
 from rig.report import print_report
+from rig.stack import MODEL, ROOT, Stack, rows_per_s, temporary_folder
 
 _WAYS = ("pandas_udf", "map_in_arrow", "predict_batch_udf")
 
@@ -22,8 +22,8 @@ def main() -> None:
     options = _options()
     with temporary_folder() as folder:
         dataset = make_dataset(folder, options.rows)
-        with Deployment(folder, dataset) as deployment:
-            figures = measure(deployment, options)
+        with Stack(folder, dataset) as stack:
+            figures = measure(stack, options)
     rows = [
         ("Forecache, --engine spark", figures["ours_rows_per_s"]),
         ("Forecache, --engine celery", figures["celery_rows_per_s"]),
@@ -35,16 +35,16 @@ def main() -> None:
     print_report(title, ["", "rows/s"], rows, figures, as_json=options.json)
 
 
-def measure(deployment: Deployment, options: argparse.Namespace) -> dict[str, Any]:
+def measure(stack: Stack, options: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of all; whatever ours stored is compared with the model's own answers."""
-    workers = deployment.start_workers(*["gpu"] * options.processes, "maintenance")
-    celery = rows_per_s(deployment.batch_run())
-    check_stored(deployment)
-    ours = rows_per_s(spark_run(deployment))
-    check_stored(deployment)
+    workers = stack.start_workers(*["gpu"] * options.processes, "maintenance")
+    celery = rows_per_s(stack.batch_run())
+    check_stored(stack)
+    ours = rows_per_s(spark_run(stack))
+    check_stored(stack)
     for name in workers:
-        deployment.stop(name)
-    usual = {way: job_rows_per_s(deployment, way) for way in _WAYS}
+        stack.stop(name)
+    usual = {way: job_rows_per_s(stack, way) for way in _WAYS}
     return {
         "rows": options.rows,
         "ours_rows_per_s": round(ours),
@@ -58,21 +58,21 @@ def measure(deployment: Deployment, options: argparse.Namespace) -> dict[str, An
     }
 
 
-def spark_run(deployment: Deployment) -> dict[str, Any]:
+def spark_run(stack: Stack) -> dict[str, Any]:
     """Run the model over the whole table on Spark and return the published run."""
-    said = deployment.forecache("batch", "run", MODEL, "--engine", "spark", "--wait", "--json")
+    said = stack.forecache("batch", "run", MODEL, "--engine", "spark", "--wait", "--json")
     run: dict[str, Any] = json.loads(said.splitlines()[-1])
     return run
 
 
-def job_rows_per_s(deployment: Deployment, way: str) -> float:
+def job_rows_per_s(stack: Stack, way: str) -> float:
     """Return the rate of a plain Spark job, all of whose rows must have an answer."""
-    dataset = deployment.dataset
-    output = deployment.folder / f"spark-{way}"
+    dataset = stack.dataset
+    output = stack.folder / f"spark-{way}"
     argv = [sys.executable, "-m", "baselines.spark_jobs", way]
     finished = subprocess.run(
         [*argv, str(dataset.keras_model), str(dataset.table), str(output)],
-        cwd=ROOT / "benchmarks", env=deployment.environment(), stdout=subprocess.PIPE, text=True, check=True,
+        cwd=ROOT / "benchmarks", env=stack.environment(), stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
     result = json.loads(finished.stdout.splitlines()[-1])
     if result["rows"] != dataset.rows or ds.dataset(output).count_rows() != dataset.rows:

@@ -34,7 +34,7 @@ class ForecacheError(Exception):
         self.retry_after_s = retry_after_s
 
     def to_json(self) -> dict[str, str | None]:
-        """Return what `from_code` rebuilds the error from: plain JSON, as task results and jobs hold it.
+        """Return what `reported_error` rebuilds the error from: plain JSON, as task results and jobs hold it.
 
         A long name is cut, since a result holds one for each of its rows.
         """
@@ -245,15 +245,31 @@ def _subclasses(cls: type[ForecacheError]) -> list[type[ForecacheError]]:
 ERRORS_BY_CODE: dict[str, type[ForecacheError]] = {cls.code: cls for cls in _subclasses(ForecacheError)}
 
 
-def from_code(code: str, message: str, field: str | None = None) -> ForecacheError:
-    """Rebuild the error that another process reported; an unknown code becomes a plain ForecacheError."""
-    return ERRORS_BY_CODE.get(code, ForecacheError)(message, field=field)
+#: what another process may find wrong with a request: only of these its own words, since they name what to correct
+_FAULTS_OF_REQUESTS = (BadInput, UnknownEntity, NotFound, Conflict)
+_WORDS_OF_OURS: dict[type[ForecacheError], str] = {
+    DeadlineExceeded: "the prediction was not computed in time",
+    ModelUnavailable: "a worker cannot use the model; `forecache doctor` and the worker's log say why",
+    WorkersUnavailable: "the workers have not answered for some minutes: send it again",
+    Overloaded: "the workers have no room for the answers of so many rows: send fewer rows, or later",
+}
 
 
-def from_json(told: Mapping[str, Any]) -> ForecacheError:
-    """Rebuild the error whose `to_json` stands in a task's result, or in a job. May raise any of UNREADABLE."""
-    field = told.get("field")
-    return from_code(str(told["code"]), str(told["message"]), None if field is None else str(field))
+def reported_error(told: Any) -> ForecacheError:
+    """Rebuild the error that another process reported, whatever stands there (`ForecacheError.to_json`).
+
+    Trouble of ours has words of this process's own: those of a worker are for its log, and may hold an address, the
+    insides of a model, or what somebody else has written into Redis. What no worker may say is a Defect.
+    """
+    given = told if isinstance(told, Mapping) else {}
+    code, message, field = given.get("code"), given.get("message"), given.get("field")
+    cls = ERRORS_BY_CODE.get(code, Defect) if isinstance(code, str) else Defect
+    if issubclass(cls, _FAULTS_OF_REQUESTS):
+        where = cut(field, LONGEST_FIELD) if isinstance(field, str) else None
+        return cls(message if isinstance(message, str) else f"a worker refused this ({cls.code})", field=where)
+    if issubclass(cls, Unavailable | PredictionFailed):
+        return cls(_WORDS_OF_OURS.get(cls, f"a worker could not compute this ({cls.code}); its log says why"))
+    return Defect("a worker failed on this request, not the model; the worker's log says why")
 
 
 def cut(text: str, most: int = LONGEST_QUOTE) -> str:

@@ -150,7 +150,7 @@ class Keys:
         return f"{self.prefix}:m:{model}:micro"
 
     def loads(self, model: str) -> str:
-        """Hash version, host and process → since when it has been loading that version of a model."""
+        """Hash version, host and process → loads of that version of a model that began there and did not end."""
         return f"{self.prefix}:m:{model}:loads"
 
     def reload(self, model: str) -> str:

@@ -48,16 +48,32 @@ def identity_of(name: str, pid: int) -> str:
     return f"{name} pid {pid}"
 
 
+@dataclass(frozen=True)
+class Loading:
+    """A version that a worker has been loading, or trying, for so many seconds."""
+
+    model: str
+    version: int
+    seconds: FiniteFloat
+
+    def told(self, most_s: float) -> str:
+        """Return it as a sentence goes on. `most_s`: the limit of `[workers] load_timeout`."""
+        return (
+            f"version {self.version} of model {self.model!r} for {self.seconds:.0f} s, of at most {most_s:g} s "
+            "(load_timeout under [workers])"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class WorkerBeat:
     """What a worker, or an API process, says of itself.
 
     `name` is Celery's node name, which several may share by mistake.
 
-    `versions`: model → the versions it holds in memory. `ready`: its models are loaded and it takes tasks.
-    `deaf`: they are loaded, but it cannot take any: the loop that consumes from the broker stands still.
-    `started_at`: epoch seconds of its own host's clock. `release`: of Forecache; None when it runs from
-    its sources. `gpus`: what it may use; empty where nothing can be learnt of them.
+    `versions`: model → the versions it holds in memory. `loading`: those that it loads or tries now.
+    `ready`: its models are loaded and it takes tasks. `deaf`: they are loaded, but it cannot take any: the loop that
+    consumes from the broker stands still. `started_at`: epoch seconds of its own host's clock. `release`: of
+    Forecache; None when it runs from its sources. `gpus`: what it may use; empty where nothing can be learnt of them.
     `breakers`: of an API process, model → the state of its breaker (`inference.serving.breaker`); of a worker, empty.
     """
 
@@ -73,6 +89,7 @@ class WorkerBeat:
     gpus: tuple[GpuUse, ...] = ()
     breakers: Mapping[str, str] = field(default_factory=dict)
     deaf: bool = False
+    loading: tuple[Loading, ...] = ()
 
     @property
     def identity(self) -> str:

@@ -35,24 +35,6 @@ _REASON_CHARS = 300
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 
 
-#: far more than a person writes: a list of ten thousand features takes 1 MB
-MOST_WRITTEN_BYTES = 8 << 20
-
-
-def read_written(file: Path) -> str:
-    """Return the text of a file that a person or a program writes to describe something, such as `features.json`.
-
-    Raises:
-        OSError: it cannot be read, or is larger than any such file.
-        UnicodeDecodeError: it is not UTF-8.
-    """
-    with file.open("rb") as stream:
-        data = stream.read(MOST_WRITTEN_BYTES + 1)
-    if len(data) > MOST_WRITTEN_BYTES:
-        raise OSError(f"it is larger than {MOST_WRITTEN_BYTES >> 20} MiB")
-    return data.decode("utf-8-sig")  # some editors begin it with a mark
-
-
 @dataclass(frozen=True)
 class Location:
     """A file or folder: `filesystem` knows it as `path`. `prefix` + `path` is its name for people."""

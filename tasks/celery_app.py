@@ -1,7 +1,7 @@
 """The Celery application: JSON only, a queue for each kind of worker, results that expire in minutes.
 
 Every name on the broker starts with the deployment's prefix, so that a broker may serve other applications and
-other deployments too. Building the settings is the one thing done at import; nothing connects.
+other deployments too. Making an application connects to nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 
 from celery import Celery
@@ -17,12 +16,12 @@ from celery.signals import before_task_publish
 from kombu import Exchange, Queue
 
 from inference.clock import system_clock
+from inference.deployment import Deployment
 from inference.errors import BrokerUnavailable
 from inference.queues import SENT_AT_HEADER
-from inference.services import Services
-from inference.settings import BATCH_QUEUE, MAINTENANCE_QUEUE, REALTIME_QUEUE, Settings, load_settings
+from inference.settings import BATCH_QUEUE, MAINTENANCE_QUEUE, REALTIME_QUEUE, Settings
 from inference.settings.server_urls import celery_url, is_redis
-from tasks.logged import LoggedTask
+from tasks.deployment_task import DeploymentTask
 
 #: how the names of the tasks that real-time workers do begin
 REALTIME_TASKS = "forecache.predict_"
@@ -102,8 +101,15 @@ def celery_config(settings: Settings) -> dict[str, Any]:
 
 def make_celery(settings: Settings, **overrides: Any) -> Celery:
     """Return an application for these settings. Nothing connects until it is used."""
-    application = Celery("forecache", task_cls=LoggedTask, set_as_current=False)
+    application = Celery("forecache", task_cls=DeploymentTask, set_as_current=False)
     application.conf.update(celery_config(settings), **overrides)
+    return application
+
+
+def make_worker_app(deployment: Deployment) -> Celery:
+    """Return an application whose tasks work on a deployment, which they find as `self.deployment`."""
+    application = make_celery(deployment.settings)
+    application.deployment = deployment
     return application
 
 
@@ -152,12 +158,3 @@ def _say_when(headers: Mapping[str, Any] | None = None, **_: Any) -> None:
     """Write into a message of ours when it was sent, since Celery does not."""
     if isinstance(headers, dict) and str(headers.get("task", "")).startswith("forecache."):
         headers[SENT_AT_HEADER] = system_clock()
-
-
-@cache
-def services() -> Services:
-    """Return this process's services, built on first use."""
-    return Services(load_settings())
-
-
-celery_app = make_celery(load_settings())

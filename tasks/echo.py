@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from celery import Celery
+from celery import Celery, shared_task
 from celery.exceptions import TimeoutError as NoResult
 
 from inference.errors import DeadlineExceeded
-from tasks.celery_app import celery_app
 
 #: a message that nobody took is of no use later; long enough for clocks that differ
 _EXPIRES_S = 60
 
 
-@celery_app.task(name="forecache.echo")  # type: ignore[untyped-decorator]  # celery has no types
+@shared_task(name="forecache.echo")  # type: ignore[untyped-decorator]  # celery has no types
 def echo(text: str) -> str:
     """Return what was sent."""
     return text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery import shared_task
+
 from inference.batch import Trigger, current_slot
 from inference.clock import system_clock
 from inference.engines.process import SparkDriver
@@ -11,21 +13,22 @@ from inference.errors import BadInput, Conflict, Defect, StoreUnavailable, quote
 from inference.failures import Failures
 from inference.logs import get_logger
 from inference.serving.messages import check_model
-from tasks.celery_app import celery_app, services
-from tasks.runs import hurry, runs
+from inference.settings import Settings
+from tasks.deployment_task import DeploymentTask
 
 log = get_logger(__name__)
 failures = Failures(__name__, "maintenance")
 
 
-@celery_app.task(  # type: ignore[untyped-decorator]  # celery has no types
+@shared_task(  # type: ignore[untyped-decorator]  # celery has no types
     name="forecache.start_run",
+    bind=True,
     # a slot whose message fell into an outage is not lost
     autoretry_for=(StoreUnavailable,),
     retry_backoff=2,
     retry_kwargs={"max_retries": 8},
 )
-def start_run(model: str | None = None, trigger: str = "api") -> dict[str, Any]:
+def start_run(self: DeploymentTask, model: str | None = None, trigger: str = "api") -> dict[str, Any]:
     """Open a model's run and return it; or `{"error": …}`, when it cannot be started now.
 
     From beat at most one for each slot of the schedule, so its message may be taken up twice. Other applications
@@ -33,7 +36,8 @@ def start_run(model: str | None = None, trigger: str = "api") -> dict[str, Any]:
     """
     try:
         check_model(model)
-        run = runs().request(model, trigger=_trigger(trigger), slot=_slot(model) if trigger == "beat" else None)
+        slot = _slot(self.deployment.settings, model) if trigger == "beat" else None
+        run = self.deployment.runs.request(model, trigger=_trigger(trigger), slot=slot)
     except (BadInput, Conflict) as error:
         log.info("run.not_started", model=model, trigger=trigger, reason=error.message)
         return {"error": error.to_json()}
@@ -43,30 +47,30 @@ def start_run(model: str | None = None, trigger: str = "api") -> dict[str, Any]:
         said = failures.tell(error, f"start {model}", model=model, trigger=trigger)
         return {"error": Defect(f"the run could not be started: {said}").to_json()}
     failures.over(f"start {model}", model=model)
-    hurry()
+    self.deployment.broker.hurry()
     return run.to_json()
 
 
-@celery_app.task(name="forecache.prepare_run", ignore_result=True)  # type: ignore[untyped-decorator]  # celery has no types
-def prepare_run(run_id: str) -> None:
+@shared_task(name="forecache.prepare_run", ignore_result=True, bind=True)  # type: ignore[untyped-decorator]  # celery has no types
+def prepare_run(self: DeploymentTask, run_id: str) -> None:
     """Plan a queued run and send its first chunks. Safe to run twice."""
     with failures.kept_here("prepare"):  # the reconciler does it within seconds
-        runs().prepare(run_id)
+        self.deployment.runs.prepare(run_id)
 
 
-@celery_app.task(name="forecache.reconcile", ignore_result=True)  # type: ignore[untyped-decorator]  # celery has no types
-def reconcile() -> None:
+@shared_task(name="forecache.reconcile", ignore_result=True, bind=True)  # type: ignore[untyped-decorator]  # celery has no types
+def reconcile(self: DeploymentTask) -> None:
     """Move every run on by what is due. Safe to run twice."""
     with failures.kept_here("reconcile"):  # so does the timer, every few seconds
-        runs().reconcile()
+        self.deployment.runs.reconcile()
 
 
-@celery_app.task(name="forecache.drive_spark", ignore_result=True)  # type: ignore[untyped-decorator]  # celery has no types
-def drive_spark(run_id: str) -> None:
+@shared_task(name="forecache.drive_spark", ignore_result=True, bind=True)  # type: ignore[untyped-decorator]  # celery has no types
+def drive_spark(self: DeploymentTask, run_id: str) -> None:
     """Keep a run's Spark driver going until it ends. Safe to run twice: a second driver finds the first and leaves."""
     with failures.kept_here("drive Spark"):  # the reconciler asks for a driver as long as one is missing
-        SparkDriver(services()).drive(run_id)
-        hurry()
+        SparkDriver(self.deployment.ledger).drive(run_id)
+        self.deployment.broker.hurry()
 
 
 def _trigger(name: str) -> Trigger:
@@ -77,6 +81,6 @@ def _trigger(name: str) -> Trigger:
         raise BadInput(f"trigger {quoted(name)} is none of {known}: leave it out", field="trigger") from error
 
 
-def _slot(model: str | None) -> str | None:
-    batch = services().settings.model(model)[1].batch
+def _slot(settings: Settings, model: str | None) -> str | None:
+    batch = settings.model(model)[1].batch
     return current_slot(batch.schedule, batch.timezone, system_clock()) if batch.schedule else None

@@ -13,6 +13,7 @@ from kombu.exceptions import KombuError
 from inference.clock import Clock, system_clock
 from inference.errors import BrokerUnavailable
 from inference.queues import Head, HeadAges, QueueState
+from inference.redis_clients import Patience, open_client
 from inference.settings import BATCH_QUEUE, MAINTENANCE_QUEUE, Settings
 from inference.settings.server_urls import is_redis
 from tasks.redis_lists import LEVELS, list_key
@@ -35,9 +36,7 @@ class Queues:
         self._states: list[QueueState] = []
         self._redis: Any = None
         if is_redis(self._url):
-            self._redis = redis.Redis.from_url(
-                self._url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, retry=None
-            )
+            self._redis = open_client(self._url, Patience(_TIMEOUT_S))
 
     def read(self) -> list[QueueState]:
         """Return the state of each queue, at most a second old.
@@ -54,6 +53,11 @@ class Queues:
                 self._states = self._of_redis() if self._redis is not None else self._of_amqp()
                 self._read_at = time.monotonic()
             return self._states
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._redis is not None:
+            self._redis.close()
 
     def _of_redis(self) -> list[QueueState]:
         pipeline = self._redis.pipeline(transaction=False)

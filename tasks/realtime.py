@@ -5,35 +5,17 @@ Acknowledged early: a request whose worker died has long been answered otherwise
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
-from celery import Task
+from celery import shared_task
 
 from inference.errors import DeadlineExceeded
 from inference.logs import bound
-from inference.serving.answer_sample import AnswerSample
 from inference.serving.jobs import run_part
-from inference.serving.scorer import RealtimeScorer
-from inference.serving.tensor_scorer import TensorScorer
-from tasks.celery_app import celery_app, services
+from tasks.deployment_task import DeploymentTask
 
 
-@cache
-def scorer() -> RealtimeScorer:
-    """Return this process's scorer, built on first use."""
-    parts = services()
-    sample = AnswerSample(parts.settings, parts.cache, parts.keys)
-    return RealtimeScorer(parts.settings, parts.host, parts.predictions, parts.features, parts.fallback, sample)
-
-
-@cache
-def tensor_scorer() -> TensorScorer:
-    """Return this process's scorer of tensors, built on first use."""
-    return TensorScorer(services().settings, services().host, scorer().in_time)
-
-
-def _refuse_redelivered(task: Task) -> None:
+def _refuse_redelivered(task: DeploymentTask) -> None:
     """Refuse a request that was handed to a worker before: it may have killed it, and would kill one after another.
 
     The solo pool acknowledges at the end whatever `acks_late` says, so that RabbitMQ delivers at once what a dying
@@ -43,9 +25,9 @@ def _refuse_redelivered(task: Task) -> None:
         raise DeadlineExceeded("the worker that had taken this up ended")
 
 
-@celery_app.task(name="forecache.predict_entities", acks_late=False, bind=True)  # type: ignore[untyped-decorator]
+@shared_task(name="forecache.predict_entities", acks_late=False, bind=True)  # type: ignore[untyped-decorator]
 def predict_entities(
-    self: Task,
+    self: DeploymentTask,
     model: str | None = None,
     entity_ids: list[str] | None = None,
     deadline: float | None = None,
@@ -54,23 +36,23 @@ def predict_entities(
 ) -> dict[str, Any]:
     """Compute entities' predictions from their stored features, and keep them unless there are overrides."""
     _refuse_redelivered(self)
-    return scorer().predict_entities(
+    return self.deployment.scorer.predict_entities(
         model, [] if entity_ids is None else entity_ids, overrides=overrides, deadline=deadline, recompute=recompute
     )
 
 
-@celery_app.task(name="forecache.predict_instances", acks_late=False, bind=True)  # type: ignore[untyped-decorator]
+@shared_task(name="forecache.predict_instances", acks_late=False, bind=True)  # type: ignore[untyped-decorator]
 def predict_instances(
-    self: Task, model: str | None = None, instances: list[Any] | None = None, deadline: float | None = None
+    self: DeploymentTask, model: str | None = None, instances: list[Any] | None = None, deadline: float | None = None
 ) -> dict[str, Any]:
     """Compute the predictions of feature rows that a request brought along."""
     _refuse_redelivered(self)
-    return scorer().predict_instances(model, [] if instances is None else instances, deadline=deadline)
+    return self.deployment.scorer.predict_instances(model, [] if instances is None else instances, deadline=deadline)
 
 
-@celery_app.task(name="forecache.predict_explained", acks_late=False, bind=True)  # type: ignore[untyped-decorator]
+@shared_task(name="forecache.predict_explained", acks_late=False, bind=True)  # type: ignore[untyped-decorator]
 def predict_explained(
-    self: Task,
+    self: DeploymentTask,
     model: str | None = None,
     entity_ids: list[str] | None = None,
     deadline: float | None = None,
@@ -78,21 +60,23 @@ def predict_explained(
 ) -> dict[str, Any]:
     """Tell what one entity's features are and where they are from; with `predict`, with the prediction they make."""
     _refuse_redelivered(self)
-    return scorer().explain_entity(model, [] if entity_ids is None else entity_ids, deadline=deadline, predict=predict)
+    return self.deployment.scorer.explain_entity(
+        model, [] if entity_ids is None else entity_ids, deadline=deadline, predict=predict
+    )
 
 
-@celery_app.task(name="forecache.predict_tensors", acks_late=False, bind=True)  # type: ignore[untyped-decorator]
+@shared_task(name="forecache.predict_tensors", acks_late=False, bind=True)  # type: ignore[untyped-decorator]
 def predict_tensors(
-    self: Task, model: str, inputs: dict[str, Any], version: int | None = None, deadline: float | None = None
+    self: DeploymentTask, model: str, inputs: dict[str, Any], version: int | None = None, deadline: float | None = None
 ) -> dict[str, Any]:
     """Compute a model's own input tensors, which a client of another serving protocol brought along."""
     _refuse_redelivered(self)
-    return tensor_scorer().predict_tensors(model, inputs, version=version, deadline=deadline)
+    return self.deployment.tensor_scorer.predict_tensors(model, inputs, version=version, deadline=deadline)
 
 
-@celery_app.task(name="forecache.predict_job_part", acks_late=False, ignore_result=True)  # type: ignore[untyped-decorator]
-def predict_job_part(job_id: str, part: int) -> None:
+@shared_task(name="forecache.predict_job_part", acks_late=False, ignore_result=True, bind=True)  # type: ignore[untyped-decorator]
+def predict_job_part(self: DeploymentTask, job_id: str, part: int) -> None:
     """Compute one part of an enqueued job. Safe to run twice."""
-    parts = services()
+    deployment = self.deployment
     with bound(job_id=job_id, part=part):
-        run_part(parts.cache, parts.keys, scorer(), job_id, part)
+        run_part(deployment.cache, deployment.keys, deployment.scorer, job_id, part)

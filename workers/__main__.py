@@ -18,7 +18,7 @@ from celery.signals import worker_init
 from click import ClickException
 
 from inference.errors import ForecacheError
-from inference.settings import BATCH_QUEUE, MAINTENANCE_QUEUE, Settings, load_settings
+from inference.settings import BATCH_QUEUE, MAINTENANCE_QUEUE, Settings
 
 #: worker → the queues that it serves, unless it is told otherwise
 QUEUES: dict[str, Callable[[Settings], Sequence[str]]] = {
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     except ForecacheError as error:
         print(error.message, file=sys.stderr)  # noqa: T201 - no logging yet
         return 2
-    queues = QUEUES[name](load_settings())
+    queues = QUEUES[name](module.celery_app.deployment.settings)
     return run_worker(module.celery_app, worker_arguments(name, queues, options))
 
 

@@ -21,7 +21,6 @@ from celery.worker.pidbox import Pidbox
 from inference.errors import Defect
 from inference.failures import Failures
 from inference.logs import get_logger
-from inference.settings import load_settings
 from workers.messages import problem_of
 
 log = get_logger(__name__)
@@ -87,7 +86,7 @@ class TaskConsumer(Consumer):  # type: ignore[misc]  # celery has no types
     def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[Any], None]:
         """Return what is called with each message."""
         receive = super().create_task_handler(*arguments, **options)
-        linked = load_settings().celery.linked_tasks
+        linked = self.app.deployment.settings.celery.linked_tasks
 
         def on_message(message: Any) -> None:
             problem = problem_of(message, linked)

@@ -5,15 +5,22 @@ One thread computes while the main thread keeps heartbeats and control going: a 
 
 from __future__ import annotations
 
-from tasks import celery_app as broker
+from inference.deployment import Deployment
+from inference.settings import load_settings
 from workers.devices import prepare_gpus
 from workers.heartbeat import beat_while_running
-from workers.pools import load_models_on_start, prepare_worker
+from workers.pools import load_models_on_start, make_worker
 from workers.watching import watch_versions
 
 PROCESS = "gpu"
 
-celery_app = prepare_worker(broker.celery_app, process=PROCESS, pool="threads", concurrency=1)
-beat_while_running(broker.services, process=PROCESS, versions=lambda: broker.services().host.versions())
-load_models_on_start(broker.services, process=PROCESS, prepare=prepare_gpus)
-watch_versions(broker.services, answers=False)
+celery_app = make_worker(load_settings(), process=PROCESS, pool="threads", concurrency=1)
+deployment: Deployment = celery_app.deployment
+beat_while_running(
+    deployment,
+    process=PROCESS,
+    versions=lambda: deployment.host.versions(),
+    loading=lambda: deployment.host.loading(),
+)
+load_models_on_start(deployment, process=PROCESS, prepare=prepare_gpus)
+watch_versions(deployment, answers=False)

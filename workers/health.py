@@ -9,11 +9,10 @@ from __future__ import annotations
 import socket
 import sys
 
-import redis
-
 from inference.errors import ForecacheError, StoreUnavailable
 from inference.keys import Keys
 from inference.presence import Presence, WorkerBeat
+from inference.redis_clients import Patience, open_client
 from inference.settings import load_settings
 
 _REDIS_TIMEOUT_S = 5.0
@@ -46,10 +45,7 @@ def find_worker(host: str) -> str | None:
         SettingsError: the settings cannot be used.
     """
     settings = load_settings()
-    client = redis.Redis.from_url(
-        settings.cache_url, socket_timeout=_REDIS_TIMEOUT_S, socket_connect_timeout=_REDIS_TIMEOUT_S, retry=None
-    )
-    with client:
+    with open_client(settings.cache_url, Patience(_REDIS_TIMEOUT_S)) as client:
         presence = Presence(client, Keys(settings.redis.prefix))
         for queue in settings.queues:
             for worker in presence.roster(queue).alive:

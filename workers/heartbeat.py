@@ -10,22 +10,21 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import redis
 from celery import Celery
 from celery.signals import worker_init, worker_ready, worker_shutdown
 
+from inference.deployment import Deployment
 from inference.errors import StoreUnavailable
 from inference.gpus import gpu_use
 from inference.logs import get_logger
-from inference.presence import BEAT_EVERY_S, GONE_AFTER_S, Presence, WorkerBeat
+from inference.presence import BEAT_EVERY_S, GONE_AFTER_S, Loading, Presence, WorkerBeat
+from inference.redis_clients import Patience, open_client
 from inference.release import installed_release
-from inference.services import Services
-from inference.settings import Settings
 from workers.pools import ends_on_error
 
 #: a beat that takes longer is lost; the next one comes soon
@@ -38,6 +37,8 @@ log = get_logger(__name__)
 
 #: model → versions in memory
 Versions = Callable[[], Mapping[str, tuple[int, ...]]]
+#: what is being loaded, and for how long
+LoadsNow = Callable[[], Iterable[tuple[str, int, float]]]
 
 
 class Heartbeat:
@@ -53,12 +54,14 @@ class Heartbeat:
         versions: Versions,
         silent_s: Callable[[], float] = lambda: 0.0,
         *,
+        loading: LoadsNow = tuple,
         every_s: float = BEAT_EVERY_S,
     ) -> None:
         self._presence = presence
         self._worker = worker
         self._versions = versions
         self._silent_s = silent_s
+        self._loading = loading
         self._every_s = every_s
         self._stopped = threading.Event()
         self._heard = True
@@ -108,7 +111,10 @@ class Heartbeat:
             log.warning("worker.deaf" if deaf else "worker.hears_again", silent_s=round(silent_s, 1))
             self._deaf = deaf
         ready = self._worker.ready and not deaf
-        return replace(self._worker, ready=ready, deaf=deaf, versions=dict(self._versions()), gpus=gpu_use())
+        loading = tuple(Loading(model, version, round(seconds, 1)) for model, version, seconds in self._loading())
+        return replace(
+            self._worker, ready=ready, deaf=deaf, versions=dict(self._versions()), gpus=gpu_use(), loading=loading
+        )
 
     def _keep(self) -> None:
         self.beat()
@@ -117,10 +123,11 @@ class Heartbeat:
 
 
 def beat_while_running(
-    services: Callable[[], Services],
+    deployment: Deployment,
     *,
     process: str,
     versions: Versions,
+    loading: LoadsNow = tuple,
     every_s: float = BEAT_EVERY_S,
     gone_after_s: int = GONE_AFTER_S,
 ) -> None:
@@ -131,10 +138,11 @@ def beat_while_running(
     beating: list[Heartbeat] = []
 
     def begin(sender: Any, **_: Any) -> None:
-        own = services()
         worker = _describe(sender, process)
-        presence = Presence(_client(own.settings), own.keys, gone_after_s=gone_after_s)
-        beating.append(Heartbeat(presence, worker, versions, partial(_silent_s, sender), every_s=every_s))
+        client = open_client(deployment.settings.cache_url, Patience(_SOCKET_TIMEOUT_S))
+        presence = Presence(client, deployment.keys, gone_after_s=gone_after_s)
+        silent_s = partial(_silent_s, sender)
+        beating.append(Heartbeat(presence, worker, versions, silent_s, loading=loading, every_s=every_s))
         beating[0].start()
 
     def tell_ready(**_: Any) -> None:
@@ -177,10 +185,4 @@ def _describe(worker: Any, process: str) -> WorkerBeat:
         started_at=time.time(),
         ready=False,
         versions={},
-    )
-
-
-def _client(settings: Settings) -> redis.Redis:
-    return redis.Redis.from_url(
-        settings.cache_url, socket_timeout=_SOCKET_TIMEOUT_S, socket_connect_timeout=_SOCKET_TIMEOUT_S, retry=None
     )

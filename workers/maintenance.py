@@ -12,12 +12,12 @@ from typing import Any
 from celery.signals import worker_ready, worker_shutting_down
 
 from inference.batch import Runs
+from inference.deployment import Deployment
 from inference.engines import process as spark_drivers
 from inference.failures import Failures
-from tasks import celery_app as broker
-from tasks.runs import runs
+from inference.settings import load_settings
 from workers.heartbeat import beat_while_running
-from workers.pools import ends_on_error, prepare_worker
+from workers.pools import ends_on_error, make_worker
 
 #: how long a lost chunk or a finished run may go unnoticed
 RECONCILE_EVERY_S = 2.0
@@ -25,8 +25,9 @@ RECONCILE_EVERY_S = 2.0
 #: moving one model's run on may take long, and must not keep another's from starting; idle threads cost nothing
 _THREADS = 16
 
-celery_app = prepare_worker(broker.celery_app, process="maintenance", pool="threads", concurrency=_THREADS)
-beat_while_running(broker.services, process="maintenance", versions=dict)
+celery_app = make_worker(load_settings(), process="maintenance", pool="threads", concurrency=_THREADS)
+deployment: Deployment = celery_app.deployment
+beat_while_running(deployment, process="maintenance", versions=dict)
 
 
 class ReconcileTimer:
@@ -60,7 +61,7 @@ class ReconcileTimer:
                 self._make_runs().reconcile(model)
 
 
-_timer = ReconcileTimer(lambda: broker.services().settings.models, runs)
+_timer = ReconcileTimer(lambda: deployment.settings.models, lambda: deployment.runs)
 
 
 @ends_on_error

@@ -15,11 +15,14 @@ from celery import Celery
 from celery.signals import celeryd_init, setup_logging, worker_init
 from kombu import Exchange, Queue
 
+from inference.deployment import Deployment
 from inference.errors import ForecacheError, StoreUnavailable
 from inference.logs import configure_logging, get_logger, write_at_once
-from inference.services import Services
-from inference.settings import Settings, load_settings
+from inference.redis_clients import WORKER
+from inference.settings import LogSettings, Settings
 from inference.settings.server_urls import is_redis
+from tasks.broker import CeleryBroker
+from tasks.celery_app import make_worker_app
 from workers.consumer import CheckedPidbox
 from workers.redis_transport import bound_compression, refuse_rubbish
 
@@ -33,8 +36,12 @@ _RETRY_FIRST_S = 0.5
 _RETRY_MOST_S = 5.0
 
 
-def prepare_worker(application: Celery, *, process: str, pool: str, concurrency: int) -> Celery:
-    """Give the application a worker's pool and logging; refuses unsafe pools when the worker starts."""
+def make_worker(settings: Settings, *, process: str, pool: str, concurrency: int) -> Celery:
+    """Return the application of the worker that this process is, with its deployment, its pool and its logging.
+
+    Refuses unsafe pools when the worker starts.
+    """
+    application = make_worker_app(Deployment(settings, WORKER, CeleryBroker))
     application.conf.worker_pool = pool
     application.conf.worker_concurrency = concurrency
     application.conf.worker_consumer = "workers.consumer:TaskConsumer"
@@ -42,15 +49,15 @@ def prepare_worker(application: Celery, *, process: str, pool: str, concurrency:
     bound_compression()
     if is_redis(application.conf.broker_url):
         refuse_rubbish()
-    _route_linked_tasks(application, load_settings().celery.linked_tasks)
+    _route_linked_tasks(application, settings.celery.linked_tasks)
 
     def refuse_unsafe_pool(options: dict[str, Any], **_: Any) -> None:
         check_pool(process, pool, options.get("pool_cls"), sys.argv)
         # what Celery and Python warn of while it starts is a line like any other
-        _log_to_stderr(process)
+        _log_to_stderr(process, settings.logs)
 
     def set_up_logging(**_: Any) -> None:
-        _log_to_stderr(process)
+        _log_to_stderr(process, settings.logs)
 
     # weak=False: nothing else holds these functions
     celeryd_init.connect(refuse_unsafe_pool, weak=False)
@@ -69,7 +76,7 @@ def _route_linked_tasks(application: Celery, linked: Mapping[str, str]) -> None:
 
 
 def load_models_on_start(
-    services: Callable[[], Services],
+    deployment: Deployment,
     *,
     process: str,
     prepare: Callable[[Settings], None],
@@ -82,9 +89,10 @@ def load_models_on_start(
     """
 
     def load(sender: Any, **_: Any) -> None:
-        _log_to_stderr(process)  # Celery asks for logging only after this hook
-        prepare(services().settings)
-        wait_for_store(partial(services().host.start, models(sender.app)))
+        # Celery asks for logging only after this hook
+        _log_to_stderr(process, deployment.settings.logs)
+        prepare(deployment.settings)
+        wait_for_store(partial(deployment.host.start, models(sender.app)))
 
     worker_init.connect(ends_on_error(load), weak=False)
 
@@ -109,8 +117,7 @@ def ends_on_error(hook: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-def _log_to_stderr(process: str) -> None:
-    logs = load_settings().logs
+def _log_to_stderr(process: str, logs: LogSettings) -> None:
     configure_logging(process, form=logs.format, level=logs.level)
     # it prints to stdout what a signal does, past all logging
     celery.apps.worker.safe_say = lambda text, *_: write_at_once(text)

@@ -10,11 +10,12 @@ from typing import Any
 from celery import Celery
 from celery.signals import worker_init
 
+from inference.deployment import Deployment
+from inference.settings import load_settings
 from inference.settings.server_urls import is_redis
-from tasks import celery_app as broker
 from workers.devices import prepare_gpus
 from workers.heartbeat import beat_while_running, served_queues
-from workers.pools import ends_on_error, load_models_on_start, prepare_worker
+from workers.pools import ends_on_error, load_models_on_start, make_worker
 from workers.watching import watch_versions
 
 PROCESS = "realtime"
@@ -40,11 +41,13 @@ def trim(application: Celery) -> Celery:
     return application
 
 
-celery_app = trim(prepare_worker(broker.celery_app, process=PROCESS, pool="solo", concurrency=1))
+celery_app = trim(make_worker(load_settings(), process=PROCESS, pool="solo", concurrency=1))
+deployment: Deployment = celery_app.deployment
 beat_while_running(
-    broker.services,
+    deployment,
     process=PROCESS,
-    versions=lambda: broker.services().host.versions(),
+    versions=lambda: deployment.host.versions(),
+    loading=lambda: deployment.host.loading(),
     every_s=BEAT_EVERY_S,
     gone_after_s=GONE_AFTER_S,
 )
@@ -52,16 +55,16 @@ beat_while_running(
 
 def _own_models(application: Celery) -> list[str]:
     # what other queues' models need, it leaves to their workers; asked all the same, it loads one then
-    return broker.services().settings.models_of(served_queues(application))
+    return deployment.settings.models_of(served_queues(application))
 
 
 def _prepare_fallbacks(sender: Any, **_: Any) -> None:
     for model in _own_models(sender.app):
-        if fallback := broker.services().fallback(model):
+        if fallback := deployment.fallback(model):
             fallback.prepare()
 
 
-load_models_on_start(broker.services, process=PROCESS, prepare=prepare_gpus, models=_own_models)
+load_models_on_start(deployment, process=PROCESS, prepare=prepare_gpus, models=_own_models)
 # after the models: of libraries that two threads import at once, one may meet half of the other's
 worker_init.connect(ends_on_error(_prepare_fallbacks), weak=False)
-watch_versions(broker.services, answers=True, models=_own_models)
+watch_versions(deployment, answers=True, models=_own_models)

@@ -11,11 +11,11 @@ from typing import Any
 from celery import Celery
 from celery.signals import worker_ready, worker_shutting_down
 
+from inference.deployment import Deployment
 from inference.errors import ForecacheError
 from inference.failures import Failures
 from inference.models import ModelRegistry, Rollout
-from inference.presence import Presence, identity_of
-from inference.services import Services
+from inference.presence import identity_of
 from workers.pools import ends_on_error
 
 #: how long a wish for new versions, or a version that waits for another worker, may go unnoticed
@@ -106,7 +106,7 @@ class Watcher:
 
 
 def watch_versions(
-    services: Callable[[], Services], *, answers: bool, models: Callable[[Celery], Iterable[str]] | None = None
+    deployment: Deployment, *, answers: bool, models: Callable[[Celery], Iterable[str]] | None = None
 ) -> None:
     """Have the worker that starts in this process look for new versions from when it is ready until it ends.
 
@@ -115,10 +115,9 @@ def watch_versions(
     watching: list[Watcher] = []
 
     def begin(sender: Any, **_: Any) -> None:
-        own = services()
         worker = identity_of(sender.hostname, os.getpid())
-        watched = own.settings.models if models is None else models(sender.app)
-        watching.append(Watcher((model, _watch(own, model, worker, answers)) for model in watched))
+        watched = deployment.settings.models if models is None else models(sender.app)
+        watching.append(Watcher((model, _watch(deployment, model, worker, answers)) for model in watched))
         watching[0].start()
 
     def end(**_: Any) -> None:
@@ -130,13 +129,11 @@ def watch_versions(
     worker_shutting_down.connect(end, weak=False)
 
 
-def _watch(services: Services, model: str, worker: str, answers: bool) -> Watch:
-    presence = Presence(services.cache, services.keys)
-
+def _watch(deployment: Deployment, model: str, worker: str, answers: bool) -> Watch:
     def others() -> list[Any]:
-        alive = presence.roster(services.settings.realtime_queue(model)).alive
+        alive = deployment.presence.roster(deployment.settings.realtime_queue(model)).alive
         return [one.versions for one in alive if one.ready and one.identity != worker]
 
-    rollout = Rollout(services.settings, services.host, services.registry, model, answers=answers, others=others)
-    poll_every = services.settings.models[model].poll_every
-    return Watch(model, rollout, services.registry, worker=worker, poll_every=poll_every)
+    rollout = Rollout(deployment.settings, deployment.host, deployment.registry, model, answers=answers, others=others)
+    poll_every = deployment.settings.models[model].poll_every
+    return Watch(model, rollout, deployment.registry, worker=worker, poll_every=poll_every)

@@ -7,10 +7,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.responses import HTMLResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api import (
@@ -101,8 +104,6 @@ class Application(FastAPI):
         except ForecacheError as error:
             await respond_to_error(error, scope["path"])(scope, receive, telling(send, request))
             return
-        if scope["path"] == self.openapi_url and self.openapi_schema is None:
-            await asyncio.to_thread(self.openapi)  # a tenth of a second
         await super().__call__(scope, receive, telling(send, request))
 
     def hot_request(self, scope: Scope, tell: Callable[[], None]) -> HotRequest:
@@ -158,8 +159,9 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
         version=installed_release() or "0",
         lifespan=lifespan,
         redirect_slashes=False,
-        redoc_url=None,
+        openapi_url=None,
     )
+    _add_documents(app, settings.api.root_path)
     for noun in (predict, predictions, features, runs, hits, health, metrics, open_inference):
         app.include_router(noun.router)
     app.router.routes.append(tensorflow_serving.route())
@@ -167,36 +169,52 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
     add_problem_handlers(app)
     for status in (404, 405):
         app.add_exception_handler(status, respond_without_route)
-    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # FastAPI's documented way
     return app
 
 
-def _openapi(app: FastAPI) -> dict[str, Any]:
+def _add_documents(app: FastAPI, root_path: str) -> None:
+    """Serve `/openapi.json` and `/docs`, rendered once: FastAPI would spend milliseconds on each request."""
+    rendering, rendered = asyncio.Lock(), list[bytes]()
+    page = get_swagger_ui_html(openapi_url=f"{root_path}/openapi.json", title=f"{app.title} - Swagger UI").body
+
+    async def document(_: Request) -> Response:
+        async with rendering:
+            if not rendered:
+                rendered.append(await asyncio.to_thread(_openapi, app, root_path))  # a tenth of a second
+        return Response(rendered[0], media_type="application/json")
+
+    async def docs(_: Request) -> Response:
+        return HTMLResponse(page)
+
+    app.add_route("/openapi.json", document, include_in_schema=False)
+    app.add_route("/docs", docs, include_in_schema=False)
+
+
+def _openapi(app: FastAPI, root_path: str) -> bytes:
     """Return the OpenAPI document with our problems in the place of FastAPI's own 422."""
-    if app.openapi_schema is None:
-        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        document["paths"] = {
-            f"{hot_path.PREFIX}{{entity_id}}": {"get": hot_path.openapi_operation()},
-            **document["paths"],
-            **tensorflow_serving.openapi_paths(),
-        }
-        for path, operations in document["paths"].items():
-            for operation in operations.values():
-                operation["responses"].pop("422", None)
-                if "requestBody" in operation:
-                    refusals = documented_errors if speaks_protocol(path) else documented
-                    operation["responses"] |= {str(status): what for status, what in refusals(413, 415).items()}
-                if not path.startswith(OPEN_PATHS):
-                    refusals = documented_errors if speaks_protocol(path) else documented
-                    operation["responses"] |= {str(status): what for status, what in refusals(401, 403, 429).items()}
-                    operation["security"] = [{}, {"bearer": []}]
-        components = document.setdefault("components", {})
-        components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
-        schemas = components.setdefault("schemas", {})
-        schemas["Problem"] = Problem.model_json_schema()
-        schemas[ERROR_SCHEMA] = error_schema()
-        schemas["ExplainedBody"] = ExplainedBody.model_json_schema()
-        for unused in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(unused, None)
-        app.openapi_schema = document
-    return app.openapi_schema
+    servers = [{"url": root_path}] if root_path else None
+    document = get_openapi(title=app.title, version=app.version, routes=app.routes, servers=servers)
+    document["paths"] = {
+        f"{hot_path.PREFIX}{{entity_id}}": {"get": hot_path.openapi_operation()},
+        **document["paths"],
+        **tensorflow_serving.openapi_paths(),
+    }
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+            if "requestBody" in operation:
+                refusals = documented_errors if speaks_protocol(path) else documented
+                operation["responses"] |= {str(status): what for status, what in refusals(413, 415).items()}
+            if not path.startswith(OPEN_PATHS):
+                refusals = documented_errors if speaks_protocol(path) else documented
+                operation["responses"] |= {str(status): what for status, what in refusals(401, 403, 429).items()}
+                operation["security"] = [{}, {"bearer": []}]
+    components = document.setdefault("components", {})
+    components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+    schemas = components.setdefault("schemas", {})
+    schemas["Problem"] = Problem.model_json_schema()
+    schemas[ERROR_SCHEMA] = error_schema()
+    schemas["ExplainedBody"] = ExplainedBody.model_json_schema()
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    return orjson.dumps(document)

@@ -116,7 +116,7 @@ async def _write(parts: Parts, model: str, updates: Sequence[FeatureUpdate], pla
     record = (await parts.cards.of(model)).ready(None)
     if record is None:
         raise ModelUnavailable(f"model {model!r} has no active version yet: what its features are is not known")
-    writer = parts.feature_writer(model, record.contract)
+    writer = parts.deployment.feature_writer(model, record.contract)
     results = await parts.in_thread(lambda: writer.write(updates, place=place))
     parts.service.forget_unknown(model, [update.entity_id for update in updates])
     return results

@@ -90,11 +90,14 @@ async def _look_at(parts: Parts, name: str, found: Readiness) -> None:
     elif version is None:
         refusal = _refusal(await parts.cards.of(name))
         if refusal is None:
+            loading = await _loading(parts, name)
             found.waiting[name] = "has no version that a worker has activated yet"
+            if loading:
+                found.waiting[name] += f": its workers are loading {loading}"
         else:
             found.refused[name] = str(without_folders(refusal, parts.settings))
-    elif await _is_loading(parts, name):
-        found.waiting[name] = "has workers that are still loading it"
+    elif loading := await _loading(parts, name):
+        found.waiting[name] = f"has workers that are still loading {loading}"
     else:
         parts.were_ready.add(name)
         found.serving[name] = version
@@ -108,7 +111,11 @@ def _refusal(card: ModelCard) -> str | None:
     return None if newest is None else f"cannot serve: version {newest} was refused: {card.versions[newest].error}"
 
 
-async def _is_loading(parts: Parts, name: str) -> bool:
-    """Whether there are workers for the model and none takes requests yet; without any, hits are served still."""
-    roster = await parts.in_thread(lambda: parts.monitoring.roster(parts.settings.realtime_queue(name)))
-    return bool(roster.alive) and not any(worker.ready for worker in roster.alive)
+async def _loading(parts: Parts, name: str) -> str | None:
+    """Return what the model's workers load while none takes requests; None without any, since hits are served still."""
+    roster = await parts.in_thread(lambda: parts.deployment.presence.roster(parts.settings.realtime_queue(name)))
+    if not roster.alive or any(worker.ready for worker in roster.alive):
+        return None
+    loading = {(one.model, one.version): one for worker in roster.alive for one in worker.loading}
+    most_s = parts.settings.workers.load_timeout
+    return "; ".join(one.told(most_s) for one in loading.values() if one.model in parts.settings.models) or "it"

@@ -23,5 +23,5 @@ async def hit_rate(
 ) -> Response:
     """Return what became of a model's requests in every minute that the last `window_s` seconds touch."""
     name, _ = parts.settings.model(model)
-    counts = await parts.in_thread(lambda: parts.hits.read(name, window_s))
+    counts = await parts.in_thread(lambda: parts.deployment.hits.read(name, window_s))
     return JsonResponse({"model": name, "window_s": window_s, **counts.to_json()})

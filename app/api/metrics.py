@@ -17,11 +17,12 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from app.api.parts import Monitoring, Parts, parts_of
+from app.api.parts import Parts, parts_of
 from app.api.problems import documented
 from inference.batch import RunState
+from inference.deployment import Deployment
 from inference.errors import BrokerUnavailable
-from inference.hits import FALLBACKS, PARITY, HitWindows, ParityResult, Statistics, counted
+from inference.hits import FALLBACKS, PARITY, ParityResult, Statistics, counted
 from inference.hits.histograms import Histogram
 from inference.presence import API_PROCESSES, Roster
 from inference.serving.breaker import BreakerState
@@ -39,9 +40,9 @@ _DEPLOYMENT_WIDE = "Of the whole deployment: take max over API processes."
 class HitCollector(Collector):
     """The outcomes, latencies and ages of every model's answers."""
 
-    def __init__(self, hits: HitWindows, models: Sequence[str]) -> None:
-        self._hits = hits
-        self._models = models
+    def __init__(self, deployment: Deployment) -> None:
+        self._hits = deployment.hits
+        self._models = list(deployment.settings.models)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the counters since ever, and the hit rate of the last five minutes."""
@@ -86,9 +87,8 @@ class HitCollector(Collector):
 class RunCollector(Collector):
     """The newest run of every model, and the generation that serves."""
 
-    def __init__(self, monitoring: Monitoring, models: Sequence[str]) -> None:
-        self._monitoring = monitoring
-        self._models = models
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
 
     def collect(self) -> Iterator[Metric]:
         """Yield what is known; a model without a run or a generation has none."""
@@ -102,8 +102,8 @@ class RunCollector(Collector):
         generation = _of_model("forecache_generation", "Number of the generation that serves.")
         created_at = _of_model("forecache_generation_created_timestamp_seconds", "When that generation was begun.")
         expires_at = _of_model("forecache_generation_expires_timestamp_seconds", "When Redis forgets that generation.")
-        for model in self._models:
-            if run := self._monitoring.newest_run(model):
+        for model in self._deployment.settings.models:
+            if run := next(iter(self._deployment.runs.list(model, limit=1)), None):
                 for state in RunState:
                     states.add_metric([model, state.value], state is run.state)
                 asked_at.add_metric([model], run.created_at)
@@ -111,7 +111,9 @@ class RunCollector(Collector):
                     rows.add_metric([model], run.rows_total)
                 done.add_metric([model], run.rows_done)
                 quarantined.add_metric([model], run.rows_quarantined)
-            if manifest := self._monitoring.serving(model):
+            table = self._deployment.predictions(model)
+            current = table.pointer().current
+            if current is not None and (manifest := table.manifest(current)):
                 generation.add_metric([model], manifest.number)
                 created_at.add_metric([model], manifest.created_at)
                 expires_at.add_metric([model], manifest.deadline)
@@ -121,9 +123,8 @@ class RunCollector(Collector):
 class QueueCollector(Collector):
     """The queues, as the broker tells, the workers that serve them, and the API processes that fill them."""
 
-    def __init__(self, monitoring: Monitoring, models: Sequence[str]) -> None:
-        self._monitoring = monitoring
-        self._models = models
+    def __init__(self, deployment: Deployment) -> None:
+        self._deployment = deployment
 
     def collect(self) -> Iterator[Metric]:
         """Yield both; while the broker is away nothing is said of its queues."""
@@ -135,7 +136,7 @@ class QueueCollector(Collector):
             labels=["queue"],
         )
         try:
-            states = self._monitoring.queues()
+            states = self._deployment.broker.queue_states()
         except BrokerUnavailable:  # what is wrong is the metric's own value
             states = ()
             up.add_metric([], 0)
@@ -147,10 +148,11 @@ class QueueCollector(Collector):
             if age_s is not None:
                 oldest.add_metric([state.queue], age_s)
         yield from (up, waiting, oldest)
-        rosters = {queue: self._monitoring.roster(queue) for queue in self._monitoring.queue_names}
+        presence, settings = self._deployment.presence, self._deployment.settings
+        rosters = {queue: presence.roster(queue) for queue in settings.queues}
         yield _workers(rosters)
         yield from _gpus(rosters.values())
-        yield from _api_processes(self._monitoring.roster(API_PROCESSES), self._models)
+        yield from _api_processes(presence.roster(API_PROCESSES), list(settings.models))
 
 
 def _workers(rosters: dict[str, Roster]) -> Metric:
@@ -230,12 +232,8 @@ class MetricsResponse(Response):
 @router.get("/metrics", response_class=MetricsResponse, responses=documented(503))
 async def metrics(parts: Annotated[Parts, Depends(parts_of)]) -> Response:
     """Return the metrics in Prometheus' text format."""
-    models = list(parts.settings.models)
-    collectors = (
-        HitCollector(parts.hits, models),
-        RunCollector(parts.monitoring, models),
-        QueueCollector(parts.monitoring, models),
-    )
+    deployment = parts.deployment
+    collectors = HitCollector(deployment), RunCollector(deployment), QueueCollector(deployment)
 
     def scrape() -> bytes:
         registry = CollectorRegistry(auto_describe=False)

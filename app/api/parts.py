@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from contextvars import copy_context
@@ -14,21 +14,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
-import redis
 from fastapi import Request
 
 from app.api.cards import ModelCards
-from inference.batch import Runs, RunView
+from inference.deployment import Deployment
 from inference.errors import StoreUnavailable
-from inference.features import FeatureContract, FeatureWriter
-from inference.hits import HitRecorder, HitWindows
-from inference.keys import Keys, TableKind
-from inference.models import ModelRegistry, VersionRecord
-from inference.presence import API_PROCESSES, Presence, Roster, WorkerBeat
+from inference.hits import HitRecorder
+from inference.keys import TableKind
+from inference.presence import API_PROCESSES, Presence, WorkerBeat
 from inference.protocols.tensors import packed_rows
-from inference.queues import QueueState
+from inference.redis_clients import REQUEST
 from inference.release import installed_release
-from inference.services import REQUEST_SOCKET_TIMEOUT_S, Services
 from inference.serving import PredictionService
 from inference.serving.attendance import GONE_AFTER_S, follow_attendance, keep_beating
 from inference.serving.deadlines import RedisClock
@@ -36,10 +32,9 @@ from inference.serving.job_queue import Enqueue, JobQueue
 from inference.serving.lookups import TableReader
 from inference.serving.worker_client import Submit
 from inference.settings import Settings
-from inference.store import AsyncPipe, Manifest, RedisTable
+from inference.store import AsyncPipe
+from tasks.broker import CeleryBroker
 from tasks.dispatch import open_dispatcher
-from tasks.queues import Queues
-from tasks.runs import runs
 
 #: threads for calls that block; they are never on the way of a prediction
 BLOCKING_THREADS = 4
@@ -49,37 +44,15 @@ BLOCKING_TIMEOUT_S = 5.0
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Monitoring:
-    """What `/metrics` reads beside the hit windows. The calls block, and raise StoreUnavailable.
-
-    `newest_run` and `serving` take a model and return None where there is none; `queues` raises BrokerUnavailable;
-    `roster` takes a queue, or API_PROCESSES.
-    """
-
-    newest_run: Callable[[str], RunView | None]
-    serving: Callable[[str], Manifest | None]
-    queues: Callable[[], Sequence[QueueState]]
-    roster: Callable[[str], Roster]
-    queue_names: Sequence[str] = Settings().queues
-
-
 @dataclass
 class Parts:
-    """The parts that routes work with."""
+    """The parts that routes work with: those of this event loop, and the deployment, whose calls block."""
 
-    settings: Settings
+    deployment: Deployment
     service: PredictionService
     readers: Mapping[str, TableReader]
     jobs: JobQueue
-    hits: HitWindows
-    runs: Callable[[], Runs]
     enqueue: Enqueue
-    monitoring: Monitoring
-    #: changes single features of a model, whose contract it is given; the writer's calls block
-    feature_writer: Callable[[str, FeatureContract], FeatureWriter]
-    #: a model's version records; the call blocks
-    records: Callable[[str], Mapping[int, VersionRecord]]
     #: what models take and give
     cards: ModelCards = field(init=False)
     #: models that were ready once: readiness never goes back on them
@@ -89,7 +62,13 @@ class Parts:
     )
 
     def __post_init__(self) -> None:
-        self.cards = ModelCards(self.readers, lambda model: self.in_thread(lambda: self.records(model)))
+        versions_of = self.deployment.registry.versions
+        self.cards = ModelCards(self.readers, lambda model: self.in_thread(lambda: versions_of(model)))
+
+    @property
+    def settings(self) -> Settings:
+        """The deployment's settings."""
+        return self.deployment.settings
 
     async def in_thread(self, call: Callable[[], T]) -> T:
         """Return what a blocking call returns.
@@ -117,65 +96,46 @@ OpenParts = Callable[[Settings], AbstractAsyncContextManager[Parts]]
 @asynccontextmanager
 async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
     """Yield the parts over real Redis and a real broker, neither of which need be up yet."""
-    services = Services(settings)
-    client = services.async_cache()
-    blocking = redis.Redis.from_url(
-        settings.cache_url,
-        socket_timeout=REQUEST_SOCKET_TIMEOUT_S,
-        socket_connect_timeout=REQUEST_SOCKET_TIMEOUT_S,
-        retry=None,
-    )
     clock = RedisClock()
-    recorder = HitRecorder(client, services.keys)
-    pipe = AsyncPipe(client, timeout_s=REQUEST_SOCKET_TIMEOUT_S)
-    presence = Presence(blocking, services.keys, gone_after_s=GONE_AFTER_S)
     itself = _itself()
-    readers = {name: services.reader(pipe, TableKind.PREDICTIONS, name) for name in settings.models}
-    async with open_dispatcher(settings) as dispatcher:
-        service = PredictionService(settings, readers.__getitem__, _counting(dispatcher, recorder), recorder, clock.now)
-        parts = Parts(
-            settings=settings,
-            service=service,
-            readers=readers,
-            jobs=JobQueue(client, services.keys, dispatcher.enqueue, clock.now),
-            hits=HitWindows(blocking, services.keys),
-            runs=runs,
-            enqueue=dispatcher.enqueue,
-            monitoring=_monitoring(settings, blocking, presence),
-            feature_writer=partial(services.feature_writer, client=blocking),
-            records=ModelRegistry(blocking, services.keys).versions,
-        )
+    with Deployment(settings, REQUEST, CeleryBroker) as deployment:
+        presence = Presence(deployment.cache, deployment.keys, gone_after_s=GONE_AFTER_S)
+        async with deployment.async_cache() as client, open_dispatcher(settings) as dispatcher:
+            pipe, recorder = AsyncPipe(client, timeout_s=REQUEST.timeout_s), HitRecorder(client, deployment.keys)
+            readers = {name: deployment.reader(pipe, TableKind.PREDICTIONS, name) for name in settings.models}
+            submit = _counting(dispatcher, recorder)
+            service = PredictionService(settings, readers.__getitem__, submit, recorder, clock.now)
+            jobs = JobQueue(client, deployment.keys, dispatcher.enqueue, clock.now)
+            parts = Parts(deployment, service, readers, jobs, dispatcher.enqueue)
 
-        async def beat() -> None:
-            now = replace(itself, breakers=service.breaker_states())
-            await parts.in_thread(lambda: presence.beat(now))
+            async def beat() -> None:
+                now = replace(itself, breakers=service.breaker_states())
+                await parts.in_thread(lambda: presence.beat(now))
 
-        background = [
-            asyncio.create_task(recorder.run()),
-            asyncio.create_task(clock.follow(client)),
-            *(
-                asyncio.create_task(
-                    follow_attendance(
-                        partial(parts.in_thread, partial(presence.roster, queue)),
-                        partial(service.workers_heard, settings.models_of([queue])),
+            background = [
+                asyncio.create_task(recorder.run()),
+                asyncio.create_task(clock.follow(client)),
+                *(
+                    asyncio.create_task(
+                        follow_attendance(
+                            partial(parts.in_thread, partial(presence.roster, queue)),
+                            partial(service.workers_heard, settings.models_of([queue])),
+                        )
                     )
-                )
-                for queue in settings.realtime_queues
-            ),
-        ]
-        background.append(asyncio.create_task(keep_beating(beat)))
-        try:
-            yield parts
-        finally:
-            await service.close()
-            for task in background:
-                task.cancel()
-            await asyncio.gather(*background, return_exceptions=True)
-            with suppress(StoreUnavailable):  # whoever looks finds out within seconds
-                await parts.in_thread(lambda: presence.leave(itself))
-            parts.close()
-            blocking.close()
-            await client.aclose()
+                    for queue in settings.realtime_queues
+                ),
+                asyncio.create_task(keep_beating(beat)),
+            ]
+            try:
+                yield parts
+            finally:
+                await service.close()
+                for task in background:
+                    task.cancel()
+                await asyncio.gather(*background, return_exceptions=True)
+                with suppress(StoreUnavailable):  # whoever looks finds out within seconds
+                    await parts.in_thread(lambda: presence.leave(itself))
+                parts.close()
 
 
 def _itself() -> WorkerBeat:
@@ -191,24 +151,6 @@ def _itself() -> WorkerBeat:
         started_at=time.time(),
         ready=True,
         versions={},
-    )
-
-
-def _monitoring(settings: Settings, client: redis.Redis, presence: Presence) -> Monitoring:
-    keys = Keys(settings.redis.prefix)
-
-    def serving(model: str) -> Manifest | None:
-        kind = TableKind.PREDICTIONS
-        table = RedisTable(client, keys.table(kind, model), kind=kind, model=model)
-        current = table.pointer().current
-        return None if current is None else table.manifest(current)
-
-    return Monitoring(
-        newest_run=lambda model: next(iter(runs().list(model, limit=1)), None),
-        serving=serving,
-        queues=Queues(settings).read,
-        roster=presence.roster,
-        queue_names=settings.queues,
     )
 
 

@@ -26,7 +26,7 @@ async def start(parts: Annotated[Parts, Depends(parts_of)], body: RunBody | None
     """Start a run of a model. One run of a model at a time."""
     wanted = body or RunBody()
     view = await parts.in_thread(
-        lambda: parts.runs().request(
+        lambda: parts.deployment.runs.request(
             wanted.model,
             trigger=Trigger.API,
             source=wanted.source,
@@ -45,14 +45,14 @@ async def list_runs(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
 ) -> Response:
     """Return the newest runs, the newest first."""
-    views = await parts.in_thread(lambda: parts.runs().list(model, limit))
+    views = await parts.in_thread(lambda: parts.deployment.runs.list(model, limit))
     return JsonResponse({"runs": [without_folders(view.to_json(), parts.settings) for view in views]})
 
 
 @router.get("/runs/{run_id}", response_model=RunDetailsBody, responses=documented(404, 503))
 async def show(run_id: str, parts: Annotated[Parts, Depends(parts_of)]) -> Response:
     """Return one run: how far it is, its chunks and phases, its gates, what it left out."""
-    details = await parts.in_thread(lambda: parts.runs().details(run_id))
+    details = await parts.in_thread(lambda: parts.deployment.runs.details(run_id))
     return JsonResponse(without_folders(details.to_json(), parts.settings))
 
 
@@ -61,7 +61,7 @@ async def show(run_id: str, parts: Annotated[Parts, Depends(parts_of)]) -> Respo
 )
 async def cancel(run_id: str, parts: Annotated[Parts, Depends(parts_of)]) -> Response:
     """Stop a run; what serves goes on serving."""
-    view = await parts.in_thread(lambda: parts.runs().cancel(run_id))
+    view = await parts.in_thread(lambda: parts.deployment.runs.cancel(run_id))
     return JsonResponse(without_folders(view.to_json(), parts.settings), 202)
 
 
@@ -70,7 +70,7 @@ async def cancel(run_id: str, parts: Annotated[Parts, Depends(parts_of)]) -> Res
 )
 async def resume(run_id: str, parts: Annotated[Parts, Depends(parts_of)]) -> Response:
     """Take up a failed or cancelled run: only what is left of it is scored."""
-    view = await parts.in_thread(lambda: parts.runs().resume(run_id))
+    view = await parts.in_thread(lambda: parts.deployment.runs.resume(run_id))
     return await _accepted(view, parts)
 
 
@@ -79,7 +79,7 @@ async def resume(run_id: str, parts: Annotated[Parts, Depends(parts_of)]) -> Res
 )
 async def publish(run_id: str, parts: Annotated[Parts, Depends(parts_of)], body: PublishBody) -> Response:
     """Publish a run that its gates refused; `force` must be true, and stays in the run."""
-    view = await parts.in_thread(lambda: parts.runs().publish(run_id, force=body.force, by="api"))
+    view = await parts.in_thread(lambda: parts.deployment.runs.publish(run_id, force=body.force, by="api"))
     return await _accepted(view, parts)
 
 
@@ -89,7 +89,7 @@ async def rollback(
 ) -> Response:
     """Serve the model's previous generation again; with `generation`, only if that one serves now."""
     wanted = body or RollbackBody()
-    done = await parts.in_thread(lambda: parts.runs().rollback(model, generation=wanted.generation))
+    done = await parts.in_thread(lambda: parts.deployment.runs.rollback(model, generation=wanted.generation))
     return JsonResponse(done.to_json())
 
 

@@ -24,6 +24,7 @@ from app.listening import backlog, listen, raise_descriptors
 from inference.errors import SettingsError
 from inference.logs import configure_logging, get_logger
 from inference.settings import ApiSettings, Settings
+from inference.settings.addresses import require_allowed
 
 log = get_logger(__name__)
 
@@ -40,14 +41,13 @@ def serve(settings: Settings, fd: int | None = None) -> None:
 
     Raises:
         SettingsError: other machines could reach the address, and there are neither keys nor `[api] allow_remote`;
-            or the port is taken.
+            or the port is taken, or `fd` is no open socket.
     """
     raise_descriptors()
-    listener = listen(settings.api) if fd is None else _given(fd)
+    listener = listen(settings.api) if fd is None else _given(settings.api, fd)
     _configure_logging(settings)
     config = configure(settings.api, partial(_application, settings))
-    host, port = listener.getsockname()[:2]
-    log.info("api.listening", url=f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    log.info("api.listening", url=_url_of(listener))
     if fd is not None or settings.api.processes == 1:
         uvicorn.Server(config).run(sockets=[listener])
         return
@@ -77,11 +77,26 @@ def configure(api: ApiSettings, application: Callable[[], FastAPI]) -> uvicorn.C
     )
 
 
-def _given(fd: int) -> socket.socket:
+def _given(api: ApiSettings, fd: int) -> socket.socket:
+    """Return a socket that this process was given: of an address that it may serve, or a Unix one."""
     try:
-        return socket.socket(fileno=fd)
+        listener = socket.socket(fileno=fd)
     except (OSError, OverflowError, ValueError) as error:
         raise SettingsError(f"--fd {fd} is no open socket ({error})") from error
+    if listener.family != socket.AF_UNIX:
+        try:
+            require_allowed(api, listener.getsockname()[0])
+        except SettingsError:
+            listener.close()
+            raise
+    return listener
+
+
+def _url_of(listener: socket.socket) -> str:
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{os.fsdecode(listener.getsockname())}"
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 class _Processes(Multiprocess):

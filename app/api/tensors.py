@@ -31,7 +31,7 @@ async def held_versions(parts: Parts, model: str, card: ModelCard) -> set[int]:
         StoreUnavailable: Redis did not answer in time.
     """
     queue = parts.settings.realtime_queue(model)
-    roster = await parts.in_thread(lambda: parts.monitoring.roster(queue))
+    roster = await parts.in_thread(lambda: parts.deployment.presence.roster(queue))
     held = {version for worker in roster.alive if worker.ready for version in worker.versions.get(model, ())}
     # a worker tells only every few seconds what it holds, and may have activated a version meanwhile
     return held | {card.active} if held and card.active is not None else held

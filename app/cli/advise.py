@@ -140,12 +140,15 @@ def _write(advices: Sequence[Advice], *, quiet: bool) -> None:
     from inference.onboarding import staged
     from inference.settings import load_settings as load
     from inference.settings import settings_file
+    from inference.small_files import read_small
 
     file = settings_file().resolve()  # a link stays one
     try:
-        before = file.read_bytes().decode()  # with the line ends that it has
+        before = read_small(file).decode()  # with the line ends that it has
     except OSError as error:
-        raise SettingsError(f"{file} cannot be read ({error.strerror}): there is nothing to write into") from error
+        raise SettingsError(
+            f"{file} cannot be read ({error.strerror or error}): there is nothing to write into"
+        ) from error
     after = with_advice(before, advices)
     if after == before:
         note(f"{file} says so already: nothing was changed")

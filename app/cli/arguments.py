@@ -32,13 +32,14 @@ def complete_run(incomplete: str) -> list[str]:
 
     from app.cli.context import load_settings
     from inference.keys import Keys
+    from inference.redis_clients import Patience, open_client
 
     try:
         settings = load_settings()
-        client = redis.Redis.from_url(
-            settings.cache_url, socket_timeout=_PATIENCE_S, socket_connect_timeout=_PATIENCE_S, retry=None
-        )
-        with client, client.pipeline(transaction=False) as pipe:
+        with (
+            open_client(settings.cache_url, Patience(_PATIENCE_S)) as client,
+            client.pipeline(transaction=False) as pipe,
+        ):
             for model in sorted(settings.models):
                 pipe.zrange(Keys(settings.redis.prefix).runs(model), 0, _RUNS - 1, desc=True)
             found = [run_id.decode() for run_ids in pipe.execute() for run_id in run_ids]

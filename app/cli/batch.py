@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from app.cli.arguments import OneModel as Model
 from app.cli.arguments import RunId
-from app.cli.context import clear_outage, load_settings, log_warnings_only
+from app.cli.context import open_deployment
 from app.cli.output import AsJson, note, print_fields, print_json, print_rows, shortened
 from app.cli.progress import follow, print_details
 
 if TYPE_CHECKING:
     from inference.batch import Runs, RunView, Serving
+    from inference.deployment import Deployment
 
 #: characters of an error in a list on a terminal
 _ERROR_SHOWN = 60
@@ -45,17 +44,17 @@ def run(
     """
     from inference.batch import Trigger, read_entities
 
-    with _runs() as runs:
-        name, own = load_settings().model(model)
+    with open_deployment() as deployment:
+        name, own = deployment.settings.model(model)
         ids = None if entities is None else read_entities(entities, own.entity_column)
         if wait and ids is None and since is None:
-            view = start_or_join(runs, name, engine)
+            view = start_or_join(deployment.runs, name, engine)
         else:
-            view = runs.request(name, trigger=Trigger.CLI, entities=ids, since=since, engine=engine)
-        _hurry()
+            view = deployment.runs.request(name, trigger=Trigger.CLI, entities=ids, since=since, engine=engine)
+        _hurry(deployment)
         if wait:
-            view = follow(runs.show, view)
-        details = runs.details(view.run_id)
+            view = follow(deployment.runs.show, view)
+        details = deployment.runs.details(view.run_id)
     print_details(details, as_json=as_json)
     if wait and details.view.state.value != "published":
         raise typer.Exit(1)
@@ -63,13 +62,12 @@ def run(
         note(f"`forecache batch show {view.run_id}` follows it")
 
 
-def _hurry() -> None:
+def _hurry(deployment: Deployment) -> None:
     """Have the maintenance worker look at the run now; by itself it would do so within seconds."""
     from inference.failures import sentence_of
-    from tasks.runs import poke
 
     try:
-        poke()
+        deployment.broker.poke()
     except Exception as error:  # noqa: BLE001 - told; the run is there, whatever a broker's library raises
         note(f"{sentence_of(error)}; the run goes on once the broker is back")
 
@@ -80,8 +78,8 @@ def list_runs(
     as_json: AsJson = False,
 ) -> None:
     """Print the latest runs, newest first."""
-    with _runs() as runs:
-        views = [view.to_json() for view in runs.list(model)]
+    with open_deployment() as deployment:
+        views = [view.to_json() for view in deployment.runs.list(model)]
     if as_json:
         print_json(views)
         return
@@ -94,25 +92,25 @@ def list_runs(
 @app.command()
 def show(run_id: RunId, as_json: AsJson = False) -> None:
     """Print one run: its chunks, its phases, its gates, what it left out, why it failed."""
-    with _runs() as runs:
-        details = runs.details(run_id)
+    with open_deployment() as deployment:
+        details = deployment.runs.details(run_id)
     print_details(details, as_json=as_json)
 
 
 @app.command()
 def cancel(run_id: RunId, as_json: AsJson = False) -> None:
     """Stop a run; what is served stays as it is."""
-    with _runs() as runs:
-        view = runs.cancel(run_id)
+    with open_deployment() as deployment:
+        view = deployment.runs.cancel(run_id)
     _say(view, f"{run_id} cancelled", as_json=as_json)
 
 
 @app.command()
 def resume(run_id: RunId, as_json: AsJson = False) -> None:
     """Take up a failed or cancelled run: only what is left is done."""
-    with _runs() as runs:
-        view = runs.resume(run_id)
-        _hurry()
+    with open_deployment() as deployment:
+        view = deployment.runs.resume(run_id)
+        _hurry(deployment)
     _say(view, f"{run_id} resumed", as_json=as_json)
 
 
@@ -123,10 +121,10 @@ def publish(
     as_json: AsJson = False,
 ) -> None:
     """Publish a run that its gates held back; who did it stays in the run."""
-    with _runs() as runs:
-        view = runs.publish(run_id, force=force, by=_who())
-        runs.prepare(run_id)  # here and now; the maintenance worker would do it too
-        view = follow(runs.show, view)
+    with open_deployment() as deployment:
+        view = deployment.runs.publish(run_id, force=force, by=_who())
+        deployment.runs.prepare(run_id)  # here and now; the maintenance worker would do it too
+        view = follow(deployment.runs.show, view)
     _say(view, f"{run_id} {view.state.value}", as_json=as_json)
     if view.state.value != "published":
         note(view.error or "")
@@ -146,9 +144,9 @@ def rollback(
     When both generations are of one model version nothing is held, and the next scheduled run publishes again: stop
     the schedule, or mend the source.
     """
-    with _runs() as runs:
-        name, _ = load_settings().model(model)
-        after = runs.rollback(name, generation=generation)
+    with open_deployment() as deployment:
+        name, _ = deployment.settings.model(model)
+        after = deployment.runs.rollback(name, generation=generation)
     _say_serving(after, f"generation {after.generation} of model version {after.model_version} serves", as_json)
 
 
@@ -159,9 +157,9 @@ def release(
     as_json: AsJson = False,
 ) -> None:
     """Let a model version that a rollback holds back answer again; the next run scores with it."""
-    with _runs() as runs:
-        name, _ = load_settings().model(model)
-        after = runs.release(name, version=version)
+    with open_deployment() as deployment:
+        name, _ = deployment.settings.model(model)
+        after = deployment.runs.release(name, version=version)
     _say_serving(after, f"model version {after.model_version} answers; its next run scores with it", as_json)
 
 
@@ -202,12 +200,3 @@ def _who() -> str:
     import socket
 
     return f"{getpass.getuser()}@{socket.gethostname()}"
-
-
-@contextmanager
-def _runs() -> Iterator[Runs]:
-    log_warnings_only()
-    with clear_outage(load_settings()):
-        from tasks.runs import runs
-
-        yield runs()

@@ -1,4 +1,4 @@
-"""What commands share: the settings, the services, and an optional MODEL before the other argument."""
+"""What commands share: the settings, the deployment, and an optional MODEL before the other argument."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from inference.errors import StoreUnavailable, UnknownFormat
 
 if TYPE_CHECKING:
-    from inference.services import Services
+    from inference.deployment import Broker, Deployment
     from inference.settings import Settings
 
 _UNREADABLE = "an address that cannot be read"
@@ -54,19 +54,27 @@ def models_of(name: str | None, settings: Settings) -> list[str]:
 
 
 @contextmanager
-def open_services() -> Iterator[Services]:
-    """Give the services of this folder's deployment; an outage inside the block ends in one clear sentence.
+def open_deployment() -> Iterator[Deployment]:
+    """Give this folder's deployment; an outage inside the block ends in one clear sentence.
 
     Raises:
         SettingsError: the settings are wrong.
         StoreUnavailable: Redis does not answer.
     """
-    from inference.services import Services
+    from inference.deployment import Deployment
+    from inference.redis_clients import WORKER
 
     settings = load_settings()
     log_warnings_only()
-    with clear_outage(settings):
-        yield Services(settings)
+    with clear_outage(settings), Deployment(settings, WORKER, _broker) as deployment:
+        yield deployment
+
+
+def _broker(settings: Settings) -> Broker:
+    # Celery takes longer to import than most commands take
+    from tasks.broker import CeleryBroker
+
+    return CeleryBroker(settings)
 
 
 @contextmanager

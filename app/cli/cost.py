@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.arguments import OneModel
-from app.cli.context import load_settings, log_warnings_only
+from app.cli.context import load_settings, open_deployment
 from app.cli.output import AsJson, note, print_json, print_rows
 from inference.errors import ForecacheError, SettingsError
 
@@ -128,16 +128,10 @@ def measured_of(model: str | None) -> Measured | None:
         if settings.models:
             note("nothing measured: several models are configured, and none was named")
         return None
-    name, own = settings.model(model)
-    from app.cli.context import clear_outage
-    from inference.economics.measured import measure
-    from inference.services import Services
-
-    log_warnings_only()
-    services = Services(settings)
+    name, _ = settings.model(model)
     try:
-        with clear_outage(settings):
-            return measure(services.cache, services.keys, name, own)
+        with open_deployment() as deployment:
+            return deployment.measured(name)
     except ForecacheError as error:
         note(f"nothing measured: {error.message}")
         return None

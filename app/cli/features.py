@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.arguments import complete_model
-from app.cli.context import model_and, open_services
+from app.cli.context import model_and, open_deployment
 from app.cli.output import AsJson, print_fields, print_json
 from inference.clock import to_iso
 from inference.errors import UnknownEntity
@@ -33,12 +33,12 @@ def load(
     from inference.features import Vectoriser, load_features
     from inference.models import record_to_serve
 
-    with open_services() as services:
-        model, path = model_and(first, second, services.settings)
-        of_model = services.settings.models[model]
-        record = record_to_serve(services.settings, services.registry, model)
+    with open_deployment() as deployment:
+        model, path = model_and(first, second, deployment.settings)
+        of_model = deployment.settings.models[model]
+        record = record_to_serve(deployment.settings, deployment.registry, model)
         report = load_features(
-            services.features(model),
+            deployment.features(model),
             path if "://" in path else str(Path(path).absolute()),
             Vectoriser(record.contract, record.signature),
             entity_column=of_model.entity_column,
@@ -65,10 +65,10 @@ def get(
     from inference.features.group_rows import stored_features
     from inference.models import record_to_serve
 
-    with open_services() as services:
-        model, entity = model_and(first, second, services.settings)
-        contract = record_to_serve(services.settings, services.registry, model).contract
-        values, times = stored_features(services.features(model), contract, check_entity_id(entity))
+    with open_deployment() as deployment:
+        model, entity = model_and(first, second, deployment.settings)
+        contract = record_to_serve(deployment.settings, deployment.registry, model).contract
+        values, times = stored_features(deployment.features(model), contract, check_entity_id(entity))
     if not times:
         raise UnknownEntity(f"no features of {entity!r} are loaded for model {model!r}", field="entity_id")
     groups = {name: to_iso(as_of) for name, as_of in times.items()}
@@ -96,12 +96,12 @@ def put(
     from inference.features import FeatureUpdate
     from inference.models import record_to_serve
 
-    with open_services() as services:
-        model, entity, pairs = _put_arguments(arguments, services.settings.model)
-        contract = record_to_serve(services.settings, services.registry, model).contract
+    with open_deployment() as deployment:
+        model, entity, pairs = _put_arguments(arguments, deployment.settings.model)
+        contract = record_to_serve(deployment.settings, deployment.registry, model).contract
         texts = _texts_by_name(pairs, contract)
         update = FeatureUpdate(entity, _values(texts, contract), _event_at(event_time))
-        result = services.feature_writer(model, contract).write([update])[0].to_json()
+        result = deployment.feature_writer(model, contract).write([update])[0].to_json()
     if as_json:
         print_json({**result, "model": model})
     else:

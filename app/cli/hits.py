@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from app.cli.arguments import AnyModel
-from app.cli.context import models_of, open_services
+from app.cli.context import models_of, open_deployment
 from app.cli.output import AsJson, print_json, print_rows
 from inference.errors import SettingsError
 from inference.outcomes import Outcome
@@ -26,14 +26,13 @@ def hits(
 ) -> None:
     """Print the hit rate, how many requests had each outcome, and what fallbacks said of how many entities."""
     from inference.features.fallbacks import FallbackOutcome
-    from inference.hits import FALLBACKS, PARITY, HitWindows, ParityResult, Statistics
+    from inference.hits import FALLBACKS, PARITY, ParityResult, Statistics
 
     window_s = window_seconds(window)
-    with open_services() as services:
-        windows = HitWindows(services.cache, services.keys)
+    with open_deployment() as deployment:
         counts, workers = {}, {}
-        for name in models_of(model, services.settings):
-            fields = windows.fields(name, window_s)
+        for name in models_of(model, deployment.settings):
+            fields = deployment.hits.fields(name, window_s)
             counts[name] = Statistics.of(fields).counts
             workers[name] = {"fallbacks": _by_name(fields, FALLBACKS), "parity": _by_name(fields, PARITY)}
     if as_json:

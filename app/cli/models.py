@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from app.cli.arguments import ModelOption, OneModel
-from app.cli.context import load_settings, models_of, open_services
+from app.cli.context import load_settings, models_of, open_deployment
 from app.cli.output import AsJson, note, print_fields, print_json, print_rows
 from inference.clock import to_iso
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from inference.deployment import Deployment
     from inference.models import VersionRecord
-    from inference.services import Services
     from inference.store import Labels
 
 app = typer.Typer(help="Models and their versions.", no_args_is_help=True)
@@ -30,10 +30,10 @@ _Timeout = Annotated[float, typer.Option(min=0, help="Seconds to wait for the wo
 @app.command("list")
 def list_models(as_json: AsJson = False) -> None:
     """Print every configured model, its versions, and which one answers."""
-    with open_services() as services:
+    with open_deployment() as deployment:
         found = [
-            (model, _serving(services, model), services.registry.versions(model))
-            for model in models_of(None, services.settings)
+            (model, _serving(deployment, model), deployment.registry.versions(model))
+            for model in models_of(None, deployment.settings)
         ]
     if as_json:
         states = [{str(version): record.state for version, record in records.items()} for _, _, records in found]
@@ -55,13 +55,13 @@ def show(
     """Print what a model takes and gives, version by version; for a refused one, why."""
     from inference.models.versions import find_versions
 
-    with open_services() as services:
-        name, of_model = services.settings.model(model)
-        serving = _serving(services, name)
-        records = services.registry.versions(name)
+    with open_deployment() as deployment:
+        name, of_model = deployment.settings.model(model)
+        serving = _serving(deployment, name)
+        records = deployment.registry.versions(name)
     if not records:
         # no worker could load a folder that is wrong: say so here, rather than "start one"
-        find_versions(services.settings.path(of_model.path))
+        find_versions(deployment.settings.path(of_model.path))
     data = [
         {
             **record.to_json(),
@@ -132,12 +132,12 @@ def reload(
 
     Exit 1 when not all of them have within the time, or when features.json was changed beside a version that is loaded.
     """
-    with open_services() as services:
-        name, of_model = services.settings.model(model)
-        left = _reloaded(services, name, timeout)
-        active = services.registry.active_version(name)
-        versions = {str(version): record for version, record in services.registry.versions(name).items()}
-        ignored = _ignored_contract(services.settings.path(of_model.path), versions.get(str(active)))
+    with open_deployment() as deployment:
+        name, of_model = deployment.settings.model(model)
+        left = _reloaded(deployment, name, timeout)
+        active = deployment.registry.active_version(name)
+        versions = {str(version): record for version, record in deployment.registry.versions(name).items()}
+        ignored = _ignored_contract(deployment.settings.path(of_model.path), versions.get(str(active)))
     if as_json:
         states = {version: record.state for version, record in versions.items()}
         print_json({"model": name, "active_version": active, "versions": states, "not_done": left})
@@ -182,12 +182,12 @@ def label(
     stable: this version answers, and no newer one until it gets the label. canary: it computes what is computed on
     demand for a share of the entities. /v1 answers by any label. Exit 1 when not all workers are done within the time.
     """
-    with open_services() as services:
-        named, of_model = services.settings.model(model)
+    with open_deployment() as deployment:
+        named, of_model = deployment.settings.model(model)
         _check_wanted(named, of_model.versions, version)
-        services.registry.label(named, name, version, share=share)
-        left = _reloaded(services, named, timeout)
-        serving = _serving(services, named)
+        deployment.registry.label(named, name, version, share=share)
+        left = _reloaded(deployment, named, timeout)
+        serving = _serving(deployment, named)
     _tell_labels(named, serving, left, timeout, as_json)
 
 
@@ -197,11 +197,11 @@ def unlabel(name: _Label, model: ModelOption = None, timeout: _Timeout = 120, as
 
     What a canary has computed is not served from this moment on. Exit 1 when not all workers are done within the time.
     """
-    with open_services() as services:
-        named, _ = services.settings.model(model)
-        services.registry.remove_label(named, name)
-        left = _reloaded(services, named, timeout)
-        serving = _serving(services, named)
+    with open_deployment() as deployment:
+        named, _ = deployment.settings.model(model)
+        deployment.registry.remove_label(named, name)
+        left = _reloaded(deployment, named, timeout)
+        serving = _serving(deployment, named)
     _tell_labels(named, serving, left, timeout, as_json)
 
 
@@ -215,9 +215,9 @@ def _check_wanted(model: str, versions: Any, version: int) -> None:
         )
 
 
-def _serving(services: Services, model: str) -> dict[str, Any]:
+def _serving(deployment: Deployment, model: str) -> dict[str, Any]:
     """Return which version answers, and the labels."""
-    pointer = services.registry.pointer(model)
+    pointer = deployment.registry.pointer(model)
     labels: Labels = pointer.labels
     versions = dict(sorted(labels.versions.items()))
     return {"active_version": pointer.active_version, "labels": versions, "canary_share": labels.canary_share}
@@ -244,28 +244,25 @@ def _named(labels: dict[str, int], canary_share: float) -> str | None:
     return ", ".join(f"{label} {version}{shares.get(label, '')}" for label, version in labels.items()) or None
 
 
-def _reloaded(services: Services, model: str, timeout_s: float) -> list[str]:
+def _reloaded(deployment: Deployment, model: str, timeout_s: float) -> list[str]:
     """Have the workers look; return who has not when the time is up, nobody when it is 0."""
-    from inference.presence import Presence
-
-    number = services.registry.ask_reload(model)
+    number = deployment.registry.ask_reload(model)
     if not timeout_s:
         return []
-    presence = Presence(services.cache, services.keys)
     end = time.monotonic() + timeout_s
-    while left := _not_done(services, presence.roster, model, number):
+    while left := _not_done(deployment, model, number):
         if time.monotonic() > end:
             break
         time.sleep(_ASK_AGAIN_S)
     return left
 
 
-def _not_done(services: Services, roster: Callable[[str], Any], model: str, number: int) -> list[str]:
+def _not_done(deployment: Deployment, model: str, number: int) -> list[str]:
     from inference.settings import BATCH_QUEUE
 
-    done = services.registry.reloads(model).done
-    queues = (services.settings.realtime_queue(model), BATCH_QUEUE)
-    alive = [one for queue in queues for one in roster(queue).alive if one.ready]
+    done = deployment.registry.reloads(model).done
+    queues = (deployment.settings.realtime_queue(model), BATCH_QUEUE)
+    alive = [one for queue in queues for one in deployment.presence.roster(queue).alive if one.ready]
     if not alive:
         note("no worker is running: the first one that starts looks at the model's folder")
     return [one.identity for one in alive if done.get(one.identity, 0) < number]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from inference.errors import SettingsError
 from inference.settings import Settings
+from inference.small_files import read_small_text
 
 FILE_NAME = "dashboard.json"
 
@@ -58,12 +59,12 @@ def find_credentials(settings: Settings) -> Credentials:
     try:
         return Credentials(username, _kept_password(file, username), file)
     except OSError as error:
-        raise SettingsError(f"{file} cannot be used ({error.strerror}): set [dashboard] password") from error
+        raise SettingsError(f"{file} cannot be used ({error.strerror or error}): set [dashboard] password") from error
 
 
 def _kept_password(file: Path, username: str) -> str:
     try:
-        password = json.loads(file.read_text(encoding="utf-8"))["password"]
+        password = json.loads(read_small_text(file))["password"]
         # a copied file may have been left readable to others
         file.chmod(0o600)
         return _checked("password", password)

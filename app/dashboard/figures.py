@@ -1,100 +1,40 @@
-"""What the pages show, read through `inference/`: minute windows, run ledger, signs of life, queues."""
+"""What the pages show of a deployment: minute windows, run ledger, signs of life, queues, costs.
+
+The functions block, and raise StoreUnavailable when the cache Redis does not answer.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import cache
+from typing import Any
 
+from inference.batch import RunView
 from inference.clock import Clock, system_clock, to_iso
+from inference.deployment import Deployment
+from inference.economics import read_prices
+from inference.economics.report import CostReport, cost_report
 from inference.errors import BadInput, BrokerUnavailable, NotFound
-from inference.presence import API_PROCESSES
+from inference.hits import Statistics
+from inference.presence import API_PROCESSES, Roster
+from inference.queues import QueueState
 from inference.serving.breaker import BreakerState
-
-if TYPE_CHECKING:
-    from inference.batch import RunView
-    from inference.batch.details import RunDetails
-    from inference.economics.report import CostReport
-    from inference.hits import Point, Statistics
-    from inference.presence import Roster
-    from inference.queues import QueueState
-    from inference.store import Pointer
+from inference.store.outages import outage_is_an_error
 
 #: name in the address → seconds, shortest first
 WINDOWS_S = {"5m": 300, "1h": 3600, "24h": 24 * 3600}
 RUNS_SHOWN = 25
 
 
-class DashboardData(Protocol):
-    """Where the pages' figures come from; the calls block, and a test may stand in for it.
-
-    Every call raises StoreUnavailable when the cache Redis does not answer.
-    """
-
-    @property
-    def models(self) -> Sequence[str]:
-        """Names of the configured models, in the pages' order."""
-        ...
-
-    @property
-    def queue_names(self) -> Sequence[str]:
-        """Names of the queues, in the page's order."""
-        ...
-
-    def statistics(self, model: str, window_s: int) -> Statistics:
-        """Return what was counted in the last `window_s` seconds."""
-        ...
-
-    def series(self, model: str, window_s: int) -> Sequence[Point]:
-        """Return the same window point by point, oldest first."""
-        ...
-
-    def in_service(self, model: str) -> Pointer:
-        """Return the generation and the version that answer now."""
-        ...
-
-    def run_of(self, model: str, generation: int) -> RunView | None:
-        """Return the run that wrote a generation; None when it is not known any more."""
-        ...
-
-    def runs(self, model: str, limit: int) -> Sequence[RunView]:
-        """Return the newest runs, newest first."""
-        ...
-
-    def details(self, run_id: str) -> RunDetails:
-        """Return all that is known of one run, or raise NotFound."""
-        ...
-
-    def queues(self) -> Sequence[QueueState]:
-        """Return the state of each queue, or raise BrokerUnavailable."""
-        ...
-
-    def roster(self, queue: str) -> Roster:
-        """Return who serves a queue, or, for API_PROCESSES, who answers requests."""
-        ...
-
-    def costs(self, model: str) -> CostReport:
-        """Return what a model costs by what was measured."""
-        ...
+#: the table that comes with the release: read once
+_prices = cache(read_prices)
 
 
-@dataclass(frozen=True)
-class LiveData:
-    """The figures of this deployment, from the services that the API and the CLI read too."""
-
-    models: Sequence[str]
-    statistics: Callable[[str, int], Statistics]
-    series: Callable[[str, int], Sequence[Point]]
-    in_service: Callable[[str], Pointer]
-    run_of: Callable[[str, int], RunView | None]
-    runs: Callable[[str, int], Sequence[RunView]]
-    details: Callable[[str], RunDetails]
-    queues: Callable[[], Sequence[QueueState]]
-    roster: Callable[[str], Roster]
-    costs: Callable[[str], CostReport]
-    queue_names: Sequence[str] = ("batch", "realtime", "maintenance")
+def models_of(deployment: Deployment) -> list[str]:
+    """Return the names of the configured models, in the pages' order."""
+    return sorted(deployment.settings.models)
 
 
 @dataclass(frozen=True)
@@ -105,15 +45,16 @@ class Choice:
     window: str = ""
     run_id: str = ""
 
-    def chosen_model(self, data: DashboardData) -> str | None:
+    def chosen_model(self, deployment: Deployment) -> str | None:
         """Return the model, the first one if none was asked for; None when none is configured.
 
         Raises:
             NotFound: it is not configured.
         """
+        models = models_of(deployment)
         if not self.model:
-            return data.models[0] if data.models else None
-        if self.model not in data.models:
+            return models[0] if models else None
+        if self.model not in models:
             raise NotFound("no such model is configured", field="model")
         return self.model
 
@@ -129,37 +70,39 @@ class Choice:
             raise BadInput(f"window is one of {', '.join(WINDOWS_S)}", field="window") from None
 
 
-def read_hit_rates(data: DashboardData, choice: Choice, clock: Clock = system_clock) -> dict[str, Any]:
+def read_hit_rates(deployment: Deployment, choice: Choice, clock: Clock = system_clock) -> dict[str, Any]:
     """Return what the page of hit rates shows, as JSON values. `read_in_ms` is what reading it took.
 
     Raises:
         StoreUnavailable: the cache Redis did not answer.
         NotFound, BadInput: the address asks for what is not there.
     """
-    started, window_s, model = time.perf_counter(), choice.window_s(), choice.chosen_model(data)
-    told = None if model is None else _hit_rates_of(data, model, window_s)
+    started, window_s, model = time.perf_counter(), choice.window_s(), choice.chosen_model(deployment)
+    told = None if model is None else _hit_rates_of(deployment, model, window_s)
     took_ms = round((time.perf_counter() - started) * 1000, 1)
     return {
         "read_at": to_iso(clock()),
         "read_in_ms": took_ms,
-        "models": list(data.models),
+        "models": models_of(deployment),
         "window_s": window_s,
         "model": told,
     }
 
 
-def _hit_rates_of(data: DashboardData, model: str, window_s: int) -> dict[str, Any]:
+def _hit_rates_of(deployment: Deployment, model: str, window_s: int) -> dict[str, Any]:
     return {
         "model": model,
-        "serving": _serving(data, model),
-        "windows": [_window(length_s, data.statistics(model, length_s)) for length_s in WINDOWS_S.values()],
-        "points": [{"at": to_iso(point.at), **_figures(point.statistics)} for point in data.series(model, window_s)],
+        "serving": _serving(deployment, model),
+        "windows": [_window(length_s, deployment.hits.statistics(model, length_s)) for length_s in WINDOWS_S.values()],
+        "points": [
+            {"at": to_iso(point.at), **_figures(point.statistics)} for point in deployment.hits.series(model, window_s)
+        ],
     }
 
 
-def _serving(data: DashboardData, model: str) -> dict[str, Any]:
-    pointer = data.in_service(model)
-    run = None if pointer.current is None else data.run_of(model, pointer.current)
+def _serving(deployment: Deployment, model: str) -> dict[str, Any]:
+    pointer = deployment.predictions(model).pointer()
+    run = None if pointer.current is None else _run_of(deployment, model, pointer.current)
     coverage = next((gate for gate in run.gates if gate.name == "coverage"), None) if run else None
     return {
         "generation": pointer.current,
@@ -172,6 +115,17 @@ def _serving(data: DashboardData, model: str) -> dict[str, Any]:
         "coverage": _coverage(run),
         "coverage_detail": None if coverage is None else coverage.detail,
     }
+
+
+def _run_of(deployment: Deployment, model: str, generation: int) -> RunView | None:
+    """Return the run that wrote a generation; None when it is not known any more."""
+    manifest = deployment.predictions(model).manifest(generation)
+    if manifest is None or manifest.run_id is None:
+        return None
+    try:
+        return deployment.runs.show(manifest.run_id)
+    except NotFound:
+        return None
 
 
 def _coverage(run: RunView | None) -> float | None:
@@ -191,7 +145,7 @@ def _figures(statistics: Statistics) -> dict[str, Any]:
     return data if statistics.counts.total else {**data, "hit_rate": None}
 
 
-def read_runs(data: DashboardData, choice: Choice, clock: Clock = system_clock) -> dict[str, Any]:
+def read_runs(deployment: Deployment, choice: Choice, clock: Clock = system_clock) -> dict[str, Any]:
     """Return what the page of runs shows: the newest runs of a model, and one of them closely.
 
     That one is the run asked for, else the newest.
@@ -200,47 +154,54 @@ def read_runs(data: DashboardData, choice: Choice, clock: Clock = system_clock) 
         StoreUnavailable: the cache Redis did not answer.
         NotFound: the address asks for what is not there.
     """
-    model = choice.chosen_model(data)
-    runs = [] if model is None else data.runs(model, RUNS_SHOWN)
+    model = choice.chosen_model(deployment)
+    runs = [] if model is None else deployment.runs.list(model, limit=RUNS_SHOWN)
     shown = choice.run_id or (runs[0].run_id if runs else "")
     return {
         "read_at": to_iso(clock()),
-        "models": list(data.models),
+        "models": models_of(deployment),
         "model": model,
-        "serving": None if model is None else _serving(data, model),
+        "serving": None if model is None else _serving(deployment, model),
         "runs": [run.to_json() for run in runs],
-        "details": data.details(shown).to_json() if shown else None,
+        "details": deployment.runs.details(shown).to_json() if shown else None,
     }
 
 
-def read_costs(data: DashboardData, choice: Choice, clock: Clock = system_clock) -> dict[str, Any]:
+def read_costs(deployment: Deployment, choice: Choice, clock: Clock = system_clock) -> dict[str, Any]:
     """Return what the page of costs shows of one model.
 
     Raises:
         StoreUnavailable: the cache Redis did not answer.
         NotFound: the address asks for what is not there.
     """
-    model = choice.chosen_model(data)
+    model = choice.chosen_model(deployment)
     return {
         "read_at": to_iso(clock()),
-        "models": list(data.models),
+        "models": models_of(deployment),
         "model": model,
-        "costs": None if model is None else data.costs(model).to_json(),
+        "costs": None if model is None else _costs(deployment, model).to_json(),
     }
 
 
-def read_queues(data: DashboardData, clock: Clock = system_clock) -> dict[str, Any]:
+def _costs(deployment: Deployment, model: str) -> CostReport:
+    _, of_model = deployment.settings.model(model)
+    with outage_is_an_error("costs"):
+        measured = deployment.measured(model)
+    return cost_report(model, of_model, measured, _prices())
+
+
+def read_queues(deployment: Deployment, clock: Clock = system_clock) -> dict[str, Any]:
     """Return what the page of queues shows; while the broker is away, everything but the depths.
 
     Raises:
         StoreUnavailable: the cache Redis did not answer.
     """
     try:
-        states, broker_error = {state.queue: state for state in data.queues()}, None
+        states, broker_error = {state.queue: state for state in deployment.broker.queue_states()}, None
     except BrokerUnavailable as error:
         states, broker_error = {}, error.message
-    api = data.roster(API_PROCESSES)
-    rosters = {queue: data.roster(queue) for queue in data.queue_names}
+    api = deployment.presence.roster(API_PROCESSES)
+    rosters = {queue: deployment.presence.roster(queue) for queue in deployment.settings.queues}
     # one that serves several queues is on the roster of each
     workers = {worker.identity: worker for roster in rosters.values() for worker in roster.alive}
     return {
@@ -249,10 +210,10 @@ def read_queues(data: DashboardData, clock: Clock = system_clock) -> dict[str, A
         "queues": [_queue(queue, states.get(queue), roster) for queue, roster in rosters.items()],
         "workers": [worker.to_json() for worker in workers.values()],
         "api": {"alive": len(api.alive), "gone": sorted(api.gone)},
-        "breakers": [_breaker(model, api) for model in data.models],
+        "breakers": [_breaker(model, api) for model in models_of(deployment)],
         "micro_batches": [
-            {"model": model, **(data.statistics(model, WINDOWS_S["5m"]).to_json()["micro_batch_rows"])}
-            for model in data.models
+            {"model": model, **(deployment.hits.statistics(model, WINDOWS_S["5m"]).to_json()["micro_batch_rows"])}
+            for model in models_of(deployment)
         ],
     }
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import redis.asyncio
 from flower.utils import broker
 from kombu.transport.redis import Transport
 
+from inference.redis_clients import Patience, open_async_client
 from inference.settings import Settings
 from inference.settings.server_urls import is_redis
 
@@ -37,9 +37,7 @@ def count_by_our_url(settings: Settings) -> None:
     class OurRedis(broker.RedisBase):  # type: ignore[misc]  # flower has no types
         def __init__(self, broker_url: str, *arguments: Any, **options: Any) -> None:
             super().__init__(broker_url, *arguments, **options)
-            self.redis = redis.asyncio.Redis.from_url(
-                settings.broker_url, socket_timeout=_TIMEOUT_S, socket_connect_timeout=_TIMEOUT_S, retry=None
-            )
+            self.redis = open_async_client(settings.broker_url, Patience(_TIMEOUT_S))
 
     for name in ("Redis", "RedisSsl", "RedisSocket"):
         setattr(broker, name, OurRedis)

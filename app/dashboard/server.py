@@ -7,7 +7,8 @@ import logging
 import signal
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 from celery import Celery
 from flower.app import Flower, rewrite_handler
@@ -21,19 +22,19 @@ from app.dashboard.actions import Action
 from app.dashboard.bounded_server import BoundedServer
 from app.dashboard.credentials import Credentials, find_credentials
 from app.dashboard.entrance import Entrance
-from app.dashboard.figures import LiveData, read_costs, read_hit_rates, read_queues, read_runs
+from app.dashboard.figures import read_costs, read_hit_rates, read_queues, read_runs
 from app.dashboard.flower_redis import count_by_our_url, watch_for_silence
 from app.dashboard.pages import Faces, OutsidePrefix, Readers, page_handlers
 from app.dashboard.reading import SharedReads
 from app.dashboard.theme import Templates
 from app.listening import raise_descriptors
-from inference.errors import NotFound, SettingsError
+from inference.deployment import Deployment
+from inference.errors import SettingsError
 from inference.logs import configure_logging, get_logger
+from inference.redis_clients import WORKER
 from inference.settings import DashboardSettings, Settings
-from inference.store.outages import outage_is_an_error
-
-if TYPE_CHECKING:
-    from inference.batch import RunView
+from tasks.broker import CeleryBroker
+from tasks.celery_app import make_celery
 
 log = get_logger(__name__)
 
@@ -47,8 +48,6 @@ def run(settings: Settings) -> None:
     Raises:
         SettingsError: the address cannot be listened on, or the credentials cannot be used.
     """
-    from tasks.celery_app import celery_app
-
     configure_logging("dashboard", form=settings.logs.format, level=settings.logs.level)
     # a page that refreshes every 2 s would fill the log with itself
     logging.getLogger("tornado.access").setLevel(logging.ERROR)
@@ -60,14 +59,16 @@ def run(settings: Settings) -> None:
     count_by_our_url(settings)
     entrance = Entrance(credentials)
     entrance.guard()
-    flower = build_flower(celery_app, settings.dashboard, credentials, live_readers(settings), act)
-    raise_descriptors()
-    BoundedServer(flower, entrance).add_sockets(sockets)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        flower.io_loop.asyncio_loop.add_signal_handler(number, flower.stop)
-    PeriodicCallback(lambda: forget_workers(flower), _FORGETS_EVERY_MS).start()
-    _announce(settings, credentials)
-    flower.start()
+    with Deployment(settings, WORKER, CeleryBroker) as deployment:
+        application, act = make_celery(settings), partial(act_on, deployment)
+        flower = build_flower(application, settings.dashboard, credentials, readers_of(deployment), act)
+        raise_descriptors()
+        BoundedServer(flower, entrance).add_sockets(sockets)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            flower.io_loop.asyncio_loop.add_signal_handler(number, flower.stop)
+        PeriodicCallback(lambda: forget_workers(flower), _FORGETS_EVERY_MS).start()
+        _announce(settings, credentials)
+        flower.start()
 
 
 def forget_workers(flower: Flower) -> None:
@@ -112,67 +113,20 @@ def build_flower(
     return flower
 
 
-def live_readers(settings: Settings) -> Readers:
-    """Return what reads the pages' figures of the deployment that the settings describe."""
-    data = live_data(settings)
+def readers_of(deployment: Deployment) -> Readers:
+    """Return what reads each page's figures."""
     return {
-        "hit-rates": lambda choice: read_hit_rates(data, choice),
-        "runs": lambda choice: read_runs(data, choice),
-        "queues": lambda _: read_queues(data),
-        "cost": lambda choice: read_costs(data, choice),
+        "hit-rates": partial(read_hit_rates, deployment),
+        "runs": partial(read_runs, deployment),
+        "queues": lambda _: read_queues(deployment),
+        "cost": partial(read_costs, deployment),
     }
 
 
-def live_data(settings: Settings) -> LiveData:
-    """Return the figures of the deployment that the settings describe."""
-    from inference.economics import read_prices
-    from inference.economics.measured import measure
-    from inference.economics.report import CostReport, cost_report
-    from inference.hits import HitWindows
-    from inference.presence import Presence
-    from tasks.celery_app import services
-    from tasks.queues import Queues
-    from tasks.runs import runs
-
-    own = services()
-    windows, prices = HitWindows(own.cache, own.keys), read_prices()
-
-    def run_of(model: str, generation: int) -> RunView | None:
-        manifest = own.predictions(model).manifest(generation)
-        if manifest is None or manifest.run_id is None:
-            return None
-        try:
-            return runs().show(manifest.run_id)
-        except NotFound:
-            return None
-
-    def costs(model: str) -> CostReport:
-        _, of_model = settings.model(model)
-        with outage_is_an_error("costs"):
-            measured = measure(own.cache, own.keys, model, of_model, windows)
-        return cost_report(model, of_model, measured, prices)
-
-    return LiveData(
-        models=sorted(settings.models),
-        statistics=windows.statistics,
-        series=windows.series,
-        in_service=lambda model: own.predictions(model).pointer(),
-        run_of=run_of,
-        runs=lambda model, limit: runs().list(model, limit=limit),
-        details=lambda run_id: runs().details(run_id),
-        queues=Queues(settings).read,
-        roster=Presence(own.cache, own.keys).roster,
-        costs=costs,
-        queue_names=settings.queues,
-    )
-
-
-def act(action: Action) -> dict[str, Any]:
+def act_on(deployment: Deployment, action: Action) -> dict[str, Any]:
     """Do what a button asks for, and wake the maintenance worker."""
-    from tasks.runs import hurry, runs
-
-    done = action.do(runs())
-    hurry()
+    done = action.do(deployment.runs)
+    deployment.broker.hurry()
     return done
 
 

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from app.demo.data import SCHEDULE_S, DemoFolder, known_entity
-from app.demo.deployment import Deployment
+from app.demo.processes import DemoProcesses
 from app.demo.screen import Screen, Stopwatch
 from app.demo.steps import Steps
 from app.local.ports import LOOPBACK, by_whom, free_port_from
@@ -35,23 +35,23 @@ def run_demo(*, entities: int, once: bool, keep: bool) -> bool:
     folder = DemoFolder(Path(tempfile.mkdtemp(prefix="forecache-demo-")))
     api_port = _port(screen, "API", ApiSettings().port)
     dashboard_port = _port(screen, "Flower", DashboardSettings().port)
-    deployment = Deployment(folder, ApiSettings(port=api_port))
+    processes = DemoProcesses(folder, ApiSettings(port=api_port))
     dashboard_url = f"http://{LOOPBACK}:{dashboard_port}"
     passed = False
     watch = Stopwatch()
     try:
-        Steps(screen, folder, deployment, dashboard_url).run(entities, api_port, dashboard_port)
+        Steps(screen, folder, processes, dashboard_url).run(entities, api_port, dashboard_port)
         passed = True
         screen.say(f"\nAll checks passed in {watch.s:.0f} s", style="bold green")
-        _ending(screen, folder, deployment, dashboard_url)
+        _ending(screen, folder, processes, dashboard_url)
         if screen.is_live and not once:
             _stay(screen, folder, keep=keep)
     except ForecacheError as error:
-        _tell_failure(screen, error, deployment)
+        _tell_failure(screen, error, processes)
     except KeyboardInterrupt:
         screen.say()
     finally:
-        passed = _stop(screen, deployment) and passed
+        passed = _stop(screen, processes) and passed
         keep = keep or not passed
         if not keep:
             shutil.rmtree(folder.root)
@@ -74,11 +74,11 @@ def _port(screen: Screen, what: str, preferred: int) -> int:
     return port
 
 
-def _ending(screen: Screen, folder: DemoFolder, deployment: Deployment, dashboard_url: str) -> None:
+def _ending(screen: Screen, folder: DemoFolder, processes: DemoProcesses, dashboard_url: str) -> None:
     screen.say(f"""\
   hit rates   {dashboard_url}/hit-rates
   login       user and password stand in {folder.root}/.forecache/dashboard.json
-  API         {deployment.api.base_url}/docs
+  API         {processes.api.base_url}/docs
   to copy     {folder.settings}
 Put your own model and table into a copy of that file, then `forecache up`.""")
 
@@ -102,16 +102,16 @@ def _command() -> str:
     return str(beside) if beside.exists() and not shutil.which("forecache") else "forecache"
 
 
-def _stop(screen: Screen, deployment: Deployment) -> bool:
+def _stop(screen: Screen, processes: DemoProcesses) -> bool:
     with screen.waiting("stopping everything"):
-        stopped = deployment.stop()
+        stopped = processes.stop()
     if not stopped:
         screen.say("FAILED: `forecache up` did not stop and was killed", style="bold red")
     return stopped
 
 
-def _tell_failure(screen: Screen, error: ForecacheError, deployment: Deployment) -> None:
+def _tell_failure(screen: Screen, error: ForecacheError, processes: DemoProcesses) -> None:
     screen.say(f"\nFAILED: {error.message}", style="bold red")
-    last = deployment.last_output()
+    last = processes.last_output()
     if last:
         screen.say(f"the last lines of `forecache up`:\n{last}")

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from app.demo.data import MODEL, NEWCOMERS, SCHEDULE_S, DemoFolder, known_entity, new_entity, write_folder
-from app.demo.deployment import DemoError, Deployment, run_module
+from app.demo.processes import DemoError, DemoProcesses, run_module
 from app.demo.screen import Advance, Screen, Stopwatch
 
 #: generous: a loaded laptop imports TensorFlow four times here
@@ -26,10 +26,10 @@ _NEW_SHARE = 0.1
 class Steps:
     """The story: a table and a model become a service whose answers are precomputed, or computed when missing."""
 
-    def __init__(self, screen: Screen, folder: DemoFolder, deployment: Deployment, dashboard_url: str) -> None:
+    def __init__(self, screen: Screen, folder: DemoFolder, processes: DemoProcesses, dashboard_url: str) -> None:
         self._screen = screen
         self._folder = folder
-        self._deployment = deployment
+        self._processes = processes
         self._dashboard_url = dashboard_url
 
     def run(self, entities: int, api_port: int, dashboard_port: int) -> None:
@@ -67,17 +67,17 @@ class Steps:
         )
 
     def _start(self) -> None:
-        deployment = self._deployment
+        processes = self._processes
         watch = Stopwatch()
         with self._screen.waiting("`forecache up` starts seven processes"):
-            deployment.start()
-            deployment.wait_for("the API", lambda: self._get("/health/live"), within_s=_START_S)
-            deployment.wait_for("the model's warm-up", lambda: self._get("/health/ready"), within_s=_START_S)
+            processes.start()
+            processes.wait_for("the API", lambda: self._get("/health/live"), within_s=_START_S)
+            processes.wait_for("the model's warm-up", lambda: self._get("/health/ready"), within_s=_START_S)
         self._screen.step("forecache up", f"Redis, Celery workers, beat, the API and Flower run after {watch.s:.0f} s")
 
     def _load_features(self, entities: int) -> None:
         with self._screen.waiting("`forecache features load`"):
-            report = self._deployment.command("features", "load", str(self._folder.features))
+            report = self._processes.command("features", "load", str(self._folder.features))
         self._check(report["rows"] == entities + NEWCOMERS, f"features load reported {report}")
         self._screen.step(
             "the features", f"`forecache features load`: the same users, and {NEWCOMERS} who signed up since"
@@ -106,7 +106,7 @@ class Steps:
             return next(published, None)
 
         with self._screen.waiting(text) as advance:
-            found: dict[str, Any] = self._deployment.wait_for("a run that beat started", look, within_s=_RUN_S)
+            found: dict[str, Any] = self._processes.wait_for("a run that beat started", look, within_s=_RUN_S)
         return found
 
     def _ask(self, title: str, entity: str, outcome: str, why: str) -> None:
@@ -138,7 +138,7 @@ class Steps:
         )
 
     def _hit_rate(self) -> None:
-        rate = self._deployment.wait_for("the hit rate", self._counted, within_s=15)
+        rate = self._processes.wait_for("the hit rate", self._counted, within_s=15)
         status = httpx.get(f"{self._dashboard_url}/healthcheck", trust_env=False).status_code
         self._check(status == 200, f"Flower answers {status} at {self._dashboard_url}")
         counts = Counter({name: count for name, count in rate["outcomes"].items() if count})
@@ -151,7 +151,7 @@ class Steps:
 
     def _roll_back(self, first: dict[str, Any]) -> None:
         later = self._published(f"the next run: beat starts one every {SCHEDULE_S} s", other_than=first["run_id"])
-        after = self._deployment.api.call("POST", f"/models/{MODEL}/rollback")
+        after = self._processes.api.call("POST", f"/models/{MODEL}/rollback")
         self._check(after["generation"] < later["generation"], f"rollback of {later['generation']} gave {after}")
         self._screen.step("a rollback", f"the next run published generation {later['generation']}; we did not like it:")
         self._screen.more(
@@ -159,7 +159,7 @@ class Steps:
         )
 
     def _get(self, path: str) -> Any:
-        return self._deployment.api.call("GET", path)
+        return self._processes.api.call("GET", path)
 
     def _check(self, holds: bool, otherwise: str) -> None:
         if not holds:

@@ -24,6 +24,7 @@ from app.local.files import private_folder, write_private
 from app.local.ports import LOOPBACK, free_port, is_free
 from inference.errors import Conflict, SettingsError
 from inference.settings import Settings, find_embedded_redis
+from inference.small_files import read_small_text
 
 #: the first major version that keeps its append-only files in a folder of their own
 _FIRST_WITH_FOLDER = 7
@@ -175,7 +176,7 @@ def _binary_for(folder: Path) -> Path:
     and say nothing.
     """
     try:
-        before = Path(str(json.loads((folder / "identity.json").read_text())["binary"]))
+        before = Path(str(json.loads(read_small_text(folder / "identity.json"))["binary"]))
     except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
         before = None
     if before is not None and os.access(before, os.X_OK):
@@ -217,7 +218,7 @@ def explain_death(server: EmbeddedRedis, last_lines: list[str]) -> str:
 
 def _remembered(file: Path) -> tuple[int, str]:
     try:
-        data = json.loads(file.read_text())
+        data = json.loads(read_small_text(file))
         return int(data["port"]), str(data["password"])
     except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError, ValueError):
         return free_port(), secrets.token_urlsafe(32)

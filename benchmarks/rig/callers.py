@@ -14,10 +14,10 @@ import numpy.typing as npt
 import uvloop
 from baselines.plain_queue import QUEUE, with_its_queue
 
+from inference.deployment import Deployment
 from inference.errors import ForecacheError
 from inference.hits import HitRecorder
 from inference.keys import TableKind
-from inference.services import Services
 from inference.serving import PredictionService
 from inference.serving.answers import Answer
 from inference.serving.deadlines import RedisClock
@@ -34,21 +34,21 @@ Ask = Callable[[int], Awaitable[float]]
 
 
 def ours_per_s(
-    services: Services, model: str, answers: npt.NDArray[np.float32], *, callers: int, seconds: float
+    deployment: Deployment, model: str, answers: npt.NDArray[np.float32], *, callers: int, seconds: float
 ) -> float:
     """Return predictions per second of callers on one event loop: look-up, coalescer, worker, result."""
 
     async def run() -> float:
-        client = services.async_cache()
+        client = deployment.async_cache()
         pipe = AsyncPipe(client, timeout_s=1.0)
-        async with client, open_dispatcher(services.settings) as dispatcher:
+        async with client, open_dispatcher(deployment.settings) as dispatcher:
             clock = RedisClock()
             await clock.measure(client)
             service = PredictionService(
-                services.settings,
-                lambda name: services.reader(pipe, TableKind.PREDICTIONS, name),
+                deployment.settings,
+                lambda name: deployment.reader(pipe, TableKind.PREDICTIONS, name),
                 dispatcher,
-                HitRecorder(client, services.keys),
+                HitRecorder(client, deployment.keys),
                 clock.now,
             )
 
@@ -68,10 +68,10 @@ def ours_per_s(
 
 
 def plain_per_s(
-    services: Services, model: str, answers: npt.NDArray[np.float32], *, callers: int, seconds: float
+    deployment: Deployment, model: str, answers: npt.NDArray[np.float32], *, callers: int, seconds: float
 ) -> float:
     """Return predictions per second of as many threads, each with `apply_async(...).get()`."""
-    application = with_its_queue(make_celery(services.settings))
+    application = with_its_queue(make_celery(deployment.settings))
     done = itertools.count()
     until = time.perf_counter() + seconds
     failed: list[BaseException] = []

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 
 from rig.dataset import Dataset
-from rig.deployment import MODEL, ROOT, free_port, http_ok, wait_until
+from rig.stack import MODEL, ROOT, free_port, http_ok, wait_until
 
 #: what is killed → words of its command line
 KINDS = {

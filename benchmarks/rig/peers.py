@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 
 from rig.dataset import Dataset
-from rig.deployment import ROOT, free_port, wait_until
+from rig.stack import ROOT, free_port, wait_until
 from rig.wrk import Posts, Target
 
 ENVIRONMENTS = ROOT / ".peers"

@@ -13,10 +13,13 @@ from inference.errors import BadEntityId, BadInput, quoted
 from inference.features import EARLIEST_S, check_key_columns
 from inference.release import reading
 from inference.settings import ModelSettings, parse_duration
+from inference.small_files import open_small, read_at_most
 from inference.sources import open_source, read_ids, whole_slices
 
 #: entities that one partial run takes; more are a run over a table of their own
 MAX_ENTITIES = 1_000_000
+#: of a file that lists them
+MOST_ID_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,11 @@ def read_entities(path: str, entity_column: str) -> list[str]:
     """
     own = Path(path)
     try:
-        with own.open("rb") as file:
-            is_parquet = file.read(4) == b"PAR1"
-        ids = _ids_in_parquet(str(own.absolute()), entity_column) if is_parquet else _ids_in_lines(own)
+        # opened once: a pipe is read only once
+        with open_small(own) as stream:
+            is_parquet = stream.peek(4)[:4] == b"PAR1"
+            text = "" if is_parquet else read_at_most(stream, MOST_ID_BYTES).decode("utf-8-sig")
+        ids = _ids_in_parquet(str(own.absolute()), entity_column) if is_parquet else _ids_in_lines(text)
     except (OSError, UnicodeDecodeError) as error:
         raise BadInput(f"{path} cannot be read as a list of ids: {error}", field="entities") from error
     if not ids:
@@ -45,8 +50,8 @@ def read_entities(path: str, entity_column: str) -> list[str]:
     return ids
 
 
-def _ids_in_lines(path: Path) -> list[str]:
-    lines = (line.removesuffix("\r") for line in path.read_text("utf-8-sig").split("\n"))
+def _ids_in_lines(text: str) -> list[str]:
+    lines = (line.removesuffix("\r") for line in text.split("\n"))
     return [line for line in lines if line]  # other white space may be part of an id
 
 

@@ -16,6 +16,7 @@ from inference.economics.inputs import Figure, Origin
 from inference.errors import SettingsError
 from inference.field_mistakes import mistake_in_file
 from inference.settings.fields import Section
+from inference.small_files import read_small_text
 
 Kind = Literal["instances", "memory", "storage"]
 
@@ -93,7 +94,7 @@ def read_prices(file: Path | None = None) -> PriceTable:
     source = _shipped() if file is None else _own(file)
     try:
         table = PriceTable.model_validate(tomllib.loads(source.text))
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise SettingsError(f"{source.name} is no TOML: {error}", field="prices") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -109,6 +110,6 @@ def _shipped() -> _Named:
 
 def _own(file: Path) -> _Named:
     try:
-        return _Named(str(file), file.read_text(encoding="utf-8-sig"))
+        return _Named(str(file), read_small_text(file))
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"--prices: {file} cannot be read: {error}", field="prices") from error

@@ -15,10 +15,11 @@ import pyarrow as pa
 from inference.batch.ledger import Ledger
 from inference.batch.tables import RunTables
 from inference.batch.work import ChunkWork
+from inference.deployment import Deployment
 from inference.errors import Unavailable
 from inference.logs import configure_logging, get_logger
 from inference.models import MicroBatches
-from inference.services import Services
+from inference.redis_clients import WORKER
 from inference.settings import load_settings
 
 log = get_logger(__name__)
@@ -30,12 +31,12 @@ _LOOK_EVERY_S = 0.5
 @cache
 def _work() -> tuple[Ledger, ChunkWork]:
     """Return this Python worker's parts; its host keeps the model for all later tasks."""
-    own = Services(load_settings())
-    configure_logging("spark", form=own.settings.logs.format, level=own.settings.logs.level)
-    ledger = Ledger(own.cache, own.keys)
-    tables, micro_batches = RunTables(own.table), MicroBatches(own.registry)
+    deployment = Deployment(load_settings(), WORKER)
+    settings, ledger = deployment.settings, deployment.ledger
+    configure_logging("spark", form=settings.logs.format, level=settings.logs.level)
+    tables, micro_batches = RunTables(deployment.table), MicroBatches(deployment.registry)
     # the reconciler looks every two seconds; it cannot be woken without the broker
-    return ledger, ChunkWork(own.settings, ledger, lambda: own.host, tables, lambda: None, micro_batches)
+    return ledger, ChunkWork(settings, ledger, lambda: deployment.host, tables, lambda: None, micro_batches)
 
 
 def score_chunks(run_id: str, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

@@ -6,14 +6,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import IO
 
 from inference.batch.ledger import Ledger
 from inference.batch.records import RunState
 from inference.errors import Conflict
 from inference.logs import get_logger
-from inference.services import Services
 
 log = get_logger(__name__)
 
@@ -30,11 +29,7 @@ ending = threading.Event()
 class SparkDriver:
     """Starts drivers and waits for them."""
 
-    services: Services
-    ledger: Ledger = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "ledger", Ledger(self.services.cache, self.services.keys))
+    ledger: Ledger
 
     def drive(self, run_id: str) -> None:
         """Score what is left of a run on Spark, unless a driver does already.

@@ -16,11 +16,12 @@ from inference.batch.leases import Lease
 from inference.batch.ledger import LEASE_S, Ledger
 from inference.batch.outages import redis_outage_is_an_error
 from inference.batch.records import RunRecord, RunState
+from inference.deployment import Deployment
 from inference.engines.executor import score_chunks
 from inference.engines.process import LAST_WORD
 from inference.errors import Conflict, ForecacheError, Unavailable
 from inference.logs import configure_logging, get_logger
-from inference.services import Services
+from inference.redis_clients import WORKER
 from inference.settings import Settings, load_settings
 from inference.settings.loading import ENV_CONFIG
 
@@ -32,18 +33,18 @@ def main(argv: Sequence[str]) -> int:
     if len(argv) != 1:
         print("usage: python -P -m inference.engines.spark RUN", file=sys.stderr)  # noqa: T201
         return 2
-    own = Services(load_settings())
-    configure_logging("spark-driver", form=own.settings.logs.format, level=own.settings.logs.level)
+    settings = load_settings()
+    configure_logging("spark-driver", form=settings.logs.format, level=settings.logs.level)
     try:
-        _drive(own, argv[0])
+        with Deployment(settings, WORKER) as deployment:
+            _drive(settings, deployment.ledger, argv[0])
     except ForecacheError as error:
         print(f"{LAST_WORD}{error.message}", file=sys.stderr)  # noqa: T201
         return 1
     return 0
 
 
-def _drive(own: Services, run_id: str) -> None:
-    ledger = Ledger(own.cache, own.keys)
+def _drive(settings: Settings, ledger: Ledger, run_id: str) -> None:
     run = ledger.load(run_id)
     if run.engine is not Engine.SPARK:
         raise Conflict(f"run {run_id} is scored by {run.engine}: start one with --engine spark", field="run_id")
@@ -61,7 +62,7 @@ def _drive(own: Services, run_id: str) -> None:
 
     try:
         with Lease(renew, name=f"driver of {run_id}"):
-            _score(own.settings, ledger, run)
+            _score(settings, ledger, run)
     finally:
         with redis_outage_is_an_error():
             lock.release()

@@ -15,7 +15,7 @@ from inference.features.feature import EXAMPLE, Feature
 from inference.features.groups import CLOCK_FUNCTIONS, DEFAULT_GROUP, FeatureGroup, GroupSource
 from inference.features.stored import StoredForm
 from inference.schema import DType, Signature, TensorSpec
-from inference.storage import read_written
+from inference.small_files import read_small_text
 
 CONTRACT_FILE = "features.json"
 
@@ -325,7 +325,7 @@ def _check_castable(feature: Feature, spec: TensorSpec) -> None:
 
 def _read_file(file: Path) -> FeatureContract:
     try:
-        return FeatureContract.from_json(json.loads(read_written(file)))
+        return FeatureContract.from_json(json.loads(read_small_text(file)))
     except OSError as error:
         raise ContractError(f"{file} cannot be read: {error}") from error
     except (ValueError, RecursionError) as error:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -13,7 +14,7 @@ from inference.errors import BadInput, ForecacheError, ModelError, ModelUnavaila
 from inference.failures import Failures
 from inference.logs import get_logger
 from inference.models.inspection import TryApart, inspect_version_in_subprocess, table_of, try_version
-from inference.models.limits import LoadLimits
+from inference.models.limits import LoadLimits, bounded_time
 from inference.models.loaded import WARM_UP_ROWS, LoadedModel
 from inference.models.real_rows import RealRows
 from inference.models.record import VersionRecord
@@ -27,8 +28,12 @@ log = get_logger(__name__)
 
 #: how old this process's knowledge of the active version and of the labels may be
 ACTIVE_MAX_AGE_S = 1.0
-#: a version that failed to load is not tried again for so long: a try takes seconds
-RETRY_AFTER_S = 15.0
+#: a version that failed to load is not tried again for so long, and for so many times as long as the try took, since
+#: whoever asks for it keeps the worker from all else meanwhile
+RETRY_AFTER_S, RETRY_AFTER_TIMES = 15.0, 9
+#: a version that has cut so many workers of this host off in a row is refused: one may be the machine's fault, or the
+#: operator's
+MOST_CUT_OFF = 3
 
 
 def is_ruled_out(active: int | None, of_model: ModelSettings) -> bool:
@@ -47,7 +52,8 @@ class ModelHost:
     """Loads versions, keeps them, and gives out the one that is active. Safe to call from several threads.
 
     Which version is active was decided once, by the first worker whose warm-up was good; all obey that. A version
-    whose load was cut off before, by the end of its process, is tried in a process of its own first (`try_apart`).
+    whose load was cut off before, by the end of its process, is tried in a process of its own first (`try_apart`). A
+    load that takes longer than `[workers] load_timeout` ends this process.
     """
 
     def __init__(
@@ -69,6 +75,8 @@ class ModelHost:
         self._pointers: dict[str, tuple[float, Pointer]] = {}
         #: when each version was last asked for, by `monotonic`
         self._used_at: dict[tuple[str, int], float] = {}
+        #: the versions that are being loaded or tried, and since when, by `monotonic`
+        self._loading: dict[tuple[str, int], float] = {}
 
     def start(self, models: Collection[str] | None = None) -> None:
         """Load and warm up the version of each of these models (None: of all) that answers.
@@ -171,6 +179,11 @@ class ModelHost:
         held = sorted(self._loaded)
         return {model: tuple(version for own, version in held if own == model) for model, _ in held}
 
+    def loading(self) -> list[tuple[str, int, float]]:
+        """Return which versions this process loads or tries now: model, version, for how many seconds."""
+        now = self._monotonic()
+        return [(model, version, now - since) for (model, version), since in list(self._loading.items())]
+
     def real_rows(self, model: str) -> RealRows:
         """Return where rows are to try a version with."""
         table = table_of(self._settings, self._settings.models[model])
@@ -256,6 +269,7 @@ class ModelHost:
         if failed is not None and self._monotonic() < failed[0]:
             raise ModelUnavailable(failed[1])
         known = self._registry.versions(model).get(version)
+        began = self._monotonic()
         result = self._try_folder(model, of_model, version, known)
         if isinstance(result, LoadedModel):
             self._share_proof(model, result)
@@ -265,7 +279,8 @@ class ModelHost:
             self._loaded[key] = result
             return result
         message = f"version {version} of model {model!r} cannot be served: {result.error}"
-        self._failed[key] = (self._monotonic() + RETRY_AFTER_S, message)
+        now = self._monotonic()
+        self._failed[key] = (now + max(RETRY_AFTER_S, RETRY_AFTER_TIMES * (now - began)), message)
         if known is None or known.state == "refused":
             # never over a good record: this process's trouble (a lost mount) need not be the model's
             self._registry.put(model, result)
@@ -299,14 +314,37 @@ class ModelHost:
         if folder is None:
             return VersionRecord.refused(version, f"it is not in {path}", inspected_at=time.time())
         marks = self._registry.load_marks(model)
-        if marks.were_cut_off(version):
-            log.warning("model.load_was_cut_off", model=model, version=version)
-            try:
-                self._try_apart(self._settings, model, version)
-            except ModelError as error:
-                return VersionRecord.refused(version, error.message, inspected_at=time.time())
-        with marks.of_load(version):
+        if cut_off := marks.cut_off(version):
+            log.warning("model.load_was_cut_off", model=model, version=version, times=cut_off)
+            reason = self._why_it_cuts_off(model, version, cut_off)
+            if reason is not None:
+                return VersionRecord.refused(version, reason, inspected_at=time.time())
+        limits, what = LoadLimits.of(workers, folder), f"version {version} of model {model!r}"
+        with marks.of_load(version), self._told(model, version), bounded_time(limits, what):
             return try_version(
                 model, path, version, folder, options=options,
-                rows=self.real_rows(model), known=known, warm_up_rows=sizes, limits=LoadLimits.of(workers, folder),
+                rows=self.real_rows(model), known=known, warm_up_rows=sizes, limits=limits,
             )  # fmt: skip
+
+    def _why_it_cuts_off(self, model: str, version: int, times: int) -> str | None:
+        """Return why a version is not loaded that has cut workers off so often; None: it is tried once more."""
+        if times >= MOST_CUT_OFF:
+            return (
+                f"the last {times} workers that loaded it here ended meanwhile, and their logs say how: put it right, "
+                f"then `forecache models reload {model}`"
+            )
+        try:
+            with self._told(model, version):
+                self._try_apart(self._settings, model, version)
+        except ModelError as error:
+            return error.message
+        return None
+
+    @contextmanager
+    def _told(self, model: str, version: int) -> Iterator[None]:
+        """Have `loading` tell of a version while the block runs."""
+        self._loading[model, version] = self._monotonic()
+        try:
+            yield
+        finally:
+            del self._loading[model, version]

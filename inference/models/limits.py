@@ -6,18 +6,23 @@ addresses that it never fills.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import re
 import resource
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from inference.logs import get_logger
 from inference.models.versions import bytes_on_disk
 from inference.settings import WorkerSettings
+
+log = get_logger(__name__)
 
 _GIB = 1 << 30
 #: TensorFlow with Keras takes 0.8 GB for a model of one neuron; builds for GPUs take more
@@ -34,6 +39,9 @@ _OPEN_FILES = 4096
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _STATM = Path("/proc/self/statm")
 _DATA_FIELD = 5
+#: how much later a process ends whose load lets no other thread say why
+_SILENT_AFTER_S = 5.0
+_STDERR = 2
 #: how the libraries say that they get no memory
 _NO_MEMORY = re.compile(r"alloc|into memory|out of memory|\bOOM\b|MemoryError|start new thread", re.IGNORECASE)
 _OF_GPU = re.compile(r"cuda|gpu", re.IGNORECASE)
@@ -127,6 +135,28 @@ def bounded_growth(limits: LoadLimits | None) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+@contextmanager
+def bounded_time(limits: LoadLimits, what: str) -> Iterator[None]:
+    """End this process with status 1 if the block takes longer than its limit of time: nothing else stops a library.
+
+    The log says that `what` took too long, unless the block lets no other thread run. Then stderr has where it stands.
+    """
+    late = threading.Timer(limits.timeout_s, _end_process, [limits.too_long(what)])
+    late.daemon = True
+    late.start()
+    faulthandler.dump_traceback_later(limits.timeout_s + _SILENT_AFTER_S, exit=True, file=_STDERR)
+    try:
+        yield
+    finally:
+        late.cancel()
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _end_process(reason: str) -> None:
+    log.critical("model.load_ends_its_process", error=reason)
+    os._exit(1)
 
 
 def with_fix(reason: str, said: str, limits: LoadLimits | None = None) -> str:

@@ -2,21 +2,20 @@
 
 A worker that loads a version whose code ends the process is started again by its supervisor, and would end again and
 again. So each load is marked before it begins. Whoever finds the mark of a process of this machine that is gone tries
-the version in a process of its own first.
+the version in a process of its own first, and refuses it when it finds several.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
 import redis
 
-from inference.release import reading
+from inference.release import count_in, reading
 from inference.store.outages import outage_is_an_error
 
 _WHAT = "marking the load of a model"
@@ -25,7 +24,7 @@ _REMEMBERED_S = 30 * 86_400
 
 
 class LoadMarks:
-    """The marks of one model, a hash in Redis: version, host and process id → when the load began.
+    """The marks of one model, a hash in Redis: version, host and process id → loads that began and did not end.
 
     Every method raises StoreUnavailable when Redis does not answer in time.
     """
@@ -35,34 +34,51 @@ class LoadMarks:
         self._key = key
         self._host = socket.gethostname()
 
-    def were_cut_off(self, version: int) -> bool:
-        """Return whether a process of this host ended while it was loading that version. Not to be asked meanwhile."""
-        return any(pid == os.getpid() or not _is_alive(pid) for pid in self._pids(version))
+    def cut_off(self, version: int) -> int:
+        """Return how many loads of that version the end of a process of this host cut off, since one last came to its
+        end. Not to be asked during a load.
+        """
+        # in a container, each process may have the id of the one before
+        return sum(count for pid, count in self._loads(version).items() if pid == os.getpid() or not _is_alive(pid))
 
     @contextmanager
     def of_load(self, version: int) -> Iterator[None]:
         """Mark a load while the block runs. When it ends, whatever comes of it, earlier marks of this host go too."""
         mark = self._field(version, os.getpid())
         with outage_is_an_error(_WHAT), self._client.pipeline() as pipe:
-            pipe.hset(self._key, mark, str(time.time()))
+            pipe.hincrby(self._key, mark)
             pipe.expire(self._key, _REMEMBERED_S)
             pipe.execute()
         try:
             yield
         finally:
-            gone = [self._field(version, pid) for pid in self._pids(version) if not _is_alive(pid)]
+            gone = [self._field(version, pid) for pid in self._loads(version) if not _is_alive(pid)]
             with outage_is_an_error(_WHAT):
                 self._client.hdel(self._key, mark, *gone)
+
+    def forget(self) -> None:
+        """Take all marks away: each version may be loaded as if it never had cut a process off."""
+        with outage_is_an_error(_WHAT):
+            self._client.delete(self._key)
 
     def _field(self, version: int, pid: int) -> str:
         return f"{version} {self._host} {pid}"
 
-    def _pids(self, version: int) -> list[int]:
+    def _loads(self, version: int) -> dict[int, int]:
+        """Return process id → loads of that version which began on this host and did not end."""
         with outage_is_an_error(_WHAT):
-            marks = cast("list[bytes]", self._client.hkeys(self._key))
+            marks = cast("dict[bytes, bytes]", self._client.hgetall(self._key))
+        own = f"{version} {self._host} "
         with reading(_WHAT):
-            split = [mark.decode().split(" ") for mark in marks]
-            return [int(pid) for of_version, host, pid in split if (of_version, host) == (str(version), self._host)]
+            of_this = [(mark.decode(), count) for mark, count in marks.items()]
+            return {_pid(mark.removeprefix(own)): count_in(count) for mark, count in of_this if mark.startswith(own)}
+
+
+def _pid(text: str) -> int:
+    pid = int(text)
+    if not 0 < pid < 1 << 31:
+        raise ValueError("no process has this id")
+    return pid
 
 
 def _is_alive(pid: int) -> bool:

@@ -26,7 +26,7 @@ from inference.field_mistakes import mistake_in_file
 from inference.redaction import remember_secret
 from inference.settings import parse_duration
 from inference.settings.server_urls import split_http_url
-from inference.storage import read_written
+from inference.small_files import read_small_text
 
 REMOTE_FILE = "remote.toml"
 
@@ -106,7 +106,7 @@ def read_remote(file: Path) -> RemoteEngine:
         ModelError: it is no TOML, or a key is unknown, missing or malformed.
     """
     try:
-        data: dict[str, Any] = tomllib.loads(read_written(file))
+        data: dict[str, Any] = tomllib.loads(read_small_text(file))
         return RemoteEngine.model_validate(data)
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file} cannot be loaded: {_telling(error)}", field="path") from error

@@ -78,13 +78,15 @@ class Rollout:
     def look(self, *, again: bool = False) -> bool:
         """Do what can be done now; False while something is still on its way and another look is wanted soon.
 
-        `again`: versions are tried that were refused before, and folders that change at this moment.
+        `again`: versions are tried that were refused before, or cut workers off, and folders that change at this
+        moment.
 
         Raises:
             StoreUnavailable: Redis did not answer in time; may be called again.
         """
         if again:
             self._refused.clear()
+            self._registry.load_marks(self._model).forget()
         others = self._others()
         if others and not self._answers:
             self._host.unload_idle(self._model, keep=(), idle_s=UNLOAD_AFTER_S)

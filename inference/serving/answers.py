@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from inference.clock import to_iso
-from inference.errors import BadInput, Defect, ForecacheError, from_json
+from inference.errors import BadInput, Defect, ForecacheError, reported_error
 from inference.outcomes import Outcome, Source
 from inference.protocols.tensors import unpack
 from inference.release import UNREADABLE
@@ -213,7 +213,7 @@ def _reading_result() -> Iterator[None]:
 def _raise_error(result: Mapping[str, Any]) -> None:
     error = result.get("error")
     if error is not None:
-        raise from_json(error)
+        raise reported_error(error)
 
 
 def _version(told: Any) -> int:
@@ -231,7 +231,7 @@ def _finite(told: Any) -> float:
 def _reply(item: Mapping[str, Any], result: Mapping[str, Any]) -> Reply:
     error = item.get("error")
     if error is not None:
-        return from_json(error)
+        return reported_error(error)
     as_of = item.get("as_of")
     return Computed(
         prediction=item["prediction"],

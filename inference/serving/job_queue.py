@@ -19,11 +19,11 @@ from inference.errors import (
     BadInput,
     BrokerUnavailable,
     ForecacheError,
-    ModelUnavailable,
     NotFound,
     StoreUnavailable,
-    from_json,
+    WorkersUnavailable,
     quoted,
+    reported_error,
 )
 from inference.keys import Keys
 from inference.logs import get_logger
@@ -168,7 +168,7 @@ class JobQueue:
         if LOST_AFTER_S < silent_s <= STALLED_AFTER_S:
             await self._send_again(view, int(silent_s // LOST_AFTER_S))
         elif silent_s > STALLED_AFTER_S:
-            lost = ModelUnavailable(f"no worker has finished a part for {STALLED_AFTER_S} s: enqueue it again")
+            lost = WorkersUnavailable(f"no worker has finished a part for {STALLED_AFTER_S} s")
             await self._end(view, JobState.FAILED, error_to_json(lost), expected=f"{view.changed_at:.0f}")
             view = await self._read(job_id)
         return view
@@ -271,9 +271,7 @@ class JobQueue:
 
 
 def _stored_error(text: bytes) -> ForecacheError | None:
-    if not text:
-        return None
-    return from_json(json.loads(text))
+    return reported_error(json.loads(text)) if text else None
 
 
 def _rows_of(model: str, part: bytes | str | None) -> list[JobRow]:

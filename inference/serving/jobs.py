@@ -17,11 +17,14 @@ import redis
 
 from inference.errors import BadInput, Defect, ForecacheError, Overloaded, PredictionFailed
 from inference.keys import Keys
+from inference.logs import get_logger
 from inference.protocols.json_spelling import spelt
 from inference.protocols.tensors import MAX_ANSWER_BYTES
 from inference.queues import JobPriority
 from inference.release import reading, record_from_json
 from inference.serving.job_room import JOB_KEEP_S, MAX_JOB_BYTES, ROW_BYTES
+
+log = get_logger(__name__)
 
 #: the results of one job: an answer holds them all, with up to a quarter more of words around them
 MAX_RESULT_BYTES = MAX_ANSWER_BYTES // 4 * 3
@@ -199,6 +202,7 @@ def run_part(client: redis.Redis, keys: Keys, scorer: JobScorer, job_id: str, pa
         return
     if begun > MAX_BEGUN:
         killer = PredictionFailed(f"part {part} was begun {MAX_BEGUN} times and ended its worker each time")
+        log.error("job.ends_its_workers", error=killer.message)
         client.eval(END_JOB, 3, *touched, JobState.FAILED.value, error_to_json(killer), "")
         return
     try:

@@ -8,15 +8,18 @@ from inference.errors import SettingsError, shown
 from inference.settings.processes import ApiSettings
 
 
-def require_allowed(api: ApiSettings) -> None:
+def require_allowed(api: ApiSettings, host: str | None = None) -> None:
     """Refuse an address of the API that other machines could reach, unless keys guard it or that was asked for.
+
+    `host`: of a socket that is open already; None: the settings'.
 
     Raises:
         SettingsError: there are no `[api.keys.NAME]`, and `[api] allow_remote` is not set.
     """
-    if not api.allow_remote and not api.keys and not is_loopback(api.host):
+    if not api.allow_remote and not api.keys and not is_loopback(host or api.host):
+        where = "[api] host" if host is None else "the socket's address"
         raise SettingsError(
-            f"[api] host {shown(api.host)} can be reached from other machines: use 127.0.0.1, give keys "
+            f"{where} {shown(host or api.host)} can be reached from other machines: use 127.0.0.1, give keys "
             "(`forecache keys new NAME`), or set allow_remote = true",
             field="api.host",
         )

@@ -19,6 +19,7 @@ from inference.errors import SettingsError, shown, shown_name
 from inference.field_mistakes import mistake_in_file
 from inference.settings.deployment import Settings
 from inference.settings.fallbacks import FALLBACK_KINDS
+from inference.small_files import read_small, read_small_text
 
 ENV_PREFIX = "FORECACHE_"
 ENV_CONFIG = "FORECACHE_CONFIG"
@@ -57,7 +58,7 @@ def load_settings(path: str | Path | None = None) -> Settings:
 def find_embedded_redis(root: Path) -> dict[str, str] | None:
     """Return {url, cache_url} of the embedded Redis that this folder's `.forecache/redis.json` names, or None."""
     try:
-        data = json.loads((root / ".forecache" / "redis.json").read_text())
+        data = json.loads(read_small_text(root / ".forecache" / "redis.json"))
         return {"url": data["url"], "cache_url": data["cache_url"]}
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
@@ -88,9 +89,9 @@ def read_toml(file: Path) -> dict[str, Any]:
         SettingsError: it cannot be read, or is not TOML; the message names line and column.
     """
     try:
-        data = file.read_bytes()
+        data = read_small(file)
     except OSError as error:
-        raise SettingsError(f"{file.name} cannot be read: {error.strerror}") from error
+        raise SettingsError(f"{file.name} cannot be read: {error.strerror or error}") from error
     try:
         text = data.removeprefix(BOM_UTF8).decode()
     except UnicodeDecodeError as error:
@@ -99,13 +100,15 @@ def read_toml(file: Path) -> dict[str, Any]:
         raise SettingsError(f"{file.name} {place}: byte 0x{data[error.start]:02x} is not UTF-8: save it so") from error
     try:
         return tomllib.loads(text)
-    except RecursionError as error:
-        raise SettingsError(f"{file.name} is nested too deep") from error
     except ValueError as error:
         # tomllib says "(at line 1, column 2)", or "(at end of document)"
         problem, _, where = str(error).rpartition(" (at ")
+        if not problem:  # of a number that is too long for Python, without its place
+            raise SettingsError(f"{file.name} is not valid TOML: {error}") from error
         place = _place(text) if where.startswith("end") else where.rstrip(")")
         raise SettingsError(f"{file.name} {place}: not valid TOML: {problem}") from error
+    except RecursionError as error:
+        raise SettingsError(f"{file.name} is nested too deep: make it flat") from error
 
 
 def _place(before: str) -> str:
@@ -147,9 +150,9 @@ def _read_named_file(name: str, value: str | None, variables: Mapping[str, str |
         raise SettingsError(f"{setting.upper()} and {name.upper()} are both set: unset one", field=name.upper())
     try:
         # editors end a file with a line break, which no secret does
-        return setting, Path(value).read_text(encoding="utf-8-sig").rstrip("\r\n")
+        return setting, read_small_text(Path(value)).rstrip("\r\n")
     except OSError as error:
-        problem = f"cannot be read: {error.strerror}"
+        problem = f"cannot be read: {error.strerror or error}"
     except UnicodeDecodeError:
         problem = "is not UTF-8 text"
     raise SettingsError(f"{name.upper()}: {value} {problem}", field=name.upper())

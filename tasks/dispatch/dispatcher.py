@@ -8,16 +8,16 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
-import redis.asyncio
-
 from inference.errors import (
     ERRORS_BY_CODE,
     DeadlineExceeded,
     Defect,
     ForecacheError,
+    reported_error,
 )
 from inference.logs import get_logger
 from inference.queues import JobPriority
+from inference.redis_clients import REQUEST, Patience, open_async_client
 from inference.settings import MAINTENANCE_QUEUE, Settings
 from inference.settings.server_urls import is_redis
 from tasks.celery_app import REALTIME_TASKS, make_celery
@@ -27,8 +27,6 @@ from tasks.dispatch.sender import BROKER_TIMEOUT_S, Lane, Priorities, Sender, ma
 from tasks.dispatch.waiter import Payload, ResultWaiter
 
 log = get_logger(__name__)
-
-SOCKET_TIMEOUT_S = 1.0
 
 _ERRORS_BY_NAME = {cls.__name__: cls for cls in ERRORS_BY_CODE.values()}
 
@@ -128,7 +126,7 @@ def _error_of(failure: Any, task_id: str) -> ForecacheError:
     text = str(message[0] if isinstance(message, list) and message else message)
     cls = _ERRORS_BY_NAME.get(str(failure.get("exc_type")))
     if cls is not None:
-        return cls(text)
+        return reported_error({"code": cls.code, "message": text})
     log.error("task.failed", task_id=task_id, exc_type=failure.get("exc_type"), exc_message=text)
     return Defect("a worker failed on this task; its log says why")
 
@@ -137,12 +135,7 @@ def _error_of(failure: Any, task_id: str) -> ForecacheError:
 async def open_dispatcher(settings: Settings) -> AsyncIterator[Dispatcher]:
     """Yield a dispatcher for this event loop. Neither broker nor result backend need be up yet."""
     id_prefix = f"{settings.redis.prefix}rt-{uuid.uuid4().hex[:12]}-"
-    client = redis.asyncio.Redis.from_url(
-        settings.redis_url,
-        socket_timeout=SOCKET_TIMEOUT_S,
-        socket_connect_timeout=SOCKET_TIMEOUT_S,
-        retry=None,
-    )
+    client = open_async_client(settings.redis_url, REQUEST)
     waiter = ResultWaiter(client, make_celery(settings).backend.get_key_for_task, id_prefix=id_prefix)
     waiter.start()
     try:
@@ -161,13 +154,7 @@ async def _open_lanes(settings: Settings) -> AsyncIterator[tuple[Lane, Lane]]:
     application = make_sending_app(settings)
     try:
         if is_redis(settings.broker_url):
-            broker = redis.asyncio.Redis.from_url(
-                settings.broker_url,
-                socket_timeout=BROKER_TIMEOUT_S,
-                socket_connect_timeout=BROKER_TIMEOUT_S,
-                retry=None,
-            )
-            async with broker:
+            async with open_async_client(settings.broker_url, Patience(BROKER_TIMEOUT_S)) as broker:
                 envelopes = Envelopes(application)
                 yield RedisSender(broker, envelopes), RedisSender(broker, envelopes)
             return

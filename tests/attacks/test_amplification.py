@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import redis
 import redis.asyncio
 
+from app.api.application import create_app
 from app.api.bodies import MAX_NAMES
 from app.api.limits import MAX_BODY_BYTES
 from app.api.problems import problem_of
@@ -236,3 +238,28 @@ async def test_results_that_find_no_room_end_their_job(
     assert "fewer rows" in str(view.error)
     assert stored(jobs) == 0
     assert not jobs.client.exists(Keys("t").job_parts(job_id))
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/docs"])
+async def test_what_is_the_same_for_everybody_is_rendered_once(it: Deployment, path: str) -> None:
+    app = create_app(it.settings, open_parts=it.open_parts)
+
+    async def body() -> bytes:
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "GET", "path": path, "headers": [(b"host", b"localhost")]}
+        await app(scope, _nothing, send)
+        content: bytes = sent[1]["body"]
+        return content
+
+    async with app.router.lifespan_context(app):
+        first, *others = await asyncio.gather(*(body() for _ in range(20)))
+    assert first
+    assert all(other is first for other in others)
+
+
+async def _nothing() -> Any:
+    return {"type": "http.request", "body": b"", "more_body": False}

@@ -6,6 +6,7 @@ from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import sha256
+from pathlib import Path
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from app.dashboard.bounded_server import MAX_STRANGERS_BODY_BYTES
 from app.guesses import BURST
 from tests.integration.test_api import Deployment, assert_problem, fresh, it  # noqa: F401 - `it` is a fixture
 from tests.integration.test_api_connections import Served, serving
+from tests.support.attacked_api import Kind, attacked_api
 from tests.support.dashboard import DashboardProcess
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_for
@@ -150,3 +152,24 @@ async def test_odd_bytes_in_a_key_are_a_401(it: Deployment, key: bytes) -> None:
         for shown in (b"Bearer " + key, b"Basic " + key, key):
             answer = await served.http.post("/v1/models/delay:predict", headers={b"Authorization": shown})
             assert answer.status_code == 401
+
+
+@pytest.mark.parametrize("kind", ["two processes", "a Unix socket"])
+def test_a_right_key_never_waits_for_guesses_on_several_processes_or_behind_a_unix_socket(
+    tmp_path: Path, kind: Kind
+) -> None:
+    keys = f'[api.keys.shop]\nhash = "{KEYS["shop"]["hash"]}"\n'
+    with attacked_api(tmp_path, kind, settings=keys) as api:
+
+        def status(key: str) -> int:
+            return api.request("GET", "/predict/a", headers={"X-API-Key": key}).status_code
+
+        for number in range(MOST):
+            refused = status(f"guess {number}")
+            assert status("sesame") not in (401, 429)
+            if refused == 429:
+                break
+            assert refused == 401
+        # each process counts for itself, and all clients behind the socket are one
+        assert number >= BURST
+        assert refused == 429

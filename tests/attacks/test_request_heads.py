@@ -1,4 +1,4 @@
-"""Heads, trailers and framing without end, and requests by the thousand on one connection: a real API process."""
+"""Heads, trailers and framing without end, and requests by the thousand on one connection: real API processes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from app.api.parsing import MAX_HEAD_BYTES, MAX_HEADERS
 from tests.support.attacked_api import BODY, MIB, AttackedApi, attacked_api, post, pour, read_status, wait_until_ended
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -29,9 +30,9 @@ ENDLESS = {
 }
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AttackedApi]:
-    with attacked_api(tmp_path_factory.mktemp("heads")) as api:
+@pytest.fixture(scope="module", params=["one process", "a Unix socket"])
+def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AttackedApi]:
+    with attacked_api(tmp_path_factory.mktemp("heads"), request.param) as api:
         yield api
 
 
@@ -111,7 +112,8 @@ def test_floods_of_requests_leave_room_for_those_of_others(api: AttackedApi) -> 
         client.setblocking(False)
         with suppress(BlockingIOError):
             client.send(flood)
-    api.assert_serves()
+    # one that comes at the very moment may be told that the store does not answer, if the machine is busy
+    wait_for(lambda: api.request("GET", "/predict/a").status_code == 200, "a hit beside the flood")
     assert api.memory_mib() - before < 60  # each of them had taken ten and more
 
 

@@ -198,7 +198,7 @@ def test_a_run_that_nobody_scores_is_seen_waiting_then_cancelled_and_resumed_by_
 
 
 def test_the_previous_generation_is_served_again_by_a_button(desk: Desk) -> None:
-    before = desk.stack.services.predictions("delay").pointer()
+    before = desk.stack.deployment.predictions("delay").pointer()
     assert before.previous is not None
     browser = desk.look("runs")
     desk.pictures("runs")
@@ -206,7 +206,7 @@ def test_the_previous_generation_is_served_again_by_a_button(desk: Desk) -> None
     assert f"generation {before.previous}" in browser.text("#runs-question")
     browser.press("Roll back", "#runs-confirm")
     wait_for(lambda: f"serves generation {before.previous} again" in browser.text("#runs-note"), "the answer", 20)
-    assert desk.stack.services.predictions("delay").pointer().current == before.previous
+    assert desk.stack.deployment.predictions("delay").pointer().current == before.previous
 
 
 def test_labels_of_versions_are_shown_beside_the_one_that_answers(desk: Desk) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,11 @@ import pytest
 import redis
 import redis.asyncio
 
+from inference.deployment import Deployment
 from inference.errors import StoreUnavailable
 from inference.keys import Keys, TableKeys, TableKind
+from inference.redis_clients import WORKER
 from inference.schema import DType, TensorSpec
-from inference.services import Services
 from inference.settings import BatchSettings, ModelSettings, RedisSettings, Settings
 from inference.store import AsyncPipe, AsyncTableReader, Manifest, Origin, Pace, RedisTable
 from inference.store.codec import unpack_overlay
@@ -68,9 +68,8 @@ def test_a_load_rests_between_its_pieces_as_the_models_write_share_says(
     monkeypatch.setattr(Pace, "rest", lambda pace, worked_s: rests.append(pace.share))
     model = ModelSettings(path=Path("m"), batch=BatchSettings(write_share=share))
     settings = Settings(redis=RedisSettings(url=redis_server.url(), cache_url=redis_server.url()), models={"m": model})
-    services = Services(settings)
-    with closing(services.cache):
-        publish(services.predictions("m"), {f"id-{i}": 1.0 for i in range(1000)})
+    with Deployment(settings, WORKER) as deployment:
+        publish(deployment.predictions("m"), {f"id-{i}": 1.0 for i in range(1000)})
     assert set(rests) == ({share} if share < 1 else set())
 
 

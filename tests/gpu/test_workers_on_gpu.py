@@ -52,8 +52,8 @@ def test_runs_and_answers_on_demand_agree_with_the_library(device: str, tmp_path
             assert {one["outcome"] for one in answers} == {outcome}
             given = np.array([one["prediction"] for one in answers])
             np.testing.assert_allclose(given, wanted[1:], rtol=TOLERANCE[device], atol=TOLERANCE[device])
-        services = stack.services
-        (worker,) = Presence(services.cache, services.keys).roster("batch").alive
+        deployment = stack.deployment
+        (worker,) = Presence(deployment.cache, deployment.keys).roster("batch").alive
     if device == "gpu" and find_spec("pynvml"):
         assert worker.gpus
         assert worker.gpus[0].memory_used > 0

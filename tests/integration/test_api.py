@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import quote
 
@@ -16,25 +18,27 @@ import pytest_asyncio
 import redis
 import redis.asyncio
 
+import inference.deployment
 from app.api import create_app
 from app.api.limits import MAX_BODY_BYTES
-from app.api.parts import Monitoring, Parts
+from app.api.parts import Parts
+from app.api.server import serve
 from app.listening import listen
+from inference.batch import RunState
 from inference.clock import system_clock
 from inference.errors import BrokerUnavailable, Conflict, ModelUnavailable, NotFound, SettingsError, SourceError
-from inference.features import Feature, FeatureContract, FeatureWriter
-from inference.hits import HitRecorder, HitWindows
-from inference.keys import Keys, TableKind
+from inference.features import Feature, FeatureContract
+from inference.hits import HitRecorder
+from inference.keys import Keys
 from inference.models import ModelRegistry, VersionRecord
 from inference.outcomes import Outcome
-from inference.presence import Presence
 from inference.queues import JobPriority
+from inference.redis_clients import REQUEST
 from inference.schema import DType, Signature, TensorSpec
 from inference.serving import PredictionService
 from inference.serving.job_queue import LOST_AFTER_S, STALLED_AFTER_S, JobQueue
 from inference.serving.jobs import MAX_BEGUN, run_part
 from inference.settings import ApiSettings, Settings
-from inference.store import RedisTable
 from tests.support.redis_server import RedisServer
 from tests.support.serving_fakes import FakeReader, FakeWorkers, entry
 
@@ -67,7 +71,8 @@ class FakeScorer:
 
 
 class FakeRun:
-    run_id = "r1"
+    run_id, state, created_at = "r1", RunState.QUEUED, 0.0
+    rows_total, rows_done, rows_quarantined = None, 0, 0
 
     def to_json(self) -> dict[str, Any]:
         return {"run_id": self.run_id, "state": "queued", "source": f"{Path.cwd()}/data/t.parquet"}
@@ -152,33 +157,21 @@ class Deployment:
             run_part(self.client, KEYS, self.scorer, kwargs["job_id"], kwargs["part"])
         self.sent.clear()
 
-    def feature_writer(self, model: str, contract: FeatureContract) -> FeatureWriter:
-        features, predictions = (
-            RedisTable(self.client, KEYS.table(kind, model), kind=kind, model=model)
-            for kind in (TableKind.FEATURES, TableKind.PREDICTIONS)
-        )
-        return FeatureWriter(features, predictions, contract, keep_s=3600)
-
     @asynccontextmanager
     async def open_parts(self, settings: Settings) -> AsyncIterator[Parts]:
         self.recorder = HitRecorder(self.asyncio_client, KEYS)
         service = PredictionService(settings, lambda _: self.reader, self.workers, self.recorder, system_clock)
+        self.deployment = inference.deployment.Deployment(settings, REQUEST)
+        # what is built from the client and the keys is real
+        vars(self.deployment).update(
+            cache=self.client, keys=KEYS, runs=self.runs, broker=SimpleNamespace(queue_states=list)
+        )
         parts = Parts(
-            settings=settings,
+            deployment=self.deployment,
             service=service,
             readers=dict.fromkeys(settings.models, self.reader),
             jobs=JobQueue(self.asyncio_client, KEYS, self.enqueue, system_clock),
-            hits=HitWindows(self.client, KEYS),
-            runs=lambda: self.runs,  # type: ignore[arg-type, return-value]
             enqueue=self.enqueue,
-            monitoring=Monitoring(
-                newest_run=lambda _: None,
-                serving=lambda _: None,
-                queues=list,
-                roster=Presence(self.client, KEYS).roster,
-            ),
-            feature_writer=self.feature_writer,
-            records=ModelRegistry(self.client, KEYS).versions,
         )
         yield parts
         parts.close()
@@ -365,7 +358,7 @@ async def test_every_other_error_is_a_problem_too(it: Deployment, http: httpx.As
     it.reader.outage = "Error 111 connecting to 10.0.0.7:6379"
     it.reader.down = True
     assert "10.0.0.7" not in (await http.get("/predict/a")).text
-    it.runs = None  # type: ignore[assignment]
+    it.deployment.runs = None  # type: ignore[assignment]
     response = await http.get("/runs")
     assert_problem(response, 500, "internal")
     assert "NoneType" not in response.text
@@ -470,7 +463,7 @@ async def test_parts_that_went_down_with_a_worker_are_sent_again_now_and_then_un
     assert await after(2 * LOST_AFTER_S + 20) == [1, 2]
     job = KEYS.job(url.rpartition("/")[2])
     it.client.hset(job, "changed_at", int(began - STALLED_AFTER_S - 20))
-    assert (await http.get(url)).json()["error"]["code"] == "model-unavailable"
+    assert (await http.get(url)).json()["error"]["code"] == "workers-unavailable"
 
 
 async def test_a_job_asked_for_again_under_its_key_is_the_same_job(it: Deployment, http: httpx.AsyncClient) -> None:
@@ -624,3 +617,6 @@ def test_a_taken_port_and_an_open_address_are_one_clear_line_each() -> None:
             listen(ApiSettings(port=port))
     with pytest.raises(SettingsError, match="allow_remote"):
         listen(ApiSettings(host="0.0.0.0"))
+    # a socket that somebody else has opened too
+    with socket.create_server(("0.0.0.0", 0)) as opened, pytest.raises(SettingsError, match="the socket's address"):
+        serve(Settings(), os.dup(opened.fileno()))

@@ -87,7 +87,7 @@ BAD_FILES = {
 
 @pytest.mark.parametrize("name", sorted(BAD_FILES))
 def test_a_bad_table_fails_its_run_by_name_and_serves_nothing(stack: Stack, name: str) -> None:
-    before = stack.services.predictions("sum").pointer().current
+    before = stack.deployment.predictions("sum").pointer().current
     run = run_on(stack, name)
     assert run["state"] == "failed"
     error = str(run["error"])
@@ -95,7 +95,7 @@ def test_a_bad_table_fails_its_run_by_name_and_serves_nothing(stack: Stack, name
     assert "Traceback" not in error
     for word in BAD_FILES[name]:
         assert word.lower() in error.lower(), error
-    assert stack.services.predictions("sum").pointer().current == before
+    assert stack.deployment.predictions("sum").pointer().current == before
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ RARER_FAULTS = ["another column", "truncated", "torn in the middle", "empty row 
 
 @pytest.mark.parametrize("kind", [*FAULTS, *(pytest.param(kind, marks=pytest.mark.slow) for kind in RARER_FAULTS)])
 def test_a_table_of_several_files_with_a_fault_fails_the_command_by_name(stack: Stack, beside: Path, kind: str) -> None:
-    before = stack.services.predictions("sum").pointer().current
+    before = stack.deployment.predictions("sum").pointer().current
     words = write_night(beside / "night", kind)
 
     code, run = run_by_command(stack, beside, "night")
@@ -178,7 +178,7 @@ def test_a_table_of_several_files_with_a_fault_fails_the_command_by_name(stack: 
     assert "\n" not in run["error"]
     for word in words:
         assert word in run["error"]
-    assert stack.services.predictions("sum").pointer().current == before
+    assert stack.deployment.predictions("sum").pointer().current == before
 
 
 def test_empty_row_groups_between_others_are_nothing_to_complain_of(stack: Stack, beside: Path) -> None:
@@ -190,7 +190,7 @@ def test_empty_row_groups_between_others_are_nothing_to_complain_of(stack: Stack
     code, run = run_by_command(stack, beside, "night")
 
     assert (code, run["state"], run["rows_done"]) == (0, "published", 100), run["error"]
-    entries = stack.services.predictions("sum").read(list(GOOD["entity_id"]))
+    entries = stack.deployment.predictions("sum").read(list(GOOD["entity_id"]))
     assert [entry and entry.values["y"] for entry in entries] == [i + 1.0 for i in range(100)]
 
 
@@ -224,13 +224,13 @@ def test_a_bucket_that_cannot_be_read_fails_the_command_soon_and_in_words(
 
 @pytest.mark.parametrize("name", sorted(set(BAD_FILES) - {"illegal-ids.parquet"}))
 def test_a_bad_feature_table_is_not_loaded(stack: Stack, name: str) -> None:
-    before = stack.services.features("sum").pointer()
+    before = stack.deployment.features("sum").pointer()
     done = stack.cli("features", "load", "sum", str(stack.folder / "tables" / name))
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     for word in BAD_FILES[name]:
         assert word.lower() in done.stderr.lower(), done.stderr
-    assert stack.services.features("sum").pointer() == before
+    assert stack.deployment.features("sum").pointer() == before
 
 
 def test_a_good_run_after_bad_ones_is_served(stack: Stack) -> None:
@@ -275,7 +275,7 @@ def test_unusual_ids_are_served(stack: Stack) -> None:
     ids = ["a b", "a/b/c", "it's", '"quoted"', "%2F", "100%", "😀", "é" * 256, ".", "a?b#c", "a+b", "x" * 512]
     table = pd.DataFrame({"entity_id": ids, "a": np.arange(float(len(ids))), "b": 0.5})
     table.to_parquet(stack.folder / "tables" / "unusual.parquet")
-    before = stack.services.predictions("sum").pointer().current
+    before = stack.deployment.predictions("sum").pointer().current
     run = run_on(stack, "unusual.parquet")
     if before is not None:  # far smaller than what is served: the size gate holds it back
         assert run["state"] == "failed"
@@ -366,13 +366,13 @@ def test_a_model_replaced_by_a_corrupt_version_keeps_serving(stack: Stack) -> No
     try:
         (bad / "model.onnx").write_bytes(b"no protobuf at all")
         stack.start("realtime-2")
-        registry = stack.services.registry
+        registry = stack.deployment.registry
         wait_for(lambda: 2 in registry.versions("sum"), "the inspection of version 2", 120)
         assert registry.versions("sum")[2].state == "refused"
         anew = {"max_staleness_hours": 0, "timeout_ms": 20000}
         asked = httpx.get(f"{stack.url}/predict/e7", params=anew, timeout=30).raise_for_status().json()
         assert (asked["model_version"], asked["prediction"]) == (1, 8.0)
-        assert stack.services.predictions("sum").pointer().active_version == 1
+        assert stack.deployment.predictions("sum").pointer().active_version == 1
     finally:
         stack.stop("realtime-2", signal.SIGTERM)
         shutil.rmtree(bad)

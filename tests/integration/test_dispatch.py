@@ -91,7 +91,7 @@ async def test_many_callers_each_get_their_own_result_over_one_subscription(
 
 
 async def test_what_a_task_raises_comes_back_as_itself_or_leaks_nothing(dispatcher: Dispatcher) -> None:
-    with pytest.raises(ModelUnavailable, match="no active version"):
+    with pytest.raises(ModelUnavailable, match="a worker cannot use the model"):
         await call(dispatcher, "forecache.predict_unavailable")
     with pytest.raises(Defect) as caught:
         await call(dispatcher, "forecache.predict_defect")

@@ -112,7 +112,7 @@ def test_an_explanation_tells_every_value_where_it_is_from_and_how_old_it_is(sta
     assert answer["imputed_features"] == ["basket"]
     told = answer["explanation"]
     assert told["made_this_answer"] is True
-    assert told["contract_hash"] == stack.services.registry.active("spend").contract_hash  # type: ignore[union-attr]
+    assert told["contract_hash"] == stack.deployment.registry.active("spend").contract_hash  # type: ignore[union-attr]
     assert len(told["vector_hash"]) == 16
     values = {name: one["value"] for name, one in told["features"].items()}
     assert values == {"balance": 10, "clicks": 1, "both": 11, "weekend": is_weekend(now), "basket": 0}
@@ -202,7 +202,7 @@ def test_a_function_that_raises_is_an_error_whose_cause_is_in_the_log_and_nothin
     told = stack.log("realtime")
     assert "features.function_failed" in told
     assert "RuntimeError" in told.partition("features.function_failed")[2]
-    assert stack.services.predictions("spend").read(["unlucky"]) == [None]
+    assert stack.deployment.predictions("spend").read(["unlucky"]) == [None]
 
 
 def test_a_run_gives_what_real_time_gives_and_quarantines_what_is_out_of_range(stack: Stack, now: datetime) -> None:
@@ -212,7 +212,7 @@ def test_a_run_gives_what_real_time_gives_and_quarantines_what_is_out_of_range(s
     run = run_cli_json(stack.folder, "batch", "run", "spend")
     view = stack.wait_run(run["run_id"])
     assert view["state"] == "published", view
-    stored = stack.services.predictions("spend").read(["fresh", "never", "outside"])
+    stored = stack.deployment.predictions("spend").read(["fresh", "never", "outside"])
     assert stored[2] is None
     assert any("not 0 to 1000 (group 'profile')" in json.dumps(bad) for bad in [view])
     for entity_id, entry in zip(["fresh", "never"], stored, strict=False):
@@ -223,13 +223,13 @@ def test_a_run_gives_what_real_time_gives_and_quarantines_what_is_out_of_range(s
 
 
 def test_a_run_whose_function_fails_says_so_and_publishes_nothing(stack: Stack, now: datetime) -> None:
-    before = stack.services.predictions("spend").pointer()
+    before = stack.deployment.predictions("spend").pointer()
     people(now).assign(balance=[666.0, 1.0, 2.0]).to_parquet(stack.folder / "people.parquet")
     run = run_cli_json(stack.folder, "batch", "run", "spend")
     view = stack.wait_run(run["run_id"])
     assert view["state"] == "failed"
     assert "feature group 'sums' (both): function shop_features:sums raised RuntimeError" in view["error"]
-    assert stack.services.predictions("spend").pointer() == before
+    assert stack.deployment.predictions("spend").pointer() == before
 
 
 def test_code_that_the_settings_do_not_allow_is_not_run(tmp_path: Path) -> None:

@@ -10,8 +10,17 @@ import pytest
 import pytest_asyncio
 import redis
 import redis.asyncio
+import structlog
 
-from inference.errors import BadInput, BrokerUnavailable, Defect, NotFound, Overloaded, StoreUnavailable
+from inference.errors import (
+    BadInput,
+    BrokerUnavailable,
+    Defect,
+    NotFound,
+    Overloaded,
+    PredictionFailed,
+    StoreUnavailable,
+)
 from inference.keys import Keys
 from inference.queues import JobPriority
 from inference.serving.job_queue import LOST_AFTER_S, PREDICT_JOB_PART, STALLED_AFTER_S, JobQueue
@@ -178,9 +187,11 @@ async def test_a_part_that_ends_its_workers_fails_the_job_at_the_fourth_try(jobs
             run_part(jobs.client, KEYS, Deadly(), job_id, 0)
     jobs.work(job_id, 1)  # each part is counted for itself
     assert (await jobs.queue.show(job_id)).state is JobState.RUNNING
-    run_part(jobs.client, KEYS, Deadly(), job_id, 0)
+    with structlog.testing.capture_logs() as logs:
+        run_part(jobs.client, KEYS, Deadly(), job_id, 0)
+    assert "part 0 was begun 3 times" in logs[0]["error"]
     view = await jobs.queue.show(job_id)
-    assert (view.state, "part 0 was begun 3 times" in str(view.error)) == (JobState.FAILED, True)
+    assert (view.state, type(view.error)) == (JobState.FAILED, PredictionFailed)
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def compute(stack: Stack, entity_id: str) -> None:
 
 def spoil_the_run(stack: Stack) -> None:
     """Change what the run has stored by a thousandth."""
-    table = stack.services.predictions("delay")
+    table = stack.deployment.predictions("delay")
     manifest = table.manifest(table.pointer().current or 0)
     assert manifest is not None
     ids = pa.array([f"F{number}" for number in range(ROWS)])
@@ -87,7 +87,7 @@ def spoil_the_run(stack: Stack) -> None:
 
 def spoil_the_sample(stack: Stack) -> None:
     """Have an answer been given that the model does not give."""
-    own = stack.services
+    own = stack.deployment
     key = own.keys.answers("delay")
     own.cache.delete(key)
     compute(stack, "F2")

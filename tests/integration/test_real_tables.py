@@ -80,7 +80,7 @@ def test_a_run_stores_exactly_what_tensorflow_answers(deployment: Deployment) ->
 @pytest.mark.slow
 def test_a_worker_killed_in_mid_run_costs_no_prediction(deployment: Deployment) -> None:
     stack = deployment.stack
-    before = stack.services.predictions(deployment.kind).pointer().current
+    before = stack.deployment.predictions(deployment.kind).pointer().current
     run_id = httpx.post(f"{stack.url}/runs", json={}).raise_for_status().json()["run_id"]
     wait_for(lambda: run_of(stack, run_id)["chunks_done"] >= 1, "the first chunk")
     stack.kill("gpu")
@@ -88,7 +88,7 @@ def test_a_worker_killed_in_mid_run_costs_no_prediction(deployment: Deployment) 
     assert cut_short["state"] == "running", cut_short
     stack.start("gpu")
     assert stack.wait_run(run_id)["state"] == "published"
-    assert stack.services.predictions(deployment.kind).pointer().current != before
+    assert stack.deployment.predictions(deployment.kind).pointer().current != before
     assert_exactly_what_tensorflow_answers(deployment)
 
 
@@ -99,7 +99,7 @@ def run_of(stack: Stack, run_id: str) -> dict[str, Any]:
 
 def assert_exactly_what_tensorflow_answers(deployment: Deployment) -> None:
     """Every stored prediction within the tolerance, none missing, none extra."""
-    table = deployment.stack.services.predictions(deployment.kind)
+    table = deployment.stack.deployment.predictions(deployment.kind)
     current = table.pointer().current
     assert current is not None
     ids = deployment.answers["entity_id"].tolist()

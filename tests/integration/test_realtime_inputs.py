@@ -147,7 +147,7 @@ def test_requests_that_share_a_micro_batch_with_a_raising_one_are_answered(servi
 def test_a_late_task_is_dropped_and_leaves_nothing_behind(service: Service) -> None:
     worker = service.stack.processes["realtime"]
     wait_for(service.computes, "a computed prediction", 20)
-    before = service.stack.services.predictions("scores").read(["E50"])
+    before = service.stack.deployment.predictions("scores").read(["E50"])
     worker.send_signal(signal.SIGSTOP)
     try:
         # it is answered while the worker is frozen
@@ -157,7 +157,7 @@ def test_a_late_task_is_dropped_and_leaves_nothing_behind(service: Service) -> N
         worker.send_signal(signal.SIGCONT)
     assert (late.json().get("code") or late.json()["outcome"]) in ("deadline-exceeded", "stale")
     wait_for(service.computes, "answers to those who came after it", 20)
-    assert service.stack.services.predictions("scores").read(["E50"]) == before
+    assert service.stack.deployment.predictions("scores").read(["E50"]) == before
 
 
 def test_a_stale_answer_is_given_to_all_at_once_and_computed_anew_behind_them_once(service: Service) -> None:
@@ -181,7 +181,7 @@ def test_an_unknown_entity_costs_the_workers_one_task_however_often_it_is_asked_
 
 
 def test_instances_and_overrides_are_computed_and_leave_no_trace(service: Service) -> None:
-    before = service.stack.services.predictions("scores").read(["E40"])
+    before = service.stack.deployment.predictions("scores").read(["E40"])
     rows = [{"a": 1.0, "b": 3.0}, {"a": -1.0, "b": 3.0}, {"a": 1.0}]
     answer = service.reader.post("/predict", json={"instances": rows}).json()["predictions"]
     assert answer[0]["prediction"] == pytest.approx(log(3.0), rel=1e-5)
@@ -189,7 +189,7 @@ def test_instances_and_overrides_are_computed_and_leave_no_trace(service: Servic
     body = {"entity_ids": ["E40"], "overrides": {"b": 5.0}}
     [item] = service.reader.post("/predict", json=body).json()["predictions"]
     assert item["prediction"] == pytest.approx(log(5.0), rel=1e-5)
-    assert service.stack.services.predictions("scores").read(["E40"]) == before
+    assert service.stack.deployment.predictions("scores").read(["E40"]) == before
     wrong = service.reader.post("/predict", json={"entity_ids": ["E40"], "overrides": {"nope": 5.0}}).json()
     assert wrong["predictions"][0]["error"]["status"] == 400
 
@@ -236,7 +236,7 @@ def test_the_same_request_under_one_key_is_one_job(service: Service) -> None:
 def test_a_cancelled_job_ends_at_once_and_what_is_left_of_it_is_not_computed(service: Service) -> None:
     wait_for(service.computes, "a computed prediction", 20)
     last = f"E{ROWS - 1}"
-    before = service.stack.services.predictions("scores").read([last])
+    before = service.stack.deployment.predictions("scores").read([last])
     url = service.enqueue([*(f"E{number % (ROWS - 1)}" for number in range(50_000)), last])
     assert service.owner.delete(url).status_code == 202
     assert service.job(url)["state"] == "cancelled"
@@ -244,7 +244,7 @@ def test_a_cancelled_job_ends_at_once_and_what_is_left_of_it_is_not_computed(ser
     wait_for(lambda: waiting(service.stack) == 0, "the messages to be dropped", 20)
     wait_for(service.computes, "room for others", 20)
     assert service.job(url)["state"] == "cancelled"
-    assert service.stack.services.predictions("scores").read([last]) == before
+    assert service.stack.deployment.predictions("scores").read([last]) == before
 
 
 @pytest.mark.slow
@@ -267,9 +267,9 @@ def waiting(stack: Stack) -> int:
 
 def let_silence_pass(stack: Stack, url: str, silent_s: int) -> None:
     """Have a job's last sign of progress lie so far back."""
-    services = stack.services
-    seconds, _ = services.cache.time()
-    services.cache.hset(services.keys.job(url.rpartition("/")[2]), "changed_at", str(seconds - silent_s))
+    deployment = stack.deployment
+    seconds, _ = deployment.cache.time()
+    deployment.cache.hset(deployment.keys.job(url.rpartition("/")[2]), "changed_at", str(seconds - silent_s))
 
 
 def wait_dead(process: subprocess.Popen[bytes]) -> None:

@@ -72,8 +72,8 @@ async def test_a_slow_model_with_its_own_queue_does_not_starve_a_fast_one(stack:
 
 
 def test_a_worker_loads_the_models_of_its_queue_only(stack: Stack) -> None:
-    services = stack.services
-    presence = Presence(services.cache, services.keys)
+    deployment = stack.deployment
+    presence = Presence(deployment.cache, deployment.keys)
     held = {queue: [dict(one.versions) for one in presence.roster(queue).alive] for queue in ("realtime", "own")}
     assert held == {"realtime": [{"fast": (1,)}], "own": [{"slow": (1,)}]}
 

@@ -7,14 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 import redis
 
-from inference.services import Services
+from inference.deployment import Deployment
+from inference.redis_clients import WORKER
 from inference.settings import RedisSettings, Settings
 from tasks.dispatch import open_dispatcher
 from tests.support.ports import free_port
@@ -82,7 +82,7 @@ async def test_one_url_serves_cache_results_and_broker(settings: Settings) -> No
 
 def answers(settings: Settings) -> bool:
     try:
-        with closing(Services(settings).cache) as cache:
-            return bool(cache.ping())
+        with Deployment(settings, WORKER) as deployment:
+            return bool(deployment.cache.ping())
     except redis.ConnectionError:
         return False

@@ -194,7 +194,7 @@ def test_a_version_that_crashed_a_worker_at_its_start_is_refused_at_the_next(tmp
         return stack.processes["realtime"].poll() == -signal.SIGSEGV
 
     def refused() -> set[int]:
-        versions = stack.services.registry.versions("m")
+        versions = stack.deployment.registry.versions("m")
         return {number for number, one in versions.items() if "SIGSEGV" in (one.error or "")}
 
     def ask() -> httpx.Response:
@@ -377,10 +377,7 @@ def test_a_refused_version_is_named_by_reload_and_verify_and_by_show(stack: Stac
 
 
 def _holding(stack: Stack, version: int) -> list[str]:
-    from inference.presence import Presence
-
-    services = stack.services
-    alive = Presence(services.cache, services.keys).roster("realtime").alive
+    alive = stack.deployment.presence.roster("realtime").alive
     return [one.identity for one in alive if one.ready and version in one.versions.get("m", ())]
 
 

@@ -64,7 +64,7 @@ def answer(stack: Stack, entity_id: str) -> dict[str, Any]:
 
 
 def generation(stack: Stack) -> int | None:
-    return stack.services.predictions("sum").pointer().current
+    return stack.deployment.predictions("sum").pointer().current
 
 
 def test_a_whole_run_reads_the_bucket_and_the_folders_names(deployment: tuple[Stack, Store]) -> None:

@@ -78,7 +78,7 @@ def _start(stack: Stack, engine: str) -> str:
 
 
 def _served(stack: Stack) -> np.ndarray[Any, Any]:
-    entries = stack.services.predictions("m").read([f"e{i}" for i in range(_ROWS)])
+    entries = stack.deployment.predictions("m").read([f"e{i}" for i in range(_ROWS)])
     assert all(entries)
     return np.array([next(iter(entry.values.values())) for entry in entries if entry], np.float32)
 
@@ -133,7 +133,7 @@ def test_a_driver_that_is_killed_is_started_again_and_its_secrets_stand_in_no_ar
 
 
 def test_a_cancelled_run_ends_its_driver_leaves_what_serves_and_can_be_taken_up_again(stack: Stack) -> None:
-    before = stack.services.predictions("m").pointer()
+    before = stack.deployment.predictions("m").pointer()
     run_id = _start(stack, "spark")
     url = f"{stack.url}/runs/{run_id}"
     wait_for(lambda: httpx.get(url).json()["chunks_done"] >= 1, "a chunk scored", 200)
@@ -141,7 +141,7 @@ def test_a_cancelled_run_ends_its_driver_leaves_what_serves_and_can_be_taken_up_
     wait_for(lambda: not _processes(stack, "inference.engines.spark"), "the end of the driver", 100)
     stopped = stack.wait_run(run_id)
     assert (stopped["state"], stopped["rows_done"] < _ROWS) == ("cancelled", True)
-    assert stack.services.predictions("m").pointer() == before
+    assert stack.deployment.predictions("m").pointer() == before
 
     httpx.post(f"{url}/resume").raise_for_status()
     assert _assert_published(stack, run_id)["rows_done"] == _ROWS
@@ -177,7 +177,7 @@ def test_what_spark_refuses_fails_the_run_in_its_own_words(stack: Stack) -> None
 
 
 def test_without_java_a_run_fails_before_it_opens_a_generation(stack: Stack) -> None:
-    before = stack.services.predictions("m").generations()
+    before = stack.deployment.predictions("m").generations()
     stack.kill("maintenance")
     stack.start("maintenance", environment={"JAVA_HOME": str(stack.folder)})
     try:
@@ -187,7 +187,7 @@ def test_without_java_a_run_fails_before_it_opens_a_generation(stack: Stack) -> 
         stack.start("maintenance")
     assert (run["state"], run["generation"]) == ("failed", None)
     assert "needs Java 17 or newer: JAVA_HOME" in run["error"]
-    assert [one.number for one in stack.services.predictions("m").generations()] == [one.number for one in before]
+    assert [one.number for one in stack.deployment.predictions("m").generations()] == [one.number for one in before]
 
 
 def test_an_unknown_engine_is_refused_by_name(stack: Stack) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from inference.services import Services
+from inference.deployment import Deployment
+from inference.redis_clients import WORKER
 from inference.settings import load_settings
 from tests.support.plain_models import write_slow_sum_model
 from tests.support.ports import free_port
@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(420
 ROWS, CHUNKS = 60_000, 6
 
 
-class Deployment:
+class Folder:
     """A folder whose runs take two seconds or more a chunk, and `up` in a terminal."""
 
     def __init__(self, folder: Path) -> None:
@@ -67,30 +67,29 @@ class Deployment:
 
 
 @pytest.fixture
-def deployment(tmp_path: Path) -> Iterator[Deployment]:
-    made = Deployment(tmp_path)
+def it(tmp_path: Path) -> Iterator[Folder]:
+    made = Folder(tmp_path)
     yield made
     for terminal in made.terminals:
         terminal.close()
 
 
-def test_a_run_interrupted_twice_is_published_with_every_row(deployment: Deployment) -> None:
-    up = deployment.up()
-    run_id = run_cli_json(deployment.folder, "batch", "run")["run_id"]
-    done = deployment.wait_chunks(run_id, 0)
+def test_a_run_interrupted_twice_is_published_with_every_row(it: Folder) -> None:
+    up = it.up()
+    run_id = run_cli_json(it.folder, "batch", "run")["run_id"]
+    done = it.wait_chunks(run_id, 0)
     interrupt(up, presses=1)
     assert up.screen().count("chunk.scored") == done + 1, "the chunk in hand was not finished"
 
-    up = deployment.up()
-    deployment.wait_chunks(run_id, done + 1)
+    up = it.up()
+    it.wait_chunks(run_id, done + 1)
     interrupt(up, presses=2)
 
-    deployment.up()
-    run = wait_for(lambda: (r := deployment.run(run_id))["state"] == "published" and r, "the run to be published", 120)
+    it.up()
+    run = wait_for(lambda: (r := it.run(run_id))["state"] == "published" and r, "the run to be published", 120)
     assert (run["rows_done"], run["chunks_done"], run["rows_quarantined"]) == (ROWS, CHUNKS, 0)
-    services = Services(load_settings(deployment.folder / "forecache.toml"))
-    with closing(services.cache):
-        predictions = services.predictions("sum")
+    with Deployment(load_settings(it.folder / "forecache.toml"), WORKER) as deployment:
+        predictions = deployment.predictions("sum")
         manifest = predictions.manifest(run["generation"])
         assert manifest
         assert predictions.count(manifest) == ROWS

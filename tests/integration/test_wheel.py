@@ -95,7 +95,8 @@ def test_a_plain_install_imports_its_doors_without_tensorflow(plain_bin: Path, t
 
 def test_a_plain_install_has_all_that_the_way_to_the_broker_imports(plain_bin: Path, tmp_path: Path) -> None:
     code = (
-        "from tasks.celery_app import celery_app; celery_app.connection_for_write().transport_cls; celery_app.backend"
+        "from inference.settings import Settings; from tasks.celery_app import make_celery;"
+        "app = make_celery(Settings()); app.connection_for_write().transport_cls; app.backend"
     )
     run(plain_bin / "python", "-P", "-c", code, cwd=tmp_path)
 

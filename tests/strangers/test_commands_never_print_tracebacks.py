@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pyarrow as pa
 import pytest
@@ -97,13 +98,12 @@ def test_a_service_leaves_its_traceback_to_its_log(monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_a_wake_up_that_the_broker_refuses_is_a_note_beside_the_run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, told: str
+    capsys: pytest.CaptureFixture[str], error: Exception, told: str
 ) -> None:
     def refuse() -> None:
         raise error
 
-    monkeypatch.setattr("tasks.runs.poke", refuse)
-    batch._hurry()
+    batch._hurry(cast("Any", SimpleNamespace(broker=SimpleNamespace(poke=refuse))))
     [line] = capsys.readouterr().err.splitlines()
     assert told in line
     assert line.endswith("; the run goes on once the broker is back")

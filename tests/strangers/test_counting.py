@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import redis
@@ -27,6 +29,7 @@ from inference.hits import HitRecorder, HitWindows, Statistics
 from inference.hits.histograms import AGE, HIT_LATENCY, MICRO_BATCH, MISS_LATENCY
 from inference.keys import Keys
 from inference.outcomes import Outcome
+from inference.settings import Settings
 from tests.support.redis_server import RedisServer
 from tests.support.serving_fakes import entry
 from tests.support.virtual_time import virtual_time
@@ -117,7 +120,9 @@ async def families(redis_server: RedisServer, redis_client: redis.Redis) -> dict
             recorder.record_latency("m", 0.0203, hit=False)
             await recorder.flush()
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(HitCollector(HitWindows(redis_client, KEYS), ["m", "idle"]))
+    settings = Settings.model_validate({"models": {"m": {"path": "m"}, "idle": {"path": "m"}}})
+    deployment: Any = SimpleNamespace(settings=settings, hits=HitWindows(redis_client, KEYS))
+    registry.register(HitCollector(deployment))
     return {one.name: one for one in text_string_to_metric_families(generate_latest(registry).decode())}
 
 

@@ -17,7 +17,7 @@ import structlog.testing
 from app.api.application import create_app
 from app.api.problems import problem_of
 from app.http_status import status_of
-from inference.errors import Defect, PredictionFailed, StoreUnavailable, from_code
+from inference.errors import Defect, PredictionFailed, StoreUnavailable, reported_error
 from inference.failures import Failures, sentence_of
 from inference.features import Feature, FeatureContract, Vectoriser
 from inference.keys import Keys
@@ -195,7 +195,7 @@ def test_a_task_that_raised_is_told_as_ours(kind: str) -> None:
 
 
 def test_a_defect_travels_between_processes_and_a_default_stands_in_for_it() -> None:
-    error = from_code(**Defect("a worker failed").to_json())  # type: ignore[arg-type]
+    error = reported_error(Defect("a worker failed").to_json())
     assert isinstance(error, Defect)
     told = step_down("m", "e1", error, default=0.5, now=9.0)
     assert isinstance(told, Answer)

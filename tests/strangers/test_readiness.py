@@ -20,7 +20,7 @@ from app.api.health import Readiness, readiness
 from app.api.parts import Parts
 from inference.errors import ModelUnavailable
 from inference.models import VersionRecord
-from inference.presence import Roster, WorkerBeat
+from inference.presence import Loading, Roster, WorkerBeat
 from inference.settings import Settings
 from inference.store import Pointer
 from tests.support.plain_models import Times, write_version
@@ -121,6 +121,7 @@ class Known:
     active: dict[str, int | None]
     refused: dict[str, str] = field(default_factory=dict)
     workers: list[bool] = field(default_factory=list)
+    loading: tuple[Loading, ...] = ()
     were_ready: set[str] = field(default_factory=set)
 
     def ask(self, *models: str) -> Readiness:
@@ -131,7 +132,11 @@ class Known:
             settings=Settings.model_validate({"models": {name: {"path": "m"} for name in self.active}}),
             readers={name: SimpleNamespace(pointer=lambda name=name: self._pointer(name)) for name in self.active},
             cards=SimpleNamespace(of=self._card),
-            monitoring=SimpleNamespace(roster=lambda _: Roster(tuple(map(_worker, self.workers)), {})),
+            deployment=SimpleNamespace(
+                presence=SimpleNamespace(
+                    roster=lambda _: Roster(tuple(_worker(one, self.loading) for one in self.workers), {})
+                )
+            ),
             in_thread=in_thread,
             were_ready=self.were_ready,
         )
@@ -146,10 +151,10 @@ class Known:
         return ModelCard(self.active[name], records)
 
 
-def _worker(is_ready: bool) -> WorkerBeat:
+def _worker(is_ready: bool, loading: tuple[Loading, ...]) -> WorkerBeat:
     return WorkerBeat(
         name="w@h", process="realtime", queues=("realtime",), host="h", pid=7, release=None, started_at=0.0,
-        ready=is_ready, versions={},
+        ready=is_ready, versions={}, loading=loading,
     )  # fmt: skip
 
 
@@ -171,6 +176,13 @@ def test_a_model_whose_workers_still_load_is_awaited_once() -> None:
     known = Known({"a": 1}, workers=[False])
     with pytest.raises(ModelUnavailable, match="workers that are still loading"):
         known.ask()
+    known.loading = (Loading("a", 2, 7.0), Loading("of another deployment", 1, 7.0))
+    with pytest.raises(ModelUnavailable, match=r"loading version 2 of model 'a' for 7 s, of at most 600 s [^;]+$"):
+        known.ask()
+    known.active["a"] = None
+    with pytest.raises(ModelUnavailable, match="activated yet: its workers are loading version 2 of model 'a' for 7 s"):
+        known.ask()
+    known.active["a"] = 1
     known.workers = [False, True]
     assert known.ask().serving == {"a": 1}
     known.workers, known.active = [False], {"a": None}

@@ -14,7 +14,6 @@ import pyarrow.parquet as pq
 import pytest
 import redis
 
-from inference.presence import Presence
 from tasks.redis_lists import LEVELS, list_key
 from tests.support.deaf_proxy import deaf_proxy_in_thread
 from tests.support.plain_models import Times, write_version
@@ -120,6 +119,6 @@ def flower_heard_s(stack: Stack) -> float:
 
 
 def all_ready(stack: Stack) -> bool:
-    presence = Presence(stack.services.cache, stack.services.keys)
+    presence = stack.deployment.presence
     rosters = [presence.roster(queue) for queue in stack.settings.queues]
     return all(len(one.alive) == 1 and one.alive[0].ready for one in rosters)

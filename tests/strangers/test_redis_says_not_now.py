@@ -16,7 +16,7 @@ from kombu.transport.redis import Transport
 from redis.connection import DefaultParser
 
 from inference.errors import BrokerUnavailable
-from inference.presence import Presence, Roster
+from inference.presence import Roster
 from inference.settings import MAINTENANCE_QUEUE, CelerySettings, RedisSettings, Settings
 from tasks.celery_app import broker_errors, make_celery
 from tasks.dispatch.sender import Sender
@@ -185,8 +185,7 @@ class Room:
     server: redis.Redis
 
     def roster(self) -> Roster:
-        services = self.stack.services
-        return Presence(services.cache, services.keys).roster(MAINTENANCE_QUEUE)
+        return self.stack.deployment.presence.roster(MAINTENANCE_QUEUE)
 
     def is_deaf(self) -> bool:
         return any(worker.deaf and not worker.ready for worker in self.roster().alive)

@@ -54,6 +54,7 @@ def consumer_of(cls: type[TaskConsumer], receive: Any, monkeypatch: pytest.Monke
     monkeypatch.setattr("celery.worker.consumer.Consumer.create_task_handler", lambda *_, **__: receive)
     monkeypatch.setattr("workers.consumer.problem_of", lambda *_: None)
     consumer = cls()
+    consumer.app = SimpleNamespace(deployment=SimpleNamespace(settings=Settings()))
     return consumer, consumer.create_task_handler()
 
 
@@ -135,7 +136,7 @@ def test_only_a_worker_that_was_told_to_end_says_farewell(
     for name, signal in handlers.items():
         monkeypatch.setattr(workers.heartbeat, name, signal)
     workers.heartbeat.beat_while_running(
-        lambda: SimpleNamespace(settings=settings, keys=Keys("t")),  # type: ignore[arg-type,return-value]
+        SimpleNamespace(settings=settings, keys=Keys("t")),  # type: ignore[arg-type]
         process="realtime",
         versions=dict,
     )

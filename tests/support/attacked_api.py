@@ -1,80 +1,134 @@
-"""A real API process with one stored prediction, and plain sockets to attack it by."""
+"""Real API processes with one stored prediction, and plain sockets to attack them by."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
+from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any, Literal
 
 import httpx
 import psutil
 
-from tests.integration.test_api_processes import publish
+from tests.integration.test_api_processes import publish, serving
 from tests.support.stack import Stack, child_environment
 from tests.support.waiting import LONG_S, wait_for
 
 MIB = 1024 * 1024
 
 
-class AttackedApi:
-    """The process, how much it holds, and connections to it that are closed at the end."""
+#: one process on a port, two that share one, or one on a Unix socket
+Kind = Literal["one process", "two processes", "a Unix socket"]
 
-    def __init__(self, stack: Stack) -> None:
+
+class AttackedApi:
+    """The processes that serve, how much they hold, and connections to them that are closed at the end.
+
+    `unix`: of the socket that they listen on; None for the port.
+    """
+
+    def __init__(self, stack: Stack, processes: list[psutil.Process], unix: Path | None = None) -> None:
         self.stack = stack
-        self.url = stack.url
-        self._process = psutil.Process(stack.processes["api"].pid)
+        self.processes = processes
+        self._unix = None if unix is None else str(unix)
         self._opened: list[socket.socket] = []
 
     def memory_mib(self) -> float:
-        return float(self._process.memory_info().rss) / MIB
+        return sum(one.memory_info().rss for one in self.processes) / MIB
 
     def descriptors(self) -> int:
-        return int(self._process.num_fds())
+        """Of the process that has most."""
+        return max(one.num_fds() for one in self.processes)
 
     def connect(self, *, receive_buffer: int | None = None) -> socket.socket:
-        client = socket.socket()
+        client = socket.socket(socket.AF_UNIX if self._unix else socket.AF_INET)
         self._opened.append(client)
         if receive_buffer is not None:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        if not self._unix:  # with a time limit, a Unix socket whose backlog is full refuses at once
+            client.settimeout(LONG_S)
+        client.connect(self._unix or ("127.0.0.1", self.stack.api_port))
         client.settimeout(LONG_S)
-        client.connect(("127.0.0.1", self.stack.api_port))
         return client
 
     def close_all(self) -> None:
         while self._opened:
             self._opened.pop().close()
 
+    def request(self, method: str, path: str, **content: Any) -> httpx.Response:
+        """Ask on a new connection, made once the queue of a Unix socket has room. `content`: as httpx takes it."""
+        asked = httpx.Request(method, f"http://localhost{path}", **content)
+        connection = HTTPConnection("localhost")
+        connection.sock = self.connect()
+        with closing(connection):
+            connection.request(method, path, asked.read() or None, dict(asked.headers))
+            answer = connection.getresponse()
+            return httpx.Response(answer.status, headers=answer.getheaders(), content=answer.read())
+
+    def is_ready(self) -> bool:
+        with suppress(OSError):
+            return self.request("GET", "/health/ready").status_code == 200
+        return False
+
     def assert_serves(self) -> None:
         """A hit is answered on a new connection."""
-        answer = httpx.get(f"{self.url}/predict/a", timeout=LONG_S)
-        assert (answer.status_code, answer.json()["prediction"]) == (200, 2.5)
+        answer = self.request("GET", "/predict/a")
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["prediction"] == 2.5
 
     def log(self) -> str:
         return self.stack.log("api")
 
 
 @contextmanager
-def attacked_api(folder: Path, *, descriptors: int = 20_000, max_connections: int = 10_000) -> Iterator[AttackedApi]:
-    """Run an API process that may open so many files; without workers, since hits need none."""
-    with Stack(folder, '[models.delay]\npath = "m"\n') as stack:
+def attacked_api(
+    folder: Path,
+    kind: Kind = "one process",
+    *,
+    descriptors: int = 20_000,
+    max_connections: int = 10_000,
+    settings: str = "",
+) -> Iterator[AttackedApi]:
+    """Run API processes that may open so many files each; without workers, since hits need none.
+
+    `settings`: more of them, as TOML.
+    """
+    count = 2 if kind == "two processes" else 1
+    with Stack(folder, '[models.delay]\npath = "m"\n') as stack, socket.socket(socket.AF_UNIX) as listener:
         publish(stack)
         file = stack.folder / "forecache.toml"
-        file.write_text(file.read_text().replace("[api]\n", f"[api]\nmax_connections = {max_connections}\n"))
+        more = f"[api]\nmax_connections = {max_connections}\nprocesses = {count}\n"
+        file.write_text(file.read_text().replace("[api]\n", more) + settings)
+        command, given, unix = 'exec "$0" -P -m app.cli api', [], None
+        if kind == "a Unix socket":
+            unix = Path(tempfile.mkdtemp(prefix="fc-")) / "api.sock"  # a path of at most a hundred characters
+            listener.bind(str(unix))
+            listener.listen(1024)
+            command, given = f"{command} --fd {listener.fileno()}", [listener.fileno()]
         with (folder / "api.log").open("wb") as log:
-            stack.processes["api"] = subprocess.Popen(
-                ["/bin/sh", "-c", f'ulimit -n {descriptors}; exec "$0" -P -m app.cli api', sys.executable],
+            stack.processes["api"] = process = subprocess.Popen(
+                ["/bin/sh", "-c", f"ulimit -n {descriptors}; {command}", sys.executable], pass_fds=given,
                 cwd=folder, env=child_environment(), stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
-        stack.wait_ready()
-        api = AttackedApi(stack)
+        api = AttackedApi(stack, [psutil.Process(process.pid)], unix)
+        wait_for(api.is_ready, f"readiness; api.log ends:\n{stack.log('api')[-1500:]}")
+        if count > 1:
+            api.processes = wait_for(
+                lambda: of_all if len(of_all := serving(stack)) == count else None, "all processes"
+            )
         try:
             yield api
         finally:
             api.close_all()
+            if unix is not None:
+                shutil.rmtree(unix.parent)
 
 
 def pour(client: socket.socket, start: bytes, piece: bytes, most_bytes: int = 16 * MIB) -> int:

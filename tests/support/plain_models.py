@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import pickle
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,13 @@ class DeadlyToLoad(Times):
 
     def __setstate__(self, state: Any) -> None:
         ctypes.string_at(0)
+
+
+class Endless(Times):
+    """Never comes to the end of its load."""
+
+    def __setstate__(self, state: Any) -> None:
+        threading.Event().wait()
 
 
 class SlowSum:

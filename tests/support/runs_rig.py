@@ -54,7 +54,7 @@ class Rig:
 
     @property
     def table(self) -> RedisTable:
-        return self.stack.services.predictions(MODEL)
+        return self.stack.deployment.predictions(MODEL)
 
     def write_table(self, rows: int, *, offset: int, name: str = "t.parquet") -> None:
         columns = {

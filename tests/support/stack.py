@@ -14,8 +14,10 @@ import httpx
 import psutil
 
 from inference.batch import RunState
-from inference.services import Services
+from inference.deployment import Deployment
+from inference.redis_clients import WORKER
 from inference.settings import Settings, load_settings
+from tasks.broker import CeleryBroker
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_for
@@ -51,7 +53,7 @@ class Stack:
         self.redis = RedisServer(folder / "redis", appendonly=True)
         self.api_port, self.dashboard_port = free_port(), free_port()
         self.processes: dict[str, WarmProcess | subprocess.Popen[bytes]] = {}
-        self._services: Services | None = None
+        self._deployment: Deployment | None = None
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "forecache.toml").write_text(
             f'[redis]\nurl = "{url or self.redis.url(0)}"\ncache_url = "{cache_url or self.redis.url(1)}"\n'
@@ -69,7 +71,7 @@ class Stack:
             for name in list(self.processes):
                 self.stop(name, signal.SIGTERM)
         finally:
-            self._close_services()
+            self._close_deployment()
             self.redis.stop()
 
     @property
@@ -77,18 +79,18 @@ class Stack:
         return load_settings(self.folder / "forecache.toml")
 
     @property
-    def services(self) -> Services:
+    def deployment(self) -> Deployment:
         """What the file says now, opened once."""
         settings = self.settings
-        if self._services is None or self._services.settings != settings:
-            self._close_services()
-            self._services = Services(settings)
-        return self._services
+        if self._deployment is None or self._deployment.settings != settings:
+            self._close_deployment()
+            self._deployment = Deployment(settings, WORKER, CeleryBroker)
+        return self._deployment
 
-    def _close_services(self) -> None:
-        if self._services is not None:
-            self._services.cache.close()
-            self._services = None
+    def _close_deployment(self) -> None:
+        if self._deployment is not None:
+            self._deployment.close()
+            self._deployment = None
 
     @property
     def url(self) -> str:

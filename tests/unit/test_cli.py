@@ -76,13 +76,11 @@ def test_predict_says_how_to_start_the_api_when_none_answers(tmp_path: Path) -> 
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("opening", ["app.cli.context.open_services", "app.cli.batch._runs"])
-def test_what_is_logged_on_the_way_never_lands_in_the_output(tmp_path: Path, opening: str) -> None:
-    module, _, name = opening.rpartition(".")
+def test_what_is_logged_on_the_way_never_lands_in_the_output(tmp_path: Path) -> None:
     code = (
-        f"from {module} import {name} as opening\n"
+        "from app.cli.context import open_deployment\n"
         "from inference.logs import get_logger\n"
-        "with opening():\n"
+        "with open_deployment():\n"
         "    get_logger('x').info('run.published')\n"
         "    get_logger('x').warning('disk.full')\n"
     )

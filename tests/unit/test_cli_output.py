@@ -66,8 +66,8 @@ def test_a_list_of_runs_has_the_beginning_of_an_error_on_a_terminal_and_all_of_i
 ) -> None:
     told = ["run_id", "model", "state", "trigger", "created_at", "rows_done", "rows_total", "forced_by"]
     view = {**dict.fromkeys(told), "error": "x" * 500}
-    runs = SimpleNamespace(list=lambda model: [SimpleNamespace(to_json=lambda: view)])
-    monkeypatch.setattr(batch, "_runs", lambda: nullcontext(runs))
+    deployment = SimpleNamespace(runs=SimpleNamespace(list=lambda model: [SimpleNamespace(to_json=lambda: view)]))
+    monkeypatch.setattr(batch, "open_deployment", lambda: nullcontext(deployment))
     monkeypatch.setattr("sys.stdout.isatty", lambda: on_a_terminal)
     batch.list_runs(None, as_json=False)
     out = capsys.readouterr().out

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from types import SimpleNamespace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from app.dashboard.figures import RUNS_SHOWN, Choice, LiveData, read_costs, read_hit_rates, read_queues, read_runs
-from inference.economics import Figure, Origin, read_prices
+from app.dashboard.figures import RUNS_SHOWN, Choice, read_costs, read_hit_rates, read_queues, read_runs
+from inference.economics import Figure, Origin
 from inference.economics.measured import Measured
-from inference.economics.report import CostReport, cost_report
 from inference.errors import BadInput, BrokerUnavailable, NotFound
 from inference.hits import Point, Statistics
 from inference.presence import API_PROCESSES, Roster, WorkerBeat
 from inference.queues import QueueState
-from inference.settings import ModelSettings
+from inference.settings import Settings
 from inference.store import Pointer
 from inference.store.labels import Labels
 
@@ -47,22 +46,37 @@ class Figures:
     measured: dict[str, Figure] = field(default_factory=dict)
     api: Roster = field(default_factory=lambda: Roster((), {}))
 
-    def data(self, *models: str) -> LiveData:
-        return LiveData(
-            models=models,
-            statistics=lambda _model, window_s: Statistics.of(self.counts.get(window_s, {})),
-            series=lambda _model, window_s: [Point(1_700_000_000, Statistics.of(self.counts.get(window_s, {})))],
-            in_service=lambda _model: self.pointer,
-            run_of=lambda _model, _generation: self.history[0] if self.history else None,
-            runs=lambda _model, limit: self.history[:limit],
-            details=lambda run_id: Run(f"details of {run_id}"),
-            queues=self._queues,
-            costs=self._costs,
-            roster=lambda queue: self.api if queue == API_PROCESSES else Roster((), {"gpu@old pid 1": 20.0}),
+    def data(self, *models: str, queues: Mapping[str, str] = MappingProxyType({})) -> Any:
+        """A deployment of these models, some with real-time queues of their own."""
+        sections = {name: {"path": "m", "realtime": {"queue": queues.get(name, "realtime")}} for name in models}
+        return SimpleNamespace(
+            settings=Settings.model_validate({"models": sections}),
+            hits=SimpleNamespace(statistics=self.statistics, series=self._series),
+            predictions=lambda _model: SimpleNamespace(pointer=lambda: self.pointer, manifest=self._manifest),
+            runs=SimpleNamespace(
+                show=self._show,
+                list=lambda _model, limit: self.history[:limit],
+                details=lambda run_id: Run(f"details of {run_id}"),
+            ),
+            broker=SimpleNamespace(queue_states=self._queues),
+            measured=lambda model: Measured(model, self.measured),
+            presence=SimpleNamespace(roster=self.roster),
         )
 
-    def _costs(self, model: str) -> CostReport:
-        return cost_report(model, ModelSettings(path=Path("m")), Measured(model, self.measured), read_prices())
+    def statistics(self, _model: str, window_s: int) -> Statistics:
+        return Statistics.of(self.counts.get(window_s, {}))
+
+    def roster(self, queue: str) -> Roster:
+        return self.api if queue == API_PROCESSES else Roster((), {"gpu@old pid 1": 20.0})
+
+    def _series(self, model: str, window_s: int) -> list[Point]:
+        return [Point(1_700_000_000, self.statistics(model, window_s))]
+
+    def _manifest(self, number: int) -> Any:
+        return SimpleNamespace(run_id=self.history[0].run_id if self.history else None)
+
+    def _show(self, run_id: str) -> Run:
+        return next(run for run in self.history if run.run_id == run_id)
 
     def _queues(self) -> list[QueueState]:
         if self.broker_down:
@@ -196,7 +210,9 @@ def test_workers_that_still_load_are_listed_and_do_not_count_and_one_on_two_queu
         "maintenance": Roster((), {}),
         API_PROCESSES: Roster((), {"api@b": 1.0, "api@a": 2.0}),
     }
-    told = read_queues(replace(Figures().data("delay"), roster=rosters.__getitem__))
+    deployment = Figures().data("delay")
+    deployment.presence.roster = rosters.__getitem__
+    told = read_queues(deployment)
     assert [(queue["queue"], queue["workers"]) for queue in told["queues"]] == [
         ("batch", 2), ("realtime", 1), ("maintenance", 0),
     ]  # fmt: skip
@@ -209,14 +225,12 @@ def test_workers_that_still_load_are_listed_and_do_not_count_and_one_on_two_queu
 def test_each_queue_and_each_model_gets_its_own_figures():
     states = [QueueState("realtime", 3, 12.5), QueueState("batch", 0, None), QueueState("slow", 9, 1.0)]
     own = {"delay": {"rows:3": 4}, "price": {"rows:0": 4}}
-    data = replace(
-        Figures(states=states).data("delay", "price"), queue_names=("batch", "slow", "realtime"),
-        statistics=lambda model, window_s: Statistics.of(own[model] if window_s == 300 else {}),
-    )  # fmt: skip
-    told = read_queues(data, clock=lambda: 1_700_000_000.0)
+    deployment = Figures(states=states).data("delay", "price", queues={"delay": "slow"})
+    deployment.hits.statistics = lambda model, window_s: Statistics.of(own[model] if window_s == 300 else {})
+    told = read_queues(deployment, clock=lambda: 1_700_000_000.0)
     assert told["read_at"] == "2023-11-14T22:13:20.000Z"
     assert [(each["queue"], each["depth"], each["oldest_age_s"]) for each in told["queues"]] == [
-        ("batch", 0, None), ("slow", 9, 1.0), ("realtime", 3, 12.5),
+        ("batch", 0, None), ("slow", 9, 1.0), ("realtime", 3, 12.5), ("maintenance", None, None),
     ]  # fmt: skip
     assert [(each["model"], each["p50"]) for each in told["micro_batches"]] == [
         ("delay", pytest.approx(4 * 2**0.5)), ("price", 1.0),

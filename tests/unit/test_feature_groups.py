@@ -322,7 +322,7 @@ def test_an_explanation_of_what_cannot_be_used_says_why() -> None:
 
 
 def test_processes_that_only_read_contracts_import_no_pandas() -> None:
-    code = "import sys, app.api.application, inference.services; print('pandas' in sys.modules)"
+    code = "import sys, app.api.application, inference.deployment; print('pandas' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "False"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import structlog
 
 from inference.errors import StoreUnavailable
-from inference.presence import WorkerBeat
+from inference.presence import Loading, WorkerBeat
 from inference.settings import Settings
 from tasks.celery_app import make_celery
 from workers.heartbeat import Heartbeat, served_queues
@@ -64,6 +65,14 @@ def test_each_beat_says_what_is_in_memory_now_and_from_when_on_it_is_ready(prese
     held["delay"] = (1,)
     heartbeat.become_ready()
     assert [(beat.ready, beat.versions) for beat in presence.beats] == [(False, {}), (True, {"delay": (1,)})]
+
+
+def test_each_beat_says_what_is_being_loaded_and_another_process_reads_it(presence: Any) -> None:
+    heartbeat = Heartbeat(presence, WORKER, dict, loading=lambda: [("delay", 2, 1.234)])
+    heartbeat.beat()
+    [beat] = presence.beats
+    assert beat.loading == (Loading("delay", 2, 1.2),)
+    assert WorkerBeat.from_json(json.loads(json.dumps(beat.to_json()))) == beat
 
 
 def test_an_outage_is_told_once_and_the_next_one_again(presence: Any) -> None:

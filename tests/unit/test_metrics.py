@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import promql_parser
@@ -16,8 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from app.api.metrics import HitCollector, QueueCollector, RunCollector
-from app.api.parts import Monitoring
-from inference.batch import RunState
+from inference.batch import RunState, RunView
 from inference.errors import BrokerUnavailable
 from inference.gpus import GpuUse
 from inference.hits.histograms import AGE, HIT_LATENCY, MISS_LATENCY
@@ -25,6 +25,8 @@ from inference.hits.statistics import HitCounts
 from inference.outcomes import Outcome
 from inference.presence import API_PROCESSES, Roster, WorkerBeat
 from inference.queues import QueueState
+from inference.settings import Settings
+from inference.store import Manifest, Pointer
 from tests.support.records import manifest_of, run_view
 
 RULES = Path(__file__).parents[2] / "docker" / "prometheus" / "alerts.yml"
@@ -61,34 +63,47 @@ def queues() -> list[QueueState]:
     return [*waiting, QueueState("maintenance", 3, None)]
 
 
-MONITORING = Monitoring(
-    newest_run=lambda model: None if model == "idle" else run_view(state=RunState.FAILED, rows_total=100, rows_done=40),
-    serving=lambda model: None if model == "idle" else manifest_of(7, created_at=1000.0, deadline=2000.0),
-    queues=queues,
-    roster=lambda queue: {
-        "batch": Roster((beat("a"), beat("b", ready=False)), {"c": 60.0}),
-        API_PROCESSES: API,
-    }.get(queue, Roster((), {})),
-)
+FAILED = run_view(state=RunState.FAILED, rows_total=100, rows_done=40)
+ROSTERS = {"batch": Roster((beat("a"), beat("b", ready=False)), {"c": 60.0}), API_PROCESSES: API}
 
 
-def scraped(monitoring: Monitoring = MONITORING) -> list[Sample]:
+class FakeTable:
+    """A prediction table whose seventh generation serves; that of `idle` has none."""
+
+    def __init__(self, model: str) -> None:
+        self.current = None if model == "idle" else 7
+
+    def pointer(self) -> Pointer:
+        return Pointer(self.current)
+
+    def manifest(self, number: int) -> Manifest:
+        return manifest_of(number, created_at=1000.0, deadline=2000.0)
+
+
+def deployment(newest_run: RunView = FAILED, queue_states: Callable[[], list[QueueState]] = queues) -> Any:
+    """A deployment of two models, `idle` without a run."""
+    return SimpleNamespace(
+        settings=Settings.model_validate({"models": {"delay": {"path": "m"}, "idle": {"path": "m"}}}),
+        hits=FakeHits(),
+        runs=SimpleNamespace(list=lambda model, limit: [] if model == "idle" else [newest_run][:limit]),
+        predictions=FakeTable,
+        broker=SimpleNamespace(queue_states=queue_states),
+        presence=SimpleNamespace(roster=lambda queue: ROSTERS.get(queue, Roster((), {}))),
+    )
+
+
+def scraped(of: Any = None) -> list[Sample]:
     """The samples of one scrape, read back by Prometheus' own parser."""
-    registry = CollectorRegistry(auto_describe=False)
-    hits: Any = FakeHits()
-    for collector in (
-        HitCollector(hits, ["delay", "idle"]),
-        RunCollector(monitoring, ["delay", "idle"]),
-        QueueCollector(monitoring, ["delay", "idle"]),
-    ):
+    registry, of = CollectorRegistry(auto_describe=False), of or deployment()
+    for collector in (HitCollector(of), RunCollector(of), QueueCollector(of)):
         registry.register(collector)
     text = generate_latest(registry).decode()
     return [sample for family in text_string_to_metric_families(text) for sample in family.samples]
 
 
-def scrape(monitoring: Monitoring = MONITORING) -> dict[str, float]:
+def scrape(of: Any = None) -> dict[str, float]:
     """Sample, as `name{label=value,…}` → value, of one scrape."""
-    samples = scraped(monitoring)
+    samples = scraped(of)
     found = {f"{one.name}{{{','.join(f'{k}={v}' for k, v in one.labels.items())}}}": one.value for one in samples}
     assert len(found) == len(samples)
     return found
@@ -137,7 +152,7 @@ def test_the_newest_run_and_what_serves() -> None:
 
 
 def test_a_run_that_is_not_planned_yet_has_no_rows() -> None:
-    queued = replace(MONITORING, newest_run=lambda _: run_view(state=RunState.QUEUED, rows_total=None, rows_done=0))
+    queued = deployment(run_view(state=RunState.QUEUED, rows_total=None, rows_done=0))
     assert "forecache_last_run_rows{model=delay}" not in scrape(queued)
 
 
@@ -158,7 +173,7 @@ def test_a_broker_that_is_away_is_a_figure_and_hides_nothing_else() -> None:
     def away() -> list[QueueState]:
         raise BrokerUnavailable("the broker does not answer")
 
-    told = scrape(replace(MONITORING, queues=away))
+    told = scrape(deployment(queue_states=away))
     assert told["forecache_broker_up{}"] == 0
     assert [name for name in told if name.startswith("forecache_queue_")] == []
     assert told["forecache_workers{queue=batch,state=ready}"] == 1
@@ -195,7 +210,8 @@ def test_the_summary_of_an_alert_names_labels_that_the_alert_has(rule: dict[str,
 def test_requests_that_wait_on_a_models_own_queue_raise_the_alert_and_chunks_do_not() -> None:
     (rule,) = [rule for rule in rules() if rule["alert"] == "ForecacheRequestsWait"]
     (selector,) = _selectors(promql_parser.parse(rule["expr"]))
-    told = scraped(replace(MONITORING, queues=lambda: [replace(one, depth=1, oldest_age_s=9.0) for one in queues()]))
+    waiting = [replace(one, depth=1, oldest_age_s=9.0) for one in queues()]
+    told = scraped(deployment(queue_states=lambda: waiting))
     assert {one.labels["queue"] for one in _selected(selector, told)} == {"realtime", "slow"}
 
 

@@ -10,7 +10,8 @@ import tasks.batch
 import tasks.echo
 import tasks.maintenance
 import tasks.realtime
-from tasks.celery_app import celery_app
+from inference.settings import Settings
+from tasks.celery_app import make_celery
 
 #: task → the arguments that every sender gives; one that is added later needs a default
 GIVEN = {
@@ -27,7 +28,7 @@ GIVEN = {
     "drive_spark": ["run_id"],
     "echo": ["text"],
 }
-OURS = {name: task for name, task in celery_app.tasks.items() if name.startswith("forecache.")}
+OURS = {name: task for name, task in make_celery(Settings()).tasks.items() if name.startswith("forecache.")}
 
 
 def test_every_task_is_known_here() -> None:

@@ -8,7 +8,7 @@ from kombu import Connection
 
 from app.cli.context import place_of
 from app.cli.doctor.findings import Check, Finding, duration_text, error, not_checked, ok, warning
-from app.cli.doctor.redis_servers import CONNECT_TIMEOUT_S, Failure, Server, check_writes, look_at
+from app.cli.doctor.redis_servers import PATIENCE, Failure, Server, check_writes, look_at
 from inference.batch import RunState
 from inference.batch.records import RunRecord
 from inference.settings import Settings
@@ -70,7 +70,7 @@ def _patience(settings: Settings) -> tuple[float | None, str]:
 def _connect(url: str) -> Failure | None:
     """Return why a broker other than Redis cannot be reached, without quoting what may hold the password."""
     try:
-        with Connection(url, connect_timeout=CONNECT_TIMEOUT_S) as connection:
+        with Connection(url, connect_timeout=PATIENCE.timeout_s) as connection:
             connection.connect()
     except Exception as problem:  # noqa: BLE001 - each transport has errors of its own; all of them are the finding
         return _failure(problem)

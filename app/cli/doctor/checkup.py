@@ -15,18 +15,16 @@ from app.cli.doctor.machine import check_clock, check_environment, check_gpus, l
 from app.cli.doctor.memory import TableSize, memory_finding, overlay_bytes, table_sizes
 from app.cli.doctor.models import Known, check_model
 from app.cli.doctor.queues import check_queues
-from app.cli.doctor.redis_servers import Failure, Server, check_servers, look_at, open_client
+from app.cli.doctor.redis_servers import PATIENCE, Failure, Server, check_servers, look_at
 from app.cli.doctor.schedules import check_schedule
 from app.cli.doctor.tables import check_disk, check_table, open_table
 from app.cli.doctor.versions import check_versions
 from app.cli.doctor.workers import check_workers
-from inference.batch.ledger import Ledger
 from inference.batch.records import RunRecord
+from inference.deployment import Deployment
 from inference.errors import ForecacheError, StoreUnavailable
 from inference.failures import sentence_of
-from inference.keys import Keys
-from inference.models import ModelRegistry
-from inference.presence import Presence, Roster
+from inference.presence import Roster
 from inference.settings import ModelSettings, Settings
 from inference.sources import Source
 
@@ -48,8 +46,9 @@ def check_up(settings: Settings) -> list[Finding]:
     seen = at_once(looks, SERVERS_WITHIN_S)
     silent = Failure(f"no answer within {SERVERS_WITHIN_S:g} s", "check its host name and the network")
     results, cache = (silent if isinstance(one, Exception) else one for one in seen.values())
-    deployment = Deployment(settings, results, cache)
-    findings = [*run_checks(deployment.checks(), CHECKS_WITHIN_S), deployment.memory()]
+    with Deployment(settings, PATIENCE) as deployment:
+        checkup = Checkup(deployment, results, cache)
+        findings = [*run_checks(checkup.checks(), CHECKS_WITHIN_S), checkup.memory()]
     order = list(Check)
     return sorted(findings, key=lambda finding: order.index(finding.check))
 
@@ -73,15 +72,15 @@ def run_checks(checks: Mapping[Asked, Findings], within_s: float) -> list[Findin
     return findings
 
 
-class Deployment:
+class Checkup:
     """Gives each concern what it looks at. What comes from the cache Redis is None when that does not answer."""
 
-    def __init__(self, settings: Settings, results: Server | Failure, cache: Server | Failure) -> None:
-        self._settings = settings
+    def __init__(self, deployment: Deployment, results: Server | Failure, cache: Server | Failure) -> None:
+        self._settings = deployment.settings
         self._results = results
         self._cache = cache
-        self._keys = Keys(settings.redis.prefix)
-        self._client = open_client(settings.cache_url) if isinstance(cache, Server) else None
+        #: None: Redis does not answer
+        self._deployment = deployment if isinstance(cache, Server) else None
         #: model → the sizes of its tables, and of what is computed on demand
         self._sizes: dict[str, tuple[list[TableSize], float]] = {}
 
@@ -120,9 +119,9 @@ class Deployment:
 
     def _scored_now(self) -> str | None:
         """Return a run of which a worker holds a chunk at this moment."""
-        if self._client is None:
+        if self._deployment is None:
             return None
-        ledger = Ledger(self._client, self._keys)
+        ledger = self._deployment.ledger
         active = [run_id for run_id in map(ledger.active_run, self._settings.models) if run_id]
         return next((run_id for run_id in active if ledger.chunk_states(run_id).scoring), None)
 
@@ -142,10 +141,11 @@ class Deployment:
         record = known.record if known else None
         table = open_table(self._settings, name, model, record)
         rows = table.rows if isinstance(table, Source) else None
-        if self._client:
+        if self._deployment:
+            client, keys = self._deployment.cache, self._deployment.keys
             outputs = record.signature.outputs if record else ()
-            sizes = table_sizes(self._client, self._keys, name, source_rows=rows, outputs=outputs)
-            self._sizes[name] = sizes, overlay_bytes(self._client, self._keys, name, model, rows)
+            sizes = table_sizes(client, keys, name, source_rows=rows, outputs=outputs)
+            self._sizes[name] = sizes, overlay_bytes(client, keys, name, model, rows)
         return [check_table(name, model, table, record), *check_disk(self._settings, name, model, rows, record)]
 
     def _schedule(self, name: str, model: ModelSettings) -> list[Finding]:
@@ -156,24 +156,24 @@ class Deployment:
         return [check_gpus(self._settings.workers, look_at_gpus()), check_clock(offset_s), *check_environment()]
 
     def _known(self, model: str) -> Known | None:
-        if self._client is None:
+        if self._deployment is None:
             return None
-        registry = ModelRegistry(self._client, self._keys)
+        registry = self._deployment.registry
         return Known(registry.versions(model), registry.pointer(model))
 
     def _active(self) -> dict[str, int | None]:
-        if self._client is None:
+        if self._deployment is None:
             return {}
-        registry = ModelRegistry(self._client, self._keys)
+        registry = self._deployment.registry
         return {model: registry.active_version(model) for model in self._settings.models}
 
     def _runs(self, model: str) -> list[RunRecord] | None:
-        return Ledger(self._client, self._keys).newest(model, _RUNS) if self._client else None
+        return self._deployment.ledger.newest(model, _RUNS) if self._deployment else None
 
     def _rosters(self) -> dict[str, Roster] | None:
-        if self._client is None:
+        if self._deployment is None:
             return None
-        presence = Presence(self._client, self._keys)
+        presence = self._deployment.presence
         return {queue: presence.roster(queue) for queue in self._settings.queues}
 
 

@@ -14,10 +14,12 @@ from app.cli.context import place_of
 from app.cli.doctor.findings import Check, Finding, error, ok, warning
 from inference.clock import system_clock
 from inference.keys import Keys
+from inference.redis_clients import Patience, open_client
 from inference.serving.deadlines import RedisClock
 from inference.settings import Settings
 
-CONNECT_TIMEOUT_S = 2.0
+#: of a server that is looked at: it gives up soon
+PATIENCE = Patience(2.0)
 OLDEST = (6, 2)
 _CLOCK_LOOKS = 3
 #: seconds that the value which is written stays, if it cannot be removed
@@ -45,24 +47,13 @@ class Failure:
     fix: str
 
 
-def open_client(url: str) -> redis.Redis:
-    """Return a client that gives up soon.
-
-    Raises:
-        ValueError: the URL cannot be understood.
-    """
-    return redis.Redis.from_url(
-        url, socket_timeout=CONNECT_TIMEOUT_S, socket_connect_timeout=CONNECT_TIMEOUT_S, retry=None
-    )
-
-
 def look_at(url: str, setting: str, *, prefix: str = "forecache") -> Server | Failure:
     """Return what a server says of itself, or why it says nothing. `setting` names the URL's place in the settings.
 
     A key under the deployment's `prefix` is written to it, and removed.
     """
     try:
-        with closing(open_client(url)) as client:
+        with closing(open_client(url, PATIENCE)) as client:
             info: Any = client.info("everything")
             return Server(info, _save_rule(client), _clock_offset_s(client), _write(client, Keys(prefix)))
     except ValueError:  # its text may quote the password
@@ -74,7 +65,7 @@ def look_at(url: str, setting: str, *, prefix: str = "forecache") -> Server | Fa
     except redis.BusyLoadingError:
         return Failure("it is still loading its data", "wait until it has, then ask again")
     except redis.TimeoutError:
-        return Failure(f"no answer within {CONNECT_TIMEOUT_S:g} s", f"check the host and port of {setting}")
+        return Failure(f"no answer within {PATIENCE.timeout_s:g} s", f"check the host and port of {setting}")
     except redis.ConnectionError as problem:
         return Failure(_reason(problem), f"start it, or correct {setting}; `forecache up` starts one when none is set")
     except redis.RedisError as problem:

@@ -34,7 +34,8 @@ def check_workers(
     for queue, roster in rosters.items():
         if roster.alive:
             there = _active_there(settings, queue, active)
-            lines.extend(_check_one(queue, worker, there, clock()) for worker in roster.alive)
+            most_s = settings.workers.load_timeout
+            lines.extend(_check_one(queue, worker, there, clock(), most_s) for worker in roster.alive)
         else:
             lines.append(_nobody(settings, queue, roster))
     return lines
@@ -48,14 +49,15 @@ def _active_there(settings: Settings, queue: str, active: Mapping[str, int | Non
     return {model: version for model, version in active.items() if model in own}
 
 
-def _check_one(queue: str, worker: WorkerBeat, active: Mapping[str, int | None], now: float) -> Finding:
+def _check_one(queue: str, worker: WorkerBeat, active: Mapping[str, int | None], now: float, most_s: float) -> Finding:
     subject = f"{queue}: {worker.name}"
     detail = f"alive, pid {worker.pid}, for {duration_text(max(now - worker.started_at, 0.0))}"
     if worker.deaf:
         fix = "see broker, if that is an error; else restart the worker, and read its log"
         return error(Check.WORKERS, subject, f"{detail}, but deaf: it takes nothing from the broker", fix)
     if not worker.ready:
-        return ok(Check.WORKERS, subject, f"{detail}, still loading its models")
+        loading = "; ".join(one.told(most_s) for one in worker.loading)
+        return ok(Check.WORKERS, subject, f"{detail}, still loading its models{loading and ': '}{loading}")
     held = ", ".join(f"{model} {'/'.join(map(str, versions))}" for model, versions in sorted(worker.versions.items()))
     if held:
         detail += f", holds {held}"

@@ -25,7 +25,7 @@ from inference.models.runtimes.runtime import LoadOptions
 from inference.models.runtimes.tensorflow_serving import TensorFlowServing
 from inference.models.runtimes.tensors import as_served
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
-from inference.storage import MOST_WRITTEN_BYTES
+from inference.small_files import MOST_BYTES
 
 log = get_logger(__name__)
 
@@ -136,10 +136,10 @@ class RemoteRuntime:
 
     def _send(self, path: str, content: bytes | None) -> _Answer:
         """Send one request, and read its answer up to a bound of size and of time."""
-        method, most = ("GET", MOST_WRITTEN_BYTES) if content is None else ("POST", _MOST_ANSWER_BYTES)
+        method, most = ("GET", MOST_BYTES) if content is None else ("POST", _MOST_ANSWER_BYTES)
         until = time.monotonic() + self._engine.timeout
         with self._client.stream(method, path, content=content, extensions=_CHECK_CONNECTIONS) as response:
-            most = most if response.is_success else MOST_WRITTEN_BYTES
+            most = most if response.is_success else MOST_BYTES
             unpack = _unpacker(response.headers.get("content-encoding", ""))
             parts, size = [], 0
             for packed in response.iter_raw():

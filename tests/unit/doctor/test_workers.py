@@ -13,7 +13,7 @@ from app.cli.doctor.workers import check_workers
 from inference.batch import RunState, Trigger
 from inference.batch.gates import Gate
 from inference.batch.records import RunRecord
-from inference.presence import Roster, WorkerBeat
+from inference.presence import Loading, Roster, WorkerBeat
 from inference.release import installed_release
 from inference.settings import ModelSettings, Settings
 
@@ -54,7 +54,11 @@ def test_neither_maintenance_nor_a_worker_that_still_loads_is_asked_for_models()
     assert of("maintenance", Roster((worker("maintenance", versions={}),), {})).status is Status.OK
     loading = of("batch", Roster((worker("batch", versions={}, ready=False),), {}))
     assert loading.status is Status.OK
-    assert "still loading its models" in loading.detail
+    assert loading.detail.endswith("still loading its models")
+    held_up = of("batch", Roster((worker("batch", ready=False, loading=(Loading("delay", 2, 65.4),)),), {}))
+    assert held_up.detail.endswith(
+        "loading its models: version 2 of model 'delay' for 65 s, of at most 600 s (load_timeout under [workers])"
+    )
 
 
 def test_a_worker_that_is_deaf_to_the_broker_is_an_error() -> None:

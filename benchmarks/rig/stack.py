@@ -20,8 +20,9 @@ import httpx
 import redis
 
 from app.local.embedded_redis import find_binary
+from inference.deployment import Deployment
 from inference.errors import SettingsError
-from inference.services import Services
+from inference.redis_clients import WORKER
 from inference.settings import load_settings
 from rig.dataset import Dataset
 from tasks.celery_app import make_celery
@@ -46,7 +47,7 @@ def temporary_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-class Deployment:
+class Stack:
     """Settings and processes over one Redis: broker in database 0, predictions and features in database 1."""
 
     def __init__(self, folder: Path, dataset: Dataset) -> None:
@@ -55,6 +56,7 @@ class Deployment:
         self.redis_port = free_port()
         self.api_port = free_port()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._opened = contextlib.ExitStack()
         #: for processes started from now on
         self.variables: dict[str, str] = {}
         #: as in the settings; `model_lines`: more keys of the model's section
@@ -62,7 +64,7 @@ class Deployment:
         self.model_lines = ""
         (folder / "logs").mkdir(parents=True, exist_ok=True)
 
-    def __enter__(self) -> Deployment:
+    def __enter__(self) -> Stack:
         self.start(
             "redis", redis_binary(), "--port", str(self.redis_port), "--bind", "127.0.0.1",
             "--dir", str(self.folder), "--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction",
@@ -72,6 +74,7 @@ class Deployment:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._opened.close()
         for name in reversed(list(self._processes)):
             self.stop(name)
 
@@ -86,9 +89,9 @@ class Deployment:
         return f"http://127.0.0.1:{self.api_port}"
 
     @property
-    def services(self) -> Services:
-        """Services over the present settings."""
-        return Services(load_settings(self.settings_file))
+    def deployment(self) -> Deployment:
+        """What works on the present settings; it is closed at the end."""
+        return self._opened.enter_context(Deployment(load_settings(self.settings_file), WORKER))
 
     def client(self, database: int = 1) -> redis.Redis:
         """Return a client of the deployment's Redis; answers are bytes."""

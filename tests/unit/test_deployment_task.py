@@ -9,15 +9,15 @@ import structlog
 from celery import Celery
 
 from inference.request_ids import REQUEST_IDS_HEADER, requests_behind
-from tasks.logged import LoggedTask
+from tasks.deployment_task import DeploymentTask
 
 
 @pytest.fixture
 def told() -> Any:
     """A task that returns the fields of its lines and the requests that it works for, and its request stack."""
-    application = Celery("test", task_cls=LoggedTask, set_as_current=False)
+    application = Celery("test", task_cls=DeploymentTask, set_as_current=False)
 
-    @application.task(name="test.told")  # type: ignore[untyped-decorator]  # celery has no types
+    @application.task(name="test.told", shared=False)  # type: ignore[untyped-decorator]  # celery has no types
     def told() -> tuple[dict[str, Any], list[str]]:
         return structlog.contextvars.get_contextvars(), [str(one) for one in requests_behind()]
 

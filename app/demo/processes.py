@@ -30,7 +30,7 @@ class DemoError(ForecacheError):
     code = "demo-failed"
 
 
-class Deployment:
+class DemoProcesses:
     """Everything that `forecache up` runs, in the demo's folder."""
 
     def __init__(self, folder: DemoFolder, api: ApiSettings) -> None:

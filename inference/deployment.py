@@ -1,0 +1,241 @@
+"""Builds everything that works on a deployment, from its settings: the one place for every process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import cache, partial
+from threading import RLock
+from typing import Any, Generic, Protocol, TypeVar
+
+import redis
+import redis.asyncio
+
+from inference.batch import Runs
+from inference.batch.ledger import Ledger
+from inference.economics.measured import Measured, measure
+from inference.errors import BrokerUnavailable
+from inference.features import FeatureContract, FeatureWriter
+from inference.features.fallbacks import FallbackChain, open_fallback
+from inference.hits import FALLBACKS, HitWindows, MinuteCounts
+from inference.keys import Keys, TableKind
+from inference.models import ModelHost, ModelRegistry
+from inference.parity import Parity
+from inference.presence import Presence
+from inference.queues import QueueState
+from inference.redis_clients import REQUEST, Patience, open_async_client, open_client
+from inference.serving.answer_sample import AnswerSample
+from inference.serving.scorer import RealtimeScorer
+from inference.serving.tensor_scorer import TensorScorer
+from inference.settings import Settings
+from inference.store import AsyncPipe, AsyncTableReader, Pace, RedisTable
+
+
+class Broker(Protocol):
+    """The way to the workers. Methods raise BrokerUnavailable when the broker does not take or tell what they ask."""
+
+    def send_chunks(self, run_id: str, numbers: Sequence[int]) -> None:
+        """Put chunks of a run on the batch queue; if the broker takes only some, the reconciler sends the rest."""
+
+    def start_spark(self, run_id: str) -> None:
+        """Have a Spark driver started for a run, if none lives; the reconciler asks again until one does."""
+
+    def poke(self) -> None:
+        """Ask the maintenance worker to look at the runs now; by itself it looks every few seconds."""
+
+    def hurry(self) -> None:
+        """Do what `poke` does; an error is logged once and not raised."""
+
+    def queue_states(self) -> Sequence[QueueState]:
+        """Return the state of each queue, at most a second old."""
+
+    def close(self) -> None:
+        """Close the connections."""
+
+
+def no_broker(_: Settings) -> Broker:
+    """Refuse to open a broker, for a process that works with Redis alone.
+
+    Raises:
+        BrokerUnavailable: always.
+    """
+    raise BrokerUnavailable("this process has no way to the broker")
+
+
+T = TypeVar("T")
+
+
+class BuiltOnce(Generic[T]):
+    """A part of a deployment that is built once, even when several threads ask for it at the same moment."""
+
+    def __init__(self, build: Callable[[Any], T]) -> None:
+        self.__doc__ = build.__doc__
+        self._build = build
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, deployment: Deployment, owner: type) -> T:
+        """Build the part and keep it as an attribute, which is found without this from then on."""
+        with deployment.building:
+            parts = vars(deployment)
+            if self._name not in parts:
+                parts[self._name] = self._build(deployment)
+            part: T = parts[self._name]
+            return part
+
+
+class Deployment:
+    """What works on one deployment in one process. Each part is built when it is first asked for, and once.
+
+    Nothing connects before it is used; leaving the context closes all connections. `patience`: of the client of the
+    cache Redis. `open_broker`: called for the first part that sends messages.
+    """
+
+    def __init__(
+        self, settings: Settings, patience: Patience, open_broker: Callable[[Settings], Broker] = no_broker
+    ) -> None:
+        self.settings = settings
+        self.keys = Keys(settings.redis.prefix)
+        self._patience = patience
+        self._open_broker = open_broker
+        self._opened = ExitStack()
+        self.building = RLock()
+        self.table = cache(self._table)
+        self.fallback = cache(self._fallback)
+
+    def __enter__(self) -> Deployment:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections that were opened."""
+        self._opened.close()
+
+    @BuiltOnce
+    def cache(self) -> redis.Redis:
+        """Client of the Redis that holds predictions and features; answers are bytes."""
+        client = open_client(self.settings.cache_url, self._patience)
+        self._opened.callback(client.close)
+        return client
+
+    def async_cache(self) -> redis.asyncio.Redis:
+        """Return a new asyncio client of the cache Redis, with a request's patience; the caller closes it."""
+        return open_async_client(self.settings.cache_url, REQUEST)
+
+    @BuiltOnce
+    def broker(self) -> Broker:
+        """The way to the workers."""
+        broker = self._open_broker(self.settings)
+        self._opened.callback(broker.close)
+        return broker
+
+    def predictions(self, model: str) -> RedisTable:
+        """Return a model's prediction table."""
+        return self.table(TableKind.PREDICTIONS, model)
+
+    def features(self, model: str) -> RedisTable:
+        """Return a model's feature table."""
+        return self.table(TableKind.FEATURES, model)
+
+    def reader(self, pipe: AsyncPipe, kind: TableKind, model: str) -> AsyncTableReader:
+        """Return the asyncio reader of one table."""
+        return AsyncTableReader(pipe, self.keys.table(kind, model))
+
+    def feature_writer(self, model: str, contract: FeatureContract) -> FeatureWriter:
+        """Return what changes single entities' features of a model. It never waits between writes, as runs do."""
+        tables = {
+            kind: RedisTable(self.cache, self.keys.table(kind, model), kind=kind, model=model) for kind in TableKind
+        }
+        keep_s = self.settings.models[model].batch.keep
+        return FeatureWriter(tables[TableKind.FEATURES], tables[TableKind.PREDICTIONS], contract, keep_s=keep_s)
+
+    @BuiltOnce
+    def registry(self) -> ModelRegistry:
+        """Model records and which version is active."""
+        return ModelRegistry(self.cache, self.keys)
+
+    @BuiltOnce
+    def host(self) -> ModelHost:
+        """Loaded models; only workers may ask for it."""
+        return ModelHost(self.settings, self.registry)
+
+    @BuiltOnce
+    def runs(self) -> Runs:
+        """Runs of all models.
+
+        Raises:
+            BrokerUnavailable: this process has no broker.
+        """
+        return Runs(
+            self.settings,
+            self.cache,
+            self.keys,
+            self.registry,
+            lambda: self.host,
+            self.table,
+            self.broker.send_chunks,
+            self.broker.hurry,
+            start_spark=self.broker.start_spark,
+        )
+
+    @BuiltOnce
+    def ledger(self) -> Ledger:
+        """The records of runs."""
+        return Ledger(self.cache, self.keys)
+
+    @BuiltOnce
+    def scorer(self) -> RealtimeScorer:
+        """Computes predictions on demand; only workers may ask for it."""
+        sample = AnswerSample(self.settings, self.cache, self.keys)
+        return RealtimeScorer(self.settings, self.host, self.predictions, self.features, self.fallback, sample)
+
+    @BuiltOnce
+    def tensor_scorer(self) -> TensorScorer:
+        """Computes a model's own tensors; only workers may ask for it."""
+        return TensorScorer(self.settings, self.host, self.scorer.in_time)
+
+    @BuiltOnce
+    def parity(self) -> Parity:
+        """Computes samples of answers again; only workers may ask for it."""
+        return Parity(self.settings, self.cache, self.keys, lambda: self.host, self.table, self.fallback)
+
+    @BuiltOnce
+    def hits(self) -> HitWindows:
+        """How requests were answered, by the minute."""
+        return HitWindows(self.cache, self.keys)
+
+    def measured(self, model: str) -> Measured:
+        """Return what was measured of a model to reckon its costs with.
+
+        Raises:
+            UnknownModel: it is not configured.
+            StoreUnavailable, redis.RedisError: Redis does not answer.
+        """
+        _, of_model = self.settings.model(model)
+        return measure(self.cache, self.keys, model, of_model, self.hits)
+
+    @BuiltOnce
+    def minute_counts(self) -> MinuteCounts:
+        """Counts by the minute what workers tell."""
+        return MinuteCounts(self.cache, self.keys)
+
+    @BuiltOnce
+    def presence(self) -> Presence:
+        """Who serves each queue."""
+        return Presence(self.cache, self.keys)
+
+    def _fallback(self, model: str) -> FallbackChain | None:
+        """Return what is asked for the features that a model's table lacks, counted by the minute."""
+        count = partial(self.minute_counts.add, model, FALLBACKS)
+        chain = open_fallback(self.settings.models[model], self.settings.root, count)
+        if chain is not None:
+            self._opened.callback(chain.close)
+        return chain
+
+    def _table(self, kind: TableKind, model: str) -> RedisTable:
+        of_model = self.settings.models.get(model)
+        pace = Pace(of_model.batch.write_share) if of_model else None
+        return RedisTable(self.cache, self.keys.table(kind, model), kind=kind, model=model, pace=pace)

@@ -1,0 +1,64 @@
+"""Sends what runs need sent, and tells how full the queues are: a deployment's way to its broker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from kombu.pools import ProducerPool
+
+from inference.failures import Failures
+from inference.queues import QueueState
+from inference.settings import Settings
+from tasks.celery_app import broker_errors
+from tasks.dispatch.sender import CONFIRMED, make_sending_app
+from tasks.queues import Queues
+
+failures = Failures(__name__, "broker")
+
+#: a wake-up that nobody took is of no use later: the reconciler looks every few seconds anyway
+_POKE_EXPIRES_S = 60
+_OPTIONS = {"ignore_result": True, **CONFIRMED}
+
+
+class CeleryBroker:
+    """The `Broker` (`inference.deployment`) of every process. Nothing connects before it is used."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._application = make_sending_app(settings)
+        # Celery's own pool is shared by all applications of a broker, so none of them may close it
+        limit = self._application.conf.broker_pool_limit
+        self._connections = self._application.connection_for_write().Pool(limit)
+        self._producers = ProducerPool(self._connections, limit)
+        self._queues = Queues(settings)
+
+    def send_chunks(self, run_id: str, numbers: Sequence[int]) -> None:
+        """See `Broker.send_chunks`."""
+        self._send(f"a chunk of run {run_id}", "forecache.score_chunk", [(run_id, number) for number in numbers])
+
+    def start_spark(self, run_id: str) -> None:
+        """See `Broker.start_spark`."""
+        self._send(f"a message of run {run_id}", "forecache.drive_spark", [(run_id,)], expires=_POKE_EXPIRES_S)
+
+    def poke(self) -> None:
+        """See `Broker.poke`."""
+        self._send("a message", "forecache.reconcile", [()], expires=_POKE_EXPIRES_S)
+
+    def hurry(self) -> None:
+        """See `Broker.hurry`."""
+        with failures.kept_here("hurry"):
+            self.poke()
+
+    def queue_states(self) -> list[QueueState]:
+        """See `Broker.queue_states`."""
+        return self._queues.read()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._connections.force_close_all()
+        self._application.close()
+        self._queues.close()
+
+    def _send(self, what: str, task: str, messages: Iterable[tuple[str | int, ...]], **options: int) -> None:
+        with broker_errors(what), self._producers.acquire(block=True) as producer:
+            for arguments in messages:
+                self._application.send_task(task, args=arguments, producer=producer, **_OPTIONS, **options)
