@@ -154,9 +154,7 @@ def test_what_is_none_of_our_data_is_told_in_a_short_line(redis_client: redis.Re
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize(
-    "changed", [{"state": "x"}, {"parts": "many"}, {"changed_at": ""}, {"error": "[]"}, {"error": '{"code": 1}'}]
-)
+@pytest.mark.parametrize("changed", [{"state": "x"}, {"parts": "many"}, {"changed_at": ""}, {"error": "{"}])
 async def test_a_job_that_is_none_is_told_so(
     redis_client: redis.Redis, redis_server: RedisServer, changed: dict[str, str]
 ) -> None:
@@ -226,9 +224,11 @@ def test_parts_of_a_plan_that_are_none_are_told_so(read: Callable[[], Any]) -> N
     ],
 )
 def test_what_is_no_workers_result_is_a_fault_of_ours(result: Any) -> None:
-    for read in (lambda: replies_from_result(result, 1), outputs_from_result, explanation_from_result):
+    with pytest.raises(Defect):
+        raise replies_from_result(result, 1)[0]  # type: ignore[misc]  # an error stands for its row
+    for read in (outputs_from_result, explanation_from_result):
         with pytest.raises(Defect):
-            read() if read.__name__ == "<lambda>" else read(result)  # type: ignore[operator, call-arg]
+            read(result)
 
 
 def test_tensors_that_a_worker_packed_otherwise_are_no_fault_of_the_client() -> None:
