@@ -11,7 +11,7 @@ import numpy as np
 import structlog
 
 from app.api import create_app
-from app.api.parts import Monitoring, Parts
+from app.api.parts import Parts
 from inference.clock import system_clock
 from inference.features import Feature, FeatureContract, FeatureWriter, Vectoriser
 from inference.models import LoadedModel, VersionRecord
@@ -131,9 +131,9 @@ class _Worker:
     """A real-time worker's code, which is given what a message would hold."""
 
     def __init__(self, settings: Settings, predictions: Any, features: Any) -> None:
-        host: Any = _Host()
-        self.scorer = RealtimeScorer(settings, host, predictions, features)
-        self._tensors = TensorScorer(settings, host, self.scorer.in_time)
+        self.host: Any = _Host()
+        self.scorer = RealtimeScorer(settings, self.host, predictions, features)
+        self._tensors = TensorScorer(settings, self.host, self.scorer.in_time)
 
     async def __call__(
         self, task: str, kwargs: Mapping[str, Any], *, deadline: float, timeout_s: float
@@ -200,18 +200,15 @@ def make_application() -> Any:
     def writer(model: str, contract: FeatureContract) -> FeatureWriter:
         return FeatureWriter(features[model], predictions[model], contract, keep_s=3600)
 
-    parts: Any = Parts(
+    deployment: Any = SimpleNamespace(
         settings=settings,
-        service=service,
-        readers=readers,
-        jobs=_Jobs(worker.scorer),  # type: ignore[arg-type]
-        hits=SimpleNamespace(),  # type: ignore[arg-type]
-        runs=lambda: None,  # type: ignore[arg-type, return-value]
-        enqueue=None,  # type: ignore[arg-type]
-        monitoring=Monitoring(lambda _: None, lambda _: None, list, lambda _: Roster((), {})),
+        registry=SimpleNamespace(versions=lambda model: {1: worker.host.loaded[model].record}),
+        presence=SimpleNamespace(roster=lambda _: Roster((), {})),
         feature_writer=writer,
-        records=lambda model: {1: worker.scorer._host.loaded[model].record},
     )
+    jobs: Any = _Jobs(worker.scorer)
+    enqueue: Any = None
+    parts = Parts(deployment, service, readers, jobs, enqueue)
     app.state.parts = parts
     return app
 
