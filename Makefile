@@ -17,13 +17,15 @@ PYTEST := $(BIN)/python -m pytest
 AT_ONCE ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); echo $$((n < 7 ? n + 2 : 8)))
 # files stay whole, since their tests share a deployment, and go in the order of their folders: the long ones first
 SIDE_BY_SIDE = -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
+# of `make fuzz`; SECONDS is a variable of bash's own, which make may have inherited
+FUZZ_SECONDS = $(if $(filter command line,$(origin SECONDS)),$(SECONDS),600)
 # TensorFlow's start-up chatter says nothing about Forecache
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 export TF_ENABLE_ONEDNN_OPTS ?= 0
 # uv leaves the compiling to the first import. Were nothing kept, each process would compile again: seconds of its start
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install install-all install-runtimes demo test test-full test-gpu test-docker mutants coverage lint docs audit format bench clean
+.PHONY: help install install-all install-runtimes demo test test-full test-gpu test-docker mutants fuzz coverage lint docs audit format bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -69,6 +71,10 @@ mutants: install ## faults that no test notices: ROOM=inference/store or CHANGED
 	@$(UV) -e ".[$(EXTRAS),mutants]" || $(PIP) -e ".[$(EXTRAS),mutants]"
 	$(BIN)/python .ci/mutants.py $(if $(CHANGED),--changed,--room $(or $(ROOM),$(error ROOM=inference/store, or CHANGED=1))) \
 		$(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED)) $(if $(AGAIN),--again)
+
+fuzz: install ## what breaks the parsers of what strangers send: all of them, or PARSER=bodies (SECONDS=600 for each; Linux)
+	@$(UV) -e ".[$(EXTRAS),fuzz]" || $(PIP) -e ".[$(EXTRAS),fuzz]"
+	$(BIN)/python .ci/fuzz.py $(if $(PARSER),--parser $(PARSER)) --seconds $(FUZZ_SECONDS)
 
 coverage: install ## lines that the tests of `make test` run, by folder, other processes included (TESTS=tests/unit: those only)
 	@mkdir -p build/coverage && $(BIN)/coverage erase

@@ -24,12 +24,11 @@ def to_datetime(epoch_s: float) -> datetime:
 
 def to_iso(epoch_s: float) -> str:
     """Return the instant in UTC to the millisecond, such as `2026-01-31T03:00:00.000Z`, in a year from 1 to 9999."""
-    milliseconds = math.floor(epoch_s * 1000)
+    # Python has no date outside of these: whoever asks for a text is to get one
+    milliseconds = math.floor(min(max(epoch_s, _YEAR_1), _YEAR_9999) * 1000)
     return f"{_whole_second(milliseconds // 1000)}.{milliseconds % 1000:03d}Z"
 
 
 @lru_cache(maxsize=4096)
 def _whole_second(epoch_s: int) -> str:
-    # Python has no date outside of these: whoever asks for a text is to get one
-    held = min(max(epoch_s, _YEAR_1), _YEAR_9999)
-    return to_datetime(held).isoformat(timespec="seconds")[:19]
+    return to_datetime(epoch_s).isoformat(timespec="seconds")[:19]

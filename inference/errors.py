@@ -28,7 +28,7 @@ class ForecacheError(Exception):
 
     def __init__(self, message: str, *, field: str | None = None, retry_after_s: float | None = None) -> None:
         # a driver's words, which many a message quotes, may hold the password that it was given
-        self.message = without_secrets(_shortened(message))
+        self.message = without_secrets(_shortened(_in_print(message)))
         super().__init__(self.message)
         self.field = field
         self.retry_after_s = retry_after_s
@@ -148,6 +148,12 @@ class UnknownFormat(StoreUnavailable):
     """Raised when what is stored was written by a release of Forecache whose form of data is not known here."""
 
     code = "unknown-format"
+
+
+class Unreadable(UnknownFormat):
+    """Raised when what is stored is none of our data: somebody else has written it, or it is damaged."""
+
+    code = "unreadable"
 
 
 def store_error(what: str, error: Exception) -> StoreUnavailable:
@@ -271,6 +277,15 @@ def cut(text: str, most: int = LONGEST_QUOTE) -> str:
     return text if len(text) <= most else f"{text[:most]}…"
 
 
+def _in_print(message: str) -> str:
+    """Return a message whose control characters are spelt, but for line breaks: of those another protocol has some."""
+    if message.isprintable():
+        return message
+    return "".join(
+        one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in message
+    )
+
+
 def _shortened(message: str) -> str:
     """Return a message that is not too long, without the word in which it is cut: half a password is not recognised."""
     if len(message) <= LONGEST_MESSAGE:
@@ -287,6 +302,11 @@ def quoted(sent: str | int) -> str:
     return repr(cut(sent if isinstance(sent, str) else str(sent)))
 
 
+def shown(value: object) -> str:
+    """Returns a value as Python writes it, or the start of that: what a setting holds, of whatever type."""
+    return quoted(value) if isinstance(value, str) else cut(repr(value))
+
+
 def shown_name(name: str) -> str:
-    """Returns a column's or feature's name as it can stand in a line: quoted if it is empty or would break the line."""
-    return name if name and name.isprintable() else repr(name)
+    """Returns a column's or feature's name as it can stand in a line: its start, quoted if the line would break."""
+    return cut(name) if name and name.isprintable() else quoted(name)

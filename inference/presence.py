@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import redis
+from pydantic import FiniteFloat
 
-from inference.errors import StoreUnavailable
+from inference.errors import StoreUnavailable, Unreadable
 from inference.failures import Failures
 from inference.gpus import GpuUse
 from inference.keys import Keys
+from inference.release import record_from_json
 
 failures = Failures(__name__, "presence.read")
 
@@ -52,12 +54,7 @@ class Loading:
 
     model: str
     version: int
-    seconds: float
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Loading:
-        """Rebuild from plain JSON values."""
-        return cls(str(data["model"]), int(data["version"]), float(data["seconds"]))
+    seconds: FiniteFloat
 
     def told(self, most_s: float) -> str:
         """Return it as a sentence goes on. `most_s`: the limit of `[workers] load_timeout`."""
@@ -86,7 +83,7 @@ class WorkerBeat:
     host: str
     pid: int
     release: str | None
-    started_at: float
+    started_at: FiniteFloat
     ready: bool
     versions: Mapping[str, tuple[int, ...]]
     gpus: tuple[GpuUse, ...] = ()
@@ -104,14 +101,13 @@ class WorkerBeat:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> WorkerBeat:
-        """Rebuild from `to_json`; what a newer release says beside is left out."""
-        data = {each.name: data[each.name] for each in fields(cls) if each.name in data}
-        versions = {model: tuple(held) for model, held in data["versions"].items()}
-        gpus = tuple(GpuUse(**gpu) for gpu in data.get("gpus", ()))
-        loading = tuple(Loading.from_json(one) for one in data.get("loading", ()))
-        more = {"queues": tuple(data["queues"]), "versions": versions, "gpus": gpus, "loading": loading}
-        return cls(**{**data, **more})
+    def from_json(cls, text: bytes | str) -> WorkerBeat:
+        """Rebuild from the JSON of `to_json`; what a newer release says beside is left out.
+
+        Raises:
+            Unreadable: it is none.
+        """
+        return record_from_json(cls, text, "a sign of life")
 
 
 @dataclass(frozen=True)
@@ -155,7 +151,7 @@ class Presence:
         try:
             seconds, micros = self._client.time()
             heard = self._client.zrange(self._keys.queue_workers(queue), 0, -1, withscores=True)
-            ages = {identity.decode(): max(seconds + micros / 1e6 - at, 0.0) for identity, at in heard}
+            ages = {identity.decode(errors="replace"): max(seconds + micros / 1e6 - at, 0.0) for identity, at in heard}
             texts = self._client.mget(map(self._keys.worker, ages)) if ages else []
         except redis.RedisError as error:
             raise _unavailable(error) from error
@@ -166,9 +162,9 @@ class Presence:
 def _readable(text: bytes) -> WorkerBeat | None:
     """Return a sign of life; None for what is none, whose worker counts as gone: one must not hide the others."""
     try:
-        return WorkerBeat.from_json(json.loads(text))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        failures.tell(error, type(error).__name__)
+        return WorkerBeat.from_json(text)
+    except Unreadable as error:
+        failures.tell(error)
         return None
 
 

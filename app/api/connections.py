@@ -163,9 +163,9 @@ class Connection(BoundedParsing):
             return
         if self._hold is not None:
             self._keep_count()
-        self.flow.resume_reading()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
+        self.flow.resume_reading()
 
     def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn says None
         """Keep a connection whose client has closed its sending half until the client has its answer."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any
 
 import httptools
@@ -46,15 +46,20 @@ _WAITING_REQUEST_BYTES = 4 * 1024
 
 
 class _Flow(FlowControl):
-    """uvicorn's flow control; before more is read of a client, `go_on` parses what has come already."""
+    """uvicorn's flow control; before more is read of a client, `go_on` parses what has come already.
 
-    def __init__(self, transport: asyncio.Transport, go_on: Callable[[], bool]) -> None:
+    `waiting`: requests that wait for the one before them. While there are any, nothing is parsed or read: the one that
+    is answered has all of its body.
+    """
+
+    def __init__(self, transport: asyncio.Transport, waiting: Sized, go_on: Callable[[], bool]) -> None:
         super().__init__(transport)
+        self._waiting = waiting
         self._go_on = go_on
 
     def resume_reading(self) -> None:
         """Read on, once all that has come is parsed."""
-        if self.read_paused:
+        if self.read_paused and not self._waiting:
             self.read_paused = False
             if not self._go_on():
                 self._transport.resume_reading()
@@ -75,6 +80,7 @@ class BoundedParsing(HttpToolsProtocol):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.url = b""  # uvicorn has none before the first request
         #: what came and is not parsed yet; nothing more is read before it is
         self._unread: memoryview | bytes = b""
         #: what was parsed since the last head was whole or the last piece of a body came
@@ -87,7 +93,7 @@ class BoundedParsing(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Begin to read a client."""
         super().connection_made(transport)
-        self.flow = _Flow(transport, self._has_more_to_parse)
+        self.flow = _Flow(transport, self.pipeline, self._has_more_to_parse)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Let go of what the client sent."""

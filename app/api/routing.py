@@ -8,7 +8,7 @@ from starlette.types import Scope
 
 from app.api import hot_path
 from app.api.problems import respond_to_status
-from inference.errors import cut
+from inference.errors import cut, shown_name
 
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 #: clients resolve these ids before they send a path
@@ -35,10 +35,10 @@ async def respond_without_route(request: Request, _: Exception) -> Response:
     path: str = request.scope["path"]
     allowed = _METHODS if path == "*" else _allowed(request, path)
     if not allowed:
-        return respond_to_status(404, f"there is no path {cut(path)}: {_hint(request, path)}", path)
+        return respond_to_status(404, f"there is no path {shown_name(path)}: {_hint(request, path)}", path)
     if request.method == "OPTIONS":
         return options(allowed)
-    detail = f"{request.method} {cut(path)} is not allowed, only {', '.join(allowed)}"
+    detail = f"{request.method} {shown_name(path)} is not allowed, only {', '.join(allowed)}"
     if path == "/predict":
         detail += f", or GET /predict/ID; {_DOTS}"
     return respond_to_status(405, detail, path, {"Allow": ", ".join(allowed)})

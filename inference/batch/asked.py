@@ -11,6 +11,7 @@ from pathlib import Path
 from inference.entities import check_entity_id
 from inference.errors import BadEntityId, BadInput, quoted
 from inference.features import EARLIEST_S, check_key_columns
+from inference.release import reading
 from inference.settings import ModelSettings, parse_duration
 from inference.small_files import open_small, read_at_most
 from inference.sources import open_source, read_ids, whole_slices
@@ -117,8 +118,13 @@ def pack_entities(ids: Sequence[str]) -> bytes:
 
 
 def unpack_entities(data: bytes) -> tuple[str, ...]:
-    """Return what `pack_entities` packed."""
-    return tuple(zlib.decompress(data).decode().split("\n"))
+    """Return what `pack_entities` packed.
+
+    Raises:
+        Unreadable: it is none.
+    """
+    with reading("the ids of a partial run"):
+        return tuple(zlib.decompress(data).decode().split("\n"))
 
 
 def _instant(text: str) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,18 +68,19 @@ class RunDetails:
 def chunk_map(chunks: ChunkStates, total: int) -> str:
     """Return one character for each chunk, or for each of 60 stretches of them, in order."""
     cells = min(total, MAP_CELLS)
-    return "".join(_cell(chunks, range(total * cell // cells, total * (cell + 1) // cells)) for cell in range(cells))
 
+    def counted(numbers: Iterable[int]) -> Counter[int]:
+        return Counter(((number + 1) * cells - 1) // total for number in numbers if 0 <= number < total)
 
-def _cell(chunks: ChunkStates, numbers: range) -> str:
-    done = sum(number in chunks.done for number in numbers)
-    if done == len(numbers):
-        return DONE
-    if any(number in chunks.scoring for number in numbers):
-        return SCORING
-    if any(number in chunks.waiting for number in numbers):
-        return WAITING
-    return PARTLY if done else UNSENT
+    done, scoring, waiting = counted(chunks.done), counted(chunks.scoring), counted(chunks.waiting)
+    return "".join(
+        DONE if done[cell] == total * (cell + 1) // cells - total * cell // cells
+        else SCORING if scoring[cell]
+        else WAITING if waiting[cell]
+        else PARTLY if done[cell]
+        else UNSENT
+        for cell in range(cells)
+    )  # fmt: skip
 
 
 def _between(start: float | None, end: float) -> float | None:

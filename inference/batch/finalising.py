@@ -12,7 +12,7 @@ from inference.batch.drift import drift
 from inference.batch.folders import parts_of, quarantine_of
 from inference.batch.gates import MAX_EXAMPLES, BadRows, Gate, RunFacts, check_gates, failures, merge_bad_rows
 from inference.batch.ledger import Ledger
-from inference.batch.outages import NOT_THE_RUNS_FAULT
+from inference.batch.outages import is_the_runs_fault
 from inference.batch.partial import partial_gates
 from inference.batch.records import RunRecord, RunState, RunView
 from inference.batch.sinks.parquet import sweep_temporary_files, write_success
@@ -22,6 +22,7 @@ from inference.errors import BadInput, Conflict, NotFound
 from inference.failures import sentence_of
 from inference.keys import Keys
 from inference.logs import get_logger
+from inference.release import reading
 from inference.settings import Settings
 from inference.sources import IdCount, count_distinct_ids, open_source
 from inference.storage import is_uri
@@ -59,9 +60,9 @@ class Finalising:
             self._publish(run)
         except (BadInput, Conflict, NotFound) as error:
             self._fail(run, f"not published: {error.message}")
-        except NOT_THE_RUNS_FAULT:
-            raise
         except Exception as error:  # a file system or a driver may raise anything; the model must not stay blocked
+            if not is_the_runs_fault(error):
+                raise
             log.exception("run.not_finalised", run_id=run.run_id)
             self._end(run, sentence_of(error))
         else:
@@ -171,8 +172,13 @@ def _reported(result: Mapping[str, Any]) -> int:
 
 
 def bad_rows_of(results: Iterable[Mapping[str, Any]]) -> tuple[BadRows, ...]:
-    """Return why rows were left out, from the results of chunks."""
-    return merge_bad_rows([BadRows.from_json(entry) for result in results for entry in result["bad_rows"]])
+    """Return why rows were left out, from the results of chunks.
+
+    Raises:
+        Unreadable: those are none.
+    """
+    with reading("the results of a run"):
+        return merge_bad_rows([BadRows.from_json(entry) for result in results for entry in result["bad_rows"]])
 
 
 def sweep(settings: Settings, run: RunRecord) -> None:

@@ -23,7 +23,7 @@ from inference.errors import Conflict, NotFound, StoreFull, UnknownFormat, quote
 from inference.failures import Failures
 from inference.keys import Keys
 from inference.logs import get_logger
-from inference.release import DATA_FORMAT
+from inference.release import DATA_FORMAT, reading
 
 log = get_logger(__name__)
 
@@ -160,7 +160,8 @@ class Ledger:
         """Return the id of the model's run in progress, or None."""
         with redis_outage_is_an_error():
             run_id = self._client.get(self._keys.active_run(model))
-        return str(run_id.decode()) if run_id else None
+        with reading(f"the active run of model {model!r}"):
+            return str(run_id.decode()) if run_id else None
 
     def record_loss(self, run: RunRecord, error: str) -> None:
         """Write down that a run failed whose record Redis has lost, and free its model."""
@@ -281,16 +282,18 @@ class Ledger:
         """Return every finished chunk's result by number."""
         with redis_outage_is_an_error():
             done = self._client.hgetall(self._keys.run_part(run_id, "done"))
-        return {int(number): json.loads(text) for number, text in done.items()}
+        with reading(f"the results of run {run_id}"):
+            return {int(number): json.loads(text) for number, text in done.items()}
 
     def histogram(self, run_id: str) -> dict[str, dict[int, int]]:
         """Return output → counts of the finished chunks' predictions; empty when they are not known any more."""
         with redis_outage_is_an_error():
             counts = self._client.hgetall(self._keys.run_part(run_id, "histogram"))
         found: dict[str, dict[int, int]] = {}
-        for name, count in counts.items():
-            output, _, at = name.decode().rpartition(":")
-            found.setdefault(output, {})[int(at)] = int(count)
+        with reading(f"the histogram of run {run_id}"):
+            for name, count in counts.items():
+                output, _, at = name.decode().rpartition(":")
+                found.setdefault(output, {})[int(at)] = int(count)
         return found
 
     def chunk_states(self, run_id: str) -> ChunkStates:
@@ -303,12 +306,13 @@ class Ledger:
             pipe.zrange(self._keys.run_part(run_id, "sent"), 0, -1)
             (seconds, micros), done, claims, sent = pipe.execute()
         now_ms = seconds * 1000 + micros // 1000
-        held = {int(chunk) for chunk, claim in claims.items() if _is_held(claim, now_ms)}
-        return ChunkStates(
-            done=frozenset(map(int, done)),
-            scoring=frozenset(held),
-            waiting=frozenset(set(map(int, sent)) - held),
-        )
+        with reading(f"the chunks of run {run_id}"):
+            held = {int(chunk) for chunk, claim in claims.items() if _is_held(claim, now_ms)}
+            return ChunkStates(
+                done=frozenset(map(int, done)),
+                scoring=frozenset(held),
+                waiting=frozenset(set(map(int, sent)) - held),
+            )
 
     def _renew(self, claim: Claim, lease_ms: int, error: str) -> bool:
         keys = [self._keys.run(claim.run_id), *self._parts(claim.run_id, "claims")]

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 
 import redis
 
-from inference.errors import Conflict, NotFound, Unavailable
+from inference.errors import Conflict, NotFound, Unavailable, Unreadable
 from inference.store.outages import outage_is_an_error
 
 
@@ -15,6 +15,10 @@ def redis_outage_is_an_error() -> AbstractContextManager[None]:
     return outage_is_an_error("runs")
 
 
-#: what is raised when the run is over or gone by now, or when a server does not answer: another look decides. Whatever
-#: else is raised while a run is moved on ends that run, so that its model is free for the next
-NOT_THE_RUNS_FAULT = (Conflict, NotFound, Unavailable, redis.RedisError)
+def is_the_runs_fault(error: Exception) -> bool:
+    """Whether what was raised while a run was moved on ends that run, so that its model is free for the next.
+
+    It does not when the run is over or gone by now, or when a server does not answer: another look decides. What is
+    unreadable in Redis stays so.
+    """
+    return isinstance(error, Unreadable) or not isinstance(error, Conflict | NotFound | Unavailable | redis.RedisError)

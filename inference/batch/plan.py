@@ -8,10 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from inference.release import record_from_json
 from inference.sources import Slice, SourceFile
 
 #: files that a difference names
 _MAX_NAMED = 5
+
+
+_Slices = list[tuple[int, int, int, int] | tuple[int, int, int, int, str]]
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,13 @@ class Chunk:
         ]
 
     @classmethod
-    def from_json(cls, number: int, data: Sequence[Sequence[Any]]) -> Chunk:
-        """Rebuild from `to_json`."""
-        return cls(number, tuple(Slice(*part) for part in data))
+    def from_json(cls, number: int, text: bytes | str) -> Chunk:
+        """Rebuild from the JSON of `to_json`.
+
+        Raises:
+            Unreadable: it is none.
+        """
+        return cls(number, tuple(Slice(*part) for part in record_from_json(_Slices, text, f"chunk {number}")))
 
 
 @dataclass(frozen=True)

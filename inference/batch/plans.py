@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -42,17 +41,21 @@ class Plans:
         return self._write_pieces(key, ((str(chunk.number), chunk.to_json()) for chunk in chunks))
 
     def chunk(self, run_id: str, number: int) -> Chunk | None:
-        """Return a planned chunk with its files, or None."""
+        """Return a planned chunk with its files, or None.
+
+        Raises:
+            Unreadable: what stands there is no plan.
+        """
         key = self._keys.run_part(run_id, "plan")
         with redis_outage_is_an_error():
             text = self._client.hget(key, str(number))
             if text is None:
                 return None
-            chunk = Chunk.from_json(number, json.loads(text))
+            chunk = Chunk.from_json(number, text)
             wanted = list(dict.fromkeys(part.file for part in chunk.slices))
             files = self._client.hmget(key, [_file_field(file) for file in wanted])
         known = zip(wanted, files, strict=True)
-        return replace(chunk, files={file: SourceFile.from_json(json.loads(data)) for file, data in known if data})
+        return replace(chunk, files={file: SourceFile.from_json(data) for file, data in known if data})
 
     def files(self, run_id: str) -> Iterator[SourceFile]:
         """Yield the planned files in their order, without their row groups."""
@@ -60,7 +63,7 @@ class Plans:
         while True:
             with redis_outage_is_an_error():
                 found = self._client.hmget(key, [_file_field(at + offset) for offset in range(_PIECE)])
-            yield from (SourceFile.from_json(json.loads(data)) for data in found if data)
+            yield from (SourceFile.from_json(data) for data in found if data)
             at += _PIECE
             if found[-1] is None:
                 return

@@ -9,7 +9,7 @@ from inference.batch.asked import Selection, unpack_entities
 from inference.batch.engine import check_engine
 from inference.batch.folders import run_folder
 from inference.batch.ledger import Ledger
-from inference.batch.outages import NOT_THE_RUNS_FAULT
+from inference.batch.outages import is_the_runs_fault
 from inference.batch.partial import entities_gate
 from inference.batch.plan import Fingerprint, cut_row_groups, file_differences, files_digest, gather, plan_chunks
 from inference.batch.records import RunRecord, RunState
@@ -47,9 +47,9 @@ class Preparation:
             source, fingerprint = self.look_at(run, version)
             open_ = self._open_partial if run.is_partial else self._open
             open_(run, version, source, fingerprint)
-        except NOT_THE_RUNS_FAULT:
-            raise
         except Exception as error:  # a file, a library or a model may raise anything; the model must not stay blocked
+            if not is_the_runs_fault(error):
+                raise
             foreseen = isinstance(error, BadInput)
             reason = sentence_of(error) if foreseen else f"it cannot be planned: {sentence_of(error)}"
             log.warning("run.refused", run_id=run.run_id, error=reason, exc_info=not foreseen)

@@ -14,7 +14,7 @@ from inference.batch.engine import Engine
 from inference.batch.finalising import Finalising, sweep
 from inference.batch.leases import Lease
 from inference.batch.ledger import LEASE_S, Ledger
-from inference.batch.outages import NOT_THE_RUNS_FAULT, redis_outage_is_an_error
+from inference.batch.outages import is_the_runs_fault, redis_outage_is_an_error
 from inference.batch.preparation import Preparation
 from inference.batch.records import RunRecord, RunState
 from inference.batch.tables import RunTables
@@ -121,9 +121,9 @@ class Reconciler:
                 self._advance_run(run)
         except StoreFull as error:
             self.ledger.fail_for_memory(run_id, error)
-        except NOT_THE_RUNS_FAULT:
-            raise
         except Exception as error:
+            if not is_the_runs_fault(error):
+                raise
             log.exception("run.failed", run_id=run_id)
             going = [RunState.QUEUED, RunState.RUNNING, RunState.PUBLISHING]
             self.ledger.move(run, RunState.FAILED, expected=going, error=f"it cannot go on: {sentence_of(error)}")

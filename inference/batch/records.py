@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,10 +12,9 @@ from typing import Any
 from inference.batch.engine import Engine
 from inference.batch.gates import BadRows, Gate
 from inference.clock import to_iso
-from inference.errors import UnknownFormat
-from inference.failures import sentence_of
+from inference.errors import cut, shown_name
 from inference.keys import TableKind
-from inference.release import DATA_FORMAT, unknown_format
+from inference.release import DATA_FORMAT, count_in, reading, record_from_json, unknown_format
 
 #: an id is a part of paths and of keys
 _RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -146,13 +145,10 @@ class RunRecord:
         """Decode what HGETALL returned.
 
         Raises:
-            UnknownFormat: it is no record that this release knows.
+            Unreadable: it is no record that this release knows.
         """
-        try:
+        with reading(f"the record of run {shown_name(cut(data.get(b'run_id', b'?').decode(errors='replace')))}"):
             return cls._from_text({key.decode(): value.decode() for key, value in data.items()})
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            run_id = data.get(b"run_id", b"?").decode(errors="replace")[:64]
-            raise UnknownFormat(f"the record of run {run_id} cannot be read: {sentence_of(error)}") from error
 
     @classmethod
     def _from_text(cls, text: Mapping[str, str]) -> RunRecord:
@@ -162,7 +158,7 @@ class RunRecord:
             state=RunState(text["state"]),
             trigger=Trigger(text["trigger"]),
             source=text["source"],
-            created_at=float(text["created_at"]),
+            created_at=_number(text["created_at"]) or 0.0,
             entities_asked=_whole(text.get("entities_asked")),
             since=_number(text.get("since")),
             engine=Engine(text.get("engine", Engine.CELERY)),
@@ -170,27 +166,27 @@ class RunRecord:
             scored_at=_number(text.get("scored_at")),
             finished_at=_number(text.get("finished_at")),
             resumed_at=_number(text.get("resumed_at")),
-            rows_before=int(text.get("rows_before", 0)),
+            rows_before=_whole(text.get("rows_before", "0")) or 0,
             chunks_total=_whole(text.get("chunks_total")),
-            chunks_done=int(text.get("chunks_done", 0)),
-            attempts=int(text.get("attempts", 0)),
+            chunks_done=_whole(text.get("chunks_done", "0")) or 0,
+            attempts=_whole(text.get("attempts", "0")) or 0,
             rows_total=_whole(text.get("rows_total")),
-            rows_done=int(text.get("rows_done", 0)),
-            rows_quarantined=int(text.get("rows_quarantined", 0)),
+            rows_done=_whole(text.get("rows_done", "0")) or 0,
+            rows_quarantined=_whole(text.get("rows_quarantined", "0")) or 0,
             model_version=_whole(text.get("model_version")),
             generation=_whole(text.get("generation")),
             feature_generation=_whole(text.get("feature_generation")),
-            fingerprint=json.loads(text.get("fingerprint", "{}")),
+            fingerprint=record_from_json(dict[str, Any], text.get("fingerprint", "{}"), "fingerprint"),
             parquet_folder=text.get("parquet_folder") or None,
             quarantine_folder=text.get("quarantine_folder", ""),
-            gates=tuple(Gate(**gate) for gate in json.loads(text.get("gates", "[]"))),
-            bad_rows=tuple(BadRows.from_json(bad) for bad in json.loads(text.get("bad_rows", "[]"))),
+            gates=record_from_json(tuple[Gate, ...], text.get("gates", "[]"), "gates"),
+            bad_rows=record_from_json(tuple[BadRows, ...], text.get("bad_rows", "[]"), "bad_rows"),
             forced_by=text.get("forced_by"),
             forced_at=_number(text.get("forced_at")),
             spent=text.get("spent") == "1",
             error=text.get("error"),
             last_error=text.get("last_error"),
-            format=int(text.get("format", DATA_FORMAT)),
+            format=_whole(text.get("format", str(DATA_FORMAT))) or 0,
         )
 
     def to_hash(self) -> dict[str, str]:
@@ -282,8 +278,11 @@ def _run_id(text: str) -> str:
 
 
 def _number(text: str | None) -> float | None:
-    return None if text is None else float(text)
+    number = None if text is None else float(text)
+    if number is not None and not math.isfinite(number):
+        raise ValueError("it holds a number that is not finite")
+    return number
 
 
 def _whole(text: str | None) -> int | None:
-    return None if text is None else int(text)
+    return None if text is None else count_in(text)

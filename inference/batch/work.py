@@ -31,6 +31,7 @@ from inference.errors import (
     StoreFull,
     Unavailable,
     UnknownFormat,
+    Unreadable,
 )
 from inference.failures import Failures
 from inference.features import FeatureContract
@@ -101,7 +102,7 @@ class ChunkWork:
             self._score(run, claim)
         except (StaleAttempt, NotFound, StoreFull):
             raise
-        except (SourceError, ContractError, SettingsError) as error:  # no other worker would fare better
+        except (SourceError, ContractError, SettingsError, Unreadable) as error:  # no other worker would fare better
             log.warning("chunk.refused", error=error.message)
             if self.ledger.renew(claim):
                 self.ledger.move(run, RunState.FAILED, expected=[RunState.RUNNING], error=error.message)

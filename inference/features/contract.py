@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from inference.errors import ContractError
+from inference.errors import ContractError, quoted, shown_name
 from inference.features.feature import EXAMPLE, Feature
 from inference.features.groups import CLOCK_FUNCTIONS, DEFAULT_GROUP, FeatureGroup, GroupSource
 from inference.features.stored import StoredForm
@@ -119,7 +119,7 @@ class FeatureContract:
         seen: set[str] = set()
         for feature in features:
             if feature.name in seen:
-                raise ContractError(f"feature {feature.name!r} appears twice: remove one", field=feature.name)
+                raise ContractError(f"feature {quoted(feature.name)} appears twice: remove one", field=feature.name)
             seen.add(feature.name)
         _check_columns(features)
         return cls(features, _groups(data.get("groups", {}), features))
@@ -131,7 +131,8 @@ def _check_columns(features: tuple[Feature, ...]) -> None:
         other = taken.setdefault(feature.table_column, feature.name)
         if other != feature.name:
             raise ContractError(
-                f"features {other!r} and {feature.name!r} are both the column {feature.table_column!r}: "
+                f"features {quoted(other)} and {quoted(feature.name)} are both the column "
+                f"{quoted(feature.table_column)}: "
                 'give each a "column" of its own',
                 field=feature.name,
             )
@@ -148,17 +149,18 @@ def _groups(data: Any, features: tuple[Feature, ...]) -> tuple[FeatureGroup, ...
         if feature.group not in groups:
             if feature.group != DEFAULT_GROUP:
                 raise ContractError(
-                    f"feature {feature.name!r}: group {feature.group!r} is not declared under groups; "
-                    f"declared: {', '.join(groups) or 'none'}",
+                    f"feature {quoted(feature.name)}: group {quoted(feature.group)} is not declared under groups; "
+                    f"declared: {', '.join(map(shown_name, groups)) or 'none'}",
                     field=feature.name,
                 )
             groups[DEFAULT_GROUP] = FeatureGroup()
     for group in groups.values():
         if group.name not in used:
-            raise ContractError(f"group {group.name!r} has no feature: remove it, or name it in one", field=group.name)
+            told = f"group {quoted(group.name)} has no feature: remove it, or name it in one"
+            raise ContractError(told, field=group.name)
         if group.function in CLOCK_FUNCTIONS and used[group.name] != 1:
             raise ContractError(
-                f"group {group.name!r}: {group.function} is one feature, and the group has {used[group.name]}: "
+                f"group {quoted(group.name)}: {group.function} is one feature, and the group has {used[group.name]}: "
                 "declare a group for each",
                 field=group.name,
             )
@@ -221,9 +223,9 @@ def no_features(signature: Signature) -> ContractError:
     example = json.dumps(Feature(spec.name, spec.dtype, _example_shape(spec.shape, 9)).to_json())
     more = ", …" if len(signature.inputs) > 1 else ""
     return ContractError(
-        f"input {spec.name!r} has a dimension of unknown size, so the model takes tensors only (/v1, /v2): list its "
-        f'columns in {CONTRACT_FILE}, a column of lists as {{"features": [{example}{more}]}} with the length to which '
-        "its rows are padded",
+        f"input {quoted(spec.name)} has a dimension of unknown size, so the model takes tensors only (/v1, /v2): list "
+        f'its columns in {CONTRACT_FILE}, a column of lists as {{"features": [{example}{more}]}} with the length to '
+        "which its rows are padded",
         field=spec.name,
     )
 
@@ -260,7 +262,7 @@ def _check_stacked(contract: FeatureContract, only: TensorSpec) -> None:
     wanted = math.prod(only.shape)
     if wanted >= 0 and contract.width != wanted:
         raise ContractError(
-            f"{CONTRACT_FILE} lists {contract.width} values but the model's input {only.name!r} takes "
+            f"{CONTRACT_FILE} lists {contract.width} values but the model's input {quoted(only.name)} takes "
             f"{wanted}: "
             "list them all, in the order of the tensor",
             field=only.name,
@@ -275,15 +277,15 @@ def _check_named(contract: FeatureContract, signature: Signature) -> None:
         spec = inputs.pop(feature.name, None)
         if spec is None:
             raise ContractError(
-                f"feature {feature.name!r} is no input of the model; its inputs: "
-                + ", ".join(one.name for one in signature.inputs),
+                f"feature {quoted(feature.name)} is no input of the model; its inputs: "
+                + ", ".join(shown_name(one.name) for one in signature.inputs),
                 field=feature.name,
             )
         _check_castable(feature, spec)
         _check_shape(feature, spec)
     if inputs:
         name = next(iter(inputs))
-        raise ContractError(f"the model's input {name!r} is not in {CONTRACT_FILE}: add it", field=name)
+        raise ContractError(f"the model's input {quoted(name)} is not in {CONTRACT_FILE}: add it", field=name)
 
 
 def _check_shape(feature: Feature, spec: TensorSpec) -> None:
@@ -301,7 +303,7 @@ def _check_shape(feature: Feature, spec: TensorSpec) -> None:
         fix = f"give it a shape such as {list(shape)} in {CONTRACT_FILE}"
     takes = list(spec.shape)
     raise ContractError(
-        f"feature {feature.name!r} has shape {list(feature.shape)} but the model's input takes {takes}: {fix}",
+        f"feature {quoted(feature.name)} has shape {list(feature.shape)} but the model's input takes {takes}: {fix}",
         field=feature.name,
     )
 
@@ -314,7 +316,7 @@ def _check_castable(feature: Feature, spec: TensorSpec) -> None:
     )
     if not fits:
         raise ContractError(
-            f"feature {feature.name!r} is {feature.dtype} but the model's input {spec.name!r} is "
+            f"feature {quoted(feature.name)} is {feature.dtype} but the model's input {quoted(spec.name)} is "
             f"{spec.dtype}: "
             f"declare a dtype in {CONTRACT_FILE} that can become {spec.dtype}",
             field=feature.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from inference.errors import ContractError
+from inference.errors import ContractError, cut, quoted
 from inference.features.groups import DEFAULT_GROUP
 from inference.schema import DType, TensorSpec
 
@@ -66,13 +67,13 @@ class Feature:
     @property
     def of_group(self) -> str:
         """The group in words, to stand behind the feature's name; "" for features that name none."""
-        return "" if self.group == DEFAULT_GROUP else f" (group {self.group!r})"
+        return "" if self.group == DEFAULT_GROUP else f" (group {quoted(self.group)})"
 
     @property
     def legal(self) -> str | None:
         """The legal values in words; None when all are."""
         if self.categories is not None:
-            shown = ", ".join(map(str, self.categories[:_MOST_SHOWN]))
+            shown = ", ".join(cut(str(one)) for one in self.categories[:_MOST_SHOWN])
             return f"one of {shown}" + (", …" if len(self.categories) > _MOST_SHOWN else "")
         if self.minimum is None and self.maximum is None:
             return None
@@ -123,7 +124,7 @@ class Feature:
         name = data["name"]
         unknown = sorted(set(data) - set(_KEYS))
         if unknown:
-            raise _wrong(name, f"unknown key {unknown[0]!r}; known: {', '.join(_KEYS)}")
+            raise _wrong(name, f"unknown key {quoted(unknown[0])}; known: {', '.join(_KEYS)}")
         group, nullable = data.get("group", DEFAULT_GROUP), data.get("nullable", False)
         if not isinstance(group, str) or not isinstance(nullable, bool):
             raise _wrong(name, "group must be text" if isinstance(nullable, bool) else "nullable must be true or false")
@@ -157,20 +158,20 @@ def short(value: Any) -> str:
 
 
 def _wrong(name: str, what: str) -> ContractError:
-    return ContractError(f"feature {name!r}: {what}", field=name)
+    return ContractError(f"feature {quoted(name)}: {what}", field=name)
 
 
 def _dtype(name: str, value: Any) -> DType:
     try:
         return DType(value)
     except ValueError:
-        raise _wrong(name, f"dtype {value!r} is not one of {', '.join(DType)}") from None
+        raise _wrong(name, f"dtype {cut(repr(value))} is not one of {', '.join(DType)}") from None
 
 
 def _shape(name: str, value: Any) -> tuple[int, ...]:
     sizes = value if isinstance(value, list) else [value]
     if not all(type(size) is int and size > 0 for size in sizes):
-        raise _wrong(name, f"shape {value!r} is no list of sizes such as [3]")
+        raise _wrong(name, f"shape {short(value)} is no list of sizes such as [3]")
     return tuple(sizes)
 
 
@@ -178,8 +179,8 @@ def _limit(name: str, key: str, data: dict[str, Any]) -> float | None:
     value = data.get(key)
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _wrong(name, f"{key} {short(value)} is no number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        raise _wrong(name, f"{key} {short(value)} is no number, or larger than any float")
     return value
 
 
@@ -195,7 +196,7 @@ def _categories(name: str, data: dict[str, Any]) -> tuple[str | int, ...] | None
 def _check_default(feature: Feature) -> None:
     if feature.default is None:
         return
-    problem = f"feature {feature.name!r}: default {short(feature.default)} is no {feature.dtype}"
+    problem = f"feature {quoted(feature.name)}: default {short(feature.default)} is no {feature.dtype}"
     try:
         array = np.array(feature.default)
     except ValueError:

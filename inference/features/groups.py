@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from inference.errors import ContractError
+from inference.errors import ContractError, quoted
 from inference.settings import parse_duration
 
 #: the group of features that name none
@@ -86,11 +86,12 @@ class FeatureGroup:
         try:
             source = GroupSource(data.get("source", GroupSource.TABLE))
         except ValueError:
-            raise _wrong(name, f"source {data['source']!r} is not one of {', '.join(GroupSource)}") from None
+            raise _wrong(name, f"source {quoted(str(data['source']))} is not one of {', '.join(GroupSource)}") from None
         known = _KEYS[source]
         for key, value in data.items():
             if key not in known:
-                raise _wrong(name, f"a group whose source is {source} takes no {key!r}; it takes: {', '.join(known)}")
+                told = f"a group whose source is {source} takes no {quoted(key)}"
+                raise _wrong(name, f"{told}; it takes: {', '.join(known)}")
             if key != "max_age" and not (isinstance(value, str) and value):
                 raise _wrong(name, f"{key} must be text")
         group = cls(
@@ -129,15 +130,15 @@ def _check_function(group: FeatureGroup) -> None:
     if group.runs_code and not _DOTTED.match(group.function):
         raise _wrong(
             group.name,
-            f"function {group.function!r} is neither one of {', '.join(CLOCK_FUNCTIONS)} "
+            f"function {quoted(group.function)} is neither one of {', '.join(CLOCK_FUNCTIONS)} "
             "nor a path such as package.module:function",
         )
     if group.timezone is not None:
         try:
             ZoneInfo(group.timezone)
         except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise _wrong(group.name, f"timezone {group.timezone!r} is not known, as Europe/Berlin is") from None
+            raise _wrong(group.name, f"timezone {quoted(group.timezone)} is not known, as Europe/Berlin is") from None
 
 
 def _wrong(name: str, what: str) -> ContractError:
-    return ContractError(f"group {name!r}: {what}", field=name)
+    return ContractError(f"group {quoted(name)}: {what}", field=name)

@@ -29,7 +29,7 @@ def check_names(values: Mapping[str, Any], contract: FeatureContract) -> None:
     known = contract.names
     for name in values.keys() - set(known):
         near = difflib.get_close_matches(cut(name), known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(map(shown_name, known[:20]))}"
+        hint = f"did you mean {quoted(near[0])}?" if near else f"known: {', '.join(map(shown_name, known[:20]))}"
         raise ContractError(f"unknown feature {quoted(name)}; {hint}", field=cut(name))
 
 
@@ -158,7 +158,8 @@ def _element(value: Any, feature: Feature, shape: tuple[int, ...]) -> Any:
     if not shape:
         return _scalar(value, feature)
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != shape[0]:
-        raise ContractError(f"feature {feature.name!r} takes a list of shape {list(feature.shape)}", field=feature.name)
+        told = f"feature {quoted(feature.name)} takes a list of shape {list(feature.shape)}"
+        raise ContractError(told, field=feature.name)
     return [_element(one, feature, shape[1:]) for one in value]
 
 
@@ -173,23 +174,24 @@ def _scalar(value: Any, feature: Feature) -> Any:
             return _integer(value, feature)
     if not accepted:
         kind = "text" if dtype is DType.STRING else "true or false" if dtype is DType.BOOL else "a number"
-        raise ContractError(f"feature {feature.name!r} is {dtype}: give {kind}", field=feature.name)
+        raise ContractError(f"feature {quoted(feature.name)} is {dtype}: give {kind}", field=feature.name)
     return _float(value, feature) if dtype.is_float else value
 
 
 def _integer(value: float, feature: Feature) -> int:
     limits = np.iinfo(feature.dtype.numpy)
     if isinstance(value, float) and not value.is_integer():
-        raise ContractError(f"feature {feature.name!r} is {feature.dtype}: give a whole number", field=feature.name)
+        told = f"feature {quoted(feature.name)} is {feature.dtype}: give a whole number"
+        raise ContractError(told, field=feature.name)
     if not limits.min <= value <= limits.max:
-        raise ContractError(f"feature {feature.name!r} is {feature.dtype}: out of range", field=feature.name)
+        raise ContractError(f"feature {quoted(feature.name)} is {feature.dtype}: out of range", field=feature.name)
     return int(value)
 
 
 def _float(value: float, feature: Feature) -> float:
     # compared before numpy casts it, which would warn and give an infinity
     if abs(value) > _largest(feature.dtype):
-        raise ContractError(f"feature {feature.name!r} is {feature.dtype}: out of range", field=feature.name)
+        raise ContractError(f"feature {quoted(feature.name)} is {feature.dtype}: out of range", field=feature.name)
     return float(value)
 
 

@@ -258,7 +258,7 @@ def _incomplete(ids: Sequence[str], rows: FeatureRows, left: npt.NDArray[np.intp
         f"no features of {quoted(ids[row])} are stored yet: give those without a default too: {', '.join(missing[:20])}"
     )
     if not missing:  # what is stored was legal under an older contract
-        why = f"feature {own[0].feature!r} of {quoted(ids[row])} is stored, but {own[0].reason}: give it too"
+        why = f"feature {quoted(own[0].feature)} of {quoted(ids[row])} is stored, but {own[0].reason}: give it too"
     return ContractError(why, field=f"{place.format(left[row])}features")
 
 
@@ -299,7 +299,7 @@ def _refuse(rows: FeatureRows, positions: Sequence[int], place: str) -> None:
     if rows.reasons:
         row, first = min(rows.first_reasons().items())
         named = first.feature and first.feature not in first.reason
-        message = f"feature {first.feature!r}: {first.reason}" if named else first.reason
+        message = f"feature {quoted(first.feature)}: {first.reason}" if named else first.reason
         raise _placed(ContractError(message, field=first.feature or None), positions[row], place)
 
 

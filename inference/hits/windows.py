@@ -15,6 +15,7 @@ from inference.errors import StoreUnavailable
 from inference.hits.recorder import DAY_S
 from inference.hits.statistics import HitCounts, Statistics
 from inference.keys import Keys
+from inference.release import count_in, reading
 
 #: a week: counters are kept for a day longer
 MAX_WINDOW_S = 7 * 24 * 3600
@@ -141,7 +142,8 @@ class HitWindows:
 
 def _decoded(minute: Mapping[bytes, Any]) -> Fields:
     # a day of minutes holds each name a thousand times
-    return {intern(name.decode()): int(count) for name, count in minute.items()}
+    with reading("a minute of the hit counters"):
+        return {intern(name.decode()): count_in(count) for name, count in minute.items()}
 
 
 def _sum(minutes: Iterable[Fields]) -> Fields:

@@ -211,5 +211,5 @@ def records_to_json(records: dict[int, VersionRecord]) -> str:
 def records_from_json(text: str) -> dict[int, VersionRecord]:
     """Rebuild from `records_to_json`, ignoring lines before the last: libraries print where they please."""
     data = json.loads(text.strip().splitlines()[-1])
-    records = [VersionRecord.from_json(one) for one in data["versions"]]
+    records = [VersionRecord.from_json(json.dumps(one)) for one in data["versions"]]
     return {record.version: record for record in records}

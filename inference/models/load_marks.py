@@ -15,6 +15,7 @@ from typing import cast
 
 import redis
 
+from inference.release import count_in, reading
 from inference.store.outages import outage_is_an_error
 
 _WHAT = "marking the load of a model"
@@ -68,8 +69,16 @@ class LoadMarks:
         with outage_is_an_error(_WHAT):
             marks = cast("dict[bytes, bytes]", self._client.hgetall(self._key))
         own = f"{version} {self._host} "
-        of_this = ((mark.decode(), count) for mark, count in marks.items())
-        return {int(mark.removeprefix(own)): int(count) for mark, count in of_this if mark.startswith(own)}
+        with reading(_WHAT):
+            of_this = [(mark.decode(), count) for mark, count in marks.items()]
+            return {_pid(mark.removeprefix(own)): count_in(count) for mark, count in of_this if mark.startswith(own)}
+
+
+def _pid(text: str) -> int:
+    pid = int(text)
+    if not 0 < pid < 1 << 31:
+        raise ValueError("no process has this id")
+    return pid
 
 
 def _is_alive(pid: int) -> bool:

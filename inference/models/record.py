@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import FiniteFloat, PlainValidator
+
+from inference.errors import ContractError
 from inference.features import FeatureContract
+from inference.release import record_from_json
 from inference.schema import Signature
 
 VersionState = Literal["ready", "refused"]
@@ -17,6 +21,13 @@ class MicroBatchRecord:
 
     rows: int
     fingerprint: str
+
+
+def _contract(told: Any) -> FeatureContract:
+    try:
+        return FeatureContract.from_json(told) if told != {"features": []} else FeatureContract(())
+    except ContractError as error:
+        raise ValueError(error.message) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +45,9 @@ class VersionRecord:
     version: int
     state: VersionState
     signature: Signature
-    contract: FeatureContract
+    contract: Annotated[FeatureContract, PlainValidator(_contract)]
     fingerprint: str
-    inspected_at: float
+    inspected_at: FiniteFloat
     error: str | None = None
     format: str = ""
     unproven: str | None = None
@@ -74,21 +85,13 @@ class VersionRecord:
         }
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> VersionRecord:
-        """Rebuild from `to_json`."""
-        features = data["contract"]["features"]
-        return cls(
-            version=data["version"],
-            state=data["state"],
-            signature=Signature.from_json(data["signature"]),
-            contract=FeatureContract.from_json(data["contract"]) if features else FeatureContract(()),
-            fingerprint=data["fingerprint"],
-            inspected_at=data["inspected_at"],
-            error=data["error"],
-            format=data.get("format", ""),  # not in records of before there were several
-            unproven=data.get("unproven"),
-            notice=data.get("notice"),
-        )
+    def from_json(cls, text: bytes | str) -> VersionRecord:
+        """Rebuild from the JSON of `to_json`.
+
+        Raises:
+            Unreadable: it is none.
+        """
+        return record_from_json(cls, text, "the record of a model's version")
 
     @classmethod
     def refused(cls, version: int, error: str, *, inspected_at: float, fingerprint: str = "") -> VersionRecord:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import orjson
 import redis
 
-from inference.errors import BadInput, ModelUnavailable, StoreUnavailable, UnknownFormat
+from inference.errors import BadInput, ModelUnavailable, StoreUnavailable
 from inference.keys import Keys, TableKind
 from inference.models.load_marks import LoadMarks
 from inference.models.record import MicroBatchRecord, VersionRecord
+from inference.release import reading, record_from_json
 from inference.schema import Block
 from inference.store import CANARY, STABLE, Labels, Pointer, RedisTable
 from inference.store.labels import LABEL
@@ -47,7 +48,8 @@ class ModelRegistry:
             raw = cast("dict[bytes, bytes]", self._client.hgetall(self._keys.model_record(model)))
         except redis.RedisError as error:
             raise _unavailable(error) from error
-        return {int(version): _decode(raw[version]) for version in sorted(raw, key=int)}
+        with reading(f"the records of model {model!r}"):
+            return {int(version): VersionRecord.from_json(raw[version]) for version in sorted(raw, key=int)}
 
     def put(self, model: str, record: VersionRecord) -> None:
         """Store a record, replacing that of the same version."""
@@ -68,7 +70,7 @@ class ModelRegistry:
             raise _unavailable(error) from error
         if raw is None:
             raise ModelUnavailable(f"version {version} of model {model!r} has not been loaded by any worker yet")
-        record = _decode(raw)
+        record = VersionRecord.from_json(raw)
         if record.state == "refused":
             raise ModelUnavailable(f"version {version} of model {model!r} was refused: {record.error}")
         return record
@@ -79,7 +81,7 @@ class ModelRegistry:
             raw = cast("bytes | None", self._client.hget(self._keys.micro_batches(model), f"{version}:{device}"))
         except redis.RedisError as error:
             raise _unavailable(error) from error
-        return MicroBatchRecord(**orjson.loads(raw)) if raw else None
+        return record_from_json(MicroBatchRecord, raw, "the rows per call of a model") if raw else None
 
     def put_micro_batch(self, model: str, version: int, device: str, record: MicroBatchRecord) -> None:
         """Store what was found, replacing what stood there."""
@@ -174,7 +176,8 @@ class ModelRegistry:
             raw = cast("dict[bytes, bytes]", self._client.hgetall(self._keys.reload(model)))
         except redis.RedisError as error:
             raise _unavailable(error) from error
-        numbers = {name.decode(): int(number) for name, number in raw.items()}
+        with reading(f"the wishes for new versions of model {model!r}"):
+            numbers = {name.decode(): int(number) for name, number in raw.items()}
         return Reloads(numbers.pop(_ASKED, 0), numbers)
 
     def put_reloaded(self, model: str, worker: str, number: int) -> None:
@@ -200,14 +203,6 @@ class ModelRegistry:
     def _table(self, model: str) -> RedisTable:
         kind = TableKind.PREDICTIONS
         return RedisTable(self._client, self._keys.table(kind, model), kind=kind, model=model)
-
-
-def _decode(raw: bytes) -> VersionRecord:
-    try:
-        data: dict[str, Any] = orjson.loads(raw)
-        return VersionRecord.from_json(data)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnknownFormat(f"the record of a model's version cannot be read: {type(error).__name__}") from error
 
 
 def _unavailable(error: redis.RedisError) -> StoreUnavailable:

@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import redis
+from pydantic import FiniteFloat
 
 from inference.keys import Keys
 from inference.logs import get_logger
 from inference.models.vectors import vector_hashes
+from inference.release import record_from_json
 from inference.schema import Block
 from inference.settings import Settings
 
@@ -31,12 +33,16 @@ class SampledAnswer:
     vector: str
     prediction: Any
     model_version: int
-    at: float
+    at: FiniteFloat
 
     @classmethod
     def from_json(cls, text: str | bytes) -> SampledAnswer:
-        """Rebuild from what `AnswerSample` wrote."""
-        return cls(**json.loads(text))
+        """Rebuild from what `AnswerSample` wrote.
+
+        Raises:
+            Unreadable: it is none.
+        """
+        return record_from_json(cls, text, "a sampled answer")
 
 
 class AnswerSample:

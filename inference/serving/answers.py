@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -10,9 +12,10 @@ from typing import Any, NamedTuple
 import orjson
 
 from inference.clock import to_iso
-from inference.errors import Defect, ForecacheError, reported_error
+from inference.errors import BadInput, Defect, ForecacheError, reported_error
 from inference.outcomes import Outcome, Source
 from inference.protocols.tensors import unpack
+from inference.release import UNREADABLE
 from inference.schema import Block
 from inference.store import Entry
 
@@ -156,11 +159,12 @@ def replies_from_result(result: Mapping[str, Any], rows: int) -> list[Reply]:
 
     A result with another number of rows than asked for fails every row: nobody could tell which is whose.
     """
-    items = result.get("predictions", ())
-    if len(items) != rows:
-        failed = Defect(f"a worker answered {len(items)} of {rows} rows")
-        return [failed] * rows
-    return [_reply(item, result) for item in items]
+    with _reading_result():
+        items = result.get("predictions", ())
+        if len(items) != rows:
+            failed = Defect(f"a worker answered {len(items)} of {rows} rows")
+            return [failed] * rows
+        return [_reply(item, result) for item in items]
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +181,12 @@ def outputs_from_result(result: Mapping[str, Any]) -> Outputs:
     Raises:
         ForecacheError: what the worker reports instead.
     """
-    error = result.get("error")
-    if error is not None:
-        raise reported_error(error)
-    return Outputs(unpack(result["outputs"]), result["model_version"])
+    with _reading_result():
+        _raise_error(result)
+        try:
+            return Outputs(unpack(result["outputs"]), _version(result["model_version"]))
+        except BadInput as error:  # of a request, it would be the client's fault
+            raise ValueError(error.message) from error
 
 
 def explanation_from_result(result: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -189,21 +195,48 @@ def explanation_from_result(result: Mapping[str, Any]) -> dict[str, Any] | None:
     Raises:
         ForecacheError: what the worker reports instead.
     """
+    with _reading_result():
+        _raise_error(result)
+        explanation: dict[str, Any] | None = result["explanation"]
+        return explanation
+
+
+@contextmanager
+def _reading_result() -> Iterator[None]:
+    """Within this, what is no result of a worker's, and which somebody else has written then, is a fault of ours."""
+    try:
+        yield
+    except UNREADABLE as error:
+        raise Defect(f"what stands in the place of a worker's result is none ({type(error).__name__})") from error
+
+
+def _raise_error(result: Mapping[str, Any]) -> None:
     error = result.get("error")
     if error is not None:
         raise reported_error(error)
-    explanation: dict[str, Any] | None = result["explanation"]
-    return explanation
+
+
+def _version(told: Any) -> int:
+    if type(told) is not int:
+        raise TypeError("it is no version")
+    return told
+
+
+def _finite(told: Any) -> float:
+    if not math.isfinite(told):
+        raise ValueError("it is no instant")
+    return float(told)
 
 
 def _reply(item: Mapping[str, Any], result: Mapping[str, Any]) -> Reply:
     error = item.get("error")
     if error is not None:
         return reported_error(error)
+    as_of = item.get("as_of")
     return Computed(
         prediction=item["prediction"],
-        model_version=item.get("model_version") or result["model_version"],
-        as_of=item.get("as_of"),
-        computed_at=result["computed_at"],
+        model_version=_version(item.get("model_version") or result["model_version"]),
+        as_of=None if as_of is None else _finite(as_of),
+        computed_at=_finite(result["computed_at"]),
         imputed_features=tuple(item.get("imputed_features", ())),
     )

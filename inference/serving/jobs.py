@@ -21,6 +21,7 @@ from inference.logs import get_logger
 from inference.protocols.json_spelling import spelt
 from inference.protocols.tensors import MAX_ANSWER_BYTES
 from inference.queues import JobPriority
+from inference.release import reading, record_from_json
 from inference.serving.job_room import JOB_KEEP_S, MAX_JOB_BYTES, ROW_BYTES
 
 log = get_logger(__name__)
@@ -205,7 +206,8 @@ def run_part(client: redis.Redis, keys: Keys, scorer: JobScorer, job_id: str, pa
         client.eval(END_JOB, 3, *touched, JobState.FAILED.value, error_to_json(killer), "")
         return
     try:
-        scored = _score(scorer, cast(dict[bytes, bytes], client.hgetall(touched[0])), json.loads(rows))
+        record = cast(dict[bytes, bytes], client.hgetall(touched[0]))
+        scored = _score(scorer, record, record_from_json(list[Any], cast(bytes, rows), "the rows of a job"))
         result = json.dumps(scored)
     except ForecacheError as error:
         client.eval(END_JOB, 3, *touched, JobState.FAILED.value, error_to_json(error), "")
@@ -222,9 +224,11 @@ def run_part(client: redis.Redis, keys: Keys, scorer: JobScorer, job_id: str, pa
 
 
 def _score(scorer: JobScorer, record: Mapping[bytes, bytes], rows: list[Any]) -> dict[str, Any]:
-    model = record[b"model"].decode()
-    deadline = float(record[b"deadline"]) if record[b"deadline"] else None
-    if record[b"kind"] == b"instances":
+    with reading("the record of a job"):
+        model = record[b"model"].decode()
+        deadline = float(record[b"deadline"]) if record[b"deadline"] else None
+        overrides = json.loads(record[b"overrides"]) if record[b"overrides"] else None
+        is_of_instances = record[b"kind"] == b"instances"
+    if is_of_instances:
         return scorer.predict_instances(model, rows, deadline=deadline)
-    overrides = json.loads(record[b"overrides"]) if record[b"overrides"] else None
     return scorer.predict_entities(model, rows, overrides=overrides, deadline=deadline)

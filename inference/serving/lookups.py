@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from inference.errors import StoreUnavailable
+from inference.errors import StoreUnavailable, Unreadable
 from inference.store import Entry, Pointer
 
 
@@ -105,6 +105,8 @@ class SharedLookups:
         try:
             entries = await self._reader.read(wanted)
         except StoreUnavailable as error:
+            if isinstance(error, Unreadable) and len(asked) > 1:  # a damaged row is the trouble of one of them
+                await asyncio.gather(*(self._read([one]) for one in asked))
             for one in asked:
                 # an error of its own for each: one raised in two places would gather both of their tracebacks
                 one.settle(StoreUnavailable(error.message))

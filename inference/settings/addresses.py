@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from inference.errors import SettingsError
+from inference.errors import SettingsError, shown
 from inference.settings.processes import ApiSettings
 
 
@@ -19,7 +19,7 @@ def require_allowed(api: ApiSettings, host: str | None = None) -> None:
     if not api.allow_remote and not api.keys and not is_loopback(host or api.host):
         where = "[api] host" if host is None else "the socket's address"
         raise SettingsError(
-            f"{where} {host or api.host!r} can be reached from other machines: use 127.0.0.1, give keys "
+            f"{where} {shown(host or api.host)} can be reached from other machines: use 127.0.0.1, give keys "
             "(`forecache keys new NAME`), or set allow_remote = true",
             field="api.host",
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import PrivateAttr, field_validator
 
-from inference.errors import UnknownModel, quoted
+from inference.errors import UnknownModel, quoted, shown
 from inference.settings.fields import Section
 from inference.settings.model import BATCH_QUEUE, MAINTENANCE_QUEUE, REALTIME_QUEUE, ModelSettings
 from inference.settings.processes import (
@@ -44,7 +44,7 @@ class Settings(Section):
     def _legal_names(cls, value: dict[str, ModelSettings]) -> dict[str, ModelSettings]:
         for name in value:
             if not MODEL_NAME.match(name):
-                raise ValueError(f"model name {name!r} must be 1 to 64 of a-z, 0-9, _ and -")
+                raise ValueError(f"model name {shown(name)} must be 1 to 64 of a-z, 0-9, _ and -")
         return value
 
     @classmethod

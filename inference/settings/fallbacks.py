@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, field_validator
 
+from inference.errors import shown
 from inference.settings.fields import Duration, Section
 
 _FUNCTION = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
@@ -61,7 +62,7 @@ class FunctionFallback(_Fallback):
     @classmethod
     def _dotted(cls, value: str) -> str:
         if not _FUNCTION.match(value):
-            raise ValueError(f"{value!r} names no function: write package.module:name")
+            raise ValueError(f"{shown(value)} names no function: write package.module:name")
         return value
 
 

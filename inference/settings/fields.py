@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SecretStr
 
+from inference.errors import shown
 from inference.redaction import remember_secret
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*$")
@@ -28,13 +30,13 @@ def parse_duration(value: Any) -> float:
     if match:
         seconds = float(match[1]) * _UNIT_S[match[2]]
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        seconds = float(value)
+        seconds = float(value) if abs(value) < sys.float_info.max else float("inf")
     else:
-        raise ValueError(f"{value!r} is not a duration: write a number and a unit, as in 30s, 15m, 24h or 7d")
+        raise ValueError(f"{shown(value)} is not a duration: write a number and a unit, as in 30s, 15m, 24h or 7d")
     if not 0 < seconds < float("inf"):
-        raise ValueError(f"{value!r} is not a positive duration")
+        raise ValueError(f"{shown(value)} is not a positive duration")
     if seconds > _LONGEST_D * _UNIT_S["d"]:
-        raise ValueError(f"{value!r} is too long: at most {_LONGEST_D}d")
+        raise ValueError(f"{shown(value)} is too long: at most {_LONGEST_D}d")
     return seconds
 
 
@@ -65,9 +67,9 @@ def parse_size(value: Any) -> int:
     elif isinstance(value, int) and not isinstance(value, bool):
         size = value
     else:
-        raise ValueError(f"{value!r} is not a size: write a number and a unit, as in 512 MB or 8 GB")
+        raise ValueError(f"{shown(value)} is not a size: write a number and a unit, as in 512 MB or 8 GB")
     if size <= 0:
-        raise ValueError(f"{value!r} is not a positive size")
+        raise ValueError(f"{shown(value)} is not a positive size")
     return size
 
 

@@ -15,7 +15,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from inference.errors import SettingsError
+from inference.errors import SettingsError, shown, shown_name
 from inference.field_mistakes import mistake_in_file
 from inference.settings.deployment import Settings
 from inference.settings.fallbacks import FALLBACK_KINDS
@@ -27,6 +27,8 @@ DEFAULT_FILE = "forecache.toml"
 #: a variable that ends so names the file that holds the setting, as secrets are handed to containers
 _FROM_FILE = "_FILE"
 _NAME = re.compile(r"[\w-]+$")
+#: tables of tables, which a person may call as he likes
+_OF_ANY_NAME = (["models"], ["api", "keys"])
 _UNION_MARKS = ("float", "int", "str", "bool")
 
 
@@ -98,9 +100,11 @@ def read_toml(file: Path) -> dict[str, Any]:
         raise SettingsError(f"{file.name} {place}: byte 0x{data[error.start]:02x} is not UTF-8: save it so") from error
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         # tomllib says "(at line 1, column 2)", or "(at end of document)"
         problem, _, where = str(error).rpartition(" (at ")
+        if not problem:  # of a number that is too long for Python, without its place
+            raise SettingsError(f"{file.name} is not valid TOML: {error}") from error
         place = _place(text) if where.startswith("end") else where.rstrip(")")
         raise SettingsError(f"{file.name} {place}: not valid TOML: {problem}") from error
     except RecursionError as error:
@@ -210,7 +214,9 @@ def _with_embedded_redis(values: dict[str, Any], root: Path) -> dict[str, Any]:
 
 def _unknown(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"unknown setting {name!r}; " + (f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}")
+    return f"unknown setting {shown(name)}; " + (
+        f"did you mean {shown(near[0])}?" if near else f"known: {', '.join(known)}"
+    )
 
 
 def _explain(error: ValidationError, file: Path | None) -> SettingsError:
@@ -221,20 +227,24 @@ def _explain(error: ValidationError, file: Path | None) -> SettingsError:
     alike = [one for one in errors if _names(one["loc"])[: len(outermost)] == outermost]
     first = max(alike, key=lambda one: len(_names(one["loc"])))
     location = _names(first["loc"])
-    section = ".".join(location[:-1])
+    section = ".".join(map(shown_name, location[:-1]))
     where = f"{file.name if file else 'settings'}{f' [{section}]' if section else ''}"
     variable = _variable_of(location)
     if first["type"] == "extra_forbidden":
         text = _unknown(location[-1], _known_fields(location[:-1]))
     else:
         about = [mistake_in_file(one) for one in alike if _names(one["loc"]) == location]
-        text = f"{location[-1]}: {', or '.join(dict.fromkeys(about))}"
+        text = f"{shown_name(location[-1])}: {', or '.join(dict.fromkeys(about))}"
     return SettingsError(f"{variable or where}: {text}", field=".".join(location))
 
 
 def _names(location: Iterable[Any]) -> list[str]:
     """Return where a finding is, without pydantic's marks of the members of a union, such as `list[int]`."""
-    return [str(part) for part in location if _NAME.match(str(part)) and part not in _UNION_MARKS]
+    names: list[str] = []
+    for part in map(str, location):
+        if names in _OF_ANY_NAME or (_NAME.match(part) and part not in _UNION_MARKS):
+            names.append(part)
+    return names
 
 
 def _variable_of(location: list[str]) -> str | None:

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
+from inference.errors import shown
 from inference.settings.fallbacks import FallbackSettings
 from inference.settings.fields import Duration, Section, parse_list
 from inference.settings.parity import ParitySettings
@@ -78,7 +79,7 @@ class BatchSettings(Section):
     @field_validator("timezone")
     @classmethod
     def _known_zone(cls, value: str) -> str:
-        refused = f"{value!r} is no time zone: write one such as 'UTC' or 'Europe/Berlin'"
+        refused = f"{shown(value)} is no time zone: write one such as 'UTC' or 'Europe/Berlin'"
         # files beside the zones that differ between machines, or count leap seconds, which no clock here does
         if value in ("localtime", "posixrules", "Factory") or value.startswith("right/"):
             raise ValueError(refused)
@@ -116,9 +117,9 @@ class RealtimeSettings(Section):
     @classmethod
     def _legal_queue(cls, value: str) -> str:
         if not QUEUE_NAME.match(value):
-            raise ValueError(f"{value!r} is no name of a queue: write a letter and up to 63 of a-z, 0-9, _ and -")
+            raise ValueError(f"{shown(value)} is no name of a queue: write a letter and up to 63 of a-z, 0-9, _ and -")
         if value in (BATCH_QUEUE, MAINTENANCE_QUEUE):
-            raise ValueError(f"the queue {value!r} has workers that compute no requests: take another name")
+            raise ValueError(f"the queue {shown(value)} has workers that compute no requests: take another name")
         return value
 
 
@@ -167,5 +168,5 @@ class ModelSettings(Section):
         names = [one.name for one in value]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"two fallbacks are called {name!r}: give each a name of its own")
+                raise ValueError(f"two fallbacks are called {shown(name)}: give each a name of its own")
         return value

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
+from inference.errors import shown
 from inference.settings.fields import Duration, Section, Size, parse_list
 from inference.settings.server_urls import broker_url as read_broker_url
 from inference.settings.server_urls import redis_url
@@ -62,9 +63,11 @@ class CelerySettings(Section):
     def _tasks_of_others(cls, value: dict[str, str]) -> dict[str, str]:
         for name, queue in value.items():
             if not _NAME_OF_OTHERS.fullmatch(name) or name.startswith(("forecache.", "celery.")):
-                raise ValueError(f"{name!r} cannot be linked: name a task of another application, as in 'shop.save'")
+                raise ValueError(
+                    f"{shown(name)} cannot be linked: name a task of another application, as in 'shop.save'"
+                )
             if not _NAME_OF_OTHERS.fullmatch(queue):
-                raise ValueError(f"{queue!r} is no queue's name: write the queue that {name!r} waits in")
+                raise ValueError(f"{shown(queue)} is no queue's name: write the queue that {shown(name)} waits in")
         return value
 
     @field_validator("broker_url")
@@ -101,7 +104,9 @@ class ApiKey(Section):
     @classmethod
     def _legal_rate(cls, value: str | None) -> str | None:
         if value is not None and not _RATE.match(value):
-            raise ValueError(f"{value!r} is no rate: write a number and second, minute, hour or day, as in 600/minute")
+            raise ValueError(
+                f"{shown(value)} is no rate: write a number and second, minute, hour or day, as in 600/minute"
+            )
         return value
 
 
@@ -135,9 +140,11 @@ class ApiSettings(Section):
     @classmethod
     def _legal_root_path(cls, value: str) -> str:
         if not _ROOT_PATH.fullmatch(value):
-            raise ValueError(f"{value!r} is no path: write it as in /forecache, with a / at its start, none at its end")
+            raise ValueError(
+                f"{shown(value)} is no path: write it as in /forecache, with a / at its start, none at its end"
+            )
         if value.split("/")[1:2] and value.split("/")[1] in _OWN_PATHS:
-            raise ValueError(f"{value!r} begins as paths of the API do: choose another name")
+            raise ValueError(f"{shown(value)} begins as paths of the API do: choose another name")
         return value
 
     @field_validator("hosts")
@@ -146,7 +153,7 @@ class ApiSettings(Section):
         for name in value:
             if not _HOST_NAME.fullmatch(name):
                 raise ValueError(
-                    f"{name!r} is no name of a host: write it without scheme, port and path, as browsers send it: "
+                    f"{shown(name)} is no name of a host: write it without scheme, port and path, as browsers send it: "
                     "api.example.com, *.example.com, xn--bcher-kva.example"
                 )
         return [name.lower().removesuffix(".") for name in value]
@@ -156,7 +163,9 @@ class ApiSettings(Section):
     def _legal_origins(cls, value: list[str]) -> list[str]:
         for origin in value:
             if not _ORIGIN.fullmatch(origin):
-                raise ValueError(f"{origin!r} is no origin: write scheme and host, as in https://shop.example.com:8443")
+                raise ValueError(
+                    f"{shown(origin)} is no origin: write scheme and host, as in https://shop.example.com:8443"
+                )
         # browsers leave out the port that the scheme has anyway
         return [re.sub(r"^(http:.*):80$|^(https:.*):443$", r"\1\2", origin.lower()) for origin in value]
 

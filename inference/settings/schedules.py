@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from croniter import CroniterError, croniter
 from pydantic import BeforeValidator
 
+from inference.errors import shown
 from inference.settings.fields import is_duration, parse_duration
 
 _WORDS = {
@@ -48,7 +49,7 @@ def parse_schedule(value: Any) -> str:
     if line is not None:
         _check_line(value, line)
     elif not _SHORTEST_S <= parse_duration(value) <= _LONGEST_S:
-        raise ValueError(f"{value!r} is no interval between runs: write one from 1s to 3660d")
+        raise ValueError(f"{shown(value)} is no interval between runs: write one from 1s to 3660d")
     return str(value)
 
 
@@ -56,8 +57,8 @@ def _check_line(schedule: Any, line: str) -> None:
     fields = line.split()
     if len(fields) != len(_FIELDS):
         raise ValueError(
-            f"{schedule!r} is no schedule: write a cron line of five fields (minute, hour, day of the month, month, "
-            "day of the week) such as '0 3 * * *', a word such as '@daily', or a duration such as '30s'"
+            f"{shown(schedule)} is no schedule: write a cron line of five fields (minute, hour, day of the month, "
+            "month, day of the week) such as '0 3 * * *', a word such as '@daily', or a duration such as '30s'"
         )
     for (name, size), field in zip(_FIELDS.items(), fields, strict=True):
         for item in field.split(","):
@@ -65,19 +66,19 @@ def _check_line(schedule: Any, line: str) -> None:
     try:
         croniter(line, _ANY_DAY).get_next(datetime)
     except CroniterError as error:
-        raise ValueError(f"{schedule!r} is no schedule, or never comes: {error}") from error
+        raise ValueError(f"{shown(schedule)} is no schedule, or never comes: {error}") from error
 
 
 def _check_item(schedule: str, name: str, size: int, item: str) -> None:
     found = _ITEM.fullmatch(item)
     if not found:
         raise ValueError(
-            f"{schedule!r} is no schedule: {item!r} is no {name}; write *, numbers, ranges such as 1-5, lists such as "
-            "1,15, steps such as */10, and names such as mon or jan"
+            f"{shown(schedule)} is no schedule: {shown(item)} is no {name}; write *, numbers, ranges such as 1-5, "
+            "lists such as 1,15, steps such as */10, and names such as mon or jan"
         )
     if found["step"] and not 0 < int(found["step"]) < size:
         raise ValueError(
-            f"{schedule!r} is no schedule: a step of {int(found['step'])} fits into no {name}; a duration such as "
+            f"{shown(schedule)} is no schedule: a step of {int(found['step'])} fits into no {name}; a duration such as "
             "'90m' counts on from one run to the next"
         )
 

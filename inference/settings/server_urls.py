@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
+from inference.errors import shown
+
 _REDIS = ("redis", "rediss", "unix")
 #: how Celery spells a Redis on a Unix socket
 _CELERY_SOCKETS = ("redis+socket", "socket")
@@ -168,7 +170,7 @@ def _database(text: str) -> int:
 def _check_options(scheme: str, options: dict[str, str], known: tuple[str, ...]) -> None:
     unknown = sorted(options.keys() - set(known))
     if unknown:
-        raise ValueError(f"it has an option that cannot be used here, {unknown[0]!r}: leave it out")
+        raise ValueError(f"it has an option that cannot be used here, {shown(unknown[0])}: leave it out")
     if scheme == "redis" and any(name.startswith("ssl_") for name in options):
         raise ValueError("it has options of TLS: write rediss:// in place of redis://")
     if scheme == "rediss" and options.get("ssl_cert_reqs") not in _CERT_REQS:

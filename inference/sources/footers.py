@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inference.errors import SourceError
+from inference.release import record_from_json
 from inference.sources.files import as_parquet
 from inference.sources.partitions import PartitionValue
 from inference.sources.table_formats import refuse_copied_file
@@ -27,6 +29,14 @@ _MAGIC, _ENCRYPTED = b"PAR1", b"PARE"
 _UNITS_S = {"milliseconds": 1e-3, "microseconds": 1e-6, "nanoseconds": 1e-9}
 #: columns, or row groups, of one file: the footer of a million takes minutes and gigabytes to take apart
 MAX_FOOTER_ITEMS = 200_000
+
+
+class _Facts(NamedTuple):
+    path: str
+    size: int
+    stamp: str
+    footer: str
+    partition: list[tuple[str, str | None, str]]
 
 
 @dataclass(frozen=True)
@@ -62,9 +72,13 @@ class SourceFile:
         return [self.path, *self.identity, [[value.column, value.text, value.type] for value in self.partition]]
 
     @classmethod
-    def from_json(cls, data: Sequence[Any]) -> SourceFile:
-        """Rebuild from `to_json`, without the row groups."""
-        path, size, stamp, footer, partition = data
+    def from_json(cls, text: bytes | str) -> SourceFile:
+        """Rebuild from the JSON of `to_json`, without the row groups.
+
+        Raises:
+            Unreadable: it is none.
+        """
+        path, size, stamp, footer, partition = record_from_json(_Facts, text, "a file of a plan")
         values = tuple(PartitionValue(*value) for value in partition)
         return cls(path, size, stamp, footer, partition=values)
 
@@ -105,6 +119,9 @@ def read_footer(place: Location, *, keep_metadata: bool = False) -> Footer:
         ) as parsed:
             # not metadata.schema: the two hold each other, and footers would wait for the garbage collector
             metadata, schema = parsed.metadata, parsed.schema_arrow.remove_metadata()
+    except UnicodeDecodeError as error:
+        told = "has a column whose name is not UTF-8: write the names of its columns in UTF-8"
+        raise SourceError(f"{place.name} {told}", field="source") from error
     except (OSError, pa.ArrowException) as error:
         if "Exceeded size limit" in str(error):
             told = f"has over {MAX_FOOTER_ITEMS:,} columns or row groups: write a table of features with fewer"
@@ -140,8 +157,15 @@ def newest_instants(metadata: Any, place: int) -> dict[int, float]:
     From the numbers as they are stored: Python has no date for a database's infinity.
     """
     found = {}
+    physical_type = metadata.schema.column(place).physical_type
+    unread = pq.ParquetFile(pa.PythonFile(_Unread(), mode="r"), metadata=metadata)
     for group in range(metadata.num_row_groups):
-        statistics = metadata.row_group(group).column(place).statistics
+        if not _is_sound(unread, group, place):
+            continue  # whoever reads the rows is told
+        column = metadata.row_group(group).column(place)
+        if column.physical_type != physical_type:  # of such a one, statistics end the process
+            continue
+        statistics = column.statistics
         if statistics is None or not statistics.has_min_max or not isinstance(statistics.max_raw, int):
             continue
         kind = json.loads(statistics.logical_type.to_json())
@@ -149,6 +173,43 @@ def newest_instants(metadata: Any, place: int) -> dict[int, float]:
         if unit_s is not None and kind["Type"] != "Time":
             found[group] = statistics.max_raw * unit_s
     return found
+
+
+class _Asked(Exception):
+    """Raised in the place of reading rows."""
+
+
+class _Unread(io.RawIOBase):
+    """A file of which only the footer is known."""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:  # noqa: ARG002 - as Python has it
+        raise _Asked
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:  # noqa: ARG002 - as Python has it
+        return offset
+
+    def tell(self) -> int:
+        return 1 << 62  # its size, of which Arrow knows that no column ends behind it
+
+
+def _is_sound(unread: pq.ParquetFile, group: int, place: int) -> bool:
+    """Whether a column of a row group may be asked for its metadata: damaged ones end the process in Arrow 26.
+
+    What reads rows looks at the same metadata, is careful, and asks for bytes only then.
+    """
+    try:
+        unread.reader.read_row_group(group, column_indices=[place], use_threads=False)
+    except _Asked:
+        return True
+    except (OSError, pa.ArrowException):
+        return False
+    return True
 
 
 def check_unchanged(place: Location, planned: SourceFile) -> None:

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from inference.errors import SourceError
+from inference.release import reading
 
 #: what Hive and Spark write for a null
 NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -36,8 +37,13 @@ class PartitionValue:
 
     @property
     def scalar(self) -> Any:
-        """The value as an Arrow scalar."""
-        return pa.array([self.text], pa.string()).cast(self.arrow_type)[0]
+        """The value as an Arrow scalar.
+
+        Raises:
+            Unreadable: it is none, in a plan that somebody else has written.
+        """
+        with reading("a file of a plan"):
+            return pa.array([self.text], pa.string()).cast(self.arrow_type)[0]
 
     @property
     def arrow_type(self) -> pa.DataType:

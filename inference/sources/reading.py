@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inference.errors import SourceError
+from inference.release import reading
 from inference.sources.column_types import holds_text, plain_column
 from inference.sources.footers import SourceFile, check_unchanged
 from inference.sources.partitions import PartitionValue
@@ -52,9 +53,14 @@ def pack_mask(mask: npt.NDArray[np.bool_]) -> str:
 
 
 def unpack_mask(text: str, rows: int) -> npt.NDArray[np.bool_]:
-    """Return what `pack_mask` packed."""
-    bits = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8)
-    return np.unpackbits(bits, count=rows).astype(bool)
+    """Return what `pack_mask` packed.
+
+    Raises:
+        Unreadable: it is none.
+    """
+    with reading("the rows of a slice"):
+        packed = zlib.decompressobj().decompress(base64.b64decode(text), (rows + 7) // 8 or 1)
+        return np.unpackbits(np.frombuffer(packed, np.uint8), count=rows).astype(bool)
 
 
 def read_slices(

@@ -8,6 +8,7 @@ has four more bytes where the model version takes more than 32 bits.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
@@ -21,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from inference.errors import ContractError
+from inference.release import record_from_json
 from inference.schema import Block, DType, TensorSpec
 from inference.store.records import Origin
 
@@ -230,6 +232,8 @@ def unpack_overlay(entry: bytes) -> tuple[OverlayHeader, bytes]:
         version |= upper << 32
         row_at += _UPPER_BITS.size
         code ^= _WIDE
+    if not math.isfinite(computed_at):
+        raise ValueError("it was computed at no instant")
     return OverlayHeader(computed_at, version, _ORIGINS[code], schema, as_of, code == _SINCE_CHANGE), entry[row_at:]
 
 
@@ -246,8 +250,12 @@ def schema_text(fields: tuple[TensorSpec, ...]) -> str:
 
 
 def schema_from_text(text: str | bytes) -> tuple[TensorSpec, ...]:
-    """Rebuild fields from `schema_text`."""
-    return tuple(TensorSpec.from_json(item) for item in json.loads(text))
+    """Rebuild fields from `schema_text`.
+
+    Raises:
+        Unreadable: it is none.
+    """
+    return record_from_json(tuple[TensorSpec, ...], text, "the schema of a stored row")
 
 
 @lru_cache(maxsize=256)

@@ -22,6 +22,8 @@ from inference.store.checksums import crc32_of_each
 #: faster, and each costs its key: 1e6 float32 predictions in buckets of 128, 64 and 32 take 2.2, 1.6 and 1.3 µs of
 #: Redis' time and 26.0, 27.4 and 29.7 bytes each
 IDS_PER_BUCKET = 64
+#: of four thousand million ids; a manifest with more is none of ours, and collecting it would take for ever
+MOST_BUCKETS = 1 << 26
 
 # control characters are illegal in ids, so no id can look like a digest
 _DIGEST_MARK = b"\x00"
@@ -30,7 +32,7 @@ _DIGEST_BYTES = 15
 
 def bucket_count(rows_expected: int) -> int:
     """Return the number of buckets for a generation of about so many rows."""
-    return max(1, -(-rows_expected // IDS_PER_BUCKET))
+    return min(max(1, -(-rows_expected // IDS_PER_BUCKET)), MOST_BUCKETS)
 
 
 def bucket_of(entity_id: str, buckets: int) -> int:

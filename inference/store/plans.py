@@ -6,12 +6,13 @@ outcome. `RedisTable` and `AsyncTableReader` drive the same plans, one blocking 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import lru_cache
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from inference.keys import TableKeys
+from inference.release import UNREADABLE, unreadable
 from inference.store.codec import OUTDATED, schema_from_text, unpack_overlay
 from inference.store.labels import labels_from_text
 from inference.store.layout import bucket_of, stored_id
@@ -19,6 +20,7 @@ from inference.store.newest import Fetched, Fields, decode_block, decode_entries
 from inference.store.records import ChangeableRows, Entry, Manifest, Pointer, StoredRows
 
 Command = tuple[Any, ...]
+P = ParamSpec("P")
 T = TypeVar("T")
 Plan = Generator[list[Command], list[Any], T]
 
@@ -48,27 +50,44 @@ class ReaderMemory:
         self.manifests = {number: known[number] for number in newest}
 
 
+def _of_our_data(plan: Callable[Concatenate[TableKeys, P], Plan[T]]) -> Callable[Concatenate[TableKeys, P], Plan[T]]:
+    """Have a plan raise Unreadable where what stands in Redis is none of our data."""
+
+    def careful(keys: TableKeys, /, *arguments: P.args, **named: P.kwargs) -> Plan[T]:
+        try:
+            return (yield from plan(keys, *arguments, **named))
+        except UNREADABLE as error:
+            raise unreadable(f"what stands under {keys.base}", error) from error
+
+    return careful
+
+
+@_of_our_data
 def plan_pointer(keys: TableKeys) -> Plan[Pointer]:
     """Read the pointer."""
     replies = yield [_pointer_command(keys)]
     return parse_pointer(replies[0])
 
 
+@_of_our_data
 def plan_read(keys: TableKeys, memory: ReaderMemory, ids: Sequence[str]) -> Plan[list[Entry | None]]:
     """Read each id's newest entry."""
     return decode_entries((yield from _fetch_newest(keys, memory, ids))) if ids else []
 
 
+@_of_our_data
 def plan_read_block(keys: TableKeys, memory: ReaderMemory, ids: Sequence[str]) -> Plan[StoredRows | None]:
     """Read the newest rows as arrays."""
     return decode_block((yield from _fetch_newest(keys, memory, ids)))
 
 
+@_of_our_data
 def plan_read_for_change(keys: TableKeys, memory: ReaderMemory, ids: Sequence[str]) -> Plan[ChangeableRows | None]:
     """Read the newest rows together with what tells later whether they are still the newest."""
     return decode_for_change((yield from _fetch_newest(keys, memory, ids)))
 
 
+@_of_our_data
 def plan_read_generation(
     keys: TableKeys, memory: ReaderMemory, ids: Sequence[str], number: int
 ) -> Plan[list[Entry | None]]:

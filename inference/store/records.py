@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, FiniteFloat
 
-from inference.release import DATA_FORMAT, unknown_format
+from inference.release import DATA_FORMAT, record_from_json, unknown_format
 from inference.schema import Block, TensorSpec
 from inference.store.labels import Labels
+from inference.store.layout import MOST_BUCKETS
 
 
 class GenerationState(StrEnum):
@@ -53,12 +55,12 @@ class Manifest:
 
     number: int
     fields: tuple[TensorSpec, ...]
-    buckets: int
+    buckets: Annotated[int, Field(ge=1, le=MOST_BUCKETS)]
     model_version: int
     contract_hash: str
     run_id: str | None
-    created_at: float
-    deadline: float
+    created_at: FiniteFloat
+    deadline: FiniteFloat
     rows_expected: int
     #: that of the release which began it
     format: int = DATA_FORMAT
@@ -78,10 +80,12 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:
-        """Rebuild from `to_json`, of another release too: what it added is left out."""
-        data = json.loads(text)
-        known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
-        return cls(**{**known, "fields": tuple(TensorSpec.from_json(item) for item in data["fields"])})
+        """Rebuild from `to_json`, of another release too: what it added is left out.
+
+        Raises:
+            Unreadable: it is no manifest.
+        """
+        return record_from_json(cls, text, "a generation's manifest")
 
 
 @dataclass(frozen=True)

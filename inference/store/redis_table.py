@@ -6,6 +6,7 @@ import math
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import redis
 
 from inference.errors import Conflict, NotFound
 from inference.keys import TableKeys, TableKind
+from inference.release import reading
 from inference.schema import Block, TensorSpec
 from inference.store.bulk import Pace, send_in_bulk, sum_of
 from inference.store.codec import codec_for, outdated_as_of, pack_changes, pack_overlay, schema_digest, schema_text
@@ -145,7 +147,8 @@ class RedisTable:
     def state(self, number: int) -> GenerationState | None:
         """See `Table.state`."""
         text = self._redis.send([("HGET", self._keys.generation(number), "state")])[0]
-        return None if text is None else GenerationState(text.decode())
+        with self._reading():
+            return None if text is None else GenerationState(text.decode())
 
     def generations(self) -> list[Manifest]:
         """See `Table.generations`."""
@@ -206,7 +209,8 @@ class RedisTable:
             raise Conflict(f"generation {expected_current} of the {self._name} is not the current one (any more)")
         if status != b"ok":
             raise Conflict(f"the {self._name} have no previous generation to go back to")
-        return parse_pointer(pointer)
+        with self._reading():
+            return parse_pointer(pointer)
 
     def collectable(self) -> list[int]:
         """See `Table.collectable`."""
@@ -215,11 +219,12 @@ class RedisTable:
         *replies, time_reply = self._redis.send([*commands, ("TIME",)])
         now = _to_seconds(time_reply)
         in_use = {GenerationState.CURRENT, GenerationState.PREVIOUS, GenerationState.LOADING}
-        return [
-            number
-            for number, (state, due_at) in zip(numbers, replies, strict=True)
-            if state is None or (state.decode() not in in_use and (due_at is None or float(due_at) <= now))
-        ]
+        with self._reading():
+            return [
+                number
+                for number, (state, due_at) in zip(numbers, replies, strict=True)
+                if state is None or (state.decode() not in in_use and (due_at is None or float(due_at) <= now))
+            ]
 
     def collect(
         self,
@@ -355,7 +360,12 @@ class RedisTable:
             self._redis.script_again("upsert", [self._keys.schemas, *keys[part]], [*head, *entries[part]])
 
     def _numbers(self) -> list[int]:
-        return [int(number) for number in self._redis.send([("ZRANGE", self._keys.generations, 0, -1)])[0]]
+        members = self._redis.send([("ZRANGE", self._keys.generations, 0, -1)])[0]
+        with self._reading():
+            return [int(number) for number in members]
+
+    def _reading(self) -> AbstractContextManager[None]:
+        return reading(f"what stands under {self._keys.base}")
 
     def _bucket_keys(self, manifest: Manifest, per_batch: int) -> Iterator[list[str]]:
         prefix = self._keys.bucket_prefix(manifest.number)

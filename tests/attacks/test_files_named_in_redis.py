@@ -84,6 +84,33 @@ def test_a_running_run_whose_record_or_plan_leads_elsewhere_fails_and_touches_no
     assert world.finish(world.request()).state is RunState.PUBLISHED  # the next is not held up
 
 
+@pytest.mark.parametrize("damage", ["{", "[]", '{"rows": "x", "bad_rows": []}', '{"bad_rows": [7]}'])
+def test_a_run_whose_results_cannot_be_read_fails_and_the_next_is_not_held_up(world: World, damage: str) -> None:
+    run = world.request()
+    world.runs.reconcile()
+    world.work()
+    world.client.hset(KEYS.run_part(run.run_id, "done"), "0", damage)
+
+    done = world.finish(run)
+
+    assert done.state is RunState.FAILED
+    assert str(done.error).startswith("not published: ")
+    assert world.finish(world.request()).state is RunState.PUBLISHED
+
+
+@pytest.mark.parametrize("damage", ["{", "[[0]]", '[["0", 0, 0, 10]]', "[[0, 0, 0, 10, 7]]"])
+def test_a_run_whose_plan_cannot_be_read_fails_and_the_next_is_not_held_up(world: World, damage: str) -> None:
+    run = world.request()
+    world.runs.reconcile()
+    world.client.hset(KEYS.run_part(run.run_id, "plan"), "0", damage)
+
+    done = world.finish(run)
+
+    assert done.state is RunState.FAILED
+    assert "cannot be read" in str(done.error)
+    assert world.finish(world.request()).state is RunState.PUBLISHED
+
+
 def test_rows_that_are_left_out_go_where_the_settings_say_whatever_the_record_says(
     world: World, elsewhere: Path
 ) -> None:

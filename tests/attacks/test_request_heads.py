@@ -20,6 +20,7 @@ CHUNKED = (
 ENDLESS = {
     "path": (b"GET /", b"a" * 65536, 414),
     "query": (b"GET /predict/a?", b"a" * 65536, 414),
+    "blank lines": (b"\r\n", b"\r\n" * 16384, 431),
     "headers": (HIT, b"a1: b\r\n" * 9000, 431),
     "header name": (HIT, b"a" * 65536, 431),
     "header value": (HIT + b"x: ", b"a" * 65536, 431),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
@@ -266,7 +267,7 @@ def test_repeated_ids_are_named_whichever_files_they_are_in(store: Store) -> Non
 
 
 def planned(store: Store, path: str) -> SourceFile:
-    return SourceFile.from_json(open_source(store.uri(path)).files[0].to_json())
+    return SourceFile.from_json(json.dumps(open_source(store.uri(path)).files[0].to_json()))
 
 
 def test_a_replaced_file_is_noticed_before_its_first_row(store: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -119,9 +120,9 @@ def test_doctor_never_calls_a_deaf_worker_ready() -> None:
 
 def test_a_sign_of_life_of_another_release_can_be_read() -> None:
     data = WORKER.to_json()
-    assert WorkerBeat.from_json({**data, "of_a_newer_release": 1}) == WORKER
+    assert WorkerBeat.from_json(json.dumps({**data, "of_a_newer_release": 1})) == WORKER
     del data["deaf"]
-    assert WorkerBeat.from_json(data).deaf is False
+    assert WorkerBeat.from_json(json.dumps(data)).deaf is False
 
 
 @pytest.mark.parametrize(("exitcode", "remembered"), [(None, False), (0, False), (1, True), (-9, True)])

@@ -24,6 +24,8 @@ def message(payload: Any, headers: Any = HEADERS, body: bytes | None = None) -> 
         message(([], {}, None)),
         message([[1], {"a": 1}, {"chain": None}], HEADERS | {"timelimit": [None, 3], "shadow": None}),
         message({"task": "forecache.reconcile", "id": "1", "args": [], "kwargs": {}}, {}),
+        message([[], {}, {}], HEADERS | {"eta": "2030-01-01T00:00:00.5+05:30", "expires": "2030-01-01T00:00:00Z"}),
+        message([[], {}, {}], HEADERS | {"eta": "2030-01-01T00:00:00.123456", "expires": "2030-01-01 00:00:00"}),
     ],
 )
 def test_messages_of_both_versions_of_celerys_protocol_are_taken(good: Any) -> None:
@@ -42,6 +44,11 @@ def test_messages_of_both_versions_of_celerys_protocol_are_taken(good: Any) -> N
         (message([[], {}, {}], {"task": ["t"], "id": "1"}), "names no task"),
         (message([[], {}, {}], HEADERS | {"timelimit": 3}), "time limits"),
         (message({"task": 1, "id": "1"}, {}), "names no task"),
+        # forms of ISO 8601 that Python's parser takes and Celery's does not
+        (message([[], {}, {}], HEADERS | {"eta": "2030-01-01T00:00+00:00:00"}), "its eta"),
+        (message([[], {}, {}], HEADERS | {"expires": "2030-01-01T06:00:00cZ"}), "its expires"),
+        (message([[], {}, {}], HEADERS | {"eta": "2030-01-01T00:00:00+00:80"}), "its eta"),
+        (message([[], {}, {}], HEADERS | {"expires": "2030-W01-1T00:00:00"}), "its expires"),
         (message([[], {}, {}], body=bytes(MAX_MESSAGE_BYTES + 1)), "over"),
     ],
 )
@@ -59,3 +66,12 @@ def test_a_lost_connection_that_cannot_be_closed_ends_no_worker(monkeypatch: pyt
     consumer = TaskConsumer.__new__(TaskConsumer)
     consumer._turn()
     consumer.on_connection_error_after_connected(ConnectionError("reset by peer"))
+
+
+@pytest.mark.parametrize("lacking", ["args", "kwargs", "options"])
+def test_a_link_that_celery_cannot_send_is_refused(lacking: str) -> None:
+    link: dict[str, Any] = {"task": "shop.save", "args": [], "kwargs": {}, "options": {}}
+    linked = {"shop.save": "shop"}
+    assert problem_of(message([[], {}, {"callbacks": [link]}]), linked) is None
+    for damaged in ({**link, lacking: None}, {name: value for name, value in link.items() if name != lacking}):
+        assert "no task's signature" in str(problem_of(message([[], {}, {"callbacks": [damaged]}]), linked))

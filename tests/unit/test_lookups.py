@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from inference.errors import StoreUnavailable
+from inference.errors import StoreUnavailable, Unreadable
 from inference.serving.lookups import PATIENCE_S, LookUp, SharedLookups
 from inference.store import Entry
 from tests.support.serving_fakes import FakeReader, entry
@@ -131,3 +131,22 @@ async def test_a_defect_of_the_reader_reaches_every_caller() -> None:
     lookups = SharedLookups(Broken())
     results = await asyncio.gather(find(lookups, ["a"]), find(lookups, ["b"]), return_exceptions=True)
     assert [type(result) for result in results] == [ZeroDivisionError, ZeroDivisionError]
+
+
+class DamagedReader(FakeReader):
+    """Cannot read the row of `bad`."""
+
+    async def read(self, ids: Sequence[str]) -> list[Entry | None]:
+        found = await super().read(ids)
+        if "bad" in ids:
+            raise Unreadable("it is damaged")
+        return found
+
+
+@virtual_time
+async def test_a_damaged_row_fails_the_look_up_that_asks_for_it_and_no_other() -> None:
+    lookups = SharedLookups(DamagedReader({"a": entry(1), "b": entry(2)}))
+    asked = (find(lookups, ["a"]), find(lookups, ["bad"]), find(lookups, ["b"]))
+    first, damaged, last = await asyncio.gather(*asked, return_exceptions=True)
+    assert [first, last] == [[entry(1)], [entry(2)]]
+    assert isinstance(damaged, StoreUnavailable)

@@ -77,3 +77,7 @@ def test_what_was_left_out_is_told_with_twenty_reasons_and_its_folder_only_if_th
 def test_sixty_chunks_have_a_cell_each_and_one_more_shares() -> None:
     assert chunk_map(states({59}), 60) == "." * 59 + "#"
     assert chunk_map(states({60}), 61) == "." * 59 + "+"
+
+
+def test_a_map_takes_no_longer_for_more_chunks() -> None:
+    assert chunk_map(states({0, 7}, {10**300 - 1}), 10**300) == "+" + "." * 58 + ">"

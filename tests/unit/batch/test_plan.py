@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from inference.batch.plan import Chunk, Fingerprint, Piece, file_differences, files_digest, gather
@@ -62,7 +63,7 @@ def test_a_row_larger_than_a_chunk_is_a_chunk_of_its_own() -> None:
 
 def test_a_chunk_survives_the_trip_through_json() -> None:
     for chunk in plan_chunks([file(3, 11), file(9)], rows_per_chunk=10):
-        assert Chunk.from_json(chunk.number, chunk.to_json()) == chunk
+        assert Chunk.from_json(chunk.number, json.dumps(chunk.to_json())) == chunk
 
 
 def test_a_chunk_of_some_rows_survives_the_trip_through_json_and_knows_how_many() -> None:
@@ -73,7 +74,7 @@ def test_a_chunk_of_some_rows_survives_the_trip_through_json_and_knows_how_many(
 
     (chunk,) = gather(pieces, rows_per_chunk=10, bytes_per_chunk=GIB)
 
-    assert Chunk.from_json(0, chunk.to_json()) == chunk
+    assert Chunk.from_json(0, json.dumps(chunk.to_json())) == chunk
     assert chunk.rows == 8
 
 
@@ -95,7 +96,7 @@ def test_files_that_came_went_or_were_replaced_are_named() -> None:
     assert file_differences(before, before) == []
     assert file_differences(before, now) == ["c is gone", "d is new", "b was replaced", "e was replaced"]
     assert files_digest(before) != files_digest(now)
-    assert files_digest(before) == files_digest([SourceFile.from_json(one.to_json()) for one in before])
+    assert files_digest(before) == files_digest([SourceFile.from_json(json.dumps(one.to_json())) for one in before])
 
 
 def test_of_many_changed_files_the_first_are_named_and_the_rest_counted() -> None:

@@ -1,0 +1,84 @@
+"""A connection as far as it is read: requests that are sent together wait, and few of them at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import uvicorn
+from uvicorn.server import ServerState
+
+from app.api.connections import Connection
+from app.api.crowd import Crowd
+from app.api.limits import Room
+from app.api.parsing import STEP_BYTES
+
+REQUEST = b"GET /%d HTTP/1.1\r\n\r\n"
+#: what a transport reads at once
+READ_BYTES = 64 * 1024
+
+
+class Application:
+    """Answers each request with its own path, in a turn of its own."""
+
+    crowd, room, shown_under, told_apart_by = Crowd(10, 10), Room(), "", frozenset[bytes]()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await asyncio.sleep(0)
+        body = scope["path"].encode() + b";"
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+        await send({"type": "http.response.body", "body": body})
+
+
+class Client(asyncio.Transport):
+    """Takes every answer at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_paused = False
+        self.taken = b""
+
+    def write(self, data: Any) -> None:
+        self.taken += bytes(data)
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_closing(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
+    def pause_reading(self) -> None:
+        self.is_paused = True
+
+    def resume_reading(self) -> None:
+        self.is_paused = False
+
+
+async def test_of_requests_that_are_sent_together_few_wait_at_a_time_and_all_are_answered_in_order() -> None:
+    config = uvicorn.Config(Application(), http=Connection, ws="none", log_config=None)
+    config.load()
+    config.loaded_app = config.app
+    client = Client()
+    connection = Connection(config, ServerState(), {}, asyncio.get_running_loop())
+    connection.connection_made(client)
+    count, waiting = 5_000, 0
+    sent = b"".join(REQUEST % number for number in range(count))
+    with_body = b"POST /last HTTP/1.1\r\nContent-Length: 5\r\n\r\nab"
+    pieces = [sent[at : at + READ_BYTES] for at in range(0, len(sent), READ_BYTES)] + [with_body, b"cde"]
+
+    for piece in pieces:
+        while client.is_paused:
+            await asyncio.sleep(0)
+            waiting = max(waiting, len(connection.pipeline))
+        connection.data_received(piece)
+    while b"/last;" not in client.taken:  # noqa: ASYNC110 - the answers come by turns of the loop
+        await asyncio.sleep(0)
+    connection.connection_lost(None)
+
+    assert waiting <= STEP_BYTES // len(REQUEST % 0) + 1
+    told = [line.partition(b";")[0] for line in client.taken.split(b"\r\n\r\n")[1:]]
+    assert told == [b"/%d" % number for number in range(count)] + [b"/last"]
