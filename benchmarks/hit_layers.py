@@ -26,9 +26,9 @@ from rig.stack import MODEL, Stack, temporary_folder
 from rig.wrk import Target, load
 from uvicorn.server import ServerState
 
+from app.api.access import AccessControl
 from app.api.connections import Connection
 from app.api.crowd import Crowd
-from app.api.gate import Gate
 from app.api.hot_path import HotRequest
 from app.api.server import configure
 from inference.clock import system_clock
@@ -181,7 +181,7 @@ async def _requests(deployment: Deployment, pipe: AsyncPipe, recorder: HitRecord
     reader = deployment.reader(canned, TableKind.PREDICTIONS, MODEL)
     service = PredictionService(deployment.settings, lambda _: reader, nobody_computes, recorder, system_clock)
     parts: Any = type("Parts", (), {"service": service})
-    allow = Gate(deployment.settings.api).check
+    allow = AccessControl(deployment.settings.api).check
     scopes = [_scope(entity) for entity in _some_ids()]
 
     async def turn() -> None:

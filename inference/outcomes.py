@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 
-class Source(StrEnum):
+class AnswerSource(StrEnum):
     """Where an answer's number came from."""
 
     #: scored ahead by a run

@@ -38,14 +38,14 @@ class QueueState:
 
 
 @dataclass(frozen=True)
-class Head:
+class QueueHead:
     """The message that is next in a queue. `sent_at` is None when its sender did not say."""
 
     task_id: str
     sent_at: float | None
 
     @classmethod
-    def of(cls, headers: Mapping[str, Any]) -> Head:
+    def of(cls, headers: Mapping[str, Any]) -> QueueHead:
         """Read the headers of a task message."""
         sent_at = headers.get(SENT_AT_HEADER)
         if not isinstance(sent_at, int | float) or not abs(sent_at) < _LAST_S:
@@ -54,7 +54,7 @@ class Head:
         return cls(str(headers.get("id", ""))[:_MAX_ID], None if sent_at is None else float(sent_at))
 
     @classmethod
-    def of_envelope(cls, envelope: bytes) -> Head:
+    def of_envelope(cls, envelope: bytes) -> QueueHead:
         """Read a message as kombu stores it in Redis; one that cannot be understood has no time."""
         try:
             return cls.of(json.loads(envelope)["headers"])
@@ -69,7 +69,7 @@ class HeadAges:
         self._clock = clock
         self._first_seen: dict[str, tuple[str, float]] = {}
 
-    def age_s(self, place: str, head: Head | None) -> float | None:
+    def age_s(self, place: str, head: QueueHead | None) -> float | None:
         """Return the seconds that the head of one place in the broker has waited; None for no head."""
         now = self._clock()
         if head is None:

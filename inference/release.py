@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from inference.errors import UnknownFormat, Unreadable, cut
-from inference.field_mistakes import mistake_in_file
+from inference.field_errors import describe_error_in_file
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -42,7 +42,7 @@ def record_from_json(kind: Callable[..., T], text: bytes | str, what: str) -> T:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field = cut(".".join(map(str, first["loc"])))
-        mistake = "it is no JSON" if first["type"] == "json_invalid" else f"{field}: {mistake_in_file(first)}"
+        mistake = "it is no JSON" if first["type"] == "json_invalid" else f"{field}: {describe_error_in_file(first)}"
         raise Unreadable(f"{what} cannot be read: {mistake.removeprefix(': ')}") from error
     return record
 

@@ -12,7 +12,7 @@ from kombu.exceptions import KombuError
 
 from inference.clock import Clock, system_clock
 from inference.errors import BrokerUnavailable
-from inference.queues import Head, HeadAges, QueueState
+from inference.queues import HeadAges, QueueHead, QueueState
 from inference.redis_clients import Patience, open_client
 from inference.settings import BATCH_QUEUE, MAINTENANCE_QUEUE, Settings
 from inference.settings.server_urls import is_redis
@@ -82,7 +82,7 @@ class Queues:
         ages: dict[str, float] = {}
         for (queue, key), depth, head in zip(places, answers[::2], answers[1::2], strict=True):
             depths[queue] += depth
-            age_s = self._ages.age_s(key, None if head is None else Head.of_envelope(head))
+            age_s = self._ages.age_s(key, None if head is None else QueueHead.of_envelope(head))
             if age_s is not None:
                 ages[queue] = max(age_s, ages.get(queue, 0.0))
         return [QueueState(queue, depths[queue], ages.get(queue)) for queue in self._queues]
@@ -106,5 +106,5 @@ class Queues:
                     channel.basic_reject(message.delivery_info["delivery_tag"], requeue=True)
         except connection.channel_errors:  # no worker has declared it yet
             return QueueState(queue, 0, None)
-        head = None if message is None else Head.of(message.headers or {})
+        head = None if message is None else QueueHead.of(message.headers or {})
         return QueueState(queue, depth, self._ages.age_s(name, head))

@@ -18,11 +18,11 @@ from fuzzing.deployment import keep_tracebacks
 from fuzzing.in_redis import Awaited, Held, HeldTable, client_of
 from fuzzing.rule import Parser, refusing
 from inference.batch import RunState, RunView
-from inference.batch.asked import pack_entities, unpack_entities
 from inference.batch.details import RunDetails
 from inference.batch.finalising import bad_rows_of
 from inference.batch.gates import BadRows, Gate
 from inference.batch.ledger import Ledger
+from inference.batch.partial_request import pack_entities, unpack_entities
 from inference.batch.plan import Chunk, Fingerprint
 from inference.batch.records import RunRecord, Trigger
 from inference.errors import Defect, ForecacheError, ModelUnavailable, NotFound, StoreUnavailable

@@ -28,14 +28,13 @@ from app.api import (
     runs,
     tensorflow_serving,
 )
+from app.api.access import OPEN_PATHS, AccessControl
 from app.api.bodies import ExplainedBody
 from app.api.crowd import Crowd
 from app.api.dialects import SCHEMA as ERROR_SCHEMA
 from app.api.dialects import documented_errors, error_schema, speaks_protocol
-from app.api.gate import OPEN_PATHS, Gate
 from app.api.hot_path import HotRequest
 from app.api.limits import BodyLimit, Room
-from app.api.naming import HEADER, name_request, telling
 from app.api.open_inference import LENGTH_HEADER
 from app.api.parts import OpenParts, open_parts
 from app.api.problems import (
@@ -46,6 +45,7 @@ from app.api.problems import (
     respond_to_defect,
     respond_to_error,
 )
+from app.api.request_id_header import HEADER, begin_request, with_request_id
 from app.api.routing import respond_without_route, under_root, without_head
 from app.api.watchdog import loop_watched
 from app.listening import places
@@ -65,7 +65,7 @@ class Application(FastAPI):
 
     def __init__(self, api: ApiSettings, **options: Any) -> None:
         super().__init__(**options)
-        self.gate = Gate(api)
+        self.gate = AccessControl(api)
         self.shown_under = api.root_path
         self.crowd = Crowd(*places(api.max_connections))
         self.room = Room()
@@ -84,7 +84,7 @@ class Application(FastAPI):
         if self.shown_under:
             under_root(scope, self.shown_under)
         scope = without_head(scope)
-        request = name_request(scope)
+        request = begin_request(scope)
         answer = _TrackedAnswer(send)
         try:
             await self._serve(scope, receive, answer.send, request)
@@ -93,7 +93,7 @@ class Application(FastAPI):
         except Exception as error:  # noqa: BLE001 - `tell_each` logs it
             defects.tell_each(error)
             if not answer.begun:
-                await respond_to_defect()(scope, receive, telling(send, request))
+                await respond_to_defect()(scope, receive, with_request_id(send, request))
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, request: RequestId) -> None:
         if hot_path.is_hot(scope):
@@ -102,9 +102,9 @@ class Application(FastAPI):
         try:
             self.gate.check(scope)
         except ForecacheError as error:
-            await respond_to_error(error, scope["path"])(scope, receive, telling(send, request))
+            await respond_to_error(error, scope["path"])(scope, receive, with_request_id(send, request))
             return
-        await super().__call__(scope, receive, telling(send, request))
+        await super().__call__(scope, receive, with_request_id(send, request))
 
     def hot_request(self, scope: Scope, tell: Callable[[], None]) -> HotRequest:
         """Return a request of which `is_hot` is true, for a server that begins it without a task.

@@ -17,8 +17,8 @@ from fastapi import Response
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from app.api import hot_path
+from app.api.access import OPEN_PATHS
 from app.api.disconnects import WATCH_AFTER_S
-from app.api.gate import OPEN_PATHS
 from app.api.limits import MAX_BODY_BYTES, Room, crowded_out
 from app.api.parsing import BoundedParsing
 from app.api.problems import respond_to_error, respond_to_status

@@ -18,7 +18,7 @@ _SEARCH_EVERY_S = 0.1
 _TOLD_EVERY_S = 60.0
 
 
-class Member(Protocol):
+class Connection(Protocol):
     """A connection, as far as the crowd knows it."""
 
     loop: asyncio.AbstractEventLoop
@@ -42,7 +42,7 @@ class Crowd:
         self._next_search = 0.0
         self._told_at = -_TOLD_EVERY_S
 
-    def make_place(self, connections: Collection[Member], newcomer: Member) -> bool:
+    def make_place(self, connections: Collection[Connection], newcomer: Connection) -> bool:
         """Return whether there is a place for a newcomer, after the connections of silent clients were ended."""
         now = newcomer.loop.time()
         if now - self._told_at >= _TOLD_EVERY_S:

@@ -18,9 +18,9 @@ from starlette.types import Receive, Scope, Send
 
 from app.api.bodies import ENTITY_ID_SCHEMA, ExplainableTerms, ExplainedBody
 from app.api.disconnects import ClientWatch
-from app.api.naming import header_of, telling
 from app.api.parts import Parts
 from app.api.problems import defects, documented, respond_to_defect, respond_to_error
+from app.api.request_id_header import header_of, with_request_id
 from app.api.validation import as_bad_input, check_query
 from inference.entities import check_entity_id
 from inference.errors import BadEntityId, ForecacheError
@@ -89,7 +89,7 @@ class HotRequest:
         if client.gone:
             return
         if isinstance(answered, Response):
-            await answered(scope, receive, telling(send, request))
+            await answered(scope, receive, with_request_id(send, request))
             return
         headers = [CONTENT_TYPE, (b"content-length", b"%d" % len(answered))]
         if request.is_named:

@@ -26,8 +26,8 @@ from inference.protocols.tensors import packed_rows
 from inference.redis_clients import REQUEST
 from inference.release import installed_release
 from inference.serving import PredictionService
-from inference.serving.attendance import GONE_AFTER_S, follow_attendance, keep_beating
 from inference.serving.deadlines import RedisClock
+from inference.serving.heartbeats import GONE_AFTER_S, send_heartbeats, watch_workers
 from inference.serving.job_queue import Enqueue, JobQueue
 from inference.serving.lookups import TableReader
 from inference.serving.worker_client import Submit
@@ -117,14 +117,14 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
                 asyncio.create_task(clock.follow(client)),
                 *(
                     asyncio.create_task(
-                        follow_attendance(
+                        watch_workers(
                             partial(parts.in_thread, partial(presence.roster, queue)),
                             partial(service.workers_heard, settings.models_of([queue])),
                         )
                     )
                     for queue in settings.realtime_queues
                 ),
-                asyncio.create_task(keep_beating(beat)),
+                asyncio.create_task(send_heartbeats(beat)),
             ]
             try:
                 yield parts

@@ -63,7 +63,7 @@ async def read_body(request: Request) -> bytes:
     """Return a request's body, unpacked when it came as gzip or deflate, and counted as far as it is here.
 
     Raises:
-        RateLimited, TooHeavy: as `Gate.charge` says.
+        RateLimited, TooHeavy: as `AccessControl.charge` says.
         HTTPException: 413, it is over the limit, packed or unpacked.
         UnsupportedMedia: it is packed otherwise.
         BadInput: it is no gzip or deflate, whatever it says.

@@ -19,12 +19,12 @@ from inference.errors import BadInput, NotFound, cut
 from inference.models import VersionRecord
 from inference.protocols import tensorflow_serving as protocol
 from inference.protocols.json_tensors import render
-from inference.protocols.tensorflow_serving import Method, ModelPath, VersionStatus
+from inference.protocols.tensorflow_serving import Method, ModelUrl, VersionStatus
 from inference.protocols.tensors import bytes_of
 from inference.schema import Block
 
 
-class TensorFlowServing:
+class TensorFlowServingApi:
     """Every request under `/v1/`, whatever its verb: the protocol has its own words for those it does not know."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,7 +39,7 @@ class TensorFlowServing:
 
 def route() -> Route:
     """Return the route of everything under `/v1/`."""
-    return Route("/v1/{rest:path}", TensorFlowServing())
+    return Route("/v1/{rest:path}", TensorFlowServingApi())
 
 
 async def _respond(request: Request, parts: Parts) -> Response:
@@ -57,7 +57,7 @@ async def _respond(request: Request, parts: Parts) -> Response:
     return _json(render(body))
 
 
-async def _without_label(path: ModelPath, parts: Parts) -> ModelPath:
+async def _without_label(path: ModelUrl, parts: Parts) -> ModelUrl:
     """Return the path with the version that its label stands for.
 
     Raises:
@@ -75,7 +75,7 @@ async def _without_label(path: ModelPath, parts: Parts) -> ModelPath:
     return replace(path, version=labels[path.label], label=None)
 
 
-async def _predict(request: Request, path: ModelPath, parts: Parts) -> Response:
+async def _predict(request: Request, path: ModelUrl, parts: Parts) -> Response:
     document, size = await _document(request)
     protocol.signature_of(document)
     record = await _record(path, parts)
@@ -87,7 +87,7 @@ async def _predict(request: Request, path: ModelPath, parts: Parts) -> Response:
     return _json(await beside_loop(bytes_of(outputs), protocol.predict_answer, outputs, by_row=by_row))
 
 
-async def _examples(request: Request, path: ModelPath, parts: Parts) -> Response:
+async def _examples(request: Request, path: ModelUrl, parts: Parts) -> Response:
     document, size = await _document(request)
     examples = await beside_loop(size, protocol.read_examples, document)
     record = await _record(path, parts)
@@ -106,7 +106,7 @@ async def _document(request: Request) -> tuple[dict[str, Any], int]:
     return await beside_loop(len(body), protocol.read_document, body), len(body)
 
 
-async def _compute(request: Request, path: ModelPath, parts: Parts, tensors: Block) -> Block | None:
+async def _compute(request: Request, path: ModelUrl, parts: Parts, tensors: Block) -> Block | None:
     """Return the outputs; None when the client has hung up meanwhile."""
     try:
         outputs = await compute(request, parts, path.model, tensors, path.version)
@@ -115,7 +115,7 @@ async def _compute(request: Request, path: ModelPath, parts: Parts, tensors: Blo
     return None if outputs is None else outputs.tensors
 
 
-async def _record(path: ModelPath, parts: Parts) -> VersionRecord:
+async def _record(path: ModelUrl, parts: Parts) -> VersionRecord:
     """Return the record of the version that a path names.
 
     Raises:
@@ -130,7 +130,7 @@ async def _record(path: ModelPath, parts: Parts) -> VersionRecord:
     return record
 
 
-async def _status(path: ModelPath, parts: Parts) -> list[VersionStatus]:
+async def _status(path: ModelUrl, parts: Parts) -> list[VersionStatus]:
     missing = NotFound(
         f"Could not find any versions of model {cut(path.model)}"
         if path.version is None
@@ -157,7 +157,7 @@ def _remark(record: VersionRecord, parts: Parts) -> str:
     return str(without_folders(record.remark or "", parts.settings))
 
 
-def _not_found(path: ModelPath) -> NotFound:
+def _not_found(path: ModelUrl) -> NotFound:
     which = f"Latest({cut(path.model)})" if path.version is None else f"Specific({cut(path.model)}, {path.version})"
     return NotFound(f"Servable not found for request: {which}")
 

@@ -14,7 +14,7 @@ from inference.serving import Outputs
 async def compute(request: Request, parts: Parts, model: str, inputs: Block, version: int | None) -> Outputs | None:
     """Return the outputs; None when the client has hung up meanwhile.
 
-    Raises what `predict_tensors` raises, and what `Gate.charge` does of the rows.
+    Raises what `predict_tensors` raises, and what `AccessControl.charge` does of the rows.
     """
     request.app.gate.charge(
         request.scope, rows=max((len(tensor) for tensor in inputs.values() if tensor.ndim), default=0)

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from inference.errors import BadInput, cut, quoted
-from inference.field_mistakes import WANTED, sentence_about
+from inference.field_errors import WANTED, describe_field_error
 
 #: how alike a misspelt name of a query is to the one that is meant, and how many names are compared at most
 _ALIKE, _MOST_COMPARED = 0.75, 8
@@ -67,7 +67,7 @@ def _texts(about_one_field: Sequence[Mapping[str, Any]]) -> str:
     wanted = dict.fromkeys(WANTED[one["type"]] for one in about_one_field if one["type"] in WANTED)
     first = about_one_field[0]
     if first["type"] not in WANTED:
-        return sentence_about(first)
+        return describe_field_error(first)
     if first["type"] == "string_type" and type(first["input"]) is int and "." in _field_of(first):
         return f'ids are text in JSON: send "{cut(str(first["input"]))}"'
     return f"is {_described(first['input'])}: send {' or '.join(wanted)}"

@@ -79,7 +79,7 @@ _AMOUNTS = frozenset({"entities", "rps"})
 def _advice(
     name: str, settings: Settings, said: Mapping[str, float | bool | None], instance: str | None, prices: Path | None
 ) -> Advice:
-    from inference.economics import Figure, Origin, complete_figures, read_prices
+    from inference.economics import Basis, Figure, complete_figures, read_prices
     from inference.economics.advice import advise as advise_on
     from inference.economics.facts import check_fact, gather_facts
     from inference.economics.inputs import check_figure
@@ -95,16 +95,16 @@ def _advice(
     found = dict(measured.figures)
     if "rps" in amounts:  # the peak of other traffic says nothing about this one
         peak = amounts["rps"] * (facts["peak_ratio"].value if "peak_ratio" in facts else 1.0)
-        found["peak_rps"] = Figure(peak, Origin.OPTION, "--rps, by the ratio of peak to mean")
+        found["peak_rps"] = Figure(peak, Basis.OPTION, "--rps, by the ratio of peak to mean")
     figures = complete_figures(_as_options(amounts), found, priced)
     return advise_on(name, own, measured, facts, figures)
 
 
 def _as_options(values: Mapping[str, float]) -> dict[str, Figure]:
-    from inference.economics import Figure, Origin
+    from inference.economics import Basis, Figure
     from inference.economics.inputs import option_of
 
-    return {name: Figure(value, Origin.OPTION, option_of(name)) for name, value in values.items()}
+    return {name: Figure(value, Basis.OPTION, option_of(name)) for name, value in values.items()}
 
 
 def _print(advice: Advice, *, explain: bool) -> None:

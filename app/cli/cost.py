@@ -93,11 +93,11 @@ def _figures(
     batch_instance: str | None,
 ) -> dict[str, Figure]:
     """Return each input from the options, else the preset or what was measured, else the prices, else its default."""
-    from inference.economics import Figure, Origin, complete_figures
+    from inference.economics import Basis, Figure, complete_figures
     from inference.economics.brief import BRIEF_FIGURES
     from inference.economics.inputs import check_figure, option_of
 
-    said = {name: Figure(check_figure(name, value), Origin.OPTION, option_of(name)) for name, value in options.items()}
+    said = {name: Figure(check_figure(name, value), Basis.OPTION, option_of(name)) for name, value in options.items()}
     if "instance_price" in said and batch_instance is None:  # one price is for both
         said.setdefault("batch_instance_price", said["instance_price"])
     priced = table.figures(instance=instance, batch_instance=batch_instance)

@@ -28,7 +28,7 @@ def new(
     """Make a key. It is shown this once; only its hash goes into forecache.toml."""
     from pydantic import ValidationError
 
-    from inference.field_mistakes import mistake_in_file
+    from inference.field_errors import describe_error_in_file
     from inference.settings import ApiKey
     from inference.settings.deployment import MODEL_NAME
 
@@ -41,7 +41,7 @@ def new(
     except ValidationError as error:
         wrong = error.errors()[0]
         option = str(wrong["loc"][0]).removesuffix("s")
-        raise BadInput(f"--{option}: {mistake_in_file(wrong)}") from error
+        raise BadInput(f"--{option}: {describe_error_in_file(wrong)}") from error
     scopes = [one.value for one in made.scopes]
     if as_json:
         print_json({"name": name, "key": key, "hash": digest, "scopes": scopes, "rate": rate})

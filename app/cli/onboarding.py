@@ -24,7 +24,17 @@ from inference.models import Inspect, VersionRecord, find_versions, inspect_in_s
 from inference.models.formats import SAVED_MODEL, find_model_file, format_named
 from inference.models.inspection import signatures_in_subprocess
 from inference.models.runtimes import SavedSignature
-from inference.onboarding import Guess, Match, ModelFolder, Proposal, Table, Target, Trial, TrialRequest, WidthMismatch
+from inference.onboarding import (
+    Guess,
+    Match,
+    ModelFolder,
+    Proposal,
+    Target,
+    Trial,
+    TrialRequest,
+    UserTable,
+    WidthMismatch,
+)
 from inference.schema import DType, TensorSpec
 from inference.settings import ModelSettings, Settings, WorkerSettings, load_settings, settings_file
 from inference.settings.deployment import MODEL_NAME
@@ -164,7 +174,7 @@ class Onboarding:
         _say("event_time_column", f"{chosen.value!r}: {chosen.reason}" if chosen.value else f"none: {chosen.reason}")
         return chosen
 
-    def _match(self, record: VersionRecord, path: Path, table: Table) -> Match:
+    def _match(self, record: VersionRecord, path: Path, table: UserTable) -> Match:
         """Return which columns are the model's features; asks when that cannot be told."""
 
         def listed(columns: str) -> Match:
@@ -199,7 +209,9 @@ class Onboarding:
         onboarding.check_writable(place.parent)
         return place
 
-    def _newest_version(self, target: Target, name: str, path: Path, table: Table) -> tuple[str | None, VersionRecord]:
+    def _newest_version(
+        self, target: Target, name: str, path: Path, table: UserTable
+    ) -> tuple[str | None, VersionRecord]:
         """Return the newest version that can be served, and which of its signatures if not the usual one."""
         _say("loading", "the model, in a process of its own; this takes some seconds")
         signature, failure, record = self._options.signature, None, None
@@ -231,14 +243,14 @@ class Onboarding:
             raise ModelError(str(records[max(records)].error), field="path")
         return records[max(ready)]
 
-    def _choice(self, path: Path, table: Table) -> tuple[str, str] | None:
+    def _choice(self, path: Path, table: UserTable) -> tuple[str, str] | None:
         try:
             found = self._signatures(path)
         except ModelError:  # what is wrong with the model, or with its columns, is said by those who look at them
             return None
         return onboarding.choose_signature(found, table)
 
-    def _may_choose(self, record: VersionRecord | None, path: Path, table: Table) -> bool:
+    def _may_choose(self, record: VersionRecord | None, path: Path, table: UserTable) -> bool:
         """Tell whether another signature of a SavedModel may be the right one."""
         newest = max(find_versions(path).items())[1]
         found = find_model_file(newest)
@@ -294,10 +306,10 @@ def _worker_settings() -> WorkerSettings:
         return WorkerSettings()
 
 
-def _table_of(source: Source, name: str, taken: Sequence[str], record: VersionRecord | None = None) -> Table:
+def _table_of(source: Source, name: str, taken: Sequence[str], record: VersionRecord | None = None) -> UserTable:
     """Return the table to match; the names of the model and of its outputs are words for what it predicts."""
     outputs = [spec.name for spec in record.signature.outputs] if record else []
-    return Table(Path(source.path).name, source.schema, taken, [name, *name.replace("_", "-").split("-"), *outputs])
+    return UserTable(Path(source.path).name, source.schema, taken, [name, *name.replace("_", "-").split("-"), *outputs])
 
 
 def _spec(spec: TensorSpec) -> str:

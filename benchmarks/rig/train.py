@@ -12,9 +12,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 import pyarrow.parquet as pq
 
-from inference.models.runtimes.greetings import without_greetings
+from inference.models.runtimes.tensorflow_stderr import without_startup_notes
 
-with without_greetings():
+with without_startup_notes():
     import tensorflow as tf
 
     # the runtime asks for devices once, and prints what it did not find

@@ -4,10 +4,10 @@
 `finalising`; `reconciler` decides what is due, and `ledger` is the only one that changes a run's keys.
 """
 
-from inference.batch.asked import read_entities
 from inference.batch.details import RunDetails
 from inference.batch.engine import Engine
 from inference.batch.gates import Gate
+from inference.batch.partial_request import read_entities
 from inference.batch.records import RunState, RunView, Trigger
 from inference.batch.runs import Runs, Serving
 from inference.batch.schedule import current_slot, slot_after, slot_at

@@ -17,7 +17,7 @@ from inference.batch.partial import partial_gates
 from inference.batch.records import RunRecord, RunState, RunView
 from inference.batch.sinks.parquet import sweep_temporary_files, write_success
 from inference.batch.sources import check_source
-from inference.batch.tables import RunTables, Staged
+from inference.batch.tables import RunTables, StagedGeneration
 from inference.errors import BadInput, Conflict, NotFound
 from inference.failures import sentence_of
 from inference.keys import Keys
@@ -162,7 +162,7 @@ class Finalising:
         self.ledger.move(run, RunState.FAILED, expected=[RunState.PUBLISHING], error=error)
 
 
-def _serving_now(staged: Staged) -> Manifest | None:
+def _serving_now(staged: StagedGeneration) -> Manifest | None:
     current = staged.table.pointer().current
     return None if current is None else staged.table.manifest(current)
 

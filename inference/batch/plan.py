@@ -97,7 +97,7 @@ def file_differences(before: Sequence[SourceFile], now: Sequence[SourceFile]) ->
 
 
 @dataclass(frozen=True)
-class Piece:
+class RowSlice:
     """A slice with what it weighs: rows that are meant, and bytes before compression."""
 
     slice: Slice
@@ -114,17 +114,17 @@ def plan_chunks(files: Sequence[SourceFile], *, rows_per_chunk: int, bytes_per_c
     return gather(pieces, rows_per_chunk=rows_per_chunk, bytes_per_chunk=bytes_per_chunk)
 
 
-def cut_row_groups(files: Sequence[SourceFile], *, rows_per_chunk: int, bytes_per_chunk: int) -> Iterator[Piece]:
+def cut_row_groups(files: Sequence[SourceFile], *, rows_per_chunk: int, bytes_per_chunk: int) -> Iterator[RowSlice]:
     """Yield row groups, those that are larger than a chunk in equal slices."""
     for index, file in enumerate(files):
         for group, (rows, size) in enumerate(zip(file.row_groups, file.group_bytes, strict=True)):
             count = min(max(-(-rows // rows_per_chunk), -(-size // bytes_per_chunk)), rows)
             for piece in range(count):
                 start, end = rows * piece // count, rows * (piece + 1) // count
-                yield Piece(Slice(index, group, start, end - start), end - start, size // count)
+                yield RowSlice(Slice(index, group, start, end - start), end - start, size // count)
 
 
-def gather(pieces: Iterable[Piece], *, rows_per_chunk: int, bytes_per_chunk: int) -> Iterator[Chunk]:
+def gather(pieces: Iterable[RowSlice], *, rows_per_chunk: int, bytes_per_chunk: int) -> Iterator[Chunk]:
     """Yield chunks of neighbouring pieces, each as full as the limits allow."""
     number = rows = size = 0
     gathered: list[Slice] = []

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from inference.batch.asked import Selection, unpack_entities
 from inference.batch.engine import check_engine
 from inference.batch.folders import run_folder
 from inference.batch.ledger import Ledger
 from inference.batch.outages import is_the_runs_fault
 from inference.batch.partial import entities_gate
+from inference.batch.partial_request import Selection, unpack_entities
 from inference.batch.plan import Fingerprint, cut_row_groups, file_differences, files_digest, gather, plan_chunks
 from inference.batch.records import RunRecord, RunState
 from inference.batch.selection import Selected, select_rows

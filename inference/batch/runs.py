@@ -9,12 +9,12 @@ from typing import Any
 
 import redis
 
-from inference.batch.asked import check_entities, pack_entities, since_of
 from inference.batch.details import RunDetails
 from inference.batch.engine import engine_of, refuse_spark
 from inference.batch.finalising import Finalising, bad_rows_of
 from inference.batch.folders import run_folder
 from inference.batch.ledger import Ledger
+from inference.batch.partial_request import check_entities, pack_entities, since_of
 from inference.batch.preparation import Preparation
 from inference.batch.reconciler import Reconciler
 from inference.batch.records import RunRecord, RunState, RunView, Trigger

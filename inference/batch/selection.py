@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from inference.batch.asked import Selection
 from inference.batch.gates import MAX_EXAMPLES
-from inference.batch.plan import Piece
+from inference.batch.partial_request import Selection
+from inference.batch.plan import RowSlice
 from inference.entities import entity_ids_as_text, illegal_entity_ids
 from inference.features import event_times
 from inference.features.event_time import exact_instants
@@ -37,7 +37,7 @@ _BATCH_ROWS = 1 << 17
 class Selected:
     """The rows found. `missing`: how many of the asked ids no row has, and some of them."""
 
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[RowSlice] = field(default_factory=list)
     missing: int = 0
     missing_examples: tuple[str, ...] = ()
 
@@ -49,7 +49,7 @@ class Selected:
 
 def select_rows(
     source: Source,
-    pieces: Iterator[Piece],
+    pieces: Iterator[RowSlice],
     selection: Selection,
     *,
     entity_column: str,
@@ -65,7 +65,7 @@ def select_rows(
         SourceError: two rows that are meant have the same id, or the source cannot be read.
     """
     scan = _Scan(selection, entity_column, event_time_column, newest=newest)
-    kept: list[Piece] = []
+    kept: list[RowSlice] = []
     for group, batches in _row_groups(source, _prune(source, pieces, selection.since, event_time_column), scan.columns):
         kept += _masked(group, np.concatenate([scan.mask(batch) for batch in batches]))
     if scan.newest is None:
@@ -131,8 +131,8 @@ class _Asked:
 
 
 def _row_groups(
-    source: Source, pieces: Iterator[Piece], columns: list[str]
-) -> Iterator[tuple[list[Piece], Iterator[pa.RecordBatch]]]:
+    source: Source, pieces: Iterator[RowSlice], columns: list[str]
+) -> Iterator[tuple[list[RowSlice], Iterator[pa.RecordBatch]]]:
     """Yield each row group's pieces with its rows, which must be read before the next is asked for."""
     groups = [list(group) for _, group in groupby(pieces, key=lambda p: (p.slice.file, p.slice.row_group))]
     whole = [replace(group[0].slice, offset=0, length=sum(piece.rows for piece in group)) for group in groups]
@@ -150,16 +150,16 @@ def _first_rows(batches: Iterator[pa.RecordBatch], rows: int) -> Iterator[pa.Rec
         yield batch
 
 
-def _masked(group: Sequence[Piece], mask: npt.NDArray[np.bool_]) -> Iterator[Piece]:
+def _masked(group: Sequence[RowSlice], mask: npt.NDArray[np.bool_]) -> Iterator[RowSlice]:
     for piece in group:
         own = mask[piece.slice.offset : piece.slice.offset + piece.slice.length]
         rows = int(own.sum())
         if rows:
             packed = None if rows == len(own) else pack_mask(own)
-            yield Piece(replace(piece.slice, mask=packed), rows, piece.bytes * rows // len(own))
+            yield RowSlice(replace(piece.slice, mask=packed), rows, piece.bytes * rows // len(own))
 
 
-def _refined(pieces: Sequence[Piece], keep: npt.NDArray[np.bool_]) -> Iterator[Piece]:
+def _refined(pieces: Sequence[RowSlice], keep: npt.NDArray[np.bool_]) -> Iterator[RowSlice]:
     """Yield of pieces the rows to keep; `keep` says it of each row that is meant, in order."""
     at = 0
     for piece in pieces:
@@ -170,11 +170,11 @@ def _refined(pieces: Sequence[Piece], keep: npt.NDArray[np.bool_]) -> Iterator[P
         rows = int(mask.sum())
         if rows:
             packed = None if rows == length else pack_mask(mask)
-            yield Piece(replace(piece.slice, mask=packed), rows, piece.bytes * rows // piece.rows)
+            yield RowSlice(replace(piece.slice, mask=packed), rows, piece.bytes * rows // piece.rows)
 
 
 def _refuse_repeated(
-    source: Source, pieces: Sequence[Piece], hashes: Sequence[npt.NDArray[np.uint64]], entity_column: str
+    source: Source, pieces: Sequence[RowSlice], hashes: Sequence[npt.NDArray[np.uint64]], entity_column: str
 ) -> None:
     every = np.concatenate([np.empty(0, np.uint64), *hashes])
     repeated = len(every) - len(np.unique(every))
@@ -184,13 +184,13 @@ def _refuse_repeated(
         raise repeated_ids_error(repeated, counted.duplicates, entity_column)
 
 
-def _prune(source: Source, pieces: Iterator[Piece], since: float | None, column: str | None) -> Iterator[Piece]:
+def _prune(source: Source, pieces: Iterator[RowSlice], since: float | None, column: str | None) -> Iterator[RowSlice]:
     """Leave out the row groups in which, by their statistics, nothing is new enough."""
     if since is None or column is None:
         return pieces
     newest: dict[int, Mapping[int, float]] = {}
 
-    def may_match(piece: Piece) -> bool:
+    def may_match(piece: RowSlice) -> bool:
         number = piece.slice.file
         if number not in newest:
             newest.clear()  # pieces come file by file

@@ -20,7 +20,7 @@ _PUBLISHED = (GenerationState.CURRENT, GenerationState.PREVIOUS)
 
 
 @dataclass(frozen=True)
-class Staged:
+class StagedGeneration:
     """A run's generation in one table; `manifest` and `state` as they were looked up, None when Redis has none."""
 
     kind: TableKind
@@ -59,14 +59,14 @@ class RunTables:
                 opened[kind] = manifest.number
         return opened
 
-    def of(self, run: RunRecord) -> list[Staged]:
+    def of(self, run: RunRecord) -> list[StagedGeneration]:
         """Return what a run fills, the one that decides first; none for a run that writes only Parquet."""
         staged = []
         for kind in KINDS:
             number = run.generation_of(kind)
             if number is not None:
                 table = self.table(kind, run.model)
-                staged.append(Staged(kind, table, table.manifest(number), table.state(number)))
+                staged.append(StagedGeneration(kind, table, table.manifest(number), table.state(number)))
         return staged
 
     def publish(self, run: RunRecord, *, run_key: str, run_state: str) -> None:

@@ -3,18 +3,18 @@
 from inference.economics.brief import BriefEstimate, brief_estimate
 from inference.economics.curves import BreakEven, Curve, Swing, break_even, cost_curve, sensitivity
 from inference.economics.estimate import Estimate, estimate
-from inference.economics.inputs import FIELDS, CostInputs, Figure, Origin, complete_figures
+from inference.economics.inputs import FIELDS, Basis, CostInputs, Figure, complete_figures
 from inference.economics.prices import PriceTable, read_prices
 
 __all__ = [
     "FIELDS",
+    "Basis",
     "BreakEven",
     "BriefEstimate",
     "CostInputs",
     "Curve",
     "Estimate",
     "Figure",
-    "Origin",
     "PriceTable",
     "Swing",
     "break_even",

@@ -7,12 +7,12 @@ from typing import Any
 
 from inference.economics.estimate import Estimate, estimate
 from inference.economics.formulas import HOURS_PER_DAY, HOURS_PER_MONTH, SECONDS_PER_DAY, savings_percent
-from inference.economics.inputs import CostInputs, Figure, Origin
+from inference.economics.inputs import Basis, CostInputs, Figure
 
 _HOW = "the brief's example"
 #: the inputs of the brief's "Cost Comparison": 1M users once a day against 100 requests a second
 BRIEF_FIGURES: dict[str, Figure] = {
-    name: Figure(value, Origin.BRIEF, _HOW)
+    name: Figure(value, Basis.BRIEF, _HOW)
     for name, value in {
         "entities": 1_000_000, "runs_per_day": 1, "throughput": 10_000, "startup_s": 0, "batch_instance_price": 3.0,
         "spot_discount": 0, "retry_factor": 0, "rps": 100, "instance_price": 5.0,

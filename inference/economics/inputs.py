@@ -14,7 +14,7 @@ from inference.errors import SettingsError
 _SMALLEST, _LARGEST = 1e-15, 1e15
 
 
-class Origin(StrEnum):
+class Basis(StrEnum):
     """Where a figure came from."""
 
     #: the caller said it
@@ -36,7 +36,7 @@ class Figure:
     """One number, where it came from, and in a few words how."""
 
     value: float
-    origin: Origin
+    origin: Basis
     how: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def _not_negative(value: float) -> bool:
     return value >= 0
 
 
-def _assumed(value: float, how: str, origin: Origin = Origin.DEFAULT) -> Figure:
+def _assumed(value: float, how: str, origin: Basis = Basis.DEFAULT) -> Figure:
     return Figure(value, origin, how)
 
 
@@ -183,5 +183,5 @@ def complete_figures(*sources: Mapping[str, Figure]) -> dict[str, Figure]:
     }
     if "peak_rps" not in found and "rps" in found:
         mean = found["rps"]
-        found["peak_rps"] = Figure(mean.value, Origin.DEFAULT, "no peak is known: the mean")
+        found["peak_rps"] = Figure(mean.value, Basis.DEFAULT, "no peak is known: the mean")
     return {name: found[name] for name in FIELDS if name in found}

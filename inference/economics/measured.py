@@ -11,7 +11,7 @@ from inference.batch import RunState, RunView, slot_after
 from inference.batch.engine import Engine
 from inference.batch.ledger import Ledger
 from inference.economics.formulas import SECONDS_PER_DAY
-from inference.economics.inputs import Figure, Origin
+from inference.economics.inputs import Basis, Figure
 from inference.errors import ModelUnavailable
 from inference.features.groups import CLOCK_FUNCTIONS, GroupSource
 from inference.hits import HitWindows, Statistics
@@ -131,7 +131,7 @@ def _median(values: list[float]) -> float | None:
 
 
 def _measured(value: float, how: str) -> Figure:
-    return Figure(value, Origin.MEASURED, how)
+    return Figure(value, Basis.MEASURED, how)
 
 
 def _schedule(settings: ModelSettings) -> dict[str, Figure]:
@@ -139,7 +139,7 @@ def _schedule(settings: ModelSettings) -> dict[str, Figure]:
     if schedule is None:
         return {}
     count = slots_a_week(schedule, settings.batch.timezone) / 7
-    return {"runs_per_day": Figure(count, Origin.SETTINGS, f"schedule {schedule!r}")} if count else {}
+    return {"runs_per_day": Figure(count, Basis.SETTINGS, f"schedule {schedule!r}")} if count else {}
 
 
 def slots_a_week(schedule: str, timezone: str) -> float:

@@ -12,9 +12,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from inference.economics.inputs import Figure, Origin
+from inference.economics.inputs import Basis, Figure
 from inference.errors import SettingsError
-from inference.field_mistakes import mistake_in_file
+from inference.field_errors import describe_error_in_file
 from inference.settings.fields import Section
 from inference.small_files import read_small_text
 
@@ -63,7 +63,7 @@ class PriceTable(Section):
                 field=kind,
             )
         entry = entries[name]
-        return Figure(entry.price, Origin.PRICES, f"{name}, {self.as_of}: {entry.source}")
+        return Figure(entry.price, Basis.PRICES, f"{name}, {self.as_of}: {entry.source}")
 
     def figures(self, *, instance: str | None = None, batch_instance: str | None = None) -> dict[str, Figure]:
         """Return the four prices of a cost. `instance` is for runs too, unless `batch_instance` names another.
@@ -99,7 +99,7 @@ def read_prices(file: Path | None = None) -> PriceTable:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise SettingsError(f"{source.name}: {where}: {mistake_in_file(first)}", field="prices") from error
+        raise SettingsError(f"{source.name}: {where}: {describe_error_in_file(first)}", field="prices") from error
     table.figures()  # its defaults name entries that are there
     return table
 

@@ -150,7 +150,7 @@ OBJECTIONS: tuple[Objection, ...] = (
 
 
 @dataclass(frozen=True)
-class Finding:
+class Verdict:
     """A rule with what came of it; `seen` are the facts it looked at."""
 
     rule: Rule
@@ -164,7 +164,7 @@ class Judgement:
 
     approach: Approach
     support: Mapping[Approach, float]
-    findings: tuple[Finding, ...]
+    findings: tuple[Verdict, ...]
     objections: tuple[Objection, ...]
 
     @property
@@ -180,7 +180,7 @@ def judge(facts: Facts) -> Judgement:
     is when nothing is known ("Most systems use hybrid", the brief's "Key Takeaways").
     """
     findings = tuple(
-        Finding(rule, rule.judge(facts), {name: facts[name] for name in rule.facts if name in facts}) for rule in RULES
+        Verdict(rule, rule.judge(facts), {name: facts[name] for name in rule.facts if name in facts}) for rule in RULES
     )
     objections = tuple(each for each in OBJECTIONS if each.fact in facts and facts[each.fact].value)
     support = {approach: _support(approach, findings) for approach in Approach}
@@ -188,7 +188,7 @@ def judge(facts: Facts) -> Judgement:
     return Judgement(_choose(support, possible), support, findings, objections)
 
 
-def _support(approach: Approach, findings: tuple[Finding, ...]) -> float:
+def _support(approach: Approach, findings: tuple[Verdict, ...]) -> float:
     own = [finding for finding in findings if finding.rule.approach is approach]
     return sum(finding.holds is True for finding in own) / len(own)
 

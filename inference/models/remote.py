@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from inference.errors import ModelError
-from inference.field_mistakes import mistake_in_file
+from inference.field_errors import describe_error_in_file
 from inference.redaction import remember_secret
 from inference.settings import parse_duration
 from inference.settings.server_urls import split_http_url
@@ -168,5 +168,5 @@ def _telling(error: Exception) -> str:
         return " ".join(str(error).split())
     first = error.errors()[0]
     known = ", ".join(RemoteEngine.model_fields)
-    what = f"no such key; known: {known}" if first["type"] == "extra_forbidden" else mistake_in_file(first)
+    what = f"no such key; known: {known}" if first["type"] == "extra_forbidden" else describe_error_in_file(first)
     return f"{'.'.join(map(str, first['loc']))}: {what}".removeprefix(": ")

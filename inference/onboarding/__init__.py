@@ -18,7 +18,7 @@ from inference.onboarding.guesses import (
     unfit_id_columns,
 )
 from inference.onboarding.head import newest_times, read_head
-from inference.onboarding.matching import Match, Table, WidthMismatch, match_columns, match_listed, match_written
+from inference.onboarding.matching import Match, UserTable, WidthMismatch, match_columns, match_listed, match_written
 from inference.onboarding.model_file import ModelFolder, check_model, model_folder
 from inference.onboarding.proposal import Proposal, ages_for, spelled
 from inference.onboarding.rendering import render_contract, render_model, render_settings
@@ -32,10 +32,10 @@ __all__ = [
     "Match",
     "ModelFolder",
     "Proposal",
-    "Table",
     "Target",
     "Trial",
     "TrialRequest",
+    "UserTable",
     "WidthMismatch",
     "ages_for",
     "check_entity_column",

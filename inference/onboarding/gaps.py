@@ -18,7 +18,7 @@ from inference.features.rows import take
 from inference.models import score_rows
 from inference.models.formats import format_named
 from inference.models.loaded import LoadedModel
-from inference.onboarding.head import Head
+from inference.onboarding.head import TableHead
 from inference.schema import DType
 
 _MOST_SHOWN = 5
@@ -34,7 +34,7 @@ class Gaps:
     advice: str | None
 
 
-def find_gaps(loaded: LoadedModel, head: Head) -> Gaps:
+def find_gaps(loaded: LoadedModel, head: TableHead) -> Gaps:
     """Try a row with each feature missing that some row of the head lacks.
 
     Features with a default, and those that are nullable already, are left alone.
@@ -65,7 +65,7 @@ def _column(table: pa.Table, feature: Feature) -> pa.Array:
     return pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
 
 
-def _borne(loaded: LoadedModel, features: Sequence[Feature], head: Head, missing: Mapping[str, Mask]) -> set[str]:
+def _borne(loaded: LoadedModel, features: Sequence[Feature], head: TableHead, missing: Mapping[str, Mask]) -> set[str]:
     """Return the features of which the model answers a row that lacks them, all its other values being there."""
     format_ = format_named(loaded.record.format)
     tried = [one for one in features if one.dtype.is_float or (one.dtype is DType.STRING and format_.missing_text)]
@@ -83,7 +83,7 @@ def _borne(loaded: LoadedModel, features: Sequence[Feature], head: Head, missing
     return {feature.name for feature, fails in zip(tried, failed.tolist(), strict=True) if not fails}
 
 
-def _advice(contract: FeatureContract, left: Mapping[str, Mask], head: Head) -> str:
+def _advice(contract: FeatureContract, left: Mapping[str, Mask], head: TableHead) -> str:
     rows = int(np.any(list(left.values()), axis=0).sum())
     features = [one for one in contract.features if one.name in left]
     shown = ", ".join(_with_default(one, head.table, left[one.name]) for one in features[:_MOST_SHOWN])

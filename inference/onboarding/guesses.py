@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from inference.entities import check_entity_column_type, entity_ids_as_text, illegal_entity_ids
 from inference.errors import SourceError
-from inference.onboarding.head import Head
+from inference.onboarding.head import TableHead
 from inference.sources import column_problem, column_type_name
 
 #: columns whose first rows are read to tell ids from other values
@@ -78,7 +78,7 @@ def unfit_id_columns(schema: pa.Schema) -> list[str]:
     return told
 
 
-def guess_entity_column(head: Head, unfit: Sequence[str] = (), *, may_repeat: bool = False) -> Guess:
+def guess_entity_column(head: TableHead, unfit: Sequence[str] = (), *, may_repeat: bool = False) -> Guess:
     """Return the first column of the head that has a different legal id in every row.
 
     `unfit`: from `unfit_id_columns`, said when there is no such column. `may_repeat`: ids need not differ.
@@ -96,7 +96,7 @@ def guess_entity_column(head: Head, unfit: Sequence[str] = (), *, may_repeat: bo
     return Guess(None, "; ".join([f"no column looks like one id a row ({why})", *unfit[:_MOST_UNFIT]]))
 
 
-def check_entity_column(head: Head, column: str, *, may_repeat: bool = False) -> str:
+def check_entity_column(head: TableHead, column: str, *, may_repeat: bool = False) -> str:
     """Return the line that says why a column can be the entity column.
 
     Raises:
@@ -169,7 +169,7 @@ def _entity_rank(field: pa.Field, hints: str) -> int | None:
     return None if pa.types.is_integer(field.type) else 4
 
 
-def _id_problem(head: Head, column: str, *, may_repeat: bool) -> str | None:
+def _id_problem(head: TableHead, column: str, *, may_repeat: bool) -> str | None:
     ids = entity_ids_as_text(head.table.column(column).combine_chunks(), column)
     if isinstance(ids, pa.ChunkedArray):
         ids = pa.concat_arrays(ids.chunks) if ids.num_chunks else pa.array([], pa.string())
@@ -192,7 +192,7 @@ def _kind(type_: pa.DataType) -> str:
     return "integers" if pa.types.is_integer(value_type) or pa.types.is_decimal(value_type) else "text"
 
 
-def _reason(head: Head, column: str, *, may_repeat: bool) -> str:
+def _reason(head: TableHead, column: str, *, may_repeat: bool) -> str:
     unnamed = (
         "; it is the index of the DataFrame that wrote the table, which had no name: "
         "df.rename_axis('user_id') gives it one"

@@ -22,7 +22,7 @@ _FOOTERS = 20
 
 
 @dataclass(frozen=True)
-class Head:
+class TableHead:
     """First rows of some columns of a table. `whole`: the table has no further rows."""
 
     table: pa.Table
@@ -35,7 +35,7 @@ class Head:
         return f"all {rows} rows" if self.whole else f"the first {rows} rows"
 
 
-def read_head(source: Source, columns: Sequence[str], *, rows: int = HEAD_ROWS) -> Head:
+def read_head(source: Source, columns: Sequence[str], *, rows: int = HEAD_ROWS) -> TableHead:
     """Return the first rows of some columns, a bounded amount whatever the table holds.
 
     Raises:
@@ -49,7 +49,7 @@ def read_head(source: Source, columns: Sequence[str], *, rows: int = HEAD_ROWS) 
         if seen >= rows or size >= HEAD_BYTES:
             break
     table = concat_rows([pa.Table.from_batches([batch]) for batch in kept]) if kept else pa.table({})
-    return Head(table.combine_chunks(), seen >= source.rows)
+    return TableHead(table.combine_chunks(), seen >= source.rows)
 
 
 def newest_times(source: Source, columns: Sequence[str]) -> dict[str, datetime]:

@@ -34,7 +34,7 @@ class WidthMismatch(BadInput):
 
 
 @dataclass(frozen=True)
-class Table:
+class UserTable:
     """A table to match. `taken`: columns that are no features; `targets`: words for what the model predicts."""
 
     name: str
@@ -51,7 +51,7 @@ class Match:
     reason: str
 
 
-def match_columns(signature: Signature, table: Table, *, text_by_table: bool = False) -> Match:
+def match_columns(signature: Signature, table: UserTable, *, text_by_table: bool = False) -> Match:
     """Match a table's columns to a model's inputs by name; for a single tensor also by type and order.
 
     Names are the same if they differ only by what libraries clean: anything but letters and digits.
@@ -83,7 +83,7 @@ def match_columns(signature: Signature, table: Table, *, text_by_table: bool = F
     )
 
 
-def _columns_by_input(signature: Signature, table: Table) -> dict[str, str]:
+def _columns_by_input(signature: Signature, table: UserTable) -> dict[str, str]:
     """Return the column of each input that has one: that of its name, else the only one whose cleaned name is its."""
     inputs = {spec.name for spec in signature.inputs}
     columns = {name: name for name in table.schema.names if name in inputs}
@@ -114,7 +114,7 @@ def _in_table(feature: Feature, field: pa.Field, *, text_by_table: bool) -> Feat
     return as_text if text_by_table and is_text else replace(feature, column=column)
 
 
-def match_listed(signature: Signature, table: Table, columns: Sequence[str]) -> Match:
+def match_listed(signature: Signature, table: UserTable, columns: Sequence[str]) -> Match:
     """Take the named columns for a model's single tensor, in their order.
 
     Raises:
@@ -143,7 +143,7 @@ def match_listed(signature: Signature, table: Table, columns: Sequence[str]) -> 
     return Match(contract, reason=f"as given: {_listed(columns)}")
 
 
-def match_written(contract: FeatureContract, signature: Signature, table: Table) -> Match:
+def match_written(contract: FeatureContract, signature: Signature, table: UserTable) -> Match:
     """Match a table's columns to a contract that is already written.
 
     Raises:
@@ -153,7 +153,7 @@ def match_written(contract: FeatureContract, signature: Signature, table: Table)
     return Match(contract, reason=f"as {CONTRACT_FILE} lists them: {_listed(contract.names)}")
 
 
-def _fill_tensor(signature: Signature, table: Table) -> Match:
+def _fill_tensor(signature: Signature, table: UserTable) -> Match:
     only = signature.inputs[0]
     width = math.prod(only.shape)
     names = [field.name for field in table.schema if _can_fill(field, only, table)]
@@ -172,7 +172,7 @@ def _fill_tensor(signature: Signature, table: Table) -> Match:
 Rule = tuple[Callable[[str], bool], str]
 
 
-def _droppings(table: Table) -> list[tuple[Rule, ...]]:
+def _droppings(table: UserTable) -> list[tuple[Rule, ...]]:
     """Return what may be left out, the least first: nothing, one kind of leftover, two kinds, all."""
     targets = {word.lower() for word in table.targets}
     rules: list[Rule] = [
@@ -195,7 +195,7 @@ def _stacked(signature: Signature, names: list[str], kept: list[str], left_out: 
     return Match(contract, reason=reason)
 
 
-def _can_fill(field: pa.Field, only: TensorSpec, table: Table, shape: tuple[int, ...] = ()) -> bool:
+def _can_fill(field: pa.Field, only: TensorSpec, table: UserTable, shape: tuple[int, ...] = ()) -> bool:
     if not field.name or field.name in table.taken or column_problem(field):
         return False
     return not pa.types.is_null(field.type) and type_problem(Feature(field.name, only.dtype, shape), field.type) is None
@@ -210,7 +210,7 @@ def _feature(field: pa.Field, only: TensorSpec) -> Feature:
     return Feature(field.name, only.dtype, only.shape if is_list else ())
 
 
-def _mismatch(only: TensorSpec, width: int, names: list[str], table: Table) -> str:
+def _mismatch(only: TensorSpec, width: int, names: list[str], table: UserTable) -> str:
     kind = _kind(only.dtype)
     takes = f"the model's input {only.name!r} takes {_count(width, 'value')}"
     if len(names) < width:
@@ -227,7 +227,7 @@ def _mismatch(only: TensorSpec, width: int, names: list[str], table: Table) -> s
     )
 
 
-def _no_columns(missing: list[str], table: Table, inputs: int) -> str:
+def _no_columns(missing: list[str], table: UserTable, inputs: int) -> str:
     told = ", ".join(f"{name!r} {_nearest(name, table.schema)}" for name in missing[:_MOST_MISSING])
     more = f" and {len(missing) - _MOST_MISSING} more" if len(missing) > _MOST_MISSING else ""
     which = "none" if len(missing) == inputs else f"{inputs - len(missing)}"

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 
 from inference.errors import BadInput, ModelError
 from inference.models.runtimes import SavedSignature
-from inference.onboarding.matching import Table, match_columns
+from inference.onboarding.matching import UserTable, match_columns
 from inference.schema import DType, Signature
 
 _DEFAULT = "serving_default"
 
 
-def needs_choice(signature: Signature | None, table: Table) -> bool:
+def needs_choice(signature: Signature | None, table: UserTable) -> bool:
     """Tell whether another signature may fit a table better than the one that would be served (None: there is none).
 
     One that takes a single text may take serialized tf.Examples, whatever the table holds.
@@ -23,7 +23,7 @@ def needs_choice(signature: Signature | None, table: Table) -> bool:
     return takes_one_text or not _fits(signature, table)
 
 
-def choose_signature(found: Mapping[str, SavedSignature], table: Table) -> tuple[str, str] | None:
+def choose_signature(found: Mapping[str, SavedSignature], table: UserTable) -> tuple[str, str] | None:
     """Return the signature that fits the table in place of the default one, and why; None to leave it at that.
 
     Raises:
@@ -52,11 +52,11 @@ def choose_signature(found: Mapping[str, SavedSignature], table: Table) -> tuple
     )
 
 
-def _takes_columns(one: SavedSignature, table: Table) -> bool:
+def _takes_columns(one: SavedSignature, table: UserTable) -> bool:
     return not one.reads_examples and _fits(one.signature, table)
 
 
-def _fits(signature: Signature, table: Table) -> bool:
+def _fits(signature: Signature, table: UserTable) -> bool:
     try:
         match_columns(signature, table)
     except BadInput:

@@ -25,7 +25,7 @@ from inference.models.proof import check_rows_alone
 from inference.models.runtimes import LoadOptions, keras_environment
 from inference.models.versions import find_versions
 from inference.onboarding.gaps import Gaps, find_gaps
-from inference.onboarding.head import Head, read_head
+from inference.onboarding.head import TableHead, read_head
 from inference.schema import Block
 from inference.settings import WorkerSettings
 from inference.sources import open_source
@@ -158,14 +158,14 @@ def trial_to_json(trial: Trial) -> str:
     return json.dumps({**trial.__dict__, "contract": trial.contract.to_json()})
 
 
-def _read_head(request: TrialRequest, vectoriser: Vectoriser) -> Head:
+def _read_head(request: TrialRequest, vectoriser: Vectoriser) -> TableHead:
     """Return so many of the table's first rows that gaps show, or only as many as are tried."""
     names = list(dict.fromkeys([request.entity_column, *vectoriser.columns]))
     source = open_source(request.source, as_text=[request.entity_column, *vectoriser.text_columns])
     return read_head(source, names, rows=GAP_ROWS if request.adapt else TRIAL_ROWS)
 
 
-def _first_rows(request: TrialRequest, vectoriser: Vectoriser, head: Head) -> tuple[pa.Array, FeatureRows]:
+def _first_rows(request: TrialRequest, vectoriser: Vectoriser, head: TableHead) -> tuple[pa.Array, FeatureRows]:
     """Return ids as text and features of the table's first rows."""
     rows = max(1, min(TRIAL_ROWS, _TRIAL_VALUES // max(request.contract.width, 1)))
     batch = head.table.slice(0, rows).combine_chunks().to_batches()[0]

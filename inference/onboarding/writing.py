@@ -13,7 +13,7 @@ from inference.errors import BadInput
 
 
 @dataclass(frozen=True)
-class Staged:
+class StagedFiles:
     """Files that lie complete beside the places they are meant for: place → file."""
 
     files: Mapping[Path, Path]
@@ -40,7 +40,7 @@ class Staged:
 
 
 @contextmanager
-def staged(texts: Mapping[Path, str]) -> Iterator[Staged]:
+def staged(texts: Mapping[Path, str]) -> Iterator[StagedFiles]:
     """Write each text beside its place, without touching what is there; removed at the end unless committed.
 
     Raises:
@@ -59,7 +59,7 @@ def staged(texts: Mapping[Path, str]) -> Iterator[Staged]:
                 raise BadInput(
                     f"{place.name} cannot hold a name that is not UTF-8: rename the file or column"
                 ) from error
-        yield Staged(files)
+        yield StagedFiles(files)
     finally:
         for fresh in files.values():
             # a folder that refused the file refuses this too, and says so in its own way

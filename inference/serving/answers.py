@@ -13,7 +13,7 @@ import orjson
 
 from inference.clock import to_iso
 from inference.errors import BadInput, Defect, ForecacheError, reported_error
-from inference.outcomes import Outcome, Source
+from inference.outcomes import AnswerSource, Outcome
 from inference.protocols.tensors import unpack
 from inference.release import UNREADABLE
 from inference.schema import Block
@@ -35,7 +35,7 @@ class Answer(NamedTuple):
     model: str
     model_version: int | None
     prediction: Any
-    source: Source
+    source: AnswerSource
     outcome: Outcome
     as_of: float | None
     computed_at: float
@@ -83,7 +83,7 @@ def _of_model(model: str, version: int | None) -> bytes:
 
 
 @lru_cache(maxsize=_FRAGMENTS)
-def _of_outcome(source: Source, outcome: Outcome) -> bytes:
+def _of_outcome(source: AnswerSource, outcome: Outcome) -> bytes:
     words = {
         "source": source.value,
         "outcome": outcome.value,
@@ -125,7 +125,7 @@ def prediction_of(values: Mapping[str, Any]) -> Any:
     return next(iter(values.values())) if len(values) == 1 else dict(values)
 
 
-def answer_stored(model: str, entity_id: str, entry: Entry, source: Source, outcome: Outcome) -> Answer:
+def answer_stored(model: str, entity_id: str, entry: Entry, source: AnswerSource, outcome: Outcome) -> Answer:
     """Return the answer that a stored entry gives."""
     return Answer(
         entity_id,
@@ -146,7 +146,7 @@ def answer_computed(model: str, entity_id: str | None, reply: Computed) -> Answe
         model=model,
         model_version=reply.model_version,
         prediction=reply.prediction,
-        source=Source.REALTIME,
+        source=AnswerSource.REALTIME,
         outcome=Outcome.COMPUTED,
         as_of=reply.as_of,
         computed_at=reply.computed_at,

@@ -16,7 +16,6 @@ from inference.errors import DeadlineExceeded, Defect, ForecacheError, Overloade
 from inference.failures import Failures
 from inference.request_ids import RequestId, requests_behind, work_for
 from inference.serving.answers import Reply
-from inference.serving.pace import Pace
 
 #: micro-batches that may wait, whatever the pace: memory is bounded even if every caller has minutes
 MAX_WAITING_BATCHES = 64
@@ -27,6 +26,10 @@ class Compute(Protocol):
 
     async def __call__(self, entity_ids: list[str], until: float) -> list[Reply]:
         """Return one reply per id, in order. `until`: event-loop time by which they are wanted."""
+
+
+#: weight of the newest micro-batch: old ones fade within about ten
+_NEWEST = 0.2
 
 
 @dataclass(eq=False, slots=True)
@@ -52,7 +55,7 @@ class Coalescer:
         self._flying: dict[str, _Flight] = {}
         self._batches: set[asyncio.Task[None]] = set()
         self._launch_is_due = False
-        self._pace = Pace()
+        self._pace = BatchTimes()
         self._failures = Failures(__name__, "coalescer")
 
     async def ask(self, entity_ids: Sequence[str], *, until: float) -> list[Reply]:
@@ -191,3 +194,18 @@ class Coalescer:
         self._batches.discard(batch)
         if not batch.cancelled():
             self._launch()
+
+
+class BatchTimes:
+    """The smoothed time of a micro-batch, in seconds; 0 until the first has come back."""
+
+    def __init__(self) -> None:
+        self.took_s = 0.0
+
+    def learn(self, took_s: float) -> None:
+        """Take in one more micro-batch."""
+        self.took_s = took_s if self.took_s == 0 else self.took_s + _NEWEST * (took_s - self.took_s)
+
+    def answer_s(self, ahead: int, lanes: int) -> float:
+        """Return when an answer may be expected: `ahead` micro-batches wait before it, for `lanes` lanes in use."""
+        return self.took_s * (1 + ahead // lanes)

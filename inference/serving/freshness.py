@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from inference.outcomes import Outcome, Source
+from inference.outcomes import AnswerSource, Outcome
 from inference.settings import ModelSettings
 from inference.store import Entry, Origin
 
@@ -26,7 +26,7 @@ class Freshness(Enum):
 # Python 3.11 takes a twentieth of a hit to look up its enums' members
 _FRESH, _REALTIME = Freshness.FRESH, Origin.REALTIME
 #: not computed on demand, computed on demand
-_BY_ORIGIN = ((Source.BATCH, Outcome.HIT_BATCH), (Source.REALTIME, Outcome.HIT_REALTIME))
+_BY_ORIGIN = ((AnswerSource.BATCH, Outcome.HIT_BATCH), (AnswerSource.REALTIME, Outcome.HIT_REALTIME))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +70,7 @@ class FreshnessRules:
         return Freshness.STALE
 
 
-def source_of(entry: Entry) -> Source:
+def source_of(entry: Entry) -> AnswerSource:
     """Return where an entry came from: computed on demand, or ahead (a run or an upsert)."""
     return _BY_ORIGIN[entry.origin is _REALTIME][0]
 

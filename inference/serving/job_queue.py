@@ -30,7 +30,7 @@ from inference.logs import get_logger
 from inference.queues import JobPriority
 from inference.release import reading
 from inference.serving.answers import Answer, Computed, answer_computed, replies_from_result
-from inference.serving.job_room import JOB_KEEP_S, ROW_BYTES, JobRoom
+from inference.serving.job_quota import JOB_KEEP_S, ROW_BYTES, JobQuota
 from inference.serving.jobs import (
     END_JOB,
     JobRequest,
@@ -100,7 +100,7 @@ class JobQueue:
         self._keys = keys
         self._enqueue = enqueue
         self._clock = clock
-        self._room = JobRoom(client, keys.job_room, clock)
+        self._room = JobQuota(client, keys.job_room, clock)
         self._packing = asyncio.Lock()
 
     async def create(self, request: JobRequest, *, idempotency_key: str | None = None) -> str:

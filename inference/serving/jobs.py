@@ -22,7 +22,7 @@ from inference.protocols.json_spelling import spelt
 from inference.protocols.tensors import MAX_ANSWER_BYTES
 from inference.queues import JobPriority
 from inference.release import reading, record_from_json
-from inference.serving.job_room import JOB_KEEP_S, MAX_JOB_BYTES, ROW_BYTES
+from inference.serving.job_quota import JOB_KEEP_S, MAX_JOB_BYTES, ROW_BYTES
 
 log = get_logger(__name__)
 

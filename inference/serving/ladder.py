@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from inference.errors import Defect, ForecacheError, Unavailable
-from inference.outcomes import Outcome, Source
+from inference.outcomes import AnswerSource, Outcome
 from inference.serving.answers import Answer, answer_stored
 from inference.serving.freshness import source_of
 from inference.store import Entry, Pointer
@@ -33,9 +33,9 @@ def step_down(
     if stale is not None and entity_id is not None:
         return answer_stored(model, entity_id, stale, source_of(stale), Outcome.STALE)
     if previous is not None and entity_id is not None:
-        return answer_stored(model, entity_id, previous, Source.BATCH, Outcome.PREVIOUS)
+        return answer_stored(model, entity_id, previous, AnswerSource.BATCH, Outcome.PREVIOUS)
     if default is not None and isinstance(error, Unavailable | Defect):
-        return Answer(entity_id, model, None, default, Source.DEFAULT, Outcome.DEFAULT, None, now)
+        return Answer(entity_id, model, None, default, AnswerSource.DEFAULT, Outcome.DEFAULT, None, now)
     return error
 
 

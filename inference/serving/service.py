@@ -20,7 +20,7 @@ from inference.outcomes import Outcome
 from inference.schema import Block, rows_in
 from inference.serving.answers import Answer, Outputs
 from inference.serving.lookups import LookUp, TableReader
-from inference.serving.model_path import ModelPath
+from inference.serving.model_service import ModelService
 from inference.serving.worker_client import Submit
 from inference.settings import Settings
 
@@ -45,7 +45,7 @@ class Request(LookUp):
 
     def __init__(
         self,
-        path: ModelPath,
+        path: ModelService,
         entity_ids: Sequence[str],
         max_staleness_s: float | None,
         timeout_s: float | None,
@@ -76,7 +76,7 @@ class PredictionService:
         self._hits = hits
         self._clock = clock
         self._paths = {
-            name: ModelPath(name, model, readers(name), submit, clock) for name, model in settings.models.items()
+            name: ModelService(name, model, readers(name), submit, clock) for name, model in settings.models.items()
         }
         # what a request means that names no model
         self._only = next(iter(self._paths.values())) if len(self._paths) == 1 else None
@@ -250,7 +250,7 @@ class PredictionService:
         for path in self._paths.values():
             await path.close()
 
-    def _path(self, model: str | None) -> ModelPath:
+    def _path(self, model: str | None) -> ModelService:
         path = self._paths.get(model) if model else self._only
         return path or self._paths[self._settings.model(model)[0]]
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from inference.errors import SettingsError, shown, shown_name
-from inference.field_mistakes import mistake_in_file
+from inference.field_errors import describe_error_in_file
 from inference.settings.deployment import Settings
 from inference.settings.fallbacks import FALLBACK_KINDS
 from inference.small_files import read_small, read_small_text
@@ -233,7 +233,7 @@ def _explain(error: ValidationError, file: Path | None) -> SettingsError:
     if first["type"] == "extra_forbidden":
         text = _unknown(location[-1], _known_fields(location[:-1]))
     else:
-        about = [mistake_in_file(one) for one in alike if _names(one["loc"]) == location]
+        about = [describe_error_in_file(one) for one in alike if _names(one["loc"]) == location]
         text = f"{shown_name(location[-1])}: {', or '.join(dict.fromkeys(about))}"
     return SettingsError(f"{variable or where}: {text}", field=".".join(location))
 

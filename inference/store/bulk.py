@@ -13,7 +13,7 @@ from typing import Any
 
 import redis
 
-from inference.store.wire import Piece
+from inference.store.wire import Commands
 
 _RECEIVE_BYTES = 1 << 18
 
@@ -36,7 +36,7 @@ class Pace:
         self.sleep(worked_s * (1 / self.share - 1))
 
 
-def send_in_bulk(pool: Any, pieces: Iterable[Piece], pace: Pace) -> bytes:
+def send_in_bulk(pool: Any, pieces: Iterable[Commands], pace: Pace) -> bytes:
     """Send pieces over one of the pool's connections and return the replies, a `:number` and CR LF each.
 
     Without rests, Redis works on one piece while the next is sent; with them, each piece is waited for.

@@ -23,9 +23,9 @@ from inference.store.codec import (
     since_change,
     unpack_overlay,
 )
+from inference.store.decoding import Fetched, Fields, decode_block, decode_entries, decode_for_change
 from inference.store.labels import CANARY, STABLE, Labels
 from inference.store.layout import bucket_count
-from inference.store.newest import Fetched, Fields, decode_block, decode_entries, decode_for_change
 from inference.store.records import ChangeableRows, Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
 from inference.store.table import SWEEP_AFTER_S
 

@@ -33,7 +33,7 @@ class Pipe:
 
     def __init__(self, client: redis.Redis) -> None:
         self._pool: Any = client.connection_pool
-        self._idle: list[_Connection] = []
+        self._idle: list[_BlockingConnection] = []
 
     def send(self, commands: Sequence[Command]) -> list[Any]:
         """Return the replies in order, text as bytes. Nothing is repeated after an error.
@@ -45,7 +45,7 @@ class Pipe:
         try:
             connection = self._idle.pop()
         except IndexError:
-            connection = _Connection(self._pool.get_connection())
+            connection = _BlockingConnection(self._pool.get_connection())
         try:
             replies = connection.exchange(commands)
         except BaseException:
@@ -60,7 +60,7 @@ class Pipe:
         return replies
 
 
-class _Connection:
+class _BlockingConnection:
     """One connected socket; `pooled` is the pool's name for it."""
 
     def __init__(self, pooled: Any) -> None:

@@ -34,7 +34,7 @@ from inference.store.plans import (
 )
 from inference.store.records import ChangeableRows, Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
 from inference.store.table import SWEEP_AFTER_S
-from inference.store.wire import Piece, encode_lengths, encode_window
+from inference.store.wire import Commands, encode_lengths, encode_window
 
 _KIND_NAMES = {TableKind.PREDICTIONS: "predictions", TableKind.FEATURES: "features"}
 
@@ -135,7 +135,7 @@ class RedisTable:
 
     def count(self, manifest: Manifest) -> int:
         """See `Table.count`."""
-        pieces = (Piece(encode_lengths(keys), len(keys)) for keys in self._bucket_keys(manifest, _HLEN_PER_PIPELINE))
+        pieces = (Commands(encode_lengths(keys), len(keys)) for keys in self._bucket_keys(manifest, _HLEN_PER_PIPELINE))
         with self._redis.outages():
             return sum_of(send_in_bulk(self._client.connection_pool, pieces, Pace()))
 

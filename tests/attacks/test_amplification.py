@@ -21,7 +21,7 @@ from inference.features.instances import rows_from_instances
 from inference.keys import Keys
 from inference.protocols import tensors
 from inference.serving import jobs as jobs_module
-from inference.serving.job_room import ROW_BYTES
+from inference.serving.job_quota import ROW_BYTES
 from inference.serving.jobs import JobState
 from tests.integration.test_api import KEYS as API_KEYS
 from tests.integration.test_api import Deployment, fresh

@@ -21,7 +21,7 @@ from amqp.exceptions import FrameSyntaxError
 from celery import Celery, chain, chord
 from kombu import compression
 
-from inference.queues import Head
+from inference.queues import QueueHead
 from tasks.celery_app import make_celery
 from tasks.echo import ask_queue
 from tests.support import forged
@@ -265,6 +265,6 @@ def test_a_body_is_unpacked_to_no_more_than_a_message_may_hold(make: Any, monkey
 
 def test_what_stands_at_the_end_of_a_queue_is_read_without_trust() -> None:
     for text in (*forged.raw_rubbish(), json.dumps({"headers": {"forecache_sent_at": 10**400, "id": "x" * 9999}})):
-        head = Head.of_envelope(text.encode() if isinstance(text, str) else text)
+        head = QueueHead.of_envelope(text.encode() if isinstance(text, str) else text)
         assert head.sent_at is None
         assert len(head.task_id) <= 200

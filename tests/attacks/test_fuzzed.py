@@ -14,8 +14,8 @@ import pytest
 import redis
 import redis.asyncio
 
-from inference.batch.asked import unpack_entities
 from inference.batch.ledger import Ledger
+from inference.batch.partial_request import unpack_entities
 from inference.errors import ContractError, Defect, NotFound, SettingsError, SourceError, Unreadable
 from inference.features import FeatureContract
 from inference.hits import HitWindows

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from app.api.gate import BYTES_PER_ROW
+from app.api.access import BYTES_PER_ROW
 from inference.errors import BrokerUnavailable
 from inference.features import Feature, FeatureContract
 from inference.models import ModelRegistry, VersionRecord

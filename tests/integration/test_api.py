@@ -497,7 +497,7 @@ async def test_jobs_never_fill_the_redis_that_serves_predictions(
         headers = {"Idempotency-Key": key} if key else {}
         return await http.post("/predictions", json={"entity_ids": ["1"] * 100}, headers=headers)
 
-    monkeypatch.setattr("inference.serving.job_room.MAX_JOB_BYTES", 25_000)  # room for two
+    monkeypatch.setattr("inference.serving.job_quota.MAX_JOB_BYTES", 25_000)  # room for two
     assert [(await enqueue("first")).status_code for _ in range(5)] == [202] * 5, "one job, and room for one"
     it.broker_is_down = True
     assert (await enqueue()).status_code == 503

@@ -24,7 +24,7 @@ from inference.errors import (
 from inference.keys import Keys
 from inference.queues import JobPriority
 from inference.serving.job_queue import LOST_AFTER_S, PREDICT_JOB_PART, STALLED_AFTER_S, JobQueue
-from inference.serving.job_room import ROW_BYTES, JobRoom
+from inference.serving.job_quota import ROW_BYTES, JobQuota
 from inference.serving.jobs import JOB_KEEP_S, MAX_BEGUN, PART_ROWS, JobRequest, JobState, job_keys, run_part
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
@@ -272,10 +272,10 @@ async def test_one_key_is_one_job_takes_the_room_of_one_and_names_one_request(jo
 async def test_room_is_counted_by_the_minute_for_an_hour(
     redis_client: redis.Redis, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inference.serving.job_room.MAX_JOB_BYTES", 100)
+    monkeypatch.setattr("inference.serving.job_quota.MAX_JOB_BYTES", 100)
     now = [60.0 * 1000]
     async with redis.asyncio.Redis.from_url(redis_server.url()) as client:
-        room = JobRoom(client, KEYS.job_room, lambda: now[0])
+        room = JobQuota(client, KEYS.job_room, lambda: now[0])
         await room.take(60)
         now[0] += 60
         await room.take(40)  # exactly all there is

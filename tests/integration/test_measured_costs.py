@@ -9,7 +9,7 @@ import pytest
 import redis
 import redis.asyncio
 
-from inference.economics import Origin
+from inference.economics import Basis
 from inference.economics.measured import _requests, measure
 from inference.errors import StoreUnavailable
 from inference.features import FeatureContract
@@ -41,7 +41,7 @@ async def test_every_figure_says_how_it_was_measured(redis_client: redis.Redis, 
     assert (values["throughput"], values["startup_s"], values["retry_factor"]) == (500, 2, 0.5)
     assert 15 < values["bytes"] < 60
     assert values["peak_rps"] >= values["rps"] > 0
-    assert told.figures["runs_per_day"].origin is Origin.SETTINGS
+    assert told.figures["runs_per_day"].origin is Basis.SETTINGS
     assert told.figures["throughput"].how == "median of 2 published runs, over 1 batch workers alive now"
     assert (told.runs_published, told.runs_failed, told.run_s) == (2, 1, 7)
     assert told.asked_week == pytest.approx(500, rel=0.03)

@@ -18,7 +18,14 @@ from app.cli.output import print_fields
 from inference.batch import RunState
 from inference.errors import BadInput, ContractError, SourceError
 from inference.features import Feature, FeatureContract, Vectoriser
-from inference.onboarding import Table, check_entity_column, entity_candidates, match_columns, newest_times, read_head
+from inference.onboarding import (
+    UserTable,
+    check_entity_column,
+    entity_candidates,
+    match_columns,
+    newest_times,
+    read_head,
+)
 from inference.schema import DType, Signature, TensorSpec
 from inference.sources import find_column, flat_columns, open_source, read_slices, whole_slices
 from tests.support.any_table import AnyTable
@@ -199,10 +206,10 @@ def test_a_column_without_a_name_is_told_by_its_place(tmp_path: Path) -> None:
         find_column(schema, "", "t")
     assert entity_candidates(pa.schema([("", pa.string()), ("code", pa.string())])) == ["code"]
     one = Signature((TensorSpec("input", DType.FLOAT32, (1,)),), (TensorSpec("y", DType.FLOAT32),))
-    assert match_columns(one, Table("t", schema, ["id"])).contract.names == ["x"]
+    assert match_columns(one, UserTable("t", schema, ["id"])).contract.names == ["x"]
     two = Signature((TensorSpec("input", DType.FLOAT32, (2,)),), (TensorSpec("y", DType.FLOAT32),))
     with pytest.raises(BadInput, match=r"it has only x; encode the others as in training: ''"):
-        match_columns(two, Table("t", schema, ["id"]))
+        match_columns(two, UserTable("t", schema, ["id"]))
 
 
 def test_a_missing_column_is_told_with_names_on_one_line() -> None:

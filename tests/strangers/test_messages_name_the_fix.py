@@ -18,7 +18,7 @@ from inference.models.formats import check_allowed, instead_of_program, near_mis
 from inference.models.runtimes import LoadOptions, load_runtime
 from inference.models.runtimes.runtime import telling_line
 from inference.models.runtimes.tensors import row_spec
-from inference.onboarding import Table, check_model, match_columns
+from inference.onboarding import UserTable, check_model, match_columns
 from inference.schema import DType, Signature, TensorSpec
 from tests.support.plain_onnx import write_sum
 from tests.support.redis_server import missing
@@ -208,7 +208,7 @@ def test_a_hint_can_be_pasted_into_a_shell(names: list[str]) -> None:
 
     signature = Signature((TensorSpec("x", DType.FLOAT32, (2,)),), ())
     with pytest.raises(BadInput) as caught:
-        match_columns(signature, Table("t.parquet", pa.schema([(name, pa.float32()) for name in names])))
+        match_columns(signature, UserTable("t.parquet", pa.schema([(name, pa.float32()) for name in names])))
     assert f"--columns {shlex.quote(names[0])},…" in caught.value.message
 
 

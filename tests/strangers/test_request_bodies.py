@@ -18,7 +18,7 @@ from app.api.features import FeaturesBody, ItemsBody
 from app.api.limits import MAX_BODY_BYTES
 from app.api.request_bodies import _STEP_BYTES, _unpacked
 from app.api.validation import as_bad_input
-from inference.field_mistakes import _SENTENCES, WANTED
+from inference.field_errors import _SENTENCES, WANTED
 from inference.protocols.json_documents import parse
 from tests.integration.test_api import Deployment, fresh
 

@@ -13,7 +13,7 @@ import pytest
 
 from inference.errors import BadInput, ModelError
 from inference.models.runtimes import SavedSignature
-from inference.onboarding import Proposal, Table, ages_for, choose_signature, needs_choice, render_settings
+from inference.onboarding import Proposal, UserTable, ages_for, choose_signature, needs_choice, render_settings
 from inference.onboarding.guesses import Guess
 from inference.protocols.tensorflow_serving.requests import tensors_of
 from inference.schema import DType, Signature, TensorSpec
@@ -22,8 +22,8 @@ from inference.settings import load_settings
 COLUMNS = Signature((TensorSpec("a", DType.FLOAT32), TensorSpec("b", DType.FLOAT32)), (TensorSpec("y", DType.FLOAT32),))
 OTHERS = Signature((TensorSpec("c", DType.FLOAT32), TensorSpec("d", DType.FLOAT32)), (TensorSpec("y", DType.FLOAT32),))
 TEXT = Signature((TensorSpec("examples", DType.STRING),), (TensorSpec("y", DType.FLOAT32),))
-TABLE = Table("t.parquet", pa.schema({"id": pa.string(), "a": pa.float64(), "b": pa.float64()}), ["id"])
-WITH_TEXT = Table("t.parquet", TABLE.schema.append(pa.field("name", pa.string())), ["id"])
+TABLE = UserTable("t.parquet", pa.schema({"id": pa.string(), "a": pa.float64(), "b": pa.float64()}), ["id"])
+WITH_TEXT = UserTable("t.parquet", TABLE.schema.append(pa.field("name", pa.string())), ["id"])
 
 
 def found(**signatures: Signature) -> dict[str, SavedSignature]:
@@ -45,7 +45,7 @@ def found(**signatures: Signature) -> dict[str, SavedSignature]:
     ],
 )
 def test_the_only_signature_that_fits_the_table_is_chosen(
-    signatures: dict[str, SavedSignature], chosen: str | None, table: Table
+    signatures: dict[str, SavedSignature], chosen: str | None, table: UserTable
 ) -> None:
     choice = choose_signature(signatures, table)
     assert (choice and choice[0]) == chosen

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import redis
 
 from inference.batch import RunView
-from inference.batch.asked import read_entities
+from inference.batch.partial_request import read_entities
 from inference.features import Feature, FeatureContract, LoadReport, Vectoriser, load_features
 from inference.features.group_rows import stored_features
 from inference.keys import TableKind

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.clock import to_iso
-from inference.outcomes import Outcome, Source
+from inference.outcomes import AnswerSource, Outcome
 from inference.serving import Answer
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
@@ -28,7 +28,7 @@ def without_nan(value: Any) -> Any:
 
 
 @given(
-    texts | st.none(), texts, st.none() | st.integers(0, 2**40), values, st.sampled_from(Source),
+    texts | st.none(), texts, st.none() | st.integers(0, 2**40), values, st.sampled_from(AnswerSource),
     st.sampled_from(Outcome), instants | st.none(), instants,
 )  # fmt: skip
 def test_the_pieces_of_an_answer_make_up_the_body_of_the_contract(
@@ -36,7 +36,7 @@ def test_the_pieces_of_an_answer_make_up_the_body_of_the_contract(
     model: str,
     version: int | None,
     prediction: Any,
-    source: Source,
+    source: AnswerSource,
     outcome: Outcome,
     as_of: float | None,
     computed_at: float,

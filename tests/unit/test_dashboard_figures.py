@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from app.dashboard.figures import RUNS_SHOWN, Choice, read_costs, read_hit_rates, read_queues, read_runs
-from inference.economics import Figure, Origin
+from inference.economics import Basis, Figure
 from inference.economics.measured import Measured
 from inference.errors import BadInput, BrokerUnavailable, NotFound
 from inference.hits import Point, Statistics
@@ -174,7 +174,7 @@ def test_breakers_are_told_by_model_with_how_many_api_processes_ask_and_how_many
 
 def test_costs_are_told_from_what_was_measured_with_where_each_figure_came_from() -> None:
     known = {"entities": 1_000_000, "rps": 100, "hit_rate": 0.9}
-    figures = Figures(measured={name: Figure(value, Origin.MEASURED, "counted") for name, value in known.items()})
+    figures = Figures(measured={name: Figure(value, Basis.MEASURED, "counted") for name, value in known.items()})
     told = read_costs(figures.data("delay"), Choice())
     assert (told["model"], told["costs"]["missing"]) == ("delay", None)
     costs = told["costs"]

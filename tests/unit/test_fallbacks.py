@@ -19,9 +19,9 @@ import pytest
 from inference.errors import SettingsError
 from inference.features import Feature, FeatureContract, FeatureGatherer, Gathered, Vectoriser
 from inference.features.fallbacks import FallbackChain
-from inference.features.fallbacks.function import FunctionKnower
-from inference.features.fallbacks.member import REST_S, Member
-from inference.features.fallbacks.sql import SqlKnower
+from inference.features.fallbacks.function import FunctionSource
+from inference.features.fallbacks.guard import REST_S, GuardedSource
+from inference.features.fallbacks.sql import SqlSource
 from inference.schema import DType, Signature, TensorSpec
 from inference.settings import FunctionFallback, ModelSettings, Settings, SqlFallback, load_settings
 from inference.store import MemoryTable
@@ -65,12 +65,12 @@ def settings_of(name: str, **more: Any) -> FunctionFallback:
 class Room:
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
-        self.members: list[Member] = []
+        self.members: list[GuardedSource] = []
         self.event_time_column: str | None = None
 
-    def add(self, name: str, knower: Any, **more: Any) -> Any:
-        self.members.append(Member(settings_of(name, **more), knower))
-        return knower
+    def add(self, name: str, source: Any, **more: Any) -> Any:
+        self.members.append(GuardedSource(settings_of(name, **more), source))
+        return source
 
     @property
     def chain(self) -> FallbackChain:
@@ -116,12 +116,12 @@ def test_one_that_fails_is_passed_over_and_what_is_not_found_then_is_in_doubt(ro
 
 
 def test_one_that_failed_is_left_alone_for_a_moment(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
-    knower = room.add("down", FakeKnower({"a": {"x": 1}}))
-    knower.error = ConnectionError("no route")
+    source = room.add("down", FakeKnower({"a": {"x": 1}}))
+    source.error = ConnectionError("no route")
     assert room.gather("a").doubtful.all()
-    knower.error = None
+    source.error = None
     assert room.gather("a").doubtful.all()
-    assert len(knower.asked) == 1
+    assert len(source.asked) == 1
     later = time.monotonic() + 2 * REST_S
     monkeypatch.setattr(time, "monotonic", lambda: later)
     assert xs(room.gather("a")) == [1.0]
@@ -138,18 +138,18 @@ def test_one_that_is_too_slow_is_not_waited_for_and_not_asked_without_end(room: 
 
 
 def test_what_was_said_is_remembered_for_a_moment_also_that_nothing_is_known(room: Room) -> None:
-    knower = room.add("one", FakeKnower({"a": {"x": 1}}))
+    source = room.add("one", FakeKnower({"a": {"x": 1}}))
     for _ in range(2):
         assert room.gather("a", "b").known.tolist() == [True, False]
-    assert knower.asked == [["a", "b"]]
+    assert source.asked == [["a", "b"]]
     assert room.counts == {"one:found": 1, "one:not_found": 1, "one:cached": 2}
 
 
 def test_the_memory_is_bounded(room: Room) -> None:
-    knower = room.add("one", FakeKnower({"a": {"x": 1}, "b": {"x": 2}}), cache_entities=1)
+    source = room.add("one", FakeKnower({"a": {"x": 1}, "b": {"x": 2}}), cache_entities=1)
     for entity_id in ("a", "b", "a"):
         room.gather(entity_id)
-    assert knower.asked == [["a"], ["b"], ["a"]]
+    assert source.asked == [["a"], ["b"], ["a"]]
 
 
 @pytest.mark.parametrize("value", ["text", [1.0, 2.0]], ids=str)
@@ -198,9 +198,9 @@ def database(tmp_path: Path) -> Path:
     return file
 
 
-def sql(database: Path, query: str, **more: Any) -> SqlKnower:
+def sql(database: Path, query: str, **more: Any) -> SqlSource:
     settings = {"kind": "sql", "name": "db", "url": f"sqlite:///{database}", "query": query, "timeout": 60, **more}
-    return SqlKnower(SqlFallback.model_validate(settings), "entity_id")
+    return SqlSource(SqlFallback.model_validate(settings), "entity_id")
 
 
 BY_ID = "SELECT entity_id, x, n FROM users WHERE entity_id IN :ids"
@@ -263,24 +263,24 @@ value = 1
 
 
 @pytest.fixture
-def module(tmp_path: Path) -> Iterator[Callable[[str], FunctionKnower]]:
+def module(tmp_path: Path) -> Iterator[Callable[[str], FunctionSource]]:
     (tmp_path / "shop_features.py").write_text(MODULE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", [*sys.path])
-        yield lambda name: FunctionKnower(f"shop_features:{name}", "entity_id", tmp_path)
+        yield lambda name: FunctionSource(f"shop_features:{name}", "entity_id", tmp_path)
         sys.modules.pop("shop_features", None)
 
 
 @pytest.mark.parametrize("name", ["by_column", "by_index"])
 def test_a_function_of_the_deployment_s_folder_is_asked(
-    room: Room, module: Callable[[str], FunctionKnower], name: str
+    room: Room, module: Callable[[str], FunctionSource], name: str
 ) -> None:
     room.add("f", module(name))
     assert xs(room.gather("abc", "abcd")) == [3.0, 4.0]
 
 
 def test_one_that_is_prepared_has_imported_its_function_before_it_is_asked(
-    room: Room, module: Callable[[str], FunctionKnower]
+    room: Room, module: Callable[[str], FunctionSource]
 ) -> None:
     room.add("f", module("by_column"))
     room.chain.prepare()
@@ -294,18 +294,18 @@ def test_one_that_is_prepared_has_connected(room: Room, database: Path) -> None:
 
 
 def test_one_that_could_not_be_prepared_is_asked_all_the_same(room: Room, capsys: pytest.CaptureFixture[str]) -> None:
-    knower = room.add("f", FakeKnower({"a": {"x": 1.5}}))
-    knower.error = RuntimeError("not there yet")
+    source = room.add("f", FakeKnower({"a": {"x": 1.5}}))
+    source.error = RuntimeError("not there yet")
     said: list[str] = []
     room.chain.prepare()
     wait_for(lambda: said.extend(capsys.readouterr()) or "fallback.not_ready" in "".join(said), "the warning")
-    knower.error = None
+    source.error = None
     assert xs(room.gather("a")) == [1.5]
 
 
 @pytest.mark.parametrize("name", ["twice", "nothing", "raising", "value", "gone"])
 def test_a_function_that_cannot_be_used_is_an_outage(
-    room: Room, module: Callable[[str], FunctionKnower], name: str
+    room: Room, module: Callable[[str], FunctionSource], name: str
 ) -> None:
     room.add("f", module(name))
     room.add("next", FakeKnower({"a": {"x": Decimal("1.5")}}))

@@ -72,7 +72,7 @@ def test_each_beat_says_what_is_being_loaded_and_another_process_reads_it(presen
     heartbeat.beat()
     [beat] = presence.beats
     assert beat.loading == (Loading("delay", 2, 1.2),)
-    assert WorkerBeat.from_json(json.loads(json.dumps(beat.to_json()))) == beat
+    assert WorkerBeat.from_json(json.dumps(beat.to_json())) == beat
 
 
 def test_an_outage_is_told_once_and_the_next_one_again(presence: Any) -> None:

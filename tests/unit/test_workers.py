@@ -7,7 +7,7 @@ import os
 import pytest
 
 from inference.errors import StoreUnavailable
-from inference.models.runtimes.greetings import is_greeting, without_greetings
+from inference.models.runtimes.tensorflow_stderr import is_startup_note, without_startup_notes
 from workers.__main__ import worker_arguments
 from workers.inspect import parse_wanted
 from workers.pools import asked_pool, check_pool, wait_for_store
@@ -73,7 +73,7 @@ def test_versions_to_inspect_are_words_or_numbers() -> None:
 
 
 def test_greetings_are_held_back_and_everything_else_is_written(capfd: pytest.CaptureFixture[str]) -> None:
-    with without_greetings():
+    with without_startup_notes():
         os.write(2, b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n")
         os.write(2, b"I0000 00:00:1.2 1 cudart_stub.cc:31] Could not find cuda drivers\n")
         os.write(2, b"something is wrong\n")
@@ -82,5 +82,5 @@ def test_greetings_are_held_back_and_everything_else_is_written(capfd: pytest.Ca
 
 def test_a_silent_gpu_is_told_of_only_where_there_is_one() -> None:
     line = b"E0000 00:00:1.2 1 cuda_platform.cc:52] failed call to cuInit: INTERNAL: CUDA error"
-    assert is_greeting(line, has_gpu=False)
-    assert not is_greeting(line, has_gpu=True)
+    assert is_startup_note(line, has_gpu=False)
+    assert not is_startup_note(line, has_gpu=True)

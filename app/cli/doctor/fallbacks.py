@@ -9,8 +9,8 @@ from pathlib import Path
 from app.cli.doctor.at_once import at_once
 from app.cli.doctor.findings import Check, Finding, error, ok, warning
 from inference.errors import SettingsError
-from inference.features.fallbacks.knower import why_it_failed
-from inference.features.fallbacks.sql import SqlKnower
+from inference.features.fallbacks.source import describe_failure
+from inference.features.fallbacks.sql import SqlSource
 from inference.features.user_code import is_findable
 from inference.settings import FunctionFallback, ModelSettings, Settings, SqlFallback
 
@@ -41,14 +41,14 @@ def check_fallbacks(settings: Settings) -> list[Finding]:
 
 def _seconds_to_answer(model: ModelSettings, settings: SqlFallback) -> float:
     """Run the query for an entity that is not there, as a worker that is connected would."""
-    knower = SqlKnower(settings, model.entity_column)
+    source = SqlSource(settings, model.entity_column)
     try:
-        knower.prepare()
+        source.prepare()
         began = time.monotonic()
-        knower.fetch([_NOBODY[settings.id_type]])
+        source.fetch([_NOBODY[settings.id_type]])
         return time.monotonic() - began
     finally:
-        knower.close()
+        source.close()
 
 
 def _database_line(subject: str, settings: SqlFallback, answer: float | Exception) -> Finding:
@@ -57,7 +57,7 @@ def _database_line(subject: str, settings: SqlFallback, answer: float | Exceptio
         return warning(Check.FALLBACK, subject, detail, "run this on a real-time worker's machine")
     if isinstance(answer, Exception):
         silent = f"no answer within {DATABASES_WITHIN_S:g} s"
-        detail = silent if isinstance(answer, TimeoutError) else why_it_failed(answer)
+        detail = silent if isinstance(answer, TimeoutError) else describe_failure(answer)
         fix = "put the database, or the fallback's url and query, right: until then it is passed over"
         return error(Check.FALLBACK, subject, detail, fix)
     detail = f"the database answers in {answer * 1000:.0f} ms"

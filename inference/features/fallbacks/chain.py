@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,17 @@ import pyarrow as pa
 from inference.errors import FeaturesUnavailable, SourceError
 from inference.features.columns import column_values, type_problem
 from inference.features.event_time import check_event_time_column, event_times
-from inference.features.fallbacks.member import Member
+from inference.features.fallbacks.function import FunctionSource
+from inference.features.fallbacks.guard import GuardedSource
+from inference.features.fallbacks.source import FallbackSource
+from inference.features.fallbacks.sql import SqlSource
 from inference.features.feature import Feature
 from inference.features.gathering import Found
 from inference.features.groups import FeatureGroup
 from inference.features.rows import blank
 from inference.logs import get_logger
 from inference.schema import Block
+from inference.settings import FallbackSettings, ModelSettings, SqlFallback
 
 log = get_logger(__name__)
 
@@ -44,6 +49,20 @@ class FallbackOutcome(StrEnum):
 Count = Callable[[Mapping[str, int]], None]
 
 
+def open_fallback(model: ModelSettings, root: Path, count: Count) -> FallbackChain | None:
+    """Return a model's fallbacks, or None when it has none. None imports or connects before it is prepared or asked."""
+    if not model.fallbacks:
+        return None
+    sources = [GuardedSource(one, _source(one, model.entity_column, root)) for one in model.fallbacks]
+    return FallbackChain(sources, event_time_column=model.event_time_column, count=count)
+
+
+def _source(settings: FallbackSettings, entity_column: str, root: Path) -> FallbackSource:
+    if isinstance(settings, SqlFallback):
+        return SqlSource(settings, entity_column)
+    return FunctionSource(settings.function, entity_column, root)
+
+
 class FallbackChain:
     """Asks one fallback after the other. One that fails is passed over, and what then is not found may be known to it.
 
@@ -52,48 +71,48 @@ class FallbackChain:
 
     name = "fallbacks"
 
-    def __init__(self, members: Sequence[Member], *, event_time_column: str | None, count: Count) -> None:
-        self._members = members
+    def __init__(self, sources: Sequence[GuardedSource], *, event_time_column: str | None, count: Count) -> None:
+        self._sources = sources
         self._event_time_column = event_time_column
         self._count = count
 
     def prepare(self) -> None:
         """Have all of them import and connect meanwhile, so that no request waits for it."""
-        for member in self._members:
-            member.prepare()
+        for source in self._sources:
+            source.prepare()
 
     def find(self, entity_ids: Sequence[str], group: FeatureGroup, features: Sequence[Feature]) -> Found:  # noqa: ARG002
         """See `Fallback.find`."""
-        answer = _Answer(entity_ids, features)
+        answer = _Rows(entity_ids, features)
         counts: Counter[str] = Counter()
-        for member in self._members:
+        for source in self._sources:
             left = answer.left()
             if not len(left):
                 break
             try:
-                self._ask(member, answer, left, counts)
+                self._ask(source, answer, left, counts)
             except FeaturesUnavailable as error:
                 answer.outage = error.message
-                counts[f"{member.name}:{FallbackOutcome.FAILED}"] += len(left)
+                counts[f"{source.name}:{FallbackOutcome.FAILED}"] += len(left)
         if counts:
             self._count(counts)
         return answer.found()
 
     def close(self) -> None:
         """Let go of all threads and connections."""
-        for member in self._members:
-            member.close()
+        for source in self._sources:
+            source.close()
 
-    def _ask(self, member: Member, answer: _Answer, left: npt.NDArray[np.intp], counts: Counter[str]) -> None:
-        told = member.ask([answer.entity_ids[row] for row in left])
+    def _ask(self, source: GuardedSource, answer: _Rows, left: npt.NDArray[np.intp], counts: Counter[str]) -> None:
+        told = source.ask([answer.entity_ids[row] for row in left])
         known = np.array([told.rows[answer.entity_ids[row]] is not None for row in left], np.bool_)
         rows = left[known]
         try:
             fits = answer.take(rows, [told.rows[answer.entity_ids[row]] or {} for row in rows], self._event_time_column)
         except (SourceError, pa.ArrowException) as error:
-            log.warning("fallback.invalid", fallback=member.name, error=str(error))
+            log.warning("fallback.invalid", fallback=source.name, error=str(error))
             fits = np.zeros(len(rows), np.bool_)
-        answer.source[rows[fits]] = f"fallback:{member.name}"
+        answer.source[rows[fits]] = f"fallback:{source.name}"
         cached = sum(answer.entity_ids[row] in told.cached for row in left)
         for outcome, number in (
             (FallbackOutcome.CACHED, cached),
@@ -102,10 +121,10 @@ class FallbackChain:
             (FallbackOutcome.NOT_FOUND, sum(answer.entity_ids[row] not in told.cached for row in left[~known])),
         ):
             if number:
-                counts[f"{member.name}:{outcome}"] += number
+                counts[f"{source.name}:{outcome}"] += number
 
 
-class _Answer:
+class _Rows:
     """What is known so far of the entities asked for."""
 
     def __init__(self, entity_ids: Sequence[str], features: Sequence[Feature]) -> None:

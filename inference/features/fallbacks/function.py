@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from inference.errors import SettingsError, SourceError
-from inference.features.fallbacks.knower import Known
+from inference.features.fallbacks.source import Known
 from inference.features.user_code import import_module
 
 
-class FunctionKnower:
+class FunctionSource:
     """Calls `f(entity_ids)`, which returns a pandas DataFrame with the ids as a column or as its index.
 
     It is imported when it is prepared, else when it is first called.
@@ -28,7 +28,7 @@ class FunctionKnower:
         return load_function(self._path, self._root)
 
     def prepare(self) -> None:
-        """See `Knower.prepare`.
+        """See `FallbackSource.prepare`.
 
         Raises:
             SettingsError: it cannot be imported.
@@ -36,7 +36,7 @@ class FunctionKnower:
         self._function  # noqa: B018 - which imports it
 
     def fetch(self, entity_ids: Sequence[str]) -> Known:
-        """See `Knower.fetch`.
+        """See `FallbackSource.fetch`.
 
         Raises:
             SourceError: what it returns is no DataFrame, or has several rows of one entity.
@@ -60,7 +60,7 @@ class FunctionKnower:
         }
 
     def close(self) -> None:
-        """See `Knower.close`; there is nothing to let go of."""
+        """See `FallbackSource.close`; there is nothing to let go of."""
 
 
 def load_function(path: str, root: Path) -> Callable[[list[str]], Any]:

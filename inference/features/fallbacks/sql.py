@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from inference.errors import SettingsError, SourceError
-from inference.features.fallbacks.knower import Known
+from inference.features.fallbacks.source import Known
 from inference.settings import SqlFallback
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _INT64 = range(-(2**63), 2**63)
 
 
-class SqlKnower:
+class SqlSource:
     """Runs the query of the settings, in a transaction that is rolled back."""
 
     def __init__(self, settings: SqlFallback, entity_column: str) -> None:
@@ -41,7 +41,7 @@ class SqlKnower:
         return sqlalchemy.text(self._settings.query).bindparams(ids)
 
     def prepare(self) -> None:
-        """See `Knower.prepare`: one connection is made and kept.
+        """See `FallbackSource.prepare`: one connection is made and kept.
 
         Raises:
             SettingsError: SQLAlchemy or the database's driver is not installed.
@@ -50,7 +50,7 @@ class SqlKnower:
             pass
 
     def fetch(self, entity_ids: Sequence[str]) -> Known:
-        """See `Knower.fetch`.
+        """See `FallbackSource.fetch`.
 
         Raises:
             SourceError: the query selects no entity column, or several rows of one entity.
@@ -72,7 +72,7 @@ class SqlKnower:
         return known
 
     def close(self) -> None:
-        """See `Knower.close`."""
+        """See `FallbackSource.close`."""
         if "_engine" in vars(self):
             self._engine.dispose()
 

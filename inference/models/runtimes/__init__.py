@@ -12,8 +12,8 @@ from typing import Any
 from inference.errors import ModelError
 from inference.features import FeatureContract
 from inference.models.formats import SAVED_MODEL, Format, check_allowed, check_archive, require_model_file
-from inference.models.runtimes.greetings import without_greetings
 from inference.models.runtimes.runtime import LoadOptions, Runtime, SavedSignature
+from inference.models.runtimes.tensorflow_stderr import without_startup_notes
 
 __all__ = ["LoadOptions", "Runtime", "SavedSignature", "keras_environment", "load_runtime", "signatures_of"]
 
@@ -68,7 +68,7 @@ def _import(format_: Format) -> Any:
     try:
         if find_spec(format_.library) is None:  # asked first: a runtime may import it only when it is used
             raise ModuleNotFoundError(f"No module named {format_.library!r}")
-        with without_greetings():
+        with without_startup_notes():
             runtime = import_module(name)
     except ImportError as error:
         raise ModelError(

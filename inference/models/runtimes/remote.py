@@ -45,7 +45,7 @@ _MOST_ANSWER_BYTES = 256 << 20
 _ASK_AGAIN_ERRORS = (httpx.ConnectError, httpx.ConnectTimeout, httpx.RemoteProtocolError, httpx.ReadError)
 
 
-class _Answer(NamedTuple):
+class _Reply(NamedTuple):
     """An answer that was read to its end: its status with the phrase for it, and its body."""
 
     status: int
@@ -134,7 +134,7 @@ class RemoteRuntime:
             time.sleep(_PAUSE_S)
         raise AssertionError("unreachable")
 
-    def _send(self, path: str, content: bytes | None) -> _Answer:
+    def _send(self, path: str, content: bytes | None) -> _Reply:
         """Send one request, and read its answer up to a bound of size and of time."""
         method, most = ("GET", MOST_BYTES) if content is None else ("POST", _MOST_ANSWER_BYTES)
         until = time.monotonic() + self._engine.timeout
@@ -150,9 +150,9 @@ class RemoteRuntime:
                     raise ModelOutOfMemory(self._told(f"answered with more than {most >> 20} MiB", ""))
                 if time.monotonic() > until:
                     raise httpx.ReadTimeout("its answer did not end")
-            return _Answer(response.status_code, response.reason_phrase, b"".join(parts))
+            return _Reply(response.status_code, response.reason_phrase, b"".join(parts))
 
-    def _read(self, answer: _Answer) -> Any:
+    def _read(self, answer: _Reply) -> Any:
         if 200 <= answer.status < 300:
             try:
                 said = _decoded(answer.content)
@@ -249,7 +249,7 @@ def _decoded(content: bytes) -> Any:
             raise ValueError("it is nested too deep") from error
 
 
-def _reason(answer: _Answer) -> str:
+def _reason(answer: _Reply) -> str:
     try:
         said = _decoded(answer.content)
     except ValueError:

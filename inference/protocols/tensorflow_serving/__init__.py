@@ -12,7 +12,7 @@ from inference.protocols.tensorflow_serving.examples import (
     example_tensors,
     read_examples,
 )
-from inference.protocols.tensorflow_serving.paths import Method, ModelPath, methods_of, parse_path
+from inference.protocols.tensorflow_serving.paths import Method, ModelUrl, methods_of, parse_path
 from inference.protocols.tensorflow_serving.requests import (
     read_document,
     signature_of,
@@ -21,7 +21,7 @@ from inference.protocols.tensorflow_serving.requests import (
 
 __all__ = [
     "Method",
-    "ModelPath",
+    "ModelUrl",
     "VersionStatus",
     "check_classify",
     "check_regress",

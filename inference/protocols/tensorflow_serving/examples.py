@@ -12,7 +12,7 @@ from typing import Any
 
 from inference.errors import BadInput, cut
 from inference.protocols.json_tensors import array_of
-from inference.protocols.tensorflow_serving.mistakes import decoded, described, is_base64
+from inference.protocols.tensorflow_serving.error_texts import decoded, described, is_base64
 from inference.protocols.tensorflow_serving.requests import DEFAULT_SIGNATURE, signature_of
 from inference.protocols.tensors import check_rows, objects
 from inference.schema import Block, DType, Signature

@@ -27,7 +27,7 @@ class Method(StrEnum):
 
 
 @dataclass(frozen=True)
-class ModelPath:
+class ModelUrl:
     """A path that is understood. `version` None: whichever is active. `label` None: none is named."""
 
     model: str
@@ -41,7 +41,7 @@ def methods_of(path: str) -> tuple[str, ...]:
     return tuple(method for method, pattern in _PATTERNS.items() if pattern.fullmatch(path))
 
 
-def parse_path(http_method: str, path: str) -> ModelPath:
+def parse_path(http_method: str, path: str) -> ModelUrl:
     """Return what a request asks for.
 
     Version 0 is whichever is active, as OpenVINO Model Server has it, whose client always names one.
@@ -59,4 +59,4 @@ def parse_path(http_method: str, path: str) -> ModelPath:
     if version is None:
         raise BadInput(f"Failed to convert version: {cut(found['version'])} to numeric.")
     method = Method((found["method"] or "status").removeprefix("/").lower())
-    return ModelPath(found["model"], method, version or None, found["label"])
+    return ModelUrl(found["model"], method, version or None, found["label"])

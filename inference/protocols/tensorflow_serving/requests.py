@@ -10,7 +10,7 @@ import numpy.typing as npt
 from inference.errors import BadInput, cut
 from inference.protocols.json_documents import parse
 from inference.protocols.json_tensors import array_of
-from inference.protocols.tensorflow_serving.mistakes import (
+from inference.protocols.tensorflow_serving.error_texts import (
     described,
     explain_instances,
     explain_tensor,

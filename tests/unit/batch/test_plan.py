@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from inference.batch.plan import Chunk, Fingerprint, Piece, file_differences, files_digest, gather
+from inference.batch.plan import Chunk, Fingerprint, RowSlice, file_differences, files_digest, gather
 from inference.batch.plan import plan_chunks as plan
 from inference.sources import Slice, SourceFile, pack_mask
 
@@ -70,7 +70,7 @@ def test_a_chunk_of_some_rows_survives_the_trip_through_json_and_knows_how_many(
     import numpy as np
 
     mask = pack_mask(np.arange(9) % 4 == 0)
-    pieces = [Piece(Slice(0, 2, 9, 9, mask), 3, 10), Piece(Slice(0, 3, 0, 5), 5, 10)]
+    pieces = [RowSlice(Slice(0, 2, 9, 9, mask), 3, 10), RowSlice(Slice(0, 3, 0, 5), 5, 10)]
 
     (chunk,) = gather(pieces, rows_per_chunk=10, bytes_per_chunk=GIB)
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from inference.batch.asked import Selection
+from inference.batch.partial_request import Selection
 from inference.batch.plan import cut_row_groups
 from inference.batch.selection import Selected, select_rows
 from inference.errors import SourceError

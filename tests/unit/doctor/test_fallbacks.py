@@ -84,7 +84,7 @@ def test_one_that_is_slower_than_its_timeout_is_to_be_looked_at(folder: Path) ->
 
 def test_one_that_does_not_answer_keeps_nobody_waiting(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fallbacks, "DATABASES_WITHIN_S", 0.05)
-    monkeypatch.setattr(fallbacks.SqlKnower, "fetch", lambda *_: time.sleep(1))
+    monkeypatch.setattr(fallbacks.SqlSource, "fetch", lambda *_: time.sleep(1))
     assert looked_at(folder, database(folder))["m, shop"] == (Status.ERROR, "no answer within 0.05 s")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from inference.economics import Figure, Origin, complete_figures, read_prices
+from inference.economics import Basis, Figure, complete_figures, read_prices
 from inference.economics.advice import Advice, Confidence, advise, duration_text
 from inference.economics.facts import check_fact, gather_facts
 from inference.economics.measured import Measured, slots_a_week
@@ -23,7 +23,7 @@ SETTINGS = ModelSettings(path=Path("m"), features="t.parquet")
 
 
 def figures(**values: float) -> dict[str, Figure]:
-    return {name: Figure(value, Origin.MEASURED, "counted") for name, value in values.items()}
+    return {name: Figure(value, Basis.MEASURED, "counted") for name, value in values.items()}
 
 
 BUSY = Measured(
@@ -40,7 +40,7 @@ BUSY = Measured(
 def advice(
     measured: Measured = BUSY, settings: ModelSettings = SETTINGS, said: Mapping[str, float] | None = None
 ) -> Advice:
-    spoken = {name: Figure(value, Origin.OPTION, "--" + name) for name, value in (said or {}).items()}
+    spoken = {name: Figure(value, Basis.OPTION, "--" + name) for name, value in (said or {}).items()}
     facts = gather_facts(spoken, settings, measured)
     costs = complete_figures(measured.figures, read_prices().figures())
     return advise("delay", settings, measured, facts, costs)
@@ -121,7 +121,7 @@ def test_what_was_measured_speaks_where_nobody_did() -> None:
     assert facts["coverage"].value == 0.3
     assert facts["peak_ratio"].value == 3
     assert facts["model_ms"].value == pytest.approx(0.25 * 2**9, rel=0.2)
-    said = {"coverage": Figure(1, Origin.OPTION)}
+    said = {"coverage": Figure(1, Basis.OPTION)}
     assert gather_facts(said, SETTINGS, BUSY)["coverage"].value == 1
 
 
@@ -132,7 +132,7 @@ def test_settings_speak_only_where_they_were_written() -> None:
     )
     facts = gather_facts({}, written, BUSY)
     assert (facts["latency_ms"].value, facts["max_staleness_hours"].value, facts["must_answer"].value) == (40, 12, 1)
-    assert facts["no_table"].origin is Origin.SETTINGS
+    assert facts["no_table"].origin is Basis.SETTINGS
 
 
 def test_a_model_without_a_table_is_left_to_real_time() -> None:

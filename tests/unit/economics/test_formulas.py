@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.economics import CostInputs, Figure, Origin, break_even, brief_estimate, complete_figures, estimate
+from inference.economics import Basis, CostInputs, Figure, break_even, brief_estimate, complete_figures, estimate
 from inference.economics.brief import BRIEF_FIGURES
 from inference.economics.curves import cost_curve, sensitivity, with_requests
 from inference.economics.formulas import batch_compute_cost, instances_needed, stored_cost
@@ -228,7 +228,7 @@ def test_a_peak_below_the_mean_is_refused() -> None:
 @pytest.mark.parametrize("ends", [(1e15, 1e-15), (1e-15, 1e15)])
 def test_the_largest_and_smallest_inputs_have_a_cost_and_a_picture(ends: tuple[float, float]) -> None:
     said = dict(zip(("entities", "throughput"), ends, strict=True)) | {"rps": ends[1], "instance_rps": ends[0]}
-    figures = complete_figures({name: Figure(value, Origin.OPTION) for name, value in said.items()}, BRIEF_FIGURES)
+    figures = complete_figures({name: Figure(value, Basis.OPTION) for name, value in said.items()}, BRIEF_FIGURES)
     inputs = CostInputs.of(figures)
     told = estimate(inputs)
     assert all(math.isfinite(value) for value in (told.batch.daily, told.hybrid.daily, told.savings_percent))
@@ -236,8 +236,8 @@ def test_the_largest_and_smallest_inputs_have_a_cost_and_a_picture(ends: tuple[f
 
 
 def test_the_first_source_that_knows_a_figure_wins() -> None:
-    said = {"entities": Figure(5, Origin.OPTION)}
+    said = {"entities": Figure(5, Basis.OPTION)}
     figures = complete_figures(said, BRIEF_FIGURES)
     assert figures["entities"] == said["entities"]
-    assert figures["throughput"].origin is Origin.BRIEF
-    assert figures["hit_rate"].origin is Origin.DEFAULT
+    assert figures["throughput"].origin is Basis.BRIEF
+    assert figures["hit_rate"].origin is Basis.DEFAULT

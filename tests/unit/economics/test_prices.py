@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.economics import Origin, read_prices
+from inference.economics import Basis, read_prices
 from inference.errors import SettingsError
 
 OWN = """
@@ -46,7 +46,7 @@ def test_the_table_that_ships_is_dated_and_says_where_each_price_was_read() -> N
         assert all(entry.source for entry in entries.values())
     brief = table.figures()
     assert (brief["batch_instance_price"].value, brief["instance_price"].value) == (3.0, 5.0)
-    assert brief["instance_price"].origin is Origin.PRICES
+    assert brief["instance_price"].origin is Basis.PRICES
 
 
 def test_ones_own_table_takes_its_place(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from inference.economics import CostInputs, Figure, Origin, complete_figures, estimate
+from inference.economics import Basis, CostInputs, Figure, complete_figures, estimate
 from inference.economics.brief import BRIEF_FIGURES
 from inference.economics.rules import FACTS, OBJECTIONS, RULES, Approach, Rule, _choose, judge
 
@@ -45,7 +45,7 @@ EXAMPLES: dict[str, tuple[Approach, dict[str, float]]] = {
 
 
 def facts_of(values: dict[str, float]) -> dict[str, Figure]:
-    return {name: Figure(value, Origin.OPTION) for name, value in values.items()}
+    return {name: Figure(value, Basis.OPTION) for name, value in values.items()}
 
 
 def test_there_are_the_briefs_sixteen_statements_and_twelve_examples() -> None:

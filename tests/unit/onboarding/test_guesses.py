@@ -21,19 +21,19 @@ from inference.onboarding import (
     read_head,
     time_candidates,
 )
-from inference.onboarding.head import Head
+from inference.onboarding.head import TableHead
 from inference.settings.deployment import MODEL_NAME
 from inference.sources import open_source
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
-def head(**columns: object) -> Head:
-    return Head(pa.table(columns), whole=False)
+def head(**columns: object) -> TableHead:
+    return TableHead(pa.table(columns), whole=False)
 
 
 def entity_guess(table: pa.Table, hints: str = "") -> str | None:
-    return guess_entity_column(Head(table.select(entity_candidates(table.schema, hints)), whole=True)).value
+    return guess_entity_column(TableHead(table.select(entity_candidates(table.schema, hints)), whole=True)).value
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from inference.errors import BadInput
-from inference.onboarding import Table, WidthMismatch, match_columns, match_listed
+from inference.onboarding import UserTable, WidthMismatch, match_columns, match_listed
 from inference.schema import DType, Signature, TensorSpec
 
 
@@ -14,8 +14,8 @@ def tensor(*shape: int, dtype: DType = DType.FLOAT32, name: str = "x") -> Signat
     return Signature((TensorSpec(name, dtype, shape),), (TensorSpec("y", DType.FLOAT32),))
 
 
-def table(*, taken: tuple[str, ...] = ("user_id",), targets: tuple[str, ...] = (), **columns: pa.DataType) -> Table:
-    return Table("users.parquet", pa.schema({"user_id": pa.string(), **columns}), taken, targets)
+def table(*, taken: tuple[str, ...] = ("user_id",), targets: tuple[str, ...] = (), **columns: pa.DataType) -> UserTable:
+    return UserTable("users.parquet", pa.schema({"user_id": pa.string(), **columns}), taken, targets)
 
 
 F, N, S = pa.float64(), pa.int64(), pa.string()

@@ -10,7 +10,7 @@ import pytest
 from inference.errors import BadInput
 from inference.protocols.tensorflow_serving import (
     Method,
-    ModelPath,
+    ModelUrl,
     check_classify,
     check_regress,
     classify_answer,
@@ -48,16 +48,16 @@ def refusal(body: str | dict[str, Any], inputs: tuple[TensorSpec, ...]) -> str:
 @pytest.mark.parametrize(
     ("http_method", "path", "found"),
     [
-        ("POST", "/v1/models/m:predict", ModelPath("m", Method.PREDICT)),
-        ("POST", "/v1/models/m/versions/7:classify", ModelPath("m", Method.CLASSIFY, version=7)),
-        ("POST", "/v1/models/m/labels/stable:regress", ModelPath("m", Method.REGRESS, label="stable")),
-        ("POST", "/V1/Models/m/Versions/0:Predict", ModelPath("m", Method.PREDICT)),
-        ("GET", "/v1/models/m", ModelPath("m", Method.STATUS)),
-        ("GET", "/v1/models/m/versions/3", ModelPath("m", Method.STATUS, version=3)),
-        ("GET", "/v1/models/m/labels/l/metadata", ModelPath("m", Method.METADATA, label="l")),
+        ("POST", "/v1/models/m:predict", ModelUrl("m", Method.PREDICT)),
+        ("POST", "/v1/models/m/versions/7:classify", ModelUrl("m", Method.CLASSIFY, version=7)),
+        ("POST", "/v1/models/m/labels/stable:regress", ModelUrl("m", Method.REGRESS, label="stable")),
+        ("POST", "/V1/Models/m/Versions/0:Predict", ModelUrl("m", Method.PREDICT)),
+        ("GET", "/v1/models/m", ModelUrl("m", Method.STATUS)),
+        ("GET", "/v1/models/m/versions/3", ModelUrl("m", Method.STATUS, version=3)),
+        ("GET", "/v1/models/m/labels/l/metadata", ModelUrl("m", Method.METADATA, label="l")),
     ],
 )
-def test_paths_say_model_version_label_and_method(http_method: str, path: str, found: ModelPath) -> None:
+def test_paths_say_model_version_label_and_method(http_method: str, path: str, found: ModelUrl) -> None:
     assert parse_path(http_method, path) == found
 
 

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from inference.store.bulk import Pace, send_in_bulk, sum_of
-from inference.store.wire import Piece
+from inference.store.wire import Commands
 
 
 class Time:
@@ -67,7 +67,7 @@ class Server:
         return redis.ConnectionPool(host="127.0.0.1", port=port, **{**own, **kwargs})
 
 
-PIECES = [Piece(b"one", 2), Piece(b"two", 1)]
+PIECES = [Commands(b"one", 2), Commands(b"two", 1)]
 
 
 def test_replies_come_back_in_order_however_they_are_cut() -> None:

@@ -23,7 +23,7 @@ ROW_BYTES = 100
 _MINUTE_S = 60
 
 
-class JobRoom:
+class JobQuota:
     """Counts what jobs take, minute by minute, for all API processes together. Redis' own errors pass through."""
 
     def __init__(self, client: redis.asyncio.Redis, key: str, clock: Clock) -> None:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from inference.batch.asked import check_entities, pack_entities, parse_since, read_entities, unpack_entities
+from inference.batch.partial_request import check_entities, pack_entities, parse_since, read_entities, unpack_entities
 from inference.errors import BadInput
 
 NOON = 1_767_268_800.0  # 2026-01-01T12:00:00Z
@@ -52,7 +52,7 @@ def test_ids_are_taken_once_each_and_survive_their_trip() -> None:
 
 
 def test_too_many_ids_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inference.batch.asked.MAX_ENTITIES", 2)
+    monkeypatch.setattr("inference.batch.partial_request.MAX_ENTITIES", 2)
 
     with pytest.raises(BadInput, match="entities holds 3: at most 2"):
         check_entities(["a", "b", "c"])

@@ -51,7 +51,7 @@ MAX_UNKNOWN = 10_000
 _FRESH = Freshness.FRESH
 
 
-class ModelPath:
+class ModelService:
     """Serves one model in one event loop."""
 
     def __init__(self, name: str, model: ModelSettings, reader: TableReader, submit: Submit, clock: Clock) -> None:

@@ -19,7 +19,7 @@ LOOK_EVERY_S, LOOK_WHILE_ABSENT_EVERY_S = 1.0, 0.1
 BEAT_EVERY_S, GONE_AFTER_S = 2.0, 10
 
 
-async def follow_attendance(
+async def watch_workers(
     look: Callable[[], Awaitable[Roster]], tell: Callable[[bool], None], *, every_s: float = LOOK_EVERY_S
 ) -> None:
     """Look again and again until cancelled, and tell whether a worker is ready; an outage tells nothing."""
@@ -37,7 +37,7 @@ async def follow_attendance(
         await asyncio.sleep(every_s if present else min(every_s, LOOK_WHILE_ABSENT_EVERY_S))
 
 
-async def keep_beating(beat: Callable[[], Awaitable[None]], *, every_s: float = BEAT_EVERY_S) -> None:
+async def send_heartbeats(beat: Callable[[], Awaitable[None]], *, every_s: float = BEAT_EVERY_S) -> None:
     """Call `beat` again and again until cancelled; one that an outage swallows is made good by the next."""
     failures = Failures(__name__, "heartbeat")
     while True:

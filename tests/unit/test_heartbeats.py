@@ -9,7 +9,7 @@ import pytest
 
 from inference.errors import StoreUnavailable
 from inference.presence import Roster, WorkerBeat
-from inference.serving.attendance import BEAT_EVERY_S, follow_attendance, keep_beating
+from inference.serving.heartbeats import BEAT_EVERY_S, send_heartbeats, watch_workers
 from tests.support.virtual_time import virtual_time
 
 READY = WorkerBeat(
@@ -33,7 +33,7 @@ async def test_only_a_ready_worker_counts_and_an_outage_tells_nothing() -> None:
         return seen
 
     with pytest.raises(asyncio.CancelledError):
-        await follow_attendance(look, told.append)
+        await watch_workers(look, told.append)
     assert told == [False, True, False]
 
 
@@ -49,5 +49,5 @@ async def test_an_api_process_goes_on_beating_through_an_outage() -> None:
             raise asyncio.CancelledError
 
     with pytest.raises(asyncio.CancelledError):
-        await keep_beating(beat)
+        await send_heartbeats(beat)
     assert [round(at - beats[0], 6) for at in beats] == [0, BEAT_EVERY_S, 2 * BEAT_EVERY_S]

@@ -32,7 +32,7 @@ class _Holder:
     rate: RateLimitItem | None
 
 
-class Gate:
+class AccessControl:
     """Checks each request before anything else looks at it. Rates are counted by each API process for itself."""
 
     def __init__(self, api: ApiSettings) -> None:

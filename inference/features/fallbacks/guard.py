@@ -1,4 +1,4 @@
-"""One fallback: asked in a thread of its own, within its time, and what it said is remembered for a moment."""
+"""Guards a fallback's source: calls it in a thread, within its timeout, and caches its answers for a moment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from cachetools import TTLCache
 
 from inference.errors import FeaturesUnavailable
-from inference.features.fallbacks.knower import Knower, Known, why_it_failed
+from inference.features.fallbacks.source import FallbackSource, Known, describe_failure
 from inference.logs import get_logger
 from inference.settings import FallbackSettings
 
@@ -24,19 +24,19 @@ REST_S = 1.0
 
 
 @dataclass(frozen=True)
-class Told:
+class FallbackAnswer:
     """What a fallback says of entities: `rows` by id, None for those that it does not know; `cached`: said before."""
 
     rows: Mapping[str, Mapping[str, Any] | None]
     cached: frozenset[str]
 
 
-class Member:
+class GuardedSource:
     """One fallback of a chain. Threads may share it."""
 
-    def __init__(self, settings: FallbackSettings, knower: Knower) -> None:
+    def __init__(self, settings: FallbackSettings, source: FallbackSource) -> None:
         self.name = settings.name
-        self._knower = knower
+        self._source = source
         self._timeout_s = settings.timeout
         self._threads = ThreadPoolExecutor(settings.pool, thread_name_prefix=f"fallback-{settings.name}")
         # a call whose time is up goes on, and keeps its place until it ends
@@ -47,9 +47,9 @@ class Member:
 
     def prepare(self) -> None:
         """Have it import and connect, in a thread of its own; what fails is said, and tried again when it is asked."""
-        self._threads.submit(self._knower.prepare).add_done_callback(self._note)
+        self._threads.submit(self._source.prepare).add_done_callback(self._note)
 
-    def ask(self, entity_ids: Sequence[str]) -> Told:
+    def ask(self, entity_ids: Sequence[str]) -> FallbackAnswer:
         """Return what is known of the entities.
 
         Raises:
@@ -65,12 +65,12 @@ class Member:
             with self._lock:
                 self._cache.update(told)
             known |= told
-        return Told(known, cached)
+        return FallbackAnswer(known, cached)
 
     def close(self) -> None:
         """Let go of its threads and connections."""
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._knower.close()
+        self._source.close()
 
     def _fetch(self, entity_ids: list[str]) -> Known:
         if time.monotonic() < self._rests_until:
@@ -78,7 +78,7 @@ class Member:
         if not self._room.acquire(blocking=False):
             raise self._failed("busy: all its calls are on their way")
         try:
-            future = self._threads.submit(self._knower.fetch, entity_ids)
+            future = self._threads.submit(self._source.fetch, entity_ids)
         except BaseException:
             self._room.release()
             raise
@@ -86,15 +86,15 @@ class Member:
         try:
             return future.result(self._timeout_s)
         except FutureTimeoutError as error:
-            # the knower may raise the same
-            why = f"it took over {self._timeout_s:g} s" if not future.done() else why_it_failed(error)
+            # the source may raise the same
+            why = f"it took over {self._timeout_s:g} s" if not future.done() else describe_failure(error)
             raise self._failed(why) from error
         except Exception as error:  # a driver or a user's function may raise anything
-            raise self._failed(why_it_failed(error)) from error
+            raise self._failed(describe_failure(error)) from error
 
     def _note(self, prepared: Future[None]) -> None:
         if not prepared.cancelled() and (error := prepared.exception()):
-            log.warning("fallback.not_ready", fallback=self.name, error=why_it_failed(error))
+            log.warning("fallback.not_ready", fallback=self.name, error=describe_failure(error))
 
     def _leave(self, _: Future[Known]) -> None:
         self._room.release()

@@ -17,8 +17,8 @@ _NO_GPU = re.compile(rb"^E\d{4} .*(cuInit|cuda)", re.IGNORECASE)
 
 
 @contextmanager
-def without_greetings() -> Iterator[None]:
-    """Hold back what is written to stderr meanwhile, and write it afterwards without the greetings."""
+def without_startup_notes() -> Iterator[None]:
+    """Hold back what is written to stderr meanwhile, and write it afterwards without the notes."""
     saved = os.dup(_STDERR)
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), _STDERR)
@@ -30,10 +30,10 @@ def without_greetings() -> Iterator[None]:
             held.seek(0)
             has_gpu = Path("/dev/nvidiactl").exists()
             for line in held:
-                if not is_greeting(line, has_gpu=has_gpu):
+                if not is_startup_note(line, has_gpu=has_gpu):
                     os.write(_STDERR, line)
 
 
-def is_greeting(line: bytes, *, has_gpu: bool) -> bool:
+def is_startup_note(line: bytes, *, has_gpu: bool) -> bool:
     """Tell whether a line says nothing that an operator should act on."""
     return bool(_NOTE.match(line)) or (not has_gpu and bool(_NO_GPU.match(line)))

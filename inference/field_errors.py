@@ -54,13 +54,13 @@ _SENTENCES = {
 }
 
 
-def sentence_about(found: Mapping[str, Any]) -> str:
+def describe_field_error(found: Mapping[str, Any]) -> str:
     """Return a finding as a sentence that goes on from the field's name. It quotes nothing of the value."""
     sentence = _SENTENCES.get(found["type"])
     return "has a value that is not taken here" if sentence is None else sentence.format(**found.get("ctx", {}))
 
 
-def mistake_in_file(found: Mapping[str, Any]) -> str:
+def describe_error_in_file(found: Mapping[str, Any]) -> str:
     """Return what is wrong with a field of a file, and what to write; secrets stay unsaid."""
     wanted = _IN_FILES.get(found["type"]) or WANTED.get(found["type"])
-    return sentence_about(found) if wanted is None else f"write {wanted}"
+    return describe_field_error(found) if wanted is None else f"write {wanted}"

@@ -14,7 +14,7 @@ HEADER = b"x-request-id"
 _NOT_FRAMED = (b"x-frame-options", b"DENY")
 
 
-def name_request(scope: Scope) -> RequestId:
+def begin_request(scope: Scope) -> RequestId:
     """Return a request's id, and say that everything from here on is done for it."""
     named = None
     for header, value in scope["headers"]:
@@ -31,7 +31,7 @@ def header_of(request: RequestId) -> tuple[bytes, bytes]:
     return HEADER, str(request).encode()
 
 
-def telling(send: Send, request: RequestId) -> Send:
+def with_request_id(send: Send, request: RequestId) -> Send:
     """Return `send` with the id in the answer's headers, and that no page of another site may frame it, as `/docs`."""
 
     async def tell(message: Message) -> None:

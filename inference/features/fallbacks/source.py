@@ -1,4 +1,4 @@
-"""What a fallback asks: something outside that knows features of entities."""
+"""The interface of a fallback's source: a database or a function of the user's that knows features of entities."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from inference.errors import ForecacheError
 Known = Mapping[str, Mapping[str, Any]]
 
 
-class Knower(Protocol):
+class FallbackSource(Protocol):
     """Knows features of some entities. It may raise whatever it likes, and take as long as it likes."""
 
     def prepare(self) -> None:
@@ -24,8 +24,8 @@ class Knower(Protocol):
         """Let go of connections."""
 
 
-def why_it_failed(error: BaseException) -> str:
-    """Return what a knower raised in one line, without what a database must not tell."""
+def describe_failure(error: BaseException) -> str:
+    """Return what a source raised in one line, without what a database must not tell."""
     if isinstance(error, ForecacheError):
         return error.message
     # of SQLAlchemy's errors, what the driver said: its own text has the query
