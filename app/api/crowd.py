@@ -18,8 +18,8 @@ _SEARCH_EVERY_S = 0.1
 _TOLD_EVERY_S = 60.0
 
 
-class Connection(Protocol):
-    """A connection, as far as the crowd knows it."""
+class Evictable(Protocol):
+    """A connection that may have to make way for another."""
 
     loop: asyncio.AbstractEventLoop
 
@@ -42,7 +42,7 @@ class Crowd:
         self._next_search = 0.0
         self._told_at = -_TOLD_EVERY_S
 
-    def make_place(self, connections: Collection[Connection], newcomer: Connection) -> bool:
+    def make_place(self, connections: Collection[Evictable], newcomer: Evictable) -> bool:
         """Return whether there is a place for a newcomer, after the connections of silent clients were ended."""
         now = newcomer.loop.time()
         if now - self._told_at >= _TOLD_EVERY_S:

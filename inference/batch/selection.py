@@ -81,7 +81,7 @@ class _Scan:
     def __init__(
         self, selection: Selection, entity_column: str, event_time_column: str | None, *, newest: bool
     ) -> None:
-        self._asked = None if selection.entities is None else _Asked(selection.entities)
+        self._asked = None if selection.entities is None else _WantedIds(selection.entities)
         self._since = -np.inf if selection.since is None else selection.since
         self._entity_column = entity_column
         self._time_column = event_time_column if newest or selection.since is not None else None
@@ -109,8 +109,8 @@ class _Scan:
         return Selected() if self._asked is None else self._asked.missing()
 
 
-class _Asked:
-    """The asked ids, by hash, and which of them were found."""
+class _WantedIds:
+    """The ids that a partial run asks for, by hash, and which of them were found."""
 
     def __init__(self, ids: Sequence[str]) -> None:
         self._ids = ids

@@ -175,7 +175,7 @@ def newest_instants(metadata: Any, place: int) -> dict[int, float]:
     return found
 
 
-class _Asked(Exception):
+class _RowsWereRead(Exception):
     """Raised in the place of reading rows."""
 
 
@@ -186,7 +186,7 @@ class _Unread(io.RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:  # noqa: ARG002 - as Python has it
-        raise _Asked
+        raise _RowsWereRead
 
     def seekable(self) -> bool:
         return True
@@ -205,7 +205,7 @@ def _is_sound(unread: pq.ParquetFile, group: int, place: int) -> bool:
     """
     try:
         unread.reader.read_row_group(group, column_indices=[place], use_threads=False)
-    except _Asked:
+    except _RowsWereRead:
         return True
     except (OSError, pa.ArrowException):
         return False
