@@ -86,6 +86,8 @@ def reading(what: str) -> Iterator[None]:
     """
     try:
         yield
+    except Unreadable as error:  # a part of it
+        raise Unreadable(f"{what} cannot be read: {error.message}") from error
     except UNREADABLE as error:
         raise unreadable(what, error) from error
 
