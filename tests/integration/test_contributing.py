@@ -37,7 +37,7 @@ def commands(section: str) -> list[str]:
 
 def shell(line: str, folder: Path) -> str:
     """Run a line as somebody would in the checkout, with the Python of this test and its folder for `build/one`."""
-    here = line.replace(".venv/bin/", f"{Path(sys.executable).parent}/").replace("build/one", str(folder / "one"))
+    here = line.replace(".venv/bin/", f"'{Path(sys.executable).parent}'/").replace("build/one", f"'{folder}/one'")
     # the inner tests are no part of this run
     own = {name: value for name, value in os.environ.items() if not name.startswith(("FORECACHE_", "PYTEST_"))}
     done = subprocess.run(
@@ -76,6 +76,7 @@ subprocess.run([sys.executable, "-c", "import inference.gpus"], cwd="/", check=T
 """
 
 
+@pytest.mark.slow  # under coverage, the process that forks imports for five seconds
 def test_coverage_counts_the_processes_that_tests_start(tmp_path: Path) -> None:
     (tmp_path / "starts.py").write_text(STARTS)
     own = os.environ | {"PYTHONPATH": str(ROOT), "COVERAGE_FILE": str(tmp_path / "data")}
