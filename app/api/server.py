@@ -28,6 +28,10 @@ from inference.settings.addresses import require_allowed
 
 log = get_logger(__name__)
 
+#: seconds after which a thread that parses a large body lets the event loop go on, at the end of the step it is in;
+#: Python's own 5 ms are waited for several times by each hit
+SWITCH_INTERVAL_S = 0.0005
+
 #: how long open requests may take to finish when the service stops
 GRACE_S = 5
 
@@ -107,6 +111,7 @@ class _Processes(Multiprocess):
 
 def _application(settings: Settings) -> FastAPI:
     """Return the application, in whichever process serves it."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     parent = multiprocessing.parent_process()
     if parent is not None:
         _configure_logging(settings)
