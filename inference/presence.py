@@ -18,7 +18,7 @@ from inference.errors import StoreUnavailable, Unreadable
 from inference.failures import Failures
 from inference.gpus import GpuUse
 from inference.keys import Keys
-from inference.release import record_from_json
+from inference.stored_data import record_from_json
 
 failures = Failures(__name__, "presence.read")
 

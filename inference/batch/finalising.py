@@ -22,11 +22,11 @@ from inference.errors import BadInput, Conflict, NotFound
 from inference.failures import sentence_of
 from inference.keys import Keys
 from inference.logs import get_logger
-from inference.release import reading
 from inference.settings import Settings
 from inference.sources import IdCount, count_distinct_ids, open_source
 from inference.storage import is_uri
 from inference.store import Manifest
+from inference.stored_data import reading
 
 log = get_logger(__name__)
 

@@ -23,7 +23,8 @@ from inference.errors import Conflict, NotFound, StoreFull, UnknownFormat, quote
 from inference.failures import Failures
 from inference.keys import Keys
 from inference.logs import get_logger
-from inference.release import DATA_FORMAT, reading
+from inference.release import DATA_FORMAT
+from inference.stored_data import reading
 
 log = get_logger(__name__)
 

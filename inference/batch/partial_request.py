@@ -11,10 +11,10 @@ from pathlib import Path
 from inference.entities import check_entity_id
 from inference.errors import BadEntityId, BadInput, quoted
 from inference.features import EARLIEST_S, check_key_columns
-from inference.release import reading
 from inference.settings import ModelSettings, parse_duration
 from inference.small_files import open_small, read_at_most
 from inference.sources import open_source, read_ids, whole_slices
+from inference.stored_data import reading
 
 #: entities that one partial run takes; more are a run over a table of their own
 MAX_ENTITIES = 1_000_000

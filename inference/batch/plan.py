@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from inference.release import record_from_json
 from inference.sources import Slice, SourceFile
+from inference.stored_data import record_from_json
 
 #: files that a difference names
 _MAX_NAMED = 5

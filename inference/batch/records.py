@@ -14,7 +14,8 @@ from inference.batch.gates import BadRows, Gate
 from inference.clock import to_iso
 from inference.errors import cut, shown_name
 from inference.keys import TableKind
-from inference.release import DATA_FORMAT, count_in, reading, record_from_json, unknown_format
+from inference.release import DATA_FORMAT, unknown_format
+from inference.stored_data import count_in, reading, record_from_json
 
 #: an id is a part of paths and of keys
 _RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -158,35 +159,35 @@ class RunRecord:
             state=RunState(text["state"]),
             trigger=Trigger(text["trigger"]),
             source=text["source"],
-            created_at=_number(text["created_at"]) or 0.0,
-            entities_asked=_whole(text.get("entities_asked")),
-            since=_number(text.get("since")),
+            created_at=_instant(text["created_at"]),
+            entities_asked=_count_if_known(text.get("entities_asked")),
+            since=_instant_if_known(text.get("since")),
             engine=Engine(text.get("engine", Engine.CELERY)),
-            started_at=_number(text.get("started_at")),
-            scored_at=_number(text.get("scored_at")),
-            finished_at=_number(text.get("finished_at")),
-            resumed_at=_number(text.get("resumed_at")),
-            rows_before=_whole(text.get("rows_before", "0")) or 0,
-            chunks_total=_whole(text.get("chunks_total")),
-            chunks_done=_whole(text.get("chunks_done", "0")) or 0,
-            attempts=_whole(text.get("attempts", "0")) or 0,
-            rows_total=_whole(text.get("rows_total")),
-            rows_done=_whole(text.get("rows_done", "0")) or 0,
-            rows_quarantined=_whole(text.get("rows_quarantined", "0")) or 0,
-            model_version=_whole(text.get("model_version")),
-            generation=_whole(text.get("generation")),
-            feature_generation=_whole(text.get("feature_generation")),
+            started_at=_instant_if_known(text.get("started_at")),
+            scored_at=_instant_if_known(text.get("scored_at")),
+            finished_at=_instant_if_known(text.get("finished_at")),
+            resumed_at=_instant_if_known(text.get("resumed_at")),
+            rows_before=count_in(text.get("rows_before", "0")),
+            chunks_total=_count_if_known(text.get("chunks_total")),
+            chunks_done=count_in(text.get("chunks_done", "0")),
+            attempts=count_in(text.get("attempts", "0")),
+            rows_total=_count_if_known(text.get("rows_total")),
+            rows_done=count_in(text.get("rows_done", "0")),
+            rows_quarantined=count_in(text.get("rows_quarantined", "0")),
+            model_version=_count_if_known(text.get("model_version")),
+            generation=_count_if_known(text.get("generation")),
+            feature_generation=_count_if_known(text.get("feature_generation")),
             fingerprint=record_from_json(dict[str, Any], text.get("fingerprint", "{}"), "fingerprint"),
             parquet_folder=text.get("parquet_folder") or None,
             quarantine_folder=text.get("quarantine_folder", ""),
             gates=record_from_json(tuple[Gate, ...], text.get("gates", "[]"), "gates"),
             bad_rows=record_from_json(tuple[BadRows, ...], text.get("bad_rows", "[]"), "bad_rows"),
             forced_by=text.get("forced_by"),
-            forced_at=_number(text.get("forced_at")),
+            forced_at=_instant_if_known(text.get("forced_at")),
             spent=text.get("spent") == "1",
             error=text.get("error"),
             last_error=text.get("last_error"),
-            format=_whole(text.get("format", str(DATA_FORMAT))) or 0,
+            format=count_in(text.get("format", str(DATA_FORMAT))),
         )
 
     def to_hash(self) -> dict[str, str]:
@@ -277,12 +278,16 @@ def _run_id(text: str) -> str:
     return text
 
 
-def _number(text: str | None) -> float | None:
-    number = None if text is None else float(text)
-    if number is not None and not math.isfinite(number):
+def _instant(text: str) -> float:
+    instant = float(text)
+    if not math.isfinite(instant):
         raise ValueError("it holds a number that is not finite")
-    return number
+    return instant
 
 
-def _whole(text: str | None) -> int | None:
+def _instant_if_known(text: str | None) -> float | None:
+    return None if text is None else _instant(text)
+
+
+def _count_if_known(text: str | None) -> int | None:
     return None if text is None else count_in(text)

@@ -15,7 +15,7 @@ from inference.errors import StoreUnavailable
 from inference.hits.recorder import DAY_S
 from inference.hits.statistics import HitCounts, Statistics
 from inference.keys import Keys
-from inference.release import count_in, reading
+from inference.stored_data import count_in, reading
 
 #: a week: counters are kept for a day longer
 MAX_WINDOW_S = 7 * 24 * 3600

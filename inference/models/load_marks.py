@@ -15,8 +15,8 @@ from typing import cast
 
 import redis
 
-from inference.release import count_in, reading
 from inference.store.outages import outage_is_an_error
+from inference.stored_data import count_in, reading
 
 _WHAT = "marking the load of a model"
 #: a version that nobody has loaded for so long may crash one more worker

@@ -9,8 +9,8 @@ from pydantic import FiniteFloat, PlainValidator
 
 from inference.errors import ContractError
 from inference.features import FeatureContract
-from inference.release import record_from_json
 from inference.schema import Signature
+from inference.stored_data import record_from_json
 
 VersionState = Literal["ready", "refused"]
 

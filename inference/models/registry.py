@@ -13,10 +13,10 @@ from inference.errors import BadInput, ModelUnavailable, StoreUnavailable
 from inference.keys import Keys, TableKind
 from inference.models.load_marks import LoadMarks
 from inference.models.record import MicroBatchRecord, VersionRecord
-from inference.release import reading, record_from_json
 from inference.schema import Block
 from inference.store import CANARY, STABLE, Labels, Pointer, RedisTable
 from inference.store.labels import LABEL
+from inference.stored_data import reading, record_from_json
 
 #: an hour after the last wish nobody waits for it any more
 RELOAD_REMEMBERED_S = 3600

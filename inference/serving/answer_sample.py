@@ -14,9 +14,9 @@ from pydantic import FiniteFloat
 from inference.keys import Keys
 from inference.logs import get_logger
 from inference.models.vectors import vector_hashes
-from inference.release import record_from_json
 from inference.schema import Block
 from inference.settings import Settings
+from inference.stored_data import record_from_json
 
 log = get_logger(__name__)
 

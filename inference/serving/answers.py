@@ -15,9 +15,9 @@ from inference.clock import to_iso
 from inference.errors import BadInput, Defect, ForecacheError, reported_error
 from inference.outcomes import AnswerSource, Outcome
 from inference.protocols.tensors import unpack
-from inference.release import UNREADABLE
 from inference.schema import Block
 from inference.store import Entry
+from inference.stored_data import UNREADABLE
 
 #: pieces of answers that are remembered, of each kind
 _FRAGMENTS = 4096

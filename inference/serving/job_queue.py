@@ -28,7 +28,6 @@ from inference.errors import (
 from inference.keys import Keys
 from inference.logs import get_logger
 from inference.queues import JobPriority
-from inference.release import reading
 from inference.serving.answers import Answer, Computed, answer_computed, replies_from_result
 from inference.serving.job_quota import JOB_KEEP_S, ROW_BYTES, JobQuota
 from inference.serving.jobs import (
@@ -39,6 +38,7 @@ from inference.serving.jobs import (
     error_to_json,
     job_keys,
 )
+from inference.stored_data import reading
 
 log = get_logger(__name__)
 

@@ -21,8 +21,8 @@ from inference.logs import get_logger
 from inference.protocols.json_spelling import spelt
 from inference.protocols.tensors import MAX_ANSWER_BYTES
 from inference.queues import JobPriority
-from inference.release import reading, record_from_json
 from inference.serving.job_quota import JOB_KEEP_S, MAX_JOB_BYTES, ROW_BYTES
+from inference.stored_data import reading, record_from_json
 
 log = get_logger(__name__)
 

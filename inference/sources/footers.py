@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inference.errors import SourceError
-from inference.release import record_from_json
 from inference.sources.files import as_parquet
 from inference.sources.partitions import PartitionValue
 from inference.sources.table_formats import refuse_copied_file
 from inference.storage import Location, is_lfs_pointer, reason_of
+from inference.stored_data import record_from_json
 
 #: footers read at once: object stores answer slowly but to many, and a local disk leaves parsing as the work
 REMOTE_THREADS, LOCAL_THREADS = 16, 2

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from inference.errors import SourceError
-from inference.release import reading
+from inference.stored_data import reading
 
 #: what Hive and Spark write for a null
 NULL = "__HIVE_DEFAULT_PARTITION__"

@@ -14,11 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inference.errors import SourceError
-from inference.release import reading
 from inference.sources.column_types import holds_text, plain_column
 from inference.sources.footers import SourceFile, check_unchanged
 from inference.sources.partitions import PartitionValue
 from inference.storage import Location, open_location, reason_of
+from inference.stored_data import reading
 
 #: read buffer of one column; a row group is streamed through it, never held whole
 _LOCAL_BUFFER_BYTES = 1 << 20

@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from inference.errors import ContractError
-from inference.release import record_from_json
 from inference.schema import Block, DType, TensorSpec
 from inference.store.records import Origin
+from inference.stored_data import record_from_json
 
 _UINT32_MAX = 2**32 - 1
 _SCHEMA_BYTES = 6

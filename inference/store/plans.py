@@ -12,12 +12,12 @@ from itertools import islice
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from inference.keys import TableKeys
-from inference.release import UNREADABLE, unreadable
 from inference.store.codec import OUTDATED, schema_from_text, unpack_overlay
 from inference.store.decoding import Fetched, Fields, decode_block, decode_entries, decode_for_change
 from inference.store.labels import labels_from_text
 from inference.store.layout import bucket_of, stored_id
 from inference.store.records import ChangeableRows, Entry, Manifest, Pointer, StoredRows
+from inference.stored_data import UNREADABLE, unreadable
 
 Command = tuple[Any, ...]
 P = ParamSpec("P")

@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, FiniteFloat
 
-from inference.release import DATA_FORMAT, record_from_json, unknown_format
+from inference.release import DATA_FORMAT, unknown_format
 from inference.schema import Block, TensorSpec
 from inference.store.labels import Labels
 from inference.store.layout import MOST_BUCKETS
+from inference.stored_data import record_from_json
 
 
 class GenerationState(StrEnum):

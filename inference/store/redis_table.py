@@ -15,7 +15,6 @@ import redis
 
 from inference.errors import Conflict, NotFound
 from inference.keys import TableKeys, TableKind
-from inference.release import reading
 from inference.schema import Block, TensorSpec
 from inference.store.bulk import Pace, send_in_bulk, sum_of
 from inference.store.codec import codec_for, outdated_as_of, pack_changes, pack_overlay, schema_digest, schema_text
@@ -35,6 +34,7 @@ from inference.store.plans import (
 from inference.store.records import ChangeableRows, Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
 from inference.store.table import SWEEP_AFTER_S
 from inference.store.wire import Commands, encode_lengths, encode_window
+from inference.stored_data import reading
 
 _KIND_NAMES = {TableKind.PREDICTIONS: "predictions", TableKind.FEATURES: "features"}
 
