@@ -16,11 +16,6 @@ PROCESS = "gpu"
 
 celery_app = make_worker(load_settings(), process=PROCESS, pool="threads", concurrency=1)
 deployment: Deployment = celery_app.deployment
-beat_while_running(
-    deployment,
-    process=PROCESS,
-    versions=lambda: deployment.host.versions(),
-    loading=lambda: deployment.host.loading(),
-)
+beat_while_running(deployment, process=PROCESS, loads_models=True)
 load_models_on_start(deployment, process=PROCESS, prepare=prepare_gpus)
 watch_versions(deployment, answers=False)

@@ -126,14 +126,14 @@ def beat_while_running(
     deployment: Deployment,
     *,
     process: str,
-    versions: Versions,
-    loading: LoadsNow = tuple,
+    loads_models: bool,
     every_s: float = BEAT_EVERY_S,
     gone_after_s: int = GONE_AFTER_S,
 ) -> None:
     """Have the worker that starts in this process beat from before its models are loaded until it ends.
 
-    `gone_after_s`: after how long a silence others take it for gone.
+    `loads_models`: whether it tells which versions it holds and loads. `gone_after_s`: after how long a silence others
+    take it for gone.
     """
     beating: list[Heartbeat] = []
 
@@ -141,6 +141,8 @@ def beat_while_running(
         worker = _describe(sender, process)
         client = open_client(deployment.settings.cache_url, Patience(_SOCKET_TIMEOUT_S))
         presence = Presence(client, deployment.keys, gone_after_s=gone_after_s)
+        versions: Versions = deployment.host.versions if loads_models else dict
+        loading: LoadsNow = deployment.host.loading if loads_models else tuple
         silent_s = partial(_silent_s, sender)
         beating.append(Heartbeat(presence, worker, versions, silent_s, loading=loading, every_s=every_s))
         beating[0].start()

@@ -27,7 +27,7 @@ _THREADS = 16
 
 celery_app = make_worker(load_settings(), process="maintenance", pool="threads", concurrency=_THREADS)
 deployment: Deployment = celery_app.deployment
-beat_while_running(deployment, process="maintenance", versions=dict)
+beat_while_running(deployment, process="maintenance", loads_models=False)
 
 
 class ReconcileTimer:

@@ -46,8 +46,7 @@ deployment: Deployment = celery_app.deployment
 beat_while_running(
     deployment,
     process=PROCESS,
-    versions=lambda: deployment.host.versions(),
-    loading=lambda: deployment.host.loading(),
+    loads_models=True,
     every_s=BEAT_EVERY_S,
     gone_after_s=GONE_AFTER_S,
 )

@@ -138,7 +138,7 @@ def test_only_a_worker_that_was_told_to_end_says_farewell(
     workers.heartbeat.beat_while_running(
         SimpleNamespace(settings=settings, keys=Keys("t")),  # type: ignore[arg-type]
         process="realtime",
-        versions=dict,
+        loads_models=False,
     )
     monkeypatch.setattr(workers.heartbeat, "served_queues", lambda _: ("realtime",))
     worker = SimpleNamespace(hostname="realtime@h", app=None, exitcode=exitcode)
