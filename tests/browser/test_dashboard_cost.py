@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.support.browser import Browser, open_browser
+from tests.support.browser import Browser
 from tests.support.dashboard import DashboardProcess
 from tests.support.history import count_requests, keep_runs, publish_generation
 from tests.support.redis_server import RedisServer
@@ -38,12 +38,6 @@ def dashboard(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Dashbo
     finally:
         process.stop()
         server.stop()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with open_browser(tmp_path_factory.mktemp("browser")) as opened:
-        yield opened
 
 
 def open_page(browser: Browser, process: DashboardProcess, model: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.browser import Browser, open_browser
+from tests.support.browser import Browser
 from tests.support.stack import ROOT
 from tests.support.waiting import wait_for
 
@@ -45,12 +45,6 @@ def url(site: Path) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with open_browser(tmp_path_factory.mktemp("browser")) as browser:
-        yield browser
 
 
 def test_no_page_asks_another_host_for_anything(site: Path, url: str, browser: Browser) -> None:
