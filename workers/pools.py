@@ -18,7 +18,7 @@ from kombu import Exchange, Queue
 from inference.deployment import Deployment
 from inference.errors import ForecacheError, StoreUnavailable
 from inference.logs import configure_logging, get_logger, write_at_once
-from inference.redis_clients import WORKER
+from inference.redis.clients import WORKER
 from inference.settings import LogSettings, Settings
 from inference.settings.server_urls import is_redis
 from tasks.broker import CeleryBroker

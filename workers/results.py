@@ -9,7 +9,7 @@ import orjson
 from celery import states
 from celery.backends.redis import RedisBackend
 
-from inference.store import Pipe
+from inference.redis.pipes import Pipe
 
 
 class RealtimeResults(RedisBackend):  # type: ignore[misc]  # celery has no types

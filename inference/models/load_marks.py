@@ -13,9 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
-import redis
-
-from inference.store.outages import outage_is_an_error
+from inference.redis.clients import Client
 from inference.stored_data import count_in, reading
 
 _WHAT = "marking the load of a model"
@@ -29,7 +27,7 @@ class LoadMarks:
     Every method raises StoreUnavailable when Redis does not answer in time.
     """
 
-    def __init__(self, client: redis.Redis, key: str) -> None:
+    def __init__(self, client: Client, key: str) -> None:
         self._client = client
         self._key = key
         self._host = socket.gethostname()
@@ -45,7 +43,7 @@ class LoadMarks:
     def of_load(self, version: int) -> Iterator[None]:
         """Mark a load while the block runs. When it ends, whatever comes of it, earlier marks of this host go too."""
         mark = self._field(version, os.getpid())
-        with outage_is_an_error(_WHAT), self._client.pipeline() as pipe:
+        with self._client.pipeline() as pipe:
             pipe.hincrby(self._key, mark)
             pipe.expire(self._key, _REMEMBERED_S)
             pipe.execute()
@@ -53,21 +51,18 @@ class LoadMarks:
             yield
         finally:
             gone = [self._field(version, pid) for pid in self._loads(version) if not _is_alive(pid)]
-            with outage_is_an_error(_WHAT):
-                self._client.hdel(self._key, mark, *gone)
+            self._client.hdel(self._key, mark, *gone)
 
     def forget(self) -> None:
         """Take all marks away: each version may be loaded as if it never had cut a process off."""
-        with outage_is_an_error(_WHAT):
-            self._client.delete(self._key)
+        self._client.delete(self._key)
 
     def _field(self, version: int, pid: int) -> str:
         return f"{version} {self._host} {pid}"
 
     def _loads(self, version: int) -> dict[int, int]:
         """Return process id → loads of that version which began on this host and did not end."""
-        with outage_is_an_error(_WHAT):
-            marks = cast("dict[bytes, bytes]", self._client.hgetall(self._key))
+        marks = cast("dict[bytes, bytes]", self._client.hgetall(self._key))
         own = f"{version} {self._host} "
         with reading(_WHAT):
             of_this = [(mark.decode(), count) for mark, count in marks.items()]

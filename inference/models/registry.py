@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import cast
 
 import orjson
-import redis
 
-from inference.errors import BadInput, ModelUnavailable, StoreUnavailable
-from inference.keys import Keys, TableKind
+from inference.errors import BadInput, ModelUnavailable
 from inference.models.load_marks import LoadMarks
 from inference.models.record import MicroBatchRecord, VersionRecord
+from inference.redis.clients import Client
+from inference.redis.keys import Keys, TableKind
 from inference.schema import Block
-from inference.store import CANARY, STABLE, Labels, Pointer, RedisTable
-from inference.store.labels import LABEL
+from inference.store import CANARY, STABLE, Labels, Pointer, Table
+from inference.store.versions import LABEL
 from inference.stored_data import reading, record_from_json
 
 #: an hour after the last wish nobody waits for it any more
@@ -38,25 +38,19 @@ class ModelRegistry:
     Every method raises StoreUnavailable when Redis does not answer in time.
     """
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: Client, keys: Keys) -> None:
         self._client = client
         self._keys = keys
 
     def versions(self, model: str) -> dict[int, VersionRecord]:
         """Return all records of a model by version, oldest version first; empty when none was inspected."""
-        try:
-            raw = cast("dict[bytes, bytes]", self._client.hgetall(self._keys.model_record(model)))
-        except redis.RedisError as error:
-            raise _unavailable(error) from error
+        raw = cast("dict[bytes, bytes]", self._client.hgetall(self._keys.model_record(model)))
         with reading(f"the records of model {model!r}"):
             return {int(version): VersionRecord.from_json(raw[version]) for version in sorted(raw, key=int)}
 
     def put(self, model: str, record: VersionRecord) -> None:
         """Store a record, replacing that of the same version."""
-        try:
-            self._client.hset(self._keys.model_record(model), str(record.version), orjson.dumps(record.to_json()))
-        except redis.RedisError as error:
-            raise _unavailable(error) from error
+        self._client.hset(self._keys.model_record(model), str(record.version), orjson.dumps(record.to_json()))
 
     def get(self, model: str, version: int) -> VersionRecord:
         """Return the record of a version that is ready.
@@ -64,10 +58,7 @@ class ModelRegistry:
         Raises:
             ModelUnavailable: no worker has inspected that version, or it was refused.
         """
-        try:
-            raw = cast("bytes | None", self._client.hget(self._keys.model_record(model), str(version)))
-        except redis.RedisError as error:
-            raise _unavailable(error) from error
+        raw = cast("bytes | None", self._client.hget(self._keys.model_record(model), str(version)))
         if raw is None:
             raise ModelUnavailable(f"version {version} of model {model!r} has not been loaded by any worker yet")
         record = VersionRecord.from_json(raw)
@@ -77,18 +68,12 @@ class ModelRegistry:
 
     def micro_batch(self, model: str, version: int, device: str) -> MicroBatchRecord | None:
         """Return what was found for a version on a kind of device; None when nobody has searched yet."""
-        try:
-            raw = cast("bytes | None", self._client.hget(self._keys.micro_batches(model), f"{version}:{device}"))
-        except redis.RedisError as error:
-            raise _unavailable(error) from error
+        raw = cast("bytes | None", self._client.hget(self._keys.micro_batches(model), f"{version}:{device}"))
         return record_from_json(MicroBatchRecord, raw, "the rows per call of a model") if raw else None
 
     def put_micro_batch(self, model: str, version: int, device: str, record: MicroBatchRecord) -> None:
         """Store what was found, replacing what stood there."""
-        try:
-            self._client.hset(self._keys.micro_batches(model), f"{version}:{device}", orjson.dumps(record))
-        except redis.RedisError as error:
-            raise _unavailable(error) from error
+        self._client.hset(self._keys.micro_batches(model), f"{version}:{device}", orjson.dumps(record))
 
     def load_marks(self, model: str) -> LoadMarks:
         """Return which loads of a model are going on, or were cut off."""
@@ -114,7 +99,7 @@ class ModelRegistry:
 
         `force` also goes backwards, and releases a hold.
         """
-        return self._table(model).activate(version, force=force)
+        return self._table(model).versions.activate(version, force=force)
 
     def labels(self, model: str) -> Labels:
         """Return which versions have names."""
@@ -146,7 +131,7 @@ class ModelRegistry:
                 f"label the version that is to answer {STABLE} first",
                 field="version",
             )
-        self._table(model).label(name, version, share=share or 0.0)
+        self._table(model).versions.label(name, version, share=share or 0.0)
 
     def remove_label(self, model: str, name: str) -> None:
         """Take a label away. A canary's answers are not read from then on.
@@ -156,26 +141,20 @@ class ModelRegistry:
         """
         if name not in self.labels(model).versions:
             raise BadInput(f"no version of model {model!r} is labelled {name}", field="label")
-        self._table(model).label(name, None)
+        self._table(model).versions.label(name, None)
 
     def ask_reload(self, model: str) -> int:
         """Ask all workers to look for new versions now; return the number of this wish."""
         key = self._keys.reload(model)
-        try:
-            with self._client.pipeline() as pipe:
-                pipe.hincrby(key, _ASKED, 1)
-                pipe.expire(key, RELOAD_REMEMBERED_S)
-                number = pipe.execute()[0]
-        except redis.RedisError as error:
-            raise _unavailable(error) from error
+        with self._client.pipeline() as pipe:
+            pipe.hincrby(key, _ASKED, 1)
+            pipe.expire(key, RELOAD_REMEMBERED_S)
+            number = pipe.execute()[0]
         return int(number)
 
     def reloads(self, model: str) -> Reloads:
         """Return the last wish for new versions, and who has fulfilled which."""
-        try:
-            raw = cast("dict[bytes, bytes]", self._client.hgetall(self._keys.reload(model)))
-        except redis.RedisError as error:
-            raise _unavailable(error) from error
+        raw = cast("dict[bytes, bytes]", self._client.hgetall(self._keys.reload(model)))
         with reading(f"the wishes for new versions of model {model!r}"):
             numbers = {name.decode(): int(number) for name, number in raw.items()}
         return Reloads(numbers.pop(_ASKED, 0), numbers)
@@ -183,13 +162,10 @@ class ModelRegistry:
     def put_reloaded(self, model: str, worker: str, number: int) -> None:
         """Note that a worker has fulfilled the wish of that number."""
         key = self._keys.reload(model)
-        try:
-            with self._client.pipeline() as pipe:
-                pipe.hset(key, worker, str(number))
-                pipe.expire(key, RELOAD_REMEMBERED_S)
-                pipe.execute()
-        except redis.RedisError as error:
-            raise _unavailable(error) from error
+        with self._client.pipeline() as pipe:
+            pipe.hset(key, worker, str(number))
+            pipe.expire(key, RELOAD_REMEMBERED_S)
+            pipe.execute()
 
     def pointer(self, model: str) -> Pointer:
         """Return the prediction table's pointer, in which the active version and the held ones stand."""
@@ -198,12 +174,8 @@ class ModelRegistry:
     def stored_rows(self, model: str) -> Block:
         """Return some rows of a model's feature table by column; empty when none is stored."""
         kind = TableKind.FEATURES
-        return RedisTable(self._client, self._keys.table(kind, model), kind=kind, model=model).some_rows()
+        return Table(self._client, self._keys.table(kind, model), kind=kind, model=model).generations.some_rows()
 
-    def _table(self, model: str) -> RedisTable:
+    def _table(self, model: str) -> Table:
         kind = TableKind.PREDICTIONS
-        return RedisTable(self._client, self._keys.table(kind, model), kind=kind, model=model)
-
-
-def _unavailable(error: redis.RedisError) -> StoreUnavailable:
-    return StoreUnavailable(f"the cache Redis did not answer: {error}")
+        return Table(self._client, self._keys.table(kind, model), kind=kind, model=model)
