@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pydantic import Field, FiniteFloat
 
 from inference.schema import Block, TensorSpec
-from inference.store.layout import MOST_BUCKETS
+from inference.store.codec import MOST_BUCKETS
 from inference.store.versions import Labels
 from inference.stored_data import DATA_FORMAT, record_from_json, unknown_format
 

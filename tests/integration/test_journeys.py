@@ -86,7 +86,10 @@ def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
     folder = tmp_path_factory.mktemp("journeys")
     notes = tmp_path_factory.mktemp("calls")
     write_sum_model(folder / "m", ["x"])
-    pq.write_table(pa.table({"entity_id": [f"e{n}" for n in range(100)], "x": [float(n) for n in range(100)]}), folder / "t.parquet")
+    pq.write_table(
+        pa.table({"entity_id": [f"e{n}" for n in range(100)], "x": [float(n) for n in range(100)]}),
+        folder / "t.parquet",
+    )
     with Stack(folder, MODELS) as stack:
         traced = Traced(stack, notes)
         processes = []
@@ -124,15 +127,17 @@ def told(heading: str) -> list[str]:
 
 
 def check(journey: str, calls: list[str]) -> None:
-    if os.environ.get("FORECACHE_SHOW_JOURNEYS"):
-        print(journey, json.dumps(calls, indent=1))
+    if os.environ.get("SHOW_JOURNEYS"):
+        sys.stderr.write(f"{journey} {json.dumps(calls, indent=1)}\n")
     steps = told(journey)
     assert steps, f"docs/architecture.md tells nothing of {journey!r}"
     missing = [step for step in steps if step not in calls]
     assert not missing, "told, but not called"
     assert steps == sorted(steps, key=calls.index), "told in another order than called"
     files = dict.fromkeys(step.partition(":")[0] for step in calls)
-    assert [file for file in files if not WORDS.fullmatch(file) and file not in {s.partition(":")[0] for s in steps}] == []
+    assert [
+        file for file in files if not WORDS.fullmatch(file) and file not in {s.partition(":")[0] for s in steps}
+    ] == []
 
 
 def test_a_hit_goes_the_way_that_is_told(traced: Traced) -> None:

@@ -52,7 +52,7 @@ def main() -> None:
     threading.setprofile(tracer.note)
     sys.setprofile(tracer.note)
     sys.argv = [module, *arguments]
-    sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, str(Path.cwd()))
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
