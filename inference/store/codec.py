@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from inference.errors import ContractError
 from inference.redis.keys import MAX_INLINE_ID_BYTES
 from inference.schema import Block, DType, TensorSpec
-from inference.store.records import Origin
+from inference.store.records import MOST_BUCKETS, Origin
 from inference.stored_data import record_from_json
 
 _UINT32_MAX = 2**32 - 1
@@ -303,8 +303,6 @@ def _plain(value: Any) -> Any:
 #: faster, and each costs its key: 1e6 float32 predictions in buckets of 128, 64 and 32 take 2.2, 1.6 and 1.3 µs of
 #: Redis' time and 26.0, 27.4 and 29.7 bytes each
 IDS_PER_BUCKET = 64
-#: of four thousand million ids; a manifest with more is none of ours, and collecting it would take for ever
-MOST_BUCKETS = 1 << 26
 
 # CRC-32's polynomial: RFC 1952, section 8
 _POLYNOMIAL = 0xEDB88320
