@@ -16,8 +16,8 @@ from celery.exceptions import NotRegistered
 from app.cli.doctor.checkup import check_up
 from app.cli.doctor.findings import Check, Finding, Status
 from app.cli.doctor.models import Known, check_model
-from app.cli.doctor.queues import check_queues
-from app.cli.doctor.redis_servers import Failure, look_at
+from app.cli.doctor.servers import Failure, look_at
+from app.cli.doctor.workers import check_queues
 from inference.errors import DeadlineExceeded
 from inference.features import Feature, FeatureContract
 from inference.models import ModelRegistry, VersionRecord

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from pydantic import ValidationError
 
-from app.cli.doctor.schedules import check_schedule
+from app.cli.doctor.runs import check_schedule
 from beat_schedule import SlotSchedule
 from inference.batch import RunState
 from inference.batch.schedule import current_slot, slot_after, slot_at

@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from app.cli.doctor.at_once import at_once
-from app.cli.doctor.broker import check_broker, check_patience
-from app.cli.doctor.fallbacks import check_fallbacks
-from app.cli.doctor.findings import Check, Finding, error, not_checked, warning
-from app.cli.doctor.machine import check_clock, check_environment, check_gpus, look_at_gpus
-from app.cli.doctor.memory import TableSize, memory_finding, overlay_bytes, table_sizes
-from app.cli.doctor.models import Known, check_model
-from app.cli.doctor.queues import check_queues
-from app.cli.doctor.redis_servers import PATIENCE, Failure, Server, check_servers, look_at
-from app.cli.doctor.schedules import check_schedule
-from app.cli.doctor.tables import check_disk, check_table, open_table
-from app.cli.doctor.versions import check_versions
-from app.cli.doctor.workers import check_workers
+import redis
+
+from app.cli.doctor.findings import Check, Finding, at_once, error, not_checked, warning
+from app.cli.doctor.machine import check_clock, check_environment, check_gpus, check_versions, look_at_gpus
+from app.cli.doctor.models import Known, check_fallbacks, check_model
+from app.cli.doctor.runs import check_patience, check_schedule
+from app.cli.doctor.servers import PATIENCE, Failure, Server, check_broker, check_servers, look_at
+from app.cli.doctor.tables import (
+    TableSize,
+    check_disk,
+    check_table,
+    memory_finding,
+    open_table,
+    overlay_bytes,
+    table_sizes,
+)
+from app.cli.doctor.workers import check_queues, check_workers
 from inference.batch.records import RunRecord
 from inference.deployment import Deployment
 from inference.errors import ForecacheError, StoreUnavailable

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from app.cli.doctor import fallbacks
-from app.cli.doctor.fallbacks import check_fallbacks
+from app.cli.doctor import models
 from app.cli.doctor.findings import Status
+from app.cli.doctor.models import check_fallbacks
 from inference.settings import load_settings
 
 DATABASE = """
@@ -83,8 +83,8 @@ def test_one_that_is_slower_than_its_timeout_is_to_be_looked_at(folder: Path) ->
 
 
 def test_one_that_does_not_answer_keeps_nobody_waiting(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fallbacks, "DATABASES_WITHIN_S", 0.05)
-    monkeypatch.setattr(fallbacks.SqlSource, "fetch", lambda *_: time.sleep(1))
+    monkeypatch.setattr(models, "DATABASES_WITHIN_S", 0.05)
+    monkeypatch.setattr(models.SqlSource, "fetch", lambda *_: time.sleep(1))
     assert looked_at(folder, database(folder))["m, shop"] == (Status.ERROR, "no answer within 0.05 s")
 
 

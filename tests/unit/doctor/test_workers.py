@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from app.cli.doctor.broker import check_broker, check_patience
 from app.cli.doctor.findings import Finding, Status
-from app.cli.doctor.schedules import check_schedule
+from app.cli.doctor.runs import check_patience, check_schedule
+from app.cli.doctor.servers import check_broker
 from app.cli.doctor.workers import check_workers
 from inference.batch import RunState, Trigger
 from inference.batch.gates import Gate

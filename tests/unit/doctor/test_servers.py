@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from app.cli.doctor.findings import Finding, Status
-from app.cli.doctor.memory import TableSize, estimated_bytes_per_row, memory_finding
-from app.cli.doctor.redis_servers import Failure, Server, check_servers, look_at
+from app.cli.doctor.servers import Failure, Server, check_servers, look_at
+from app.cli.doctor.tables import TableSize, estimated_bytes_per_row, memory_finding
 from inference.schema import DType, TensorSpec
 from inference.settings import Settings
 

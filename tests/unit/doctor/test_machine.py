@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.cli.doctor.findings import Status
-from app.cli.doctor.versions import check_versions
+from app.cli.doctor.machine import check_versions
 
 REQUIRED = [
     "celery<5.8,>=5.7",

@@ -1,4 +1,4 @@
-"""Whether runs come when they should, succeed, and are over before the next is due."""
+"""Checks each model's runs: do they start on schedule, end in time, and fit the broker's timeout?"""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ from app.cli.doctor.findings import Check, Finding, duration_text, error, not_ch
 from inference.batch import RunState, slot_after, slot_at
 from inference.batch.records import RunRecord
 from inference.clock import Clock, system_clock, to_iso
-from inference.settings import ModelSettings
+from inference.settings import ModelSettings, Settings
+from inference.settings.server_urls import is_amqp, is_redis
+from tasks.celery_app import celery_config
 
+#: kombu's own, for Redis: what is not acknowledged by then is delivered once more
+VISIBILITY_TIMEOUT_S = 3600.0
+#: RabbitMQ's own `consumer_timeout`: the channel is closed, and what it held is delivered once more
+CONSUMER_TIMEOUT_S = 1800.0
 #: pauses that are compared: those of a day of hourly runs, or of a few weeks of nightly ones
 _SLOTS_LOOKED_AT = 24
 
@@ -71,3 +77,34 @@ def _run_time(name: str, schedule: str, interval_s: float, runs: Sequence[RunRec
     if took_s > interval_s / 2:
         return warning(Check.SCHEDULE, name, f"runs take over half of their interval: {detail}", fix)
     return ok(Check.SCHEDULE, name, detail)
+
+
+def check_patience(
+    settings: Settings, model: str, runs: Sequence[RunRecord] | None, batch_workers: int
+) -> list[Finding]:
+    """Return whether the broker waits long enough for one chunk, judged by the last published run of a model.
+
+    `runs`: the newest first; None when they cannot be read.
+    """
+    if runs is None:
+        return [not_checked(Check.BROKER, f"chunks of {model}")]
+    last = next((run for run in runs if run.state is RunState.PUBLISHED), None)
+    patience_s, name = _patience(settings)
+    if last is None or not last.chunks_total or patience_s is None:
+        return []
+    took_s = (last.finished_at or 0.0) - (last.started_at or last.created_at)
+    # the run took its chunks in so many rounds
+    chunk_s = took_s / -(-last.chunks_total // max(batch_workers, 1))
+    if chunk_s <= patience_s / 2:
+        return [ok(Check.BROKER, f"chunks of {model}", f"about {duration_text(chunk_s)} each; {name} is longer")]
+    detail = f"about {duration_text(chunk_s)} each, and after {duration_text(patience_s)} ({name}) they are sent again"
+    return [warning(Check.BROKER, f"chunks of {model}", detail, f"lower [models.{model}.batch] rows_per_chunk")]
+
+
+def _patience(settings: Settings) -> tuple[float | None, str]:
+    if is_redis(settings.broker_url):
+        options = celery_config(settings)["broker_transport_options"]
+        return float(options.get("visibility_timeout", VISIBILITY_TIMEOUT_S)), "the visibility timeout"
+    if is_amqp(settings.broker_url):
+        return CONSUMER_TIMEOUT_S, "RabbitMQ's consumer_timeout"
+    return None, ""

@@ -1,4 +1,4 @@
-"""The Redis servers of `url` and `cache_url`: reachable, recent, on their own, keeping what they are given."""
+"""Checks the Redis servers and the broker: do they answer, take writes and keep them?"""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import redis
+from kombu import Connection
 
 from app.cli.context import place_of
 from app.cli.doctor.findings import Check, Finding, error, ok, warning
@@ -18,6 +19,7 @@ from inference.redis.clients import Client, Patience, cause_of, open_client
 from inference.redis.clock import RedisClock
 from inference.redis.keys import Keys
 from inference.settings import Settings
+from inference.settings.server_urls import is_redis
 
 #: of a server that is looked at: it gives up soon
 PATIENCE = Patience(2.0)
@@ -211,3 +213,40 @@ def _reason(problem: BaseException | None) -> str:
             return f"it cannot be reached ({at.strerror})"
         at = at.__cause__ or at.__context__
     return "it cannot be reached"
+
+
+def check_broker(settings: Settings, results: Server | Failure) -> list[Finding]:
+    """Return whether the broker can be reached. `results` is what was found at `redis.url`."""
+    url = settings.broker_url
+    subject = place_of(url)
+    if url == settings.redis_url:
+        if isinstance(results, Server):
+            return [ok(Check.BROKER, subject, "answers: it is the Redis of url")]
+        return [error(Check.BROKER, subject, "it is the Redis of url, which does not answer", "see redis, url")]
+    seen = look_at(url, "[celery] broker_url", prefix=settings.redis.prefix) if is_redis(url) else _connect(url)
+    if isinstance(seen, Failure):
+        return [error(Check.BROKER, subject, seen.detail, seen.fix)]
+    refused = check_writes(Check.BROKER, subject, seen) if isinstance(seen, Server) else []
+    return refused or [ok(Check.BROKER, subject, "answers")]
+
+
+def _connect(url: str) -> Failure | None:
+    """Return why a broker other than Redis cannot be reached, without quoting what may hold the password."""
+    try:
+        with Connection(url, connect_timeout=PATIENCE.timeout_s) as connection:
+            connection.connect()
+    except Exception as problem:  # noqa: BLE001 - each transport has errors of its own; all of them are the finding
+        return _failure(problem)
+    return None
+
+
+def _failure(problem: Exception) -> Failure:
+    if isinstance(problem, ImportError):
+        return Failure(f"its client library is not installed ({problem.name})", "install it where Forecache runs")
+    if isinstance(problem, OSError):
+        why = problem.strerror or "no answer in time"
+        return Failure(f"it cannot be reached ({why})", "start it, or correct [celery] broker_url")
+    if type(problem).__name__ in ("AccessRefused", "NotAllowed"):
+        fix = "correct them in [celery] broker_url (special characters %-encoded)"
+        return Failure("it refuses the user, the password or the virtual host", fix)
+    return Failure(f"it cannot be used ({type(problem).__name__})", "correct [celery] broker_url")
