@@ -6,7 +6,8 @@ its own, and `gaps` tries rows with missing values there; `model_file` lays a lo
 what the file already holds, and `writing` puts files on disk, all or none.
 """
 
-from inference.onboarding.guesses import (
+from inference.onboarding.files import ModelFolder, Target, check_model, check_writable, model_folder, staged
+from inference.onboarding.key_columns import (
     Guess,
     check_entity_column,
     entity_candidates,
@@ -14,18 +15,23 @@ from inference.onboarding.guesses import (
     guess_entity_column,
     guess_event_time,
     guess_model_name,
+    newest_times,
+    read_head,
     time_candidates,
     unfit_id_columns,
 )
-from inference.onboarding.head import newest_times, read_head
-from inference.onboarding.matching import Match, UserTable, WidthMismatch, match_columns, match_listed, match_written
-from inference.onboarding.model_file import ModelFolder, check_model, model_folder
-from inference.onboarding.proposal import Proposal, ages_for, spelled
-from inference.onboarding.rendering import render_contract, render_model, render_settings
-from inference.onboarding.signatures import choose_signature, needs_choice
-from inference.onboarding.target import Target
+from inference.onboarding.matching import (
+    Match,
+    UserTable,
+    WidthMismatch,
+    choose_signature,
+    match_columns,
+    match_listed,
+    match_written,
+    needs_choice,
+)
+from inference.onboarding.proposal import Proposal, ages_for, render_contract, render_model, render_settings, spelled
 from inference.onboarding.trial import Trial, TrialRequest, try_row_in_subprocess
-from inference.onboarding.writing import check_writable, staged
 
 __all__ = [
     "Guess",

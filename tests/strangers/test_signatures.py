@@ -14,7 +14,7 @@ import pytest
 from inference.errors import BadInput, ModelError
 from inference.models.runtimes import SavedSignature
 from inference.onboarding import Proposal, UserTable, ages_for, choose_signature, needs_choice, render_settings
-from inference.onboarding.guesses import Guess
+from inference.onboarding.key_columns import Guess
 from inference.protocols.tensorflow_serving.requests import tensors_of
 from inference.schema import DType, Signature, TensorSpec
 from inference.settings import load_settings

@@ -21,7 +21,7 @@ from inference.onboarding import (
     read_head,
     time_candidates,
 )
-from inference.onboarding.head import TableHead
+from inference.onboarding.key_columns import TableHead
 from inference.settings.deployment import MODEL_NAME
 from inference.sources import open_source
 
@@ -82,7 +82,7 @@ def test_a_guess_says_how_far_it_looked(tmp_path: Path) -> None:
 
 
 def test_long_texts_end_the_head_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inference.onboarding.head.HEAD_BYTES", 1 << 20)
+    monkeypatch.setattr("inference.onboarding.key_columns.HEAD_BYTES", 1 << 20)
     pq.write_table(pa.table({"id": [str(i) * 1000 for i in range(10_000)]}), tmp_path / "t.parquet")
     assert read_head(open_source(str(tmp_path / "t.parquet")), ["id"]).table.num_rows == 1_000
 

@@ -1,0 +1,238 @@
+"""Writes the files of `init`: settings, contract and model folder, all or none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inference.errors import BadInput, Conflict, ForecacheError, ModelError
+from inference.features.contract import CONTRACT_FILE
+from inference.models.formats import find_model_file, format_of, known_files, near_miss_of
+from inference.models.versions import find_versions
+from inference.settings import read_toml
+
+
+@dataclass
+class ModelFolder:
+    """Where a model lies while it is looked at, `path`, and where it will, `home`.
+
+    `file`: what it is copied from; None for a folder of the user's, which stays where it is.
+    """
+
+    path: Path
+    home: Path
+    file: Path | None = None
+
+    def settle(self) -> None:
+        """Put the folder at its home. It is taken away again unless `keep` follows.
+
+        Raises:
+            BadInput: it cannot be put there.
+        """
+        if self.path != self.home:
+            try:
+                self.path.rename(self.home)
+            except OSError as error:
+                raise BadInput(f"{self.home} cannot be written ({error.strerror}): nothing was changed") from error
+            self.path = self.home
+
+    def keep(self) -> None:
+        """Leave what was copied where it is."""
+        self.file = None
+
+
+def check_model(text: str) -> Path:
+    """Return a model's folder, or its file if it is alone; of a version's folder, and of a file in one, the model's.
+
+    Raises:
+        ModelError: there is no model; says what is there, and the fix.
+    """
+    path = Path(text).expanduser()
+    if not path.is_file():
+        find_versions(path)
+        if path.name.isdecimal() and find_model_file(path):
+            # from the version alone, neither the next version nor the model's features.json would be found
+            path = path.absolute().parent
+            find_versions(path)
+        return path
+    format_ = format_of(path)
+    if format_ is None:
+        raise near_miss_of(path) or ModelError(
+            f"{path} is no model: give the folder that holds the model, or its file ({known_files()})", field="path"
+        )
+    folder = path.absolute().parent
+    if folder.name.isdecimal() or path.name in format_.names:
+        folder = folder.parent if folder.name.isdecimal() else folder
+        find_versions(folder)
+        return folder
+    return path
+
+
+@contextmanager
+def model_folder(path: Path, home: Path) -> Iterator[ModelFolder]:
+    """Return the folder of a model; of a lone file a copy as version 1 beside `home`, removed at the end unless kept.
+
+    A `features.json` beside the file comes along.
+
+    Raises:
+        Conflict: `home` is there already.
+        BadInput: the copy cannot be written.
+    """
+    if not path.is_file():
+        yield ModelFolder(path, path)
+        return
+    if home.exists():
+        raise Conflict(
+            f"{home} is there already: put {path.name} into {home / '2'} (or a higher number), or give --name"
+        )
+    made = [folder for folder in [home.parent, *home.parent.parents] if not folder.exists()]
+    folder = ModelFolder(home.with_name(f".{home.name}.{os.getpid()}.new"), home, path)
+    copy = folder.path / "1" / path.name
+    try:
+        _copy(path, copy)
+        yield folder
+    except ForecacheError as error:
+        told = error.message.replace(str(copy.absolute()), str(path)).replace(str(copy), str(path))
+        raise type(error)(told, field=error.field) from error
+    finally:
+        if folder.file is not None:
+            shutil.rmtree(folder.path, ignore_errors=True)
+            for each in made:
+                if each.is_dir() and not any(each.iterdir()):
+                    each.rmdir()
+
+
+def _copy(file: Path, place: Path) -> None:
+    try:
+        place.parent.mkdir(parents=True)
+        shutil.copy2(file, place)
+        if (file.parent / CONTRACT_FILE).is_file():
+            shutil.copy2(file.parent / CONTRACT_FILE, place.parent.parent / CONTRACT_FILE)
+    except OSError as error:
+        raise BadInput(f"{place.parent} cannot be written ({error.strerror}): nothing was changed") from error
+
+
+@dataclass(frozen=True)
+class Target:
+    """A settings file. `holds`: what stands in it, None when there is no such file."""
+
+    file: Path
+    holds: dict[str, Any] | None
+    force: bool
+
+    @classmethod
+    def find(cls, file: Path, *, force: bool) -> Target:
+        """Look at the file.
+
+        Raises:
+            SettingsError: it is there but no TOML; line and column are named.
+            BadInput: it is not there, and its folder cannot be written.
+        """
+        if file.exists():
+            return cls(file, read_toml(file), force)
+        check_writable(file.parent)
+        return cls(file, None, force)
+
+    @property
+    def root(self) -> Path:
+        """Folder that relative paths in the file start from."""
+        return self.file.parent.absolute()
+
+    def check_model(self, name: str) -> None:
+        """Refuse a model that the file already sets up, unless it may be replaced.
+
+        Raises:
+            Conflict: says what to do instead.
+        """
+        if self.holds is None or name not in self._models():
+            return
+        if not self._holds_only(name):
+            raise Conflict(f"{self.file} already sets up [models.{name}]: change it there, or choose another --name")
+        if not self.force:
+            raise Conflict(f"{self.file} already sets up [models.{name}]: --force replaces it")
+
+    def may_write(self, name: str) -> bool:
+        """Tell whether the whole file may be written for this model, rather than a block to paste into it."""
+        return self.holds is None or (self.force and self._holds_only(name))
+
+    def _models(self) -> dict[str, Any]:
+        models = (self.holds or {}).get("models", {})
+        return models if isinstance(models, dict) else {}
+
+    def _holds_only(self, name: str) -> bool:
+        return set(self.holds or {}) <= {"models"} and set(self._models()) <= {name}
+
+
+@dataclass(frozen=True)
+class StagedFiles:
+    """Files that lie complete beside the places they are meant for: place → file."""
+
+    files: Mapping[Path, Path]
+
+    def commit(self) -> None:
+        """Put every file in its place. When one cannot be, those before it get back what they held.
+
+        Raises:
+            BadInput: a place cannot be written; nothing has changed.
+        """
+        before: dict[Path, bytes | None] = {}
+        try:
+            for place, fresh in self.files.items():
+                held = place.read_bytes() if place.exists() else None
+                fresh.replace(place)
+                before[place] = held
+        except OSError as error:
+            for written, content in before.items():
+                if content is None:
+                    written.unlink()
+                else:
+                    written.write_bytes(content)
+            raise _cannot_write(place, error) from error
+
+
+@contextmanager
+def staged(texts: Mapping[Path, str]) -> Iterator[StagedFiles]:
+    """Write each text beside its place, without touching what is there; removed at the end unless committed.
+
+    Raises:
+        BadInput: a folder cannot be written, or a text is not valid Unicode; nothing is left behind.
+    """
+    files = {place: place.with_name(f".{place.name}.{os.getpid()}.new") for place in texts}
+    try:
+        for place, fresh in files.items():
+            try:
+                if place.exists():  # what nobody else may read, such as passwords, stays so
+                    fresh.touch(mode=stat.S_IMODE(place.stat().st_mode))
+                fresh.write_text(texts[place], encoding="utf-8")
+            except OSError as error:
+                raise _cannot_write(place, error) from error
+            except UnicodeEncodeError as error:
+                raise BadInput(
+                    f"{place.name} cannot hold a name that is not UTF-8: rename the file or column"
+                ) from error
+        yield StagedFiles(files)
+    finally:
+        for fresh in files.values():
+            # a folder that refused the file refuses this too, and says so in its own way
+            if fresh.exists():
+                fresh.unlink()
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder in which no file can be made, before anything that takes long.
+
+    Raises:
+        BadInput: it is not there, or read-only.
+    """
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BadInput(f"folder {folder} cannot be written: run this where you may write, nothing was changed")
+
+
+def _cannot_write(place: Path, error: OSError) -> BadInput:
+    return BadInput(f"{place} cannot be written ({error.strerror}): nothing was changed")
