@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from app.cli.arguments import OneModel as Model
-from app.cli.arguments import RunId
-from app.cli.context import open_deployment
+from app.cli.context import OneModel as Model
+from app.cli.context import RunId, open_deployment
 from app.cli.output import AsJson, note, print_fields, print_json, print_rows, shortened
 from app.cli.progress import follow, print_details
 

@@ -10,8 +10,7 @@ from urllib.parse import quote
 
 import typer
 
-from app.cli.arguments import OneModel
-from app.cli.context import load_settings, log_warnings_only
+from app.cli.context import OneModel, load_settings, log_warnings_only
 from app.cli.output import AsJson, note, print_json, print_rows
 
 if TYPE_CHECKING:

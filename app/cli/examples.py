@@ -26,7 +26,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "hits": ("forecache hits", "forecache hits delay --window 24h --json"),
     "bench": ("forecache bench", "forecache bench delay --rate 500 --miss-share 0.05 --json"),
     "cost": (
-        "forecache cost --preset brief",
+        "forecache cost --preset article",
         "forecache cost --entities 1e6 --rps 100 --peak-rps 300 --hit-rate 0.95 --instance-type g5.xlarge",
         "forecache cost delay --picture cost.png",
     ),

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.arguments import complete_model
-from app.cli.context import model_and, open_deployment
+from app.cli.context import complete_model, model_and, open_deployment
 from app.cli.output import AsJson, print_fields, print_json
 from inference.clock import to_iso
 from inference.errors import UnknownEntity

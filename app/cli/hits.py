@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.arguments import AnyModel
-from app.cli.context import models_of, open_deployment
+from app.cli.context import AnyModel, models_of, open_deployment
 from app.cli.output import AsJson, print_json, print_rows
 from inference.errors import SettingsError
 from inference.outcomes import Outcome

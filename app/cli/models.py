@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.arguments import ModelOption, OneModel
-from app.cli.context import load_settings, models_of, open_deployment
+from app.cli.context import ModelOption, OneModel, load_settings, models_of, open_deployment
 from app.cli.output import AsJson, note, print_fields, print_json, print_rows
 from inference.clock import to_iso
 

@@ -6,8 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.arguments import ModelOption
-from app.cli.context import load_settings
+from app.cli.context import ModelOption, load_settings
 from app.cli.output import AsJson, note, print_fields, print_json, print_rows
 from inference.errors import PredictionFailed, Unavailable
 from inference.monitoring.queues import JobPriority

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from inference.economics.estimate import Estimate, estimate
-from inference.economics.formulas import HOURS_PER_DAY, SECONDS_PER_DAY
+from inference.economics.estimate import HOURS_PER_DAY, SECONDS_PER_DAY, Estimate, estimate
 from inference.economics.inputs import FIELDS, CostInputs
 from inference.errors import SettingsError
 

@@ -8,7 +8,7 @@ from statistics import median
 from inference.batch import RunState, RunView, slot_after
 from inference.batch.engine import Engine
 from inference.batch.ledger import Ledger
-from inference.economics.formulas import SECONDS_PER_DAY
+from inference.economics.estimate import SECONDS_PER_DAY
 from inference.economics.inputs import Basis, Figure
 from inference.errors import ModelUnavailable
 from inference.features.groups import CLOCK_FUNCTIONS, GroupSource

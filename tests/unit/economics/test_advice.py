@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from inference.economics import Basis, Figure, complete_figures, read_prices
 from inference.economics.advice import Advice, Confidence, advise, duration_text
-from inference.economics.facts import check_fact, gather_facts
+from inference.economics.inputs import Basis, Figure, complete_figures
 from inference.economics.measured import Measured, slots_a_week
+from inference.economics.prices import read_prices
 from inference.economics.rewriting import diff, with_advice
-from inference.economics.rules import Approach
+from inference.economics.rules import Approach, check_fact, gather_facts
 from inference.errors import SettingsError
 from inference.monitoring.statistics import Statistics
 from inference.settings import ModelSettings
@@ -51,14 +51,14 @@ def test_an_empty_history_is_said_and_never_costs_anything_made_up() -> None:
     assert told.confidence is Confidence.LOW
     assert told.numbers["cost_per_day"].value is None
     assert told.numbers["never_read"].value is None
-    assert "0 predictions asked for within 24 h, 10000 would do" in told.gaps
-    assert any("no cost: entities and rps" in gap for gap in told.gaps)
+    assert "0 predictions asked for within 24 h, 10000 would do" in told.unknowns
+    assert any("no cost: entities and rps" in gap for gap in told.unknowns)
 
 
 def test_a_day_of_traffic_and_answers_make_it_sure() -> None:
     said = {"latency_ms": 50, "max_staleness_hours": 24, "cost_matters": 1, "performance_matters": 1}
     told = advice(said={**said, "must_answer": 1, "stable_hours": 12})
-    assert (told.confidence, told.gaps) == (Confidence.HIGH, ())
+    assert (told.confidence, told.unknowns) == (Confidence.HIGH, ())
     assert told.approach is Approach.HYBRID
 
 
@@ -295,7 +295,7 @@ def test_each_thing_that_is_missing_makes_it_less_sure(
     facts: dict[str, Any], confidence: Confidence, gaps: int
 ) -> None:
     told = advice(busy(**facts), said=SURE)
-    assert (told.confidence, len(told.gaps)) == (confidence, gaps)
+    assert (told.confidence, len(told.unknowns)) == (confidence, gaps)
 
 
 @pytest.mark.parametrize(

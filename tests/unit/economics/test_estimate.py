@@ -10,13 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.economics import Basis, CostInputs, Figure, break_even, brief_estimate, complete_figures, estimate
-from inference.economics.brief import BRIEF_FIGURES
-from inference.economics.curves import cost_curve, sensitivity, with_requests
-from inference.economics.formulas import batch_compute_cost, instances_needed, stored_cost
+from inference.economics.curves import break_even, cost_curve, sensitivity, with_requests
+from inference.economics.estimate import (
+    ARTICLE_FIGURES,
+    article_estimate,
+    batch_compute_cost,
+    estimate,
+    instances_needed,
+    stored_cost,
+)
+from inference.economics.inputs import Basis, CostInputs, Figure, complete_figures
 from inference.errors import SettingsError
 
-BRIEF = CostInputs.of(complete_figures(BRIEF_FIGURES))
+ARTICLE = CostInputs.of(complete_figures(ARTICLE_FIGURES))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +50,7 @@ def test_what_predictions_cost_to_keep_is_a_monthly_price_by_the_day() -> None:
 @pytest.mark.parametrize(
     ("peak", "hit", "headroom", "rate", "utilisation", "least", "by_hand"),
     [
-        (100, 0, 0.5, 100, 1, 1, 2),  # the brief: 1.5
+        (100, 0, 0.5, 100, 1, 1, 2),  # the article: 1.5
         (1_000, 0.9, 0.2, 50, 0.6, 1, 4),  # 100 misses x 1.2 = 120, over 30 each
         (1_000, 1, 0.5, 100, 1, 2, 2),  # nothing left but the least
         (100, 0, 0.1, 110, 1, 1, 1),  # exactly one, though 100 x 1.1 is a hair more than 110 in binary
@@ -61,8 +67,8 @@ def test_how_many_instances_a_peak_needs(
     assert needed == by_hand
 
 
-def test_the_briefs_example_comes_out_to_the_cent_and_its_slip_is_told() -> None:
-    both = brief_estimate(BRIEF)
+def test_the_articles_example_comes_out_to_the_cent_and_its_slip_is_told() -> None:
+    both = article_estimate(ARTICLE)
     told = both.as_written
     assert told.batch.compute == pytest.approx(0.083333, abs=1e-6)
     assert told.batch.memory == pytest.approx(0.025)
@@ -78,15 +84,15 @@ def test_the_briefs_example_comes_out_to_the_cent_and_its_slip_is_told() -> None
     assert "0.108333" in both.slip
 
 
-def test_the_briefs_storage_counts_each_of_a_days_runs() -> None:
-    # the brief: total_preds is entities x predictions a day
-    twice = brief_estimate(replace(BRIEF, runs_per_day=2)).as_written.batch
+def test_the_articles_storage_counts_each_of_a_days_runs() -> None:
+    # the article: total_preds is entities x predictions a day
+    twice = article_estimate(replace(ARTICLE, runs_per_day=2)).as_written.batch
     assert (twice.compute, twice.memory) == (pytest.approx(2 * 0.083333, abs=1e-6), pytest.approx(0.05))
     assert twice.per_prediction == pytest.approx(1.08333e-7, rel=1e-5)
 
 
 def test_hybrid_is_batch_and_cache_and_the_instances_for_the_misses() -> None:
-    inputs = replace(BRIEF, rps=1_000, peak_rps=2_000, hit_rate=0.95, redis_price=73)
+    inputs = replace(ARTICLE, rps=1_000, peak_rps=2_000, hit_rate=0.95, redis_price=73)
     told = estimate(inputs)
     # 2 000 x 0.05 x 1.5 / 100 = 1.5; 0.1 GB x 73 x 24 / 730 = 0.24
     assert told.hybrid.instances == 2
@@ -97,7 +103,7 @@ def test_hybrid_is_batch_and_cache_and_the_instances_for_the_misses() -> None:
 
 
 def test_where_runs_cost_more_than_they_spare_the_cheapest_hybrid_only_caches() -> None:
-    told = estimate(replace(BRIEF, throughput=1))  # 278 hours of computing a day
+    told = estimate(replace(ARTICLE, throughput=1))  # 278 hours of computing a day
     assert not told.hybrid.precomputes
     assert told.hybrid.daily == pytest.approx(240 + 0.000822, abs=1e-6)
     assert told.hybrid.everything > told.hybrid.daily
@@ -106,13 +112,13 @@ def test_where_runs_cost_more_than_they_spare_the_cheapest_hybrid_only_caches() 
 @pytest.mark.parametrize(("generations", "replicas"), [(1, 1), (1, 2), (3, 1), (2, 3)])
 def test_each_generation_is_kept_on_each_replica(generations: float, replicas: float) -> None:
     # 1e6 x 100 bytes = 0.1 GB a copy, at 73 a GB and month = 0.24 a day
-    kept = estimate(replace(BRIEF, generations=generations, replicas=replicas, redis_price=73, bytes=100))
+    kept = estimate(replace(ARTICLE, generations=generations, replicas=replicas, redis_price=73, bytes=100))
     assert kept.batch.memory == pytest.approx(0.24 * generations * replicas)
     assert kept.batch.daily == pytest.approx(0.083333 + kept.batch.memory, abs=1e-6)
 
 
 def test_files_are_kept_for_every_run_and_day() -> None:
-    kept = estimate(replace(BRIEF, runs_per_day=2, storage_bytes=50, storage_days=30, storage_price=7.3))
+    kept = estimate(replace(ARTICLE, runs_per_day=2, storage_bytes=50, storage_days=30, storage_price=7.3))
     # 2 x 1e6 x 50 bytes x 30 days = 3 GB
     assert kept.batch.storage == pytest.approx(3 * 7.3 * 24 / 730)
 
@@ -183,25 +189,25 @@ def test_the_curve_shows_today_and_the_break_even(inputs: CostInputs) -> None:
 
 
 def test_what_moves_the_total_most_comes_first() -> None:
-    swings = sensitivity(BRIEF)
+    swings = sensitivity(ARTICLE)
     assert swings[0].name == "instance_price"
     assert (swings[0].at_low, swings[0].at_high) == (pytest.approx(90.08, abs=0.01), pytest.approx(150.08, abs=0.01))
     assert [each.span for each in swings] == sorted((each.span for each in swings), reverse=True)
 
 
 def test_a_share_that_swings_stops_at_the_end_of_its_range() -> None:
-    hit = next(each for each in sensitivity(replace(BRIEF, rps=1_000, peak_rps=1_000)) if each.name == "hit_rate")
+    hit = next(each for each in sensitivity(replace(ARTICLE, rps=1_000, peak_rps=1_000)) if each.name == "hit_rate")
     assert (hit.low, hit.high) == (pytest.approx(0.675), 1.0)
 
 
 # --- bad input ---
 
 
-@pytest.mark.parametrize("name", sorted(BRIEF_FIGURES))
+@pytest.mark.parametrize("name", sorted(ARTICLE_FIGURES))
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), -1.0])
 def test_an_input_that_cannot_be_is_named(name: str, value: float) -> None:
     with pytest.raises(SettingsError, match=f"^{name}: .*--{name.replace('_', '-')} is") as refused:
-        replace(BRIEF, **{name: value})
+        replace(ARTICLE, **{name: value})
     assert refused.value.field == name
 
 
@@ -211,24 +217,24 @@ ABOVE_ZERO = ["entities", "throughput", "rps", "instance_price", "instance_rps",
 @pytest.mark.parametrize("name", [*ABOVE_ZERO, "min_replicas", "batch_instance_price", "generations", "replicas"])
 def test_a_zero_that_cannot_be_is_named(name: str) -> None:
     with pytest.raises(SettingsError, match=f"^{name}: 0 "):
-        replace(BRIEF, **{name: 0.0})
+        replace(ARTICLE, **{name: 0.0})
 
 
 def test_a_missing_input_is_named_with_its_option() -> None:
-    rest = {name: figure for name, figure in BRIEF_FIGURES.items() if name != "entities"}
+    rest = {name: figure for name, figure in ARTICLE_FIGURES.items() if name != "entities"}
     with pytest.raises(SettingsError, match="--entities"):
         CostInputs.of(complete_figures(rest))
 
 
 def test_a_peak_below_the_mean_is_refused() -> None:
     with pytest.raises(SettingsError, match="no peak is below the mean"):
-        replace(BRIEF, peak_rps=50)
+        replace(ARTICLE, peak_rps=50)
 
 
 @pytest.mark.parametrize("ends", [(1e15, 1e-15), (1e-15, 1e15)])
 def test_the_largest_and_smallest_inputs_have_a_cost_and_a_picture(ends: tuple[float, float]) -> None:
     said = dict(zip(("entities", "throughput"), ends, strict=True)) | {"rps": ends[1], "instance_rps": ends[0]}
-    figures = complete_figures({name: Figure(value, Basis.OPTION) for name, value in said.items()}, BRIEF_FIGURES)
+    figures = complete_figures({name: Figure(value, Basis.OPTION) for name, value in said.items()}, ARTICLE_FIGURES)
     inputs = CostInputs.of(figures)
     told = estimate(inputs)
     assert all(math.isfinite(value) for value in (told.batch.daily, told.hybrid.daily, told.savings_percent))
@@ -237,7 +243,7 @@ def test_the_largest_and_smallest_inputs_have_a_cost_and_a_picture(ends: tuple[f
 
 def test_the_first_source_that_knows_a_figure_wins() -> None:
     said = {"entities": Figure(5, Basis.OPTION)}
-    figures = complete_figures(said, BRIEF_FIGURES)
+    figures = complete_figures(said, ARTICLE_FIGURES)
     assert figures["entities"] == said["entities"]
-    assert figures["throughput"].origin is Basis.BRIEF
+    assert figures["throughput"].origin is Basis.ARTICLE
     assert figures["hit_rate"].origin is Basis.DEFAULT
