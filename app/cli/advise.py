@@ -119,7 +119,7 @@ def _print(advice: Advice, *, explain: bool) -> None:
 def _write(advices: Sequence[Advice], *, quiet: bool) -> None:
     """Put all advice into the settings file or, if the new text cannot be loaded, none. Print the diff to stderr."""
     from inference.economics.rewriting import diff, with_advice
-    from inference.onboarding import staged
+    from inference.onboarding.files import staged
     from inference.settings import load_settings as load
     from inference.settings import settings_file
     from inference.small_files import read_small

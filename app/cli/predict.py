@@ -38,7 +38,7 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Print the prediction for one entity."""
-    from app.cli.http import Api, problem_text
+    from app.cli.api_client import Api, problem_text
 
     settings = load_settings()
     body = {
@@ -73,7 +73,7 @@ def enqueue(
 
     With --wait: its result, and exit 1 when the job or one of its predictions failed.
     """
-    from app.cli.http import Api
+    from app.cli.api_client import Api
 
     settings = load_settings()
     api = Api(settings.api)
@@ -105,7 +105,7 @@ def job_once_over(api: Any, task_id: str) -> dict[str, Any]:
 
 
 def _print_job(job: dict[str, Any], *, as_json: bool) -> None:
-    from app.cli.http import problem_text
+    from app.cli.api_client import problem_text
 
     items = (job.get("result") or {}).get("predictions", [])
     if as_json:

@@ -20,9 +20,9 @@ from inference.settings import read_toml
 
 @dataclass
 class ModelFolder:
-    """Where a model lies while it is looked at, `path`, and where it will, `home`.
+    """The folder of a model: `path` now, and `home` in the end.
 
-    `file`: what it is copied from; None for a folder of the user's, which stays where it is.
+    `file`: the file that was copied into it; None for a user's folder, which stays where it is.
     """
 
     path: Path
@@ -30,10 +30,10 @@ class ModelFolder:
     file: Path | None = None
 
     def settle(self) -> None:
-        """Put the folder at its home. It is taken away again unless `keep` follows.
+        """Move the folder to its home. Unless `keep` follows, it is removed again.
 
         Raises:
-            BadInput: it cannot be put there.
+            BadInput: it cannot be moved there.
         """
         if self.path != self.home:
             try:
@@ -43,12 +43,12 @@ class ModelFolder:
             self.path = self.home
 
     def keep(self) -> None:
-        """Leave what was copied where it is."""
+        """Keep the copied folder."""
         self.file = None
 
 
 def check_model(text: str) -> Path:
-    """Return a model's folder, or its file if it is alone; of a version's folder, and of a file in one, the model's.
+    """Return a model's folder, or its file if the file is alone. For a version's folder or file: the model's folder.
 
     Raises:
         ModelError: there is no model; says what is there, and the fix.
@@ -57,7 +57,7 @@ def check_model(text: str) -> Path:
     if not path.is_file():
         find_versions(path)
         if path.name.isdecimal() and find_model_file(path):
-            # from the version alone, neither the next version nor the model's features.json would be found
+            # the version's folder alone does not lead to later versions or to the model's features.json
             path = path.absolute().parent
             find_versions(path)
         return path
@@ -76,12 +76,12 @@ def check_model(text: str) -> Path:
 
 @contextmanager
 def model_folder(path: Path, home: Path) -> Iterator[ModelFolder]:
-    """Return the folder of a model; of a lone file a copy as version 1 beside `home`, removed at the end unless kept.
+    """Give the folder of a model. A lone file is copied as version 1 beside `home` and removed at the end unless kept.
 
-    A `features.json` beside the file comes along.
+    A `features.json` beside the file is copied too.
 
     Raises:
-        Conflict: `home` is there already.
+        Conflict: `home` exists.
         BadInput: the copy cannot be written.
     """
     if not path.is_file():
@@ -119,20 +119,20 @@ def _copy(file: Path, place: Path) -> None:
 
 
 @dataclass(frozen=True)
-class Target:
-    """A settings file. `holds`: what stands in it, None when there is no such file."""
+class SettingsTarget:
+    """The settings file to write. `holds`: its present content, None if there is no such file."""
 
     file: Path
     holds: dict[str, Any] | None
     force: bool
 
     @classmethod
-    def find(cls, file: Path, *, force: bool) -> Target:
-        """Look at the file.
+    def find(cls, file: Path, *, force: bool) -> SettingsTarget:
+        """Read the file, if it exists.
 
         Raises:
-            SettingsError: it is there but no TOML; line and column are named.
-            BadInput: it is not there, and its folder cannot be written.
+            SettingsError: it is not TOML; names line and column.
+            BadInput: it does not exist, and its folder cannot be written.
         """
         if file.exists():
             return cls(file, read_toml(file), force)
@@ -141,11 +141,11 @@ class Target:
 
     @property
     def root(self) -> Path:
-        """Folder that relative paths in the file start from."""
+        """The folder from which relative paths in the file start."""
         return self.file.parent.absolute()
 
     def check_model(self, name: str) -> None:
-        """Refuse a model that the file already sets up, unless it may be replaced.
+        """Refuse a model that the file already configures, unless it may be replaced.
 
         Raises:
             Conflict: says what to do instead.
@@ -158,7 +158,7 @@ class Target:
             raise Conflict(f"{self.file} already sets up [models.{name}]: --force replaces it")
 
     def may_write(self, name: str) -> bool:
-        """Tell whether the whole file may be written for this model, rather than a block to paste into it."""
+        """Tell whether the whole file may be written; if not, the user pastes a block into it."""
         return self.holds is None or (self.force and self._holds_only(name))
 
     def _models(self) -> dict[str, Any]:
@@ -171,21 +171,21 @@ class Target:
 
 @dataclass(frozen=True)
 class StagedFiles:
-    """Files that lie complete beside the places they are meant for: place → file."""
+    """Complete new files beside their destinations: destination → new file."""
 
     files: Mapping[Path, Path]
 
     def commit(self) -> None:
-        """Put every file in its place. When one cannot be, those before it get back what they held.
+        """Move every file to its destination. If one fails, restore those before it.
 
         Raises:
-            BadInput: a place cannot be written; nothing has changed.
+            BadInput: a destination cannot be written; nothing has changed.
         """
         before: dict[Path, bytes | None] = {}
         try:
-            for place, fresh in self.files.items():
+            for place, new in self.files.items():
                 held = place.read_bytes() if place.exists() else None
-                fresh.replace(place)
+                new.replace(place)
                 before[place] = held
         except OSError as error:
             for written, content in before.items():
@@ -198,18 +198,18 @@ class StagedFiles:
 
 @contextmanager
 def staged(texts: Mapping[Path, str]) -> Iterator[StagedFiles]:
-    """Write each text beside its place, without touching what is there; removed at the end unless committed.
+    """Write each text (destination → text) beside its destination. Files that are not committed are removed.
 
     Raises:
-        BadInput: a folder cannot be written, or a text is not valid Unicode; nothing is left behind.
+        BadInput: a folder cannot be written, or a text is not valid Unicode; no file is left.
     """
     files = {place: place.with_name(f".{place.name}.{os.getpid()}.new") for place in texts}
     try:
-        for place, fresh in files.items():
+        for place, new in files.items():
             try:
-                if place.exists():  # what nobody else may read, such as passwords, stays so
-                    fresh.touch(mode=stat.S_IMODE(place.stat().st_mode))
-                fresh.write_text(texts[place], encoding="utf-8")
+                if place.exists():  # keep the mode: others may not read a file with passwords
+                    new.touch(mode=stat.S_IMODE(place.stat().st_mode))
+                new.write_text(texts[place], encoding="utf-8")
             except OSError as error:
                 raise _cannot_write(place, error) from error
             except UnicodeEncodeError as error:
@@ -218,17 +218,17 @@ def staged(texts: Mapping[Path, str]) -> Iterator[StagedFiles]:
                 ) from error
         yield StagedFiles(files)
     finally:
-        for fresh in files.values():
-            # a folder that refused the file refuses this too, and says so in its own way
-            if fresh.exists():
-                fresh.unlink()
+        for new in files.values():
+            # also in a folder that cannot be written, where unlink would raise
+            if new.exists():
+                new.unlink()
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder in which no file can be made, before anything that takes long.
+    """Refuse a folder in which no file can be created, before a long step begins.
 
     Raises:
-        BadInput: it is not there, or read-only.
+        BadInput: it does not exist or is read-only.
     """
     if not os.access(folder, os.W_OK | os.X_OK):
         raise BadInput(f"folder {folder} cannot be written: run this where you may write, nothing was changed")

@@ -31,12 +31,12 @@ _ROW_NUMBER_NAME = re.compile(r"^(__index_level_\d+__|unnamed: ?\d+|index|level_
 
 
 class WidthMismatch(BadInput):
-    """Raised when more or fewer columns could fill a model's single tensor than it takes."""
+    """Raised when too many or too few columns fit a model's single tensor."""
 
 
 @dataclass(frozen=True)
 class UserTable:
-    """A table to match. `taken`: columns that are no features; `targets`: words for what the model predicts."""
+    """The table to match. `taken`: columns that are not features; `targets`: names of the predicted value."""
 
     name: str
     schema: pa.Schema
@@ -46,21 +46,21 @@ class UserTable:
 
 @dataclass(frozen=True)
 class Match:
-    """The features of a model, and the line that says why these."""
+    """The matched features of a model, and one line that says why these."""
 
     contract: FeatureContract
     reason: str
 
 
 def match_columns(signature: Signature, table: UserTable, *, text_by_table: bool = False) -> Match:
-    """Match a table's columns to a model's inputs by name; for a single tensor also by type and order.
+    """Match a table's columns to a model's inputs by name; for a single tensor, also by type and order.
 
-    Names are the same if they differ only by what libraries clean: anything but letters and digits.
-    `text_by_table`: the model takes whatever it was fitted on, so a column of text is text.
+    Names match if they differ only in characters other than letters and digits, which libraries clean.
+    `text_by_table`: the model takes what it was fitted on, so a text column stays text.
 
     Raises:
-        WidthMismatch: it cannot be told which columns fill the single tensor; all that could are named.
-        BadInput: an input has no column (the nearest are named), or its type does not fit.
+        WidthMismatch: it is unclear which columns fill the single tensor; names all candidates.
+        BadInput: an input has no column (names the nearest), or its type does not fit.
     """
     columns = _columns_by_input(signature, table)
     missing = [spec.name for spec in signature.inputs if spec.name not in columns]
@@ -85,11 +85,11 @@ def match_columns(signature: Signature, table: UserTable, *, text_by_table: bool
 
 
 def _columns_by_input(signature: Signature, table: UserTable) -> dict[str, str]:
-    """Return the column of each input that has one: that of its name, else the only one whose cleaned name is its."""
+    """Return input → column: the column of the same name, else the only one with the same cleaned name."""
     inputs = {spec.name for spec in signature.inputs}
     columns = {name: name for name in table.schema.names if name in inputs}
     if len(signature.inputs) == 1 and signature.inputs[0].shape:
-        return columns  # the name of a tensor of many columns is none of theirs
+        return columns  # the tensor takes many columns, and its name is not one of theirs
     by_cleaned: dict[str, list[str]] = {}
     for name in table.schema.names:
         if name not in columns and name not in table.taken:
@@ -103,12 +103,12 @@ def _columns_by_input(signature: Signature, table: UserTable) -> dict[str, str]:
 
 
 def _cleaned(name: str) -> str:
-    """Return what is left of a name once a library has cleaned it, as LightGBM does."""
+    """Return a name as LightGBM and other libraries clean it."""
     return re.sub(r"[\W_]+", "_", name).strip("_")
 
 
 def _in_table(feature: Feature, field: pa.Field, *, text_by_table: bool) -> Feature:
-    """Return a feature as it stands in a column of a table."""
+    """Return a feature with its column's name and, if `text_by_table`, its type."""
     column = None if field.name == feature.name else field.name
     as_text = replace(feature, dtype=DType.STRING, column=column)
     is_text = not feature.shape and not pa.types.is_null(field.type) and type_problem(as_text, field.type) is None
@@ -116,11 +116,11 @@ def _in_table(feature: Feature, field: pa.Field, *, text_by_table: bool) -> Feat
 
 
 def match_listed(signature: Signature, table: UserTable, columns: Sequence[str]) -> Match:
-    """Take the named columns for a model's single tensor, in their order.
+    """Take the named columns, in this order, for a model's single tensor.
 
     Raises:
-        BadInput: a column is not there (the nearest is named) or cannot fill it, or there are too few or many;
-            or the model has several inputs, which are matched by name.
+        BadInput: a column is missing (names the nearest) or does not fit, there are too few or too many, or the model
+            has several inputs, which are matched by name.
     """
     if len(signature.inputs) != 1 or len(signature.inputs[0].shape) > 1:
         inputs = ", ".join(spec.name for spec in signature.inputs)
@@ -145,10 +145,10 @@ def match_listed(signature: Signature, table: UserTable, columns: Sequence[str])
 
 
 def match_written(contract: FeatureContract, signature: Signature, table: UserTable) -> Match:
-    """Match a table's columns to a contract that is already written.
+    """Match a table's columns to a written contract.
 
     Raises:
-        BadInput: a column is missing (the nearest is named), or its type does not fit.
+        BadInput: a column is missing (names the nearest), or its type does not fit.
     """
     Vectoriser(contract, signature).check_schema(table.schema, table.name)
     return Match(contract, reason=f"as {CONTRACT_FILE} lists them: {_listed(contract.names)}")
@@ -158,10 +158,10 @@ def _fill_tensor(signature: Signature, table: UserTable) -> Match:
     only = signature.inputs[0]
     width = math.prod(only.shape)
     names = [field.name for field in table.schema if _can_fill(field, only, table)]
-    for dropped in _droppings(table):
-        kept = [name for name in names if not any(rule(name) for rule, _ in dropped)]
+    for rules in _leave_out_rules(table):
+        kept = [name for name in names if not any(rule(name) for rule, _ in rules)]
         if len(kept) == width:
-            return _stacked(signature, names, kept, [words for _, words in dropped])
+            return _stacked(signature, names, kept, [words for _, words in rules])
     lists = [field.name for field in table.schema if _can_fill(field, only, table, shape=only.shape)] if width else []
     if not names and len(lists) == 1:
         contract = FeatureContract((Feature(lists[0], only.dtype, only.shape),))
@@ -173,8 +173,8 @@ def _fill_tensor(signature: Signature, table: UserTable) -> Match:
 Rule = tuple[Callable[[str], bool], str]
 
 
-def _droppings(table: UserTable) -> list[tuple[Rule, ...]]:
-    """Return what may be left out, the least first: nothing, one kind of leftover, two kinds, all."""
+def _leave_out_rules(table: UserTable) -> list[tuple[Rule, ...]]:
+    """Return sets of rules for columns to leave out, the smallest first: none, one kind, two kinds, all."""
     targets = {word.lower() for word in table.targets}
     rules: list[Rule] = [
         (lambda name: bool(_ROW_NUMBER_NAME.search(name)), "a row number"),
@@ -203,7 +203,7 @@ def _can_fill(field: pa.Field, only: TensorSpec, table: UserTable, shape: tuple[
 
 
 def _feature(field: pa.Field, only: TensorSpec) -> Feature:
-    """Return a named column as a feature; a list of fixed size stands for so many values."""
+    """Return a named column as a feature. A list of fixed size is a feature of that many values."""
     type_ = field.type
     if pa.types.is_fixed_size_list(type_):
         return Feature(field.name, only.dtype, (type_.list_size,))
@@ -240,7 +240,7 @@ def _no_columns(missing: list[str], table: UserTable, inputs: int) -> str:
 
 
 def _nearest(name: str, schema: pa.Schema) -> str:
-    # difflib tells cases apart, people do not
+    # people do not distinguish upper and lower case, difflib does
     by_lower = {column.lower(): column for column in schema.names}
     if name.lower() in by_lower:
         return f"(nearest: {by_lower[name.lower()]!r})"
@@ -264,7 +264,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _shown(name: str) -> str:
-    """Return a name that stays on one line, and a short one."""
+    """Return a name on one line, shortened."""
     text = shown_name(name)
     return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 1] + "…"
 
@@ -273,9 +273,9 @@ _DEFAULT = "serving_default"
 
 
 def needs_choice(signature: Signature | None, table: UserTable) -> bool:
-    """Tell whether another signature may fit a table better than the one that would be served (None: there is none).
+    """Tell whether another signature may fit a table better than the default one (None: there is none).
 
-    One that takes a single text may take serialized tf.Examples, whatever the table holds.
+    A signature with a single text input may take serialized tf.Examples instead of a column.
     """
     if signature is None:
         return True
@@ -284,10 +284,10 @@ def needs_choice(signature: Signature | None, table: UserTable) -> bool:
 
 
 def choose_signature(found: Mapping[str, SavedSignature], table: UserTable) -> tuple[str, str] | None:
-    """Return the signature that fits the table in place of the default one, and why; None to leave it at that.
+    """Return a signature that fits the table better than the default one, and why; None to keep the default.
 
     Raises:
-        ModelError: the default one takes tf.Examples, or there is none; and none of the others is the only one to fit.
+        ModelError: the default takes tf.Examples or is missing, and not exactly one of the others fits.
     """
     names = ", ".join(sorted(found)) or "none"
     default = found.get(_DEFAULT) or (next(iter(found.values())) if len(found) == 1 else None)

@@ -14,15 +14,15 @@ from inference.onboarding.key_columns import Guess
 from inference.settings import BatchSettings, RealtimeSettings
 
 _HOUR_S = 3600
-#: a run takes a while itself: predictions live this much longer than the time between two
+#: predictions stay fresh a little longer than the time between two runs, since a run takes time
 _SLACK = 1.1
-#: of a cron line such as "weekdays", the longest pause comes within so many slots
+#: the longest pause of a cron line such as "weekdays" is within so many slots
 _SLOTS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ages:
-    """How long predictions count as fresh, and how long they are kept, in hours."""
+    """How long predictions are fresh and how long they are kept, in hours."""
 
     ttl_h: int
     keep_h: int
@@ -30,7 +30,7 @@ class Ages:
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """One model's settings. `path` and `features` are spelled as they will stand in the file."""
+    """One model's settings. `path` and `features` are spelled as in the file."""
 
     model: str
     path: str
@@ -46,7 +46,7 @@ class Proposal:
 
 
 def ages_for(schedule: str, now: float) -> Ages:
-    """Return ages that bridge the longest pause between two slots (UTC) after `now`, at least the defaults."""
+    """Return ages longer than the longest pause between two slots (UTC) after `now`, at least the defaults."""
     defaults = BatchSettings()
     pause_s, at = 0.0, now
     for _ in range(_SLOTS):
@@ -59,23 +59,23 @@ def ages_for(schedule: str, now: float) -> Ages:
 
 
 def spelled(path: Path, root: Path) -> str:
-    """Return a path as it should stand in the settings of the folder `root`: relative when it lies inside."""
+    """Return a path as settings in the folder `root` spell it: relative if it is inside."""
     absolute = path.expanduser().absolute()
     if absolute.is_relative_to(root):
         relative = absolute.relative_to(root).as_posix()
-        # a leading ~ would be taken for a home folder when it is read
+        # a reader takes a leading ~ for a home folder
         return str(absolute) if relative.startswith("~") else relative
     return str(absolute)
 
 
 _WIDTH = 110
 
-_HEAD = """\
+_FILE_START = """\
 # Settings of Forecache, written by `forecache init`. Relative paths start at this file's folder.
 # Whatever is not set has a default, which docs/settings.md lists; an unknown name is an error.
 """
 
-_REST = """\
+_FILE_END = """\
 
 # This machine. Each line shows the default; remove the # to change one.
 #[api]
@@ -135,12 +135,12 @@ timeout_ms = {timeout_ms}
 
 
 def toml_text(value: str) -> str:
-    """Return a string as TOML's basic string, which is JSON's but for one character."""
+    """Return a text as a basic string of TOML, which is that of JSON except for one character."""
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007F")
 
 
 def render_model(proposal: Proposal) -> str:
-    """Return the tables of one model, to stand in a settings file or to be pasted into one."""
+    """Return the tables of one model, for a settings file or to paste into one."""
     event = proposal.event_time_column
     return _MODEL.format(
         name=proposal.model,
@@ -164,7 +164,7 @@ def render_model(proposal: Proposal) -> str:
 
 def render_settings(proposal: Proposal) -> str:
     """Return a whole settings file for a deployment of this one model."""
-    return f"{_HEAD}\n{render_model(proposal)}{_REST}"
+    return f"{_FILE_START}\n{render_model(proposal)}{_FILE_END}"
 
 
 def render_contract(contract: FeatureContract) -> str:
@@ -178,7 +178,7 @@ def _event_line(event: Guess) -> str:
 
 
 def _comment(text: str) -> str:
-    """Return text as comment lines, whatever the names in it hold."""
+    """Return text as comment lines, with unprintable characters escaped."""
     printable = "".join(char if char.isprintable() else toml_text(char)[1:-1] for char in text)
     lines = textwrap.wrap(printable, _WIDTH, break_long_words=False, break_on_hyphens=False)
     return "\n".join(f"# {line}" for line in lines)

@@ -18,7 +18,8 @@ from inference.models.formats import check_allowed, instead_of_program, near_mis
 from inference.models.runtimes import LoadOptions, load_runtime
 from inference.models.runtimes.runtime import telling_line
 from inference.models.runtimes.tensors import row_spec
-from inference.onboarding import UserTable, check_model, match_columns
+from inference.onboarding.files import check_model
+from inference.onboarding.matching import UserTable, match_columns
 from inference.schema import DType, Signature, TensorSpec
 from tests.support.plain_onnx import write_sum
 from tests.support.redis_server import missing

@@ -11,8 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from app.cli import app
-from app.cli.examples import EXAMPLES
+from app.cli import EXAMPLES, app
 from tests.support.stack import run_cli
 
 ROOT: Any = typer.main.get_command(app)

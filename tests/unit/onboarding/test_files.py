@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from inference.errors import BadInput, Conflict, SettingsError
-from inference.onboarding import Target, staged
+from inference.onboarding.files import SettingsTarget, staged
 
 MINE = '[models.delay]\npath = "m"\n'
 
@@ -75,7 +75,7 @@ def test_a_file_that_holds_anything_else_is_never_replaced(
     file = tmp_path / "forecache.toml"
     if text is not None:
         file.write_text(text)
-    target = Target.find(file, force=force)
+    target = SettingsTarget.find(file, force=force)
     target.check_model("delay")
     assert target.may_write("delay") is may_write
 
@@ -87,10 +87,10 @@ def test_a_file_that_holds_anything_else_is_never_replaced(
 def test_a_model_that_is_already_set_up_is_not_set_up_twice(tmp_path: Path, more: str, force: bool, words: str) -> None:
     (tmp_path / "forecache.toml").write_text(MINE + more)
     with pytest.raises(Conflict, match=words):
-        Target.find(tmp_path / "forecache.toml", force=force).check_model("delay")
+        SettingsTarget.find(tmp_path / "forecache.toml", force=force).check_model("delay")
 
 
 def test_a_file_that_is_no_toml_is_not_replaced_even_by_force(tmp_path: Path) -> None:
     (tmp_path / "forecache.toml").write_text("[models.delay]\npath = = 1\n")
     with pytest.raises(SettingsError, match="line 2, column 8"):
-        Target.find(tmp_path / "forecache.toml", force=True)
+        SettingsTarget.find(tmp_path / "forecache.toml", force=True)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from app.cli.http import Api, base_url
+from app.cli.api_client import Api, base_url
 from inference.errors import BadInput, Unavailable
 from inference.settings import ApiSettings
 

@@ -14,11 +14,11 @@ import httpx
 import pytest
 import redis
 
+from app.cli.api_client import Api
+from app.cli.batch import tell_changes, until_over
 from app.cli.context import clear_outage, model_and, models_of, place_of
 from app.cli.hits import window_seconds
-from app.cli.http import Api
 from app.cli.predict import enqueue, job_once_over
-from app.cli.progress import tell_changes, until_over
 from inference.batch import RunState
 from inference.errors import PredictionFailed, StoreUnavailable, UnknownModel
 from inference.monitoring.queues import JobPriority
@@ -38,7 +38,7 @@ def test_help_loads_nothing_heavy(tmp_path: Path) -> None:
         "heavy = {'pydantic', 'celery', 'redis', 'numpy', 'pyarrow', 'tensorflow', 'fastapi', 'httpx'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
     done = subprocess.run(
         [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True, check=False
     )
@@ -84,7 +84,7 @@ def test_what_is_logged_on_the_way_never_lands_in_the_output(tmp_path: Path) -> 
         "    get_logger('x').info('run.published')\n"
         "    get_logger('x').warning('disk.full')\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[3])}
     done = subprocess.run(
         [sys.executable, "-P", "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
@@ -134,7 +134,7 @@ def test_waiting_for_a_job_with_a_failed_prediction_is_a_failure(
         return httpx.Response(200, json={"task_id": "j1", "state": "done", "result": {"predictions": items}})
 
     transport = httpx.MockTransport(answer)
-    monkeypatch.setattr("app.cli.http.Api", lambda settings: Api(settings, transport=transport))
+    monkeypatch.setattr("app.cli.api_client.Api", lambda settings: Api(settings, transport=transport))
     enqueue(["a"], wait=True)
     items.append({"entity_id": "b", "error": {"detail": "no features of 'b'"}})
     with pytest.raises(PredictionFailed, match="1 of 2 predictions failed"):

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from inference.errors import SourceError
-from inference.onboarding import (
+from inference.onboarding.key_columns import (
+    FirstRows,
     check_entity_column,
     entity_candidates,
     given_event_time,
@@ -18,22 +19,21 @@ from inference.onboarding import (
     guess_event_time,
     guess_model_name,
     newest_times,
-    read_head,
+    read_first_rows,
     time_candidates,
 )
-from inference.onboarding.key_columns import TableHead
 from inference.settings.deployment import MODEL_NAME
 from inference.sources import open_source
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
 
-def head(**columns: object) -> TableHead:
-    return TableHead(pa.table(columns), whole=False)
+def head(**columns: object) -> FirstRows:
+    return FirstRows(pa.table(columns), whole=False)
 
 
 def entity_guess(table: pa.Table, hints: str = "") -> str | None:
-    return guess_entity_column(TableHead(table.select(entity_candidates(table.schema, hints)), whole=True)).value
+    return guess_entity_column(FirstRows(table.select(entity_candidates(table.schema, hints)), whole=True)).value
 
 
 @pytest.mark.parametrize(
@@ -75,16 +75,19 @@ def test_the_entity_column_is_one_whose_ids_differ(columns: dict[str, list[objec
 def test_a_guess_says_how_far_it_looked(tmp_path: Path) -> None:
     pq.write_table(pa.table({"user_id": list(range(10_500))}), tmp_path / "t.parquet", row_group_size=400)
     source = open_source(str(tmp_path / "t.parquet"))
-    assert guess_entity_column(read_head(source, ["user_id"])).reason == "integers, unique in the first 10 000 rows"
     assert (
-        guess_entity_column(read_head(source, ["user_id"], rows=20_000)).reason == "integers, unique in all 10 500 rows"
+        guess_entity_column(read_first_rows(source, ["user_id"])).reason == "integers, unique in the first 10 000 rows"
+    )
+    assert (
+        guess_entity_column(read_first_rows(source, ["user_id"], rows=20_000)).reason
+        == "integers, unique in all 10 500 rows"
     )
 
 
 def test_long_texts_end_the_head_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inference.onboarding.key_columns.HEAD_BYTES", 1 << 20)
+    monkeypatch.setattr("inference.onboarding.key_columns.FIRST_BYTES", 1 << 20)
     pq.write_table(pa.table({"id": [str(i) * 1000 for i in range(10_000)]}), tmp_path / "t.parquet")
-    assert read_head(open_source(str(tmp_path / "t.parquet")), ["id"]).table.num_rows == 1_000
+    assert read_first_rows(open_source(str(tmp_path / "t.parquet")), ["id"]).table.num_rows == 1_000
 
 
 def test_a_column_of_repeated_ids_is_refused_with_one_of_them() -> None:

@@ -11,8 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.features import Feature, FeatureContract
-from inference.onboarding import Guess, Proposal, ages_for, render_contract, render_model, render_settings, spelled
-from inference.onboarding.proposal import Ages
+from inference.onboarding.key_columns import Guess
+from inference.onboarding.proposal import (
+    Ages,
+    Proposal,
+    ages_for,
+    render_contract,
+    render_model,
+    render_settings,
+    spelled,
+)
 from inference.schema import DType
 from inference.settings import load_settings
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from app.cli.pacing import hold_rate
+from app.cli.bench import hold_rate
 from tests.support.virtual_time import virtual_time
 
 
