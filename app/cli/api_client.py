@@ -1,4 +1,4 @@
-"""Talking to the configured API."""
+"""A client of the configured HTTP API."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from inference.errors import BadInput, ForecacheError, Unavailable
 from inference.settings import ApiSettings
 from inference.settings.addresses import reachable_url
 
-#: seconds on top of what the API was asked to take
+#: seconds to wait beyond the time that the API may take
 _PATIENCE_S = 10.0
 
 
 class Api:
-    """The HTTP API of this deployment. Problem documents become errors with their own words."""
+    """Calls this deployment's HTTP API. A problem document becomes an error with the same text."""
 
     def __init__(self, settings: ApiSettings, *, transport: httpx.BaseTransport | None = None) -> None:
         self.base_url = base_url(settings)
         self._client = httpx.Client(transport=transport, **client_options(settings))
 
     def call(self, method: str, path: str, body: Any = None, *, timeout_s: float = 0.0) -> Any:
-        """Return the JSON of an answer. `timeout_s`: what the API may need on purpose.
+        """Return the JSON of an answer. `timeout_s`: how long the API may take to answer.
 
         Raises:
-            Unavailable: nothing answers at the configured address, or the API itself has trouble.
+            Unavailable: nothing answers at the configured address, or the API fails (5xx).
             BadInput: the API refused the request (4xx).
         """
         try:
@@ -40,20 +40,20 @@ class Api:
 
 
 def base_url(settings: ApiSettings) -> str:
-    """Return the URL under which this machine reaches the API."""
+    """Return the URL of the API, as seen from this machine."""
     return reachable_url(settings.host, settings.port)
 
 
 def client_options(settings: ApiSettings) -> dict[str, Any]:
-    """Return what every client of the API is made with: its address, and the key that it shows."""
+    """Return the arguments of an httpx client for the API: its address and the key."""
     key = settings.client_key
     headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else None
-    # an HTTP proxy of the environment has no business between us and a local service
+    # a local service is called without the HTTP proxy of the environment
     return {"base_url": base_url(settings), "headers": headers, "trust_env": False}
 
 
 def nobody_answers(url: str) -> Unavailable:
-    """Return the error for an address at which no API listens."""
+    """Return the error for an address where no API listens."""
     return Unavailable(f"no API answers at {url}: start `forecache up`, or set [api] port")
 
 

@@ -46,13 +46,13 @@ def run(
     from inference.batch import Trigger, read_entities
 
     with open_deployment() as deployment:
-        name, own = deployment.settings.model(model)
-        ids = None if entities is None else read_entities(entities, own.entity_column)
+        name, of_model = deployment.settings.model(model)
+        ids = None if entities is None else read_entities(entities, of_model.entity_column)
         if wait and ids is None and since is None:
             view = start_or_join(deployment.runs, name, engine)
         else:
             view = deployment.runs.request(name, trigger=Trigger.CLI, entities=ids, since=since, engine=engine)
-        _hurry(deployment)
+        _wake_maintenance(deployment)
         if wait:
             view = follow(deployment.runs.show, view)
         details = deployment.runs.details(view.run_id)
@@ -63,13 +63,13 @@ def run(
         note(f"`forecache batch show {view.run_id}` follows it")
 
 
-def _hurry(deployment: Deployment) -> None:
-    """Have the maintenance worker look at the run now; by itself it would do so within seconds."""
+def _wake_maintenance(deployment: Deployment) -> None:
+    """Tell the maintenance worker to look at the run now. Without this it would do so within seconds."""
     from inference.failures import sentence_of
 
     try:
         deployment.broker.poke()
-    except Exception as error:  # noqa: BLE001 - told; the run is there, whatever a broker's library raises
+    except Exception as error:  # noqa: BLE001 - printed; the run exists, whatever the broker's library raises
         note(f"{sentence_of(error)}; the run goes on once the broker is back")
 
 
@@ -84,7 +84,7 @@ def list_runs(
     if as_json:
         print_json(views)
         return
-    if sys.stdout.isatty():  # a line of its own for each few words would tear the table apart; `batch show` has it all
+    if sys.stdout.isatty():  # a whole error would break the table apart; `batch show` prints it
         views = [view | {"error": shortened(view["error"], _ERROR_SHOWN)} for view in views]
     columns = ("run_id", "model", "state", "trigger", "created_at", "rows_done", "rows_total", "forced_by", "error")
     print_rows(columns, [[view[column] for column in columns] for view in views])
@@ -111,7 +111,7 @@ def resume(run_id: RunId, as_json: AsJson = False) -> None:
     """Take up a failed or cancelled run: only what is left is done."""
     with open_deployment() as deployment:
         view = deployment.runs.resume(run_id)
-        _hurry(deployment)
+        _wake_maintenance(deployment)
     _say(view, f"{run_id} resumed", as_json=as_json)
 
 
@@ -124,7 +124,7 @@ def publish(
     """Publish a run that its gates held back; who did it stays in the run."""
     with open_deployment() as deployment:
         view = deployment.runs.publish(run_id, force=force, by=_who())
-        deployment.runs.prepare(run_id)  # here and now; the maintenance worker would do it too
+        deployment.runs.prepare(run_id)  # now, and not only when the maintenance worker looks
         view = follow(deployment.runs.show, view)
     _say(view, f"{run_id} {view.state.value}", as_json=as_json)
     if view.state.value != "published":
@@ -165,7 +165,7 @@ def release(
 
 
 def start_or_join(runs: Runs, model: str, engine: str | None = None) -> RunView:
-    """Return a new run, or the one in progress: right after `forecache up`, beat has started one already."""
+    """Return a new run, or the run in progress. Right after `forecache up`, beat has already started one."""
     from inference.batch import Trigger
     from inference.errors import Conflict
 
@@ -196,22 +196,24 @@ def _say_serving(after: Serving, text: str, as_json: bool) -> None:
 
 
 def _who() -> str:
-    """Return who gives this command, as far as the system knows."""
+    """Return the user and host that give this command."""
     import getpass
     import socket
 
     return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
-_LOOK_EVERY_S = 0.5
-#: a queued run is prepared within seconds when a maintenance worker lives
-_NOBODY_ANSWERS_AFTER_S = 10.0
-_NOBODY_ANSWERS = "no worker has taken it up yet: is `forecache up`, or a maintenance worker, running?"
+# --- progress and details ---
+
+_POLL_S = 0.5
+#: a live maintenance worker prepares a queued run within seconds
+_NO_WORKER_AFTER_S = 10.0
+_NO_WORKER = "no worker has taken it up yet: is `forecache up`, or a maintenance worker, running?"
 _LEGEND = "# done  > being scored  o waiting for a worker  + some done  . not sent yet"
 
 
 def follow(look: Callable[[str], RunView], view: RunView) -> RunView:
-    """Return the run once it is over, showing how far it is on stderr."""
+    """Wait until the run is over, with its progress on stderr, and return it."""
     if not sys.stderr.isatty():
         return until_over(look, view, tell_changes(note), say=note)
     with _bar(view.run_id) as (draw, say):
@@ -226,21 +228,21 @@ def until_over(
     say: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
 ) -> RunView:
-    """Return the run once it is over; `draw` gets each look at it, `say` the hint that nobody works on it."""
+    """Wait until the run is over, and return it. Calls `draw` with each state, and `say` if no worker takes it up."""
     waited_s = 0.0
     while not view.state.is_over:
         draw(view)
-        if view.state.value == "queued" and waited_s == _NOBODY_ANSWERS_AFTER_S:
-            say(_NOBODY_ANSWERS)
-        sleep(_LOOK_EVERY_S)
-        waited_s += _LOOK_EVERY_S
+        if view.state.value == "queued" and waited_s == _NO_WORKER_AFTER_S:
+            say(_NO_WORKER)
+        sleep(_POLL_S)
+        waited_s += _POLL_S
         view = look(view.run_id)
     draw(view)
     return view
 
 
 def print_details(details: RunDetails, *, as_json: bool) -> None:
-    """Print all that is known of a run."""
+    """Print all details of a run."""
     data = details.to_json()
     if as_json:
         print_json(data)
@@ -261,7 +263,7 @@ def print_details(details: RunDetails, *, as_json: bool) -> None:
 
 
 def progress_text(view: RunView) -> str:
-    """Return one line: how far a run is, how fast, how long it will take."""
+    """Return the progress of a run in one line: chunks, speed, remaining time."""
     if not view.chunks_total:
         return f"{view.run_id} {view.state.value}"
     rate = f", {view.rows_per_s:,.0f} rows/s" if view.rows_per_s else ""
@@ -278,15 +280,15 @@ def _with_unit(name: str, value: Any) -> str:
 
 
 def tell_changes(tell: Callable[[str], None]) -> Callable[[RunView], None]:
-    """Return what tells a run's progress, a line for every twentieth of it."""
-    told: tuple[RunState, int] | None = None
+    """Return a function that prints a run's progress, one line per 5 % of its chunks."""
+    printed: tuple[RunState, int] | None = None
 
     def draw(view: RunView) -> None:
-        nonlocal told
+        nonlocal printed
         now = (view.state, view.chunks_done * 20 // (view.chunks_total or 1))
-        if now != told and not view.state.is_over:
+        if now != printed and not view.state.is_over:
             tell(progress_text(view))
-            told = now
+            printed = now
 
     return draw
 
@@ -298,7 +300,7 @@ def _bar(run_id: str) -> Iterator[tuple[Callable[[RunView], None], Callable[[str
 
     columns = (TextColumn("{task.description}"), TaskProgressColumn(), BarColumn(), TextColumn("{task.fields[pace]}"))
     with Progress(*columns, console=Console(stderr=True, highlight=False)) as progress:
-        progress.console.print(run_id)  # a line of its own: beside the bar it would leave no room in 80 columns
+        progress.console.print(run_id)  # on its own line: beside the bar there is no room in 80 columns
         task = progress.add_task("", total=None, pace="")
 
         def draw(view: RunView) -> None:

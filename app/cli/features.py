@@ -1,4 +1,4 @@
-"""`features load`, `features get` and `features put`."""
+"""`features …`: loads, prints and stores features."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="The features that answers on demand are computed from.", no_args_is_help=True)
 
 _IF_SEVERAL = "The model, if several are configured."
-#: as a value: nothing at all is a missing one
+#: the spelling of an empty text; an empty value means that it is missing
 _EMPTY_TEXT = '""'
 
 
@@ -110,16 +110,16 @@ def put(
 
 
 def _put_arguments(arguments: list[str], model_of: Any) -> tuple[str, str, list[str]]:
-    """Return the model, the entity, and what follows them: each NAME=VALUE."""
+    """Return the model, the entity, and the NAME=VALUE arguments."""
     named = 2 if len(arguments) > 1 and "=" not in arguments[1] else 1
-    head, pairs = arguments[:named], arguments[named:]
+    names, pairs = arguments[:named], arguments[named:]
     if not pairs:
         raise typer.BadParameter("give at least one feature as NAME=VALUE")
     for pair in pairs:
         if "=" not in pair:
             raise typer.BadParameter(f"{pair!r} is no NAME=VALUE")
-    model = model_of(head[0] if named == 2 else None)[0]
-    return model, head[-1], pairs
+    model = model_of(names[0] if named == 2 else None)[0]
+    return model, names[-1], pairs
 
 
 def _texts_by_name(pairs: list[str], contract: FeatureContract) -> dict[str, str]:
@@ -133,16 +133,16 @@ def _texts_by_name(pairs: list[str], contract: FeatureContract) -> dict[str, str
 
 
 def _name_and_text(pair: str, contract: FeatureContract) -> tuple[str, str]:
-    """Return a feature's name and its value as text. A name may hold "=" itself: the longest known one is meant."""
+    """Return a feature's name and its value as text. A name may contain "=": the longest known name wins."""
     known = [name for name in contract.names if pair.startswith(f"{name}=")]
     name = max(known, key=len, default=pair.partition("=")[0])
     return name, pair[len(name) + 1 :]
 
 
 def _values(texts: dict[str, str], contract: FeatureContract) -> dict[str, Any]:
-    """Return values as JSON reads them, None for nothing at all; text stays text.
+    """Parse values as JSON; None for an empty one. Values of text features stay text.
 
-    What is no JSON is left for the contract.
+    A value that is not JSON stays text, which the contract checks.
     """
     from inference.schema import DType
 

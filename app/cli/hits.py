@@ -1,4 +1,4 @@
-"""`hits`: how requests were answered."""
+"""`hits`: counts how requests were answered."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def hits(
             counts[name] = Statistics.of(fields).counts
             workers[name] = {"fallbacks": _by_name(fields, FALLBACKS), "parity": _by_name(fields, PARITY)}
     if as_json:
-        told = [
+        data = [
             {"model": name, "window_s": window_s, **each.to_json(), **workers[name]} for name, each in counts.items()
         ]
-        print_json(told)
+        print_json(data)
         return
     print_rows(
         ("model", "total", "hit_rate", *(outcome.value for outcome in Outcome)),
@@ -50,23 +50,23 @@ def hits(
     )
     fallbacks = [
         (name, fallback, *(said.get(outcome, 0) for outcome in FallbackOutcome))
-        for name, told in workers.items()
-        for fallback, said in told["fallbacks"].items()
+        for name, counted_by in workers.items()
+        for fallback, said in counted_by["fallbacks"].items()
     ]
     if fallbacks:
         print_rows(("model", "fallback", *FallbackOutcome), fallbacks)
     parity = [
         (name, path, *(results.get(result, 0) for result in ParityResult))
-        for name, told in workers.items()
-        for path, results in told["parity"].items()
+        for name, counted_by in workers.items()
+        for path, results in counted_by["parity"].items()
     ]
     if parity:
         print_rows(("model", "parity_of", *ParityResult), parity)
 
 
 def _by_name(fields: Mapping[str, int], kind: str) -> dict[str, dict[str, int]]:
-    """Return counts of a kind as name → outcome → count."""
-    from inference.monitoring.counters import counted
+    """Return the counts of one kind: name → outcome → count."""
+    from inference.hits import counted
 
     found: dict[str, dict[str, int]] = {}
     for (name, outcome), count in sorted(counted(fields, kind).items()):
@@ -75,8 +75,12 @@ def _by_name(fields: Mapping[str, int], kind: str) -> dict[str, dict[str, int]]:
 
 
 def window_seconds(text: str) -> int:
-    """Return whole seconds, as the API counts them."""
-    from inference.monitoring.statistics import MAX_WINDOW_S
+    """Return a window in whole seconds, as the API does.
+
+    Raises:
+        SettingsError: it is not a duration, or longer than counters are kept.
+    """
+    from inference.hits.windows import MAX_WINDOW_S
     from inference.settings import parse_duration
 
     try:

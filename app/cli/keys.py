@@ -1,4 +1,4 @@
-"""`keys …`: keys for clients of the API."""
+"""`keys …`: makes keys for clients of the API."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`predict` and `enqueue`: ask the API, at once or later."""
+"""`predict` and `enqueue`: request predictions from the API, now or as a job."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from inference.monitoring.queues import JobPriority
 
 #: seconds of one long poll
 _POLL_S = 20.0
-#: a budget as the API takes it, and an age that is as good as any: JSON has no infinity
+#: the API's longest timeout, and an age that stands for "any", since JSON has no infinity
 _MOST_MS, _MOST_HOURS = 600_000, 1e6
 
 
@@ -43,7 +43,7 @@ def predict(
     settings = load_settings()
     body = {
         "model": settings.model(model)[0],
-        # in a body, an id may hold whatever an id may hold
+        # in a URL, some ids would need quoting
         "entity_ids": [entity],
         "max_staleness_hours": max_staleness_hours,
         "timeout_ms": timeout_ms,
@@ -89,19 +89,19 @@ def enqueue(
 
 
 def job_once_over(api: Any, task_id: str) -> dict[str, Any]:
-    """Return the job once it is over, asking the API again and again."""
+    """Poll the API until the job is over, and return the job."""
     from inference.serving.jobs import JobState
 
-    told = False
+    noted = False
     while True:
         path = f"/predictions/{task_id}?wait_s={_POLL_S:g}"
         job: dict[str, Any] = api.call("GET", path, timeout_s=_POLL_S)
         state = JobState(job["state"])
         if state.is_over:
             return job
-        if state is JobState.QUEUED and not told:
+        if state is JobState.QUEUED and not noted:
             note("no worker has taken it up yet: is `forecache up`, or a real-time worker, running?")
-            told = True
+            noted = True
 
 
 def _print_job(job: dict[str, Any], *, as_json: bool) -> None:

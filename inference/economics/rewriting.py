@@ -1,4 +1,4 @@
-"""The settings file with advice in it: comments, order and spelling of all else stay as they are."""
+"""Puts advice into the text of a settings file. Keeps comments, order and spelling of everything else."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from inference.errors import SettingsError
 
 
 def with_advice(text: str, advices: Sequence[Advice]) -> str:
-    """Return the file's text with each model's `[models.M.batch]` schedule and ttl as advised.
+    """Return the file's text with the advised schedule and ttl in each `[models.M.batch]`.
 
-    Real time takes the schedule out, so that no runs start; what is stored stays.
+    For real time, removes the schedule, so that no runs start. Stored predictions stay.
 
     Raises:
-        SettingsError: the text is no TOML, has no section of a model, or cannot be changed safely.
+        SettingsError: the text is not TOML, lacks the section of a model, or cannot be changed safely.
     """
     try:
         wanted = tomllib.loads(text)
@@ -29,7 +29,7 @@ def with_advice(text: str, advices: Sequence[Advice]) -> str:
         raise SettingsError(f"forecache.toml is no TOML: {error}") from error
     for advice in advices:
         _rewrite(wanted, advice, dict)
-    # a new section of a dotted key comes out under another name; a table in one line does not
+    # under a dotted key, tomlkit writes a new section under a wrong name; an inline table works
     for new_section in (tomlkit.table, tomlkit.inline_table):
         after = _rewritten(text, advices, new_section)
         if after is not None and tomllib.loads(after) == wanted:
@@ -38,25 +38,25 @@ def with_advice(text: str, advices: Sequence[Advice]) -> str:
 
 
 def _rewritten(text: str, advices: Sequence[Advice], new_section: Callable[[], Any]) -> str | None:
-    """Return the changed text; None where a section of that kind cannot stand."""
+    """Return the changed text; None if this kind of section is not possible here."""
     document = tomlkit.parse(text)
     try:
         for advice in advices:
             _rewrite(document, advice, new_section)
-    except ValueError:  # a table in one line holds only its like
+    except ValueError:  # an inline table holds only inline tables
         return None
     after = tomlkit.dumps(document)
     return after if text.endswith("\n\n") else after.rstrip("\n") + "\n"
 
 
 def diff(before: str, after: str, name: str) -> str:
-    """Return what changed as a unified diff; empty when nothing did."""
+    """Return the changes as a unified diff; empty if there are none."""
     lines = difflib.unified_diff(before.splitlines(keepends=True), after.splitlines(keepends=True), name, name)
     return "".join(lines)
 
 
 def _rewrite(document: Any, advice: Advice, new_section: Callable[[], Any]) -> None:
-    """Change parsed settings in place, whether plain values or tomlkit's."""
+    """Change parsed settings in place: plain values, or values of tomlkit."""
     section = document.get("models", {}).get(advice.model)
     if section is None:
         raise SettingsError(

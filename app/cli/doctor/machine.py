@@ -17,14 +17,14 @@ from inference.models.formats import FORMATS
 from inference.release import installed_release
 from inference.settings import WorkerSettings, variables_unread
 
-#: clocks that are kept in time differ by milliseconds
+#: synchronised clocks differ by milliseconds
 MOST_OFFSET_S = 0.5
 
 
 class Gpus(NamedTuple):
-    """What there is: NVIDIA devices by index, `CUDA_VISIBLE_DEVICES` (None: unset), and TensorFlow's build.
+    """The NVIDIA devices by index, and `CUDA_VISIBLE_DEVICES` (None: unset).
 
-    `obstacle`: why the installed TensorFlow cannot use them; None when it can, or is not installed.
+    `obstacle`: why the installed TensorFlow cannot use them; None if it can, or is not installed.
     """
 
     devices: tuple[int, ...]
@@ -32,15 +32,15 @@ class Gpus(NamedTuple):
     obstacle: str | None
 
 
-def look_at_gpus(devices: Path = Path("/dev"), environment: Mapping[str, str] = os.environ) -> Gpus:
-    """Return the GPUs of this machine, without loading TensorFlow or a driver."""
+def find_gpus(devices: Path = Path("/dev"), environment: Mapping[str, str] = os.environ) -> Gpus:
+    """Return the GPUs of this machine. Loads neither TensorFlow nor a driver."""
     found = (path.name.removeprefix("nvidia") for path in devices.glob("nvidia[0-9]*"))
     indexes = tuple(sorted(int(index) for index in found if index.isdecimal()))
     return Gpus(indexes, environment.get("CUDA_VISIBLE_DEVICES"), _obstacle() if indexes else None)
 
 
 def check_gpus(workers: WorkerSettings, gpus: Gpus) -> Finding:
-    """Return whether workers on this machine would compute where the settings want them to."""
+    """Check that workers on this machine compute where the settings want it."""
     subject, wanted = "GPU", workers.gpus
     names = ", ".join(map(str, gpus.devices))
     if wanted == "none":
@@ -63,7 +63,7 @@ def check_gpus(workers: WorkerSettings, gpus: Gpus) -> Finding:
 
 
 def check_clock(offset_s: float | None) -> Finding:
-    """Return whether this machine and Redis agree; `offset_s`: how far Redis is ahead, None when it is not known."""
+    """Compare the clocks of this machine and Redis. `offset_s`: how far Redis is ahead, None if unknown."""
     if offset_s is None:
         return not_checked(Check.MACHINE, "clock")
     detail = f"{abs(offset_s):.3f} s {'behind' if offset_s > 0 else 'ahead of'} Redis"
@@ -74,7 +74,7 @@ def check_clock(offset_s: float | None) -> Finding:
 
 
 def check_environment(environment: Mapping[str, str] = os.environ) -> list[Finding]:
-    """Return a warning for each environment variable that looks like a setting and is none."""
+    """Return a warning for each environment variable that looks like a setting but is not one."""
     return [
         warning(Check.MACHINE, "environment", f"{name} is no setting, and nothing reads it", f"call it {meant}")
         for name, meant in variables_unread(environment)
@@ -82,12 +82,12 @@ def check_environment(environment: Mapping[str, str] = os.environ) -> list[Findi
 
 
 def _names_any(visible: str) -> bool:
-    # CUDA stops at the first that does not exist, such as -1
+    # CUDA stops at the first device that does not exist, such as -1
     return visible.split(",")[0].strip() not in ("", "-1")
 
 
 def _obstacle() -> str | None:
-    """Return what keeps TensorFlow on the CPU, as far as files tell: importing it takes seconds."""
+    """Return why TensorFlow must use the CPU. Reads only files, since importing TensorFlow takes seconds."""
     spec = find_spec("tensorflow")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -101,12 +101,12 @@ def _obstacle() -> str | None:
     return None
 
 
-#: distribution → installed version, None when it is not there
+#: distribution → installed version, None if it is not installed
 Installed = Callable[[str], str | None]
 
-#: shown even when they are as required
+#: always shown
 _SHOWN = ("celery", "redis")
-#: what loads models: shown when it is installed
+#: extras with libraries that load models: shown if installed
 _RUNTIMES = frozenset(one.extra for one in FORMATS if one.extra)
 
 
@@ -117,20 +117,20 @@ def check_versions(
     python: str = platform.python_version(),
     release: str | None = installed_release(),
 ) -> list[Finding]:
-    """Return a line for Python, for Forecache, for each of the main libraries, and for each that does not fit.
+    """Return findings about Python, Forecache, the main libraries, and each library of a wrong version.
 
-    `requirements`: as a package's metadata spells them; None for Forecache's own.
+    Reads the metadata of packages and imports none. `requirements`: as in metadata, None for those of Forecache.
     """
     find = installed or _installed
-    lines = [ok(Check.VERSIONS, "python", python)]
-    lines.append(ok(Check.VERSIONS, "forecache", release or "run from its sources"))
-    for requirement in map(Requirement, _own_requirements() if requirements is None else requirements):
-        lines.extend(_check(requirement, find(requirement.name)))
-    return lines
+    findings = [ok(Check.VERSIONS, "python", python)]
+    findings.append(ok(Check.VERSIONS, "forecache", release or "run from its sources"))
+    for requirement in map(Requirement, _forecache_requirements() if requirements is None else requirements):
+        findings.extend(_check_requirement(requirement, find(requirement.name)))
+    return findings
 
 
-def _check(requirement: Requirement, found: str | None) -> list[Finding]:
-    """Return no line, or one; of extras, those that load models count, where they are installed."""
+def _check_requirement(requirement: Requirement, found: str | None) -> list[Finding]:
+    """Return at most one finding. Of the extras, only installed libraries that load models count."""
     name = requirement.name
     is_runtime = any(_applies(requirement, extra) for extra in _RUNTIMES)
     if not (_applies(requirement, "") or is_runtime):
@@ -160,10 +160,10 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def _own_requirements() -> list[str]:
+def _forecache_requirements() -> list[str]:
     from importlib.metadata import PackageNotFoundError, requires
 
     try:
         return requires("forecache") or []
-    except PackageNotFoundError:  # run from its sources: nobody promised anything
+    except PackageNotFoundError:  # run from its sources
         return []

@@ -13,18 +13,18 @@ from inference.settings import ModelSettings, Settings
 from inference.settings.server_urls import is_amqp, is_redis
 from tasks.celery_app import celery_config
 
-#: kombu's own, for Redis: what is not acknowledged by then is delivered once more
+#: kombu's default for Redis: a message that is not acknowledged by then is delivered again
 VISIBILITY_TIMEOUT_S = 3600.0
-#: RabbitMQ's own `consumer_timeout`: the channel is closed, and what it held is delivered once more
+#: RabbitMQ's default `consumer_timeout`: the channel is closed, and its messages are delivered again
 CONSUMER_TIMEOUT_S = 1800.0
-#: pauses that are compared: those of a day of hourly runs, or of a few weeks of nightly ones
-_SLOTS_LOOKED_AT = 24
+#: slots that are compared: a day of hourly runs, or some weeks of nightly runs
+_COMPARED_SLOTS = 24
 
 
 def check_schedule(
     name: str, model: ModelSettings, runs: Sequence[RunRecord] | None, *, clock: Clock = system_clock
 ) -> list[Finding]:
-    """Return the lines of one model's runs, the newest first; `runs` is None when they cannot be read."""
+    """Return the findings about one model's runs. `runs`: newest first, None if Redis does not answer."""
     batch = model.batch
     if not model.features:
         return []
@@ -41,22 +41,22 @@ def check_schedule(
 
 
 def _shortest_interval(schedule: str, timezone: str, slot: float) -> float:
-    """Return the shortest of the next pauses, so that two looks at an uneven schedule say the same."""
+    """Return the shortest pause between the next slots, which is the same at any time for an uneven schedule."""
     slots = [slot]
-    while len(slots) <= _SLOTS_LOOKED_AT:
+    while len(slots) <= _COMPARED_SLOTS:
         slots.append(slot_after(schedule, timezone, slots[-1]))
     return min(following - each for each, following in pairwise(slots))
 
 
 def _failed(name: str, run: RunRecord) -> Finding:
     fix = f"put it right, then `forecache batch run {name}`"
-    if run.fingerprint and not run.gates and not run.spent:  # a gate says the same of the same rows
+    if run.fingerprint and not run.gates and not run.spent:  # a gate gives the same result for the same rows
         fix += f"; if table and model are as they were, `forecache batch resume {run.run_id}` does the rest"
     return warning(Check.SCHEDULE, f"{name}, last run", f"failed: {run.error or 'no reason is known'}", fix)
 
 
 def _missed(name: str, runs: Sequence[RunRecord], last_but_one: float) -> list[Finding]:
-    """Tell of two slots in a row without any run; a single one may just be on its way."""
+    """Return a warning if two slots in a row had no run. A single late run may still come."""
     if not runs or runs[0].created_at >= last_but_one:
         return []
     detail = f"no run since {to_iso(runs[0].created_at)}, though two were due"
@@ -79,12 +79,15 @@ def _run_time(name: str, schedule: str, interval_s: float, runs: Sequence[RunRec
     return ok(Check.SCHEDULE, name, detail)
 
 
+# --- the broker's timeout ---
+
+
 def check_patience(
     settings: Settings, model: str, runs: Sequence[RunRecord] | None, batch_workers: int
 ) -> list[Finding]:
-    """Return whether the broker waits long enough for one chunk, judged by the last published run of a model.
+    """Check that the broker waits long enough for one chunk, by the model's last published run.
 
-    `runs`: the newest first; None when they cannot be read.
+    `runs`: newest first, None if Redis does not answer.
     """
     if runs is None:
         return [not_checked(Check.BROKER, f"chunks of {model}")]
@@ -93,7 +96,7 @@ def check_patience(
     if last is None or not last.chunks_total or patience_s is None:
         return []
     took_s = (last.finished_at or 0.0) - (last.started_at or last.created_at)
-    # the run took its chunks in so many rounds
+    # the workers scored the chunks in rounds
     chunk_s = took_s / -(-last.chunks_total // max(batch_workers, 1))
     if chunk_s <= patience_s / 2:
         return [ok(Check.BROKER, f"chunks of {model}", f"about {duration_text(chunk_s)} each; {name} is longer")]

@@ -21,19 +21,19 @@ from inference.redis.keys import Keys
 from inference.settings import Settings
 from inference.settings.server_urls import is_redis
 
-#: of a server that is looked at: it gives up soon
+#: the checks give up on a server soon
 PATIENCE = Patience(2.0)
 OLDEST = (6, 2)
-_CLOCK_LOOKS = 3
-#: seconds that the value which is written stays, if it cannot be removed
+_CLOCK_MEASUREMENTS = 3
+#: seconds after which the written value expires, if it cannot be removed
 _KEPT_S = 10
 
 
 @dataclass(frozen=True)
 class Server:
-    """A server that answered: its INFO, its snapshot rule (None: not told), and how far its clock is ahead of ours.
+    """A server that answered: its INFO, its snapshot rule (None: unknown), and how far its clock is ahead of ours.
 
-    `no_writes`: why it takes no writes; None when it does.
+    `no_writes`: why it takes no writes, None if it takes them.
     """
 
     info: Mapping[str, Any]
@@ -44,22 +44,22 @@ class Server:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no answer, and the fix. Neither ever holds a password."""
+    """Why a server does not answer, and the fix. Neither text contains a password."""
 
     detail: str
     fix: str
 
 
-def look_at(url: str, setting: str, *, prefix: str = "forecache") -> Server | Failure:
-    """Return what a server says of itself, or why it says nothing. `setting` names the URL's place in the settings.
+def ask_server(url: str, setting: str, *, prefix: str = "forecache") -> Server | Failure:
+    """Return the facts about a server, or why it does not answer. `setting`: the name of the URL in the settings.
 
-    A key under the deployment's `prefix` is written to it, and removed.
+    Writes a key under the deployment's `prefix`, and removes it.
     """
     try:
         with closing(open_client(url, PATIENCE)) as client:
             info: Any = client.info("everything")
             return Server(info, _save_rule(client), _clock_offset_s(client), _write(client, Keys(prefix)))
-    except ValueError:  # its text may quote the password
+    except ValueError:  # the text of this error may quote the password
         return Failure("the URL cannot be understood", f"write {setting} as redis://:password@host:6379/0, %-encoded")
     except StoreUnavailable as outage:
         return _failure_of(cause_of(outage), setting)
@@ -88,7 +88,7 @@ def _fix_of(problem: str, setting: str) -> str:
 
 
 def check_servers(settings: Settings, results: Server | Failure, cache: Server | Failure) -> list[Finding]:
-    """Return the lines of both servers; of one that is both, just once."""
+    """Return the findings about both servers; about a server that is both, only once."""
     one = isinstance(results, Server) and isinstance(cache, Server) and _same(results, cache)
     if one:
         return _check_one(f"url and cache_url ({place_of(settings.cache_url)})", cache, holds_cache=True)
@@ -111,7 +111,7 @@ def _check_one(subject: str, server: Server | Failure, *, holds_cache: bool) -> 
 
 
 def _kind(subject: str, info: Mapping[str, Any]) -> list[Finding]:
-    """Return whether it is a server that we can work with."""
+    """Check version, mode and role."""
     text = str(info.get("redis_version", "0"))
     version = tuple(int(part) for part in text.split(".")[:2] if part.isdecimal())
     found = []
@@ -127,7 +127,7 @@ def _kind(subject: str, info: Mapping[str, Any]) -> list[Finding]:
 
 
 def check_writes(check: Check, subject: str, server: Server) -> list[Finding]:
-    """Return a finding when the server takes no writes; a replica has one already that names its master."""
+    """Return an error if the server takes no writes. A replica already has a finding that names its master."""
     if server.no_writes is None or server.info.get("role") in ("slave", "replica"):
         return []
     fix = "free memory or disk, or allow the user to write what starts with the deployment's prefix"
@@ -168,8 +168,8 @@ def _same(one: Server, other: Server) -> bool:
     return one.info.get("run_id") is not None and one.info.get("run_id") == other.info.get("run_id")
 
 
-def _write(client: Client, keys: Keys) -> str | None:
-    """Return why a value cannot be written, read and removed; None when it can."""
+def _write(client: redis.Redis, keys: Keys) -> str | None:
+    """Write, read and remove a value. Return why that fails, or None."""
     key, value = keys.doctor(secrets.token_hex(4)), secrets.token_hex(4)
     try:
         client.set(key, value, ex=_KEPT_S)
@@ -185,28 +185,26 @@ def _write(client: Client, keys: Keys) -> str | None:
 def _save_rule(client: Client) -> str | None:
     try:
         answer: Any = client.config_get("save")
-    except StoreUnavailable as outage:
-        if isinstance(cause_of(outage), redis.ResponseError):
-            return None  # managed services allow no CONFIG
-        raise
+    except redis.ResponseError:  # managed services forbid CONFIG
+        return None
     rule = answer.get("save")
     return None if rule is None else str(rule)
 
 
-def _clock_offset_s(client: Client) -> float:
-    """Return how far Redis' clock is ahead of ours: of some measurements, the one with the quickest answer."""
-    looks = []
-    for _ in range(_CLOCK_LOOKS):
+def _clock_offset_s(client: redis.Redis) -> float:
+    """Return how far Redis' clock is ahead of ours, by the measurement with the quickest answer."""
+    measured = []
+    for _ in range(_CLOCK_MEASUREMENTS):
         clock, sent_at = RedisClock(), system_clock()
         answer: Any = client.time()
         received_at = system_clock()
         clock.learn(answer[0] + answer[1] / 1e6, sent_at=sent_at, received_at=received_at)
-        looks.append((received_at - sent_at, clock.offset_s))
-    return min(looks)[1]
+        measured.append((received_at - sent_at, clock.offset_s))
+    return min(measured)[1]
 
 
-def _reason(problem: BaseException | None) -> str:
-    """Return the system's word for what went wrong; redis-py's own text may quote more than it should."""
+def _reason(problem: BaseException) -> str:
+    """Return the operating system's reason. The text of redis-py may contain secrets."""
     at: BaseException | None = problem
     while at is not None:
         if isinstance(at, OSError) and at.strerror:
@@ -215,27 +213,30 @@ def _reason(problem: BaseException | None) -> str:
     return "it cannot be reached"
 
 
+# --- the broker ---
+
+
 def check_broker(settings: Settings, results: Server | Failure) -> list[Finding]:
-    """Return whether the broker can be reached. `results` is what was found at `redis.url`."""
+    """Check that the broker answers. `results`: the server at `redis.url`."""
     url = settings.broker_url
     subject = place_of(url)
     if url == settings.redis_url:
         if isinstance(results, Server):
             return [ok(Check.BROKER, subject, "answers: it is the Redis of url")]
         return [error(Check.BROKER, subject, "it is the Redis of url, which does not answer", "see redis, url")]
-    seen = look_at(url, "[celery] broker_url", prefix=settings.redis.prefix) if is_redis(url) else _connect(url)
-    if isinstance(seen, Failure):
-        return [error(Check.BROKER, subject, seen.detail, seen.fix)]
-    refused = check_writes(Check.BROKER, subject, seen) if isinstance(seen, Server) else []
+    found = ask_server(url, "[celery] broker_url", prefix=settings.redis.prefix) if is_redis(url) else _connect(url)
+    if isinstance(found, Failure):
+        return [error(Check.BROKER, subject, found.detail, found.fix)]
+    refused = check_writes(Check.BROKER, subject, found) if isinstance(found, Server) else []
     return refused or [ok(Check.BROKER, subject, "answers")]
 
 
 def _connect(url: str) -> Failure | None:
-    """Return why a broker other than Redis cannot be reached, without quoting what may hold the password."""
+    """Return why a broker other than Redis cannot be reached. Quotes no text that may contain the password."""
     try:
         with Connection(url, connect_timeout=PATIENCE.timeout_s) as connection:
             connection.connect()
-    except Exception as problem:  # noqa: BLE001 - each transport has errors of its own; all of them are the finding
+    except Exception as problem:  # noqa: BLE001 - each transport raises other errors; each is the finding
         return _failure(problem)
     return None
 

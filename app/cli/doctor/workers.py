@@ -18,8 +18,8 @@ from tasks.celery_app import make_celery
 from tasks.dispatch.sender import priorities
 from tasks.echo import ask_queue
 
-#: queue → what starts a worker of it, and what does not happen without one; all others are queues of requests
-_OTHERS = {
+#: queue → (kind of its workers, consequence of having none); all other queues carry requests
+_NO_REQUESTS = {
     BATCH_QUEUE: ("gpu", "no run is scored"),
     MAINTENANCE_QUEUE: ("maintenance", "no run is started or published"),
 }
@@ -32,29 +32,29 @@ def check_workers(
     *,
     clock: Clock = system_clock,
 ) -> list[Finding]:
-    """Return a line for each living worker, and one for each queue that has none.
+    """Return a finding for each live worker, and one for each queue without workers.
 
-    `rosters`: by queue; None when they cannot be read. `active`: model → the version that answers.
+    `rosters`: by queue, None if Redis does not answer. `active`: model → the version that answers.
     """
     if rosters is None:
         return [not_checked(Check.WORKERS, "all queues")]
-    lines: list[Finding] = []
+    findings: list[Finding] = []
     for queue, roster in rosters.items():
         if roster.alive:
-            there = _active_there(settings, queue, active)
+            expected = _expected_versions(settings, queue, active)
             most_s = settings.workers.load_timeout
-            lines.extend(_check_one(queue, worker, there, clock(), most_s) for worker in roster.alive)
+            findings.extend(_check_one(queue, worker, expected, clock(), most_s) for worker in roster.alive)
         else:
-            lines.append(_nobody(settings, queue, roster))
-    return lines
+            findings.append(_nobody(settings, queue, roster))
+    return findings
 
 
-def _active_there(settings: Settings, queue: str, active: Mapping[str, int | None]) -> Mapping[str, int | None]:
-    """Return what the workers of a queue should hold; those of maintenance hold no models."""
+def _expected_versions(settings: Settings, queue: str, active: Mapping[str, int | None]) -> Mapping[str, int | None]:
+    """Return model → version for the workers of a queue. Maintenance workers hold no models."""
     if queue == MAINTENANCE_QUEUE:
         return {}
-    own = settings.models if queue == BATCH_QUEUE else settings.models_of([queue])
-    return {model: version for model, version in active.items() if model in own}
+    models = settings.models if queue == BATCH_QUEUE else settings.models_of([queue])
+    return {model: version for model, version in active.items() if model in models}
 
 
 def _check_one(queue: str, worker: WorkerBeat, active: Mapping[str, int | None], now: float, most_s: float) -> Finding:
@@ -86,18 +86,20 @@ def _check_one(queue: str, worker: WorkerBeat, active: Mapping[str, int | None],
 def _nobody(settings: Settings, queue: str, roster: Roster) -> Finding:
     lately = ", ".join(f"{name} was heard {duration_text(age)} ago" for name, age in sorted(roster.gone.items()))
     which = "" if len(settings.realtime_queues) == 1 else f" of {', '.join(settings.models_of([queue]))}"
-    worker, without = _OTHERS.get(queue, ("realtime", f"no miss{which} is computed"))
+    worker, without = _NO_REQUESTS.get(queue, ("realtime", f"no miss{which} is computed"))
     detail = f"no worker is alive ({lately or 'none was within the last hour'}): {without}"
-    own = "" if queue in (*_OTHERS, REALTIME_QUEUE) else f" -Q {queue}"
-    fix = f"start `forecache up`, or `python -P -m workers {worker}{own}`"
+    option = "" if queue in (*_NO_REQUESTS, REALTIME_QUEUE) else f" -Q {queue}"
+    fix = f"start `forecache up`, or `python -P -m workers {worker}{option}`"
     # a model without a table has no runs
-    needed = queue not in _OTHERS or any(model.features for model in settings.models.values())
+    needed = queue not in _NO_REQUESTS or any(model.features for model in settings.models.values())
     return (error if needed else warning)(Check.WORKERS, queue, detail, fix)
 
 
-#: seconds for the message to come back: a worker answers in milliseconds unless it is at work
+# --- a message and back ---
+
+#: seconds for the answer; a worker that is not busy answers in milliseconds
 ANSWER_WITHIN_S = 3.0
-#: beside that, seconds to reach the broker
+#: additional seconds to reach the broker
 _REACH_S = 1.5
 
 
@@ -108,9 +110,10 @@ def check_queues(
     *,
     ask: Callable[[str], None] | None = None,
 ) -> list[Finding]:
-    """Return a line for each queue that has a ready worker. Those that have none are told of by `check_workers`.
+    """Send a message through each queue that has a ready worker, and wait for the answer.
 
-    `scored_now`: returns the run of which a worker holds a chunk; None for none. `ask`: asks one queue.
+    `check_workers` reports the other queues. `scored_now`: returns a run with a chunk that is being scored, or None;
+    `ask`: asks one queue.
     """
     queues = [queue for queue, roster in rosters.items() if any(worker.ready for worker in roster.alive)]
     if ask is not None:
@@ -123,10 +126,10 @@ def check_queues(
                 for queue in queues
             }
             answers = at_once(calls, ANSWER_WITHIN_S + _REACH_S)
-    return [_line(queue, answers[queue], scored_now) for queue in queues]
+    return [_answer_finding(queue, answers[queue], scored_now) for queue in queues]
 
 
-def _line(queue: str, answer: Exception | None, scored_now: Callable[[], str | None]) -> Finding:
+def _answer_finding(queue: str, answer: Exception | None, scored_now: Callable[[], str | None]) -> Finding:
     subject = f"{queue}: a message and back"
     if answer is None:
         return ok(Check.WORKERS, subject, "answered")

@@ -14,7 +14,7 @@ import pytest
 from app.cli.doctor import print_findings
 from app.cli.doctor.checkup import check_up, run_checks
 from app.cli.doctor.findings import Check, Finding, Status, duration_text, error, ok, size_text, warning
-from app.cli.doctor.machine import Gpus, check_clock, check_gpus, look_at_gpus
+from app.cli.doctor.machine import Gpus, check_clock, check_gpus, find_gpus
 from inference.errors import StoreUnavailable
 from inference.settings import Settings, WorkerSettings
 from tests.support.waiting import LONG_S
@@ -134,8 +134,8 @@ def test_workers_compute_where_the_settings_want_them(gpus: Any, there: Gpus, st
 def test_devices_are_counted_by_their_files(tmp_path: Path) -> None:
     for name in ("nvidia0", "nvidia10", "nvidia2", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
-    assert look_at_gpus(tmp_path, {"CUDA_VISIBLE_DEVICES": "2"})[:2] == ((0, 2, 10), "2")
-    assert look_at_gpus(tmp_path / "none", {})[:3] == ((), None, None)
+    assert find_gpus(tmp_path, {"CUDA_VISIBLE_DEVICES": "2"})[:2] == ((0, 2, 10), "2")
+    assert find_gpus(tmp_path / "none", {})[:3] == ((), None, None)
 
 
 def test_a_clock_half_a_second_off_is_told_of() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from app.cli.doctor import models
 from app.cli.doctor.findings import Finding, Status
-from app.cli.doctor.models import Known, check_model
+from app.cli.doctor.models import StoredModel, check_model
 from app.cli.doctor.tables import check_disk, check_table, disk_finding, existing_parent, open_table
 from inference.features import FeatureContract
 from inference.models import VersionRecord
@@ -42,11 +42,11 @@ def ready(version: int) -> VersionRecord:
     )  # fmt: skip
 
 
-def known(*records: VersionRecord, active: int | None = None, held: frozenset[int] = frozenset()) -> Known:
-    return Known({record.version: record for record in records}, Pointer(None, None, active, held))
+def known(*records: VersionRecord, active: int | None = None, held: frozenset[int] = frozenset()) -> StoredModel:
+    return StoredModel({record.version: record for record in records}, Pointer(None, None, active, held))
 
 
-def wrong(folder: Path, what: Known | None, **model: Any) -> dict[str, tuple[Status, str]]:
+def wrong(folder: Path, what: StoredModel | None, **model: Any) -> dict[str, tuple[Status, str]]:
     settings = ModelSettings.model_validate({"path": str(folder), **model})
     found = check_model("delay", settings, folder, what)
     return {one.subject: (one.status, one.detail) for one in found if one.status is not Status.OK}

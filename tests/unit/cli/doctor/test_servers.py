@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from app.cli.doctor.findings import Finding, Status
-from app.cli.doctor.servers import Failure, Server, check_servers, look_at
+from app.cli.doctor.servers import Failure, Server, ask_server, check_servers
 from app.cli.doctor.tables import TableSize, estimated_bytes_per_row, memory_finding
 from inference.schema import DType, TensorSpec
 from inference.settings import Settings
@@ -78,7 +78,7 @@ def test_a_silent_server_is_an_error_and_says_nothing_of_the_rest() -> None:
     "url", ["redis://:hu?sh@h:1/0", "redis://:hu/sh@h:1/0", "redis://:hu#sh@h:1/0", "redis://h:hush/0"]
 )
 def test_a_url_that_cannot_be_read_is_not_quoted(url: str) -> None:
-    failure = look_at(url, "[redis] url")
+    failure = ask_server(url, "[redis] url")
     assert isinstance(failure, Failure)
     assert "hu" not in failure.detail + failure.fix
 
