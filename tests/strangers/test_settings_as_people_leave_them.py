@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from app import cli
 from app.cli.doctor.machine import check_environment
 from app.cli.features import _texts_by_name
-from app.listening import listen
+from app.http import listen
 from inference.errors import SettingsError
 from inference.features import Feature, FeatureContract
 from inference.schema import DType

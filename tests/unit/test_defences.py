@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.guesses import BURST, EVERY_S, WrongTries, subscriber_of
+from app.defences import BURST, EVERY_S, WrongTries, subscriber_of
 
 
 class Time:

@@ -1,4 +1,4 @@
-"""The socket on which the HTTP service listens, for whoever opens it: the service itself, or who starts several."""
+"""HTTP that the API and the dashboard share: the status of each error, the listening socket, the connection limits."""
 
 from __future__ import annotations
 
@@ -6,19 +6,33 @@ import errno
 import resource
 import socket
 
-from inference.errors import SettingsError
+from inference.errors import (
+    BadInput,
+    Conflict,
+    Forbidden,
+    ForecacheError,
+    NotFound,
+    RateLimited,
+    SettingsError,
+    TooHeavy,
+    Unauthorized,
+    Unavailable,
+    UnknownEntity,
+    UnknownModel,
+    UnsupportedMedia,
+)
 from inference.settings import ApiSettings
 from inference.settings.addresses import require_allowed
 
 BACKLOG = 2048
 #: descriptors for Redis (up to a hundred connections), the broker, files and the event loop
 KEPT = 128
-#: connections of one process, unless the settings or its descriptors allow fewer
+#: connections of one process, unless the settings or the descriptors allow fewer
 MOST_CONNECTIONS = 10_000
 
 
 def raise_descriptors() -> None:
-    """Let the process open as many files as a full house needs, as far as the system allows it."""
+    """Raise the limit of open files to what `MOST_CONNECTIONS` need, as far as the system allows it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = MOST_CONNECTIONS * 3 // 2
     if soft == resource.RLIM_INFINITY or soft >= needed:
@@ -27,14 +41,14 @@ def raise_descriptors() -> None:
         resource.setrlimit(
             resource.RLIMIT_NOFILE, (needed if hard == resource.RLIM_INFINITY else min(needed, hard), hard)
         )
-    except (OSError, ValueError):  # macOS says that it has no limit and keeps one: then there is place for fewer
+    except (OSError, ValueError):  # macOS reports no limit but has one: then there are fewer connections
         return
 
 
 def places(most: int | None = None) -> tuple[int, int]:
-    """Return how many connections a process may hold, and for how many more it has descriptors.
+    """Return how many connections a process may hold, and how many descriptors it has beyond them.
 
-    Those are for connections that are accepted at once and not looked at yet. `most`: the setting, None for no wish.
+    The others are for connections that are accepted and not yet checked. `most`: the setting, None for the default.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     descriptors = MOST_CONNECTIONS * 3 // 2 if soft == resource.RLIM_INFINITY else soft
@@ -43,7 +57,7 @@ def places(most: int | None = None) -> tuple[int, int]:
 
 
 def backlog() -> int:
-    """Return how many connections may wait to be accepted: if all of them are at once, each finds a descriptor."""
+    """Return how many connections may wait to be accepted. There is a descriptor for each, even if all come at once."""
     return places()[1]
 
 
@@ -51,8 +65,8 @@ def listen(api: ApiSettings) -> socket.socket:
     """Return a socket bound to the configured address.
 
     Raises:
-        SettingsError: other machines could reach the address, and there are neither keys nor `[api] allow_remote`;
-            or the port is taken.
+        SettingsError: the port is taken; or other machines can reach the address, and neither keys nor
+            `[api] allow_remote` are set.
     """
     require_allowed(api)
     family = socket.AF_INET6 if ":" in api.host else socket.AF_INET
@@ -60,7 +74,7 @@ def listen(api: ApiSettings) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((api.host, api.port))
-        # listening at once: of two services that start together, one is refused and not both
+        # listens now: if two services start together, only one is refused
         listener.listen(backlog())
     except OSError as error:
         listener.close()
@@ -71,3 +85,26 @@ def listen(api: ApiSettings) -> socket.socket:
             f"port {api.port} of {api.host} cannot be used ({error.strerror}): {fix}", field="api.port"
         ) from error
     return listener
+
+
+# --- errors ---
+
+#: the first class that fits decides; an error of no class here is our fault: 500
+_STATUS: tuple[tuple[type[ForecacheError], int], ...] = (
+    (Unauthorized, 401),
+    (Forbidden, 403),
+    (UnknownModel, 404),
+    (UnknownEntity, 404),
+    (NotFound, 404),
+    (Conflict, 409),
+    (UnsupportedMedia, 415),
+    (BadInput, 400),
+    (TooHeavy, 413),
+    (RateLimited, 429),
+    (Unavailable, 503),
+)
+
+
+def status_of(error: ForecacheError) -> int:
+    """Return the HTTP status of an error."""
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
