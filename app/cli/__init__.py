@@ -99,7 +99,7 @@ def _require_text(arguments: list[str]) -> None:
         except UnicodeEncodeError as error:
             text = argument.encode(errors="backslashreplace").decode()
             fix = "give it as UTF-8, in a locale of UTF-8 such as LC_ALL=C.UTF-8"
-            raise SettingsError(f"the argument {text} is no text in UTF-8: {fix}") from error
+            raise SettingsError(f"the argument {text} is not UTF-8 text: {fix}") from error
 
 
 def _unexpected(error: Exception) -> str:

@@ -46,7 +46,7 @@ def advise(
 ) -> None:
     """Say for each model whether batch, real time or hybrid fits, why, and what follows.
 
-    What is not said is taken from the settings and from what was measured.
+    Facts that are not given come from the settings and from measurements.
     """
     from inference.economics.prices import read_prices
 
@@ -133,7 +133,7 @@ def _write(advices: Sequence[Advice], *, quiet: bool) -> None:
         ) from error
     after = with_advice(before, advices)
     if after == before:
-        note(f"{file} says so already: nothing was changed")
+        note(f"{file} already has this advice: nothing was changed")
         return
     with staged({file: after}) as new:
         load(new.files[file])  # raises if the new file cannot be loaded

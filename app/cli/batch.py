@@ -21,27 +21,27 @@ if TYPE_CHECKING:
 #: characters of an error in a list on a terminal
 _ERROR_SHOWN = 60
 
-app = typer.Typer(help="Runs: scoring a whole table ahead.", no_args_is_help=True)
+app = typer.Typer(help="Runs that score a whole table ahead.", no_args_is_help=True)
 
 
 @app.command()
 def run(
     model: Model = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until it is over; exit 1 when it fails.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it is over; exit 1 if it fails.")] = False,
     entities: Annotated[
         str | None, typer.Option(metavar="FILE", help="Only the ids in this file: one a line, or Parquet.")
     ] = None,
     since: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Only rows changed since: 2026-01-31T06:00Z, or 6h ago.")
+        str | None, typer.Option(metavar="TIME", help="Only rows changed since 2026-01-31T06:00Z, or since 6h ago.")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(metavar="ENGINE", help="celery or spark; left out: what the settings say.")
+        str | None, typer.Option(metavar="ENGINE", help="celery or spark; by default as in the settings.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start a run of a model over its table of features; with --wait, one that is in progress will do.
+    """Start a run of a model over its table of features. With --wait, join a run that is in progress.
 
-    With --entities or --since only those rows are scored, and their predictions served at once, beside all others.
+    With --entities or --since, score only those rows; their predictions are served at once, beside all others.
     """
     from inference.batch import Trigger, read_entities
 
@@ -75,7 +75,7 @@ def _wake_maintenance(deployment: Deployment) -> None:
 
 @app.command("list")
 def list_runs(
-    model: Annotated[str | None, typer.Argument(help="Left out: all models.")] = None,
+    model: Annotated[str | None, typer.Argument(help="By default all models.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the latest runs, newest first."""
@@ -92,7 +92,7 @@ def list_runs(
 
 @app.command()
 def show(run_id: RunId, as_json: AsJson = False) -> None:
-    """Print one run: its chunks, its phases, its gates, what it left out, why it failed."""
+    """Print one run: its chunks, phases, gates, rows that it left out, and why it failed."""
     with open_deployment() as deployment:
         details = deployment.runs.details(run_id)
     print_details(details, as_json=as_json)
@@ -100,7 +100,7 @@ def show(run_id: RunId, as_json: AsJson = False) -> None:
 
 @app.command()
 def cancel(run_id: RunId, as_json: AsJson = False) -> None:
-    """Stop a run; what is served stays as it is."""
+    """Stop a run. The served predictions stay."""
     with open_deployment() as deployment:
         view = deployment.runs.cancel(run_id)
     _say(view, f"{run_id} cancelled", as_json=as_json)
@@ -108,7 +108,7 @@ def cancel(run_id: RunId, as_json: AsJson = False) -> None:
 
 @app.command()
 def resume(run_id: RunId, as_json: AsJson = False) -> None:
-    """Take up a failed or cancelled run: only what is left is done."""
+    """Continue a failed or cancelled run with its remaining work."""
     with open_deployment() as deployment:
         view = deployment.runs.resume(run_id)
         _wake_maintenance(deployment)
@@ -121,7 +121,7 @@ def publish(
     force: Annotated[bool, typer.Option("--force", help="Publish although a gate has failed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Publish a run that its gates held back; who did it stays in the run."""
+    """Publish a run that its gates held back. The run keeps who did it."""
     with open_deployment() as deployment:
         view = deployment.runs.publish(run_id, force=force, by=_who())
         deployment.runs.prepare(run_id)  # now, and not only when the maintenance worker looks
@@ -140,10 +140,10 @@ def rollback(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Serve the previous generation again; another model version that is left behind is held until `batch release`.
+    """Serve the previous generation again. If it has another model version, the newer is held until `batch release`.
 
-    When both generations are of one model version nothing is held, and the next scheduled run publishes again: stop
-    the schedule, or mend the source.
+    If both generations have the same model version, nothing is held, and the next scheduled run publishes again: stop
+    the schedule, or correct the source.
     """
     with open_deployment() as deployment:
         name, _ = deployment.settings.model(model)
@@ -154,10 +154,12 @@ def rollback(
 @app.command()
 def release(
     model: Model = None,
-    version: Annotated[int | None, typer.Option("--version", help="Left out: the newest that is held.")] = None,
+    version: Annotated[
+        int | None, typer.Option("--version", help="By default the newest version that is held.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let a model version that a rollback holds back answer again; the next run scores with it."""
+    """Let a model version answer again that a rollback holds back. The next run scores with it."""
     with open_deployment() as deployment:
         name, _ = deployment.settings.model(model)
         after = deployment.runs.release(name, version=version)

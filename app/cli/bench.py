@@ -42,15 +42,15 @@ def register(app: typer.Typer) -> None:
 
 def bench(
     model: OneModel = None,
-    rate: Annotated[float, typer.Option(min=1, max=5000, metavar="RPS", help="Requests a second, held.")] = 100,
-    seconds: Annotated[float, typer.Option(min=1, max=3600, help="For how long.")] = 10,
+    rate: Annotated[float, typer.Option(min=1, max=5000, metavar="RPS", help="Requests a second.")] = 100,
+    seconds: Annotated[float, typer.Option(min=1, max=3600, help="Duration of the test.")] = 10,
     miss_share: Annotated[
-        float, typer.Option(min=0, max=1, help="Of the requests, how many force computing (max_staleness_hours 0).")
+        float, typer.Option(min=0, max=1, help="Share of requests that force computing (max_staleness_hours 0).")
     ] = 0.1,
     connections: Annotated[int, typer.Option(min=1, max=1000, help="Requests in flight at once.")] = 64,
     as_json: AsJson = False,
 ) -> None:
-    """Hold a rate of requests to the API and print what they took, by outcome.
+    """Hold a rate of requests to the API and print their latencies by outcome.
 
     Entities come from the model's table. The requests count in the hit rate like any other.
     """
@@ -180,9 +180,9 @@ def _print(figures: dict[str, Any]) -> None:
     lines = [*figures["outcomes"].items(), ("all", figures["all"])]
     columns = ("outcome", *figures["all"])
     print_rows(columns, [(name, *values.values()) for name, values in lines])
-    note(f"{figures['rate_rps']:g} requests/s; latency counts from the instant at which each was due")
+    note(f"{figures['rate_rps']:g} requests/s; latency counts from the time at which each was due")
     if figures["late"]:
         note(
-            f"{figures['late']} of {figures['requests']} went out over {_LATE_S * 1000:.0f} ms late: the service, this "
-            "command or its --connections did not keep up; a lower --rate tells what an answer takes"
+            f"{figures['late']} of {figures['requests']} were sent over {_LATE_S * 1000:.0f} ms late: the service, "
+            "this command or its --connections did not keep up; a lower --rate shows what an answer takes"
         )

@@ -163,17 +163,17 @@ def complete_run(incomplete: str) -> list[str]:
     return [run_id for run_id in found if run_id.startswith(incomplete)]
 
 
-_LEFT_OUT = "May be left out when one is configured."
+_OPTIONAL = "Optional if one model is configured."
 
 #: MODEL of a command for one model
-OneModel = Annotated[str | None, typer.Argument(metavar="MODEL", help=_LEFT_OUT, autocompletion=complete_model)]
+OneModel = Annotated[str | None, typer.Argument(metavar="MODEL", help=_OPTIONAL, autocompletion=complete_model)]
 #: MODEL of a command for one model or all
 AnyModel = Annotated[
-    str | None, typer.Argument(metavar="MODEL", help="Left out: all models.", autocompletion=complete_model)
+    str | None, typer.Argument(metavar="MODEL", help="By default all models.", autocompletion=complete_model)
 ]
 #: --model of a command whose arguments are entities
 ModelOption = Annotated[
-    str | None, typer.Option("--model", "-m", metavar="MODEL", help=_LEFT_OUT, autocompletion=complete_model)
+    str | None, typer.Option("--model", "-m", metavar="MODEL", help=_OPTIONAL, autocompletion=complete_model)
 ]
 #: RUN
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.", autocompletion=complete_run)]

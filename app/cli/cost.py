@@ -43,8 +43,8 @@ def cost(
 ) -> None:
     """Compare what batch, real time and hybrid cost a day.
 
-    What is not given is taken from what was measured here, then from the price table, then assumed; each figure says
-    where it came from.
+    A figure that is not given comes from measurements, else from the price table, else from an assumption; the output
+    says from which.
     """
     if preset not in (None, *_ARTICLE):
         raise SettingsError(f"--preset: {preset!r} is not known; the only one is {_ARTICLE[0]!r}", field="preset")
@@ -96,7 +96,7 @@ def measured_of(model: str | None) -> Measured | None:
     settings = load_settings()
     if model is None and len(settings.models) != 1:
         if settings.models:
-            note("nothing measured: several models are configured, and none was named")
+            note("nothing measured: several models are configured, and none is given")
         return None
     name, _ = settings.model(model)
     try:
@@ -128,8 +128,8 @@ def _print(
 ) -> None:
     from inference.economics.estimate import ArticleEstimate
 
-    told = compared.as_written if isinstance(compared, ArticleEstimate) else compared
-    batch, realtime, hybrid = told.batch, told.realtime, told.hybrid
+    shown = compared.as_written if isinstance(compared, ArticleEstimate) else compared
+    batch, realtime, hybrid = shown.batch, shown.realtime, shown.hybrid
     print_rows(
         ("way", f"{table.currency} a day", "per prediction", "per 1000 served", "instances"),
         [
@@ -139,7 +139,7 @@ def _print(
         ],
     )
     typer.echo("")
-    for line in _sentences(told, inputs):
+    for line in _sentences(shown, inputs):
         typer.echo(line)
     if isinstance(compared, ArticleEstimate):
         typer.echo(f"slip: {compared.slip}")
@@ -150,11 +150,11 @@ def _print(
     )
 
 
-def _sentences(told: Estimate, inputs: CostInputs) -> list[str]:
-    """Return in words what the table does not say."""
+def _sentences(shown: Estimate, inputs: CostInputs) -> list[str]:
+    """Return sentences with figures that are not in the table."""
     from inference.economics.curves import break_even, requests_per_entity
 
-    saved, even = told.savings_percent, break_even(inputs)
+    saved, even = shown.savings_percent, break_even(inputs)
     whole = (
         "at any traffic, since real time keeps an instance up all day"
         if even.whole == 0
@@ -162,17 +162,17 @@ def _sentences(told: Estimate, inputs: CostInputs) -> list[str]:
     )
     lines = [
         f"batch is {abs(saved):.2f} % {'cheaper' if saved >= 0 else 'dearer'} than real time",
-        f"of batch, {told.batch.compute:.6g} is computing, {told.batch.memory:.6g} Redis, "
-        f"{told.batch.storage:.6g} files",
+        f"of batch, {shown.batch.compute:.6g} is computing, {shown.batch.memory:.6g} Redis, "
+        f"{shown.batch.storage:.6g} files",
         f"break-even: batch is not dearer {whole}, or from {even.shared:.4g} where real-time instances are shared with "
         f"other models (today {requests_per_entity(inputs):.4g})",
     ]
-    if not told.hybrid.precomputes:
+    if not shown.hybrid.precomputes:
         lines.append(
-            f"hybrid: runs cost more than the instances they spare, so the cheapest one caches answers and precomputes "
-            f"nothing; with everything precomputed it costs {told.hybrid.everything:.6g}"
+            f"hybrid: runs cost more than the instances that they save, so the cheapest one caches answers and "
+            f"precomputes nothing; with everything precomputed it costs {shown.hybrid.everything:.6g}"
         )
-    lines.append(f"if a run fails and nothing is cached, {told.hybrid.if_a_run_fails} instances answer all requests")
+    lines.append(f"if a run fails and nothing is cached, {shown.hybrid.if_a_run_fails} instances answer all requests")
     return lines
 
 

@@ -15,7 +15,7 @@ from inference.errors import UnknownEntity
 if TYPE_CHECKING:
     from inference.features import FeatureContract
 
-app = typer.Typer(help="The features that answers on demand are computed from.", no_args_is_help=True)
+app = typer.Typer(help="Features for answers that are computed on demand.", no_args_is_help=True)
 
 _IF_SEVERAL = "The model, if several are configured."
 #: the spelling of an empty text; an empty value means that it is missing
@@ -28,7 +28,7 @@ def load(
     second: Annotated[str | None, typer.Argument(metavar="PATH", help="A Parquet file, a folder or a URI.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Load a Parquet table of features; it replaces what was loaded before, all or nothing."""
+    """Load a Parquet table of features. It replaces the loaded one, whole or not at all."""
     from inference.features import Vectoriser, load_features
     from inference.models import record_to_serve
 
@@ -59,7 +59,7 @@ def get(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print an entity's features and how old they are."""
+    """Print an entity's features and their age."""
     from inference.entities import check_entity_id
     from inference.features.group_rows import stored_features
     from inference.models import record_to_serve
@@ -83,13 +83,14 @@ def get(
 def put(
     arguments: Annotated[list[str], typer.Argument(metavar="[MODEL] ENTITY NAME=VALUE...", help=_IF_SEVERAL)],
     event_time: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Since when they hold: ISO 8601 with an offset. Left out: now.")
+        str | None,
+        typer.Option(metavar="TIME", help="When the values became true: ISO 8601 with an offset. By default now."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Store some or all features of an entity; exit 1 when newer ones are stored already.
+    """Store some or all features of an entity; exit 1 if newer ones are stored.
 
-    Values are numbers, true, false, text, or JSON lists. NAME= says that the value is missing; NAME='""' is empty text.
+    Values are numbers, true, false, text, or JSON lists. NAME= marks a missing value; NAME='""' is empty text.
     The entity's next prediction is computed from them.
     """
     from inference.features import FeatureUpdate
@@ -117,7 +118,7 @@ def _put_arguments(arguments: list[str], model_of: Any) -> tuple[str, str, list[
         raise typer.BadParameter("give at least one feature as NAME=VALUE")
     for pair in pairs:
         if "=" not in pair:
-            raise typer.BadParameter(f"{pair!r} is no NAME=VALUE")
+            raise typer.BadParameter(f"{pair!r} is not NAME=VALUE")
     model = model_of(names[0] if named == 2 else None)[0]
     return model, names[-1], pairs
 
@@ -171,7 +172,7 @@ def _event_at(text: str | None) -> float | None:
     try:
         at = datetime.fromisoformat(text)
     except ValueError as error:
-        raise typer.BadParameter(f"--event-time {text!r} is no ISO 8601 instant") from error
+        raise typer.BadParameter(f"--event-time {text!r} is not an ISO 8601 instant") from error
     if at.tzinfo is None:
         raise typer.BadParameter(f"--event-time {text!r} has no offset: add Z or one such as +01:00")
     return at.timestamp()

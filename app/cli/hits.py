@@ -23,7 +23,7 @@ def hits(
     window: Annotated[str, typer.Option(metavar="DURATION", help="How far back to look: 5m, 1h, 24h, …")] = "1h",
     as_json: AsJson = False,
 ) -> None:
-    """Print the hit rate, how many requests had each outcome, and what fallbacks said of how many entities."""
+    """Print the hit rate, the outcomes of requests, and the results of fallbacks and parity checks."""
     from inference.features.fallbacks import FallbackOutcome
     from inference.monitoring.counters import FALLBACKS, PARITY, ParityResult
     from inference.monitoring.statistics import Statistics
@@ -49,9 +49,9 @@ def hits(
         ],
     )
     fallbacks = [
-        (name, fallback, *(said.get(outcome, 0) for outcome in FallbackOutcome))
+        (name, fallback, *(results.get(outcome, 0) for outcome in FallbackOutcome))
         for name, counted_by in workers.items()
-        for fallback, said in counted_by["fallbacks"].items()
+        for fallback, results in counted_by["fallbacks"].items()
     ]
     if fallbacks:
         print_rows(("model", "fallback", *FallbackOutcome), fallbacks)

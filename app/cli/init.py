@@ -21,30 +21,30 @@ class Options:
 
     model: Annotated[
         str | None,
-        typer.Option(metavar="DIR", help="A model: its folder, that of its versions 1/, 2/, …, or a lone file."),
+        typer.Option(
+            metavar="DIR", help="A model: its folder, the folder of its versions 1/, 2/, …, or a single file."
+        ),
     ] = None
     features: Annotated[
         str | None, typer.Option(metavar="FILE", help="A Parquet file or folder with one row per entity.")
     ] = None
-    entity_column: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The column of ids that predictions are asked for by.")
-    ] = None
+    entity_column: Annotated[str | None, typer.Option(metavar="NAME", help="The column of entity ids.")] = None
     event_time_column: Annotated[
         str | None, typer.Option(metavar="NAME", help="The column that says how old a row's features are.")
     ] = None
     rows: Annotated[
         Literal["one", "newest"],
-        typer.Option(help="Rows that an entity has in the table: one, or several of which the newest counts."),
+        typer.Option(help="Rows per entity in the table: one, or several; then the newest counts."),
     ] = "one"
     columns: Annotated[
         str | None,
         typer.Option(metavar="A,B,…", help="The columns of a model with one input tensor, in the tensor's order."),
     ] = None
     signature: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Which of a SavedModel's signatures is served; else found.")
+        str | None, typer.Option(metavar="NAME", help="The signature of a SavedModel to serve; by default found.")
     ] = None
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What the model is called; else made from its folder's name.")
+        str | None, typer.Option(metavar="NAME", help="The model's name; by default made from its folder's name.")
     ] = None
     schedule: Annotated[
         str, typer.Option(metavar="WHEN", help="When runs start: a cron line (UTC), or a duration such as 30m.")
@@ -62,12 +62,14 @@ def register(app: typer.Typer) -> None:
 
 @with_options(get_type_hints(Options, include_extras=True), {each.name: each.default for each in fields(Options)})
 def init(
-    *, yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: take the guesses.")] = False, **options: Any
+    *,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing: accept the guesses.")] = False,
+    **options: Any,
 ) -> None:
     """Look at your model and table, score one row, and write a forecache.toml.
 
-    On a terminal it asks for what is missing. Nothing is written unless the row could be scored, and nothing
-    that is already there is replaced without --force.
+    On a terminal it asks for missing values. It writes nothing unless the row could be scored, and replaces no
+    existing file without --force.
     """
     from app.cli.onboarding import Onboarding
 

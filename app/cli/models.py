@@ -51,7 +51,7 @@ def show(
     model: OneModel = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print what a model takes and gives, version by version; for a refused one, why."""
+    """Print each version of a model: its inputs and outputs, or why it was refused."""
     from inference.models.versions import find_versions
 
     with open_deployment() as deployment:
@@ -87,12 +87,12 @@ def show(
 @app.command()
 def verify(
     model: OneModel = None,
-    version: Annotated[int | None, typer.Option(help="Left out: every version in the model's folder.")] = None,
+    version: Annotated[int | None, typer.Option(help="By default every version in the model's folder.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Load versions in a process of their own and say whether they could be served; nothing else changes.
+    """Load versions in a separate process and say whether they can be served. Change nothing else.
 
-    Exit 1 when one could not.
+    Exit 1 if one cannot be served.
     """
     from inference.models.versions import find_versions, wanted_versions
 
@@ -127,9 +127,9 @@ def reload(
     timeout: _Timeout = 120,
     as_json: AsJson = False,
 ) -> None:
-    """Have the workers look for new versions now, also at those they refused before, and wait until they have.
+    """Tell the workers to look for new versions now and to try refused ones again; wait until they have.
 
-    Exit 1 when not all of them have within the time, or when features.json was changed beside a version that is loaded.
+    Exit 1 if not all are done in time, or if features.json was changed beside a loaded version.
     """
     with open_deployment() as deployment:
         name, of_model = deployment.settings.model(model)
@@ -167,19 +167,19 @@ _Label = Annotated[str, typer.Argument(metavar="LABEL", help="stable, canary, or
 @app.command()
 def label(
     name: _Label,
-    version: Annotated[int, typer.Argument(metavar="VERSION", min=1, help="One that a worker has found good.")],
+    version: Annotated[int, typer.Argument(metavar="VERSION", min=1, help="A version that a worker has accepted.")],
     model: ModelOption = None,
     share: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Of canary: which part of the entities it computes, 0.05 for 5 %."),
+        typer.Option(min=0, max=1, help="For canary: the share of entities that it computes, 0.05 for 5 %."),
     ] = None,
     timeout: _Timeout = 120,
     as_json: AsJson = False,
 ) -> None:
     """Give a version a label, and wait until the workers hold it.
 
-    stable: this version answers, and no newer one until it gets the label. canary: it computes what is computed on
-    demand for a share of the entities. /v1 answers by any label. Exit 1 when not all workers are done within the time.
+    stable: this version answers, and no newer one until that gets the label. canary: it computes the answers on demand
+    for a share of the entities. /v1 answers by any label. Exit 1 if not all workers are done in time.
     """
     with open_deployment() as deployment:
         named, of_model = deployment.settings.model(model)
@@ -192,9 +192,9 @@ def label(
 
 @app.command()
 def unlabel(name: _Label, model: ModelOption = None, timeout: _Timeout = 120, as_json: AsJson = False) -> None:
-    """Take a label away, and wait until the workers know.
+    """Remove a label, and wait until the workers know.
 
-    What a canary has computed is not served from this moment on. Exit 1 when not all workers are done within the time.
+    From now on, answers of a canary are not served. Exit 1 if not all workers are done in time.
     """
     with open_deployment() as deployment:
         named, _ = deployment.settings.model(model)

@@ -30,7 +30,7 @@ def predict(
     model: ModelOption = None,
     max_staleness_hours: Annotated[
         float | None,
-        typer.Option(min=0, max=_MOST_HOURS, metavar="HOURS", help="Oldest answer that will do; 0 forces computing."),
+        typer.Option(min=0, max=_MOST_HOURS, metavar="HOURS", help="Maximum age of the answer; 0 forces computing."),
     ] = None,
     timeout_ms: Annotated[
         int | None, typer.Option(min=1, max=_MOST_MS, metavar="MS", help="How long a miss may take.")
@@ -64,14 +64,14 @@ def enqueue(
     entities: Annotated[list[str], typer.Argument(metavar="ENTITY", help="Entity ids.")],
     model: ModelOption = None,
     priority: Annotated[
-        JobPriority, typer.Option(help="Which waiting jobs go first; requests go before all of them.")
+        JobPriority, typer.Option(help="Jobs of a higher priority go first; requests go before all jobs.")
     ] = JobPriority.NORMAL,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Enqueue predictions for a worker to compute; print the job's id.
 
-    With --wait: its result, and exit 1 when the job or one of its predictions failed.
+    With --wait, print its result; exit 1 if the job or one of its predictions failed.
     """
     from app.cli.api_client import Api
 

@@ -65,8 +65,8 @@ class Advice:
     def reasons(self) -> list[str]:
         """The statements that speak for the approach, and the objections to others."""
         held = [each.rule for each in self.judgement.findings if each.holds and each.rule.approach is self.approach]
-        told = [f"{rule.statement}: {rule.because}" for rule in held]
-        return told + [f"not {each.approach.value}: {each.why}" for each in self.judgement.objections]
+        reasons = [f"{rule.statement}: {rule.because}" for rule in held]
+        return reasons + [f"not {each.approach.value}: {each.why}" for each in self.judgement.objections]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -186,16 +186,16 @@ def _cadence(
     present_s = 86_400 / per_day.value if present and per_day else None
     if bound_s is None:
         if present is not None and present_s is not None:
-            return present_s, Number(present, "as it is: nobody said how old an answer may be")
-        return 86_400, Number(CADENCES[86_400], "once a day: nobody said how old an answer may be")
+            return present_s, Number(present, "as it is: the allowed age of an answer is not known")
+        return 86_400, Number(CADENCES[86_400], "once a day: the allowed age of an answer is not known")
     fitting = [every_s for every_s in CADENCES if every_s + late_s <= bound_s]
     every_s = fitting[0] if fitting else min(CADENCES)
-    told = f"answers may be {bound_s / 3600:g} h old and a run takes {run_s:.0f} s, or twice that"
+    how = f"answers may be {bound_s / 3600:g} h old and a run takes {run_s:.0f} s, or twice that"
     if present is not None and present_s is not None and every_s <= present_s <= bound_s - late_s:
-        return present_s, Number(present, f"as it is: {told}")
+        return present_s, Number(present, f"as it is: {how}")
     if not fitting:
-        told += ": no schedule keeps that, so misses must"
-    return every_s, Number(CADENCES[every_s], told)
+        how += ": no schedule keeps that, so misses must"
+    return every_s, Number(CADENCES[every_s], how)
 
 
 def _ttl(every_s: float, run_s: float, bound_s: float | None) -> Number:
@@ -236,29 +236,29 @@ def _costs(approach: Approach, inputs: CostInputs | None, figures: Mapping[str, 
         unknown = Number(None, "see the gaps")
         names = ("realtime_instances", "cost_per_day", "cost_per_1000_served", "break_even", "instances_if_a_run_fails")
         return {"hit_rate": shown} | dict.fromkeys(names, unknown)
-    told, even = estimate(inputs), break_even(inputs)
-    daily, served, instances = _of(approach, told)
+    costs, even = estimate(inputs), break_even(inputs)
+    daily, served, instances = _of(approach, costs)
     prices = f"{inputs.instance_price:g} an instance and hour, {inputs.redis_price:g} a GB of Redis and month"
     return {
         "hit_rate": shown,
         "realtime_instances": Number(instances, f"for a peak of {inputs.peak_rps:.4g}/s at this hit rate"),
-        "cost_per_day": Number(daily, f"batch {told.batch.daily:.4g}, real time {told.realtime.daily:.4g}, hybrid "
-                                      f"{told.hybrid.daily:.4g}, at {prices}"),
+        "cost_per_day": Number(daily, f"batch {costs.batch.daily:.4g}, real time {costs.realtime.daily:.4g}, hybrid "
+                                      f"{costs.hybrid.daily:.4g}, at {prices}"),
         "cost_per_1000_served": Number(served, f"over {inputs.rps:.4g} requests/s"),
         "break_even": Number(even.whole, "requests per entity and day from which on batch is not dearer; "
                                          f"{even.shared:.4g} where instances are shared with other models"),
         "instances_if_a_run_fails": Number(
-            told.hybrid.if_a_run_fails, "so many answer all requests alone once what is stored is too old"),
+            costs.hybrid.if_a_run_fails, "so many answer all requests alone once the stored predictions are too old"),
     }  # fmt: skip
 
 
-def _of(approach: Approach, told: Estimate) -> tuple[float, float, int]:
+def _of(approach: Approach, costs: Estimate) -> tuple[float, float, int]:
     """Return the daily cost of an approach, its cost per 1 000 answers, and its real-time instances."""
     if approach is Approach.BATCH:
-        return told.batch.daily, told.batch.per_1000_served, 0
+        return costs.batch.daily, costs.batch.per_1000_served, 0
     if approach is Approach.REALTIME:
-        return told.realtime.daily, told.realtime.per_prediction * 1000, told.realtime.instances
-    return told.hybrid.daily, told.hybrid.per_1000_served, told.hybrid.instances
+        return costs.realtime.daily, costs.realtime.per_prediction * 1000, costs.realtime.instances
+    return costs.hybrid.daily, costs.hybrid.per_1000_served, costs.hybrid.instances
 
 
 # --- the report of the dashboard ---

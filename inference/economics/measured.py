@@ -169,7 +169,6 @@ def _table(client: redis.Redis, keys: Keys, model: str) -> dict[str, Figure]:
 def _runs(published: list[RunView], workers: int, attempts: dict[str, int]) -> dict[str, Figure]:
     if not published:
         return {}
-    told = f"median of {len(published)} published runs"
     figures = {}
     # the speed of Spark's executors says nothing about a batch worker
     rates = [run.rows_per_s for run in published if run.rows_per_s and run.engine is Engine.CELERY]
@@ -178,7 +177,9 @@ def _runs(published: list[RunView], workers: int, attempts: dict[str, int]) -> d
         figures["throughput"] = _measured(median(rates) / workers, how)
     waited = _median([run.started_at - run.created_at for run in published if run.started_at is not None])
     if waited is not None:
-        figures["startup_s"] = _measured(round(max(waited, 0.0), 3), f"{told}: asked for until planned")
+        figures["startup_s"] = _measured(
+            round(max(waited, 0.0), 3), f"median of {len(published)} published runs: from the request until planned"
+        )
     chunks = sum(run.chunks_total or 0 for run in published)
     if chunks:
         again = max(sum(attempts[run.run_id] for run in published) / chunks - 1, 0.0)
@@ -194,13 +195,13 @@ def _requests(windows: HitWindows, model: str, now: float) -> tuple[dict[str, Fi
         return {}, 0.0
     span_s = max(now - first.at, 60.0)
     total = sum(point.statistics.counts.total for point in points)
-    mean, told = total / span_s, f"{total} predictions in {span_s / 3600:.1f} h"
+    mean, how = total / span_s, f"{total} predictions in {span_s / 3600:.1f} h"
     step_s = points[1].at - points[0].at
     whole = [point.statistics.counts.total / step_s for point in points[:-1]]
     peak = max(mean, *whole)
     counts = windows.read(model, WINDOW_S)
     return {
-        "rps": _measured(mean, told),
+        "rps": _measured(mean, how),
         "peak_rps": _measured(peak, f"the busiest {step_s // 60} minutes of 24 h"),
-        "hit_rate": _measured(round(counts.hit_rate, 6), told),
+        "hit_rate": _measured(round(counts.hit_rate, 6), how),
     }, span_s

@@ -88,7 +88,7 @@ def read_prices(file: Path | None = None) -> PriceTable:
     try:
         table = PriceTable.model_validate(tomllib.loads(text))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise SettingsError(f"{name} is no TOML: {error}", field="prices") from error
+        raise SettingsError(f"{name} is not TOML: {error}", field="prices") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))

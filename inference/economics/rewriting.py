@@ -26,7 +26,7 @@ def with_advice(text: str, advices: Sequence[Advice]) -> str:
     try:
         wanted = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"forecache.toml is no TOML: {error}") from error
+        raise SettingsError(f"forecache.toml is not TOML: {error}") from error
     for advice in advices:
         _rewrite(wanted, advice, dict)
     # under a dotted key, tomlkit writes a new section under a wrong name; an inline table works

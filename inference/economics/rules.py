@@ -82,9 +82,9 @@ def check_fact(name: str, value: float) -> float:
     return value
 
 
-def gather_facts(said: Mapping[str, Figure], settings: ModelSettings, measured: Measured) -> dict[str, Figure]:
+def gather_facts(given: Mapping[str, Figure], settings: ModelSettings, measured: Measured) -> dict[str, Figure]:
     """Return the known facts. The caller comes first, then the settings, then the measurements."""
-    facts = {**_measured(measured), **_settings(settings), **said}
+    facts = {**_measured(measured), **_settings(settings), **given}
     for name in ("max_staleness_hours", "stable_hours"):
         if name in facts and not facts[name].value:
             facts.setdefault("fresh_features", Figure(1, facts[name].origin, f"{name} is 0"))

@@ -98,8 +98,8 @@ def model_folder(path: Path, home: Path) -> Iterator[ModelFolder]:
         _copy(path, copy)
         yield folder
     except ForecacheError as error:
-        told = error.message.replace(str(copy.absolute()), str(path)).replace(str(copy), str(path))
-        raise type(error)(told, field=error.field) from error
+        text = error.message.replace(str(copy.absolute()), str(path)).replace(str(copy), str(path))
+        raise type(error)(text, field=error.field) from error
     finally:
         if folder.file is not None:
             shutil.rmtree(folder.path, ignore_errors=True)

@@ -76,8 +76,8 @@ def newest_times(source: Source, columns: Sequence[str]) -> dict[str, datetime]:
         metadata = pq.read_metadata(file.path)
         places = flat_columns(metadata) if columns else {}
         for name in columns:
-            told = newest_instants(metadata, places[name]).values() if name in places else ()
-            newest[name] = max([newest.get(name, -np.inf), *told])
+            instants = newest_instants(metadata, places[name]).values() if name in places else ()
+            newest[name] = max([newest.get(name, -np.inf), *instants])
     for name in [name for name in columns if not np.isfinite(newest.get(name, np.nan))]:
         newest[name] = _newest_in_last_rows(source, name)
     return {name: datetime.fromtimestamp(_clipped(at), UTC) for name, at in newest.items() if not np.isnan(at)}
@@ -156,14 +156,14 @@ def entity_candidates(schema: pa.Schema, hints: str = "") -> list[str]:
 
 def unfit_id_columns(schema: pa.Schema) -> list[str]:
     """Return one sentence for each column that is named like an id but cannot hold ids."""
-    told = []
+    reasons = []
     for field in schema:
         try:
             check_entity_column_type(field.name, field.type, column_type_name(field))
         except SourceError as error:
             if looks_like_id(field.name):
-                told.append(error.message)
-    return told
+                reasons.append(error.message)
+    return reasons
 
 
 def guess_entity_column(first_rows: FirstRows, unfit: Sequence[str] = (), *, may_repeat: bool = False) -> Guess:
@@ -193,8 +193,11 @@ def check_entity_column(first_rows: FirstRows, column: str, *, may_repeat: bool 
     check_entity_column_type(column, first_rows.table.schema.field(column).type)
     problem = _id_problem(first_rows, column, may_repeat=may_repeat)
     if problem:
-        told = f"entity column {column!r} {problem}: a table has one row per entity"
-        raise SourceError(f"{told}, or `--rows newest` takes the newest of several", field=column)
+        raise SourceError(
+            f"entity column {column!r} {problem}: a table has one row per entity, or `--rows newest` takes the newest "
+            "of several",
+            field=column,
+        )
     return _reason(first_rows, column, may_repeat=may_repeat)
 
 
@@ -263,7 +266,7 @@ def _id_problem(first_rows: FirstRows, column: str, *, may_repeat: bool) -> str 
         ids = pa.concat_arrays(ids.chunks) if ids.num_chunks else pa.array([], pa.string())
     illegal = illegal_entity_ids(ids)
     if pc.any(illegal).as_py():
-        return f"holds {ids.filter(illegal)[0].as_py()!r:.60}, which is no legal id, in {first_rows.words}"
+        return f"holds {ids.filter(illegal)[0].as_py()!r:.60}, which is not a legal id, in {first_rows.words}"
     counts = pc.value_counts(ids)
     twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
     if may_repeat or not len(twice):
@@ -286,8 +289,8 @@ def _reason(first_rows: FirstRows, column: str, *, may_repeat: bool) -> str:
         "df.rename_axis('user_id') gives it one"
     )
     fit = "legal" if may_repeat else "unique"
-    told = f"{_kind(first_rows.table.schema.field(column).type)}, {fit} in {first_rows.words}"
-    return told + unnamed if _UNNAMED_INDEX.match(column) else told
+    reason = f"{_kind(first_rows.table.schema.field(column).type)}, {fit} in {first_rows.words}"
+    return reason + unnamed if _UNNAMED_INDEX.match(column) else reason
 
 
 def _minute(instant: datetime) -> str:

@@ -229,12 +229,12 @@ def _mismatch(only: TensorSpec, width: int, names: list[str], table: UserTable) 
 
 
 def _no_columns(missing: list[str], table: UserTable, inputs: int) -> str:
-    told = ", ".join(f"{name!r} {_nearest(name, table.schema)}" for name in missing[:_MOST_MISSING])
+    listed = ", ".join(f"{name!r} {_nearest(name, table.schema)}" for name in missing[:_MOST_MISSING])
     more = f" and {len(missing) - _MOST_MISSING} more" if len(missing) > _MOST_MISSING else ""
     which = "none" if len(missing) == inputs else f"{inputs - len(missing)}"
     return (
         f"{which} of the model's {_count(inputs, 'input')} {'is a column' if inputs == 1 else 'are columns'} of "
-        f"{table.name}; missing: {told}{more}: rename the table's columns to the inputs' names, "
+        f"{table.name}; missing: {listed}{more}: rename the table's columns to the inputs' names, "
         f'or give each feature its "column" in {CONTRACT_FILE}'
     )
 

@@ -60,7 +60,7 @@ def run_checks(checks: Mapping[CheckName, Findings], within_s: float) -> list[Fi
     findings: list[Finding] = []
     for (check, subject), found in at_once(checks, within_s).items():
         if isinstance(found, TimeoutError):
-            fix = "ask again when whatever it waits for, such as a network drive, is quicker"
+            fix = "ask again when the cause, such as a slow network drive, is gone"
             findings.append(warning(check, subject, f"not checked: it took over {within_s:g} s", fix))
         elif isinstance(found, StoreUnavailable):
             findings.append(not_checked(check, subject))

@@ -76,7 +76,7 @@ def check_clock(offset_s: float | None) -> Finding:
 def check_environment(environment: Mapping[str, str] = os.environ) -> list[Finding]:
     """Return a warning for each environment variable that looks like a setting but is not one."""
     return [
-        warning(Check.MACHINE, "environment", f"{name} is no setting, and nothing reads it", f"call it {meant}")
+        warning(Check.MACHINE, "environment", f"{name} is not a setting, and nothing reads it", f"call it {meant}")
         for name, meant in variables_unread(environment)
     ]
 

@@ -148,8 +148,8 @@ def _check_contract(name: str, path: Path, found: Mapping[int, Path], known: Sto
     if change is not None:
         return [error(Check.MODEL, subject, change, CONTRACT_FIX)]
     count = len(record.contract.features)
-    told = f"{count} {'feature' if count == 1 else 'features'}, as loaded ({record.contract_hash})"
-    return [ok(Check.MODEL, subject, told)]
+    detail = f"{count} {'feature' if count == 1 else 'features'}, as loaded ({record.contract_hash})"
+    return [ok(Check.MODEL, subject, detail)]
 
 
 # --- fallbacks ---

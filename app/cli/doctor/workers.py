@@ -45,7 +45,7 @@ def check_workers(
             most_s = settings.workers.load_timeout
             findings.extend(_check_one(queue, worker, expected, clock(), most_s) for worker in roster.alive)
         else:
-            findings.append(_nobody(settings, queue, roster))
+            findings.append(_no_worker(settings, queue, roster))
     return findings
 
 
@@ -83,7 +83,7 @@ def _check_one(queue: str, worker: WorkerBeat, active: Mapping[str, int | None],
     return ok(Check.WORKERS, subject, detail)
 
 
-def _nobody(settings: Settings, queue: str, roster: Roster) -> Finding:
+def _no_worker(settings: Settings, queue: str, roster: Roster) -> Finding:
     lately = ", ".join(f"{name} was heard {duration_text(age)} ago" for name, age in sorted(roster.gone.items()))
     which = "" if len(settings.realtime_queues) == 1 else f" of {', '.join(settings.models_of([queue]))}"
     worker, without = _NO_REQUESTS.get(queue, ("realtime", f"no miss{which} is computed"))

@@ -65,7 +65,7 @@ def test_an_unknown_instance_type_names_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("nonsense", "is no TOML"),
+        ("nonsense", "is not TOML"),
         (OWN.replace("price = 1.5", "price = 0"), r"instances\.a\.price"),
         (OWN.replace("price = 1.5", "price = nan"), r"instances\.a\.price"),
         (OWN.replace("price = 1.5", "price = inf"), r"instances\.a\.price"),
