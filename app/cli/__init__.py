@@ -42,18 +42,23 @@ app = typer.Typer(
     # wider than click's 80 columns where the terminal is, so that fewer summaries are cut
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-init.register(app)
-processes.register(app)
-doctor.register(app)
-predict.register(app)
-app.add_typer(features.app, name="features")
-app.add_typer(batch.app, name="batch")
-app.add_typer(models.app, name="models")
-app.add_typer(keys.app, name="keys")
-hits.register(app)
-bench.register(app)
-cost.register(app)
-advise.register(app)
+for command in (
+    init.init,
+    processes.up,
+    processes.demo,
+    processes.api,
+    processes.dashboard,
+    doctor.doctor,
+    predict.predict,
+    predict.enqueue,
+    hits.hits,
+    bench.bench,
+    cost.cost,
+    advise.advise,
+):
+    app.command()(command)
+for group in (features, batch, models, keys):
+    app.add_typer(group.app, name=group.__name__.rpartition(".")[2])
 
 
 def _print_version(wanted: bool) -> None:

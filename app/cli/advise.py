@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,7 +11,7 @@ from app.cli.context import AnyModel, load_settings, models_of, with_options
 from app.cli.cost import InstanceType, Prices, measured_of
 from app.cli.output import AsJson, cell_text, note, print_fields, print_json, print_rows
 from inference.economics.inputs import FIELDS, Basis, Figure, check_figure, complete_figures, option_of
-from inference.economics.rules import FACTS, check_fact, gather_facts
+from inference.economics.rules import FACTS, Approach, check_fact, gather_facts
 from inference.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -26,11 +26,6 @@ _OPTIONS = {
     for name, fact in FACTS.items()
     if fact.help is not None
 } | {name: Annotated[float | None, typer.Option(help=FIELDS[name].help)] for name in _AMOUNTS}
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command()(advise)
 
 
 @with_options(_OPTIONS)
@@ -116,9 +111,11 @@ def _print(advice: Advice, *, explain: bool) -> None:
     typer.echo("")
 
 
+# --- the settings file ---
+
+
 def _write(advices: Sequence[Advice], *, quiet: bool) -> None:
     """Put all advice into the settings file or, if the new text cannot be loaded, none. Print the diff to stderr."""
-    from inference.economics.rewriting import diff, with_advice
     from inference.onboarding.files import staged
     from inference.settings import load_settings as load
     from inference.settings import settings_file
@@ -141,3 +138,76 @@ def _write(advices: Sequence[Advice], *, quiet: bool) -> None:
     note(diff(before, after, file.name).rstrip())
     if not quiet:
         note(f"{file} was changed: restart what runs with it")
+
+
+def with_advice(text: str, advices: Sequence[Advice]) -> str:
+    """Return the file's text with the advised schedule and ttl in each `[models.M.batch]`.
+
+    For real time, removes the schedule, so that no runs start. Stored predictions stay.
+
+    Raises:
+        SettingsError: the text is not TOML, lacks the section of a model, or cannot be changed safely.
+    """
+    import tomllib
+
+    import tomlkit
+
+    try:
+        wanted = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"forecache.toml is not TOML: {error}") from error
+    for advice in advices:
+        _rewrite(wanted, advice, dict)
+    # under a dotted key, tomlkit writes a new section under a wrong name; an inline table works
+    for new_section in (tomlkit.table, tomlkit.inline_table):
+        after = _rewritten(text, advices, new_section)
+        if after is not None and tomllib.loads(after) == wanted:
+            return after
+    raise SettingsError("forecache.toml is spelled so that no program can change it: set schedule and ttl there")
+
+
+def _rewritten(text: str, advices: Sequence[Advice], new_section: Callable[[], Any]) -> str | None:
+    """Return the changed text; None if this kind of section is not possible here."""
+    import tomlkit
+
+    document = tomlkit.parse(text)
+    try:
+        for advice in advices:
+            _rewrite(document, advice, new_section)
+    except ValueError:  # an inline table holds only inline tables
+        return None
+    after = tomlkit.dumps(document)
+    return after if text.endswith("\n\n") else after.rstrip("\n") + "\n"
+
+
+def diff(before: str, after: str, name: str) -> str:
+    """Return the changes as a unified diff; empty if there are none."""
+    import difflib
+
+    lines = difflib.unified_diff(before.splitlines(keepends=True), after.splitlines(keepends=True), name, name)
+    return "".join(lines)
+
+
+def _rewrite(document: Any, advice: Advice, new_section: Callable[[], Any]) -> None:
+    """Change parsed settings in place: plain values, or values of tomlkit."""
+    import tomlkit
+    from tomlkit.items import Table
+
+    section = document.get("models", {}).get(advice.model)
+    if section is None:
+        raise SettingsError(
+            f"forecache.toml has no section [models.{advice.model}]: it is set elsewhere, change it there",
+            field="models",
+        )
+    if advice.approach is Approach.REALTIME:
+        section.get("batch", {}).pop("schedule", None)
+        return
+    is_new = "batch" not in section
+    if is_new:
+        section["batch"] = new_section()
+    for name in ("schedule", "ttl"):
+        value = advice.numbers[name].value
+        if section["batch"].get(name) != value:
+            section["batch"][name] = value
+    if is_new and isinstance(section["batch"], Table):
+        section["batch"].add(tomlkit.nl())

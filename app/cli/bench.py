@@ -7,7 +7,6 @@ answers to be computed.
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -35,11 +34,6 @@ _PATIENCE_S = 30.0
 _PERCENTILES = (50, 95, 99)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command()(bench)
-
-
 def bench(
     model: OneModel = None,
     rate: Annotated[float, typer.Option(min=1, max=5000, metavar="RPS", help="Requests a second.")] = 100,
@@ -54,6 +48,8 @@ def bench(
 
     Entities come from the model's table. The requests count in the hit rate like any other.
     """
+    import asyncio
+
     settings = load_settings()
     log_warnings_only()
     name, of_model = settings.model(model)
@@ -137,6 +133,8 @@ async def hold_rate(
     `send` returns the outcome. Latency counts from the due time, so that a slow service cannot hide it by delaying
     later requests (coordinated omission).
     """
+    import asyncio
+
     loop = asyncio.get_running_loop()
     begun = loop.time()
     free = asyncio.Semaphore(connections)

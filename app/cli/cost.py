@@ -24,11 +24,6 @@ InstanceType = Annotated[str | None, typer.Option(metavar="NAME", help="Instance
 Prices = Annotated[Path | None, typer.Option(metavar="FILE", help="Your own table of prices (TOML).")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command()(cost)
-
-
 @with_options({name: Annotated[float | None, typer.Option(help=field.help)] for name, field in FIELDS.items()})
 def cost(
     model: OneModel = None,

@@ -14,6 +14,7 @@ from inference.errors import UnknownEntity
 
 if TYPE_CHECKING:
     from inference.features import FeatureContract
+    from inference.settings import Settings
 
 app = typer.Typer(help="Features for answers that are computed on demand.", no_args_is_help=True)
 
@@ -97,7 +98,7 @@ def put(
     from inference.models import record_to_serve
 
     with open_deployment() as deployment:
-        model, entity, pairs = _put_arguments(arguments, deployment.settings.model)
+        model, entity, pairs = _put_arguments(arguments, deployment.settings)
         contract = record_to_serve(deployment.settings, deployment.registry, model).contract
         texts = _texts_by_name(pairs, contract)
         update = FeatureUpdate(entity, _values(texts, contract), _event_at(event_time))
@@ -110,7 +111,7 @@ def put(
         raise typer.Exit(1)
 
 
-def _put_arguments(arguments: list[str], model_of: Any) -> tuple[str, str, list[str]]:
+def _put_arguments(arguments: list[str], settings: Settings) -> tuple[str, str, list[str]]:
     """Return the model, the entity, and the NAME=VALUE arguments."""
     named = 2 if len(arguments) > 1 and "=" not in arguments[1] else 1
     names, pairs = arguments[:named], arguments[named:]
@@ -119,7 +120,7 @@ def _put_arguments(arguments: list[str], model_of: Any) -> tuple[str, str, list[
     for pair in pairs:
         if "=" not in pair:
             raise typer.BadParameter(f"{pair!r} is not NAME=VALUE")
-    model = model_of(names[0] if named == 2 else None)[0]
+    model = settings.model(names[0] if named == 2 else None)[0]
     return model, names[-1], pairs
 
 

@@ -13,11 +13,6 @@ from inference.errors import SettingsError
 from inference.outcomes import Outcome
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command()(hits)
-
-
 def hits(
     model: AnyModel = None,
     window: Annotated[str, typer.Option(metavar="DURATION", help="How far back to look: 5m, 1h, 24h, …")] = "1h",

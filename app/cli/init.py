@@ -55,11 +55,6 @@ class Options:
     force: Annotated[bool, typer.Option("--force", help="Replace files that are already there.")] = False
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command()(init)
-
-
 @with_options(get_type_hints(Options, include_extras=True), {each.name: each.default for each in fields(Options)})
 def init(
     *,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,24 @@ from inference.settings.schedules import parse_schedule
 from inference.sources import Source, open_source
 
 _LABEL_WIDTH = len("event_time_column:")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is set up: a model in a folder, a table and its key columns. `root`: folder of the settings file."""
+
+    model: str
+    folder: ModelFolder
+    root: Path
+    source: Source
+    entity_column: Guess
+    event_time_column: Guess
+
+    def table(self, outputs: Sequence[TensorSpec] = ()) -> UserTable:
+        """Return the table to match. The predicted value may have the name of the model or of an output."""
+        taken = [one.value for one in (self.entity_column, self.event_time_column) if one.value]
+        targets = [self.model, *self.model.replace("_", "-").split("-"), *(spec.name for spec in outputs)]
+        return UserTable(Path(self.source.path).name, self.source.schema, taken, targets)
 
 
 class Onboarding:
@@ -78,29 +96,36 @@ class Onboarding:
         if options.rows == "newest" and event_time.value is None:
             raise SettingsError("--rows newest needs --event-time-column: the column that dates the rows", field="rows")
         with files.model_folder(path, target.root / "models" / name) as folder:
-            self._set_up(target, name, folder, source, entity, event_time)
+            subject = Subject(
+                model=name,
+                folder=folder,
+                root=target.root,
+                source=source,
+                entity_column=entity,
+                event_time_column=event_time,
+            )
+            self._set_up(target, subject)
 
-    def _set_up(
-        self, target: SettingsTarget, name: str, folder: ModelFolder, source: Source, entity: Guess, event_time: Guess
-    ) -> None:
+    def _set_up(self, target: SettingsTarget, subject: Subject) -> None:
         """Try the model on a row of the table, and write the settings."""
-        options, taken = self._options, [one for one in (entity.value, event_time.value) if one]
-        signature, record = self._newest_version(target, name, folder.path, _table(source, name, taken))
-        texts = [feature.table_column for feature in record.contract.given if feature.dtype is DType.STRING]
+        options, folder, source = self._options, subject.folder, subject.source
+        signature, record = self._newest_version(subject)
         if source.files[0].partition:  # the values in folder names get their type from the model
-            source = open_source(source.path, as_text=[str(entity.value), *texts])
-        match = self._match(record, folder.path, _table(source, name, taken, record))
-        trial = self._try(name, folder.path, record, match, source, str(entity.value), signature, target.root)
+            texts = [feature.table_column for feature in record.contract.given if feature.dtype is DType.STRING]
+            source = open_source(source.path, as_text=[str(subject.entity_column.value), *texts])
+            subject = replace(subject, source=source)
+        match = self._match(record, folder.path, subject.table(record.signature.outputs))
+        trial = self._try(subject, record, match, signature)
         contract_file = self._contract_file(record, replace(match, contract=trial.contract), folder.path)
         proposed = Proposal(
-            model=name,
-            path=proposal.spelled(folder.home, target.root),
-            features=proposal.spelled(Path(source.path), target.root),
+            model=subject.model,
+            path=proposal.spelled(folder.home, subject.root),
+            features=proposal.spelled(Path(source.path), subject.root),
             allow_code=options.allow_code,
             rows=options.rows,
             signature=signature,
-            entity_column=entity,
-            event_time_column=event_time,
+            entity_column=subject.entity_column,
+            event_time_column=subject.event_time_column,
             matched=match.reason,
             schedule=options.schedule,
             ages=proposal.ages_for(options.schedule, time.time()),
@@ -183,22 +208,20 @@ class Onboarding:
         files.check_writable(place.parent)
         return place
 
-    def _newest_version(
-        self, target: SettingsTarget, name: str, path: Path, table: UserTable
-    ) -> tuple[str | None, VersionRecord]:
+    def _newest_version(self, subject: Subject) -> tuple[str | None, VersionRecord]:
         """Return the newest version that can be served, and its signature (None: the default one)."""
         _say("loading", "the model, in a process of its own; this takes some seconds")
         signature, failure, record = self._options.signature, None, None
         try:
-            record = self._inspected(target, name, path, signature)
+            record = self._inspected(subject, signature)
         except ModelError as error:
             failure = error
-        if signature is None and self._options.columns is None and self._may_choose(record, path, table):
-            chosen = self._choice(path, table)
+        if signature is None and self._options.columns is None and self._may_choose(record, subject):
+            chosen = self._choice(subject)
             if chosen:
                 signature = chosen[0]
                 _say("signature", f"{signature!r}: {chosen[1]}")
-                record, failure = self._inspected(target, name, path, signature), None
+                record, failure = self._inspected(subject, signature), None
         if record is None:
             raise failure or ModelError("the model cannot be loaded")
         inputs = ", ".join(map(_spec, record.signature.inputs[:20]))
@@ -208,51 +231,43 @@ class Onboarding:
             _say("note", record.notice)
         return signature, record
 
-    def _inspected(self, target: SettingsTarget, name: str, path: Path, signature: str | None) -> VersionRecord:
-        model = ModelSettings(path=path.absolute(), allow_code=self._options.allow_code, signature=signature)
-        settings = Settings.of_folder(target.root, models={name: model}, workers=self._workers)
-        records = self._inspect(settings, name)
+    def _inspected(self, subject: Subject, signature: str | None) -> VersionRecord:
+        path = subject.folder.path.absolute()
+        model = ModelSettings(path=path, allow_code=self._options.allow_code, signature=signature)
+        settings = Settings.of_folder(subject.root, models={subject.model: model}, workers=self._workers)
+        records = self._inspect(settings, subject.model)
         ready = [version for version, record in records.items() if record.state == "ready"]
         if not ready:
             raise ModelError(str(records[max(records)].error), field="path")
         return records[max(ready)]
 
-    def _choice(self, path: Path, table: UserTable) -> tuple[str, str] | None:
+    def _choice(self, subject: Subject) -> tuple[str, str] | None:
         try:
-            found = self._signatures(path)
+            found = self._signatures(subject.folder.path)
         except ModelError:  # the inspection of the model reports this error
             return None
-        return matching.choose_signature(found, table)
+        return matching.choose_signature(found, subject.table())
 
-    def _may_choose(self, record: VersionRecord | None, path: Path, table: UserTable) -> bool:
+    def _may_choose(self, record: VersionRecord | None, subject: Subject) -> bool:
         """Tell whether another signature of a SavedModel may be the right one."""
-        newest = max(find_versions(path).items())[1]
+        newest = max(find_versions(subject.folder.path).items())[1]
         found = find_model_file(newest)
-        if found is None or found.format.name != SAVED_MODEL or find_contract(path, newest):
+        if found is None or found.format.name != SAVED_MODEL or find_contract(subject.folder.path, newest):
             return False
-        return matching.needs_choice(record.signature if record else None, table)
+        return matching.needs_choice(record.signature if record else None, subject.table())
 
-    def _try(
-        self,
-        name: str,
-        path: Path,
-        record: VersionRecord,
-        match: Match,
-        source: Source,
-        entity_column: str,
-        signature: str | None,
-        root: Path,
-    ) -> Trial:
+    def _try(self, subject: Subject, record: VersionRecord, match: Match, signature: str | None) -> Trial:
         """Score one row and print the result."""
+        path = subject.folder.path
         request = TrialRequest(
-            model=name,
+            model=subject.model,
             path=str(path.absolute()),
             version=record.version,
             contract=match.contract,
-            source=str(Path(source.path).absolute()),
-            entity_column=entity_column,
+            source=str(Path(subject.source.path).absolute()),
+            entity_column=str(subject.entity_column.value),
             allow_code=self._options.allow_code,
-            code_folder=str(root),
+            code_folder=str(subject.root),
             signature=signature,
             engine_hosts=self._workers.engine_hosts,
             adapt=self._options.columns is not None or not find_contract(path, _version_folder(path, record)),
@@ -276,12 +291,6 @@ def _worker_settings() -> WorkerSettings:
         return load_settings().workers
     except SettingsError:
         return WorkerSettings()
-
-
-def _table(source: Source, name: str, taken: Sequence[str], record: VersionRecord | None = None) -> UserTable:
-    """Return the table to match. The predicted value may have the name of the model or of an output."""
-    outputs = [spec.name for spec in record.signature.outputs] if record else []
-    return UserTable(Path(source.path).name, source.schema, taken, [name, *name.replace("_", "-").split("-"), *outputs])
 
 
 def _spec(spec: TensorSpec) -> str:

@@ -17,12 +17,6 @@ _POLL_S = 20.0
 _MOST_MS, _MOST_HOURS = 600_000, 1e6
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the application."""
-    app.command()(predict)
-    app.command()(enqueue)
-
-
 def predict(
     entity: Annotated[
         str, typer.Argument(metavar="ENTITY", help="The entity id; one that begins with - after a lone --.")

@@ -12,14 +12,6 @@ from app.cli.context import load_settings
 SERVICES = (["api"], ["dashboard"])
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands to the application."""
-    app.command()(up)
-    app.command()(demo)
-    app.command()(api)
-    app.command()(dashboard)
-
-
 def up(
     only: Annotated[list[str] | None, typer.Option(metavar="NAMES", help="Only these, as in batch,realtime.")] = None,
     without: Annotated[list[str] | None, typer.Option(metavar="NAMES", help="All but these.")] = None,

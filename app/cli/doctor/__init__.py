@@ -13,11 +13,6 @@ if TYPE_CHECKING:
     from app.cli.doctor.findings import Finding
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command()(doctor)
-
-
 def doctor(as_json: AsJson = False) -> None:
     """Check every part of the deployment; name each fault and its fix.
 

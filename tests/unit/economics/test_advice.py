@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from app.cli.advise import diff, with_advice
 from inference.economics.advice import Advice, Confidence, advise, duration_text
 from inference.economics.inputs import Basis, Figure, complete_figures
 from inference.economics.measured import Measured, slots_a_week
 from inference.economics.prices import read_prices
-from inference.economics.rewriting import diff, with_advice
 from inference.economics.rules import Approach, check_fact, gather_facts
 from inference.errors import SettingsError
 from inference.monitoring.statistics import Statistics
@@ -248,7 +248,7 @@ def test_real_time_takes_the_schedule_out_and_nothing_else() -> None:
 def test_a_model_that_is_set_elsewhere_is_named() -> None:
     with pytest.raises(SettingsError, match=r"no section \[models\.delay\]"):
         with_advice('[models.price]\npath = "p"\n', [advice()])
-    with pytest.raises(SettingsError, match="no TOML"):
+    with pytest.raises(SettingsError, match="not TOML"):
         with_advice("[nonsense", [])
 
 
