@@ -90,7 +90,7 @@ def _broker(settings: Settings) -> Broker:
 
 @contextmanager
 def clear_outage(settings: Settings) -> Iterator[None]:
-    """Turn Redis' own errors into one sentence that names the fix.
+    """Add the fix to the error of a Redis outage.
 
     Raises:
         StoreUnavailable: Redis does not answer, or refuses.
@@ -144,10 +144,8 @@ def complete_model(incomplete: str) -> list[str]:
 
 def complete_run(incomplete: str) -> list[str]:
     """Return the newest runs that begin like this. Completes nothing if Redis does not answer quickly."""
-    import redis
-
-    from inference.keys import Keys
-    from inference.redis_clients import Patience, open_client
+    from inference.redis.clients import Patience, open_client
+    from inference.redis.keys import Keys
 
     try:
         settings = load_settings()
@@ -158,7 +156,7 @@ def complete_run(incomplete: str) -> list[str]:
             for model in sorted(settings.models):
                 pipe.zrange(Keys(settings.redis.prefix).runs(model), 0, _COMPLETED_RUNS - 1, desc=True)
             found = [run_id.decode() for run_ids in pipe.execute() for run_id in run_ids]
-    except (ForecacheError, redis.RedisError, ValueError):
+    except (ForecacheError, ValueError):
         return []
     return [run_id for run_id in found if run_id.startswith(incomplete)]
 

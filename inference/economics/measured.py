@@ -152,15 +152,14 @@ def slots_a_week(schedule: str, timezone: str) -> float:
     return count or 7 * SECONDS_PER_DAY / (slot_after(schedule, timezone, following) - following)
 
 
-def _table(client: redis.Redis, keys: Keys, model: str) -> dict[str, Figure]:
-    table_keys = keys.table(TableKind.PREDICTIONS, model)
-    table = RedisTable(client, table_keys, kind=TableKind.PREDICTIONS, model=model)
+def _table(client: Client, keys: Keys, model: str) -> dict[str, Figure]:
+    table = Table(client, keys.table(TableKind.PREDICTIONS, model), kind=TableKind.PREDICTIONS, model=model)
     current = table.pointer().current
     manifest = None if current is None else table.generations.manifest(current)
     if manifest is None or not manifest.rows_expected:
         return {}
     figures = {"entities": _measured(manifest.rows_expected, f"rows of generation {manifest.number}")}
-    row_bytes = measured_row_bytes(client, table_keys, manifest)
+    row_bytes = table.generations.row_bytes(manifest)
     if row_bytes:
         figures["bytes"] = _measured(round(row_bytes, 2), "MEMORY USAGE of some of its buckets")
     return figures

@@ -24,6 +24,8 @@ from inference.models.loaded import load_version
 from inference.models.record import VersionRecord
 from inference.models.versions import files_in, fingerprint
 from inference.onboarding.trial import TrialRequest, try_row_in_subprocess
+from inference.redis.clients import Client
+from inference.redis.keys import Keys
 from inference.settings import Settings, WorkerSettings
 from tests.support.models import add_times_version, write_features
 from tests.support.plain_onnx import tensor, write_onnx, write_times

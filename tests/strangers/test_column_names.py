@@ -19,6 +19,7 @@ from inference.errors import BadInput, ContractError, SourceError
 from inference.features import Feature, FeatureContract, Vectoriser
 from inference.onboarding.key_columns import check_entity_column, entity_candidates, newest_times, read_first_rows
 from inference.onboarding.matching import UserTable, match_columns
+from inference.redis.clients import Client
 from inference.schema import DType, Signature, TensorSpec
 from inference.sources import find_column, flat_columns, open_source, read_slices, whole_slices
 from tests.support.any_table import AnyTable

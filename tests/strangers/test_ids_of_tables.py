@@ -21,6 +21,7 @@ from inference.errors import SourceError
 from inference.features import Feature
 from inference.models.real_rows import RealRows
 from inference.onboarding.key_columns import entity_candidates, guess_entity_column, read_first_rows, unfit_id_columns
+from inference.redis.clients import Client
 from inference.schema import DType
 from inference.sources import open_source
 from tests.support.any_table import AnyTable

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-import redis
-
 from app.cli.doctor.findings import Check, Finding, at_once, error, not_checked, warning
 from app.cli.doctor.machine import check_clock, check_environment, check_gpus, check_versions, find_gpus
 from app.cli.doctor.models import StoredModel, check_fallbacks, check_model

@@ -168,7 +168,7 @@ def _same(one: Server, other: Server) -> bool:
     return one.info.get("run_id") is not None and one.info.get("run_id") == other.info.get("run_id")
 
 
-def _write(client: redis.Redis, keys: Keys) -> str | None:
+def _write(client: Client, keys: Keys) -> str | None:
     """Write, read and remove a value. Return why that fails, or None."""
     key, value = keys.doctor(secrets.token_hex(4)), secrets.token_hex(4)
     try:
@@ -185,13 +185,15 @@ def _write(client: redis.Redis, keys: Keys) -> str | None:
 def _save_rule(client: Client) -> str | None:
     try:
         answer: Any = client.config_get("save")
-    except redis.ResponseError:  # managed services forbid CONFIG
-        return None
+    except StoreUnavailable as outage:
+        if isinstance(cause_of(outage), redis.ResponseError):
+            return None  # managed services forbid CONFIG
+        raise
     rule = answer.get("save")
     return None if rule is None else str(rule)
 
 
-def _clock_offset_s(client: redis.Redis) -> float:
+def _clock_offset_s(client: Client) -> float:
     """Return how far Redis' clock is ahead of ours, by the measurement with the quickest answer."""
     measured = []
     for _ in range(_CLOCK_MEASUREMENTS):
@@ -203,7 +205,7 @@ def _clock_offset_s(client: redis.Redis) -> float:
     return min(measured)[1]
 
 
-def _reason(problem: BaseException) -> str:
+def _reason(problem: BaseException | None) -> str:
     """Return the operating system's reason. The text of redis-py may contain secrets."""
     at: BaseException | None = problem
     while at is not None:
