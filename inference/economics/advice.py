@@ -158,7 +158,7 @@ def _timing(
     if approach is Approach.REALTIME:
         return {
             "schedule": Number(None, "no runs: every answer is computed when it is asked for"),
-            "ttl": Number(duration_text(settings.realtime.ttl), "[models.M.realtime] ttl, as it is"),
+            "ttl": Number(duration_setting(settings.realtime.ttl), "[models.M.realtime] ttl, as it is"),
             "batch_workers": Number(0, "no runs"),
         }
     bound_s = _bound_s(facts)
@@ -201,11 +201,11 @@ def _cadence(
 def _ttl(every_s: float, run_s: float, bound_s: float | None) -> Number:
     """Return the age limit for reading: the tolerated age, else the interval, a slow run and a tenth to spare."""
     if bound_s is not None:
-        return Number(duration_text(max(bound_s, 1.0)), "as old as an answer may be")
+        return Number(duration_setting(max(bound_s, 1.0)), "as old as an answer may be")
     ttl_s = 1.1 * every_s + 2 * run_s
     step_s = 3600 if ttl_s > 2 * 3600 else 60
-    how = f"the interval of {duration_text(every_s)}, a run of twice {run_s:.0f} s, and a tenth to spare"
-    return Number(duration_text(math.ceil(round(ttl_s / step_s, 6)) * step_s), how)
+    how = f"the interval of {duration_setting(every_s)}, a run of twice {run_s:.0f} s, and a tenth to spare"
+    return Number(duration_setting(math.ceil(round(ttl_s / step_s, 6)) * step_s), how)
 
 
 def _batch_workers(every_s: float, figures: Mapping[str, Figure]) -> Number:
@@ -217,7 +217,7 @@ def _batch_workers(every_s: float, figures: Mapping[str, Figure]) -> Number:
     return Number(needed, how)
 
 
-def duration_text(seconds: float) -> str:
+def duration_setting(seconds: float) -> str:
     """Return a duration as settings spell it, such as `26h`, `90m` or `30s`."""
     for unit, length in (("h", 3600), ("m", 60)):
         if seconds >= length and seconds % length == 0:

@@ -178,9 +178,9 @@ _BATCH, _REALTIME, _HYBRID = Approach.BATCH, Approach.REALTIME, Approach.HYBRID
 
 RULES: tuple[Rule, ...] = (
     Rule("latency-not-critical", _BATCH, "Latency is not critical", ("latency_ms",), _at_least(PATIENT_MS),
-         "whoever can wait a minute can wait for a run"),
+         "a reader who can wait a minute can wait for a run"),
     Rule("needed-for-all", _BATCH, "Predictions needed for all entities", ("coverage",), _at_least(MOST_ENTITIES),
-         "what is asked for anyway is cheaper computed all at once"),
+         "predictions that are needed anyway are cheaper in one run"),
     Rule("expensive-features", _BATCH, "Features are expensive to compute", ("feature_ms",),
          _at_least(EXPENSIVE_FEATURES_MS), "a run computes them once for many requests, and nobody waits"),
     Rule("slow-model", _BATCH, "Model is large/slow", ("model_ms",), _at_least(HURRIED_MS),
@@ -188,17 +188,17 @@ RULES: tuple[Rule, ...] = (
     Rule("cost-first", _BATCH, "Cost optimization is priority", ("cost_matters",), _yes,
          "runs use instances fully and then let them go", unless="performance_matters"),
     Rule("changes-slowly", _BATCH, "Predictions don't change frequently", ("stable_hours",), _at_least(STABLE_HOURS),
-         "what is right for a day need not be computed again within it"),
+         "a prediction that stays right for a day is computed once a day"),
     Rule("low-latency", _REALTIME, "Low latency required (< 100ms)", ("latency_ms",), lambda ms: ms < HURRIED_MS,
          "the answer to a new question cannot wait for a run"),
     Rule("fresh-features", _REALTIME, "Fresh features critical", ("fresh_features",), _yes,
          "a precomputed answer is as old as its run"),
     Rule("small-subset", _REALTIME, "Predictions for small subset", ("coverage",), lambda share: share <= FEW_ENTITIES,
-         "most of what a run computes would be read by nobody"),
+         "most predictions of a run would not be read"),
     Rule("immediate-feedback", _REALTIME, "Immediate user feedback", ("immediate_feedback",), _yes,
          "the action that counts came after the last run"),
     Rule("high-value", _REALTIME, "High-value decisions", ("high_value",), _yes,
-         "a decision that matters is worth computing with all that is known now"),
+         "an important decision deserves the newest data"),
     Rule("mixed-latency", _HYBRID, "Mix of latency requirements", ("mixed_latency",), _yes,
          "each reader is served by the way that fits"),
     Rule("cost-and-performance", _HYBRID, "Want cost + performance", ("cost_matters", "performance_matters"), _yes,
@@ -206,7 +206,7 @@ RULES: tuple[Rule, ...] = (
     Rule("tolerates-staleness", _HYBRID, "Can tolerate some staleness", ("max_staleness_hours",), _at_least(1 / 60),
          "within that time a stored answer is as good as a new one", unless="fresh_features"),
     Rule("variable-traffic", _HYBRID, "Variable traffic patterns", ("peak_ratio",), _at_least(VARIABLE_PEAK),
-         "the cache takes the peak, for which instances would stand idle"),
+         "the cache takes the peak, so no instances stand idle between peaks"),
     Rule("graceful-degradation", _HYBRID, "Graceful degradation needed", ("must_answer",), _yes,
          "stored answers stand in for computed ones, and the other way round"),
 )  # fmt: skip
@@ -227,7 +227,7 @@ OBJECTIONS: tuple[Objection, ...] = (
     Objection(_BATCH, "uses_clock", "the model is told the present time, which a run cannot know"),
     Objection(_BATCH, "no_table", "there is no table of features that a run could score"),
     Objection(_HYBRID, "no_table", "there is no table of features that a run could score"),
-    Objection(_HYBRID, "uses_clock", "the model is told the present time, so a stored answer is one of another time"),
+    Objection(_HYBRID, "uses_clock", "the model is told the present time, so a stored answer belongs to another time"),
 )
 
 

@@ -72,7 +72,7 @@ _WIDTH = 110
 
 _FILE_START = """\
 # Settings of Forecache, written by `forecache init`. Relative paths start at this file's folder.
-# Whatever is not set has a default, which docs/settings.md lists; an unknown name is an error.
+# Settings that are not here have defaults: see docs/settings.md. An unknown name is an error.
 """
 
 _FILE_END = """\
@@ -92,13 +92,13 @@ _FILE_END = """\
 """
 
 _ALLOW_CODE = """\
-# Loading it runs its author's code: whoever can write to the folder can run code on the workers.
+# Loading the model runs its author's code: anybody who can write to the folder can run code on the workers.
 allow_code = true
 """
 
 _NEWEST = '\n# An entity has several rows: the newest counts.\nrows = "newest"'
 _SIGNATURE = """\
-# Which of the model's signatures is served.
+# The signature of the model that is served.
 signature = {name}
 """
 
@@ -109,7 +109,7 @@ path = {path}
 {allow_code}{signature}# The Parquet file or folder that runs score{one_row}.
 {matched}
 features = {features}
-# The column of ids, as asked for in /predict/ID.
+# The column of entity ids, as in /predict/ID.
 {entity_reason}
 entity_column = {entity_column}
 # The column that says how old a row's features are.
@@ -122,7 +122,7 @@ schedule = {schedule}
 timezone = "UTC"
 # A prediction up to this age is a hit; longer than the pause between two runs.
 ttl = "{ttl_h}h"
-# When Redis forgets predictions. Until then old ones are answered, marked stale, if a run is late.
+# How long Redis keeps predictions. If a run is late, older ones are answered until then, marked stale.
 keep = "{keep_h}h"
 
 [models.{name}.realtime]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from app.cli.advise import diff, with_advice
-from inference.economics.advice import Advice, Confidence, advise, duration_text
+from inference.economics.advice import Advice, Confidence, advise, duration_setting
 from inference.economics.inputs import Basis, Figure, complete_figures
 from inference.economics.measured import Measured, slots_a_week
 from inference.economics.prices import read_prices
@@ -170,7 +170,7 @@ def test_a_fact_that_cannot_be_is_named(name: str, value: float, broken: float |
 
 
 def test_durations_are_spelled_as_settings_are() -> None:
-    assert [duration_text(seconds) for seconds in (86_400, 5_400, 90, 0.5)] == ["24h", "90m", "90s", "1s"]
+    assert [duration_setting(seconds) for seconds in (86_400, 5_400, 90, 0.5)] == ["24h", "90m", "90s", "1s"]
 
 
 # --- the settings file ---
@@ -332,7 +332,7 @@ def test_the_smaller_bound_decides(said: dict[str, float], ttl: str) -> None:
 
 @pytest.mark.parametrize(("seconds", "text"), [(3600, "1h"), (3601, "3601s"), (60, "1m"), (59, "59s"), (5400, "90m"), (7200, "2h")])  # fmt: skip  # noqa: E501
 def test_a_duration_is_spelled_in_its_largest_whole_unit(seconds: float, text: str) -> None:
-    assert duration_text(seconds) == text
+    assert duration_setting(seconds) == text
 
 
 @pytest.mark.parametrize(("requests", "known"), [(99, False), (100, True)])
