@@ -17,7 +17,7 @@ from inference.batch import RunState
 from inference.batch.schedule import current_slot, slot_after, slot_at
 from inference.clock import to_iso
 from inference.settings import BatchSettings, ModelSettings
-from tests.unit.cli.doctor.test_workers import run
+from tests.unit.cli.doctor.test_runs import run
 
 
 def at(text: str) -> float:

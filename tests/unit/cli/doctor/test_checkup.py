@@ -1,12 +1,10 @@
-"""doctor: the whole of it, whatever fails; this machine; and how it is printed."""
+"""doctor: all checks together, whatever fails, and how findings are printed."""
 
 from __future__ import annotations
 
 import json
 import threading
 import time
-from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -14,9 +12,8 @@ import pytest
 from app.cli.doctor import print_findings
 from app.cli.doctor.checkup import check_up, run_checks
 from app.cli.doctor.findings import Check, Finding, Status, duration_text, error, ok, size_text, warning
-from app.cli.doctor.machine import Gpus, check_clock, check_gpus, find_gpus
 from inference.errors import StoreUnavailable
-from inference.settings import Settings, WorkerSettings
+from inference.settings import Settings
 from tests.support.waiting import LONG_S
 
 
@@ -109,40 +106,6 @@ def test_on_a_terminal_the_marks_have_colours_unless_no_color_is_set(
     monkeypatch.setenv("NO_COLOR", "1")
     print_findings(FOUND)
     assert "\x1b" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("gpus", "there", "status", "told"),
-    [
-        ("auto", Gpus((), None, None), Status.OK, "no NVIDIA device"),
-        ("auto", Gpus((0, 1), None, None), Status.OK, "NVIDIA device 0, 1"),
-        ("auto", Gpus((0,), "-1", None), Status.WARNING, "hidden by CUDA_VISIBLE_DEVICES='-1'"),
-        ("auto", Gpus((0,), "", None), Status.WARNING, "hidden by CUDA_VISIBLE_DEVICES=''"),
-        ("auto", Gpus((0,), None, "TensorFlow's build is for the CPU only"), Status.WARNING, "CPU only"),
-        ("none", Gpus((0,), None, "x"), Status.OK, "not used"),
-        ([0, 2], Gpus((0, 1), None, None), Status.ERROR, "names 2, but this machine has 0, 1"),
-        ([0], Gpus((), None, None), Status.ERROR, "has no NVIDIA device"),
-        ([1], Gpus((0, 1), "0", None), Status.OK, "NVIDIA device 0, 1"),
-    ],
-)
-def test_workers_compute_where_the_settings_want_them(gpus: Any, there: Gpus, status: Status, told: str) -> None:
-    found = check_gpus(WorkerSettings(gpus=gpus), there)
-    assert found.status is status
-    assert told in found.detail
-
-
-def test_devices_are_counted_by_their_files(tmp_path: Path) -> None:
-    for name in ("nvidia0", "nvidia10", "nvidia2", "nvidiactl", "nvidia-uvm"):
-        (tmp_path / name).touch()
-    assert find_gpus(tmp_path, {"CUDA_VISIBLE_DEVICES": "2"})[:2] == ((0, 2, 10), "2")
-    assert find_gpus(tmp_path / "none", {})[:3] == ((), None, None)
-
-
-def test_a_clock_half_a_second_off_is_told_of() -> None:
-    assert check_clock(0.4).status is Status.OK
-    assert check_clock(-0.6).status is Status.WARNING
-    assert check_clock(-0.6).detail == "0.600 s ahead of Redis"
-    assert check_clock(None).status is Status.WARNING
 
 
 def test_sizes_and_durations_are_read_at_a_glance() -> None:

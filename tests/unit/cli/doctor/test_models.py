@@ -1,4 +1,4 @@
-"""doctor: folders, versions, contracts, tables, disks."""
+"""doctor: folders, versions and contracts of models."""
 
 from __future__ import annotations
 
@@ -6,19 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from app.cli.doctor import models
-from app.cli.doctor.findings import Finding, Status
+from app.cli.doctor.findings import Status
 from app.cli.doctor.models import StoredModel, check_model
-from app.cli.doctor.tables import check_disk, check_table, disk_finding, existing_parent, open_table
 from inference.features import FeatureContract
 from inference.models import VersionRecord
 from inference.schema import DType, Signature, TensorSpec
-from inference.settings import ModelSettings, Settings
-from inference.sources import Source
+from inference.settings import ModelSettings
 from inference.store import Pointer
 
 CONTRACT = {"features": [{"name": "distance", "dtype": "float32"}, {"name": "time", "dtype": "float32"}]}
@@ -114,61 +110,3 @@ def test_a_contract_that_was_changed_since_it_was_loaded_is_an_error(folder: Pat
 
 def test_without_redis_only_the_folder_is_looked_at(folder: Path) -> None:
     assert {detail for _, detail in wrong(folder, None).values()} == {"not checked: no Redis"}
-
-
-# --- tables ---
-
-
-def table_of(tmp_path: Path, columns: dict[str, Any] | None, **model: Any) -> tuple[Finding, int | None]:
-    if columns is not None:
-        pq.write_table(pa.table(columns), tmp_path / "t.parquet")
-    settings = Settings.model_validate(
-        {"models": {"delay": {"path": "m", "features": str(tmp_path / "t.parquet"), **model}}}
-    )
-    table = open_table(settings, "delay", settings.models["delay"])
-    found = check_table("delay", settings.models["delay"], table, ready(1))
-    return found, table.rows if isinstance(table, Source) else None
-
-
-def test_a_table_with_every_column_is_fine(tmp_path: Path) -> None:
-    found, rows = table_of(tmp_path, {"entity_id": ["a", "b"], "distance": [1.0, 2.0], "time": [3, 4]})
-    detail = "2 rows in 1 file, with every column that the model needs; the first 2 rows can be scored"
-    assert (found.status, found.detail) == (Status.OK, detail)
-    assert rows == 2
-
-
-@pytest.mark.parametrize(
-    ("columns", "told"),
-    [
-        (None, "does not exist"),
-        ({"entity_id": ["a"], "distanc": [1.0], "time": [1.0]}, "did you mean 'distanc'"),
-        ({"entity_id": ["a"], "distance": ["far"], "time": [1.0]}, "is string, but the feature is float32"),
-        ({"entity": ["a"], "distance": [1.0], "time": [1.0]}, "has no column 'entity_id'"),
-    ],
-)
-def test_a_table_that_does_not_fit_is_an_error(tmp_path: Path, columns: dict[str, Any] | None, told: str) -> None:
-    found, _ = table_of(tmp_path, columns)
-    assert found.status is Status.ERROR
-    assert told in found.detail
-
-
-def test_a_model_without_a_table_is_fine(tmp_path: Path) -> None:
-    assert table_of(tmp_path, None, features=None)[0].status is Status.OK
-
-
-# --- disks ---
-
-
-@pytest.mark.parametrize(("free", "status"), [(99, Status.ERROR), (499, Status.WARNING), (500, Status.OK)])
-def test_a_disk_needs_room_for_some_runs(free: float, status: Status) -> None:
-    assert disk_finding("s", Path("/"), free, 100, "delay").status is status
-
-
-def test_the_disk_is_that_of_the_folder_that_exists(tmp_path: Path) -> None:
-    assert existing_parent(tmp_path / "a" / "b") == tmp_path
-    model = ModelSettings.model_validate({"path": "m", "batch": {"parquet_path": f"{tmp_path}/out/{{date}}"}})
-    (found,) = check_disk(Settings(), "delay", model, 10, ready(1))
-    assert f"free at {tmp_path}; a run writes at most about 270 B" in found.detail
-    assert check_disk(Settings(), "delay", ModelSettings(path=Path("m")), 10, None) == []
-    bucket = ModelSettings.model_validate({"path": "m", "batch": {"parquet_path": "s3://bucket/out/{date}"}})
-    assert check_disk(Settings(), "delay", bucket, 10, None) == []

@@ -1,4 +1,4 @@
-"""doctor: what a Redis server says of itself."""
+"""doctor: the Redis servers and the broker."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from typing import Any
 import pytest
 
 from app.cli.doctor.findings import Finding, Status
-from app.cli.doctor.servers import Failure, Server, ask_server, check_servers
-from app.cli.doctor.tables import TableSize, estimated_bytes_per_row, memory_finding
-from inference.schema import DType, TensorSpec
+from app.cli.doctor.servers import Failure, Server, ask_server, check_broker, check_servers
 from inference.settings import Settings
 
 SETTINGS = Settings.model_validate({"redis": {"url": "redis://:hush@a:1/0", "cache_url": "redis://:hush@b:2/1"}})
@@ -83,30 +81,12 @@ def test_a_url_that_cannot_be_read_is_not_quoted(url: str) -> None:
     assert "hu" not in failure.detail + failure.fix
 
 
-# --- memory ---
+# --- the broker ---
 
 
-def table(rows: int, generations: int = 2) -> TableSize:
-    return TableSize(rows, 30.0, measured=True, generations=generations)
-
-
-def test_three_generations_must_fit_beside_all_else() -> None:
-    info = {"maxmemory": 1000, "used_memory": 660}  # of which 600 are the two generations that are there
-    assert memory_finding(info, [table(10)], 50.0).status is Status.ERROR  # 900 + 50 + 60
-    assert memory_finding(info, [table(10)], 0.0).status is Status.WARNING
-    assert memory_finding({**info, "maxmemory": 1100}, [table(10)], 0.0).status is Status.WARNING
-    assert memory_finding({**info, "maxmemory": 2000}, [table(10)], 0.0).status is Status.OK
-
-
-def test_without_a_limit_of_its_own_it_is_the_machines() -> None:
-    info = {"maxmemory": 0, "total_system_memory": 800, "used_memory": 0}
-    found = memory_finding(info, [table(10)], 0.0)
-    assert found.status is Status.ERROR
-    assert found.detail.startswith("too little: 3 generations and answers on demand take 900 B (measured)")
-    assert memory_finding({}, [table(10)], 0.0).status is Status.OK
-
-
-def test_a_row_is_estimated_by_the_models_outputs() -> None:
-    assert estimated_bytes_per_row(()) == estimated_bytes_per_row([TensorSpec("y", DType.FLOAT32)]) == 27
-    assert estimated_bytes_per_row([TensorSpec("y", DType.FLOAT32, (100,))]) == 4 + 400 + 19
-    assert estimated_bytes_per_row([TensorSpec("label", DType.STRING)]) > 50
+def test_a_broker_that_refuses_is_an_error_that_holds_no_password() -> None:
+    url = "amqp://user:hush@127.0.0.1:1//"
+    (found,) = check_broker(Settings.model_validate({"celery": {"broker_url": url}}), results=None)  # type: ignore[arg-type]
+    assert (found.status, found.subject) == (Status.ERROR, "127.0.0.1:1//")
+    assert "hush" not in str(found)
+    assert "Connection refused" in found.detail
