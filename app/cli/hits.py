@@ -61,7 +61,7 @@ def hits(
 
 def _by_name(fields: Mapping[str, int], kind: str) -> dict[str, dict[str, int]]:
     """Return the counts of one kind: name → outcome → count."""
-    from inference.hits import counted
+    from inference.monitoring.counters import counted
 
     found: dict[str, dict[str, int]] = {}
     for (name, outcome), count in sorted(counted(fields, kind).items()):
@@ -75,7 +75,7 @@ def window_seconds(text: str) -> int:
     Raises:
         SettingsError: it is not a duration, or longer than counters are kept.
     """
-    from inference.hits.windows import MAX_WINDOW_S
+    from inference.monitoring.statistics import MAX_WINDOW_S
     from inference.settings import parse_duration
 
     try:

@@ -14,8 +14,8 @@ from packaging.requirements import Requirement
 
 from app.cli.doctor.findings import Check, Finding, error, not_checked, ok, warning
 from inference.models.formats import FORMATS
-from inference.release import installed_release
 from inference.settings import WorkerSettings, variables_unread
+from inference.stored_data import installed_release
 
 #: synchronised clocks differ by milliseconds
 MOST_OFFSET_S = 0.5

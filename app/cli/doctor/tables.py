@@ -15,8 +15,8 @@ from inference.batch.sources import locate_source
 from inference.clock import system_clock
 from inference.errors import BadInput
 from inference.features import Vectoriser, check_key_columns
-from inference.hits import HitWindows
 from inference.models import VersionRecord
+from inference.monitoring.statistics import HitWindows
 from inference.outcomes import Outcome
 from inference.redis.clients import Client
 from inference.redis.keys import Keys, TableKind

@@ -11,9 +11,9 @@ from app.cli.doctor.findings import Check, Finding, at_once, duration_text, erro
 from inference.clock import Clock, system_clock
 from inference.errors import DeadlineExceeded
 from inference.failures import sentence_of
-from inference.presence import Roster, WorkerBeat
-from inference.release import installed_release
+from inference.monitoring.presence import Roster, WorkerBeat
 from inference.settings import BATCH_QUEUE, MAINTENANCE_QUEUE, REALTIME_QUEUE, Settings
+from inference.stored_data import installed_release
 from tasks.celery_app import make_celery
 from tasks.dispatch.sender import priorities
 from tasks.echo import ask_queue

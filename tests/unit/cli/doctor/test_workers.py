@@ -6,9 +6,9 @@ from typing import Any
 
 from app.cli.doctor.findings import Finding, Status
 from app.cli.doctor.workers import check_workers
-from inference.presence import Loading, Roster, WorkerBeat
-from inference.release import installed_release
+from inference.monitoring.presence import Loading, Roster, WorkerBeat
 from inference.settings import Settings
+from inference.stored_data import installed_release
 
 NOBODY = Roster((), {})
 
