@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,7 +13,7 @@ from inference.errors import UnknownFormat, Unreadable, cut
 from inference.field_errors import describe_error_in_file
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+    from pydantic import TypeAdapter, ValidationError
 
 
 T = TypeVar("T")
@@ -30,17 +30,50 @@ def record_from_json(kind: Callable[..., T], text: bytes | str, what: str) -> T:
     from pydantic import ValidationError  # slow to import, and `--help` need not wait
 
     try:
-        record: T = _reader_of(kind).validate_json(text, strict=True)
+        record: T = _adapter_of(kind).validate_json(text, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = cut(".".join(map(str, first["loc"])))
-        mistake = "it is no JSON" if first["type"] == "json_invalid" else f"{field}: {describe_error_in_file(first)}"
-        raise Unreadable(f"{what} cannot be read: {mistake.removeprefix(': ')}") from error
+        raise _unreadable_field(what, error) from error
     return record
 
 
+def record_from_hash(kind: Callable[..., T], data: Mapping[bytes, bytes], what: str) -> T:
+    """Return a record of this kind, a dataclass, that `what` holds as a Redis hash: field → text.
+
+    What another release has added to it is left out.
+
+    Raises:
+        Unreadable: it is no record of this kind; the message names the field.
+    """
+    from pydantic import ValidationError  # see above
+
+    with reading(what):
+        texts = {name.decode(): text.decode() for name, text in data.items()}
+    try:
+        record: T = _adapter_of(kind).validate_python(texts)
+    except ValidationError as error:
+        raise _unreadable_field(what, error) from error
+    return record
+
+
+def json_of(kind: Callable[..., T], record: T) -> Any:
+    """Return a record of this kind as plain JSON values."""
+    return _adapter_of(kind).dump_python(record, mode="json")
+
+
+def json_text_of(kind: Callable[..., T], record: T) -> str:
+    """Return a record of this kind as the JSON that `record_from_json` reads."""
+    return _adapter_of(kind).dump_json(record).decode()
+
+
+def _unreadable_field(what: str, error: ValidationError) -> Unreadable:
+    first = error.errors(include_url=False)[0]
+    field = cut(".".join(map(str, first["loc"])))
+    mistake = "it is no JSON" if first["type"] == "json_invalid" else f"{field}: {describe_error_in_file(first)}"
+    return Unreadable(f"{what} cannot be read: {mistake.removeprefix(': ')}")
+
+
 @cache
-def _reader_of(kind: Any) -> TypeAdapter[Any]:
+def _adapter_of(kind: Any) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter  # see above
 
     return TypeAdapter(kind)
@@ -86,6 +119,8 @@ def reading(what: str) -> Iterator[None]:
 
 #: how tables and runs are laid out in Redis. Raised when another release would misread what this one writes
 DATA_FORMAT = 1
+#: the form of data that names none: the releases before this number existed wrote it
+FIRST_FORMAT = 1
 
 
 def unknown_format(what: str, written: int) -> UnknownFormat:

@@ -1,21 +1,25 @@
-"""Keeps a hold alive from a thread while its owner works."""
+"""Holds on chunks, models and runs that end by themselves when their owner dies, and that a thread keeps alive."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from inference.errors import StaleAttempt
 from inference.failures import Failures
 from inference.logs import in_this_context
+from inference.redis.locks import ExpiringLock
 
-#: three renewals may fail before a lease of 10 s runs out
+#: a hold that nobody renews ends after this long
+LEASE_S = 10.0
+#: three renewals may fail before a lease runs out
 RENEW_EVERY_S = 3.0
 
 
 class Lease:
-    """Calls `renew` every few seconds until it is left, and whenever the owner asks whether it still holds.
+    """Calls `renew` every few seconds within the block, and whenever the owner asks whether it still holds.
 
     `renew` returns False when the hold is lost for good.
     """
@@ -30,18 +34,18 @@ class Lease:
         self._thread = threading.Thread(target=in_this_context(self._keep), name=f"lease {name}", daemon=True)
 
     def check(self) -> None:
-        """Renew now.
+        """Renew the hold now.
 
         Raises:
-            StaleAttempt: the hold is lost; whatever was about to be written must not be.
-            StoreUnavailable: Redis did not answer, so nobody knows.
+            StaleAttempt: the hold is lost; the owner must not write any more.
+            StoreUnavailable: Redis did not answer, so nobody knows whether the hold is lost.
         """
         if self._lost.is_set() or not self._renew():
             self._lost.set()
         self.ensure_held()
 
     def ensure_held(self) -> None:
-        """Do nothing while the hold is not known to be lost; asks nobody, so it may be called all the time.
+        """Do nothing while no renewal was refused. It sends nothing to Redis, so it may be called all the time.
 
         Raises:
             StaleAttempt: a renewal was refused.
@@ -61,8 +65,21 @@ class Lease:
 
     def _keep(self) -> None:
         while not self._left.wait(self._every_s):
-            # an owner whose thread ended would never hear that it lost its hold
+            # if this thread ended by an error, the owner would not hear that it lost its hold
             with self._failures.kept_here(name=self._name):
                 if not self._renew():
                     self._lost.set()
                     return
+
+
+@contextmanager
+def holding(lock: ExpiringLock, name: str, *, wait_s: float = 0.0) -> Iterator[bool]:
+    """Hold a lock within the block and keep it alive; yields False when another process has it after `wait_s`."""
+    if not lock.acquire(blocking=wait_s > 0, blocking_timeout=wait_s or None):
+        yield False
+        return
+    try:
+        with Lease(lock.renew, name=name):
+            yield True
+    finally:
+        lock.let_go()

@@ -21,7 +21,7 @@ _PUBLISHED = (GenerationState.CURRENT, GenerationState.PREVIOUS)
 
 @dataclass(frozen=True)
 class StagedGeneration:
-    """A run's generation in one table; `manifest` and `state` as they were looked up, None when Redis has none."""
+    """A run's generation in one table. `manifest`, `state`: None when Redis has none."""
 
     kind: TableKind
     table: Table
@@ -31,7 +31,7 @@ class StagedGeneration:
 
 @dataclass(frozen=True)
 class RunTables:
-    """Opens, finds, publishes and gives up what runs fill. `table`: of a model and a kind."""
+    """Opens, finds, publishes and discards the generations of runs. `table` returns a model's table of a kind."""
 
     table: Callable[[TableKind, str], Table]
 
@@ -40,7 +40,7 @@ class RunTables:
         return self.table(TableKind.PREDICTIONS, model)
 
     def open(self, run: RunRecord, version: VersionRecord, batch: BatchSettings, *, rows: int) -> dict[TableKind, int]:
-        """Open an empty generation in each table that the settings name, and return their numbers."""
+        """Open an empty generation in each table that the settings turn on; return their numbers."""
         wanted = {
             TableKind.PREDICTIONS: (batch.prediction_table, version.signature.outputs, version.version),
             TableKind.FEATURES: (batch.feature_table, version.contract.stored_fields, FEATURES_VERSION),
@@ -60,7 +60,7 @@ class RunTables:
         return opened
 
     def of(self, run: RunRecord) -> list[StagedGeneration]:
-        """Return what a run fills, the one that decides first; none for a run that writes only Parquet."""
+        """Return a run's generations, the deciding one first; none for a run that writes only Parquet."""
         staged = []
         for kind in KINDS:
             number = run.generation_of(kind)
@@ -74,11 +74,11 @@ class RunTables:
     def publish(self, run: RunRecord, *, run_key: str, run_state: str) -> None:
         """Make the run's generations current. May run twice: it goes on where a killed process stopped.
 
-        The first decides, and only while the run is in `run_state`; the others follow it.
+        The first one decides, and only while the run is in `run_state`; the others follow it.
 
         Raises:
             NotFound: a generation does not exist (any more).
-            Conflict: the run is in another state, or a generation was given up.
+            Conflict: the run is in another state, or a generation was discarded.
         """
         for position, staged in enumerate(self.of(run)):
             if staged.state not in _PUBLISHED:
@@ -86,36 +86,36 @@ class RunTables:
                 staged.table.generations.publish(run.generation_of(staged.kind) or 0, **condition)
 
     def move_to_overlay(self, run: RunRecord, *, keep_s: float) -> None:
-        """Serve a partial run's rows beside the generation that is current. May run twice, like `publish`.
+        """Serve a partial run's rows beside the current generation. May run twice, like `publish`.
 
         Raises:
             NotFound: a generation does not exist (any more).
-            Conflict: a generation was given up.
+            Conflict: a generation was discarded.
         """
         for staged in self.of(run):
             staged.table.generations.move_to_overlay(run.generation_of(staged.kind) or 0, keep_s=keep_s)
 
     def is_published(self, run: RunRecord) -> bool:
-        """Whether the generation that decides serves, or did; of a partial run, whether it was moved."""
+        """Return whether the deciding generation serves, or did; for a partial run, whether it moved to the overlay."""
         staged = self.of(run)
         ends = (GenerationState.COLLECTING,) if run.is_partial else _PUBLISHED
         return bool(staged) and staged[0].state in ends
 
     def are_loading(self, run: RunRecord) -> bool:
-        """Whether all that the run has filled is still there, and unpublished."""
+        """Return whether all generations of the run still exist and are unpublished."""
         return all(one.manifest and one.state is GenerationState.LOADING for one in self.of(run))
 
     def discard(self, model: str, generations: Mapping[TableKind, int], state: GenerationState) -> None:
-        """Give generations up.
+        """Give up generations, which are removed soon after.
 
         Raises:
-            Conflict: one is published.
+            Conflict: a generation is published.
         """
         for kind, number in generations.items():
             self.table(kind, model).generations.discard(number, state)
 
     def unpublished(self, model: str) -> Iterator[tuple[TableKind, Manifest]]:
-        """Yield the generations that runs of a model opened and did not publish."""
+        """Yield the generations of a model that runs opened and have not published."""
         for kind in KINDS:
             table = self.table(kind, model)
             for manifest in table.generations.all():
@@ -123,18 +123,17 @@ class RunTables:
                     yield kind, manifest
 
     def collect(self, model: str) -> None:
-        """Remove the rows of what no reader needs any more."""
+        """Remove the rows of generations that no reader needs any more."""
         for kind in KINDS:
             table = self.table(kind, model)
             for number in table.generations.collectable():
                 table.generations.collect(number)
 
     def roll_back(self, model: str, generation: int | None) -> Pointer:
-        """Serve the previous predictions again, and the previous features if the same run had published both.
+        """Serve the previous predictions again; return their new pointer.
 
-        Return the pointer of the predictions.
-
-        `generation`: the one of predictions to go back from; None means whichever serves now.
+        If the same run had published features too, the previous features serve again as well.
+        `generation`: the generation of predictions to go back from; None means the current one.
 
         Raises:
             Conflict: there is nothing to go back to, or another generation serves (by now).

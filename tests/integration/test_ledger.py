@@ -8,12 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from inference.batch.ledger import KEEP_RECORD_S, MAX_ATTEMPTS, Claim, Ledger
-from inference.batch.plan import Chunk, Slice
-from inference.batch.records import RunRecord, RunState
+from inference.batch.records import Chunk, RunRecord, RunState
 from inference.errors import Conflict, NotFound, StoreUnavailable
 from inference.redis.clients import Client
 from inference.redis.keys import Keys
-from inference.sources import SourceFile
+from inference.sources import Slice, SourceFile
 
 pytestmark = pytest.mark.integration
 
@@ -328,7 +327,7 @@ def test_a_plan_that_is_written_for_a_run_that_was_cancelled_meanwhile_expires(
 def test_a_plan_of_many_pieces_is_whole_expires_and_replaces_what_stood_there(
     ledger: Ledger, each_redis_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inference.batch.plans._PIECE", 3)
+    monkeypatch.setattr("inference.batch.ledger._PIECE", 3)
     plans = ledger.plans
     files = [SourceFile(f"f{n}", 1, str(n), "footer", (10,), (100,)) for n in range(4)]
     each_redis_client.hset("t:r:r1:plan", "99", "of an earlier try")

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import structlog.testing
 
-from inference.batch import Runs, RunState, RunView, Trigger, finalising
+from inference.batch import Runs, RunState, RunView, Trigger, publishing
 from inference.batch.tables import RunTables
 from inference.errors import StoreUnavailable
 from inference.features import Feature, FeatureContract, Vectoriser
@@ -194,7 +194,7 @@ def test_a_gate_that_raises_publishes_nothing_and_frees_the_model(
         raise ArithmeticError("no histogram")
 
     with monkeypatch.context() as patch:
-        patch.setattr(finalising, "check_gates", fail)
+        patch.setattr(publishing, "check_gates", fail)
         failed = world.finish(world.request())
     assert (failed.state, failed.error) == (RunState.FAILED, "not published: ArithmeticError: no histogram")
     assert world.table.pointer().current is None
@@ -227,7 +227,7 @@ def test_what_fails_after_the_flip_takes_nothing_back(world: World, monkeypatch:
     def fail(*_: object) -> None:
         raise RuntimeError("a driver of its own mind")
 
-    monkeypatch.setattr("inference.batch.finalising.Finalising._close", fail)
+    monkeypatch.setattr("inference.batch.publishing.Publisher._close", fail)
     done = world.finish(world.request())
     assert done.state is RunState.PUBLISHED
     assert done.error == "published, but what follows failed: RuntimeError: a driver of its own mind"

@@ -1,22 +1,27 @@
-"""From the last chunk to the flipped pointer: count in the store, check the gates, publish, `_SUCCESS`."""
+"""Publishes a run whose chunks are all done: counts rows, checks the gates, flips the pointer, writes `_SUCCESS`."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from inference.batch.drift import drift
-from inference.batch.folders import parts_of, quarantine_of
-from inference.batch.gates import MAX_EXAMPLES, BadRows, Gate, RunFacts, check_gates, failures, merge_bad_rows
-from inference.batch.ledger import Ledger
-from inference.batch.outages import is_the_runs_fault
-from inference.batch.partial import partial_gates
+from inference.batch.gates import (
+    MAX_EXAMPLES,
+    BadRows,
+    Gate,
+    RunFacts,
+    check_gates,
+    check_partial_gates,
+    failed_gates,
+    measure_drift,
+    merge_bad_rows,
+)
+from inference.batch.ledger import Ledger, is_the_runs_fault
+from inference.batch.paths import check_source, parquet_folder_of, quarantine_folder_of
 from inference.batch.records import RunRecord, RunState, RunView
-from inference.batch.sinks.parquet import sweep_temporary_files, write_success
-from inference.batch.sources import check_source
+from inference.batch.sinks import sweep_temporary_files, write_success
 from inference.batch.tables import RunTables, StagedGeneration
 from inference.errors import BadInput, Conflict, NotFound
 from inference.failures import sentence_of
@@ -26,34 +31,34 @@ from inference.settings import Settings
 from inference.sources import IdCount, count_distinct_ids, open_source
 from inference.storage import is_uri
 from inference.store import Manifest
-from inference.stored_data import reading
+from inference.stored_data import json_text_of, reading
 
 log = get_logger(__name__)
 
-#: reasons for rows left out that the run's record keeps
+#: reasons for left-out rows that the run's record keeps
 _MAX_REASONS = 20
 
 
 @dataclass(frozen=True)
-class Finalising:
-    """Takes a run whose chunks are all done to its end."""
+class Publisher:
+    """Publishes runs, or fails them when a gate fails."""
 
     settings: Settings
     ledger: Ledger
     keys: Keys
     tables: RunTables
 
-    def finalise(self, run: RunRecord) -> None:
-        """Publish a run in state publishing, or fail it when a gate says so.
+    def publish(self, run: RunRecord) -> None:
+        """Publish a run in state publishing, or fail it when a gate fails.
 
         May run twice: it goes on where a killed process stopped.
         """
         try:
-            is_published = self.tables.is_published(run)  # by a process that was killed before it could say so
+            is_published = self.tables.is_published(run)  # by a process that died before it wrote so into the record
             if not is_published and not self.tables.are_loading(run):
                 self._fail(run, "its predictions are gone from Redis: start a new run")
                 return
-            verdict = "" if is_published else failures(self._check(run))
+            verdict = "" if is_published else failed_gates(self._check(run))
             if verdict and not run.forced:
                 self._fail(run, f"not published: {verdict}")
                 return
@@ -69,10 +74,10 @@ class Finalising:
             log.info("run.published", run_id=run.run_id, generation=None if run.is_partial else run.generation)
 
     def _end(self, run: RunRecord, error: str) -> None:
-        """End a run by a failure: one that serves already is published all the same."""
+        """End a run with an error; a run that serves already is published all the same."""
         if self.tables.is_published(run):
-            told = f"published, but what follows failed: {error}"
-            self.ledger.move(run, RunState.PUBLISHED, expected=[RunState.PUBLISHING], error=told)
+            text = f"published, but what follows failed: {error}"
+            self.ledger.move(run, RunState.PUBLISHED, expected=[RunState.PUBLISHING], error=text)
         else:
             self._fail(run, f"not published: {error}")
 
@@ -83,25 +88,31 @@ class Finalising:
             return
         self.tables.publish(run, run_key=self.keys.run(run.run_id), run_state=RunState.PUBLISHING.value)
         if run.forced and run.model_version is not None:
-            # whoever insists on a held version ends its hold
+            # a forced publish of a held version ends its hold
             self.tables.predictions(run.model).versions.activate(run.model_version, force=True)
         self._close(run)
 
     def _check(self, run: RunRecord) -> Sequence[Gate]:
         facts = self._facts(run)
         if run.is_partial:
-            gates = partial_gates(run, facts, self.tables.predictions(run.model).pointer())
+            planned = [gate for gate in run.gates if gate.name == "entities"]
+            serving_version = self.tables.predictions(run.model).pointer().active_version
+            gates = (*planned, *check_partial_gates(facts, serving_version))
         else:
             gates = check_gates(facts)
-        reasons = [bad.to_json() for bad in facts.bad_rows[:_MAX_REASONS]]
-        self.ledger.note(run, gates=json.dumps([gate.to_json() for gate in gates]), bad_rows=json.dumps(reasons))
+        reasons = facts.bad_rows[:_MAX_REASONS]
+        self.ledger.note(
+            run,
+            gates=json_text_of(tuple[Gate, ...], gates),
+            bad_rows=json_text_of(tuple[BadRows, ...], reasons),
+        )
         return gates
 
     def _facts(self, run: RunRecord) -> RunFacts:
         results = self.ledger.results(run.run_id).values()
         staged = self.tables.of(run)
         stored = [one.table.generations.count(one.manifest) for one in staged if one.manifest]
-        # some rows are not compared with all that serve now
+        # the rows of a partial run say nothing against all that serve now
         current = _serving_now(staged[0]) if staged and not run.is_partial else None
         held = self.tables.predictions(run.model).pointer().held_versions
         limits = self.settings.models[run.model].batch
@@ -121,35 +132,35 @@ class Finalising:
             model_version=run.model_version or 0,
             held=run.model_version in held,
         )
-        # the plan of some rows, or of the newest, has each entity once
-        if run.is_partial or run.fingerprint.get("rows") == "newest" or not facts.needs_recount:
+        # a plan of some rows, or of the newest ones, has each entity once
+        planned = run.fingerprint
+        if run.is_partial or planned is None or planned.rows == "newest" or not facts.needs_recount:
             return facts
-        counted = self._recount(run)
+        counted = self._recount(run, planned.entity_column)
         return replace(facts, distinct=counted.distinct, duplicates=counted.duplicates)
 
     def _drift(self, run: RunRecord, current: Manifest | None) -> dict[str, float]:
         if current is None or current.run_id is None:
             return {}
-        return drift(self.ledger.histogram(current.run_id), self.ledger.histogram(run.run_id))
+        return measure_drift(self.ledger.histogram(current.run_id), self.ledger.histogram(run.run_id))
 
-    def _recount(self, run: RunRecord) -> IdCount:
-        column = run.fingerprint["entity_column"]
+    def _recount(self, run: RunRecord, column: str) -> IdCount:
         check_source(self.settings, run.model, run.source)
         files = open_source(run.source, as_text=[column]).files
         return count_distinct_ids(files, column, examples=MAX_EXAMPLES)
 
     def _close(self, run: RunRecord) -> None:
-        """Say that the run is published.
+        """Write `_SUCCESS` and mark the run as published.
 
-        What tables serve is decided already, so a full disk cannot undo it; a run that fills none fails then.
+        The tables serve the run already, so a full disk cannot undo that; a run that fills no table fails then.
         """
         error = {}
         if run.parquet_folder:
             now = self.ledger.now()
             done = replace(self.ledger.load(run.run_id), state=RunState.PUBLISHED, finished_at=now)
             try:
-                write_success(parts_of(self.settings, run) or "", RunView.of(done, now=now).to_json())
-            except Exception as problem:  # each kind of storage has errors of its own
+                write_success(parquet_folder_of(self.settings, run) or "", RunView.of(done, now=now).to_json())
+            except Exception as problem:  # each kind of storage raises other errors
                 if not self.tables.of(run):
                     raise
                 log.exception("run.success_file_not_written", run_id=run.run_id)
@@ -172,21 +183,22 @@ def _reported(result: Mapping[str, Any]) -> int:
 
 
 def bad_rows_of(results: Iterable[Mapping[str, Any]]) -> tuple[BadRows, ...]:
-    """Return why rows were left out, from the results of chunks.
+    """Return from the results of chunks why rows were left out.
 
     Raises:
-        Unreadable: those are none.
+        Unreadable: they are no results of chunks.
     """
     with reading("the results of a run"):
-        return merge_bad_rows([BadRows.from_json(entry) for result in results for entry in result["bad_rows"]])
+        found = [BadRows(**{**bad, "examples": tuple(bad["examples"])}) for one in results for bad in one["bad_rows"]]
+        return merge_bad_rows(found)
 
 
 def sweep(settings: Settings, run: RunRecord) -> None:
-    """Remove the temporary files that killed workers left in a run's folders on this machine, where it may."""
-    for find in (parts_of, quarantine_of):
+    """Remove the temporary files of killed workers from a run's folders on this machine, where permissions allow it."""
+    for find in (parquet_folder_of, quarantine_folder_of):
         try:
             folder = find(settings, run)
             if folder and not is_uri(folder):
                 sweep_temporary_files(Path(folder))
-        except (OSError, BadInput) as error:  # they are only in the way
+        except (OSError, BadInput) as error:  # leftovers do no harm
             log.warning("run.not_swept", run_id=run.run_id, error=sentence_of(error))
