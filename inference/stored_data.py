@@ -1,4 +1,4 @@
-"""Reads data that Forecache, or anybody else, has left in Redis and in files: what is none of ours is one error."""
+"""Reads records that Redis and files hold, and writes them. Data that are not ours raise one error, `Unreadable`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ T = TypeVar("T")
 
 
 def record_from_json(kind: Callable[..., T], text: bytes | str, what: str) -> T:
-    """Return a record of this kind, a dataclass or a list of them, that `what` holds as JSON.
+    """Return a record of this kind, a dataclass or a list of them, from its JSON. `what` names it in an error.
 
-    What another release has added to it is left out.
+    Fields that another release has added are left out.
 
     Raises:
-        Unreadable: it is no JSON, or no record of this kind; the message names the field.
+        Unreadable: the text is no JSON, or no record of this kind; the message names the field.
     """
     from pydantic import ValidationError  # slow to import, and `--help` need not wait
 
@@ -37,12 +37,12 @@ def record_from_json(kind: Callable[..., T], text: bytes | str, what: str) -> T:
 
 
 def record_from_hash(kind: Callable[..., T], data: Mapping[bytes, bytes], what: str) -> T:
-    """Return a record of this kind, a dataclass, that `what` holds as a Redis hash: field → text.
+    """Return a record of this kind, a dataclass, from its Redis hash: field → text. `what` names it in an error.
 
-    What another release has added to it is left out.
+    Fields that another release has added are left out.
 
     Raises:
-        Unreadable: it is no record of this kind; the message names the field.
+        Unreadable: the hash is no record of this kind; the message names the field.
     """
     from pydantic import ValidationError  # see above
 
@@ -83,7 +83,7 @@ def count_in(text: bytes | str) -> int:
     """Return a number that Redis has counted.
 
     Raises:
-        ValueError: it is none, or larger than any that Redis counts.
+        ValueError: the text is no number, or larger than Redis counts.
     """
     number = int(text)
     if not 0 <= number < 1 << 63:
@@ -91,23 +91,23 @@ def count_in(text: bytes | str) -> int:
     return number
 
 
-#: what parsers raise of data that are none of ours: of JSON, of numbers in texts, of packed rows
+#: the exceptions of parsers (of JSON, of numbers in texts, of packed rows) when data are not ours
 UNREADABLE = (
     ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, struct.error, zlib.error,
 )  # fmt: skip
 
 
 def unreadable(what: str, error: Exception) -> Unreadable:
-    """Return the error for data on which a parser has raised one of UNREADABLE."""
+    """Return the error for data on which a parser raised one of UNREADABLE. `what` names the data."""
     return Unreadable(f"{what} cannot be read ({type(error).__name__}): this release of Forecache writes it otherwise")
 
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Within this, whatever parsers raise of data that are none of ours becomes one error.
+    """Turn the exceptions of parsers within the block into one error. `what` names the data.
 
     Raises:
-        Unreadable: `what` is none of our data.
+        Unreadable: the data are not ours.
     """
     try:
         yield

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ConfigDict
 
 from inference.schema import Block
 
@@ -57,6 +58,8 @@ class BadRows:
 
     `non_finite`: the model answered, but with no finite number.
     """
+
+    __pydantic_config__ = ConfigDict(json_schema_serialization_defaults_required=True)
 
     feature: str | None
     reason: str
@@ -125,7 +128,7 @@ def check_gates(facts: RunFacts) -> tuple[Gate, ...]:
 
 
 def check_partial_gates(facts: RunFacts, serving_version: int | None) -> tuple[Gate, ...]:
-    """Return the gates of a partial run whose chunks are all done; its ids were compared when it was planned."""
+    """Return the gates of a partial run; `entities_gate` compared its ids with the source before."""
     return (*(gate for gate in check_gates(facts) if gate.name in _PARTIAL), _serves(facts, serving_version))
 
 
@@ -187,17 +190,17 @@ def _quarantine(facts: RunFacts) -> Gate:
 def _finite(facts: RunFacts) -> Gate:
     if not facts.non_finite:
         return Gate("finite", True, "every prediction is finite")
-    told = f"{facts.non_finite:,} of {facts.rows:,} predictions are not finite"
-    return _left_out("finite", facts, told, non_finite=True)
+    text = f"{facts.non_finite:,} of {facts.rows:,} predictions are not finite"
+    return _left_out("finite", facts, text, non_finite=True)
 
 
-def _left_out(name: str, facts: RunFacts, told: str, *, non_finite: bool = False) -> Gate:
+def _left_out(name: str, facts: RunFacts, text: str, *, non_finite: bool = False) -> Gate:
     """Return the gate of one kind of left-out rows; all kinds together must stay within the allowed fraction."""
     of_this_kind = [bad for bad in facts.bad_rows if bad.non_finite == non_finite]
     reasons = "; ".join(map(str, of_this_kind[:_MAX_REASONS]))
     passed = facts.left_out <= facts.max_quarantined_fraction * facts.rows
     allowed = f" (max_quarantined_fraction is {facts.max_quarantined_fraction:g})"
-    return Gate(name, passed, f"{told}{allowed}: {reasons}")
+    return Gate(name, passed, f"{text}{allowed}: {reasons}")
 
 
 def _size(facts: RunFacts) -> Gate:
@@ -214,10 +217,10 @@ def _drift(facts: RunFacts) -> Gate:
     if not facts.drift:
         return Gate("drift", True, "not compared: too few predictions, here or in what serves now")
     worst = max(facts.drift, key=lambda name: facts.drift[name])
-    told = ", ".join(f"{name} {index:.3g}" for name, index in facts.drift.items())
+    indexes = ", ".join(f"{name} {index:.3g}" for name, index in facts.drift.items())
     if facts.drift[worst] <= facts.max_drift:
-        return Gate("drift", True, f"population stability index against what serves now: {told}")
-    detail = f"output {worst!r} moved away from what serves now: population stability index {told}"
+        return Gate("drift", True, f"population stability index against what serves now: {indexes}")
+    detail = f"output {worst!r} moved away from what serves now: population stability index {indexes}"
     return Gate("drift", False, f"{detail} (max_drift is {facts.max_drift:g})")
 
 
@@ -267,7 +270,7 @@ def population_stability_index(reference: Histogram, new: Histogram) -> float:
 
 
 def measure_drift(reference: Mapping[str, Histogram], new: Mapping[str, Histogram]) -> dict[str, float]:
-    """Return the index of each output of which both have enough values."""
+    """Return output → index, for the outputs that have enough values on both sides."""
     enough = [
         name
         for name in new

@@ -136,7 +136,7 @@ class Preparer:
     def _times(self, batch: pa.RecordBatch) -> GroupTimes:
         contract = self.vectoriser.contract
         times = group_times(batch, contract, self.event_time_column, self.loaded_at)
-        if not contract.has_parts:  # a row's features have one age: the row's, or else the run's
+        if not contract.has_parts:  # all features of a row have one age; without an event time it is the run's
             times = {name: np.where(np.isnan(known), self.loaded_at, known) for name, known in times.items()}
         return times
 

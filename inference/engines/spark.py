@@ -93,7 +93,7 @@ def _end(process: subprocess.Popen[bytes]) -> int:
 
 
 def _last_word(output: IO[bytes]) -> str:
-    """Return the driver's own reason, or else the last line of its output."""
+    """Return the driver's own reason; without one, the last line of its output."""
     output.seek(0)
     lines = [line for line in output.read().decode(errors="replace").splitlines() if line.strip()]
     reasons = [line.removeprefix(LAST_WORD) for line in lines if line.startswith(LAST_WORD)]

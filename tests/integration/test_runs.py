@@ -556,6 +556,8 @@ def test_a_run_whose_record_redis_lost_is_told_of_as_failed(world: World) -> Non
     assert "the cache Redis lost its data while the run was going on" in (lost.error or "")
     assert [listed.run_id for listed in world.runs.list()] == [run.run_id]
     assert world.client.ttl(KEYS.run(run.run_id)) > 0
+    with pytest.raises(Conflict, match="cannot go on, start a new one: its plan is gone"):
+        world.runs.resume(run.run_id)
     assert world.finish(world.request()).state is RunState.PUBLISHED
 
 
