@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import redis
 import structlog.testing
 
 from inference.batch import Runs, RunState, RunView, Trigger, publishing
@@ -170,8 +171,25 @@ def test_a_table_with_a_column_twice_fails_its_run_and_not_for_ever(world: World
     assert world.request().state is RunState.QUEUED, "the model is free"
 
 
-def test_an_outage_while_a_run_is_planned_ends_nothing(world: World) -> None:
-    world.inspecting = StoreUnavailable("gone")
+def as_our_client_raises_it(error: Exception, monkeypatch: pytest.MonkeyPatch) -> StoreUnavailable:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(redis.Redis, "execute_command", fail)
+        with pytest.raises(StoreUnavailable) as raised:
+            Client().get("a key")
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    "error", [StoreUnavailable("gone"), redis.ConnectionError("reset"), redis.BusyLoadingError("loading")]
+)
+def test_an_outage_while_a_run_is_planned_ends_nothing(
+    world: World, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = isinstance(error, StoreUnavailable)
+    world.inspecting = error if ours else as_our_client_raises_it(error, monkeypatch)
     run = world.request()
     assert world.finish(run).state is RunState.QUEUED
     world.inspecting = None
