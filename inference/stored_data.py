@@ -117,14 +117,14 @@ def reading(what: str) -> Iterator[None]:
         raise unreadable(what, error) from error
 
 
-#: how tables and runs are laid out in Redis. Raised when another release would misread what this one writes
+#: the layout of tables and runs in Redis. It grows when an older release would misread the data of a newer one
 DATA_FORMAT = 1
 #: the form of data that names none: the releases before this number existed wrote it
 FIRST_FORMAT = 1
 
 
 def unknown_format(what: str, written: int) -> UnknownFormat:
-    """Return the error for what another release wrote in another format, with what to do about it."""
+    """Return the error for data of another release in another format; it names the fix."""
     fix = "upgrade this process" if written > DATA_FORMAT else "let a run of this release replace it"
     return UnknownFormat(f"{what} was written in format {written}, and this release knows {DATA_FORMAT}: {fix}")
 

@@ -15,14 +15,13 @@ from typing import Any
 import orjson
 
 from inference.batch.gates import Histogram
-from inference.batch.leases import LEASE_S
 from inference.batch.records import Chunk, ChunkStates, RunRecord, RunState, is_run_id
 from inference.errors import Conflict, NotFound, StoreFull, Unavailable, UnknownFormat, Unreadable, quoted
 from inference.failures import Failures
 from inference.logs import get_logger
 from inference.redis.clients import Client
 from inference.redis.keys import Keys
-from inference.redis.locks import ExpiringLock
+from inference.redis.locks import LEASE_S, ExpiringLock
 from inference.sources import SourceFile
 from inference.stored_data import DATA_FORMAT, reading
 
@@ -152,11 +151,11 @@ class Ledger:
 
     def lock(self, model: str) -> ExpiringLock:
         """Return the lock, not yet taken, of the one reconciler that moves a model's runs on."""
-        return ExpiringLock(self._client, self._keys.reconciler(model), lease_s=LEASE_S)
+        return ExpiringLock(self._client, self._keys.reconciler(model))
 
     def driver_lock(self, run_id: str) -> ExpiringLock:
         """Return the lock, not yet taken, of the one Spark driver that hands out a run's chunks."""
-        return ExpiringLock(self._client, self._keys.run_part(run_id, "driver"), lease_s=LEASE_S)
+        return ExpiringLock(self._client, self._keys.run_part(run_id, "driver"))
 
     def has_driver(self, run_id: str) -> bool:
         """Return whether a living Spark driver hands out the run's chunks."""

@@ -19,9 +19,9 @@ from pathlib import Path
 from inference.batch.gates import Gate, entities_gate
 from inference.batch.ledger import Ledger, is_the_runs_fault
 from inference.batch.paths import check_source, run_folder
+from inference.batch.publishing import RunTables
 from inference.batch.records import Chunk, Engine, Fingerprint, RunRecord, RunState
 from inference.batch.selection import RowSlice, Selected, Selection, select_rows, unpack_entities
-from inference.batch.tables import RunTables
 from inference.errors import BadInput, Conflict, SourceError
 from inference.failures import sentence_of
 from inference.features import Vectoriser, check_key_columns

@@ -1,8 +1,11 @@
-"""Publishes a run whose chunks are all done: counts rows, checks the gates, flips the pointer, writes `_SUCCESS`."""
+"""Opens the generations that a run fills, and publishes them when all chunks are done and the gates pass.
+
+A run fills the prediction table, the feature table, both, or neither (only Parquet, which `_SUCCESS` ends).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,21 +25,161 @@ from inference.batch.ledger import Ledger, is_the_runs_fault
 from inference.batch.paths import check_source, parquet_folder_of, quarantine_folder_of
 from inference.batch.records import RunRecord, RunState, RunView
 from inference.batch.sinks import sweep_temporary_files, write_success
-from inference.batch.tables import RunTables, StagedGeneration
 from inference.errors import BadInput, Conflict, NotFound
 from inference.failures import sentence_of
 from inference.logs import get_logger
-from inference.redis.keys import Keys
-from inference.settings import Settings
+from inference.models import VersionRecord
+from inference.redis.keys import Keys, TableKind
+from inference.settings import BatchSettings, Settings
 from inference.sources import IdCount, count_distinct_ids, open_source
 from inference.storage import is_uri
-from inference.store import Manifest
+from inference.store import GenerationState, Manifest, Pointer, Table
 from inference.stored_data import json_text_of, reading
 
 log = get_logger(__name__)
 
 #: reasons for left-out rows that the run's record keeps
 _MAX_REASONS = 20
+#: the first of these that a run fills decides: its pointer says whether the run is published
+KINDS = (TableKind.PREDICTIONS, TableKind.FEATURES)
+#: features are the same for every model version
+FEATURES_VERSION = 0
+_PUBLISHED = (GenerationState.CURRENT, GenerationState.PREVIOUS)
+
+
+@dataclass(frozen=True)
+class StagedGeneration:
+    """A run's generation in one table. `manifest`, `state`: None when Redis has none."""
+
+    kind: TableKind
+    table: Table
+    manifest: Manifest | None
+    state: GenerationState | None
+
+
+@dataclass(frozen=True)
+class RunTables:
+    """Opens, finds, publishes and discards the generations of runs. `table` returns a model's table of a kind."""
+
+    table: Callable[[TableKind, str], Table]
+
+    def predictions(self, model: str) -> Table:
+        """Return a model's prediction table."""
+        return self.table(TableKind.PREDICTIONS, model)
+
+    def open(self, run: RunRecord, version: VersionRecord, batch: BatchSettings, *, rows: int) -> dict[TableKind, int]:
+        """Open an empty generation in each table that the settings turn on; return their numbers."""
+        wanted = {
+            TableKind.PREDICTIONS: (batch.prediction_table, version.signature.outputs, version.version),
+            TableKind.FEATURES: (batch.feature_table, version.contract.stored_fields, FEATURES_VERSION),
+        }
+        opened = {}
+        for kind, (is_on, fields, model_version) in wanted.items():
+            if is_on:
+                manifest = self.table(kind, run.model).generations.begin(
+                    fields,
+                    rows_expected=rows,
+                    model_version=model_version,
+                    contract_hash=version.contract_hash,
+                    keep_s=batch.keep,
+                    run_id=run.run_id,
+                )
+                opened[kind] = manifest.number
+        return opened
+
+    def of(self, run: RunRecord) -> list[StagedGeneration]:
+        """Return a run's generations, the deciding one first; none for a run that writes only Parquet."""
+        staged = []
+        for kind in KINDS:
+            number = run.generation_of(kind)
+            if number is not None:
+                table = self.table(kind, run.model)
+                staged.append(
+                    StagedGeneration(kind, table, table.generations.manifest(number), table.generations.state(number))
+                )
+        return staged
+
+    def publish(self, run: RunRecord, *, run_key: str, run_state: str) -> None:
+        """Make the run's generations current. May run twice: it goes on where a killed process stopped.
+
+        The first one decides, and only while the run is in `run_state`; the others follow it.
+
+        Raises:
+            NotFound: a generation does not exist (any more).
+            Conflict: the run is in another state, or a generation was discarded.
+        """
+        for position, staged in enumerate(self.of(run)):
+            if staged.state not in _PUBLISHED:
+                condition = {} if position else {"run_key": run_key, "run_state": run_state}
+                staged.table.generations.publish(run.generation_of(staged.kind) or 0, **condition)
+
+    def move_to_overlay(self, run: RunRecord, *, keep_s: float) -> None:
+        """Serve a partial run's rows beside the current generation. May run twice, like `publish`.
+
+        Raises:
+            NotFound: a generation does not exist (any more).
+            Conflict: a generation was discarded.
+        """
+        for staged in self.of(run):
+            staged.table.generations.move_to_overlay(run.generation_of(staged.kind) or 0, keep_s=keep_s)
+
+    def is_published(self, run: RunRecord) -> bool:
+        """Return whether the deciding generation serves, or did; for a partial run, whether it moved to the overlay."""
+        staged = self.of(run)
+        ends = (GenerationState.COLLECTING,) if run.is_partial else _PUBLISHED
+        return bool(staged) and staged[0].state in ends
+
+    def are_loading(self, run: RunRecord) -> bool:
+        """Return whether all generations of the run still exist and are unpublished."""
+        return all(one.manifest and one.state is GenerationState.LOADING for one in self.of(run))
+
+    def discard(self, model: str, generations: Mapping[TableKind, int], state: GenerationState) -> None:
+        """Give up generations, which are removed soon after.
+
+        Raises:
+            Conflict: a generation is published.
+        """
+        for kind, number in generations.items():
+            self.table(kind, model).generations.discard(number, state)
+
+    def unpublished(self, model: str) -> Iterator[tuple[TableKind, Manifest]]:
+        """Yield the generations of a model that runs opened and have not published."""
+        for kind in KINDS:
+            table = self.table(kind, model)
+            for manifest in table.generations.all():
+                if manifest.run_id and table.generations.state(manifest.number) is GenerationState.LOADING:
+                    yield kind, manifest
+
+    def collect(self, model: str) -> None:
+        """Remove the rows of generations that no reader needs any more."""
+        for kind in KINDS:
+            table = self.table(kind, model)
+            for number in table.generations.collectable():
+                table.generations.collect(number)
+
+    def roll_back(self, model: str, generation: int | None) -> Pointer:
+        """Serve the previous predictions again; return their new pointer.
+
+        If the same run had published features too, the previous features serve again as well.
+        `generation`: the generation of predictions to go back from; None means the current one.
+
+        Raises:
+            Conflict: there is nothing to go back to, or another generation serves (by now).
+        """
+        predictions, features = (self.table(kind, model) for kind in KINDS)
+        current = predictions.pointer().current
+        if current is None:
+            raise Conflict(f"model {model!r} has no published generation", field="model")
+        left = predictions.generations.manifest(current if generation is None else generation)
+        pointer = predictions.generations.rollback(current if generation is None else generation)
+        serving = features.pointer()
+        latest = None if serving.current is None else features.generations.manifest(serving.current)
+        is_of_both = (
+            latest is not None and left is not None and latest.run_id is not None and latest.run_id == left.run_id
+        )
+        if is_of_both and serving.current is not None and serving.previous is not None:
+            features.generations.rollback(serving.current)
+        return pointer
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
-from inference.batch.leases import holding
 from inference.batch.ledger import Ledger, is_the_runs_fault
 from inference.batch.plan import Planner
-from inference.batch.publishing import Publisher, sweep
+from inference.batch.publishing import Publisher, RunTables, sweep
 from inference.batch.records import Engine, RunRecord, RunState
-from inference.batch.tables import RunTables
 from inference.errors import Conflict, NotFound, StoreFull
 from inference.failures import Failures, sentence_of
 from inference.logs import bound, get_logger
@@ -80,7 +78,7 @@ class Reconciler:
 
     def holding(self, model: str, *, wait_s: float = 0.0) -> AbstractContextManager[bool]:
         """Hold a model's lock within the block; yields False when another process still has it after `wait_s`."""
-        return holding(self.ledger.lock(model), f"reconciler of {model}", wait_s=wait_s)
+        return self.ledger.lock(model).holding(f"reconciler of {model}", wait_s=wait_s)
 
     def prepare(self, run_id: str) -> None:
         """Plan a queued run now, unless another process works on the model: that one plans it then."""

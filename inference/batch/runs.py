@@ -10,12 +10,11 @@ from typing import Any, NoReturn
 from inference.batch.ledger import Ledger
 from inference.batch.paths import locate_source, run_folder
 from inference.batch.plan import Planner
-from inference.batch.publishing import Publisher, bad_rows_of
+from inference.batch.publishing import Publisher, RunTables, bad_rows_of
 from inference.batch.quarantine import QuarantineRetention
 from inference.batch.reconciler import Reconciler
 from inference.batch.records import Engine, RunDetails, RunRecord, RunState, RunView, Trigger
 from inference.batch.selection import check_entities, pack_entities, since_of
-from inference.batch.tables import RunTables
 from inference.batch.worker import ChunkWorker
 from inference.clock import to_datetime
 from inference.errors import BadInput, Conflict

@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from inference.batch.leases import Lease
 from inference.batch.ledger import Claim, Ledger, Progress
 from inference.batch.paths import check_files, parquet_folder_of, quarantine_folder_of
+from inference.batch.publishing import RunTables
 from inference.batch.quarantine import Quarantine
 from inference.batch.records import Chunk, Fingerprint, RunRecord, RunState, is_run_id
 from inference.batch.scoring import ChunkResult, ChunkScorer, Preparer
 from inference.batch.sinks import ParquetSink, Sink, TableSink
-from inference.batch.tables import RunTables
 from inference.errors import (
     ContractError,
     NotFound,
@@ -33,6 +32,7 @@ from inference.features import FeatureContract
 from inference.logs import bound, get_logger
 from inference.models import LoadedModel, MicroBatches, ModelHost
 from inference.redis.keys import TableKind
+from inference.redis.locks import Lease
 from inference.schema import DType
 from inference.settings import Settings
 from inference.sources import read_slices

@@ -14,7 +14,7 @@ from functools import cache
 import pyarrow as pa
 
 from inference.batch.ledger import Ledger
-from inference.batch.tables import RunTables
+from inference.batch.publishing import RunTables
 from inference.batch.worker import ChunkWorker
 from inference.deployment import Deployment
 from inference.errors import Unavailable

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any
 
-from inference.batch.leases import holding
 from inference.batch.ledger import Ledger
 from inference.batch.plan import check_engine
 from inference.batch.records import Engine, RunRecord, RunState
@@ -121,7 +120,7 @@ def _drive(settings: Settings, ledger: Ledger, run_id: str) -> None:
     if run.engine is not Engine.SPARK:
         raise Conflict(f"run {run_id} is scored by {run.engine}: start one with --engine spark", field="run_id")
     check_engine(run.engine)
-    with holding(ledger.driver_lock(run_id), f"driver of {run_id}") as held:
+    with ledger.driver_lock(run_id).holding(f"driver of {run_id}") as held:
         if held:
             _score(settings, ledger, run)
         else:

@@ -395,3 +395,13 @@ def test_several_models_have_runs_of_their_own_newest_first(ledger: Ledger) -> N
     assert [ledger.active_run(model) for model in "abc"] == ["a2", "b1", None]
     assert [[record.run_id for record in ledger.newest(model, 9)] for model in "abc"] == [["a2", "a1"], ["b1"], []]
     assert [record.run_id for record in ledger.newest("a", 1)] == ["a2"]
+
+
+def test_a_models_lock_is_held_by_one_and_its_loss_is_no_outage(ledger: Ledger, each_redis_client: Client) -> None:
+    lock = ledger.lock("m")
+    with lock.holding("first") as held, ledger.lock("m").holding("second") as held_too:
+        assert (held, held_too) == (True, False)
+        assert lock._renew()
+        each_redis_client.set(Keys("t").reconciler("m"), "somebody else's")
+        assert not lock._renew()
+    assert each_redis_client.get(Keys("t").reconciler("m")) == b"somebody else's"

@@ -14,7 +14,7 @@ import redis
 import structlog.testing
 
 from inference.batch import Runs, RunState, RunView, Trigger, publishing
-from inference.batch.tables import RunTables
+from inference.batch.publishing import RunTables
 from inference.errors import StoreUnavailable
 from inference.features import Feature, FeatureContract, Vectoriser
 from inference.models import LoadedModel, ModelHost, ModelRegistry, VersionRecord
@@ -232,7 +232,7 @@ def test_a_look_at_what_was_scored_that_raises_ends_the_run(
         raise ValueError("a manifest that cannot be read")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"inference.batch.tables.RunTables.{step}", fail)
+        patch.setattr(f"inference.batch.publishing.RunTables.{step}", fail)
         for _ in range(3):
             world.runs.reconcile("m")
     failed = world.runs.show(run.run_id)
@@ -259,7 +259,7 @@ def test_what_cannot_be_tidied_up_keeps_no_run_from_ending(
     def fail(*_: object) -> None:
         raise KeyError("an old record")
 
-    monkeypatch.setattr(f"inference.batch.tables.RunTables.{step}", fail)
+    monkeypatch.setattr(f"inference.batch.publishing.RunTables.{step}", fail)
     world.assert_next_run_is_published()
     assert sum(line["event"] == "reconcile.failed" and line["model"] == "m" for line in logs) == 1, "told once"
 
