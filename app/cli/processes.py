@@ -21,8 +21,8 @@ def up(
     NAMES are any of redis, maintenance, realtime, batch, beat, api, dashboard, with commas between them.
     """
     settings = load_settings()
-    _require_circus()
-    from app.local.selection import chosen_kinds
+    _require_psutil()
+    from app.local.programs import chosen_kinds
     from app.local.up import up as run
 
     run(settings, chosen_kinds(only or (), without or ()))
@@ -34,7 +34,7 @@ def demo(
     keep: Annotated[bool, typer.Option(help="Keep the demo's folder afterwards.")] = False,
 ) -> None:
     """Show the whole system at work on a generated table and a small model trained on it."""
-    _require_circus()
+    _require_psutil()
     from app.demo import run_demo
 
     if not run_demo(entities=entities, once=once, keep=keep):
@@ -57,10 +57,10 @@ def dashboard() -> None:
     serve(load_settings())
 
 
-def _require_circus() -> None:
+def _require_psutil() -> None:
     from importlib.util import find_spec
 
     from inference.errors import SettingsError
 
-    if find_spec("circus") is None:
-        raise SettingsError("this command supervises processes with circus: pip install 'forecache[embedded]'")
+    if find_spec("psutil") is None:
+        raise SettingsError("this command needs psutil: pip install 'forecache[embedded]'")

@@ -13,7 +13,7 @@ from app.demo.data import SCHEDULE_S, DemoFolder, known_entity
 from app.demo.processes import DemoProcesses
 from app.demo.screen import Screen, Stopwatch
 from app.demo.steps import Steps
-from app.local.ports import LOOPBACK, by_whom, free_port_from
+from app.local.ports import LOOPBACK, free_port_from, port_holder
 from inference.errors import ForecacheError, SettingsError
 from inference.settings import ApiSettings, DashboardSettings
 
@@ -69,7 +69,7 @@ def _require_installed() -> None:
 def _port(screen: Screen, what: str, preferred: int) -> int:
     port = free_port_from(preferred)
     if port != preferred:
-        holder = by_whom(preferred)
+        holder = port_holder(preferred)
         screen.say(f"port {preferred} is taken{f' by {holder}' if holder else ''}: {what} takes {port}")
     return port
 

@@ -1,4 +1,4 @@
-"""One machine: an embedded Redis and the supervisor that runs every process of a deployment.
+"""Runs a deployment on one machine: the supervisor of all processes, and an embedded Redis.
 
-Children are started by argv; nothing of theirs is imported here.
+It starts programs by their command lines and imports nothing of them.
 """

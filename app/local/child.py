@@ -1,6 +1,7 @@
-"""Becomes another program that dies with its supervisor: `python -P -m app.local.child PARENT_PID NICENESS PROGRAM …`.
+"""Turns itself into a program that dies with its supervisor.
 
-An exec keeps the kernel's parent-death signal, so this costs one short start and no process.
+The command is `python -P -m app.local.child PARENT_PID NICENESS PROGRAM …`. It costs one short start and no
+extra process: the kernel's parent-death signal survives an exec.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import sys
 import time
 from pathlib import Path
 
-#: where Linux schedules by session, and each program of ours is one, a process' own niceness counts for nothing
+#: each program is a session; where Linux schedules by session, it ignores the niceness of a process
 _AUTOGROUP = Path("/proc/self/autogroup")
-#: how often a busy kernel is asked again to lower the session's share; three seconds in all
+#: attempts to lower the session's share while the kernel is busy; three seconds in all
 _TRIES = 25
 _PAUSE_S = 0.12
 #: <linux/prctl.h>
@@ -22,23 +23,23 @@ _PR_SET_PDEATHSIG = 1
 
 
 def die_with(parent_pid: int) -> None:
-    """Have the kernel kill this process when its parent dies; on other systems than Linux, do nothing.
+    """Make the kernel kill this process when its parent dies. Does nothing on systems other than Linux.
 
-    SIGKILL, since a graceful stop needs a Redis that dies at the same moment; runs recover by their leases.
+    The signal is SIGKILL: a graceful stop needs Redis, which dies at the same moment. Runs recover by their leases.
     """
     if sys.platform != "linux":
         return
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent_pid:  # it died before the call above
+    if os.getppid() != parent_pid:  # the parent died before the call above
         sys.exit(1)
 
 
 def give_way(niceness: int) -> None:
-    """Take the processor only as far as the others leave it; 0 changes nothing.
+    """Lower the process's share of the processor by its niceness; 0 changes nothing.
 
-    The session keeps its usual share where the system does not let it be lowered.
+    If the system refuses, the session keeps its share.
     """
     if not niceness:
         return
@@ -48,9 +49,9 @@ def give_way(niceness: int) -> None:
             _AUTOGROUP.write_text(str(niceness))
             return
         except BlockingIOError:
-            # of all users but root together, the kernel takes one such write in a tenth of a second
+            # the kernel takes one such write in 0.1 s, from all users except root together
             time.sleep(_PAUSE_S)
-        except OSError:  # no such file, or a container that may not write it: a wish, not a need
+        except OSError:  # no such file, or a container that may not write it
             return
 
 

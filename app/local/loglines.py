@@ -1,6 +1,6 @@
-"""The children's lines in one form: each library's way of logging read, its greetings left out.
+"""Reads the log lines of each library into one form and drops the routine ones.
 
-Our own processes log through `inference.logs`; Redis, TensorFlow's C++ and Python itself print as they like.
+Forecache's processes log through `inference.logs`; Redis, TensorFlow's C++ and Python itself have their own forms.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 class LogLine:
     """One line as `up` prints it. `at`: wall clock, HH:MM:SS. `level`: debug, info, warning or error.
 
-    `fields`: all that a line in JSON says, its text among it; None for one in words.
+    `fields`: the whole object of a line in JSON; None for a line in words.
     """
 
     at: str
@@ -30,7 +30,7 @@ _OURS = re.compile(r"(?P<at>\d\d:\d\d:\d\d) \[(?P<level>\w+) *\] (?P<text>.*)")
 _REDIS = re.compile(r"\d+:[A-Z] \d\d \w{3} \d{4} (?P<at>\d\d:\d\d:\d\d)\.\d+ (?P<level>[.*#-]) (?P<text>.*)")
 _REDIS_SIGNAL = re.compile(r"\d+:signal-handler \(\d+\) (?P<text>.*)")
 _TENSORFLOW = re.compile(r"\d{4}-\d\d-\d\d (?P<at>\d\d:\d\d:\d\d)\.\d+: (?P<level>[IWEF]) (?P<text>.*)")
-#: before its logging is set up, the time of an absl line is 00:00 and epoch seconds
+#: until absl has set up its logging, its time is 00:00 and epoch seconds
 _ABSL = re.compile(r"(?P<level>[IWEF])\d{4} \d\d:\d\d:\S+ +\d+ (?P<text>\S+:\d+\] .*)")
 _LIBRARY = re.compile(r"(?P<level>DEBUG|INFO|WARNING|ERROR|CRITICAL):(?P<text>.*)")
 _PYTHON_WARNING = re.compile(r"\S+\.py:\d+: (?P<text>\w*Warning: .*)")
@@ -48,7 +48,7 @@ _REDIS_ROUTINE = re.compile(
     r"oO0OoO0OoO0Oo|Redis version=|Configuration loaded|Server initialized|User requested shutdown"
     r"|Redis is now ready to exit|Received SIG"
 )
-#: printed at every start on a healthy machine, with a GPU or without; see tensorflow#62075 for the factories
+#: TensorFlow prints these at every start, with a GPU or without; the factories: tensorflow#62075
 _TENSORFLOW_ROUTINE = re.compile(
     r"All log messages before absl::InitializeLog|Unable to register cu\w+ factory"
     r"|computation placer already registered|CUDA_ERROR_NO_DEVICE|Could not find cuda drivers"
@@ -56,21 +56,21 @@ _TENSORFLOW_ROUTINE = re.compile(
 )
 #: the second line of one of these notes
 _TENSORFLOW_MORE = "To enable the following instructions:"
-#: the prefix says it already
+#: the name before the line says it already
 _OWN_NAME = re.compile(r" process=\S+")
-#: colours, and whatever else would move the cursor
+#: colours, and codes that move the cursor
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 
 
 class LogReader:
-    """Reads one process's lines in their order: what follows a traceback's head belongs to it."""
+    """Reads the lines of one process in their order. Lines after a traceback's first line belong to the traceback."""
 
     def __init__(self, now: Callable[[], str] = lambda: strftime("%H:%M:%S")) -> None:
         self._now = now
         self._in_traceback = False
 
     def read(self, line: str) -> LogLine | None:
-        """Return the line in the one form; None for one that says nothing."""
+        """Return the line in the one form; None: the line is empty or routine."""
         line = _CONTROL.sub("", line).rstrip()
         if not line or line.startswith(_TENSORFLOW_MORE):
             return None
@@ -91,7 +91,7 @@ class LogReader:
             return None
         try:
             fields = json.loads(line)
-        except ValueError:  # a dictionary that somebody printed
+        except ValueError:  # a printed dictionary
             return None
         if not isinstance(fields.get("event"), str):
             return None
@@ -107,19 +107,19 @@ class LogReader:
         return LogLine(match["at"], level, match["text"])
 
     def _tensorflow(self, line: str) -> LogLine | None:
-        """Read what TensorFlow, XLA and absl print from C++. Their notes are for their own developers."""
+        """Read a line of TensorFlow, XLA or absl from C++. Drops their infos, which are for their developers."""
         match = _TENSORFLOW.fullmatch(line) or _ABSL.fullmatch(line)
         if not match:
             return None
-        dull = match["level"] == "I" or _TENSORFLOW_ROUTINE.search(match["text"])
+        is_routine = match["level"] == "I" or _TENSORFLOW_ROUTINE.search(match["text"])
         return LogLine(
-            match.groupdict().get("at") or self._now(), _level(match["level"]), "" if dull else match["text"]
+            match.groupdict().get("at") or self._now(), _level(match["level"]), "" if is_routine else match["text"]
         )
 
     def _other(self, line: str) -> LogLine | None:
         if match := _LIBRARY.fullmatch(line):
-            dull = _TENSORFLOW_ROUTINE.search(match["text"])
-            return LogLine(self._now(), _level(match["level"].lower()), "" if dull else match["text"].strip())
+            is_routine = _TENSORFLOW_ROUTINE.search(match["text"])
+            return LogLine(self._now(), _level(match["level"].lower()), "" if is_routine else match["text"].strip())
         if match := _PYTHON_WARNING.fullmatch(line):
             return LogLine(self._now(), "warning", match["text"])
         if match := _COMMAND.fullmatch(line):

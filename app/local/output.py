@@ -1,27 +1,31 @@
-"""The children's lines, each behind the name of who said it, all in one form: name, time, level, text."""
+"""What `up` prints: the lines of all processes in one form, and a table of their states."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from time import strftime
 from typing import TextIO
 
 from app.local.loglines import LogLine, LogReader
+from app.local.programs import Program
 
 _COLORS = (36, 33, 32, 35, 34, 96, 93, 92, 95, 94)
 _LEVEL_COLORS = {"debug": 2, "warning": 33, "error": 31}
 _LONGEST_LEVEL = len("warning")
-#: a line without an end is passed on in pieces of this many bytes
+#: a line without an end is printed in pieces of this many bytes
 _LONGEST_LINE = 64 * 1024
+#: quick deaths in a row after which the table shows the program that keeps dying
+KEEPS_DYING = 3
+_HEADS = ("process", "pid", "state", "URL")
 
 
 class Output:
-    """Prints lines of several writers to one stream, whole lines only; `as_json`: each line an object."""
+    """Prints whole lines of several processes to one stream. `as_json`: each line is an object."""
 
     def __init__(self, names: list[str], stream: TextIO, *, as_json: bool = False) -> None:
         self._stream = stream
@@ -32,14 +36,14 @@ class Output:
 
     def say(self, text: str, level: str = "info") -> None:
         """Print a line of the supervisor itself."""
-        self.line("up", LogLine(strftime("%H:%M:%S"), level, text))
+        self.line("up", LogLine(time.strftime("%H:%M:%S"), level, text))
 
     def line(self, name: str, line: LogLine) -> None:
-        """Print one line; a reader that went away is no reason to stop serving."""
+        """Print one line. When the reader or the terminal has gone, print nothing and go on."""
         text = _as_json(name, line) if self._as_json else self._in_words(name, line)
         try:
             print(text, file=self._stream, flush=True)
-        except BrokenPipeError:
+        except OSError:
             self._stream = open(os.devnull, "w")  # noqa: PTH123, SIM115 - kept open until the process ends
 
     def _in_words(self, name: str, line: LogLine) -> str:
@@ -54,26 +58,25 @@ class Output:
 def _as_json(name: str, line: LogLine) -> str:
     now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
     fields = line.fields or {"event": line.text, "level": line.level, "timestamp": now}
-    # which of several workers it is, the supervisor knows better
+    # a worker calls itself "gpu", the supervisor knows that it is "batch-1"
     return json.dumps({**fields, "process": name})
 
 
 class Lines:
-    """Takes one process's bytes as they come and hands on its lines. Shaped as circus calls a stream."""
+    """Splits the output of one process into lines and prints them. `on_text` gets the text of each printed line."""
 
-    def __init__(self, name: str, output: Output) -> None:
+    def __init__(self, name: str, output: Output, on_text: Callable[[str], None] | None = None) -> None:
         self._name = name
         self._output = output
+        self._on_text = on_text
         self._reader = LogReader()
         self._rest = b""
-        #: the newest lines as they were said, for saying why a process ended
+        #: the newest lines as the process wrote them; they tell why it ended
         self.last: deque[str] = deque(maxlen=20)
-        #: told the text of each line that is printed
-        self.on_text: Callable[[str], None] | None = None
 
-    def __call__(self, data: dict[str, bytes]) -> None:
-        """Take {"data": bytes}."""
-        *lines, self._rest = (self._rest + data["data"]).split(b"\n")
+    def take(self, data: bytes) -> None:
+        """Take a piece of the output; a piece may end anywhere."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > _LONGEST_LINE:
             lines.append(self._rest)
             self._rest = b""
@@ -81,7 +84,7 @@ class Lines:
             self._emit(line)
 
     def close(self) -> None:
-        """Hand on a last line without an end."""
+        """Print a last line that has no end."""
         if self._rest:
             self._emit(self._rest)
             self._rest = b""
@@ -93,10 +96,83 @@ class Lines:
         if read is None:
             return
         self._output.line(self._name, read)
-        if self.on_text:
-            self.on_text(read.text)
+        if self._on_text:
+            self._on_text(read.text)
 
 
-def standard_output(names: list[str], *, as_json: bool = False) -> Output:
-    """Return an Output on this process's standard output."""
-    return Output(names, sys.stdout, as_json=as_json)
+@dataclass
+class _Row:
+    url: str
+    pid: int | None = None
+    state: str = "waiting"
+    #: time.monotonic
+    ready_at: float | None = None
+
+
+class Board:
+    """Keeps the state of every program and prints the table: once all are ready, and again after a death.
+
+    `say` prints a line of the supervisor with its level.
+    """
+
+    def __init__(self, programs: Sequence[Program], say: Callable[[str, str], None]) -> None:
+        self._rows = {program.name: _Row(program.url) for program in programs}
+        self._say = say
+        self._started_at = time.monotonic()
+        self._told = False
+        self._again = False
+
+    def started(self, name: str, pid: int) -> None:
+        """Note a new process."""
+        row = self._rows[name]
+        row.pid, row.state, row.ready_at = pid, "starting", None
+
+    def ready(self, name: str) -> None:
+        """Note that a process does its work. If it was the last one missing, print the table."""
+        row = self._rows[name]
+        if row.state != "starting":
+            return
+        row.state, row.ready_at = "ready", time.monotonic()
+        if not self._told and all(row.state == "ready" for row in self._rows.values()):
+            self._tell_all_ready()
+
+    def worked_s(self, name: str) -> float:
+        """Return for how long a process has been ready; 0 if it is not."""
+        ready_at = self._rows[name].ready_at
+        return 0.0 if ready_at is None else time.monotonic() - ready_at
+
+    def died(self, name: str, manner: str, wait_s: float, quick_deaths: int) -> None:
+        """Print a death and the time of the restart; print the table when the program keeps dying."""
+        when = f"in {wait_s:g} s" if wait_s else "now"
+        row = self._rows[name]
+        row.pid, row.state, row.ready_at = None, f"restarting {when}", None
+        self._told = False
+        self._say(f"{name} ended ({manner}), restarting {when}", "warning")
+        if quick_deaths == KEEPS_DYING:
+            self._tell("warning")
+            self._say(f"{name} keeps dying: its own lines above say why", "warning")
+
+    def tell_if_waiting(self) -> None:
+        """Print the table if a program is not ready."""
+        missing = [name for name, row in self._rows.items() if row.state != "ready"]
+        if missing:
+            self._tell("warning")
+            self._say(f"not ready yet: {', '.join(missing)}; their own lines above say more", "warning")
+
+    def _tell_all_ready(self) -> None:
+        self._tell("info")
+        took_s = time.monotonic() - self._started_at
+        self._say(
+            "all ready again" if self._again else f"all ready after {took_s:.0f} s; Ctrl-C stops everything", "info"
+        )
+        self._told = self._again = True
+
+    def _tell(self, level: str) -> None:
+        for line in table_lines([_HEADS, *((n, str(r.pid or "-"), r.state, r.url) for n, r in self._rows.items())]):
+            self._say(line, level)
+
+
+def table_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return rows as lines, each column as wide as its longest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

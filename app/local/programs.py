@@ -1,7 +1,8 @@
-"""What `forecache up` runs: a pure list of programs, made from the settings."""
+"""Lists the programs that `forecache up` runs, from the settings and from `--only` and `--without`."""
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import sys
@@ -12,14 +13,17 @@ from typing import Any
 
 from app.local.embedded_redis import EmbeddedRedis, explain_death
 from app.local.ports import LOOPBACK
+from inference.errors import SettingsError
 from inference.settings import REALTIME_QUEUE, ApiSettings, DashboardSettings, Settings, WorkerSettings
 from inference.settings.addresses import reachable_url
 
 #: seconds that a worker may take to finish its chunk before it is killed; a killed chunk runs again
 WORKER_GRACE_S = 20.0
 GRACE_S = 10.0
-#: of what nobody waits for: starting TensorFlow takes whole seconds of every core, and requests go on meanwhile
+#: of programs that no request waits for: TensorFlow's start takes whole seconds of every core while requests go on
 NICENESS = 10
+#: the names of programs in `--only` and `--without`
+KINDS = ("redis", "maintenance", "realtime", "batch", "beat", "api", "dashboard")
 #: kinds that requests go through, beside Redis
 _IN_A_HURRY = ("realtime", "api")
 
@@ -29,14 +33,14 @@ class Program:
     """One process to keep alive.
 
     `env` is added to the supervisor's environment. `grace_s`: seconds between SIGTERM and SIGKILL.
-    `is_ready`: the programs after it wait until it is True; None means no waiting.
-    `says_ready`: what one of its lines says when it does its work; None means as soon as it runs.
-    `url`: where it is reached, for people.
-    `on_start` is told the pid of each start.
-    `explain`: turns the last lines of one that ends before it is ready into one sentence.
-    `stops_last`: it is stopped when all others have ended.
+    `is_ready`: the programs after this one wait until it returns True; None: they do not wait.
+    `says_ready`: matches the line that the program prints when it does its work; None: it works as soon as it runs.
+    `url`: its address, for people.
+    `on_start` gets the pid of each new process.
+    `explain` makes one sentence from the last lines of a process that ended before it was ready.
+    `stops_last`: the supervisor stops it when all others have ended.
     `niceness`: how far it gives way to the others when the processor is short (0 to 19).
-    `fds`: of the supervisor's open files, those that it is given.
+    `fds`: file descriptors of the supervisor that it inherits.
     """
 
     name: str
@@ -54,21 +58,20 @@ class Program:
 
     @property
     def kind(self) -> str:
-        """What it is called in `--only` and `--without`: its name without the number."""
+        """Its name without the number, as in `--only` and `--without`."""
         return self.name.partition("-")[0]
 
 
 def all_programs(
     settings: Settings, redis: EmbeddedRedis | None, gpus: Sequence[str] | None, *, listener: int | None = None
 ) -> list[Program]:
-    """Return every process of the deployment, in the order in which they start.
+    """Return every program of the deployment, in the order in which they start.
 
-    `gpus`: what `visible_gpus` found; one batch worker and the real-time workers of the settings go to each.
-    `listener`: the file descriptor of a socket that the API processes share; None where there is one, which opens its
-    own.
+    `gpus`: the result of `visible_gpus`; each GPU gets the batch and real-time workers that the settings say.
+    `listener`: file descriptor of the socket that several API processes share; None: one process opens its own.
     """
     return [
-        *([_redis_program(redis)] if redis else []),
+        *([redis_program(redis)] if redis else []),
         _worker("maintenance", "maintenance"),
         *(
             program
@@ -104,10 +107,32 @@ def _apis(api: ApiSettings, listener: int | None) -> list[Program]:
     ]
 
 
-def visible_gpus(workers: WorkerSettings, devices: Path = Path("/dev")) -> list[str] | None:
-    """Return the GPUs to pin workers to, as CUDA names them; [] to hide them all, None when there are none.
+def chosen_kinds(only: Sequence[str] = (), without: Sequence[str] = ()) -> frozenset[str]:
+    """Return the kinds to run. Each text may hold several names, with commas between them.
 
-    "auto" takes what CUDA_VISIBLE_DEVICES leaves, else every NVIDIA device of this machine.
+    Raises:
+        SettingsError: a name is unknown (the message names the nearest), or no kind is left.
+    """
+    chosen = frozenset(_names("--only", only) or KINDS) - set(_names("--without", without))
+    if not chosen:
+        raise SettingsError("--only and --without leave nothing to run", field="only")
+    return chosen
+
+
+def _names(option: str, texts: Sequence[str]) -> list[str]:
+    names = [name.strip() for text in texts for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in KINDS:
+            near = difflib.get_close_matches(name.lower(), KINDS, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ";"
+            raise SettingsError(f"{option}: unknown process {name!r}{hint} known: {', '.join(KINDS)}", field=option)
+    return names
+
+
+def visible_gpus(workers: WorkerSettings, devices: Path = Path("/dev")) -> list[str] | None:
+    """Return the GPUs to pin workers to, by their CUDA names; [] hides all GPUs, None: the machine has none.
+
+    "auto" takes the GPUs in CUDA_VISIBLE_DEVICES, or without that variable every NVIDIA device of this machine.
     """
     if workers.gpus == "none":
         return []
@@ -128,11 +153,11 @@ def _workers(
         places = [{}] if gpus is None else [{"CUDA_VISIBLE_DEVICES": "-1"}]
     environments = [place for place in places for _ in range(per_gpu)]
     names = [f"{name}-{number}" for number in range(1, len(environments) + 1)] if len(environments) > 1 else [name]
-    return [_worker(own, module, env, queue) for own, env in zip(names, environments, strict=True)]
+    return [_worker(each, module, env, queue) for each, env in zip(names, environments, strict=True)]
 
 
 def _worker(name: str, module: str, env: dict[str, str] | None = None, queue: str | None = None) -> Program:
-    # the second is Celery's own line once it takes tasks
+    # Celery prints `says_ready` once it takes tasks
     return _module(
         name, "workers", module, *(["-Q", queue] if queue else []), "-n", f"{name}@%h",
         says_ready=rf"{name}@\S+ ready", env=env or {}, grace_s=WORKER_GRACE_S,
@@ -140,7 +165,7 @@ def _worker(name: str, module: str, env: dict[str, str] | None = None, queue: st
 
 
 def _module(name: str, module: str, *arguments: str, says_ready: str, **options: Any) -> Program:
-    # -P: the user's folder may hold an app.py, tasks.py or workers.py of its own
+    # -P: the user's folder may contain another app.py, tasks.py or workers.py
     argv = [sys.executable, "-P", "-m", module, *arguments]
     niceness = 0 if name.partition("-")[0] in _IN_A_HURRY else NICENESS
     return Program(name, argv, says_ready=re.compile(says_ready), niceness=niceness, **options)
@@ -150,7 +175,8 @@ def _url(listener: ApiSettings | DashboardSettings) -> str:
     return reachable_url(listener.host, listener.port)
 
 
-def _redis_program(redis: EmbeddedRedis) -> Program:
+def redis_program(redis: EmbeddedRedis) -> Program:
+    """Return the program of the embedded Redis; all others wait until it is ready."""
     return Program(
         "redis",
         redis.argv,

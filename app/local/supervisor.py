@@ -1,133 +1,297 @@
-"""Starts a list of programs in order, keeps each of them alive, and stops them all in order."""
+"""Starts a list of programs, restarts each one that dies, and stops all of them in order."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
-import zmq
-from circus.arbiter import Arbiter
-from tornado.ioloop import IOLoop
-
-from app.local.board import Board
-from app.local.output import Lines, Output
+from app.local.output import Board, Lines, Output
 from app.local.programs import Program
-from app.local.watching import ProgramWatcher
 from inference.errors import Unavailable
 from inference.failures import Failures
 
-#: seconds between two looks: a death is noticed within this time
-CHECK_S = 0.3
+#: a process that worked for this long is healthy: its next start is not delayed
+LONG_LIFE_S = 10.0
+LONGEST_WAIT_S = 30.0
+#: seconds between two calls of `Program.is_ready`
+LOOK_EVERY_S = 0.1
 #: seconds that a program may take until it is ready; a Redis with much data loads for a while
 READY_WITHIN_S = 300.0
-#: seconds after which the table shows who is not ready
+#: seconds after which the table shows the programs that are not ready
 SLOW_START_S = 60.0
-#: how often a program is started that is killed before it is ready
+#: starts of a program that is killed each time before it is ready
 _TRIES = 3
+#: seconds that the supervisor reads on when a process has ended and one of its children keeps the pipe open
+_DRAIN_S = 0.3
+#: the exit code that shells report for a program that cannot be started
+_NOT_STARTED = 127
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+class Backoff:
+    """Counts quick deaths in a row: the first restart comes at once, the next after 1, 2, 4 … 30 seconds."""
+
+    def __init__(self) -> None:
+        self.quick_deaths = 0
+
+    def after_death(self, worked_s: float) -> float:
+        """Return the seconds to wait. `worked_s`: for how long the process was ready."""
+        self.quick_deaths = 0 if worked_s >= LONG_LIFE_S else self.quick_deaths + 1
+        return 0.0 if self.quick_deaths <= 1 else min(LONGEST_WAIT_S, 2.0 ** (self.quick_deaths - 2))
+
+
+class _Process(asyncio.SubprocessProtocol):
+    """One running process: its own session, no standard input, one pipe for all that it prints.
+
+    `asyncio.create_subprocess_exec` would not do: its `wait` also waits until the last grandchild has closed the pipe
+    (python/cpython#119710), and its streams refuse lines of more than 64 KiB.
+    """
+
+    def __init__(self, lines: Lines) -> None:
+        self.exited = asyncio.Event()
+        self._disconnected = asyncio.Event()
+        self._lines = lines
+        self._transport: asyncio.SubprocessTransport
+
+    @classmethod
+    async def start(cls, program: Program, lines: Lines) -> _Process:
+        """Start the program behind `app.local.child`, so that it dies with this process.
+
+        asyncio forks in the thread that calls this. It must be the main thread: the kernel sends the parent-death
+        signal when the forking thread ends.
+
+        Raises:
+            OSError: the system starts no more processes.
+        """
+        transport, process = await asyncio.get_running_loop().subprocess_exec(
+            lambda: cls(lines),
+            sys.executable,
+            *("-P", "-m", "app.local.child", str(os.getpid()), str(program.niceness), *program.argv),
+            env=os.environ | program.env | _child_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=program.fds,
+            start_new_session=True,  # the terminal sends Ctrl-C to the supervisor alone, which stops all in order
+        )
+        process._transport = transport
+        return process
+
+    @property
+    def pid(self) -> int:
+        return self._transport.get_pid()
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code, or minus the signal's number; None while the process runs."""
+        return self._transport.get_returncode()
+
+    def terminate(self) -> None:
+        """Send SIGTERM to the process itself: it stops its own children."""
+        # not by the transport: before Python 3.12.5 its signals may steal the exit code (python/cpython#87744)
+        if self.exit_code is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL to the process and to its children."""
+        if self.exit_code is None:
+            with suppress(ProcessLookupError, PermissionError):  # macOS refuses a group of zombies
+                os.killpg(self.pid, signal.SIGKILL)
+
+    async def close(self) -> int:
+        """Wait for the end of the process and for its last words, close the pipe, and return the exit code."""
+        await self.exited.wait()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._disconnected.wait(), _DRAIN_S)
+        self._transport.close()
+        await self._disconnected.wait()
+        return self.exit_code or 0
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:  # noqa: ARG002 - asyncio's signature
+        self._lines.take(data)
+
+    def process_exited(self) -> None:
+        self.exited.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        self._lines.close()
+        self._disconnected.set()
+
+
+class ProgramRunner:
+    """Runs one program and starts it again whenever it ends."""
+
+    def __init__(self, program: Program, output: Output, board: Board, after: ProgramRunner | None) -> None:
+        self.program = program
+        #: set once `program.is_ready` has returned True
+        self.was_ready = asyncio.Event()
+        self._after = after
+        self._board = board
+        self._failures = Failures(__name__, "look")
+        self._lines = Lines(program.name, output, on_text=self._look_for_ready)
+        self._process: _Process | None = None
+
+    async def run(self) -> None:
+        """Run the program, when the one before it is ready, until this task is cancelled. `stop` then ends the process.
+
+        Raises:
+            Unavailable: other programs wait for this one, and it does not become ready.
+        """
+        if self._after:
+            await self._after.was_ready.wait()
+        backoff, deaths = Backoff(), 0
+        while True:
+            exit_code = await self._run_once()
+            deaths += 1
+            # a killed program gets another try; one that exits by itself would do so for ever
+            if self._must_become_ready and (exit_code >= 0 or deaths >= _TRIES):
+                raise Unavailable(self._explain_death())
+            wait_s = backoff.after_death(self._board.worked_s(self.program.name))
+            self._board.died(self.program.name, _manner(exit_code), wait_s, backoff.quick_deaths)
+            await asyncio.sleep(wait_s)
+
+    async def stop(self) -> None:
+        """End the process: SIGTERM, and SIGKILL when its grace is over."""
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            await asyncio.wait_for(self._process.exited.wait(), self.program.grace_s)
+        except TimeoutError:
+            self._process.kill()
+        await self._process.close()
+
+    def kill(self) -> None:
+        """End the process at once."""
+        if self._process:
+            self._process.kill()
+
+    async def _run_once(self) -> int:
+        """Run the program until it ends and return its exit code."""
+        name, program = self.program.name, self.program
+        try:
+            process = self._process = await _Process.start(program, self._lines)
+        except OSError as error:
+            self._lines.take(f"cannot be started: {error.strerror}\n".encode())
+            return _NOT_STARTED
+        self._board.started(name, process.pid)
+        if program.on_start:
+            with self._failures.kept_here(name, program=name):
+                program.on_start(process.pid)
+        if program.is_ready:
+            await self._wait_until_ready(process)
+        elif program.says_ready is None:
+            self._board.ready(name)
+        exit_code = await process.close()
+        self._process = None
+        return exit_code
+
+    @property
+    def _must_become_ready(self) -> bool:
+        return self.program.is_ready is not None and not self.was_ready.is_set()
+
+    async def _wait_until_ready(self, process: _Process) -> None:
+        """Return when the program is ready or has ended."""
+        name, is_ready = self.program.name, self.program.is_ready
+        try:
+            async with asyncio.timeout(READY_WITHIN_S if self._must_become_ready else None):
+                while is_ready and not process.exited.is_set():
+                    with self._failures.kept_here(name, program=name):
+                        if await asyncio.to_thread(is_ready):
+                            self._board.ready(name)
+                            self.was_ready.set()
+                            return
+                    await asyncio.sleep(LOOK_EVERY_S)
+        except TimeoutError:
+            raise Unavailable(f"{name} is not ready after {READY_WITHIN_S:g} s") from None
+
+    def _look_for_ready(self, text: str) -> None:
+        if self.program.says_ready and self.program.says_ready.search(text):
+            self._board.ready(self.program.name)
+
+    def _explain_death(self) -> str:
+        if self.program.explain:
+            return self.program.explain(list(self._lines.last))
+        return f"{self.program.name} does not start"
+
+
 class Supervisor:
-    """Runs programs until it is told to stop. Make it inside a running event loop, on the main thread."""
+    """Runs programs until a signal stops it. Must run on the main thread."""
 
     def __init__(self, programs: Sequence[Program], output: Output) -> None:
-        # circus tells every start and stop; what matters is reported below
-        logging.getLogger("circus").setLevel(logging.WARNING)
         self._output = output
         self._board = Board(programs, output.say)
-        self._context = zmq.Context()
-        self.watchers = [ProgramWatcher(each, Lines(each.name, output), self._board) for each in programs]
-        # circus insists on control sockets: inside the process they are nobody's port and nobody's file
-        self._arbiter = Arbiter(
-            list(self.watchers), "inproc://control", "inproc://events",
-            check_delay=CHECK_S, context=self._context, loop=IOLoop.current(),
-        )  # fmt: skip
-        # circus drops a signal that comes while it is busy restarting something, so its handlers go
-        self._arbiter.ctrl.sys_hdl.stop()
+        self._runners: list[ProgramRunner] = []
+        awaited: ProgramRunner | None = None
+        for program in programs:
+            self._runners.append(ProgramRunner(program, output, self._board, after=awaited))
+            if program.is_ready:
+                awaited = self._runners[-1]
         self._told_to_stop = asyncio.Event()
         self._stops_asked = 0
 
     async def run(self) -> None:
-        """Start everything, keep it running until SIGINT, SIGTERM or SIGHUP, stop everything.
+        """Start all programs, keep them running until SIGINT, SIGTERM or SIGHUP, then stop them.
 
-        A second signal kills what is still stopping, but for what stops last; a third kills that too.
+        A second signal kills the programs that are still stopping, but not those that stop last; a third kills these
+        too.
 
         Raises:
-            Unavailable: a program that others wait for ended before it was ready; all others are stopped.
+            Unavailable: a program that others wait for does not become ready; all others are stopped.
         """
+        # a parent may have left it ignored, which hides exit codes from waitpid (python/cpython#76296)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         loop = asyncio.get_running_loop()
         for number in _STOP_SIGNALS:
-            loop.add_signal_handler(number, self.stop_soon)
+            loop.add_signal_handler(number, self._take_stop_signal)
         slow_start = loop.call_later(SLOW_START_S, self._board.tell_if_waiting)
-        looks = asyncio.create_task(self._look_who_is_ready())
+        told_to_stop = asyncio.create_task(self._told_to_stop.wait())
+        running = [asyncio.create_task(each.run()) for each in self._runners]
         try:
-            await self._start()
-            await self._told_to_stop.wait()
+            await asyncio.wait([told_to_stop, *running], return_when=asyncio.FIRST_COMPLETED)
         finally:
             slow_start.cancel()
-            looks.cancel()
-            await self._stop()
+            for task in (told_to_stop, *running):
+                task.cancel()  # from here on, nothing is started again
+            await asyncio.wait(running)
+            for last in (False, True):
+                await asyncio.gather(*(each.stop() for each in self._runners if each.program.stops_last is last))
             for number in _STOP_SIGNALS:
                 loop.remove_signal_handler(number)
+        for task in running:
+            if not task.cancelled():
+                task.result()
 
-    def stop_soon(self) -> None:
-        """Begin to stop; when it has begun already, kill."""
+    def _take_stop_signal(self) -> None:
+        """Begin to stop; at the second signal, kill."""
         self._stops_asked += 1
         if self._stops_asked == 1:
             self._output.say("stopping: workers finish what they have in hand; Ctrl-C again kills them")
         else:
             self._output.say("killing what still runs; a chunk cut off here is scored again at the next start")
-            for watcher in self.watchers:
-                # its data is in order only when it ends in order
-                if self._stops_asked > 2 or not watcher.program.stops_last:
-                    watcher.kill_now()
+            for runner in self._runners:
+                # the data of a program that stops last is complete only after an orderly end
+                if self._stops_asked > 2 or not runner.program.stops_last:
+                    runner.kill()
         self._told_to_stop.set()
 
-    async def _start(self) -> None:
-        await self._arbiter.start()
-        for watcher in self.watchers:
-            if self._told_to_stop.is_set():
-                return
-            await watcher._start()  # the arbiter's own way of starting one
-            if watcher.is_stopped():
-                raise Unavailable(f"{watcher.name} cannot be started on this machine")
-            await self._until_ready(watcher)
 
-    async def _until_ready(self, watcher: ProgramWatcher) -> None:
-        program = watcher.program
-        if program.is_ready is None:
-            return
-        end = asyncio.get_running_loop().time() + READY_WITHIN_S
-        while not self._told_to_stop.is_set() and not await asyncio.to_thread(program.is_ready):
-            watcher.reap_dead()
-            last_lines = list(watcher.lines.last)
-            # one that was killed is started again; one that gave up would do so for ever
-            if watcher.ended_by_itself or watcher.deaths >= _TRIES:
-                raise Unavailable(program.explain(last_lines) if program.explain else f"{program.name} does not start")
-            if asyncio.get_running_loop().time() > end:
-                raise Unavailable(f"{program.name} is not ready after {READY_WITHIN_S:g} s")
-            await asyncio.sleep(0.05)
+def _child_environment() -> dict[str, str]:
+    # Celery warns root in eight lines from every worker: `up` says it once
+    filters = [os.environ.get("PYTHONWARNINGS", ""), "ignore:You're running the worker with superuser privileges"]
+    return {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": ",".join(filter(None, filters))}
 
-    async def _stop(self) -> None:
-        self._told_to_stop.set()
-        self._arbiter.ctrl.caller.stop()  # no more looks: nothing is started again from here on
-        while self._arbiter._exclusive_running_command is not None:  # noqa: ASYNC110 - circus offers no event
-            await asyncio.sleep(0.02)
-        for last in (False, True):
-            await asyncio.gather(*(each._stop(True) for each in self.watchers if each.program.stops_last is last))
-        await self._arbiter.stop()
-        await asyncio.sleep(0)  # the arbiter closes its sockets in the loop's next turn
-        self._context.destroy(linger=0)
 
-    async def _look_who_is_ready(self) -> None:
-        """Ask those that can be asked, at their first start and after each death."""
-        failures = Failures(__name__, "look")
-        while True:
-            for watcher in self.watchers:
-                is_ready = watcher.program.is_ready
-                with failures.kept_here(watcher.name, program=watcher.name):
-                    if is_ready and self._board.is_starting(watcher.name) and await asyncio.to_thread(is_ready):
-                        self._board.ready(watcher.name)
-            await asyncio.sleep(CHECK_S)
+def _manner(exit_code: int) -> str:
+    if exit_code >= 0:
+        return f"exit code {exit_code}"
+    try:
+        return f"killed by {signal.Signals(-exit_code).name}"
+    except ValueError:  # a real-time signal: most have no name
+        return f"killed by signal {-exit_code}"

@@ -1,53 +1,54 @@
-"""`forecache up`: checks everything that can be checked, then hands over to the supervisor."""
+"""Runs `forecache up`: checks settings, libraries and ports, then starts the supervisor."""
 
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import socket
+import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from datetime import datetime
 from importlib.util import find_spec
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from app.http import listen
 from app.local import embedded_redis
-from app.local.embedded_redis import EmbeddedRedis
-from app.local.files import only_one, private_folder
-from app.local.output import Output, standard_output
+from app.local.embedded_redis import EmbeddedRedis, private_folder
+from app.local.output import Output
 from app.local.ports import require_free
 from app.local.programs import Program, all_programs, visible_gpus
-from app.local.selection import chosen_kinds
 from app.local.supervisor import Supervisor
-from inference.errors import ModelError, SettingsError
+from inference.errors import Conflict, ModelError, SettingsError
 from inference.models.formats import Format, require_model_file
 from inference.models.versions import find_versions, wanted_versions
 from inference.settings import Settings, variables_unread
 from inference.settings.addresses import require_allowed
 from inference.settings.deployment import NO_MODEL
 
-#: kind → (module it cannot do without, the extra that brings it)
+#: kind → (module that it needs, the extra that installs it)
 _NEEDS = {"dashboard": ("flower", "dashboard")}
 #: kinds that load models
 _LOADERS = ("batch", "realtime")
 
 
-def up(settings: Settings, kinds: frozenset[str] | None = None) -> None:
-    """Run the deployment's processes on this machine until told to stop; None means all kinds.
+def up(settings: Settings, kinds: frozenset[str]) -> None:
+    """Run the deployment's processes of these kinds on this machine until a signal to stop.
 
     Raises:
-        SettingsError: no model is configured, there is no Redis to be had, an extra is not installed, or
-            the API's address is not allowed.
+        SettingsError: no model is configured, no Redis is found, an extra is not installed, or the API's address is
+            not allowed.
         Conflict: another `up` runs in this folder, or a port is taken.
-        Unavailable: the embedded Redis cannot start, for instance from damaged data.
+        Unavailable: the embedded Redis cannot start, for instance because its data is damaged.
     """
-    kinds = kinds or chosen_kinds()
     if not settings.models:
         raise SettingsError(NO_MODEL, field="models")
     _require_installed(kinds, settings)
     with ExitStack() as on_exit:
         private_folder(settings.state_dir)
-        on_exit.enter_context(only_one(settings.state_dir / "up.lock"))
+        on_exit.enter_context(hold_lock(settings.state_dir / "up.lock"))
         _require_addresses(settings, kinds)
         redis = _embedded_redis(settings, kinds)
         if redis:
@@ -55,7 +56,7 @@ def up(settings: Settings, kinds: frozenset[str] | None = None) -> None:
         gpus = visible_gpus(settings.workers)
         listener = None
         if "api" in kinds and settings.api.processes > 1:
-            # held here, so that whichever of them dies, the others go on
+            # opened here, so that the others go on when one of them dies
             listener = on_exit.enter_context(listen(settings.api)).fileno()
         programs = all_programs(settings, redis, gpus, listener=listener)
         programs = [each for each in programs if each.kind in kinds]
@@ -63,22 +64,42 @@ def up(settings: Settings, kinds: frozenset[str] | None = None) -> None:
 
 
 def run_programs(programs: list[Program], notes: list[tuple[str, str]], *, as_json: bool = False) -> None:
-    """Keep the programs running until a signal to stop, their output on standard output.
+    """Keep the programs running until a signal to stop, with their output on standard output.
 
-    `notes`: (text, level), said first. `as_json`: every line is an object.
+    `notes`: (text, level) of the first lines. `as_json`: every line is an object.
 
     Raises:
-        Unavailable: one that others wait for ended before it was ready.
+        Unavailable: a program that others wait for does not become ready.
     """
-    output = standard_output([program.name for program in programs], as_json=as_json)
+    output = Output([program.name for program in programs], sys.stdout, as_json=as_json)
     for text, level in notes:
         output.say(text, level)
-    asyncio.run(_supervise(programs, output))
+    asyncio.run(Supervisor(programs, output).run())
     output.say("all stopped")
 
 
-async def _supervise(programs: list[Program], output: Output) -> None:
-    await Supervisor(programs, output).run()
+@contextmanager
+def hold_lock(path: Path) -> Iterator[None]:
+    """Hold the lock file during the block. The kernel releases it when the process dies.
+
+    Raises:
+        Conflict: another process holds it; the message names its pid and the time of its start.
+    """
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            pid = file.read().strip() or "unknown"
+            since = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
+            raise Conflict(
+                f"`forecache up` already runs in {path.parent.parent} as pid {pid}, since {since:%Y-%m-%d %H:%M:%S}: "
+                f"stop it with `kill {pid}`"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
 
 
 def _require_installed(kinds: frozenset[str], settings: Settings) -> None:
@@ -92,7 +113,7 @@ def _require_installed(kinds: frozenset[str], settings: Settings) -> None:
 
 
 def _newest_formats(settings: Settings) -> Iterator[Format]:
-    """Give the format of each model's newest version; a folder that is wrong is for the workers to refuse."""
+    """Yield the format of each model's newest version. Skips wrong folders, which the workers report."""
     for of_model in settings.models.values():
         try:
             found = find_versions(settings.path(of_model.path))
@@ -126,7 +147,7 @@ def _notes(settings: Settings, kinds: frozenset[str], redis: EmbeddedRedis | Non
             yield f"nothing answers at {_without_password(settings.redis_url)} yet: all will wait for it", "warning"
     if "dashboard" in kinds:
         where = "the settings" if settings.dashboard.password else settings.state_dir / "dashboard.json"
-        yield f"Flower asks for a user and a password: they stand in {where}", "info"
+        yield f"Flower asks for a user and a password: see {where}", "info"
     for name, meant in variables_unread():
         yield f"{name} is no setting, and nothing reads it: call it {meant}", "warning"
     if os.geteuid() == 0:
@@ -140,7 +161,7 @@ def _without_password(url: str) -> str:
 def _answers(url: str) -> bool:
     parts = urlsplit(url)
     if parts.scheme == "unix":
-        return os.path.exists(parts.path)  # noqa: PTH110 - as it stands in the URL
+        return os.path.exists(parts.path)  # noqa: PTH110 - as the URL spells it
     try:
         with socket.create_connection((parts.hostname or "127.0.0.1", parts.port or 6379), timeout=2):
             return True

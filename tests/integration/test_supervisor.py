@@ -14,8 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from app.local.files import only_one, private_folder
+from app.local.embedded_redis import private_folder
 from app.local.ports import require_free
+from app.local.up import hold_lock
 from inference.errors import Conflict
 from tests.support.stack import run_cli
 from tests.support.supervised import Supervised
@@ -64,6 +65,26 @@ def test_last_words_without_a_line_end_are_not_lost_and_carry_the_name(supervise
     said = "\n".join(up.output().splitlines())
     assert re.search(r"^flapping \| \d\d:\d\d:\d\d info    last words$", said, re.MULTILINE)
     assert re.search(r"^flapping \| \d\d:\d\d:\d\d info    hello from flapping é$", said, re.MULTILINE)
+
+
+def test_a_child_that_outlives_its_program_does_not_keep_it_from_its_restart(supervise: Supervise) -> None:
+    up = supervise("leaving")
+    up.wait_said("leaving ended (exit code 3), restarting in 1 s")
+    for orphan in re.findall(r"orphan (\d+)", up.output()):
+        os.kill(int(orphan), signal.SIGKILL)
+    assert up.stop() == 0
+
+
+def test_a_program_that_floods_its_output_neither_blocks_nor_hides_the_others(supervise: Supervise) -> None:
+    up = supervise("flooding", "steady")
+    first = up.wait_pid("steady")
+    wait_for(lambda: up.log.stat().st_size > 10_000_000, "10 MB of output")
+    os.kill(first, signal.SIGKILL)
+    up.wait_pid("steady", other_than=first)
+    children = up.descendants()
+    assert up.stop() == 0
+    assert not [child for child in children if child.is_running()]
+    assert "steady ended (killed by SIGKILL), restarting now" in up.output()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -115,10 +136,10 @@ def test_a_second_up_in_the_folder_is_refused_with_the_pid(supervise: Supervise)
     first = supervise("steady")
     first.wait_pid("steady")
     lock = first.state_dir / "up.lock"
-    with pytest.raises(Conflict, match=f"already runs .* as pid {first.process.pid}, since 2"), only_one(lock):
+    with pytest.raises(Conflict, match=f"already runs .* as pid {first.process.pid}, since 2"), hold_lock(lock):
         pass
     first.stop(signal.SIGKILL)
-    with only_one(lock):  # the kernel let go of it
+    with hold_lock(lock):  # the kernel let go of it
         assert lock.read_text() == str(os.getpid())
 
 

@@ -1,7 +1,8 @@
 """Runs the supervisor over stand-in programs, in a process of its own so that it can be killed.
 
 `python local_up.py FOLDER KIND…`: keeps the programs named: `redis`, the embedded one of FOLDER, or stand-ins that
-stay (`steady`), die at once (`flapping`), or ignore SIGTERM for a short or a long grace (`stubborn`, `busy`).
+stay (`steady`), die at once (`flapping`), die and leave a child that holds their pipe (`leaving`), print without end
+(`flooding`), or ignore SIGTERM for a short or a long grace (`stubborn`, `busy`).
 Each stand-in writes its pid to FOLDER/NAME.pid on every start.
 """
 
@@ -12,9 +13,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from app.local import embedded_redis
-from app.local.files import only_one, private_folder
-from app.local.programs import Program, _redis_program
-from app.local.up import run_programs
+from app.local.embedded_redis import private_folder
+from app.local.programs import Program, redis_program
+from app.local.up import hold_lock, run_programs
 from inference.errors import ForecacheError
 
 _BODY = """
@@ -35,15 +36,20 @@ def _main(folder: Path, kinds: list[str]) -> None:
     private_folder(folder)
     programs = []
     with ExitStack() as on_exit:
-        on_exit.enter_context(only_one(folder / "up.lock"))
+        on_exit.enter_context(hold_lock(folder / "up.lock"))
         if "redis" in kinds:
             redis = embedded_redis.prepare(folder)
             on_exit.callback(redis.withdraw)
-            programs.append(_redis_program(redis))
+            programs.append(redis_program(redis))
         if "steady" in kinds:
             programs.append(stand_in(folder, "steady", "time.sleep(600)"))
         if "flapping" in kinds:
             programs.append(stand_in(folder, "flapping", "sys.stderr.write('last words'); sys.exit(3)"))
+        if "leaving" in kinds:
+            orphan = "import subprocess; print('orphan', subprocess.Popen(['sleep', '60']).pid)"
+            programs.append(stand_in(folder, "leaving", f"{orphan}; sys.exit(3)"))
+        if "flooding" in kinds:
+            programs.append(stand_in(folder, "flooding", "while True: print('x' * 200_000); print('y' * 70)"))
         ignores = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('deaf'); time.sleep(600)"
         if "stubborn" in kinds:
             programs.append(stand_in(folder, "stubborn", ignores, grace_s=1.0))

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import re
-from pathlib import Path
 
 import pytest
 
-from app.local.board import KEEPS_DYING, Board, table_lines
 from app.local.loglines import LogLine, LogReader
-from app.local.output import Lines, Output
+from app.local.output import KEEPS_DYING, Board, Lines, Output, table_lines
 from app.local.programs import Program
-from app.local.selection import KINDS, chosen_kinds
-from inference.errors import SettingsError
 
 CUDNN = "Unable to register cuDNN factory: Attempting to register factory for plugin cuDNN when one has already been"
 
@@ -101,7 +98,7 @@ def test_lines_that_arrive_in_pieces_are_printed_whole_behind_their_name() -> No
     stream = io.StringIO()
     lines = Lines("api", Output(["api", "maintenance"], stream))
     for piece in ("09:08:07 [info] hal", "lo é"[:4], "\n09:08:07 [info] second\n09:08:07 [info] thi"):
-        lines({"data": piece.encode()})
+        lines.take(piece.encode())
     lines.close()
     assert stream.getvalue() == (
         "api         | 09:08:07 info    hallo é\n"
@@ -114,8 +111,8 @@ def test_a_character_cut_in_two_is_put_together_again() -> None:
     stream = io.StringIO()
     lines = Lines("up", Output(["up"], stream))
     data = "🚀\n".encode()
-    lines({"data": data[:2]})
-    lines({"data": data[2:]})
+    lines.take(data[:2])
+    lines.take(data[2:])
     assert stream.getvalue().endswith(" info    🚀\n")
 
 
@@ -123,7 +120,7 @@ def test_an_endless_line_is_passed_on_in_pieces() -> None:
     stream = io.StringIO()
     lines = Lines("up", Output(["up"], stream))
     for _ in range(70):
-        lines({"data": b"x" * 1024})
+        lines.take(b"x" * 1024)
     assert " info    xxx" in stream.getvalue()
 
 
@@ -142,6 +139,17 @@ def test_colours_are_for_terminals_and_for_those_who_want_them(monkeypatch: pyte
     assert said() == "\x1b[36mapi |\x1b[0m 09:08:07 \x1b[31merror  \x1b[0m bad\n"
     monkeypatch.setenv("NO_COLOR", "1")
     assert said() == "api | 09:08:07 error   bad\n"
+
+
+@pytest.mark.parametrize("gone", [BrokenPipeError(), OSError(errno.EIO, "the terminal was closed")])
+def test_a_reader_that_has_gone_is_no_reason_to_stop(gone: OSError) -> None:
+    class Stream(io.StringIO):
+        def write(self, text: str) -> int:
+            raise gone
+
+    output = Output(["api"], Stream())
+    output.say("one")
+    output.say("two")
 
 
 def board(*names: str) -> tuple[Board, list[str]]:
@@ -200,45 +208,13 @@ def test_columns_are_as_wide_as_they_must_be() -> None:
     assert table_lines([["a", "bb"], ["ccc", ""]]) == ["a    bb", "ccc"]
 
 
-def test_kinds_are_chosen_by_name_with_commas_or_one_by_one() -> None:
-    assert chosen_kinds() == set(KINDS)
-    assert chosen_kinds(only=["api, beat", "redis"]) == {"api", "beat", "redis"}
-    assert chosen_kinds(without=["dashboard"]) == set(KINDS) - {"dashboard"}
-    assert chosen_kinds(only=["api,beat"], without=["beat"]) == {"api"}
-
-
-@pytest.mark.parametrize(
-    ("only", "without", "sentence"),
-    [
-        (["bach"], [], "--only: unknown process 'bach'; did you mean 'batch'? known: redis, maintenance,"),
-        ([], ["xyz"], "--without: unknown process 'xyz'; known: redis, maintenance,"),
-        (["api"], ["api"], "--only and --without leave nothing to run"),
-    ],
-)
-def test_a_wrong_choice_is_refused_with_what_there_is(only: list[str], without: list[str], sentence: str) -> None:
-    with pytest.raises(SettingsError) as refused:
-        chosen_kinds(only, without)
-    assert refused.value.message.startswith(sentence)
-
-
-def test_every_kind_is_a_program_of_up() -> None:
-    from app.local.embedded_redis import EmbeddedRedis
-    from app.local.programs import all_programs
-    from inference.settings import Settings, WorkerSettings
-
-    redis = EmbeddedRedis(Path("/state"), Path("/bin/redis-server"), 1234, "secret")
-    programs = all_programs(Settings(workers=WorkerSettings(realtime_processes=2)), redis, None)
-    assert {program.kind for program in programs} == set(KINDS)
-
-
 def test_with_json_every_line_is_an_object_that_names_its_process_whoever_said_it() -> None:
     stream = io.StringIO()
-    lines = Lines("batch-1", Output(["batch-1"], stream, as_json=True))
     seen: list[str] = []
-    lines.on_text = seen.append
+    lines = Lines("batch-1", Output(["batch-1"], stream, as_json=True), on_text=seen.append)
     own = {"timestamp": "2026-11-23T09:08:07Z", "level": "info", "event": "chunk.scored", "process": "gpu", "rows": 3}
     said = [json.dumps(own), "30524:M 23 Nov 2026 09:08:07.150 # Can't save in background", '{"no": "line of ours"}']
-    lines({"data": "\n".join([*said, ""]).encode()})
+    lines.take("\n".join([*said, ""]).encode())
     first, second, third = map(json.loads, stream.getvalue().splitlines())
     assert first == {**own, "process": "batch-1"}
     assert (second["level"], second["event"], second["process"]) == ("warning", "Can't save in background", "batch-1")

@@ -1,4 +1,4 @@
-"""What `up` would start, and how patient it is."""
+"""The programs that `up` starts."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from app.local.backoff import Backoff
 from app.local.embedded_redis import EmbeddedRedis
-from app.local.programs import all_programs, visible_gpus
+from app.local.programs import KINDS, all_programs, chosen_kinds, visible_gpus
+from inference.errors import SettingsError
 from inference.settings import Settings, WorkerSettings
 
 REDIS = EmbeddedRedis(Path("/state"), Path("/bin/redis-server"), 1234, "secret")
@@ -101,9 +101,27 @@ def test_gpus_auto_takes_what_the_environment_leaves_else_what_is_there(
     assert visible_gpus(WorkerSettings(gpus=[1])) == ["1"]
 
 
-def test_the_wait_before_a_restart_doubles_up_to_a_limit_and_a_long_life_ends_it() -> None:
-    backoff = Backoff()
-    assert [backoff.after_death(1) for _ in range(8)] == [0, 1, 2, 4, 8, 16, 30, 30]
-    assert backoff.after_death(60) == 0
-    assert backoff.after_death(1) == 0
-    assert backoff.after_death(1) == 1
+def test_kinds_are_chosen_by_name_with_commas_or_one_by_one() -> None:
+    assert chosen_kinds() == set(KINDS)
+    assert chosen_kinds(only=["api, beat", "redis"]) == {"api", "beat", "redis"}
+    assert chosen_kinds(without=["dashboard"]) == set(KINDS) - {"dashboard"}
+    assert chosen_kinds(only=["api,beat"], without=["beat"]) == {"api"}
+
+
+@pytest.mark.parametrize(
+    ("only", "without", "sentence"),
+    [
+        (["bach"], [], "--only: unknown process 'bach'; did you mean 'batch'? known: redis, maintenance,"),
+        ([], ["xyz"], "--without: unknown process 'xyz'; known: redis, maintenance,"),
+        (["api"], ["api"], "--only and --without leave nothing to run"),
+    ],
+)
+def test_a_wrong_choice_is_refused_with_what_there_is(only: list[str], without: list[str], sentence: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        chosen_kinds(only, without)
+    assert refused.value.message.startswith(sentence)
+
+
+def test_every_kind_is_a_program_of_up() -> None:
+    programs = all_programs(Settings(workers=WorkerSettings(realtime_processes=2)), REDIS, None)
+    assert {program.kind for program in programs} == set(KINDS)
