@@ -35,7 +35,7 @@ def demo(
 ) -> None:
     """Show the whole system at work on a generated table and a small model trained on it."""
     _require_psutil()
-    from app.demo import run_demo
+    from app.demo.show import run_demo
 
     if not run_demo(entities=entities, once=once, keep=keep):
         raise typer.Exit(1)

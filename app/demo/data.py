@@ -1,4 +1,4 @@
-"""The demo's folder: a generated table of users, its settings, and what the model is to learn."""
+"""Generates the demo's folder: tables of users and page views, and the settings."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ DEVICES = ("android", "desktop", "ios")
 FEATURES = (*NUMBERS, "device")
 TARGET = "clicked"
 MODEL = "ctr"
-#: users who signed up after the table was written: the demo's misses
+#: users who signed up after the table was written; requests for them miss
 NEWCOMERS = 100
-#: how many of yesterday's page views the model learns from
+#: page views of yesterday, from which the model learns
 TRAINING_ROWS = 40_000
 SCHEDULE_S = 15
 _SEED = 7
@@ -37,60 +37,60 @@ features = "data/users.parquet"         # what a run scores: one row per entity
 entity_column = "user_id"               # the other columns are matched to the model's inputs by name
 
 [models.ctr.batch]
-schedule = "{schedule_s}s"                        # for the show; in earnest a cron line such as "0 3 * * *"
+schedule = "{schedule_s}s"                        # for this demo; usually a cron line such as "0 3 * * *"
 ttl = "24h"                             # how long a precomputed answer counts as fresh
-rows_per_chunk = {rows_per_chunk}                  # one Celery task each; leave it out, and tasks are larger
+rows_per_chunk = {rows_per_chunk}                  # one Celery task each; without this line tasks are larger
 
 [models.ctr.realtime]
-timeout_ms = 2000                       # how long a caller waits for an answer that must be computed
+timeout_ms = 2000                       # how long a caller waits for an answer that a worker computes
 ttl = "1h"                              # how long such an answer is kept
 """
 
 
 @dataclass(frozen=True)
 class DemoFolder:
-    """Where the demo keeps its files."""
+    """The paths of the demo's files."""
 
     root: Path
 
     @property
     def training(self) -> Path:
-        """Page views of which it is known who clicked."""
+        """Page views, each with or without a click."""
         return self.root / "data" / "training.parquet"
 
     @property
     def source(self) -> Path:
-        """What runs score."""
+        """The table that runs score."""
         return self.root / "data" / "users.parquet"
 
     @property
     def features(self) -> Path:
-        """What answers on demand are computed from: the source and the newcomers."""
+        """The features of computed answers: the users of the source, and the newcomers."""
         return self.root / "data" / "features.parquet"
 
     @property
     def model(self) -> Path:
-        """The model's folder, with numbered versions."""
+        """The model's folder of numbered versions."""
         return self.root / "models" / MODEL
 
     @property
     def settings(self) -> Path:
-        """The file that a user copies."""
+        """The settings, which a user copies."""
         return self.root / "forecache.toml"
 
 
 def known_entity(number: int) -> str:
-    """Return the id of a user whom runs score."""
+    """Return the id of a user in the source."""
     return f"user-{number:06d}"
 
 
 def new_entity(number: int) -> str:
-    """Return the id of a user whom no run has seen."""
+    """Return the id of a newcomer, whom no run scores."""
     return f"new-{number:03d}"
 
 
 def write_folder(folder: DemoFolder, *, entities: int, api_port: int, dashboard_port: int) -> None:
-    """Write tables and settings. The same numbers each time."""
+    """Write tables and settings; the tables are the same each time."""
     folder.source.parent.mkdir(parents=True)
     folder.model.mkdir(parents=True)
     random = np.random.default_rng(_SEED)
@@ -106,14 +106,14 @@ def write_folder(folder: DemoFolder, *, entities: int, api_port: int, dashboard_
         api_port=api_port,
         dashboard_port=dashboard_port,
         schedule_s=SCHEDULE_S,
-        # some ten chunks, so that there is progress to see
+        # about ten chunks, so that the bar moves
         rows_per_chunk=max(entities // 10, 1),
     )
     folder.settings.write_text(settings)
 
 
 def generate_users(ids: list[str], random: np.random.Generator) -> pd.DataFrame:
-    """Return one row per id: what is known about a user before the page is shown."""
+    """Return one row of features per id, as known before the page is shown."""
     rows = len(ids)
     visits = random.gamma(1.5, 3.0, rows).round()
     users = pd.DataFrame(
@@ -130,7 +130,7 @@ def generate_users(ids: list[str], random: np.random.Generator) -> pd.DataFrame:
 
 
 def click_probability(users: pd.DataFrame) -> pd.Series[float]:
-    """Return how likely each user is to click, which the model has to find out."""
+    """Return each user's probability of a click, which the model learns."""
     evening = ((users["hour"] >= 18) & (users["hour"] <= 22)).astype(float)
     by_device = users["device"].map({"android": 0.0, "desktop": -0.5, "ios": 0.4}).astype(float)
     score = 0.9 * np.log1p(users["clicks_30d"]) + 0.25 * np.log1p(users["visits_7d"]) + 0.6 * evening + by_device

@@ -1,4 +1,4 @@
-"""How the demo tells its story: numbered steps, and a live bar for what takes time; plain lines in a pipe."""
+"""Prints the demo's numbered steps, with a live bar on a terminal and plain lines in a pipe."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-#: tells how far it is: (done, total)
+#: shows the progress: (done, total)
 Advance = Callable[[int, int], None]
 
 _TITLE_WIDTH = 14
 
 
 class Screen:
-    """Prints the steps. Colours and bars only on a terminal; `NO_COLOR` is obeyed."""
+    """Prints the steps. Colours and bars appear only on a terminal; `NO_COLOR` removes the colours."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(highlight=False)
@@ -25,31 +25,31 @@ class Screen:
 
     @property
     def is_live(self) -> bool:
-        """Whether somebody watches on a terminal."""
+        """Whether the output is a terminal."""
         return self._console.is_terminal
 
     def step(self, title: str, text: str) -> None:
-        """Tell what has happened; the title is the step's name."""
+        """Print a finished step under the next number."""
         self._step += 1
         head = Text(f"{self._step:>2} {title:<{_TITLE_WIDTH}} ", style="bold cyan")
         self._lines(head, text)
 
     def more(self, text: str) -> None:
-        """Tell more of the step before: a reason, or what follows from it."""
+        """Print another line of the last step."""
         self._lines(Text(" " * (_TITLE_WIDTH + 4)), text)
 
     def say(self, text: str = "", style: str = "") -> None:
-        """Print lines as they are."""
+        """Print text as it is."""
         self._console.print(Text(text, style=style), soft_wrap=True)
 
     @contextmanager
     def waiting(self, text: str) -> Iterator[Advance]:
-        """Show what is awaited while the block runs: a spinner, and from the first figures on a bar.
+        """Show `text` with a spinner while the block runs, and a bar once the block calls the yielded function.
 
-        Nothing in a pipe. It leaves no trace: what came of it is told by a step.
+        Both disappear after the block. A pipe shows neither.
         """
         if not self.is_live:
-            yield _unseen
+            yield lambda _done, _total: None
             return
         columns = (
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(bar_width=28), _Rate(), TimeRemainingColumn(),
@@ -65,15 +65,11 @@ class Screen:
             self._console.print(" " * len(head) + line, soft_wrap=True, markup=False)
 
 
-def _unseen(_done: int, _total: int) -> None:
-    """Show no progress: nobody watches."""
-
-
 class _Rate(ProgressColumn):
-    """Rows done, of how many, and how many a second."""
+    """The column of rows done, all rows, and rows per second."""
 
     def render(self, task: Task) -> Text:
-        """Return the text for the present state; before the first figures, the seconds that passed."""
+        """Return the column's text; before the first figures, the seconds since the start."""
         if not task.total:
             return Text(f"{task.elapsed or 0:.0f} s")
         rate = task.finished_speed or task.speed
@@ -81,17 +77,17 @@ class _Rate(ProgressColumn):
 
 
 class Stopwatch:
-    """Seconds since it was made."""
+    """Measures the time since its creation."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
 
     @property
     def s(self) -> float:
-        """Seconds so far."""
+        """Seconds since the creation."""
         return time.perf_counter() - self._started
 
     @property
     def ms(self) -> float:
-        """Milliseconds so far."""
+        """Milliseconds since the creation."""
         return self.s * 1000

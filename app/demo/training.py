@@ -1,6 +1,6 @@
-"""Trains the demo's model: `python -P -m app.demo.training TABLE VERSION_FOLDER`, a process of its own.
+"""Trains the demo's model, in a separate process: `python -P -m app.demo.training TABLE VERSION_FOLDER`.
 
-Each line that it prints is a JSON object: `{"rows_done", "rows_total"}` on the way, `{"auc"}` at the end.
+It prints JSON objects, one a line: `{"rows_done", "rows_total"}` during the training, `{"auc"}` at the end.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from app.demo.data import DEVICES, FEATURES, NUMBERS, TARGET
 _SEED = 7
 _EPOCHS = 3
 _ROWS_PER_STEP = 256
-#: of the table: rows that are kept back to see what was learnt
+#: share of the table that evaluates the trained model
 _HELD_BACK = 0.1
 
 
 class _Progress(tf.keras.callbacks.Callback):  # type: ignore[misc]  # keras has no types
-    """Prints how many rows were learnt from."""
+    """Prints the number of rows that the model has learnt from."""
 
     def __init__(self, rows: int) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class _Progress(tf.keras.callbacks.Callback):  # type: ignore[misc]  # keras has
 
 
 def train(table: str, version_folder: str) -> None:
-    """Write a SavedModel that gives the probability of a click, with one named input per feature."""
+    """Write a SavedModel that returns the probability of a click. It has one named input per feature."""
     tf.keras.utils.set_random_seed(_SEED)
     views = pd.read_parquet(table)
     kept_back = int(len(views) * _HELD_BACK)
@@ -54,29 +54,29 @@ def train(table: str, version_folder: str) -> None:
 
 
 def build(views: pd.DataFrame) -> Any:
-    """Return an untrained model: numbers scaled, the device looked up, two small layers."""
+    """Return an untrained model: it scales numbers, encodes the device, and has two small layers."""
     layers = tf.keras.layers
     inputs = {name: tf.keras.Input((1,), name=name, dtype="float32") for name in NUMBERS}
     inputs["device"] = tf.keras.Input((1,), name="device", dtype="string")
-    parts = []
+    encoded = []
     for name in NUMBERS:
         scale = layers.Normalization(axis=None)
         scale.adapt(views[name].to_numpy())
-        parts.append(scale(inputs[name]))
-    parts.append(layers.StringLookup(vocabulary=list(DEVICES), output_mode="one_hot")(inputs["device"]))
-    hidden = layers.Concatenate()(parts)
+        encoded.append(scale(inputs[name]))
+    encoded.append(layers.StringLookup(vocabulary=list(DEVICES), output_mode="one_hot")(inputs["device"]))
+    hidden = layers.Concatenate()(encoded)
     for units in (32, 16):
         hidden = layers.Dense(units, activation="relu")(hidden)
     return tf.keras.Model(inputs, layers.Dense(1, activation="sigmoid", name="click_probability")(hidden))
 
 
 def tensors(views: pd.DataFrame) -> dict[str, Any]:
-    """Return the features as the model takes them: one column each."""
+    """Return the features as the model's inputs, each of shape [rows, 1]."""
     return {name: tf.convert_to_tensor(views[name].to_numpy().reshape(-1, 1)) for name in FEATURES}
 
 
 def _print(fact: dict[str, Any]) -> None:
-    print(json.dumps(fact), flush=True)  # noqa: T201 - its output is its purpose
+    print(json.dumps(fact), flush=True)  # noqa: T201 - `app.demo.show` reads it
 
 
 if __name__ == "__main__":
