@@ -13,20 +13,20 @@ import secrets
 import shutil
 import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-
 from app.local.ports import LOOPBACK, free_port, is_free
-from inference.errors import Conflict, SettingsError
+from inference.errors import Conflict, SettingsError, StoreUnavailable
+from inference.redis.clients import Client, Patience, open_client
 from inference.settings import Settings, find_embedded_redis
 from inference.small_files import read_small_text
 
 #: the first major version with a folder of append-only files; older ones write a single file
 _FIRST_WITH_FOLDER = 7
+#: a loaded machine answers within it; a service that is no Redis holds up a start for as long
+_PATIENCE = Patience(2.0)
 
 _CONFIG = """\
 # Written by `forecache up` on every start; changes here are lost.
@@ -120,7 +120,7 @@ class EmbeddedRedis:
         try:
             with self._client() as client:
                 return bool(client.ping())
-        except (redis.ConnectionError, redis.TimeoutError):  # BusyLoadingError is a ConnectionError
+        except StoreUnavailable:
             return False
 
     def shut_down(self) -> None:
@@ -129,16 +129,16 @@ class EmbeddedRedis:
         Raises:
             Conflict: it does not stop.
         """
-        with self._client() as client:
-            client.shutdown(nosave=True)  # no snapshot; Redis still writes the append-only file
+        with self._client() as client, suppress(StoreUnavailable):  # its answer is that it closes the connection
+            client.execute_command("SHUTDOWN", "NOSAVE")  # no snapshot; Redis still writes the append-only file
         for _ in range(100):
             if is_free(LOOPBACK, self.port):
                 return
             time.sleep(0.1)
         raise Conflict(f"the Redis on port {self.port} that an earlier `forecache up` left behind does not stop")
 
-    def _client(self) -> redis.Redis:
-        return redis.Redis(port=self.port, password=self.password, socket_timeout=2, retry=Retry(NoBackoff(), 0))
+    def _client(self) -> Client:
+        return open_client(self.url(0), _PATIENCE)
 
 
 def prepare(state_dir: Path) -> EmbeddedRedis:
@@ -231,7 +231,7 @@ def _is_ours(server: EmbeddedRedis) -> bool:
     try:
         with server._client() as client:
             folder = client.config_get("dir").get("dir")
-    except redis.RedisError:  # another service, or a Redis with another password
+    except StoreUnavailable:  # another service, or a Redis with another password
         return False
     return folder is not None and os.path.realpath(folder) == os.path.realpath(server.folder)
 
