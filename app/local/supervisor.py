@@ -262,8 +262,6 @@ class Supervisor:
             await asyncio.wait(running)
             for last in (False, True):
                 await asyncio.gather(*(each.stop() for each in self._runners if each.program.stops_last is last))
-            for number in _STOP_SIGNALS:
-                loop.remove_signal_handler(number)
         for task in running:
             if not task.cancelled():
                 task.result()
