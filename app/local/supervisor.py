@@ -108,7 +108,9 @@ class _Process(asyncio.SubprocessProtocol):
         """Wait for the end of the process and for its last words, close the pipe, and return the exit code."""
         await self.exited.wait()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._disconnected.wait(), _DRAIN_S)
+            # not `wait_for`: before Python 3.12 it may swallow the cancellation of this task (python/cpython#86296)
+            async with asyncio.timeout(_DRAIN_S):
+                await self._disconnected.wait()
         self._transport.close()
         await self._disconnected.wait()
         return self.exit_code or 0
@@ -162,7 +164,8 @@ class ProgramRunner:
             return
         self._process.terminate()
         try:
-            await asyncio.wait_for(self._process.exited.wait(), self.program.grace_s)
+            async with asyncio.timeout(self.program.grace_s):
+                await self._process.exited.wait()
         except TimeoutError:
             self._process.kill()
         await self._process.close()

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import signal
 import sys
 
 import pytest
 
-from app.local.output import Output
+from app.local.output import Lines, Output
 from app.local.programs import Program
-from app.local.supervisor import Backoff, Supervisor, _manner
+from app.local.supervisor import Backoff, Supervisor, _manner, _Process
 from inference.errors import Unavailable
 
 
@@ -39,3 +40,15 @@ async def test_a_program_that_the_system_does_not_start_says_why(monkeypatch: py
         await Supervisor(programs, Output(["first", "second"], stream)).run()
     assert "first  | " in stream.getvalue()
     assert "second" not in stream.getvalue()
+
+
+async def test_a_stop_at_the_very_moment_of_a_death_is_obeyed() -> None:
+    process = _Process(Lines("p", Output(["p"], io.StringIO())))
+    process.process_exited()
+    closing = asyncio.create_task(process.close())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    process.connection_lost(None)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
