@@ -1,4 +1,4 @@
-"""`/v2/…`: the Open Inference Protocol. Its rules are in `inference/protocols/open_inference`."""
+"""`/v2/…`: the Open Inference Protocol. Its rules are in `inference/protocols/open_inference.py`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,7 @@ from app.api.tensors import compute, held_versions
 from inference.errors import BadInput, NotFound, cut
 from inference.models import VersionRecord
 from inference.protocols import open_inference as protocol
-from inference.protocols.json_tensors import render
-from inference.protocols.numbers import MOST_VERSION, whole_number
-from inference.protocols.tensors import bytes_of
+from inference.protocols.tensors import MOST_VERSION, bytes_of, render, whole_number
 from inference.stored_data import installed_release
 
 #: how much of a body is JSON, when binary tensors follow it

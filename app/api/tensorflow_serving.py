@@ -17,10 +17,10 @@ from app.api.routing import options
 from app.api.tensors import compute, held_versions
 from inference.errors import BadInput, NotFound, cut
 from inference.models import VersionRecord
+from inference.protocols import tensorflow_examples as examples_protocol
 from inference.protocols import tensorflow_serving as protocol
-from inference.protocols.json_tensors import render
 from inference.protocols.tensorflow_serving import Method, ModelUrl, VersionStatus
-from inference.protocols.tensors import bytes_of
+from inference.protocols.tensors import bytes_of, render
 from inference.schema import Block
 
 
@@ -89,14 +89,14 @@ async def _predict(request: Request, path: ModelUrl, parts: Parts) -> Response:
 
 async def _examples(request: Request, path: ModelUrl, parts: Parts) -> Response:
     document, size = await _document(request)
-    examples = await beside_loop(size, protocol.read_examples, document)
+    examples = await beside_loop(size, examples_protocol.read_examples, document)
     record = await _record(path, parts)
     classify = path.method is Method.CLASSIFY
-    (protocol.check_classify if classify else protocol.check_regress)(document, record.signature)
-    outputs = await _compute(request, path, parts, protocol.example_tensors(examples))
+    (examples_protocol.check_classify if classify else examples_protocol.check_regress)(document, record.signature)
+    outputs = await _compute(request, path, parts, examples_protocol.example_tensors(examples))
     if outputs is None:
         return _gone()
-    answer = protocol.classify_answer if classify else protocol.regress_answer
+    answer = examples_protocol.classify_answer if classify else examples_protocol.regress_answer
     return _json(await beside_loop(bytes_of(outputs), answer, outputs))
 
 

@@ -1,1 +1,1 @@
-"""Serving protocols of others: their JSON and bytes to and from named tensors. No web framework, no broker."""
+"""Other servers' protocols: translates JSON and bytes into named tensors, and back. No web framework, no broker."""

@@ -1,14 +1,14 @@
-"""Parses JSON that a client sent: its depth and shape are looked at first, and a large document is read in pieces.
+"""Parses and encodes JSON, large documents in pieces. Before it parses, it checks depth and shape.
 
-The parsers hold the interpreter for as long as they read, so that all else waits even when they run in a thread. A
-piece takes a few milliseconds, whatever is in it; between two pieces others have their turn.
+Parsers and encoders hold the interpreter, so that everything else waits, even if they run in a thread of their own. A
+piece takes a few milliseconds whatever it holds, and other threads run between two pieces.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +19,22 @@ from pydantic_core import from_json
 
 from inference.errors import BadInput, cut, quoted
 
-#: lists and objects inside each other; numpy, like TensorFlow, knows no tensor of more dimensions
+#: levels of nested lists and objects; numpy and TensorFlow have no tensor with more dimensions
 MAX_DEPTH = 64
-#: lists and objects of one document: each costs the interpreter's garbage collector as much as a hundred numbers
+#: lists and objects in one document: the garbage collector spends as much on each as on a hundred numbers
 MAX_CONTAINERS = 250_000
-#: bytes of a piece: parsed in less than 10 ms, measured with nothing but empty lists
+#: size of a piece; parsing one takes less than 10 ms, measured with nothing but empty lists
 PIECE_BYTES = 128 * 1024
-#: a document that is parsed as one, in about 10 ms; a list or an object takes as long as so many bytes of numbers
+#: a document up to this size is parsed at once, in about 10 ms; a list or object takes as long as 16 bytes of numbers
 _BYTES_AT_ONCE, _BYTES_OF_CONTAINER = 1024 * 1024, 16
+#: values to encode at once, in a few milliseconds
+ENCODED_AT_ONCE = 16_384
+#: characters of text that take as long as one value
+_CHARACTERS = 64
+#: members of a list to encode together
+_TOGETHER = 1024
+
+_NESTED = (list, dict, str)
 
 _UTF8_MARK = b"\xef\xbb\xbf"
 _GZIP = b"\x1f\x8b"
@@ -45,11 +53,11 @@ Places = npt.NDArray[np.intp]
 
 
 def parse(body: bytes) -> Any:
-    """Return what JSON says; `NaN`, `Infinity` and `-Infinity` are numbers, and a UTF-8 byte order mark is skipped.
+    """Return the value of a JSON document. `NaN`, `Infinity` and `-Infinity` are numbers; a byte order mark is skipped.
 
     Raises:
-        BadInput: it is no JSON in UTF-8, is nested deeper than any tensor, or has too many lists and objects; the
-            message says where, or how many may come.
+        BadInput: the body is not JSON in UTF-8, is nested deeper than any tensor, or has too many lists and objects;
+            the message says where, or has the limit.
     """
     body = body.removeprefix(_UTF8_MARK)
     if not body.strip(_BLANKS):
@@ -64,14 +72,14 @@ def parse(body: bytes) -> Any:
 
 
 def parse_error(what: str, offset: int | None = None) -> BadInput:
-    """Return that a body is no JSON."""
+    """Return the error for a body that is not JSON; `offset` says where."""
     where = "" if offset is None else f" at offset: {offset}"
     return BadInput(f"JSON Parse error: {what}{where}", field="body")
 
 
 @dataclass(frozen=True)
 class _Marks:
-    """The brackets, commas and colons outside of texts: where they are, what, and how deep it is behind them."""
+    """The brackets, commas and colons outside of texts: their places, their kinds, and the depth behind each."""
 
     places: Places
     kinds: npt.NDArray[np.uint8]
@@ -90,13 +98,13 @@ def _marks_of(body: bytes) -> _Marks:
 
 
 def _without_escapes(body: bytes) -> bytes:
-    """Return the body, as long as before, without what may stand before a quote that ends no text."""
+    """Return the body without escaped quotes and backslashes; its length stays the same."""
     return body.replace(rb"\\", b"__").replace(rb"\"", b"__") if b"\\" in body else body
 
 
 def _checked_containers(body: bytes) -> int:
-    """Return how many lists and objects there are, if not too many, nor too deep."""
-    # only brackets and quotes are left: a few bytes of a body of numbers
+    """Return the number of lists and objects, after checking it and their depth."""
+    # keep brackets and quotes only: a few bytes in a body of numbers
     marks = _marks_of(_without_escapes(body).translate(None, _NEITHER_BRACKETS_NOR_QUOTES))
     if marks.depths.max(initial=0) > MAX_DEPTH:
         raise parse_error(f"it is nested more than {MAX_DEPTH} levels deep")
@@ -109,14 +117,14 @@ def _checked_containers(body: bytes) -> int:
 
 
 class _Pieces:
-    """One document, read in pieces that begin and end at its commas. What they hold is for the parser to judge."""
+    """Parses one document in pieces that begin and end at its commas. The parser judges what the pieces hold."""
 
     def __init__(self, body: bytes, marks: _Marks) -> None:
         self._body = body
         self._marks = marks
 
     def value(self, start: int, stop: int) -> Any:
-        """Return the value that stands between two places of the body."""
+        """Return the value between two places of the body."""
         first, last = np.searchsorted(self._marks.places, (start, stop)).tolist()
         if stop - start <= PIECE_BYTES or first == last:  # or one long text or number
             return _loads(self._body[start:stop], start)
@@ -158,12 +166,12 @@ class _Pieces:
 
     def _some(self, opening: bytes, start: int, stop: int, closing: bytes, cuts: int) -> Any:
         found = _loads(opening + self._body[start:stop] + closing, start - 1)
-        if not found and cuts > 2:  # nothing before or behind a comma
+        if not found and cuts > 2:  # there is nothing before or behind a comma
             raise parse_error("unexpected character", stop)
         return found
 
     def _name(self, start: int, stop: int) -> tuple[str, int]:
-        """Return the name of an object's member, and where its value begins."""
+        """Return the name of an object's member, and the place where its value begins."""
         number = int(np.searchsorted(self._marks.places, start))
         colon = int(self._marks.places[number])
         name = _loads(self._body[start:colon], start) if self._marks.kinds[number] == _COLON and colon < stop else None
@@ -176,7 +184,7 @@ _PAIRS = (b"[]", b"{}")
 
 
 def _grouped(cuts: Places) -> Iterator[tuple[int, int, bool]]:
-    """Yield where pieces between cuts begin and end, and whether a piece is one member that is too large."""
+    """Yield the start and stop of each piece between cuts, and whether the piece is a single, too large member."""
     at = 0
     while at < len(cuts) - 1:
         last = int(np.searchsorted(cuts, cuts[at] + PIECE_BYTES, "right")) - 1
@@ -187,7 +195,7 @@ def _grouped(cuts: Places) -> Iterator[tuple[int, int, bool]]:
 
 
 def _loads(text: bytes, offset: int) -> Any:
-    """Return what a piece says; `offset`: where in the body it begins."""
+    """Return the value of a piece; `offset`: the piece's place in the body."""
     try:
         found = orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -200,9 +208,9 @@ def _loads(text: bytes, offset: int) -> Any:
 
 
 def _require_each_name_once(text: bytes, found: Any) -> None:
-    """Refuse an object that has a name twice, of which parsers keep the last: each name has a colon in the text."""
+    """Refuse an object that has a name twice: parsers keep only the last. Each name has a colon in the text."""
     colons = text.count(b":")
-    # texts hold colons too: then it is written again, and what a parser dropped is missing
+    # texts hold colons too: then encode the value again, which shows whether the parser dropped a name
     if colons == _count_names(found) or colons <= orjson.dumps(found).count(b":"):
         return
     if len(text) <= PIECE_BYTES:
@@ -211,7 +219,7 @@ def _require_each_name_once(text: bytes, found: Any) -> None:
 
 
 def _count_names(document: Any) -> int:
-    """Return how many names the objects hold, but for those in lists of lists: it reads no large tensor."""
+    """Return the number of names in objects. Skips lists of lists, so that it does not read large tensors."""
     found, waiting = 0, [document]
     while waiting:
         one = waiting.pop()
@@ -238,7 +246,7 @@ def _repeats(name: str | None = None) -> BadInput:
 def _with_not_finite(text: bytes) -> Any:
     try:
         found = from_json(text, cache_strings=False)
-        # as the other parser has it, a whole number beyond 64 bits is a float
+        # the other parser, too, makes a float of an integer over 64 bits
         return _without_long_integers(found) if _LONG_NUMBER.search(text) else found
     except ValueError as error:
         raise parse_error(_in_our_words(str(error))) from error
@@ -274,3 +282,38 @@ def _in_our_words(message: str) -> str:
     if "hex escape" in message or "surrogate" in message:
         return "half of a surrogate pair is no text"
     return cut(message)
+
+
+def is_heavy(value: Any, most: int = ENCODED_AT_ONCE) -> bool:
+    """Return whether a plain value holds more than `most` values. Stops counting there."""
+    left, to_see = most, [value]
+    while to_see:
+        one = to_see.pop()
+        if isinstance(one, str):
+            left -= len(one) // _CHARACTERS
+            continue
+        left -= len(one)
+        if left < 0:
+            return True
+        to_see += [each for each in (one.values() if isinstance(one, Mapping) else one) if type(each) in _NESTED]
+    return left < 0
+
+
+def encode(value: Any, encode_light: Callable[[Any], bytes]) -> bytes:
+    """Return a plain value as JSON. Call it in a thread.
+
+    `encode_light`: encodes a value that is not heavy, without blanks.
+    """
+    if not isinstance(value, list | dict) or not is_heavy(value):
+        return encode_light(value)
+    if isinstance(value, dict):
+        members = [b"%b:%b" % (encode_light(name), encode(one, encode_light)) for name, one in value.items()]
+        return b"{%b}" % b",".join(members)
+    pieces: list[bytes] = []
+    for start in range(0, len(value), _TOGETHER):
+        some = value[start : start + _TOGETHER]
+        if is_heavy(some):
+            pieces += [encode(one, encode_light) for one in some]
+        else:
+            pieces.append(encode_light(some)[1:-1])
+    return b"[%b]" % b",".join(pieces)

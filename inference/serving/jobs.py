@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast
 from inference.errors import BadInput, Defect, ForecacheError, Overloaded, PredictionFailed
 from inference.logs import get_logger
 from inference.monitoring.queues import JobPriority
-from inference.protocols.json_spelling import spelt
+from inference.protocols.json_documents import encode
 from inference.protocols.tensors import MAX_ANSWER_BYTES
 from inference.redis.clients import Client
 from inference.redis.keys import Keys
@@ -80,8 +80,8 @@ class JobRequest:
     def packed(self) -> PackedJob:
         """Return the request as it is stored. Takes long for many rows: not on a loop that serves requests."""
         rows = self.rows
-        parts = [spelt(list(rows[start : start + PART_ROWS]), _spell) for start in range(0, len(rows), PART_ROWS)]
-        overrides = spelt(dict(self.overrides), _spell) if self.overrides else b""
+        parts = [encode(list(rows[start : start + PART_ROWS]), _spell) for start in range(0, len(rows), PART_ROWS)]
+        overrides = encode(dict(self.overrides), _spell) if self.overrides else b""
         terms = [self.model, self.entity_ids is None, self.timeout_s, self.priority.value]
         digest = hashlib.sha256(json.dumps(terms).encode())
         for part in (overrides, *parts):

@@ -21,7 +21,7 @@ from celery import Celery
 from inference.clock import system_clock
 from inference.logs import message_headers
 from inference.monitoring.queues import SENT_AT_HEADER
-from inference.protocols.json_spelling import spelt
+from inference.protocols.json_documents import encode
 
 #: of rows and of their values, how many are spelt out for whoever looks at the task, and so many levels of lists;
 #: Celery cuts the text at so many characters
@@ -73,7 +73,7 @@ class Envelopes:
             "body_encoding": "base64",
             "delivery_tag": str(uuid.uuid4()),
         }
-        body = base64.b64encode(spelt([[], dict(kwargs), _NO_CALLBACKS], _to_json)).decode()
+        body = base64.b64encode(encode([[], dict(kwargs), _NO_CALLBACKS], _to_json)).decode()
         return orjson.dumps(
             {
                 "body": body,

@@ -16,7 +16,7 @@ from kombu.entity import PERSISTENT_DELIVERY_MODE, TRANSIENT_DELIVERY_MODE
 from inference.errors import BrokerUnavailable, StoreUnavailable
 from inference.logs import get_logger, message_headers
 from inference.monitoring.queues import JobPriority
-from inference.protocols.json_spelling import is_heavy
+from inference.protocols.json_documents import is_heavy
 from inference.redis.clients import AsyncClient
 from inference.settings import Settings
 from inference.settings.server_urls import is_amqp, is_redis

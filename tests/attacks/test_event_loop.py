@@ -15,7 +15,7 @@ import pytest
 
 from app.api import watchdog
 from inference.errors import BadInput
-from inference.protocols import json_documents, json_spelling, json_tensors
+from inference.protocols import json_documents, tensors
 from inference.protocols.json_documents import MAX_CONTAINERS, PIECE_BYTES, parse
 from inference.schema import DType
 from tests.support.flights import write_flights
@@ -124,8 +124,8 @@ def test_every_attack_is_answered_shortly_and_leaves_the_service_as_it_was(
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_documents, "PIECE_BYTES", 8)
     monkeypatch.setattr(json_documents, "_BYTES_AT_ONCE", 8)
-    monkeypatch.setattr(json_tensors, "AT_ONCE", 2)
-    monkeypatch.setattr(json_spelling, "_TOGETHER", 2)
+    monkeypatch.setattr(tensors, "AT_ONCE", 2)
+    monkeypatch.setattr(json_documents, "_TOGETHER", 2)
 
 
 DOCUMENTS = [
@@ -209,12 +209,12 @@ def test_lists_and_objects_are_counted_before_anything_is_parsed() -> None:
     "value", [[], [[1, 2], [3, 4]], [[[1], [2]], [[3], [4]]], [[1], [2, 3]], [[1, 2], 3, 4], [["a"]]]
 )
 def test_an_array_in_steps_is_the_array(value: Any) -> None:
-    at_once = json_tensors._array_at_once(value, DType.INT64)
-    in_steps = json_tensors.array_of(value, DType.INT64)
+    at_once = tensors._array_at_once(value, DType.INT64)
+    in_steps = tensors.array_of(value, DType.INT64)
     assert (in_steps is None) == (at_once is None)
     if at_once is not None and in_steps is not None:
         assert in_steps.tolist() == at_once.tolist()
-        assert json_tensors.render({"y": in_steps}) == b'{"y":' + json_tensors.render(at_once.tolist()) + b"}"
+        assert tensors.render({"y": in_steps}) == b'{"y":' + tensors.render(at_once.tolist()) + b"}"
 
 
 # --- the watchdog ---

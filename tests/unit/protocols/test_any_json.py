@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from inference.errors import BadInput
 from inference.protocols.json_documents import parse
 from inference.protocols.open_inference import infer_request, read_body
-from inference.protocols.tensorflow_serving import read_document, read_examples, tensors_of
+from inference.protocols.tensorflow_examples import read_examples
+from inference.protocols.tensorflow_serving import read_document, tensors_of
 from inference.protocols.tensors import check_tensors, pack
 from inference.schema import DType, Signature, TensorSpec
 

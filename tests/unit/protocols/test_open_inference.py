@@ -13,12 +13,12 @@ from hypothesis.extra import numpy as arrays
 from inference.errors import BadInput
 from inference.protocols.open_inference import (
     InferRequest,
+    datatype,
     infer_answer,
     infer_request,
     model_metadata,
     read_body,
 )
-from inference.protocols.open_inference.datatypes import datatype
 from inference.schema import DType, Signature, TensorSpec
 
 SIGNATURE = Signature.of_model(

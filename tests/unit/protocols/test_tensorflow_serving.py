@@ -8,18 +8,20 @@ import numpy as np
 import pytest
 
 from inference.errors import BadInput
-from inference.protocols.tensorflow_serving import (
-    Method,
-    ModelUrl,
+from inference.protocols.tensorflow_examples import (
     check_classify,
     check_regress,
     classify_answer,
+    read_examples,
+    regress_answer,
+)
+from inference.protocols.tensorflow_serving import (
+    Method,
+    ModelUrl,
     metadata,
     parse_path,
     predict_answer,
     read_document,
-    read_examples,
-    regress_answer,
     signature_of,
     tensors_of,
 )

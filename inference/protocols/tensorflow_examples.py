@@ -1,6 +1,7 @@
-"""Classify and regress: examples of named features, which the model parses itself from `tf.train.Example`.
+"""TensorFlow Serving's classify and regress: requests with examples of named features, and their answers.
 
-Written as Protocol Buffers by hand: three message types, and no process but a worker has TensorFlow.
+The model itself parses the examples, which are `tf.train.Example` messages. This module encodes these Protocol Buffers
+by hand: there are only three message types, and only workers have TensorFlow.
 https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/example/feature.proto
 """
 
@@ -10,26 +11,27 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from inference.errors import BadInput, cut
-from inference.protocols.json_tensors import array_of
-from inference.protocols.tensorflow_serving.error_texts import decoded, described, is_base64
-from inference.protocols.tensorflow_serving.requests import DEFAULT_SIGNATURE, signature_of
-from inference.protocols.tensors import check_rows, objects
+from inference.protocols.tensorflow_errors import decoded, described, is_base64
+from inference.protocols.tensorflow_serving import DEFAULT_SIGNATURE, signature_of
+from inference.protocols.tensors import array_of, check_rows, objects, render
 from inference.schema import Block, DType, Signature
 
-#: the names that the protocol gives to the tensors of such models
+#: the protocol's tensor names for such models
 INPUTS, CLASSES, SCORES, OUTPUTS = "inputs", "classes", "scores", "outputs"
 
 _KINDS = {bool: "int64", int: "int64", float: "float", str: "bytes", dict: "bytes"}
-#: field numbers in Feature
+#: field numbers in the message Feature
 _FIELDS = {"bytes": 1, "float": 2, "int64": 3}
 
 
 def read_examples(document: Mapping[str, Any]) -> list[bytes]:
-    """Return the request's examples as serialized `tf.train.Example`s, each preceded by what is common to all.
+    """Return the request's examples as serialized `tf.train.Example`s. The common context precedes each of them.
 
     Raises:
-        BadInput: in the protocol's words.
+        BadInput: the request has no legal examples; TensorFlow Serving's words.
     """
     signature_of(document)
     context = _example(document["context"]) if "context" in document else b""
@@ -42,15 +44,15 @@ def read_examples(document: Mapping[str, Any]) -> list[bytes]:
     if not examples:
         raise BadInput(f"{quoted} 'examples' value is an empty array")
     check_rows(len(examples))
-    # two messages of one type, written one after the other, are read as one
+    # Protocol Buffers read two adjacent messages of one type as one
     return [context + _example(one) for one in examples]
 
 
 def check_classify(document: Mapping[str, Any], signature: Signature) -> None:
-    """Refuse a model that does not classify examples.
+    """Check that a model classifies examples.
 
     Raises:
-        BadInput: in the protocol's words.
+        BadInput: it does not; TensorFlow Serving's words.
     """
     _check_input(document, signature, "classification")
     names = [spec.name for spec in signature.outputs]
@@ -70,10 +72,10 @@ def check_classify(document: Mapping[str, Any], signature: Signature) -> None:
 
 
 def check_regress(document: Mapping[str, Any], signature: Signature) -> None:
-    """Refuse a model that does not regress examples.
+    """Check that a model regresses examples.
 
     Raises:
-        BadInput: in the protocol's words.
+        BadInput: it does not; TensorFlow Serving's words.
     """
     _check_input(document, signature, "regression")
     if len(signature.outputs) != 1:
@@ -90,8 +92,29 @@ def check_regress(document: Mapping[str, Any], signature: Signature) -> None:
 
 
 def example_tensors(examples: list[bytes]) -> Block:
-    """Return the one tensor that such a model takes."""
+    """Return the only input tensor of such a model."""
     return {INPUTS: objects(examples)}
+
+
+def classify_answer(outputs: Block) -> bytes:
+    """Return the answer to a classify request: label and score of each class, "" or 0 where the model has none."""
+    labels, scores = outputs.get(CLASSES), outputs.get(SCORES)
+    if labels is None and scores is not None:
+        labels = np.full(scores.shape, "", dtype=object)
+    if scores is None and labels is not None:
+        scores = np.zeros(labels.shape, dtype=np.float32)
+    if labels is None or scores is None or labels.shape != scores.shape:
+        raise BadInput("Tensors class and score should match in dim_size(1).")
+    return render({"results": [list(map(_class, *pair)) for pair in zip(labels, scores, strict=True)]})
+
+
+def regress_answer(outputs: Block) -> bytes:
+    """Return the answer to a regress request: one number for each example."""
+    return render({"results": outputs[OUTPUTS].reshape(-1)})
+
+
+def _class(label: str, score: np.float32) -> list[Any]:
+    return [label, score]
 
 
 def _check_input(document: Mapping[str, Any], signature: Signature, kind: str) -> None:

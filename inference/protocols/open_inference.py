@@ -1,9 +1,15 @@
-"""An infer request, in JSON or followed by binary tensors, as the model's input tensors."""
+"""The Open Inference Protocol (v2) over HTTP, with the binary tensor data extension.
+
+Turns an infer request into the model's input tensors and outputs into the answer; describes server and models.
+Specifications: https://github.com/open-inference/open-inference-protocol/blob/main/specification/protocol/inference_rest.md
+and https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_binary_data.md. Error texts
+follow Triton's.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +18,34 @@ import numpy.typing as npt
 
 from inference.errors import LONGEST_QUOTE, BadInput, cut, quoted
 from inference.protocols.json_documents import parse
-from inference.protocols.json_tensors import array_of
-from inference.protocols.numbers import whole_number
-from inference.protocols.open_inference.datatypes import datatype
-from inference.protocols.tensors import check_rows, check_tensors, fits, full, shape_text, text_from_bytes
+from inference.protocols.tensors import (
+    array_of,
+    check_rows,
+    check_tensors,
+    fits,
+    full,
+    render,
+    shape_text,
+    text_from_bytes,
+    text_to_bytes,
+    whole_number,
+)
 from inference.schema import Block, DType, Signature, TensorSpec
 
-#: no size or length is larger: an int64
+#: the largest size or length: an int64
 _LARGEST = 2**63 - 1
+#: the protocol's names of types; the others are numpy's in capitals
+_DATATYPES = {
+    DType.FLOAT16: "FP16",
+    DType.FLOAT32: "FP32",
+    DType.FLOAT64: "FP64",
+    DType.STRING: "BYTES",
+}
 
 
 @dataclass(frozen=True)
 class InferRequest:
-    """What to compute. `outputs`: those wanted, in order, and whether each comes back as bytes rather than JSON.
+    """What to compute. `outputs`: wanted outputs in order → whether to return them as bytes rather than JSON.
 
     `request_id` None: the client gave none.
     """
@@ -37,10 +58,10 @@ class InferRequest:
 def read_body(body: bytes, header_length: str | None) -> tuple[dict[str, Any], memoryview]:
     """Return the request's JSON object and the binary tensors behind it.
 
-    `header_length`: the header Inference-Header-Content-Length; None when all of the body is JSON.
+    `header_length`: the header Inference-Header-Content-Length; None if all of the body is JSON.
 
     Raises:
-        BadInput: there is no JSON object of that length.
+        BadInput: the body has no JSON object of that length.
     """
     length = len(body)
     if header_length is not None:
@@ -57,10 +78,10 @@ def read_body(body: bytes, header_length: str | None) -> tuple[dict[str, Any], m
 
 
 def infer_request(model: str, document: Mapping[str, Any], binary: memoryview, signature: Signature) -> InferRequest:
-    """Return what a request asks of a model.
+    """Return the tensors of a request and the outputs that it wants.
 
     Raises:
-        BadInput: it does not fit the model or the protocol.
+        BadInput: the request does not fit the model or the protocol.
     """
     request_id = document.get("id")
     if not isinstance(request_id, str | None):
@@ -152,7 +173,7 @@ def _from_binary(data: memoryview, size: int, item: Mapping[str, Any], spec: Ten
         expected = math.prod(item["shape"]) * width
         if size != expected:
             raise BadInput(f"unexpected total byte size {size} for input '{spec.name}', expecting {expected}")
-        # any byte but 0 is true, while numpy would keep the byte
+        # every byte except 0 means true; numpy would keep the byte
         values = np.frombuffer(data, np.uint8 if spec.dtype is DType.BOOL else spec.dtype.numpy)
         values = values.astype(bool) if spec.dtype is DType.BOOL else values
     return _shaped(values, item, spec)
@@ -164,7 +185,7 @@ def _shaped(values: npt.NDArray[Any], item: Mapping[str, Any], spec: TensorSpec)
         raise BadInput(f"unexpected number of elements {values.size} for input '{spec.name}', expecting {expected}")
     try:
         return values.reshape(item["shape"])
-    except (ValueError, OverflowError) as error:  # nothing, but of a size beyond any array's
+    except (ValueError, OverflowError) as error:  # an empty tensor with a size that numpy cannot hold
         raise BadInput(f"unexpected shape for input '{spec.name}': {error}") from error
 
 
@@ -204,3 +225,68 @@ def _flag(parameters: Mapping[str, Any], name: str) -> bool | None:
     if not isinstance(value, bool | None):
         raise BadInput(f"parameter '{name}' must be true or false")
     return value
+
+
+@dataclass(frozen=True)
+class InferAnswer:
+    """A body. `json_length`: bytes of JSON in front of binary tensors; None if all of the body is JSON."""
+
+    body: bytes
+    json_length: int | None
+
+
+def infer_answer(model: str, version: int, request: InferRequest, outputs: Block) -> InferAnswer:
+    """Return the answer with the wanted outputs, in the request's order."""
+    items: list[dict[str, Any]] = []
+    blobs: list[bytes] = []
+    for name, binary in request.outputs.items():
+        values = outputs[name]
+        text = values.dtype.kind == "O"
+        item: dict[str, Any] = {
+            "name": name,
+            "datatype": datatype(DType.STRING if text else DType(values.dtype.name)),
+            "shape": list(values.shape),
+        }
+        if binary:
+            blobs.append(_bytes(values, text))
+            item["parameters"] = {"binary_data_size": len(blobs[-1])}
+        else:
+            item["data"] = values.ravel().tolist() if text else np.ascontiguousarray(values).ravel()
+        items.append(item)
+    document = {
+        "model_name": model,
+        "model_version": str(version),
+        **({} if request.request_id is None else {"id": request.request_id}),
+        "outputs": items,
+    }
+    head = render(document)
+    return InferAnswer(b"".join([head, *blobs]), len(head) if blobs else None)
+
+
+def _bytes(values: npt.NDArray[Any], text: bool) -> bytes:
+    return text_to_bytes(values) if text else values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+
+
+def server_metadata(release: str) -> dict[str, Any]:
+    """Return the body that describes this server."""
+    return {"name": "forecache", "version": release, "extensions": ["binary_tensor_data"]}
+
+
+def model_metadata(model: str, versions: Iterable[int], platform: str, signature: Signature) -> dict[str, Any]:
+    """Return the body that describes the tensors of a model."""
+    return {
+        "name": model,
+        "versions": [str(version) for version in versions],
+        "platform": platform,
+        "inputs": [_tensor(spec) for spec in signature.inputs],
+        "outputs": [_tensor(spec) for spec in signature.model_outputs],
+    }
+
+
+def _tensor(spec: TensorSpec) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": datatype(spec.dtype), "shape": list(full(spec))}
+
+
+def datatype(dtype: DType) -> str:
+    """Return the protocol's name of a type: `FP32`, `INT64`, `BOOL`, `BYTES`, …"""
+    return _DATATYPES.get(dtype, dtype.value.upper())

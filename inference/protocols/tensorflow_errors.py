@@ -1,4 +1,4 @@
-"""Finds what is wrong with a request, value by value, and says it as TensorFlow Serving does."""
+"""Finds the mistake in a TensorFlow Serving request, value by value, and describes it in TensorFlow Serving's words."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from typing import Any
 import numpy as np
 
 from inference.errors import LONGEST_QUOTE, BadInput, cut
-from inference.protocols.json_tensors import array_of
-from inference.protocols.tensors import as_text, shape_text
+from inference.protocols.tensors import array_of, as_text, shape_text
 from inference.schema import DType, TensorSpec
 
-#: TensorFlow's names of types, where they are not numpy's
+#: TensorFlow's names of types that differ from numpy's
 _NAMES = {DType.FLOAT16: "half", DType.FLOAT32: "float", DType.FLOAT64: "double"}
 _INVALID = "INVALID_ARGUMENT: "
 _QUOTER = json.JSONEncoder(indent=4, ensure_ascii=False, default=lambda data: {"b64": b64encode(data).decode("ascii")})
-#: elements that are tried as a whole before each is looked at
+#: elements to try together; each element is only tried by itself if they fail
 _CHUNK = 4096
-#: no tensor has more dimensions
+#: the most dimensions of a tensor
 MAX_RANK = 64
 
 
@@ -31,9 +30,9 @@ def type_name(dtype: DType) -> str:
 
 
 def described(value: Any) -> str:
-    """Return a JSON value as messages quote it: its start, where the protocol quotes all of it."""
+    """Return the start of a JSON value as error texts quote it. TensorFlow Serving quotes all of it."""
     text = ""
-    for part in _QUOTER.iterencode(value):  # no further than is quoted: the value may be a whole body
+    for part in _QUOTER.iterencode(value):  # stop early: the value may be a whole body
         text += part
         if len(text) > LONGEST_QUOTE:
             break
@@ -41,15 +40,15 @@ def described(value: Any) -> str:
 
 
 def is_base64(value: Any) -> bool:
-    """Tell whether a value is an object that stands for bytes."""
+    """Return whether a value is an object that holds bytes in base 64."""
     return isinstance(value, dict) and len(value) == 1 and isinstance(value.get("b64"), str)
 
 
 def with_decoded_bytes(value: Any) -> Any:
-    """Return the same lists with the objects that stand for bytes replaced by those, as text where they are UTF-8.
+    """Return the lists with their base-64 objects decoded: as text if the bytes are UTF-8, otherwise as bytes.
 
     Raises:
-        BadInput: one of them is no base 64.
+        BadInput: one of them is not base 64.
     """
     if isinstance(value, list):
         if set(map(type, value)) <= {str}:
@@ -59,21 +58,21 @@ def with_decoded_bytes(value: Any) -> Any:
 
 
 def decoded(value: dict[str, Any]) -> str | bytes:
-    """Return what an object that stands for bytes holds.
+    """Return the text or bytes that a base-64 object holds.
 
     Raises:
-        BadInput: it is no base 64.
+        BadInput: it is not base 64.
     """
     text = value["b64"]
     try:
-        # padding may be left out, as the protocol's own decoder has it
+        # like TensorFlow Serving's decoder, accept a text without padding
         return as_text(b64decode(text + "=" * (-len(text) % 4), validate=True))
     except (binascii.Error, ValueError) as error:
         raise BadInput("Unable to base64 decode") from error
 
 
 def explain_tensor(value: Any, dtype: DType) -> BadInput:
-    """Return what is wrong with the value of one tensor."""
+    """Return the error that describes the mistake in the value of one tensor."""
     shape = _shape(value)
     return BadInput(
         _problem(value, dtype, shape, 0) or f"JSON Value: {described(value)} is no tensor of type {type_name(dtype)}"
@@ -81,7 +80,7 @@ def explain_tensor(value: Any, dtype: DType) -> BadInput:
 
 
 def explain_instances(instances: list[Any], inputs: Sequence[TensorSpec]) -> BadInput:
-    """Return what is wrong with instances: the first mistake, in the order in which the protocol looks."""
+    """Return the error for the first mistake in instances, in the order in which TensorFlow Serving checks them."""
     specs = {spec.name: spec for spec in inputs}
     objects = _is_named(instances[0])
     shapes: dict[str, list[int]] = {}
@@ -130,7 +129,7 @@ def _is_named(value: Any) -> bool:
 
 
 def _shape(value: Any) -> list[int]:
-    """Return the shape that the first elements have."""
+    """Return the shape according to the first elements."""
     shape: list[int] = []
     while isinstance(value, list) and len(shape) <= MAX_RANK:
         shape.append(len(value))
@@ -162,7 +161,7 @@ def _problem(value: Any, dtype: DType, shape: list[int], level: int) -> str | No
 
 
 def _is_good(values: list[Any], dtype: DType, shape: list[int]) -> bool:
-    """Tell at once whether all values are good ones of this type and shape: millions may come before the bad one."""
+    """Return whether all values have this type and shape. Checks them together: millions may precede the bad one."""
     array = array_of(values, dtype)
     return array is not None and list(array.shape[1:]) == shape
 
