@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 
 import hiredis
@@ -26,10 +27,11 @@ from rig.stack import MODEL, Stack, temporary_folder
 from rig.wrk import Target, load
 from uvicorn.server import ServerState
 
+from app.api import connections
 from app.api.access import AccessControl
 from app.api.connections import Connection
-from app.api.crowd import Crowd
 from app.api.hot_path import HotRequest
+from app.api.limits import ConnectionLimit
 from app.api.server import configure
 from inference.clock import system_clock
 from inference.deployment import Deployment
@@ -180,18 +182,17 @@ async def _requests(deployment: Deployment, client: AsyncClient, recorder: HitRe
     canned = _Canned(client)
     reader = deployment.reader(canned, TableKind.PREDICTIONS, MODEL)
     service = PredictionService(deployment.settings, lambda _: reader, nobody_computes, recorder, system_clock)
-    parts: Any = type("Parts", (), {"service": service})
-    allow = AccessControl(deployment.settings.api).check
+    access = AccessControl(deployment.settings.api)
     scopes = [_scope(entity) for entity in _some_ids()]
 
     async def turn() -> None:
         over = asyncio.Event()
-        requests = [HotRequest(parts, allow, scope, over.set) for scope in scopes]
+        requests = [HotRequest(service, access, scope) for scope in scopes]
         for request in requests:
-            request.begin()
+            request.begin(over.set)
         await over.wait()
         await asyncio.sleep(0)
-        if not all(request.body for request in requests):
+        if not all(request.hit() for request in requests):
             raise SystemExit("not every request was a hit")
 
     for _ in range(3):
@@ -223,21 +224,25 @@ class _Canned(AsyncClient):
 class _Request:
     """A request whose answer is there at once."""
 
-    body = b"x" * 280
+    def __init__(self, *_: Any) -> None:
+        pass
 
-    def __init__(self, tell: Callable[[], None]) -> None:
-        self.begin = tell
+    def begin(self, tell: Callable[[], None]) -> bool:
+        tell()
+        return True
+
+    def hit(self) -> bytes:
+        return b"x" * 280
 
 
 class _Application:
-    """Begins such requests."""
+    """What a connection asks of its application before it begins a request."""
 
+    access = None
+    state = SimpleNamespace(process=SimpleNamespace(service=None))
     shown_under = ""
-    crowd = Crowd(TURN, 0)
-    told_apart_by: frozenset[bytes] = frozenset()
-
-    def hot_request(self, _: Any, tell: Callable[[], None]) -> _Request:
-        return _Request(tell)
+    connection_limit = ConnectionLimit(TURN, 0)
+    headers_of_longer_answers: frozenset[bytes] = frozenset()
 
     async def __call__(self, *_: Any) -> None:
         raise SystemExit("a request went the long way")
@@ -266,18 +271,19 @@ def _http_turn(settings: Settings) -> Callable[[], object]:
     """Return a turn of requests through the server's connections, whose answers are there at once."""
 
     application: Any = _Application()
+    connections.hot_path.HotRequest = _Request  # type: ignore[misc,assignment]
     config = configure(settings.api, lambda: application)
     config.load()
     state = ServerState()
     state.default_headers = [(b"date", b"Wed, 25 Nov 2026 12:00:00 GMT"), (b"server", b"uvicorn")]
-    connections = [Connection(config, state, {}, asyncio.get_running_loop()) for _ in range(TURN)]
-    for connection in connections:
-        connection.connection_made(_Transport())
+    clients = [Connection(config, state, {}, asyncio.get_running_loop()) for _ in range(TURN)]
+    for client in clients:
+        client.connection_made(_Transport())
     request = b"GET /predict/user_12345 HTTP/1.1\r\nHost: 127.0.0.1:8000\r\n\r\n"
 
     async def turn() -> None:
-        for connection in connections:
-            connection.data_received(request)
+        for client in clients:
+            client.data_received(request)
         await asyncio.sleep(0)  # the loop drops cancelled timers
 
     return turn

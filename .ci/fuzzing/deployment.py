@@ -15,7 +15,7 @@ import numpy as np
 import structlog
 
 from app.api import create_app
-from app.api.parts import Parts
+from app.api.process import ApiProcess
 from inference.clock import system_clock
 from inference.features import Feature, FeatureContract, FeatureWriter, Vectoriser
 from inference.models import LoadedModel, VersionRecord
@@ -216,8 +216,8 @@ def make_application() -> Any:
     )
     jobs: Any = _Jobs(worker.scorer)
     enqueue: Any = None
-    parts = Parts(deployment, service, readers, jobs, enqueue)
-    app.state.parts = parts
+    process = ApiProcess(deployment, service, readers, jobs, enqueue)
+    app.state.process = process
     return app
 
 

@@ -12,7 +12,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from app.api.connections import Connection
-from app.api.parsing import MAX_HEAD_BYTES, MAX_HEADERS
+from app.api.limits import MAX_HEAD_BYTES, MAX_HEADERS
 from fuzzing.deployment import make_application
 from fuzzing.rule import BrokenRule, Parser, bytes_of
 
@@ -149,8 +149,8 @@ def attempt(example: Any) -> None:
         raise BrokenRule(f"an exception escaped: {error}") from (error if isinstance(error, Exception) else None)
     for record in _raised.records:
         raise BrokenRule(record.getMessage()) from (record.exc_info or (None, None))[1]
-    if app.room.held:
-        held, app.room.held = app.room.held, 0
+    if app.memory.held:
+        held, app.memory.held = app.memory.held, 0
         raise BrokenRule(f"{held} bytes are counted of a connection that is over")
 
 

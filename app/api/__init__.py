@@ -1,4 +1,4 @@
-"""The HTTP service: thin routes over `inference.serving`, one file per noun."""
+"""The HTTP service: thin routes over `inference.serving`, and the connections of its server."""
 
 from app.api.application import create_app
 

@@ -1,4 +1,4 @@
-"""Checks who may do what: API keys, their scopes and rates; without keys, that no other site's page asks."""
+"""Checks API keys, their scopes and rates. Without keys, it refuses requests from other sites' pages."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from inference.clock import system_clock
 from inference.errors import Forbidden, RateLimited, TooHeavy, Unauthorized
 from inference.settings import ApiSettings, Scope
 
-#: probes of load balancers and supervisors bring no key
+#: open without a key: probes of load balancers and supervisors have none
 OPEN_PATHS = ("/health/", "/v2/health/")
-#: each so many bytes of a body weigh as much as a row
+#: this number of bytes in a body weighs as much as a row
 BYTES_PER_ROW = 8 * 1024
 _BEARER = b"bearer "
-#: in a request's scope: what has been counted of it
+#: key in a request's scope: the rows and bytes already counted
 _WEIGHT = "forecache.weight"
 
 
@@ -32,7 +32,7 @@ class _Holder:
 
 
 class AccessControl:
-    """Checks each request before anything else looks at it. Rates are counted by each API process for itself."""
+    """Checks each request before all other work on it. Each API process counts rates for itself."""
 
     def __init__(self, api: ApiSettings) -> None:
         self._holders = {
@@ -47,12 +47,12 @@ class AccessControl:
         self._trusted = frozenset(api.cors_origins)
 
     def check(self, connection: Connection) -> None:
-        """Let the request pass, or not.
+        """Check that a request may pass.
 
         Raises:
-            Unauthorized: it shows no key, or none that is known.
-            Forbidden: its key has another scope; or there are no keys, and another site's page sent it.
-            RateLimited: its key has used up what it may ask in this window, or too many wrong keys came from there.
+            Unauthorized: it has no key, or an unknown one.
+            Forbidden: its key lacks the scope; or there are no keys, and another site's page sent it.
+            RateLimited: its key has reached its rate, or too many wrong keys came from its address.
         """
         if not self._holders:
             self._check_browser(connection)
@@ -67,13 +67,13 @@ class AccessControl:
             raise self._used_up(holder.name, holder.rate)
 
     def charge(self, connection: Connection, *, rows: int = 0, size: int = 0) -> None:
-        """Count what a request that has passed turns out to weigh: 1 is counted already, which pays for its first row.
+        """Count the weight of a request that has passed. `check` already counted 1, for the first row.
 
-        `size`: bytes of its body so far. May be called again as more of it is known.
+        `size`: bytes of its body so far. Call it again when more is known.
 
         Raises:
-            RateLimited: it weighs more than its key has left in this window.
-            TooHeavy: it weighs more than its key may ask in any window.
+            RateLimited: the weight is over what the key has left in this window.
+            TooHeavy: the weight is over the key's rate, in any window.
         """
         if not self._holders:
             return
@@ -91,7 +91,7 @@ class AccessControl:
                 f"this request weighs {sum(total)} (its rows, and 1 for each {BYTES_PER_ROW} bytes of its body), and "
                 f"its key may ask {rate}: send it in parts, or raise the key's rate"
             )
-        # `hit` alone would use the window up, also for a request that it refuses
+        # `hit` alone would count a request that it refuses
         if not (self._limiter.test(rate, holder.name, cost=more) and self._limiter.hit(rate, holder.name, cost=more)):
             raise self._used_up(holder.name, rate)
         connection[_WEIGHT] = total
@@ -102,7 +102,7 @@ class AccessControl:
 
     def _check_browser(self, connection: Connection) -> None:
         headers = connection["headers"]
-        # most clients send the header first, and a hit should not pay for looking at the others
+        # most clients send this header first: then a hit need not look at the others
         if connection["method"] == "GET" and headers and headers[0] in self._hosts.passed:
             return
         if connection["path"].startswith(OPEN_PATHS):
@@ -121,7 +121,7 @@ class AccessControl:
         key = _shown_key(connection)
         if key is None:
             raise Unauthorized("show a key: Authorization: Bearer KEY, or X-API-Key: KEY")
-        # looked up by its hash, so that the time taken tells nothing of how much of a key was right
+        # look it up by its hash: so the time does not tell how much of a key is right
         digest = hashlib.sha256(key).hexdigest()
         holder = self._holders.get(digest)
         if holder is None:
@@ -129,8 +129,8 @@ class AccessControl:
         return holder
 
     def _wrong_key(self, connection: Connection, digest: str) -> Unauthorized | RateLimited:
-        # a right key never waits for wrong ones: behind a proxy all clients have one address, and nobody guesses
-        # the 256 bits of a key that `forecache keys new` made
+        # only wrong keys wait: behind a proxy all clients share one address, and nobody can guess the 256 bits of a
+        # key from `forecache keys new`
         client = subscriber_of((connection.get("client") or ("",))[0])
         wait_s = self._wrong.wait_s(client, digest)
         if wait_s:
@@ -140,10 +140,7 @@ class AccessControl:
 
 
 def needed_scope(method: str, path: str) -> Scope:
-    """Return the scope that a request needs.
-
-    What only reads is `read`, jobs are `enqueue`, features `write`, the rest is `admin`.
-    """
+    """Return the scope that a request needs: `read` to read, `enqueue` for jobs, `write` for features, else `admin`."""
     if method in ("GET", "HEAD", "OPTIONS") or path == "/predict" or path.startswith(("/v1/", "/v2/")):
         return Scope.READ
     if path == "/features" or path.startswith("/features/"):

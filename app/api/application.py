@@ -1,9 +1,9 @@
-"""Puts the routes together."""
+"""The HTTP application: puts the routes together, checks access, describes them in OpenAPI, answers unknown paths."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,63 +14,58 @@ from fastapi.openapi.utils import get_openapi
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import HTMLResponse
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api import (
-    features,
-    health,
-    hits,
-    hot_path,
-    metrics,
-    open_inference,
-    predict,
-    predictions,
-    runs,
-    tensorflow_serving,
-)
+from app.api import features, health, hot_path, metrics, open_inference, predictions, runs, tensorflow_serving
 from app.api.access import OPEN_PATHS, AccessControl
-from app.api.bodies import ExplainedBody
-from app.api.crowd import Crowd
-from app.api.dialects import SCHEMA as ERROR_SCHEMA
-from app.api.dialects import documented_errors, error_schema, speaks_protocol
-from app.api.hot_path import HotRequest
-from app.api.limits import BodyLimit, Room
+from app.api.limits import BodyLimit, ConnectionLimit, RequestMemory
 from app.api.open_inference import LENGTH_HEADER
-from app.api.parts import OpenParts, open_parts
 from app.api.problems import (
+    ERROR_SCHEMA,
     Problem,
     add_problem_handlers,
     defects,
     documented,
+    documented_errors,
+    error_schema,
     respond_to_defect,
     respond_to_error,
+    respond_to_options,
+    respond_to_status,
+    speaks_protocol,
 )
-from app.api.request_id_header import HEADER, begin_request, with_request_id
-from app.api.routing import respond_without_route, under_root, without_head
+from app.api.process import OpenProcess, open_process
+from app.api.requests import ID_HEADER, begin_request, under_root, with_request_id, without_head
+from app.api.schemas import ExplainedBody
 from app.api.watchdog import loop_watched
 from app.http import places
-from inference.errors import ForecacheError
+from inference.errors import ForecacheError, cut, shown_name
 from inference.logs import RequestId
 from inference.settings import ApiSettings, Settings
 from inference.stored_data import installed_release
 
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
+#: clients resolve these ids before they send a path
+_DOTS = "clients resolve the ids . and .. in a path: send those to POST /predict or PUT /features"
+
 
 class Application(FastAPI):
-    """FastAPI behind the gate, but for the one request that goes the short way.
+    """FastAPI behind the access check, and the hot path beside it.
 
-    HEAD is answered as GET is. `shown_under`: the path of a proxy, with which paths may begin or not. `crowd`, `room`:
-    bounds that the server keeps before it asks the application. `told_apart_by`: headers of requests whose answers have
-    more headers than a plain hit's.
+    It answers HEAD like GET. `shown_under`: a proxy's path; request paths may begin with it. `connection_limit` and
+    `memory`: limits that the server keeps before it asks the application. `headers_of_longer_answers`: request headers
+    whose answers have more headers than a plain hit.
     """
 
     def __init__(self, api: ApiSettings, **options: Any) -> None:
         super().__init__(**options)
-        self.gate = AccessControl(api)
+        self.access = AccessControl(api)
         self.shown_under = api.root_path
-        self.crowd = Crowd(*places(api.max_connections))
-        self.room = Room()
-        self.told_apart_by = frozenset({HEADER, b"origin"} if api.cors_origins else {HEADER})
-        # around all the rest, so that pages can read refusals too, and preflights need no key
+        self.connection_limit = ConnectionLimit(*places(api.max_connections))
+        self.memory = RequestMemory()
+        self.headers_of_longer_answers = frozenset({ID_HEADER, b"origin"} if api.cors_origins else {ID_HEADER})
+        # outermost, so that pages can read refusals, too, and preflights need no key
         self._entry: ASGIApp = _with_cors(self._answer, api) if api.cors_origins else self._answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -88,7 +83,7 @@ class Application(FastAPI):
         answer = _TrackedAnswer(send)
         try:
             await self._serve(scope, receive, answer.send, request)
-        except ClientDisconnect:  # nobody is there to be told
+        except ClientDisconnect:  # nobody would read an answer
             return
         except Exception as error:  # noqa: BLE001 - `tell_each` logs it
             defects.tell_each(error)
@@ -97,21 +92,14 @@ class Application(FastAPI):
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, request: RequestId) -> None:
         if hot_path.is_hot(scope):
-            await hot_path.predict_one(self.state.parts, self.gate.check, scope, receive, send, request)
+            await hot_path.predict_one(self.state.process.service, self.access, scope, receive, send, request)
             return
         try:
-            self.gate.check(scope)
+            self.access.check(scope)
         except ForecacheError as error:
             await respond_to_error(error, scope["path"])(scope, receive, with_request_id(send, request))
             return
         await super().__call__(scope, receive, with_request_id(send, request))
-
-    def hot_request(self, scope: Scope, tell: Callable[[], None]) -> HotRequest:
-        """Return a request of which `is_hot` is true, for a server that begins it without a task.
-
-        What is left to do once it has told, this application does as ever, given the request in the scope.
-        """
-        return HotRequest(self.state.parts, self.gate.check, scope, tell)
 
 
 def _with_cors(answer: ASGIApp, api: ApiSettings) -> CORSMiddleware:
@@ -132,7 +120,7 @@ def _with_cors(answer: ASGIApp, api: ApiSettings) -> CORSMiddleware:
 
 
 class _TrackedAnswer:
-    """Knows whether an answer has begun."""
+    """Remembers whether an answer has begun."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -143,13 +131,13 @@ class _TrackedAnswer:
         await self._send(message)
 
 
-def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> FastAPI:
-    """Return the HTTP service for these settings. Nothing connects before it is served."""
+def create_app(settings: Settings, *, open_process: OpenProcess = open_process) -> FastAPI:
+    """Return the HTTP application for these settings. It connects to nothing before a server runs it."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_parts(settings) as parts:
-            app.state.parts = parts
+        async with open_process(settings) as process:
+            app.state.process = process
             with loop_watched():
                 yield
 
@@ -162,10 +150,10 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
         openapi_url=None,
     )
     _add_documents(app, settings.api.root_path)
-    for noun in (predict, predictions, features, runs, hits, health, metrics, open_inference):
+    for noun in (predictions, features, runs, metrics, health, open_inference):
         app.include_router(noun.router)
     app.router.routes.append(tensorflow_serving.route())
-    app.add_middleware(BodyLimit, room=app.room)
+    app.add_middleware(BodyLimit, memory=app.memory)
     add_problem_handlers(app)
     for status in (404, 405):
         app.add_exception_handler(status, respond_without_route)
@@ -173,7 +161,7 @@ def create_app(settings: Settings, *, open_parts: OpenParts = open_parts) -> Fas
 
 
 def _add_documents(app: FastAPI, root_path: str) -> None:
-    """Serve `/openapi.json` and `/docs`, rendered once: FastAPI would spend milliseconds on each request."""
+    """Serve `/openapi.json` and `/docs`. Renders them once: FastAPI would spend milliseconds on each request."""
     rendering, rendered = asyncio.Lock(), list[bytes]()
     page = get_swagger_ui_html(openapi_url=f"{root_path}/openapi.json", title=f"{app.title} - Swagger UI").body
 
@@ -191,7 +179,7 @@ def _add_documents(app: FastAPI, root_path: str) -> None:
 
 
 def _openapi(app: FastAPI, root_path: str) -> bytes:
-    """Return the OpenAPI document with our problems in the place of FastAPI's own 422."""
+    """Return the OpenAPI document, with our problem documents instead of FastAPI's 422."""
     servers = [{"url": root_path}] if root_path else None
     document = get_openapi(title=app.title, version=app.version, routes=app.routes, servers=servers)
     document["paths"] = {
@@ -218,3 +206,38 @@ def _openapi(app: FastAPI, root_path: str) -> bytes:
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     return orjson.dumps(document)
+
+
+async def respond_without_route(request: Request, _: Exception) -> Response:
+    """Return the response to a path or method without a route: 404, 405, or the answer to OPTIONS."""
+    path: str = request.scope["path"]
+    allowed = _METHODS if path == "*" else _allowed(request, path)
+    if not allowed:
+        return respond_to_status(404, f"there is no path {shown_name(path)}: {_hint(request, path)}", path)
+    if request.method == "OPTIONS":
+        return respond_to_options(allowed)
+    detail = f"{request.method} {shown_name(path)} is not allowed, only {', '.join(allowed)}"
+    if path == "/predict":
+        detail += f", or GET /predict/ID; {_DOTS}"
+    return respond_to_status(405, detail, path, {"Allow": ", ".join(allowed)})
+
+
+def _allowed(request: Request, path: str) -> tuple[str, ...]:
+    """Return all methods of a path: Starlette only returns those of the first route that matches."""
+    if path.startswith(hot_path.PREFIX):
+        return ("GET",)
+    return tuple(
+        method
+        for method in _METHODS
+        if any(
+            route.matches({**request.scope, "path": path, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+        )
+    )
+
+
+def _hint(request: Request, path: str) -> str:
+    tidy = "/" + "/".join(filter(None, path.split("/")))
+    if tidy != path and _allowed(request, tidy):
+        return f"did you mean {cut(tidy)}?"
+    return f"GET /docs lists the paths; {_DOTS}" if path == "/" else "GET /docs lists the paths"

@@ -1,113 +1,311 @@
-"""The server's connections: uvicorn's, with a short way for hits and with manners for every client.
+"""The server's connections: reads requests within limits, answers hits directly, and cuts off slow clients.
 
-uvicorn starts a task for each request, and the task's messages to and fro are checked and written one by one. That
-costs more than the rest of a hit. Here a hit is answered with one write when its look-up is over; whatever is not a
-hit goes uvicorn's way from there. Parsing, pipelining and shutdown are uvicorn's throughout.
+They subclass uvicorn's connection. uvicorn starts a task for each request and writes each message of the task; that
+costs more than the rest of a hit. Here the connection writes a hit when its look-up ends. Every other request goes
+uvicorn's way. Parsing, pipelining and shutdown are uvicorn's.
+
+httptools limits neither a head nor the bytes that it parses in one call. So this module limits heads, trailers and the
+framing of chunks, parses a few requests at a time, and counts all bytes that wait for the parser or the application.
+
+No other module uses private parts of uvicorn. `tests/unit/test_uvicorn.py` fails if a release changes them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import socket
+import time
+from collections.abc import Callable, Sized
 from functools import partial
 from typing import Any
 
+import httptools
 from fastapi import Response
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from app.api import hot_path
 from app.api.access import OPEN_PATHS
-from app.api.disconnects import WATCH_AFTER_S
-from app.api.limits import MAX_BODY_BYTES, Room, crowded_out
-from app.api.parsing import BoundedParsing
+from app.api.limits import (
+    MAX_BODY_BYTES,
+    MAX_HEAD_BYTES,
+    MAX_HEADERS,
+    ClientPace,
+    HeldBytes,
+    is_head_too_large,
+    respond_to_large_head,
+    server_full,
+)
 from app.api.problems import respond_to_error, respond_to_status
-from app.api.routing import under_root
+from app.api.requests import WATCH_AFTER_S, under_root
+from inference.errors import Overloaded
 
-_NONE: list[tuple[bytes, bytes]] = []
-_KEEP_ALIVE = (b"connection", b"keep-alive")
+#: bytes to parse at once; cuts longer pieces, so that requests which arrive together do not all begin at once
+STEP_BYTES = 4 * 1024
+#: time to parse one client's bytes before other clients have their turn
+TURN_S = 0.001
+#: bytes that a refused client may still send while it reads the refusal
+FAREWELL_BYTES = 1024 * 1024
+#: memory of a header beside its text, and of a request that waits for earlier ones on its connection
+_HEADER_BYTES = 150
+_WAITING_REQUEST_BYTES = 4 * 1024
 
-#: how often a connection looks whether its client is late
-LOOK_EVERY_S = 1.0
-#: from the opening of a connection to the end of the first head, and from a head's first byte to its end
-HEAD_TIMEOUT_S = 10.0
-#: for a body, and a second more for each so many bytes of it that have come; the same for an answer to be taken
-BODY_TIMEOUT_S = 10.0
-BODY_BYTES_PER_S = 32 * 1024
-#: between two bytes of a body, or of an answer that the client takes
-PAUSE_S = 10.0
-#: for a client that was refused to read why
-FAREWELL_S = 2.0
+#: interval of the checks for slow clients
+CHECK_EVERY_S = 1.0
+
+#: the parser raises these when it stops before the end of its input
+_STOPS = (httptools.HttpParserError, httptools.HttpParserUpgrade)
+#: start of a message of the parser → how to fix the request
+_FIXES = {
+    "Invalid char in url": "percent-encode what is not ASCII in a path or query",
+    "Expected HTTP/": "a blank in a path is written %20",
+    "Invalid method": "this port speaks plain HTTP/1.1, without TLS",
+    "Pause on PRI": "this port speaks HTTP/1.1, not HTTP/2",
+}
 
 
-class Connection(BoundedParsing):
-    """One client's connection to an `Application`.
+class _Flow(FlowControl):
+    """uvicorn's flow control, which calls `go_on` to parse the bytes at hand before it reads more from the client.
 
-    An offer to upgrade is ignored (RFC 9110, 7.8). A client that is slow to send a head or a body, or to take its
-    answer, is cut off; one that closes its sending half still gets its answer.
+    `waiting`: requests that wait for an earlier one. While there are any, this neither parses nor reads: the request
+    that is being answered already has all of its body.
     """
 
+    def __init__(self, transport: asyncio.Transport, waiting: Sized, go_on: Callable[[], bool]) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+        self._go_on = go_on
+
+    def resume_reading(self) -> None:
+        """Read on after all bytes at hand are parsed."""
+        if self.read_paused and not self._waiting:
+            self.read_paused = False
+            if not self._go_on():
+                self._transport.resume_reading()
+
+
+class _DeafParser:
+    """Replaces the parser after the client was refused."""
+
+    def feed_data(self, data: bytes | memoryview) -> None:
+        """Throw the bytes away."""
+
+
+class Connection(HttpToolsProtocol):
+    """One client's connection to an `Application`.
+
+    It ignores an offer to upgrade (RFC 9110, 7.8). It cuts off a client that sends a head or body too slowly, or takes
+    its answer too slowly. A client that closes its sending half still gets its answer.
+    """
+
+    # Python reads attributes more slowly if a class has over thirty, and uvicorn's has nearly as many
     __slots__ = (
-        "_answering", "_awaited", "_awaited_since", "_head", "_is_surplus", "_moved", "_moved_at", "_moved_before",
-        "_next_look", "_own_headers", "_taken", "_thrown_away", "_unsent",
+        "_answering", "_body_bytes", "_body_bytes_before", "_head", "_held", "_is_refused", "_is_surplus",
+        "_next_check", "_pace", "_server_headers", "_taken", "_thrown_away", "_unfinished", "_unread", "_unsent",
     )  # fmt: skip
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        #: the server's own headers (it makes a new list each second), and the start of an answer with them
-        self._own_headers = _NONE
+        self.url = b""  # uvicorn has none before the first request
+        #: bytes that are not parsed yet; the connection reads no more before they are
+        self._unread: memoryview | bytes = b""
+        #: bytes parsed since the last whole head or the last piece of a body
+        self._unfinished = 0
+        #: bytes of bodies that the client sent, in all and at the last count
+        self._body_bytes = 0
+        self._body_bytes_before = 0
+        self._held: HeldBytes | None = None
+        self._is_refused = False
+        #: the connection limit was reached when this one opened
+        self._is_surplus = False
+        #: the server's headers (uvicorn makes a new list each second), and the start of a hit's answer with them
+        self._server_headers: list[tuple[bytes, bytes]] | None = None
         self._head = b""
-        #: the request that is being answered; uvicorn knows only the last one that was parsed
+        #: the request that is being answered; uvicorn only knows the last one that it parsed
         self._answering: RequestResponseCycle | None = None
-        #: what the client has to do, by the last look, and since when
-        self._awaited: tuple[str, object] = ("head", None)
-        self._awaited_since = 0.0
-        #: what the client has sent of bodies and taken of answers: in all, and at the beginning of what is awaited
-        self._moved = 0
-        self._moved_before = 0
-        self._moved_at = 0.0
-        #: what it has taken of answers that had to wait for it, and what still waits
+        #: bytes of answers that had to wait and that the client took, and bytes that still wait
         self._taken = 0
         self._unsent = 0
-        #: of bodies of requests that were answered before all of them was there
+        #: bytes of bodies that arrived after their requests were answered
         self._thrown_away = 0
-        #: found all places taken
-        self._is_surplus = False
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+    # --- opening and closing
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Begin to serve a client."""
         super().connection_made(transport)
-        self._next_look = self.loop.call_later(LOOK_EVERY_S, self._look)
-        self._awaited_since = self._moved_at = self.loop.time()
-        if len(self.connections) > self.app.crowd.most:
-            crowd = self.app.crowd
-            self._is_surplus = not crowd.make_place(self.connections, self)
-            if self._is_surplus and crowd.is_over_all(len(self.connections)):
+        self.flow = _Flow(transport, self.pipeline, self._has_more_to_parse)
+        self._next_check = self.loop.call_later(CHECK_EVERY_S, self._check_client)
+        self._pace = ClientPace(self.loop.time(), self.timeout_keep_alive)
+        limit = self.app.connection_limit
+        if len(self.connections) > limit.most:
+            self._is_surplus = not limit.make_place(self.connections, self)
+            if self._is_surplus and limit.is_over_all(len(self.connections)):
                 transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End what is done for a client that is gone."""
-        self._next_look.cancel()
+        """End the work for a client that is gone."""
+        self._next_check.cancel()
         if self._answering is not None:
             self._answering.disconnected = True
             self._answering.message_event.set()
+        self._unread = b""
+        if self._held is not None:
+            self._held.set(0)
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn says None
+        """Keep a connection whose client has closed its sending half until the client has its answer."""
+        if self.cycle is None or self.cycle.response_complete or self.cycle.more_body:
+            return False
+        self.cycle.keep_alive = False
+        if self.scope["http_version"] != "1.0":  # HTTP/1.0 has no interim answers
+            self.loop.call_later(WATCH_AFTER_S, self._check_half_closed, b"HTTP/1.1 100 Continue\r\n\r\n")
+        return True
+
+    def _check_half_closed(self, interim: bytes) -> None:
+        """Hang up if the client is gone. A closed half looks the same until the server sends something."""
+        if self.transport.is_closing() or self.cycle.response_started:
+            return
+        if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.transport.abort()
+            return
+        if not self.pipeline:  # otherwise an earlier answer may be half written
+            self.transport.write(interim)
+            interim = b""
+        self.loop.call_later(WATCH_AFTER_S, self._check_half_closed, interim)
+
+    # --- parsing
+
+    def data_received(self, data: bytes) -> None:
+        """Parse bytes of the client."""
+        if len(data) > STEP_BYTES:
+            self._unread = memoryview(bytes(self._unread) + data) if self._unread else memoryview(data)
+            self._parse_unread()
+            return
+        cycle = self.cycle
+        try:
+            self.parser.feed_data(data)
+        except _STOPS as error:
+            self._parse_rest(data, error)
+        if self.cycle is cycle:
+            self._check_size(len(data))
+        elif self._unfinished:
+            self._unfinished = 0
+            self._count_held()
+
+    def _parse_unread(self) -> None:
+        """Parse the bytes at hand until a request has to wait or other clients have their turn."""
+        end = time.monotonic() + TURN_S
+        while self._unread and not self.flow.read_paused and not self.transport.is_closing():
+            cycle, step, self._unread = self.cycle, self._unread[:STEP_BYTES], self._unread[STEP_BYTES:]
+            self._parse(step)
+            if self.cycle is not cycle:
+                self._unfinished = 0
+            self._check_size(len(step) if self.cycle is cycle else 0)
+            if time.monotonic() > end:
+                break
+        if self._unread and not self.transport.is_closing():
+            self.transport.pause_reading()
+            if not self.flow.read_paused:
+                self.loop.call_soon(self._parse_unread)
+        elif not self.flow.read_paused and not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def _has_more_to_parse(self) -> bool:
+        if self._unread:
+            self.loop.call_soon(self._parse_unread)
+        return bool(self._unread)
+
+    def _parse(self, data: bytes | memoryview) -> None:
+        try:
+            self.parser.feed_data(data)
+        except _STOPS as error:
+            self._parse_rest(data, error)
+
+    def _parse_rest(self, data: bytes | memoryview, stopped: Exception) -> None:
+        """Parse on from where the parser stopped, or refuse the client."""
+        if not isinstance(stopped, httptools.HttpParserUpgrade):
+            self.logger.warning("Invalid HTTP request received: %s", stopped)
+            self._refuse(self._not_http(stopped))
+        elif self.parser.get_method() == b"CONNECT":
+            self._refuse(respond_to_status(501, "CONNECT is for proxies, and this is none", self._path()))
+        else:
+            # the parser stops after the head (https://github.com/Kludex/uvicorn/issues/2722): parse the request again
+            # without its offer, then go on
+            offset: int = stopped.args[0]
+            self._parse(self._head_without_offer() + bytes(data[offset:]))
+
+    def _should_upgrade(self) -> bool:
+        # uvicorn asks only about requests with an offer, and then leaves the request alone
+        return True
+
+    def _head_without_offer(self) -> bytes:
+        start = b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        lines = [b"%b: %b" % header for header in self.headers if header[0] not in (b"upgrade", b"http2-settings")]
+        return b"\r\n".join([start, *lines, b"", b""])
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of a request's body."""
+        self._body_bytes += len(body)
         super().on_body(body)
-        if self.cycle.response_complete:  # it is answered already: nobody reads the rest
+        if self.cycle.response_complete:  # nobody reads the rest
             self._thrown_away += len(body)
             if self._thrown_away > MAX_BODY_BYTES:
                 self.transport.abort()
 
+    def _check_size(self, parsed: int) -> None:
+        """Limit the parsed bytes that make neither a request nor a piece of a body."""
+        if self._body_bytes != self._body_bytes_before:
+            self._body_bytes_before = self._body_bytes
+            self._unfinished = 0
+        else:
+            self._unfinished += parsed
+        if self._is_refused:
+            if self._unfinished > FAREWELL_BYTES:
+                self.transport.abort()
+        elif self._unfinished > MAX_HEAD_BYTES or len(self.headers or ()) > MAX_HEADERS:
+            self._refuse(respond_to_large_head(self.url if self._is_in_head() else b"", self._path()))
+        else:
+            self._count_held()
+
+    def _count_held(self) -> None:
+        """Count the bytes that the connection holds, if they are more than a few."""
+        held = self._unfinished + len(self._unread) + len(self.pipeline) * _WAITING_REQUEST_BYTES
+        held += self.transport.get_write_buffer_size()
+        if self.cycle is not None and not self.cycle.response_complete:
+            held += len(self.cycle.body)
+        if held > STEP_BYTES:
+            held += len(self.headers or ()) * _HEADER_BYTES
+        elif self._held is None:
+            return
+        else:
+            held = 0
+        if self._held is None:
+            self._held = HeldBytes(self.app.memory, self._give_up)
+        try:
+            self._held.set(held)
+        except Overloaded as error:
+            if self.transport.get_write_buffer_size():
+                self.transport.abort()
+            self._refuse(respond_to_error(error, self._path()))
+
+    def _is_in_head(self) -> bool:
+        return self.scope is None or "method" not in self.scope
+
+    def _path(self) -> str:
+        # missing before the end of the head
+        return "" if self.scope is None else self.scope.get("path", "")
+
+    # --- answering
+
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        """Begin to answer a request; uvicorn calls it once the one before it on this connection is answered."""
+        """Begin to answer a request. uvicorn calls it after the earlier request on this connection is answered."""
         self._answering = cycle
         scope: Any = cycle.scope
         if scope["http_version"] == "1.0" and _asks_to_keep_alive(scope):
             cycle.keep_alive = True
-            cycle.default_headers = [*cycle.default_headers, _KEEP_ALIVE]
+            cycle.default_headers = [*cycle.default_headers, (b"connection", b"keep-alive")]
         if app.shown_under:
             under_root(scope, app.shown_under)
         if (self._unfinished or self._is_surplus) and (refusal := self._refusal_of(scope)):
@@ -118,37 +316,32 @@ class Connection(BoundedParsing):
         if (
             cycle.waiting_for_100_continue
             or not hot_path.is_hot(scope)
-            or _has_any(scope["headers"], app.told_apart_by)
+            or _has_any(scope["headers"], app.headers_of_longer_answers)
         ):
             super()._start_asgi_task(cycle, app)
             return
-        scope[hot_path.BEGUN] = request = app.hot_request(scope, partial(self._looked_up, cycle))
-        request.begin()
+        request = hot_path.HotRequest(app.state.process.service, app.access, scope)
+        if not request.begin(partial(self._answer_hit, cycle, request)):
+            scope[hot_path.BEGUN] = request
+            super()._start_asgi_task(cycle, app)
 
-    def _refusal_of(self, scope: Any) -> Response | None:
-        """Return the answer to a request that the application is not asked about; None: it is."""
-        is_crowded = self._is_surplus and len(self.connections) > self.app.crowd.most
-        if is_crowded and not scope["path"].startswith(OPEN_PATHS):
-            return respond_to_error(crowded_out(), scope["path"])
-        return self._too_large_head(scope) if self._unfinished else None
-
-    def _looked_up(self, cycle: RequestResponseCycle) -> None:
-        scope: Any = cycle.scope
-        request = scope.pop(hot_path.BEGUN)
-        body = request.body
+    def _answer_hit(self, cycle: RequestResponseCycle, request: hot_path.HotRequest) -> None:
+        """Write a hit. A request that is not a hit goes on in a task."""
+        body = request.hit()
         if cycle.disconnected:
             return
         if body is None or cycle.flow.write_paused:
+            scope: Any = cycle.scope
             scope[hot_path.BEGUN] = request
             super()._start_asgi_task(cycle, self.app)
             return
-        if cycle.default_headers is not self._own_headers:
-            self._own_headers = cycle.default_headers
-            lines = [b"%b: %b\r\n" % pair for pair in (*self._own_headers, hot_path.CONTENT_TYPE)]
+        if cycle.default_headers is not self._server_headers:
+            self._server_headers = cycle.default_headers
+            lines = [b"%b: %b\r\n" % pair for pair in (*cycle.default_headers, hot_path.CONTENT_TYPE)]
             self._head = b"HTTP/1.1 200 OK\r\n" + b"".join(lines)
         close = b"" if cycle.keep_alive else b"connection: close\r\n"
         cycle.transport.write(b"%bcontent-length: %d\r\n%b\r\n%b" % (self._head, len(body), close, body))
-        # what uvicorn's `send` does after the last message
+        # uvicorn's `send` does the same after the last message
         cycle.response_started = cycle.response_complete = True
         cycle.message_event.set()
         if not cycle.keep_alive:
@@ -156,62 +349,33 @@ class Connection(BoundedParsing):
         cycle.on_response()
 
     def on_response_complete(self) -> None:
-        """Begin the next request of the connection, if it is there already."""
-        # as uvicorn does, but without a timer for each answer: `_look` ends idle connections
+        """Begin the next request on the connection, if it has already arrived."""
+        # like uvicorn's, but without a timer for each answer: `_check_client` ends idle connections
         self.server_state.total_requests += 1
         if self.transport.is_closing():
             return
-        if self._hold is not None:
-            self._keep_count()
+        if self._held is not None:
+            self._count_held()
         if self.pipeline:
             self._start_asgi_task(*self.pipeline.pop())
         self.flow.resume_reading()
 
-    def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn says None
-        """Keep a connection whose client has closed its sending half until the client has its answer."""
-        if self.cycle is None or self.cycle.response_complete or self.cycle.more_body:
-            return False
-        self.cycle.keep_alive = False
-        if self.scope["http_version"] != "1.0":  # which knows no interim answers
-            self.loop.call_later(WATCH_AFTER_S, self._ask_who_is_there, b"HTTP/1.1 100 Continue\r\n\r\n")
-        return True
+    # --- slow clients
 
-    def _ask_who_is_there(self, interim: bytes) -> None:
-        """Hang up if the client has gone altogether, which looks like a closed half until something is sent to it."""
-        if self.transport.is_closing() or self.cycle.response_started:
-            return
-        if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            self.transport.abort()
-            return
-        if not self.pipeline:  # else an earlier answer may be half written
-            self.transport.write(interim)
-            interim = b""
-        self.loop.call_later(WATCH_AFTER_S, self._ask_who_is_there, interim)
-
-    def _look(self) -> None:
-        """Cut the client off if it is late; look again soon."""
+    def _check_client(self) -> None:
+        """Cut the client off if it is late; check again soon."""
         now, unsent = self.loop.time(), self.transport.get_write_buffer_size()
         self._taken += max(0, self._unsent - unsent)
         self._unsent = unsent
-        if unsent or self._hold is not None:
-            self._keep_count()
-        if self._taken + self._body_bytes != self._moved:
-            self._moved, self._moved_at = self._taken + self._body_bytes, now
-        what, since = self._awaits_since()
-        if now - since > self._may_take_s(what) or (what in ("body", "reading") and now - self._moved_at > PAUSE_S):
+        if unsent or self._held is not None:
+            self._count_held()
+        what, about = self._awaits()
+        if self._pace.is_late(what, about, self._taken + self._body_bytes, now):
             self._cut_off(what)
-        self._next_look = self.loop.call_later(LOOK_EVERY_S, self._look)
-
-    def _awaits_since(self) -> tuple[str, float]:
-        """Return what the client has to do next, and since when; "nothing" while it waits for us."""
-        awaited = self._awaits()
-        if awaited[0] != self._awaited[0] or awaited[1] is not self._awaited[1]:
-            self._awaited, self._awaited_since = awaited, self.loop.time()
-            self._moved_before, self._moved_at = self._body_bytes + self._taken, self._awaited_since
-        return awaited[0], self._awaited_since
+        self._next_check = self.loop.call_later(CHECK_EVERY_S, self._check_client)
 
     def _awaits(self) -> tuple[str, object]:
-        """Return what the client has to do next, and about which request."""
+        """Return the client's next step ("nothing" while it waits for us), and the request that it concerns."""
         cycle = self.cycle
         if self.transport.get_write_buffer_size():
             return ("reading", cycle)
@@ -219,55 +383,71 @@ class Connection(BoundedParsing):
             return ("farewell", cycle)
         if cycle is None or cycle.response_complete:
             return ("head", self.scope) if self._is_in_head() else ("request", cycle)
-        # a body that nobody has taken yet may be held up by us
+        # the server itself may hold up a body that nobody has read yet
         held_up = cycle.body or cycle.waiting_for_100_continue or self.pipeline or self._unread
         return ("body" if cycle.more_body and not held_up else "nothing", cycle)
-
-    def _may_take_s(self, what: str) -> float:
-        if what in ("body", "reading"):
-            return BODY_TIMEOUT_S + (self._body_bytes + self._taken - self._moved_before) / BODY_BYTES_PER_S
-        limits = {"head": HEAD_TIMEOUT_S, "request": self.timeout_keep_alive, "farewell": FAREWELL_S}
-        return limits.get(what, math.inf)
 
     def _cut_off(self, what: str) -> None:
         if what in ("reading", "farewell"):
             self.transport.abort()
-        elif what == "request" or self.scope is None:  # nothing was asked
+        elif what == "request" or self.scope is None:  # the client asked nothing
             self.transport.close()
         else:
             detail = f"the {what} of the request took too long to arrive: send it faster, or less"
             self._refuse(respond_to_status(408, detail, self._path()))
 
     def silent_since(self) -> tuple[bool, float] | None:
-        """Return whether the client ever had an answer, and since when it has to do something; None: it waits."""
-        what, since = self._awaits_since()
+        """Return whether the client ever had an answer, and since when it is silent; None while it waits for us."""
+        what, about = self._awaits()
+        since = self._pace.since(what, about, self._taken + self._body_bytes, self.loop.time())
         return None if what == "nothing" else (self.cycle is not None and self.cycle.response_complete, since)
 
     def make_way(self) -> None:
-        """End the connection, for there are too many."""
-        self.connections.discard(self)  # counted no more, though the descriptor is closed in the next turn
+        """End the connection because there are too many."""
+        self.connections.discard(self)  # count it no more, though the descriptor closes in the next turn
         self._give_up()
         self.transport.close()
 
-    def _room(self) -> Room:
-        room: Room = self.app.room
-        return room
-
     def _give_up(self) -> bool:
-        what, _ = self._awaits_since()
+        """End the current request if it waits for its client; return whether it did."""
+        what, _ = self._awaits()
         if what == "reading":
             self.transport.abort()
             return True
         if what not in ("head", "body") or self.scope is None:
             return False
-        self._refuse(respond_to_error(crowded_out(), self._path()))
+        self._refuse(respond_to_error(server_full(), self._path()))
         return True
 
+    # --- refusals, without the application
+
+    def _refusal_of(self, scope: Any) -> Response | None:
+        """Return the refusal of a request that the application must not see; None to let it pass."""
+        is_surplus = self._is_surplus and len(self.connections) > self.app.connection_limit.most
+        if is_surplus and not scope["path"].startswith(OPEN_PATHS):
+            return respond_to_error(server_full(), scope["path"])
+        if self._unfinished and is_head_too_large(scope):
+            return respond_to_large_head(scope["raw_path"], self._path())
+        return None
+
+    def _not_http(self, error: Exception) -> Response:
+        if self._is_in_head() or not isinstance(error, httptools.HttpParserCallbackError):
+            said = str(error)
+            reason = "; ".join([said, *(fix for start, fix in _FIXES.items() if said.startswith(start))])
+            return respond_to_status(400, f"this is no HTTP/1.1 request: {reason}", self._path())
+        if len(self.url) > MAX_HEAD_BYTES // 2:  # uvicorn parses it with http_parser, which has 16 bits for lengths
+            return respond_to_large_head(self.url, self._path())
+        return respond_to_status(400, "this is no HTTP/1.1 request: its URL has no path")
+
     def _refuse(self, response: Response) -> None:
-        """Answer what no application is asked about, and hang up once all that came before it is answered."""
+        """Answer without the application, and hang up after all earlier requests are answered."""
         if self._is_refused or self.transport.is_closing():
             return
-        self._listen_no_more()
+        self._is_refused = True
+        self._unfinished, self._unread = 0, b""
+        self.parser = _DeafParser()  # type: ignore[assignment]  # it only needs `feed_data` from here on
+        if self._held is not None:
+            self._held.set(0)
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             if not cycle.more_body:

@@ -1,4 +1,4 @@
-"""Single updates of features: `PUT /features/{entity_id}`, and of many entities `PUT /features`."""
+"""Updates of features: `PUT /features/{entity_id}` for one entity, `PUT /features` for many."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import AwareDatetime, BaseModel, Field, WithJsonSchema, WrapValidator, field_validator
 
-from app.api.bodies import ENTITY_ID_SCHEMA, MAX_ROWS, Body, JsonResponse, list_as_sent, object_as_sent
 from app.api.hot_path import entity_id_of
-from app.api.parts import Parts, parts_of
 from app.api.problems import documented
+from app.api.process import ApiProcess, Process
 from app.api.request_bodies import JsonRoute
+from app.api.schemas import ENTITY_ID_SCHEMA, MAX_ROWS, Body, JsonResponse, list_as_sent, object_as_sent
 from inference.errors import ModelUnavailable
 from inference.features.updates import FeatureUpdate, UpdateResult
 
@@ -27,7 +27,7 @@ ModelName = Annotated[str | None, Query(description="may be left out when one is
 class FeaturesBody(Body):
     """New values of features: by name, or all of them as a list in the contract's order.
 
-    `event_time`: since when they hold, ISO 8601 with an offset; left out, now.
+    `event_time`: the values hold since then; ISO 8601 with an offset. Left out: now.
     """
 
     features: Annotated[
@@ -40,7 +40,7 @@ class FeaturesBody(Body):
     @field_validator("event_time", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
-        # pydantic would take a number, and text of one, for seconds or milliseconds, by its size
+        # pydantic would take a number, even as text, for seconds or milliseconds, depending on its size
         is_number = _is_number(value) if isinstance(value, str) else not isinstance(value, datetime | None)
         if is_number:
             raise ValueError("write it as ISO 8601 with an offset")
@@ -72,9 +72,9 @@ class ItemsBody(Body):
 
 
 class UpdatedBody(BaseModel):
-    """What became of an update: `applied`, or not all of it, because newer features stand in the groups `not_applied`.
+    """Result of an update. `applied` is false if some groups hold newer features: these are `not_applied`.
 
-    `as_of`: of what stands now, of the groups that were named the oldest.
+    `as_of`: time of the values that are stored now; the oldest one among the update's groups.
     """
 
     entity_id: str
@@ -84,17 +84,17 @@ class UpdatedBody(BaseModel):
 
 
 class UpdatedItemsBody(BaseModel):
-    """What became of each update, in the order asked."""
+    """Results of updates, in the order of the request."""
 
     model: str
     items: list[UpdatedBody]
 
 
 @router.put("", response_model=UpdatedItemsBody, responses=documented(400, 404, 409, 413, 503))
-async def put_many(body: ItemsBody, parts: Annotated[Parts, Depends(parts_of)], model: ModelName = None) -> Response:
-    """Store features of up to 1 000 entities, all or none of them, unless newer ones are stored."""
-    name, _ = parts.settings.model(model)
-    results = await _write(parts, name, [item.update(item.entity_id) for item in body.items], "items.{}.")
+async def put_many(body: ItemsBody, process: Process, model: ModelName = None) -> Response:
+    """Store features of up to 1 000 entities, all or none, except where newer ones are stored."""
+    name, _ = process.settings.model(model)
+    results = await _write(process, name, [item.update(item.entity_id) for item in body.items], "items.{}.")
     return JsonResponse({"model": name, "items": [result.to_json() for result in results]})
 
 
@@ -102,21 +102,21 @@ async def put_many(body: ItemsBody, parts: Annotated[Parts, Depends(parts_of)], 
 async def put_one(
     entity_id: Annotated[EntityId, Path()],  # noqa: ARG001 - for the document: the path itself tells of bad UTF-8
     body: FeaturesBody,
-    parts: Annotated[Parts, Depends(parts_of)],
+    process: Process,
     request: Request,
     model: ModelName = None,
 ) -> Response:
-    """Store some or all features of an entity, unless newer ones are stored. The next answer is computed from them."""
-    name, _ = parts.settings.model(model)
-    [result] = await _write(parts, name, [body.update(entity_id_of(request.scope, PREFIX))], "")
+    """Store some or all features of an entity, except where newer ones are stored. The next answer uses them."""
+    name, _ = process.settings.model(model)
+    [result] = await _write(process, name, [body.update(entity_id_of(request.scope, PREFIX))], "")
     return JsonResponse(result.to_json())
 
 
-async def _write(parts: Parts, model: str, updates: Sequence[FeatureUpdate], place: str) -> list[UpdateResult]:
-    record = (await parts.cards.of(model)).ready(None)
+async def _write(process: ApiProcess, model: str, updates: Sequence[FeatureUpdate], place: str) -> list[UpdateResult]:
+    record = (await process.cards.of(model)).ready(None)
     if record is None:
-        raise ModelUnavailable(f"model {model!r} has no active version yet: what its features are is not known")
-    writer = parts.deployment.feature_writer(model, record.contract)
-    results = await parts.in_thread(lambda: writer.write(updates, place=place))
-    parts.service.forget_unknown(model, [update.entity_id for update in updates])
+        raise ModelUnavailable(f"model {model!r} has no active version yet: its features are not known")
+    writer = process.deployment.feature_writer(model, record.contract)
+    results = await process.in_thread(lambda: writer.write(updates, place=place))
+    process.service.forget_unknown(model, [update.entity_id for update in updates])
     return results

@@ -1,7 +1,7 @@
 """`GET /predict/{entity_id}`, the one request that has to be fast: plain ASGI beside FastAPI.
 
-FastAPI's routing, dependencies and validation cost several times what the look-up itself does; what they do
-for the other routes is done here by hand: the same checks, the same problem documents, the same counting.
+FastAPI's routing, dependencies and validation cost several times the look-up. This module does the same by hand: the
+same checks, the same problem documents, the same counting.
 """
 
 from __future__ import annotations
@@ -16,74 +16,76 @@ from fastapi import Response
 from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
-from app.api.bodies import ENTITY_ID_SCHEMA, ExplainableTerms, ExplainedBody
-from app.api.disconnects import ClientWatch
-from app.api.parts import Parts
+from app.api.access import AccessControl
 from app.api.problems import defects, documented, respond_to_defect, respond_to_error
-from app.api.request_id_header import header_of, with_request_id
-from app.api.validation import as_bad_input, check_query
+from app.api.requests import ClientWatch, as_bad_input, check_query, header_of, with_request_id
+from app.api.schemas import ENTITY_ID_SCHEMA, ExplainableTerms, ExplainedBody
 from inference.entities import check_entity_id
 from inference.errors import BadEntityId, ForecacheError
 from inference.logs import RequestId
+from inference.serving import PredictionService
 from inference.serving.service import Request
 
 PREFIX = "/predict/"
 CONTENT_TYPE = (b"content-type", b"application/json")
 _PARAMETERS = frozenset(ExplainableTerms.model_fields)
-#: where the server leaves a request in the scope that it has begun itself
+#: key in the scope: the server leaves a request there that it has already begun
 BEGUN = "forecache.begun"
 
 
 def is_hot(scope: Scope) -> bool:
-    """Whether this module answers the request."""
+    """Return whether this module answers the request."""
     return bool(scope["type"] == "http" and scope["method"] == "GET" and scope["path"].startswith(PREFIX))
 
 
 class HotRequest:
-    """One request on its way. It begins and ends without a coroutine when the store has its answer.
+    """Answers one request. If the store has the answer, this needs no coroutine.
 
-    `begin` it; when it tells that its look-up is over, `body` is the answer, or None when there is more to do or to
-    say, which `finish` does. `allow` is asked first, and raises ForecacheError.
+    Call `begin`, then `hit` after the look-up, then `finish` if there was no hit.
     """
 
-    __slots__ = ("_allow", "_error", "_explain", "_parts", "_request", "_scope", "_tell", "body")
+    __slots__ = ("_access", "_body", "_error", "_explain", "_request", "_scope", "_service")
 
-    def __init__(self, parts: Parts, allow: Callable[[Scope], None], scope: Scope, tell: Callable[[], None]) -> None:
-        self.body: bytes | None = None
-        self._parts = parts
-        self._allow = allow
+    def __init__(self, service: PredictionService, access: AccessControl, scope: Scope) -> None:
+        self._service = service
+        self._access = access
         self._scope = scope
-        self._tell = tell
         self._request: Request | None = None
+        self._body: bytes | None = None
         self._error: Exception | None = None
         self._explain = False
 
-    def begin(self) -> None:
-        """Check the request and look the entity up; a refused one is told within this call."""
+    def begin(self, tell: Callable[[], None]) -> bool:
+        """Check the request and begin its look-up. Return False if it is refused; `finish` says why.
+
+        `tell`: called once when the look-up ends, never within this call.
+        """
         scope = self._scope
         try:
-            self._allow(scope)
+            self._access.check(scope)
             entity_id = check_entity_id(entity_id_of(scope, PREFIX))
             raw_query = scope["query_string"]
             model, max_staleness_s, timeout_s, explain = _terms(raw_query) if raw_query else (None, None, None, None)
             self._explain = explain is not None
-            self._request = self._parts.service.look_up(
-                model, (entity_id,), self._over, max_staleness_s=max_staleness_s, timeout_s=timeout_s
+            self._request = self._service.look_up(
+                model, (entity_id,), tell, max_staleness_s=max_staleness_s, timeout_s=timeout_s
             )
         except Exception as error:  # noqa: BLE001 - `finish` tells it, whatever it is
             self._error = error
-            self._tell()
+            return False
+        return True
 
-    def _over(self) -> None:
+    def hit(self) -> bytes | None:
+        """Return the body of the answer from the store; None if `finish` has to answer."""
         try:
-            hits = None if self._request is None or self._explain else self._parts.service.hits(self._request)
-            self.body = None if hits is None else hits[0].to_json_text()
+            hits = None if self._request is None or self._explain else self._service.hits(self._request)
+            self._body = None if hits is None else hits[0].to_json_text()
         except Exception as error:  # noqa: BLE001 - see above
             self._error = error
-        self._tell()
+        return self._body
 
     async def finish(self, scope: Scope, receive: Receive, send: Send, request: RequestId) -> None:
-        """Answer: with the body, with what is computed within the budget, or with why there is neither."""
+        """Send the answer: from the store, computed within the budget, or an error."""
         with ClientWatch(receive) as client:
             answered = await self._respond()
         if client.gone:
@@ -98,7 +100,7 @@ class HotRequest:
         await send({"type": "http.response.body", "body": answered})
 
     async def _respond(self) -> Response | bytes:
-        """Return the body of an answer, or the response that says why there is none."""
+        """Return the body of the answer, or the response for an error."""
         try:
             return await self._answer()
         except ForecacheError as error:
@@ -112,28 +114,29 @@ class HotRequest:
     async def _answer(self) -> bytes:
         if self._error is not None:
             raise self._error
-        if self.body is None:
+        if self._body is None:
             assert self._request is not None  # noqa: S101 - tells mypy what `begin` promises
             if self._explain:
-                explained, explanation = await self._parts.service.explain(self._request)
+                explained, explanation = await self._service.explain(self._request)
                 return b'%b,"explanation":%b}' % (explained.to_json_text()[:-1], orjson.dumps(explanation))
-            [answer] = await self._parts.service.complete(self._request)
+            [answer] = await self._service.complete(self._request)
             if isinstance(answer, ForecacheError):
                 raise answer
-            self.body = answer.to_json_text()
-        return self.body
+            return answer.to_json_text()
+        return self._body
 
 
 async def predict_one(
-    parts: Parts, allow: Callable[[Scope], None], scope: Scope, receive: Receive, send: Send, request: RequestId
+    service: PredictionService, access: AccessControl, scope: Scope, receive: Receive, send: Send, request: RequestId
 ) -> None:
-    """Answer one entity's prediction: stored if it is fresh, else computed within the budget."""
+    """Send one entity's prediction: the stored one if it is fresh, otherwise one computed within the budget."""
     hot: HotRequest | None = scope.pop(BEGUN, None)
     if hot is None:
         over = asyncio.Event()
-        hot = HotRequest(parts, allow, scope, over.set)
-        hot.begin()
-        await over.wait()
+        hot = HotRequest(service, access, scope)
+        if hot.begin(over.set):
+            await over.wait()
+            hot.hit()
     await hot.finish(scope, receive, send, request)
 
 
@@ -147,10 +150,10 @@ def _terms(raw_query: bytes) -> tuple[str | None, float | None, float | None, st
 
 
 def entity_id_of(scope: Scope, prefix: str) -> str:
-    """Return the id that a path ends with, as sent.
+    """Return the entity id at the end of a path, as the client sent it.
 
     Raises:
-        BadEntityId: the path is no UTF-8, which servers decode into another entity's id.
+        BadEntityId: the path is not UTF-8; servers would decode it into another entity's id.
     """
     path: str = scope["path"]
     if not path.isascii():

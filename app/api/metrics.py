@@ -1,7 +1,7 @@
-"""`/metrics` for Prometheus: what the other faces show, by Prometheus' conventions.
+"""`/metrics` for Prometheus, and `/hit-rate`: the figures of the dashboard, for machines.
 
-The truth is in Redis and at the broker and shared by all API processes, so any of them may be scraped, and none needs
-to remember anything: also the counters go on through restarts.
+All figures are in Redis and at the broker, and every API process reads the same. So Prometheus may scrape any of them,
+and the counters survive restarts.
 """
 
 from __future__ import annotations
@@ -11,29 +11,31 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Query, Response
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from app.api.parts import Parts, parts_of
 from app.api.problems import documented
+from app.api.process import Process
+from app.api.request_bodies import JsonRoute
+from app.api.schemas import HitRateBody, JsonResponse
 from inference.batch import RunState
 from inference.deployment import Deployment
 from inference.errors import BrokerUnavailable
 from inference.monitoring.counters import FALLBACKS, PARITY, Histogram, ParityResult, counted
 from inference.monitoring.presence import API_PROCESSES, Roster
-from inference.monitoring.statistics import Statistics
+from inference.monitoring.statistics import MAX_WINDOW_S, Statistics
 from inference.serving.worker_client import BreakerState
 
-router = APIRouter(tags=["metrics"])
+router = APIRouter(route_class=JsonRoute)
 
-#: what `forecache_hit_ratio` looks back over, in seconds
+#: period of `forecache_hit_ratio`, in seconds
 WINDOW_S = 300
-#: buckets of ours that make one of Prometheus': 64 of them for each model and quantity would be too many
+#: buckets of ours in one of Prometheus' buckets: all 64 for each model and quantity would be too many
 _MERGED = 4
-#: ends the HELP text of whatever would be counted twice by a sum over scrapes
+#: ends the HELP text of metrics that a sum over processes would count twice
 _DEPLOYMENT_WIDE = "Of the whole deployment: take max over API processes."
 
 
@@ -45,7 +47,7 @@ class HitCollector(Collector):
         self._models = list(deployment.settings.models)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the counters since ever, and the hit rate of the last five minutes."""
+        """Yield all-time counters, and the hit rate of the last five minutes."""
         answered = _counter("predictions", "Requests for one entity, by outcome.", "outcome")
         ratio = _of_model(
             "forecache_hit_ratio",
@@ -70,13 +72,13 @@ class HitCollector(Collector):
                 fallbacks.add_metric([model, name, said], count)
             again = counted(totals, PARITY)
             for path, result in product(("batch", "realtime"), ParityResult):
-                # also before the first: Prometheus sees no increase in a counter that appears
+                # also 0, before the first one: Prometheus sees no increase when a counter appears
                 parity.add_metric([model, path, result.value], again.get((path, result.value), 0))
             ever = Statistics.of(totals)
             for outcome, count in ever.counts.outcomes.items():
                 answered.add_metric([model, outcome.value], count)
             recent = self._hits.read(model, WINDOW_S)
-            if recent.total:  # without a request there is no rate, and 0 would be an alarm
+            if recent.total:  # without requests there is no rate, and 0 would raise an alarm
                 ratio.add_metric([model], recent.hit_rate)
             histograms = ever.hit_latency, ever.miss_latency, ever.age
             for family, histogram in zip((hit_latency, miss_latency, age), histograms, strict=True):
@@ -91,7 +93,7 @@ class RunCollector(Collector):
         self._deployment = deployment
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what is known; a model without a run or a generation has none."""
+        """Yield the metrics; a model without a run or generation has none."""
         states = GaugeMetricFamily(
             "forecache_last_run_state", "1 for the state that the newest run is in.", labels=["model", "state"]
         )
@@ -121,13 +123,13 @@ class RunCollector(Collector):
 
 
 class QueueCollector(Collector):
-    """The queues, as the broker tells, the workers that serve them, and the API processes that fill them."""
+    """The broker's queues, the workers that serve them, and the API processes that fill them."""
 
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
 
     def collect(self) -> Iterator[Metric]:
-        """Yield both; while the broker is away nothing is said of its queues."""
+        """Yield the metrics; those of queues are absent while the broker is away."""
         up = GaugeMetricFamily("forecache_broker_up", "Whether the broker told how full its queues are.")
         waiting = GaugeMetricFamily("forecache_queue_messages", "Messages that wait.", labels=["queue"])
         oldest = GaugeMetricFamily(
@@ -137,7 +139,7 @@ class QueueCollector(Collector):
         )
         try:
             states = self._deployment.broker.queue_states()
-        except BrokerUnavailable:  # what is wrong is the metric's own value
+        except BrokerUnavailable:  # `forecache_broker_up` says so
             states = ()
             up.add_metric([], 0)
         else:
@@ -217,7 +219,7 @@ def _histogram(name: str, text: str) -> HistogramMetricFamily:
 
 
 def _cumulative(counted: Histogram) -> list[tuple[str, float]]:
-    """Return Prometheus' buckets: the upper bound, and how many values are not above it."""
+    """Return Prometheus' buckets: each upper bound, and the number of values up to it."""
     bounds, counts = counted.scale.bounds, counted.counts
     merged = range(_MERGED - 1, len(bounds), _MERGED)
     return [*((f"{bounds[n]:.4g}", sum(counts[: n + 1])) for n in merged), ("+Inf", counted.total)]
@@ -229,10 +231,10 @@ class MetricsResponse(Response):
     media_type = CONTENT_TYPE_LATEST
 
 
-@router.get("/metrics", response_class=MetricsResponse, responses=documented(503))
-async def metrics(parts: Annotated[Parts, Depends(parts_of)]) -> Response:
+@router.get("/metrics", response_class=MetricsResponse, responses=documented(503), tags=["metrics"])
+async def metrics(process: Process) -> Response:
     """Return the metrics in Prometheus' text format."""
-    deployment = parts.deployment
+    deployment = process.deployment
     collectors = HitCollector(deployment), RunCollector(deployment), QueueCollector(deployment)
 
     def scrape() -> bytes:
@@ -241,4 +243,16 @@ async def metrics(parts: Annotated[Parts, Depends(parts_of)]) -> Response:
             registry.register(collector)
         return generate_latest(registry)
 
-    return MetricsResponse(await parts.in_thread(scrape))
+    return MetricsResponse(await process.in_thread(scrape))
+
+
+@router.get("/hit-rate", response_model=HitRateBody, responses=documented(400, 404, 503), tags=["hits"])
+async def hit_rate(
+    process: Process,
+    model: str | None = None,
+    window_s: Annotated[int, Query(ge=1, le=MAX_WINDOW_S)] = 300,
+) -> Response:
+    """Return the outcomes of a model's requests, for all minutes that the last `window_s` seconds touch."""
+    name, _ = process.settings.model(model)
+    counts = await process.in_thread(lambda: process.deployment.hits.read(name, window_s))
+    return JsonResponse({"model": name, "window_s": window_s, **counts.to_json()})

@@ -1,4 +1,4 @@
-"""`/v2/…`: the Open Inference Protocol. Its rules are in `inference/protocols/open_inference.py`."""
+"""`/v2/…`: routes of the Open Inference Protocol. `inference/protocols/open_inference.py` has its rules."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from app.api.dialects import documented_errors
 from app.api.health import readiness
-from app.api.parts import Parts, parts_of
+from app.api.models import compute
+from app.api.problems import documented_errors
+from app.api.process import ApiProcess, Process
 from app.api.request_bodies import beside_loop, read_body
-from app.api.tensors import compute, held_versions
 from inference.errors import BadInput, NotFound, cut
 from inference.models import VersionRecord
 from inference.protocols import open_inference as protocol
 from inference.protocols.tensors import MOST_VERSION, bytes_of, render, whole_number
 from inference.stored_data import installed_release
 
-#: how much of a body is JSON, when binary tensors follow it
+#: bytes of JSON in a body, in front of binary tensors
 LENGTH_HEADER = "Inference-Header-Content-Length"
-#: by format, as the protocol spells platforms: project and format
+#: format of a model → the protocol's platform: project and format
 _PLATFORMS = {
     "saved_model": "tensorflow_savedmodel",
     "keras": "keras_keras",
@@ -32,7 +32,7 @@ _PLATFORMS = {
 
 
 async def _version(request: Request) -> int | None:
-    """Return the version in the path; None when there is none."""
+    """Return the version in the path; None if there is none."""
     version: str | None = request.path_params.get("version")
     if version is None:
         return None
@@ -42,7 +42,6 @@ async def _version(request: Request) -> int | None:
     return number
 
 
-_PartsOf = Annotated[Parts, Depends(parts_of)]
 _Version = Annotated[int | None, Depends(_version)]
 _IN_PATH = {"name": "version", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 1}}
 _VERSIONED: dict[str, Any] = {"parameters": [_IN_PATH]}
@@ -51,7 +50,7 @@ router = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 
 _MODEL = "/models/{model}"
 _VERSION = f"{_MODEL}/versions/{{version}}"
-#: extensions of Triton's that are not here → their paths, some of which this server would read as others
+#: extension of Triton that is missing here → its paths; without this, other routes would take some of them
 _EXTENSIONS = {
     "statistics": (f"{_MODEL}/stats", f"{_VERSION}/stats"),
     "model configuration": (f"{_MODEL}/config", f"{_VERSION}/config"),
@@ -85,31 +84,31 @@ _refuse_extensions()
 
 @router.get("/health/live")
 async def server_live() -> Response:
-    """Answer as long as the process does."""
+    """Answer as long as the process lives."""
     return _json({"live": True})
 
 
 @router.get("/health/ready", responses=documented_errors(503))
-async def server_ready(parts: _PartsOf) -> Response:
-    """Answer 200 once every model that can serve does, from then on as long as the store answers."""
-    await readiness(parts, list(parts.settings.models))
+async def server_ready(process: Process) -> Response:
+    """Answer 200 once every model serves, refused ones aside, and from then on as long as the store answers."""
+    await readiness(process, list(process.settings.models))
     return _json({"live": True, "ready": True})
 
 
 @router.get("")
 async def server() -> Response:
-    """Return what this server is and which extensions it has."""
+    """Return the server's name, version and extensions."""
     return _json(protocol.server_metadata(installed_release() or "0"))
 
 
 @router.get("/models/{model}", responses=documented_errors(400, 404, 503))
 @router.get("/models/{model}/versions/{version}", responses=documented_errors(400, 404, 503), openapi_extra=_VERSIONED)
-async def model_metadata(parts: _PartsOf, model: str, version: _Version) -> Response:
-    """Return what a model takes and gives."""
-    if model == "stats" and model not in parts.settings.models:  # where Triton has those of all models
+async def model_metadata(process: Process, model: str, version: _Version) -> Response:
+    """Return the inputs and outputs of a model."""
+    if model == "stats" and model not in process.settings.models:  # Triton's path for statistics of all models
         raise _unsupported("statistics")
-    record = await _record(parts, model, version)
-    known = (await parts.cards.of(model)).versions
+    record = await _record(process, model, version)
+    known = (await process.cards.of(model)).versions
     ready = [one for one, found in sorted(known.items()) if found.state == "ready"]
     platform = _PLATFORMS.get(record.format, "forecache_remote")
     return _json(protocol.model_metadata(model, ready if version is None else [version], platform, record.signature))
@@ -119,10 +118,10 @@ async def model_metadata(parts: _PartsOf, model: str, version: _Version) -> Resp
 @router.get(
     "/models/{model}/versions/{version}/ready", responses=documented_errors(400, 404, 503), openapi_extra=_VERSIONED
 )
-async def model_ready(parts: _PartsOf, model: str, version: _Version) -> Response:
-    """Answer 200 when a worker holds the model, or the version that is named."""
-    record = await _record(parts, model, version)
-    if record.version not in await held_versions(parts, model, await parts.cards.of(model)):
+async def model_ready(process: Process, model: str, version: _Version) -> Response:
+    """Answer 200 if a worker holds the model, or the version in the path."""
+    record = await _record(process, model, version)
+    if record.version not in await process.held_versions(model, await process.cards.of(model)):
         raise BadInput(f"model '{model}' version {record.version} is not ready: no worker holds it")
     return _json({"name": model, "version": str(record.version), "ready": True})
 
@@ -156,15 +155,15 @@ _ANSWERS: dict[int | str, dict[str, Any]] = {
 
 @router.post("/models/{model}/infer", responses=_ANSWERS, openapi_extra=_INFER)
 @router.post("/models/{model}/versions/{version}/infer", responses=_ANSWERS, openapi_extra=_INFER_VERSIONED)
-async def infer(request: Request, parts: _PartsOf, model: str, version: _Version) -> Response:
-    """Return what the model gives for its own input tensors, as JSON or, where asked for, as bytes behind it."""
+async def infer(request: Request, process: Process, model: str, version: _Version) -> Response:
+    """Return the model's outputs for input tensors, as JSON or, if the request wants it, as bytes behind it."""
     body = await read_body(request)
     size = len(body)
     document, binary = await beside_loop(size, protocol.read_body, body, request.headers.get(LENGTH_HEADER))
-    record = await _record(parts, model, version)
+    record = await _record(process, model, version)
     asked = await beside_loop(size, protocol.infer_request, model, document, binary, record.signature)
     try:
-        outputs = await compute(request, parts, model, asked.tensors, version)
+        outputs = await compute(request, process.service, model, asked.tensors, version)
     except NotFound as error:
         raise _unknown(model, version) from error
     if outputs is None:
@@ -178,9 +177,9 @@ async def infer(request: Request, parts: _PartsOf, model: str, version: _Version
     )
 
 
-async def _record(parts: Parts, model: str, version: int | None) -> VersionRecord:
+async def _record(process: ApiProcess, model: str, version: int | None) -> VersionRecord:
     try:
-        record = (await parts.cards.of(model)).ready(version)
+        record = (await process.cards.of(model)).ready(version)
     except NotFound as error:
         raise _unknown(model, None) from error
     if record is None:

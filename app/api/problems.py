@@ -1,4 +1,7 @@
-"""Every error as a problem document (RFC 9457): what is wrong, which field, and nothing of our insides."""
+"""Turns every error into a response: a problem document (RFC 9457), or an error of the path's serving protocol.
+
+It says what is wrong and which field, and nothing of the server's insides: no folder, address or traceback.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import math
 from collections.abc import Mapping
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -14,9 +18,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from app.api.dialects import respond_with_error, speaks_protocol
-from app.api.paths import without_folders
-from app.api.validation import as_bad_input
+from app.api.requests import as_bad_input
 from app.http import status_of
 from inference.errors import (
     BrokerUnavailable,
@@ -34,12 +36,17 @@ from inference.errors import (
 )
 from inference.failures import Failures
 from inference.logs import requests_behind
+from inference.settings import Settings
+from inference.sources import fixed_part
+from inference.storage import is_uri
 
 MEDIA_TYPE = "application/problem+json"
-#: seconds after which an outage is worth another try, when nobody knows better
+#: name of the schema of a serving protocol's error in the OpenAPI document
+ERROR_SCHEMA = "ProtocolError"
+#: when to try again after an outage, if the error does not say
 RETRY_AFTER_S = 1.0
 
-#: our own trouble in words of our own: the error's may hold an address, or the insides of a model
+#: texts that replace an error's own, which may hold an address or the insides of a model
 _OWN_WORDS: dict[type[ForecacheError], str] = {
     PredictionFailed: "the model gave no usable prediction for this input",
     FunctionFailed: "a function of the model's features failed on this input; the worker's log says why",
@@ -48,7 +55,7 @@ _OWN_WORDS: dict[type[ForecacheError], str] = {
     BrokerUnavailable: "the broker does not answer",
     FeaturesUnavailable: "a source of this entity's features does not answer",
 }
-#: of all routes
+#: logs the defects of all routes
 defects = Failures("app.api", "request")
 _DEFECT = "the server failed on this request; its log says why"
 _CODES = {
@@ -63,9 +70,9 @@ _CODES = {
 
 
 class Problem(BaseModel):
-    """An error by RFC 9457. `code` is the word to branch on, `field` what is at fault (if one thing is).
+    """An error by RFC 9457. Branch on `code`. `field` names the wrong field, if it is only one.
 
-    `request_id`: by which the log's lines of this request are found.
+    `request_id`: find the log lines of this request by it.
     """
 
     type: str
@@ -87,7 +94,7 @@ def _words_of(error: ForecacheError) -> str:
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return what OpenAPI says of a route that may answer with these problems."""
+    """Return the OpenAPI responses of a route that may answer with these problems."""
     schema = {"$ref": "#/components/schemas/Problem"}
     return {
         status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": schema}}}
@@ -96,7 +103,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def add_problem_handlers(app: FastAPI) -> None:
-    """Have the application answer every error as a problem document."""
+    """Make the application answer every error."""
     app.add_exception_handler(ForecacheError, _on_forecache_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
@@ -118,15 +125,15 @@ def _problem(status: int, code: str, detail: str, field: str | None = None) -> d
 def _respond(document: dict[str, Any], headers: dict[str, str] | None = None) -> Response:
     requests = requests_behind()
     named = {**document, "request_id": str(requests[0])} if requests else document
-    # ASCII only: a detail may quote text that is no valid Unicode
+    # ASCII only: a detail may quote text that is not valid Unicode
     body = json.dumps(named)
     return Response(body, document["status"], headers=headers, media_type=MEDIA_TYPE)
 
 
 def respond_to_error(error: ForecacheError, path: str = "") -> Response:
-    """Return the response to an error of ours, in the words of the protocol that the path belongs to."""
+    """Return the response to an error of ours, in the form of the path's protocol."""
     if speaks_protocol(path):
-        # both protocols tell a deadline from an outage
+        # both protocols distinguish a deadline from an outage
         status = 504 if isinstance(error, DeadlineExceeded) else status_of(error)
         return respond_with_error(status, _words_of(error), _headers_of(error))
     return _respond(problem_of(error), _headers_of(error))
@@ -138,20 +145,26 @@ def _headers_of(error: ForecacheError) -> dict[str, str] | None:
     if isinstance(error, UnsupportedMedia):
         return {"Accept": "application/json", "Accept-Encoding": "gzip, deflate"}
     if isinstance(error, Unavailable | RateLimited):
-        # whole seconds are all that the header can say (RFC 9110)
+        # the header can only hold whole seconds (RFC 9110)
         return {"Retry-After": str(max(1, math.ceil(error.retry_after_s or RETRY_AFTER_S)))}
     return None
 
 
 def respond_to_status(status: int, detail: str, path: str = "", headers: Mapping[str, str] | None = None) -> Response:
-    """Return the response to a refusal that is no error of ours, in the words of the path's protocol."""
+    """Return the response for a status, in the form of the path's protocol."""
     if speaks_protocol(path):
         return respond_with_error(status, detail, headers)
     return _respond(_problem(status, _CODES.get(status, "bad-input"), detail), dict(headers or {}))
 
 
+def respond_to_options(allowed: tuple[str, ...]) -> Response:
+    """Return the response to OPTIONS on a path that allows these methods."""
+    head = ("HEAD",) if "GET" in allowed else ()
+    return Response(status_code=204, headers={"Allow": ", ".join((*allowed, *head, "OPTIONS"))})
+
+
 def respond_to_defect() -> Response:
-    """Return the response to a failure of our own, whose cause belongs into the log."""
+    """Return the response to a defect of the server; only the log has its cause."""
     return _respond(_problem(500, "internal", _DEFECT))
 
 
@@ -159,8 +172,8 @@ async def _on_forecache_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ForecacheError)  # noqa: S101 - tells mypy what the registration says
     if speaks_protocol(request.scope["path"]):
         return respond_to_error(error, request.scope["path"])
-    # what is wrong with a source or a run is told with paths of this machine
-    document = without_folders(problem_of(error), request.app.state.parts.settings)
+    # errors of sources and runs hold paths of this machine
+    document = without_folders(problem_of(error), request.app.state.process.settings)
     return _respond(document, _headers_of(error))
 
 
@@ -184,3 +197,50 @@ async def _on_defect(request: Request, _: Exception) -> Response:
     if speaks_protocol(request.scope["path"]):
         return respond_with_error(500, _DEFECT)
     return respond_to_defect()
+
+
+def speaks_protocol(path: str) -> bool:
+    """Return whether a path belongs to a serving protocol, which has errors of its own."""
+    return path.startswith(("/v1/", "/v2/")) or path == "/v2"
+
+
+def respond_with_error(status: int, message: str, headers: Mapping[str, str] | None = None) -> Response:
+    """Return the response to an error, in the form of both serving protocols."""
+    # ASCII only: the message may quote text that is not valid Unicode
+    return Response(json.dumps({"error": message}), status, headers=dict(headers or {}), media_type="application/json")
+
+
+def documented_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI responses of a serving protocol's operation that may answer with these errors."""
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{ERROR_SCHEMA}"}}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def error_schema() -> dict[str, Any]:
+    """Return the OpenAPI schema of a serving protocol's error."""
+    return {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+
+
+def without_folders(value: Any, settings: Settings) -> Any:
+    """Return a text, or JSON that holds texts, with paths relative to the deployment or to a configured folder.
+
+    In a deployment in `/srv/shop`, `/srv/shop/data/users.parquet` becomes `data/users.parquet`. If a table elsewhere is
+    configured as `/data/users`, `/data/users/part-0.parquet` becomes `users/part-0.parquet`. URIs stay.
+    """
+    if isinstance(value, str):
+        for folder in _folders(settings):
+            value = value.replace(f"{folder}/", "")
+        return value
+    if isinstance(value, dict):
+        return {name: without_folders(item, settings) for name, item in value.items()}
+    return [without_folders(item, settings) for item in value] if isinstance(value, list) else value
+
+
+def _folders(settings: Settings) -> list[Path]:
+    """Return the folders that clients must not see, longest first; not `/`, which every path begins with."""
+    folders = {settings.root}
+    for model in settings.models.values():
+        for path in (str(model.path), model.features, model.batch.parquet_path, model.batch.quarantine_path):
+            if path and not is_uri(path) and Path(path).is_absolute():
+                folders.add(Path(fixed_part(path)).parent)
+    return sorted((folder for folder in folders if folder != Path("/")), key=lambda folder: -len(str(folder)))

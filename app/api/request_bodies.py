@@ -1,6 +1,6 @@
-"""Reads the bodies of requests, the same way for every route: unpacked, within the limit, as JSON in UTF-8.
+"""Reads the bodies of requests, the same way for every route: unpacks them, keeps the limit, and parses JSON in UTF-8.
 
-What a client sent is parsed and converted beside the event loop when it is large, one body at a time.
+A thread parses and converts large bodies beside the event loop, one at a time.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
-from app.api.limits import HOLD, MAX_BODY_BYTES
-from app.api.validation import as_bad_input, check_query
+from app.api.limits import HELD, MAX_BODY_BYTES
+from app.api.requests import as_bad_input, check_query
 from inference.errors import BadInput, Overloaded, UnsupportedMedia, cut
 from inference.protocols.json_documents import parse
 
-#: zlib's number for a format with gzip's header, or zlib's own
+#: zlib's number for a format with gzip's header or zlib's own
 _ANY_HEADER = 32 + zlib.MAX_WBITS
-#: what is unpacked without a pause for other requests
+#: bytes to unpack without a pause for other requests
 _STEP_BYTES = 256 * 1024
-#: what is parsed and converted on the event loop, in less than 3 ms whatever is in it
+#: the event loop itself parses bodies up to this size, in less than 3 ms whatever they hold
 INLINE_BYTES = 64 * 1024
-#: large bodies that wait for their turn; each holds its bytes
+#: large bodies that may wait for their turn; each holds its bytes
 MAX_WAITING = 16
-#: fields of bodies that hold an item for each row that is asked for
+#: fields of bodies with an item for each row of the request
 _ROWS = ("entity_ids", "instances", "items", "entities")
 _UNPACKED = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
 
 
 T = TypeVar("T")
 
-# one: two that are at work at once would each keep the event loop waiting for its turn
+# one thread: each of several would hold up the event loop
 _thread = ThreadPoolExecutor(1, thread_name_prefix="large-bodies")
 _in_line: set[asyncio.Future[Any]] = set()
 
 
 async def beside_loop(size: int, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
-    """Return what a call gives that works on so many bytes: in the one thread for that if they are many.
+    """Return the result of a call that works on `size` bytes. If they are many, the thread for large bodies runs it.
 
     Raises:
         Overloaded: too many large bodies wait already.
@@ -60,25 +60,25 @@ async def beside_loop(size: int, call: Callable[..., T], *arguments: Any, **name
 
 
 async def read_body(request: Request) -> bytes:
-    """Return a request's body, unpacked when it came as gzip or deflate, and counted as far as it is here.
+    """Return a request's body, unpacked if it is gzip or deflate. Counts its size while it arrives.
 
     Raises:
         RateLimited, TooHeavy: as `AccessControl.charge` says.
-        HTTPException: 413, it is over the limit, packed or unpacked.
-        UnsupportedMedia: it is packed otherwise.
-        BadInput: it is no gzip or deflate, whatever it says.
-        Overloaded: there is no room for it beside those of other requests.
-        ClientDisconnect: the client hung up before all of it was here.
+        HTTPException: 413, the body is over the limit, packed or unpacked.
+        UnsupportedMedia: it is packed in another format.
+        BadInput: it is not the gzip or deflate that it claims to be.
+        Overloaded: there is no memory for it beside other requests.
+        ClientDisconnect: the client hung up before the end of the body.
     """
-    encoding, hold = _encoding_of(request), request.scope[HOLD]
+    encoding, held = _encoding_of(request), request.scope[HELD]
     body = bytearray()
-    async for piece in _unpacked(request.stream(), encoding, hold.room.unpacking):
+    async for piece in _unpacked(request.stream(), encoding, held.memory.unpacking):
         body += piece
-        if encoding is not None:  # else it was counted as it came
-            hold.set(hold.size + len(piece))
+        if encoding is not None:  # otherwise `BodyLimit` has counted it
+            held.set(held.size + len(piece))
         if len(body) > MAX_BODY_BYTES:
             raise HTTPException(413, f"the body is over {MAX_BODY_BYTES} bytes: send it in parts")
-        request.app.gate.charge(request.scope, size=len(body))
+        request.app.access.charge(request.scope, size=len(body))
     return bytes(body)
 
 
@@ -96,7 +96,7 @@ def _encoding_of(request: Request) -> str | None:
 async def _unpacked(
     pieces: AsyncIterator[bytes], encoding: str | None, turns: asyncio.Lock | None = None
 ) -> AsyncIterator[bytes]:
-    """Yield the pieces of a body as they come, those of a packed one in small steps, of which each waits its turn."""
+    """Yield the pieces of a body while they arrive. Unpacks a packed body in small steps that wait for their turn."""
     if encoding is None:
         async for piece in pieces:
             yield piece
@@ -117,22 +117,22 @@ async def _unpacked(
                 raise BadInput(f"the body is no {encoding}: it goes on after its end", field="body")
     except zlib.error as error:
         raise BadInput(f"the body is no {encoding}: {error}", field="body") from error
-    # a body of no bytes is none, however it would have been packed
+    # an empty body is not packed, whatever its header says
     if unpacker is not None and not unpacker.eof:
         raise BadInput(f"the body is no {encoding}: it is cut off", field="body")
 
 
 def _format_of(encoding: str, start: bytes) -> int:
-    """Return zlib's number of a format: "deflate" is zlib's by the RFC, and without its header by many clients."""
+    """Return zlib's number of a format. "deflate" is zlib's format by the RFC; many clients leave its header out."""
     is_zlib = start[0] & 0x0F == zlib.DEFLATED and (len(start) == 1 or int.from_bytes(start[:2], "big") % 31 == 0)
     return _ANY_HEADER if encoding == "gzip" or is_zlib or start[:2] == b"\x1f\x8b" else -zlib.MAX_WBITS
 
 
 class JsonRoute(APIRoute):
-    """A route whose query and body, if it takes one, are read by this module and refused in words of ours."""
+    """A route that reads and refuses its query and its JSON body, if it takes one, by the rules of this module."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return what answers a request."""
+        """Return the function that answers a request."""
         answer = super().get_route_handler()
         expected = self.body_field
         parameters = {one.alias for one in self.dependant.query_params}
@@ -152,7 +152,7 @@ class JsonRoute(APIRoute):
 
 
 class _ReadRequest(Request):
-    """A request whose body has been read and parsed: what FastAPI asks for is there."""
+    """A request with its body already read and parsed, for FastAPI."""
 
     def __init__(self, request: Request, body: bytes, document: Any) -> None:
         super().__init__(request.scope, request.receive)
@@ -163,7 +163,7 @@ class _ReadRequest(Request):
         return self._read
 
     async def json(self) -> Any:
-        """Return what the body says."""
+        """Return the parsed body."""
         return self._document
 
 
@@ -171,7 +171,7 @@ async def _read_json(request: Request) -> _ReadRequest:
     body = await read_body(request)
     if not body:
         return _ReadRequest(request, b"", None)
-    # pages of other sites may send forms and plain text without asking, JSON they may not
+    # browsers let other sites' pages send forms and plain text without a preflight, but not JSON
     sent_as = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     kind, _, form = sent_as.partition("/")
     if kind != "application" or not (form == "json" or form.endswith("+json")):
@@ -181,5 +181,5 @@ async def _read_json(request: Request) -> _ReadRequest:
     document = await beside_loop(len(body), parse, body)
     if isinstance(document, dict):
         rows = max((len(document[name]) for name in _ROWS if isinstance(document.get(name), list)), default=0)
-        request.app.gate.charge(request.scope, rows=rows)
+        request.app.access.charge(request.scope, rows=rows)
     return _ReadRequest(request, body, document)

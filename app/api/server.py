@@ -28,24 +28,24 @@ from inference.settings.addresses import require_allowed
 
 log = get_logger(__name__)
 
-#: seconds after which a thread that parses a large body lets the event loop go on, at the end of the step it is in;
-#: Python's own 5 ms are waited for several times by each hit
+#: a thread that parses a large body yields to the event loop after this time, at the end of its current step; with
+#: Python's own 5 ms, each hit would wait that long several times
 SWITCH_INTERVAL_S = 0.0005
 
-#: how long open requests may take to finish when the service stops
+#: time for open requests to finish when the service stops
 GRACE_S = 5
 
 
 def serve(settings: Settings, fd: int | None = None) -> None:
     """Serve until stopped.
 
-    With several `[api] processes` this one only watches over the others, which share the port; one that dies or hangs
-    is replaced. `fd`: of a listening socket that this process was given, to be one of several that share it; somebody
-    else watches over them then.
+    With several `[api] processes`, this process only supervises the others, which share the port, and replaces one
+    that dies or hangs. `fd`: descriptor of an open, listening socket that several processes share; then the caller
+    supervises them.
 
     Raises:
         SettingsError: other machines could reach the address, and there are neither keys nor `[api] allow_remote`;
-            or the port is taken, or `fd` is no open socket.
+            or the port is taken, or `fd` is not an open socket.
     """
     raise_descriptors()
     listener = listen(settings.api) if fd is None else _given(settings.api, fd)
@@ -62,7 +62,7 @@ def serve(settings: Settings, fd: int | None = None) -> None:
 
 
 def configure(api: ApiSettings, application: Callable[[], FastAPI]) -> uvicorn.Config:
-    """Return how the application is served; each process calls `application` for one of its own."""
+    """Return uvicorn's configuration; each process calls `application` to make one of its own."""
     return uvicorn.Config(
         application,
         factory=True,
@@ -70,19 +70,19 @@ def configure(api: ApiSettings, application: Callable[[], FastAPI]) -> uvicorn.C
         http=Connection,
         ws="none",
         backlog=backlog(),
-        timeout_keep_alive=api.keep_alive,  # type: ignore[arg-type]  # it takes fractions too
+        timeout_keep_alive=api.keep_alive,  # type: ignore[arg-type]  # it takes fractions, too
         log_config=None,
         access_log=False,
-        # wrong keys are counted by the address of the connection: one in a header can be made up
+        # the access check counts wrong keys by the connection's address: a header could hold any address
         proxy_headers=False,
         timeout_graceful_shutdown=GRACE_S,
-        # a process that is still importing on a busy machine is not a dead one
+        # on a busy machine, a process may import for that long
         timeout_worker_healthcheck=30,
     )
 
 
 def _given(api: ApiSettings, fd: int) -> socket.socket:
-    """Return a socket that this process was given: of an address that it may serve, or a Unix one."""
+    """Return the socket of a descriptor. Its address must be allowed, or a Unix one."""
     try:
         listener = socket.socket(fileno=fd)
     except (OSError, OverflowError, ValueError) as error:
@@ -105,19 +105,19 @@ def _url_of(listener: socket.socket) -> str:
 
 class _Processes(Multiprocess):
     def handle_hup(self) -> None:
-        """End with the terminal, as one process does; uvicorn would start all of them anew."""
+        """End when the terminal closes, like a single process; uvicorn would restart all processes."""
         self.should_exit.set()
 
 
 def _application(settings: Settings) -> FastAPI:
-    """Return the application, in whichever process serves it."""
+    """Return the application, in the process that serves it."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     parent = multiprocessing.parent_process()
     if parent is not None:
         _configure_logging(settings)
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
     application = create_app(settings)
-    # what is there by now stays: with it a full collection stops every request for a tenth of a second
+    # all objects so far stay: a full collection that looks at them would stop every request for a tenth of a second
     gc.collect()
     gc.freeze()
     return application
@@ -128,6 +128,6 @@ def _configure_logging(settings: Settings) -> None:
 
 
 def _end_with(sentinel: int) -> None:
-    """Stop this process when the one that watches over it is gone: nobody else would."""
+    """Stop this process when its supervising process is gone: nothing else would."""
     multiprocessing.connection.wait([sentinel])
     os.kill(os.getpid(), signal.SIGTERM)

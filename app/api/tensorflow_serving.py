@@ -1,4 +1,4 @@
-"""`/v1/models/…`: TensorFlow Serving's REST protocol. Its rules are in `inference/protocols/tensorflow_serving`."""
+"""`/v1/models/…`: TensorFlow Serving's REST protocol. `inference/protocols/tensorflow_*.py` have its rules."""
 
 from __future__ import annotations
 
@@ -9,12 +9,10 @@ from fastapi import Request, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from app.api.dialects import documented_errors
-from app.api.parts import Parts
-from app.api.paths import without_folders
+from app.api.models import compute
+from app.api.problems import documented_errors, respond_to_options, without_folders
+from app.api.process import ApiProcess
 from app.api.request_bodies import beside_loop, read_body
-from app.api.routing import options
-from app.api.tensors import compute, held_versions
 from inference.errors import BadInput, NotFound, cut
 from inference.models import VersionRecord
 from inference.protocols import tensorflow_examples as examples_protocol
@@ -25,40 +23,40 @@ from inference.schema import Block
 
 
 class TensorFlowServingApi:
-    """Every request under `/v1/`, whatever its verb: the protocol has its own words for those it does not know."""
+    """Answers every request under `/v1/`, with any HTTP method: the protocol has its own error for unknown ones."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         request = Request(scope, receive)
         if request.method == "OPTIONS" and (allowed := protocol.methods_of(scope["path"])):
-            await options(allowed)(scope, receive, send)
+            await respond_to_options(allowed)(scope, receive, send)
             return
-        response = await _respond(request, request.app.state.parts)
+        response = await _respond(request, request.app.state.process)
         await response(scope, receive, send)
 
 
 def route() -> Route:
-    """Return the route of everything under `/v1/`."""
+    """Return the route for all paths under `/v1/`."""
     return Route("/v1/{rest:path}", TensorFlowServingApi())
 
 
-async def _respond(request: Request, parts: Parts) -> Response:
-    path = await _without_label(protocol.parse_path(request.method, request.scope["path"]), parts)
+async def _respond(request: Request, process: ApiProcess) -> Response:
+    path = await _without_label(protocol.parse_path(request.method, request.scope["path"]), process)
     match path.method:
         case Method.PREDICT:
-            return await _predict(request, path, parts)
+            return await _predict(request, path, process)
         case Method.CLASSIFY | Method.REGRESS:
-            return await _examples(request, path, parts)
+            return await _examples(request, path, process)
         case Method.METADATA:
-            record = await _record(path, parts)
+            record = await _record(path, process)
             body = protocol.metadata(path.model, record.version, record.signature)
         case Method.STATUS:
-            body = protocol.status(await _status(path, parts))
+            body = protocol.status(await _status(path, process))
     return _json(render(body))
 
 
-async def _without_label(path: ModelUrl, parts: Parts) -> ModelUrl:
-    """Return the path with the version that its label stands for.
+async def _without_label(path: ModelUrl, process: ApiProcess) -> ModelUrl:
+    """Return the path with its label replaced by a version.
 
     Raises:
         BadInput: no version has that label.
@@ -67,7 +65,7 @@ async def _without_label(path: ModelUrl, parts: Parts) -> ModelUrl:
         return path
     unknown = BadInput(f"Unrecognized servable version label: {cut(path.label)}")
     try:
-        labels = (await parts.cards.of(path.model)).labels
+        labels = (await process.cards.of(path.model)).labels
     except NotFound as error:
         raise unknown from error
     if path.label not in labels:
@@ -75,25 +73,25 @@ async def _without_label(path: ModelUrl, parts: Parts) -> ModelUrl:
     return replace(path, version=labels[path.label], label=None)
 
 
-async def _predict(request: Request, path: ModelUrl, parts: Parts) -> Response:
+async def _predict(request: Request, path: ModelUrl, process: ApiProcess) -> Response:
     document, size = await _document(request)
     protocol.signature_of(document)
-    record = await _record(path, parts)
-    served = parts.settings.models[path.model].signature
+    record = await _record(path, process)
+    served = process.settings.models[path.model].signature
     tensors, by_row = await beside_loop(size, protocol.tensors_of, document, record.signature.inputs, served=served)
-    outputs = await _compute(request, path, parts, tensors)
+    outputs = await _compute(request, path, process, tensors)
     if outputs is None:
         return _gone()
     return _json(await beside_loop(bytes_of(outputs), protocol.predict_answer, outputs, by_row=by_row))
 
 
-async def _examples(request: Request, path: ModelUrl, parts: Parts) -> Response:
+async def _examples(request: Request, path: ModelUrl, process: ApiProcess) -> Response:
     document, size = await _document(request)
     examples = await beside_loop(size, examples_protocol.read_examples, document)
-    record = await _record(path, parts)
+    record = await _record(path, process)
     classify = path.method is Method.CLASSIFY
     (examples_protocol.check_classify if classify else examples_protocol.check_regress)(document, record.signature)
-    outputs = await _compute(request, path, parts, examples_protocol.example_tensors(examples))
+    outputs = await _compute(request, path, process, examples_protocol.example_tensors(examples))
     if outputs is None:
         return _gone()
     answer = examples_protocol.classify_answer if classify else examples_protocol.regress_answer
@@ -101,28 +99,28 @@ async def _examples(request: Request, path: ModelUrl, parts: Parts) -> Response:
 
 
 async def _document(request: Request) -> tuple[dict[str, Any], int]:
-    """Return the JSON object of a request, and how many bytes it has."""
+    """Return the JSON object of a request, and its size in bytes."""
     body = await read_body(request)
     return await beside_loop(len(body), protocol.read_document, body), len(body)
 
 
-async def _compute(request: Request, path: ModelUrl, parts: Parts, tensors: Block) -> Block | None:
-    """Return the outputs; None when the client has hung up meanwhile."""
+async def _compute(request: Request, path: ModelUrl, process: ApiProcess, tensors: Block) -> Block | None:
+    """Return the outputs; None if the client has hung up meanwhile."""
     try:
-        outputs = await compute(request, parts, path.model, tensors, path.version)
+        outputs = await compute(request, process.service, path.model, tensors, path.version)
     except NotFound as error:
         raise _not_found(path) from error
     return None if outputs is None else outputs.tensors
 
 
-async def _record(path: ModelUrl, parts: Parts) -> VersionRecord:
-    """Return the record of the version that a path names.
+async def _record(path: ModelUrl, process: ApiProcess) -> VersionRecord:
+    """Return the record of the version in a path.
 
     Raises:
-        NotFound: there is no such model or version, or none is active yet.
+        NotFound: there is no such model or version, or no active version yet.
     """
     try:
-        record = (await parts.cards.of(path.model)).ready(path.version)
+        record = (await process.cards.of(path.model)).ready(path.version)
     except NotFound as error:
         raise _not_found(path) from error
     if record is None:
@@ -130,21 +128,21 @@ async def _record(path: ModelUrl, parts: Parts) -> VersionRecord:
     return record
 
 
-async def _status(path: ModelUrl, parts: Parts) -> list[VersionStatus]:
+async def _status(path: ModelUrl, process: ApiProcess) -> list[VersionStatus]:
     missing = NotFound(
         f"Could not find any versions of model {cut(path.model)}"
         if path.version is None
         else f"Could not find version {path.version} of model {cut(path.model)}"
     )
     try:
-        card = await parts.cards.of(path.model)
+        card = await process.cards.of(path.model)
     except NotFound as error:
         raise missing from error
-    held = await held_versions(parts, path.model, card)
+    held = await process.held_versions(path.model, card)
     found = [
         VersionStatus(number, "AVAILABLE", "")
         if number in held
-        else VersionStatus(number, "END", _remark(record, parts))
+        else VersionStatus(number, "END", _remark(record, process))
         for number, record in sorted(card.versions.items())
         if path.version in (None, number)
     ]
@@ -153,8 +151,8 @@ async def _status(path: ModelUrl, parts: Parts) -> list[VersionStatus]:
     return found
 
 
-def _remark(record: VersionRecord, parts: Parts) -> str:
-    return str(without_folders(record.remark or "", parts.settings))
+def _remark(record: VersionRecord, process: ApiProcess) -> str:
+    return str(without_folders(record.remark or "", process.settings))
 
 
 def _not_found(path: ModelUrl) -> NotFound:
@@ -182,7 +180,7 @@ def openapi_paths() -> dict[str, Any]:
     return paths
 
 
-#: what follows a model in a path → the schema of what it names
+#: end of a path → schema of its parameter
 _NAMED: dict[str, dict[str, Any]] = {
     "/versions/{version}": {"type": "integer", "minimum": 0},
     "/labels/{label}": {"type": "string", "pattern": "^[A-Za-z0-9_.-]{1,64}$"},
@@ -191,11 +189,11 @@ _ENDINGS = {"": "", "/versions/{version}": "_version", "/labels/{label}": "_labe
 
 _LOOKS = {
     Method.STATUS: "Return whether versions are available.",
-    Method.METADATA: "Return what a version takes and gives.",
+    Method.METADATA: "Return the inputs and outputs of a version.",
 }
 _CALLS: dict[Method, tuple[str, dict[str, Any]]] = {
     Method.PREDICT: (
-        "Return what the model gives for its own input tensors, as rows (`instances`) or columns (`inputs`).",
+        "Return the model's outputs for input tensors, as rows (`instances`) or columns (`inputs`).",
         {"signature_name": {"type": "string"}, "instances": {"type": "array", "minItems": 1}, "inputs": {}},
     ),
     Method.CLASSIFY: ("Return labels and scores of examples.", {}),

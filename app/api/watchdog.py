@@ -1,4 +1,4 @@
-"""Says in the log when the event loop stands still, and what it is doing: nothing else is answered meanwhile."""
+"""Logs when the event loop stands still, and in which call: the process answers no other request meanwhile."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from inference.logs import get_logger
 
 log = get_logger(__name__)
 
-#: how often the loop shows that it moves, and how often somebody looks
+#: interval of the timer in the loop, and of the checks in the thread
 BEAT_S = 0.05
-#: a loop that has not moved for so long stands
+#: a loop that has not moved for this time stands still
 STANDS_AFTER_S = 0.2
-#: of the calls that the loop is in, how many are named, the innermost first
+#: number of calls in the log line, innermost first
 _NAMED_CALLS = 8
 
 
 @contextmanager
 def loop_watched() -> Iterator[None]:
-    """Watch the running event loop, whose thread this is, until the block ends."""
+    """Watch the running event loop of this thread until the block ends."""
     watchdog = _Watchdog(asyncio.get_running_loop(), threading.get_ident())
     try:
         yield
@@ -34,11 +34,11 @@ def loop_watched() -> Iterator[None]:
 
 
 class _Watchdog:
-    """Two sides: a timer in the loop, and a thread that looks when it last struck. A stand is told once.
+    """A timer in the loop, and a thread that checks when it last fired. Logs each standstill once.
 
-    Whoever computes in C holds the interpreter, so that nobody can look meanwhile: then the stand is told at its end,
-    with the call that has just returned. `busy_ms` is the processor time that this process had: far less than
-    `stands_ms` means a blocking call, or a machine that has too much to do.
+    C code may hold the interpreter, so that the thread cannot check meanwhile. Then it logs at the end, with the call
+    that has just returned. `busy_ms` is the processor time of this process: far less than `stands_ms` means a blocking
+    call or an overloaded machine.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, thread_id: int) -> None:
@@ -50,7 +50,7 @@ class _Watchdog:
         threading.Thread(target=self._watch, name="loop-watchdog", daemon=True).start()
 
     def stop(self) -> None:
-        """End both sides."""
+        """End the timer and the thread."""
         self._timer.cancel()
         self._stopped.set()
 
@@ -59,35 +59,35 @@ class _Watchdog:
         self._timer = self._loop.call_later(BEAT_S, self._beat)
 
     def _watch(self) -> None:
-        told = 0.0
+        logged = 0.0
         while not self._stopped.wait(BEAT_S):
             since, busy_s = self._moved_at, time.process_time() - self._busy_s
             stands_s = time.monotonic() - since
-            if stands_s < STANDS_AFTER_S or since == told:
+            if stands_s < STANDS_AFTER_S or since == logged:
                 continue
             frame = self._at_fault(stands_s, busy_s)
             if frame is not None:
-                told = since
+                logged = since
                 stand = {"stands_ms": round(stands_s * 1000), "busy_ms": round(busy_s * 1000)}
                 log.warning("loop.stands", **stand, doing=_calls(frame))
 
     def _at_fault(self, stands_s: float, busy_s: float) -> FrameType | None:
-        """Return what keeps the loop: its own call, or that of a thread which lets nobody else in; None if neither."""
+        """Return the call that holds up the loop: the loop's own, or a thread's; None if there is neither."""
         frames = sys._current_frames()
-        own = frames.pop(self._thread_id, None)
-        if own is not None and not _is_idle(own):
-            return own
+        loops = frames.pop(self._thread_id, None)
+        if loops is not None and not _is_idle(loops):
+            return loops
         frames.pop(threading.get_ident(), None)
-        # a process that had hardly any processor time is not at fault
+        # with hardly any processor time, no thread of this process can be the cause
         return next((each for each in frames.values() if not _is_idle(each)), None) if busy_s > stands_s / 2 else None
 
 
 def _is_idle(frame: FrameType) -> bool:
-    """Whether a thread waits for an event, or a loop for one of its own."""
+    """Return whether a thread or a loop waits for an event."""
     return (frame.f_globals.get("__name__"), frame.f_code.co_name) in _IDLE
 
 
-#: where threads and loops wait; uvloop has no frames of its own, so that its caller's is the innermost
+#: functions in which threads and loops wait; uvloop has no frames, so its caller's frame is the innermost
 _IDLE = {
     ("selectors", "select"),
     ("asyncio.runners", "run"),

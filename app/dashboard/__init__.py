@@ -13,7 +13,7 @@ def serve(settings: Settings) -> None:
         SettingsError: Flower is not installed, the port is taken, or the credentials cannot be used.
     """
     try:
-        # an optional extra: asked for here, so that the sentence below is the answer
+        # an optional extra: imported here first, so that the error below names it
         import flower  # noqa: F401
         import plotly  # noqa: F401
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""What the pages show of a deployment: minute windows, run ledger, signs of life, queues, costs.
+"""Reads the figures of the pages: hit rates, runs, queues and workers, costs.
 
 The functions block, and raise StoreUnavailable when the cache Redis does not answer.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -27,7 +28,7 @@ WINDOWS_S = {"5m": 300, "1h": 3600, "24h": 24 * 3600}
 RUNS_SHOWN = 25
 
 
-#: the table that comes with the release: read once
+#: the release's price table, read once
 _prices = cache(read_prices)
 
 
@@ -38,14 +39,14 @@ def models_of(deployment: Deployment) -> list[str]:
 
 @dataclass(frozen=True)
 class Choice:
-    """What an address asks for: a model, a window, a run; None or empty means the page's own choice."""
+    """The choices in a page's address: a model, a window, a run; empty means the page's default."""
 
     model: str = ""
     window: str = ""
     run_id: str = ""
 
     def chosen_model(self, deployment: Deployment) -> str | None:
-        """Return the model, the first one if none was asked for; None when none is configured.
+        """Return the chosen model, by default the first one; None if none is configured.
 
         Raises:
             NotFound: it is not configured.
@@ -58,10 +59,10 @@ class Choice:
         return self.model
 
     def window_s(self) -> int:
-        """Return the window's length, 5 minutes if none was asked for.
+        """Return the length of the chosen window, by default 5 minutes.
 
         Raises:
-            BadInput: it is none of those that are offered.
+            BadInput: the pages do not offer this window.
         """
         try:
             return WINDOWS_S[self.window or "5m"]
@@ -70,11 +71,11 @@ class Choice:
 
 
 def read_hit_rates(deployment: Deployment, choice: Choice, clock: Clock = system_clock) -> dict[str, Any]:
-    """Return what the page of hit rates shows, as JSON values. `read_in_ms` is what reading it took.
+    """Return the figures of the page of hit rates, as JSON values. `read_in_ms`: the time to read them.
 
     Raises:
         StoreUnavailable: the cache Redis did not answer.
-        NotFound, BadInput: the address asks for what is not there.
+        NotFound, BadInput: there is no such model or window.
     """
     started, window_s, model = time.perf_counter(), choice.window_s(), choice.chosen_model(deployment)
     told = None if model is None else _hit_rates_of(deployment, model, window_s)
@@ -117,7 +118,7 @@ def _serving(deployment: Deployment, model: str) -> dict[str, Any]:
 
 
 def _run_of(deployment: Deployment, model: str, generation: int) -> RunView | None:
-    """Return the run that wrote a generation; None when it is not known any more."""
+    """Return the run that wrote a generation; None if its record is gone."""
     manifest = deployment.predictions(model).generations.manifest(generation)
     if manifest is None or manifest.run_id is None:
         return None
@@ -128,7 +129,7 @@ def _run_of(deployment: Deployment, model: str, generation: int) -> RunView | No
 
 
 def _coverage(run: RunView | None) -> float | None:
-    """Return the share of the source's rows that the generation answers for, 0 to 1."""
+    """Return the share of the source's rows that the generation holds, 0 to 1."""
     if run is None or not run.rows_total:
         return None
     return max(run.rows_done - run.rows_quarantined, 0) / run.rows_total
@@ -140,18 +141,18 @@ def _window(window_s: int, statistics: Statistics) -> dict[str, Any]:
 
 def _figures(statistics: Statistics) -> dict[str, Any]:
     data = statistics.to_json()
-    # without a request there is no rate, and 0 % would be read as an alarm
+    # without requests there is no rate, and 0 % would look like an alarm
     return data if statistics.counts.total else {**data, "hit_rate": None}
 
 
 def read_runs(deployment: Deployment, choice: Choice, clock: Clock = system_clock) -> dict[str, Any]:
-    """Return what the page of runs shows: the newest runs of a model, and one of them closely.
+    """Return the figures of the page of runs: the newest runs of a model, and all details of one.
 
-    That one is the run asked for, else the newest.
+    That one is the chosen run, by default the newest.
 
     Raises:
         StoreUnavailable: the cache Redis did not answer.
-        NotFound: the address asks for what is not there.
+        NotFound: there is no such model or run.
     """
     model = choice.chosen_model(deployment)
     runs = [] if model is None else deployment.runs.list(model, limit=RUNS_SHOWN)
@@ -167,11 +168,11 @@ def read_runs(deployment: Deployment, choice: Choice, clock: Clock = system_cloc
 
 
 def read_costs(deployment: Deployment, choice: Choice, clock: Clock = system_clock) -> dict[str, Any]:
-    """Return what the page of costs shows of one model.
+    """Return the figures of the page of costs, for one model.
 
     Raises:
         StoreUnavailable: the cache Redis did not answer.
-        NotFound: the address asks for what is not there.
+        NotFound: there is no such model.
     """
     model = choice.chosen_model(deployment)
     return {
@@ -188,8 +189,8 @@ def _costs(deployment: Deployment, model: str) -> CostReport:
     return cost_report(model, of_model, measured, _prices())
 
 
-def read_queues(deployment: Deployment, clock: Clock = system_clock) -> dict[str, Any]:
-    """Return what the page of queues shows; while the broker is away, everything but the depths.
+def read_queues(deployment: Deployment, _: Choice | None = None, clock: Clock = system_clock) -> dict[str, Any]:
+    """Return the figures of the page of queues; while the broker is away, all but the depths.
 
     Raises:
         StoreUnavailable: the cache Redis did not answer.
@@ -200,7 +201,7 @@ def read_queues(deployment: Deployment, clock: Clock = system_clock) -> dict[str
         states, broker_error = {}, error.message
     api = deployment.presence.roster(API_PROCESSES)
     rosters = {queue: deployment.presence.roster(queue) for queue in deployment.settings.queues}
-    # one that serves several queues is on the roster of each
+    # a worker that serves several queues is on the roster of each
     workers = {worker.identity: worker for roster in rosters.values() for worker in roster.alive}
     return {
         "read_at": to_iso(clock()),
@@ -217,7 +218,7 @@ def read_queues(deployment: Deployment, clock: Clock = system_clock) -> dict[str
 
 
 def _breaker(model: str, api: Roster) -> dict[str, Any]:
-    """Return how many API processes ask the model's workers, try it again, or ask nothing."""
+    """Return the numbers of API processes that ask the model's workers, try it again, or ask nothing."""
     states = Counter(process.breakers.get(model) for process in api.alive)
     return {"model": model, **{state.value: states[state.value] for state in BreakerState}}
 
@@ -230,3 +231,12 @@ def _queue(queue: str, state: QueueState | None, roster: Roster) -> dict[str, An
         "workers": sum(worker.ready for worker in roster.alive),
         "gone": sorted(roster.gone),
     }
+
+
+#: page → function that reads its figures
+READERS: Mapping[str, Callable[[Deployment, Choice], dict[str, Any]]] = {
+    "hit-rates": read_hit_rates,
+    "runs": read_runs,
+    "queues": read_queues,
+    "cost": read_costs,
+}

@@ -1,25 +1,28 @@
-"""Our pages inside Flower, the JSON they refresh themselves from, and what their buttons post to."""
+"""Our pages inside Flower: the pages, the JSON with their figures, and the actions of their buttons."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flower.views import BaseHandler
 from flower.views.monitor import Metrics
 from tornado import web
 from tornado.web import RequestHandler, StaticFileHandler, url
 
-from app.dashboard.actions import Action
-from app.dashboard.figures import Choice
-from app.dashboard.reading import SharedReads
+from app.dashboard.figures import READERS, Choice
 from app.http import status_of
+from inference.batch import Runs, Trigger
+from inference.deployment import Deployment
 from inference.errors import BadInput, Defect, ForecacheError, StoreUnavailable
 from inference.failures import Failures
 from inference.logs import get_logger
@@ -30,33 +33,120 @@ _failures = Failures(__name__, "dashboard")
 _MAX_SAFE_INTEGER = 2**53 - 1
 
 STATIC_FOLDER = Path(__file__).parent / "static"
-#: longer than any id of ours
+#: longer than all our ids
 _LONGEST_ARGUMENT = 200
+#: a page asks again after 2 s; a later answer is worth less than the message that it is late
+READ_TIMEOUT_S = 3.0
+#: an action may wait until the reconciler releases a model
+ACT_TIMEOUT_S = 10.0
 
-#: only what this server itself sends may run: no script of an address, an id or another host. Plotly sets the
-#: style attribute of what it draws
+#: browsers may only run scripts of this server: none from an address, an id or another host. Plotly sets style
+#: attributes
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
     "connect-src 'self'; font-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
-#: page → reads its figures
-Readers = Mapping[str, Callable[[Choice], dict[str, Any]]]
-#: the pages in the order of their tabs: name in the address, title
+#: the pages in the order of their tabs: name in the address → title
 PAGES = {"hit-rates": "Hit rates", "runs": "Runs", "queues": "Queues", "cost": "Cost"}
+
+T = TypeVar("T")
+
+
+class SharedReads:
+    """Runs blocking reads in threads, one at a time for each key. Pages that ask meanwhile share its answer."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._running: dict[Hashable, asyncio.Future[Any]] = {}
+
+    async def read(self, key: Hashable, call: Callable[[], T]) -> T:
+        """Return the result of `call`, or that of the same read if it is already running.
+
+        Raises:
+            StoreUnavailable: there is no answer within 3 seconds (the read itself goes on).
+            ForecacheError: `call` raised it.
+        """
+        running: asyncio.Future[T] | None = self._running.get(key)
+        if running is None:
+            running = asyncio.get_running_loop().run_in_executor(self._executor, call)
+            self._running[key] = running
+            running.add_done_callback(lambda done: self._forget(key, done))
+        return await _within(READ_TIMEOUT_S, running)
+
+    async def act(self, call: Callable[[], T]) -> T:
+        """Return the result of `call`, without sharing it.
+
+        Raises:
+            StoreUnavailable: there is no answer within 10 seconds (the call itself goes on).
+            ForecacheError: `call` raised it.
+        """
+        return await _within(ACT_TIMEOUT_S, asyncio.get_running_loop().run_in_executor(self._executor, call))
+
+    def _forget(self, key: Hashable, done: asyncio.Future[Any]) -> None:
+        self._running.pop(key, None)
+        if not done.cancelled():
+            done.exception()  # perhaps nobody waits for it any more
+
+
+async def _within(timeout_s: float, running: asyncio.Future[T]) -> T:
+    try:
+        # shielded: a closed page must not cancel the read for the others
+        return await asyncio.wait_for(asyncio.shield(running), timeout_s)
+    except TimeoutError as error:
+        raise StoreUnavailable(f"Redis or the broker did not answer within {timeout_s:.0f} s") from error
 
 
 @dataclass(frozen=True)
-class Faces:
-    """What the handlers work with. `act` does what a button asks for; it blocks."""
+class Action:
+    """A pressed button. Cancel and resume need `run_id`; start and roll back need `model`.
 
-    readers: Readers
-    act: Callable[[Action], dict[str, Any]]
-    reads: SharedReads
+    `generation`: the page showed it as the one to roll back from; if another one serves now, that is a conflict.
+    """
+
+    name: str
+    model: str | None = None
+    run_id: str | None = None
+    generation: int | None = None
+
+    @classmethod
+    def from_json(cls, body: Any) -> Action:
+        """Check the JSON that a page sent.
+
+        Raises:
+            BadInput: it is not one of our actions, or lacks what the action needs.
+        """
+        if not isinstance(body, Mapping) or body.get("action") not in list(_DOERS):
+            raise BadInput(f"action is one of {', '.join(_DOERS)}", field="action")
+        needed = "run_id" if body["action"] in ("cancel", "resume") else "model"
+        if not isinstance(body.get(needed), str):
+            raise BadInput(f"{needed} is missing", field=needed)
+        generation = body.get("generation")
+        if body["action"] == "rollback" and type(generation) is not int:
+            raise BadInput("generation is the one to roll back from", field="generation")
+        return cls(body["action"], body.get("model"), body.get("run_id"), generation)
+
+    def do(self, deployment: Deployment) -> dict[str, Any]:
+        """Do it, wake the maintenance worker, and return the run, or what serves now, as JSON values.
+
+        Raises:
+            ForecacheError: as `Runs` says.
+        """
+        done = _DOERS[self.name](deployment.runs, self)
+        deployment.broker.hurry()
+        return done
+
+
+_DOERS: dict[str, Callable[[Runs, Action], dict[str, Any]]] = {
+    "start": lambda runs, action: runs.request(action.model, trigger=Trigger.API).to_json(),
+    "cancel": lambda runs, action: runs.cancel(str(action.run_id)).to_json(),
+    "resume": lambda runs, action: runs.resume(str(action.run_id)).to_json(),
+    "rollback": lambda runs, action: runs.rollback(action.model, generation=action.generation).to_json(),
+}
 
 
 class _Page(BaseHandler):  # type: ignore[misc]  # Flower ships no types
-    """Base of our pages: nothing of them may be kept by a cache, framed, or loaded from elsewhere."""
+    """Base of our pages: no cache may keep them, no other page may frame them, and they load nothing from elsewhere."""
 
     def set_default_headers(self) -> None:
         super().set_default_headers()
@@ -71,11 +161,11 @@ class _Page(BaseHandler):  # type: ignore[misc]  # Flower ships no types
 
 
 class _Json(_Page):
-    """Base of what a page's script asks: its errors are JSON, where Flower sends pages."""
+    """Base of the answers to a page's script: errors are JSON, where Flower sends pages."""
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Answer with why the request was refused."""
-        if status_code == HTTPStatus.UNAUTHORIZED:  # browsers are asked for the credentials by a header of Flower's
+        """Answer with the reason of a refusal."""
+        if status_code == HTTPStatus.UNAUTHORIZED:  # a header of Flower's makes browsers ask for the credentials
             super().write_error(status_code, **kwargs)
             return
         error = kwargs.get("exc_info", (None, None))[1]
@@ -84,10 +174,10 @@ class _Json(_Page):
 
 
 class ShellPage(_Page):
-    """A page; it holds no figures of its own, so it opens while Redis is away."""
+    """A page without figures, so that it opens while Redis is away."""
 
     def initialize(self, page: str) -> None:
-        """Take what Tornado hands over for each request."""
+        """Take the arguments of the route."""
         self.page = page
 
     @web.authenticated
@@ -104,18 +194,17 @@ class ShellPage(_Page):
 class PageData(_Json):
     """The figures of a page as JSON; 503 with the reason while they cannot be read."""
 
-    def initialize(self, page: str, faces: Faces) -> None:
-        """Take what Tornado hands over for each request."""
-        self.page = page
-        self.faces = faces
+    def initialize(self, page: str, deployment: Deployment, reads: SharedReads) -> None:
+        """Take the arguments of the route."""
+        self.page, self.deployment, self.reads = page, deployment, reads
 
     @web.authenticated
     async def get(self) -> None:
-        """Answer with what the address asks for."""
+        """Answer with the figures for the address."""
         choice = Choice(*(self._argument(name) for name in ("model", "window", "run")))
         try:
-            read = self.faces.readers[self.page]
-            self.write(exact_in_browsers(await self.faces.reads.read((self.page, choice), lambda: read(choice))))
+            read = partial(READERS[self.page], self.deployment, choice)
+            self.write(exact_in_browsers(await self.reads.read((self.page, choice), read)))
         except ForecacheError as error:
             if isinstance(error, StoreUnavailable):
                 log.warning("dashboard.no_figures", page=self.page, reason=error.message)
@@ -130,20 +219,20 @@ class PageData(_Json):
 
 
 class RunActions(_Json):
-    """Takes the buttons' requests: from a page of ours, by someone with the credentials, unless read-only."""
+    """Takes the buttons' requests from our pages, from people with the credentials, unless read-only."""
 
-    def initialize(self, faces: Faces) -> None:
-        """Take what Tornado hands over for each request."""
-        self.faces = faces
+    def initialize(self, deployment: Deployment, reads: SharedReads) -> None:
+        """Take the arguments of the route."""
+        self.deployment, self.reads = deployment, reads
 
     def check_xsrf_cookie(self) -> None:
-        """Ask for the page's token also where Flower trusts basic auth: browsers send that along by themselves."""
+        """Require the page's token even where Flower trusts basic auth, which browsers add by themselves."""
         super().check_xsrf_cookie()
         RequestHandler.check_xsrf_cookie(self)
 
     @web.authenticated
     async def post(self) -> None:
-        """Do what was asked for."""
+        """Do the action."""
         if self.application.options.read_only:
             self.set_status(403)
             self.write({"error": "the dashboard is read-only: [dashboard] read_only"})
@@ -151,7 +240,7 @@ class RunActions(_Json):
         action: Action | None = None
         try:
             action = Action.from_json(_json(self.request.body))
-            done = await self.faces.reads.act(lambda: self.faces.act(action))
+            done = await self.reads.act(partial(action.do, self.deployment))
         except ForecacheError as error:
             self.refuse(error)
             return
@@ -163,17 +252,17 @@ class RunActions(_Json):
 
 
 class OutsidePrefix(RequestHandler):
-    """Whatever is asked for outside the path under which this is shown, which a proxy may have taken off."""
+    """Answers requests outside the configured path, which a proxy in front may have removed."""
 
     def initialize(self, prefix: str) -> None:
-        """Take what Tornado hands over for each request."""
+        """Take the arguments of the route."""
         self.prefix = prefix
 
     def check_xsrf_cookie(self) -> None:
-        """Let posts come as far as gets do: there is nothing here."""
+        """Let a POST pass like a GET: there is nothing here."""
 
     def prepare(self) -> None:
-        """Say where everything is."""
+        """Say where the pages are."""
         self.set_status(HTTPStatus.NOT_FOUND)
         self.set_header("Content-Type", "text/plain; charset=utf-8")
         self.finish(
@@ -183,7 +272,7 @@ class OutsidePrefix(RequestHandler):
 
 
 class GuardedMetrics(Metrics):  # type: ignore[misc]  # Flower ships no types
-    """Flower's own metrics, for those with the credentials; Flower itself shows them to everyone."""
+    """Flower's own metrics, with credentials only; Flower itself shows them to everyone."""
 
     @web.authenticated
     async def get(self) -> None:
@@ -191,21 +280,22 @@ class GuardedMetrics(Metrics):  # type: ignore[misc]  # Flower ships no types
         await super().get()
 
 
-def page_handlers(faces: Faces, *, open_metrics: bool) -> list[url]:
+def page_handlers(deployment: Deployment, reads: SharedReads) -> list[url]:
     """Return the routes of our pages; templates know them by their names."""
     plotly = files("plotly") / "package_data"
+    arguments = {"deployment": deployment, "reads": reads}
     routes = [url(rf"/{page}", ShellPage, {"page": page}, name=page) for page in PAGES]
-    routes += [url(rf"/{page}/data", PageData, {"page": page, "faces": faces}, name=f"{page}-data") for page in PAGES]
+    routes += [url(rf"/{page}/data", PageData, {"page": page, **arguments}, name=f"{page}-data") for page in PAGES]
     routes += [
-        url(r"/runs/actions", RunActions, {"faces": faces}, name="runs-actions"),
+        url(r"/runs/actions", RunActions, arguments, name="runs-actions"),
         url(r"/forecache/(plotly\.min\.js)", StaticFileHandler, {"path": str(plotly)}, name="forecache-plotly"),
         url(r"/forecache/(.*)", StaticFileHandler, {"path": str(STATIC_FOLDER)}, name="forecache-static"),
     ]
-    return routes if open_metrics else [*routes, url(r"/metrics", GuardedMetrics)]
+    return routes if deployment.settings.dashboard.open_metrics else [*routes, url(r"/metrics", GuardedMetrics)]
 
 
 def exact_in_browsers(value: Any) -> Any:
-    """Return JSON with the integers as text that JavaScript would round, such as versions that are nanoseconds."""
+    """Return JSON values with large integers as text: JavaScript would round them, such as versions in nanoseconds."""
     if isinstance(value, dict):
         return {name: exact_in_browsers(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

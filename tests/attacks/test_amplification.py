@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from app.api.application import create_app
-from app.api.bodies import MAX_NAMES
 from app.api.limits import MAX_BODY_BYTES
 from app.api.problems import problem_of
+from app.api.schemas import MAX_NAMES
 from inference.errors import BadInput, FunctionFailed, ModelOutOfMemory, Overloaded, PredictionFailed
 from inference.features.contract import FeatureContract
 from inference.features.instances import rows_from_instances
@@ -157,7 +157,7 @@ async def test_an_answer_is_bounded_by_its_bytes(
 ) -> None:
     it.reader.entries["a"] = fresh(1.5)
     assert (await http.post("/predict", json={"entity_ids": ["a"] * 10})).status_code == 200
-    monkeypatch.setattr("app.api.bodies.MAX_ANSWER_BYTES", 2000)
+    monkeypatch.setattr("app.api.schemas.MAX_ANSWER_BYTES", 2000)
     answer = await http.post("/predict", json={"entity_ids": ["a"] * 10})
     assert (answer.status_code, answer.json()["code"]) == (400, "bad-input")
     assert "at most 2000, ask for fewer rows" in answer.json()["detail"]
@@ -241,7 +241,7 @@ async def test_results_that_find_no_room_end_their_job(
 
 @pytest.mark.parametrize("path", ["/openapi.json", "/docs"])
 async def test_what_is_the_same_for_everybody_is_rendered_once(it: Deployment, path: str) -> None:
-    app = create_app(it.settings, open_parts=it.open_parts)
+    app = create_app(it.settings, open_process=it.open_process)
 
     async def body() -> bytes:
         sent: list[Any] = []

@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from app.api.connections import LOOK_EVERY_S
+from app.api.connections import CHECK_EVERY_S
 from app.api.limits import MAX_BODY_BYTES, MAX_HELD_BYTES
 from tests.support.attacked_api import (
     BODY,
@@ -70,7 +70,7 @@ def test_those_who_never_asked_for_anything_go_before_those_who_did(api: Attacke
     regular = api.connect()
     regular.sendall(HIT)
     assert read_status(regular) == 200
-    time.sleep(2 * LOOK_EVERY_S)  # idle for longer than the others by what the server knows
+    time.sleep(2 * CHECK_EVERY_S)  # idle for longer than the others by what the server knows
     for _ in range(MORE * len(api.processes)):
         api.connect()
     api.assert_serves()

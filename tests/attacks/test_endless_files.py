@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from app.dashboard.credentials import find_credentials
+from app.dashboard.access import find_credentials
 from inference.batch import selection
 from inference.economics.prices import read_prices
 from inference.errors import ForecacheError

@@ -12,7 +12,7 @@ import httpx
 import psutil
 import pytest
 
-from app.dashboard.bounded_server import MAX_BODY_BYTES, MAX_CONNECTIONS, MAX_HEAD_BYTES, MAX_STRANGERS_BODY_BYTES
+from app.dashboard.server import MAX_BODY_BYTES, MAX_CONNECTIONS, MAX_HEAD_BYTES, MAX_STRANGERS_BODY_BYTES
 from tests.support.attacked_api import MIB, has_ended, pour
 from tests.support.dashboard import DashboardProcess
 from tests.support.redis_server import RedisServer

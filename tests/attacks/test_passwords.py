@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.dashboard.bounded_server import MAX_STRANGERS_BODY_BYTES
+from app.dashboard.server import MAX_STRANGERS_BODY_BYTES
 from app.defences import BURST
 from tests.integration.test_api import Deployment, assert_problem, fresh, it  # noqa: F401 - `it` is a fixture
 from tests.integration.test_api_connections import Served, serving

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from app.api.parsing import MAX_HEAD_BYTES, MAX_HEADERS
+from app.api.limits import MAX_HEAD_BYTES, MAX_HEADERS
 from tests.support.attacked_api import BODY, MIB, AttackedApi, attacked_api, post, pour, read_status, wait_until_ended
 from tests.support.waiting import wait_for
 

@@ -19,7 +19,7 @@ import pytest_asyncio
 import inference.deployment
 from app.api import create_app
 from app.api.limits import MAX_BODY_BYTES
-from app.api.parts import Parts
+from app.api.process import ApiProcess
 from app.api.server import serve
 from app.http import listen
 from inference.batch import RunState
@@ -156,7 +156,7 @@ class Deployment:
         self.sent.clear()
 
     @asynccontextmanager
-    async def open_parts(self, settings: Settings) -> AsyncIterator[Parts]:
+    async def open_process(self, settings: Settings) -> AsyncIterator[ApiProcess]:
         self.recorder = HitRecorder(self.asyncio_client, KEYS)
         service = PredictionService(settings, lambda _: self.reader, self.workers, self.recorder, system_clock)
         self.deployment = inference.deployment.Deployment(settings, REQUEST)
@@ -164,15 +164,15 @@ class Deployment:
         vars(self.deployment).update(
             cache=self.client, keys=KEYS, runs=self.runs, broker=SimpleNamespace(queue_states=list)
         )
-        parts = Parts(
+        process = ApiProcess(
             deployment=self.deployment,
             service=service,
             readers=dict.fromkeys(settings.models, self.reader),
             jobs=JobQueue(self.asyncio_client, KEYS, self.enqueue, system_clock),
             enqueue=self.enqueue,
         )
-        yield parts
-        parts.close()
+        yield process
+        process.close()
 
 
 @pytest_asyncio.fixture
@@ -183,7 +183,7 @@ async def it(redis_client: Client, redis_server: RedisServer) -> AsyncIterator[D
 
 @pytest_asyncio.fixture
 async def http(it: Deployment) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(it.settings, open_parts=it.open_parts)
+    app = create_app(it.settings, open_process=it.open_process)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),

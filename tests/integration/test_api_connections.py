@@ -41,7 +41,7 @@ class Served:
 async def serving(it: Deployment, **api: Any) -> AsyncIterator[Served]:  # noqa: F811
     models = {"delay": {"path": "m", "realtime": {"timeout_ms": 30_000}}}
     settings = Settings.model_validate({"models": models, "api": api})
-    config = configure(settings.api, lambda: create_app(settings, open_parts=it.open_parts))
+    config = configure(settings.api, lambda: create_app(settings, open_process=it.open_process))
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]

@@ -46,7 +46,7 @@ def new_key(folder: Path, *arguments: str) -> Key:
 async def serving(it: Deployment, keys: dict[str, Any]) -> AsyncIterator[httpx.AsyncClient]:  # noqa: F811
     models = {"delay": {"path": "m", "realtime": {"timeout_ms": 30_000}}}
     settings = Settings.model_validate({"api": {"keys": keys}, "models": models})
-    app = create_app(settings, open_parts=it.open_parts)
+    app = create_app(settings, open_process=it.open_process)
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client,

@@ -106,12 +106,11 @@ def waiting(deployments: dict[str, Deployment]) -> dict[str, int]:
 
 
 def test_pages_and_buttons_of_two_dashboards_know_their_own_deployment(deployments: dict[str, Deployment]) -> None:
-    from app.dashboard.actions import Action
-    from app.dashboard.figures import Choice
-    from app.dashboard.server import act_on, readers_of
+    from app.dashboard.figures import READERS, Choice
+    from app.dashboard.pages import Action
 
-    started = act_on(deployments["bank"], Action("start", model="bank-model"))
-    told = {name: readers_of(each)["runs"](Choice()) for name, each in deployments.items()}
+    started = Action("start", model="bank-model").do(deployments["bank"])
+    told = {name: READERS["runs"](each, Choice()) for name, each in deployments.items()}
     assert told["shop"]["runs"] == []
     assert [run["run_id"] for run in told["bank"]["runs"]] == [started["run_id"]]
     assert waiting(deployments) == {"shop": 0, "bank": 1}

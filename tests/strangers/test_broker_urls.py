@@ -10,7 +10,7 @@ import redis
 from flower.utils import broker
 from kombu import Connection
 
-from app.dashboard.flower_redis import count_by_our_url
+from app.dashboard.flower_app import count_by_our_url
 from inference.errors import SettingsError
 from inference.monitoring.queues import JobPriority
 from inference.settings import Settings, load_settings

@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from app.api import connections
+from app.api import connections, limits
 from inference.settings import ApiSettings
 from tests.integration.test_api import Deployment, fresh
 from tests.integration.test_api_connections import get, read_answer, serving, until
@@ -19,9 +19,9 @@ pytestmark = pytest.mark.integration
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Late is after a moment, which the server looks for all the time."""
-    monkeypatch.setattr(connections, "LOOK_EVERY_S", 0.01)
-    monkeypatch.setattr(connections, "HEAD_TIMEOUT_S", 0.1)
-    monkeypatch.setattr(connections, "BODY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(connections, "CHECK_EVERY_S", 0.01)
+    monkeypatch.setattr(limits, "HEAD_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(limits, "BODY_TIMEOUT_S", 0.1)
 
 
 async def read_all(reader: asyncio.StreamReader) -> bytes:
@@ -90,7 +90,7 @@ async def test_a_body_that_does_not_come_is_a_408(
 async def test_a_large_body_may_take_as_long_as_its_bytes_do(
     it: Deployment, monkeypatch: pytest.MonkeyPatch, soon: None
 ) -> None:
-    monkeypatch.setattr(connections, "BODY_BYTES_PER_S", 100)
+    monkeypatch.setattr(limits, "BODY_BYTES_PER_S", 100)
     it.reader.entries["a"] = fresh(1.5)
     body = b'{"entity_ids": ["a"]}' + b" " * 200
     async with serving(it) as served:
@@ -117,8 +117,8 @@ async def test_a_body_that_says_it_is_too_large_is_refused_before_it_is_sent(it:
 async def test_a_body_that_stops_half_way_is_cut_off_however_much_has_come(
     it: Deployment, monkeypatch: pytest.MonkeyPatch, soon: None
 ) -> None:
-    monkeypatch.setattr(connections, "PAUSE_S", 0.1)
-    monkeypatch.setattr(connections, "BODY_BYTES_PER_S", 1)  # what has come would allow for days
+    monkeypatch.setattr(limits, "PAUSE_S", 0.1)
+    monkeypatch.setattr(limits, "BODY_BYTES_PER_S", 1)  # what has come would allow for days
     head = (
         b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 300000\r\n\r\n"
     )
@@ -136,11 +136,11 @@ async def test_a_body_that_stops_half_way_is_cut_off_however_much_has_come(
 async def test_a_client_that_does_not_take_its_answers_is_cut_off(
     it: Deployment, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, reason: str
 ) -> None:
-    monkeypatch.setattr(connections, "LOOK_EVERY_S", 0.01)
-    monkeypatch.setattr(connections, "PAUSE_S", 0.3 if reason == "time" else 60)
+    monkeypatch.setattr(connections, "CHECK_EVERY_S", 0.01)
+    monkeypatch.setattr(limits, "PAUSE_S", 0.3 if reason == "time" else 60)
     async with serving(it) as served:
         if reason == "room":
-            monkeypatch.setattr(served.server.config.loaded_app.room, "_limit", 10_000)
+            monkeypatch.setattr(served.server.config.loaded_app.memory, "_limit", 10_000)
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
             client.setblocking(False)
@@ -159,8 +159,8 @@ async def test_a_client_that_does_not_take_its_answers_is_cut_off(
 async def test_what_was_asked_before_a_refused_request_is_answered(
     it: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "LOOK_EVERY_S", 0.01)
-    monkeypatch.setattr(connections, "FAREWELL_S", 0.05)
+    monkeypatch.setattr(connections, "CHECK_EVERY_S", 0.01)
+    monkeypatch.setattr(limits, "FAREWELL_S", 0.05)
     it.reader.delay_s = 0.5
     it.reader.entries["a"] = fresh(1.5)
     async with serving(it) as served:
@@ -173,8 +173,8 @@ async def test_what_was_asked_before_a_refused_request_is_answered(
 async def test_a_client_that_was_refused_may_send_the_rest_for_a_moment_and_no_longer(
     it: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "LOOK_EVERY_S", 0.01)
-    monkeypatch.setattr(connections, "FAREWELL_S", 0.2)
+    monkeypatch.setattr(connections, "CHECK_EVERY_S", 0.01)
+    monkeypatch.setattr(limits, "FAREWELL_S", 0.2)
     async with serving(it) as served:
         reader, writer = await served.raw(b"GET /" + b"a" * 200_000)
         head, _ = await read_answer(reader)
@@ -219,7 +219,7 @@ async def test_a_client_that_waits_for_an_answer_is_not_late(it: Deployment, soo
 async def test_an_idle_connection_is_kept_as_long_as_the_setting_says(
     it: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(connections, "CHECK_EVERY_S", 0.01)
     it.reader.entries["a"] = fresh(1.5)
     async with serving(it, keep_alive="300ms") as served:
         reader, writer = await served.raw(get("/predict/a"))

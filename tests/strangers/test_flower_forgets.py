@@ -11,16 +11,20 @@ import pytest
 from celery import Celery
 from flower.app import Flower
 
-from app.dashboard.credentials import Credentials
-from app.dashboard.server import build_flower, forget_workers
+from app.dashboard.access import Credentials
+from app.dashboard.flower_app import build_flower, forget_workers
+from inference.deployment import Deployment
+from inference.redis.clients import WORKER
+from inference.settings import Settings
 from inference.settings.processes import DashboardSettings
 
 
 @pytest.fixture(scope="module")
 def flower() -> Iterator[Flower]:
-    settings = DashboardSettings.model_validate({"max_tasks": 50, "max_workers": 8, "forget_workers_after": "10m"})
+    dashboard = {"max_tasks": 50, "max_workers": 8, "forget_workers_after": "10m"}
+    settings = Settings.model_validate({"models": {"m": {"path": "m"}}, "dashboard": dashboard})
     application = Celery("test", broker="memory://", set_as_current=False)
-    built = build_flower(application, settings, Credentials("me", "secret"), {}, lambda _: {})
+    built = build_flower(Deployment(settings, WORKER), application, Credentials("me", "secret"))
     yield built
     built.executor.shutdown()
 

@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from app.api.cards import ModelCard
 from app.api.health import Readiness, readiness
-from app.api.parts import Parts
+from app.api.models import ModelCard
+from app.api.process import ApiProcess
 from inference.errors import ModelUnavailable
 from inference.models import VersionRecord
 from inference.monitoring.presence import Loading, Roster, WorkerBeat
@@ -128,7 +128,7 @@ class Known:
         async def in_thread(call: Callable[[], Any]) -> Any:
             return call()
 
-        parts = SimpleNamespace(
+        process = SimpleNamespace(
             settings=Settings.model_validate({"models": {name: {"path": "m"} for name in self.active}}),
             readers={name: SimpleNamespace(pointer=lambda name=name: self._pointer(name)) for name in self.active},
             cards=SimpleNamespace(of=self._card),
@@ -140,7 +140,7 @@ class Known:
             in_thread=in_thread,
             were_ready=self.were_ready,
         )
-        return asyncio.run(readiness(cast("Parts", parts), list(models or self.active)))
+        return asyncio.run(readiness(cast("ApiProcess", process), list(models or self.active)))
 
     async def _pointer(self, name: str) -> Pointer:
         return Pointer(active_version=self.active[name])

@@ -13,11 +13,11 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import core_schema
 
-from app.api.bodies import EnqueueBody, PredictBody, PublishBody, RollbackBody, RunBody
 from app.api.features import FeaturesBody, ItemsBody
 from app.api.limits import MAX_BODY_BYTES
 from app.api.request_bodies import _STEP_BYTES, _unpacked
-from app.api.validation import as_bad_input
+from app.api.requests import as_bad_input
+from app.api.schemas import EnqueueBody, PredictBody, PublishBody, RollbackBody, RunBody
 from inference.field_errors import _SENTENCES, WANTED
 from inference.protocols.json_documents import parse
 from tests.integration.test_api import Deployment, fresh

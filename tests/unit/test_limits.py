@@ -1,4 +1,4 @@
-"""The room that all requests of a process share, and the places for connections."""
+"""The memory that all requests of a process share, and the places for connections."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from typing import Any
 import pytest
 
 from app import http
-from app.api.crowd import Crowd
-from app.api.limits import BodyLimit, Hold, Room
+from app.api.limits import BodyLimit, ConnectionLimit, HeldBytes, RequestMemory
 from inference.errors import Overloaded
 
 
 class Sender:
     """A request that holds bytes, and may be waiting for its client."""
 
-    def __init__(self, room: Room, *, waits: bool = True) -> None:
+    def __init__(self, memory: RequestMemory, *, waits: bool = True) -> None:
         self.waits = waits
         self.was_asked = 0
-        self.hold = Hold(room, self._give_up)
+        self.held = HeldBytes(memory, self._give_up)
 
     def _give_up(self) -> bool:
         self.was_asked += 1
@@ -28,53 +27,53 @@ class Sender:
 
 
 def test_the_oldest_of_those_that_wait_for_their_clients_makes_room() -> None:
-    room = Room(100)
-    complete, oldest, newer, newest = Sender(room, waits=False), Sender(room), Sender(room), Sender(room)
+    memory = RequestMemory(100)
+    complete, oldest, newer, newest = Sender(memory, waits=False), Sender(memory), Sender(memory), Sender(memory)
     for sender in (complete, oldest, newer):
-        sender.hold.set(30)
-    newest.hold.set(30)
-    assert (complete.hold.size, oldest.hold.size, newer.hold.size, newest.hold.size) == (30, 0, 30, 30)
-    assert room.held == 90
+        sender.held.set(30)
+    newest.held.set(30)
+    assert (complete.held.size, oldest.held.size, newer.held.size, newest.held.size) == (30, 0, 30, 30)
+    assert memory.held == 90
     with pytest.raises(Overloaded, match="send this one again"):
-        oldest.hold.set(31)
+        oldest.held.set(31)
 
 
 def test_whoever_finds_no_room_is_refused_and_holds_nothing() -> None:
-    room = Room(100)
-    complete = [Sender(room, waits=False) for _ in range(3)]
+    memory = RequestMemory(100)
+    complete = [Sender(memory, waits=False) for _ in range(3)]
     for sender in complete:
-        sender.hold.set(30)
-    newest = Sender(room)
-    newest.hold.set(10)
+        sender.held.set(30)
+    newest = Sender(memory)
+    newest.held.set(10)
     with pytest.raises(Overloaded) as refused:
-        newest.hold.set(11)
+        newest.held.set(11)
     assert refused.value.retry_after_s
-    assert (newest.hold.size, room.held) == (0, 90)
-    complete[0].hold.set(0)
-    Sender(room).hold.set(40)
+    assert (newest.held.size, memory.held) == (0, 90)
+    complete[0].held.set(0)
+    Sender(memory).held.set(40)
 
 
 def test_a_full_room_is_not_searched_from_end_to_end_for_each_newcomer() -> None:
-    room = Room(1000)
-    complete = [Sender(room, waits=False) for _ in range(1000)]
+    memory = RequestMemory(1000)
+    complete = [Sender(memory, waits=False) for _ in range(1000)]
     for sender in complete:
-        sender.hold.set(1)
+        sender.held.set(1)
     for _ in range(30):
         with pytest.raises(Overloaded):
-            Sender(room).hold.set(1)
+            Sender(memory).held.set(1)
     asked = [sender.was_asked for sender in complete]
     assert sum(asked) < 64 * 31
     assert max(asked) - min(asked) <= 1  # and each time others are asked
 
 
 def test_a_body_holds_its_bytes_until_the_request_is_answered() -> None:
-    room = Room(100)
+    memory = RequestMemory(100)
     held: list[int] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         while (await receive())["more_body"]:
-            held.append(room.held)
-        held.append(room.held)
+            held.append(memory.held)
+        held.append(memory.held)
 
     pieces = iter([40, 20, 0])
 
@@ -82,13 +81,13 @@ def test_a_body_holds_its_bytes_until_the_request_is_answered() -> None:
         size = next(pieces)
         return {"type": "http.request", "body": b"x" * size, "more_body": size > 0}
 
-    asyncio.run(BodyLimit(app, room)({"type": "http"}, receive, None))  # type: ignore[arg-type]
+    asyncio.run(BodyLimit(app, memory)({"type": "http"}, receive, None))  # type: ignore[arg-type]
     assert held == [40, 60, 60]
-    assert room.held == 0
+    assert memory.held == 0
 
 
 def test_a_body_that_is_waited_for_ends_when_its_room_is_needed() -> None:
-    room = Room(100)
+    memory = RequestMemory(100)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         while (await receive())["more_body"]:
@@ -104,21 +103,21 @@ def test_a_body_that_is_waited_for_ends_when_its_room_is_needed() -> None:
             return await asyncio.Future()
 
         with pytest.raises(Overloaded):
-            await BodyLimit(app, room)({"type": "http"}, receive, None)  # type: ignore[arg-type]
+            await BodyLimit(app, memory)({"type": "http"}, receive, None)  # type: ignore[arg-type]
 
     async def both() -> None:
         has_stalled = asyncio.Event()
         stalled = asyncio.create_task(stalls(has_stalled))
         await has_stalled.wait()
-        Sender(room).hold.set(60)
+        Sender(memory).held.set(60)
         await stalled
 
     asyncio.run(both())
-    assert room.held == 60
+    assert memory.held == 60
 
 
 class Client:
-    """A connection of a crowd."""
+    """One of several connections."""
 
     def __init__(self, loop: Any, since: tuple[bool, float] | None) -> None:
         self.loop, self.since, self.has_left = loop, since, False
@@ -138,21 +137,21 @@ class Clock:
 
 
 def test_silent_connections_go_first_and_of_them_those_that_never_asked() -> None:
-    loop, crowd = Clock(), Crowd(4, 10)
+    loop, limit = Clock(), ConnectionLimit(4, 10)
     asked, waits = Client(loop, (True, 1.0)), Client(loop, None)
     young, old = Client(loop, (False, 3.0)), Client(loop, (False, 2.0))
     everybody, newcomer = [asked, waits, young, old], Client(loop, (False, 9.0))
     gone = []
     for _ in range(3):
-        assert crowd.make_place([*everybody, newcomer], newcomer)
+        assert limit.make_place([*everybody, newcomer], newcomer)
         gone += [one for one in everybody if one.has_left and one not in gone]
     assert gone == [old, young, asked]
-    assert not crowd.make_place([*everybody, newcomer], newcomer)
+    assert not limit.make_place([*everybody, newcomer], newcomer)
     # while all wait for an answer, nobody is looked for each time
     waits.since = (True, 5.0)
-    assert not crowd.make_place([*everybody, newcomer], newcomer)
+    assert not limit.make_place([*everybody, newcomer], newcomer)
     loop.now += 1
-    assert crowd.make_place([*everybody, newcomer], newcomer)
+    assert limit.make_place([*everybody, newcomer], newcomer)
 
 
 @pytest.mark.parametrize("descriptors", [200, 256, 1024, 4096, 20_000, 1_048_576])

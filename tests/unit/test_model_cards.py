@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from app.api.cards import ModelCards
+from app.api.models import ModelCards
 from inference.errors import NotFound, StoreUnavailable
 from inference.models import VersionRecord
 from tests.support.serving_fakes import FakeReader

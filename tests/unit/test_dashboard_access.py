@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.dashboard.credentials import find_credentials
+from app.dashboard.access import find_credentials
 from inference.errors import SettingsError
 from inference.settings import Settings, load_settings
 

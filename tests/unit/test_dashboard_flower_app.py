@@ -6,7 +6,7 @@ from pathlib import Path
 
 import flower
 
-from app.dashboard.theme import with_our_tabs
+from app.dashboard.flower_app import with_our_tabs
 
 FLOWERS_NAVBAR = Path(flower.__file__).parent / "templates" / "navbar.html"
 

@@ -1,4 +1,4 @@
-"""A connection as far as it is read: requests that are sent together wait, and few of them at a time."""
+"""The server's connections over transports to nowhere: parsing in steps, and the end of a connection."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import uvicorn
 from uvicorn.server import ServerState
 
-from app.api.connections import Connection
-from app.api.crowd import Crowd
-from app.api.limits import Room
-from app.api.parsing import STEP_BYTES
+from app.api.connections import STEP_BYTES, Connection
+from app.api.limits import ConnectionLimit, RequestMemory
+from app.api.server import configure
+from inference.settings import ApiSettings
 
 REQUEST = b"GET /%d HTTP/1.1\r\n\r\n"
 #: what a transport reads at once
@@ -21,7 +21,8 @@ READ_BYTES = 64 * 1024
 class Application:
     """Answers each request with its own path, in a turn of its own."""
 
-    crowd, room, shown_under, told_apart_by = Crowd(10, 10), Room(), "", frozenset[bytes]()
+    connection_limit, memory = ConnectionLimit(10, 10), RequestMemory()
+    shown_under, headers_of_longer_answers = "", frozenset[bytes]()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await receive()
@@ -82,3 +83,60 @@ async def test_of_requests_that_are_sent_together_few_wait_at_a_time_and_all_are
     assert waiting <= STEP_BYTES // len(REQUEST % 0) + 1
     told = [line.partition(b";")[0] for line in client.taken.split(b"\r\n\r\n")[1:]]
     assert told == [b"/%d" % number for number in range(count)] + [b"/last"]
+
+
+class Transport(asyncio.Transport):
+    """Keeps what is written; nobody takes it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = b""
+        self.is_lost = False
+
+    def write(self, data: Any) -> None:
+        assert not self.is_lost, "written to a connection that is lost"
+        self.written += data
+
+    def is_closing(self) -> bool:
+        return self.is_lost
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+
+class SlowApplication:
+    """Answers once its client has hung up, or says something more."""
+
+    shown_under = ""
+
+    def __init__(self) -> None:
+        self.connection_limit, self.memory = ConnectionLimit(10, 10), RequestMemory()
+        self.heard: list[str] = []
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        assert (await receive())["type"] == "http.request"
+        self.heard.append((await receive())["type"])
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+
+async def test_the_request_that_is_being_answered_hears_of_it_though_others_wait_behind_it() -> None:
+    application: Any = SlowApplication()
+    config = configure(ApiSettings(), lambda: application)
+    config.load()
+    state, transport = ServerState(), Transport()
+    connection = Connection(config, state, {}, asyncio.get_running_loop())
+    connection.connection_made(transport)
+    connection.data_received(b"GET /runs HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3)
+    await asyncio.sleep(0)
+    transport.is_lost = True
+    connection.connection_lost(ConnectionAbortedError())
+    await asyncio.gather(*state.tasks)
+    assert application.heard == ["http.disconnect"]
+    assert transport.written == b""

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from app.api.disconnects import ClientWatch
+from app.api.requests import ClientWatch
 from tests.support.virtual_time import virtual_time
 
 

@@ -1,4 +1,4 @@
-"""Blocking reads of the pages, where one of them is slow."""
+"""The pages' buttons, and their blocking reads, where one of them is slow."""
 
 from __future__ import annotations
 
@@ -6,12 +6,58 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from app.dashboard import reading
-from app.dashboard.reading import SharedReads
-from inference.errors import NotFound, StoreUnavailable
+from app.dashboard import pages
+from app.dashboard.pages import Action, SharedReads
+from inference.errors import BadInput, NotFound, StoreUnavailable
+
+
+class FakeRuns:
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*given: Any, **named: Any) -> Any:
+            self.calls.append((name, given, named))
+            return SimpleNamespace(to_json=lambda: {"done": name})
+
+        return call
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None, [], "start", {}, {"action": "publish", "run_id": "r"}, {"action": ["start"]}, {"action": "start"},
+        {"action": "start", "model": 3}, {"action": "cancel", "model": "delay"}, {"action": "resume", "run_id": None},
+        {"action": "rollback", "model": "delay"}, {"action": "rollback", "model": "delay", "generation": True},
+    ],
+)  # fmt: skip
+def test_what_is_no_action_of_ours_is_refused(body):
+    with pytest.raises(BadInput):
+        Action.from_json(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "method", "given"),
+    [
+        ({"action": "start", "model": "delay"}, "request", ("delay",)),
+        ({"action": "cancel", "run_id": "r1"}, "cancel", ("r1",)),
+        ({"action": "resume", "run_id": "r1"}, "resume", ("r1",)),
+        ({"action": "rollback", "model": "delay", "generation": 7}, "rollback", ("delay",)),
+    ],
+)
+def test_each_button_does_what_it_says(body, method, given):
+    runs, hurried = FakeRuns(), list[bool]()
+    deployment: Any = SimpleNamespace(runs=runs, broker=SimpleNamespace(hurry=lambda: hurried.append(True)))
+    assert Action.from_json(body).do(deployment) == {"done": method}
+    assert hurried == [True]
+    [(called, positional, named)] = runs.calls
+    assert (called, positional) == (method, given)
+    assert named.get("generation") == body.get("generation")
 
 
 class Slow:
@@ -30,7 +76,7 @@ class Slow:
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[SharedReads]:
     for name in ("READ_TIMEOUT_S", "ACT_TIMEOUT_S"):  # a busy machine is not what is looked at
-        monkeypatch.setattr(reading, name, 60)
+        monkeypatch.setattr(pages, name, 60)
     with ThreadPoolExecutor(4) as executor:
         yield SharedReads(executor)
 
@@ -63,12 +109,12 @@ async def test_a_page_that_is_closed_takes_the_answer_from_nobody(reads: SharedR
 async def test_a_read_that_takes_too_long_is_said_to_and_is_not_begun_again_meanwhile(
     reads: SharedReads, slow: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "READ_TIMEOUT_S", 0.001)
+    monkeypatch.setattr(pages, "READ_TIMEOUT_S", 0.001)
     for _ in range(2):
         with pytest.raises(StoreUnavailable, match="did not answer within 0 s"):
             await reads.read("runs", slow)
     assert slow.begun == 1
-    monkeypatch.setattr(reading, "READ_TIMEOUT_S", 60)
+    monkeypatch.setattr(pages, "READ_TIMEOUT_S", 60)
     running = asyncio.create_task(reads.read("runs", slow))
     await asyncio.sleep(0)
     slow.go_on.set()
@@ -91,6 +137,6 @@ async def test_nobody_shares_an_action(reads: SharedReads, slow: Slow, monkeypat
     slow.go_on.set()
     assert sorted(await asyncio.gather(*(reads.act(slow) for _ in range(2)))) == [1, 2]
     slow.go_on.clear()
-    monkeypatch.setattr(reading, "ACT_TIMEOUT_S", 0.001)
+    monkeypatch.setattr(pages, "ACT_TIMEOUT_S", 0.001)
     with pytest.raises(StoreUnavailable, match="did not answer"):
         await reads.act(slow)

@@ -1,4 +1,4 @@
-"""What one API process is made of, opened and closed with its event loop."""
+"""Opens and closes the parts of one API process: service, readers, jobs, heartbeats, threads for blocking calls."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppres
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from fastapi import Request
+from fastapi import Depends, Request
 
-from app.api.cards import ModelCards
+from app.api.models import ModelCard, ModelCards
 from inference.deployment import Deployment
 from inference.errors import StoreUnavailable
 from inference.monitoring.counters import HitRecorder
@@ -41,26 +41,26 @@ from inference.stored_data import installed_release
 from tasks.broker import CeleryBroker
 from tasks.dispatch import open_dispatcher
 
-#: threads for calls that block; they are never on the way of a prediction
+#: threads for blocking calls; predictions never need one
 BLOCKING_THREADS = 4
-#: a blocking call that takes longer is given up; its thread ends by its own socket timeout
+#: nobody waits longer for a blocking call; its thread ends by the timeout of its own socket
 BLOCKING_TIMEOUT_S = 5.0
 
 T = TypeVar("T")
 
 
 @dataclass
-class Parts:
-    """The parts that routes work with: those of this event loop, and the deployment, whose calls block."""
+class ApiProcess:
+    """What routes work with: the parts that belong to this event loop, and the deployment, whose calls block."""
 
     deployment: Deployment
     service: PredictionService
     readers: Mapping[str, TableReader]
     jobs: JobQueue
     enqueue: Enqueue
-    #: what models take and give
+    #: inputs and outputs of models
     cards: ModelCards = field(init=False)
-    #: models that were ready once: readiness never goes back on them
+    #: models that were ready once: they stay ready
     were_ready: set[str] = field(default_factory=set)
     _threads: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(BLOCKING_THREADS, thread_name_prefix="api-blocking")
@@ -76,31 +76,43 @@ class Parts:
         return self.deployment.settings
 
     async def in_thread(self, call: Callable[[], T]) -> T:
-        """Return what a blocking call returns.
+        """Return the result of a blocking call.
 
         Raises:
-            StoreUnavailable: it took longer than 5 s.
+            StoreUnavailable: the call took longer than 5 s.
         """
         try:
             async with asyncio.timeout(BLOCKING_TIMEOUT_S):
-                # its lines in the log belong to the request that waits for it
+                # in the request's context, so that log lines carry the request's id
                 in_context = partial(copy_context().run, call)
                 return await asyncio.get_running_loop().run_in_executor(self._threads, in_context)
         except TimeoutError as error:
             raise StoreUnavailable("the cache Redis does not answer") from error
 
+    async def held_versions(self, model: str, card: ModelCard) -> set[int]:
+        """Return the versions of a model that live real-time workers hold.
+
+        Raises:
+            StoreUnavailable: Redis did not answer in time.
+        """
+        queue = self.settings.realtime_queue(model)
+        roster = await self.in_thread(lambda: self.deployment.presence.roster(queue))
+        held = {version for worker in roster.alive if worker.ready for version in worker.versions.get(model, ())}
+        # workers say every few seconds only which versions they hold; one may have activated a version since
+        return held | {card.active} if held and card.active is not None else held
+
     def close(self) -> None:
-        """Let go of the threads."""
+        """End the threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-#: opens the parts for the settings
-OpenParts = Callable[[Settings], AbstractAsyncContextManager[Parts]]
+#: opens a process for settings
+OpenProcess = Callable[[Settings], AbstractAsyncContextManager[ApiProcess]]
 
 
 @asynccontextmanager
-async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
-    """Yield the parts over real Redis and a real broker, neither of which need be up yet."""
+async def open_process(settings: Settings) -> AsyncIterator[ApiProcess]:
+    """Open the process with Redis and the broker. Neither has to be up yet."""
     clock = RedisClock()
     itself = _itself()
     with Deployment(settings, REQUEST, CeleryBroker) as deployment:
@@ -111,11 +123,11 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
             submit = _counting(dispatcher, recorder)
             service = PredictionService(settings, readers.__getitem__, submit, recorder, clock.now)
             jobs = JobQueue(client, deployment.keys, dispatcher.enqueue, clock.now)
-            parts = Parts(deployment, service, readers, jobs, dispatcher.enqueue)
+            process = ApiProcess(deployment, service, readers, jobs, dispatcher.enqueue)
 
             async def beat() -> None:
                 now = replace(itself, breakers=service.breaker_states())
-                await parts.in_thread(lambda: presence.beat(now))
+                await process.in_thread(lambda: presence.beat(now))
 
             background = [
                 asyncio.create_task(recorder.run()),
@@ -123,7 +135,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
                 *(
                     asyncio.create_task(
                         watch_workers(
-                            partial(parts.in_thread, partial(presence.roster, queue)),
+                            partial(process.in_thread, partial(presence.roster, queue)),
                             partial(service.workers_heard, settings.models_of([queue])),
                         )
                     )
@@ -132,19 +144,19 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
                 asyncio.create_task(send_heartbeats(beat)),
             ]
             try:
-                yield parts
+                yield process
             finally:
                 await service.close()
                 for task in background:
                     task.cancel()
                 await asyncio.gather(*background, return_exceptions=True)
-                with suppress(StoreUnavailable):  # whoever looks finds out within seconds
-                    await parts.in_thread(lambda: presence.leave(itself))
-                parts.close()
+                with suppress(StoreUnavailable):  # the others notice within seconds
+                    await process.in_thread(lambda: presence.leave(itself))
+                process.close()
 
 
 def _itself() -> WorkerBeat:
-    """Return what this process tells of itself to the dashboard and to Prometheus."""
+    """Return this process's sign of life, for the dashboard and Prometheus."""
     host = socket.gethostname()
     return WorkerBeat(
         name=f"api@{host}",
@@ -160,7 +172,7 @@ def _itself() -> WorkerBeat:
 
 
 def _counting(submit: Submit, recorder: HitRecorder) -> Submit:
-    """Return `submit` with the sizes of its micro-batches counted."""
+    """Return `submit` that also counts the sizes of micro-batches."""
 
     async def counted(task: str, kwargs: Mapping[str, Any], *, deadline: float, timeout_s: float) -> dict[str, Any]:
         rows = kwargs.get("entity_ids") or kwargs.get("instances") or ()
@@ -171,7 +183,11 @@ def _counting(submit: Submit, recorder: HitRecorder) -> Submit:
     return counted
 
 
-async def parts_of(request: Request) -> Parts:
-    """Return the parts of the application that serves this request; async, or FastAPI takes a thread for it."""
-    parts: Parts = request.app.state.parts
-    return parts
+async def _process_of(request: Request) -> ApiProcess:
+    """Return the process that serves a request; async, because FastAPI would start a thread for a plain function."""
+    process: ApiProcess = request.app.state.process
+    return process
+
+
+#: type of a route's parameter: the process that serves the request
+Process = Annotated[ApiProcess, Depends(_process_of)]

@@ -1,4 +1,7 @@
-"""Bodies of requests and responses: checked on the way in, documented on the way out."""
+"""Models of the JSON bodies: they check requests, and document responses in OpenAPI.
+
+Instants are ISO 8601 UTC. Null in a response means: not known yet.
+"""
 
 from __future__ import annotations
 
@@ -30,39 +33,39 @@ MAX_ROWS = 1_000
 MAX_JOB_ROWS = 100_000
 MAX_TIMEOUT_MS = 600_000
 
-#: what `check_entity_id` takes, as far as a schema can say it: its 512 are bytes
+#: the rules of `check_entity_id`, as far as a schema can say them: its limit of 512 counts bytes
 ENTITY_ID_SCHEMA = {"type": "string", "minLength": 1, "maxLength": 512, "pattern": r"^[^\u0000-\u001f\u007f-\u009f]+$"}
 
-#: names of features in an object
+#: limit of the feature names in an object
 MAX_NAMES = 10_000
 
 
 def object_as_sent(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """Take an object as it is, if it has not too many names: its values are checked where the contract is known."""
+    """Check the number of names in an object; the feature contract checks the values later."""
     if isinstance(value, dict) and len(value) > MAX_NAMES:
         raise ValueError(f"holds {len(value)} names: at most {MAX_NAMES}")
     return value if isinstance(value, dict) and value else check(value)
 
 
 def list_as_sent(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """Take a list as it is: a copy of millions of values takes long, and would check nothing."""
+    """Take a list without a check: pydantic would only copy its millions of values."""
     return value if isinstance(value, list) and value else check(value)
 
 
 def _if_so_few(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """Check no ids of a list that is too long: `check_rows` refuses it."""
+    """Skip the ids of a list that is too long: `check_rows` refuses it."""
     return value if isinstance(value, list) and len(value) > MAX_JOB_ROWS else check(value)
 
 
 class Body(BaseModel):
-    """What a request may say: nothing but its fields."""
+    """Base of request bodies: refuses unknown fields."""
 
     model_config = ConfigDict(extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
     def _one_unknown(cls, sent: Any) -> Any:
-        """Leave one unknown field of many, which is what the answer names: each would be an error of its own."""
+        """Keep only one of many unknown fields: the answer names one, and pydantic would make an error of each."""
         if not isinstance(sent, dict) or len(sent) <= len(cls.model_fields):
             return sent
         unknown = next((name for name in sent if name not in cls.model_fields), None)
@@ -79,7 +82,7 @@ TimeoutMs = Annotated[int, Field(ge=1, le=MAX_TIMEOUT_MS)]
 
 
 class Terms(BaseModel):
-    """On what terms a prediction is asked for; what is left out is the model's own."""
+    """Optional limits of a request for predictions; the model's settings replace those left out."""
 
     model: str | None = None
     max_staleness_hours: Annotated[
@@ -99,7 +102,7 @@ class Terms(BaseModel):
 
 
 class ExplainableTerms(Terms):
-    """The terms of a request for one entity. `explain`: what the answer comes with."""
+    """The terms of a request for one entity. `explain`: what the answer should explain."""
 
     explain: Annotated[
         Literal["features"] | None, Field(description="features: with what they are, where from, and how old")
@@ -107,7 +110,7 @@ class ExplainableTerms(Terms):
 
 
 class PredictBody(Terms, Body):
-    """What to predict: entities (with features to override, or none), or instances with all of theirs."""
+    """What to predict: entities (`overrides` replace features of theirs), or instances with all of their features."""
 
     entity_ids: EntityIds = None
     instances: Annotated[list[Any] | None, WrapValidator(list_as_sent)] = None
@@ -116,9 +119,9 @@ class PredictBody(Terms, Body):
     @field_validator("max_staleness_hours", "timeout_ms", mode="before")
     @classmethod
     def _a_number(cls, value: Any) -> Any:
-        # in a query everything is text; in JSON, text or a boolean in a number's place is a mistake
+        # in a query everything is text; in JSON, text or a boolean instead of a number is a mistake
         if isinstance(value, str | bool):
-            raise ValueError("send a number")  # noqa: TRY004 - pydantic makes a complaint of a ValueError only
+            raise ValueError("send a number")  # noqa: TRY004 - pydantic only handles a ValueError
         return value
 
     @model_validator(mode="after")
@@ -130,10 +133,10 @@ class PredictBody(Terms, Body):
         return self
 
     def check_rows(self, limit: int) -> None:
-        """Refuse too many rows, none, or an illegal entity id.
+        """Check the number of rows and the entity ids.
 
         Raises:
-            BadInput: it names the field.
+            BadInput: there are too many rows or none, or an id is illegal; it names the field.
         """
         field = "instances" if self.entity_ids is None else "entity_ids"
         rows = self.instances if self.entity_ids is None else self.entity_ids
@@ -148,10 +151,10 @@ class PredictBody(Terms, Body):
                 raise BadEntityId(error.message, field=f"entity_ids.{number}") from error
 
     def check_overrides(self, rows_at_once: int) -> None:
-        """Refuse overrides that are too large for so many rows: each message to a worker brings them along.
+        """Check the size of overrides: each message to a worker carries them. `rows_at_once`: rows of one message.
 
         Raises:
-            BadInput: it says how large they are, and how large they may be.
+            BadInput: they are too large; the message has their size and the limit.
         """
         if not self.overrides or self.entity_ids is None:
             return
@@ -165,7 +168,7 @@ class PredictBody(Terms, Body):
 
 
 class EnqueueBody(PredictBody):
-    """What to predict later, and how urgent it is."""
+    """What to predict later, and its priority."""
 
     priority: Annotated[
         JobPriority, Field(description="which waiting jobs go first; requests go before all of them")
@@ -173,10 +176,10 @@ class EnqueueBody(PredictBody):
 
 
 class RunBody(Body):
-    """Which run to start. `source` replaces the model's own table; only below that table's folder.
+    """Which run to start. `source`: a table below the folder of the model's own, which it replaces.
 
     `entities` (ids) or `since` (an ISO 8601 instant, or a duration such as `6h`): only those rows, served at once.
-    `engine`: what scores the chunks, `celery` or `spark`, instead of what the model's settings say.
+    `engine`: `celery` or `spark` scores the chunks, instead of the engine in the model's settings.
     """
 
     model: str | None = None
@@ -187,13 +190,13 @@ class RunBody(Body):
 
 
 class PublishBody(Body):
-    """Publish a run that its gates refused: only if `force` is true."""
+    """Whether to publish a run that its gates refused: only if `force` is true."""
 
     force: Annotated[bool, Field(strict=True)] = False
 
 
 class RollbackBody(Body):
-    """What to go back from: the generation that is expected to serve; left out, whichever does."""
+    """The generation to roll back from, if it still serves; left out: the one that serves."""
 
     generation: Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)] | None = None
 
@@ -214,12 +217,12 @@ class AnswerBody(BaseModel):
     computed_at: str
     timestamp: float
     imputed_features: Annotated[
-        list[str], Field(description="left out when no default stood for a missing feature, or the answer was stored")
+        list[str], Field(description="left out if no default replaced a missing feature, or the answer was stored")
     ] = []
 
 
 class ExplainedBody(AnswerBody):
-    """One prediction and what its features are."""
+    """One prediction and the features behind it."""
 
     explanation: Annotated[dict[str, Any] | None, Field(description="with explain=features only")] = None
 
@@ -232,20 +235,20 @@ class FailedBody(BaseModel):
 
 
 class PredictionsBody(BaseModel):
-    """Predictions in the order asked."""
+    """Predictions in the order of the request."""
 
     predictions: list[AnswerBody | FailedBody]
 
 
 class JobAcceptedBody(BaseModel):
-    """Where to ask for an enqueued job."""
+    """The id and URL of an enqueued job."""
 
     task_id: str
     status_url: str
 
 
 class JobBody(BaseModel):
-    """A job as it stands: `result` once it is done, `error` once it failed."""
+    """The state of a job, with `result` when it is done, or `error` when it has failed."""
 
     task_id: str
     state: str
@@ -254,9 +257,9 @@ class JobBody(BaseModel):
 
 
 class HitRateBody(BaseModel):
-    """What became of the requests of the last `window_s` seconds; `hit_rate` is 0 when there were none.
+    """Outcomes of the requests of the last `window_s` seconds; `hit_rate` is 0 if there were none.
 
-    `total`: requests that the hit rate divides by, which is the sum of all outcomes but `unknown` (404).
+    `total`: the sum of all outcomes except `unknown` (404), which is the divisor of the hit rate.
     """
 
     model: str
@@ -267,7 +270,7 @@ class HitRateBody(BaseModel):
 
 
 class JsonResponse(Response):
-    """JSON by orjson: several times faster than the standard library, and a NaN becomes null."""
+    """JSON by orjson: several times faster than the standard library; NaN becomes null."""
 
     media_type = "application/json"
 
@@ -275,7 +278,7 @@ class JsonResponse(Response):
         """Return the body.
 
         Raises:
-            BadInput: it is larger than an answer may be.
+            BadInput: the body is over the limit of an answer.
         """
         body = orjson.dumps(content)
         if len(body) > MAX_ANSWER_BYTES:
@@ -284,7 +287,7 @@ class JsonResponse(Response):
 
 
 def item_of(entity_id: str | None, answer: Answer | ForecacheError) -> orjson.Fragment | dict[str, Any]:
-    """Return one item of a list of predictions, for `JsonResponse`."""
+    """Return one item for a list of predictions in a `JsonResponse`."""
     if isinstance(answer, Answer):
         return orjson.Fragment(answer.to_json_text())
     return {"entity_id": entity_id, "error": problem_of(answer)}

@@ -1,4 +1,4 @@
-"""What each model's versions take and give, for requests that bring tensors. At most a second old."""
+"""What each model's versions take and give, at most a second old; tensors computed while the client waits."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
+from fastapi import Request
+
+from app.api.requests import ClientWatch
 from inference.errors import NotFound, StoreUnavailable, quoted
 from inference.models import VersionRecord
+from inference.schema import Block
+from inference.serving import Outputs, PredictionService
 from inference.serving.model_service import TableReader
 
-#: as old as a worker's knowledge of the active version may be
+#: a worker's knowledge of the active version may be as old
 MAX_AGE_S = 1.0
 STORE_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True)
 class ModelCard:
-    """A model's versions, good and refused ones, and which of them answers. `active` None: none does yet.
+    """A model's versions, good and refused ones, and the active version; `active` None: there is none yet.
 
     `labels`: name → version.
     """
@@ -28,16 +33,17 @@ class ModelCard:
     labels: Mapping[str, int] = field(default_factory=dict)
 
     def ready(self, version: int | None) -> VersionRecord | None:
-        """Return the record of a good version, the active one for None; None when there is no such version."""
+        """Return the record of a good version, None if there is no such version; `version` None: the active one."""
         number = self.active if version is None else version
         record = None if number is None else self.versions.get(number)
         return record if record is not None and record.state == "ready" else None
 
 
 class ModelCards:
-    """Reads cards and keeps them for a second; those who ask at the same time share the reading.
+    """Reads cards and keeps them for a second. Concurrent callers share one read.
 
-    A card of a model that nothing answers for is not kept: whoever was told that it is ready finds it ready.
+    It does not keep the card of a model without an active version: a client that heard that the model is ready must
+    find it ready.
     """
 
     def __init__(
@@ -80,3 +86,19 @@ class ModelCards:
             raise StoreUnavailable("the cache Redis does not answer") from error
         self._known[model] = (asyncio.get_running_loop().time(), card)
         return card
+
+
+async def compute(
+    request: Request, service: PredictionService, model: str, inputs: Block, version: int | None
+) -> Outputs | None:
+    """Return a model's outputs for tensors; None if the client has hung up meanwhile.
+
+    Raises:
+        RateLimited, TooHeavy: as `AccessControl.charge` says of the rows.
+        ForecacheError: as `PredictionService.predict_tensors` says.
+    """
+    rows = max((len(tensor) for tensor in inputs.values() if tensor.ndim), default=0)
+    request.app.access.charge(request.scope, rows=rows)
+    with ClientWatch(request.receive):
+        return await service.predict_tensors(model, inputs, version=version)
+    return None
