@@ -39,7 +39,7 @@ def is_hot(scope: Scope) -> bool:
 
 
 class HotRequest:
-    """Answers one request. If the store has the answer, this needs no coroutine.
+    """Answers one request; a hit needs no coroutine.
 
     Call `begin`, then `hit` after the look-up, then `finish` if there was no hit.
     """

@@ -197,7 +197,7 @@ def _gpus(rosters: Iterable[Roster]) -> Iterator[Metric]:
             ("forecache_gpu_busy_ratio", "Share of the last second that a worker's GPU computed."),
         )
     )
-    # several workers may share one
+    # several workers may share a GPU
     seen = {(worker.host, str(gpu.index)): gpu for one in rosters for worker in one.alive for gpu in worker.gpus}
     for labels, gpu in seen.items():
         used.add_metric(labels, gpu.memory_used)

@@ -3,7 +3,7 @@
 
 const CONFIG = { displayModeBar: false, responsive: true, doubleClick: false };
 
-// those that the hit rate divides by, which leaves out `unknown`
+// all outcomes that the hit rate counts: all except `unknown`
 export const OUTCOMES = ["hit_batch", "hit_realtime", "computed", "stale", "previous", "default", "shed", "failed"];
 export const OUTCOME_NAMES = {
   hit_batch: "Batch hits", hit_realtime: "Real-time hits", computed: "Computed", stale: "Stale",
@@ -43,7 +43,7 @@ function draw(id, traces, more) {
   return Plotly.react(id, traces, layout(more), CONFIG);
 }
 
-// local wall clock: Plotly shows instants as they are written
+// in local time: Plotly shows instants as text
 const at = (point) => new Date(new Date(point.at) - new Date(point.at).getTimezoneOffset() * 60000).toISOString();
 
 function span(points) {
@@ -110,7 +110,7 @@ export function drawCost(id, curve, even, currency) {
   });
 }
 
-// Bars shorter than a hundredth of the longest would not be seen.
+// Nobody could see bars shorter than a hundredth of the longest.
 const SHORTEST = 0.01;
 
 export function drawSwings(id, swings, now, currency) {

@@ -75,7 +75,7 @@ function drawSummary(model, figures) {
   document.getElementById("summary-coverage").title = model.serving.coverage_detail || "";
 }
 
-// What to do when there is nothing to see.
+// Says what to do while there are no figures.
 function hint(model, figures) {
   const told = [];
   if (model.serving.generation == null) told.push("No run is published yet: the page of runs starts one.");

@@ -1,5 +1,5 @@
-// What all pages share: building nodes, spelling numbers, the address, asking for figures every 2 s.
-// Text only ever enters the page as text, never as HTML.
+// Shared by all pages: builds nodes, formats numbers, reads the address, and asks for figures every 2 s.
+// Text enters the page as text, never as HTML.
 
 const REFRESH_MS = 2000;
 const TIMEOUT_MS = 5000;
@@ -21,7 +21,7 @@ export const count = (value) => (value == null ? "—" : Number(value).toLocaleS
 
 export function percent(share) {
   if (share == null) return "—";
-  // 99.97 % must not be shown as a perfect 100
+  // do not show 99.97 % as a perfect 100
   return (Math.floor(share * 1000 + 1e-9) / 10).toFixed(1) + " %";
 }
 
@@ -71,7 +71,7 @@ export function card(title, facts, ...content) {
   return node;
 }
 
-// --- the address: what is looked at can be sent to a colleague
+// --- the address: it holds the choices, so that a colleague can open the same view
 
 export const choice = () => new URLSearchParams(window.location.search);
 
@@ -87,7 +87,7 @@ export function choose(name, value) {
 
 window.addEventListener("popstate", () => changed());
 
-// A row of buttons of which one is pressed; drawn again only when something differs.
+// A row of buttons, one of them pressed. Draws it again only if something has changed.
 export function choices(id, name, options, chosen) {
   const box = document.getElementById(id);
   const key = JSON.stringify([options, chosen]);
@@ -116,13 +116,13 @@ async function ask(url, options) {
   const answer = await fetch(new URL(url, window.location.origin), {
     signal: AbortSignal.timeout(TIMEOUT_MS), cache: "no-store", ...options,
   });
-  // a proxy answers in its own way, which is no JSON
+  // the answer of a proxy is not JSON
   const data = await answer.json().catch(() => ({ error: "HTTP " + answer.status + ", not from this server" }));
   if (!answer.ok) throw new Error(data.error || "HTTP " + answer.status);
   return data;
 }
 
-// Calls draw(data) whenever the figures changed; at once when the address or the theme did.
+// Calls draw(data) when the figures have changed, and at once when the address or the theme has.
 export function keepDrawing(draw) {
   let drawn = "";
   let timer = 0;
@@ -136,7 +136,7 @@ export function keepDrawing(draw) {
       if (mine !== asked) return;
       const { read_at: readAt, read_in_ms: _took, ...figures } = data;
       const key = JSON.stringify(figures);
-      // unchanged figures are not redrawn: a selection or a scroll position stays where it was
+      // do not redraw unchanged figures: so a selection or scroll position stays
       if (key !== drawn) draw(data);
       drawn = key;
       say("Live · " + localTime(readAt).slice(-8), true);

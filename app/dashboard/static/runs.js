@@ -1,4 +1,4 @@
-// The page of runs: the newest of a model, one of them closely, and the buttons.
+// The page of runs: a model's newest runs, all details of one, and the buttons.
 import { card, choice, choices, choose, count, duration, element, keepDrawing, localTime, number, numberHeading,
   percent, post, root, table } from "./page.js";
 
@@ -10,7 +10,7 @@ let refresh = () => {};
 
 const badge = (state) => element("span", "badge " + (BADGES[state] || "bg-primary"), state);
 
-// --- buttons: each asks once more, and says what became of it
+// --- buttons: each asks for confirmation, and shows the result
 
 function say(text, failed) {
   const note = document.getElementById("runs-note");
@@ -83,7 +83,7 @@ function drawButtons(data) {
   const { model, serving, details } = data;
   const box = document.getElementById("runs-buttons");
   const key = JSON.stringify([model, serving, details && [details.run_id, details.state]]);
-  // a button that is replaced while it is being pressed does nothing
+  // a button does nothing if the page replaces it while it is pressed
   if (READ_ONLY || box.dataset.drawn === key) return;
   box.dataset.drawn = key;
   box.replaceChildren(...modelButtons(data), ...(details ? runButtons(details) : []));
@@ -113,7 +113,7 @@ function chunkGrid(map) {
   return element("div", "", grid, legend);
 }
 
-// The end of a path tells most; all of it is shown to who points at it.
+// Shows the end of a path, which says most; the tooltip has all of it.
 function shortPath(path) {
   const parts = path.split("/");
   const node = element("span", "", parts.length > 3 ? "…/" + parts.slice(-2).join("/") : path);
