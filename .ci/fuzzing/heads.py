@@ -170,8 +170,8 @@ async def _talk(config: Any, transport: _Transport, pieces: list[bytes], ends: b
         if ends and not transport.is_closed and not connection.eof_received():
             transport.close()
         await _turns(transport)
-        connection._next_look.cancel()
-        connection._look()
+        connection._next_check.cancel()
+        connection._check_client()
         _check_held(connection)
     finally:
         transport.is_closed = True
