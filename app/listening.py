@@ -8,7 +8,7 @@ import socket
 
 from inference.errors import SettingsError
 from inference.settings import ApiSettings
-from inference.settings.addresses import require_allowed
+from inference.settings.processes import require_allowed
 
 BACKLOG = 2048
 #: descriptors for Redis (up to a hundred connections), the broker, files and the event loop

@@ -37,8 +37,8 @@ from inference.onboarding import (
 )
 from inference.schema import DType, TensorSpec
 from inference.settings import ModelSettings, Settings, WorkerSettings, load_settings, settings_file
-from inference.settings.deployment import MODEL_NAME
-from inference.settings.schedules import parse_schedule
+from inference.settings.fields import parse_schedule
+from inference.settings.settings import MODEL_NAME
 from inference.sources import Source, open_source
 
 _LABEL_WIDTH = len("event_time_column:")

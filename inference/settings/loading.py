@@ -17,8 +17,8 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from inference.errors import SettingsError, shown, shown_name
 from inference.field_errors import describe_error_in_file
-from inference.settings.deployment import Settings
-from inference.settings.fallbacks import FALLBACK_KINDS
+from inference.settings.model import FALLBACK_KINDS
+from inference.settings.settings import Settings
 from inference.small_files import read_small, read_small_text
 
 ENV_PREFIX = "FORECACHE_"

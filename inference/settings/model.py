@@ -1,4 +1,4 @@
-"""What the settings say of one model: its runs, its answers on demand, and what both need."""
+"""The settings of one model: its runs, its real-time answers, its fallbacks, and the check that the two agree."""
 
 from __future__ import annotations
 
@@ -7,20 +7,75 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
 from inference.errors import shown
-from inference.settings.fallbacks import FallbackSettings
-from inference.settings.fields import Duration, Section, parse_list
-from inference.settings.parity import ParitySettings
-from inference.settings.schedules import Schedule
+from inference.settings.fields import Duration, Schedule, Section, parse_list
 
+_FUNCTION = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
+_IDS = re.compile(r"(?<![:\w\\]):ids\b")
 #: of a name on the broker; a worker is called after it, where a number would be taken for its own
 QUEUE_NAME = re.compile(r"^[a-z][a-z0-9_-]{0,63}$")
 BATCH_QUEUE = "batch"
 #: the queue of requests, unless a model has its own
 REALTIME_QUEUE = "realtime"
 MAINTENANCE_QUEUE = "maintenance"
+
+
+class _Fallback(Section):
+    """What all kinds have.
+
+    `name`: of it in counters and logs; two of a model have different ones. `timeout`: how long it is waited for.
+    `cache`: how long a worker remembers what it found, and that it found nothing, of up to `cache_entities` entities.
+    `pool`: how many calls may run at a time in a worker, one whose time is up included.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
+    timeout: Duration = 0.05
+    cache: Duration = 5.0
+    cache_entities: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    pool: Annotated[int, Field(ge=1, le=64)] = 4
+
+
+class SqlFallback(_Fallback):
+    """A query of a database that SQLAlchemy knows.
+
+    `query` selects the entity column and columns called like the features, of the entities in the list `:ids`.
+    `id_type`: the type of the column that `:ids` is compared with. `url` may hold a password, so it prints as stars.
+    """
+
+    kind: Literal["sql"]
+    url: SecretStr
+    query: str
+    id_type: Literal["text", "integer"] = "text"
+
+    @field_validator("query")
+    @classmethod
+    def _asks_for_ids(cls, value: str) -> str:
+        if not _IDS.search(value):
+            raise ValueError("it must ask for the entities in :ids, as in SELECT … WHERE entity_id IN :ids")
+        return value
+
+
+class FunctionFallback(_Fallback):
+    """A function of the user's: from a list of entity ids to a pandas DataFrame of those that it knows.
+
+    `function`: `package.module:name`. Naming it here is what allows its code to run, in the real-time workers.
+    """
+
+    kind: Literal["function"]
+    function: str
+
+    @field_validator("function")
+    @classmethod
+    def _dotted(cls, value: str) -> str:
+        if not _FUNCTION.match(value):
+            raise ValueError(f"{shown(value)} names no function: write package.module:name")
+        return value
+
+
+FallbackSettings = Annotated[SqlFallback | FunctionFallback, Field(discriminator="kind")]
+FALLBACK_KINDS: dict[str, type[Section]] = {"sql": SqlFallback, "function": FunctionFallback}
 
 
 def _parse_poll(value: Any) -> Any:
@@ -121,6 +176,13 @@ class RealtimeSettings(Section):
         if value in (BATCH_QUEUE, MAINTENANCE_QUEUE):
             raise ValueError(f"the queue {shown(value)} has workers that compute no requests: take another name")
         return value
+
+
+class ParitySettings(Section):
+    """A check that batch and real time agree. `every`: None for never; `sample`: answers of each of the two a time."""
+
+    every: Duration | None = None
+    sample: Annotated[int, Field(ge=1, le=10_000)] = 100
 
 
 class ModelSettings(Section):

@@ -4,11 +4,19 @@
 """
 
 from inference.sources.column_types import concat_rows, plain_column
-from inference.sources.files import fixed_part, list_files
+from inference.sources.files import check_path, fixed_part, list_files
 from inference.sources.footers import SourceFile, flat_columns, newest_instants
-from inference.sources.ids import IdCount, count_distinct_ids, hash_ids, read_ids
-from inference.sources.patterns import check_path
-from inference.sources.reading import Slice, pack_mask, read_slices, unpack_mask, whole_slices
+from inference.sources.reading import (
+    IdCount,
+    Slice,
+    count_distinct_ids,
+    hash_ids,
+    pack_mask,
+    read_ids,
+    read_slices,
+    unpack_mask,
+    whole_slices,
+)
 from inference.sources.source import (
     Source,
     column_problem,

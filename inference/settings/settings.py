@@ -1,4 +1,4 @@
-"""The settings as typed, frozen values; see `docs/settings.md` for the same list in prose."""
+"""All settings of a deployment as typed, frozen values; `docs/settings.md` lists them in prose."""
 
 from __future__ import annotations
 
