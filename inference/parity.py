@@ -26,7 +26,7 @@ from inference.hits import ParityResult
 from inference.keys import Keys, TableKind
 from inference.logs import get_logger
 from inference.models import LoadedModel, ModelHost, prediction_values, score_rows
-from inference.models.vectors import answers_agree, vector_hashes
+from inference.models.loaded import answers_agree, vector_hashes
 from inference.schema import Block, DType, rows_in
 from inference.serving.answer_sample import SampledAnswer, sampled_answers
 from inference.settings import Settings

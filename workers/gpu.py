@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from inference.deployment import Deployment
 from inference.settings import load_settings
-from workers.devices import prepare_gpus
 from workers.heartbeat import beat_while_running
-from workers.pools import load_models_on_start, make_worker
+from workers.startup import load_models_on_start, make_worker, prepare_gpus
 from workers.watching import watch_versions
 
 PROCESS = "gpu"

@@ -25,7 +25,7 @@ from inference.logs import get_logger
 from inference.presence import BEAT_EVERY_S, GONE_AFTER_S, Loading, Presence, WorkerBeat
 from inference.redis_clients import Patience, open_client
 from inference.release import installed_release
-from workers.pools import ends_on_error
+from workers.startup import ends_on_error
 
 #: a beat that takes longer is lost; the next one comes soon
 _SOCKET_TIMEOUT_S = 2.0

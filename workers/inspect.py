@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from inference.errors import ForecacheError
-from inference.models.inspection import inspect_versions, newest_signatures, records_to_json, signatures_to_json
+from inference.models.loading import inspect_versions, newest_signatures, records_to_json, signatures_to_json
 from inference.models.runtimes import LoadOptions
 from inference.models.versions import Wanted
 

@@ -17,7 +17,7 @@ from inference.engines import process as spark_drivers
 from inference.failures import Failures
 from inference.settings import load_settings
 from workers.heartbeat import beat_while_running
-from workers.pools import ends_on_error, make_worker
+from workers.startup import ends_on_error, make_worker
 
 #: how long a lost chunk or a finished run may go unnoticed
 RECONCILE_EVERY_S = 2.0

@@ -13,9 +13,8 @@ from celery.signals import worker_init
 from inference.deployment import Deployment
 from inference.settings import load_settings
 from inference.settings.server_urls import is_redis
-from workers.devices import prepare_gpus
 from workers.heartbeat import beat_while_running, served_queues
-from workers.pools import ends_on_error, load_models_on_start, make_worker
+from workers.startup import ends_on_error, load_models_on_start, make_worker, prepare_gpus
 from workers.watching import watch_versions
 
 PROCESS = "realtime"
@@ -26,15 +25,15 @@ GONE_AFTER_S = 5
 
 
 def trim(application: Celery) -> Celery:
-    """Have each task cost fewer round trips: results by `workers.results`, events by `workers.consumer`, messages from
-    Redis taken for good.
+    """Configure the application so that each task costs fewer round trips.
 
-    Kombu otherwise keeps a message in a second place until it is done, a seventh of what a lone task costs, and
-    sends it again an hour after its worker was killed: nobody waits for a request by then, and a job has failed.
-    What a worker that stops in good order has not begun goes back to the queue in any case.
+    `RealtimeResults` writes results, `RealtimeConsumer` sends events less often, and messages leave Redis at once.
+    By default kombu keeps a message in a second place until its task is done. That costs a seventh of a lone task, and
+    kombu sends the message again an hour after its worker was killed: nobody waits for a request by then, and a job
+    has failed. A worker that stops in good order gives back what it has not begun in any case.
     """
     conf = application.conf
-    conf.result_backend = f"workers.results:RealtimeResults+{conf.result_backend.removeprefix('redis+')}"
+    conf.result_backend = f"workers.redis_transport:RealtimeResults+{conf.result_backend.removeprefix('redis+')}"
     conf.worker_consumer = "workers.consumer:RealtimeConsumer"
     if is_redis(conf.broker_url):
         conf.broker_transport_options = {**conf.broker_transport_options, "ack_emulation": False}

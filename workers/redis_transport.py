@@ -1,7 +1,8 @@
-"""Kombu's Redis transport, which drops what is no message of kombu's, where kombu raises and ends the worker.
+"""Workers and Redis: what Celery and kombu read from it as a broker, and how real-time workers write results to it.
 
-What stands on a list, in the hash of unacknowledged messages or on a channel may be anything, such as what a raw
-`LPUSH` put there. It is gone from Redis by the time it is looked at, so it costs one line of the log.
+Anything may stand on a list, in the hash of unacknowledged messages or on a channel, such as what a raw `LPUSH` put
+there. kombu raises on it, and the worker ends. `Transport` drops it: it is gone from Redis by the time it is looked at,
+so it costs one line of the log.
 """
 
 from __future__ import annotations
@@ -10,14 +11,19 @@ import bz2
 import lzma
 import zlib
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import kombu.transport
 import kombu.transport.redis as stock
+import orjson
+from celery import states
+from celery.backends.redis import RedisBackend
 from kombu import compression
 from kombu.utils.json import loads as load_json
 
 from inference.logs import get_logger
+from inference.store import Pipe
 from workers.messages import MAX_MESSAGE_BYTES
 
 log = get_logger(__name__)
@@ -149,3 +155,28 @@ def _bounded(make: Callable[[], Any] | None) -> Callable[[bytes], bytes]:
         return body
 
     return unpack
+
+
+class RealtimeResults(RedisBackend):  # type: ignore[misc]  # celery has no types
+    """Stores and publishes as Celery does, and what it stores is the same.
+
+    Celery reads first, so that nothing replaces a success. Here a success is written at once (each attempt has an
+    id of its own, and of two successes either will do), while all else still looks first.
+    """
+
+    def _store_result(
+        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **options: Any
+    ) -> Any:
+        if state != states.SUCCESS:
+            return super()._store_result(task_id, result, state, traceback, request, **options)
+        meta = self._get_result_meta(result, state, traceback, request)
+        meta["task_id"] = task_id
+        self.ensure(self._write, (self.get_key_for_task(task_id), orjson.dumps(meta)))
+        return result
+
+    @cached_property
+    def _pipe(self) -> Pipe:
+        return Pipe(self.client)
+
+    def _write(self, key: bytes, payload: bytes) -> None:
+        self._pipe.send([("SETEX", key, self.expires, payload), ("PUBLISH", key, payload)])

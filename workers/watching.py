@@ -16,7 +16,7 @@ from inference.errors import ForecacheError
 from inference.failures import Failures
 from inference.models import ModelRegistry, Rollout
 from inference.presence import identity_of
-from workers.pools import ends_on_error
+from workers.startup import ends_on_error
 
 #: how long a wish for new versions, or a version that waits for another worker, may go unnoticed
 TICK_S = 1.0

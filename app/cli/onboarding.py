@@ -22,7 +22,7 @@ from inference.features import check_key_columns
 from inference.features.contract import CONTRACT_FILE, find_contract
 from inference.models import Inspect, VersionRecord, find_versions, inspect_in_subprocess
 from inference.models.formats import SAVED_MODEL, find_model_file, format_named
-from inference.models.inspection import signatures_in_subprocess
+from inference.models.loading import signatures_in_subprocess
 from inference.models.runtimes import SavedSignature
 from inference.onboarding import (
     Guess,

@@ -12,7 +12,7 @@ import pyarrow as pa
 from inference.entities import entity_ids_as_text, illegal_entity_ids
 from inference.errors import ContractError, FunctionFailed, ModelError
 from inference.features import FeatureRows, Vectoriser
-from inference.features.event_time import GroupTimes, group_times, oldest
+from inference.features.key_columns import GroupTimes, group_times, oldest
 from inference.features.rows import take
 from inference.schema import Block
 

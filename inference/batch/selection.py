@@ -16,8 +16,7 @@ from inference.batch.partial_request import Selection
 from inference.batch.plan import RowSlice
 from inference.entities import entity_ids_as_text, illegal_entity_ids
 from inference.features import event_times
-from inference.features.event_time import exact_instants
-from inference.features.repeated_ids import NewestRows, repeated_ids_error
+from inference.features.key_columns import NewestRows, exact_instants, repeated_ids_error
 from inference.sources import (
     Slice,
     Source,

@@ -13,7 +13,7 @@ from typing import Any
 from inference.errors import ContractError, quoted, shown_name
 from inference.features.feature import EXAMPLE, Feature
 from inference.features.groups import CLOCK_FUNCTIONS, DEFAULT_GROUP, FeatureGroup, GroupSource
-from inference.features.stored import StoredForm
+from inference.features.rows import StoredForm
 from inference.schema import DType, Signature, TensorSpec
 from inference.small_files import read_small_text
 

@@ -1,10 +1,19 @@
-"""Features that are computed when they are needed, the same way for runs and for requests."""
+"""Features that functions compute when they are needed, the same way for runs and for requests.
+
+The functions are the user's, or one of those that read the clock. Python looks for their modules in the usual places,
+then in the folder of the deployment.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import sys
 from collections.abc import Callable, Collection
 from datetime import datetime
+from importlib.machinery import PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -17,7 +26,6 @@ from inference.features.columns import Values, column_values, type_problem
 from inference.features.contract import FeatureContract
 from inference.features.feature import Feature
 from inference.features.groups import FeatureGroup, GroupSource
-from inference.features.user_code import import_module
 from inference.logs import get_logger
 from inference.schema import Block, rows_in
 
@@ -183,3 +191,25 @@ def _failed(ready: _Ready, what: str, feature: Feature | None = None) -> Functio
     return FunctionFailed(
         f"feature group {group.name!r} ({', '.join(named)}): function {group.function} {what}", field=named[0]
     )
+
+
+def is_findable(module: str, folder: Path) -> bool:
+    """Return whether a module, or the package that it is in, can be found. Nothing is imported."""
+    top = module.partition(".")[0]
+    return importlib.util.find_spec(top) is not None or PathFinder.find_spec(top, [str(folder)]) is not None
+
+
+def import_module(module: str, folder: Path | None) -> ModuleType:
+    """Import a module, which runs its code. `folder` comes last, so that it hides nothing; None for nowhere else.
+
+    Raises whatever the module does while it is imported, and ModuleNotFoundError.
+    """
+    look_in(folder)
+    return importlib.import_module(module)
+
+
+def look_in(folder: Path | None) -> None:
+    """Have Python find modules in a folder too, after all other places; None changes nothing."""
+    if folder is not None and str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    importlib.invalidate_caches()

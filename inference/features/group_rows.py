@@ -7,17 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from inference.errors import Conflict
 from inference.features.contract import FeatureContract
-from inference.features.rows import blank
-from inference.features.stored import StoredForm
+from inference.features.rows import Mask, StoredForm, Times, blank
 from inference.schema import Block
 from inference.store import StoredRows, Table
-
-Mask = npt.NDArray[np.bool_]
-Times = npt.NDArray[np.float64]
 
 
 @dataclass

@@ -16,9 +16,14 @@ import pyarrow.compute as pc
 
 from inference.entities import entity_ids_as_text, illegal_entity_ids
 from inference.errors import Conflict, SourceError, StoreUnavailable
-from inference.features.event_time import group_times, oldest
-from inference.features.key_columns import check_key_columns
-from inference.features.repeated_ids import newest_slices, refuse_repeated_ids, repeated_ids_error
+from inference.features.key_columns import (
+    check_key_columns,
+    group_times,
+    newest_slices,
+    oldest,
+    refuse_repeated_ids,
+    repeated_ids_error,
+)
 from inference.features.rows import examples
 from inference.features.vectoriser import Vectoriser
 from inference.sources import Slice, Source, count_distinct_ids, open_source, read_slices, whole_slices

@@ -14,11 +14,11 @@ from inference.clock import to_iso
 from inference.entities import check_entity_id
 from inference.errors import BadEntityId, BadInput, Conflict, ContractError, quoted
 from inference.features.contract import FeatureContract
-from inference.features.event_time import EARLIEST_S, LATEST_S
 from inference.features.group_rows import GroupRows
 from inference.features.groups import FeatureGroup
 from inference.features.instances import check_names, rows_from_instances
-from inference.features.rows import FeatureRows, blank, fill_missing
+from inference.features.key_columns import EARLIEST_S, LATEST_S
+from inference.features.rows import FeatureRows, Mask, Times, blank, fill_missing
 from inference.schema import Block
 from inference.store import Table
 
@@ -26,9 +26,6 @@ from inference.store import Table
 CLOCK_TOLERANCE_S = 5.0
 #: others may change an entity between reading and writing it; each time one of them has got on
 _MAX_TRIES = 100
-
-Mask = npt.NDArray[np.bool_]
-Times = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

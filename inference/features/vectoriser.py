@@ -17,12 +17,11 @@ import pyarrow as pa
 from inference.errors import ContractError, SourceError
 from inference.features.columns import column_values, type_problem
 from inference.features.contract import CONTRACT_FILE, FeatureContract, check_contract, is_stacked
-from inference.features.event_time import GroupTimes, check_event_time_column
 from inference.features.feature import Feature
 from inference.features.functions import FeatureFunctions
 from inference.features.instances import Instance, check_names, instance_columns, rows_from_instances
-from inference.features.rows import FeatureRows, add_checked, blank, fill_missing
-from inference.features.stored import StoredForm
+from inference.features.key_columns import GroupTimes, check_event_time_column
+from inference.features.rows import FeatureRows, StoredForm, add_checked, blank, fill_missing
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 from inference.sources import column_type_name, find_column
 

@@ -13,14 +13,13 @@ from functools import partial
 from inference.errors import BadInput, ForecacheError, ModelError, ModelUnavailable, StoreUnavailable
 from inference.failures import Failures
 from inference.logs import get_logger
-from inference.models.inspection import TryApart, inspect_version_in_subprocess, table_of, try_version
-from inference.models.limits import LoadLimits, bounded_time
-from inference.models.loaded import WARM_UP_ROWS, LoadedModel
-from inference.models.real_rows import RealRows
-from inference.models.record import VersionRecord
-from inference.models.registry import ModelRegistry
+from inference.models.load_limits import LoadLimits, bounded_time
+from inference.models.loaded import LoadedModel
+from inference.models.loading import WARM_UP_ROWS, TryApart, inspect_version_in_subprocess, table_of, try_version
+from inference.models.registry import ModelRegistry, VersionRecord
 from inference.models.runtimes import LoadOptions
 from inference.models.versions import find_versions, wanted_versions
+from inference.models.warm_up import RealRows
 from inference.settings import ModelSettings, Settings
 from inference.store import Pointer
 

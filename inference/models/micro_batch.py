@@ -14,9 +14,8 @@ from typing import Literal
 from inference.errors import ModelOutOfMemory, PredictionFailed
 from inference.logs import get_logger
 from inference.models.loaded import LoadedModel
-from inference.models.proof import warm_up_inputs
-from inference.models.record import MicroBatchRecord
-from inference.models.registry import ModelRegistry
+from inference.models.registry import MicroBatchRecord, ModelRegistry
+from inference.models.warm_up import warm_up_inputs
 
 log = get_logger(__name__)
 

@@ -1,27 +1,195 @@
-"""The model records in Redis: what everyone but a worker knows of models."""
+"""The records of models in Redis: versions, the active one, labels, loads under way. All processes read them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Annotated, Any, Literal, cast
 
 import orjson
 import redis
+from pydantic import FiniteFloat, PlainValidator
 
-from inference.errors import BadInput, ModelUnavailable, StoreUnavailable
+from inference.errors import BadInput, ContractError, ModelUnavailable, StoreUnavailable
+from inference.features import FeatureContract
 from inference.keys import Keys, TableKind
-from inference.models.load_marks import LoadMarks
-from inference.models.record import MicroBatchRecord, VersionRecord
-from inference.schema import Block
+from inference.schema import Block, Signature
 from inference.store import CANARY, STABLE, Labels, Pointer, RedisTable
 from inference.store.labels import LABEL
-from inference.stored_data import reading, record_from_json
+from inference.store.outages import outage_is_an_error
+from inference.stored_data import count_in, reading, record_from_json
 
+VersionState = Literal["ready", "refused"]
+_WHAT = "marking the load of a model"
+#: a version that nobody has loaded for so long may crash one more worker
+_REMEMBERED_S = 30 * 86_400
 #: an hour after the last wish nobody waits for it any more
 RELOAD_REMEMBERED_S = 3600
 #: no worker's name: those hold a host and a process id
 _ASKED = "asked"
+
+
+@dataclass(frozen=True)
+class MicroBatchRecord:
+    """The rows per call that were found best for a version, as its `fingerprint` names it, on one kind of device."""
+
+    rows: int
+    fingerprint: str
+
+
+def _contract(told: Any) -> FeatureContract:
+    try:
+        return FeatureContract.from_json(told) if told != {"features": []} else FeatureContract(())
+    except ContractError as error:
+        raise ValueError(error.message) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class VersionRecord:
+    """One version: `ready` after a good warm-up, or `refused` with the `error` that says why.
+
+    The signature's outputs are the fields of its predictions. `fingerprint` changes when any file of the
+    version does. `format`: as `inference.models.formats` names it. A refused version has an empty signature and
+    contract, and no format. `inspected_at`: epoch seconds. `unproven`: why nothing shows yet that a ready version
+    answers, so that it takes no other's place; None when it has answered rows. `notice`: what is odd about a version
+    that may answer nevertheless. The contract of a model whose features nobody has listed is empty: it takes tensors
+    only.
+    """
+
+    version: int
+    state: VersionState
+    signature: Signature
+    contract: Annotated[FeatureContract, PlainValidator(_contract)]
+    fingerprint: str
+    inspected_at: FiniteFloat
+    error: str | None = None
+    format: str = ""
+    unproven: str | None = None
+    notice: str | None = None
+
+    @property
+    def is_proved(self) -> bool:
+        """Whether it may take the place of the version that answers."""
+        return self.state == "ready" and self.unproven is None
+
+    @property
+    def remark(self) -> str | None:
+        """What is wrong with it, in one line: why it was refused, why it waits, what is odd; None for nothing."""
+        return self.error or self.unproven or self.notice
+
+    @property
+    def contract_hash(self) -> str:
+        """The feature contract's hash; "" for a refused version."""
+        return self.contract.hash if self.state == "ready" else ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return {
+            "version": self.version,
+            "state": self.state,
+            "signature": self.signature.to_json(),
+            "contract": self.contract.to_json(),
+            "contract_hash": self.contract_hash,
+            "fingerprint": self.fingerprint,
+            "inspected_at": self.inspected_at,
+            "error": self.error,
+            "format": self.format,
+            "unproven": self.unproven,
+            "notice": self.notice,
+        }
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> VersionRecord:
+        """Rebuild from the JSON of `to_json`.
+
+        Raises:
+            Unreadable: it is none.
+        """
+        return record_from_json(cls, text, "the record of a model's version")
+
+    @classmethod
+    def refused(cls, version: int, error: str, *, inspected_at: float, fingerprint: str = "") -> VersionRecord:
+        """Return the record of a version that cannot be served."""
+        return cls(
+            version=version,
+            state="refused",
+            signature=Signature((), ()),
+            contract=FeatureContract(()),
+            fingerprint=fingerprint,
+            inspected_at=inspected_at,
+            error=error,
+        )
+
+
+class LoadMarks:
+    """The marks of one model, a hash in Redis: version, host and process id → loads that began and did not end.
+
+    Every method raises StoreUnavailable when Redis does not answer in time.
+    """
+
+    def __init__(self, client: redis.Redis, key: str) -> None:
+        self._client = client
+        self._key = key
+        self._host = socket.gethostname()
+
+    def cut_off(self, version: int) -> int:
+        """Return how many loads of that version the end of a process of this host cut off, since one last came to its
+        end. Not to be asked during a load.
+        """
+        # in a container, each process may have the id of the one before
+        return sum(count for pid, count in self._loads(version).items() if pid == os.getpid() or not _is_alive(pid))
+
+    @contextmanager
+    def of_load(self, version: int) -> Iterator[None]:
+        """Mark a load while the block runs. When it ends, whatever comes of it, earlier marks of this host go too."""
+        mark = self._field(version, os.getpid())
+        with outage_is_an_error(_WHAT), self._client.pipeline() as pipe:
+            pipe.hincrby(self._key, mark)
+            pipe.expire(self._key, _REMEMBERED_S)
+            pipe.execute()
+        try:
+            yield
+        finally:
+            gone = [self._field(version, pid) for pid in self._loads(version) if not _is_alive(pid)]
+            with outage_is_an_error(_WHAT):
+                self._client.hdel(self._key, mark, *gone)
+
+    def forget(self) -> None:
+        """Take all marks away: each version may be loaded as if it never had cut a process off."""
+        with outage_is_an_error(_WHAT):
+            self._client.delete(self._key)
+
+    def _field(self, version: int, pid: int) -> str:
+        return f"{version} {self._host} {pid}"
+
+    def _loads(self, version: int) -> dict[int, int]:
+        """Return process id → loads of that version which began on this host and did not end."""
+        with outage_is_an_error(_WHAT):
+            marks = cast("dict[bytes, bytes]", self._client.hgetall(self._key))
+        own = f"{version} {self._host} "
+        with reading(_WHAT):
+            of_this = [(mark.decode(), count) for mark, count in marks.items()]
+            return {_pid(mark.removeprefix(own)): count_in(count) for mark, count in of_this if mark.startswith(own)}
+
+
+def _pid(text: str) -> int:
+    pid = int(text)
+    if not 0 < pid < 1 << 31:
+        raise ValueError("no process has this id")
+    return pid
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Literal
 from inference.errors import ModelError
 from inference.features import read_contract
 from inference.models.formats import find_model_file, format_of, known_files, near_miss
-from inference.models.record import VersionRecord
+from inference.models.registry import VersionRecord
 
 #: `latest`, `all`, or the numbers, as in the settings
 Wanted = Literal["latest", "all"] | list[int]

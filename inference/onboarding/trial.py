@@ -18,12 +18,11 @@ from inference.errors import ModelError, SourceError
 from inference.features import FeatureContract, FeatureRows, Vectoriser
 from inference.features.rows import examples, take
 from inference.models import VersionRecord, prediction_values, score_rows
-from inference.models.inspection import try_version
-from inference.models.limits import LoadLimits
-from inference.models.model_process import run_model_process
-from inference.models.proof import check_rows_alone
+from inference.models.load_limits import LoadLimits, run_model_process
+from inference.models.loading import try_version
 from inference.models.runtimes import LoadOptions, keras_environment
 from inference.models.versions import find_versions
+from inference.models.warm_up import check_rows_alone
 from inference.onboarding.gaps import Gaps, find_gaps
 from inference.onboarding.head import TableHead, read_head
 from inference.schema import Block

@@ -13,7 +13,7 @@ from pydantic import FiniteFloat
 
 from inference.keys import Keys
 from inference.logs import get_logger
-from inference.models.vectors import vector_hashes
+from inference.models.loaded import vector_hashes
 from inference.schema import Block
 from inference.settings import Settings
 from inference.stored_data import record_from_json

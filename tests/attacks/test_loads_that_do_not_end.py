@@ -17,7 +17,7 @@ from inference.errors import ModelError, ModelUnavailable
 from inference.keys import Keys
 from inference.models import ModelHost, ModelRegistry, Rollout
 from inference.models.host import MOST_CUT_OFF
-from inference.models.record import VersionRecord
+from inference.models.registry import VersionRecord
 from inference.presence import Presence
 from inference.settings import Settings
 from tests.support.plain_models import Endless, Times, write_version
@@ -93,7 +93,7 @@ def ready(stack: Stack) -> str:
 
 HOLDS_THE_INTERPRETER = """
 import re
-from inference.models import limits
+from inference.models import load_limits as limits
 limits._SILENT_AFTER_S = 0.1
 with limits.bounded_time(limits.LoadLimits(1 << 30, 0.2), "it"):
     re.match("(a+)+$", "a" * 64 + "b")

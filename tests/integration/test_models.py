@@ -28,7 +28,7 @@ from inference.models import (
     inspect_versions,
     score_rows,
 )
-from inference.models.loaded import load_version
+from inference.models.loading import load_version
 from inference.schema import DType, TensorSpec
 from inference.serving.scorer import RealtimeScorer
 from inference.settings import Settings

@@ -13,7 +13,7 @@ import redis
 from inference.errors import ModelError, ModelUnavailable, PredictionFailed
 from inference.keys import Keys
 from inference.models import LoadedModel, ModelHost, ModelRegistry, Rollout, score_rows
-from inference.models.loaded import load_version
+from inference.models.loading import load_version
 from inference.settings import Settings
 from tests.support.models import float_features, write_features
 from tests.support.open_inference import OpenInferenceServer

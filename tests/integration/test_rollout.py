@@ -22,7 +22,7 @@ import redis
 from inference.errors import ModelError, ModelUnavailable
 from inference.keys import Keys, TableKind
 from inference.models import ModelHost, ModelRegistry, Rollout, VersionRecord, inspect_versions
-from inference.models.inspection import inspect_version_in_subprocess
+from inference.models.loading import inspect_version_in_subprocess
 from inference.models.rollout import UNLOAD_AFTER_S
 from inference.settings import Settings, load_settings
 from tests.support.models import dense_predictions, float_features, write_features

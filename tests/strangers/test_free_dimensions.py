@@ -19,7 +19,7 @@ from inference.features import FeatureContract, Vectoriser
 from inference.features.columns import type_problem
 from inference.keys import Keys, TableKind
 from inference.models import ModelHost, ModelRegistry, inspect_versions, prediction_values, score_rows
-from inference.models.loaded import load_version
+from inference.models.loading import load_version
 from inference.protocols.tensors import pack, unpack
 from inference.schema import DType, Signature, TensorSpec
 from inference.serving.scorer import RealtimeScorer

@@ -20,7 +20,7 @@ from inference.batch import RunState
 from inference.entities import check_entity_column_type, entity_ids_as_text
 from inference.errors import SourceError
 from inference.features import Feature
-from inference.models.real_rows import RealRows
+from inference.models.warm_up import RealRows
 from inference.onboarding import entity_candidates, guess_entity_column, read_head, unfit_id_columns
 from inference.schema import DType
 from inference.sources import open_source

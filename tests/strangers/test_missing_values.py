@@ -25,7 +25,8 @@ from inference.features import Feature, FeatureContract, FeatureUpdate, FeatureW
 from inference.features.gathering import FeatureGatherer
 from inference.keys import Keys, TableKind
 from inference.models import score_rows
-from inference.models.loaded import LoadedModel, load_version
+from inference.models.loaded import LoadedModel
+from inference.models.loading import load_version
 from inference.models.runtimes import LoadOptions
 from inference.onboarding.trial import TrialRequest, try_row
 from inference.schema import DType, Signature, TensorSpec

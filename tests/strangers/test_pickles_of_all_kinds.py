@@ -24,7 +24,8 @@ from sklearn.tree import DecisionTreeClassifier
 
 from inference.errors import ModelError
 from inference.models import score_rows
-from inference.models.loaded import LoadedModel, load_version
+from inference.models.loaded import LoadedModel
+from inference.models.loading import load_version
 from inference.models.runtimes import LoadOptions
 
 ROWS = 60

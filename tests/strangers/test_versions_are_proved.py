@@ -15,7 +15,7 @@ from inference.errors import ModelError, SourceError
 from inference.features import load_features
 from inference.keys import Keys, TableKind
 from inference.models import ModelHost, ModelRegistry, Rollout, VersionRecord, inspect_versions
-from inference.models.inspection import inspect_version_in_subprocess, table_of
+from inference.models.loading import inspect_version_in_subprocess, table_of
 from inference.models.runtimes import LoadOptions
 from inference.settings import Settings
 from inference.store import RedisTable

@@ -18,10 +18,8 @@ import pytest
 
 from inference.errors import SettingsError
 from inference.features import Feature, FeatureContract, FeatureGatherer, Gathered, Vectoriser
-from inference.features.fallbacks import FallbackChain
-from inference.features.fallbacks.function import FunctionSource
-from inference.features.fallbacks.guard import REST_S, GuardedSource
-from inference.features.fallbacks.sql import SqlSource
+from inference.features.fallback_sources import FunctionSource, SqlSource
+from inference.features.fallbacks import REST_S, FallbackChain, GuardedSource
 from inference.schema import DType, Signature, TensorSpec
 from inference.settings import FunctionFallback, ModelSettings, Settings, SqlFallback, load_settings
 from inference.store import MemoryTable

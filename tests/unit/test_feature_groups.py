@@ -22,7 +22,7 @@ from inference.features import (
     explain,
 )
 from inference.features.functions import check_code_allowed
-from inference.features.stored import StoredForm
+from inference.features.rows import StoredForm
 from inference.schema import DType, Signature, TensorSpec
 from inference.store import MemoryTable, Origin
 from tests.support import feature_functions

@@ -24,9 +24,9 @@ from inference.features import (
     Vectoriser,
     load_features,
 )
-from inference.features.event_time import group_times
+from inference.features.key_columns import group_times
 from inference.features.rows import take
-from inference.models.vectors import vector_hashes
+from inference.models.loaded import vector_hashes
 from inference.schema import DType, Signature, TensorSpec
 from inference.store import MemoryTable
 

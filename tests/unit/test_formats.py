@@ -10,7 +10,7 @@ import pytest
 from inference.errors import ModelError
 from inference.models import find_versions
 from inference.models.formats import FORMATS, find_model_file, require_model_file
-from inference.models.loaded import load_version
+from inference.models.loading import load_version
 from inference.models.runtimes import LoadOptions, load_runtime
 from inference.models.versions import check_confined
 

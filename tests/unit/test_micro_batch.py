@@ -13,7 +13,7 @@ from inference.errors import ModelOutOfMemory, PredictionFailed
 from inference.features import Feature, FeatureContract, Vectoriser
 from inference.models import LoadedModel, MicroBatch, MicroBatches, ModelRegistry, VersionRecord
 from inference.models.micro_batch import FALLBACK_ROWS, LARGEST, SMALLEST, fastest_rows
-from inference.models.record import MicroBatchRecord
+from inference.models.registry import MicroBatchRecord
 from inference.schema import Block, DType, Signature, TensorSpec
 
 SIGNATURE = Signature((TensorSpec("x", DType.FLOAT32),), (TensorSpec("y", DType.FLOAT32),))

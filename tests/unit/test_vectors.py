@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inference.models.vectors import answers_agree, vector_hashes
+from inference.models.loaded import answers_agree, vector_hashes
 
 
 @pytest.mark.parametrize(

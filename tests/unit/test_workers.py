@@ -7,10 +7,10 @@ import os
 import pytest
 
 from inference.errors import StoreUnavailable
-from inference.models.runtimes.tensorflow_stderr import is_startup_note, without_startup_notes
+from inference.models.runtimes import is_startup_note, without_startup_notes
 from workers.__main__ import worker_arguments
 from workers.inspect import parse_wanted
-from workers.pools import asked_pool, check_pool, wait_for_store
+from workers.startup import asked_pool, check_pool, wait_for_store
 
 
 @pytest.mark.parametrize("argv", [["-P", "prefork"], ["-Pprefork"], ["--pool", "prefork"], ["--pool=prefork"]])

@@ -9,9 +9,8 @@ from pathlib import Path
 from app.cli.doctor.at_once import at_once
 from app.cli.doctor.findings import Check, Finding, error, ok, warning
 from inference.errors import SettingsError
-from inference.features.fallbacks.source import describe_failure
-from inference.features.fallbacks.sql import SqlSource
-from inference.features.user_code import is_findable
+from inference.features.fallback_sources import SqlSource, describe_failure
+from inference.features.functions import is_findable
 from inference.settings import FunctionFallback, ModelSettings, Settings, SqlFallback
 
 #: seconds for all databases, asked side by side

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
+import re
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,9 +18,23 @@ from inference.errors import ModelError
 from inference.features import FeatureContract
 from inference.models.formats import SAVED_MODEL, Format, check_allowed, check_archive, require_model_file
 from inference.models.runtimes.runtime import LoadOptions, Runtime, SavedSignature
-from inference.models.runtimes.tensorflow_stderr import without_startup_notes
 
-__all__ = ["LoadOptions", "Runtime", "SavedSignature", "keras_environment", "load_runtime", "signatures_of"]
+__all__ = [
+    "LoadOptions",
+    "Runtime",
+    "SavedSignature",
+    "is_startup_note",
+    "keras_environment",
+    "load_runtime",
+    "signatures_of",
+    "without_startup_notes",
+]
+
+_STDERR = 2
+#: notes, and the notice that they come before logging is set up
+_NOTE = re.compile(rb"^(I\d{4} |WARNING: All log messages before absl::InitializeLog)")
+#: an error only where there is a GPU that should have answered
+_NO_GPU = re.compile(rb"^E\d{4} .*(cuInit|cuda)", re.IGNORECASE)
 
 
 def load_runtime(
@@ -79,3 +98,26 @@ def _import(format_: Format) -> Any:
     gc.collect()
     gc.freeze()
     return runtime
+
+
+@contextmanager
+def without_startup_notes() -> Iterator[None]:
+    """Hold back what is written to stderr meanwhile, and write it afterwards without the notes."""
+    saved = os.dup(_STDERR)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), _STDERR)
+        try:
+            yield
+        finally:
+            os.dup2(saved, _STDERR)
+            os.close(saved)
+            held.seek(0)
+            has_gpu = Path("/dev/nvidiactl").exists()
+            for line in held:
+                if not is_startup_note(line, has_gpu=has_gpu):
+                    os.write(_STDERR, line)
+
+
+def is_startup_note(line: bytes, *, has_gpu: bool) -> bool:
+    """Tell whether a line says nothing that an operator should act on."""
+    return bool(_NOTE.match(line)) or (not has_gpu and bool(_NO_GPU.match(line)))

@@ -14,9 +14,7 @@ import numpy.typing as npt
 
 from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
-from inference.models.runtimes.devices import cpu_name
-from inference.models.runtimes.runtime import LoadOptions, one_line, telling_line
-from inference.models.runtimes.tensors import as_served, row_spec
+from inference.models.runtimes.runtime import LoadOptions, as_served, cpu_name, one_line, row_spec, telling_line
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
 BACKENDS = ("tensorflow", "torch", "jax")

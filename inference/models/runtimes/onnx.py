@@ -12,9 +12,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors
 from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
 from inference.gpus import gpu_use
-from inference.models.runtimes.devices import cpu_name, gpu_memory_mib
-from inference.models.runtimes.runtime import LoadOptions, one_line
-from inference.models.runtimes.tensors import as_served, row_spec
+from inference.models.runtimes.runtime import LoadOptions, as_served, cpu_name, gpu_memory_mib, one_line, row_spec
 from inference.schema import Block, Signature, TensorSpec, rows_in
 
 _CUDA = "CUDAExecutionProvider"

@@ -15,9 +15,7 @@ from torch.utils._pytree import tree_leaves
 from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
 from inference.models.formats import instead_of_program
-from inference.models.runtimes.devices import cpu_name
-from inference.models.runtimes.runtime import LoadOptions, one_line
-from inference.models.runtimes.tensors import as_served, row_spec
+from inference.models.runtimes.runtime import LoadOptions, as_served, cpu_name, one_line, row_spec
 from inference.schema import Block, Signature, TensorSpec, rows_in
 
 _OUTPUT = "output"

@@ -20,10 +20,8 @@ from inference.errors import ForecacheError, ModelError, ModelOutOfMemory, Model
 from inference.features import FeatureContract
 from inference.logs import get_logger
 from inference.models.remote import NEVER_ASKED, RemoteEngine, check_engine_host, is_metadata_address, read_remote
-from inference.models.runtimes.open_inference import OpenInference
-from inference.models.runtimes.runtime import LoadOptions
-from inference.models.runtimes.tensorflow_serving import TensorFlowServing
-from inference.models.runtimes.tensors import as_served
+from inference.models.runtimes.remote_protocols import OpenInference, TensorFlowServing
+from inference.models.runtimes.runtime import LoadOptions, as_served
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 from inference.small_files import MOST_BYTES
 

@@ -13,8 +13,7 @@ import numpy.typing as npt
 
 from inference.errors import ContractError, ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
-from inference.models.runtimes.devices import cpu_name
-from inference.models.runtimes.runtime import LoadOptions, one_line
+from inference.models.runtimes.runtime import LoadOptions, as_served, cpu_name, dtype_of, one_line, plain_numbers
 from inference.models.runtimes.sklearn_columns import (
     Learnt,
     fitted_columns,
@@ -23,7 +22,6 @@ from inference.models.runtimes.sklearn_columns import (
     takes_records,
 )
 from inference.models.runtimes.sklearn_files import Estimator, check_fitted, read_estimator
-from inference.models.runtimes.tensors import as_served, dtype_of, plain_numbers
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
 #: the input of a model that knows neither names nor a feature contract

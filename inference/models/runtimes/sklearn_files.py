@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from inference.errors import ModelError
-from inference.features.user_code import look_in
+from inference.features.functions import look_in
 from inference.models.runtimes.runtime import LoadOptions, one_line
 
 _MOST_SHOWN = 5

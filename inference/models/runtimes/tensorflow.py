@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,24 +11,46 @@ from typing import Any
 from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
 from inference.logs import get_logger
-from inference.models.runtimes.devices import cpu_name, gpu_memory_mib
-from inference.models.runtimes.runtime import LoadOptions, SavedSignature, telling_line
-from inference.models.runtimes.tensors import as_served, row_spec
+from inference.models.runtimes.runtime import (
+    LoadOptions,
+    SavedSignature,
+    as_served,
+    cpu_name,
+    gpu_memory_mib,
+    row_spec,
+    telling_line,
+)
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
 # read when the library is loaded: errors only, else every process greets with pages of notes
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import tensorflow as tf
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
 
 # these import tensorflow
-from inference.models.runtimes.composite_inputs import check_dense
-from inference.models.runtimes.graph_files import check_opens_no_files
-from inference.models.runtimes.warm_up_requests import REQUESTS_FILE, read_requests
+from inference.models.runtimes.saved_model_checks import check_dense, check_opens_no_files
 
 log = get_logger(__name__)
 
 _DEFAULT_SIGNATURE = "serving_default"
+REQUESTS_FILE = Path("assets.extra") / "tf_serving_warmup_requests"
+#: TensorFlow Serving's own limit
+MOST_REQUESTS = 1_000
+#: a thousand requests of a small picture each
+_MOST_BYTES = 256 << 20
+
+_TENSOR_FILE = "tensorflow/core/framework/tensor.proto"
+_PACKAGE = "forecache.warm_up"
+#: message → fields as (name, number, type), a message's name standing for its type
+_MESSAGES: dict[str, list[tuple[str, int, str]]] = {
+    "ModelSpec": [("signature_name", 3, "string")],
+    "Input": [("key", 1, "string"), ("value", 2, ".tensorflow.TensorProto")],
+    "PredictRequest": [("model_spec", 1, "ModelSpec"), ("inputs", 2, "repeated Input")],
+    "PredictLog": [("request", 1, "PredictRequest")],
+    "PredictionLog": [("predict_log", 6, "PredictLog")],
+}
 
 
 def load(file: Path, options: LoadOptions, _: FeatureContract | None) -> TensorFlowRuntime:
@@ -225,3 +248,54 @@ def _spec(folder: Path, kind: str, name: str, tensor: Any) -> TensorSpec:
 
 def _tf_dtype(spec: TensorSpec) -> Any:
     return tf.string if spec.dtype is DType.STRING else tf.as_dtype(spec.dtype.value)
+
+
+def read_requests(folder: Path) -> Iterator[tuple[str, Block]]:
+    """Give the signature's name ("" for the default one) and the inputs of each request to predict, in their order.
+
+    Nothing where a version's folder brings none; requests to classify or regress are left out.
+
+    Raises:
+        ModelError: the file is damaged, or holds something else.
+    """
+    file = folder / REQUESTS_FILE
+    if not file.is_file():
+        return
+    if file.stat().st_size > _MOST_BYTES:
+        raise ModelError(f"{file} is larger than {_MOST_BYTES >> 20} MiB: leave fewer or smaller requests there")
+    try:
+        for record in tf.data.TFRecordDataset(str(file)).take(MOST_REQUESTS).as_numpy_iterator():
+            log = _prediction_log().FromString(record)
+            if log.HasField("predict_log"):
+                request = log.predict_log.request
+                inputs = {each.key: tf.make_ndarray(each.value) for each in request.inputs}
+                yield request.model_spec.signature_name, inputs
+    except (tf.errors.OpError, DecodeError, TypeError) as error:
+        raise ModelError(f"{file} cannot be read as warm-up requests: {' '.join(str(error).split())[:200]}") from error
+
+
+@cache
+def _prediction_log() -> Any:
+    """Return the class of the outermost message."""
+    declared = descriptor_pb2.FileDescriptorProto(
+        name="forecache/warm_up.proto", package=_PACKAGE, dependency=[_TENSOR_FILE], syntax="proto3"
+    )
+    for name, fields in _MESSAGES.items():
+        message = declared.message_type.add(name=name)
+        for field, number, kind in fields:
+            message.field.append(_field(field, number, kind))
+    pool = descriptor_pool.Default()
+    pool.Add(declared)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.PredictionLog"))
+
+
+def _field(name: str, number: int, kind: str) -> descriptor_pb2.FieldDescriptorProto:
+    repeated, _, kind = kind.rpartition(" ")
+    field = descriptor_pb2.FieldDescriptorProto(name=name, number=number)
+    field.label = field.LABEL_REPEATED if repeated else field.LABEL_OPTIONAL
+    if kind == "string":
+        field.type = field.TYPE_STRING
+    else:
+        field.type = field.TYPE_MESSAGE
+        field.type_name = kind if kind.startswith(".") else f".{_PACKAGE}.{kind}"
+    return field

@@ -1,20 +1,113 @@
-"""A database asked by one query, through SQLAlchemy, which is imported when it is prepared or first asked."""
+"""The sources that a fallback may ask: a database or a function of the user's."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
-from inference.errors import SettingsError, SourceError
-from inference.features.fallbacks.source import Known
+from inference.errors import ForecacheError, SettingsError, SourceError
+from inference.features.functions import import_module
 from inference.settings import SqlFallback
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine, TextClause
 
+#: entity id → what is known of it, by column
+Known = Mapping[str, Mapping[str, Any]]
 _INT64 = range(-(2**63), 2**63)
+
+
+class FallbackSource(Protocol):
+    """Knows features of some entities. It may raise whatever it likes, and take as long as it likes."""
+
+    def prepare(self) -> None:
+        """Import and connect, so that no request has to wait for it."""
+
+    def fetch(self, entity_ids: Sequence[str]) -> Known:
+        """Return what is known of the entities; those that are unknown are left out."""
+
+    def close(self) -> None:
+        """Let go of connections."""
+
+
+def describe_failure(error: BaseException) -> str:
+    """Return what a source raised in one line, without what a database must not tell."""
+    if isinstance(error, ForecacheError):
+        return error.message
+    # of SQLAlchemy's errors, what the driver said: its own text has the query
+    cause = getattr(error, "orig", None) or error
+    return f"{type(cause).__name__}: {cause}".splitlines()[0][:300]
+
+
+class FunctionSource:
+    """Calls `f(entity_ids)`, which returns a pandas DataFrame with the ids as a column or as its index.
+
+    It is imported when it is prepared, else when it is first called.
+    """
+
+    def __init__(self, path: str, entity_column: str, root: Path) -> None:
+        self._path = path
+        self._root = root
+        self._entity_column = entity_column
+
+    @cached_property
+    def _function(self) -> Callable[[list[str]], Any]:
+        return load_function(self._path, self._root)
+
+    def prepare(self) -> None:
+        """See `FallbackSource.prepare`.
+
+        Raises:
+            SettingsError: it cannot be imported.
+        """
+        self._function  # noqa: B018 - which imports it
+
+    def fetch(self, entity_ids: Sequence[str]) -> Known:
+        """See `FallbackSource.fetch`.
+
+        Raises:
+            SourceError: what it returns is no DataFrame, or has several rows of one entity.
+            SettingsError: it cannot be imported.
+        """
+        import pandas as pd  # the API has this module too, and no use for it
+
+        frame = self._function(list(entity_ids))
+        if not isinstance(frame, pd.DataFrame):
+            raise SourceError(f"the function returned a {type(frame).__name__}, not a pandas DataFrame")
+        ids = [str(one) for one in frame.get(self._entity_column, frame.index)]
+        if len(set(ids)) != len(ids):
+            raise SourceError("the function returned several rows of one entity")
+        # by column, so that each keeps its own type
+        columns = {str(name): frame[name].tolist() for name in frame.columns}
+        asked = set(entity_ids)
+        return {
+            entity_id: {name: values[row] for name, values in columns.items()}
+            for row, entity_id in enumerate(ids)
+            if entity_id in asked
+        }
+
+    def close(self) -> None:
+        """See `FallbackSource.close`; there is nothing to let go of."""
+
+
+def load_function(path: str, root: Path) -> Callable[[list[str]], Any]:
+    """Import what `package.module:name` names; modules in `root` are found too, after all others.
+
+    Raises:
+        SettingsError: there is no such module or function, or importing it fails.
+    """
+    module_name, _, name = path.partition(":")
+    try:
+        function = getattr(import_module(module_name, root), name)
+    except (ImportError, AttributeError) as error:
+        raise SettingsError(f"the function {path!r} cannot be imported: {error}", field="function") from error
+    if not callable(function):
+        raise SettingsError(f"{path!r} is no function", field="function")
+    found: Callable[[list[str]], Any] = function
+    return found
 
 
 class SqlSource:

@@ -1,8 +1,9 @@
-"""What every worker module sets up at import: its pool, its logging, its hooks. Nothing is loaded here."""
+"""The start of every worker: its pool, its logging, its GPUs, and the load of its models."""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,6 +19,7 @@ from kombu import Exchange, Queue
 from inference.deployment import Deployment
 from inference.errors import ForecacheError, StoreUnavailable
 from inference.logs import configure_logging, get_logger, write_at_once
+from inference.models.runtimes import keras_environment
 from inference.redis_clients import WORKER
 from inference.settings import LogSettings, Settings
 from inference.settings.server_urls import is_redis
@@ -176,3 +178,15 @@ def _pool_of(pool_class: Any) -> str | None:
 def _exit(sentence: str) -> NoReturn:
     print(sentence, file=sys.stderr)  # noqa: T201 - Celery's logging is not set up yet
     raise SystemExit(2)
+
+
+def prepare_gpus(settings: Settings) -> None:
+    """Hide the GPUs from every library when the settings say so, and choose what Keras computes by.
+
+    Which GPU this process is pinned to was decided by whoever started it, through `CUDA_VISIBLE_DEVICES`. How much of
+    its memory a library may take is decided when it loads its first model: no library is imported for a format that
+    no model has.
+    """
+    if settings.workers.gpus == "none":
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+    os.environ.update(keras_environment(settings.workers.keras_backend))

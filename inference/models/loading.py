@@ -1,33 +1,146 @@
-"""Finding out what a model takes and gives: in a worker, or from a process without TensorFlow."""
+"""Loads versions of a model, and finds out what they take and give: in this process, or in one of its own."""
 
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from inference.clock import Clock, system_clock
-from inference.errors import ForecacheError, ModelError, ModelUnavailable, Unavailable
+from inference.errors import ContractError, ForecacheError, ModelError, ModelUnavailable, Unavailable
 from inference.failures import Failures
-from inference.features import FeatureContract
-from inference.models.limits import LoadLimits, bounded_growth, with_fix
-from inference.models.loaded import NO_ROWS, WARM_UP_ROWS, LoadedModel, load_version
-from inference.models.model_process import run_model_process
-from inference.models.real_rows import RealRows
-from inference.models.record import VersionRecord
-from inference.models.registry import ModelRegistry
-from inference.models.runtimes import LoadOptions, SavedSignature, keras_environment, signatures_of
-from inference.models.versions import Wanted, check_confined, find_versions, wanted_versions
-from inference.schema import Signature
+from inference.features import FeatureContract, FeatureFunctions, Vectoriser, read_contract, written_contract
+from inference.features.functions import check_code_allowed
+from inference.logs import get_logger
+from inference.models.formats import Format, require_model_file
+from inference.models.load_limits import LoadLimits, bounded_growth, run_model_process, with_fix
+from inference.models.loaded import LoadedModel
+from inference.models.registry import ModelRegistry, VersionRecord
+from inference.models.runtimes import (
+    LoadOptions,
+    Runtime,
+    SavedSignature,
+    keras_environment,
+    load_runtime,
+    signatures_of,
+)
+from inference.models.versions import Wanted, check_confined, find_versions, fingerprint, wanted_versions
+from inference.models.warm_up import RealRows, prove
+from inference.schema import DType, Signature
 from inference.settings import ModelSettings, Settings, WorkerSettings
 from inference.storage import is_uri
 
+log = get_logger(__name__)
+
+#: two sizes: outputs whose shape depends on the number of rows are found out
+WARM_UP_ROWS = (1, 2)
+NO_ROWS = RealRows()
+#: a wide table with an input for each column has some thousands
+_MOST_TENSORS = 10_000
+_LONGEST_NAME = 1_000
 _failures = Failures(__name__, "model.load")
 
 #: inspects a model's wanted versions without loading TensorFlow into this process
 Inspect = Callable[[Settings, str], dict[int, VersionRecord]]
 #: tries one version of a model where it can do no harm
 TryApart = Callable[[Settings, str, int], VersionRecord]
+
+
+def load_version(
+    model: str,
+    path: Path,
+    version: int,
+    folder: Path,
+    *,
+    options: LoadOptions | None = None,
+    contract: FeatureContract | None = None,
+    rows: RealRows = NO_ROWS,
+    known: VersionRecord | None = None,
+    warm_up_rows: Sequence[int] = WARM_UP_ROWS,
+    clock: Clock = system_clock,
+) -> LoadedModel:
+    """Load a version, and try it before it may serve. `path` is the model's folder, `folder` the version's.
+
+    `contract`: takes the place of what is written in the folders; None for what is written there. `rows`: where rows
+    are to try it with. `known`: what is recorded of the version; one that has answered rows is not tried again.
+
+    Raises:
+        ModelError: the folder cannot be served, a link leads out of it, or the model answers no row (see `prove`).
+        ContractError: its features and its signature disagree.
+        ModelError: its features name code that the settings do not allow, or that cannot be imported.
+        ModelUnavailable: an engine elsewhere did not answer.
+        StoreUnavailable: Redis did not answer in time.
+    """
+    started = time.monotonic()
+    check_confined(path, folder)
+    given = contract or written_contract(path, folder)
+    runtime = load_runtime(folder, options=options, contract=given)
+    _check_size(runtime.signature)
+    contract = contract or read_contract(path, folder, runtime.signature)
+    format_ = require_model_file(folder).format
+    _check_missing_text(contract, format_)
+    vectoriser = None
+    if contract.features:
+        vectoriser = Vectoriser(contract, runtime.signature, _functions(contract, options or LoadOptions()))
+    mark = fingerprint(folder)
+    is_proved = known is not None and known.is_proved and (known.fingerprint, known.contract) == (mark, contract)
+    proof = prove(runtime, vectoriser, rows, sizes=warm_up_rows, is_proved=is_proved)
+    record = VersionRecord(
+        version=version,
+        state="ready",
+        signature=proof.signature,
+        contract=contract,
+        fingerprint=mark,
+        inspected_at=clock(),
+        format=format_.name,
+        unproven=proof.unproven,
+        # a version that is not tried again keeps what was found out
+        notice=_notice(runtime, known.notice if is_proved and known else proof.remark),
+    )
+    took_s = round(time.monotonic() - started, 2)
+    log.info("model.loaded", model=model, version=version, device=runtime.device, took_s=took_s)
+    if proof.unproven:
+        log.warning("model.unproven", model=model, version=version, reason=proof.unproven)
+    if record.notice:
+        log.warning("model.noticed", model=model, version=version, notice=record.notice)
+    return LoadedModel(model, record, vectoriser, runtime)
+
+
+def _check_size(signature: Signature) -> None:
+    """Refuse a model whose description would fill the record that every process reads."""
+    tensors = [*signature.inputs, *signature.outputs]
+    if len(tensors) > _MOST_TENSORS:
+        raise ModelError(f"it has {len(tensors)} inputs and outputs, and at most {_MOST_TENSORS} can be served")
+    longest = max((spec.name for spec in tensors), key=len, default="")
+    if len(longest) > _LONGEST_NAME:
+        raise ModelError(
+            f"the name of {longest[:40]}… has {len(longest)} characters, and at most {_LONGEST_NAME} can be served"
+        )
+
+
+def _notice(runtime: Runtime, of_proof: str | None) -> str | None:
+    """Return what is odd about a version: what its runtime says, if that says anything, and its proof."""
+    return "; ".join(filter(None, [getattr(runtime, "notice", ""), of_proof])) or None
+
+
+def _check_missing_text(contract: FeatureContract, format_: Format) -> None:
+    for feature in contract.features:
+        if feature.nullable and feature.dtype is DType.STRING and not format_.missing_text:
+            raise ContractError(
+                f"feature {feature.name!r} is text that may be missing (nullable), and no value of a tensor of text "
+                f'says so ({format_.title}): write "default" in place of "nullable" in features.json, such as "" if '
+                "the model was trained with that",
+                field=feature.name,
+            )
+
+
+def _functions(contract: FeatureContract, options: LoadOptions) -> FeatureFunctions:
+    check_code_allowed(contract, allow_code=options.allow_code)
+    functions = FeatureFunctions(contract, options.code_folder)
+    if options.import_functions:
+        functions.import_all()
+    return functions
 
 
 def inspect_versions(

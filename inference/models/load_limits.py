@@ -1,4 +1,4 @@
-"""Bounds what loading a model may take: memory, time, and the files that its process writes.
+"""Bounds the memory, the time and the files of a load, in this process or in one that is started for it.
 
 A file of 1.5 KB can ask for 13 GB. Resident memory decides, not address space: CUDA reserves hundreds of gigabytes of
 addresses that it never fills.
@@ -10,14 +10,19 @@ import faulthandler
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
+from inference.errors import ModelError
 from inference.logs import get_logger
 from inference.models.versions import bytes_on_disk
 from inference.settings import WorkerSettings
@@ -45,6 +50,12 @@ _STDERR = 2
 #: how the libraries say that they get no memory
 _NO_MEMORY = re.compile(r"alloc|into memory|out of memory|\bOOM\b|MemoryError|start new thread", re.IGNORECASE)
 _OF_GPU = re.compile(r"cuda|gpu", re.IGNORECASE)
+#: a process fills about 2 GB a second with zeros, so it exceeds its limit by a tenth of that
+_LOOK_EVERY_S = 0.05
+#: the record of a model with ten thousand inputs takes 1 MB
+_MOST_ANSWER_BYTES = 32 << 20
+_LAST_BYTES = 64 << 10
+_LONGEST_LINE = 2_000
 
 
 @dataclass(frozen=True)
@@ -194,3 +205,76 @@ def resident_bytes(pid: int) -> int:
 
 def _own_data_bytes() -> int:
     return int(_STATM.read_text().split()[_DATA_FIELD]) * resource.getpagesize()
+
+
+def run_model_process(
+    module: str,
+    *arguments: str,
+    what: str,
+    limits: LoadLimits,
+    stdin: str = "",
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    """Return what one of our modules that loads a model prints, run in a process of its own without a GPU.
+
+    `environment`: what is added to this process's own.
+
+    Raises:
+        ModelError: it ended with an error, whose last line is the message, or exceeded a limit, which is named.
+    """
+    # -P: a user's own workers.py in the working directory must not be taken for ours
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    variables = {**os.environ, **(environment or {}), "CUDA_VISIBLE_DEVICES": "-1"}
+    with (
+        # libraries unpack archives there, and leave them when they are killed
+        tempfile.TemporaryDirectory(prefix="forecache-") as scratch,
+        tempfile.TemporaryFile() as given,
+        tempfile.TemporaryFile() as answer,
+        tempfile.TemporaryFile() as complaint,
+    ):
+        given.write(stdin.encode())
+        given.seek(0)
+        process = subprocess.Popen(  # noqa: S603 - our own module; the arguments are the operator's
+            command, stdin=given, stdout=answer, stderr=complaint, env={**variables, "TMPDIR": scratch}
+        )
+        try:
+            limit_process(process.pid, limits)
+            _wait(process, limits, what)
+        finally:
+            process.kill()
+            process.wait()
+        if process.returncode:
+            raise ModelError(_why_it_ended(process.returncode, complaint, what, limits), field="path")
+        answer.seek(0)
+        told = answer.read(_MOST_ANSWER_BYTES + 1)
+    if len(told) > _MOST_ANSWER_BYTES:
+        raise ModelError(f"{what} has more inputs and outputs than can be told in {_MOST_ANSWER_BYTES >> 20} MiB")
+    return told.decode(errors="replace")
+
+
+def _wait(process: subprocess.Popen[bytes], limits: LoadLimits, what: str) -> None:
+    """Return when a process has ended by itself.
+
+    Raises:
+        ModelError: it exceeds its limit of memory or time.
+    """
+    until = time.monotonic() + limits.timeout_s
+    while True:
+        try:
+            process.wait(_LOOK_EVERY_S)
+        except subprocess.TimeoutExpired:
+            if resident_bytes(process.pid) > limits.memory_bytes:
+                raise ModelError(limits.too_much_memory(f"loading {what}"), field="path") from None
+            if time.monotonic() > until:
+                raise ModelError(limits.too_long(what), field="path") from None
+        else:
+            return
+
+
+def _why_it_ended(status: int, complaint: IO[bytes], what: str, limits: LoadLimits) -> str:
+    complaint.seek(max(0, complaint.seek(0, os.SEEK_END) - _LAST_BYTES))
+    said = complaint.read().decode(errors="replace").strip()
+    if status < 0:
+        # C++ ends its process when it gets no memory, and says so at most
+        return with_fix(f"loading {what} ended its process by {signal.Signals(-status).name}", said, limits)
+    return said.splitlines()[-1][:_LONGEST_LINE] if said else f"loading {what} ended with {status}"
