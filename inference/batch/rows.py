@@ -114,7 +114,7 @@ class Preparer:
     def _times(self, batch: pa.RecordBatch) -> GroupTimes:
         contract = self.vectoriser.contract
         times = group_times(batch, contract, self.event_time_column, self.loaded_at)
-        if not contract.has_parts:  # all that is there is of one age, if only that of the run
+        if not contract.has_several_groups:  # all that is there is of one age, if only that of the run
             times = {name: np.where(np.isnan(own), self.loaded_at, own) for name, own in times.items()}
         return times
 

@@ -1,4 +1,4 @@
-"""The sources that a fallback may ask: a database or a function of the user's."""
+"""The sources of fallbacks: a query of a database, or a function of the user's."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from inference.settings import SqlFallback
 if TYPE_CHECKING:
     from sqlalchemy import Engine, TextClause
 
-#: entity id → what is known of it, by column
+#: entity id → its values by column
 Known = Mapping[str, Mapping[str, Any]]
 _INT64 = range(-(2**63), 2**63)
 
 
 class FallbackSource(Protocol):
-    """Knows features of some entities. It may raise whatever it likes, and take as long as it likes."""
+    """Knows features of some entities. It may raise any error, and take any time."""
 
     def prepare(self) -> None:
-        """Import and connect, so that no request has to wait for it."""
+        """Import and connect, so that no request waits for that."""
 
     def fetch(self, entity_ids: Sequence[str]) -> Known:
-        """Return what is known of the entities; those that are unknown are left out."""
+        """Return the rows of the entities. Leaves out unknown ones."""
 
     def close(self) -> None:
         """Let go of connections."""
 
 
 def describe_failure(error: BaseException) -> str:
-    """Return what a source raised in one line, without what a database must not tell."""
+    """Return a source's error in one line, without the query of a database."""
     if isinstance(error, ForecacheError):
         return error.message
-    # of SQLAlchemy's errors, what the driver said: its own text has the query
+    # the text of SQLAlchemy's own errors has the query, so take the driver's
     cause = getattr(error, "orig", None) or error
     return f"{type(cause).__name__}: {cause}".splitlines()[0][:300]
 
@@ -45,7 +45,7 @@ def describe_failure(error: BaseException) -> str:
 class FunctionSource:
     """Calls `f(entity_ids)`, which returns a pandas DataFrame with the ids as a column or as its index.
 
-    It is imported when it is prepared, else when it is first called.
+    The settings name the function, which allows its code to run. `prepare` or the first call imports it.
     """
 
     def __init__(self, path: str, entity_column: str, root: Path) -> None:
@@ -69,7 +69,7 @@ class FunctionSource:
         """See `FallbackSource.fetch`.
 
         Raises:
-            SourceError: what it returns is no DataFrame, or has several rows of one entity.
+            SourceError: it returns no DataFrame, or several rows of one entity.
             SettingsError: it cannot be imported.
         """
         import pandas as pd  # the API has this module too, and no use for it
@@ -90,11 +90,11 @@ class FunctionSource:
         }
 
     def close(self) -> None:
-        """See `FallbackSource.close`; there is nothing to let go of."""
+        """Do nothing: a function holds no connection."""
 
 
 def load_function(path: str, root: Path) -> Callable[[list[str]], Any]:
-    """Import what `package.module:name` names; modules in `root` are found too, after all others.
+    """Import the function `package.module:name`. Looks for the module in `root` too, after all other places.
 
     Raises:
         SettingsError: there is no such module or function, or importing it fails.
@@ -111,7 +111,10 @@ def load_function(path: str, root: Path) -> Callable[[list[str]], Any]:
 
 
 class SqlSource:
-    """Runs the query of the settings, in a transaction that is rolled back."""
+    """Runs the query of the settings through SQLAlchemy, and rolls the transaction back.
+
+    `prepare` or the first call imports SQLAlchemy.
+    """
 
     def __init__(self, settings: SqlFallback, entity_column: str) -> None:
         self._settings = settings
@@ -178,7 +181,7 @@ def _open_engine(settings: SqlFallback) -> Engine:
         url = url.set(drivername="postgresql+psycopg")  # SQLAlchemy itself would look for psycopg 2
     options: dict[str, Any] = {}
     if url.get_backend_name() == "postgresql":
-        # the server gives up too, or queries that nobody waits for would pile up there; it connects in whole seconds
+        # the server ends the query too: else queries that nobody waits for pile up; it takes whole seconds to connect
         milliseconds = max(1, math.ceil(settings.timeout * 1000))
         options = {
             "options": f"-c statement_timeout={milliseconds} -c default_transaction_read_only=on",
@@ -192,12 +195,12 @@ def _open_engine(settings: SqlFallback) -> Engine:
         pool_size=settings.pool,
         max_overflow=0,
         pool_timeout=settings.timeout,
-        pool_pre_ping=True,  # a database that was started anew costs nobody a failure
+        pool_pre_ping=True,  # a restart of the database fails no request
         hide_parameters=True,
     )
 
 
 def _is_integer(text: str) -> bool:
-    """Return whether an id is an integer as it would be written, so that `007` is not `7`."""
+    """Tell whether an id is an integer in its usual spelling, so that `007` is not `7`."""
     digits = text.removeprefix("-")
     return digits.isascii() and digits.isdigit() and str(int(text)) == text and int(text) in _INT64

@@ -1,7 +1,7 @@
-"""A model's fallbacks: where features come from that the feature table lacks.
+"""A model's fallbacks: they know features that the feature table lacks.
 
-Each fallback is asked in turn for the entities that those before it did not know: in a thread, within its timeout.
-Answers are cached for a moment.
+Each fallback answers for the entities that the ones before it did not know, in a thread and within its timeout. Workers
+cache the answers for a moment.
 """
 
 from __future__ import annotations
@@ -36,41 +36,41 @@ from inference.settings import FallbackSettings, ModelSettings, SqlFallback
 
 log = get_logger(__name__)
 
-#: one that failed is left alone for so long: each request would wait for it in vain
+#: a fallback that failed gets no question for so long: each request would wait for it in vain
 REST_S = 1.0
 
 
 @dataclass(frozen=True)
 class FallbackAnswer:
-    """What a fallback says of entities: `rows` by id, None for those that it does not know; `cached`: said before."""
+    """An answer of a fallback: `rows` by id, None for an unknown entity. `cached`: the ids from its cache."""
 
     rows: Mapping[str, Mapping[str, Any] | None]
     cached: frozenset[str]
 
 
 class GuardedSource:
-    """One fallback of a chain. Threads may share it."""
+    """Calls one source in a thread, within its timeout, and caches its answers. Several threads may share it."""
 
     def __init__(self, settings: FallbackSettings, source: FallbackSource) -> None:
         self.name = settings.name
         self._source = source
         self._timeout_s = settings.timeout
         self._threads = ThreadPoolExecutor(settings.pool, thread_name_prefix=f"fallback-{settings.name}")
-        # a call whose time is up goes on, and keeps its place until it ends
-        self._room = threading.BoundedSemaphore(settings.pool)
+        # a call goes on after its timeout, and keeps its place until it ends
+        self._places = threading.BoundedSemaphore(settings.pool)
         self._cache: TTLCache[str, Mapping[str, Any] | None] = TTLCache(settings.cache_entities, settings.cache)
         self._lock = threading.Lock()
         self._rests_until = 0.0
 
     def prepare(self) -> None:
-        """Have it import and connect, in a thread of its own; what fails is said, and tried again when it is asked."""
-        self._threads.submit(self._source.prepare).add_done_callback(self._note)
+        """Have the source import and connect in a thread. Logs an error; the first question tries again."""
+        self._threads.submit(self._source.prepare).add_done_callback(self._log_failed_start)
 
     def ask(self, entity_ids: Sequence[str]) -> FallbackAnswer:
-        """Return what is known of the entities.
+        """Return the source's rows of the entities.
 
         Raises:
-            FeaturesUnavailable: it failed, took too long, is busy with calls that do, or did so a moment ago.
+            FeaturesUnavailable: it failed or took too long, now or a moment ago, or all its calls are under way.
         """
         with self._lock:
             known = {entity_id: self._cache[entity_id] for entity_id in entity_ids if entity_id in self._cache}
@@ -92,29 +92,29 @@ class GuardedSource:
     def _fetch(self, entity_ids: list[str]) -> Known:
         if time.monotonic() < self._rests_until:
             raise FeaturesUnavailable(f"the fallback {self.name!r} failed a moment ago")
-        if not self._room.acquire(blocking=False):
+        if not self._places.acquire(blocking=False):
             raise self._failed("busy: all its calls are on their way")
         try:
             future = self._threads.submit(self._source.fetch, entity_ids)
         except BaseException:
-            self._room.release()
+            self._places.release()
             raise
-        future.add_done_callback(self._leave)
+        future.add_done_callback(self._free_place)
         try:
             return future.result(self._timeout_s)
         except FutureTimeoutError as error:
-            # the source may raise the same
+            # the source may raise the same class
             why = f"it took over {self._timeout_s:g} s" if not future.done() else describe_failure(error)
             raise self._failed(why) from error
         except Exception as error:  # a driver or a user's function may raise anything
             raise self._failed(describe_failure(error)) from error
 
-    def _note(self, prepared: Future[None]) -> None:
+    def _log_failed_start(self, prepared: Future[None]) -> None:
         if not prepared.cancelled() and (error := prepared.exception()):
             log.warning("fallback.not_ready", fallback=self.name, error=describe_failure(error))
 
-    def _leave(self, _: Future[Known]) -> None:
-        self._room.release()
+    def _free_place(self, _: Future[Known]) -> None:
+        self._places.release()
 
     def _failed(self, why: str) -> FeaturesUnavailable:
         self._rests_until = time.monotonic() + REST_S
@@ -123,17 +123,17 @@ class GuardedSource:
 
 
 class FallbackOutcome(StrEnum):
-    """What a fallback had to say of one entity."""
+    """The outcome of one fallback for one entity."""
 
-    #: it knew its features
+    #: the fallback knew its features
     FOUND = "found"
-    #: it does not know it
+    #: the fallback does not know it
     NOT_FOUND = "not_found"
-    #: one of the two above, said a moment ago and remembered
+    #: one of the two above, from the cache
     CACHED = "cached"
-    #: it did not answer, or not in time
+    #: the fallback did not answer, or not in time
     FAILED = "failed"
-    #: it knew features that do not fit the contract
+    #: the fallback knew features that do not fit the contract
     INVALID = "invalid"
 
 
@@ -142,7 +142,7 @@ Count = Callable[[Mapping[str, int]], None]
 
 
 def open_fallback(model: ModelSettings, root: Path, count: Count) -> FallbackChain | None:
-    """Return a model's fallbacks, or None when it has none. None imports or connects before it is prepared or asked."""
+    """Return a model's fallbacks; None if it has none. They import and connect in `prepare`, or when first asked."""
     if not model.fallbacks:
         return None
     sources = [GuardedSource(one, _source(one, model.entity_column, root)) for one in model.fallbacks]
@@ -156,9 +156,9 @@ def _source(settings: FallbackSettings, entity_column: str, root: Path) -> Fallb
 
 
 class FallbackChain:
-    """Asks one fallback after the other. One that fails is passed over, and what then is not found may be known to it.
+    """Asks one fallback after the other. Goes on if one fails; that one may know the entities that are not found.
 
-    `event_time_column`: of what they return, if it is there; without one, values are of now.
+    `event_time_column`: the column of their answers with the time of a row; without it, values are of now.
     """
 
     name = "fallbacks"
@@ -169,16 +169,16 @@ class FallbackChain:
         self._count = count
 
     def prepare(self) -> None:
-        """Have all of them import and connect meanwhile, so that no request waits for it."""
+        """Have all fallbacks import and connect in the background, so that no request waits for it."""
         for source in self._sources:
             source.prepare()
 
     def find(self, entity_ids: Sequence[str], group: FeatureGroup, features: Sequence[Feature]) -> Found:  # noqa: ARG002
         """See `Fallback.find`."""
-        answer = _Rows(entity_ids, features)
+        answer = _Answer(entity_ids, features)
         counts: Counter[str] = Counter()
         for source in self._sources:
-            left = answer.left()
+            left = answer.unknown()
             if not len(left):
                 break
             try:
@@ -195,7 +195,7 @@ class FallbackChain:
         for source in self._sources:
             source.close()
 
-    def _ask(self, source: GuardedSource, answer: _Rows, left: npt.NDArray[np.intp], counts: Counter[str]) -> None:
+    def _ask(self, source: GuardedSource, answer: _Answer, left: npt.NDArray[np.intp], counts: Counter[str]) -> None:
         told = source.ask([answer.entity_ids[row] for row in left])
         known = np.array([told.rows[answer.entity_ids[row]] is not None for row in left], np.bool_)
         rows = left[known]
@@ -216,8 +216,8 @@ class FallbackChain:
                 counts[f"{source.name}:{outcome}"] += number
 
 
-class _Rows:
-    """What is known so far of the entities asked for."""
+class _Answer:
+    """The features that are known so far, a row for each entity of the question."""
 
     def __init__(self, entity_ids: Sequence[str], features: Sequence[Feature]) -> None:
         count = len(entity_ids)
@@ -229,14 +229,14 @@ class _Rows:
         self._missing = {feature.name: np.zeros(count, np.bool_) for feature in features}
         self._as_of = np.full(count, np.nan)
 
-    def left(self) -> npt.NDArray[np.intp]:
-        """Return the positions that nobody knew so far."""
+    def unknown(self) -> npt.NDArray[np.intp]:
+        """Return the positions of the entities that no fallback knew so far."""
         return np.flatnonzero(self.source == "")
 
     def take(
         self, rows: npt.NDArray[np.intp], told: Sequence[Mapping[str, Any]], event_time_column: str | None
     ) -> npt.NDArray[np.bool_]:
-        """Take values over; return which rows fit the contract.
+        """Take rows of a fallback; return which of them fit the contract.
 
         Raises:
             SourceError: a column's type does not fit its feature.
@@ -261,7 +261,7 @@ class _Rows:
         return fits
 
     def found(self) -> Found:
-        """Return what is known in the end."""
+        """Return the answer of the whole chain."""
         return Found(
             found=self.source != "",
             block=self._block,

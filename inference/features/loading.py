@@ -1,4 +1,4 @@
-"""Loads a Parquet table as one generation of a model's feature table: all of it, or nothing."""
+"""Loads a whole Parquet table, or nothing of it, as one generation of a model's feature table."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from inference.store import GenerationState, Manifest, Table
 
 #: rows written together: large windows put several fields into each HSET
 ROWS_PER_WINDOW = 250_000
-#: rows read at once: memory must not grow with the table
+#: rows read at once, so that memory does not grow with the table
 _READ_ROWS = 65_536
 _EXAMPLES = 3
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What `load_features` published."""
+    """The generation that `load_features` published."""
 
     source: str
     generation: int
@@ -57,7 +57,7 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class _Source:
-    """A checked Parquet table and the columns that matter of it."""
+    """A checked Parquet table, and the columns that are read from it."""
 
     name: str
     source: Source
@@ -68,7 +68,7 @@ class _Source:
 
     @property
     def rows(self) -> int:
-        """Rows that are loaded."""
+        """The number of rows to load."""
         return sum(part.rows for part in self.slices)
 
 
@@ -85,14 +85,14 @@ def load_features(
 ) -> LoadReport:
     """Publish a source (an absolute path or a URI, see `open_source`) as the current features of all its entities.
 
-    All or nothing: a refused row refuses the load, and what was current stays so. Without an event-time
-    column the features are as old as this load. `newest`: of an entity with several rows the newest is loaded (see
-    `NewestRows`), else such a table is refused. `keep_s`: when Redis forgets them. The feature groups are all read
-    from this one table; when there are several, a row may have nothing of some of them.
+    A row that cannot be used refuses the whole load, and the current features stay. Without an event-time column the
+    features are as of this load. `newest`: load the newest row of an entity (see `NewestRows`); without it, several
+    rows of an entity refuse the load. `keep_s`: when Redis forgets them. All feature groups come from this table; if
+    there are several, a row may have nothing of some of them.
 
     Raises:
-        SourceError: the table cannot be read, lacks a column, or holds rows that cannot be used (null,
-            illegal or duplicate ids, missing values without a default); examples are named.
+        SourceError: the table cannot be read, lacks a column, or has rows that cannot be used (null, illegal or
+            duplicate ids, missing values without a default); names examples.
         StoreUnavailable: Redis did not answer in time.
     """
     started = time.monotonic()
@@ -111,7 +111,7 @@ def load_features(
         _refuse_duplicates(table, manifest, checked)
         table.publish(manifest.number)
     except BaseException:
-        # the generation dies with its manifest's deadline if even this fails
+        # if even this fails, the generation ends with the deadline of its manifest
         with suppress(StoreUnavailable, Conflict):
             table.discard(manifest.number, GenerationState.FAILED)
             table.collect(manifest.number, sweep_after_s=0)
@@ -148,7 +148,7 @@ def _windows(source: _Source, rows: int) -> Iterator[pa.RecordBatch]:
     files = source.source.files
     waiting: list[pa.RecordBatch] = []
     for batch in read_slices(files, source.slices, columns=sorted(columns), batch_rows=min(rows, _READ_ROWS)):
-        if waiting and batch.schema != waiting[0].schema:  # the next file holds a column in another width, or all null
+        if waiting and batch.schema != waiting[0].schema:  # a column of the next file has another width, or only nulls
             yield pa.concat_batches(waiting)
             waiting = []
         waiting.append(batch)
@@ -171,14 +171,14 @@ def _write(table: Table, manifest: Manifest, source: _Source, batch: pa.RecordBa
         )
     contract = source.vectoriser.contract
     times = group_times(batch, contract, source.event_time_column, manifest.created_at)
-    if not contract.has_parts:
+    if not contract.has_several_groups:
         _refuse_without_time(source, ids, next(iter(times.values())))
     rows = source.vectoriser.stored_from_arrow(batch, times)
     if rows.reasons:
         told = "; ".join(examples(rows.reasons[:_EXAMPLES], lambda row: ids[row].as_py()))
         raise SourceError(f"{source.name}: {told}", field=rows.reasons[0].feature)
-    # what is said to come from the future is of now: else no update could replace it
-    times = {group: np.minimum(own, manifest.created_at) for group, own in times.items()}
+    # a time in the future counts as now: else no update could replace the values
+    times = {group: np.minimum(group_times, manifest.created_at) for group, group_times in times.items()}
     notes = contract.stored_form.notes(rows.imputed, times, batch.num_rows)
     table.write(manifest, ids, rows.block | notes, oldest(times, np.full(batch.num_rows, manifest.created_at)))
 

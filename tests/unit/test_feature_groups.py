@@ -212,7 +212,8 @@ def test_a_value_that_comes_along_is_not_computed() -> None:
     vectoriser = computed(path("raises"), x=[1.0])
     assert vectoriser.features_from_rows([{"x": 4.0, "out": 2.0}], at=NOW).block["out"].tolist() == [2.0]
     block = {"x": np.float32([4.0])}
-    assert vectoriser.features_from_block(block, 1, overrides={"out": 3.0}, at=NOW).block["out"].tolist() == [3.0]
+    stored = vectoriser.stored_columns(block, 1)
+    assert vectoriser.features_from_columns(stored, 1, overrides={"out": 3.0}, at=NOW).block["out"].tolist() == [3.0]
 
 
 @pytest.mark.parametrize(
@@ -295,8 +296,8 @@ def test_the_newer_of_a_load_and_a_single_update_is_used_group_by_group() -> Non
     table.write(manifest, pa.array(["e", "f"]), block, times["p"])
     table.publish(manifest.number)
     for group, name, at in (("p", "a", NOW - 20), ("q", "b", NOW - 30)):
-        fields = contract.part_form(group).fields
-        part = {name: np.float32([5])} | contract.part_form(group).notes({}, {}, 1)
+        fields = contract.group_form(group).fields
+        part = {name: np.float32([5])} | contract.group_form(group).notes({}, {}, 1)
         table.part(group).upsert(["e"], fields, part, as_of=np.array([at]), computed_at=at, model_version=0,
                                  origin=Origin.UPSERT, keep_s=60)  # fmt: skip
     gathered = FeatureGatherer(table, vectoriser_of(contract)).gather(["e", "f", "nobody"], now=NOW)

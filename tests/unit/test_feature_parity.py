@@ -175,7 +175,7 @@ def loadable(contract: FeatureContract, table: pa.Table) -> pa.Table:
     keep = []
     for row in range(table.num_rows):
         one = table.slice(row, 1)
-        if not contract.has_parts and one[f"at_{contract.table_groups[0].name}"].null_count:
+        if not contract.has_several_groups and one[f"at_{contract.table_groups[0].name}"].null_count:
             continue
         stored = MemoryTable(lambda: NOW)
         batch = one.combine_chunks().to_batches()[0]

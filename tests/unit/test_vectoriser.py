@@ -210,7 +210,7 @@ def test_stored_rows_of_an_older_contract_get_defaults_for_what_is_new() -> None
 def test_overrides_replace_a_feature_of_every_row() -> None:
     vectoriser = stacked(Feature("a", F32), Feature("b", F32))
     stored = {"a": np.array([1, 2], np.float32), "b": np.array([3, 4], np.float32)}
-    rows = vectoriser.features_from_block(stored, 2, overrides={"b": 9})
+    rows = vectoriser.features_from_columns(vectoriser.stored_columns(stored, 2), 2, overrides={"b": 9})
     assert vectoriser.inputs(rows.block)["x"].tolist() == [[1, 9], [2, 9]]
     assert stored["b"].tolist() == [3, 4]
 
@@ -268,16 +268,25 @@ def test_event_times_are_epoch_seconds_whatever_the_unit_or_zone() -> None:
 )
 def test_stored_numbers_that_the_feature_might_not_hold_are_missing(stored: list[Any], dtype: Any, fits: bool) -> None:
     vectoriser = stacked(Feature("n", I32, default=-1))
-    columns, missing = vectoriser.stored_columns({"n": np.array(stored, dtype)}, 2)
-    assert columns["n"].dtype == np.int32
-    assert missing["n"].tolist() == [not fits] * 2
-    rows = vectoriser.features_from_columns(columns, missing, 2)
+    columns = vectoriser.stored_columns({"n": np.array(stored, dtype)}, 2)
+    assert columns.values["n"].dtype == np.int32
+    assert {name: rows.tolist() for name, rows in columns.missing.items()} == ({} if fits else {"n": [True, True]})
+    assert columns.to_check == ({"n"} if fits else set())
+    rows = vectoriser.features_from_columns(columns, 2)
     assert rows.block["n"].tolist() == ([int(value) for value in stored] if fits else [-1, -1])
+
+
+def test_a_stored_number_that_a_cast_makes_infinite_is_rejected() -> None:
+    vectoriser = stacked(Feature("a", F32))
+    rows = vectoriser.features_from_block({"a": np.array([1e300, 2.0])}, 2)
+    assert rows.rejected.tolist() == [True, False]
+    assert rows.first_reasons()[0].reason == "infinite, or too large for float32"
 
 
 def test_stored_floats_may_lose_digits_and_nothing_else_becomes_one_silently() -> None:
     vectoriser = stacked(Feature("a", F32), Feature("b", F32), Feature("c", F32, (2,)))
     block = {"a": np.array([0.1]), "b": np.array(["x"], object), "c": np.array([[1.0, 2.0, 3.0]], np.float32)}
-    columns, missing = vectoriser.stored_columns(block, 1)
-    assert columns["a"].tolist() == [np.float32(0.1)]
-    assert {name: rows.tolist() for name, rows in missing.items()} == {"a": [False], "b": [True], "c": [True]}
+    columns = vectoriser.stored_columns(block, 1)
+    assert columns.values["a"].tolist() == [np.float32(0.1)]
+    assert columns.to_check == {"a"}
+    assert {name: rows.tolist() for name, rows in columns.missing.items()} == {"b": [True], "c": [True]}
