@@ -11,7 +11,6 @@ from functools import partial, wraps
 from typing import Any, NoReturn
 
 import celery.apps.worker
-import celery.worker.pidbox
 from celery import Celery
 from celery.signals import celeryd_init, setup_logging, worker_init
 from kombu import Exchange, Queue
@@ -25,12 +24,12 @@ from inference.settings import LogSettings, Settings
 from inference.settings.server_urls import is_redis
 from tasks.broker import CeleryBroker
 from tasks.celery_app import make_worker_app
-from workers.consumer import CheckedPidbox
-from workers.redis_transport import bound_compression, refuse_rubbish
+from workers.consumer import check_remote_control
+from workers.redis_transport import bound_compression, drop_rubbish
 
 log = get_logger(__name__)
 
-#: TensorFlow, CUDA and our timers live in threads, which a fork does not copy, and gevent replaces
+#: TensorFlow, CUDA and our timers use threads; a fork does not copy them, and gevent replaces them
 _SAFE_POOLS = ("threads", "solo")
 #: they log the arguments and the result of every task: people's data, and half a millisecond each
 _TALKATIVE = ("celery.worker.strategy", "celery.app.trace")
@@ -39,23 +38,23 @@ _RETRY_MOST_S = 5.0
 
 
 def make_worker(settings: Settings, *, process: str, pool: str, concurrency: int) -> Celery:
-    """Return the application of the worker that this process is, with its deployment, its pool and its logging.
+    """Return the application of this process's worker, with its deployment, its pool and its logging.
 
-    Refuses unsafe pools when the worker starts.
+    It refuses an unsafe pool when the worker starts.
     """
     application = make_worker_app(Deployment(settings, WORKER, CeleryBroker))
     application.conf.worker_pool = pool
     application.conf.worker_concurrency = concurrency
     application.conf.worker_consumer = "workers.consumer:TaskConsumer"
-    celery.worker.pidbox.Pidbox = CheckedPidbox
+    check_remote_control()
     bound_compression()
     if is_redis(application.conf.broker_url):
-        refuse_rubbish()
+        drop_rubbish()
     _route_linked_tasks(application, settings.celery.linked_tasks)
 
     def refuse_unsafe_pool(options: dict[str, Any], **_: Any) -> None:
         check_pool(process, pool, options.get("pool_cls"), sys.argv)
-        # what Celery and Python warn of while it starts is a line like any other
+        # warnings of Celery and Python at the start go to the same log
         _log_to_stderr(process, settings.logs)
 
     def set_up_logging(**_: Any) -> None:
@@ -68,12 +67,12 @@ def make_worker(settings: Settings, *, process: str, pool: str, concurrency: int
 
 
 def _route_linked_tasks(application: Celery, linked: Mapping[str, str]) -> None:
-    """Have the tasks of others that follow ours sent to their queues, which others declare."""
+    """Route the tasks of other applications that follow ours to their queues, which those applications declare."""
     routes = {task: {"queue": queue} for task, queue in linked.items()}
     application.conf.task_routes = {**application.conf.task_routes, **routes}
     for queue in {*linked.values()} - application.amqp.queues.keys():
         exchange = Exchange("", type="direct", no_declare=True)
-        # added later than the first, it is sent to and never consumed
+        # a queue that is added after the first ones is only sent to, never consumed
         application.amqp.queues.add(Queue(queue, exchange, routing_key=queue, no_declare=True))
 
 
@@ -81,28 +80,26 @@ def load_models_on_start(
     deployment: Deployment,
     *,
     process: str,
-    prepare: Callable[[Settings], None],
     models: Callable[[Celery], Collection[str] | None] = lambda _: None,
 ) -> None:
-    """Have the worker load its models before it takes a task.
+    """Have the worker load its models before it takes a task. Waits for Redis during an outage.
 
-    `prepare` runs first, with the settings. `models` tells which ones, None for all. While Redis is not there, the
-    worker waits for it.
+    `models` returns the models to load; None for all.
     """
 
     def load(sender: Any, **_: Any) -> None:
         # Celery asks for logging only after this hook
         _log_to_stderr(process, deployment.settings.logs)
-        prepare(deployment.settings)
+        prepare_gpus(deployment.settings)
         wait_for_store(partial(deployment.host.start, models(sender.app)))
 
     worker_init.connect(ends_on_error(load), weak=False)
 
 
 def ends_on_error(hook: Callable[..., None]) -> Callable[..., None]:
-    """Have an error in what a worker does when it starts end the process with status 1.
+    """Have an error in a hook of the start end the process with status 1.
 
-    Celery logs what a hook raises and goes on, which would leave a worker without models or without signs of life.
+    Celery would log it and go on, with a worker that has no models or no heartbeat.
     """
 
     @wraps(hook)
@@ -121,26 +118,26 @@ def ends_on_error(hook: Callable[..., None]) -> Callable[..., None]:
 
 def _log_to_stderr(process: str, logs: LogSettings) -> None:
     configure_logging(process, form=logs.format, level=logs.level)
-    # it prints to stdout what a signal does, past all logging
+    # Celery prints the effect of a signal to stdout, past all logging
     celery.apps.worker.safe_say = lambda text, *_: write_at_once(text)
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def check_pool(process: str, pool: str, pool_class: Any, argv: Sequence[str]) -> None:
-    """End the process, with one sentence, when a pool was asked for that this worker cannot run on."""
-    asked = asked_pool(argv) or _pool_of(pool_class)
-    if asked is not None and asked not in _SAFE_POOLS:
+    """End the process with one sentence if the command line or the settings name an unsafe pool."""
+    named = named_pool(argv) or _pool_of(pool_class)
+    if named is not None and named not in _SAFE_POOLS:
         _exit(
-            f"the {process} worker cannot run on the {asked} pool, which its libraries do not survive: "
+            f"the {process} worker cannot run on the {named} pool, which its libraries do not survive: "
             f"leave -P out, or use -P {pool}"
         )
 
 
-def asked_pool(argv: Sequence[str]) -> str | None:
-    """Return the pool that a command line asks for, or None.
+def named_pool(argv: Sequence[str]) -> str | None:
+    """Return the pool that a command line names; None if it names none.
 
-    Celery itself cannot tell `-P prefork` from its default.
+    Celery itself does not distinguish `-P prefork` from its default.
     """
     for position, word in enumerate(argv):
         if word in ("-P", "--pool") and position + 1 < len(argv):
@@ -167,7 +164,7 @@ def wait_for_store(start: Callable[[], None], *, sleep: Callable[[float], None] 
 
 
 def _pool_of(pool_class: Any) -> str | None:
-    """Return a pool's usual name from its class or from what Celery was given instead."""
+    """Return a pool's usual name by its class, or by the name in its place."""
     if pool_class is None or isinstance(pool_class, str):
         return pool_class
     # celery.concurrency.thread, .solo, .prefork, .gevent, .eventlet
@@ -181,11 +178,10 @@ def _exit(sentence: str) -> NoReturn:
 
 
 def prepare_gpus(settings: Settings) -> None:
-    """Hide the GPUs from every library when the settings say so, and choose what Keras computes by.
+    """Hide the GPUs from every library if the settings say so, and choose the backend of Keras.
 
-    Which GPU this process is pinned to was decided by whoever started it, through `CUDA_VISIBLE_DEVICES`. How much of
-    its memory a library may take is decided when it loads its first model: no library is imported for a format that
-    no model has.
+    `CUDA_VISIBLE_DEVICES` pins this process to a GPU; its parent sets it. A runtime bounds the memory of the GPU when
+    it loads its first model: no library is imported for a format that no model has.
     """
     if settings.workers.gpus == "none":
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"

@@ -194,9 +194,9 @@ def _is_alive(pid: int) -> bool:
 
 @dataclass(frozen=True)
 class Reloads:
-    """Wishes for new versions: the number of the last one, and by worker that of the last it has fulfilled."""
+    """Requests to reload a model: the number of the newest one, and by worker the newest one that it has done."""
 
-    asked: int
+    requested: int
     done: Mapping[str, int]
 
 

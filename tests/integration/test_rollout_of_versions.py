@@ -419,7 +419,7 @@ def test_entities_are_shared_out_by_side_in_their_order(make_room: Callable[...,
 def test_a_wish_for_new_versions_is_forgotten_an_hour_after_the_last_word(redis_client: redis.Redis) -> None:
     registry = ModelRegistry(redis_client, KEYS)
     key = KEYS.reload("m")
-    assert (registry.reloads("m").asked, registry.reloads("m").done) == (0, {})
+    assert (registry.reloads("m").requested, registry.reloads("m").done) == (0, {})
     assert [registry.ask_reload("m"), registry.ask_reload("m"), registry.ask_reload("other")] == [1, 2, 1]
     assert 0 < redis_client.ttl(key) <= RELOAD_REMEMBERED_S
     redis_client.persist(key)

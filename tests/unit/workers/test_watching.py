@@ -26,7 +26,7 @@ class Case:
         return self.arrived
 
     def reloads(self, model: str) -> Any:
-        return SimpleNamespace(asked=self.asked)
+        return SimpleNamespace(requested=self.asked)
 
     def put_reloaded(self, model: str, worker: str, number: int) -> None:
         self.fulfilled.append((model, worker, number))

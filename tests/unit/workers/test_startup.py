@@ -10,7 +10,7 @@ from inference.errors import StoreUnavailable
 from inference.models.runtimes import is_startup_note, without_startup_notes
 from workers.__main__ import worker_arguments
 from workers.inspect import parse_wanted
-from workers.startup import asked_pool, check_pool, wait_for_store
+from workers.startup import check_pool, named_pool, wait_for_store
 
 
 @pytest.mark.parametrize("argv", [["-P", "prefork"], ["-Pprefork"], ["--pool", "prefork"], ["--pool=prefork"]])
@@ -35,7 +35,7 @@ def test_threads_and_solo_are_accepted_and_so_is_the_default() -> None:
 
     for pool in (Solo, Threads, "solo", "threads", None):
         check_pool("realtime", "solo", pool, ["celery", "worker", "-Q", "realtime"])
-    assert asked_pool(["worker", "-Q", "Prefork", "--prefetch-multiplier=1"]) is None
+    assert named_pool(["worker", "-Q", "Prefork", "--prefetch-multiplier=1"]) is None
 
 
 def test_a_worker_waits_for_redis_with_longer_and_longer_pauses() -> None:
