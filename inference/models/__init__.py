@@ -1,4 +1,4 @@
-"""Models: which versions there are, what they take and give, and the processes' loaded copies of them."""
+"""Models: their versions on disk, the records of these in Redis, and the copies that worker processes load."""
 
 from inference.models.host import ModelHost
 from inference.models.loaded import LoadedModel, ScoredRows, prediction_values, score_rows

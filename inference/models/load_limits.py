@@ -32,22 +32,22 @@ log = get_logger(__name__)
 _GIB = 1 << 30
 #: TensorFlow with Keras takes 0.8 GB for a model of one neuron; builds for GPUs take more
 _LEAST_BYTES = 3 * _GIB
-#: what a library alone may take, however small the machine
+#: a library alone may take so much, even on a small machine
 _LIBRARY_BYTES = 3 * _GIB // 2
-#: a compressed forest of trees takes 8 times its file once, and twice that while it is unpacked
+#: a compressed forest of trees takes 8 times the size of its file, and twice that while it is unpacked
 _BYTES_PER_FILE_BYTE = 16
-#: stacks of threads and arenas are counted as data, though most of them stay empty
+#: stacks of threads and arenas count as data, though most of them stay empty
 _EMPTY_DATA_BYTES = _GIB + (64 << 20) * (os.cpu_count() or 1)
-#: what CUDA's libraries map beside that, generously
+#: CUDA's libraries map so much more, at most
 _GPU_DATA_BYTES = 16 * _GIB if Path("/dev/nvidiactl").exists() else 0
 _OPEN_FILES = 4096
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _STATM = Path("/proc/self/statm")
 _DATA_FIELD = 5
-#: how much later a process ends whose load lets no other thread say why
+#: the process ends so much later if the load lets no other thread log the reason
 _SILENT_AFTER_S = 5.0
 _STDERR = 2
-#: how the libraries say that they get no memory
+#: the words of libraries that get no memory
 _NO_MEMORY = re.compile(r"alloc|into memory|out of memory|\bOOM\b|MemoryError|start new thread", re.IGNORECASE)
 _OF_GPU = re.compile(r"cuda|gpu", re.IGNORECASE)
 #: a process fills about 2 GB a second with zeros, so it exceeds its limit by a tenth of that
@@ -60,14 +60,14 @@ _LONGEST_LINE = 2_000
 
 @dataclass(frozen=True)
 class LoadLimits:
-    """Holds for one load of one version. No file that its process writes may exceed `memory_bytes` either."""
+    """The limits of one load of one version. Its process may write no file over `memory_bytes` either."""
 
     memory_bytes: int
     timeout_s: float
 
     @classmethod
     def of(cls, workers: WorkerSettings, folder: Path) -> LoadLimits:
-        """Return the limits of the settings; unset, memory follows the files in `folder` and half of the machine's."""
+        """Return the limits of the settings. Memory depends by default on the files in `folder` and the machine."""
         memory_bytes = workers.load_memory
         if memory_bytes is None:
             wanted = _LEAST_BYTES + _BYTES_PER_FILE_BYTE * bytes_on_disk(folder)
@@ -76,18 +76,18 @@ class LoadLimits:
 
     @property
     def memory(self) -> str:
-        """The bound on memory, for a person."""
+        """The limit of memory, for messages."""
         return f"{self.memory_bytes / _GIB:.1f} GiB"
 
     def too_much_memory(self, what: str) -> str:
-        """Return the sentence for a load that takes more memory, with the fix."""
+        """Return the error of a load that takes more memory, with the fix."""
         return (
             f"{what} takes more than {self.memory} of memory, which is the limit for loading a model: raise "
             "load_memory under [workers] if the model really needs that much"
         )
 
     def too_long(self, what: str) -> str:
-        """Return the sentence for a load that takes longer, with the fix."""
+        """Return the error of a load that takes longer, with the fix."""
         return (
             f"{what} could not be loaded within {self.timeout_s:g} s: raise load_timeout under [workers] if the model "
             "really needs that long"
@@ -95,7 +95,7 @@ class LoadLimits:
 
 
 def machine_memory() -> int:
-    """Return the bytes of memory that this machine, or the container that this process runs in, has."""
+    """Return the memory of this machine, or of this process's container, in bytes."""
     found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for file in _CGROUP_LIMITS:
         try:
@@ -107,19 +107,19 @@ def machine_memory() -> int:
 
 
 def limit_process(pid: int, limits: LoadLimits) -> None:
-    """Has the kernel bound what a child process may write, open, compute and allocate.
+    """Have the kernel bound the files, the processor time and the data of a child process.
 
-    The kernel does not bound resident memory: whoever waits for the process asks for `resident_bytes`.
+    The kernel does not bound resident memory: the parent must watch `resident_bytes`.
     """
-    if sys.platform != "linux":  # no other system sets limits of a process from outside
+    if sys.platform != "linux":  # no other system can set the limits of another process
         return
     bounds = {
         resource.RLIMIT_CORE: 0,  # a crash would write all its memory to disk
         resource.RLIMIT_FSIZE: limits.memory_bytes,
         resource.RLIMIT_NOFILE: _OPEN_FILES,
-        # outlives the process that waits for it by no more than this
+        # it must not outlive its parent by more than this
         resource.RLIMIT_CPU: int(limits.timeout_s * (os.cpu_count() or 1)) + 1,
-        # before the watch has to end it, most libraries fail by themselves and say for what they lack memory
+        # most libraries then fail by themselves, and say where they lack memory
         resource.RLIMIT_DATA: limits.memory_bytes + _EMPTY_DATA_BYTES,
     }
     for which, most in bounds.items():
@@ -130,16 +130,16 @@ def limit_process(pid: int, limits: LoadLimits) -> None:
 
 @contextmanager
 def bounded_growth(limits: LoadLimits | None) -> Iterator[None]:
-    """Bound by how much this process's own data may grow while the block runs; None for no bound.
+    """Bound the growth of this process's data while the block runs; None for no bound.
 
-    A library then fails to allocate, and the version is refused. One that crashes instead leaves its mark
-    (`load_marks`). Other systems than Linux bound nothing.
+    A library then fails to allocate, and the version is refused. If it crashes instead, the load stays in the model's
+    `UnfinishedLoads`. Only Linux has this bound.
     """
     if limits is None or sys.platform != "linux":
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    most = _own_data_bytes() + limits.memory_bytes + _EMPTY_DATA_BYTES + _GPU_DATA_BYTES
+    most = _data_bytes() + limits.memory_bytes + _EMPTY_DATA_BYTES + _GPU_DATA_BYTES
     bounds = [one for one in (most, soft, hard) if one != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_DATA, (min(bounds), hard))
     try:
@@ -150,9 +150,9 @@ def bounded_growth(limits: LoadLimits | None) -> Iterator[None]:
 
 @contextmanager
 def bounded_time(limits: LoadLimits, what: str) -> Iterator[None]:
-    """End this process with status 1 if the block takes longer than its limit of time: nothing else stops a library.
+    """End this process with status 1 if the block takes too long: nothing else stops a library.
 
-    The log says that `what` took too long, unless the block lets no other thread run. Then stderr has where it stands.
+    The log says that `what` took too long. If the block lets no other thread run, stderr has a traceback instead.
     """
     late = threading.Timer(limits.timeout_s, _end_process, [limits.too_long(what)])
     late.daemon = True
@@ -171,11 +171,11 @@ def _end_process(reason: str) -> None:
 
 
 def with_fix(reason: str, said: str, limits: LoadLimits | None = None) -> str:
-    """Return why a load failed, with the setting to raise where what a library `said` shows a lack of memory.
+    """Return the reason of a failed load, with the setting to raise if the library's words show a lack of memory.
 
-    `limits`: None for those that another process has put this one under.
+    `limits`: None for those that the parent has set for this process.
     """
-    memory_bytes = limits.memory_bytes if limits else _own_bound()
+    memory_bytes = limits.memory_bytes if limits else _data_bound()
     if memory_bytes is None or not _NO_MEMORY.search(said) or _OF_GPU.search(said):
         return reason
     return (
@@ -184,13 +184,13 @@ def with_fix(reason: str, said: str, limits: LoadLimits | None = None) -> str:
     )
 
 
-def _own_bound() -> int | None:
+def _data_bound() -> int | None:
     soft, _ = resource.getrlimit(resource.RLIMIT_DATA)
     return None if soft == resource.RLIM_INFINITY else soft - _EMPTY_DATA_BYTES
 
 
 def resident_bytes(pid: int) -> int:
-    """Return the resident memory of a process; 0 when it has ended."""
+    """Return the resident memory of a process in bytes; 0 if it has ended."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
     except (FileNotFoundError, ProcessLookupError, IndexError):
@@ -203,7 +203,7 @@ def resident_bytes(pid: int) -> int:
     return int(done.stdout or 0) << 10
 
 
-def _own_data_bytes() -> int:
+def _data_bytes() -> int:
     return int(_STATM.read_text().split()[_DATA_FIELD]) * resource.getpagesize()
 
 
@@ -215,18 +215,18 @@ def run_model_process(
     stdin: str = "",
     environment: Mapping[str, str] | None = None,
 ) -> str:
-    """Return what one of our modules that loads a model prints, run in a process of its own without a GPU.
+    """Run one of our modules that load a model, in a process of its own without a GPU. Return its output.
 
-    `environment`: what is added to this process's own.
+    `environment`: variables in addition to those of this process.
 
     Raises:
-        ModelError: it ended with an error, whose last line is the message, or exceeded a limit, which is named.
+        ModelError: it ended with an error, whose last line is the message, or exceeded a limit.
     """
-    # -P: a user's own workers.py in the working directory must not be taken for ours
+    # -P: Python must not import a user's workers.py of the working directory
     command = [sys.executable, "-P", "-m", module, *arguments]
     variables = {**os.environ, **(environment or {}), "CUDA_VISIBLE_DEVICES": "-1"}
     with (
-        # libraries unpack archives there, and leave them when they are killed
+        # libraries unpack archives there, and leave them behind if they are killed
         tempfile.TemporaryDirectory(prefix="forecache-") as scratch,
         tempfile.TemporaryFile() as given,
         tempfile.TemporaryFile() as answer,
@@ -253,7 +253,7 @@ def run_model_process(
 
 
 def _wait(process: subprocess.Popen[bytes], limits: LoadLimits, what: str) -> None:
-    """Return when a process has ended by itself.
+    """Wait for the end of a process.
 
     Raises:
         ModelError: it exceeds its limit of memory or time.
@@ -275,6 +275,6 @@ def _why_it_ended(status: int, complaint: IO[bytes], what: str, limits: LoadLimi
     complaint.seek(max(0, complaint.seek(0, os.SEEK_END) - _LAST_BYTES))
     said = complaint.read().decode(errors="replace").strip()
     if status < 0:
-        # C++ ends its process when it gets no memory, and says so at most
+        # a C++ library that gets no memory ends its process, at best with a message
         return with_fix(f"loading {what} ended its process by {signal.Signals(-status).name}", said, limits)
     return said.splitlines()[-1][:_LONGEST_LINE] if said else f"loading {what} ended with {status}"

@@ -28,26 +28,26 @@ RTOL, ATOL = 1e-5, 1e-6
 
 @dataclass
 class LoadedModel:
-    """One version of a model, ready to compute. `own_vectoriser`: None when nobody has listed its features."""
+    """One version of a model, ready to compute. `known_vectoriser`: None if the model's features are not listed."""
 
     model: str
     record: VersionRecord
-    own_vectoriser: Vectoriser | None
+    known_vectoriser: Vectoriser | None
     runtime: Runtime
 
     @property
     def vectoriser(self) -> Vectoriser:
-        """What turns features into its inputs.
+        """The vectoriser, which turns features into inputs.
 
         Raises:
-            ContractError: nobody has listed its features, so that it takes tensors only.
+            ContractError: the model's features are not listed: it takes tensors only.
         """
-        if self.own_vectoriser is None:
+        if self.known_vectoriser is None:
             raise no_features(self.record.signature)
-        return self.own_vectoriser
+        return self.known_vectoriser
 
     def predict(self, inputs: Block) -> Block:
-        """Return the outputs by name, rows in the order of the inputs; a trailing dimension of 1 is dropped.
+        """Return the outputs by name, rows in the order of the inputs. Drops a trailing dimension of 1.
 
         Raises:
             PredictionFailed: the model raised on these rows, or answered in another form than it declares.
@@ -56,7 +56,7 @@ class LoadedModel:
 
 
 def call(runtime: Runtime, inputs: Block) -> Block:
-    """Return what a model answers, in its own shapes. Whatever a library raises becomes an error of these rows.
+    """Return a model's answer in its own shapes. Turns every error of a library into an error of these rows.
 
     Raises:
         PredictionFailed: the model raised, or its answer cannot be read.
@@ -70,7 +70,7 @@ def call(runtime: Runtime, inputs: Block) -> Block:
     except MemoryError as error:
         raise ModelOutOfMemory(f"{rows_in(inputs)} rows do not fit into memory") from error
     except SystemExit as error:
-        if type(error) is not SystemExit:  # a subclass is the worker's own wish to end
+        if type(error) is not SystemExit:  # Celery ends the worker by a subclass
             raise
         raise PredictionFailed(f"the model failed: it calls sys.exit({error.code!r})") from error
     except Exception as error:
@@ -78,21 +78,21 @@ def call(runtime: Runtime, inputs: Block) -> Block:
 
 
 def served(answer: Block, signature: Signature) -> Block:
-    """Return a model's answer as it is served: a trailing dimension of 1 is dropped where the signature says so.
+    """Return a model's answer in the form of the signature, without a trailing dimension of 1 where that has none.
 
     Raises:
-        PredictionFailed: an output has another shape or another kind of values than the signature says.
+        PredictionFailed: an output has another shape or another kind of values than in the signature.
     """
     return {spec.name: _served(answer[spec.name], spec, spec.name in signature.columns) for spec in signature.outputs}
 
 
 def observed(signature: Signature, answers: Sequence[Block]) -> Signature:
-    """Return the signature with the outputs as they are in these answers, where those contradict what is declared.
+    """Return the signature, corrected by these answers where they contradict its outputs.
 
-    Without answers it is the declared one. A dimension that differs between answers is free.
+    A dimension that differs between answers is free.
 
     Raises:
-        ModelError: an output has another rank from one answer to the next, or values that cannot be served.
+        ModelError: the rank of an output differs between answers, or its values cannot be served.
     """
     outputs = tuple(_observed(spec, [answer[spec.name] for answer in answers]) for spec in signature.model_outputs)
     return signature if outputs == signature.model_outputs else Signature.of_model(signature.inputs, outputs)
@@ -128,7 +128,9 @@ def _observed(spec: TensorSpec, arrays: Sequence[npt.NDArray[Any]]) -> TensorSpe
 def _fits(shape: tuple[int, ...], declared: tuple[int, ...]) -> bool:
     if shape == declared:
         return True
-    return len(shape) == len(declared) and all(own in (size, -1) for size, own in zip(shape, declared, strict=True))
+    return len(shape) == len(declared) and all(
+        wanted in (size, -1) for size, wanted in zip(shape, declared, strict=True)
+    )
 
 
 def _holds(dtype: DType, array: npt.NDArray[Any]) -> bool:
@@ -160,18 +162,18 @@ class ScoredRows:
     failed: npt.NDArray[np.bool_]
     #: row → why
     reasons: dict[int, str] = field(default_factory=dict)
-    #: the fewest rows that did not fit into memory in one call; None when all did
+    #: the fewest rows of a call that did not fit into memory; None if all calls did
     too_many_rows: int | None = None
 
 
 def score_rows(loaded: LoadedModel, features: Block) -> ScoredRows:
     """Compute the predictions of usable feature rows in one model call.
 
-    When the call raises, it is halved until the rows at fault stand alone; the others keep their answers.
-    A row with a non-finite answer fails too.
+    If the call raises, halves it until each bad row is alone; the others keep their answers. A row whose answer is not
+    finite fails too.
 
     Raises:
-        ModelOutOfMemory: not even one row fits into the device's memory.
+        ModelOutOfMemory: a single row does not fit into the device's memory.
     """
     inputs = loaded.vectoriser.inputs(features)
     rows = rows_in(inputs)
@@ -209,7 +211,7 @@ def _call(
             scored.too_many_rows = min(stop - start, scored.too_many_rows or stop - start)
         if stop - start == 1:
             if out_of_memory:
-                raise  # no fault of the row's
+                raise  # not the row's fault
             scored.failed[start] = True
             scored.reasons[start] = error.message
             return
@@ -241,7 +243,7 @@ def _assemble_one(spec: TensorSpec, parts: list[tuple[int, int, Block]], rows: i
 
 
 def _assemble_uneven(spec: TensorSpec, parts: list[tuple[int, int, Block]], rows: int) -> npt.NDArray[Any]:
-    """Return a column of arrays, for rows whose free dimension differs between the calls."""
+    """Return a column of arrays, for a free dimension that differs between the calls."""
     whole = np.empty(rows, dtype=object)
     nothing = np.zeros(tuple(max(size, 0) for size in spec.shape), dtype=spec.dtype.numpy)
     for row in range(rows):
@@ -253,7 +255,7 @@ def _assemble_uneven(spec: TensorSpec, parts: list[tuple[int, int, Block]], rows
 
 
 def _plain(values: npt.NDArray[Any]) -> list[Any]:
-    """Return rows as numbers, text and nested lists; each may be an array of its own."""
+    """Return rows as numbers, text and nested lists. A row may be an array."""
     return [row.tolist() if isinstance(row, np.ndarray) else row for row in values.tolist()]
 
 
@@ -274,14 +276,14 @@ def _non_finite(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 
 
 def vector_hashes(inputs: Block) -> list[str]:
-    """Return sixteen hex digits for each row of a model's inputs; the same bits give the same digits."""
+    """Return sixteen hex digits for each row of a model's inputs. Equal bits give equal digits."""
     columns = [np.ascontiguousarray(values) for values in inputs.values()]
-    # a row of a column of texts is a bare str
+    # a row of a text column is a str, not an array
     return [_digest([np.asarray(column[row], column.dtype) for column in columns]) for row in range(rows_in(inputs))]
 
 
 def answers_agree(one: Any, other: Any) -> bool:
-    """Whether two predictions, as plain values, are the same but for rounding (relative 1e-5, absolute 1e-6)."""
+    """Tell whether two predictions as plain values are equal but for rounding (relative 1e-5, absolute 1e-6)."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(answers_agree(one[name], other[name]) for name in one)
     first, second = np.array(one), np.array(other)

@@ -26,24 +26,24 @@ from inference.models.runtimes import (
     signatures_of,
 )
 from inference.models.versions import Wanted, check_confined, find_versions, fingerprint, wanted_versions
-from inference.models.warm_up import RealRows, prove
+from inference.models.warm_up import SampleRows, warm_up
 from inference.schema import DType, Signature
 from inference.settings import ModelSettings, Settings, WorkerSettings
 from inference.storage import is_uri
 
 log = get_logger(__name__)
 
-#: two sizes: outputs whose shape depends on the number of rows are found out
+#: two sizes, which show whether the shape of an output depends on the number of rows
 WARM_UP_ROWS = (1, 2)
-NO_ROWS = RealRows()
-#: a wide table with an input for each column has some thousands
+NO_ROWS = SampleRows()
+#: a model of a wide table, with an input for each column, has some thousands
 _MOST_TENSORS = 10_000
 _LONGEST_NAME = 1_000
 _failures = Failures(__name__, "model.load")
 
-#: inspects a model's wanted versions without loading TensorFlow into this process
+#: inspects a model's wanted versions without TensorFlow in this process
 Inspect = Callable[[Settings, str], dict[int, VersionRecord]]
-#: tries one version of a model where it can do no harm
+#: tries one version of a model in a process of its own, where it can do no harm
 TryApart = Callable[[Settings, str, int], VersionRecord]
 
 
@@ -55,20 +55,20 @@ def load_version(
     *,
     options: LoadOptions | None = None,
     contract: FeatureContract | None = None,
-    rows: RealRows = NO_ROWS,
+    rows: SampleRows = NO_ROWS,
     known: VersionRecord | None = None,
     warm_up_rows: Sequence[int] = WARM_UP_ROWS,
     clock: Clock = system_clock,
 ) -> LoadedModel:
-    """Load a version, and try it before it may serve. `path` is the model's folder, `folder` the version's.
+    """Load a version, and warm it up before it may serve. `path`: the model's folder. `folder`: the version's.
 
-    `contract`: takes the place of what is written in the folders; None for what is written there. `rows`: where rows
-    are to try it with. `known`: what is recorded of the version; one that has answered rows is not tried again.
+    `contract`: replaces the contract in the folders; None for that one. `rows`: the rows to warm it up with. `known`:
+    the version's record; one that has answered rows need not do so again.
 
     Raises:
-        ModelError: the folder cannot be served, a link leads out of it, or the model answers no row (see `prove`).
-        ContractError: its features and its signature disagree.
-        ModelError: its features name code that the settings do not allow, or that cannot be imported.
+        ModelError: the folder cannot be served, a link leads out of it, the model answers no row (see `warm_up`), or
+            its features name code that the settings do not allow, or that cannot be imported.
+        ContractError: its features contradict its signature.
         ModelUnavailable: an engine elsewhere did not answer.
         StoreUnavailable: Redis did not answer in time.
     """
@@ -83,25 +83,25 @@ def load_version(
     vectoriser = None
     if contract.features:
         vectoriser = Vectoriser(contract, runtime.signature, _functions(contract, options or LoadOptions()))
-    mark = fingerprint(folder)
-    is_proved = known is not None and known.is_proved and (known.fingerprint, known.contract) == (mark, contract)
-    proof = prove(runtime, vectoriser, rows, sizes=warm_up_rows, is_proved=is_proved)
+    digest = fingerprint(folder)
+    is_proved = known is not None and known.is_proved and (known.fingerprint, known.contract) == (digest, contract)
+    result = warm_up(runtime, vectoriser, rows, sizes=warm_up_rows, is_proved=is_proved)
     record = VersionRecord(
         version=version,
         state="ready",
-        signature=proof.signature,
+        signature=result.signature,
         contract=contract,
-        fingerprint=mark,
+        fingerprint=digest,
         inspected_at=clock(),
         format=format_.name,
-        unproven=proof.unproven,
-        # a version that is not tried again keeps what was found out
-        notice=_notice(runtime, known.notice if is_proved and known else proof.remark),
+        unproven=result.unproven,
+        # a version that answered rows before keeps its notice
+        notice=_notice(runtime, known.notice if is_proved and known else result.remark),
     )
     took_s = round(time.monotonic() - started, 2)
     log.info("model.loaded", model=model, version=version, device=runtime.device, took_s=took_s)
-    if proof.unproven:
-        log.warning("model.unproven", model=model, version=version, reason=proof.unproven)
+    if result.unproven:
+        log.warning("model.unproven", model=model, version=version, reason=result.unproven)
     if record.notice:
         log.warning("model.noticed", model=model, version=version, notice=record.notice)
     return LoadedModel(model, record, vectoriser, runtime)
@@ -119,9 +119,9 @@ def _check_size(signature: Signature) -> None:
         )
 
 
-def _notice(runtime: Runtime, of_proof: str | None) -> str | None:
-    """Return what is odd about a version: what its runtime says, if that says anything, and its proof."""
-    return "; ".join(filter(None, [getattr(runtime, "notice", ""), of_proof])) or None
+def _notice(runtime: Runtime, remark: str | None) -> str | None:
+    """Return the warnings of a version's runtime and of its warm-up; None for none."""
+    return "; ".join(filter(None, [getattr(runtime, "notice", ""), remark])) or None
 
 
 def _check_missing_text(contract: FeatureContract, format_: Format) -> None:
@@ -151,19 +151,19 @@ def inspect_versions(
     table: str | None = None,
     clock: Clock = system_clock,
 ) -> dict[int, VersionRecord]:
-    """Load the wanted versions one after the other and return their records, refused ones included.
+    """Load the wanted versions one after the other. Return their records, those of refused versions too.
 
-    `table`: the model's table of features, whose rows they are tried with. Of the latest, one that has answered rows
-    is looked for.
+    `table`: the model's table of features, whose rows they are tried with. If the latest is wanted, stops at the first
+    version that answers rows.
 
     Raises:
-        ModelError: there is no model at the path, or a version that is listed is not there.
+        ModelError: there is no model at the path, or it lacks a listed version.
         ModelUnavailable: an engine elsewhere did not answer.
     """
     found = find_versions(path)
     records: dict[int, VersionRecord] = {}
     for version in wanted_versions(found, wanted):
-        rows = RealRows(table)
+        rows = SampleRows(table)
         result = try_version(path.name, path, version, found[version], options=options, rows=rows, clock=clock)
         records[version] = result.record if isinstance(result, LoadedModel) else result
         if wanted == "latest" and records[version].is_proved:
@@ -179,15 +179,15 @@ def try_version(
     *,
     options: LoadOptions | None = None,
     contract: FeatureContract | None = None,
-    rows: RealRows = NO_ROWS,
+    rows: SampleRows = NO_ROWS,
     known: VersionRecord | None = None,
     warm_up_rows: Sequence[int] = WARM_UP_ROWS,
     limits: LoadLimits | None = None,
     clock: Clock = system_clock,
 ) -> LoadedModel | VersionRecord:
-    """Return the loaded version, or the record that says why it is refused, whatever its libraries raised.
+    """Return the loaded version, or the record of its refusal, whatever its libraries raise.
 
-    `contract`, `rows`, `known`: as in `load_version`. `limits`: None in a process that is watched from outside.
+    `contract`, `rows`, `known`: as in `load_version`. `limits`: None in a process whose parent bounds it.
 
     Raises:
         ModelUnavailable: an engine elsewhere did not answer.
@@ -204,7 +204,7 @@ def try_version(
     except ForecacheError as error:
         reason = error.message
     except SystemExit as error:
-        if type(error) is not SystemExit:  # a subclass is the worker's own wish to end
+        if type(error) is not SystemExit:  # Celery ends the worker by a subclass
             raise
         reason = f"loading it calls sys.exit({error.code!r}): guard the script that it imports by __name__"
     except Exception as error:  # noqa: BLE001 - a boundary: `tell` logs it
@@ -213,7 +213,7 @@ def try_version(
 
 
 def inspect_in_subprocess(settings: Settings, model: str) -> dict[int, VersionRecord]:
-    """Return the records of a model's wanted versions, without importing TensorFlow into this process.
+    """Return the records of a model's wanted versions, without TensorFlow in this process.
 
     Takes seconds. At least one version is ready; others may be refused.
 
@@ -228,7 +228,7 @@ def inspect_in_subprocess(settings: Settings, model: str) -> dict[int, VersionRe
 
 
 def inspect_version_in_subprocess(settings: Settings, model: str, version: int) -> VersionRecord:
-    """Return the record of one good version, tried with its features' functions and its table where it can do no harm.
+    """Return the record of one good version. Tries it with its functions and its table in a process of its own.
 
     Raises:
         UnknownModel: it is not in the settings.
@@ -242,7 +242,7 @@ def inspect_version_in_subprocess(settings: Settings, model: str, version: int) 
 
 
 def table_of(settings: Settings, of_model: ModelSettings) -> str | None:
-    """Return the path or URI of a model's table of features; None where it has none."""
+    """Return the path or URI of a model's table of features; None if it has none."""
     if of_model.features is None:
         return None
     return of_model.features if is_uri(of_model.features) else str(settings.path(of_model.features))
@@ -275,10 +275,10 @@ def newest_signatures(path: Path, options: LoadOptions) -> dict[str, SavedSignat
 
 
 def signatures_in_subprocess(path: Path, workers: WorkerSettings, *, allow_code: bool) -> dict[str, SavedSignature]:
-    """Do what `newest_signatures` does without importing TensorFlow into this process; takes seconds.
+    """Return the result of `newest_signatures`, without TensorFlow in this process. Takes seconds.
 
     Raises:
-        ModelError: what that raised, in one line.
+        ModelError: as `newest_signatures`, in one line.
     """
     allowed = ["--allow-code"] if allow_code else []
     output = run_model_process(
@@ -297,7 +297,7 @@ def signatures_to_json(signatures: Mapping[str, SavedSignature]) -> str:
 def record_to_serve(
     settings: Settings, registry: ModelRegistry, model: str, *, inspect: Inspect = inspect_in_subprocess
 ) -> VersionRecord:
-    """Return the active version's record; before the first activation, that of the newest good version, now recorded.
+    """Return the active version's record. Before the first activation, records the newest good version.
 
     Raises:
         UnknownModel: it is not in the settings.
@@ -322,7 +322,7 @@ def records_to_json(records: dict[int, VersionRecord]) -> str:
 
 
 def records_from_json(text: str) -> dict[int, VersionRecord]:
-    """Rebuild from `records_to_json`, ignoring lines before the last: libraries print where they please."""
+    """Read the output of `records_to_json`. Ignores all lines before the last: libraries print to stdout too."""
     data = json.loads(text.strip().splitlines()[-1])
     records = [VersionRecord.from_json(json.dumps(one)) for one in data["versions"]]
     return {record.version: record for record in records}

@@ -1,4 +1,4 @@
-"""The records of models in Redis: versions, the active one, labels, loads under way. All processes read them."""
+"""The records of models in Redis: versions, the active one, labels, loads under way. Every process reads them."""
 
 from __future__ import annotations
 
@@ -24,39 +24,38 @@ from inference.stored_data import count_in, reading, record_from_json
 
 VersionState = Literal["ready", "refused"]
 _WHAT = "marking the load of a model"
-#: a version that nobody has loaded for so long may crash one more worker
+#: a version that no worker has loaded for so long may crash one more worker
 _REMEMBERED_S = 30 * 86_400
-#: an hour after the last wish nobody waits for it any more
+#: an hour after the last request to reload, nobody waits for it any more
 RELOAD_REMEMBERED_S = 3600
-#: no worker's name: those hold a host and a process id
-_ASKED = "asked"
+#: no name of a worker, which has a host and a process id
+_REQUESTED = "asked"
 
 
 @dataclass(frozen=True)
 class MicroBatchRecord:
-    """The rows per call that were found best for a version, as its `fingerprint` names it, on one kind of device."""
+    """The best number of rows a call, for the version with this `fingerprint` on one kind of device."""
 
     rows: int
     fingerprint: str
 
 
-def _contract(told: Any) -> FeatureContract:
+def _contract(data: Any) -> FeatureContract:
     try:
-        return FeatureContract.from_json(told) if told != {"features": []} else FeatureContract(())
+        return FeatureContract.from_json(data) if data != {"features": []} else FeatureContract(())
     except ContractError as error:
         raise ValueError(error.message) from error
 
 
 @dataclass(frozen=True, kw_only=True)
 class VersionRecord:
-    """One version: `ready` after a good warm-up, or `refused` with the `error` that says why.
+    """One version: `ready` after a good warm-up, or `refused` with the reason in `error`.
 
-    The signature's outputs are the fields of its predictions. `fingerprint` changes when any file of the
-    version does. `format`: as `inference.models.formats` names it. A refused version has an empty signature and
-    contract, and no format. `inspected_at`: epoch seconds. `unproven`: why nothing shows yet that a ready version
-    answers, so that it takes no other's place; None when it has answered rows. `notice`: what is odd about a version
-    that may answer nevertheless. The contract of a model whose features nobody has listed is empty: it takes tensors
-    only.
+    The signature's outputs are the fields of its predictions. `fingerprint` changes with every file of the version.
+    `format`: its name in `inference.models.formats`. A refused version has an empty signature and contract, and no
+    format. `inspected_at`: epoch seconds. `unproven`: why a ready version has not answered any row yet, so that it must
+    not replace another one; None if it has. `notice`: a warning about a version that may answer nevertheless. The
+    contract is empty if the model's features are not listed: it takes tensors only.
     """
 
     version: int
@@ -72,12 +71,12 @@ class VersionRecord:
 
     @property
     def is_proved(self) -> bool:
-        """Whether it may take the place of the version that answers."""
+        """Whether it has answered rows, and so may replace the active version."""
         return self.state == "ready" and self.unproven is None
 
     @property
     def remark(self) -> str | None:
-        """What is wrong with it, in one line: why it was refused, why it waits, what is odd; None for nothing."""
+        """Its error, else why it waits, else its notice, in one line; None for neither."""
         return self.error or self.unproven or self.notice
 
     @property
@@ -87,26 +86,15 @@ class VersionRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {
-            "version": self.version,
-            "state": self.state,
-            "signature": self.signature.to_json(),
-            "contract": self.contract.to_json(),
-            "contract_hash": self.contract_hash,
-            "fingerprint": self.fingerprint,
-            "inspected_at": self.inspected_at,
-            "error": self.error,
-            "format": self.format,
-            "unproven": self.unproven,
-            "notice": self.notice,
-        }
+        signature, contract = self.signature.to_json(), self.contract.to_json()
+        return vars(self) | {"signature": signature, "contract": contract, "contract_hash": self.contract_hash}
 
     @classmethod
     def from_json(cls, text: bytes | str) -> VersionRecord:
-        """Rebuild from the JSON of `to_json`.
+        """Read the JSON of `to_json`.
 
         Raises:
-            Unreadable: it is none.
+            Unreadable: the text is something else.
         """
         return record_from_json(cls, text, "the record of a model's version")
 
@@ -124,8 +112,12 @@ class VersionRecord:
         )
 
 
-class LoadMarks:
-    """The marks of one model, a hash in Redis: version, host and process id → loads that began and did not end.
+class UnfinishedLoads:
+    """The loads of one model that have not ended: a hash in Redis, version, host and process id → count.
+
+    A version whose code ends the process would end it again after each restart by the supervisor. So a worker marks
+    each load before it begins. A later worker of the host that finds the mark of a dead process tries the version in a
+    process of its own first, and refuses it after several.
 
     Every method raises StoreUnavailable when Redis does not answer in time.
     """
@@ -135,16 +127,16 @@ class LoadMarks:
         self._key = key
         self._host = socket.gethostname()
 
-    def cut_off(self, version: int) -> int:
-        """Return how many loads of that version the end of a process of this host cut off, since one last came to its
-        end. Not to be asked during a load.
+    def interrupted(self, version: int) -> int:
+        """Return how many loads of that version ended with their process on this host, since the last one that ended
+        by itself. Must not be called during a load.
         """
-        # in a container, each process may have the id of the one before
+        # in a container, each process may have the same id
         return sum(count for pid, count in self._loads(version).items() if pid == os.getpid() or not _is_alive(pid))
 
     @contextmanager
-    def of_load(self, version: int) -> Iterator[None]:
-        """Mark a load while the block runs. When it ends, whatever comes of it, earlier marks of this host go too."""
+    def mark(self, version: int) -> Iterator[None]:
+        """Mark a load while the block runs. Its end, even by an error, removes earlier marks of this host too."""
         mark = self._field(version, os.getpid())
         with outage_is_an_error(_WHAT), self._client.pipeline() as pipe:
             pipe.hincrby(self._key, mark)
@@ -158,7 +150,7 @@ class LoadMarks:
                 self._client.hdel(self._key, mark, *gone)
 
     def forget(self) -> None:
-        """Take all marks away: each version may be loaded as if it never had cut a process off."""
+        """Remove all marks, so that every version may be loaded again."""
         with outage_is_an_error(_WHAT):
             self._client.delete(self._key)
 
@@ -166,13 +158,15 @@ class LoadMarks:
         return f"{version} {self._host} {pid}"
 
     def _loads(self, version: int) -> dict[int, int]:
-        """Return process id → loads of that version which began on this host and did not end."""
+        """Return process id → unfinished loads of that version on this host."""
         with outage_is_an_error(_WHAT):
             marks = cast("dict[bytes, bytes]", self._client.hgetall(self._key))
-        own = f"{version} {self._host} "
+        prefix = f"{version} {self._host} "
         with reading(_WHAT):
-            of_this = [(mark.decode(), count) for mark, count in marks.items()]
-            return {_pid(mark.removeprefix(own)): count_in(count) for mark, count in of_this if mark.startswith(own)}
+            found = [(mark.decode(), count) for mark, count in marks.items()]
+            return {
+                _pid(mark.removeprefix(prefix)): count_in(count) for mark, count in found if mark.startswith(prefix)
+            }
 
 
 def _pid(text: str) -> int:
@@ -187,7 +181,7 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # another user's
         return True
     return True
 
@@ -201,7 +195,7 @@ class Reloads:
 
 
 class ModelRegistry:
-    """Version records, and which version is active. The latter stands in the prediction table's pointer.
+    """Reads and writes the records of versions. The pointer of the prediction table holds the active version.
 
     Every method raises StoreUnavailable when Redis does not answer in time.
     """
@@ -211,7 +205,7 @@ class ModelRegistry:
         self._keys = keys
 
     def versions(self, model: str) -> dict[int, VersionRecord]:
-        """Return all records of a model by version, oldest version first; empty when none was inspected."""
+        """Return all records of a model by version, oldest version first."""
         try:
             raw = cast("dict[bytes, bytes]", self._client.hgetall(self._keys.model_record(model)))
         except redis.RedisError as error:
@@ -220,14 +214,14 @@ class ModelRegistry:
             return {int(version): VersionRecord.from_json(raw[version]) for version in sorted(raw, key=int)}
 
     def put(self, model: str, record: VersionRecord) -> None:
-        """Store a record, replacing that of the same version."""
+        """Store a record in place of the version's earlier one."""
         try:
             self._client.hset(self._keys.model_record(model), str(record.version), orjson.dumps(record.to_json()))
         except redis.RedisError as error:
             raise _unavailable(error) from error
 
     def get(self, model: str, version: int) -> VersionRecord:
-        """Return the record of a version that is ready.
+        """Return the record of a ready version.
 
         Raises:
             ModelUnavailable: no worker has inspected that version, or it was refused.
@@ -244,7 +238,7 @@ class ModelRegistry:
         return record
 
     def micro_batch(self, model: str, version: int, device: str) -> MicroBatchRecord | None:
-        """Return what was found for a version on a kind of device; None when nobody has searched yet."""
+        """Return the micro-batch of a version on a kind of device; None before the first search."""
         try:
             raw = cast("bytes | None", self._client.hget(self._keys.micro_batches(model), f"{version}:{device}"))
         except redis.RedisError as error:
@@ -252,22 +246,22 @@ class ModelRegistry:
         return record_from_json(MicroBatchRecord, raw, "the rows per call of a model") if raw else None
 
     def put_micro_batch(self, model: str, version: int, device: str, record: MicroBatchRecord) -> None:
-        """Store what was found, replacing what stood there."""
+        """Store a micro-batch in place of the earlier one."""
         try:
             self._client.hset(self._keys.micro_batches(model), f"{version}:{device}", orjson.dumps(record))
         except redis.RedisError as error:
             raise _unavailable(error) from error
 
-    def load_marks(self, model: str) -> LoadMarks:
-        """Return which loads of a model are going on, or were cut off."""
-        return LoadMarks(self._client, self._keys.loads(model))
+    def unfinished_loads(self, model: str) -> UnfinishedLoads:
+        """Return the loads of a model that have not ended."""
+        return UnfinishedLoads(self._client, self._keys.loads(model))
 
     def active_version(self, model: str) -> int | None:
-        """Return the version that answers, None before the first activation."""
+        """Return the active version, which answers requests; None before the first activation."""
         return self.pointer(model).active_version
 
     def active(self, model: str) -> VersionRecord:
-        """Return the record of the version that answers.
+        """Return the record of the active version.
 
         Raises:
             ModelUnavailable: none has been activated yet.
@@ -278,26 +272,25 @@ class ModelRegistry:
         return self.get(model, version)
 
     def activate(self, model: str, version: int, *, force: bool = False) -> bool:
-        """Make a version the one that answers; False when it is older than the active one, or held.
+        """Make a version the active one. Returns False if it is older than the active one, or held.
 
-        `force` also goes backwards, and releases a hold.
+        `force`: activate it nevertheless, and release a hold.
         """
         return self._table(model).activate(version, force=force)
 
     def labels(self, model: str) -> Labels:
-        """Return which versions have names."""
+        """Return the labels of versions."""
         return self.pointer(model).labels
 
     def label(self, model: str, name: str, version: int, *, share: float | None = None) -> None:
-        """Give a label to a version in place of the one that has it.
+        """Give a label to a version, and take it from the version that has it.
 
-        `stable`: the version that answers; workers load it where they do not hold it, and activate it once all do.
-        `canary`: the version on trial, never activated by itself; `share`, 0 to 1, of the entities is computed by it,
-        None for none.
+        `stable`: the version that is to answer. Workers load it, and activate it once all have it. `canary`: the
+        version on trial. It computes `share`, 0 to 1, of the entities (None for none), and never becomes active by
+        itself.
 
         Raises:
-            BadInput: it is no name of a label, the share is none or not the canary's, or the canary would be the
-                version that answers.
+            BadInput: the name is no label, the share is out of range or not the canary's, or the canary is active.
             ModelUnavailable: no worker has inspected that version, or it was refused.
         """
         if not LABEL.fullmatch(name):
@@ -317,7 +310,7 @@ class ModelRegistry:
         self._table(model).label(name, version, share=share or 0.0)
 
     def remove_label(self, model: str, name: str) -> None:
-        """Take a label away. A canary's answers are not read from then on.
+        """Remove a label. Predictions of a canary are not read from then on.
 
         Raises:
             BadInput: no version has it.
@@ -327,11 +320,11 @@ class ModelRegistry:
         self._table(model).label(name, None)
 
     def ask_reload(self, model: str) -> int:
-        """Ask all workers to look for new versions now; return the number of this wish."""
+        """Ask all workers to look for new versions now. Returns the number of this request."""
         key = self._keys.reload(model)
         try:
             with self._client.pipeline() as pipe:
-                pipe.hincrby(key, _ASKED, 1)
+                pipe.hincrby(key, _REQUESTED, 1)
                 pipe.expire(key, RELOAD_REMEMBERED_S)
                 number = pipe.execute()[0]
         except redis.RedisError as error:
@@ -339,17 +332,17 @@ class ModelRegistry:
         return int(number)
 
     def reloads(self, model: str) -> Reloads:
-        """Return the last wish for new versions, and who has fulfilled which."""
+        """Return the newest request to reload, and which requests each worker has done."""
         try:
             raw = cast("dict[bytes, bytes]", self._client.hgetall(self._keys.reload(model)))
         except redis.RedisError as error:
             raise _unavailable(error) from error
-        with reading(f"the wishes for new versions of model {model!r}"):
+        with reading(f"the requests to reload model {model!r}"):
             numbers = {name.decode(): int(number) for name, number in raw.items()}
-        return Reloads(numbers.pop(_ASKED, 0), numbers)
+        return Reloads(numbers.pop(_REQUESTED, 0), numbers)
 
     def put_reloaded(self, model: str, worker: str, number: int) -> None:
-        """Note that a worker has fulfilled the wish of that number."""
+        """Note that a worker has done the request of that number."""
         key = self._keys.reload(model)
         try:
             with self._client.pipeline() as pipe:
@@ -360,11 +353,11 @@ class ModelRegistry:
             raise _unavailable(error) from error
 
     def pointer(self, model: str) -> Pointer:
-        """Return the prediction table's pointer, in which the active version and the held ones stand."""
+        """Return the prediction table's pointer, which has the active and the held versions."""
         return self._table(model).pointer()
 
     def stored_rows(self, model: str) -> Block:
-        """Return some rows of a model's feature table by column; empty when none is stored."""
+        """Return some rows of a model's feature table by column; empty if no row is stored."""
         kind = TableKind.FEATURES
         return RedisTable(self._client, self._keys.table(kind, model), kind=kind, model=model).some_rows()
 

@@ -1,4 +1,4 @@
-"""The description of a model that an engine elsewhere computes: `remote.toml` in a version's folder."""
+"""The description of a model that a remote engine computes: `remote.toml` in a version's folder."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from inference.small_files import read_small_text
 
 REMOTE_FILE = "remote.toml"
 
-#: said of an address for which `is_metadata_address` holds
+#: the message for an address of `is_metadata_address`
 NEVER_ASKED = "is link-local or a cloud's metadata service, which no worker asks: correct the url"
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-#: metadata services that are not link-local: AWS, Google, Azure, Alibaba, Oracle
+#: metadata services with other addresses than link-local ones: AWS, Google, Azure, Alibaba, Oracle
 _METADATA = tuple(
     map(
         ipaddress.ip_network,
@@ -43,12 +43,11 @@ _METADATA = tuple(
 
 
 class RemoteEngine(BaseModel):
-    """Where a model is computed, and how it is asked. Durations in seconds once loaded.
+    """The engine that computes a model, and the form of its requests. Durations in seconds once loaded.
 
-    `url`: may hold a user and a password, so it prints as stars.
-    `version` or `label`: what the engine is asked for; neither takes what it serves. `signature`: of TensorFlow
-    Serving's. `form`: one object a row, or one array an input. `retries`: how many times a request that was not
-    answered, or was turned away, is sent again.
+    `url`: may hold a user and a password, so it prints as stars. `version` or `label`: the version to ask for; with
+    neither, the engine chooses. `signature`: for TensorFlow Serving. `form`: one object a row, or one array an input.
+    `retries`: how often a request without an answer, or with one that says to try again, is sent again.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -83,7 +82,7 @@ class RemoteEngine(BaseModel):
 
     @property
     def login(self) -> tuple[str, str] | None:
-        """User and password that the engine asks for; None for none."""
+        """The user and the password for the engine; None for none."""
         parts = urlsplit(self.url.get_secret_value())
         if parts.username is None and parts.password is None:
             return None
@@ -100,7 +99,7 @@ class RemoteEngine(BaseModel):
 
 
 def read_remote(file: Path) -> RemoteEngine:
-    """Return what a `remote.toml` says.
+    """Read a `remote.toml`.
 
     Raises:
         ModelError: it is no TOML, or a key is unknown, missing or malformed.
@@ -109,13 +108,13 @@ def read_remote(file: Path) -> RemoteEngine:
         data: dict[str, Any] = tomllib.loads(read_small_text(file))
         return RemoteEngine.model_validate(data)
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file} cannot be loaded: {_telling(error)}", field="path") from error
+        raise ModelError(f"{file} cannot be loaded: {_reason(error)}", field="path") from error
 
 
 def check_engine_host(engine: RemoteEngine, allowed: Sequence[str] | None) -> None:
-    """Refuse an engine that the settings do not list, or whose address no worker asks.
+    """Refuse an engine that is not in the settings, or has the address of a metadata service.
 
-    A name may mean another address later, so each connection's address is checked too (`is_metadata_address`).
+    A name may get another address later, so the runtime checks the address of each connection too.
 
     Raises:
         ModelError: names the host, and the setting.
@@ -132,16 +131,16 @@ def check_engine_host(engine: RemoteEngine, allowed: Sequence[str] | None) -> No
         # also spellings such as 0xa9fea9fe and 2852039166
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        return  # the request tells what is wrong
+        return  # the request will say what is wrong
     for *_, address in found:
         if is_metadata_address(str(address[0])):
             raise ModelError(f"the engine's address {address[0]} {NEVER_ASKED}", field="url")
 
 
 def is_metadata_address(address: str) -> bool:
-    """Tell whether an IP address is link-local, or another that clouds give their metadata service.
+    """Tell whether an IP address is link-local, or another one of a cloud's metadata service.
 
-    It gives out the machine's credentials to whoever asks, and so to whoever may write a `remote.toml`.
+    That service gives the machine's credentials to every client, and so to a person who may write a `remote.toml`.
     """
     ip = ipaddress.ip_address(address)
     both = [one for one in (ip, _inner_ipv4(ip)) if one is not None]
@@ -155,7 +154,7 @@ def _matches(pattern: str, host: str, port: int) -> bool:
 
 
 def _inner_ipv4(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """Return the IPv4 address that an IPv6 address leads to: mapped, translated (NAT64) or tunnelled (6to4)."""
+    """Return the IPv4 address inside an IPv6 address: mapped, translated (NAT64) or tunnelled (6to4)."""
     if isinstance(ip, ipaddress.IPv4Address):
         return None
     if ip in _NAT64:
@@ -163,7 +162,7 @@ def _inner_ipv4(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.
     return ip.ipv4_mapped or ip.sixtofour
 
 
-def _telling(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return " ".join(str(error).split())
     first = error.errors()[0]

@@ -1,4 +1,7 @@
-"""Warms a version up before it may serve, with made-up rows and with rows of entities, and says whether it answers."""
+"""Warms a version up: calls it with made-up rows and with rows of entities, and says whether it answers.
+
+Rows of entities come from the model's table, else from its feature table.
+"""
 
 from __future__ import annotations
 
@@ -22,23 +25,23 @@ from inference.models.runtimes.runtime import MisshapenOutput
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 from inference.sources import Source, open_source, read_slices, whole_slices
 
-#: rows that are also tried alone, and how far their answers may lie from those among others: a library computes other
-#: numbers of rows by other kernels. Relative to the answer, and to the largest one
+#: so many rows are also tried alone. Their answers may differ from those in the whole call, since a library has other
+#: kernels for other numbers of rows: by a share of the answer, and of the largest answer
 _ALONE, _RELATIVE, _OF_LARGEST = 3, 0.01, 1e-3
 _REPEATS = 3
 _MOST_SHOWN = 3
-#: how many a version is tried with, spread over those that are read
+#: a version is tried with so many rows, spread over those that are read
 TRIED_ROWS = 32
-#: how many are read, the first ones of the table; of wide rows fewer
+#: so many rows are read from the start of the table; fewer wide ones
 READ_ROWS = 1_000
 _READ_VALUES = 2_000_000
 
 
 @dataclass(frozen=True)
-class Proof:
-    """What the trial showed: the `signature`, with outputs as they are.
+class WarmUpResult:
+    """The result of a warm-up: the `signature` with the outputs as they are.
 
-    `unproven`: why nothing shows that the version answers; None when it answered rows. `remark`: what is odd about it.
+    `unproven`: why the version answered no row; None if it did. `remark`: a warning about its answers; None for none.
     """
 
     signature: Signature
@@ -48,7 +51,7 @@ class Proof:
 
 @dataclass(frozen=True)
 class _Problem:
-    """Why the model made nothing of some rows. `no_numbers`: it did not raise, but answered with NaN or infinity."""
+    """Why the model did not answer some rows. `no_numbers`: it did not raise, but answered with NaN or infinity."""
 
     reason: str
     no_numbers: bool = False
@@ -56,7 +59,7 @@ class _Problem:
 
 @dataclass(frozen=True)
 class _Trial:
-    """A loaded model on trial. `answers`: all that it gave so far; `remarks`: what is odd about them."""
+    """A loaded model under trial. `answers`: all its answers so far; `remarks`: warnings about them."""
 
     runtime: Runtime
     is_proved: bool
@@ -64,11 +67,11 @@ class _Trial:
     remarks: list[str] = field(default_factory=list)
 
     def problem(self, inputs: Block) -> _Problem | None:
-        """Return why the model makes nothing of these rows; None when it answers at least one with numbers.
+        """Return why the model does not answer these rows; None if it answers at least one with finite numbers.
 
         Raises:
-            MisshapenOutput: no row is to blame.
-            ModelError: it answered no rows before, and has no memory for one: whoever served it would have none either.
+            MisshapenOutput: the output's form is wrong for any row.
+            ModelError: it has never answered a row, and one row does not fit into memory.
         """
         try:
             answer = call(self.runtime, inputs)
@@ -84,7 +87,7 @@ class _Trial:
         return _without_numbers(answer)
 
     def problem_of_each(self, inputs: Block) -> _Problem | None:
-        """Return the last row's problem when every row has one, whether together or alone."""
+        """Return the last row's problem if every row has one, together and alone; else None."""
         problem = self.problem(inputs)
         row = 0
         while problem is not None and row < rows_in(inputs) > 1:
@@ -93,17 +96,17 @@ class _Trial:
         return problem
 
 
-def prove(
-    runtime: Runtime, vectoriser: Vectoriser | None, rows: RealRows, *, sizes: Sequence[int], is_proved: bool
-) -> Proof:
+def warm_up(
+    runtime: Runtime, vectoriser: Vectoriser | None, rows: SampleRows, *, sizes: Sequence[int], is_proved: bool
+) -> WarmUpResult:
     """Call a model with made-up rows, once for each of `sizes`, and with rows of entities.
 
-    `vectoriser`: None for a model whose features nobody has listed. `is_proved`: the version has answered rows before.
-    It is only warmed up, by real rows where it fails on made-up ones.
+    `vectoriser`: None if the model's features are not listed. `is_proved`: the version has answered rows before. Then
+    this only warms it up, and takes rows of entities only if it fails on made-up ones.
 
     Raises:
-        ModelError: it fails on all real rows, its outputs cannot be served, or, where there are no real rows, it
-            answers made-up ones with no finite number.
+        ModelError: it fails on all rows of entities, its outputs cannot be served, or there are no rows of entities
+            and it answers made-up ones without a finite number.
         ModelUnavailable: an engine elsewhere did not answer.
         StoreUnavailable: Redis did not answer in time.
     """
@@ -116,17 +119,17 @@ def prove(
     except MisshapenOutput as error:
         raise ModelError(error.message) from error
     remark = next(iter(trial.remarks), None)
-    return Proof(observed(runtime.signature, trial.answers), None if is_proved else unproven, remark)
+    return WarmUpResult(observed(runtime.signature, trial.answers), None if is_proved else unproven, remark)
 
 
 def check_rows_alone(runtime: Runtime, inputs: Block) -> str | None:
-    """Refuse a model whose answer for a row depends on the rows beside it. Calls it with all rows, and with some alone.
+    """Refuse a model whose answer for a row depends on the other rows of a call.
 
-    Returns what is odd but no reason to refuse it: that it answers the same row now so, now so. A model that fails on
-    all rows together, for whatever row is at fault, is not looked at.
+    Calls it with all rows, and with some of them alone. Returns a warning, and does not refuse, if it answers the same
+    row differently each time. Checks nothing if the call with all rows fails.
 
     Raises:
-        ModelError: a row that was answered among others fails alone, or is answered otherwise.
+        ModelError: a row that was answered among others fails alone, or has another answer.
     """
     rows = rows_in(inputs)
     try:
@@ -136,7 +139,7 @@ def check_rows_alone(runtime: Runtime, inputs: Block) -> str | None:
     differing: list[tuple[str, Block, Block]] = []
     for row in np.linspace(0, rows - 1, min(_ALONE, rows)).astype(np.intp) if rows > 1 else ():
         alone, among = take(inputs, row[np.newaxis]), take(together, row[np.newaxis])
-        if _without_numbers(among):  # such a row has no answer in any company
+        if _without_numbers(among):  # this row has no answer among others either
             continue
         try:
             answer = call(runtime, alone)
@@ -150,7 +153,7 @@ def check_rows_alone(runtime: Runtime, inputs: Block) -> str | None:
             ) from error
         if name is not None:
             differing.append((name, among, answer))
-    # of a label, rounding may make another one, but hardly twice
+    # rounding may change one label, but hardly two
     if differing and (len(differing) > 1 or differing[0][1][differing[0][0]].dtype.kind == "f"):
         raise _mixes_rows(*differing[0], rows)
     return None
@@ -165,7 +168,7 @@ def _mixes_rows(name: str, among: Block, alone: Block, rows: int) -> ModelError:
 
 
 def _repeats(runtime: Runtime, inputs: Block, answer: Block) -> bool:
-    """Tell whether a model gives the same answer each time: one that draws lots, or counts, mixes no rows."""
+    """Tell whether a model gives the same answer each time. A random or counting model does not, and mixes no rows."""
     again = [call(runtime, inputs) for _ in range(_REPEATS)]
     return all(_same(one[name], values) for one in again for name, values in answer.items())
 
@@ -175,7 +178,7 @@ def _same(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> bool:
 
 
 def _differing(answer: Block, among: Block, together: Block) -> str | None:
-    """Return the output in which two answers for a row differ by more than rounding; None without one."""
+    """Return the output in which two answers for a row differ by more than rounding; None for none."""
     for name, values in answer.items():
         # a free dimension may be as long as the longest row of a call
         if values.shape == among[name].shape and not _alike(values, among[name], together[name]):
@@ -199,9 +202,9 @@ def _shown(values: npt.NDArray[Any]) -> str:
 
 
 def warm_up_inputs(vectoriser: Vectoriser, rows: int) -> Block:
-    """Return the inputs of so many rows of defaults, with zeros and "" where there is no default."""
+    """Return the inputs of `rows` rows of defaults, with zeros and "" where there is no default."""
     block = vectoriser.defaults(rows).block
-    # a NaN that the model may be given tells nothing of whether it answers with numbers
+    # no NaN, even for a nullable feature: the answer must show whether the model gives numbers
     known = {
         feature.name: np.nan_to_num(block[feature.name]) if feature.dtype.is_float else block[feature.name]
         for feature in vectoriser.contract.features
@@ -210,15 +213,15 @@ def warm_up_inputs(vectoriser: Vectoriser, rows: int) -> Block:
 
 
 def _try_made_up_rows(trial: _Trial, vectoriser: Vectoriser | None, sizes: Sequence[int]) -> _Problem | None:
-    """Return the problem of the first size that has one; None when all were answered."""
+    """Return the problem of the first size that has one; None if all sizes were answered."""
     for number, count in enumerate(sizes, start=1):
         if vectoriser is None:
-            # free dimensions differ from one call to the next, so that outputs show which of theirs do
+            # a free dimension differs between the calls, so that the outputs show their free dimensions
             inputs = {spec.name: _zeros(spec, count, free=number) for spec in trial.runtime.signature.inputs}
         else:
             inputs = warm_up_inputs(vectoriser, count)
         problem = trial.problem(inputs)
-        # zeros may be no legal values (a logarithm): ones are tried too
+        # zeros may be illegal (for a logarithm), so try ones too
         if problem and (not problem.no_numbers or trial.problem(_zeros_to_ones(inputs))):
             return problem
     return None
@@ -227,13 +230,13 @@ def _try_made_up_rows(trial: _Trial, vectoriser: Vectoriser | None, sizes: Seque
 def _try_real_rows(
     trial: _Trial,
     vectoriser: Vectoriser,
-    rows: RealRows,
+    rows: SampleRows,
     sizes: Sequence[int],
     made_up: _Problem | None,
     *,
     is_proved: bool,
 ) -> str | None:
-    """Return why nothing shows that the version answers. `made_up`: the problem with made-up rows."""
+    """Return why the version answered no row of an entity; None if it did. `made_up`: the problem of made-up rows."""
     try:
         sample = rows.sample(vectoriser)
     except BadInput as error:
@@ -248,13 +251,13 @@ def _try_real_rows(
     if problem is None:
         if not is_proved and (odd := check_rows_alone(trial.runtime, sample.inputs)):
             trial.remarks.append(odd)
-        for count in sizes:  # no request is to pay for the first call of a size
+        for count in sizes:  # no request shall pay for the first call of a size
             trial.problem({name: np.resize(of, (count, *of.shape[1:])) for name, of in sample.inputs.items()})
         return None
-    told = f"it fails on each of the {rows_in(sample.inputs)} rows tried of {sample.name}, such as: {problem.reason}"
+    message = f"it fails on each of the {rows_in(sample.inputs)} rows tried of {sample.name}, such as: {problem.reason}"
     if sample.is_real and not is_proved:
-        raise ModelError(told)
-    return told
+        raise ModelError(message)
+    return message
 
 
 def _verdict_of_made_up(made_up: _Problem | None, *, is_proved: bool) -> str | None:
@@ -267,7 +270,7 @@ def _verdict_of_made_up(made_up: _Problem | None, *, is_proved: bool) -> str | N
 
 
 def _without_numbers(answer: Block) -> _Problem | None:
-    """Return what is no number in every row; None when one row at least is all numbers."""
+    """Return the output without finite numbers; None if the numbers of at least one row are all finite."""
     finite = {name: np.isfinite(values) for name, values in answer.items() if values.dtype.kind == "f"}
     bad = {name: per_row(~of_output) for name, of_output in finite.items()}
     if not bad or not np.logical_or.reduce(list(bad.values())).all():
@@ -290,7 +293,7 @@ def _zeros_to_ones(inputs: Block) -> Block:
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows as the model's inputs. `name`: of where they are from; `is_real`: no value in them is made up."""
+    """Rows of entities as the model's inputs. `name`: their table; `is_real`: no value in them is made up."""
 
     name: str
     inputs: Block
@@ -298,65 +301,65 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class RealRows:
-    """Where a model's rows are.
+class SampleRows:
+    """The tables that have rows of entities.
 
-    `table`: the path or URI of its table, None where it has none. `stored`: reads some rows of its feature table; None
-    in a process without Redis.
+    `table`: the path or URI of the model's table; None if it has none. `stored`: reads some rows of its feature table;
+    None in a process without Redis.
     """
 
     table: str | None = None
     stored: Callable[[], Block] | None = None
 
     def sample(self, vectoriser: Vectoriser) -> Sample | None:
-        """Return some rows; None when the model has no table, and no row is stored that can be used.
+        """Return some rows; None if the model has no table, and no usable row is stored.
 
         Raises:
-            BadInput: no row is stored, and its table cannot be read, lacks a column, or has no usable row at first.
+            BadInput: no row is stored, and the table cannot be read, lacks a column, or has no usable row at its start.
             FunctionFailed: a function of the features failed.
             StoreUnavailable: Redis did not answer in time.
         """
         try:
-            found = None if self.table is None else _of_table(self.table, vectoriser)
-            return found or self._of_stored(vectoriser)
+            found = None if self.table is None else _sample_of_table(self.table, vectoriser)
+            return found or self._sample_of_stored(vectoriser)
         except BadInput:
-            stored = self._of_stored(vectoriser)
+            stored = self._sample_of_stored(vectoriser)
             if stored is None:
                 raise
             return stored
 
-    def look(self) -> str:
-        """Return a text that changes with the files of the table, and with whether rows are stored."""
+    def state(self) -> str:
+        """Return a text that changes when the files of the table change, or when the first rows are stored."""
         try:
             files = open_source(self.table).files if self.table is not None else ()
-            looks = " ".join(file.stamp + file.footer for file in files)
+            state = " ".join(file.stamp + file.footer for file in files)
         except BadInput as error:
-            looks = error.message
-        return f"{looks} {rows_in(self.stored()) > 0 if self.stored else False}"
+            state = error.message
+        return f"{state} {rows_in(self.stored()) > 0 if self.stored else False}"
 
-    def _of_stored(self, vectoriser: Vectoriser) -> Sample | None:
+    def _sample_of_stored(self, vectoriser: Vectoriser) -> Sample | None:
         block = self.stored() if self.stored else {}
         rows = vectoriser.features_from_block(block, rows_in(block), at=time.time()).usable() if block else {}
         requested = vectoriser.contract.groups_from(GroupSource.REQUEST)
         return _spread("the feature table", rows, vectoriser, is_real=not requested) if rows_in(rows) else None
 
 
-def _of_table(table: str, vectoriser: Vectoriser) -> Sample:
+def _sample_of_table(table: str, vectoriser: Vectoriser) -> Sample:
     source, contract = open_source(table, as_text=vectoriser.text_columns), vectoriser.contract
     groups = contract.groups_from(GroupSource.REQUEST)
     requested = {one.table_column: one.name for group in groups for one in contract.features_of(group.name)}
-    # what comes with requests and is no column is made up
+    # a feature of requests that is no column gets made-up values
     absent = {column: name for column, name in requested.items() if column not in source.schema.names}
     schema = source.schema
     for name in absent:
         schema = schema.append(pa.field(name, pa.null()))
     vectoriser.check_schema(schema, table)
-    parts, why = [], ""
+    blocks, why = [], ""
     for batch in _first_batches(source, [name for name in vectoriser.columns if name not in absent], contract.width):
         rows = vectoriser.features_from_arrow(_with_blanks(batch, vectoriser, absent), at=time.time())
-        parts.append(rows.usable())
+        blocks.append(rows.usable())
         why = why or next(examples(rows.reasons, lambda row: f"row {row}", most=1), "")
-    block = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+    block = {name: np.concatenate([one[name] for one in blocks]) for name in blocks[0]} if blocks else {}
     if not rows_in(block):
         raise SourceError(f"none of the first rows of {table} can be used: {why}", field="features")
     return _spread(Path(table).name, block, vectoriser, is_real=not absent)
@@ -377,7 +380,7 @@ def _first_batches(source: Source, columns: list[str], width: int) -> Iterator[p
 
 
 def _with_blanks(batch: pa.RecordBatch, vectoriser: Vectoriser, absent: Mapping[str, str]) -> pa.RecordBatch:
-    """Return the rows with made-up values of features that no column has: their default, else zeros or ""."""
+    """Return the rows with made-up values for absent features: their default, else zeros or ""."""
     defaults = vectoriser.defaults(batch.num_rows).block
     for column, name in absent.items():
         batch = batch.append_column(column, pa.array(defaults[name].tolist()))

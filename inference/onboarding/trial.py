@@ -122,7 +122,7 @@ def try_row(request: TrialRequest) -> Trial:
     head = _read_head(request, loaded.vectoriser)
     gaps = find_gaps(loaded, head) if request.adapt else Gaps(request.contract, None)
     if gaps.contract != request.contract:
-        loaded.own_vectoriser = Vectoriser(gaps.contract, loaded.vectoriser.signature)
+        loaded.known_vectoriser = Vectoriser(gaps.contract, loaded.vectoriser.signature)
     ids, rows = _first_rows(request, loaded.vectoriser, head)
     bad = rows.rejected | np.asarray(illegal_entity_ids(ids))
     why = _why_not(ids, rows, bad, request.entity_column)

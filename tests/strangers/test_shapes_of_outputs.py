@@ -20,7 +20,7 @@ from inference.models import LoadedModel, prediction_values, score_rows
 from inference.models.loading import load_version
 from inference.models.runtimes import LoadOptions
 from inference.models.runtimes.runtime import as_served
-from inference.models.warm_up import RealRows
+from inference.models.warm_up import SampleRows
 from inference.schema import Block, DType, Signature, TensorSpec
 from inference.serving.tensor_scorer import model_outputs
 from inference.store.codec import codec_for
@@ -295,7 +295,7 @@ def gives(folder: Path, answer: Any) -> LoadedModel:
     pq.write_table(pa.table({"id": ["a", "b", "c"], "x": [1.5, 2.0, -1.0]}), folder / "t.parquet")
     options = LoadOptions(allow_code=True)
     return load_version(
-        "m", folder / "m", 1, folder / "m" / "1", rows=RealRows(str(folder / "t.parquet")), options=options
+        "m", folder / "m", 1, folder / "m" / "1", rows=SampleRows(str(folder / "t.parquet")), options=options
     )
 
 

@@ -343,6 +343,6 @@ def test_a_proof_that_comes_while_another_worker_loads_is_not_lost(room: Room, m
             elsewhere.load("m", 2)
             raise SourceError("the table is away")
 
-    monkeypatch.setattr(room.host, "real_rows", lambda _: Away())
+    monkeypatch.setattr(room.host, "sample_rows", lambda _: Away())
     assert room.host.load("m", 2, must_answer=True).record.is_proved
     assert room.remark(2) == ""

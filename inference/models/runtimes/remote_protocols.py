@@ -1,4 +1,4 @@
-"""The protocols by which a remote engine is asked: TensorFlow Serving's REST API, and the Open Inference Protocol.
+"""The clients of the two protocols of remote engines: TensorFlow Serving's REST API, and the Open Inference Protocol.
 
 Sources: http_rest_api_util.cc and json_tensor.cc of tensorflow/serving; inference_rest.md of version 2 of the Open
 Inference Protocol.
@@ -20,12 +20,12 @@ from inference.models.remote import RemoteEngine
 from inference.models.runtimes.runtime import row_spec
 from inference.schema import Block, DType, TensorSpec, rows_in
 
-#: TensorFlow's names of dtypes → numpy's
+#: TensorFlow's name of a dtype → numpy's
 _TENSORFLOW_DTYPES = {
     "DT_FLOAT": "float32", "DT_DOUBLE": "float64", "DT_HALF": "float16", "DT_BOOL": "bool", "DT_STRING": "string",
     **{f"DT_{kind}{bits}": f"{kind.lower()}{bits}" for kind in ("INT", "UINT") for bits in (8, 16, 32, 64)},
 }  # fmt: skip
-#: the protocol's names of element types → numpy's
+#: the Open Inference Protocol's name of a dtype → numpy's
 _DTYPES = {
     "BOOL": "bool", "BYTES": "string", "FP16": "float16", "FP32": "float32", "FP64": "float64",
     **{f"{kind}{bits}": f"{kind.lower()}{bits}" for kind in ("INT", "UINT") for bits in (8, 16, 32, 64)},
@@ -33,8 +33,8 @@ _DTYPES = {
 _NAMES = {ours: theirs for theirs, ours in _DTYPES.items()}
 
 
-class TensorFlowServing:
-    """Predictions by rows or by columns."""
+class TensorFlowServingProtocol:
+    """TensorFlow Serving's REST API. Asks for predictions by rows or by columns."""
 
     def __init__(self, engine: RemoteEngine) -> None:
         self._engine = engine
@@ -46,10 +46,10 @@ class TensorFlowServing:
         self._outputs: tuple[TensorSpec, ...] = ()
 
     def describe(self, ask: Callable[..., Any]) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        """Return the inputs and outputs of the signature, by name: the engine's JSON has no order of its own.
+        """Return the inputs and outputs of the signature, ordered by name: the engine's JSON has no order.
 
         Raises:
-            ModelError: it has no such signature, or one that cannot be served.
+            ModelError: the model has no such signature, or one that cannot be served.
         """
         metadata = ask(f"{self._path}/metadata")
         try:
@@ -68,7 +68,7 @@ class TensorFlowServing:
         """Return the outputs' values by name.
 
         Raises:
-            PredictionFailed: the answer has not the form of the protocol.
+            PredictionFailed: the answer does not have the form of the protocol.
         """
         by_columns = self._engine.form == "columns"
         body: dict[str, Any] = {"signature_name": self._engine.signature}
@@ -80,7 +80,7 @@ class TensorFlowServing:
             raise PredictionFailed("its engine did not answer as TensorFlow Serving does") from error
 
     def _from_columns(self, answer: Any) -> dict[str, Any]:
-        """Return the outputs; one alone stands without its name."""
+        """Return the outputs. A single output comes without its name."""
         if len(self._outputs) == 1:
             answer = {self._outputs[0].name: answer}
         return {spec.name: _text(answer[spec.name], spec) for spec in self._outputs}
@@ -105,7 +105,7 @@ def _spec(model: str, kind: str, name: str, tensor: Mapping[str, Any]) -> Tensor
 
 
 def _columns(inputs: Block) -> Any:
-    """Return the inputs by name; text as lists, which the encoder of numbers does not know."""
+    """Return the inputs by name. Text becomes lists: the JSON encoder takes no arrays of objects."""
     columns = {name: array.tolist() if array.dtype == object else _plain(array) for name, array in inputs.items()}
     return next(iter(columns.values())) if len(columns) == 1 else columns
 
@@ -118,13 +118,13 @@ def _rows(inputs: Block) -> list[Any]:
 
 
 def _plain(array: Any) -> Any:
-    # the encoder takes neither half floats everywhere nor arrays with gaps
+    # the JSON encoder takes no arrays with gaps, and not all versions take half floats
     array = array.astype(np.float32) if array.dtype == np.float16 else array
     return np.ascontiguousarray(array)
 
 
 def _text(values: Any, spec: TensorSpec) -> Any:
-    """Return bytes of an output whose name ends in `_bytes` as what they encode; all else as it is."""
+    """Return decoded bytes of a text output whose name ends in `_bytes`; other values unchanged."""
     if spec.dtype is not DType.STRING:
         return values
     if isinstance(values, list):
@@ -132,8 +132,8 @@ def _text(values: Any, spec: TensorSpec) -> Any:
     return base64.b64decode(values["b64"]) if isinstance(values, dict) else values
 
 
-class OpenInference:
-    """Predictions as flat JSON arrays, which every engine takes."""
+class OpenInferenceProtocol:
+    """The Open Inference Protocol, version 2, over HTTP. Sends flat JSON arrays, which every engine takes."""
 
     def __init__(self, engine: RemoteEngine) -> None:
         self._engine = engine
@@ -147,7 +147,7 @@ class OpenInference:
         """Return the inputs and outputs in the order of the model's metadata.
 
         Raises:
-            ModelError: the metadata name none, or such that cannot be served.
+            ModelError: the metadata name none, or some that cannot be served.
         """
         metadata = ask(self._path)
         self._inputs = self._specs("input", metadata)
@@ -158,7 +158,7 @@ class OpenInference:
         """Return the outputs' values by name.
 
         Raises:
-            PredictionFailed: the answer has not the form of the protocol.
+            PredictionFailed: the answer does not have the form of the protocol.
         """
         body = {
             "inputs": [_tensor(self._inputs[name], array) for name, array in inputs.items()],
@@ -187,12 +187,12 @@ class OpenInference:
 
 def _tensor(spec: TensorSpec, array: npt.NDArray[Any]) -> dict[str, Any]:
     flat = np.ascontiguousarray(array).ravel()
-    # the encoder knows neither text nor half floats
+    # the JSON encoder takes neither text nor half floats
     data = flat.tolist() if spec.dtype in (DType.STRING, DType.FLOAT16) else flat
     return {"name": spec.name, "shape": list(array.shape), "datatype": _NAMES[spec.dtype.value], "data": data}
 
 
 def _values(tensor: Mapping[str, Any], spec: TensorSpec | None) -> npt.NDArray[Any]:
-    """Return a tensor's values in its shape, flat or nested as they came; null is NaN, as some engines write it."""
+    """Return a tensor's values, flat or nested, in its shape. Some engines write null for NaN."""
     dtype: Any = object if spec is None or not spec.dtype.is_float else spec.dtype.numpy
     return np.asarray(tensor["data"], dtype=dtype).reshape(tensor["shape"])

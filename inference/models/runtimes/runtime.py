@@ -18,20 +18,20 @@ from inference.errors import ModelError, PredictionFailed, SettingsError
 from inference.schema import Block, DType, Signature, TensorSpec
 
 _LONGEST_LINE = 300
-#: what the lines around the message of one of TensorFlow's graph errors begin with
+#: the lines around the message of one of TensorFlow's graph errors begin so
 _FRAME_LINES = ("Graph execution error", "Detected at node", "<stack", "File ", "[[", "(")
-#: where in the graph, before the message itself
+#: the place in the graph, before the message itself
 _NODE = re.compile(r"^(\{\{[^}]*\}\}\s*)+")
-#: what makes the rows free in most libraries
+#: how to make the rows free in most libraries
 _FREE_ROWS = "export it with None there (PyTorch: a torch.export.Dim)"
 
 
 class Runtime(Protocol):
-    """A loaded model. `predict` may be called from one thread at a time or from many."""
+    """A loaded model. Several threads may call `predict`."""
 
-    #: as the model declares it; outputs as they are served: a trailing dimension of 1 is dropped
+    #: the inputs as the model declares them, and the outputs as they are served: without a trailing dimension of 1
     signature: Signature
-    #: the kind of device that computes, such as "cpu-8" or a GPU's name: what is fast on one is fast on its like
+    #: the kind of device that computes, such as "cpu-8" or a GPU's name; equal devices have the same best micro-batch
     device: str
 
     def predict(self, inputs: Block) -> Block:
@@ -46,14 +46,13 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """What the settings say about loading a model.
+    """The settings for the load of a model.
 
-    `allow_code`: files that run code when they are loaded may be loaded.
-    `import_functions`: the functions that the features name are imported at once, not when they are first called;
-    `code_folder`: where their modules, and those that a pickle needs, are looked for when Python does not find them.
-    `signature`: which one of a SavedModel's is served; None for its default one, or its only one.
-    `gpu_memory_share`: the fraction of each GPU's memory to take; None takes what is needed as it is needed.
-    `engine_hosts`: which hosts a `remote.toml` may name; None for all.
+    `allow_code`: load files whose load runs code. `import_functions`: import the functions of the features at once, not
+    at their first call. `code_folder`: the folder of modules, for these functions and for pickles, that Python does not
+    find by itself. `signature`: the name of a SavedModel's signature; None for its default one, or its only one.
+    `gpu_memory_share`: the fraction of each GPU's memory to take; None takes memory when it is needed. `engine_hosts`:
+    the hosts that a `remote.toml` may name; None for all.
     """
 
     allow_code: bool = False
@@ -66,26 +65,26 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class SavedSignature:
-    """One of the signatures of a SavedModel. `reads_examples`: its input is serialized tf.Examples, not columns."""
+    """A signature of a SavedModel. `reads_examples`: its input is serialized tf.Examples, not columns."""
 
     signature: Signature
     reads_examples: bool
 
 
 def one_line(error: BaseException) -> str:
-    """Return what a library's error says, as one line of bounded length."""
+    """Return the message of a library's error as one line of bounded length."""
     return " ".join(str(error).split())[:_LONGEST_LINE] or type(error).__name__
 
 
 def telling_line(error: BaseException) -> str:
-    """Return the line of a TensorFlow error that tells what is wrong, rather than where in the graph."""
+    """Return the line of a TensorFlow error with its message, without its place in the graph."""
     lines = [_NODE.sub("", line.strip()) for line in str(error).splitlines()]
     telling = [line for line in lines if line and not line.startswith(_FRAME_LINES)]
     return telling[0][:_LONGEST_LINE] if telling else one_line(error)
 
 
 def cpu_name() -> str:
-    """Return how the processors of this machine are called where sizes are remembered by device."""
+    """Return the name of this machine's processors as a `Runtime.device`."""
     return f"cpu-{os.cpu_count()}"
 
 
@@ -93,7 +92,7 @@ def gpu_memory_mib() -> list[int]:
     """Return the memory of each GPU that this process sees, in its order.
 
     Raises:
-        SettingsError: the driver's tool does not say.
+        SettingsError: the driver's tool does not answer.
     """
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -101,7 +100,7 @@ def gpu_memory_mib() -> list[int]:
         sizes: list[int] = []
         for one in visible.split(",") if visible else [None]:
             only = ["-i", one.strip()] if one else []
-            # the driver's own tool; every argument is ours or the operator's
+            # the driver's own tool; each argument is ours or the operator's
             output = subprocess.run([*command, *only], capture_output=True, text=True, check=True, timeout=30)  # noqa: S603
             sizes.extend(int(line) for line in output.stdout.split())
     except (OSError, subprocess.SubprocessError, ValueError) as error:
@@ -113,18 +112,18 @@ def gpu_memory_mib() -> list[int]:
 
 
 class MisshapenOutput(PredictionFailed):
-    """Raised when an output has a form that no row can be blamed for: such a version is never served."""
+    """Raised when the form of an output is wrong for any row: such a version is never served."""
 
 
 def row_spec(
     folder: Path, kind: str, name: str, dtype: str, shape: Sequence[int | None], *, free_rows: str = _FREE_ROWS
 ) -> TensorSpec:
-    """Return a tensor's dtype and the shape of one row. `kind`: input or output; None: a dimension of unknown size.
+    """Return a tensor's dtype and the shape of one row. `kind`: input or output. None is a dimension of unknown size.
 
-    `free_rows`: how the author of the model makes the rows free.
+    `free_rows`: how the model's author makes the row dimension free.
 
     Raises:
-        ModelError: it has no free row dimension, or a dtype that numpy and JSON cannot carry.
+        ModelError: it has no free row dimension, or a dtype that numpy and JSON do not have.
     """
     if not shape:
         raise ModelError(f"{folder}: {kind} {name!r} is a scalar without a row dimension", field=name)
@@ -139,10 +138,10 @@ def row_spec(
 
 
 def dtype_of(folder: Path, kind: str, name: str, dtype: str) -> DType:
-    """Return a dtype by numpy's name for it.
+    """Return a dtype by its name in numpy.
 
     Raises:
-        ModelError: numpy and JSON cannot carry it.
+        ModelError: numpy and JSON do not have it.
     """
     try:
         return DType(dtype)
@@ -162,10 +161,10 @@ def _fix_of(kind: str, dtype: str) -> str:
 
 
 def as_served(array: npt.NDArray[Any], spec: TensorSpec, rows: int) -> npt.NDArray[Any]:
-    """Return an output's values in the shape that the model gives them. Text becomes `str`.
+    """Return an output's values in the model's own shape. Text becomes `str`.
 
     Raises:
-        MisshapenOutput: it has another number of rows than went in, or its rows differ in length.
+        MisshapenOutput: it has another number of rows than the inputs, or its rows differ in length.
     """
     if array.ndim == 0 or len(array) != rows:
         raise MisshapenOutput(f"output {spec.name!r} has shape {list(array.shape)} for {rows} rows of input")
@@ -184,7 +183,7 @@ def as_served(array: npt.NDArray[Any], spec: TensorSpec, rows: int) -> npt.NDArr
 
 
 def plain_numbers(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return an array of Python's own numbers as one of numpy's, with NaN for None; any other as it is."""
+    """Return an array of Python's numbers as one of numpy's, with NaN for None; any other array unchanged."""
     values = array.ravel().tolist() if array.dtype.kind == "O" else []
     if not values or not all(value is None or isinstance(value, bool | int | float | Decimal) for value in values):
         return array
@@ -209,7 +208,7 @@ def _as_text(value: Any, spec: TensorSpec) -> str:
 
 
 def _as_numbers(array: npt.NDArray[Any], spec: TensorSpec) -> npt.NDArray[Any]:
-    """Return Python's own numbers as those of the declared dtype; None is NaN."""
+    """Return Python's numbers in the declared dtype, with NaN for None."""
     try:
         return array.astype(spec.dtype.numpy)
     except (TypeError, ValueError, OverflowError) as error:

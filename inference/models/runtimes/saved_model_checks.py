@@ -22,7 +22,7 @@ from tensorflow.python.saved_model import loader_impl
 
 from inference.errors import ModelError
 
-#: open files, run Python, or hold another graph that nobody can look into; old names begin with Experimental
+#: operations that open files, run Python, or hold a graph that cannot be checked; old names begin with Experimental
 _FORBIDDEN = re.compile(
     r"(Experimental)?("
     r"ReadFile|WriteFile|MatchingFiles|MatchingFilesDataset|RecordInput|Skipgram|GenerateVocabRemapping"
@@ -34,12 +34,12 @@ _FORBIDDEN = re.compile(
     r"|DatasetFromGraph|DeserializeIterator|MlirPassthroughOp"
     r")"
 )
-#: of checkpoints: loading runs them, and nothing else may
+#: operations on checkpoints: only the load may run them
 _WRITES_CHECKPOINTS = frozenset({"Save", "SaveSlices", "SaveV2", "MergeV2Checkpoints"})
 _READS_CHECKPOINTS = frozenset({"Restore", "RestoreSlice", "RestoreV2"})
-#: read a file whose name is their second input
+#: operations that read the file in their second input
 _READS_ASSET = frozenset({"InitializeTableFromTextFile", "InitializeTableFromTextFileV2", "InitializeTRTResource"})
-#: attributes that name a file → what they say when they name none
+#: attributes that name a file → their values without one
 _FILE_ATTRIBUTES = {
     "vocab_file": re.compile(r"$"),
     "descriptor_source": re.compile(r"$|local://|bytes://"),
@@ -53,13 +53,13 @@ _KINDS = {
 
 
 def check_opens_no_files(folder: Path) -> None:
-    """Refuse the SavedModel in a folder if a part of its graph opens a file that is not the model's.
+    """Refuse the SavedModel in a folder if its graph opens a file that is not the model's.
 
     Raises:
         ModelError: names the operation or the file, and how to allow it.
     """
     try:
-        # as the loader reads it: of several files, the one that it takes
+        # the loader's own function takes the same one of several files
         model = loader_impl.parse_saved_model(str(folder))
     except Exception as error:
         raise ModelError(
@@ -76,7 +76,7 @@ def check_opens_no_files(folder: Path) -> None:
 
 
 def _foreign_files(meta_graph: Any) -> Iterator[str]:
-    """Give what a graph does with files that are not its own, in words."""
+    """Yield in words what a graph does with files that are not the model's."""
     graph = _Graph(meta_graph)
     for node in graph.all_nodes():
         for name in [node.op, *_named_functions(node)]:
@@ -96,24 +96,24 @@ def _foreign_files(meta_graph: Any) -> Iterator[str]:
 
 
 class _Graph:
-    """The nodes and functions of one graph, and which of them are run."""
+    """The nodes and functions of one graph, and which of them run."""
 
     def __init__(self, meta_graph: Any) -> None:
         self._meta_graph = meta_graph
         self._nodes = {node.name: node for node in meta_graph.graph_def.node}
         self._functions = {one.signature.name: one for one in meta_graph.graph_def.library.function}
         self._objects = meta_graph.object_graph_def
-        #: written by TensorFlow 2: its loader runs the functions of the objects, and never the graph itself
+        #: TensorFlow 2 wrote it: the loader runs the functions of the objects, and never the graph itself
         self._has_objects = meta_graph.HasField("object_graph_def")
 
     def all_nodes(self) -> Iterator[Any]:
-        """Give each node of the graph and of its functions."""
+        """Yield each node of the graph and of its functions."""
         yield from self._nodes.values()
         for function in self._functions.values():
             yield from function.node_def
 
     def serving(self) -> Iterator[Any]:
-        """Give each node that may run when the model is loaded or asked, but for restoring its variables."""
+        """Yield each node that a load or a prediction may run, without those that restore variables."""
         signatures = self._meta_graph.signature_def.values()
         names = [tensor.name for signature in signatures for tensor in signature.outputs.values()]
         for collection in self._meta_graph.collection_def.values():
@@ -121,11 +121,11 @@ class _Graph:
         return self._reached(names, self._objects.concrete_functions)
 
     def restoring(self) -> Iterator[Any]:
-        """Give each node that may run when variables are restored."""
+        """Yield each node that may run when variables are restored."""
         return self._reached([self._meta_graph.saver_def.restore_op_name], ())
 
     def initialised_elsewhere(self) -> Iterator[str]:
-        """Give the operations that fill a table from a file that need not be an asset."""
+        """Yield the operations that fill a table from a file that may be no asset."""
         reads_asset = {name for name in self._functions if self._reads_asset(name)}
         for name in reads_asset:
             function = self._functions[name]
@@ -141,7 +141,7 @@ class _Graph:
             yield from _fed_by_others(self._nodes.values(), assets, reads_asset)
 
     def _may_name_a_file(self, bound: Any) -> bool:
-        """Tell whether what a function was bound to is text that is no asset."""
+        """Tell whether a bound input of a function is text, and no asset."""
         kind = bound.WhichOneof("kind")
         if kind == "constant":
             constant = self._nodes.get(bound.constant.operation)
@@ -152,7 +152,7 @@ class _Graph:
         return any(node.op in _READS_ASSET for node in self._reached((), [function]))
 
     def _reached(self, tensors: Iterable[str], functions: Iterable[str]) -> Iterator[Any]:
-        """Give the nodes that these tensors of the graph need, and all that functions hold which are called."""
+        """Yield the nodes that these tensors need, and the nodes of all functions that are called."""
         nodes, calls = list(tensors), list(functions)
         seen: set[str] = set()
         while nodes or calls:
@@ -177,7 +177,7 @@ class _Graph:
 
 
 def _fed_by_others(nodes: Iterable[Any], given: set[str], reads_asset: set[str]) -> Iterator[str]:
-    """Give the operations, and calls of functions, that fill a table from something else than what is `given`."""
+    """Yield the operations and function calls that fill a table from an input that is not `given`."""
     by_name = {node.name: node for node in nodes}
     for node in by_name.values():
         if node.op in _READS_ASSET:
@@ -205,7 +205,7 @@ def _is_resource(node: Any) -> bool:
 
 
 def _named_functions(node: Any) -> Iterator[str]:
-    """Give the names of functions that a node's attributes hold."""
+    """Yield the names of functions in a node's attributes."""
     for value in node.attr.values():
         if value.HasField("func"):
             yield value.func.name
@@ -213,7 +213,7 @@ def _named_functions(node: Any) -> Iterator[str]:
 
 
 def _initializers(packed: Iterable[bytes]) -> Iterator[str]:
-    """Give the names of the nodes that initialize variables, as a collection lists them."""
+    """Yield the names of the nodes in a collection that initialize variables."""
     for one in packed:
         try:
             yield variable_pb2.VariableDef.FromString(one).initializer_name
@@ -222,7 +222,7 @@ def _initializers(packed: Iterable[bytes]) -> Iterator[str]:
 
 
 def _asset_definitions(meta_graph: Any) -> Iterator[Any]:
-    """Give the assets that the loader knows: it reads the collection only if there is nothing else."""
+    """Yield the loader's assets. Like the loader, reads the collection only if there is no other list."""
     yield from meta_graph.asset_file_def
     if meta_graph.asset_file_def:
         return
@@ -233,13 +233,13 @@ def _asset_definitions(meta_graph: Any) -> Iterator[Any]:
 
 
 def check_dense(folder: Path, signature: str, inputs: Collection[str]) -> None:
-    """Refuse a signature whose inputs are parts of a ragged or sparse tensor.
+    """Refuse a signature whose inputs are the components of a ragged or sparse tensor.
 
     Raises:
-        ModelError: names the parts, and the fix.
+        ModelError: names the components, and the fix.
     """
-    parts = {name: [name, *(f"{name}_{n}" for n in (1, 2) if f"{name}_{n}" in inputs)] for name in inputs}
-    composite = {name: found for name, found in parts.items() if len(found) > 1}
+    components = {name: [name, *(f"{name}_{n}" for n in (1, 2) if f"{name}_{n}" in inputs)] for name in inputs}
+    composite = {name: found for name, found in components.items() if len(found) > 1}
     if not composite:
         return
     kind = next(_kinds_of_arguments(_graph(folder), signature), None)
@@ -261,7 +261,7 @@ def _graph(folder: Path) -> Any:
 
 
 def _kinds_of_arguments(graph: Any, signature: str) -> Iterator[str]:
-    """Give "ragged" or "sparse" for each such argument of the functions behind a signature."""
+    """Yield "ragged" or "sparse" for each such argument of the functions behind a signature."""
     outputs = {tensor.name.partition(":")[0] for tensor in graph.signature_def[signature].outputs.values()}
     library = {function.signature.name: function for function in graph.graph_def.library.function}
     wrappers = _called(node for node in graph.graph_def.node if node.name in outputs)
@@ -277,7 +277,7 @@ def _called(nodes: Any) -> set[str]:
 
 
 def _kinds_in(value: Any) -> Iterator[str]:
-    """Give the kinds of a `StructuredValue`, however deep they are."""
+    """Yield the kinds in a `StructuredValue`, at any depth."""
     which = value.WhichOneof("kind")
     if which == "type_spec_value" and value.type_spec_value.type_spec_class in _KINDS:
         yield _KINDS[value.type_spec_value.type_spec_class]
