@@ -1,4 +1,4 @@
-"""Settings: `forecache.toml` and `FORECACHE_<SECTION>__<KEY>`, checked as a whole, misspellings named."""
+"""Settings: reads `forecache.toml` and `FORECACHE_<SECTION>__<KEY>`, checks them, and names misspelt keys."""
 
 from inference.settings.fields import parse_duration
 from inference.settings.loading import find_embedded_redis, load_settings, read_toml, settings_file, variables_unread

@@ -15,7 +15,7 @@ from inference.errors import shown
 from inference.redaction import remember_secret
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*$")
-#: more than anybody means; beyond 292 years no thread can wait, and no date can be told
+#: the longest sensible duration; no thread can wait for over 292 years, and dates end
 _LONGEST_D = 100_000
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
@@ -29,14 +29,14 @@ _WORDS = {
     "@yearly": "0 0 1 1 *",
     "@annually": "0 0 1 1 *",
 }
-#: the five fields with how many values each has
+#: the five fields, and the number of values of each
 _FIELDS = {"minute": 60, "hour": 24, "day of the month": 31, "month": 12, "day of the week": 7}
-#: one of a field's items: `*`, a value or a range, of numbers or names of three letters, and a step. Croniter itself
-#: takes more: random values, which differ from look to look, seconds and years
+#: an item of a field: `*`, a value or a range, of numbers or names of three letters, and a step. Croniter itself takes
+#: more: seconds, years, and random values, which differ each time
 _ITEM = re.compile(r"(?:\*|(?:\d{1,2}|[a-z]{3})(?:-(?:\d{1,2}|[a-z]{3}))?)(?:/(?P<step>\d{1,2}))?", re.IGNORECASE)
-#: shorter ones would be over before they are sent; beyond the longest, instants end
+#: a run needs at least the shortest interval; the longest one stays within the range of dates
 _SHORTEST_S, _LONGEST_S = 1.0, 3660 * 86400.0
-#: a leap year, where the search for a first slot begins
+#: a day of a leap year, where the search for a first slot begins
 _ANY_DAY = datetime(2024, 1, 1, tzinfo=UTC)
 
 
@@ -61,12 +61,12 @@ def parse_duration(value: Any) -> float:
 
 
 def is_duration(text: str) -> bool:
-    """Return whether a text has the form of a duration."""
+    """Tell whether a text has the form of a duration."""
     return bool(_DURATION.match(text))
 
 
 def parse_list(value: Any) -> Any:
-    """Return the list that a text such as `[0, 1]` of an environment variable means; anything else unchanged."""
+    """Return the list in a text such as `[0, 1]`, as environment variables have it; other values unchanged."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             return json.loads(value)
@@ -98,19 +98,19 @@ Size = Annotated[int, BeforeValidator(parse_size)]
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, values never change after loading."""
+    """The base of all sections. Unknown keys are errors; values never change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     def model_post_init(self, _: Any) -> None:
-        """Have the section's secrets hidden in all that is written from here on."""
+        """Hide the section's secrets in all logs and messages from now on."""
         for value in vars(self).values():
             if isinstance(value, SecretStr):
                 remember_secret(value.get_secret_value())
 
 
 def cron_line(schedule: str) -> str | None:
-    """Return a schedule's five cron fields, spelled out where it is a word; None for a duration."""
+    """Return the five cron fields of a schedule or a word such as `@daily`; None for a duration."""
     if is_duration(schedule):
         return None
     return _WORDS.get(schedule.strip().lower(), " ".join(schedule.split()))
@@ -120,7 +120,7 @@ def parse_schedule(value: Any) -> str:
     """Return the schedule unchanged.
 
     Raises:
-        ValueError: it is neither a cron line of five fields, nor a known word, nor a duration, or never comes.
+        ValueError: it is no cron line of five fields, known word or duration, or has no slot.
     """
     line = cron_line(value) if isinstance(value, str) else ""
     if line is not None:

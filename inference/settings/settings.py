@@ -26,7 +26,7 @@ MODEL_NAME = re.compile(r"^[a-z0-9_-]{1,64}$")
 
 
 class Settings(Section):
-    """Everything that one deployment is told. Built by `load_settings`; tests may build it directly."""
+    """All settings of one deployment. `load_settings` builds them; tests may build them directly."""
 
     redis: RedisSettings = RedisSettings()
     celery: CelerySettings = CelerySettings()
@@ -36,7 +36,7 @@ class Settings(Section):
     logs: LogSettings = LogSettings()
     models: dict[str, ModelSettings] = {}
 
-    #: folder that relative paths start from: that of forecache.toml, else the working directory
+    #: the folder of relative paths: that of forecache.toml, else the working directory
     _root: Path = PrivateAttr(default_factory=Path.cwd)
 
     @field_validator("models")
@@ -49,41 +49,41 @@ class Settings(Section):
 
     @classmethod
     def of_folder(cls, root: Path, **sections: Any) -> Settings:
-        """Return settings whose relative paths start from a folder."""
+        """Return settings with a folder for relative paths."""
         settings = cls(**sections)
         settings._root = root
         return settings
 
     @property
     def root(self) -> Path:
-        """Folder that relative paths in the settings start from."""
+        """The folder of relative paths in the settings."""
         return self._root
 
     @property
     def state_dir(self) -> Path:
-        """Folder `.forecache` for what this deployment keeps on this machine."""
+        """The folder `.forecache`, for this deployment's files on this machine."""
         return self._root / ".forecache"
 
     @property
     def redis_url(self) -> str:
-        """URL of the Redis for results, and of the broker unless it has its own; holds the password."""
+        """The URL of the Redis for results, and by default for the broker; holds the password."""
         return self.redis.url.get_secret_value() if self.redis.url else "redis://127.0.0.1:6379/0"
 
     @property
     def cache_url(self) -> str:
-        """URL of the Redis for predictions and features; holds the password."""
+        """The URL of the Redis for predictions and features; holds the password."""
         return self.redis.cache_url.get_secret_value() if self.redis.cache_url else "redis://127.0.0.1:6379/1"
 
     @property
     def broker_url(self) -> str:
-        """URL of the broker; holds the password."""
+        """The URL of the broker; holds the password."""
         return self.celery.broker_url.get_secret_value() if self.celery.broker_url else self.redis_url
 
     def model(self, name: str | None = None) -> tuple[str, ModelSettings]:
         """Return (name, settings) of a model; None means the only one configured.
 
         Raises:
-            UnknownModel: no model of that name, or several and none was named.
+            UnknownModel: there is no model of that name, or there are several and the name is None.
         """
         known = ", ".join(sorted(self.models))
         if not self.models:
@@ -98,26 +98,26 @@ class Settings(Section):
 
     @property
     def realtime_queues(self) -> tuple[str, ...]:
-        """The queues of requests, each once: every model's, in the order of the models."""
+        """The queues of requests, each once, in the order of the models."""
         queues = dict.fromkeys(model.realtime.queue for model in self.models.values())
         return tuple(queues) or (REALTIME_QUEUE,)
 
     @property
     def queues(self) -> tuple[str, ...]:
-        """All queues that workers of this deployment serve, as `-Q` and routes call them."""
+        """All queues of this deployment's workers, by their names in `-Q` and in routes."""
         return (BATCH_QUEUE, *self.realtime_queues, MAINTENANCE_QUEUE)
 
     def models_of(self, queues: Iterable[str]) -> list[str]:
-        """Return the models whose requests wait in one of these queues."""
+        """Return the models with requests in one of these queues."""
         wanted = set(queues)
         return [name for name, model in self.models.items() if model.realtime.queue in wanted]
 
     def realtime_queue(self, model: str | None) -> str:
-        """Return where a model's requests wait; that of all the others when there is no such model, or none named."""
+        """Return the queue of a model's requests. None: of the only model; the default queue for any other name."""
         if model is None and len(self.models) == 1:
             model = next(iter(self.models))
-        named = self.models.get(model) if model is not None else None
-        return named.realtime.queue if named else REALTIME_QUEUE
+        of_model = self.models.get(model) if model is not None else None
+        return of_model.realtime.queue if of_model else REALTIME_QUEUE
 
     def path(self, path: str | Path) -> Path:
         """Return a path of the settings as an absolute one."""

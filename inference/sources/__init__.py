@@ -1,6 +1,6 @@
-"""Tables of features: Parquet files, folders, patterns, partitions, here or in an object store.
+"""Tables of features: Parquet files, folders, patterns and partitions, on this machine or in an object store.
 
-`open_source` reads footers only; `read_slices` streams the rows that a plan names and notices a replaced file.
+`open_source` reads footers only. `read_slices` streams the rows of a plan, and notices a replaced file.
 """
 
 from inference.sources.column_types import concat_rows, plain_column

@@ -427,7 +427,7 @@ def test_a_wish_for_new_versions_is_forgotten_an_hour_after_the_last_word(redis_
     registry.put_reloaded("m", "b", 1)
     assert 0 < redis_client.ttl(key) <= RELOAD_REMEMBERED_S
     told = registry.reloads("m")
-    assert (told.asked, told.done) == (2, {"a": 2, "b": 1})
+    assert (told.requested, told.done) == (2, {"a": 2, "b": 1})
 
 
 def test_marks_of_loads_are_kept_by_version_and_expire(redis_client: redis.Redis) -> None:

@@ -192,7 +192,7 @@ class BrokenWatch:
         raise self.error
 
     def reloads(self, _: str) -> Any:
-        return type("Reloads", (), {"asked": self.asked})
+        return type("Reloads", (), {"requested": self.asked})
 
     def watch(self) -> Watch:
         own: Any = self
