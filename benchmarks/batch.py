@@ -81,8 +81,8 @@ def check_stored(stack: Stack) -> None:
     """End the benchmark unless every row is stored, and a uniform sample holds the model's own answers."""
     dataset, table = stack.dataset, stack.deployment.predictions(MODEL)
     current = table.pointer().current
-    manifest = table.manifest(current) if current is not None else None
-    stored = table.count(manifest) if manifest else 0
+    manifest = table.generations.manifest(current) if current is not None else None
+    stored = table.generations.count(manifest) if manifest else 0
     if stored != dataset.rows:
         raise SystemExit(f"{stored:,} of {dataset.rows:,} predictions are stored")
     sample = np.random.default_rng(1).choice(dataset.rows, min(CHECKED_ROWS, dataset.rows), replace=False)

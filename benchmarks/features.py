@@ -26,7 +26,7 @@ from rig.stack import MODEL, Stack, temporary_folder
 
 from inference.features import Feature, FeatureContract, FeatureGatherer, Vectoriser, load_features
 from inference.schema import DType, Signature, TensorSpec
-from inference.store import RedisTable
+from inference.store import Table
 
 NAMES = [f"f{number:02d}" for number in range(FEATURES)]
 SIZES = (1, 256)
@@ -107,7 +107,7 @@ def ours(stack: Stack, values: npt.NDArray[np.float32], options: argparse.Namesp
     }
 
 
-def _load(table: RedisTable, vectoriser: Vectoriser, dataset: Dataset) -> float:
+def _load(table: Table, vectoriser: Vectoriser, dataset: Dataset) -> float:
     started = time.perf_counter()
     load_features(table, str(dataset.table), vectoriser, entity_column="entity_id", keep_s=86_400)
     return dataset.rows / (time.perf_counter() - started)

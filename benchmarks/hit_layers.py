@@ -34,15 +34,16 @@ from app.api.server import configure
 from inference.clock import system_clock
 from inference.deployment import Deployment
 from inference.hits import HitRecorder
-from inference.keys import TableKind
 from inference.outcomes import Outcome
+from inference.redis.clients import AsyncClient
+from inference.redis.keys import TableKind
 from inference.schema import DType, TensorSpec
 from inference.serving import PredictionService
 from inference.serving.answers import Answer, answer_stored
 from inference.serving.freshness import FreshnessRules, hit_outcome, source_of
 from inference.settings import Settings
-from inference.store import AsyncPipe, Entry
-from inference.store.plans import ReaderMemory, plan_read
+from inference.store import Entry
+from inference.store.reading import ReaderMemory, plan_read
 
 ROWS = 200_000
 #: look-ups that share a read under 32 connections
@@ -74,28 +75,28 @@ def publish(stack: Stack) -> None:
     """Publish a generation of random predictions; no worker is needed for a hit."""
     table = stack.deployment.predictions(MODEL)
     fields = [TensorSpec("prediction", DType.FLOAT32)]
-    new = table.begin(fields, rows_expected=ROWS, model_version=1, contract_hash="", keep_s=86_400)
+    new = table.generations.begin(fields, rows_expected=ROWS, model_version=1, contract_hash="", keep_s=86_400)
     ids = pa.array([entity_id(number) for number in range(ROWS)])
     values = np.random.default_rng(1).random(ROWS).astype(np.float32)
-    table.write(new, ids, {"prediction": values}, np.full(ROWS, table.now()))
-    table.publish(new.number)
-    table.activate(1)
+    table.generations.write(new, ids, {"prediction": values}, np.full(ROWS, table.now()))
+    table.generations.publish(new.number)
+    table.versions.activate(1)
 
 
 async def measure_layers(stack: Stack) -> dict[str, float]:
     """Return the microseconds per request of each layer in Python."""
     deployment = stack.deployment
     client = deployment.async_cache()
-    pipe, recorder = AsyncPipe(client, timeout_s=1.0), HitRecorder(client, deployment.keys)
+    recorder = HitRecorder(client, deployment.keys)
     layers = {HTTP: await _per_request(_http_turn(deployment.settings))}
-    layers |= await _look_up_layers(deployment, pipe)
-    layers |= await _answer_layers(deployment, pipe, recorder)
-    layers[TOGETHER] = await _requests(deployment, pipe, recorder)
+    layers |= await _look_up_layers(deployment, client)
+    layers |= await _answer_layers(deployment, client, recorder)
+    layers[TOGETHER] = await _requests(deployment, client, recorder)
     await client.aclose()
     return layers
 
 
-async def _look_up_layers(deployment: Deployment, pipe: AsyncPipe) -> dict[str, float]:
+async def _look_up_layers(deployment: Deployment, client: AsyncClient) -> dict[str, float]:
     ids = _some_ids()
     memory, keys = ReaderMemory(), deployment.keys.table(TableKind.PREDICTIONS, MODEL)
     replies: list[Any] = []
@@ -104,7 +105,7 @@ async def _look_up_layers(deployment: Deployment, pipe: AsyncPipe) -> dict[str, 
         with suppress(StopIteration):
             commands = next(plan)
             while True:
-                replies = await pipe.send(commands)
+                replies = await client.exchange(commands)
                 commands = plan.send(replies)
     wire = b"".join(map(_resp, replies))
 
@@ -131,8 +132,8 @@ async def _look_up_layers(deployment: Deployment, pipe: AsyncPipe) -> dict[str, 
     }
 
 
-async def _answer_layers(deployment: Deployment, pipe: AsyncPipe, recorder: HitRecorder) -> dict[str, float]:
-    found = await deployment.reader(pipe, TableKind.PREDICTIONS, MODEL).read(_some_ids())
+async def _answer_layers(deployment: Deployment, client: AsyncClient, recorder: HitRecorder) -> dict[str, float]:
+    found = await deployment.reader(client, TableKind.PREDICTIONS, MODEL).read(_some_ids())
     entries = [entry for entry in found if entry is not None]
     rules, now = FreshnessRules.of(deployment.settings.models[MODEL]), system_clock()
 
@@ -171,13 +172,13 @@ async def _per_request(turn: Callable[[], object]) -> float:
     return best / TURNS / TURN * 1e6
 
 
-async def _requests(deployment: Deployment, pipe: AsyncPipe, recorder: HitRecorder) -> float:
+async def _requests(deployment: Deployment, client: AsyncClient, recorder: HitRecorder) -> float:
     """Return the same of whole requests without HTTP, and without the system's part of talking to Redis."""
 
     async def nobody_computes(*_: Any, **__: Any) -> dict[str, Any]:
         raise SystemExit("a look-up missed")
 
-    canned = _Canned(pipe)
+    canned = _Canned(client)
     reader = deployment.reader(canned, TableKind.PREDICTIONS, MODEL)
     service = PredictionService(deployment.settings, lambda _: reader, nobody_computes, recorder, system_clock)
     parts: Any = type("Parts", (), {"service": service})
@@ -200,18 +201,18 @@ async def _requests(deployment: Deployment, pipe: AsyncPipe, recorder: HitRecord
     return await _per_request(turn)
 
 
-class _Canned(AsyncPipe):
+class _Canned(AsyncClient):
     """Packs as ever, and answers what Redis answered before: these requests are always the same ones."""
 
-    def __init__(self, pipe: AsyncPipe) -> None:
-        self._pipe = pipe
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
         self._replies: list[Any] = []
         self._wire = b""
         self.remembers = False
 
-    async def send(self, commands: Any) -> list[Any]:
+    async def exchange(self, commands: Any) -> list[Any]:
         if not self.remembers:
-            self._replies = await self._pipe.send(commands)
+            self._replies = await self._client.exchange(commands)
             self._wire = b"".join(map(_resp, self._replies))
             return self._replies
         b"".join(map(hiredis.pack_command, commands))

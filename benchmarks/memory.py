@@ -77,12 +77,14 @@ def _growth(client: redis.Redis, rows: int, write: Any) -> float:
 def _write_generation(stack: Stack, values: Any, rows: int) -> None:
     table = stack.deployment.predictions(MODEL)
     fields = (TensorSpec("output", DType.FLOAT32, values.shape[1:]),)
-    manifest = table.begin(fields, rows_expected=rows, model_version=1, contract_hash="bench", keep_s=86_400)
+    manifest = table.generations.begin(
+        fields, rows_expected=rows, model_version=1, contract_hash="bench", keep_s=86_400
+    )
     for start in range(0, rows, WINDOW):
         count = min(WINDOW, rows - start)
         ids = pa.array([entity_id(row) for row in range(start, start + count)])
-        table.write(manifest, ids, {"output": values[:count]}, np.full(count, time.time()))
-    table.publish(manifest.number)
+        table.generations.write(manifest, ids, {"output": values[:count]}, np.full(count, time.time()))
+    table.generations.publish(manifest.number)
 
 
 def _write_json(client: redis.Redis, values: Any, rows: int) -> None:

@@ -22,7 +22,7 @@ from rig.stack import MODEL, Stack, temporary_folder
 
 from inference.batch.plan import plan_chunks
 from inference.deployment import Deployment
-from inference.redis_clients import WORKER
+from inference.redis.clients import WORKER
 from inference.settings import load_settings
 from inference.sources import open_source
 

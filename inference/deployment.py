@@ -8,9 +8,6 @@ from functools import cache, partial
 from threading import RLock
 from typing import Any, Generic, Protocol, TypeVar
 
-import redis
-import redis.asyncio
-
 from inference.batch import Runs
 from inference.batch.ledger import Ledger
 from inference.economics.measured import Measured, measure
@@ -18,17 +15,18 @@ from inference.errors import BrokerUnavailable
 from inference.features import FeatureContract, FeatureWriter
 from inference.features.fallbacks import FallbackChain, open_fallback
 from inference.hits import FALLBACKS, HitWindows, MinuteCounts
-from inference.keys import Keys, TableKind
 from inference.models import ModelHost, ModelRegistry
 from inference.parity import Parity
 from inference.presence import Presence
 from inference.queues import QueueState
-from inference.redis_clients import REQUEST, Patience, open_async_client, open_client
+from inference.redis.clients import REQUEST, AsyncClient, Client, Patience, open_async_client, open_client
+from inference.redis.keys import Keys, TableKind
+from inference.redis.pipes import Pace
 from inference.serving.answer_sample import AnswerSample
 from inference.serving.scorer import RealtimeScorer
 from inference.serving.tensor_scorer import TensorScorer
 from inference.settings import Settings
-from inference.store import AsyncPipe, AsyncTableReader, Pace, RedisTable
+from inference.store import AsyncTableReader, Table
 
 
 class Broker(Protocol):
@@ -115,13 +113,13 @@ class Deployment:
         self._opened.close()
 
     @BuiltOnce
-    def cache(self) -> redis.Redis:
+    def cache(self) -> Client:
         """Client of the Redis that holds predictions and features; answers are bytes."""
         client = open_client(self.settings.cache_url, self._patience)
         self._opened.callback(client.close)
         return client
 
-    def async_cache(self) -> redis.asyncio.Redis:
+    def async_cache(self) -> AsyncClient:
         """Return a new asyncio client of the cache Redis, with a request's patience; the caller closes it."""
         return open_async_client(self.settings.cache_url, REQUEST)
 
@@ -132,23 +130,21 @@ class Deployment:
         self._opened.callback(broker.close)
         return broker
 
-    def predictions(self, model: str) -> RedisTable:
+    def predictions(self, model: str) -> Table:
         """Return a model's prediction table."""
         return self.table(TableKind.PREDICTIONS, model)
 
-    def features(self, model: str) -> RedisTable:
+    def features(self, model: str) -> Table:
         """Return a model's feature table."""
         return self.table(TableKind.FEATURES, model)
 
-    def reader(self, pipe: AsyncPipe, kind: TableKind, model: str) -> AsyncTableReader:
+    def reader(self, client: AsyncClient, kind: TableKind, model: str) -> AsyncTableReader:
         """Return the asyncio reader of one table."""
-        return AsyncTableReader(pipe, self.keys.table(kind, model))
+        return AsyncTableReader(client, self.keys.table(kind, model))
 
     def feature_writer(self, model: str, contract: FeatureContract) -> FeatureWriter:
         """Return what changes single entities' features of a model. It never waits between writes, as runs do."""
-        tables = {
-            kind: RedisTable(self.cache, self.keys.table(kind, model), kind=kind, model=model) for kind in TableKind
-        }
+        tables = {kind: Table(self.cache, self.keys.table(kind, model), kind=kind, model=model) for kind in TableKind}
         keep_s = self.settings.models[model].batch.keep
         return FeatureWriter(tables[TableKind.FEATURES], tables[TableKind.PREDICTIONS], contract, keep_s=keep_s)
 
@@ -212,7 +208,7 @@ class Deployment:
 
         Raises:
             UnknownModel: it is not configured.
-            StoreUnavailable, redis.RedisError: Redis does not answer.
+            StoreUnavailable: Redis does not answer.
         """
         _, of_model = self.settings.model(model)
         return measure(self.cache, self.keys, model, of_model, self.hits)
@@ -235,7 +231,7 @@ class Deployment:
             self._opened.callback(chain.close)
         return chain
 
-    def _table(self, kind: TableKind, model: str) -> RedisTable:
+    def _table(self, kind: TableKind, model: str) -> Table:
         of_model = self.settings.models.get(model)
         pace = Pace(of_model.batch.write_share) if of_model else None
-        return RedisTable(self.cache, self.keys.table(kind, model), kind=kind, model=model, pace=pace)
+        return Table(self.cache, self.keys.table(kind, model), kind=kind, model=model, pace=pace)

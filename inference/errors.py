@@ -156,15 +156,6 @@ class Unreadable(UnknownFormat):
     code = "unreadable"
 
 
-def store_error(what: str, error: Exception) -> StoreUnavailable:
-    """Return what a Redis client's error means for whoever was busy with `what`."""
-    # by its text, for the error's class and code depend on whether a script met it, and on Redis' version
-    if "command not allowed when used memory > 'maxmemory'" in str(error):
-        fix = "raise its maxmemory or store less, then start the run again"
-        return StoreFull(f"{what}: the cache Redis is out of memory: {fix}")
-    return StoreUnavailable(f"{what}: the cache Redis did not answer: {error}")
-
-
 class FeaturesUnavailable(Unavailable):
     """Raised when a fallback that may know an entity's features did not answer, and nobody else knew them."""
 

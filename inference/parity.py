@@ -14,19 +14,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import redis
 
 from inference.batch.ledger import Ledger
 from inference.batch.records import RunRecord
 from inference.batch.rows import PreparedRows, Preparer
-from inference.errors import ModelUnavailable, NotFound, SourceError, StoreUnavailable
+from inference.errors import ModelUnavailable, NotFound, SourceError
 from inference.features import Fallback, FeatureGatherer
 from inference.features.rows import take
 from inference.hits import ParityResult
-from inference.keys import Keys, TableKind
 from inference.logs import get_logger
 from inference.models import LoadedModel, ModelHost, prediction_values, score_rows
 from inference.models.loaded import answers_agree, vector_hashes
+from inference.redis.clients import Client
+from inference.redis.keys import Keys, TableKind
 from inference.schema import Block, DType, rows_in
 from inference.serving.answer_sample import SampledAnswer, sampled_answers
 from inference.settings import Settings
@@ -54,7 +54,7 @@ class Parity:
     """Checks one model at a time, in a process that may load models."""
 
     settings: Settings
-    client: redis.Redis
+    client: Client
     keys: Keys
     host: Callable[[], ModelHost]
     table: Callable[[TableKind, str], Table]
@@ -75,7 +75,7 @@ class Parity:
         """Compute answers of the run that serves again as real time does, from the store."""
         predictions = self.table(TableKind.PREDICTIONS, model)
         number = predictions.pointer().current
-        manifest = None if number is None else predictions.manifest(number)
+        manifest = None if number is None else predictions.generations.manifest(number)
         if number is None or manifest is None or manifest.run_id is None:
             return []
         try:
@@ -116,10 +116,7 @@ class Parity:
 
     def _realtime(self, model: str) -> list[ParityResult]:
         """Compute answers that were computed on demand again as a run does: from a table, all in one call."""
-        try:
-            answers = sampled_answers(self.client, self.keys, model, self.settings.models[model].parity.sample)
-        except redis.RedisError as error:
-            raise StoreUnavailable("the sample of answers cannot be read: Redis does not answer") from error
+        answers = sampled_answers(self.client, self.keys, model, self.settings.models[model].parity.sample)
         results = []
         for version in sorted({answer.model_version for answer in answers}):
             try:

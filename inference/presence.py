@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import redis
 from pydantic import FiniteFloat
 
-from inference.errors import StoreUnavailable, Unreadable
+from inference.errors import Unreadable
 from inference.failures import Failures
 from inference.gpus import GpuUse
-from inference.keys import Keys
+from inference.redis.clients import Client
+from inference.redis.keys import Keys
 from inference.stored_data import record_from_json
 
 failures = Failures(__name__, "presence.read")
@@ -29,18 +29,6 @@ GONE_AFTER_S = 15
 REMEMBERED_S = 3600
 #: where API processes are listed, as workers are under their queues; no queue can be called so
 API_PROCESSES = "@api"
-
-# KEYS: the worker's record, then each of its queues. ARGV: record, seconds to keep it, name, seconds to remember it.
-_BEAT = """
-local time = redis.call('TIME')
-local now = time[1] + time[2] / 1000000
-redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
-for i = 2, #KEYS do
-  redis.call('ZADD', KEYS[i], string.format('%.3f', now), ARGV[3])
-  redis.call('ZREMRANGEBYSCORE', KEYS[i], '-inf', now - ARGV[4])
-  redis.call('EXPIRE', KEYS[i], ARGV[4])
-end
-"""
 
 
 def identity_of(name: str, pid: int) -> str:
@@ -121,7 +109,7 @@ class Roster:
 class Presence:
     """Writes and reads the workers' signs of life. Methods raise StoreUnavailable when Redis does not answer."""
 
-    def __init__(self, client: redis.Redis, keys: Keys, *, gone_after_s: int = GONE_AFTER_S) -> None:
+    def __init__(self, client: Client, keys: Keys, *, gone_after_s: int = GONE_AFTER_S) -> None:
         self._client: Any = client  # redis-py types every answer as every possible one
         self._keys = keys
         self._gone_after_s = gone_after_s
@@ -130,31 +118,22 @@ class Presence:
         """Say that a worker is alive."""
         touched = [self._keys.worker(worker.identity), *map(self._keys.queue_workers, worker.queues)]
         arguments = [json.dumps(worker.to_json()), self._gone_after_s, worker.identity, REMEMBERED_S]
-        try:
-            self._client.eval(_BEAT, len(touched), *touched, *arguments)
-        except redis.RedisError as error:
-            raise _unavailable(error) from error
+        self._client.run_script("beat", touched, arguments)
 
     def leave(self, worker: WorkerBeat) -> None:
         """Say that a worker has ended as it was told to: nobody need look for it."""
-        try:
-            with self._client.pipeline(transaction=False) as pipe:
-                pipe.delete(self._keys.worker(worker.identity))
-                for queue in worker.queues:
-                    pipe.zrem(self._keys.queue_workers(queue), worker.identity)
-                pipe.execute()
-        except redis.RedisError as error:
-            raise _unavailable(error) from error
+        with self._client.pipeline(transaction=False) as pipe:
+            pipe.delete(self._keys.worker(worker.identity))
+            for queue in worker.queues:
+                pipe.zrem(self._keys.queue_workers(queue), worker.identity)
+            pipe.execute()
 
     def roster(self, queue: str) -> Roster:
         """Return who serves a queue now, and who did within the last hour and went without a word."""
-        try:
-            seconds, micros = self._client.time()
-            heard = self._client.zrange(self._keys.queue_workers(queue), 0, -1, withscores=True)
-            ages = {identity.decode(errors="replace"): max(seconds + micros / 1e6 - at, 0.0) for identity, at in heard}
-            texts = self._client.mget(map(self._keys.worker, ages)) if ages else []
-        except redis.RedisError as error:
-            raise _unavailable(error) from error
+        seconds, micros = self._client.time()
+        heard = self._client.zrange(self._keys.queue_workers(queue), 0, -1, withscores=True)
+        ages = {identity.decode(errors="replace"): max(seconds + micros / 1e6 - at, 0.0) for identity, at in heard}
+        texts = self._client.mget(map(self._keys.worker, ages)) if ages else []
         alive = tuple(beat for text in texts if text is not None and (beat := _readable(text)) is not None)
         return Roster(alive, {one: ages[one] for one in ages.keys() - {worker.identity for worker in alive}})
 
@@ -166,7 +145,3 @@ def _readable(text: bytes) -> WorkerBeat | None:
     except Unreadable as error:
         failures.tell(error)
         return None
-
-
-def _unavailable(error: redis.RedisError) -> StoreUnavailable:
-    return StoreUnavailable(f"the cache Redis did not answer: {error}")

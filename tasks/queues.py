@@ -6,14 +6,13 @@ import threading
 import time
 from typing import Any
 
-import redis
 from kombu import Connection
 from kombu.exceptions import KombuError
 
 from inference.clock import Clock, system_clock
-from inference.errors import BrokerUnavailable
+from inference.errors import BrokerUnavailable, StoreUnavailable
 from inference.queues import HeadAges, QueueHead, QueueState
-from inference.redis_clients import Patience, open_client
+from inference.redis.clients import Patience, open_client
 from inference.settings import BATCH_QUEUE, MAINTENANCE_QUEUE, Settings
 from inference.settings.server_urls import is_redis
 from tasks.redis_lists import LEVELS, list_key
@@ -74,10 +73,8 @@ class Queues:
         pipeline.lpushx(list_key(f"{self._prefix}:", f"{self._prefix}.no-queue", 0), "")
         try:
             *answers, _ = pipeline.execute()
-        except redis.ResponseError as error:
-            raise BrokerUnavailable(f"the broker takes no messages: {error}") from error
-        except (redis.RedisError, OSError) as error:
-            raise BrokerUnavailable("the broker does not answer") from error
+        except StoreUnavailable as error:
+            raise BrokerUnavailable(f"the broker takes no messages: {error.message}") from error
         depths = dict.fromkeys(self._queues, 0)
         ages: dict[str, float] = {}
         for (queue, key), depth, head in zip(places, answers[::2], answers[1::2], strict=True):

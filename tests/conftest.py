@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import hypothesis
 import pytest
-import redis
 import structlog
 
+from inference.redis.clients import Client
+from inference.store import Table
+from tests.support import tables
 from tests.support.redis_server import EACH_SERVER, RedisServer, find_redis_binary
 
 # a busy machine makes a first example slow, which says nothing about the code
@@ -48,17 +50,23 @@ def each_redis_server(
 
 
 @pytest.fixture
-def redis_client(redis_server: RedisServer) -> Iterator[redis.Redis]:
+def redis_client(redis_server: RedisServer) -> Iterator[Client]:
     """A client of an empty Redis database; answers are bytes."""
-    with redis.Redis.from_url(redis_server.url()) as client:
+    with Client.from_url(redis_server.url()) as client:
         client.flushall()
         yield client
 
 
 @pytest.fixture
-def each_redis_client(each_redis_server: RedisServer) -> Iterator[redis.Redis]:
+def new_table(redis_client: Client) -> Callable[..., Table]:
+    """Makes an empty table at each call, of features unless told otherwise."""
+    return functools.partial(tables.new_table, redis_client)
+
+
+@pytest.fixture
+def each_redis_client(each_redis_server: RedisServer) -> Iterator[Client]:
     """The same over each kind of server."""
-    with redis.Redis.from_url(each_redis_server.url()) as client:
+    with Client.from_url(each_redis_server.url()) as client:
         client.flushall()
         yield client
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ast
+import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from inference.redis import keys as keys_module
+from inference.redis.keys import RUN_PARTS, Keys, TableKeys
 from tests.support.stack import child_environment
 from tests.support.warm_start import run_python
 
@@ -34,10 +39,40 @@ def test_nobody_imports_the_beat_schedule() -> None:
     assert [str(f) for f in source_files() if "beat_schedule" in imported_names(f)] == []
 
 
+#: what the catalogue of keys writes for each argument
+PLACES: dict[str, Any] = {
+    "model": "M", "run_id": "R", "job_id": "J", "identity": "W", "queue": "QUEUE", "minute": "MINUTE", "day": "DAY",
+    "number": "N", "bucket": "B", "field": b"ID", "digest": "DIGEST", "token": "TOKEN",
+}  # fmt: skip
+#: they make no key, or the start of one
+NO_KEYS = {"base", "prefix", "model", "table", "part", "run_part", "generation_prefix", "bucket_prefix"}
+
+
+def redis_keys() -> dict[str, str]:
+    """Return what makes a key → the key, as the catalogue writes it."""
+    made = {f"run_part {part}": Keys("P").run_part("R", part) for part in RUN_PARTS}
+    for keys in (Keys("P"), TableKeys("P:T")):
+        for name, member in vars(type(keys)).items():
+            if name.startswith("_") or name in NO_KEYS:
+                continue
+            key = getattr(keys, name)
+            if not isinstance(member, property):
+                key = key(*(PLACES[argument] for argument in list(inspect.signature(key).parameters)))
+            made[name] = key.decode() if isinstance(key, bytes) else key
+    return made
+
+
+@pytest.mark.parametrize(("name", "key"), redis_keys().items())
+def test_each_redis_key_is_in_the_catalogue(name: str, key: str) -> None:
+    rows = [line.split("|")[1].strip() for line in (keys_module.__doc__ or "").splitlines() if line.startswith("| P")]
+    assert key in rows, name
+
+
 def test_redis_keys_are_spelled_in_one_file_only() -> None:
-    others = [f for f in source_files() if f != ROOT / "inference" / "keys.py"]
-    spelled = [str(f) for f in others if ":pointer" in f.read_text(encoding="utf-8")]
-    assert spelled == []
+    ends = {key.rpartition(":")[2] for key in redis_keys().values()} - set(PLACES.values()) - {"ID"}
+    spelled = re.compile(rf"}}:({'|'.join(sorted(ends))})[\"':{{]")
+    others = [file for file in source_files() if file != Path(keys_module.__file__)]
+    assert [(str(file), found[0]) for file in others for found in spelled.finditer(file.read_text("utf-8"))] == []
 
 
 @pytest.mark.parametrize("module", ["app.api", "app.cli", "tasks.celery_app", "beat_schedule", "workers.maintenance"])

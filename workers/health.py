@@ -10,9 +10,9 @@ import socket
 import sys
 
 from inference.errors import ForecacheError, StoreUnavailable
-from inference.keys import Keys
 from inference.presence import Presence, WorkerBeat
-from inference.redis_clients import Patience, open_client
+from inference.redis.clients import Patience, open_client
+from inference.redis.keys import Keys
 from inference.settings import load_settings
 
 _REDIS_TIMEOUT_S = 5.0

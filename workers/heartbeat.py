@@ -23,7 +23,7 @@ from inference.errors import StoreUnavailable
 from inference.gpus import gpu_use
 from inference.logs import get_logger
 from inference.presence import BEAT_EVERY_S, GONE_AFTER_S, Loading, Presence, WorkerBeat
-from inference.redis_clients import Patience, open_client
+from inference.redis.clients import Patience, open_client
 from inference.release import installed_release
 from workers.startup import ends_on_error
 

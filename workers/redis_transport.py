@@ -22,7 +22,7 @@ from kombu import compression
 from kombu.utils.json import loads as load_json
 
 from inference.logs import get_logger
-from inference.store import Pipe
+from inference.redis.pipes import Pipe
 from workers.messages import MAX_MESSAGE_BYTES
 
 log = get_logger(__name__)

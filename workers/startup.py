@@ -19,7 +19,7 @@ from inference.deployment import Deployment
 from inference.errors import ForecacheError, StoreUnavailable
 from inference.logs import configure_logging, get_logger, write_at_once
 from inference.models.runtimes import keras_environment
-from inference.redis_clients import WORKER
+from inference.redis.clients import WORKER
 from inference.settings import LogSettings, Settings
 from inference.settings.server_urls import is_redis
 from tasks.broker import CeleryBroker

@@ -1,9 +1,13 @@
-"""The HTTP application over tables in memory and a worker's own code, without Redis, a broker or processes."""
+"""The HTTP application over a small Redis and a worker's own code, without a broker or processes."""
 
 from __future__ import annotations
 
+import atexit
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,14 +20,18 @@ from inference.clock import system_clock
 from inference.features import Feature, FeatureContract, FeatureWriter, Vectoriser
 from inference.models import LoadedModel, VersionRecord
 from inference.presence import Roster
+from inference.redis.clients import WORKER, open_client
+from inference.redis.keys import TableKind
 from inference.schema import Block, DType, Signature, TensorSpec
 from inference.serving import PredictionService
 from inference.serving.jobs import JobRequest
 from inference.serving.scorer import RealtimeScorer
 from inference.serving.tensor_scorer import TensorScorer
 from inference.settings import Settings
-from inference.store import Entry, MemoryTable, Origin, Pointer
+from inference.store import Entry, Origin, Pointer, Table
+from tests.support.redis_server import RedisServer
 from tests.support.serving_fakes import FakeRecorder
+from tests.support.tables import new_table
 
 #: of the log's last line with a traceback: what the application tells nobody
 traceback_of: list[BaseException] = []
@@ -114,7 +122,7 @@ class _Host:
 class _Reader:
     """A prediction table that an event loop reads."""
 
-    def __init__(self, table: MemoryTable) -> None:
+    def __init__(self, table: Table) -> None:
         self._table = table
 
     async def pointer(self) -> Pointer:
@@ -187,9 +195,10 @@ def make_application() -> Any:
     keep_tracebacks()
     models = {name: {"path": "m", "features": "t.parquet", "realtime": {"timeout_ms": 20_000}} for name in _MODELS}
     settings = Settings.model_validate({"models": models})
-    predictions, features = ({name: MemoryTable(model=name) for name in _MODELS} for _ in range(2))
+    client = open_client(_redis().url(), WORKER)
+    predictions, features = ({name: new_table(client, kind) for name in _MODELS} for kind in TableKind)
     for table in predictions.values():
-        table.activate(1)
+        table.versions.activate(1)
     _store(predictions["plain"], (_spec("y", DType.FLOAT32),), {"y": np.array([1.5], np.float32)})
     _store(features["plain"], _PLAIN.stored_fields, {"x": np.array([0.5], np.float32)})
     worker = _Worker(settings, predictions.__getitem__, features.__getitem__)
@@ -213,9 +222,17 @@ def make_application() -> Any:
     return app
 
 
-def _store(table: MemoryTable, fields: tuple[TensorSpec, ...], block: Block) -> None:
+@cache
+def _redis() -> RedisServer:
+    """Return a Redis that ends with this process."""
+    server = RedisServer(Path(tempfile.mkdtemp()))
+    atexit.register(server.stop)
+    return server.start()
+
+
+def _store(table: Table, fields: tuple[TensorSpec, ...], block: Block) -> None:
     version = 0 if "x" in block else 1
-    table.upsert(
+    table.overlay.upsert(
         ["a"], fields, block, as_of=np.array([system_clock()]), computed_at=system_clock(), model_version=version,
         origin=Origin.UPSERT, keep_s=86_400,
     )  # fmt: skip

@@ -6,11 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
-import redis
-
 from fuzzing.rule import bytes_of
-from inference.store.connection import TableConnection
-from inference.store.plans import Plan
+from inference.errors import StoreUnavailable
+from inference.redis.clients import Client
 
 
 class Held:
@@ -25,7 +23,7 @@ class Held:
         is_text = not isinstance(value, dict | list)
         if value is None or isinstance(value, kind) or (kind is str and is_text):
             return value
-        raise redis.ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value")
+        raise StoreUnavailable("WRONGTYPE Operation against a key holding the wrong kind of value")
 
     def time(self) -> tuple[int, int]:
         return 1_800_000_000, 5
@@ -69,11 +67,13 @@ class Held:
     def pfcount(self, *_: Any) -> int:
         return 1
 
-    def eval(self, _: str, keys: int, *__: Any) -> Any:
-        return [b"running", 1] if keys == 1 else 1  # that a part was begun, and that it ended
+    def run_script(self, name: str, *_: Any) -> Any:
+        return [b"running", 1] if name == "begin_part" else 1  # that a part was begun, and that it ended
 
-    def register_script(self, _: str) -> Any:
-        return None
+    def exchange(self, commands: Sequence[Any]) -> list[Any]:
+        return [self.execute(command) for command in commands]
+
+    send = exchange
 
     def pipeline(self, **_: Any) -> _Pipeline:
         return _Pipeline(self)
@@ -118,33 +118,6 @@ class Awaited:
         return call
 
 
-class HeldTable(TableConnection):
-    """A table's connection to it."""
-
-    def __init__(self, held: Held) -> None:
-        self._held = held
-
-    def follow(self, plan: Plan[Any]) -> Any:
-        """Return what a plan makes of the answers."""
-        try:
-            commands = next(plan)
-            while True:
-                with self.outages():
-                    replies = [self._held.execute(command) for command in commands]
-                commands = plan.send(replies)
-        except StopIteration as done:
-            return done.value
-
-    def send(self, commands: Sequence[Any], *, atomic: bool = False) -> list[Any]:
-        """Return the answers to commands."""
-        with self.outages():
-            return [self._held.execute(command) for command in commands]
-
-    @property
-    def _what(self) -> str:  # type: ignore[override]
-        return "a table"
-
-
-def client_of(held: Held) -> redis.Redis:
+def client_of(held: Held) -> Client:
     """Return it as what asks for a client takes it."""
-    return cast("redis.Redis", held)
+    return cast("Client", held)

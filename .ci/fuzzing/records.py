@@ -12,10 +12,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import redis
 
 from fuzzing.deployment import keep_tracebacks
-from fuzzing.in_redis import Awaited, Held, HeldTable, client_of
+from fuzzing.in_redis import Awaited, Held, client_of
 from fuzzing.rule import Parser, refusing
 from inference.batch import RunState, RunView
 from inference.batch.details import RunDetails
@@ -29,10 +28,10 @@ from inference.errors import Defect, ForecacheError, ModelUnavailable, NotFound,
 from inference.features import Feature, FeatureContract, FeatureGroup
 from inference.gpus import GpuUse
 from inference.hits import HitWindows
-from inference.keys import Keys, TableKind
 from inference.models import ModelRegistry, VersionRecord
 from inference.presence import Presence, WorkerBeat
 from inference.protocols.tensors import pack
+from inference.redis.keys import Keys, TableKind
 from inference.schema import DType, Signature, TensorSpec
 from inference.serving.answer_sample import SampledAnswer, sampled_answers
 from inference.serving.answers import explanation_from_result, outputs_from_result, replies_from_result
@@ -41,7 +40,7 @@ from inference.serving.jobs import run_part
 from inference.sources import Slice, SourceFile
 from inference.sources.partitions import PartitionValue
 from inference.sources.reading import pack_mask
-from inference.store import Manifest, Origin, RedisTable
+from inference.store import Manifest, Origin, Table
 from inference.store.codec import codec_for, pack_outdated, pack_overlay, schema_digest, schema_text
 from tasks.dispatch.dispatcher import result_of
 from tasks.dispatch.waiter import _payload_of
@@ -106,7 +105,7 @@ def _of_hits(held: Held) -> None:
     statistics = windows.statistics("m", 60)
     for histogram in (statistics.hit_latency, statistics.age):
         histogram.quantile(0.99)
-    with suppress(redis.RedisError):  # an outage, which its caller tells
+    with suppress(StoreUnavailable):  # an outage, which its caller tells
         sampled_answers(client_of(held), _P, "m", 10)
 
 
@@ -128,15 +127,13 @@ def _of_parts(held: Held) -> None:
     scorer: Any = SimpleNamespace(
         predict_entities=lambda *_, **__: {"predictions": []}, predict_instances=lambda *_, **__: {"predictions": []}
     )
-    with suppress(redis.RedisError):  # an outage, which the task tells
+    with suppress(StoreUnavailable):  # an outage, which the task tells
         run_part(client_of(held), _P, scorer, "j", 0)
 
 
 def _of_tables(held: Held) -> None:
-    table = RedisTable.__new__(RedisTable)
-    made = RedisTable(client_of(_NoPool()), _TABLE, kind=TableKind.PREDICTIONS, model="m")  # type: ignore[arg-type]
-    table.__dict__ = made.__dict__ | {"_redis": HeldTable(held)}
-    for read in (table.pointer, lambda: table.manifest(1), lambda: table.read(["a", "b"])):
+    table = Table(client_of(held), _TABLE, kind=TableKind.PREDICTIONS, model="m")
+    for read in (table.pointer, lambda: table.generations.manifest(1), lambda: table.read(["a", "b"])):
         with refusing(*_OURS, sent=None):
             read()
     with refusing(*_OURS, sent=None):
@@ -145,14 +142,6 @@ def _of_tables(held: Held) -> None:
         table.read_for_change(["a"])
     with refusing(*_OURS, sent=None):
         table.read_generation(["a"], 1)
-
-
-class _NoPool:
-    def __init__(self) -> None:
-        self.connection_pool = Held({})
-
-    def register_script(self, _: str) -> None:
-        pass
 
 
 @cache

@@ -113,7 +113,7 @@ class RunCollector(Collector):
                 quarantined.add_metric([model], run.rows_quarantined)
             table = self._deployment.predictions(model)
             current = table.pointer().current
-            if current is not None and (manifest := table.manifest(current)):
+            if current is not None and (manifest := table.generations.manifest(current)):
                 generation.add_metric([model], manifest.number)
                 created_at.add_metric([model], manifest.created_at)
                 expires_at.add_metric([model], manifest.deadline)

@@ -20,10 +20,10 @@ from app.api.cards import ModelCards
 from inference.deployment import Deployment
 from inference.errors import StoreUnavailable
 from inference.hits import HitRecorder
-from inference.keys import TableKind
 from inference.presence import API_PROCESSES, Presence, WorkerBeat
 from inference.protocols.tensors import packed_rows
-from inference.redis_clients import REQUEST
+from inference.redis.clients import REQUEST
+from inference.redis.keys import TableKind
 from inference.release import installed_release
 from inference.serving import PredictionService
 from inference.serving.deadlines import RedisClock
@@ -32,7 +32,6 @@ from inference.serving.job_queue import Enqueue, JobQueue
 from inference.serving.lookups import TableReader
 from inference.serving.worker_client import Submit
 from inference.settings import Settings
-from inference.store import AsyncPipe
 from tasks.broker import CeleryBroker
 from tasks.dispatch import open_dispatcher
 
@@ -101,8 +100,8 @@ async def open_parts(settings: Settings) -> AsyncIterator[Parts]:
     with Deployment(settings, REQUEST, CeleryBroker) as deployment:
         presence = Presence(deployment.cache, deployment.keys, gone_after_s=GONE_AFTER_S)
         async with deployment.async_cache() as client, open_dispatcher(settings) as dispatcher:
-            pipe, recorder = AsyncPipe(client, timeout_s=REQUEST.timeout_s), HitRecorder(client, deployment.keys)
-            readers = {name: deployment.reader(pipe, TableKind.PREDICTIONS, name) for name in settings.models}
+            recorder = HitRecorder(client, deployment.keys)
+            readers = {name: deployment.reader(client, TableKind.PREDICTIONS, name) for name in settings.models}
             submit = _counting(dispatcher, recorder)
             service = PredictionService(settings, readers.__getitem__, submit, recorder, clock.now)
             jobs = JobQueue(client, deployment.keys, dispatcher.enqueue, clock.now)

@@ -28,11 +28,9 @@ def complete_model(incomplete: str) -> list[str]:
 
 def complete_run(incomplete: str) -> list[str]:
     """Return the newest runs whose ids begin so, if Redis tells at once."""
-    import redis
-
     from app.cli.context import load_settings
-    from inference.keys import Keys
-    from inference.redis_clients import Patience, open_client
+    from inference.redis.clients import Patience, open_client
+    from inference.redis.keys import Keys
 
     try:
         settings = load_settings()
@@ -43,7 +41,7 @@ def complete_run(incomplete: str) -> list[str]:
             for model in sorted(settings.models):
                 pipe.zrange(Keys(settings.redis.prefix).runs(model), 0, _RUNS - 1, desc=True)
             found = [run_id.decode() for run_ids in pipe.execute() for run_id in run_ids]
-    except (ForecacheError, redis.RedisError, ValueError):
+    except (ForecacheError, ValueError):
         return []
     return [run_id for run_id in found if run_id.startswith(incomplete)]
 

@@ -62,7 +62,7 @@ def open_deployment() -> Iterator[Deployment]:
         StoreUnavailable: Redis does not answer.
     """
     from inference.deployment import Deployment
-    from inference.redis_clients import WORKER
+    from inference.redis.clients import WORKER
 
     settings = load_settings()
     log_warnings_only()
@@ -79,20 +79,16 @@ def _broker(settings: Settings) -> Broker:
 
 @contextmanager
 def clear_outage(settings: Settings) -> Iterator[None]:
-    """Turn Redis' own errors into one sentence that says what to do.
+    """Say in one sentence what to do about an outage of Redis.
 
     Raises:
         StoreUnavailable: Redis does not answer, or not with what it was asked for.
         UnknownFormat: another release wrote what was asked for.
     """
-    import redis
-
     try:
         yield
     except UnknownFormat:
         raise
-    except redis.RedisError as error:
-        raise StoreUnavailable(_no_redis(settings, error)) from error
     except StoreUnavailable as error:
         raise StoreUnavailable(f"{_no_redis(settings, error.__cause__)} ({error.message})") from error
 

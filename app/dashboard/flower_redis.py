@@ -7,7 +7,7 @@ from typing import Any
 from flower.utils import broker
 from kombu.transport.redis import Transport
 
-from inference.redis_clients import Patience, open_async_client
+from inference.redis.clients import Patience, open_async_client
 from inference.settings import Settings
 from inference.settings.server_urls import is_redis
 

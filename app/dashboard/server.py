@@ -31,7 +31,7 @@ from app.listening import raise_descriptors
 from inference.deployment import Deployment
 from inference.errors import SettingsError
 from inference.logs import configure_logging, get_logger
-from inference.redis_clients import WORKER
+from inference.redis.clients import WORKER
 from inference.settings import DashboardSettings, Settings
 from tasks.broker import CeleryBroker
 from tasks.celery_app import make_celery

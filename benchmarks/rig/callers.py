@@ -17,11 +17,10 @@ from baselines.plain_queue import QUEUE, with_its_queue
 from inference.deployment import Deployment
 from inference.errors import ForecacheError
 from inference.hits import HitRecorder
-from inference.keys import TableKind
+from inference.redis.keys import TableKind
 from inference.serving import PredictionService
 from inference.serving.answers import Answer
 from inference.serving.deadlines import RedisClock
-from inference.store import AsyncPipe
 from rig.dataset import entity_id
 from tasks.celery_app import make_celery
 from tasks.dispatch import open_dispatcher
@@ -40,13 +39,12 @@ def ours_per_s(
 
     async def run() -> float:
         client = deployment.async_cache()
-        pipe = AsyncPipe(client, timeout_s=1.0)
         async with client, open_dispatcher(deployment.settings) as dispatcher:
             clock = RedisClock()
             await clock.measure(client)
             service = PredictionService(
                 deployment.settings,
-                lambda name: deployment.reader(pipe, TableKind.PREDICTIONS, name),
+                lambda name: deployment.reader(client, TableKind.PREDICTIONS, name),
                 dispatcher,
                 HitRecorder(client, deployment.keys),
                 clock.now,

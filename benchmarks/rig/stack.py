@@ -22,7 +22,7 @@ import redis
 from app.local.embedded_redis import find_binary
 from inference.deployment import Deployment
 from inference.errors import SettingsError
-from inference.redis_clients import WORKER
+from inference.redis.clients import WORKER
 from inference.settings import load_settings
 from rig.dataset import Dataset
 from tasks.celery_app import make_celery

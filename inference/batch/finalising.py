@@ -20,8 +20,8 @@ from inference.batch.sources import check_source
 from inference.batch.tables import RunTables, StagedGeneration
 from inference.errors import BadInput, Conflict, NotFound
 from inference.failures import sentence_of
-from inference.keys import Keys
 from inference.logs import get_logger
+from inference.redis.keys import Keys
 from inference.settings import Settings
 from inference.sources import IdCount, count_distinct_ids, open_source
 from inference.storage import is_uri
@@ -84,7 +84,7 @@ class Finalising:
         self.tables.publish(run, run_key=self.keys.run(run.run_id), run_state=RunState.PUBLISHING.value)
         if run.forced and run.model_version is not None:
             # whoever insists on a held version ends its hold
-            self.tables.predictions(run.model).activate(run.model_version, force=True)
+            self.tables.predictions(run.model).versions.activate(run.model_version, force=True)
         self._close(run)
 
     def _check(self, run: RunRecord) -> Sequence[Gate]:
@@ -100,7 +100,7 @@ class Finalising:
     def _facts(self, run: RunRecord) -> RunFacts:
         results = self.ledger.results(run.run_id).values()
         staged = self.tables.of(run)
-        stored = [one.table.count(one.manifest) for one in staged if one.manifest]
+        stored = [one.table.generations.count(one.manifest) for one in staged if one.manifest]
         # some rows are not compared with all that serve now
         current = _serving_now(staged[0]) if staged and not run.is_partial else None
         held = self.tables.predictions(run.model).pointer().held_versions
@@ -113,7 +113,7 @@ class Finalising:
             quarantined=sum(result["quarantined"] for result in results),
             non_finite=sum(result["non_finite"] for result in results),
             bad_rows=bad_rows_of(results),
-            current=staged[0].table.count(current) if current else None,
+            current=staged[0].table.generations.count(current) if current else None,
             min_size_ratio=limits.min_size_ratio,
             max_quarantined_fraction=limits.max_quarantined_fraction,
             drift=self._drift(run, current),
@@ -164,7 +164,7 @@ class Finalising:
 
 def _serving_now(staged: StagedGeneration) -> Manifest | None:
     current = staged.table.pointer().current
-    return None if current is None else staged.table.manifest(current)
+    return None if current is None else staged.table.generations.manifest(current)
 
 
 def _reported(result: Mapping[str, Any]) -> int:

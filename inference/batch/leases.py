@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
-
-from redis.lock import Lock
 
 from inference.errors import StaleAttempt
 from inference.failures import Failures
@@ -15,16 +12,6 @@ from inference.logs import in_this_context
 
 #: three renewals may fail before a lease of 10 s runs out
 RENEW_EVERY_S = 3.0
-
-_TAKE = (Path(__file__).parent / "scripts" / "lock.lua").read_text()
-
-
-class ModelLock(Lock):
-    """redis-py's lock, but taken by a script that works when Redis is out of memory."""
-
-    def do_acquire(self, token: str | bytes) -> bool:
-        """Take it if nobody has it."""
-        return bool(self.redis.eval(_TAKE, 1, self.name, token, int(float(self.timeout or 0) * 1000)))
 
 
 class Lease:

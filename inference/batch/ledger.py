@@ -8,21 +8,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-import redis
-
 from inference.batch.drift import Histogram
-from inference.batch.leases import ModelLock
-from inference.batch.outages import redis_outage_is_an_error
 from inference.batch.plans import Plans
 from inference.batch.records import RunRecord, RunState, is_run_id
 from inference.errors import Conflict, NotFound, StoreFull, UnknownFormat, quoted
 from inference.failures import Failures
-from inference.keys import Keys
 from inference.logs import get_logger
+from inference.redis.clients import Client
+from inference.redis.keys import Keys
+from inference.redis.locks import ExpiringLock
 from inference.release import DATA_FORMAT
 from inference.stored_data import reading
 
@@ -36,8 +32,6 @@ QUIET_S = 6.0
 MAX_ATTEMPTS = 5
 #: what is remembered of runs that are over
 KEEP_RUNS, KEEP_SLOTS, KEEP_RECORD_S = 200, 200, 30 * 86400
-
-_SCRIPTS = Path(__file__).parent / "scripts"
 
 
 @dataclass(frozen=True)
@@ -82,38 +76,33 @@ class ChunkStates:
 class Ledger:
     """Runs and their chunks in Redis. Methods raise StoreUnavailable when Redis does not answer."""
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: Client, keys: Keys) -> None:
         self._client: Any = client  # redis-py types every answer as every possible one
         self._keys = keys
         self.plans = Plans(client, keys, keep_s=KEEP_RECORD_S)
         self._failures = Failures(__name__, "run.read")
-        self._script = cache(lambda name: client.register_script((_SCRIPTS / f"{name}.lua").read_text()))
 
     def now(self) -> float:
         """Return epoch seconds of Redis' clock."""
-        with redis_outage_is_an_error():
-            seconds, micros = self._client.time()
+        seconds, micros = self._client.time()
         return float(seconds + micros / 1e6)
 
-    def lock(self, model: str) -> ModelLock:
+    def lock(self, model: str) -> ExpiringLock:
         """Return the lock, not yet taken, that keeps two processes from moving a model's runs on at once."""
-        return ModelLock(self._client, self._keys.reconciler(model), timeout=LEASE_S, thread_local=False)
+        return ExpiringLock(self._client, self._keys.reconciler(model), lease_s=LEASE_S)
 
-    def driver_lock(self, run_id: str) -> ModelLock:
+    def driver_lock(self, run_id: str) -> ExpiringLock:
         """Return the lock, not yet taken, of the one Spark driver that hands out a run's chunks."""
-        name = self._keys.run_part(run_id, "driver")
-        return ModelLock(self._client, name, timeout=LEASE_S, thread_local=False)
+        return ExpiringLock(self._client, self._keys.run_part(run_id, "driver"), lease_s=LEASE_S)
 
     def has_driver(self, run_id: str) -> bool:
         """Return whether a Spark driver lives that hands out the run's chunks."""
-        with redis_outage_is_an_error():
-            return bool(self._client.exists(self._keys.run_part(run_id, "driver")))
+        return bool(self._client.exists(self._keys.run_part(run_id, "driver")))
 
     def is_open(self, run_id: str, chunk: int) -> bool:
         """Return whether a chunk is still to be scored: its run is running, and nobody has finished it."""
-        with redis_outage_is_an_error():
-            state = self._client.hget(self._keys.run(run_id), "state")
-            done = self._client.hexists(self._keys.run_part(run_id, "done"), str(chunk))
+        state = self._client.hget(self._keys.run(run_id), "state")
+        done = self._client.hexists(self._keys.run_part(run_id, "done"), str(chunk))
         return bool(state == RunState.RUNNING.value.encode() and not done)
 
     def request(self, run_id: str, model: str, fields: Mapping[str, str], *, slot: str | None = None) -> None:
@@ -146,8 +135,7 @@ class Ledger:
         """
         data = {}
         if is_run_id(run_id):
-            with redis_outage_is_an_error():
-                data = self._client.hgetall(self._keys.run(run_id))
+            data = self._client.hgetall(self._keys.run(run_id))
         if not data:
             raise NotFound(
                 f"no run {quoted(run_id)}: `forecache batch list` names those that are known", field="run_id"
@@ -159,8 +147,7 @@ class Ledger:
 
     def active_run(self, model: str) -> str | None:
         """Return the id of the model's run in progress, or None."""
-        with redis_outage_is_an_error():
-            run_id = self._client.get(self._keys.active_run(model))
+        run_id = self._client.get(self._keys.active_run(model))
         with reading(f"the active run of model {model!r}"):
             return str(run_id.decode()) if run_id else None
 
@@ -172,19 +159,17 @@ class Ledger:
 
     def forget_active(self, model: str, run_id: str) -> None:
         """Free a model whose run in progress has lost its record, of which nobody knows more."""
-        with redis_outage_is_an_error():
-            if self._client.get(self._keys.active_run(model)) == run_id.encode():
-                self._client.delete(self._keys.active_run(model))
+        if self._client.get(self._keys.active_run(model)) == run_id.encode():
+            self._client.delete(self._keys.active_run(model))
 
     def newest(self, model: str, limit: int) -> list[RunRecord]:
         """Return the model's runs, the newest first; without those that are forgotten, or of a form not known here."""
-        with redis_outage_is_an_error():
-            named = self._client.zrange(self._keys.runs(model), 0, limit - 1, desc=True)
-            run_ids = [run_id for one in named if is_run_id(run_id := one.decode(errors="replace"))]
-            with self._client.pipeline(transaction=False) as pipe:
-                for run_id in run_ids:
-                    pipe.hgetall(self._keys.run(run_id))
-                found = [data for data in pipe.execute() if data]
+        named = self._client.zrange(self._keys.runs(model), 0, limit - 1, desc=True)
+        run_ids = [run_id for one in named if is_run_id(run_id := one.decode(errors="replace"))]
+        with self._client.pipeline(transaction=False) as pipe:
+            for run_id in run_ids:
+                pipe.hgetall(self._keys.run(run_id))
+            found = [data for data in pipe.execute() if data]
         return list(self._readable(model, found))
 
     def _readable(self, model: str, found: Iterable[Mapping[bytes, bytes]]) -> Iterator[RunRecord]:
@@ -281,15 +266,13 @@ class Ledger:
 
     def results(self, run_id: str) -> dict[int, dict[str, Any]]:
         """Return every finished chunk's result by number."""
-        with redis_outage_is_an_error():
-            done = self._client.hgetall(self._keys.run_part(run_id, "done"))
+        done = self._client.hgetall(self._keys.run_part(run_id, "done"))
         with reading(f"the results of run {run_id}"):
             return {int(number): json.loads(text) for number, text in done.items()}
 
     def histogram(self, run_id: str) -> dict[str, dict[int, int]]:
         """Return output → counts of the finished chunks' predictions; empty when they are not known any more."""
-        with redis_outage_is_an_error():
-            counts = self._client.hgetall(self._keys.run_part(run_id, "histogram"))
+        counts = self._client.hgetall(self._keys.run_part(run_id, "histogram"))
         found: dict[str, dict[int, int]] = {}
         with reading(f"the histogram of run {run_id}"):
             for name, count in counts.items():
@@ -300,7 +283,7 @@ class Ledger:
     def chunk_states(self, run_id: str) -> ChunkStates:
         """Return which chunks are done, which are held by a worker, and which wait for one."""
         # no transaction: Redis refuses even a reading one when it is out of memory
-        with redis_outage_is_an_error(), self._client.pipeline(transaction=False) as pipe:
+        with self._client.pipeline(transaction=False) as pipe:
             pipe.time()
             pipe.hkeys(self._keys.run_part(run_id, "done"))
             pipe.hgetall(self._keys.run_part(run_id, "claims"))
@@ -331,8 +314,7 @@ class Ledger:
         return [self._keys.run_part(run_id, part) for part in parts]
 
     def _run(self, name: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        with redis_outage_is_an_error():
-            return self._script(name)(keys=keys, args=args)
+        return self._client.run_script(name, keys, args)
 
 
 def _is_held(claim: bytes, now_ms: int) -> bool:

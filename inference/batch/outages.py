@@ -1,18 +1,8 @@
-"""What an outage of Redis is called where runs are kept."""
+"""Tells errors that end a run from outages, after which another look decides."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-
-import redis
-
 from inference.errors import Conflict, NotFound, Unavailable, Unreadable
-from inference.store.outages import outage_is_an_error
-
-
-def redis_outage_is_an_error() -> AbstractContextManager[None]:
-    """Turn what redis-py raises into StoreUnavailable or StoreFull, so that an outage is never taken for an answer."""
-    return outage_is_an_error("runs")
 
 
 def is_the_runs_fault(error: Exception) -> bool:
@@ -21,4 +11,4 @@ def is_the_runs_fault(error: Exception) -> bool:
     It does not when the run is over or gone by now, or when a server does not answer: another look decides. What is
     unreadable in Redis stays so.
     """
-    return isinstance(error, Unreadable) or not isinstance(error, Conflict | NotFound | Unavailable | redis.RedisError)
+    return isinstance(error, Unreadable) or not isinstance(error, Conflict | NotFound | Unavailable)

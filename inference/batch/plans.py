@@ -8,11 +8,10 @@ from itertools import islice
 from typing import Any
 
 import orjson
-import redis
 
-from inference.batch.outages import redis_outage_is_an_error
 from inference.batch.plan import Chunk
-from inference.keys import Keys
+from inference.redis.clients import Client
+from inference.redis.keys import Keys
 from inference.sources import SourceFile
 
 #: how long the ids that a partial run was asked for wait for its plan
@@ -27,7 +26,7 @@ class Plans:
     `keep_s`: when a plan is forgotten that nobody removed.
     """
 
-    def __init__(self, client: redis.Redis, keys: Keys, *, keep_s: int) -> None:
+    def __init__(self, client: Client, keys: Keys, *, keep_s: int) -> None:
         self._client: Any = client  # redis-py types every answer as every possible one
         self._keys = keys
         self._keep_s = keep_s
@@ -35,8 +34,7 @@ class Plans:
     def write(self, run_id: str, chunks: Iterable[Chunk], *, files: Iterable[SourceFile] = ()) -> int:
         """Store the descriptors of chunks and files, replacing what stood there; return how many chunks."""
         key = self._keys.run_part(run_id, "plan")
-        with redis_outage_is_an_error():
-            self._client.delete(key)
+        self._client.delete(key)
         self._write_pieces(key, ((_file_field(number), file.to_json()) for number, file in enumerate(files)))
         return self._write_pieces(key, ((str(chunk.number), chunk.to_json()) for chunk in chunks))
 
@@ -47,13 +45,12 @@ class Plans:
             Unreadable: what stands there is no plan.
         """
         key = self._keys.run_part(run_id, "plan")
-        with redis_outage_is_an_error():
-            text = self._client.hget(key, str(number))
-            if text is None:
-                return None
-            chunk = Chunk.from_json(number, text)
-            wanted = list(dict.fromkeys(part.file for part in chunk.slices))
-            files = self._client.hmget(key, [_file_field(file) for file in wanted])
+        text = self._client.hget(key, str(number))
+        if text is None:
+            return None
+        chunk = Chunk.from_json(number, text)
+        wanted = list(dict.fromkeys(part.file for part in chunk.slices))
+        files = self._client.hmget(key, [_file_field(file) for file in wanted])
         known = zip(wanted, files, strict=True)
         return replace(chunk, files={file: SourceFile.from_json(data) for file, data in known if data})
 
@@ -61,8 +58,7 @@ class Plans:
         """Yield the planned files in their order, without their row groups."""
         key, at = self._keys.run_part(run_id, "plan"), 0
         while True:
-            with redis_outage_is_an_error():
-                found = self._client.hmget(key, [_file_field(at + offset) for offset in range(_PIECE)])
+            found = self._client.hmget(key, [_file_field(at + offset) for offset in range(_PIECE)])
             yield from (SourceFile.from_json(data) for data in found if data)
             at += _PIECE
             if found[-1] is None:
@@ -70,24 +66,21 @@ class Plans:
 
     def keep_entities(self, run_id: str, packed: bytes) -> None:
         """Keep the ids that a partial run is asked for until it is planned."""
-        with redis_outage_is_an_error():
-            self._client.set(self._keys.run_part(run_id, "entities"), packed, ex=_KEEP_ENTITIES_S)
+        self._client.set(self._keys.run_part(run_id, "entities"), packed, ex=_KEEP_ENTITIES_S)
 
     def entities(self, run_id: str) -> bytes | None:
         """Return what `keep_entities` kept, or None when it waited for too long."""
-        with redis_outage_is_an_error():
-            packed: bytes | None = self._client.get(self._keys.run_part(run_id, "entities"))
+        packed: bytes | None = self._client.get(self._keys.run_part(run_id, "entities"))
         return packed
 
     def forget_entities(self, run_id: str) -> None:
         """Remove what `keep_entities` kept."""
-        with redis_outage_is_an_error():
-            self._client.delete(self._keys.run_part(run_id, "entities"))
+        self._client.delete(self._keys.run_part(run_id, "entities"))
 
     def _write_pieces(self, key: str, fields: Iterator[tuple[str, Any]]) -> int:
         written = 0
         while piece := {name: orjson.dumps(value) for name, value in islice(fields, _PIECE)}:
-            with redis_outage_is_an_error(), self._client.pipeline(transaction=True) as pipe:
+            with self._client.pipeline(transaction=True) as pipe:
                 pipe.hset(key, mapping=piece)
                 # the run may be cancelled meanwhile, and then nobody else sets an end to it
                 pipe.expire(key, self._keep_s)

@@ -7,21 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import redis
-from redis.exceptions import LockError
-
 from inference.batch.engine import Engine
 from inference.batch.finalising import Finalising, sweep
 from inference.batch.leases import Lease
-from inference.batch.ledger import LEASE_S, Ledger
-from inference.batch.outages import is_the_runs_fault, redis_outage_is_an_error
+from inference.batch.ledger import Ledger
+from inference.batch.outages import is_the_runs_fault
 from inference.batch.preparation import Preparation
 from inference.batch.records import RunRecord, RunState
 from inference.batch.tables import RunTables
 from inference.errors import Conflict, NotFound, StoreFull
 from inference.failures import Failures, sentence_of
-from inference.keys import TableKind
 from inference.logs import bound, get_logger
+from inference.redis.keys import TableKind
 from inference.settings import Settings
 from inference.store import GenerationState, Manifest
 
@@ -87,16 +84,15 @@ class Reconciler:
     def holding(self, model: str, *, wait_s: float = 0.0) -> Iterator[bool]:
         """Hold the model's lock, kept alive while it takes; yields False when another process has it."""
         lock = self.ledger.lock(model)
-        with redis_outage_is_an_error():
-            taken = lock.acquire(blocking=wait_s > 0, blocking_timeout=wait_s or None)
+        taken = lock.acquire(blocking=wait_s > 0, blocking_timeout=wait_s or None)
         if not taken:
             yield False
             return
         try:
-            with Lease(lambda: _extend(lock), name=f"reconciler of {model}"):
+            with Lease(lock.renew, name=f"reconciler of {model}"):
                 yield True
         finally:
-            _release(lock)
+            lock.let_go()
 
     def prepare(self, run_id: str) -> None:
         """Prepare a queued run now, unless the model is being looked after already (then that will do it)."""
@@ -189,7 +185,7 @@ class Reconciler:
         if run and active is None and is_its and self._can_be_resumed(run):
             return
         cancelled = run is not None and run.state is RunState.CANCELLED
-        self.tables.table(kind, model).discard(
+        self.tables.table(kind, model).generations.discard(
             manifest.number, GenerationState.CANCELLED if cancelled else GenerationState.FAILED
         )
         if run:
@@ -200,18 +196,3 @@ class Reconciler:
         if run.finished_at is None or run.spent:
             return False
         return self.ledger.now() - run.finished_at < self.settings.models[run.model].batch.resumable
-
-
-def _extend(lock: redis.lock.Lock) -> bool:
-    try:
-        with redis_outage_is_an_error():
-            return bool(lock.extend(LEASE_S, replace_ttl=True))
-    except LockError:
-        return False
-
-
-def _release(lock: redis.lock.Lock) -> None:
-    try:
-        lock.release()
-    except redis.RedisError as error:  # lost or unreachable: it expires by itself
-        log.warning("reconciler.lock_not_released", error=str(error))

@@ -13,7 +13,7 @@ from inference.batch.engine import Engine
 from inference.batch.gates import BadRows, Gate
 from inference.clock import to_iso
 from inference.errors import cut, shown_name
-from inference.keys import TableKind
+from inference.redis.keys import TableKind
 from inference.release import DATA_FORMAT, unknown_format
 from inference.stored_data import count_in, reading, record_from_json
 

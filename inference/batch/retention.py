@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import redis
-
 from inference.batch.folders import quarantine_of_id
 from inference.batch.ledger import KEEP_RECORD_S
-from inference.batch.outages import redis_outage_is_an_error
 from inference.batch.quarantine import remove_parts
 from inference.errors import BadInput
-from inference.keys import Keys
 from inference.logs import get_logger
+from inference.redis.clients import Client
+from inference.redis.keys import Keys
 from inference.settings import Settings
 
 log = get_logger(__name__)
@@ -32,7 +30,7 @@ class Retention:
     releases; what is removed is the folder that the settings give to the run.
     """
 
-    def __init__(self, settings: Settings, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, settings: Settings, client: Client, keys: Keys) -> None:
         self._settings = settings
         self._client: Any = client
         self._keys = keys
@@ -43,27 +41,23 @@ class Retention:
 
     def forget(self, model: str, run_id: str, folder: str) -> None:
         """Let a quarantine be."""
-        with redis_outage_is_an_error():
-            self._client.zrem(self._keys.quarantines(model), f"{run_id} {folder}")
+        self._client.zrem(self._keys.quarantines(model), f"{run_id} {folder}")
 
     def remove_due(self, model: str) -> None:
         """Remove what has been kept for long enough. May run twice, also at the same time."""
         key = self._keys.quarantines(model)
-        with redis_outage_is_an_error():
-            now, _ = self._client.time()
-            due = self._client.zrangebyscore(key, 0, now, start=0, num=_PER_ROUND)
+        now, _ = self._client.time()
+        due = self._client.zrangebyscore(key, 0, now, start=0, num=_PER_ROUND)
         for entry in due:
             run_id, _, folder = entry.decode(errors="replace").partition(" ")
             if folder and folder == quarantine_of_id(self._settings, model, run_id):
                 self._remove(model, run_id, folder)
                 continue
             log.warning("quarantine.left_alone", model=model, reason=_ELSEWHERE)
-            with redis_outage_is_an_error():
-                self._client.zrem(key, entry)
+            self._client.zrem(key, entry)
 
     def _remove(self, model: str, run_id: str, folder: str) -> None:
-        with redis_outage_is_an_error():
-            ttl_s = self._client.ttl(self._keys.run(run_id))
+        ttl_s = self._client.ttl(self._keys.run(run_id))
         if ttl_s != _NO_KEY:  # it lasted longer than most, or was taken up again
             self._due_in(model, run_id, folder, KEEP_RECORD_S if ttl_s == _NO_EXPIRY else max(ttl_s, 1))
             return
@@ -78,6 +72,5 @@ class Retention:
             log.info("quarantine.removed", run_id=run_id, parts=removed)
 
     def _due_in(self, model: str, run_id: str, folder: str, seconds: float) -> None:
-        with redis_outage_is_an_error():
-            now, _ = self._client.time()
-            self._client.zadd(self._keys.quarantines(model), {f"{run_id} {folder}": now + seconds})
+        now, _ = self._client.time()
+        self._client.zadd(self._keys.quarantines(model), {f"{run_id} {folder}": now + seconds})

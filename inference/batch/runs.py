@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import redis
-
 from inference.batch.details import RunDetails
 from inference.batch.engine import engine_of, refuse_spark
 from inference.batch.finalising import Finalising, bad_rows_of
@@ -24,9 +22,10 @@ from inference.batch.tables import RunTables
 from inference.batch.work import ChunkWork
 from inference.clock import to_datetime
 from inference.errors import BadInput, Conflict
-from inference.keys import Keys, TableKind
 from inference.logs import get_logger
 from inference.models import Inspect, MicroBatches, ModelHost, ModelRegistry, inspect_in_subprocess
+from inference.redis.clients import Client
+from inference.redis.keys import Keys, TableKind
 from inference.settings import Settings
 from inference.store import Pointer, Table
 
@@ -65,7 +64,7 @@ class Runs:
     def __init__(
         self,
         settings: Settings,
-        client: redis.Redis,
+        client: Client,
         keys: Keys,
         registry: ModelRegistry,
         host: Callable[[], ModelHost],
@@ -277,7 +276,7 @@ class Runs:
         if not held or (version is not None and version not in held):
             told = ", ".join(map(str, sorted(held))) or "none"
             raise Conflict(f"model {name!r} holds no such version back; held: {told}", field="version")
-        table.activate(max(held) if version is None else version, force=True)
+        table.versions.activate(max(held) if version is None else version, force=True)
         return Serving.of(name, table.pointer())
 
     def _reopen(self, run: RunRecord, to: RunState, *, expected: Sequence[RunState], **fields: str) -> None:

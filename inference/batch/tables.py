@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from inference.batch.records import RunRecord
 from inference.errors import Conflict
-from inference.keys import TableKind
 from inference.models import VersionRecord
+from inference.redis.keys import TableKind
 from inference.settings import BatchSettings
 from inference.store import GenerationState, Manifest, Pointer, Table
 
@@ -48,7 +48,7 @@ class RunTables:
         opened = {}
         for kind, (is_on, fields, model_version) in wanted.items():
             if is_on:
-                manifest = self.table(kind, run.model).begin(
+                manifest = self.table(kind, run.model).generations.begin(
                     fields,
                     rows_expected=rows,
                     model_version=model_version,
@@ -66,7 +66,9 @@ class RunTables:
             number = run.generation_of(kind)
             if number is not None:
                 table = self.table(kind, run.model)
-                staged.append(StagedGeneration(kind, table, table.manifest(number), table.state(number)))
+                staged.append(
+                    StagedGeneration(kind, table, table.generations.manifest(number), table.generations.state(number))
+                )
         return staged
 
     def publish(self, run: RunRecord, *, run_key: str, run_state: str) -> None:
@@ -81,7 +83,7 @@ class RunTables:
         for position, staged in enumerate(self.of(run)):
             if staged.state not in _PUBLISHED:
                 condition = {} if position else {"run_key": run_key, "run_state": run_state}
-                staged.table.publish(run.generation_of(staged.kind) or 0, **condition)
+                staged.table.generations.publish(run.generation_of(staged.kind) or 0, **condition)
 
     def move_to_overlay(self, run: RunRecord, *, keep_s: float) -> None:
         """Serve a partial run's rows beside the generation that is current. May run twice, like `publish`.
@@ -91,7 +93,7 @@ class RunTables:
             Conflict: a generation was given up.
         """
         for staged in self.of(run):
-            staged.table.move_to_overlay(run.generation_of(staged.kind) or 0, keep_s=keep_s)
+            staged.table.generations.move_to_overlay(run.generation_of(staged.kind) or 0, keep_s=keep_s)
 
     def is_published(self, run: RunRecord) -> bool:
         """Whether the generation that decides serves, or did; of a partial run, whether it was moved."""
@@ -110,22 +112,22 @@ class RunTables:
             Conflict: one is published.
         """
         for kind, number in generations.items():
-            self.table(kind, model).discard(number, state)
+            self.table(kind, model).generations.discard(number, state)
 
     def unpublished(self, model: str) -> Iterator[tuple[TableKind, Manifest]]:
         """Yield the generations that runs of a model opened and did not publish."""
         for kind in KINDS:
             table = self.table(kind, model)
-            for manifest in table.generations():
-                if manifest.run_id and table.state(manifest.number) is GenerationState.LOADING:
+            for manifest in table.generations.all():
+                if manifest.run_id and table.generations.state(manifest.number) is GenerationState.LOADING:
                     yield kind, manifest
 
     def collect(self, model: str) -> None:
         """Remove the rows of what no reader needs any more."""
         for kind in KINDS:
             table = self.table(kind, model)
-            for number in table.collectable():
-                table.collect(number)
+            for number in table.generations.collectable():
+                table.generations.collect(number)
 
     def roll_back(self, model: str, generation: int | None) -> Pointer:
         """Serve the previous predictions again, and the previous features if the same run had published both.
@@ -141,13 +143,13 @@ class RunTables:
         current = predictions.pointer().current
         if current is None:
             raise Conflict(f"model {model!r} has no published generation", field="model")
-        left = predictions.manifest(current if generation is None else generation)
-        pointer = predictions.rollback(current if generation is None else generation)
+        left = predictions.generations.manifest(current if generation is None else generation)
+        pointer = predictions.generations.rollback(current if generation is None else generation)
         serving = features.pointer()
-        latest = None if serving.current is None else features.manifest(serving.current)
+        latest = None if serving.current is None else features.generations.manifest(serving.current)
         is_of_both = (
             latest is not None and left is not None and latest.run_id is not None and latest.run_id == left.run_id
         )
         if is_of_both and serving.current is not None and serving.previous is not None:
-            features.rollback(serving.current)
+            features.generations.rollback(serving.current)
         return pointer

@@ -35,9 +35,9 @@ from inference.errors import (
 )
 from inference.failures import Failures
 from inference.features import FeatureContract
-from inference.keys import TableKind
 from inference.logs import bound, get_logger
 from inference.models import LoadedModel, MicroBatches, ModelHost
+from inference.redis.keys import TableKind
 from inference.schema import DType
 from inference.settings import Settings
 from inference.sources import read_slices

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from statistics import median
 
-import redis
-
 from inference.batch import RunState, RunView, slot_after
 from inference.batch.engine import Engine
 from inference.batch.ledger import Ledger
@@ -15,11 +13,12 @@ from inference.economics.inputs import Basis, Figure
 from inference.errors import ModelUnavailable
 from inference.features.groups import CLOCK_FUNCTIONS, GroupSource
 from inference.hits import HitWindows, Statistics
-from inference.keys import Keys, TableKind
 from inference.models import ModelRegistry
 from inference.presence import Presence
+from inference.redis.clients import Client
+from inference.redis.keys import Keys, TableKind
 from inference.settings import BATCH_QUEUE, ModelSettings
-from inference.store import RedisTable, measured_row_bytes
+from inference.store import Table
 
 WINDOW_S = 24 * 3600
 #: days whose different entities are counted together
@@ -82,14 +81,14 @@ class Measured:
 
 
 def measure(
-    client: redis.Redis, keys: Keys, model: str, settings: ModelSettings, windows: HitWindows | None = None
+    client: Client, keys: Keys, model: str, settings: ModelSettings, windows: HitWindows | None = None
 ) -> Measured:
     """Return what is known of a model, each figure with how it was found.
 
     `windows`: those of a caller that asks again and again, since they remember minutes that are over.
 
     Raises:
-        StoreUnavailable, redis.RedisError: Redis does not answer.
+        StoreUnavailable: Redis does not answer.
     """
     ledger, windows = Ledger(client, keys), windows or HitWindows(client, keys)
     now = ledger.now()
@@ -153,15 +152,15 @@ def slots_a_week(schedule: str, timezone: str) -> float:
     return count or 7 * SECONDS_PER_DAY / (slot_after(schedule, timezone, following) - following)
 
 
-def _table(client: redis.Redis, keys: Keys, model: str) -> dict[str, Figure]:
+def _table(client: Client, keys: Keys, model: str) -> dict[str, Figure]:
     own = keys.table(TableKind.PREDICTIONS, model)
-    table = RedisTable(client, own, kind=TableKind.PREDICTIONS, model=model)
+    table = Table(client, own, kind=TableKind.PREDICTIONS, model=model)
     current = table.pointer().current
-    manifest = None if current is None else table.manifest(current)
+    manifest = None if current is None else table.generations.manifest(current)
     if manifest is None or not manifest.rows_expected:
         return {}
     figures = {"entities": _measured(manifest.rows_expected, f"rows of generation {manifest.number}")}
-    row_bytes = measured_row_bytes(client, own, manifest)
+    row_bytes = table.generations.row_bytes(manifest)
     if row_bytes:
         figures["bytes"] = _measured(round(row_bytes, 2), "MEMORY USAGE of some of its buckets")
     return figures

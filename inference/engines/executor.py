@@ -19,7 +19,7 @@ from inference.deployment import Deployment
 from inference.errors import Unavailable
 from inference.logs import configure_logging, get_logger
 from inference.models import MicroBatches
-from inference.redis_clients import WORKER
+from inference.redis.clients import WORKER
 from inference.settings import load_settings
 
 log = get_logger(__name__)

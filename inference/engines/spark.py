@@ -13,15 +13,14 @@ from typing import Any
 
 from inference.batch.engine import Engine, check_engine
 from inference.batch.leases import Lease
-from inference.batch.ledger import LEASE_S, Ledger
-from inference.batch.outages import redis_outage_is_an_error
+from inference.batch.ledger import Ledger
 from inference.batch.records import RunRecord, RunState
 from inference.deployment import Deployment
 from inference.engines.executor import score_chunks
 from inference.engines.process import LAST_WORD
 from inference.errors import Conflict, ForecacheError, Unavailable
 from inference.logs import configure_logging, get_logger
-from inference.redis_clients import WORKER
+from inference.redis.clients import WORKER
 from inference.settings import Settings, load_settings
 from inference.settings.loading import ENV_CONFIG
 
@@ -50,22 +49,16 @@ def _drive(settings: Settings, ledger: Ledger, run_id: str) -> None:
         raise Conflict(f"run {run_id} is scored by {run.engine}: start one with --engine spark", field="run_id")
     check_engine(run.engine)
     lock = ledger.driver_lock(run_id)
-    with redis_outage_is_an_error():
-        taken = lock.acquire(blocking=False)
+    taken = lock.acquire(blocking=False)
     if not taken:
         log.info("spark.driver_lives", run_id=run_id)
         return
 
-    def renew() -> bool:
-        with redis_outage_is_an_error():
-            return bool(lock.extend(LEASE_S, replace_ttl=True))
-
     try:
-        with Lease(renew, name=f"driver of {run_id}"):
+        with Lease(lock.renew, name=f"driver of {run_id}"):
             _score(settings, ledger, run)
     finally:
-        with redis_outage_is_an_error():
-            lock.release()
+        lock.let_go()
 
 
 def _score(settings: Settings, ledger: Ledger, run: RunRecord) -> None:

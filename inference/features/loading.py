@@ -98,7 +98,7 @@ def load_features(
     started = time.monotonic()
     checked = _open(source, entity_column, event_time_column, vectoriser, newest=newest)
     contract = vectoriser.contract
-    manifest = table.begin(
+    manifest = table.generations.begin(
         contract.stored_fields,
         rows_expected=checked.rows,
         model_version=0,
@@ -109,15 +109,15 @@ def load_features(
         for batch in _windows(checked, rows_per_window):
             _write(table, manifest, checked, batch)
         _refuse_duplicates(table, manifest, checked)
-        table.publish(manifest.number)
+        table.generations.publish(manifest.number)
     except BaseException:
         # if even this fails, the generation ends with the deadline of its manifest
         with suppress(StoreUnavailable, Conflict):
-            table.discard(manifest.number, GenerationState.FAILED)
-            table.collect(manifest.number, sweep_after_s=0)
+            table.generations.discard(manifest.number, GenerationState.FAILED)
+            table.generations.collect(manifest.number, sweep_after_s=0)
         raise
-    for number in table.collectable():
-        table.collect(number)
+    for number in table.generations.collectable():
+        table.generations.collect(number)
     return LoadReport(checked.name, manifest.number, checked.rows, round(time.monotonic() - started, 3))
 
 
@@ -180,7 +180,9 @@ def _write(table: Table, manifest: Manifest, source: _Source, batch: pa.RecordBa
     # a time in the future counts as now: else no update could replace the values
     times = {group: np.minimum(group_times, manifest.created_at) for group, group_times in times.items()}
     notes = contract.stored_form.notes(rows.imputed, times, batch.num_rows)
-    table.write(manifest, ids, rows.block | notes, oldest(times, np.full(batch.num_rows, manifest.created_at)))
+    table.generations.write(
+        manifest, ids, rows.block | notes, oldest(times, np.full(batch.num_rows, manifest.created_at))
+    )
 
 
 def _refuse_without_time(source: _Source, ids: pa.Array, times: npt.NDArray[np.float64]) -> None:
@@ -195,7 +197,7 @@ def _refuse_without_time(source: _Source, ids: pa.Array, times: npt.NDArray[np.f
 
 
 def _refuse_duplicates(table: Table, manifest: Manifest, source: _Source) -> None:
-    stored, rows = table.count(manifest), source.rows
+    stored, rows = table.generations.count(manifest), source.rows
     if stored == rows:
         return
     counted = count_distinct_ids(source.source.files, source.entity_column, examples=_EXAMPLES, slices=source.slices)

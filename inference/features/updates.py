@@ -135,7 +135,7 @@ class FeatureWriter:
         changed = np.flatnonzero(~np.isnan(newest))
         if len(changed):
             ids = [updates[position].entity_id for position in changed.tolist()]
-            self._predictions.outdate(ids, changed_at=newest[changed], keep_s=self._keep_s)
+            self._predictions.overlay.outdate(ids, changed_at=newest[changed], keep_s=self._keep_s)
         return [_result(update.entity_id, position, outcomes) for position, update in enumerate(updates)]
 
     def _new_outcome(self, group: FeatureGroup, given: _Given) -> _Outcome | None:
@@ -166,7 +166,7 @@ class FeatureWriter:
         known_at = np.fmin(event_at[left], self._features.now())
         outcome.as_of[left] = stored.as_of
         chosen = np.flatnonzero(stored.older_than(known_at))
-        done = stored.table.replace(
+        done = stored.table.overlay.replace(
             [updates[position].entity_id for position in left[chosen]],
             stored.form.fields,
             {name: values[chosen] for name, values in block.items()},

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-import redis
-
 from inference.clock import Clock, system_clock
+from inference.errors import StoreUnavailable
 from inference.hits.recorder import KEEP_S
-from inference.keys import Keys
 from inference.logs import get_logger
+from inference.redis.clients import Client
+from inference.redis.keys import Keys
 
 log = get_logger(__name__)
 
@@ -35,7 +35,7 @@ class ParityResult(StrEnum):
 class MinuteCounts:
     """Adds counts. Synchronous, for work that waits for other things anyway."""
 
-    def __init__(self, client: redis.Redis, keys: Keys, clock: Clock = system_clock) -> None:
+    def __init__(self, client: Client, keys: Keys, clock: Clock = system_clock) -> None:
         self._client: Any = client
         self._keys = keys
         self._clock = clock
@@ -50,8 +50,8 @@ class MinuteCounts:
         pipeline.expire(minute, KEEP_S)
         try:
             pipeline.execute()
-        except redis.RedisError as error:
-            log.warning("counts.dropped", kind=kind, error=type(error).__name__)
+        except StoreUnavailable as error:
+            log.warning("counts.dropped", kind=kind, error=error.message)
 
 
 def counted(fields: Mapping[str, int], kind: str) -> dict[tuple[str, str], int]:

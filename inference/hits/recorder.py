@@ -6,15 +6,14 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Iterable
 
-import redis
-import redis.asyncio
-
 from inference.clock import Clock, system_clock
+from inference.errors import StoreUnavailable
 from inference.failures import Failures
 from inference.hits.histograms import AGE, HIT_LATENCY, MICRO_BATCH, MISS_LATENCY
-from inference.keys import Keys
 from inference.logs import get_logger
 from inference.outcomes import Outcome
+from inference.redis.clients import AsyncClient
+from inference.redis.keys import Keys
 
 log = get_logger(__name__)
 
@@ -31,7 +30,7 @@ IDS_PER_FLUSH, _IDS_PER_COMMAND = 1_000, 200
 class HitRecorder:
     """One process's counters. Recording is an addition in memory; Redis hears of it by `flush`."""
 
-    def __init__(self, client: redis.asyncio.Redis, keys: Keys, clock: Clock = system_clock) -> None:
+    def __init__(self, client: AsyncClient, keys: Keys, clock: Clock = system_clock) -> None:
         self._client = client
         self._keys = keys
         self._clock = clock
@@ -81,10 +80,10 @@ class HitRecorder:
             pipeline.expire(self._keys.hits(model, minute), KEEP_S)
         try:
             await pipeline.execute()
-        except (redis.RedisError, OSError) as error:
+        except StoreUnavailable as error:
             outcomes = set(Outcome)
             lost = sum(n for counts in by_model.values() for field, n in counts.items() if field in outcomes)
-            log.warning("hits.dropped", count=lost, error=type(error).__name__)
+            log.warning("hits.dropped", count=lost, error=error.message)
 
     def _take_whole(self) -> dict[str, dict[str, int]]:
         """Take the counts out of memory. Sums are sent as whole numbers: a fraction stays for the next time."""
@@ -111,8 +110,8 @@ class HitRecorder:
                 pipeline.expire(self._keys.asked(model, day), KEEP_S)
                 try:
                     await pipeline.execute()
-                except (redis.RedisError, OSError) as error:
-                    log.warning("hits.entities_dropped", count=len(part), error=type(error).__name__)
+                except StoreUnavailable as error:
+                    log.warning("hits.entities_dropped", count=len(part), error=error.message)
                     return
 
     async def run(self, *, every_s: float = FLUSH_EVERY_S) -> None:

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from sys import intern
 from typing import Any
 
-import redis
-
 from inference.clock import Clock, system_clock
-from inference.errors import StoreUnavailable
 from inference.hits.recorder import DAY_S
 from inference.hits.statistics import HitCounts, Statistics
-from inference.keys import Keys
+from inference.redis.clients import Client
+from inference.redis.keys import Keys
 from inference.stored_data import count_in, reading
 
 #: a week: counters are kept for a day longer
@@ -44,7 +42,7 @@ class HitWindows:
     Minutes that are over are read once and remembered, so a page that asks every 2 seconds costs little.
     """
 
-    def __init__(self, client: redis.Redis, keys: Keys, clock: Clock = system_clock) -> None:
+    def __init__(self, client: Client, keys: Keys, clock: Clock = system_clock) -> None:
         self._client: Any = client  # redis-py types every answer as every possible one
         self._keys = keys
         self._clock = clock
@@ -98,10 +96,7 @@ class HitWindows:
             StoreUnavailable: Redis did not answer.
         """
         today = int(self._clock() // DAY_S)
-        try:
-            return int(self._client.pfcount(*(self._keys.asked(model, today - back) for back in range(days))))
-        except (redis.RedisError, OSError) as error:
-            raise _unavailable() from error
+        return int(self._client.pfcount(*(self._keys.asked(model, today - back) for back in range(days))))
 
     def totals(self, model: str) -> Fields:
         """Return the fields of all that was ever counted; they only grow.
@@ -109,10 +104,7 @@ class HitWindows:
         Raises:
             StoreUnavailable: Redis did not answer.
         """
-        try:
-            return _decoded(self._client.hgetall(self._keys.hit_totals(model)))
-        except (redis.RedisError, OSError) as error:
-            raise _unavailable() from error
+        return _decoded(self._client.hgetall(self._keys.hit_totals(model)))
 
     def _window(self, window_s: float) -> range:
         now = self._clock()
@@ -123,10 +115,7 @@ class HitWindows:
         pipeline = self._client.pipeline(transaction=False)
         for minute in unknown:
             pipeline.hgetall(self._keys.hits(model, minute))
-        try:
-            read = dict(zip(unknown, map(_decoded, pipeline.execute()), strict=True))
-        except (redis.RedisError, OSError) as error:
-            raise _unavailable() from error
+        read = dict(zip(unknown, map(_decoded, pipeline.execute()), strict=True))
         found = [self._closed.get((model, minute)) or read.get(minute, {}) for minute in minutes]
         self._remember(model, read, minutes[-1])
         return found
@@ -151,7 +140,3 @@ def _sum(minutes: Iterable[Fields]) -> Fields:
     for minute in minutes:
         totals.update(minute)
     return totals
-
-
-def _unavailable() -> StoreUnavailable:
-    return StoreUnavailable("the hit counters cannot be read: Redis does not answer")

@@ -10,16 +10,15 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, cast
 
 import orjson
-import redis
 from pydantic import FiniteFloat, PlainValidator
 
-from inference.errors import BadInput, ContractError, ModelUnavailable, StoreUnavailable
+from inference.errors import BadInput, ContractError, ModelUnavailable
 from inference.features import FeatureContract
-from inference.keys import Keys, TableKind
+from inference.redis.clients import Client
+from inference.redis.keys import Keys, TableKind
 from inference.schema import Block, Signature
-from inference.store import CANARY, STABLE, Labels, Pointer, RedisTable
-from inference.store.labels import LABEL
-from inference.store.outages import outage_is_an_error
+from inference.store import CANARY, STABLE, Labels, Pointer, Table
+from inference.store.versions import LABEL
 from inference.stored_data import count_in, reading, record_from_json
 
 VersionState = Literal["ready", "refused"]
@@ -122,7 +121,7 @@ class UnfinishedLoads:
     Every method raises StoreUnavailable when Redis does not answer in time.
     """
 
-    def __init__(self, client: redis.Redis, key: str) -> None:
+    def __init__(self, client: Client, key: str) -> None:
         self._client = client
         self._key = key
         self._host = socket.gethostname()
@@ -138,7 +137,7 @@ class UnfinishedLoads:
     def mark(self, version: int) -> Iterator[None]:
         """Mark a load while the block runs. Its end, even by an error, removes earlier marks of this host too."""
         mark = self._field(version, os.getpid())
-        with outage_is_an_error(_WHAT), self._client.pipeline() as pipe:
+        with self._client.pipeline() as pipe:
             pipe.hincrby(self._key, mark)
             pipe.expire(self._key, _REMEMBERED_S)
             pipe.execute()
@@ -146,21 +145,18 @@ class UnfinishedLoads:
             yield
         finally:
             gone = [self._field(version, pid) for pid in self._loads(version) if not _is_alive(pid)]
-            with outage_is_an_error(_WHAT):
-                self._client.hdel(self._key, mark, *gone)
+            self._client.hdel(self._key, mark, *gone)
 
     def forget(self) -> None:
         """Remove all marks, so that every version may be loaded again."""
-        with outage_is_an_error(_WHAT):
-            self._client.delete(self._key)
+        self._client.delete(self._key)
 
     def _field(self, version: int, pid: int) -> str:
         return f"{version} {self._host} {pid}"
 
     def _loads(self, version: int) -> dict[int, int]:
         """Return process id → unfinished loads of that version on this host."""
-        with outage_is_an_error(_WHAT):
-            marks = cast("dict[bytes, bytes]", self._client.hgetall(self._key))
+        marks = cast("dict[bytes, bytes]", self._client.hgetall(self._key))
         prefix = f"{version} {self._host} "
         with reading(_WHAT):
             found = [(mark.decode(), count) for mark, count in marks.items()]
@@ -200,25 +196,19 @@ class ModelRegistry:
     Every method raises StoreUnavailable when Redis does not answer in time.
     """
 
-    def __init__(self, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, client: Client, keys: Keys) -> None:
         self._client = client
         self._keys = keys
 
     def versions(self, model: str) -> dict[int, VersionRecord]:
         """Return all records of a model by version, oldest version first."""
-        try:
-            raw = cast("dict[bytes, bytes]", self._client.hgetall(self._keys.model_record(model)))
-        except redis.RedisError as error:
-            raise _unavailable(error) from error
+        raw = cast("dict[bytes, bytes]", self._client.hgetall(self._keys.model_record(model)))
         with reading(f"the records of model {model!r}"):
             return {int(version): VersionRecord.from_json(raw[version]) for version in sorted(raw, key=int)}
 
     def put(self, model: str, record: VersionRecord) -> None:
         """Store a record in place of the version's earlier one."""
-        try:
-            self._client.hset(self._keys.model_record(model), str(record.version), orjson.dumps(record.to_json()))
-        except redis.RedisError as error:
-            raise _unavailable(error) from error
+        self._client.hset(self._keys.model_record(model), str(record.version), orjson.dumps(record.to_json()))
 
     def get(self, model: str, version: int) -> VersionRecord:
         """Return the record of a ready version.
@@ -226,10 +216,7 @@ class ModelRegistry:
         Raises:
             ModelUnavailable: no worker has inspected that version, or it was refused.
         """
-        try:
-            raw = cast("bytes | None", self._client.hget(self._keys.model_record(model), str(version)))
-        except redis.RedisError as error:
-            raise _unavailable(error) from error
+        raw = cast("bytes | None", self._client.hget(self._keys.model_record(model), str(version)))
         if raw is None:
             raise ModelUnavailable(f"version {version} of model {model!r} has not been loaded by any worker yet")
         record = VersionRecord.from_json(raw)
@@ -239,18 +226,12 @@ class ModelRegistry:
 
     def micro_batch(self, model: str, version: int, device: str) -> MicroBatchRecord | None:
         """Return the micro-batch of a version on a kind of device; None before the first search."""
-        try:
-            raw = cast("bytes | None", self._client.hget(self._keys.micro_batches(model), f"{version}:{device}"))
-        except redis.RedisError as error:
-            raise _unavailable(error) from error
+        raw = cast("bytes | None", self._client.hget(self._keys.micro_batches(model), f"{version}:{device}"))
         return record_from_json(MicroBatchRecord, raw, "the rows per call of a model") if raw else None
 
     def put_micro_batch(self, model: str, version: int, device: str, record: MicroBatchRecord) -> None:
         """Store a micro-batch in place of the earlier one."""
-        try:
-            self._client.hset(self._keys.micro_batches(model), f"{version}:{device}", orjson.dumps(record))
-        except redis.RedisError as error:
-            raise _unavailable(error) from error
+        self._client.hset(self._keys.micro_batches(model), f"{version}:{device}", orjson.dumps(record))
 
     def unfinished_loads(self, model: str) -> UnfinishedLoads:
         """Return the loads of a model that have not ended."""
@@ -276,7 +257,7 @@ class ModelRegistry:
 
         `force`: activate it nevertheless, and release a hold.
         """
-        return self._table(model).activate(version, force=force)
+        return self._table(model).versions.activate(version, force=force)
 
     def labels(self, model: str) -> Labels:
         """Return the labels of versions."""
@@ -307,7 +288,7 @@ class ModelRegistry:
                 f"label the version that is to answer {STABLE} first",
                 field="version",
             )
-        self._table(model).label(name, version, share=share or 0.0)
+        self._table(model).versions.label(name, version, share=share or 0.0)
 
     def remove_label(self, model: str, name: str) -> None:
         """Remove a label. Predictions of a canary are not read from then on.
@@ -317,26 +298,20 @@ class ModelRegistry:
         """
         if name not in self.labels(model).versions:
             raise BadInput(f"no version of model {model!r} is labelled {name}", field="label")
-        self._table(model).label(name, None)
+        self._table(model).versions.label(name, None)
 
     def ask_reload(self, model: str) -> int:
         """Ask all workers to look for new versions now. Returns the number of this request."""
         key = self._keys.reload(model)
-        try:
-            with self._client.pipeline() as pipe:
-                pipe.hincrby(key, _REQUESTED, 1)
-                pipe.expire(key, RELOAD_REMEMBERED_S)
-                number = pipe.execute()[0]
-        except redis.RedisError as error:
-            raise _unavailable(error) from error
+        with self._client.pipeline() as pipe:
+            pipe.hincrby(key, _REQUESTED, 1)
+            pipe.expire(key, RELOAD_REMEMBERED_S)
+            number = pipe.execute()[0]
         return int(number)
 
     def reloads(self, model: str) -> Reloads:
         """Return the newest request to reload, and which requests each worker has done."""
-        try:
-            raw = cast("dict[bytes, bytes]", self._client.hgetall(self._keys.reload(model)))
-        except redis.RedisError as error:
-            raise _unavailable(error) from error
+        raw = cast("dict[bytes, bytes]", self._client.hgetall(self._keys.reload(model)))
         with reading(f"the requests to reload model {model!r}"):
             numbers = {name.decode(): int(number) for name, number in raw.items()}
         return Reloads(numbers.pop(_REQUESTED, 0), numbers)
@@ -344,13 +319,10 @@ class ModelRegistry:
     def put_reloaded(self, model: str, worker: str, number: int) -> None:
         """Note that a worker has done the request of that number."""
         key = self._keys.reload(model)
-        try:
-            with self._client.pipeline() as pipe:
-                pipe.hset(key, worker, str(number))
-                pipe.expire(key, RELOAD_REMEMBERED_S)
-                pipe.execute()
-        except redis.RedisError as error:
-            raise _unavailable(error) from error
+        with self._client.pipeline() as pipe:
+            pipe.hset(key, worker, str(number))
+            pipe.expire(key, RELOAD_REMEMBERED_S)
+            pipe.execute()
 
     def pointer(self, model: str) -> Pointer:
         """Return the prediction table's pointer, which has the active and the held versions."""
@@ -359,12 +331,8 @@ class ModelRegistry:
     def stored_rows(self, model: str) -> Block:
         """Return some rows of a model's feature table by column; empty if no row is stored."""
         kind = TableKind.FEATURES
-        return RedisTable(self._client, self._keys.table(kind, model), kind=kind, model=model).some_rows()
+        return Table(self._client, self._keys.table(kind, model), kind=kind, model=model).generations.some_rows()
 
-    def _table(self, model: str) -> RedisTable:
+    def _table(self, model: str) -> Table:
         kind = TableKind.PREDICTIONS
-        return RedisTable(self._client, self._keys.table(kind, model), kind=kind, model=model)
-
-
-def _unavailable(error: redis.RedisError) -> StoreUnavailable:
-    return StoreUnavailable(f"the cache Redis did not answer: {error}")
+        return Table(self._client, self._keys.table(kind, model), kind=kind, model=model)

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import redis
 from pydantic import FiniteFloat
 
-from inference.keys import Keys
+from inference.errors import StoreUnavailable
 from inference.logs import get_logger
 from inference.models.loaded import vector_hashes
+from inference.redis.clients import Client
+from inference.redis.keys import Keys
 from inference.schema import Block
 from inference.settings import Settings
 from inference.stored_data import record_from_json
@@ -48,7 +49,7 @@ class SampledAnswer:
 class AnswerSample:
     """Remembers an answer of each model whose parity is checked, once a second at most."""
 
-    def __init__(self, settings: Settings, client: redis.Redis, keys: Keys) -> None:
+    def __init__(self, settings: Settings, client: Client, keys: Keys) -> None:
         self._settings = settings
         self._client: Any = client
         self._keys = keys
@@ -70,15 +71,15 @@ class AnswerSample:
         pipeline.expire(key, _KEEP_S)
         try:
             pipeline.execute()
-        except redis.RedisError as error:
-            log.info("answer.not_sampled", model=model, error=type(error).__name__)
+        except StoreUnavailable as error:
+            log.info("answer.not_sampled", model=model, error=error.message)
 
 
-def sampled_answers(client: redis.Redis, keys: Keys, model: str, most: int) -> Sequence[SampledAnswer]:
+def sampled_answers(client: Client, keys: Keys, model: str, most: int) -> Sequence[SampledAnswer]:
     """Return the newest sampled answers of a model.
 
     Raises:
-        redis.RedisError: Redis did not answer.
+        StoreUnavailable: Redis did not answer.
     """
     texts: Any = client.lrange(keys.answers(model), 0, most - 1)
     return [SampledAnswer.from_json(text) for text in texts]

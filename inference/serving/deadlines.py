@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import asyncio
 
-import redis
-import redis.asyncio
-
 from inference.clock import Clock, system_clock
+from inference.errors import StoreUnavailable
 from inference.failures import Failures
 from inference.logs import get_logger
+from inference.redis.clients import AsyncClient
 
 log = get_logger(__name__)
 
@@ -36,23 +35,23 @@ class RedisClock:
         """Take over a measurement: Redis read its clock between the two instants of ours."""
         self.offset_s = redis_time - (sent_at + received_at) / 2
 
-    async def measure(self, client: redis.asyncio.Redis) -> None:
+    async def measure(self, client: AsyncClient) -> None:
         """Ask Redis for its time once.
 
         Raises:
-            redis.RedisError: it did not answer.
+            StoreUnavailable: it did not answer.
         """
         sent_at = self._clock()
         seconds, microseconds = await client.time()
         self.learn(seconds + microseconds / 1e6, sent_at=sent_at, received_at=self._clock())
 
-    async def follow(self, client: redis.asyncio.Redis, *, every_s: float = MEASURE_EVERY_S) -> None:
+    async def follow(self, client: AsyncClient, *, every_s: float = MEASURE_EVERY_S) -> None:
         """Measure again and again until cancelled. In an outage the last offset stays in use."""
         failures = Failures(__name__, "clock")
         while True:
             with failures.kept_here():
                 try:
                     await self.measure(client)
-                except (redis.RedisError, OSError) as error:
-                    log.debug("clock.not_measured", error=type(error).__name__)
+                except StoreUnavailable as error:
+                    log.debug("clock.not_measured", error=error.message)
             await asyncio.sleep(every_s)

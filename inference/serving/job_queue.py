@@ -6,13 +6,9 @@ import asyncio
 import hashlib
 import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
-
-import redis
-import redis.asyncio
 
 from inference.clock import Clock
 from inference.errors import (
@@ -20,18 +16,17 @@ from inference.errors import (
     BrokerUnavailable,
     ForecacheError,
     NotFound,
-    StoreUnavailable,
     WorkersUnavailable,
     quoted,
     reported_error,
 )
-from inference.keys import Keys
 from inference.logs import get_logger
 from inference.queues import JobPriority
+from inference.redis.clients import AsyncClient
+from inference.redis.keys import Keys
 from inference.serving.answers import Answer, Computed, answer_computed, replies_from_result
 from inference.serving.job_quota import JOB_KEEP_S, ROW_BYTES, JobQuota
 from inference.serving.jobs import (
-    END_JOB,
     JobRequest,
     JobState,
     PackedJob,
@@ -95,7 +90,7 @@ class JobRow:
 class JobQueue:
     """The jobs of one deployment. Every method raises StoreUnavailable when Redis does not answer."""
 
-    def __init__(self, client: redis.asyncio.Redis, keys: Keys, enqueue: Enqueue, clock: Clock) -> None:
+    def __init__(self, client: AsyncClient, keys: Keys, enqueue: Enqueue, clock: Clock) -> None:
         self._client = client
         self._keys = keys
         self._enqueue = enqueue
@@ -119,22 +114,19 @@ class JobQueue:
             packed = await asyncio.to_thread(request.packed)
         made = job_keys(self._keys, job_id)
         taken = packed.size + ROW_BYTES * len(request.rows)
-        async with _outage_named():
-            minute = await self._room.take(taken)
+        minute = await self._room.take(taken)
         try:
-            async with _outage_named():
-                await self._record(job_id, request, packed, minute)
-                if idempotency_key is not None:
-                    name = self._keys.idempotency(hashlib.sha256(idempotency_key.encode()).hexdigest())
-                    first = await self._first_under(name, job_id, packed.digest)
-                    if first != job_id:
-                        await self._forget(made, taken, minute)
-                        return first
-                    made.append(name)
+            await self._record(job_id, request, packed, minute)
+            if idempotency_key is not None:
+                name = self._keys.idempotency(hashlib.sha256(idempotency_key.encode()).hexdigest())
+                first = await self._first_under(name, job_id, packed.digest)
+                if first != job_id:
+                    await self._forget(made, taken, minute)
+                    return first
+                made.append(name)
             await self._send(job_id, range(len(packed.parts)), request.model, request.priority)
         except (BrokerUnavailable, BadInput):
-            async with _outage_named():
-                await self._forget(made, taken, minute)
+            await self._forget(made, taken, minute)
             raise
         return job_id
 
@@ -177,16 +169,14 @@ class JobQueue:
         """Send what is left of a job once more; of all who see that it is due for the `time`-th time, one does."""
         record, inputs, _ = job_keys(self._keys, view.job_id)
         claim = f"again:{view.changed_at:.0f}:{time}"
-        async with _outage_named():
-            if not await self._client.hsetnx(record, claim, "1"):
-                return
-            left = await cast(Awaitable[list[bytes]], self._client.hkeys(inputs))
+        if not await self._client.hsetnx(record, claim, "1"):
+            return
+        left = await cast(Awaitable[list[bytes]], self._client.hkeys(inputs))
         log.warning("job.sent_again", job_id=view.job_id, parts=len(left))
         try:
             await self._send(view.job_id, map(int, left), view.model, view.priority)
         except BrokerUnavailable:
-            async with _outage_named():
-                await self._client.hdel(record, claim)
+            await self._client.hdel(record, claim)
 
     async def wait(self, job_id: str, wait_s: float) -> JobView:
         """Return the job once it is over, or as it stands after `wait_s`.
@@ -215,8 +205,7 @@ class JobQueue:
 
     async def rows(self, view: JobView) -> list[JobRow]:
         """Return a finished job's rows in the order asked."""
-        async with _outage_named():
-            found = await cast(Awaitable[dict[bytes, bytes]], self._client.hgetall(self._keys.job_parts(view.job_id)))
+        found = await cast(Awaitable[dict[bytes, bytes]], self._client.hgetall(self._keys.job_parts(view.job_id)))
         if len(found) != view.parts:
             raise NotFound(f"the result of job {quoted(view.job_id)} was forgotten")
         with reading(f"the result of job {quoted(view.job_id)}"):
@@ -249,8 +238,7 @@ class JobQueue:
         await pipeline.execute()
 
     async def _read(self, job_id: str) -> JobView:
-        async with _outage_named():
-            record = await cast(Awaitable[dict[bytes, bytes]], self._client.hgetall(self._keys.job(job_id)))
+        record = await cast(Awaitable[dict[bytes, bytes]], self._client.hgetall(self._keys.job(job_id)))
         if not record:
             raise NotFound(f"no job {quoted(job_id)}: it never was, or was forgotten an hour after its last change")
         with reading(f"the record of job {quoted(job_id)}"):
@@ -266,8 +254,7 @@ class JobQueue:
 
     async def _end(self, view: JobView, state: JobState, error: str, *, expected: str = "") -> None:
         touched = job_keys(self._keys, view.job_id)
-        async with _outage_named():
-            await self._client.eval(END_JOB, 3, *touched, state.value, error, expected)
+        await self._client.run_script("end_job", touched, [state.value, error, expected])
 
 
 def _stored_error(text: bytes) -> ForecacheError | None:
@@ -285,11 +272,3 @@ def _rows_of(model: str, part: bytes | str | None) -> list[JobRow]:
             answer = answer_computed(model, entity_id, reply) if isinstance(reply, Computed) else reply
             rows.append(JobRow(entity_id, answer))
         return rows
-
-
-@asynccontextmanager
-async def _outage_named() -> AsyncIterator[None]:
-    try:
-        yield
-    except (redis.RedisError, OSError) as error:
-        raise StoreUnavailable("the cache Redis does not answer") from error

@@ -8,10 +8,9 @@ Redis refuses every write when it is full, a run's and a prediction's too. So jo
 
 from __future__ import annotations
 
-import redis.asyncio
-
 from inference.clock import Clock
 from inference.errors import Overloaded
+from inference.redis.clients import AsyncClient
 
 #: how long an untouched job is remembered, in seconds
 JOB_KEEP_S = 3600
@@ -26,7 +25,7 @@ _MINUTE_S = 60
 class JobQuota:
     """Counts what jobs take, minute by minute, for all API processes together. Redis' own errors pass through."""
 
-    def __init__(self, client: redis.asyncio.Redis, key: str, clock: Clock) -> None:
+    def __init__(self, client: AsyncClient, key: str, clock: Clock) -> None:
         self._client = client
         self._key = key
         self._clock = clock

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol, cast
 
-import redis
-
 from inference.errors import BadInput, Defect, ForecacheError, Overloaded, PredictionFailed
-from inference.keys import Keys
 from inference.logs import get_logger
 from inference.protocols.json_spelling import spelt
 from inference.protocols.tensors import MAX_ANSWER_BYTES
 from inference.queues import JobPriority
+from inference.redis.clients import Client
+from inference.redis.keys import Keys
 from inference.serving.job_quota import JOB_KEEP_S, MAX_JOB_BYTES, ROW_BYTES
 from inference.stored_data import reading, record_from_json
 
@@ -121,58 +120,6 @@ class JobScorer(Protocol):
         """Compute rows of features."""
 
 
-# KEYS: job. ARGV: part number. Returns the state (nil when the job is gone) and how often the part was begun.
-_BEGIN = """
-local state = redis.call('HGET', KEYS[1], 'state')
-if not state then return {false, 0} end
-if state == 'queued' then
-  state = 'running'
-  redis.call('HSET', KEYS[1], 'state', state, 'changed_at', redis.call('TIME')[1])
-end
-return {state, redis.call('HINCRBY', KEYS[1], 'begun:' .. ARGV[1], 1)}
-"""
-
-# KEYS: job, inputs, parts, room. ARGV: part number, its result, seconds to keep, bytes that were counted for the result
-# when the job was made, bytes that all jobs may take, bytes that the results of one may take.
-# Returns 1 if it was taken, 0 if the job is over, -1 if all jobs have no more room, -2 if this one has none.
-_FINISH_PART = """
-if redis.call('HGET', KEYS[1], 'state') ~= 'running' then return 0 end
-if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 0 then return 1 end
-local minute = redis.call('HGET', KEYS[1], 'minute')
-local more = #ARGV[2] - tonumber(ARGV[4])
-local held = 0
-local room = redis.call('HGETALL', KEYS[4])
-local forgotten = math.floor(redis.call('TIME')[1] / 60) - ARGV[3] / 60
-for at = 1, #room, 2 do
-  if tonumber(room[at]) >= forgotten then held = held + tonumber(room[at + 1]) end
-end
-if more > 0 and held + more > tonumber(ARGV[5]) then return -1 end
-if redis.call('HINCRBY', KEYS[1], 'result_bytes', #ARGV[2]) > tonumber(ARGV[6]) then return -2 end
-more = more - redis.call('HSTRLEN', KEYS[2], ARGV[1])
-if minute and redis.call('HEXISTS', KEYS[4], minute) == 1 then redis.call('HINCRBY', KEYS[4], minute, more) end
-redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])
-redis.call('HDEL', KEYS[2], ARGV[1])
-redis.call('HDEL', KEYS[1], 'begun:' .. ARGV[1])
-redis.call('HSET', KEYS[1], 'changed_at', redis.call('TIME')[1])
-if redis.call('HLEN', KEYS[3]) == tonumber(redis.call('HGET', KEYS[1], 'parts')) then
-  redis.call('HSET', KEYS[1], 'state', 'done')
-end
-for number = 1, 3 do redis.call('EXPIRE', KEYS[number], ARGV[3]) end
-return 1
-"""
-
-#: KEYS: job, inputs, parts. ARGV: final state, error (JSON or empty), expected `changed_at` (empty: any).
-#: Ends a job that is not over. Returns the state that it then has, or nil when the job is gone.
-END_JOB = """
-local state = redis.call('HGET', KEYS[1], 'state')
-if not state or (state ~= 'queued' and state ~= 'running') then return state end
-if ARGV[3] ~= '' and redis.call('HGET', KEYS[1], 'changed_at') ~= ARGV[3] then return state end
-redis.call('HSET', KEYS[1], 'state', ARGV[1], 'error', ARGV[2], 'changed_at', redis.call('TIME')[1])
-redis.call('DEL', KEYS[2], KEYS[3])
-return ARGV[1]
-"""
-
-
 _NO_ROOM: dict[Any, ForecacheError] = {
     -1: Overloaded("the results of the jobs of the last hour take up all the room for jobs: enqueue fewer rows"),
     -2: BadInput(f"the results of this job take over {MAX_RESULT_BYTES} bytes: enqueue fewer rows at a time"),
@@ -189,38 +136,42 @@ def error_to_json(error: ForecacheError) -> str:
     return json.dumps(error.to_json())
 
 
-def run_part(client: redis.Redis, keys: Keys, scorer: JobScorer, job_id: str, part: int) -> None:
+def run_part(client: Client, keys: Keys, scorer: JobScorer, job_id: str, part: int) -> None:
     """Compute one part of a job and keep its predictions. Safe to run twice; the job fails if it is begun too often.
 
     A part of a job that is gone, cancelled or failed is dropped. When the part fails as a whole, so does the
     job; a single bad row is only that row's error.
     """
     touched = job_keys(keys, job_id)
-    state, begun = cast("list[Any]", client.eval(_BEGIN, 1, touched[0], str(part)))
+    state, begun = client.run_script("begin_part", touched[:1], [part])
     rows = client.hget(touched[1], str(part))
     if state != JobState.RUNNING.value.encode() or rows is None:
         return
     if begun > MAX_BEGUN:
         killer = PredictionFailed(f"part {part} was begun {MAX_BEGUN} times and ended its worker each time")
         log.error("job.ends_its_workers", error=killer.message)
-        client.eval(END_JOB, 3, *touched, JobState.FAILED.value, error_to_json(killer), "")
+        _fail(client, touched, killer)
         return
     try:
         record = cast(dict[bytes, bytes], client.hgetall(touched[0]))
         scored = _score(scorer, record, record_from_json(list[Any], cast(bytes, rows), "the rows of a job"))
         result = json.dumps(scored)
     except ForecacheError as error:
-        client.eval(END_JOB, 3, *touched, JobState.FAILED.value, error_to_json(error), "")
+        _fail(client, touched, error)
     except Exception:
         failed = Defect("a worker failed on this job, not the model; the worker's log says why")
-        client.eval(END_JOB, 3, *touched, JobState.FAILED.value, error_to_json(failed), "")
+        _fail(client, touched, failed)
         raise
     else:
         reserved = ROW_BYTES * len(scored["predictions"])
-        limits = (str(reserved), str(MAX_JOB_BYTES), str(MAX_RESULT_BYTES))
-        done = client.eval(_FINISH_PART, 4, *touched, keys.job_room, str(part), result, str(JOB_KEEP_S), *limits)
+        limits = [JOB_KEEP_S, reserved, MAX_JOB_BYTES, MAX_RESULT_BYTES]
+        done = client.run_script("finish_part", [*touched, keys.job_room], [part, result, *limits])
         if done in _NO_ROOM:
-            client.eval(END_JOB, 3, *touched, JobState.FAILED.value, error_to_json(_NO_ROOM[done]), "")
+            _fail(client, touched, _NO_ROOM[done])
+
+
+def _fail(client: Client, touched: Sequence[str], error: ForecacheError) -> None:
+    client.run_script("end_job", touched, [JobState.FAILED.value, error_to_json(error), ""])
 
 
 def _score(scorer: JobScorer, record: Mapping[bytes, bytes], rows: list[Any]) -> dict[str, Any]:

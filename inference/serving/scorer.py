@@ -267,7 +267,7 @@ class RealtimeScorer:
             return
         # the answer is right all the same; the next request computes it again
         with self._after.kept_here(model, model=model):
-            self._predictions(model).upsert(
+            self._predictions(model).overlay.upsert(
                 [entity_ids[position] for position in done.positions],
                 loaded.record.signature.outputs,
                 outputs,

@@ -13,8 +13,8 @@ from pydantic import Field, FiniteFloat
 
 from inference.release import DATA_FORMAT, unknown_format
 from inference.schema import Block, TensorSpec
-from inference.store.labels import Labels
 from inference.store.layout import MOST_BUCKETS
+from inference.store.versions import Labels
 from inference.stored_data import record_from_json
 
 
@@ -144,7 +144,7 @@ class ChangeableRows:
 
     `known_at`: by which rows of one `as_of` are told apart, epoch seconds; for a change, its exact event time.
     `fields` are those of the rows; `is_loaded`: they are a generation's, and no other is read beside it. `overlay`:
-    what the rows' overlay entries were, for `Table.replace` to compare.
+    what the rows' overlay entries were, for `Overlay.replace` to compare.
     """
 
     rows: StoredRows

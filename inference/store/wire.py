@@ -9,7 +9,6 @@ The protocol is RESP: https://redis.io/docs/latest/develop/reference/protocol-sp
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,20 +16,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from inference.redis.pipes import BulkCommands
 from inference.store.layout import buckets_of, stored_ids
-
-
-@dataclass(frozen=True)
-class Commands:
-    """Whole commands, each answered by one integer: their bytes, and how many replies they will get."""
-
-    data: bytes | memoryview
-    replies: int
 
 
 def encode_window(
     ids: Any, rows: Any, *, bucket_prefix: str, buckets: int, deadline: int, piece_bytes: int
-) -> Iterator[Commands]:
+) -> Iterator[BulkCommands]:
     """Yield each bucket's commands, HSET of its rows in the order of the ids and EXPIREAT `deadline`, in pieces.
 
     `ids`: Arrow text without nulls; `rows`: Arrow binary of the same length; `piece_bytes`: about how large a piece
@@ -90,7 +82,7 @@ def _layout(
 
 def _pieces(
     stream: Any, starts: npt.NDArray[np.intp], counts: npt.NDArray[np.int64], piece_bytes: int
-) -> Iterator[Commands]:
+) -> Iterator[BulkCommands]:
     """Cut the stream between buckets."""
     offsets = np.frombuffer(stream.buffers()[1], np.int64)
     data = memoryview(stream.buffers()[2])
@@ -99,7 +91,7 @@ def _pieces(
     while first < len(ends):
         last = min(int(np.searchsorted(ends, begin + piece_bytes)), len(ends) - 1)
         end = int(ends[last])
-        yield Commands(data[begin:end], 2 * (last + 1 - first))
+        yield BulkCommands(data[begin:end], 2 * (last + 1 - first))
         first, begin = last + 1, end
 
 

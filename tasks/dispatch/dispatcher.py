@@ -17,7 +17,7 @@ from inference.errors import (
 )
 from inference.logs import get_logger
 from inference.queues import JobPriority
-from inference.redis_clients import REQUEST, Patience, open_async_client
+from inference.redis.clients import REQUEST, Patience, open_async_client
 from inference.settings import MAINTENANCE_QUEUE, Settings
 from inference.settings.server_urls import is_redis
 from tasks.celery_app import REALTIME_TASKS, make_celery

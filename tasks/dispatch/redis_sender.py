@@ -7,15 +7,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import redis
-import redis.asyncio
-
-from inference.errors import BrokerUnavailable
+from inference.errors import BrokerUnavailable, StoreUnavailable
 from inference.logs import get_logger
 from inference.protocols.json_spelling import is_heavy
-from inference.store import AsyncPipe
+from inference.redis.clients import AsyncClient
 from tasks.dispatch.envelopes import Envelopes
-from tasks.dispatch.sender import BROKER_TIMEOUT_S, EXPIRES_SLACK_S
+from tasks.dispatch.sender import EXPIRES_SLACK_S
 
 log = get_logger(__name__)
 
@@ -23,8 +20,8 @@ log = get_logger(__name__)
 class RedisSender:
     """A lane of messages into the lists of a Redis broker; see `Lane`."""
 
-    def __init__(self, client: redis.asyncio.Redis, envelopes: Envelopes) -> None:
-        self._pipe = AsyncPipe(client, timeout_s=BROKER_TIMEOUT_S)
+    def __init__(self, client: AsyncClient, envelopes: Envelopes) -> None:
+        self._client = client
         self._envelopes = envelopes
 
     async def send(
@@ -51,12 +48,8 @@ class RedisSender:
         message = await asyncio.to_thread(spell) if is_heavy(kwargs) else spell()
         command = ("LPUSH", self._envelopes.place(queue, priority), message)
         try:
-            try:
-                await self._pipe.send([command])
-            except (redis.ConnectionError, ConnectionError):
-                # one that a restarted broker closed; should the first have arrived, its task is done twice, with one
-                # result
-                await self._pipe.send([command])
-        except (redis.RedisError, OSError) as error:
-            log.warning("broker.unavailable", task=task, error=type(error).__name__)
+            # sent again when a restarted broker closed the connection: its task may be done twice, with one result
+            await self._client.exchange([command])
+        except StoreUnavailable as error:
+            log.warning("broker.unavailable", task=task, error=error.message)
             raise BrokerUnavailable("the broker does not answer: the task was not sent") from error

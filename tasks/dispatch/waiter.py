@@ -15,8 +15,9 @@ import orjson
 import redis
 import redis.asyncio
 
-from inference.errors import BrokerUnavailable, DeadlineExceeded
+from inference.errors import BrokerUnavailable, DeadlineExceeded, StoreUnavailable
 from inference.logs import get_logger
+from inference.redis.clients import AsyncClient
 
 log = get_logger(__name__)
 
@@ -38,7 +39,7 @@ class ResultWaiter:
     `client`: of the Redis that holds results. `key_of`: a task id's key there (`backend.get_key_for_task`).
     """
 
-    def __init__(self, client: redis.asyncio.Redis, key_of: Callable[[str], bytes], *, id_prefix: str) -> None:
+    def __init__(self, client: AsyncClient, key_of: Callable[[str], bytes], *, id_prefix: str) -> None:
         self._client = client
         self._key_of = key_of
         self._pattern = key_of(id_prefix) + b"*"
@@ -116,8 +117,8 @@ class ResultWaiter:
         try:
             async with asyncio.timeout_at(until):
                 found = await self._read([task_id])
-        except (redis.RedisError, OSError, TimeoutError) as error:
-            log.warning("results.unreadable", error=type(error).__name__)
+        except (StoreUnavailable, TimeoutError) as error:
+            log.warning("results.unreadable", error=str(error) or type(error).__name__)
             return
         if found and self._heard_at < began_at:
             log.warning("results.subscription_deaf", found=found)
@@ -129,7 +130,7 @@ class ResultWaiter:
                 await self._listen_once()
             except Exception as error:  # whatever it is: a process that hears nothing answers no miss
                 if not self._in_outage:  # an outage of hours is one line, not one a second
-                    foreseen = isinstance(error, redis.RedisError | OSError)
+                    foreseen = isinstance(error, StoreUnavailable | redis.RedisError | OSError)
                     log.warning("results.disconnected", error=type(error).__name__, exc_info=not foreseen)
                 self._in_outage = True
                 await asyncio.sleep(self._pause_s)

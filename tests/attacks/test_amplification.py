@@ -8,8 +8,6 @@ from typing import Any
 
 import httpx
 import pytest
-import redis
-import redis.asyncio
 
 from app.api.application import create_app
 from app.api.bodies import MAX_NAMES
@@ -18,8 +16,9 @@ from app.api.problems import problem_of
 from inference.errors import BadInput, FunctionFailed, ModelOutOfMemory, Overloaded, PredictionFailed
 from inference.features.contract import FeatureContract
 from inference.features.instances import rows_from_instances
-from inference.keys import Keys
 from inference.protocols import tensors
+from inference.redis.clients import AsyncClient, Client
+from inference.redis.keys import Keys
 from inference.serving import jobs as jobs_module
 from inference.serving.job_quota import ROW_BYTES
 from inference.serving.jobs import JobState
@@ -186,8 +185,8 @@ class Wordy(Scorer):
 
 
 @pytest.fixture
-async def jobs(redis_client: redis.Redis, redis_server: RedisServer) -> Any:
-    async with redis.asyncio.Redis.from_url(redis_server.url()) as client:
+async def jobs(redis_client: Client, redis_server: RedisServer) -> Any:
+    async with AsyncClient.from_url(redis_server.url()) as client:
         yield Jobs(redis_client, client)
 
 

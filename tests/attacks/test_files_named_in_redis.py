@@ -9,10 +9,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import redis
 
 from inference.batch import RunState
 from inference.errors import NotFound, SourceError, UnknownFormat
+from inference.redis.clients import Client
 from inference.sources import open_source
 from tests.integration.test_runs import KEYS, World
 
@@ -22,7 +22,7 @@ Forge = Callable[[World, str, Path], None]
 
 
 @pytest.fixture
-def world(redis_client: redis.Redis, tmp_path: Path) -> World:
+def world(redis_client: Client, tmp_path: Path) -> World:
     (tmp_path / "home").mkdir()
     world = World(redis_client, tmp_path / "home")
     world.source([f"e{i}" for i in range(15)] + [None])

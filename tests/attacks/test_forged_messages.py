@@ -16,12 +16,12 @@ from typing import Any
 
 import psutil
 import pytest
-import redis
 from amqp.exceptions import FrameSyntaxError
 from celery import Celery, chain, chord
 from kombu import compression
 
 from inference.queues import QueueHead
+from inference.redis.clients import Client
 from tasks.celery_app import make_celery
 from tasks.echo import ask_queue
 from tests.support import forged
@@ -42,7 +42,7 @@ class Deployment:
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
-        self.broker = redis.Redis.from_url(stack.settings.broker_url)
+        self.broker = Client.from_url(stack.settings.broker_url)
         self.pids = {name: process.pid for name, process in stack.processes.items()}
 
     def put(self, worker: str, messages: Iterable[dict[str, Any] | str | bytes]) -> int:

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import redis
 
 from app.api.problems import problem_of
 from inference.errors import ERRORS_BY_CODE, LONGEST_FIELD, LONGEST_MESSAGE, ForecacheError, reported_error
 from inference.presence import Presence, WorkerBeat
+from inference.redis.clients import Client
 from tasks.celery_app import make_celery
 from tests.support.attacked_api import AttackedApi, attacked_api
 
@@ -30,7 +30,7 @@ class Forger:
     def __init__(self, api: AttackedApi) -> None:
         settings = api.stack.settings
         self.payload: dict[str, Any] = {}
-        self._client = redis.Redis.from_url(settings.redis_url)
+        self._client = Client.from_url(settings.redis_url)
         self._key_of = make_celery(settings).backend.get_key_for_task
         self._queue = f"{settings.redis.prefix}:{settings.redis.prefix}.realtime"
         self._stopped = threading.Event()

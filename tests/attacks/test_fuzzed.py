@@ -11,16 +11,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import redis
-import redis.asyncio
 
 from inference.batch.ledger import Ledger
 from inference.batch.partial_request import unpack_entities
 from inference.errors import ContractError, Defect, NotFound, SettingsError, SourceError, Unreadable
 from inference.features import FeatureContract
 from inference.hits import HitWindows
-from inference.keys import Keys, TableKind
 from inference.models import ModelRegistry
+from inference.redis.clients import AsyncClient, Client
+from inference.redis.keys import Keys, TableKind
 from inference.serving.answer_sample import sampled_answers
 from inference.serving.answers import explanation_from_result, outputs_from_result, replies_from_result
 from inference.serving.job_queue import JobQueue
@@ -30,7 +29,7 @@ from inference.sources.footers import newest_instants, read_footer
 from inference.sources.partitions import PartitionValue
 from inference.sources.reading import unpack_mask
 from inference.storage import open_location
-from inference.store import RedisTable
+from inference.store import Table
 from tests.support.redis_server import RedisServer
 
 KEYS = Keys("fuzzed")
@@ -49,19 +48,19 @@ JOB = {
     "changed_at": "1.5", "error": "",
 }  # fmt: skip
 Held = dict[str, Any]
-Read = Callable[[redis.Redis], Any]
+Read = Callable[[Client], Any]
 
 
-def ledger(client: redis.Redis) -> Ledger:
+def ledger(client: Client) -> Ledger:
     return Ledger(client, KEYS)
 
 
-def registry(client: redis.Redis) -> ModelRegistry:
+def registry(client: Client) -> ModelRegistry:
     return ModelRegistry(client, KEYS)
 
 
-def table(client: redis.Redis) -> RedisTable:
-    return RedisTable(client, TABLE, kind=TableKind.PREDICTIONS, model="m")
+def table(client: Client) -> Table:
+    return Table(client, TABLE, kind=TableKind.PREDICTIONS, model="m")
 
 
 def served(**changed: Any) -> Held:
@@ -126,12 +125,12 @@ RUBBISH: list[tuple[str, Held, Read]] = [
         served() | {TABLE.overlay(b"a").decode(): bytes(13) + b"digest" + bytes(8), TABLE.schemas: {"digest": "{}"}},
         lambda client: table(client).read(["a"]),
     ),
-    ("generations", {TABLE.generations: {"x"}}, lambda client: table(client).generations()),
-    ("a state", {TABLE.generation(1): {"state": "odd"}}, lambda client: table(client).state(1)),
+    ("generations", {TABLE.generations: {"x"}}, lambda client: table(client).generations.all()),
+    ("a state", {TABLE.generation(1): {"state": "odd"}}, lambda client: table(client).generations.state(1)),
 ]  # fmt: skip
 
 
-def hold(client: redis.Redis, held: Held) -> None:
+def hold(client: Client, held: Held) -> None:
     for key, value in held.items():
         if isinstance(value, dict):
             client.hset(key, mapping=value)
@@ -145,7 +144,7 @@ def hold(client: redis.Redis, held: Held) -> None:
 
 @pytest.mark.integration
 @pytest.mark.parametrize(("held", "read"), [one[1:] for one in RUBBISH], ids=[one[0] for one in RUBBISH])
-def test_what_is_none_of_our_data_is_told_in_a_short_line(redis_client: redis.Redis, held: Held, read: Read) -> None:
+def test_what_is_none_of_our_data_is_told_in_a_short_line(redis_client: Client, held: Held, read: Read) -> None:
     hold(redis_client, held)
     with pytest.raises(Unreadable) as told:
         read(redis_client)
@@ -156,10 +155,10 @@ def test_what_is_none_of_our_data_is_told_in_a_short_line(redis_client: redis.Re
 @pytest.mark.integration
 @pytest.mark.parametrize("changed", [{"state": "x"}, {"parts": "many"}, {"changed_at": ""}, {"error": "{"}])
 async def test_a_job_that_is_none_is_told_so(
-    redis_client: redis.Redis, redis_server: RedisServer, changed: dict[str, str]
+    redis_client: Client, redis_server: RedisServer, changed: dict[str, str]
 ) -> None:
     hold(redis_client, {KEYS.job("j"): JOB | changed})
-    async with redis.asyncio.Redis.from_url(redis_server.url()) as client:
+    async with AsyncClient.from_url(redis_server.url()) as client:
         with pytest.raises(Unreadable):
             await jobs(client).show("j")
 
@@ -167,16 +166,16 @@ async def test_a_job_that_is_none_is_told_so(
 @pytest.mark.integration
 @pytest.mark.parametrize(("parts", "error"), [("1", Unreadable), ("9" * 300, NotFound), (str(10**10), NotFound)])
 async def test_a_result_is_not_looked_for_in_as_many_parts_as_a_record_says(
-    redis_client: redis.Redis, redis_server: RedisServer, parts: str, error: type[Exception]
+    redis_client: Client, redis_server: RedisServer, parts: str, error: type[Exception]
 ) -> None:
     hold(redis_client, {KEYS.job("j"): JOB | {"parts": parts}, KEYS.job_parts("j"): {"0": '{"predictions": 5}'}})
-    async with redis.asyncio.Redis.from_url(redis_server.url()) as client:
+    async with AsyncClient.from_url(redis_server.url()) as client:
         queue = jobs(client)
         with pytest.raises(error):
             await queue.rows(await queue.show("j"))
 
 
-def jobs(client: redis.asyncio.Redis) -> JobQueue:
+def jobs(client: AsyncClient) -> JobQueue:
     async def enqueue(*_: object, **__: object) -> None:
         raise AssertionError
 
@@ -185,7 +184,7 @@ def jobs(client: redis.asyncio.Redis) -> JobQueue:
 
 @pytest.mark.integration
 @pytest.mark.parametrize("changed", [{"kind": None}, {"deadline": "soon"}, {"overrides": "{"}, {"model": b"\xff"}])
-def test_a_part_of_a_job_that_is_none_fails_the_job(redis_client: redis.Redis, changed: dict[str, Any]) -> None:
+def test_a_part_of_a_job_that_is_none_fails_the_job(redis_client: Client, changed: dict[str, Any]) -> None:
     record = {name: value for name, value in (JOB | {"state": "queued"} | changed).items() if value is not None}
     hold(redis_client, {KEYS.job("j"): record, KEYS.job_inputs("j"): {"0": '["a"]'}})
     run_part(redis_client, KEYS, None, "j", 0)  # type: ignore[arg-type]  # it computes nothing

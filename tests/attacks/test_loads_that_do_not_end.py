@@ -11,14 +11,14 @@ from pathlib import Path
 
 import httpx
 import pytest
-import redis
 
 from inference.errors import ModelError, ModelUnavailable
-from inference.keys import Keys
 from inference.models import ModelHost, ModelRegistry, Rollout
 from inference.models.host import MOST_INTERRUPTED
 from inference.models.registry import VersionRecord
 from inference.presence import Presence
+from inference.redis.clients import Client
+from inference.redis.keys import Keys
 from inference.settings import Settings
 from tests.support.plain_models import Endless, Times, write_version
 from tests.support.stack import Stack, child_environment
@@ -109,7 +109,7 @@ def test_a_load_that_lets_no_other_thread_run_ends_its_process_all_the_same() ->
     assert 'in match\n  File "<string>", line 6' in done.stderr
 
 
-def test_a_load_in_time_ends_nothing(tmp_path: Path, redis_client: redis.Redis) -> None:
+def test_a_load_in_time_ends_nothing(tmp_path: Path, redis_client: Client) -> None:
     write_version(tmp_path / "m", 1, Times(2.0))
     room = Room(tmp_path, redis_client)
     room.host.start()
@@ -123,7 +123,7 @@ def test_a_load_in_time_ends_nothing(tmp_path: Path, redis_client: redis.Redis) 
 class Room:
     """A worker without its process, in which a trial apart finds every version good."""
 
-    def __init__(self, folder: Path, client: redis.Redis) -> None:
+    def __init__(self, folder: Path, client: Client) -> None:
         models = {"m": {"path": "m", "allow_code": True, "poll_every": "never"}}
         self.settings = Settings.of_folder(folder, models=models)
         self.client, self.registry, self.tried = client, ModelRegistry(client, Keys("t")), 0
@@ -148,7 +148,7 @@ class Room:
 
 @pytest.mark.parametrize("in_containers", [False, True], ids=["own ids", "one id"])
 def test_a_version_that_ends_one_worker_after_the_other_is_refused_until_somebody_asks_for_it(
-    tmp_path: Path, redis_client: redis.Redis, in_containers: bool
+    tmp_path: Path, redis_client: Client, in_containers: bool
 ) -> None:
     write_version(tmp_path / "m", 1, Times(2.0))
     room = Room(tmp_path, redis_client)
@@ -173,7 +173,7 @@ def test_a_version_that_ends_one_worker_after_the_other_is_refused_until_somebod
 
 
 def test_before_that_it_is_tried_once_more_and_a_load_that_ends_makes_up_for_all(
-    tmp_path: Path, redis_client: redis.Redis
+    tmp_path: Path, redis_client: Client
 ) -> None:
     write_version(tmp_path / "m", 1, Times(2.0))
     room = Room(tmp_path, redis_client)
@@ -184,7 +184,7 @@ def test_before_that_it_is_tried_once_more_and_a_load_that_ends_makes_up_for_all
 
 
 def test_a_trial_that_takes_long_is_made_again_the_later_so_that_requests_of_others_are_served(
-    tmp_path: Path, redis_client: redis.Redis
+    tmp_path: Path, redis_client: Client
 ) -> None:
     write_version(tmp_path / "m", 1, Times(2.0))
     room = Room(tmp_path, redis_client)

@@ -13,11 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import redis
 from onnx import TensorProto, helper
 
 from inference.errors import ContractError, ModelError
-from inference.keys import Keys
 from inference.models import ModelHost, ModelRegistry, Rollout, versions
 from inference.models.formats import check_archive
 from inference.models.load_limits import LoadLimits, bounded_growth, limit_process, machine_memory
@@ -25,6 +23,8 @@ from inference.models.loading import inspect_version_in_subprocess, load_version
 from inference.models.registry import VersionRecord
 from inference.models.versions import files_in, fingerprint
 from inference.onboarding import TrialRequest, try_row_in_subprocess
+from inference.redis.clients import Client
+from inference.redis.keys import Keys
 from inference.settings import Settings, WorkerSettings
 from tests.support.models import add_times_version, write_features
 from tests.support.plain_onnx import tensor, write_onnx, write_times
@@ -90,9 +90,7 @@ def test_a_process_that_grows_past_the_limit_is_ended_and_the_limit_is_named(goo
 
 
 @linux
-def test_a_worker_that_starts_with_such_a_version_refuses_it_and_goes_on(
-    tmp_path: Path, redis_client: redis.Redis
-) -> None:
+def test_a_worker_that_starts_with_such_a_version_refuses_it_and_goes_on(tmp_path: Path, redis_client: Client) -> None:
     add_times_version(tmp_path / "m", 1, 2.0)
     write_bomb(tmp_path / "m" / "2")
     settings = settings_of(tmp_path)
@@ -215,7 +213,7 @@ def test_a_folder_of_very_many_files_is_refused(good: Path, monkeypatch: pytest.
 
 
 def test_folders_that_are_nested_too_deep_are_refused_and_other_versions_come_into_service(
-    good: Path, redis_client: redis.Redis
+    good: Path, redis_client: Client
 ) -> None:
     write_times(good / "m" / "2", 3.0)
     made = [good / "m" / "2"]

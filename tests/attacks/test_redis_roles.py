@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis
@@ -10,7 +11,8 @@ import redis
 from inference.batch import RunState
 from inference.batch.ledger import Ledger
 from inference.batch.plan import Chunk
-from inference.keys import Keys
+from inference.redis.clients import Client
+from inference.redis.keys import Keys
 from inference.sources import Slice
 from tests.support.redis_server import RedisServer, find_redis_binary
 from tests.support.stack import ROOT
@@ -38,8 +40,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
         server.stop()
 
 
-def as_role(server: RedisServer, role: str) -> redis.Redis:
-    return redis.Redis(port=server.port, username=f"forecache-{role}", password=PASSWORD, retry=None)
+def as_role(server: RedisServer, role: str, kind: type[redis.Redis] = redis.Redis) -> Any:
+    return kind(port=server.port, username=f"forecache-{role}", password=PASSWORD, retry=None)
 
 
 def assert_denied(client: redis.Redis, *words: str) -> None:
@@ -97,7 +99,7 @@ def test_what_workers_act_on_is_written_by_workers_only(server: RedisServer, rol
 def test_runs_are_asked_for_cancelled_and_taken_up_again_without_the_right_to_write_their_plans(
     server: RedisServer, role: str
 ) -> None:
-    with as_role(server, role) as client, as_role(server, "worker") as of_worker:
+    with as_role(server, role, Client) as client, as_role(server, "worker", Client) as of_worker:
         asking, working = (Ledger(one, Keys("forecache")) for one in (client, of_worker))
         run_id = f"{role}-20260101T000000-abcdef"
         asking.plans.keep_entities(run_id, b"packed")

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import redis
 
+from inference.redis.clients import Client
 from tests.support.browser import Browser
 from tests.support.dashboard import DashboardProcess
 from tests.support.history import count_requests, keep_runs, publish_generation
@@ -50,7 +50,7 @@ def picture(browser: Browser, folder: Path, name: str) -> None:
 
 async def leave_history(server: RedisServer) -> None:
     """Ask for 50 000 of 200 000 entities over three hours, at 200/s and at times more."""
-    with redis.Redis.from_url(server.url()) as client:
+    with Client.from_url(server.url()) as client:
         publish_generation(client, rows=200_000)
         keep_runs(client, "published", "published", "published", rows=200_000)
     for back in range(20):

@@ -12,7 +12,7 @@ import pytest
 import redis
 import redis.asyncio
 
-from inference.store import AsyncPipe
+from inference.redis.pipes import AsyncPipe
 from tests.support.redis_server import RedisServer
 
 

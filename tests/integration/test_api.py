@@ -15,8 +15,6 @@ from urllib.parse import quote
 import httpx
 import pytest
 import pytest_asyncio
-import redis
-import redis.asyncio
 
 import inference.deployment
 from app.api import create_app
@@ -29,11 +27,11 @@ from inference.clock import system_clock
 from inference.errors import BrokerUnavailable, Conflict, ModelUnavailable, NotFound, SettingsError, SourceError
 from inference.features import Feature, FeatureContract
 from inference.hits import HitRecorder
-from inference.keys import Keys
 from inference.models import ModelRegistry, VersionRecord
 from inference.outcomes import Outcome
 from inference.queues import JobPriority
-from inference.redis_clients import REQUEST
+from inference.redis.clients import REQUEST, AsyncClient, Client
+from inference.redis.keys import Keys
 from inference.schema import DType, Signature, TensorSpec
 from inference.serving import PredictionService
 from inference.serving.job_queue import LOST_AFTER_S, STALLED_AFTER_S, JobQueue
@@ -123,8 +121,8 @@ class FakeRuns:
 class Deployment:
     """The HTTP service over a fake table and fake workers; counters and jobs are in a real Redis."""
 
-    client: redis.Redis
-    asyncio_client: redis.asyncio.Redis
+    client: Client
+    asyncio_client: AsyncClient
     reader: FakeReader = field(default_factory=FakeReader)
     workers: FakeWorkers = field(default_factory=FakeWorkers)
     scorer: FakeScorer = field(default_factory=FakeScorer)
@@ -178,8 +176,8 @@ class Deployment:
 
 
 @pytest_asyncio.fixture
-async def it(redis_client: redis.Redis, redis_server: RedisServer) -> AsyncIterator[Deployment]:
-    async with redis.asyncio.Redis.from_url(redis_server.url()) as client:
+async def it(redis_client: Client, redis_server: RedisServer) -> AsyncIterator[Deployment]:
+    async with AsyncClient.from_url(redis_server.url()) as client:
         yield Deployment(redis_client, client)
 
 

@@ -14,11 +14,11 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
-import redis
 
-from inference.keys import Keys, TableKind
+from inference.redis.clients import Client
+from inference.redis.keys import Keys, TableKind
 from inference.schema import DType, TensorSpec
-from inference.store import RedisTable
+from inference.store import Table
 from tests.support.flights import write_flights
 from tests.support.ports import free_port
 from tests.support.stack import Stack, child_environment, end_tree
@@ -53,14 +53,16 @@ def use_two_processes(stack: Stack) -> None:
 
 
 def publish(stack: Stack) -> None:
-    with redis.Redis.from_url(stack.settings.cache_url) as client:
+    with Client.from_url(stack.settings.cache_url) as client:
         keys = Keys(stack.settings.redis.prefix).table(TableKind.PREDICTIONS, "delay")
-        table = RedisTable(client, keys, kind=TableKind.PREDICTIONS, model="delay")
+        table = Table(client, keys, kind=TableKind.PREDICTIONS, model="delay")
         fields = [TensorSpec("prediction", DType.FLOAT32)]
-        new = table.begin(fields, rows_expected=1, model_version=1, contract_hash="c", keep_s=1000)
-        table.write(new, pa.array(["a"]), {"prediction": np.array([2.5], np.float32)}, np.array([table.now()]))
-        table.publish(new.number)
-        table.activate(1)
+        new = table.generations.begin(fields, rows_expected=1, model_version=1, contract_hash="c", keep_s=1000)
+        table.generations.write(
+            new, pa.array(["a"]), {"prediction": np.array([2.5], np.float32)}, np.array([table.now()])
+        )
+        table.generations.publish(new.number)
+        table.versions.activate(1)
 
 
 def serving(stack: Stack) -> list[psutil.Process]:

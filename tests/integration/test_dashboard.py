@@ -10,10 +10,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-import redis
 
-from inference.keys import Keys
 from inference.outcomes import Outcome
+from inference.redis.clients import Client
+from inference.redis.keys import Keys
 from tests.support.dashboard import DashboardProcess
 from tests.support.redis_server import RedisServer
 
@@ -32,13 +32,13 @@ def dashboard(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture
-def counters(redis_server: RedisServer) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(redis_server.url(1)) as client:
+def counters(redis_server: RedisServer) -> Iterator[Client]:
+    with Client.from_url(redis_server.url(1)) as client:
         client.flushdb()
         yield client
 
 
-def count(client: redis.Redis, outcome: Outcome, number: int, *, minutes_ago: int = 0) -> None:
+def count(client: Client, outcome: Outcome, number: int, *, minutes_ago: int = 0) -> None:
     client.hincrby(Keys("forecache").hits("delay", int(time.time() // 60) - minutes_ago), outcome.value, number)
 
 

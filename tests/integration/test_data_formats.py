@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-import redis
-import redis.asyncio
 
 from inference.batch import RunState, work
 from inference.errors import Unavailable, UnknownFormat
-from inference.keys import TableKind
+from inference.redis.clients import AsyncClient, Client
+from inference.redis.keys import TableKind
 from inference.release import DATA_FORMAT
-from inference.store import AsyncPipe, AsyncTableReader, GenerationState, RedisTable
+from inference.store import AsyncTableReader, GenerationState, Table
 from tests.integration.test_runs import KEYS, World
 from tests.support.redis_server import RedisServer
 
@@ -25,10 +24,10 @@ TABLE = KEYS.table(TableKind.PREDICTIONS, "m")
 
 
 @pytest.fixture
-def world(redis_client: redis.Redis, tmp_path: Path) -> World:
+def world(redis_client: Client, tmp_path: Path) -> World:
     """A published generation of e0 … e29."""
     world = World(redis_client, tmp_path)
-    world.table.activate(1)
+    world.table.versions.activate(1)
     world.source([f"e{i}" for i in range(30)])
     assert world.finish(world.request()).state is RunState.PUBLISHED
     return world
@@ -40,7 +39,7 @@ def rewrite(world: World, number: int, **changes: object) -> None:
     manifest = json.loads(world.client.hget(key, "manifest") or b"")
     world.client.hset(key, "manifest", json.dumps({**manifest, **changes}))
     # a process that has not read it yet
-    world.tables["m"] = world.table = RedisTable(world.client, TABLE, kind=TableKind.PREDICTIONS, model="m")
+    world.tables["m"] = world.table = Table(world.client, TABLE, kind=TableKind.PREDICTIONS, model="m")
 
 
 def current(world: World) -> int:
@@ -59,9 +58,9 @@ async def test_a_newer_generation_is_refused_with_what_to_upgrade_and_never_a_mi
             read(["e1"])
     with pytest.raises(UnknownFormat):
         world.table.read_generation(["e1"], current(world))
-    async with redis.asyncio.Redis.from_url(redis_server.url()) as client:
+    async with AsyncClient.from_url(redis_server.url()) as client:
         with pytest.raises(UnknownFormat):
-            await AsyncTableReader(AsyncPipe(client, timeout_s=5), TABLE).read(["e1"])
+            await AsyncTableReader(client, TABLE).read(["e1"])
     assert issubclass(UnknownFormat, Unavailable)
 
 
@@ -72,10 +71,10 @@ def test_nothing_is_written_into_a_generation_of_another_release(world: World) -
     number = world.runs.show(run.run_id).generation
     assert number is not None
     rewrite(world, number, format=DATA_FORMAT + 1)
-    manifest = world.table.manifest(number)
+    manifest = world.table.generations.manifest(number)
     assert manifest is not None
     with pytest.raises(UnknownFormat):
-        world.table.write(manifest, pa.array(["e1"]), {"y": np.zeros(1, np.float32)}, np.zeros(1))
+        world.table.generations.write(manifest, pa.array(["e1"]), {"y": np.zeros(1, np.float32)}, np.zeros(1))
     assert world.client.keys(TABLE.bucket_prefix(number) + "*") == []
 
 
@@ -88,7 +87,7 @@ def test_an_older_generation_is_replaced_by_a_run_and_then_removed(world: World)
     assert world.finish(world.request()).state is RunState.PUBLISHED
     assert world.answers("e1") == [2.0]
     assert world.finish(world.request()).state is RunState.PUBLISHED
-    assert world.table.state(old) is GenerationState.COLLECTING
+    assert world.table.generations.state(old) is GenerationState.COLLECTING
     assert world.client.keys(TABLE.bucket_prefix(old) + "*") == []
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-import redis
 import structlog
 
 from inference.errors import BrokerUnavailable, DeadlineExceeded, Defect, ModelUnavailable
 from inference.queues import JobPriority
+from inference.redis.clients import Client
 from inference.settings import RedisSettings, Settings
 from tasks.dispatch import Dispatcher, open_dispatcher
 from tasks.redis_lists import list_key
@@ -102,7 +102,7 @@ async def test_a_result_that_is_late_is_a_missed_deadline_and_disturbs_nobody(
     dispatcher: Dispatcher, server: RedisServer
 ) -> None:
     await call(dispatcher, "forecache.predict_echo")
-    with redis.Redis.from_url(server.url()) as client:
+    with Client.from_url(server.url()) as client:
         client.delete("busy", "release")
         # the worker computes until it is released, which it is not before the deadline was missed
         with pytest.raises(DeadlineExceeded):
@@ -121,7 +121,7 @@ async def test_results_published_while_the_subscription_was_cut_are_found_again(
         for number in range(5)
     ]
     await asyncio.sleep(0.15)
-    with redis.Redis.from_url(server.url()) as client:
+    with Client.from_url(server.url()) as client:
         client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
     began = time.perf_counter()
     assert [result["number"] for result in await asyncio.gather(*waiting)] == list(range(5))
@@ -131,7 +131,7 @@ async def test_results_published_while_the_subscription_was_cut_are_found_again(
 async def test_results_that_were_read_or_came_too_late_are_soon_removed(
     dispatcher: Dispatcher, server: RedisServer
 ) -> None:
-    with redis.Redis.from_url(server.url()) as client:
+    with Client.from_url(server.url()) as client:
         others = set(client.scan_iter("*celery-task-meta-*"))
         with pytest.raises(DeadlineExceeded):
             await call(dispatcher, "forecache.predict_echo", sleep_s=0.3, timeout_s=0.1)
@@ -156,7 +156,7 @@ async def test_a_half_open_subscription_costs_half_of_a_budget_and_is_replaced(
 
 
 @asynccontextmanager
-async def busy_worker(dispatcher: Dispatcher, client: redis.Redis) -> AsyncIterator[None]:
+async def busy_worker(dispatcher: Dispatcher, client: Client) -> AsyncIterator[None]:
     """The worker has something to do, and takes nothing else up until the block ends."""
     client.delete("later", "busy", "release")
     blocker = asyncio.create_task(call(dispatcher, "forecache.predict_when_released", timeout_s=30))
@@ -167,7 +167,7 @@ async def busy_worker(dispatcher: Dispatcher, client: redis.Redis) -> AsyncItera
 
 
 async def test_jobs_go_behind_requests(dispatcher: Dispatcher, server: RedisServer) -> None:
-    with redis.Redis.from_url(server.url()) as client:
+    with Client.from_url(server.url()) as client:
         async with busy_worker(dispatcher, client):
             await dispatcher.enqueue("forecache.predict_later", [{"number": number} for number in range(50)])
             request = asyncio.create_task(call(dispatcher, "forecache.predict_marked", number=99, timeout_s=30))
@@ -179,7 +179,7 @@ async def test_jobs_go_behind_requests(dispatcher: Dispatcher, server: RedisServ
 
 
 async def test_of_the_jobs_that_wait_the_urgent_go_first(dispatcher: Dispatcher, server: RedisServer) -> None:
-    with redis.Redis.from_url(server.url()) as client:
+    with Client.from_url(server.url()) as client:
         async with busy_worker(dispatcher, client):
             for first, priority in ((100, JobPriority.LOW), (200, JobPriority.NORMAL), (300, JobPriority.HIGH)):
                 messages = [{"number": first + number} for number in range(5)]
@@ -219,7 +219,7 @@ async def test_a_broker_that_is_down_fails_the_send_and_is_used_again_when_it_is
 
 def subscriptions_made(server: RedisServer) -> int:
     """How often anybody has subscribed."""
-    with redis.Redis.from_url(server.url()) as client:
+    with Client.from_url(server.url()) as client:
         stats = client.info("commandstats")
     return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("subscribe", "psubscribe"))
 

@@ -14,14 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import redis
 
 from app.cli.doctor.checkup import check_up
 from app.cli.doctor.findings import Check, Finding, Status
-from inference.keys import Keys, TableKind
+from inference.redis.clients import Client
+from inference.redis.keys import Keys, TableKind
 from inference.schema import DType, TensorSpec
 from inference.settings import Settings
-from inference.store import RedisTable
+from inference.store import Table
 from tests.support.models import export_models, float_features, write_features
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
@@ -51,7 +51,7 @@ def of(check: Check, found: list[Finding]) -> dict[str, Finding]:
 
 
 def test_a_bent_configuration_is_seen(server: RedisServer) -> None:
-    with redis.Redis(port=server.port) as client:
+    with Client(port=server.port) as client:
         client.config_set("maxmemory-policy", "allkeys-lru")
         client.config_set("save", "")
         client.replicaof("127.0.0.1", str(free_port()))
@@ -62,7 +62,7 @@ def test_a_bent_configuration_is_seen(server: RedisServer) -> None:
 
 
 def test_the_right_password_passes_and_a_wrong_one_is_named_but_not_shown(server: RedisServer) -> None:
-    with redis.Redis(port=server.port) as client:
+    with Client(port=server.port) as client:
         client.config_set("requirepass", "hush-hush")
     right = f"redis://:hush-hush@127.0.0.1:{server.port}/0"
     assert "evicts nothing (noeviction)" in of(Check.REDIS, check_up(settings(right)))
@@ -84,19 +84,19 @@ def test_memory_is_judged_by_what_rows_really_take(server: RedisServer, tmp_path
     rows = 20_000
     pq.write_table(pa.table({"entity_id": [str(n) for n in range(rows)]}), tmp_path / "t.parquet")
     own = settings(server.url(), delay={"path": "m", "features": str(tmp_path / "t.parquet")})
-    with redis.Redis(port=server.port) as client:
-        table = RedisTable(
+    with Client(port=server.port) as client:
+        table = Table(
             client, Keys("forecache").table(TableKind.PREDICTIONS, "delay"), kind=TableKind.PREDICTIONS, model="delay"
         )
-        manifest = table.begin(
+        manifest = table.generations.begin(
             [TensorSpec("y", DType.FLOAT32)], rows_expected=rows, model_version=1, contract_hash="", keep_s=3600
         )
         before = client.info("memory")["used_memory"]
-        table.write(
+        table.generations.write(
             manifest, pa.array([str(n) for n in range(rows)]), {"y": np.zeros(rows, np.float32)}, np.zeros(rows)
         )
         taken = client.info("memory")["used_memory"] - before
-        table.publish(manifest.number)
+        table.generations.publish(manifest.number)
         (line,) = [text for text in of(Check.REDIS, check_up(own)) if "generations" in text]
         told = float(line.split(" take ")[1].split()[0]) * (1e6 if " MB (measured)" in line else 1e3)
         # Redis takes up to a fifth more than is told, Valkey less: its hashes have no pointers

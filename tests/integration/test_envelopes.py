@@ -8,9 +8,9 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-import redis
 
 from inference.queues import JobPriority
+from inference.redis.clients import Client
 from inference.settings import Settings
 from tasks.dispatch.envelopes import Envelopes
 from tasks.dispatch.sender import make_sending_app, priorities
@@ -25,7 +25,7 @@ OF_ONE_MESSAGE = {"id", "root_id", "expires", "forecache_sent_at"}
 
 
 @pytest.fixture
-def settings(redis_server: RedisServer, redis_client: redis.Redis) -> Settings:
+def settings(redis_server: RedisServer, redis_client: Client) -> Settings:
     return Settings.model_validate(
         {
             "redis": {"url": redis_server.url(), "prefix": "shop"},
@@ -34,7 +34,7 @@ def settings(redis_server: RedisServer, redis_client: redis.Redis) -> Settings:
     )
 
 
-def sent_by_kombu(client: redis.Redis, settings: Settings, queue: str, priority: int) -> tuple[str, dict[str, Any]]:
+def sent_by_kombu(client: Client, settings: Settings, queue: str, priority: int) -> tuple[str, dict[str, Any]]:
     with make_sending_app(settings) as application:
         application.send_task(TASK, kwargs=KWARGS, task_id="kombu", queue=queue, priority=priority, expires=10.2)
     (key,) = (key for key in client.scan_iter("shop:shop.*"))
@@ -45,7 +45,7 @@ def sent_by_kombu(client: redis.Redis, settings: Settings, queue: str, priority:
 @pytest.mark.parametrize("queue", ["own", "realtime"])
 @pytest.mark.parametrize("job", [None, *JobPriority])
 def test_a_message_is_what_kombu_writes_in_the_same_list(
-    redis_client: redis.Redis, settings: Settings, queue: str, job: JobPriority | None
+    redis_client: Client, settings: Settings, queue: str, job: JobPriority | None
 ) -> None:
     numbers = priorities(settings)
     priority = numbers.request if job is None else numbers.jobs[job]
@@ -72,7 +72,7 @@ def test_a_message_is_what_kombu_writes_in_the_same_list(
     assert ours == theirs
 
 
-def test_a_message_that_never_expires_says_so_as_kombu_does(redis_client: redis.Redis, settings: Settings) -> None:
+def test_a_message_that_never_expires_says_so_as_kombu_does(redis_client: Client, settings: Settings) -> None:
     with make_sending_app(settings) as application:
         application.send_task(TASK, kwargs=KWARGS, task_id="t")
         theirs = json.loads(redis_client.rpop("shop:shop.realtime"))

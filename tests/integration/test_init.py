@@ -23,8 +23,8 @@ from inference.settings import Settings, load_settings
 from tests.support.models import dense_predictions, export_models
 from tests.support.plain_onnx import write_dense, write_fussy, write_mixed
 from tests.support.stack import child_environment, run_cli
-from tests.support.tables import write_wide
 from tests.support.terminal import Terminal
+from tests.support.wide_parquet import write_wide
 
 pytestmark = pytest.mark.integration
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-import redis
-import redis.asyncio
 import structlog
 
 from inference.errors import (
@@ -21,8 +19,9 @@ from inference.errors import (
     PredictionFailed,
     StoreUnavailable,
 )
-from inference.keys import Keys
 from inference.queues import JobPriority
+from inference.redis.clients import AsyncClient, Client
+from inference.redis.keys import Keys
 from inference.serving.job_queue import LOST_AFTER_S, PREDICT_JOB_PART, STALLED_AFTER_S, JobQueue
 from inference.serving.job_quota import ROW_BYTES, JobQuota
 from inference.serving.jobs import JOB_KEEP_S, MAX_BEGUN, PART_ROWS, JobRequest, JobState, job_keys, run_part
@@ -49,7 +48,7 @@ class Scorer:
 class Jobs:
     """A queue of jobs whose messages are kept, over a clock that a test sets."""
 
-    def __init__(self, client: redis.Redis, asyncio_client: redis.asyncio.Redis) -> None:
+    def __init__(self, client: Client, asyncio_client: AsyncClient) -> None:
         self.client = client
         self.now = float(client.time()[0])
         self.sent: list[int] = []
@@ -83,8 +82,8 @@ class Jobs:
 
 
 @pytest_asyncio.fixture
-async def jobs(redis_client: redis.Redis, redis_server: RedisServer) -> AsyncIterator[Jobs]:
-    async with redis.asyncio.Redis.from_url(redis_server.url()) as client:
+async def jobs(redis_client: Client, redis_server: RedisServer) -> AsyncIterator[Jobs]:
+    async with AsyncClient.from_url(redis_server.url()) as client:
         yield Jobs(redis_client, client)
 
 
@@ -270,11 +269,11 @@ async def test_one_key_is_one_job_takes_the_room_of_one_and_names_one_request(jo
 
 
 async def test_room_is_counted_by_the_minute_for_an_hour(
-    redis_client: redis.Redis, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+    redis_client: Client, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inference.serving.job_quota.MAX_JOB_BYTES", 100)
     now = [60.0 * 1000]
-    async with redis.asyncio.Redis.from_url(redis_server.url()) as client:
+    async with AsyncClient.from_url(redis_server.url()) as client:
         room = JobQuota(client, KEYS.job_room, lambda: now[0])
         await room.take(60)
         now[0] += 60
@@ -300,7 +299,7 @@ async def test_room_is_counted_by_the_minute_for_an_hour(
 
 
 async def test_an_outage_is_named_in_every_call() -> None:
-    async with redis.asyncio.Redis(port=free_port(), retry=None) as nowhere:
+    async with AsyncClient(port=free_port(), retry=None) as nowhere:
         queue = JobQueue(nowhere, KEYS, Jobs._enqueue, lambda: 0.0)  # type: ignore[arg-type]
         for call in (
             queue.create(JobRequest("m", entity_ids=["a"])),

@@ -11,7 +11,7 @@ import httpx
 import pandas as pd
 import pytest
 
-from inference.store.labels import is_on_canary_side
+from inference.store.versions import is_on_canary_side
 from tests.support.models import add_times_version
 from tests.support.stack import Stack
 from tests.support.waiting import wait_for

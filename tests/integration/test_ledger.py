@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterator
 
 import pytest
-import redis
 
 from inference.batch.ledger import KEEP_RECORD_S, MAX_ATTEMPTS, Claim, Ledger
 from inference.batch.plan import Chunk, Slice
 from inference.batch.records import RunRecord, RunState
 from inference.errors import Conflict, NotFound, StoreUnavailable
-from inference.keys import Keys
+from inference.redis.clients import Client
+from inference.redis.keys import Keys
 from inference.sources import SourceFile
 
 pytestmark = pytest.mark.integration
@@ -21,7 +21,7 @@ LEASE_S = 0.25
 
 
 @pytest.fixture
-def ledger(each_redis_client: redis.Redis) -> Ledger:
+def ledger(each_redis_client: Client) -> Ledger:
     return Ledger(each_redis_client, Keys("t"))
 
 
@@ -61,7 +61,7 @@ def test_a_model_has_one_run_in_progress(ledger: Ledger) -> None:
         ledger.load("r2")
 
 
-def test_an_end_frees_the_model_and_is_remembered(ledger: Ledger, each_redis_client: redis.Redis) -> None:
+def test_an_end_frees_the_model_and_is_remembered(ledger: Ledger, each_redis_client: Client) -> None:
     run = opened(ledger)
 
     ledger.move(run, RunState.CANCELLED, expected=[RunState.RUNNING])
@@ -156,7 +156,7 @@ def test_a_run_that_stopped_takes_no_claims_renewals_or_results(ledger: Ledger, 
     assert ledger.dispatch("r1", max_in_flight=9).chunks == ()
 
 
-def test_a_run_that_is_gone_takes_nothing_and_gets_no_keys(ledger: Ledger, each_redis_client: redis.Redis) -> None:
+def test_a_run_that_is_gone_takes_nothing_and_gets_no_keys(ledger: Ledger, each_redis_client: Client) -> None:
     opened(ledger)
     claim = claimed(ledger, 0)
     each_redis_client.flushall()
@@ -194,7 +194,7 @@ def test_a_chunk_whose_worker_died_is_sent_again_once_with_what_it_may_have_held
 
 
 def test_chunks_that_no_queue_delivers_are_sent_again_after_a_silence_that_doubles(
-    ledger: Ledger, each_redis_client: redis.Redis
+    ledger: Ledger, each_redis_client: Client
 ) -> None:
     def silence(seconds: int) -> tuple[int, ...]:
         """What is sent when all that happened lies so much longer ago."""
@@ -238,7 +238,7 @@ def test_a_chunk_that_fails_at_every_attempt_is_reported_and_refused(ledger: Led
     assert ledger.dispatch("r1", max_in_flight=9).exhausted == 0
 
 
-def test_a_run_that_is_taken_up_again_does_only_what_is_left(ledger: Ledger, each_redis_client: redis.Redis) -> None:
+def test_a_run_that_is_taken_up_again_does_only_what_is_left(ledger: Ledger, each_redis_client: Client) -> None:
     run = opened(ledger)
     ledger.dispatch("r1", max_in_flight=2)
     ledger.finish(claimed(ledger, 1), {"rows": 10}, rows=10, quarantined=0)
@@ -270,7 +270,7 @@ def test_a_run_is_not_taken_up_again_beside_another(ledger: Ledger) -> None:
 
 
 def test_an_outage_is_an_error_and_never_an_answer() -> None:
-    with redis.Redis(port=1, retry=None) as nobody:
+    with Client(port=1, retry=None) as nobody:
         with pytest.raises(StoreUnavailable):
             Ledger(nobody, Keys("t")).active_run("m")
         with pytest.raises(StoreUnavailable):
@@ -293,7 +293,7 @@ def worked_on(ledger: Ledger) -> RunRecord:
 
 @pytest.mark.parametrize("state", [RunState.FAILED, RunState.CANCELLED])
 def test_every_part_of_a_run_that_ended_expires_and_none_of_one_that_is_taken_up_again(
-    ledger: Ledger, each_redis_client: redis.Redis, state: RunState
+    ledger: Ledger, each_redis_client: Client, state: RunState
 ) -> None:
     keys = ["t:r:r1", *(f"t:r:r1:{part}" for part in PARTS)]
     run = worked_on(ledger)
@@ -311,7 +311,7 @@ def test_every_part_of_a_run_that_ended_expires_and_none_of_one_that_is_taken_up
 
 
 def test_a_plan_that_is_written_for_a_run_that_was_cancelled_meanwhile_expires(
-    ledger: Ledger, each_redis_client: redis.Redis
+    ledger: Ledger, each_redis_client: Client
 ) -> None:
     ledger.request("r1", "m", {"trigger": "cli", "source": "s"})
 
@@ -326,7 +326,7 @@ def test_a_plan_that_is_written_for_a_run_that_was_cancelled_meanwhile_expires(
 
 
 def test_a_plan_of_many_pieces_is_whole_expires_and_replaces_what_stood_there(
-    ledger: Ledger, each_redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, each_redis_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("inference.batch.plans._PIECE", 3)
     plans = ledger.plans
@@ -346,7 +346,7 @@ def test_a_plan_of_many_pieces_is_whole_expires_and_replaces_what_stood_there(
     assert not each_redis_client.exists("t:r:r1:plan")
 
 
-def test_the_ids_of_a_partial_run_wait_for_a_day(ledger: Ledger, each_redis_client: redis.Redis) -> None:
+def test_the_ids_of_a_partial_run_wait_for_a_day(ledger: Ledger, each_redis_client: Client) -> None:
     ledger.plans.keep_entities("r1", b"ids")
     assert ledger.plans.entities("r1") == b"ids"
     assert 86_000 < each_redis_client.ttl("t:r:r1:entities") <= 86_400

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import redis
-import redis.asyncio
 
 from inference.economics import Basis
 from inference.economics.measured import _requests, measure
@@ -16,6 +14,7 @@ from inference.features import FeatureContract
 from inference.hits import HitRecorder, HitWindows
 from inference.hits.recorder import IDS_PER_FLUSH, MOST_ASKED
 from inference.models import ModelRegistry, VersionRecord
+from inference.redis.clients import AsyncClient, Client
 from inference.schema import DType, Signature, TensorSpec
 from inference.settings import BatchSettings, ModelSettings
 from tests.support.history import KEYS, ROWS, count_requests, keep_runs, publish_generation
@@ -29,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CLOCK = {"source": "function", "function": "hour_of_day"}
 
 
-async def test_every_figure_says_how_it_was_measured(redis_client: redis.Redis, redis_server: RedisServer) -> None:
+async def test_every_figure_says_how_it_was_measured(redis_client: Client, redis_server: RedisServer) -> None:
     publish_generation(redis_client)
     keep_runs(redis_client, "published", "published", "failed")
     await count_requests(redis_server, hits=900, misses=300, entities=500)
@@ -48,7 +47,7 @@ async def test_every_figure_says_how_it_was_measured(redis_client: redis.Redis, 
     assert told.never_read == pytest.approx(1_500, rel=0.03)
 
 
-def test_what_spark_scored_says_nothing_about_a_batch_worker(redis_client: redis.Redis) -> None:
+def test_what_spark_scored_says_nothing_about_a_batch_worker(redis_client: Client) -> None:
     own = ModelSettings(path=Path("m"))
     keep_runs(redis_client, "published", rows=1_000_000, engine="spark")
     assert "throughput" not in measure(redis_client, KEYS, "delay", own).figures
@@ -57,7 +56,7 @@ def test_what_spark_scored_says_nothing_about_a_batch_worker(redis_client: redis
     assert (told.value, told.how) == (500, "median of 1 published runs, over 1 batch workers alive now")
 
 
-def test_the_contract_of_the_version_that_answers_tells_that_it_is_told_the_time(redis_client: redis.Redis) -> None:
+def test_the_contract_of_the_version_that_answers_tells_that_it_is_told_the_time(redis_client: Client) -> None:
     registry = ModelRegistry(redis_client, KEYS)
     features = [{"name": "x", "dtype": "float32"}, {"name": "hour", "dtype": "float32", "group": "clock"}]
     for version, groups in ((1, {"clock": {"source": "request"}}), (2, {"clock": CLOCK})):
@@ -89,7 +88,7 @@ def test_the_contract_of_the_version_that_answers_tells_that_it_is_told_the_time
     ],
 )
 async def test_the_peak_is_the_busiest_point_that_is_over(
-    redis_client: redis.Redis, redis_server: RedisServer, rows: dict[int, int], mean: float, peak: float
+    redis_client: Client, redis_server: RedisServer, rows: dict[int, int], mean: float, peak: float
 ) -> None:
     now = 600.0 * 2_500_000 + 300
     for minutes, count in rows.items():
@@ -102,19 +101,19 @@ async def test_the_peak_is_the_busiest_point_that_is_over(
     assert (figures["hit_rate"].value, span_s) == (1, pytest.approx(sum(rows.values()) / mean))
 
 
-async def test_an_empty_history_tells_nothing(redis_client: redis.Redis) -> None:
+async def test_an_empty_history_tells_nothing(redis_client: Client) -> None:
     told = measure(redis_client, KEYS, "delay", ModelSettings(path=Path("m")))
     assert told.figures == {}
     assert (told.requests, told.never_read, told.run_s) == (0, None, None)
 
 
 def test_an_outage_is_no_empty_history() -> None:
-    with redis.Redis(port=free_port(), retry=None) as nowhere, pytest.raises(StoreUnavailable):
+    with Client(port=free_port(), retry=None) as nowhere, pytest.raises(StoreUnavailable):
         measure(nowhere, KEYS, "delay", ModelSettings(path=Path("m")))
 
 
 async def test_an_entity_asked_for_again_and_by_another_process_counts_once(
-    redis_client: redis.Redis, redis_server: RedisServer
+    redis_client: Client, redis_server: RedisServer
 ) -> None:
     await count_requests(redis_server, hits=5, misses=0, entities=40)
     await count_requests(redis_server, hits=5, misses=0, entities=50)
@@ -126,10 +125,10 @@ async def test_an_entity_asked_for_again_and_by_another_process_counts_once(
 
 
 async def test_entities_are_sent_a_few_at_a_time_and_what_waits_is_bounded(
-    redis_client: redis.Redis, redis_server: RedisServer
+    redis_client: Client, redis_server: RedisServer
 ) -> None:
     windows = HitWindows(redis_client, KEYS)
-    async with redis.asyncio.Redis.from_url(redis_server.url()) as client:
+    async with AsyncClient.from_url(redis_server.url()) as client:
         recorder = HitRecorder(client, KEYS)
         for first in range(0, 2 * MOST_ASKED, 1_000):
             recorder.record_asked("delay", [f"e{i}" for i in range(first, first + 1_000)])
@@ -140,21 +139,19 @@ async def test_entities_are_sent_a_few_at_a_time_and_what_waits_is_bounded(
     assert windows.asked("delay", 1) == pytest.approx(MOST_ASKED, rel=0.03)
 
 
-async def test_an_outage_loses_a_piece_and_not_the_counting(
-    redis_client: redis.Redis, redis_server: RedisServer
-) -> None:
-    async with redis.asyncio.Redis(port=free_port(), retry=None) as nowhere:
+async def test_an_outage_loses_a_piece_and_not_the_counting(redis_client: Client, redis_server: RedisServer) -> None:
+    async with AsyncClient(port=free_port(), retry=None) as nowhere:
         recorder = HitRecorder(nowhere, KEYS)
         recorder.record_asked("delay", [f"e{i}" for i in range(500)])
         await recorder.flush()
-        async with redis.asyncio.Redis.from_url(redis_server.url()) as client:
+        async with AsyncClient.from_url(redis_server.url()) as client:
             recorder._client = client
             await recorder.flush()
     assert HitWindows(redis_client, KEYS).asked("delay", 1) == pytest.approx(300, rel=0.05)
 
 
 async def test_the_commands_use_what_was_measured_and_options_go_before_it(
-    redis_client: redis.Redis, redis_server: RedisServer, tmp_path: Path
+    redis_client: Client, redis_server: RedisServer, tmp_path: Path
 ) -> None:
     publish_generation(redis_client)
     keep_runs(redis_client, "published")

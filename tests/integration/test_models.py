@@ -14,11 +14,9 @@ from typing import Any, TextIO
 import numpy as np
 import pyarrow as pa
 import pytest
-import redis
 
 from inference.errors import ModelError, ModelUnavailable, SourceError, UnknownModel
 from inference.features import load_features
-from inference.keys import Keys, TableKind
 from inference.models import (
     LoadedModel,
     ModelHost,
@@ -29,10 +27,12 @@ from inference.models import (
     score_rows,
 )
 from inference.models.loading import load_version
+from inference.redis.clients import Client
+from inference.redis.keys import Keys, TableKind
 from inference.schema import DType, TensorSpec
 from inference.serving.scorer import RealtimeScorer
 from inference.settings import Settings
-from inference.store import RedisTable
+from inference.store import Table
 from tests.support.models import dense_predictions, export_models, float_features, write_features
 from tests.support.redis_server import RedisServer
 from tests.support.stack import run_worker
@@ -76,8 +76,8 @@ def load(models: Path, folder: str) -> LoadedModel:
     return load_version(folder, models / folder, 1, models / folder / "1")
 
 
-def table(client: redis.Redis, keys: Keys, kind: TableKind, model: str) -> RedisTable:
-    return RedisTable(client, keys.table(kind, model), kind=kind, model=model)
+def table(client: Client, keys: Keys, kind: TableKind, model: str) -> Table:
+    return Table(client, keys.table(kind, model), kind=kind, model=model)
 
 
 # --- the runtime ---
@@ -193,7 +193,7 @@ def test_the_fingerprint_changes_with_the_weights(exported: Path) -> None:
 
 
 @pytest.fixture
-def registry(redis_client: redis.Redis, keys: Keys) -> ModelRegistry:
+def registry(redis_client: Client, keys: Keys) -> ModelRegistry:
     return ModelRegistry(redis_client, keys)
 
 
@@ -236,7 +236,7 @@ def test_a_version_whose_folder_vanished_is_unavailable(models: Path, registry: 
 class Deployment:
     """One model with its tables, and the scorer of a worker."""
 
-    def __init__(self, client: redis.Redis, keys: Keys, settings: Settings) -> None:
+    def __init__(self, client: Client, keys: Keys, settings: Settings) -> None:
         self.registry = ModelRegistry(client, keys)
         self.host = ModelHost(settings, self.registry)
         self.host.start()
@@ -259,7 +259,7 @@ class Deployment:
 
 
 @pytest.fixture
-def deploy(redis_client: redis.Redis, keys: Keys, exported: Path) -> Any:
+def deploy(redis_client: Client, keys: Keys, exported: Path) -> Any:
     def build(folder: str, **realtime: Any) -> Deployment:
         model = {"path": str(exported / folder), "realtime": realtime}
         return Deployment(redis_client, keys, Settings.model_validate({"models": {"m": model}}))
@@ -367,7 +367,7 @@ def test_what_was_computed_moments_ago_is_not_computed_again(deploy: Any, tmp_pa
     ],
 )
 def test_a_refused_feature_table_leaves_nothing_behind(
-    deploy: Any, redis_client: redis.Redis, tmp_path: Path, columns: dict[str, Any], told: str
+    deploy: Any, redis_client: Client, tmp_path: Path, columns: dict[str, Any], told: str
 ) -> None:
     one = deploy("fussy")
     one.load(tmp_path, id=["before"], f0=[1.0], f1=[1.0])

@@ -77,12 +77,12 @@ def compute(stack: Stack, entity_id: str) -> None:
 def spoil_the_run(stack: Stack) -> None:
     """Change what the run has stored by a thousandth."""
     table = stack.deployment.predictions("delay")
-    manifest = table.manifest(table.pointer().current or 0)
+    manifest = table.generations.manifest(table.pointer().current or 0)
     assert manifest is not None
     ids = pa.array([f"F{number}" for number in range(ROWS)])
     [name] = [spec.name for spec in manifest.fields]
     wrong = (np.arange(ROWS, dtype=np.float32) + 1) * np.float32(1.001)
-    table.write(manifest, ids, {name: wrong}, np.full(ROWS, manifest.created_at))
+    table.generations.write(manifest, ids, {name: wrong}, np.full(ROWS, manifest.created_at))
 
 
 def spoil_the_sample(stack: Stack) -> None:

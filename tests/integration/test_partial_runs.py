@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import redis
 
 from inference.batch import RunState, RunView, Trigger
 from inference.errors import BadInput, Conflict
-from inference.keys import TableKind
+from inference.redis.clients import Client
+from inference.redis.keys import TableKind
 from inference.serving.freshness import hit_outcome, source_of
 from inference.store import Origin
 from tests.integration.test_runs import KEYS, World, failed_gates
@@ -32,7 +32,7 @@ HOURS_AGO = [48, 30, 24, 20, 10, 5, 3, 1]
 class PartialWorld(World):
     """The model doubles `x`; `at` says when a row changed."""
 
-    def __init__(self, client: redis.Redis, root: Path) -> None:
+    def __init__(self, client: Client, root: Path) -> None:
         super().__init__(client, root)
         self.timed(True)
 
@@ -49,12 +49,12 @@ class PartialWorld(World):
 
 
 @pytest.fixture
-def world(redis_client: redis.Redis, tmp_path: Path) -> PartialWorld:
+def world(redis_client: Client, tmp_path: Path) -> PartialWorld:
     """A published generation of e0 … e7 with x = 0 … 7, then a table in which every x is 100 more."""
     world = PartialWorld(redis_client, tmp_path)
     ids = [f"e{i}" for i in range(8)]
     world.rows(ids, [float(i) for i in range(8)], [72.0] * 8)
-    world.table.activate(1)
+    world.table.versions.activate(1)
     assert world.finish(world.request()).state is RunState.PUBLISHED
     world.rows(ids, [100.0 + i for i in range(8)], HOURS_AGO)
     return world
@@ -167,7 +167,7 @@ def test_a_newer_answer_on_demand_is_not_overwritten(world: PartialWorld) -> Non
 
     fields = [TensorSpec("y", DType.FLOAT32)]
     now = world.table.now()
-    world.table.upsert(
+    world.table.overlay.upsert(
         ["e1"], fields, {"y": np.array([5.0], np.float32)}, as_of=np.array([now]), computed_at=now,
         model_version=1, origin=Origin.REALTIME, keep_s=60,
     )  # fmt: skip
@@ -221,22 +221,22 @@ def test_a_process_killed_while_it_moves_the_rows_is_made_good(world: PartialWor
     world.timed(True)
     world.rows(ids, [1.0] * 3_000, row_group_size=1_000)
     run = world.request(entities=ids)
-    upsert, calls = world.table._upsert, 0
+    put, calls = world.table.overlay.put, 0
 
     def killed(*arguments: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:
             raise Killed
-        upsert(*arguments)
+        put(*arguments)
 
-    world.table._upsert = killed  # type: ignore[method-assign]
+    world.table.overlay.put = killed  # type: ignore[method-assign]
     with pytest.raises(Killed):
         world.finish(run)
     assert world.runs.show(run.run_id).state is RunState.PUBLISHING
     assert 0 < world.answers(*ids).count(2.0) < 3_000
 
-    world.table._upsert = upsert  # type: ignore[method-assign]
+    world.table.overlay.put = put  # type: ignore[method-assign]
     ended(world, run)
     assert world.answers(*ids) == [2.0] * 3_000
 
@@ -245,9 +245,9 @@ def test_a_process_killed_after_it_moved_the_rows_is_made_good(world: PartialWor
     run = world.request(entities=["e1"])
     world.runs.reconcile()
     world.work()
-    staged = world.table.generations()[-1]
+    staged = world.table.generations.all()[-1]
     assert staged.run_id == run.run_id
-    world.table.move_to_overlay(staged.number, keep_s=3600)  # and here it died
+    world.table.generations.move_to_overlay(staged.number, keep_s=3600)  # and here it died
 
     assert ended(world, run).rows_done == 1
     assert world.answers("e1") == [202.0]
@@ -256,7 +256,7 @@ def test_a_process_killed_after_it_moved_the_rows_is_made_good(world: PartialWor
 def test_the_rows_that_were_staged_are_collected(world: PartialWorld) -> None:
     ended(world, world.request(entities=["e1"]))
     world.runs.reconcile()
-    staged = world.table.generations()[-1].number
+    staged = world.table.generations.all()[-1].number
 
     assert world.client.keys(f"t:p:m:g:{staged}:*") == []
     world.client.hset(f"t:p:m:g:{staged}", "sweep_due_at", 1)
@@ -352,7 +352,7 @@ def test_what_cannot_be_meant_is_refused_at_once(world: PartialWorld, asked: Any
 def test_answers_of_a_version_that_does_not_serve_any_more_are_no_success(world: PartialWorld) -> None:
     run = world.request(entities=["e1"])
     world.runs.reconcile()
-    world.table.activate(2)
+    world.table.versions.activate(2)
 
     done = world.finish(run)
 

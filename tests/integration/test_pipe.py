@@ -9,9 +9,11 @@ import pytest
 import redis
 
 from inference.errors import StoreUnavailable
-from inference.keys import Keys, TableKind
+from inference.redis.clients import Client
+from inference.redis.keys import Keys, TableKind
+from inference.redis.pipes import Pipe
 from inference.schema import DType, TensorSpec
-from inference.store import Origin, Pipe, RedisTable
+from inference.store import Origin, Table
 from tests.support.ports import free_port
 
 pytestmark = pytest.mark.integration
@@ -19,13 +21,13 @@ pytestmark = pytest.mark.integration
 FIELDS = (TensorSpec("y", DType.FLOAT32, ()),)
 
 
-def table(client: redis.Redis) -> RedisTable:
+def table(client: Client) -> Table:
     keys = Keys("t").table(TableKind.PREDICTIONS, "m")
-    return RedisTable(client, keys, kind=TableKind.PREDICTIONS, model="m")
+    return Table(client, keys, kind=TableKind.PREDICTIONS, model="m")
 
 
-def write(to: RedisTable, value: float) -> None:
-    to.upsert(
+def write(to: Table, value: float) -> None:
+    to.overlay.upsert(
         ["a"],
         FIELDS,
         {"y": np.array([value], np.float32)},
@@ -37,15 +39,15 @@ def write(to: RedisTable, value: float) -> None:
     )
 
 
-def read(of: RedisTable) -> float:
+def read(of: Table) -> float:
     (entry,) = of.read(["a"])
     assert entry is not None
     return float(entry.values["y"])
 
 
-def test_connections_that_were_cut_cost_neither_a_look_up_nor_an_answer(redis_client: redis.Redis) -> None:
+def test_connections_that_were_cut_cost_neither_a_look_up_nor_an_answer(redis_client: Client) -> None:
     mine = table(redis_client)
-    mine.activate(1)
+    mine.versions.activate(1)
     write(mine, 1.0)
     assert read(mine) == 1.0
     with redis_client.client() as other:
@@ -57,17 +59,17 @@ def test_connections_that_were_cut_cost_neither_a_look_up_nor_an_answer(redis_cl
     assert read(mine) == 2.0
 
 
-def test_an_answer_is_kept_by_a_redis_that_has_forgotten_its_scripts(redis_client: redis.Redis) -> None:
+def test_an_answer_is_kept_by_a_redis_that_has_forgotten_its_scripts(redis_client: Client) -> None:
     mine = table(redis_client)
-    mine.activate(1)
+    mine.versions.activate(1)
     write(mine, 1.0)
     redis_client.script_flush()
     write(mine, 2.0)
     assert read(mine) == 2.0
 
 
-def test_any_number_of_tables_over_a_client_share_its_connections(redis_client: redis.Redis) -> None:
-    table(redis_client).activate(1)
+def test_any_number_of_tables_over_a_client_share_its_connections(redis_client: Client) -> None:
+    table(redis_client).versions.activate(1)
     write(table(redis_client), 1.0)
     before = redis_client.info("clients")["connected_clients"]
     tables = [table(redis_client) for _ in range(200)]
@@ -75,7 +77,7 @@ def test_any_number_of_tables_over_a_client_share_its_connections(redis_client: 
     assert redis_client.info("clients")["connected_clients"] <= before + 1
 
 
-def test_threads_get_their_own_replies(redis_client: redis.Redis) -> None:
+def test_threads_get_their_own_replies(redis_client: Client) -> None:
     pipe = Pipe(redis_client)
 
     def echo(number: int) -> list[bytes]:
@@ -86,7 +88,7 @@ def test_threads_get_their_own_replies(redis_client: redis.Redis) -> None:
             assert set(replies) == {str(number).encode(), str(-number).encode()}
 
 
-def test_an_error_is_raised_and_the_next_batch_gets_its_own_replies(redis_client: redis.Redis) -> None:
+def test_an_error_is_raised_and_the_next_batch_gets_its_own_replies(redis_client: Client) -> None:
     pipe = Pipe(redis_client)
     with pytest.raises(redis.ResponseError, match="WRONGTYPE"):
         pipe.send([("SET", "text", "x"), ("LPUSH", "text", "y"), ("GET", "text")])
@@ -94,6 +96,6 @@ def test_an_error_is_raised_and_the_next_batch_gets_its_own_replies(redis_client
 
 
 def test_no_redis_is_an_outage() -> None:
-    client = redis.Redis(port=free_port(), retry=None)
+    client = Client(port=free_port(), retry=None)
     with pytest.raises(StoreUnavailable):
         table(client).read(["a"])

@@ -6,11 +6,11 @@ import time
 from dataclasses import replace
 
 import pytest
-import redis
 
 from inference.errors import StoreUnavailable
-from inference.keys import Keys
 from inference.presence import Presence, WorkerBeat
+from inference.redis.clients import Client
+from inference.redis.keys import Keys
 
 pytestmark = pytest.mark.integration
 
@@ -21,7 +21,7 @@ WORKER = WorkerBeat(
 )  # fmt: skip
 
 
-def test_a_worker_is_alive_on_each_of_its_queues_with_all_that_it_said(each_redis_client: redis.Redis) -> None:
+def test_a_worker_is_alive_on_each_of_its_queues_with_all_that_it_said(each_redis_client: Client) -> None:
     presence = Presence(each_redis_client, KEYS)
     presence.beat(replace(WORKER, ready=False))
     presence.beat(WORKER)
@@ -30,7 +30,7 @@ def test_a_worker_is_alive_on_each_of_its_queues_with_all_that_it_said(each_redi
     assert presence.roster("batch").alive == ()
 
 
-def test_workers_that_share_a_name_are_told_apart(redis_client: redis.Redis) -> None:
+def test_workers_that_share_a_name_are_told_apart(redis_client: Client) -> None:
     presence = Presence(redis_client, KEYS)
     twin = replace(WORKER, pid=8, queues=("batch",))
     presence.beat(WORKER)
@@ -40,7 +40,7 @@ def test_workers_that_share_a_name_are_told_apart(redis_client: redis.Redis) -> 
 
 
 def test_a_worker_that_falls_silent_is_gone_and_remembered_and_one_that_leaves_is_not(
-    redis_client: redis.Redis,
+    redis_client: Client,
 ) -> None:
     presence = Presence(redis_client, KEYS, gone_after_s=1)
     presence.beat(WORKER)
@@ -54,13 +54,13 @@ def test_a_worker_that_falls_silent_is_gone_and_remembered_and_one_that_leaves_i
     assert 1 <= roster.gone["realtime@host pid 7"] < 10
 
 
-def test_nothing_of_a_worker_stays_for_good(redis_client: redis.Redis) -> None:
+def test_nothing_of_a_worker_stays_for_good(redis_client: Client) -> None:
     Presence(redis_client, KEYS).beat(WORKER)
     assert all(redis_client.ttl(key) > 0 for key in redis_client.keys("t:*"))
 
 
 def test_an_outage_is_no_empty_roster() -> None:
-    presence = Presence(redis.Redis(port=1, retry=None), KEYS)
+    presence = Presence(Client(port=1, retry=None), KEYS)
     for call in (lambda: presence.roster("realtime"), lambda: presence.beat(WORKER), lambda: presence.leave(WORKER)):
         with pytest.raises(StoreUnavailable):
             call()

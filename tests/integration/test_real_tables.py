@@ -105,9 +105,9 @@ def assert_exactly_what_tensorflow_answers(deployment: Deployment) -> None:
     ids = deployment.answers["entity_id"].tolist()
     stored = [entry for start in range(0, len(ids), 10_000) for entry in table.read(ids[start : start + 10_000])]
     assert [entity_id for entity_id, entry in zip(ids, stored, strict=True) if entry is None] == []
-    manifest = table.manifest(current)
+    manifest = table.generations.manifest(current)
     assert manifest is not None
-    assert table.count(manifest) == len(ids), "entities that the table does not have"
+    assert table.generations.count(manifest) == len(ids), "entities that the table does not have"
     (output,) = {name for entry in stored if entry for name in entry.values}
     got = np.array([entry.values[output] for entry in stored if entry])
     np.testing.assert_allclose(got, deployment.answers["prediction"].to_numpy(), **TOLERANCE)

@@ -12,9 +12,9 @@ from typing import Any
 
 import httpx
 import pytest
-import redis
 
 from inference.presence import Presence
+from inference.redis.clients import Client
 from tests.support.models import write_sum_model
 from tests.support.plain_models import write_slow_sum_model
 from tests.support.stack import Stack
@@ -79,7 +79,7 @@ def test_a_worker_loads_the_models_of_its_queue_only(stack: Stack) -> None:
 
 
 def test_what_flower_hears_of_a_task_comes_soon_after_it(stack: Stack) -> None:
-    with redis.Redis.from_url(stack.redis.url(0)) as client, client.pubsub(ignore_subscribe_messages=True) as heard:
+    with Client.from_url(stack.redis.url(0)) as client, client.pubsub(ignore_subscribe_messages=True) as heard:
         heard.psubscribe("*.events/task.*")
         heard.get_message(timeout=1)
         httpx.post(f"{stack.url}/predict", json={"model": "fast", "instances": [{"x": 1.0}]}).raise_for_status()

@@ -8,20 +8,20 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-import redis
 
 from inference.errors import BadInput, ModelUnavailable, PredictionFailed, StoreUnavailable
 from inference.features import Feature, FeatureContract, Vectoriser
 from inference.features.gathering import Found
-from inference.keys import Keys, TableKind
 from inference.models import LoadedModel, ModelHost, VersionRecord
+from inference.redis.clients import Client
+from inference.redis.keys import Keys, TableKind
 from inference.schema import Block, DType, Signature, TensorSpec
 from inference.serving import scorer as scorer_module
 from inference.serving.answer_sample import AnswerSample, sampled_answers
 from inference.serving.messages import MAX_MESSAGE_ROWS
 from inference.serving.scorer import CLOCK_MAX_AGE_S, RealtimeScorer
 from inference.settings import Settings
-from inference.store import Entry, Labels, Origin, RedisTable
+from inference.store import Entry, Labels, Origin, Table
 
 pytestmark = pytest.mark.integration
 
@@ -99,17 +99,17 @@ class Knows:
 class Worker:
     """A real-time worker's scorer and its tables."""
 
-    def __init__(self, client: redis.Redis, *, default: float | None = None, outputs: tuple[TensorSpec, ...] = ONE,
+    def __init__(self, client: Client, *, default: float | None = None, outputs: tuple[TensorSpec, ...] = ONE,
                  fallback: Knows | None = None, parity: bool = False, **realtime: Any) -> None:  # fmt: skip
         contract = FeatureContract((Feature("x", DType.FLOAT32, default=default),))
         own = {"path": "m", "realtime": realtime, "parity": {"every": "1h", "sample": 2} if parity else {}}
         self.settings = Settings.model_validate({"models": {"m": own}})
         self.client, self.fields = client, contract.stored_fields
         self.predictions, self.features = (
-            RedisTable(client, KEYS.table(kind, "m"), kind=kind, model="m")
+            Table(client, KEYS.table(kind, "m"), kind=kind, model="m")
             for kind in (TableKind.PREDICTIONS, TableKind.FEATURES)
         )
-        self.predictions.activate(1)
+        self.predictions.versions.activate(1)
         self.host = Host(contract, outputs)
         self.form = contract.stored_form
         sample = AnswerSample(self.settings, client, KEYS) if parity else None
@@ -122,7 +122,7 @@ class Worker:
         """Store features that are so old; return their whole second."""
         at = float(int(self.features.now() - age_s))
         block = {"x": np.array(list(values.values()), np.float32)} | self.form.notes({}, {}, len(values))
-        self.features.upsert(
+        self.features.overlay.upsert(
             list(values), self.fields, block, as_of=np.full(len(values), at), computed_at=at, model_version=0,
             origin=Origin.UPSERT, keep_s=3600,
         )  # fmt: skip
@@ -148,7 +148,7 @@ def told(result: Mapping[str, Any]) -> list[Any]:
 
 
 @pytest.fixture
-def worker(redis_client: redis.Redis) -> Callable[..., Worker]:
+def worker(redis_client: Client) -> Callable[..., Worker]:
     return lambda **how: Worker(redis_client, **how)
 
 
@@ -237,8 +237,8 @@ def test_only_a_young_answer_of_this_version_that_was_computed_on_demand_is_rece
 ) -> None:
     it = worker(min_recompute_interval="10s")
     it.load({"a": 3})
-    it.predictions.activate(version)
-    it.predictions.upsert(
+    it.predictions.versions.activate(version)
+    it.predictions.overlay.upsert(
         ["a"], ONE, {"y": np.float32([99])}, as_of=np.array([1.0]), computed_at=it.predictions.now() - age_s,
         model_version=version, origin=origin, keep_s=60,
     )  # fmt: skip
@@ -383,7 +383,7 @@ def test_the_canary_computes_its_own_entities_and_each_answer_says_who(worker: C
     assert result["model_version"] == 1
     assert {item["entity_id"] for item in result["predictions"] if item.get("model_version") == 2} == set(canarys)
     assert all("model_version" not in item for item in result["predictions"] if item["entity_id"] not in canarys)
-    it.predictions.label("canary", 2, share=0.5)
+    it.predictions.versions.label("canary", 2, share=0.5)
     assert {it.entry(one).model_version for one in canarys} == {2}
     assert it.predict(*ids, recompute=False) == told(result)
     assert [sum(model.calls) for model in it.host.models.values()] == [20 - len(canarys), len(canarys)]

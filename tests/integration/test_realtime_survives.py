@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-import redis
 
+from inference.redis.clients import Client
 from tests.support.flights import write_flights
 from tests.support.stack import Stack
 from tests.support.waiting import LONG_S, wait_for
@@ -151,7 +151,7 @@ def test_clients_that_hang_up_leave_the_others_their_answers(stack: Stack) -> No
     wait_for(lambda: computes(stack), "computed answers", 10)
 
 
-def cut_subscriber(client: redis.Redis, pid: int) -> bool:
+def cut_subscriber(client: Client, pid: int) -> bool:
     """Have Redis close a process' subscription; False while it has none. (Workers have some too, for control.)"""
     ports = {connection.laddr.port for connection in psutil.Process(pid).net_connections()}
     subscribers: Any = client.client_list(_type="pubsub")
@@ -161,7 +161,7 @@ def cut_subscriber(client: redis.Redis, pid: int) -> bool:
 
 def test_the_subscriber_cut_off_again_and_again_under_load_costs_nobody_more_than_the_budget(stack: Stack) -> None:
     wait_for(lambda: computes(stack), "computed answers", 30)
-    with redis.Redis.from_url(stack.redis.url()) as client, Load(stack, LONG_BUDGET_S) as load:
+    with Client.from_url(stack.redis.url()) as client, Load(stack, LONG_BUDGET_S) as load:
         for _ in range(8):
             wait_for(lambda: cut_subscriber(client, stack.processes["api"].pid), "a subscription", 5)
             time.sleep(0.3)

@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from inference.deployment import Deployment
-from inference.redis_clients import WORKER
+from inference.redis.clients import WORKER
 from inference.settings import RedisSettings, Settings
 from tasks.dispatch import open_dispatcher
 from tests.support.ports import free_port

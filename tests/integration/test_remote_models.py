@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import redis
 
 from inference.errors import ModelError, ModelUnavailable, PredictionFailed
-from inference.keys import Keys
 from inference.models import LoadedModel, ModelHost, ModelRegistry, Rollout, score_rows
 from inference.models.loading import load_version
+from inference.redis.clients import Client
+from inference.redis.keys import Keys
 from inference.settings import Settings
 from tests.support.models import float_features, write_features
 from tests.support.open_inference import OpenInferenceServer
@@ -171,7 +171,7 @@ def test_bytes_are_decoded_where_the_outputs_name_says_so(tmp_path: Path, engine
 
 
 def test_a_version_that_was_refused_while_its_engine_was_away_is_tried_again_when_workers_look(
-    tmp_path: Path, engine: TensorFlowServingServer, redis_client: redis.Redis
+    tmp_path: Path, engine: TensorFlowServingServer, redis_client: Client
 ) -> None:
     write_features(tmp_path / "m", float_features(4))
     (tmp_path / "m" / "1").mkdir()

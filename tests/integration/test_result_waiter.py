@@ -9,10 +9,9 @@ from typing import Any, cast
 import orjson
 import pytest
 import pytest_asyncio
-import redis
-import redis.asyncio
 
 from inference.errors import BrokerUnavailable, DeadlineExceeded
+from inference.redis.clients import AsyncClient, Client
 from tasks.dispatch.waiter import READY_STATES, ResultWaiter
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
@@ -31,8 +30,8 @@ def payload(status: str = "SUCCESS", result: Any = 1) -> bytes:
 
 
 @pytest_asyncio.fixture
-async def waiter(redis_client: redis.Redis, redis_server: RedisServer) -> AsyncIterator[ResultWaiter]:
-    async with redis.asyncio.Redis.from_url(redis_server.url()) as client:
+async def waiter(redis_client: Client, redis_server: RedisServer) -> AsyncIterator[ResultWaiter]:
+    async with AsyncClient.from_url(redis_server.url()) as client:
         waiter = ResultWaiter(client, key_of, id_prefix="me-")
         redis_client.config_resetstat()
         waiter.start()
@@ -41,7 +40,7 @@ async def waiter(redis_client: redis.Redis, redis_server: RedisServer) -> AsyncI
         await waiter.close()
 
 
-def publish(client: redis.Redis, task_id: str, data: bytes, *, store: bool = True) -> int:
+def publish(client: Client, task_id: str, data: bytes, *, store: bool = True) -> int:
     """Do what the result backend does; return how many processes heard it."""
     if store:
         client.set(key_of(task_id), data)
@@ -49,12 +48,12 @@ def publish(client: redis.Redis, task_id: str, data: bytes, *, store: bool = Tru
     return heard
 
 
-def subscriptions_made(client: redis.Redis) -> int:
+def subscriptions_made(client: Client) -> int:
     return int(client.info("commandstats")["cmdstat_psubscribe"]["calls"])
 
 
 @pytest.mark.parametrize("status", ["SUCCESS", "FAILURE", "REVOKED"])
-async def test_each_final_state_ends_the_wait(waiter: ResultWaiter, redis_client: redis.Redis, status: str) -> None:
+async def test_each_final_state_ends_the_wait(waiter: ResultWaiter, redis_client: Client, status: str) -> None:
     assert status in READY_STATES
     with waiter.expecting("me-1") as future, waiter.expecting("me-2") as other:
         assert publish(redis_client, "me-1", payload("STARTED")) == 1
@@ -66,7 +65,7 @@ async def test_each_final_state_ends_the_wait(waiter: ResultWaiter, redis_client
 
 
 async def test_each_waiter_gets_its_own_result_and_other_processes_are_not_heard(
-    waiter: ResultWaiter, redis_client: redis.Redis
+    waiter: ResultWaiter, redis_client: Client
 ) -> None:
     with waiter.expecting("me-1"), waiter.expecting("me-2"):
         assert publish(redis_client, "you-1", payload(result="not mine")) == 0
@@ -101,7 +100,7 @@ async def ask(waiter: ResultWaiter, task_id: str, began_at: float) -> None:
     await waiter._ask_directly(task_id, began_at, asyncio.get_running_loop().time() + 60)
 
 
-async def test_the_subscription_stays_while_it_hears(waiter: ResultWaiter, redis_client: redis.Redis) -> None:
+async def test_the_subscription_stays_while_it_hears(waiter: ResultWaiter, redis_client: Client) -> None:
     began_at = asyncio.get_running_loop().time()
     with waiter.expecting("me-1") as future, waiter.expecting("me-2") as heard:
         redis_client.set(key_of("me-1"), payload(result="stored"))  # and nobody tells
@@ -116,9 +115,7 @@ async def test_the_subscription_stays_while_it_hears(waiter: ResultWaiter, redis
     assert subscriptions_made(redis_client) == 1
 
 
-async def test_a_subscription_that_missed_a_result_is_made_anew(
-    waiter: ResultWaiter, redis_client: redis.Redis
-) -> None:
+async def test_a_subscription_that_missed_a_result_is_made_anew(waiter: ResultWaiter, redis_client: Client) -> None:
     with waiter.expecting("me-1") as future:
         redis_client.set(key_of("me-1"), payload(result="stored"))  # and nobody tells
         await ask(waiter, "me-1", asyncio.get_running_loop().time())
@@ -131,9 +128,7 @@ async def test_a_subscription_that_missed_a_result_is_made_anew(
         assert (await waiter.result("me-2", timeout_s=60))["status"] == "SUCCESS"
 
 
-async def test_a_result_that_is_not_there_is_no_reason_to_reconnect(
-    waiter: ResultWaiter, redis_client: redis.Redis
-) -> None:
+async def test_a_result_that_is_not_there_is_no_reason_to_reconnect(waiter: ResultWaiter, redis_client: Client) -> None:
     with waiter.expecting("me-1") as future:
         await ask(waiter, "me-1", asyncio.get_running_loop().time())
         assert not future.done()
@@ -148,7 +143,7 @@ def forgets_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_results_that_were_read_or_came_too_late_are_removed_and_the_others_stay(
-    forgets_at_once: None, waiter: ResultWaiter, redis_client: redis.Redis
+    forgets_at_once: None, waiter: ResultWaiter, redis_client: Client
 ) -> None:
     with waiter.expecting("me-1"), waiter.expecting("me-2"):
         publish(redis_client, "me-1", payload())
@@ -160,8 +155,8 @@ async def test_results_that_were_read_or_came_too_late_are_removed_and_the_other
         assert redis_client.exists(key_of("me-2"))
 
 
-async def test_whoever_still_waits_at_the_end_is_told(redis_client: redis.Redis, redis_server: RedisServer) -> None:
-    async with redis.asyncio.Redis.from_url(redis_server.url()) as client:
+async def test_whoever_still_waits_at_the_end_is_told(redis_client: Client, redis_server: RedisServer) -> None:
+    async with AsyncClient.from_url(redis_server.url()) as client:
         waiter = ResultWaiter(client, key_of, id_prefix="me-")
         waiter.start()
         await waiter.subscribed(60)
@@ -174,7 +169,7 @@ async def test_whoever_still_waits_at_the_end_is_told(redis_client: redis.Redis,
 
 
 async def test_without_redis_nothing_may_be_sent() -> None:
-    async with redis.asyncio.Redis(port=free_port(), retry=None) as nowhere:
+    async with AsyncClient(port=free_port(), retry=None) as nowhere:
         waiter = ResultWaiter(nowhere, key_of, id_prefix="me-")
         waiter.start()
         with pytest.raises(BrokerUnavailable, match="no subscription yet"):

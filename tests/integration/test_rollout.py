@@ -17,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import redis
 
 from inference.errors import ModelError, ModelUnavailable
-from inference.keys import Keys, TableKind
 from inference.models import ModelHost, ModelRegistry, Rollout, VersionRecord, inspect_versions
 from inference.models.loading import inspect_version_in_subprocess
 from inference.models.rollout import UNLOAD_AFTER_S
+from inference.redis.clients import Client
+from inference.redis.keys import Keys, TableKind
 from inference.settings import Settings, load_settings
 from tests.support.models import dense_predictions, float_features, write_features
 from tests.support.plain_models import DeadlyToLoad, Times, write_version
@@ -55,7 +55,7 @@ def try_here(settings: Settings, model: str, version: int) -> VersionRecord:
 class Room:
     """One worker's view of model `m`, whose folder a test fills."""
 
-    def __init__(self, folder: Path, exported: Path, client: redis.Redis, **model: Any) -> None:
+    def __init__(self, folder: Path, exported: Path, client: Client, **model: Any) -> None:
         self.folder = folder
         self.exported = exported
         self.now = 1000.0
@@ -86,7 +86,7 @@ class Room:
 
 
 @pytest.fixture
-def make_room(tmp_path: Path, exported: Path, redis_client: redis.Redis) -> Any:
+def make_room(tmp_path: Path, exported: Path, redis_client: Client) -> Any:
     return lambda **model: Room(tmp_path / "m", exported, redis_client, **model)
 
 
@@ -249,7 +249,7 @@ def test_with_all_versions_each_is_there_and_the_newest_answers(make_room: Any) 
 
 
 def test_a_list_that_leaves_the_active_version_out_puts_its_newest_in_the_place(
-    make_room: Any, redis_client: redis.Redis
+    make_room: Any, redis_client: Client
 ) -> None:
     room = make_room()
     room.put("two", 2)
@@ -260,7 +260,7 @@ def test_a_list_that_leaves_the_active_version_out_puts_its_newest_in_the_place(
     assert back.active == 1
 
 
-def test_a_version_that_was_rolled_back_does_not_come_again(make_room: Any, redis_client: redis.Redis) -> None:
+def test_a_version_that_was_rolled_back_does_not_come_again(make_room: Any, redis_client: Client) -> None:
     room = make_room()
     room.put("two", 2)
     room.rollout.look(again=True)

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 
 from inference.errors import BadInput, ModelError, ModelUnavailable
-from inference.keys import Keys, TableKind
 from inference.models import ModelHost, ModelRegistry, Rollout, VersionRecord, inspect_versions
 from inference.models import host as host_module
 from inference.models.host import ACTIVE_MAX_AGE_S, RETRY_AFTER_S
 from inference.models.registry import RELOAD_REMEMBERED_S
 from inference.models.rollout import UNLOAD_AFTER_S
+from inference.redis.clients import Client
+from inference.redis.keys import Keys, TableKind
 from inference.settings import Settings
-from inference.store import CANARY, STABLE, Labels, RedisTable
+from inference.store import CANARY, STABLE, Labels, Table
 from tests.support.models import write_features
 from tests.support.plain_onnx import write_times
 
@@ -41,7 +41,7 @@ def write_version(folder: Path, version: int, factor: float) -> None:
 class Room:
     """One worker's view of model `m`, whose folder a test fills; `other` is a model that nothing happens to."""
 
-    def __init__(self, folder: Path, client: redis.Redis, **model: Any) -> None:
+    def __init__(self, folder: Path, client: Client, **model: Any) -> None:
         self.folder = folder / "m"
         self.now = 1000.0
         self.others: list[Mapping[str, tuple[int, ...]]] = []
@@ -94,14 +94,14 @@ class Room:
 
     def generation_of(self, version: int) -> None:
         """Publish a generation that a version computed."""
-        table = RedisTable(self.client, KEYS.table(TableKind.PREDICTIONS, "m"), kind=TableKind.PREDICTIONS, model="m")
+        table = Table(self.client, KEYS.table(TableKind.PREDICTIONS, "m"), kind=TableKind.PREDICTIONS, model="m")
         fields = self.registry.get("m", version).signature.outputs
-        manifest = table.begin(fields, rows_expected=0, model_version=version, contract_hash="h", keep_s=60)
-        table.publish(manifest.number)
+        manifest = table.generations.begin(fields, rows_expected=0, model_version=version, contract_hash="h", keep_s=60)
+        table.generations.publish(manifest.number)
 
 
 @pytest.fixture
-def make_room(tmp_path: Path, redis_client: redis.Redis) -> Callable[..., Room]:
+def make_room(tmp_path: Path, redis_client: Client) -> Callable[..., Room]:
     return lambda **model: Room(tmp_path, redis_client, **model)
 
 
@@ -328,7 +328,7 @@ def test_what_a_process_knows_of_the_active_version_is_a_second_old_at_most(make
     assert other.get("other").record.version == 4
 
 
-def test_an_awaited_version_is_looked_for_by_every_request(tmp_path: Path, redis_client: redis.Redis) -> None:
+def test_an_awaited_version_is_looked_for_by_every_request(tmp_path: Path, redis_client: Client) -> None:
     room = Room(tmp_path, redis_client)
     redis_client.flushall()
     waiting = room.new_host()
@@ -416,7 +416,7 @@ def test_entities_are_shared_out_by_side_in_their_order(make_room: Callable[...,
 # --- what workers tell each other ---
 
 
-def test_a_wish_for_new_versions_is_forgotten_an_hour_after_the_last_word(redis_client: redis.Redis) -> None:
+def test_a_wish_for_new_versions_is_forgotten_an_hour_after_the_last_word(redis_client: Client) -> None:
     registry = ModelRegistry(redis_client, KEYS)
     key = KEYS.reload("m")
     assert (registry.reloads("m").requested, registry.reloads("m").done) == (0, {})
@@ -430,7 +430,7 @@ def test_a_wish_for_new_versions_is_forgotten_an_hour_after_the_last_word(redis_
     assert (told.requested, told.done) == (2, {"a": 2, "b": 1})
 
 
-def test_marks_of_loads_are_kept_by_version_and_expire(redis_client: redis.Redis) -> None:
+def test_marks_of_loads_are_kept_by_version_and_expire(redis_client: Client) -> None:
     marks = ModelRegistry(redis_client, KEYS).unfinished_loads("m")
     with marks.mark(3):
         assert (marks.interrupted(3), marks.interrupted(4)) == (1, 0)
@@ -439,7 +439,7 @@ def test_marks_of_loads_are_kept_by_version_and_expire(redis_client: redis.Redis
     assert not redis_client.exists(KEYS.loads("m"))
 
 
-def test_only_a_load_of_this_host_whose_process_is_gone_was_cut_off(redis_client: redis.Redis) -> None:
+def test_only_a_load_of_this_host_whose_process_is_gone_was_interrupted(redis_client: Client) -> None:
     marks, key = ModelRegistry(redis_client, KEYS).unfinished_loads("m"), KEYS.loads("m")
     with marks.mark(1):
         [mine] = redis_client.hkeys(key)

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import redis
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
@@ -24,11 +23,12 @@ from inference.batch import Runs, RunState, Trigger
 from inference.batch.ledger import Claim, Ledger
 from inference.errors import Conflict
 from inference.features import Feature, FeatureContract
-from inference.keys import Keys, TableKind
 from inference.models import ModelRegistry, VersionRecord
+from inference.redis.clients import Client
+from inference.redis.keys import Keys, TableKind
 from inference.schema import DType, Signature, TensorSpec
 from inference.settings import BatchSettings, ModelSettings, Settings
-from inference.store import GenerationState, Manifest, RedisTable
+from inference.store import GenerationState, Manifest, Table
 from tests.support.leaks import leaked_keys
 from tests.support.redis_server import RedisServer
 
@@ -64,7 +64,7 @@ class Worker:
 class Interleavings(RuleBasedStateMachine):
     """One model, whose every run predicts its own number for six entities; run by run some leave one out."""
 
-    client: redis.Redis
+    client: Client
     folder: Path
 
     def __init__(self) -> None:
@@ -92,8 +92,8 @@ class Interleavings(RuleBasedStateMachine):
         self.gone: set[int] = set()
         self.pointer = self.table.pointer()
 
-    def table_of(self, kind: TableKind, model: str) -> RedisTable:
-        return RedisTable(self.client, KEYS.table(kind, model), kind=kind, model=model)
+    def table_of(self, kind: TableKind, model: str) -> Table:
+        return Table(self.client, KEYS.table(kind, model), kind=kind, model=model)
 
     def send(self, run_id: str, chunks: Sequence[int]) -> None:
         self.messages += [(run_id, chunk) for chunk in chunks]
@@ -163,32 +163,32 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule()
     def collect_at_once(self) -> None:
-        for number in self.table.collectable():
-            self.table.collect(number, sweep_after_s=0)
+        for number in self.table.generations.collectable():
+            self.table.generations.collect(number, sweep_after_s=0)
 
     @rule(which=_CHOICE)
     def publish_what_must_not_be(self, which: int) -> None:
         """A maintenance process that stood still, and publishes what by now was given up, superseded or reopened."""
-        manifests = self.table.generations()
+        manifests = self.table.generations.all()
         if not manifests:
             return
         manifest = manifests[which % len(manifests)]
         number, run_id = manifest.number, manifest.run_id or ""
-        is_loading = self.table.state(number) is GenerationState.LOADING
+        is_loading = self.table.generations.state(number) is GenerationState.LOADING
         going_on = self.ledger.load(run_id).state is RunState.PUBLISHING
         if number != self.table.pointer().current and not (is_loading and going_on):
             condition = {"run_key": KEYS.run(run_id), "run_state": "publishing"} if is_loading else {}
             with pytest.raises(Conflict):
-                self.table.publish(number, **condition)
+                self.table.generations.publish(number, **condition)
 
     @rule(which=_CHOICE)
     def collect_by_a_list_that_is_out_of_date(self, which: int) -> None:
-        known = [manifest.number for manifest in self.table.generations()]
+        known = [manifest.number for manifest in self.table.generations.all()]
         if known:
             number = known[which % len(known)]
-            in_use = self.table.state(number) in _IN_USE
+            in_use = self.table.generations.state(number) in _IN_USE
             try:
-                self.table.collect(number, sweep_after_s=0)
+                self.table.generations.collect(number, sweep_after_s=0)
             except Conflict:
                 assert in_use
             else:
@@ -196,7 +196,7 @@ class Interleavings(RuleBasedStateMachine):
 
     @rule()
     def time_passes_for_collection_and_resuming(self) -> None:
-        for manifest in self.table.generations():
+        for manifest in self.table.generations.all():
             key = KEYS.table(TableKind.PREDICTIONS, "m").generation(manifest.number)
             if self.client.hexists(key, "sweep_due_at"):
                 self.client.hset(key, "sweep_due_at", 1)
@@ -218,7 +218,7 @@ class Interleavings(RuleBasedStateMachine):
         claim = self.ledger.claim(run_id, chunk, f"token{which}-{len(self.workers)}")
         assert not (holder and isinstance(claim, Claim)), "a chunk was given to two workers at once"
         run = self.ledger.load(run_id)
-        manifest = self.table.manifest(run.generation or 0)
+        manifest = self.table.generations.manifest(run.generation or 0)
         if isinstance(claim, Claim) and manifest is not None:
             left_out = self.left_out[run_id] if chunk == 0 else 0
             self.workers.append(Worker(claim, manifest, float(self.run_ids.index(run_id)), left_out))
@@ -251,7 +251,7 @@ class Interleavings(RuleBasedStateMachine):
             ids = [f"e{i}" for i in range(worker.claim.chunk * CHUNK_ROWS, (worker.claim.chunk + 1) * CHUNK_ROWS)]
             ids = ids[worker.left_out :]
             block = {"y": np.full(len(ids), worker.value, np.float32)}
-            self.table.write(worker.manifest, pa.array(ids), block, np.zeros(len(ids)))
+            self.table.generations.write(worker.manifest, pa.array(ids), block, np.zeros(len(ids)))
             worker.wrote = True
 
     @precondition(lambda self: self.workers)
@@ -354,10 +354,10 @@ class Interleavings(RuleBasedStateMachine):
         for number, state in ((pointer.current, "current"), (pointer.previous, "previous")):
             if number is None:
                 continue
-            manifest = self.table.manifest(number)
+            manifest = self.table.generations.manifest(number)
             assert manifest is not None
             assert manifest.run_id is not None
-            assert self.table.state(number) is GenerationState(state)
+            assert self.table.generations.state(number) is GenerationState(state)
             left_out = self.left_out[manifest.run_id]
             entries = self.table.read_generation([f"e{i}" for i in range(ROWS)], number)
             expected = [None] * left_out + [float(self.run_ids.index(manifest.run_id))] * (ROWS - left_out)
@@ -370,8 +370,8 @@ class Interleavings(RuleBasedStateMachine):
     def nothing_is_kept_that_nobody_needs(self) -> None:
         """Only what the pointer names is published, and only what may yet be published is loading."""
         pointer = self.table.pointer()
-        for manifest in self.table.generations():
-            state = self.table.state(manifest.number)
+        for manifest in self.table.generations.all():
+            state = self.table.generations.state(manifest.number)
             assert (state is GenerationState.CURRENT) == (manifest.number == pointer.current)
             assert (state is GenerationState.PREVIOUS) == (manifest.number == pointer.previous)
 
@@ -380,7 +380,7 @@ class Interleavings(RuleBasedStateMachine):
         active = self.ledger.active_run("m")
         run = None if active is None else self.ledger.load(active)
         if run is not None and run.generation is not None:
-            assert self.table.state(run.generation) in _IN_USE
+            assert self.table.generations.state(run.generation) in _IN_USE
             done = self.ledger.results(run.run_id)
             ids = [f"e{i}" for chunk in done for i in range(chunk * CHUNK_ROWS, (chunk + 1) * CHUNK_ROWS)]
             entries = self.table.read_generation(ids, run.generation)
@@ -418,7 +418,9 @@ class Interleavings(RuleBasedStateMachine):
 
     @invariant()
     def a_collected_generation_never_comes_back(self) -> None:
-        states = {manifest.number: self.table.state(manifest.number) for manifest in self.table.generations()}
+        states = {
+            manifest.number: self.table.generations.state(manifest.number) for manifest in self.table.generations.all()
+        }
         assert {number for number in self.gone if number in states} <= {
             number for number, state in states.items() if state is GenerationState.COLLECTING
         }
@@ -430,7 +432,7 @@ class Interleavings(RuleBasedStateMachine):
 
 
 def interleave(server: RedisServer, *, examples: int, steps: int) -> None:
-    with redis.Redis.from_url(server.url()) as client, tempfile.TemporaryDirectory() as folder:
+    with Client.from_url(server.url()) as client, tempfile.TemporaryDirectory() as folder:
         values = pa.array([0.0] * ROWS, pa.float32())
         pq.write_table(pa.table({"entity_id": [f"e{i}" for i in range(ROWS)], "x": values}), f"{folder}/t.parquet")
 

@@ -13,17 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import redis
 
 from app.cli.batch import start_or_join
 from inference.batch import Runs, RunState, RunView, Trigger
 from inference.errors import BadInput, Conflict, ModelError, NotFound, PredictionFailed, SourceError
 from inference.features import Feature, FeatureContract, Vectoriser, key_columns
-from inference.keys import Keys, TableKind
 from inference.models import LoadedModel, ModelHost, ModelRegistry, VersionRecord
+from inference.redis.clients import Client
+from inference.redis.keys import Keys, TableKind
 from inference.schema import Block, DType, Signature, TensorSpec
 from inference.settings import BatchSettings, ModelSettings, Settings
-from inference.store import GenerationState, RedisTable
+from inference.store import GenerationState, Table
 from tests.support.leaks import leaked_keys
 
 pytestmark = pytest.mark.integration
@@ -63,11 +63,11 @@ class Doubling:
 class World:
     """One deployment: Redis, a folder, a broker whose messages are delivered when a test says so."""
 
-    def __init__(self, client: redis.Redis, root: Path) -> None:
+    def __init__(self, client: Client, root: Path) -> None:
         self.client, self.root = client, root
         self.configure()
         self.model = Doubling()
-        self.tables: dict[str, RedisTable] = {}
+        self.tables: dict[str, Table] = {}
         self.table = self.tables["m"] = self.table_of(TableKind.PREDICTIONS, "m")
         self.queue: list[tuple[str, int]] = []
         self.inspected = 0
@@ -81,9 +81,9 @@ class World:
         self.settings._root = self.root
         self.runs = self.make_runs()
 
-    def table_of(self, kind: TableKind, model: str) -> RedisTable:
+    def table_of(self, kind: TableKind, model: str) -> Table:
         known = self.tables.get(model) if kind is TableKind.PREDICTIONS else None
-        return known or RedisTable(self.client, KEYS.table(kind, model), kind=kind, model=model)
+        return known or Table(self.client, KEYS.table(kind, model), kind=kind, model=model)
 
     def make_runs(self) -> Runs:
         return Runs(
@@ -130,7 +130,7 @@ class World:
 
 
 @pytest.fixture
-def world(redis_client: redis.Redis, tmp_path: Path) -> World:
+def world(redis_client: Client, tmp_path: Path) -> World:
     world = World(redis_client, tmp_path)
     world.source([f"e{i}" for i in range(45)])
     return world
@@ -186,9 +186,9 @@ def test_a_worker_that_loses_its_chunk_in_the_middle_writes_nothing_more(world: 
 
     view = world.runs.show(run.run_id)
     assert (view.state, view.chunks_done) == (RunState.CANCELLED, 0)
-    manifest = world.table.manifest(view.generation or 0)
+    manifest = world.table.generations.manifest(view.generation or 0)
     assert manifest is not None
-    assert world.table.count(manifest) == 0
+    assert world.table.generations.count(manifest) == 0
     assert list((world.root).glob("out/**/*.tmp")) == []
 
 
@@ -206,7 +206,7 @@ def test_a_refused_source_opens_no_generation(world: World, ids: list[Any], mess
 
     assert run.state is RunState.FAILED
     assert message in (run.error or "")
-    assert world.table.generations() == []
+    assert world.table.generations.all() == []
     assert world.queue == []
 
 
@@ -321,11 +321,11 @@ def test_a_newer_run_ends_the_hope_of_an_older_one_and_its_rows_are_removed(worl
     world.runs.cancel(old.run_id)
     generation = world.runs.show(old.run_id).generation or 0
     world.runs.reconcile()
-    assert world.table.state(generation) is GenerationState.LOADING
+    assert world.table.generations.state(generation) is GenerationState.LOADING
 
     world.finish(world.request())
 
-    assert world.table.state(generation) is not GenerationState.LOADING
+    assert world.table.generations.state(generation) is not GenerationState.LOADING
     assert world.client.keys(f"t:p:m:g:{generation}:*") == []
     with pytest.raises(Conflict, match="were collected"):
         world.runs.resume(old.run_id)
@@ -362,7 +362,7 @@ def test_a_reconciler_killed_between_publication_and_record_is_made_good(world: 
         world.runs.reconcile()
         world.work()
     world.client.hset(KEYS.run(run.run_id), "state", "publishing")
-    world.table.publish(view.generation or 0, run_key=KEYS.run(run.run_id), run_state="publishing")
+    world.table.generations.publish(view.generation or 0, run_key=KEYS.run(run.run_id), run_state="publishing")
 
     assert world.finish(run).state is RunState.PUBLISHED
     assert world.answers("e44") == [88.0]
@@ -589,13 +589,13 @@ def test_a_run_that_fills_redis_fails_in_words_and_gives_its_rows_up(world: Worl
 
 def test_a_run_that_is_cancelled_while_it_is_planned_leaves_nothing_for_ever(world: World) -> None:
     run = world.request()
-    begin = world.table.begin
+    begin = world.table.generations.begin
 
     def cancelled_meanwhile(*args: Any, **kwargs: Any) -> Any:
         world.runs.cancel(run.run_id)
         return begin(*args, **kwargs)
 
-    world.table.begin = cancelled_meanwhile  # type: ignore[method-assign]
+    world.table.generations.begin = cancelled_meanwhile  # type: ignore[method-assign]
     world.runs.reconcile()
 
     assert world.runs.show(run.run_id).state is RunState.CANCELLED
@@ -713,7 +713,7 @@ def test_a_rollback_that_races_a_publication_goes_back_from_what_it_saw_or_is_re
         after = world.table.pointer()
         assert back in (None, before.previous)
         assert after.current is not None
-        assert world.table.state(after.current) is GenerationState.CURRENT
+        assert world.table.generations.state(after.current) is GenerationState.CURRENT
         assert {world.answers(f"e{i}")[0] for i in range(45)} == {world.answers("e0")[0]}
         assert world.finish(run).state is RunState.PUBLISHED
     assert leaked_keys(world.client, "t") == []
@@ -749,7 +749,7 @@ def test_a_refused_run_leaves_the_features_that_serve_and_gives_its_own_up(world
     world.finish(world.request())
     world.runs.reconcile()
     assert refused.feature_generation is not None
-    assert features.state(refused.feature_generation) is not GenerationState.LOADING
+    assert features.generations.state(refused.feature_generation) is not GenerationState.LOADING
 
 
 def test_a_rollback_takes_back_the_features_that_the_run_had_published(world: World) -> None:
@@ -779,7 +779,7 @@ def test_a_process_killed_between_the_two_publications_is_made_good(world: World
     world.work()
     planned = world.runs.show(run.run_id)
     assert planned.generation is not None
-    world.table.publish(planned.generation)  # and here it died
+    world.table.generations.publish(planned.generation)  # and here it died
     done = world.finish(run)
     assert done.state is RunState.PUBLISHED
     assert world.table_of(TableKind.FEATURES, "m").pointer().current == planned.feature_generation

@@ -177,7 +177,7 @@ def test_what_spark_refuses_fails_the_run_in_its_own_words(stack: Stack) -> None
 
 
 def test_without_java_a_run_fails_before_it_opens_a_generation(stack: Stack) -> None:
-    before = stack.deployment.predictions("m").generations()
+    before = stack.deployment.predictions("m").generations.all()
     stack.kill("maintenance")
     stack.start("maintenance", environment={"JAVA_HOME": str(stack.folder)})
     try:
@@ -187,7 +187,7 @@ def test_without_java_a_run_fails_before_it_opens_a_generation(stack: Stack) -> 
         stack.start("maintenance")
     assert (run["state"], run["generation"]) == ("failed", None)
     assert "needs Java 17 or newer: JAVA_HOME" in run["error"]
-    assert [one.number for one in stack.deployment.predictions("m").generations()] == [one.number for one in before]
+    assert [one.number for one in stack.deployment.predictions("m").generations.all()] == [one.number for one in before]
 
 
 def test_an_unknown_engine_is_refused_by_name(stack: Stack) -> None:

@@ -11,16 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import redis
 
 import tasks.maintenance  # noqa: F401 - its tasks are asked for by name
 from app.api import create_app
 from inference.deployment import Deployment
-from inference.keys import Keys, TableKind
-from inference.redis_clients import WORKER
+from inference.redis.clients import WORKER, Client
+from inference.redis.keys import Keys, TableKind
 from inference.schema import DType, TensorSpec
 from inference.settings import MAINTENANCE_QUEUE, Settings, load_settings
-from inference.store import RedisTable
+from inference.store import Table
 from tasks.broker import CeleryBroker
 from tasks.celery_app import make_worker_app
 from tests.support.redis_server import RedisServer
@@ -33,7 +32,7 @@ ANSWERS = {"shop": 2.5, "bank": 7.0}
 
 
 @pytest.fixture
-def settings(tmp_path: Path, redis_client: redis.Redis, redis_server: RedisServer) -> dict[str, Settings]:
+def settings(tmp_path: Path, redis_client: Client, redis_server: RedisServer) -> dict[str, Settings]:
     """Both settings, from files in folders of their own; neither is the folder that this process works in."""
     found = {}
     for number, (name, value) in enumerate(ANSWERS.items()):
@@ -53,14 +52,16 @@ def settings(tmp_path: Path, redis_client: redis.Redis, redis_server: RedisServe
 
 
 def publish(settings: Settings, model: str, value: float) -> None:
-    with redis.Redis.from_url(settings.cache_url) as client:
+    with Client.from_url(settings.cache_url) as client:
         keys = Keys(settings.redis.prefix).table(TableKind.PREDICTIONS, model)
-        table = RedisTable(client, keys, kind=TableKind.PREDICTIONS, model=model)
+        table = Table(client, keys, kind=TableKind.PREDICTIONS, model=model)
         fields = [TensorSpec("prediction", DType.FLOAT32)]
-        new = table.begin(fields, rows_expected=1, model_version=1, contract_hash="c", keep_s=1000)
-        table.write(new, pa.array(["a"]), {"prediction": np.array([value], np.float32)}, np.array([table.now()]))
-        table.publish(new.number)
-        table.activate(1)
+        new = table.generations.begin(fields, rows_expected=1, model_version=1, contract_hash="c", keep_s=1000)
+        table.generations.write(
+            new, pa.array(["a"]), {"prediction": np.array([value], np.float32)}, np.array([table.now()])
+        )
+        table.generations.publish(new.number)
+        table.versions.activate(1)
 
 
 @asynccontextmanager
@@ -130,7 +131,7 @@ def test_tasks_of_two_applications_know_their_own_deployment(deployments: dict[s
     assert "model" in str(deployments["bank"].runs.show(run.run_id).error)
 
 
-def test_leaving_a_deployment_closes_its_connections(redis_client: redis.Redis, settings: dict[str, Settings]) -> None:
+def test_leaving_a_deployment_closes_its_connections(redis_client: Client, settings: dict[str, Settings]) -> None:
     def connections() -> set[str]:
         return {client["id"] for client in redis_client.client_list()}
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from inference.deployment import Deployment
-from inference.redis_clients import WORKER
+from inference.redis.clients import WORKER
 from inference.settings import load_settings
 from tests.support.plain_models import write_slow_sum_model
 from tests.support.ports import free_port
@@ -90,9 +90,9 @@ def test_a_run_interrupted_twice_is_published_with_every_row(it: Folder) -> None
     assert (run["rows_done"], run["chunks_done"], run["rows_quarantined"]) == (ROWS, CHUNKS, 0)
     with Deployment(load_settings(it.folder / "forecache.toml"), WORKER) as deployment:
         predictions = deployment.predictions("sum")
-        manifest = predictions.manifest(run["generation"])
+        manifest = predictions.generations.manifest(run["generation"])
         assert manifest
-        assert predictions.count(manifest) == ROWS
+        assert predictions.generations.count(manifest) == ROWS
         entries = predictions.read([f"e{number}" for number in range(ROWS)])
     assert [next(iter(entry.values.values())) for entry in entries if entry] == [float(n + 1) for n in range(ROWS)]
 

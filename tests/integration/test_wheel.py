@@ -65,8 +65,8 @@ def test_the_wheel_holds_the_rooms_whole_and_nothing_else(wheel: Path) -> None:
     assert names == source_files() | {"beat_schedule.py"}
     assert {f"{room}/py.typed" for room in ROOMS} <= names
     data = (
-        "inference/store/scripts/publish.lua",
-        "inference/batch/scripts/claim.lua",
+        "inference/redis/scripts/publish.lua",
+        "inference/redis/scripts/claim.lua",
         "inference/economics/prices.toml",
     )
     for needed in data:

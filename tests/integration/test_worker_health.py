@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import redis
 
-from inference.keys import Keys
 from inference.presence import Presence, WorkerBeat
+from inference.redis.clients import Client
+from inference.redis.keys import Keys
 from tests.support.ports import free_port
 from workers.health import main
 
@@ -23,7 +23,7 @@ WORKER = WorkerBeat(
 
 
 @pytest.fixture
-def presence(redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Presence:
+def presence(redis_client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Presence:
     where = redis_client.connection_pool.connection_kwargs
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FORECACHE_REDIS__CACHE_URL", f"redis://{where['host']}:{where['port']}/{where.get('db', 0)}")

@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import redis
 
 from app.cli.doctor.findings import Finding
 from app.cli.doctor.tables import open_table
@@ -26,6 +25,7 @@ from inference.onboarding import (
     newest_times,
     read_head,
 )
+from inference.redis.clients import Client
 from inference.schema import DType, Signature, TensorSpec
 from inference.sources import find_column, flat_columns, open_source, read_slices, whole_slices
 from tests.support.any_table import AnyTable
@@ -57,7 +57,7 @@ REPEATED = {
 
 @pytest.mark.parametrize("kind", REPEATED)
 def test_a_column_that_is_needed_and_there_twice_is_named_by_everybody(
-    redis_client: redis.Redis, tmp_path: Path, kind: str
+    redis_client: Client, tmp_path: Path, kind: str
 ) -> None:
     rows, column = REPEATED[kind]
     world = AnyTable(redis_client, tmp_path, X)
@@ -83,7 +83,7 @@ def test_a_column_that_is_needed_and_there_twice_is_named_by_everybody(
     assert world.run().state is RunState.PUBLISHED  # the refused run blocks nothing
 
 
-def test_names_that_only_look_alike_are_different_columns(redis_client: redis.Redis, tmp_path: Path) -> None:
+def test_names_that_only_look_alike_are_different_columns(redis_client: Client, tmp_path: Path) -> None:
     features = [Feature(name, DType.FLOAT64) for name in ("X", "x ", "x.y", "ns.x")]
     world = AnyTable(redis_client, tmp_path, *features)
     world.write(
@@ -130,7 +130,7 @@ BESIDE: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("kind", BESIDE)
-def test_statistics_are_those_of_the_column_itself(redis_client: redis.Redis, tmp_path: Path, kind: str) -> None:
+def test_statistics_are_those_of_the_column_itself(redis_client: Client, tmp_path: Path, kind: str) -> None:
     columns = BESIDE[kind]
     column = "updated.at" if "updated.at" in columns else "at"
     world = with_event_time(AnyTable(redis_client, tmp_path, X), column)
@@ -159,7 +159,7 @@ ODD = ["price (€)", "x:0", " x", "n" * 300, "a\tb", "a\nb", "=eq", "a=b", "\u2
 
 @pytest.mark.parametrize("name", ODD)
 def test_any_name_is_read_stored_and_printed_on_one_line(
-    redis_client: redis.Redis, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+    redis_client: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     world = AnyTable(redis_client, tmp_path, Feature(name, DType.FLOAT64), entity_column=f"{name} id")
     world.write(table=table([f"{name} id", name], ["a"], [3.0]))

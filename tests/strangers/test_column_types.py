@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-import redis
 
 from inference.batch import RunState
 from inference.batch.rows import Preparer
 from inference.features import Feature, FeatureContract, Vectoriser
 from inference.features.columns import column_values, type_problem
+from inference.redis.clients import Client
 from inference.schema import DType, Signature, TensorSpec
 from inference.sources import concat_rows, open_source, plain_column, read_slices, whole_slices
 from inference.sources.column_types import common_type, plain_type
@@ -130,7 +130,7 @@ TEXTS = {
 @pytest.mark.parametrize("of_ids", TEXTS)
 @pytest.mark.parametrize("of_city", TEXTS)
 def test_text_gives_the_same_predictions_everywhere(
-    redis_client: redis.Redis, tmp_path: Path, of_ids: str, of_city: str
+    redis_client: Client, tmp_path: Path, of_ids: str, of_city: str
 ) -> None:
     world = AnyTable(redis_client, tmp_path, CITY, X)
     ids = pa.array(["a", "b", "c", ""]).cast(TEXTS[of_ids])

@@ -7,8 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import redis
-import redis.asyncio
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -27,8 +25,9 @@ from inference.errors import (
 )
 from inference.hits import HitRecorder, HitWindows, Statistics
 from inference.hits.histograms import AGE, HIT_LATENCY, MICRO_BATCH, MISS_LATENCY
-from inference.keys import Keys
 from inference.outcomes import Outcome
+from inference.redis.clients import AsyncClient, Client
+from inference.redis.keys import Keys
 from inference.settings import Settings
 from tests.support.redis_server import RedisServer
 from tests.support.serving_fakes import entry
@@ -108,9 +107,9 @@ def test_a_minute_of_an_older_release_is_read():
     assert (told.counts.total, told.counts.hit_rate, told.hit_latency.sum) == (4, 0.75, 0)
 
 
-async def families(redis_server: RedisServer, redis_client: redis.Redis) -> dict[str, Metric]:
+async def families(redis_server: RedisServer, redis_client: Client) -> dict[str, Metric]:
     """One scrape over a real Redis after nine answers in several flushes, read back by Prometheus' parser."""
-    async with redis.asyncio.Redis.from_url(redis_server.url()) as client:
+    async with AsyncClient.from_url(redis_server.url()) as client:
         recorder = HitRecorder(client, KEYS)
         for _ in range(3):
             recorder.record("m", Outcome.HIT_BATCH, 2, age_s=10.25)
@@ -127,7 +126,7 @@ async def families(redis_server: RedisServer, redis_client: redis.Redis) -> dict
 
 
 @pytest.mark.integration
-async def test_every_histogram_has_its_count_and_its_sum(redis_server: RedisServer, redis_client: redis.Redis) -> None:
+async def test_every_histogram_has_its_count_and_its_sum(redis_server: RedisServer, redis_client: Client) -> None:
     found = await families(redis_server, redis_client)
     histograms = [one for one in found.values() if one.type == "histogram"]
     assert len(histograms) == 3
@@ -146,7 +145,7 @@ async def test_every_histogram_has_its_count_and_its_sum(redis_server: RedisServ
 
 @pytest.mark.integration
 async def test_what_a_sum_over_api_processes_would_double_says_so(
-    redis_server: RedisServer, redis_client: redis.Redis
+    redis_server: RedisServer, redis_client: Client
 ) -> None:
     found = await families(redis_server, redis_client)
     for family in found.values():

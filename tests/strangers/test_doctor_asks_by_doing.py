@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import redis
 from celery.exceptions import NotRegistered
 
 from app.cli.doctor.checkup import check_up
@@ -21,9 +20,10 @@ from app.cli.doctor.queues import check_queues
 from app.cli.doctor.redis_servers import Failure, look_at
 from inference.errors import DeadlineExceeded
 from inference.features import Feature, FeatureContract
-from inference.keys import Keys
 from inference.models import ModelRegistry, VersionRecord
 from inference.presence import Roster, WorkerBeat
+from inference.redis.clients import Client
+from inference.redis.keys import Keys
 from inference.schema import DType, Signature, TensorSpec
 from inference.settings import ModelSettings, Settings
 from inference.store import Pointer
@@ -68,7 +68,7 @@ def found_in(settings: Settings, check: Check) -> dict[str, Finding]:
     ],
 )
 def test_a_server_that_answers_and_takes_no_writes_is_an_error(server: RedisServer, bend: str, told: str) -> None:
-    with redis.Redis(port=server.port) as client:
+    with Client(port=server.port) as client:
         before = {one.detail for one in found_in(settings(server.url()), Check.REDIS).values()}
         assert not any("takes no writes" in detail for detail in before)
         assert client.dbsize() == 0, "nothing of the question is left"
@@ -163,7 +163,7 @@ def table(path: Path, **columns: Any) -> str:
 
 
 @pytest.fixture
-def registry(redis_client: redis.Redis) -> ModelRegistry:
+def registry(redis_client: Client) -> ModelRegistry:
     return ModelRegistry(redis_client, Keys("forecache"))
 
 

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import redis
 from pydantic import ValidationError
 
 from inference.batch import RunState
@@ -17,6 +16,7 @@ from inference.clock import to_iso
 from inference.errors import BadInput
 from inference.features import EARLIEST_S, LATEST_S, Feature, event_times
 from inference.onboarding import guess_event_time, newest_times
+from inference.redis.clients import Client
 from inference.schema import DType
 from inference.settings.model import BatchSettings
 from inference.sources import open_source
@@ -79,9 +79,9 @@ def test_init_leaves_out_an_old_column_with_and_without_statistics(tmp_path: Pat
 
 
 @pytest.fixture
-def world(redis_client: redis.Redis, tmp_path: Path) -> PartialWorld:
+def world(redis_client: Client, tmp_path: Path) -> PartialWorld:
     world = PartialWorld(redis_client, tmp_path)
-    world.table.activate(1)
+    world.table.versions.activate(1)
     return world
 
 
@@ -92,7 +92,7 @@ def write(world: PartialWorld, at: pa.Array, **how: object) -> None:
 
 @pytest.mark.integration
 def test_loaded_features_from_before_1970_are_there_and_so_are_those_of_the_future(
-    redis_client: redis.Redis, tmp_path: Path
+    redis_client: Client, tmp_path: Path
 ) -> None:
     world = AnyTable(redis_client, tmp_path, Feature("x", DType.FLOAT64))
     world.settings.models["m"] = world.settings.models["m"].model_copy(update={"event_time_column": "at"})

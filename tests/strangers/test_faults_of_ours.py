@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -20,9 +20,10 @@ from app.http_status import status_of
 from inference.errors import Defect, PredictionFailed, StoreUnavailable, reported_error
 from inference.failures import Failures, sentence_of
 from inference.features import Feature, FeatureContract, Vectoriser
-from inference.keys import Keys
 from inference.models import LoadedModel, ModelHost, VersionRecord
 from inference.outcomes import Outcome
+from inference.redis.clients import Client
+from inference.redis.keys import Keys
 from inference.schema import Block, DType, Signature, TensorSpec
 from inference.serving.answer_sample import AnswerSample
 from inference.serving.answers import Answer
@@ -31,7 +32,7 @@ from inference.serving.ladder import step_down
 from inference.serving.scorer import RealtimeScorer
 from inference.serving.tensor_scorer import TensorScorer
 from inference.settings import Settings
-from inference.store import MemoryTable, Origin, Table
+from inference.store import Origin, Table
 from tasks.dispatch.dispatcher import result_of
 from tests.support.serving_fakes import entry
 
@@ -80,29 +81,21 @@ class Host:
         return [(self.loaded, positions)]
 
 
-class Broken(MemoryTable):
-    """A table of which some methods raise."""
-
-    def __init__(self, **errors: Exception) -> None:
-        super().__init__()
-        self.errors = errors
-
-    def upsert(self, *arguments: Any, **more: Any) -> None:
-        if "upsert" in self.errors:
-            raise self.errors["upsert"]
-        super().upsert(*arguments, **more)
-
-    def read_block(self, *arguments: Any, **more: Any) -> Any:
-        if "read_block" in self.errors:
-            raise self.errors["read_block"]
-        return super().read_block(*arguments, **more)
+Tables = Callable[..., Table]
 
 
-def scorer(
-    predictions: Table, *, host: Host | None = None, features: Table | None = None, sample: Any = None
-) -> RealtimeScorer:
-    known = features or MemoryTable()
-    known.upsert(
+def broken(table: Table, method: str, error: Exception) -> Table:
+    """Have a method of a table raise an error."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    setattr(table.overlay if method == "upsert" else table, method, fail)
+    return table
+
+
+def scorer(predictions: Table, known: Table, *, host: Host | None = None, sample: Any = None) -> RealtimeScorer:
+    known.overlay.upsert(
         ["e1", "e2"], CONTRACT.stored_fields, {"x": np.array([1.5, 2.5], np.float32)}, as_of=np.array([5.0, 5.0]),
         computed_at=5.0, model_version=0, origin=Origin.UPSERT, keep_s=60,
     )  # fmt: skip
@@ -125,26 +118,28 @@ def values(result: dict[str, Any]) -> list[Any]:
         TypeError("cannot store a datetime"),
     ],
 )
-def test_an_answer_that_cannot_be_kept_is_given_all_the_same(error: Exception, logs: list[Any]) -> None:
-    it = scorer(Broken(upsert=error))
+def test_an_answer_that_cannot_be_kept_is_given_all_the_same(
+    error: Exception, logs: list[Any], new_table: Tables
+) -> None:
+    it = scorer(broken(new_table(), "upsert", error), new_table())
     for _ in range(3):
         assert values(it.predict_entities("m", ["e1", "e2"])) == [3.0, 5.0]
     assert it.explain_entity("m", ["e1"])["predictions"][0]["prediction"] == 3.0
     assert [line["event"] for line in logs] == ["prediction.keep.failed"], "told once while it repeats"
 
 
-def test_an_answer_is_given_though_the_sample_for_parity_fails() -> None:
+def test_an_answer_is_given_though_the_sample_for_parity_fails(new_table: Tables) -> None:
     def fail(*_: object) -> None:
         raise KeyError("inputs")
 
     sample = cast("AnswerSample", SimpleNamespace(wants=lambda _: True, remember=fail))
-    assert values(scorer(MemoryTable(), sample=sample).predict_entities("m", ["e1"])) == [3.0]
+    assert values(scorer(new_table(), new_table(), sample=sample).predict_entities("m", ["e1"])) == [3.0]
 
 
-def test_an_answer_of_a_version_of_63_bits_is_given_and_kept() -> None:
-    kept = MemoryTable()
-    kept.activate(WIDE)
-    result = scorer(kept, host=Host(WIDE)).predict_entities("m", ["e1"])
+def test_an_answer_of_a_version_of_63_bits_is_given_and_kept(new_table: Tables) -> None:
+    kept = new_table()
+    kept.versions.activate(WIDE)
+    result = scorer(kept, new_table(), host=Host(WIDE)).predict_entities("m", ["e1"])
     assert (result["model_version"], values(result)) == (WIDE, [3.0])
     assert json.loads(json.dumps(result))["model_version"] == WIDE
     [stored] = kept.read(["e1"])
@@ -152,23 +147,23 @@ def test_an_answer_of_a_version_of_63_bits_is_given_and_kept() -> None:
     assert stored.model_version == WIDE
 
 
-def test_what_fails_beside_the_model_is_an_error_of_ours_for_the_rows_without_one() -> None:
-    features = Broken(read_block=TypeError("a dictionary of a driver's"))
-    result = scorer(MemoryTable(), features=features).predict_entities("m", ["", "e1"])
+def test_what_fails_beside_the_model_is_an_error_of_ours_for_the_rows_without_one(new_table: Tables) -> None:
+    features = broken(new_table(), "read_block", TypeError("a dictionary of a driver's"))
+    result = scorer(new_table(), features).predict_entities("m", ["", "e1"])
     assert values(result) == ["bad-entity-id", "internal"]
     told = result["predictions"][1]["error"]["message"]
     assert "not the model" in told
     assert "dictionary" not in told
 
 
-def test_what_the_model_raises_is_the_models() -> None:
+def test_what_the_model_raises_is_the_models(new_table: Tables) -> None:
     host = Host()
     host.model.error = PredictionFailed("no such word")
-    assert values(scorer(MemoryTable(), host=host).predict_entities("m", ["e1"])) == ["prediction-failed"]
+    assert values(scorer(new_table(), new_table(), host=host).predict_entities("m", ["e1"])) == ["prediction-failed"]
 
 
-def test_a_defect_is_logged_for_each_request_and_its_traceback_once(logs: list[Any]) -> None:
-    it = scorer(MemoryTable(), features=Broken(read_block=ZeroDivisionError()))
+def test_a_defect_is_logged_for_each_request_and_its_traceback_once(logs: list[Any], new_table: Tables) -> None:
+    it = scorer(new_table(), broken(new_table(), "read_block", ZeroDivisionError()))
     for _ in range(3):
         it.predict_entities("m", ["e1"])
     told = [line for line in logs if line["event"] == "request.failed"]
@@ -208,7 +203,7 @@ def test_a_defect_travels_between_processes_and_a_default_stands_in_for_it() -> 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("answer", [KeyError("predictions"), {"predictions": [{1, 2}]}], ids=["raises", "no JSON"])
-def test_a_job_whose_part_fails_beside_the_model_ends_as_ours(redis_client: redis.Redis, answer: Any) -> None:
+def test_a_job_whose_part_fails_beside_the_model_ends_as_ours(redis_client: Client, answer: Any) -> None:
     keys = Keys("t")
     redis_client.hset(keys.job("j"), mapping={
         "state": "running", "model": "m", "kind": "entities", "deadline": "", "overrides": "", "parts": "1",

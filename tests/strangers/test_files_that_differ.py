@@ -12,11 +12,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import redis
 
 from inference.batch import RunState
 from inference.errors import SourceError
 from inference.features import Feature
+from inference.redis.clients import Client
 from inference.schema import DType
 from inference.sources import find_column, open_source, read_slices, whole_slices
 from tests.support.any_table import AnyTable, text_value
@@ -26,7 +26,7 @@ CLICKS = Feature("clicks", DType.FLOAT64, default=-1.0)
 
 
 @pytest.fixture
-def world(redis_client: redis.Redis, tmp_path: Path) -> AnyTable:
+def world(redis_client: Client, tmp_path: Path) -> AnyTable:
     return AnyTable(redis_client, tmp_path, CITY, CLICKS)
 
 
@@ -208,7 +208,7 @@ def test_ids_that_became_doubles_on_one_day_are_told_with_both_files(world: AnyT
 
 @pytest.mark.parametrize("dtype", [DType.INT64, DType.INT32])
 def test_an_integer_feature_that_became_double_is_told_with_both_files(
-    redis_client: redis.Redis, tmp_path: Path, dtype: DType
+    redis_client: Client, tmp_path: Path, dtype: DType
 ) -> None:
     world = AnyTable(redis_client, tmp_path, Feature("n", dtype, default=0))
     world.write("t/a.parquet", frame(id=["a"], n=[1]))
@@ -230,7 +230,7 @@ def test_only_the_column_that_is_looked_up_is_refused(world: AnyTable) -> None:
     assert world.run().state is RunState.PUBLISHED
 
 
-def test_instants_of_other_units_are_one_column(redis_client: redis.Redis, tmp_path: Path) -> None:
+def test_instants_of_other_units_are_one_column(redis_client: Client, tmp_path: Path) -> None:
     world = AnyTable(redis_client, tmp_path, CLICKS)
     own = world.settings.models["m"].model_copy(update={"event_time_column": "at"})
     world.settings.models["m"] = own
@@ -313,7 +313,7 @@ def text_of(*values: bytes) -> pa.Array:
 
 @pytest.mark.parametrize("column", ["id", "city", "cities"])
 def test_text_that_is_no_utf8_ends_runs_and_loads_in_one_sentence(
-    redis_client: redis.Redis, tmp_path: Path, column: str
+    redis_client: Client, tmp_path: Path, column: str
 ) -> None:
     world = AnyTable(redis_client, tmp_path, Feature("city", DType.STRING), Feature("cities", DType.STRING, (2,)))
     texts = {"id": [b"a", b"b"], "city": [b"Ulm", b"Bonn"], "cities": [b"A", b"B", b"C", b"D"]}

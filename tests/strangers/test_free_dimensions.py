@@ -11,21 +11,21 @@ import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import redis
 from onnx import TensorProto, helper
 
 from inference.errors import ContractError
 from inference.features import FeatureContract, Vectoriser
 from inference.features.columns import type_problem
-from inference.keys import Keys, TableKind
 from inference.models import ModelHost, ModelRegistry, inspect_versions, prediction_values, score_rows
 from inference.models.loading import load_version
 from inference.protocols.tensors import pack, unpack
+from inference.redis.clients import Client
+from inference.redis.keys import Keys, TableKind
 from inference.schema import DType, Signature, TensorSpec
 from inference.serving.scorer import RealtimeScorer
 from inference.serving.tensor_scorer import TensorScorer
 from inference.settings import Settings
-from inference.store import RedisTable
+from inference.store import Table
 from tests.support.models import write_features
 from tests.support.plain_onnx import tensor, write_onnx
 from tests.support.stack import Stack
@@ -53,7 +53,7 @@ def write_total(folder: Path) -> None:
 
 
 @pytest.fixture
-def tensors_only(tmp_path: Path, redis_client: redis.Redis) -> Any:
+def tensors_only(tmp_path: Path, redis_client: Client) -> Any:
     """A model of sequences of any length, of which nobody has listed the features, in a deployment."""
     write_total(tmp_path / "m" / "1")
     pq.write_table(pa.table({"entity_id": ["u0"], "tokens": [[1, 2, 3]]}), tmp_path / "t.parquet")
@@ -74,11 +74,11 @@ def test_sequences_of_any_length_are_answered_without_listed_features(tensors_on
         assert unpack(answer["outputs"])["total"].tolist() == [[length]] * 3
 
 
-def test_entities_of_such_a_model_are_refused_with_what_to_write(tensors_only: Any, redis_client: redis.Redis) -> None:
+def test_entities_of_such_a_model_are_refused_with_what_to_write(tensors_only: Any, redis_client: Client) -> None:
     settings, _, host = tensors_only
 
     def table(kind: TableKind) -> Any:
-        return lambda model: RedisTable(redis_client, Keys("t").table(kind, model), kind=kind, model=model)
+        return lambda model: Table(redis_client, Keys("t").table(kind, model), kind=kind, model=model)
 
     scorer = RealtimeScorer(settings, host, table(TableKind.PREDICTIONS), table(TableKind.FEATURES))
     for result in (scorer.predict_entities("m", ["u0"]), scorer.predict_instances("m", [{"tokens": [1, 2]}])):

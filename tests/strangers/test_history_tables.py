@@ -9,12 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import redis
 from pydantic import ValidationError
 
 from inference.batch import RunState
 from inference.errors import SourceError
 from inference.features import Feature, key_columns
+from inference.redis.clients import Client
 from inference.schema import DType
 from inference.settings import ModelSettings
 from tests.support.any_table import AnyTable
@@ -32,7 +32,7 @@ def hours_ago(*ages: float | None) -> pa.Array:
 class History(AnyTable):
     """A model that answers `x` of the row that was read."""
 
-    def __init__(self, client: redis.Redis, root: Path) -> None:
+    def __init__(self, client: Client, root: Path) -> None:
         super().__init__(client, root, Feature("x", DType.FLOAT64))
         self.change(rows="newest", event_time_column="at")
 
@@ -42,7 +42,7 @@ class History(AnyTable):
 
 
 @pytest.fixture
-def world(redis_client: redis.Redis, tmp_path: Path) -> History:
+def world(redis_client: Client, tmp_path: Path) -> History:
     return History(redis_client, tmp_path)
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import redis
 
 from app.cli.asking import Asker
 from app.cli.doctor.findings import Finding
@@ -22,6 +21,7 @@ from inference.errors import SourceError
 from inference.features import Feature
 from inference.models.warm_up import SampleRows
 from inference.onboarding import entity_candidates, guess_entity_column, read_head, unfit_id_columns
+from inference.redis.clients import Client
 from inference.schema import DType
 from inference.sources import open_source
 from tests.support.any_table import AnyTable
@@ -53,7 +53,7 @@ IDS: dict[str, tuple[pa.Array, list[str]]] = {
 
 @pytest.mark.parametrize("kind", IDS)
 def test_ids_are_asked_for_by_the_text_that_the_user_would_write(
-    redis_client: redis.Redis, tmp_path: Path, kind: str
+    redis_client: Client, tmp_path: Path, kind: str
 ) -> None:
     column, ids = IDS[kind]
     world = AnyTable(redis_client, tmp_path, X)
@@ -72,7 +72,7 @@ def test_ids_are_asked_for_by_the_text_that_the_user_would_write(
     assert guess.value == "id"
 
 
-def test_ids_of_files_with_other_integers_stay_exact(redis_client: redis.Redis, tmp_path: Path) -> None:
+def test_ids_of_files_with_other_integers_stay_exact(redis_client: Client, tmp_path: Path) -> None:
     world = AnyTable(redis_client, tmp_path, X)
     columns = [
         pa.array([2**64 - 1], pa.uint64()),
@@ -109,7 +109,7 @@ def test_ids_of_files_with_other_integers_stay_exact(redis_client: redis.Redis, 
     ],
 )
 def test_an_id_is_as_its_folder_is_called_whatever_the_others_are(
-    redis_client: redis.Redis, tmp_path: Path, folders: list[str]
+    redis_client: Client, tmp_path: Path, folders: list[str]
 ) -> None:
     world = AnyTable(redis_client, tmp_path, X)
     for number, folder in enumerate(folders):
@@ -125,7 +125,7 @@ def test_an_id_is_as_its_folder_is_called_whatever_the_others_are(
     assert (again.state, again.rows_done) == (RunState.PUBLISHED, 1)
 
 
-def test_an_id_that_repeats_is_named_as_its_folder_is_called(redis_client: redis.Redis, tmp_path: Path) -> None:
+def test_an_id_that_repeats_is_named_as_its_folder_is_called(redis_client: Client, tmp_path: Path) -> None:
     world = AnyTable(redis_client, tmp_path, X)
     world.write("t/id=007/p.parquet", x=[1.0, 2.0])
     world.write("t/id=8/p.parquet", x=[1.0])
@@ -139,7 +139,7 @@ def test_an_id_that_repeats_is_named_as_its_folder_is_called(redis_client: redis
 
 
 def test_a_folder_is_text_for_a_feature_of_text_and_a_number_for_one_of_numbers(
-    redis_client: redis.Redis, tmp_path: Path
+    redis_client: Client, tmp_path: Path
 ) -> None:
     zip_code = Feature("zip", DType.STRING, categories=("04109", "89073"))
     world = AnyTable(redis_client, tmp_path, zip_code, Feature("hour", DType.INT32))
@@ -193,7 +193,7 @@ UNFIT: dict[str, tuple[pa.Array, str]] = {
 
 @pytest.mark.parametrize("kind", UNFIT)
 def test_what_cannot_be_an_id_is_refused_by_everybody_in_the_same_sentence(
-    redis_client: redis.Redis, tmp_path: Path, kind: str
+    redis_client: Client, tmp_path: Path, kind: str
 ) -> None:
     column, sentence = UNFIT[kind]
     world = AnyTable(redis_client, tmp_path, X, entity_column="uid")

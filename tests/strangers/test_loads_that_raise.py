@@ -8,12 +8,12 @@ from typing import Any
 
 import joblib
 import pytest
-import redis
 
-from inference.keys import Keys
 from inference.models import ModelHost, ModelRegistry, Rollout, inspect_versions
 from inference.models import host as host_module
 from inference.models.runtimes import LoadOptions
+from inference.redis.clients import Client
+from inference.redis.keys import Keys
 from inference.settings import Settings
 from tests.support.plain_models import NoEstimator, RaisesOnLoad, Times, write_version
 from workers import inspect, try_row
@@ -29,7 +29,7 @@ def write_no_estimator(folder: Path, version: int) -> None:
 class Room:
     """A worker's view of several models, `good` the last of them."""
 
-    def __init__(self, folder: Path, client: redis.Redis, *models: str) -> None:
+    def __init__(self, folder: Path, client: Client, *models: str) -> None:
         self.folder, self.now = folder, 1000.0
         write_version(folder / "good", 1, Times())
         names = [*models, "good"]
@@ -50,7 +50,7 @@ class Room:
 
 @pytest.mark.parametrize("kind", [AttributeError, ValueError, AssertionError, MemoryError, OSError, RecursionError])
 def test_any_error_of_a_load_is_a_refusal_and_the_next_model_is_loaded(
-    tmp_path: Path, redis_client: redis.Redis, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, redis_client: Client, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_version(tmp_path / "bad", 1, Times())
     room = Room(tmp_path, redis_client, "bad")
@@ -78,7 +78,7 @@ def _break_the_runtime(monkeypatch: pytest.MonkeyPatch, folder: Path, error: Bas
 
 
 def test_a_script_that_ends_the_process_when_it_is_imported_ends_no_worker(
-    tmp_path: Path, redis_client: redis.Redis
+    tmp_path: Path, redis_client: Client
 ) -> None:
     write_version(tmp_path / "bad", 1, RaisesOnLoad(SystemExit))
     room = Room(tmp_path, redis_client, "bad")
@@ -98,7 +98,7 @@ def test_a_worker_that_is_told_to_end_during_a_load_ends(tmp_path: Path, monkeyp
 
 
 def test_an_object_that_fails_in_its_own_way_is_refused_once_and_tried_again_when_it_changes(
-    tmp_path: Path, redis_client: redis.Redis, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, redis_client: Client, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_no_estimator(tmp_path / "booster", 1)
     room = Room(tmp_path, redis_client, "booster")
@@ -122,7 +122,7 @@ def test_an_object_that_fails_in_its_own_way_is_refused_once_and_tried_again_whe
 
 
 def test_the_traceback_of_the_same_error_is_logged_once(
-    tmp_path: Path, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, redis_client: Client, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_version(tmp_path / "bad", 1, Times())
     room = Room(tmp_path, redis_client, "bad")
@@ -139,7 +139,7 @@ def test_the_traceback_of_the_same_error_is_logged_once(
 
 
 def test_a_folder_that_cannot_be_listed_stops_no_other_model(
-    tmp_path: Path, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, redis_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     room = Room(tmp_path, redis_client, "bad")
     whole = host_module.find_versions
@@ -220,9 +220,7 @@ def test_one_watch_that_fails_keeps_no_other_from_looking() -> None:
     assert (broken.looks, other.looks) == (1, 1)
 
 
-def test_a_file_that_vanishes_while_a_folder_is_looked_at_is_no_error(
-    tmp_path: Path, redis_client: redis.Redis
-) -> None:
+def test_a_file_that_vanishes_while_a_folder_is_looked_at_is_no_error(tmp_path: Path, redis_client: Client) -> None:
     room = Room(tmp_path, redis_client)
     (tmp_path / "good" / "1" / "dangling").symlink_to(tmp_path / "good" / "gone")
     assert room.watch("good").look() in (True, False)

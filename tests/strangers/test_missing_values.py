@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-import redis
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.impute import SimpleImputer
@@ -23,14 +22,15 @@ from app.cli.features import _values
 from inference.errors import ContractError
 from inference.features import Feature, FeatureContract, FeatureUpdate, FeatureWriter, Vectoriser
 from inference.features.gathering import FeatureGatherer
-from inference.keys import Keys, TableKind
 from inference.models import score_rows
 from inference.models.loaded import LoadedModel
 from inference.models.loading import load_version
 from inference.models.runtimes import LoadOptions
 from inference.onboarding.trial import TrialRequest, try_row
+from inference.redis.clients import Client
+from inference.redis.keys import Keys, TableKind
 from inference.schema import DType, Signature, TensorSpec
-from inference.store import RedisTable
+from inference.store import Table
 from tests.support.any_table import AnyTable
 
 ROWS = 200
@@ -146,9 +146,9 @@ def test_a_tensor_of_text_cannot_say_missing_and_the_refusal_says_what_to_write(
 NULLABLE = FeatureContract.from_json({"features": [REGION, AGE, {"name": "rides", "dtype": "int32", "default": 3}]})
 
 
-def test_a_missing_text_is_stored_and_read_back_as_missing(redis_client: redis.Redis) -> None:
-    def table(kind: TableKind) -> RedisTable:
-        return RedisTable(redis_client, Keys("t").table(kind, "m"), kind=kind, model="m")
+def test_a_missing_text_is_stored_and_read_back_as_missing(redis_client: Client) -> None:
+    def table(kind: TableKind) -> Table:
+        return Table(redis_client, Keys("t").table(kind, "m"), kind=kind, model="m")
 
     features = table(TableKind.FEATURES)
     writer = FeatureWriter(features, table(TableKind.PREDICTIONS), NULLABLE, keep_s=60)
@@ -292,7 +292,7 @@ def test_rows_of_which_none_has_the_right_shape_are_left_out_one_by_one() -> Non
 
 
 @pytest.mark.integration
-def test_a_list_that_lacks_a_value_is_stored_with_the_others(redis_client: redis.Redis, tmp_path: Path) -> None:
+def test_a_list_that_lacks_a_value_is_stored_with_the_others(redis_client: Client, tmp_path: Path) -> None:
     world = AnyTable(redis_client, tmp_path, Feature("x", DType.FLOAT64, (3,), nullable=True))
     world.write(id=["a", "b"], x=pa.array([[1.0, None, 3.0], None], pa.list_(pa.float64())))
     assert world.load().rows == 2

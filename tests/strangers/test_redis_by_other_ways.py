@@ -12,8 +12,8 @@ import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import redis
 
+from inference.redis.clients import Client
 from tasks.redis_lists import LEVELS, list_key
 from tests.support.deaf_proxy import deaf_proxy_in_thread
 from tests.support.plain_models import Times, write_version
@@ -70,7 +70,7 @@ def test_over_a_unix_socket_everything_works_with_prefix_and_priorities(over_a_s
     assert httpx.get(f"{stack.url}/predict/e3").json()["outcome"] == "hit_batch"
     doctor = stack.cli("doctor")
     assert " 0 wrong" in doctor.stdout or "wrong" not in doctor.stdout, doctor.stdout
-    with redis.Redis.from_url(stack.settings.broker_url) as broker:
+    with Client.from_url(stack.settings.broker_url) as broker:
         assert broker.connection_pool.connection_kwargs["db"] == 2
         assert [key for key in broker.keys("*") if not key.startswith(b"forecache")] == []
         # without a worker, requests and jobs wait where the right ones are taken first

@@ -17,6 +17,7 @@ from redis.connection import DefaultParser
 
 from inference.errors import BrokerUnavailable
 from inference.presence import Roster
+from inference.redis.clients import AsyncClient, Client
 from inference.settings import MAINTENANCE_QUEUE, CelerySettings, RedisSettings, Settings
 from tasks.celery_app import broker_errors, make_celery
 from tasks.dispatch.sender import Sender
@@ -83,7 +84,7 @@ def test_a_request_whose_message_no_broker_takes_is_never_told_as_the_models_fau
 
 
 def test_a_broker_that_is_read_but_takes_no_message_counts_as_away(
-    redis_server: RedisServer, redis_client: redis.Redis
+    redis_server: RedisServer, redis_client: Client
 ) -> None:
     settings = settings_of(redis_server.url())
     assert Queues(settings).read()[0].depth == 0
@@ -99,10 +100,10 @@ def test_a_broker_that_is_read_but_takes_no_message_counts_as_away(
 
 
 def test_what_is_no_result_of_a_task_does_not_end_the_hearing_of_results(
-    redis_server: RedisServer, redis_client: redis.Redis
+    redis_server: RedisServer, redis_client: Client
 ) -> None:
     async def hear() -> object:
-        async with redis.asyncio.Redis.from_url(redis_server.url()) as client:
+        async with AsyncClient.from_url(redis_server.url()) as client:
             waiter = ResultWaiter(client, lambda task_id: f"meta-{task_id}".encode(), id_prefix="a-")
             waiter.start()
             await waiter.subscribed(30)
@@ -117,72 +118,72 @@ def test_what_is_no_result_of_a_task_does_not_end_the_hearing_of_results(
     assert asyncio.run(hear()) == 1
 
 
-def _fill(server: redis.Redis) -> None:
+def _fill(server: Client) -> None:
     server.config_set("maxmemory", 1)
 
 
-def _empty(server: redis.Redis) -> None:
+def _empty(server: Client) -> None:
     server.config_set("maxmemory", 0)
 
 
-def _follow_nobody(server: redis.Redis) -> None:
+def _follow_nobody(server: Client) -> None:
     server.execute_command("REPLICAOF", "127.0.0.1", str(free_port()))
 
 
-def _lead(server: redis.Redis) -> None:
+def _lead(server: Client) -> None:
     server.execute_command("REPLICAOF", "NO", "ONE")
 
 
-def _hide_stale_data(server: redis.Redis) -> None:
+def _hide_stale_data(server: Client) -> None:
     server.config_set("replica-serve-stale-data", "no")
     _follow_nobody(server)
 
 
-def _show_stale_data(server: redis.Redis) -> None:
+def _show_stale_data(server: Client) -> None:
     server.config_set("replica-serve-stale-data", "yes")
     _lead(server)
 
 
-def _want_replicas(server: redis.Redis) -> None:
+def _want_replicas(server: Client) -> None:
     server.config_set("min-replicas-to-write", 1)
     server.client_kill_filter(_type="normal", skipme=True)
 
 
-def _want_none(server: redis.Redis) -> None:
+def _want_none(server: Client) -> None:
     server.config_set("min-replicas-to-write", 0)
 
 
-def _rotate_password(server: redis.Redis) -> None:
+def _rotate_password(server: Client) -> None:
     server.execute_command("ACL", "SETUSER", "default", "resetpass", ">other")
     server.client_kill_filter(_type="normal", skipme=True)
 
 
-def _give_it_back(server: redis.Redis) -> None:
+def _give_it_back(server: Client) -> None:
     server.execute_command("ACL", "SETUSER", "default", "nopass")
 
 
-def _allow_nothing(server: redis.Redis) -> None:
+def _allow_nothing(server: Client) -> None:
     server.execute_command("ACL", "SETUSER", "default", "-brpop")
 
 
-def _allow_all(server: redis.Redis) -> None:
+def _allow_all(server: Client) -> None:
     server.execute_command("ACL", "SETUSER", "default", "+brpop")
 
 
-def _let_nobody_in(server: redis.Redis) -> None:
+def _let_nobody_in(server: Client) -> None:
     server.config_set("maxclients", 1)
     server.client_kill_filter(_type="normal", skipme=True)
     server.client_kill_filter(_type="pubsub", skipme=True)
 
 
-def _let_all_in(server: redis.Redis) -> None:
+def _let_all_in(server: Client) -> None:
     server.config_set("maxclients", 10000)
 
 
 @dataclass
 class Room:
     stack: Stack
-    server: redis.Redis
+    server: Client
 
     def roster(self) -> Roster:
         return self.stack.deployment.presence.roster(MAINTENANCE_QUEUE)
@@ -206,7 +207,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
         try:
             stack.start("maintenance")
             # its one connection is open before the server lets nobody in any more
-            with redis.Redis(port=stack.redis.port, single_connection_client=True) as server:
+            with Client(port=stack.redis.port, single_connection_client=True) as server:
                 room = Room(stack, server)
                 wait_for(lambda: any(worker.ready for worker in room.roster().alive), "the worker")
                 yield room
@@ -231,7 +232,7 @@ def room(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Room]:
     ids=["replica", "master-down", "no-replicas", "password", "permission", "max-clients"],
 )
 def test_a_worker_lives_through_it_and_takes_tasks_again(
-    room: Room, cause: Callable[[redis.Redis], None], undo: Callable[[redis.Redis], None]
+    room: Room, cause: Callable[[Client], None], undo: Callable[[Client], None]
 ) -> None:
     worker = room.stack.processes["maintenance"]
     cause(room.server)

@@ -17,11 +17,12 @@ from inference.batch import Runs, RunState, RunView, Trigger, finalising
 from inference.batch.tables import RunTables
 from inference.errors import StoreUnavailable
 from inference.features import Feature, FeatureContract, Vectoriser
-from inference.keys import Keys, TableKind
 from inference.models import LoadedModel, ModelHost, ModelRegistry, VersionRecord
+from inference.redis.clients import Client
+from inference.redis.keys import Keys, TableKind
 from inference.schema import Block, DType, Signature, TensorSpec
 from inference.settings import Settings
-from inference.store import GenerationState, RedisTable
+from inference.store import GenerationState, Table
 from tests.support.waiting import wait_for
 from workers.maintenance import ReconcileTimer
 
@@ -52,7 +53,7 @@ class Doubling:
 class World:
     """Two models over one Redis; the broker is a list, and any of the parts may be told to raise."""
 
-    def __init__(self, client: redis.Redis, root: Path) -> None:
+    def __init__(self, client: Client, root: Path) -> None:
         own = {"rows_per_chunk": 10, "micro_batch_rows": 4}
         for name in ("m", "other"):
             columns = {"entity_id": [f"e{i}" for i in range(ROWS)], "x": np.arange(ROWS, dtype=np.float32)}
@@ -65,7 +66,7 @@ class World:
         self.settings = Settings.model_validate({"models": models})
         self.queue: list[tuple[str, int]] = []
         self.tables = {
-            (kind, name): RedisTable(client, KEYS.table(kind, name), kind=kind, model=name)
+            (kind, name): Table(client, KEYS.table(kind, name), kind=kind, model=name)
             for kind in TableKind
             for name in models
         }
@@ -84,7 +85,7 @@ class World:
         )
 
     @property
-    def table(self) -> RedisTable:
+    def table(self) -> Table:
         return self.tables[TableKind.PREDICTIONS, "m"]
 
     def inspect(self, settings: Settings, model: str) -> dict[int, VersionRecord]:
@@ -124,7 +125,7 @@ def logs() -> Iterator[list[Any]]:
 
 
 @pytest.fixture
-def world(redis_client: redis.Redis, tmp_path: Path) -> World:
+def world(redis_client: Client, tmp_path: Path) -> World:
     return World(redis_client, tmp_path)
 
 
@@ -262,7 +263,7 @@ def test_a_plan_that_fails_after_its_generation_was_opened_leaves_none_behind(
         patch.setattr(RunTables, "open", open_and_fail)
         failed = world.finish(world.request())
     assert (failed.state, failed.error) == (RunState.FAILED, "it cannot be planned: TypeError: no such field")
-    states = [world.table.state(manifest.number) for manifest in world.table.generations()]
+    states = [world.table.generations.state(manifest.number) for manifest in world.table.generations.all()]
     assert GenerationState.LOADING not in states
     world.assert_next_run_is_published()
 

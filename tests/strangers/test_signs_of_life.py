@@ -19,8 +19,9 @@ import workers.heartbeat
 from app.cli.doctor.findings import Status
 from app.cli.doctor.workers import check_workers
 from inference.errors import SettingsError
-from inference.keys import Keys
 from inference.presence import Presence, Roster, WorkerBeat
+from inference.redis.clients import Client
+from inference.redis.keys import Keys
 from inference.settings import MAINTENANCE_QUEUE, BatchSettings, ModelSettings, RedisSettings, Settings
 from tests.support.redis_server import RedisServer
 from tests.support.stack import child_environment, run_worker
@@ -127,7 +128,7 @@ def test_a_sign_of_life_of_another_release_can_be_read() -> None:
 
 @pytest.mark.parametrize(("exitcode", "remembered"), [(None, False), (0, False), (1, True), (-9, True)])
 def test_only_a_worker_that_was_told_to_end_says_farewell(
-    redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch, exitcode: int | None, remembered: bool
+    redis_client: Client, monkeypatch: pytest.MonkeyPatch, exitcode: int | None, remembered: bool
 ) -> None:
     where = redis_client.connection_pool.connection_kwargs
     url = f"redis://{where['host']}:{where['port']}/0"
@@ -263,7 +264,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.mark.integration
 def test_a_worker_that_ends_by_an_error_exits_with_1_and_is_remembered_as_gone(
-    tmp_path: Path, redis_server: RedisServer, redis_client: redis.Redis
+    tmp_path: Path, redis_server: RedisServer, redis_client: Client
 ) -> None:
     (tmp_path / "forecache.toml").write_text(
         f'[redis]\nurl = "{redis_server.url(0)}"\ncache_url = "{redis_server.url(1)}"\n'
@@ -275,7 +276,7 @@ def test_a_worker_that_ends_by_an_error_exits_with_1_and_is_remembered_as_gone(
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr.count("something that nobody foresaw") >= 1
-    with redis.Redis.from_url(redis_server.url(1)) as cache:
+    with Client.from_url(redis_server.url(1)) as cache:
         roster = Presence(cache, Keys("forecache")).roster(MAINTENANCE_QUEUE)
     assert len([*roster.alive, *roster.gone]) == 1
     assert not any(one.ready for one in roster.alive)

@@ -11,7 +11,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as fs
 import pytest
-import redis
 
 from app.cli.asking import Asker
 from app.cli.doctor.findings import Finding, Status
@@ -20,6 +19,7 @@ from app.cli.onboarding import Onboarding, Options
 from inference.batch import RunState
 from inference.errors import SourceError
 from inference.features import Feature
+from inference.redis.clients import Client
 from inference.schema import DType
 from inference.sources import open_source
 from tests.support.any_table import AnyTable
@@ -259,7 +259,7 @@ def test_a_transactional_hive_table_is_told_by_its_folders(store: Store, folder:
 # --- whoever reads tables ---
 
 
-def test_runs_loads_lists_of_ids_doctor_and_init_refuse_alike(redis_client: redis.Redis, tmp_path: Path) -> None:
+def test_runs_loads_lists_of_ids_doctor_and_init_refuse_alike(redis_client: Client, tmp_path: Path) -> None:
     world = AnyTable(redis_client, tmp_path, Feature("x", DType.FLOAT64))
     world.write("t/part-0.parquet", **ROWS)
     assert world.run().state is RunState.PUBLISHED

@@ -8,17 +8,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import redis
 from sklearn.base import BaseEstimator
 
 from inference.errors import ModelError, SourceError
 from inference.features import load_features
-from inference.keys import Keys, TableKind
 from inference.models import ModelHost, ModelRegistry, Rollout, VersionRecord, inspect_versions
 from inference.models.loading import inspect_version_in_subprocess, table_of
 from inference.models.runtimes import LoadOptions
+from inference.redis.clients import Client
+from inference.redis.keys import Keys, TableKind
 from inference.settings import Settings
-from inference.store import RedisTable
+from inference.store import Table
 from tests.support.plain_models import (
     AlwaysAnswers,
     Broken,
@@ -47,7 +47,7 @@ def try_here(settings: Settings, model: str, version: int) -> VersionRecord:
 class Room:
     """One worker's view of model `m`, whose folder and table a test fills."""
 
-    def __init__(self, folder: Path, client: redis.Redis, *, table: bool = True) -> None:
+    def __init__(self, folder: Path, client: Client, *, table: bool = True) -> None:
         self.folder, self.table = folder / "m", folder / "t.parquet"
         features = {"features": str(self.table)} if table else {}
         model = {"path": str(self.folder), "allow_code": True, **features}
@@ -82,12 +82,12 @@ class Room:
 
 
 @pytest.fixture
-def room(tmp_path: Path, redis_client: redis.Redis) -> Room:
+def room(tmp_path: Path, redis_client: Client) -> Room:
     return Room(tmp_path, redis_client)
 
 
 @pytest.fixture
-def without_table(tmp_path: Path, redis_client: redis.Redis) -> Room:
+def without_table(tmp_path: Path, redis_client: Client) -> Room:
     return Room(tmp_path, redis_client, table=False)
 
 
@@ -266,17 +266,17 @@ def test_the_trial_process_reads_the_table(tmp_path: Path, monkeypatch: pytest.M
         inspect_version_in_subprocess(Settings.model_validate({"models": {"m": model}}), "m", 1)
 
 
-def store_features(room: Room, client: redis.Redis, **columns: Any) -> None:
+def store_features(room: Room, client: Client, **columns: Any) -> None:
     """Load features of entities, from a table that the settings do not name."""
     path = room.folder.parent / "elsewhere.parquet"
     rows = len(next(iter(columns.values())))
     pq.write_table(pa.table({"entity_id": [f"u{i}" for i in range(rows)], **columns}), path)
-    table = RedisTable(client, Keys("t").table(TableKind.FEATURES, "m"), kind=TableKind.FEATURES, model="m")
+    table = Table(client, Keys("t").table(TableKind.FEATURES, "m"), kind=TableKind.FEATURES, model="m")
     vectoriser = room.host.get("m").vectoriser
     load_features(table, str(path), vectoriser, entity_column="entity_id", event_time_column=None, keep_s=3600)
 
 
-def test_without_a_table_rows_of_the_feature_table_decide(without_table: Room, redis_client: redis.Redis) -> None:
+def test_without_a_table_rows_of_the_feature_table_decide(without_table: Room, redis_client: Client) -> None:
     room = without_table
     room.put(1, Vocabulary({"": 0.0, "ab": 2.0}), WORD)
     room.host.start()
@@ -290,7 +290,7 @@ def test_without_a_table_rows_of_the_feature_table_decide(without_table: Room, r
     assert (room.active, room.remark(3)) == (3, "")
 
 
-def test_while_the_table_is_away_rows_of_the_feature_table_decide(room: Room, redis_client: redis.Redis) -> None:
+def test_while_the_table_is_away_rows_of_the_feature_table_decide(room: Room, redis_client: Client) -> None:
     room.write_table(x=[1.0, 2.0])
     room.put(1, OnlyPositive())
     room.host.start()
@@ -301,9 +301,7 @@ def test_while_the_table_is_away_rows_of_the_feature_table_decide(room: Room, re
     assert (room.active, room.remark(2)) == (2, "")
 
 
-def test_features_that_are_loaded_later_bring_a_version_that_waits(
-    without_table: Room, redis_client: redis.Redis
-) -> None:
+def test_features_that_are_loaded_later_bring_a_version_that_waits(without_table: Room, redis_client: Client) -> None:
     room = without_table
     room.put(1, OnlyPositive())
     room.host.start()

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import redis
 
 from app.dashboard.pages import exact_in_browsers
 from inference.errors import ModelError
-from inference.keys import Keys, TableKind
 from inference.models import ModelRegistry, find_versions
 from inference.models.versions import MAX_VERSION, unusable_folders
+from inference.redis.clients import Client
+from inference.redis.keys import Keys, TableKind
 from inference.schema import DType, TensorSpec
-from inference.store import MemoryTable, Origin, RedisTable, Table
+from inference.store import Origin, Table
 from inference.store.codec import OverlayHeader, pack_overlay, since_change, unpack_overlay
 
 DATE = 20260131123456
@@ -24,20 +24,18 @@ FIELDS = (TensorSpec("y", DType.FLOAT32),)
 TEXT = (TensorSpec("y", DType.FLOAT32), TensorSpec("label", DType.STRING))
 
 
-@pytest.fixture(params=["redis", "memory"])
-def table(request: pytest.FixtureRequest, each_redis_client: redis.Redis) -> Table:
-    if request.param == "memory":
-        return MemoryTable()
+@pytest.fixture
+def table(each_redis_client: Client) -> Table:
     return redis_table(each_redis_client)
 
 
-def redis_table(client: redis.Redis) -> RedisTable:
+def redis_table(client: Client) -> Table:
     kind = TableKind.PREDICTIONS
-    return RedisTable(client, Keys("t").table(kind, "m"), kind=kind, model="m")
+    return Table(client, Keys("t").table(kind, "m"), kind=kind, model="m")
 
 
 def upsert(table: Table, value: float, *, version: int, as_of: float = 100.0, computed_at: float = 1000.0) -> None:
-    table.upsert(
+    table.overlay.upsert(
         ["e1"], FIELDS, {"y": np.array([value], np.float32)}, as_of=np.array([as_of]), computed_at=computed_at,
         model_version=version, origin=Origin.REALTIME, keep_s=60,
     )  # fmt: skip
@@ -45,7 +43,7 @@ def upsert(table: Table, value: float, *, version: int, as_of: float = 100.0, co
 
 @pytest.mark.parametrize("version", WIDTHS)
 def test_an_answer_of_any_version_is_kept_and_read_back_exactly(table: Table, version: int) -> None:
-    table.activate(version)
+    table.versions.activate(version)
     assert table.pointer().active_version == version
     upsert(table, 0.5, version=version)
     [entry] = table.read(["e1"])
@@ -55,9 +53,9 @@ def test_an_answer_of_any_version_is_kept_and_read_back_exactly(table: Table, ve
 
 @pytest.mark.parametrize(("one", "other"), [(2**53, 2**53 + 1), (DATE, DATE + 2**32), (5, 5 + 2**32)])
 def test_versions_that_a_smaller_number_would_confuse_are_different(table: Table, one: int, other: int) -> None:
-    table.activate(one)
+    table.versions.activate(one)
     upsert(table, 0.1, version=one, as_of=900.0)
-    table.activate(other)
+    table.versions.activate(other)
     assert table.pointer().active_version == other
     assert table.read(["e1"]) == [None]  # the old version's answer does not count
     upsert(table, 0.2, version=other, as_of=100.0)  # nor does its being newer keep the new one's out
@@ -67,7 +65,7 @@ def test_versions_that_a_smaller_number_would_confuse_are_different(table: Table
 
 
 def test_an_older_answer_of_the_same_wide_version_never_hides_a_newer_one(table: Table) -> None:
-    table.activate(NANOSECONDS)
+    table.versions.activate(NANOSECONDS)
     upsert(table, 0.5, version=NANOSECONDS, as_of=500.0)
     upsert(table, 0.25, version=NANOSECONDS, as_of=400.0)
     [entry] = table.read(["e1"])
@@ -76,11 +74,11 @@ def test_an_older_answer_of_the_same_wide_version_never_hides_a_newer_one(table:
 
 
 def test_a_wide_answer_after_a_change_of_features_says_so(table: Table) -> None:
-    table.activate(NANOSECONDS)
-    table.outdate(["e1"], changed_at=np.array([150.0]), keep_s=60)
+    table.versions.activate(NANOSECONDS)
+    table.overlay.outdate(["e1"], changed_at=np.array([150.0]), keep_s=60)
     now = table.now() + 10
     upsert(table, 0.5, version=NANOSECONDS, as_of=100.0, computed_at=now)
-    manifest = table.begin(FIELDS, rows_expected=1, model_version=NANOSECONDS, contract_hash="", keep_s=60)
+    manifest = table.generations.begin(FIELDS, rows_expected=1, model_version=NANOSECONDS, contract_hash="", keep_s=60)
     [entry] = table.read(["e1"])
     assert entry is not None
     assert entry.values == {"y": 0.5}
@@ -89,8 +87,8 @@ def test_a_wide_answer_after_a_change_of_features_says_so(table: Table) -> None:
 
 @pytest.mark.parametrize(("older", "newer"), [(2**53, 2**53 + 1), (9, 10), (DATE, NANOSECONDS), (99, 2**32)])
 def test_the_greater_version_is_told_by_its_digits(table: Table, older: int, newer: int) -> None:
-    assert table.activate(newer)
-    assert not table.activate(older)
+    assert table.versions.activate(newer)
+    assert not table.versions.activate(older)
     assert table.pointer().active_version == newer
 
 
@@ -113,13 +111,13 @@ def test_an_entry_that_an_earlier_release_wrote_is_read() -> None:
     assert len(pack_overlay(FIELDS, [written[19:]], 12.5, 7, Origin.REALTIME)[0]) == len(written)
 
 
-def test_a_rollback_holds_wide_versions_exactly(each_redis_client: redis.Redis) -> None:
+def test_a_rollback_holds_wide_versions_exactly(each_redis_client: Client) -> None:
     table = redis_table(each_redis_client)
     for version in (2**53, 2**53 + 1):
-        manifest = table.begin(FIELDS, rows_expected=1, model_version=version, contract_hash="", keep_s=60)
-        table.publish(manifest.number)
-        table.activate(version)
-    pointer = table.rollback(table.pointer().current or 0)
+        manifest = table.generations.begin(FIELDS, rows_expected=1, model_version=version, contract_hash="", keep_s=60)
+        table.generations.publish(manifest.number)
+        table.versions.activate(version)
+    pointer = table.generations.rollback(table.pointer().current or 0)
     assert (pointer.active_version, pointer.held_versions) == (2**53, {2**53 + 1})
     assert not ModelRegistry(each_redis_client, Keys("t")).activate("m", 2**53 + 1)
 

@@ -9,14 +9,14 @@ from typing import Any, cast
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import redis
 
 from inference.batch import RunView
 from inference.batch.partial_request import read_entities
 from inference.features import Feature, FeatureContract, LoadReport, Vectoriser, load_features
 from inference.features.group_rows import stored_features
-from inference.keys import TableKind
 from inference.models import VersionRecord
+from inference.redis.clients import Client
+from inference.redis.keys import TableKind
 from inference.schema import Block, DType, Signature, TensorSpec
 from inference.settings import Settings
 from tests.integration.test_runs import World
@@ -55,14 +55,14 @@ class Summing:
 class AnyTable(World):
     """The model `m` over the table `t`: a file, or a folder of them."""
 
-    def __init__(self, client: redis.Redis, root: Path, *features: Feature, entity_column: str = "id") -> None:
+    def __init__(self, client: Client, root: Path, *features: Feature, entity_column: str = "id") -> None:
         super().__init__(client, root)
         self.model = cast("Any", Summing(features))
         self.entity_column = entity_column
         own = self.settings.models["m"].model_copy(update={"features": str(root / "t"), "entity_column": entity_column})
         self.settings.models["m"] = own
         self.runs = self.make_runs()
-        self.table.activate(1)
+        self.table.versions.activate(1)
 
     def configure_quarantine(self, fraction: float) -> None:
         """Let a run leave out so many of its rows."""

@@ -6,32 +6,31 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import redis
-import redis.asyncio
 
 from inference.clock import Clock, system_clock
 from inference.hits import HitRecorder
 from inference.hits.recorder import IDS_PER_FLUSH
-from inference.keys import Keys, TableKind
 from inference.outcomes import Outcome
+from inference.redis.clients import AsyncClient, Client
+from inference.redis.keys import Keys, TableKind
 from inference.schema import DType, TensorSpec
-from inference.store import RedisTable
+from inference.store import Table
 from tests.support.redis_server import RedisServer
 
 KEYS = Keys("forecache")
 ROWS = 2_000
 
 
-def publish_generation(client: redis.Redis, rows: int = ROWS) -> None:
-    table = RedisTable(client, KEYS.table(TableKind.PREDICTIONS, "delay"), kind=TableKind.PREDICTIONS, model="delay")
+def publish_generation(client: Client, rows: int = ROWS) -> None:
+    table = Table(client, KEYS.table(TableKind.PREDICTIONS, "delay"), kind=TableKind.PREDICTIONS, model="delay")
     spec = TensorSpec("score", DType.FLOAT32, (1,))
-    manifest = table.begin([spec], rows_expected=rows, model_version=1, contract_hash="h", keep_s=3600)
+    manifest = table.generations.begin([spec], rows_expected=rows, model_version=1, contract_hash="h", keep_s=3600)
     block = {"score": np.ones((rows, 1), np.float32)}
-    table.write(manifest, pa.array([f"e{i}" for i in range(rows)]), block, np.full(rows, table.now()))
-    table.publish(manifest.number)
+    table.generations.write(manifest, pa.array([f"e{i}" for i in range(rows)]), block, np.full(rows, table.now()))
+    table.generations.publish(manifest.number)
 
 
-def keep_runs(client: redis.Redis, *states: str, rows: int = ROWS, engine: str = "celery") -> None:
+def keep_runs(client: Client, *states: str, rows: int = ROWS, engine: str = "celery") -> None:
     """Leave runs behind that were planned after 2 s, and scored all rows in 4 s, two of four chunks twice."""
     now = float(client.time()[0])
     for number, state in enumerate(states):
@@ -49,7 +48,7 @@ def keep_runs(client: redis.Redis, *states: str, rows: int = ROWS, engine: str =
 async def count_requests(
     server: RedisServer, *, hits: int, misses: int, entities: int, clock: Clock = system_clock
 ) -> None:
-    async with redis.asyncio.Redis.from_url(server.url()) as client:
+    async with AsyncClient.from_url(server.url()) as client:
         recorder = HitRecorder(client, KEYS, clock)
         recorder.record("delay", Outcome.HIT_BATCH, hits, age_s=100.0)
         recorder.record("delay", Outcome.COMPUTED, misses, age_s=0.0)

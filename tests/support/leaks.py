@@ -1,4 +1,4 @@
-"""Nothing is left for ever: every key belongs to the catalogue in `inference/keys.py` and has an owner or an end."""
+"""Nothing is left for ever: each key is in the catalogue of `inference/redis/keys.py` and has an owner or an end."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import redis
-
 from inference.batch import RunState
-from inference.keys import Keys, TableKind
+from inference.redis.clients import Client
+from inference.redis.keys import Keys, TableKind
 from tests.support.stack import Stack
 from tests.support.waiting import wait_for
 
@@ -28,7 +27,7 @@ _RUN = re.compile(r"r:([^:]+)(:(plan|claims|done|sent|histogram))?")
 _BROKER = re.compile(r"_kombu\..*|unacked.*|[^:]+\.(batch|realtime|maintenance)|[^:]*pidbox.*|celeryev.*")
 
 
-def leaked_keys(client: redis.Redis, prefix: str) -> list[str]:
+def leaked_keys(client: Client, prefix: str) -> list[str]:
     """The keys of the cache Redis that nobody owns and that never expire, and those that no one knows."""
     connection: Any = client
     found = [key.decode(errors="replace") for key in connection.scan_iter(count=1000)]
@@ -67,10 +66,10 @@ def leaked_files(folder: Path) -> list[Path]:
 def assert_nothing_leaks(stack: Stack) -> None:
     """No key without owner or end, in the cache or beside the broker's own, and no temporary file."""
     prefix = stack.settings.redis.prefix
-    with redis.Redis.from_url(stack.settings.cache_url) as cache:
+    with Client.from_url(stack.settings.cache_url) as cache:
         leaked = leaked_keys(cache, prefix)
     assert leaked == [], leaked
-    with redis.Redis.from_url(stack.settings.redis_url) as results:
+    with Client.from_url(stack.settings.redis_url) as results:
         connection: Any = results
         lasting = [key.decode() for key in connection.scan_iter() if connection.ttl(key) == -1]
     ours = [key for key in lasting if not _BROKER.fullmatch(key.removeprefix(f"{prefix}:"))]

@@ -12,9 +12,9 @@ import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import redis
 
-from inference.store import RedisTable
+from inference.redis.clients import Client
+from inference.store import Table
 from tests.support.leaks import assert_nothing_leaks
 from tests.support.stack import Stack, wait_for
 
@@ -53,7 +53,7 @@ class Rig:
         self.rows, self.offset = 0, 0
 
     @property
-    def table(self) -> RedisTable:
+    def table(self) -> Table:
         return self.stack.deployment.predictions(MODEL)
 
     def write_table(self, rows: int, *, offset: int, name: str = "t.parquet") -> None:
@@ -99,9 +99,9 @@ class Rig:
         """Every entity has exactly its prediction, and there is no other."""
         table = self.table
         current = table.pointer().current
-        manifest = None if current is None else table.manifest(current)
+        manifest = None if current is None else table.generations.manifest(current)
         assert manifest is not None
-        assert table.count(manifest) == rows
+        assert table.generations.count(manifest) == rows
         entries = table.read([f"e{i}" for i in range(rows)])
         wrong = {
             f"e{i}": entry and entry.values
@@ -155,4 +155,4 @@ class Rig:
         return victim
 
     def cache(self) -> Any:
-        return redis.Redis.from_url(self.stack.settings.cache_url)
+        return Client.from_url(self.stack.settings.cache_url)

@@ -15,7 +15,7 @@ import psutil
 
 from inference.batch import RunState
 from inference.deployment import Deployment
-from inference.redis_clients import WORKER
+from inference.redis.clients import WORKER
 from inference.settings import Settings, load_settings
 from tasks.broker import CeleryBroker
 from tests.support.ports import free_port

@@ -1,22 +1,37 @@
-"""Parquet files that no library writes, or not fast enough for a test."""
+"""Tables over a real Redis whose time a test sets."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from itertools import count
+from typing import Any
+
+from inference.redis.clients import WORKER, Client, _options
+from inference.redis.keys import Keys, TableKind
+from inference.store import Table
+
+_names = count()
 
 
-def write_wide(path: Path, columns: int) -> None:
-    """A Parquet footer of so many columns, spelled in Thrift's compact protocol; no library writes it as fast."""
-    root = b"\x48\x01r\x15" + _varint(2 * columns) + b"\x00"  # name "r", number of children
-    leaf = b"\x15\x02\x25\x00\x18\x01c\x00"  # type int32, required, name "c"
-    schema = b"\x19\xfc" + _varint(columns + 1) + root + leaf * columns
-    footer = b"\x15\x02" + schema + b"\x16\x00\x19\x0c\x00"  # version 1, schema, no rows, no row groups
-    path.write_bytes(b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+class TimedClient(Client):
+    """A client to which TIME answers what `clock` says. Redis itself forgets keys by the real time."""
+
+    clock: Callable[[], float]
+
+    def send(self, commands: Sequence[tuple[Any, ...]], *, atomic: bool = False) -> list[Any]:
+        replies = super().send(commands, atomic=atomic)
+        now = self.clock()
+        time = (int(now), int(now % 1 * 1e6))
+        return [time if command[0] == "TIME" else reply for command, reply in zip(commands, replies, strict=True)]
 
 
-def _varint(number: int) -> bytes:
-    head = b""
-    while number > 127:
-        head += bytes([number & 127 | 128])
-        number >>= 7
-    return head + bytes([number])
+def timed_client(url: str, clock: Callable[[], float]) -> TimedClient:
+    client = TimedClient.from_url(url, **_options(WORKER))
+    client.clock = clock
+    return client
+
+
+def new_table(client: Client, kind: TableKind = TableKind.FEATURES) -> Table:
+    """Return an empty table of its own."""
+    name = f"m{next(_names)}"
+    return Table(client, Keys("t").table(kind, name), kind=kind, model=name)

@@ -18,7 +18,7 @@ from inference.presence import API_PROCESSES, Roster, WorkerBeat
 from inference.queues import QueueState
 from inference.settings import Settings
 from inference.store import Pointer
-from inference.store.labels import Labels
+from inference.store.versions import Labels
 
 
 @dataclass
@@ -52,7 +52,9 @@ class Figures:
         return SimpleNamespace(
             settings=Settings.model_validate({"models": sections}),
             hits=SimpleNamespace(statistics=self.statistics, series=self._series),
-            predictions=lambda _model: SimpleNamespace(pointer=lambda: self.pointer, manifest=self._manifest),
+            predictions=lambda _model: SimpleNamespace(
+                pointer=lambda: self.pointer, generations=SimpleNamespace(manifest=self._manifest)
+            ),
             runs=SimpleNamespace(
                 show=self._show,
                 list=lambda _model, limit: self.history[:limit],

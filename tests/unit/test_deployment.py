@@ -11,7 +11,7 @@ import pytest
 
 from inference.deployment import Deployment
 from inference.errors import BrokerUnavailable
-from inference.redis_clients import REQUEST, WORKER, Patience, open_async_client, open_client
+from inference.redis.clients import REQUEST, WORKER, Patience, open_async_client, open_client
 from inference.settings import Settings
 
 URL = "redis://127.0.0.1:1/3"

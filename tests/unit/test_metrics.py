@@ -76,6 +76,10 @@ class FakeTable:
     def pointer(self) -> Pointer:
         return Pointer(self.current)
 
+    @property
+    def generations(self) -> Any:
+        return self
+
     def manifest(self, number: int) -> Manifest:
         return manifest_of(number, created_at=1000.0, deadline=2000.0)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 
-import redis
-
 from app.cli.doctor.at_once import at_once
 from app.cli.doctor.broker import check_broker, check_patience
 from app.cli.doctor.fallbacks import check_fallbacks
@@ -60,7 +58,7 @@ def run_checks(checks: Mapping[Asked, Findings], within_s: float) -> list[Findin
         if isinstance(found, TimeoutError):
             fix = "ask again when whatever it waits for, such as a network drive, is quicker"
             findings.append(warning(check, subject, f"not checked: it took over {within_s:g} s", fix))
-        elif isinstance(found, StoreUnavailable | redis.RedisError):
+        elif isinstance(found, StoreUnavailable):
             findings.append(not_checked(check, subject))
         elif isinstance(found, ForecacheError):
             findings.append(error(check, subject, found.message, "put it right, then ask again"))

@@ -6,15 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import redis
-
 from app.cli.doctor.findings import Check, Finding, error, ok, size_text, warning
 from inference.hits import HitWindows
-from inference.keys import Keys, TableKeys, TableKind
 from inference.outcomes import Outcome
+from inference.redis.clients import Client
+from inference.redis.keys import Keys, TableKind
 from inference.schema import TensorSpec
 from inference.settings import ModelSettings
-from inference.store import Manifest, RedisTable, measured_row_bytes
+from inference.store import Manifest, Table
 from inference.store.codec import codec_for
 
 #: current, previous, and the one being loaded
@@ -50,7 +49,7 @@ class TableSize:
 
 
 def table_sizes(
-    cache: redis.Redis, keys: Keys, model: str, *, source_rows: int | None, outputs: Sequence[TensorSpec]
+    cache: Client, keys: Keys, model: str, *, source_rows: int | None, outputs: Sequence[TensorSpec]
 ) -> list[TableSize]:
     """Return the sizes of a model's predictions and of its loaded features, as far as anyone can tell them.
 
@@ -59,15 +58,16 @@ def table_sizes(
     """
     sizes: list[TableSize] = []
     for kind, rows in ((TableKind.PREDICTIONS, source_rows), (TableKind.FEATURES, None)):
-        manifest, generations = _current(cache, keys, kind, model)
+        table = Table(cache, keys.table(kind, model), kind=kind, model=model)
+        manifest, generations = _current(table)
         if manifest is not None:
-            sizes.append(_measured(cache, keys.table(kind, model), manifest, generations, rows))
+            sizes.append(_measured(table, manifest, generations, rows))
         elif rows is not None:
             sizes.append(TableSize(rows, estimated_bytes_per_row(outputs), measured=False, generations=0))
     return sizes
 
 
-def overlay_bytes(cache: redis.Redis, keys: Keys, name: str, model: ModelSettings, rows: int | None) -> float:
+def overlay_bytes(cache: Client, keys: Keys, name: str, model: ModelSettings, rows: int | None) -> float:
     """Return what answers on demand take: those computed within `keep`, at most one for each row."""
     computed = HitWindows(cache, keys).read(name, model.realtime.keep).outcomes[Outcome.COMPUTED]
     return OVERLAY_ENTRY_BYTES * (computed if rows is None else min(computed, rows))
@@ -98,18 +98,15 @@ def estimated_bytes_per_row(fields: Sequence[TensorSpec]) -> float:
     return known + ROW_OVERHEAD_BYTES + LOOSE_FIELD_BYTES * sum(not field.is_fixed_number for field in fields)
 
 
-def _current(cache: redis.Redis, keys: Keys, kind: TableKind, model: str) -> tuple[Manifest | None, int]:
+def _current(table: Table) -> tuple[Manifest | None, int]:
     """Return the manifest of the generation that serves, or None, and how many generations there are."""
-    table = RedisTable(cache, keys.table(kind, model), kind=kind, model=model)
     current = table.pointer().current
-    return (None if current is None else table.manifest(current)), len(table.generations())
+    return (None if current is None else table.generations.manifest(current)), len(table.generations.all())
 
 
-def _measured(
-    cache: redis.Redis, keys: TableKeys, manifest: Manifest, generations: int, source_rows: int | None
-) -> TableSize:
+def _measured(table: Table, manifest: Manifest, generations: int, source_rows: int | None) -> TableSize:
     """Return the size of a table by what some of its buckets take."""
-    per_row = measured_row_bytes(cache, keys, manifest)
+    per_row = table.generations.row_bytes(manifest)
     expected = manifest.rows_expected if source_rows is None else source_rows
     if per_row is None:
         return TableSize(expected, estimated_bytes_per_row(manifest.fields), measured=False, generations=generations)

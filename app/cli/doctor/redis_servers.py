@@ -13,8 +13,9 @@ import redis
 from app.cli.context import place_of
 from app.cli.doctor.findings import Check, Finding, error, ok, warning
 from inference.clock import system_clock
-from inference.keys import Keys
-from inference.redis_clients import Patience, open_client
+from inference.errors import StoreUnavailable
+from inference.redis.clients import Client, Patience, cause_of, open_client
+from inference.redis.keys import Keys
 from inference.serving.deadlines import RedisClock
 from inference.settings import Settings
 
@@ -58,18 +59,24 @@ def look_at(url: str, setting: str, *, prefix: str = "forecache") -> Server | Fa
             return Server(info, _save_rule(client), _clock_offset_s(client), _write(client, Keys(prefix)))
     except ValueError:  # its text may quote the password
         return Failure("the URL cannot be understood", f"write {setting} as redis://:password@host:6379/0, %-encoded")
-    except (redis.AuthenticationError, redis.exceptions.AuthorizationError, redis.exceptions.NoPermissionError):
+    except StoreUnavailable as outage:
+        return _failure_of(cause_of(outage), setting)
+
+
+def _failure_of(problem: Exception | None, setting: str) -> Failure:
+    if isinstance(
+        problem, redis.AuthenticationError | redis.exceptions.AuthorizationError | redis.exceptions.NoPermissionError
+    ):
         return Failure(
             "it refuses the user or the password", f"correct them in {setting} (special characters %-encoded)"
         )
-    except redis.BusyLoadingError:
+    if isinstance(problem, redis.BusyLoadingError):
         return Failure("it is still loading its data", "wait until it has, then ask again")
-    except redis.TimeoutError:
+    if isinstance(problem, redis.TimeoutError):
         return Failure(f"no answer within {PATIENCE.timeout_s:g} s", f"check the host and port of {setting}")
-    except redis.ConnectionError as problem:
-        return Failure(_reason(problem), f"start it, or correct {setting}; `forecache up` starts one when none is set")
-    except redis.RedisError as problem:
+    if isinstance(problem, redis.ResponseError):
         return Failure(f"it answers with an error: {problem}", _fix_of(str(problem), setting))
+    return Failure(_reason(problem), f"start it, or correct {setting}; `forecache up` starts one when none is set")
 
 
 def _fix_of(problem: str, setting: str) -> str:
@@ -159,28 +166,32 @@ def _same(one: Server, other: Server) -> bool:
     return one.info.get("run_id") is not None and one.info.get("run_id") == other.info.get("run_id")
 
 
-def _write(client: redis.Redis, keys: Keys) -> str | None:
+def _write(client: Client, keys: Keys) -> str | None:
     """Return why a value cannot be written, read and removed; None when it can."""
     key, value = keys.doctor(secrets.token_hex(4)), secrets.token_hex(4)
     try:
         client.set(key, value, ex=_KEPT_S)
         kept: Any = client.get(key)
         client.delete(key)
-    except redis.ResponseError as problem:
-        return str(problem)
+    except StoreUnavailable as outage:
+        if isinstance(problem := cause_of(outage), redis.ResponseError):
+            return str(problem)
+        raise
     return None if kept == value.encode() else "what was written is not what is read"
 
 
-def _save_rule(client: redis.Redis) -> str | None:
+def _save_rule(client: Client) -> str | None:
     try:
         answer: Any = client.config_get("save")
-    except redis.ResponseError:  # managed services allow no CONFIG
-        return None
+    except StoreUnavailable as outage:
+        if isinstance(cause_of(outage), redis.ResponseError):
+            return None  # managed services allow no CONFIG
+        raise
     rule = answer.get("save")
     return None if rule is None else str(rule)
 
 
-def _clock_offset_s(client: redis.Redis) -> float:
+def _clock_offset_s(client: Client) -> float:
     """Return how far Redis' clock is ahead of ours: of some measurements, the one with the quickest answer."""
     looks = []
     for _ in range(_CLOCK_LOOKS):
@@ -192,7 +203,7 @@ def _clock_offset_s(client: redis.Redis) -> float:
     return min(looks)[1]
 
 
-def _reason(problem: BaseException) -> str:
+def _reason(problem: BaseException | None) -> str:
     """Return the system's word for what went wrong; redis-py's own text may quote more than it should."""
     at: BaseException | None = problem
     while at is not None:

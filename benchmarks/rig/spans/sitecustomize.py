@@ -148,14 +148,15 @@ def _numbers(ids: Sequence[str]) -> str:
 #: module → the functions in it → span and how it is taken
 TIMED: dict[str, dict[str, tuple[str, Callable[[str, Callable[..., Any]], Callable[..., Any]]]]] = {
     "app.api.application": {"Application.__call__": ("request", _request)},
-    "inference.store.async_reader": {"AsyncTableReader.read": ("lookup", _lookup)},
+    "inference.store.reading": {"AsyncTableReader.read": ("lookup", _lookup)},
     "tasks.dispatch.dispatcher": {
         "Dispatcher.__init__": ("send", _send),
         "Dispatcher.__call__": ("dispatch", _dispatch),
     },
     "inference.serving.scorer": {"RealtimeScorer.predict_entities": ("task", _task)},
     "inference.serving.answering": {"score_rows": ("model", _plain)},
-    "inference.store.redis_table": {"RedisTable.read_block": ("read", _plain), "RedisTable.upsert": ("write", _plain)},
+    "inference.store.table": {"Table.read_block": ("read", _plain)},
+    "inference.store.overlay": {"Overlay.upsert": ("write", _plain)},
 }
 
 

@@ -17,7 +17,7 @@ class TableSink:
 
     def write(self, window: Window) -> None:
         """Take rows; the same row twice is the same row."""
-        self.table.write(self.manifest, window.ids, window.block, window.as_of)
+        self.table.generations.write(self.manifest, window.ids, window.block, window.as_of)
 
     def commit(self) -> None:
         """Nothing is left to do."""

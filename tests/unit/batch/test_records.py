@@ -13,7 +13,7 @@ from inference.batch.engine import Engine
 from inference.batch.gates import BadRows, Gate
 from inference.batch.records import RunRecord, Trigger
 from inference.errors import UnknownFormat
-from inference.keys import TableKind
+from inference.redis.keys import TableKind
 from inference.release import DATA_FORMAT
 
 RECORD = RunRecord(

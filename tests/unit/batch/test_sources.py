@@ -13,7 +13,7 @@ from inference.errors import BadInput, SourceError
 from inference.features import check_key_columns
 from inference.settings import ModelSettings, Settings
 from inference.sources import open_source
-from tests.support.tables import write_wide
+from tests.support.wide_parquet import write_wide
 
 
 def write(path: Path, rows: int = 100, *, row_group_size: int = 30, **columns: Any) -> Path:

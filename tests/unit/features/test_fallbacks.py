@@ -22,10 +22,10 @@ from inference.features.fallback_sources import FunctionSource, SqlSource
 from inference.features.fallbacks import REST_S, FallbackChain, GuardedSource
 from inference.schema import DType, Signature, TensorSpec
 from inference.settings import FunctionFallback, ModelSettings, Settings, SqlFallback, load_settings
-from inference.store import MemoryTable
+from inference.store import Table
 from tests.support.waiting import wait_for
 
-NOW = 1_000_000.0
+NOW = float(int(time.time()))
 CONTRACT = FeatureContract((Feature("x", DType.FLOAT32), Feature("n", DType.INT64, default=7)))
 SIGNATURE = Signature((TensorSpec("in", DType.FLOAT32, (2,)),), (TensorSpec("out", DType.FLOAT32),))
 
@@ -61,7 +61,8 @@ def settings_of(name: str, **more: Any) -> FunctionFallback:
 
 
 class Room:
-    def __init__(self) -> None:
+    def __init__(self, table: Table) -> None:
+        self.table = table
         self.counts: Counter[str] = Counter()
         self.members: list[GuardedSource] = []
         self.event_time_column: str | None = None
@@ -75,13 +76,13 @@ class Room:
         return FallbackChain(self.members, event_time_column=self.event_time_column, count=self.counts.update)
 
     def gather(self, *entity_ids: str) -> Gathered:
-        gatherer = FeatureGatherer(MemoryTable(lambda: NOW), Vectoriser(CONTRACT, SIGNATURE), self.chain)
+        gatherer = FeatureGatherer(self.table, Vectoriser(CONTRACT, SIGNATURE), self.chain)
         return gatherer.gather(entity_ids, now=NOW)
 
 
 @pytest.fixture
-def room() -> Iterator[Room]:
-    room = Room()
+def room(new_table: Callable[[], Table]) -> Iterator[Room]:
+    room = Room(new_table())
     yield room
     for member in room.members:
         member.close()
@@ -162,7 +163,7 @@ def test_an_integer_out_of_range_spoils_its_own_row_only(room: Room) -> None:
     narrow = FeatureContract((Feature("x", DType.FLOAT32), Feature("n", DType.INT8, default=7)))
     room.add("wrong", FakeKnower({"a": {"x": 1, "n": 1000}, "b": {"x": 2, "n": 3}}))
     chain = FallbackChain(room.members, event_time_column=None, count=room.counts.update)
-    gathered = FeatureGatherer(MemoryTable(), Vectoriser(narrow, SIGNATURE), chain).gather(["a", "b"], now=NOW)
+    gathered = FeatureGatherer(room.table, Vectoriser(narrow, SIGNATURE), chain).gather(["a", "b"], now=NOW)
     assert gathered.known.tolist() == [False, True]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,11 @@ from inference.features import (
 from inference.features.functions import check_code_allowed
 from inference.features.rows import StoredForm
 from inference.schema import DType, Signature, TensorSpec
-from inference.store import MemoryTable, Origin
+from inference.store import Origin, Table
 from tests.support import feature_functions
 
-NOW = 1_790_000_000.0
+NOW = float(int(time.time()))
+NewTable = Callable[[], Table]
 
 
 def feature(name: str = "x", dtype: str = "float32", **more: Any) -> dict[str, Any]:
@@ -285,20 +288,20 @@ def test_a_table_without_defaults_and_groups_is_stored_as_ever() -> None:
     assert StoredForm(contract.features).notes({}, {}, 3) == {}
 
 
-def test_the_newer_of_a_load_and_a_single_update_is_used_group_by_group() -> None:
+def test_the_newer_of_a_load_and_a_single_update_is_used_group_by_group(new_table: NewTable) -> None:
     contract = contract_of(
         feature("a", group="p"), feature("b", group="q", default=9), p={}, q={"max_age": "1h"}
     )  # fmt: skip
-    table, form = MemoryTable(lambda: NOW), contract.stored_form
-    manifest = table.begin(form.fields, rows_expected=2, model_version=0, contract_hash="", keep_s=60)
+    table, form = new_table(), contract.stored_form
+    manifest = table.generations.begin(form.fields, rows_expected=2, model_version=0, contract_hash="", keep_s=60)
     times = {"p": np.array([NOW - 10, NOW - 10]), "q": np.array([NOW - 5000, np.nan])}
     block = {"a": np.float32([1, 1]), "b": np.float32([2, 9])} | form.notes({}, times, 2)
-    table.write(manifest, pa.array(["e", "f"]), block, times["p"])
-    table.publish(manifest.number)
+    table.generations.write(manifest, pa.array(["e", "f"]), block, times["p"])
+    table.generations.publish(manifest.number)
     for group, name, at in (("p", "a", NOW - 20), ("q", "b", NOW - 30)):
         fields = contract.group_form(group).fields
         part = {name: np.float32([5])} | contract.group_form(group).notes({}, {}, 1)
-        table.part(group).upsert(["e"], fields, part, as_of=np.array([at]), computed_at=at, model_version=0,
+        table.part(group).overlay.upsert(["e"], fields, part, as_of=np.array([at]), computed_at=at, model_version=0,
                                  origin=Origin.UPSERT, keep_s=60)  # fmt: skip
     gathered = FeatureGatherer(table, vectoriser_of(contract)).gather(["e", "f", "nobody"], now=NOW)
     assert gathered.rows.block["a"][:2].tolist() == [1, 1], "the load is newer"
@@ -312,9 +315,9 @@ def test_the_newer_of_a_load_and_a_single_update_is_used_group_by_group() -> Non
 # --- explanation ---
 
 
-def test_an_explanation_of_what_cannot_be_used_says_why() -> None:
+def test_an_explanation_of_what_cannot_be_used_says_why(new_table: NewTable) -> None:
     contract = contract_of(feature(), feature("z", group="p", nullable=True), p={})
-    gathered = FeatureGatherer(MemoryTable(lambda: NOW), vectoriser_of(contract)).gather(["nobody"], now=NOW)
+    gathered = FeatureGatherer(new_table(), vectoriser_of(contract)).gather(["nobody"], now=NOW)
     told = explain(gathered, contract, NOW, hash_of=lambda _: "h")
     assert (told["known"], told["vector_hash"]) == (False, None)
     assert told["problem"] == "feature 'x': missing, and the feature has no default"
@@ -331,12 +334,11 @@ def test_processes_that_only_read_contracts_import_no_pandas() -> None:
 # --- values that are too old ---
 
 
-def loaded(contract: FeatureContract, age_s: dict[str, float]) -> MemoryTable:
+def loaded(table: Table, contract: FeatureContract, age_s: dict[str, float]) -> Table:
     """Return a table whose entities' features are so many seconds old."""
-    table = MemoryTable(lambda: NOW)
     form = contract.stored_form
     block = {feature.name: np.ones(len(age_s), np.float32) for feature in form.features}
-    table.upsert(
+    table.overlay.upsert(
         list(age_s), form.fields, block | form.notes({}, {}, len(age_s)),
         as_of=np.array([NOW - age for age in age_s.values()]),
         computed_at=NOW, model_version=0, origin=Origin.UPSERT, keep_s=86_400.0,
@@ -344,9 +346,9 @@ def loaded(contract: FeatureContract, age_s: dict[str, float]) -> MemoryTable:
     return table
 
 
-def test_an_entity_with_only_too_old_features_is_known_and_its_row_says_so() -> None:
+def test_an_entity_with_only_too_old_features_is_known_and_its_row_says_so(new_table: NewTable) -> None:
     contract = contract_of(feature(group="p"), p={"max_age": "60s"})
-    table = loaded(contract, {"old": 61, "just": 60, "new": 0})
+    table = loaded(new_table(), contract, {"old": 61, "just": 60, "new": 0})
     gathered = FeatureGatherer(table, vectoriser_of(contract)).gather(["old", "just", "new", "nobody"], now=NOW)
     assert gathered.known.tolist() == [True, True, True, False]
     assert gathered.rows.rejected.tolist() == [True, False, False, True]
@@ -357,8 +359,10 @@ def test_an_entity_with_only_too_old_features_is_known_and_its_row_says_so() -> 
     assert gathered.groups["p"].too_old().tolist() == [True, False, False, False]
 
 
-def test_too_old_features_take_their_default_and_the_entity_stays_known() -> None:
+def test_too_old_features_take_their_default_and_the_entity_stays_known(new_table: NewTable) -> None:
     contract = contract_of(feature(group="p", default=9.0), p={"max_age": "60s"})
-    gathered = FeatureGatherer(loaded(contract, {"old": 61}), vectoriser_of(contract)).gather(["old"], now=NOW)
+    gathered = FeatureGatherer(loaded(new_table(), contract, {"old": 61}), vectoriser_of(contract)).gather(
+        ["old"], now=NOW
+    )
     assert (gathered.known.tolist(), gathered.rows.block["x"].tolist()) == ([True], [9.0])
     assert gathered.as_of.tolist() == [NOW], "nothing stored was used"

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inference.batch.rows import PreparedRows, Preparer
@@ -28,9 +30,10 @@ from inference.features.key_columns import group_times
 from inference.features.rows import take
 from inference.models.loaded import vector_hashes
 from inference.schema import DType, Signature, TensorSpec
-from inference.store import MemoryTable
+from inference.store import Table
 
-NOW = 1_790_000_000.0
+NOW = float(int(time.time()))
+NewTable = Callable[[], Table]
 STORED = ("left", "right")
 
 
@@ -100,18 +103,19 @@ def tables(draw: st.DrawFn, contract: FeatureContract) -> pa.Table:
 class Both:
     """One table on both ways."""
 
-    def __init__(self, contract: FeatureContract, table: pa.Table) -> None:
+    def __init__(self, contract: FeatureContract, table: pa.Table, new_table: NewTable) -> None:
         output = (TensorSpec("y", DType.FLOAT32),)
         signature = Signature(tuple(feature.spec for feature in contract.features), output)
         self.vectoriser = Vectoriser(contract, signature)
         self.table = table
+        self.new_table = new_table
 
     def batch(self) -> PreparedRows:
         preparer = Preparer(self.vectoriser, "entity_id", None, NOW)
         return preparer.prepare(self.table.combine_chunks().to_batches()[0])
 
     def realtime(self) -> Gathered:
-        stored = MemoryTable(lambda: NOW)
+        stored = self.new_table()
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "t.parquet"
             pq.write_table(self.table, file)
@@ -121,13 +125,13 @@ class Both:
 
     def stored_by_a_run(self, prepared: PreparedRows) -> Gathered:
         """What real time gathers after a run that fills the feature table."""
-        stored, contract = MemoryTable(lambda: NOW), self.vectoriser.contract
+        stored, contract = self.new_table(), self.vectoriser.contract
         rows = len(prepared.usable.ids)
-        manifest = stored.begin(
+        manifest = stored.generations.begin(
             contract.stored_fields, rows_expected=rows, model_version=0, contract_hash=contract.hash, keep_s=60
         )
-        stored.write(manifest, prepared.usable.ids, prepared.features, prepared.usable.as_of)
-        stored.publish(manifest.number)
+        stored.generations.write(manifest, prepared.usable.ids, prepared.features, prepared.usable.as_of)
+        stored.generations.publish(manifest.number)
         return FeatureGatherer(stored, self.vectoriser).gather(prepared.usable.ids.to_pylist(), now=NOW)
 
 
@@ -139,12 +143,14 @@ def predict(block: dict[str, np.ndarray]) -> np.ndarray:
     return np.tanh(inputs @ weights)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_vectors_are_equal_bit_for_bit_and_so_are_what_cannot_be_used_and_how_old_it_is(data: st.DataObject) -> None:
+def test_vectors_are_equal_bit_for_bit_and_so_are_what_cannot_be_used_and_how_old_it_is(
+    new_table: NewTable, data: st.DataObject
+) -> None:
     contract = data.draw(contracts())
     table = data.draw(tables(contract))
-    both = Both(contract, loadable(contract, table))
+    both = Both(contract, loadable(contract, table, new_table), new_table)
     if not both.table.num_rows:
         return
     batch, live = both.batch(), both.realtime()
@@ -169,23 +175,22 @@ def test_vectors_are_equal_bit_for_bit_and_so_are_what_cannot_be_used_and_how_ol
         np.testing.assert_allclose(predict(left), np.concatenate(alone), rtol=1e-5, atol=1e-6)
 
 
-def loadable(contract: FeatureContract, table: pa.Table) -> pa.Table:
+def loadable(contract: FeatureContract, table: pa.Table, new_table: NewTable) -> pa.Table:
     """Return the rows that a load takes: the others refuse the whole of it."""
-    vectoriser = Both(contract, table).vectoriser
+    vectoriser = Both(contract, table, new_table).vectoriser
     keep = []
     for row in range(table.num_rows):
         one = table.slice(row, 1)
         if not contract.has_several_groups and one[f"at_{contract.table_groups[0].name}"].null_count:
             continue
-        stored = MemoryTable(lambda: NOW)
         batch = one.combine_chunks().to_batches()[0]
-        times = group_times(batch, contract, None, stored.now())
+        times = group_times(batch, contract, None, NOW)
         if not vectoriser.stored_from_arrow(batch, times).rejected.any():
             keep.append(row)
     return table.take(pa.array(keep, pa.int64()))
 
 
-def test_the_property_is_about_something() -> None:
+def test_the_property_is_about_something(new_table: NewTable) -> None:
     contract = FeatureContract(
         (Feature("f0", DType.FLOAT32, (), 0.1, "left"), Feature("f1", DType.FLOAT64, (), None, "right", True)),
         (FeatureGroup("left", max_age_s=3600.0, event_time_column="at_left"),
@@ -196,7 +201,7 @@ def test_the_property_is_about_something() -> None:
         "entity_id": ["old", "young", "bare"], "f0": [5.0, None, 1.0], "f1": [1.0, None, None],
         "at_left": at, "at_right": pa.array([int(NOW) - 20] * 3, pa.timestamp("s")),
     })  # fmt: skip
-    both = Both(contract, table)
+    both = Both(contract, table, new_table)
     live, batch = both.realtime(), both.batch()
     assert live.groups["left"].status == [GroupStatus.OUTSIDE_MAX_AGE, GroupStatus.NOT_FOUND, GroupStatus.NOT_FOUND]
     np.testing.assert_array_equal(live.rows.block["f0"], np.float32([0.1, 0.1, 0.1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -12,10 +13,14 @@ import pytest
 from inference.errors import BadEntityId, BadInput, Conflict, ContractError
 from inference.features import Feature, FeatureContract, FeatureUpdate, FeatureWriter
 from inference.features.group_rows import stored_features
+from inference.redis.clients import Client
+from inference.redis.keys import TableKind
 from inference.schema import DType
-from inference.store import MemoryTable, Origin
+from inference.store import Origin
+from tests.support.redis_server import RedisServer
+from tests.support.tables import new_table, timed_client
 
-NOW = 1_000_000.5
+NOW = int(time.time()) + 0.5
 CONTRACT = FeatureContract(
     (
         Feature("x", DType.FLOAT32),
@@ -27,13 +32,14 @@ CONTRACT = FeatureContract(
 
 
 class Room:
-    def __init__(self) -> None:
+    def __init__(self, url: str) -> None:
         self.now = NOW
-        self.features, self.predictions = MemoryTable(lambda: self.now), MemoryTable(lambda: self.now)
+        client = timed_client(url, lambda: self.now)
+        self.features, self.predictions = new_table(client), new_table(client, TableKind.PREDICTIONS)
         self.writer = FeatureWriter(self.features, self.predictions, CONTRACT, keep_s=3600)
 
     def load(self, *, as_of: float) -> None:
-        manifest = self.features.begin(
+        manifest = self.features.generations.begin(
             CONTRACT.stored_fields, rows_expected=1, model_version=0, contract_hash=CONTRACT.hash, keep_s=3600
         )
         block = {
@@ -41,8 +47,8 @@ class Room:
             "pair": np.array([[3, 4]], np.float32),
         }  # fmt: skip
         block |= CONTRACT.stored_form.notes({}, {}, 1)
-        self.features.write(manifest, pa.array(["a"]), block, np.array([as_of]))
-        self.features.publish(manifest.number)
+        self.features.generations.write(manifest, pa.array(["a"]), block, np.array([as_of]))
+        self.features.generations.publish(manifest.number)
 
     def put(self, entity_id: str = "a", *, at: float | None = None, **features: Any) -> tuple[bool, float]:
         [result] = self.writer.write([FeatureUpdate(entity_id, features, at)])
@@ -54,8 +60,8 @@ class Room:
 
 
 @pytest.fixture
-def room() -> Room:
-    return Room()
+def room(redis_client: Client, redis_server: RedisServer) -> Room:
+    return Room(redis_server.url())
 
 
 def test_features_that_are_not_named_stay_as_they_are(room: Room) -> None:
@@ -92,10 +98,10 @@ def test_a_load_with_newer_times_takes_over(room: Room) -> None:
 
 def test_an_update_that_was_not_applied_outdates_nothing(room: Room) -> None:
     room.load(as_of=NOW - 100)
-    room.predictions.activate(1)
+    room.predictions.versions.activate(1)
     prediction = (CONTRACT.features[0].spec,)
     block = {"x": np.array([1], np.float32)}
-    room.predictions.upsert(
+    room.predictions.overlay.upsert(
         ["a"], prediction, block, as_of=np.array([NOW - 100]), computed_at=NOW, model_version=1,
         origin=Origin.REALTIME, keep_s=60,
     )  # fmt: skip
@@ -108,12 +114,14 @@ def test_an_update_that_was_not_applied_outdates_nothing(room: Room) -> None:
 def test_a_change_outdates_the_prediction_that_a_run_made_in_the_same_second(room: Room) -> None:
     second = np.floor(NOW - 100)
     room.load(as_of=second - 100)
-    room.predictions.activate(1)
-    run = room.predictions.begin(
+    room.predictions.versions.activate(1)
+    run = room.predictions.generations.begin(
         (CONTRACT.features[0].spec,), rows_expected=1, model_version=1, contract_hash=CONTRACT.hash, keep_s=3600
     )
-    room.predictions.write(run, pa.array(["a"]), {"x": np.array([1], np.float32)}, np.array([second + 0.25]))
-    room.predictions.publish(run.number)
+    room.predictions.generations.write(
+        run, pa.array(["a"]), {"x": np.array([1], np.float32)}, np.array([second + 0.25])
+    )
+    room.predictions.generations.publish(run.number)
     assert room.put(at=second + 0.75, x=5) == (True, second)
     [entry] = room.predictions.read(["a"])
     assert entry is not None
@@ -189,9 +197,9 @@ def test_single_features_of_an_older_contract_give_way_to_new_ones(room: Room) -
     assert room.stored() == {"x": 2.0, "n": 7, "more": 4.0}
 
 
-@pytest.mark.parametrize("as_of", [NOW - 10, NOW - 0.1])
-def test_every_update_counts_that_comes_after_a_load(room: Room, as_of: float) -> None:
-    room.load(as_of=as_of)
+@pytest.mark.parametrize("age_s", [10, 0.1])
+def test_every_update_counts_that_comes_after_a_load(room: Room, age_s: float) -> None:
+    room.load(as_of=NOW - age_s)
     room.now += 0.2
     assert room.put(x=2)[0]
     assert (room.stored() or {})["x"] == 2.0
@@ -223,11 +231,15 @@ def grouped(room: Room) -> Room:
     """A profile of a day ago, and no session."""
     room.writer = FeatureWriter(room.features, room.predictions, GROUPS, keep_s=3600)
     form = GROUPS.stored_form
-    manifest = room.features.begin(form.fields, rows_expected=1, model_version=0, contract_hash="", keep_s=3600)
+    manifest = room.features.generations.begin(
+        form.fields, rows_expected=1, model_version=0, contract_hash="", keep_s=3600
+    )
     times = {"profile": np.array([NOW - 86_400]), "session": np.array([np.nan])}
     block = {"age": np.array([40], np.float32), "city": np.array(["Ulm"], object), "clicks": np.array([0])}
-    room.features.write(manifest, pa.array(["a"]), block | form.notes({}, times, 1), np.array([NOW - 86_400]))
-    room.features.publish(manifest.number)
+    room.features.generations.write(
+        manifest, pa.array(["a"]), block | form.notes({}, times, 1), np.array([NOW - 86_400])
+    )
+    room.features.generations.publish(manifest.number)
     return room
 
 

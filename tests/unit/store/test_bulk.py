@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from inference.store.bulk import Pace, send_in_bulk, sum_of
-from inference.store.wire import Commands
+from inference.redis.pipes import BulkCommands, Pace, send_in_bulk, sum_of
 
 
 class Time:
@@ -67,7 +66,7 @@ class Server:
         return redis.ConnectionPool(host="127.0.0.1", port=port, **{**own, **kwargs})
 
 
-PIECES = [Commands(b"one", 2), Commands(b"two", 1)]
+PIECES = [BulkCommands(b"one", 2), BulkCommands(b"two", 1)]
 
 
 def test_replies_come_back_in_order_however_they_are_cut() -> None:

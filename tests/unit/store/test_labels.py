@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inference.store.labels import is_on_canary_side, labels_from_text
+from inference.store.versions import is_on_canary_side, labels_from_text
 
 #: of the first hundred, by BLAKE2b of "delay", a zero byte and the id
 KNOWN = ["customer-15", "customer-38", "customer-40", "customer-46", "customer-64", "customer-80"]

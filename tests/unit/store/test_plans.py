@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from inference.keys import Keys, TableKind
+from inference.redis.keys import Keys, TableKind
 from inference.schema import DType, TensorSpec
 from inference.store.codec import codec_for, pack_outdated, pack_overlay, schema_digest, schema_text
 from inference.store.layout import bucket_of, stored_id
-from inference.store.plans import (
+from inference.store.reading import (
     Plan,
     ReaderMemory,
     plan_pointer,

@@ -21,6 +21,8 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:T:schemas      | hash   | digest → fields of overlay values (JSON) | for good              | upsert script         |
 | P:m:M:record     | hash   | version → version record (JSON)          | for good              | inspect, workers      |
 | P:m:M:micro      | hash   | version:device → rows per call (JSON)    | for good              | batch workers         |
+| P:m:M:loads      | hash   | version, host, pid → loads that began    | 30 days unchanged     | workers               |
+|                  |        | there and did not end                    |                       |                       |
 | P:m:M:reload     | hash   | asked → last wish for new versions;      | an hour unchanged     | models reload,        |
 |                  |        | W → last wish that worker has fulfilled  |                       | real-time workers     |
 | P:m:M:answers    | list   | answers computed on demand, and what     | newest few hundred,   | real-time workers     |
@@ -65,6 +67,10 @@ from enum import StrEnum
 
 #: entity ids whose UTF-8 is longer are stored under a digest: one long field unpacks a compact hash
 MAX_INLINE_ID_BYTES = 60
+
+
+#: what belongs to a run beside its record, each under a key of its own
+RUN_PARTS = ("plan", "entities", "claims", "done", "sent", "driver", "histogram")
 
 
 class TableKind(StrEnum):
@@ -182,7 +188,7 @@ class Keys:
         return f"{self.prefix}:r:{run_id}"
 
     def run_part(self, run_id: str, part: str) -> str:
-        """`plan`, `entities`, `claims`, `done`, `sent` or `histogram` of a run."""
+        """One of RUN_PARTS of a run."""
         return f"{self.prefix}:r:{run_id}:{part}"
 
     def reconciler(self, model: str) -> str:

@@ -1,0 +1,208 @@
+"""Opens clients of Redis by how long they wait, and translates what redis-py raises.
+
+Every command, pipeline and script of these clients raises StoreUnavailable or StoreFull when Redis does not do what it
+is asked. A Redis outage never looks like an answer, and nobody else catches redis-py's errors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import redis
+import redis.asyncio
+from redis.client import Pipeline
+from redis.exceptions import NoScriptError
+
+from inference.errors import StoreFull, StoreUnavailable
+from inference.redis.pipes import AsyncPipe, BulkCommands, Command, Pace, Pipe, send_in_bulk
+
+#: nobody waits longer for a connection, however long answers may take
+_CONNECT_TIMEOUT_S = 5.0
+
+_REDIS_ERRORS = (redis.RedisError, OSError)
+
+_SCRIPTS = {path.stem: path.read_text() for path in (Path(__file__).parent / "scripts").glob("*.lua")}
+_DIGESTS = {name: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() for name, text in _SCRIPTS.items()}
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a client waits for each answer, and for a connection, though at most 5 s. It sends nothing twice.
+
+    `check_after_s`: a connection that was idle for so long is checked before it is used again; 0: never.
+    """
+
+    timeout_s: float
+    check_after_s: float = 0
+
+
+#: somebody waits for the answer: gives up soon
+REQUEST = Patience(1.0)
+#: a worker, a page or a command may wait for a busy Redis
+WORKER = Patience(10.0, check_after_s=30)
+
+
+class Client(redis.Redis):
+    """A blocking client, which threads may share. Answers are bytes.
+
+    Everything raises StoreUnavailable when Redis does not answer, or refuses a command, and StoreFull when it is out
+    of memory.
+    """
+
+    @cached_property
+    def _pipe(self) -> Pipe:
+        return Pipe(self)
+
+    def execute_command(self, *arguments: Any, **options: Any) -> Any:
+        """Send one command and return its answer; every method of redis-py calls this."""
+        try:
+            return super().execute_command(*arguments, **options)  # type: ignore[no-untyped-call]
+        except NoScriptError:
+            raise  # `run_script` and redis-py's locks then send the script itself
+        except _REDIS_ERRORS as error:
+            raise _translated(error) from error
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        """Return a pipeline whose `execute` raises the errors of this client."""
+        return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
+    def send(self, commands: Sequence[Command], *, atomic: bool = False) -> list[Any]:
+        """Return the replies of one pipeline; `atomic` makes it a transaction."""
+        with self.pipeline(transaction=atomic) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
+            replies: list[Any] = pipeline.execute()
+            return replies
+
+    def exchange(self, commands: Sequence[Command]) -> list[Any]:
+        """Return the replies of one pipeline as Redis gives them, faster than `send`. The commands may run twice."""
+        try:
+            return self._pipe.send(commands)
+        except NoScriptError:
+            raise
+        except _REDIS_ERRORS as error:
+            raise _translated(error) from error
+
+    def run_script(self, name: str, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
+        """Return the answer of a script of `scripts/`."""
+        try:
+            return self.evalsha(_DIGESTS[name], len(keys), *keys, *arguments)
+        except NoScriptError:
+            return self.eval(_SCRIPTS[name], len(keys), *keys, *arguments)
+
+    def run_repeatable_script(self, name: str, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
+        """Return the answer of a script that may run twice, which is faster."""
+        try:
+            return self.exchange([("EVALSHA", _DIGESTS[name], len(keys), *keys, *arguments)])[0]
+        except NoScriptError:
+            return self.run_script(name, keys, arguments)
+
+    def send_in_bulk(self, pieces: Iterable[BulkCommands], pace: Pace) -> bytes:
+        """Send commands by the ten thousand and return their replies, a `:number` and CR LF each."""
+        try:
+            return send_in_bulk(self.connection_pool, pieces, pace)
+        except _REDIS_ERRORS as error:
+            raise _translated(error) from error
+
+
+class _Pipeline(Pipeline):
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        try:
+            return super().execute(raise_on_error)
+        except _REDIS_ERRORS as error:
+            raise _translated(error) from error
+
+
+class AsyncClient(redis.asyncio.Redis):
+    """A client for one event loop. Answers are bytes; `async with` closes it.
+
+    Everything raises StoreUnavailable when Redis does not answer, or refuses a command, and StoreFull when it is out
+    of memory. Subscriptions raise redis-py's own errors.
+    """
+
+    @cached_property
+    def _pipe(self) -> AsyncPipe:
+        timeout_s = self.connection_pool.connection_kwargs.get("socket_timeout")
+        return AsyncPipe(self, timeout_s=WORKER.timeout_s if timeout_s is None else timeout_s)
+
+    async def execute_command(self, *arguments: Any, **options: Any) -> Any:
+        """Send one command and return its answer; every method of redis-py calls this."""
+        try:
+            return await super().execute_command(*arguments, **options)  # type: ignore[no-untyped-call]
+        except NoScriptError:
+            raise
+        except _REDIS_ERRORS as error:
+            raise _translated(error) from error
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> redis.asyncio.client.Pipeline:
+        """Return a pipeline whose `execute` raises the errors of this client."""
+        return _AsyncPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
+    async def exchange(self, commands: Sequence[Command]) -> list[Any]:
+        """Return the replies of one pipeline as Redis gives them, faster than redis-py. The commands may run twice."""
+        try:
+            return await self._pipe.send(commands)
+        except _REDIS_ERRORS as error:
+            raise _translated(error) from error
+
+    async def run_script(self, name: str, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
+        """Return the answer of a script of `scripts/`."""
+        try:
+            return await self.evalsha(_DIGESTS[name], len(keys), *keys, *arguments)
+        except NoScriptError:
+            return await self.eval(_SCRIPTS[name], len(keys), *keys, *arguments)
+
+
+class _AsyncPipeline(redis.asyncio.client.Pipeline):
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        try:
+            return await super().execute(raise_on_error)
+        except _REDIS_ERRORS as error:
+            raise _translated(error) from error
+
+
+def open_client(url: str, patience: Patience) -> Client:
+    """Return a blocking client. It connects when it is first used.
+
+    Raises:
+        ValueError: the URL cannot be understood.
+    """
+    return cast(Client, Client.from_url(url, **_options(patience)))
+
+
+def open_async_client(url: str, patience: Patience) -> AsyncClient:
+    """Return a client for one event loop. It connects when it is first used.
+
+    Raises:
+        ValueError: the URL cannot be understood.
+    """
+    return cast(AsyncClient, AsyncClient.from_url(url, **_options(patience)))
+
+
+def cause_of(error: StoreUnavailable) -> redis.RedisError | OSError | None:
+    """Return the error of redis-py behind an outage, to tell kinds of outage apart; None if there is none."""
+    cause = error.__cause__
+    return cause if isinstance(cause, _REDIS_ERRORS) else None
+
+
+def _translated(error: redis.RedisError | OSError) -> StoreUnavailable:
+    # by its text: the error's class and code depend on whether a script met it, and on Redis' version
+    if "command not allowed when used memory > 'maxmemory'" in str(error):
+        return StoreFull("Redis is out of memory: raise its maxmemory or store less, then start the run again")
+    if isinstance(error, redis.ResponseError):
+        return StoreUnavailable(f"Redis refuses a command: {error}")
+    return StoreUnavailable(f"Redis did not answer: {error}")
+
+
+def _options(patience: Patience) -> dict[str, Any]:
+    return {
+        "socket_timeout": patience.timeout_s,
+        "socket_connect_timeout": min(patience.timeout_s, _CONNECT_TIMEOUT_S),
+        "health_check_interval": patience.check_after_s,
+        "retry": None,
+    }

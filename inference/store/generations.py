@@ -1,0 +1,320 @@
+"""The generations of a table: whole sets of rows, written by runs, of which one is current."""
+
+from __future__ import annotations
+
+import math
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from inference.errors import Conflict, NotFound
+from inference.redis.clients import Client
+from inference.redis.keys import TableKeys
+from inference.redis.pipes import BulkCommands, Pace, sum_of
+from inference.schema import Block, TensorSpec
+from inference.store.codec import codec_for, pack_overlay
+from inference.store.layout import bucket_count
+from inference.store.overlay import Overlay
+from inference.store.reading import follow, parse_pointer, plan_pointer
+from inference.store.records import GenerationState, Manifest, Origin, Pointer
+from inference.store.wire import encode_lengths, encode_window
+from inference.stored_data import reading
+
+#: seconds between the two sweeps of collection: longer than a straggling writer holds one window
+SWEEP_AFTER_S = 900.0
+
+_HLEN_PER_PIPELINE = 4096
+#: of about 100 rows each
+_BUCKETS_PER_MOVE = 10
+_BUCKETS_OF_SAMPLE = 3
+_BUCKETS_MEASURED = 16
+_BYTES_PER_SEND = 256 * 1024
+
+
+class Generations:
+    """Writes, publishes and removes generations. Every method raises StoreUnavailable when Redis does not answer.
+
+    A run fills a generation that nobody reads; publishing it flips one pointer. `name` of the table stands in errors.
+    """
+
+    def __init__(self, client: Client, keys: TableKeys, overlay: Overlay, *, name: str, pace: Pace) -> None:
+        self._client = client
+        self._keys = keys
+        self._overlay = overlay
+        self._name = name
+        self._pace = pace
+
+    def begin(
+        self,
+        fields: Sequence[TensorSpec],
+        *,
+        rows_expected: int,
+        model_version: int,
+        contract_hash: str,
+        keep_s: float,
+        run_id: str | None = None,
+    ) -> Manifest:
+        """Open a new generation, loading, whose rows are forgotten after `keep_s` seconds."""
+        keys = self._keys
+        number, time_reply, _ = self._client.send(
+            [
+                ("INCR", keys.sequence),
+                ("TIME",),
+                ("HSETNX", keys.pointer, "incarnation", uuid.uuid4().hex),
+            ]
+        )
+        created_at = to_seconds(time_reply)
+        manifest = Manifest(
+            number=number,
+            fields=tuple(fields),
+            buckets=bucket_count(rows_expected),
+            model_version=model_version,
+            contract_hash=contract_hash,
+            run_id=run_id,
+            created_at=created_at,
+            deadline=created_at + keep_s,
+            rows_expected=rows_expected,
+        )
+        record = {
+            "state": GenerationState.LOADING.value,
+            "manifest": manifest.to_json(),
+            "version": model_version,
+        }
+        pairs = [part for item in record.items() for part in item]
+        self._client.send(
+            [
+                ("HSET", keys.generation(number), *pairs),
+                ("ZADD", keys.generations, created_at, number),
+            ],
+            atomic=True,
+        )
+        return manifest
+
+    def write(self, manifest: Manifest, ids: Any, block: Block, as_of: npt.NDArray[np.float64]) -> None:
+        """Store rows in a generation; may run twice.
+
+        Windows of some 250 000 rows are fastest. `ids`: an Arrow text array without nulls; `as_of` is
+        clamped to the generation's `created_at`. Of rows with one id, the last one stays.
+
+        Raises:
+            UnknownFormat: a release whose form of data is not known here began the generation.
+        """
+        manifest.check_format()
+        if ids.null_count or len(ids) != len(as_of):
+            raise ValueError(f"{len(ids)} ids ({ids.null_count} of them null) for {len(as_of)} rows")
+        rows = codec_for(manifest.fields).pack(block, np.minimum(as_of, manifest.created_at))
+        prefix = self._keys.bucket_prefix(manifest.number)
+        deadline = math.ceil(manifest.deadline)
+        window = encode_window(
+            ids,
+            rows,
+            bucket_prefix=prefix,
+            buckets=manifest.buckets,
+            deadline=deadline,
+            piece_bytes=_BYTES_PER_SEND,
+        )
+        self._client.send_in_bulk(window, self._pace)
+
+    def count(self, manifest: Manifest) -> int:
+        """Return how many distinct ids a generation holds, counted in the store."""
+        pieces = (
+            BulkCommands(encode_lengths(keys), len(keys)) for keys in self._bucket_keys(manifest, _HLEN_PER_PIPELINE)
+        )
+        return sum_of(self._client.send_in_bulk(pieces, Pace()))
+
+    def manifest(self, number: int) -> Manifest | None:
+        """Return a generation's manifest, or None when it is gone."""
+        text = self._client.send([("HGET", self._keys.generation(number), "manifest")])[0]
+        return None if text is None else Manifest.from_json(text)
+
+    def state(self, number: int) -> GenerationState | None:
+        """Return a generation's state, or None when it is gone."""
+        text = self._client.send([("HGET", self._keys.generation(number), "state")])[0]
+        with self._reading():
+            return None if text is None else GenerationState(text.decode())
+
+    def all(self) -> list[Manifest]:
+        """Return the manifests of all generations that are not gone, oldest first."""
+        texts = self._client.send([("HGET", self._keys.generation(n), "manifest") for n in self._numbers()])
+        return [Manifest.from_json(text) for text in texts if text is not None]
+
+    def publish(self, number: int, *, run_key: str | None = None, run_state: str | None = None) -> Pointer:
+        """Make a generation current in one step, and the current one previous; may run twice.
+
+        With `run_key`, only if that run record's `state` is `run_state`. The generation that was previous
+        can be collected from then on.
+
+        Raises:
+            Conflict: it is not loading (nor current already), or the run is in another state.
+            NotFound: it is gone.
+        """
+        keys = [self._keys.pointer, self._keys.generation(number), *([run_key] if run_key else [])]
+        status = self._client.run_script(
+            "publish", keys, [number, self._keys.generation_prefix, run_state or ""]
+        ).decode()
+        if status == "gone":
+            raise NotFound(f"generation {number} of the {self._name} does not exist (any more)")
+        if status == "run":
+            raise Conflict(f"generation {number} of the {self._name}: its run is not {run_state}")
+        if status != "ok":
+            raise Conflict(f"generation {number} of the {self._name} is {status}: only a loading one is published")
+        return follow(plan_pointer(self._keys), self._client)
+
+    def move_to_overlay(self, number: int, *, keep_s: float) -> None:
+        """Make a loading generation's rows overlay entries, each forgotten after `keep_s` seconds; may run twice.
+
+        An overlay entry that is newer stays: the rows count as computed when the generation was begun. Readers see
+        them one after the other. Once all are moved, the generation can be collected.
+
+        Raises:
+            Conflict: it is neither loading nor moved already.
+            NotFound: it is gone.
+        """
+        manifest, state = self.manifest(number), self.state(number)
+        if manifest is not None and state is GenerationState.LOADING:
+            for keys in self._bucket_keys(manifest, _BUCKETS_PER_MOVE):
+                found = self._client.send([("HGETALL", key) for key in keys])
+                rows = {field: row for bucket in found for field, row in bucket.items()}
+                entries = pack_overlay(
+                    manifest.fields, list(rows.values()), manifest.created_at, manifest.model_version, Origin.BATCH
+                )
+                self._overlay.put(list(rows), entries, manifest.fields, keep_s)
+        status = self._client.run_script("moved", [self._keys.generation(number)], []).decode()
+        if status == "gone":
+            raise NotFound(f"generation {number} of the {self._name} does not exist (any more)")
+        if status != "ok":
+            raise Conflict(f"generation {number} of the {self._name} is {status}: only a loading one is moved")
+
+    def some_rows(self) -> Block:
+        """Return a few rows of the current generation as they were loaded, by column; empty when there is none."""
+        number = follow(plan_pointer(self._keys), self._client).current
+        manifest = None if number is None else self.manifest(number)
+        if manifest is None:
+            return {}
+        manifest.check_format()
+        found = self._client.send([("HGETALL", key) for key in next(self._bucket_keys(manifest, _BUCKETS_OF_SAMPLE))])
+        rows = [row for bucket in found for row in bucket.values()]
+        return codec_for(manifest.fields).unpack_block(rows)[0] if rows else {}
+
+    def discard(self, number: int, state: GenerationState) -> None:
+        """Mark a generation FAILED or CANCELLED, never to be served; one that is gone is left gone.
+
+        Raises:
+            Conflict: it is current or previous.
+        """
+        status = self._client.run_script("discard", [self._keys.generation(number)], [state.value]).decode()
+        if status != "ok":
+            raise Conflict(f"generation {number} of the {self._name} is {status}: roll back instead")
+
+    def rollback(self, expected_current: int) -> Pointer:
+        """Go back to the previous generation and its model version, in one step.
+
+        The versions left behind are held: neither activated again nor read from the overlay. The label `stable`, if
+        there is one, goes along.
+
+        Raises:
+            Conflict: `expected_current` is not current, or there is no previous generation.
+        """
+        arguments = [expected_current, self._keys.generation_prefix]
+        status, *pointer = self._client.run_script("rollback", [self._keys.pointer], arguments)
+        if status == b"moved":
+            raise Conflict(f"generation {expected_current} of the {self._name} is not the current one (any more)")
+        if status != b"ok":
+            raise Conflict(f"the {self._name} have no previous generation to go back to")
+        with self._reading():
+            return parse_pointer(pointer)
+
+    def collectable(self) -> list[int]:
+        """Return the generations that can be removed now: not current, previous or loading."""
+        numbers = self._numbers()
+        commands = [("HMGET", self._keys.generation(n), "state", "sweep_due_at") for n in numbers]
+        *replies, time_reply = self._client.send([*commands, ("TIME",)])
+        now = to_seconds(time_reply)
+        in_use = {GenerationState.CURRENT, GenerationState.PREVIOUS, GenerationState.LOADING}
+        with self._reading():
+            return [
+                number
+                for number, (state, due_at) in zip(numbers, replies, strict=True)
+                if state is None or (state.decode() not in in_use and (due_at is None or float(due_at) <= now))
+            ]
+
+    def collect(
+        self,
+        number: int,
+        *,
+        pause_s: float = 0.01,
+        buckets_per_batch: int = 500,
+        sweep_after_s: float = SWEEP_AFTER_S,
+    ) -> int:
+        """Remove a generation's rows and return how many keys went; may run twice.
+
+        The first call starts its removal, from which there is no way back, and leaves the manifest. A call
+        `sweep_after_s` later removes what a straggler wrote, and then the manifest; 0 does both at once.
+        `pause_s` is the rest after each batch of `buckets_per_batch` keys.
+
+        Raises:
+            Conflict: it is current, previous or loading.
+        """
+        status, *record = self._client.run_script("begin_collection", [self._keys.generation(number)], [])
+        if status == b"gone":
+            self._client.send([("ZREM", self._keys.generations, number)])
+            return 0
+        if status != b"ok":
+            raise Conflict(f"generation {number} of the {self._name} is {status.decode()}: it cannot be collected")
+        manifest, due_at = Manifest.from_json(record[0]), record[1]
+        now = to_seconds(self._client.send([("TIME",)])[0])
+        if due_at is not None and now < float(due_at):
+            return 0
+        removed = self._unlink_buckets(manifest, buckets_per_batch, pause_s)
+        if due_at is None and sweep_after_s > 0:
+            self._client.send([("HSET", self._keys.generation(number), "sweep_due_at", now + sweep_after_s)])
+        else:
+            self._client.send(
+                [
+                    ("UNLINK", self._keys.generation(number)),
+                    ("ZREM", self._keys.generations, number),
+                ],
+                atomic=True,
+            )
+        return removed
+
+    def row_bytes(self, manifest: Manifest) -> float | None:
+        """Return the bytes that a row takes in Redis, over 16 of the buckets; None when they are empty."""
+        step = max(manifest.buckets // _BUCKETS_MEASURED, 1)
+        keys = [self._keys.bucket(manifest.number, bucket) for bucket in range(0, manifest.buckets, step)]
+        sizes = [("MEMORY", "USAGE", key, "SAMPLES", 0) for key in keys]
+        answers = self._client.send([*(("HLEN", key) for key in keys), *sizes])
+        rows, taken = sum(answers[: len(keys)]), sum(size or 0 for size in answers[len(keys) :])
+        return taken / rows if rows else None
+
+    def _numbers(self) -> list[int]:
+        members = self._client.send([("ZRANGE", self._keys.generations, 0, -1)])[0]
+        with self._reading():
+            return [int(number) for number in members]
+
+    def _reading(self) -> AbstractContextManager[None]:
+        return reading(f"what stands under {self._keys.base}")
+
+    def _bucket_keys(self, manifest: Manifest, per_batch: int) -> Iterator[list[str]]:
+        prefix = self._keys.bucket_prefix(manifest.number)
+        for start in range(0, manifest.buckets, per_batch):
+            yield [f"{prefix}{bucket}" for bucket in range(start, min(start + per_batch, manifest.buckets))]
+
+    def _unlink_buckets(self, manifest: Manifest, per_batch: int, pause_s: float) -> int:
+        removed = 0
+        for index, keys in enumerate(self._bucket_keys(manifest, per_batch)):
+            if index:
+                time.sleep(pause_s)
+            removed += self._client.send([("UNLINK", *keys)])[0]
+        return removed
+
+
+def to_seconds(time_reply: Sequence[Any]) -> float:
+    """Return epoch seconds from the reply to TIME."""
+    seconds, microseconds = time_reply
+    return int(seconds) + int(microseconds) / 1e6

@@ -1,0 +1,102 @@
+"""The overlay of a table: single entries that are newer than the generation, each with an expiry of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from inference.redis.clients import Client
+from inference.redis.keys import TableKeys
+from inference.schema import Block, TensorSpec
+from inference.store.codec import codec_for, outdated_as_of, pack_changes, pack_overlay, schema_digest, schema_text
+from inference.store.layout import stored_id
+from inference.store.records import Origin
+
+_IDS_PER_SCRIPT = 1000
+
+
+class Overlay:
+    """Writes the overlay entries of a table. Every method raises StoreUnavailable when Redis does not answer."""
+
+    def __init__(self, client: Client, keys: TableKeys) -> None:
+        self._client = client
+        self._keys = keys
+
+    def upsert(
+        self,
+        ids: Sequence[str],
+        fields: Sequence[TensorSpec],
+        block: Block,
+        *,
+        as_of: npt.NDArray[np.float64],
+        computed_at: float,
+        model_version: int,
+        origin: Origin,
+        keep_s: float,
+    ) -> None:
+        """Store entries, each forgotten after `keep_s` seconds; may run twice.
+
+        Never overwrites an entry of the same model version with a newer (`as_of`, `computed_at`).
+        `model_version` is 0 for features.
+        """
+        schema = tuple(fields)
+        rows = codec_for(schema).pack(block, np.minimum(as_of, computed_at)).to_pylist()
+        entries = pack_overlay(schema, rows, computed_at, model_version, origin)
+        if len(ids) != len(entries):
+            raise ValueError(f"{len(ids)} ids for {len(entries)} rows")
+        self.put([stored_id(entity_id) for entity_id in ids], entries, schema, keep_s)
+
+    def put(
+        self, stored_ids: Sequence[bytes], entries: Sequence[bytes], schema: tuple[TensorSpec, ...], keep_s: float
+    ) -> None:
+        """Store packed entries as `upsert` does."""
+        keys = [self._keys.overlay(stored) for stored in stored_ids]
+        head = [_to_milliseconds(keep_s), schema_digest(schema), schema_text(schema)]
+        for start in range(0, len(keys), _IDS_PER_SCRIPT):
+            part = slice(start, start + _IDS_PER_SCRIPT)
+            self._client.run_repeatable_script("upsert", [self._keys.schemas, *keys[part]], [*head, *entries[part]])
+
+    def replace(
+        self,
+        ids: Sequence[str],
+        fields: Sequence[TensorSpec],
+        block: Block,
+        *,
+        known_at: npt.NDArray[np.float64],
+        expected: Sequence[bytes | None],
+        keep_s: float,
+    ) -> list[bool]:
+        """Store rows of features, each only if its overlay entry is still the `expected` one; return which were stored.
+
+        `known_at`: the rows' event times, whose whole seconds are their `as_of`.
+        """
+        schema = tuple(fields)
+        entries = pack_changes(schema, block, known_at)
+        keys = [self._keys.overlay(stored_id(entity_id)) for entity_id in ids]
+        pairs = [part for pair in zip(expected, entries, strict=True) for part in (pair[0] or b"", pair[1])]
+        head = [_to_milliseconds(keep_s), schema_digest(schema), schema_text(schema)]
+        done: list[int] = []
+        for start in range(0, len(keys), _IDS_PER_SCRIPT):
+            part, its_pairs = keys[start : start + _IDS_PER_SCRIPT], pairs[2 * start : 2 * (start + _IDS_PER_SCRIPT)]
+            done += self._client.run_script("replace", [self._keys.schemas, *part], [*head, *its_pairs])
+        return [bool(one) for one in done]
+
+    def outdate(self, ids: Sequence[str], *, changed_at: npt.NDArray[np.float64], keep_s: float) -> None:
+        """Note in a table of predictions that features of the ids, with event times `changed_at`, have just changed.
+
+        This removes earlier answers computed on demand, also those that a worker stores late. An answer of a run
+        becomes `outdated` if it may be older: rows know their age to the whole second, so a row of the second of the
+        change counts as older. The note goes with the next answer computed on demand, or after `keep_s` seconds.
+        """
+        as_of = outdated_as_of(changed_at).tolist()
+        keys = [self._keys.overlay(stored_id(entity_id)) for entity_id in ids]
+        for start in range(0, len(keys), _IDS_PER_SCRIPT):
+            part = slice(start, start + _IDS_PER_SCRIPT)
+            self._client.run_script("outdate", keys[part], [_to_milliseconds(keep_s), *as_of[part]])
+
+
+def _to_milliseconds(seconds: float) -> int:
+    return max(1, math.ceil(seconds * 1000))
