@@ -16,7 +16,7 @@ from fuzzing.rule import Parser, refusing
 from inference.errors import BadInput, ContractError, ModelError, SettingsError, SourceError
 from inference.features import FeatureContract, read_contract
 from inference.features.groups import GroupSource
-from inference.models.remote import read_remote
+from inference.models.remote_file import read_remote
 from inference.schema import DType, Signature, TensorSpec
 from inference.settings import Settings, load_settings
 from inference.sources import Source, column_problem, open_source, read_slices, whole_slices

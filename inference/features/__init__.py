@@ -1,12 +1,12 @@
 """Features: what a model needs to know of an entity, and how tables and requests become arrays."""
 
+from inference.features.bulk_load import LoadReport, load_features
 from inference.features.contract import FeatureContract, contract_from_signature, read_contract, written_contract
 from inference.features.feature import Feature
 from inference.features.functions import FeatureFunctions
 from inference.features.gathering import Fallback, FeatureGatherer, Found, Gathered, GroupReading, explain
 from inference.features.groups import DEFAULT_GROUP, FeatureGroup, GroupSource, GroupStatus
 from inference.features.key_columns import EARLIEST_S, LATEST_S, check_event_time_column, check_key_columns, event_times
-from inference.features.loading import LoadReport, load_features
 from inference.features.rows import FeatureRows, Rejection
 from inference.features.updates import FeatureUpdate, FeatureWriter, UpdateResult
 from inference.features.vectoriser import Vectoriser

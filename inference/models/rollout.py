@@ -20,7 +20,7 @@ from inference.logs import get_logger
 from inference.models.host import ModelHost, VersionWaits, is_ruled_out
 from inference.models.loading import TryApart, inspect_version_in_subprocess
 from inference.models.registry import ModelRegistry, VersionRecord
-from inference.models.remote import REMOTE_FILE
+from inference.models.remote_file import REMOTE_FILE
 from inference.models.versions import files_in, find_versions, fingerprint, unusable_folders, wanted_versions
 from inference.settings import Settings
 from inference.store import Pointer

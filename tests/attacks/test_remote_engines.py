@@ -18,7 +18,7 @@ import pytest
 
 from inference.errors import ModelError, ModelOutOfMemory, ModelUnavailable, PredictionFailed
 from inference.models import inspect_in_subprocess
-from inference.models import remote as descriptions
+from inference.models import remote_file as descriptions
 from inference.models.runtimes import LoadOptions, Runtime, load_runtime
 from inference.models.runtimes import remote as engines
 from inference.settings import Settings

@@ -19,7 +19,7 @@ import orjson
 from inference.errors import ForecacheError, ModelError, ModelOutOfMemory, ModelUnavailable, PredictionFailed
 from inference.features import FeatureContract
 from inference.logs import get_logger
-from inference.models.remote import NEVER_ASKED, RemoteEngine, check_engine_host, is_metadata_address, read_remote
+from inference.models.remote_file import NEVER_ASKED, RemoteEngine, check_engine_host, is_metadata_address, read_remote
 from inference.models.runtimes.remote_protocols import OpenInferenceProtocol, TensorFlowServingProtocol
 from inference.models.runtimes.runtime import LoadOptions, as_served
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from inference.errors import ModelError, PredictionFailed
-from inference.models.remote import RemoteEngine
+from inference.models.remote_file import RemoteEngine
 from inference.models.runtimes.runtime import row_spec
 from inference.schema import Block, DType, TensorSpec, rows_in
 

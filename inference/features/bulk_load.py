@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,15 +43,6 @@ class LoadReport:
     generation: int
     rows: int
     took_s: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {
-            "source": self.source,
-            "generation": self.generation,
-            "rows": self.rows,
-            "took_s": self.took_s,
-        }
 
 
 @dataclass(frozen=True)
