@@ -23,24 +23,24 @@ _POLITENESS = 10
 
 def main(argv: Sequence[str]) -> int:
     """Inspect one model's folder; returns the exit status."""
-    asked = _parser().parse_args(argv)
-    wanted = parse_wanted(asked.versions)
+    arguments = _parser().parse_args(argv)
+    wanted = parse_wanted(arguments.versions)
     if wanted is None:
-        return _complain(f"{asked.versions!r} is neither 'latest', 'all' nor version numbers such as 3,4", 2)
+        return _complain(f"{arguments.versions!r} is neither 'latest', 'all' nor version numbers such as 3,4", 2)
     options = LoadOptions(
-        allow_code=asked.allow_code,
+        allow_code=arguments.allow_code,
         # the inputs and outputs do not depend on the code of the features
-        import_functions=asked.import_functions,
-        code_folder=asked.code_folder,
-        signature=asked.signature,
-        engine_hosts=None if asked.engine_hosts is None else tuple(filter(None, asked.engine_hosts.split(","))),
+        import_functions=arguments.import_functions,
+        code_folder=arguments.code_folder,
+        signature=arguments.signature,
+        engine_hosts=None if arguments.engine_hosts is None else tuple(filter(None, arguments.engine_hosts.split(","))),
     )
     os.nice(_POLITENESS)
     try:
-        if asked.signatures:
-            print(signatures_to_json(newest_signatures(asked.path.absolute(), options)))  # noqa: T201
+        if arguments.signatures:
+            print(signatures_to_json(newest_signatures(arguments.path.absolute(), options)))  # noqa: T201
             return 0
-        records = inspect_versions(asked.path.absolute(), wanted, options=options, table=asked.table)
+        records = inspect_versions(arguments.path.absolute(), wanted, options=options, table=arguments.table)
     except ForecacheError as error:
         return _complain(error.message, 1)
     except Exception as error:  # noqa: BLE001 - the caller reads the last line, a person reads the traceback

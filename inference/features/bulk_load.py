@@ -165,8 +165,8 @@ def _write(table: Table, manifest: Manifest, source: _Source, batch: pa.RecordBa
         _refuse_without_time(source, ids, next(iter(times.values())))
     rows = source.vectoriser.stored_from_arrow(batch, times)
     if rows.reasons:
-        told = "; ".join(examples(rows.reasons[:_EXAMPLES], lambda row: ids[row].as_py()))
-        raise SourceError(f"{source.name}: {told}", field=rows.reasons[0].feature)
+        problems = "; ".join(examples(rows.reasons[:_EXAMPLES], lambda row: ids[row].as_py()))
+        raise SourceError(f"{source.name}: {problems}", field=rows.reasons[0].feature)
     # a time in the future counts as now: else no update could replace the values
     times = {group: np.minimum(group_times, manifest.created_at) for group, group_times in times.items()}
     notes = contract.stored_form.notes(rows.imputed, times, batch.num_rows)

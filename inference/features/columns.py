@@ -29,21 +29,21 @@ def type_problem(feature: Feature, type_: pa.DataType, called: str = "") -> str 
 
     `called`: the name of the type in the message, if not its own.
     """
-    told, type_ = called or str(type_), plain_type(type_)
+    type_name, type_ = called or str(type_), plain_type(type_)
     for depth, _ in enumerate(feature.shape):
         if pa.types.is_null(type_):  # lists of nothing but empty lists, or no list at all
             return None
         if not is_list(type_):
             fix = f"nest the lists, or declare shape [{feature.width}] in features.json" if depth else "store lists"
-            return f"is {told}, but the feature has shape {list(feature.shape)}: {fix}"
+            return f"is {type_name}, but the feature has shape {list(feature.shape)}: {fix}"
         type_ = type_.value_type
     if is_list(type_):
         shaped = f"has shape {list(feature.shape)}: nest the lists less"
         what = shaped if feature.shape else f"is {feature.dtype}: store single values"
-        return f"is {told}, but the feature {what}, or correct its shape in features.json"
+        return f"is {type_name}, but the feature {what}, or correct its shape in features.json"
     if pa.types.is_null(type_) or _fits(feature.dtype, type_):
         return None
-    return f"is {told}, but the feature is {feature.dtype}: {_fix(feature, type_)}"
+    return f"is {type_name}, but the feature is {feature.dtype}: {_fix(feature, type_)}"
 
 
 def column_values(column: pa.Array, feature: Feature) -> Values:

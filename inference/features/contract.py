@@ -156,8 +156,8 @@ def _groups(data: Any, features: tuple[Feature, ...]) -> tuple[FeatureGroup, ...
             groups[DEFAULT_GROUP] = FeatureGroup()
     for group in groups.values():
         if group.name not in used:
-            told = f"group {quoted(group.name)} has no feature: remove it, or name it in one"
-            raise ContractError(told, field=group.name)
+            message = f"group {quoted(group.name)} has no feature: remove it, or name it in one"
+            raise ContractError(message, field=group.name)
         if group.function in CLOCK_FUNCTIONS and used[group.name] != 1:
             raise ContractError(
                 f"group {quoted(group.name)}: {group.function} is one feature, and the group has {used[group.name]}: "

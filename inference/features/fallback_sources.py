@@ -82,11 +82,11 @@ class FunctionSource:
             raise SourceError("the function returned several rows of one entity")
         # by column, so that each keeps its own type
         columns = {str(name): frame[name].tolist() for name in frame.columns}
-        asked = set(entity_ids)
+        wanted = set(entity_ids)
         return {
             entity_id: {name: values[row] for name, values in columns.items()}
             for row, entity_id in enumerate(ids)
-            if entity_id in asked
+            if entity_id in wanted
         }
 
     def close(self) -> None:

@@ -78,10 +78,10 @@ class GuardedSource:
         cached = frozenset(known)
         if left:
             fetched = self._fetch(left)
-            told = {entity_id: fetched.get(entity_id) for entity_id in left}
+            new = {entity_id: fetched.get(entity_id) for entity_id in left}
             with self._lock:
-                self._cache.update(told)
-            known |= told
+                self._cache.update(new)
+            known |= new
         return FallbackAnswer(known, cached)
 
     def close(self) -> None:
@@ -196,21 +196,23 @@ class FallbackChain:
             source.close()
 
     def _ask(self, source: GuardedSource, answer: _Answer, left: npt.NDArray[np.intp], counts: Counter[str]) -> None:
-        told = source.ask([answer.entity_ids[row] for row in left])
-        known = np.array([told.rows[answer.entity_ids[row]] is not None for row in left], np.bool_)
+        reply = source.ask([answer.entity_ids[row] for row in left])
+        known = np.array([reply.rows[answer.entity_ids[row]] is not None for row in left], np.bool_)
         rows = left[known]
         try:
-            fits = answer.take(rows, [told.rows[answer.entity_ids[row]] or {} for row in rows], self._event_time_column)
+            fits = answer.take(
+                rows, [reply.rows[answer.entity_ids[row]] or {} for row in rows], self._event_time_column
+            )
         except (SourceError, pa.ArrowException) as error:
             log.warning("fallback.invalid", fallback=source.name, error=str(error))
             fits = np.zeros(len(rows), np.bool_)
         answer.source[rows[fits]] = f"fallback:{source.name}"
-        cached = sum(answer.entity_ids[row] in told.cached for row in left)
+        cached = sum(answer.entity_ids[row] in reply.cached for row in left)
         for outcome, number in (
             (FallbackOutcome.CACHED, cached),
             (FallbackOutcome.INVALID, int((~fits).sum())),
-            (FallbackOutcome.FOUND, sum(answer.entity_ids[row] not in told.cached for row in rows[fits])),
-            (FallbackOutcome.NOT_FOUND, sum(answer.entity_ids[row] not in told.cached for row in left[~known])),
+            (FallbackOutcome.FOUND, sum(answer.entity_ids[row] not in reply.cached for row in rows[fits])),
+            (FallbackOutcome.NOT_FOUND, sum(answer.entity_ids[row] not in reply.cached for row in left[~known])),
         ):
             if number:
                 counts[f"{source.name}:{outcome}"] += number
@@ -234,7 +236,7 @@ class _Answer:
         return np.flatnonzero(self.source == "")
 
     def take(
-        self, rows: npt.NDArray[np.intp], told: Sequence[Mapping[str, Any]], event_time_column: str | None
+        self, rows: npt.NDArray[np.intp], reply: Sequence[Mapping[str, Any]], event_time_column: str | None
     ) -> npt.NDArray[np.bool_]:
         """Take rows of a fallback; return which of them fit the contract.
 
@@ -246,7 +248,7 @@ class _Answer:
             return fits
         self._as_of[rows] = np.nan
         for feature in self.features:
-            column = pa.array([row.get(feature.name) for row in told], from_pandas=True)
+            column = pa.array([row.get(feature.name) for row in reply], from_pandas=True)
             problem = type_problem(feature, column.type)
             if problem:
                 raise SourceError(f"column {feature.name!r} {problem}", field=feature.name)
@@ -254,8 +256,8 @@ class _Answer:
             self._block[feature.name][rows] = values
             self._missing[feature.name][rows] = missing
             fits &= ~misfit
-        if event_time_column is not None and any(event_time_column in row for row in told):
-            times = pa.array([row.get(event_time_column) for row in told], from_pandas=True)
+        if event_time_column is not None and any(event_time_column in row for row in reply):
+            times = pa.array([row.get(event_time_column) for row in reply], from_pandas=True)
             check_event_time_column(event_time_column, times.type)
             self._as_of[rows] = event_times(times)
         return fits

@@ -176,8 +176,8 @@ def _feature_values(ready: _Ready, feature: Feature, column: Any) -> Values:
     problem = type_problem(feature, array.type)
     if problem:
         # the advice to cast a column is for tables
-        told = problem.partition(", such as")[0].replace(" in the table", "")
-        raise _failed(ready, f"returned a column that {told}", feature)
+        problem = problem.partition(", such as")[0].replace(" in the table", "")
+        raise _failed(ready, f"returned a column that {problem}", feature)
     return column_values(array, feature)
 
 

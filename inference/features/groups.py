@@ -91,8 +91,8 @@ class FeatureGroup:
         known = _KEYS[source]
         for key, value in data.items():
             if key not in known:
-                told = f"a group whose source is {source} takes no {quoted(key)}"
-                raise _wrong(name, f"{told}; it takes: {', '.join(known)}")
+                message = f"a group whose source is {source} takes no {quoted(key)}"
+                raise _wrong(name, f"{message}; it takes: {', '.join(known)}")
             if key != "max_age" and not (isinstance(value, str) and value):
                 raise _wrong(name, f"{key} must be text")
         group = cls(

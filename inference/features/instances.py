@@ -153,8 +153,8 @@ def _element(value: Any, feature: Feature, shape: tuple[int, ...]) -> Any:
     if not shape:
         return _scalar(value, feature)
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != shape[0]:
-        told = f"feature {quoted(feature.name)} takes a list of shape {list(feature.shape)}"
-        raise ContractError(told, field=feature.name)
+        message = f"feature {quoted(feature.name)} takes a list of shape {list(feature.shape)}"
+        raise ContractError(message, field=feature.name)
     return [_element(one, feature, shape[1:]) for one in value]
 
 
@@ -176,8 +176,8 @@ def _scalar(value: Any, feature: Feature) -> Any:
 def _integer(value: float, feature: Feature) -> int:
     limits = np.iinfo(feature.dtype.numpy)
     if isinstance(value, float) and not value.is_integer():
-        told = f"feature {quoted(feature.name)} is {feature.dtype}: give a whole number"
-        raise ContractError(told, field=feature.name)
+        message = f"feature {quoted(feature.name)} is {feature.dtype}: give a whole number"
+        raise ContractError(message, field=feature.name)
     if not limits.min <= value <= limits.max:
         raise ContractError(f"feature {quoted(feature.name)} is {feature.dtype}: out of range", field=feature.name)
     return int(value)

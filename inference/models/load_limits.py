@@ -246,10 +246,10 @@ def run_model_process(
         if process.returncode:
             raise ModelError(_why_it_ended(process.returncode, complaint, what, limits), field="path")
         answer.seek(0)
-        told = answer.read(_MOST_ANSWER_BYTES + 1)
-    if len(told) > _MOST_ANSWER_BYTES:
+        output = answer.read(_MOST_ANSWER_BYTES + 1)
+    if len(output) > _MOST_ANSWER_BYTES:
         raise ModelError(f"{what} has more inputs and outputs than can be told in {_MOST_ANSWER_BYTES >> 20} MiB")
-    return told.decode(errors="replace")
+    return output.decode(errors="replace")
 
 
 def _wait(process: subprocess.Popen[bytes], limits: LoadLimits, what: str) -> None:

@@ -116,8 +116,8 @@ def _served(array: npt.NDArray[Any], spec: TensorSpec, is_column: bool) -> npt.N
 def _observed(spec: TensorSpec, arrays: Sequence[npt.NDArray[Any]]) -> TensorSpec:
     shapes = {array.shape[1:] for array in arrays}
     if len({len(shape) for shape in shapes}) > 1:
-        told = " and ".join(_values(shape) for shape in sorted(shapes))
-        raise ModelError(f"output {spec.name!r} gives {told} a row: export it with one rank", field=spec.name)
+        ranks = " and ".join(_values(shape) for shape in sorted(shapes))
+        raise ModelError(f"output {spec.name!r} gives {ranks} a row: export it with one rank", field=spec.name)
     if not all(_fits(shape, spec.shape) for shape in shapes):
         sizes = [set(of_dimension) for of_dimension in zip(*shapes, strict=True)]
         spec = replace(spec, shape=tuple(size.pop() if len(size) == 1 else -1 for size in sizes))

@@ -160,8 +160,8 @@ def _set(text: str, pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(f"[{'^' if is_not else ''}{chosen}]", re.DOTALL)
     except re.error as error:
-        told = f"source {quoted(pattern)}: the set {quoted(text)} has a range that goes backwards"
-        raise SourceError(told, field="source") from error
+        message = f"source {quoted(pattern)}: the set {quoted(text)} has a range that goes backwards"
+        raise SourceError(message, field="source") from error
 
 
 def as_parquet(name: str) -> str | None:
@@ -296,8 +296,8 @@ def _below(place: Location, root: str) -> dict[str, bool]:
     try:
         listed = {info.path: info.type for info in infos}
     except UnicodeDecodeError as error:
-        told = f"{place.at(root).name} holds a file whose name is no UTF-8: rename it"
-        raise SourceError(told, field="source") from error
+        message = f"{place.at(root).name} holds a file whose name is no UTF-8: rename it"
+        raise SourceError(message, field="source") from error
     return {path: type_ == fs.FileType.File for path, type_ in listed.items()}
 
 
@@ -317,8 +317,8 @@ def _links_below(place: Location, root: str) -> list[Path]:
         folders += [entry.path for entry in visible if entry.is_dir(follow_symlinks=False)]
     lost = next((link for link in links if _is_named_parquet(link.name) and not link.exists()), None)
     if lost:
-        told = f"{lost} is a link to a file that is not there: fetch it (dvc pull, git annex get), or remove it"
-        raise SourceError(told, field="source")
+        message = f"{lost} is a link to a file that is not there: fetch it (dvc pull, git annex get), or remove it"
+        raise SourceError(message, field="source")
     return links
 
 

@@ -122,14 +122,14 @@ def read_footer(place: Location, *, keep_metadata: bool = False) -> Footer:
             # metadata.schema and metadata refer to each other, and would stay until the next garbage collection
             metadata, schema = parsed.metadata, parsed.schema_arrow.remove_metadata()
     except UnicodeDecodeError as error:
-        told = "has a column whose name is not UTF-8: write the names of its columns in UTF-8"
-        raise SourceError(f"{place.name} {told}", field="source") from error
+        message = "has a column whose name is not UTF-8: write the names of its columns in UTF-8"
+        raise SourceError(f"{place.name} {message}", field="source") from error
     except (OSError, pa.ArrowException) as error:
         if "Exceeded size limit" in str(error):
-            told = f"has over {MAX_FOOTER_ITEMS:,} columns or row groups: write a table of features with fewer"
-            raise SourceError(f"{place.name} {told}", field="source") from error
-        told = as_parquet(place.name) or f"is not readable as Parquet: {reason_of(error)}"
-        raise SourceError(f"{place.name} {told}", field="source") from error
+            message = f"has over {MAX_FOOTER_ITEMS:,} columns or row groups: write a table of features with fewer"
+            raise SourceError(f"{place.name} {message}", field="source") from error
+        message = as_parquet(place.name) or f"is not readable as Parquet: {reason_of(error)}"
+        raise SourceError(f"{place.name} {message}", field="source") from error
     refuse_copied_file(place, metadata.metadata or {})
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     file = SourceFile(

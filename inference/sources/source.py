@@ -124,14 +124,14 @@ class _Column:
     def add(self, name: str, type_: pa.DataType, path: str) -> None:
         """Take the column of another file into account."""
         common = common_type(self.type, type_)
-        told = f"{type_name(type_)} in {path}, but {type_name(self.type)} in {self.path}"
+        message = f"{type_name(type_)} in {path}, but {type_name(self.type)} in {self.path}"
         if common is None:
-            self.problem = self.problem or f"column {name!r} is {told}: {_same_type(name, self.type)}"
+            self.problem = self.problem or f"column {name!r} is {message}: {_same_type(name, self.type)}"
             return
         if pa.types.is_null(self.type):
             self.path = path
         elif type_ != self.type and not pa.types.is_null(type_):
-            self.types = self.types or told
+            self.types = self.types or message
         self.type = common
 
     def field(self, name: str) -> pa.Field:
@@ -171,8 +171,8 @@ def _different(footers: Sequence[Footer]) -> Iterator[Footer]:
 def _note_missing(columns: dict[str, _Column], footer: Footer, partition: Collection[str]) -> None:
     for name in columns.keys() - set(footer.schema.names) - set(partition):
         column = columns[name]
-        told = f"{footer.file.path} has no column {name!r}, but {column.path} has ({type_name(column.type)})"
-        column.problem = column.problem or f"{told}: write all files with it, or leave the others out by a pattern"
+        message = f"{footer.file.path} has no column {name!r}, but {column.path} has ({type_name(column.type)})"
+        column.problem = column.problem or f"{message}: write all files with it, or leave the others out by a pattern"
 
 
 def _same_type(name: str, type_: pa.DataType) -> str:

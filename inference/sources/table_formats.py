@@ -139,10 +139,10 @@ def _logs_above(place: Location) -> Iterator[tuple[str, _Format]]:
     path = str(Path(place.path).resolve()) if place.is_local else place.path
     parts = path.rstrip("/").split("/")
     folders = [folder for count in range(len(parts) - 1, 0, -1) if (folder := "/".join(parts[:count]))]
-    asked = [(folder, format_) for folder in folders for format_ in _FORMATS]
+    candidates = [(folder, format_) for folder in folders for format_ in _FORMATS]
     with ThreadPoolExecutor(1 if place.is_local else _THREADS, thread_name_prefix="formats") as pool:
-        found = list(pool.map(lambda one: _has_log(place.filesystem, *one), asked))
-    yield from (one for one, is_there in zip(asked, found, strict=True) if is_there)
+        found = list(pool.map(lambda one: _has_log(place.filesystem, *one), candidates))
+    yield from (one for one, is_there in zip(candidates, found, strict=True) if is_there)
 
 
 def _beyond(place: Location, kept: Sequence[str], links: Sequence[Path]) -> Iterator[Location]:
@@ -221,22 +221,22 @@ def _removed(place: Location, log: str) -> list[str]:
     """Return the names of the files that a Databricks job has replaced."""
     try:
         with place.filesystem.open_input_stream(log) as opened:
-            told = json.loads(opened.read())
+            content = json.loads(opened.read())
     except (OSError, ValueError):
         return []  # such as the log of a VACUUM, which is no JSON
-    return [name for name in told.get("removed", ()) if isinstance(name, str)] if isinstance(told, dict) else []
+    return [name for name in content.get("removed", ()) if isinstance(name, str)] if isinstance(content, dict) else []
 
 
 def _refuse_uncommitted(place: Location, kept: Sequence[str], names: set[str]) -> None:
     for path in (place.path, *kept):
         folder, found, _ = f"{path}/".partition(f"/{_UNCOMMITTED}/")
         if found:
-            told = f"{place.at(path).name} lies in {_UNCOMMITTED}, where Spark writes files that do not count yet"
-            raise SourceError(f"{told}: give {place.at(folder).name}, once the job has ended", field="source")
+            message = f"{place.at(path).name} lies in {_UNCOMMITTED}, where Spark writes files that do not count yet"
+            raise SourceError(f"{message}: give {place.at(folder).name}, once the job has ended", field="source")
     writing = {f"{name}/".partition(f"/{_UNCOMMITTED}/")[0] for name in names if f"/{_UNCOMMITTED}/" in f"{name}/"}
     for folder in sorted(writing):
         if f"{folder}/{_COMMITTED}" not in names and _any_below(kept, folder):
-            told = (
+            message = (
                 f"{place.at(folder).name} holds {_UNCOMMITTED} and no {_COMMITTED}: a Spark job has not ended its write"
             )
-            raise SourceError(f"{told}; wait for it, or write the table anew if the job failed", field="source")
+            raise SourceError(f"{message}; wait for it, or write the table anew if the job failed", field="source")

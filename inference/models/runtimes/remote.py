@@ -123,9 +123,9 @@ class RemoteRuntime:
                 answer = self._send(path, content)
             except _ASK_AGAIN_ERRORS as error:
                 if not left:
-                    raise ModelUnavailable(self._told("does not answer", str(error))) from error
+                    raise ModelUnavailable(self._message("does not answer", str(error))) from error
             except httpx.HTTPError as error:  # a timeout: another try would take as long again
-                raise ModelUnavailable(self._told("did not answer in time", str(error))) from error
+                raise ModelUnavailable(self._message("did not answer in time", str(error))) from error
             else:
                 if answer.status not in _TRY_AGAIN or not left:
                     return self._read(answer)
@@ -145,7 +145,7 @@ class RemoteRuntime:
                 parts.append(part)
                 size += len(part)
                 if size > most:
-                    raise ModelOutOfMemory(self._told(f"answered with more than {most >> 20} MiB", ""))
+                    raise ModelOutOfMemory(self._message(f"answered with more than {most >> 20} MiB", ""))
                 if time.monotonic() > until:
                     raise httpx.ReadTimeout("its answer did not end")
             return _Reply(response.status_code, response.reason_phrase, b"".join(parts))
@@ -155,18 +155,18 @@ class RemoteRuntime:
             try:
                 said = _decoded(answer.content)
             except ValueError as error:
-                raise PredictionFailed(self._told("answered with something that is no JSON", "")) from error
+                raise PredictionFailed(self._message("answered with something that is no JSON", "")) from error
             self._trouble = None
             return said
         said = _reason(answer)
-        told = self._told(f"answered {answer.status}", said)
+        message = self._message(f"answered {answer.status}", said)
         if answer.status == _TOO_LARGE or "OOM when allocating" in said:
-            raise ModelOutOfMemory(told)  # fewer rows may fit
+            raise ModelOutOfMemory(message)  # fewer rows may fit
         if answer.status in _GONE:
-            raise ModelUnavailable(told)
-        raise PredictionFailed(told)
+            raise ModelUnavailable(message)
+        raise PredictionFailed(message)
 
-    def _told(self, what: str, said: str) -> str:
+    def _message(self, what: str, said: str) -> str:
         """Return the message of a failure for clients and records: its kind, and a reference to the log.
 
         They see neither the engine's address nor its own words, which may hold secrets. The log has the words at level

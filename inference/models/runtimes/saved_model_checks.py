@@ -245,9 +245,10 @@ def check_dense(folder: Path, signature: str, inputs: Collection[str]) -> None:
     kind = next(_kinds_of_arguments(_graph(folder), signature), None)
     if kind:
         name, found = next(iter(composite.items()))
-        told = f"{', '.join(map(repr, found[:-1]))} and {found[-1]!r}"
+        names = f"{', '.join(map(repr, found[:-1]))} and {found[-1]!r}"
         raise ModelError(
-            f"{folder}: {told} are the parts of a {kind} tensor: export a function of dense, padded tensors", field=name
+            f"{folder}: {names} are the parts of a {kind} tensor: export a function of dense, padded tensors",
+            field=name,
         )
 
 

@@ -166,8 +166,8 @@ def _why_not(error: Exception) -> str:
     if lacks and _is_installed(lacks[3] or lacks[4]):
         return _of_another_version(f"{lacks[3] or lacks[4]}.{lacks[1] or lacks[5]}")
     damaged = isinstance(error, pickle.UnpicklingError | EOFError | LookupError)
-    told = f"it is damaged, cut off, or no pickle ({type(error).__name__}: {one_line(error)})"
-    return f"cannot be loaded as a scikit-learn model: {told if damaged else one_line(error)}"
+    message = f"it is damaged, cut off, or no pickle ({type(error).__name__}: {one_line(error)})"
+    return f"cannot be loaded as a scikit-learn model: {message if damaged else one_line(error)}"
 
 
 def _is_installed(module: str) -> bool:
@@ -248,10 +248,9 @@ def _predictor_in(model: Any) -> str:
     inside = next((key for key, part in parts.items() if hasattr(part, "predict")), None)
     if inside is None:
         return ""
-    told = f": save [{inside!r}] of it alone, which is a {type(parts[inside]).__name__}"
+    message = f": save [{inside!r}] of it alone, which is a {type(parts[inside]).__name__}"
     first = next((key for key, part in parts.items() if key != inside and hasattr(part, "transform")), None)
     if first is None:
-        return told
-    return (
-        f"{told}; if rows pass the {type(parts[first]).__name__} first, save make_pipeline([{first!r}], [{inside!r}])"
-    )
+        return message
+    before = type(parts[first]).__name__
+    return f"{message}; if rows pass the {before} first, save make_pipeline([{first!r}], [{inside!r}])"
