@@ -12,8 +12,8 @@ import pyarrow as pa
 from inference.entities import entity_ids_as_text, illegal_entity_ids
 from inference.errors import ContractError, FunctionFailed, ModelError
 from inference.features import FeatureRows, Vectoriser
-from inference.features.key_columns import GroupTimes, group_times, oldest
-from inference.features.rows import take
+from inference.features.key_columns import GroupTimes, group_times
+from inference.features.rows import oldest, take
 from inference.schema import Block
 
 _BAD_ID = "the entity id (column {column!r}) is null, empty, over 512 bytes, or holds control characters"

@@ -19,11 +19,10 @@ from inference.features.key_columns import (
     check_key_columns,
     group_times,
     newest_slices,
-    oldest,
     refuse_repeated_ids,
     repeated_ids_error,
 )
-from inference.features.rows import examples
+from inference.features.rows import examples, oldest
 from inference.features.vectoriser import Vectoriser
 from inference.sources import Slice, Source, count_distinct_ids, open_source, read_slices, whole_slices
 from inference.store import GenerationState, Manifest, Table

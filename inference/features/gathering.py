@@ -16,8 +16,7 @@ from inference.clock import to_iso
 from inference.features.contract import FeatureContract
 from inference.features.feature import Feature
 from inference.features.groups import FeatureGroup, GroupSource, GroupStatus
-from inference.features.key_columns import oldest
-from inference.features.rows import FeatureColumns, FeatureRows, Mask, Times, take
+from inference.features.rows import FeatureColumns, FeatureRows, Mask, Times, oldest, take
 from inference.features.vectoriser import Vectoriser
 from inference.schema import Block
 from inference.store import StoredRows, Table

@@ -5,7 +5,7 @@ An event time is the time at which the values of a row were true. Arrays hold it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -128,14 +128,6 @@ def group_times(
                 empty &= batch.column(feature.name).is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
             times[group.name][empty] = np.nan
     return times
-
-
-def oldest(times: Mapping[str, Times], at_most: Times) -> Times:
-    """Return each row's oldest time; `at_most` where none is older, or there is none."""
-    result = at_most
-    for group_times in times.values():
-        result = np.fmin(result, group_times)
-    return result
 
 
 def repeated_ids_error(rows: int, examples: Sequence[str], entity_column: str) -> SourceError:

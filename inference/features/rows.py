@@ -158,6 +158,14 @@ def per_row(mask: Mask) -> Mask:
     return mask if mask.ndim == 1 else np.asarray(mask.any(axis=tuple(range(1, mask.ndim))))
 
 
+def oldest(times: Mapping[str, Times], at_most: Times) -> Times:
+    """Return each row's oldest time; `at_most` where none is older, or there is none."""
+    result = at_most
+    for group_times in times.values():
+        result = np.fmin(result, group_times)
+    return result
+
+
 def examples(reasons: list[Rejection], name_of: Any, *, most: int = 3) -> Iterator[str]:
     """Yield a sentence for each reason. It names the first few rows by `name_of(row)`."""
     for one in reasons:

@@ -149,8 +149,11 @@ class Vectoriser:
         Raises:
             ContractError: an override names no feature, or does not fit it.
         """
-        given = self.override_values(overrides or {})
-        rows = self._complete(FeatureRows({}, np.zeros(count, dtype=bool)), columns, given.block, at)
+        rows = FeatureRows({}, np.zeros(count, dtype=bool))
+        if not overrides:
+            return self._complete(rows, columns, {}, at)
+        given = self.override_values(overrides)
+        self._complete(rows, columns, given.block, at)
         rows.imputed |= {name: np.ones(count, dtype=bool) for name in given.imputed}
         return rows
 
