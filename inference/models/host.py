@@ -86,11 +86,11 @@ class ModelHost:
         Raises:
             StoreUnavailable: Redis did not answer in time; may be called again.
         """
-        for model, of_model in self._settings.models.items():
+        for model in self._settings.models:
             if models is not None and model not in models:
                 continue
             try:
-                self._start_model(model, of_model)
+                self._start_model(model)
             except StoreUnavailable:
                 raise
             except ForecacheError as error:
@@ -106,9 +106,9 @@ class ModelHost:
             ModelUnavailable: no version is active yet, or that version cannot be loaded.
             StoreUnavailable: Redis did not answer in time.
         """
-        of_model = self._settings.model(model)[1]
+        self._settings.model(model)  # raises UnknownModel
         number = self._active_version(model) if version is None else version
-        loaded = self._loaded.get((model, number)) or self._load_once(model, of_model, number)
+        loaded = self._loaded.get((model, number)) or self._load_once(model, number)
         self._used_at[model, number] = self._monotonic()
         return loaded
 
@@ -144,10 +144,10 @@ class ModelHost:
             VersionWaits: it `must_answer` rows, and answered none. It is recorded, and not kept in memory.
             UnknownModel, ModelUnavailable, StoreUnavailable: see `get`.
         """
-        of_model = self._settings.model(model)[1]
+        self._settings.model(model)  # raises UnknownModel
         with self._lock:
             self._failed.pop((model, version), None)
-            loaded = self._load_once(model, of_model, version)
+            loaded = self._load_once(model, version)
             if must_answer and not loaded.record.is_proved:
                 del self._loaded[model, version]
                 raise VersionWaits(model, loaded.record)
@@ -189,7 +189,8 @@ class ModelHost:
         """Tell whether a version in memory has answered rows."""
         return self._loaded[model, version].record.is_proved
 
-    def _start_model(self, model: str, of_model: ModelSettings) -> None:
+    def _start_model(self, model: str) -> None:
+        of_model = self._settings.models[model]
         found = find_versions(self._settings.path(of_model.path))
         pointer = self._registry.pointer(model)
         active = pointer.active_version
@@ -202,46 +203,45 @@ class ModelHost:
         for first in (labels.stable, active):
             if first in found and not is_ruled_out(first, of_model):
                 candidates = [first, *(one for one in candidates if one != first)]
-        good = self._load_good(model, of_model, candidates, trusted={labels.stable, active})
+        good = self._load_good(model, candidates, trusted={labels.stable, active})
         replaceable = active is None or is_ruled_out(active, of_model)
         if good and (replaceable or good[0] in (labels.stable, active) or self.is_proved(model, good[0])):
             activated = self._registry.activate(model, good[0], force=is_ruled_out(active, of_model))
             log.info("model.ready", model=model, version=good[0], activated=activated)
         for version in found.keys() & {active, *labels.versions.values()} - set(good):
             if not is_ruled_out(version, of_model):
-                self._try(model, of_model, version)
+                self._try(model, version)
 
-    def _load_good(
-        self, model: str, of_model: ModelSettings, candidates: list[int], *, trusted: Collection[int | None]
-    ) -> list[int]:
+    def _load_good(self, model: str, candidates: list[int], *, trusted: Collection[int | None]) -> list[int]:
         """Load versions in this order. Return the good ones, first those that are trusted or have answered rows.
 
         If the latest version is wanted, keeps only the first of these.
         """
+        only_one = self._settings.models[model].versions == "latest"
         sure: list[int] = []
         unsure: list[int] = []
         for version in candidates:
-            if self._try(model, of_model, version) is None:
+            if self._try(model, version) is None:
                 continue
             (sure if version in trusted or self.is_proved(model, version) else unsure).append(version)
-            if of_model.versions == "latest" and sure:
+            if only_one and sure:
                 break
         good = [*sure, *unsure]
-        if of_model.versions == "latest":
+        if only_one:
             for version in good[1:]:
                 del self._loaded[model, version]
-        return good[:1] if of_model.versions == "latest" else good
+        return good[:1] if only_one else good
 
-    def _try(self, model: str, of_model: ModelSettings, version: int) -> LoadedModel | None:
+    def _try(self, model: str, version: int) -> LoadedModel | None:
         try:
-            return self._load_once(model, of_model, version)
+            return self._load_once(model, version)
         except ModelUnavailable as error:
             log.error("model.version_refused", model=model, version=version, error=error.message)  # noqa: TRY400
             return None
 
-    def _load_once(self, model: str, of_model: ModelSettings, version: int) -> LoadedModel:
+    def _load_once(self, model: str, version: int) -> LoadedModel:
         with self._lock:
-            return self._loaded.get((model, version)) or self._load(model, of_model, version)
+            return self._loaded.get((model, version)) or self._load(model, version)
 
     def _active_version(self, model: str) -> int:
         version = self._pointer(model).active_version
@@ -259,14 +259,14 @@ class ModelHost:
             self.learn(model, pointer)
         return pointer
 
-    def _load(self, model: str, of_model: ModelSettings, version: int) -> LoadedModel:
+    def _load(self, model: str, version: int) -> LoadedModel:
         key = (model, version)
         failed = self._failed.get(key)
         if failed is not None and self._monotonic() < failed[0]:
             raise ModelUnavailable(failed[1])
         known = self._registry.versions(model).get(version)
         began = self._monotonic()
-        result = self._try_folder(model, of_model, version, known)
+        result = self._try_folder(model, version, known)
         if isinstance(result, LoadedModel):
             self._share_proof(model, result)
             self._registry.put(model, result.record)
@@ -292,9 +292,8 @@ class ModelHost:
         if theirs is not None and same and theirs.is_proved:
             loaded.record = replace(ours, unproven=None)
 
-    def _try_folder(
-        self, model: str, of_model: ModelSettings, version: int, known: VersionRecord | None
-    ) -> LoadedModel | VersionRecord:
+    def _try_folder(self, model: str, version: int, known: VersionRecord | None) -> LoadedModel | VersionRecord:
+        of_model = self._settings.models[model]
         path = self._settings.path(of_model.path)
         sizes = (*WARM_UP_ROWS, of_model.realtime.max_micro_batch)
         workers = self._settings.workers

@@ -178,9 +178,9 @@ def score_rows(loaded: LoadedModel, features: Block) -> ScoredRows:
     inputs = loaded.vectoriser.inputs(features)
     rows = rows_in(inputs)
     scored = ScoredRows({}, np.zeros(rows, dtype=bool))
-    parts: list[tuple[int, int, Block]] = []
-    _call(loaded, inputs, 0, rows, parts, scored)
-    scored.outputs = _assemble(loaded.record.signature.outputs, parts, rows)
+    calls: list[tuple[int, int, Block]] = []
+    _score_slice(loaded, inputs, 0, rows, calls, scored)
+    scored.outputs = _assemble(loaded.record.signature.outputs, calls, rows)
     _fail_non_finite(scored)
     return scored
 
@@ -193,18 +193,18 @@ def prediction_values(outputs: Block) -> list[Any]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def _call(
+def _score_slice(
     loaded: LoadedModel,
     inputs: Block,
     start: int,
     stop: int,
-    parts: list[tuple[int, int, Block]],
+    calls: list[tuple[int, int, Block]],
     scored: ScoredRows,
 ) -> None:
     if start == stop:
         return
     try:
-        parts.append((start, stop, loaded.predict(_slice(inputs, start, stop))))
+        calls.append((start, stop, loaded.predict(_slice(inputs, start, stop))))
     except PredictionFailed as error:
         out_of_memory = isinstance(error, ModelOutOfMemory)
         if out_of_memory:
@@ -216,8 +216,8 @@ def _call(
             scored.reasons[start] = error.message
             return
         middle = (start + stop) // 2
-        _call(loaded, inputs, start, middle, parts, scored)
-        _call(loaded, inputs, middle, stop, parts, scored)
+        _score_slice(loaded, inputs, start, middle, calls, scored)
+        _score_slice(loaded, inputs, middle, stop, calls, scored)
 
 
 def _slice(block: Block, start: int, stop: int) -> Block:
@@ -225,32 +225,32 @@ def _slice(block: Block, start: int, stop: int) -> Block:
     return {name: values[start:stop] for name, values in block.items()}
 
 
-def _assemble(specs: tuple[TensorSpec, ...], parts: list[tuple[int, int, Block]], rows: int) -> Block:
-    if len(parts) == 1 and parts[0][:2] == (0, rows):
-        return parts[0][2]
-    return {spec.name: _assemble_one(spec, parts, rows) for spec in specs}
+def _assemble(specs: tuple[TensorSpec, ...], calls: list[tuple[int, int, Block]], rows: int) -> Block:
+    if len(calls) == 1 and calls[0][:2] == (0, rows):
+        return calls[0][2]
+    return {spec.name: _assemble_one(spec, calls, rows) for spec in specs}
 
 
-def _assemble_one(spec: TensorSpec, parts: list[tuple[int, int, Block]], rows: int) -> npt.NDArray[Any]:
-    sizes = {part[spec.name].shape[1:] for _, _, part in parts} or {tuple(max(size, 0) for size in spec.shape)}
+def _assemble_one(spec: TensorSpec, calls: list[tuple[int, int, Block]], rows: int) -> npt.NDArray[Any]:
+    sizes = {outputs[spec.name].shape[1:] for _, _, outputs in calls} or {tuple(max(size, 0) for size in spec.shape)}
     if len(sizes) > 1:
-        return _assemble_uneven(spec, parts, rows)
+        return _assemble_uneven(spec, calls, rows)
     shape = (rows, *sizes.pop())
     whole = np.full(shape, "", dtype=object) if spec.dtype is DType.STRING else np.zeros(shape, dtype=spec.dtype.numpy)
-    for start, stop, part in parts:
-        whole[start:stop] = part[spec.name]
+    for start, stop, outputs in calls:
+        whole[start:stop] = outputs[spec.name]
     return whole
 
 
-def _assemble_uneven(spec: TensorSpec, parts: list[tuple[int, int, Block]], rows: int) -> npt.NDArray[Any]:
+def _assemble_uneven(spec: TensorSpec, calls: list[tuple[int, int, Block]], rows: int) -> npt.NDArray[Any]:
     """Return a column of arrays, for a free dimension that differs between the calls."""
     whole = np.empty(rows, dtype=object)
     nothing = np.zeros(tuple(max(size, 0) for size in spec.shape), dtype=spec.dtype.numpy)
     for row in range(rows):
         whole[row] = nothing
-    for start, stop, part in parts:
+    for start, stop, outputs in calls:
         for row in range(start, stop):
-            whole[row] = part[spec.name][row - start]
+            whole[row] = outputs[spec.name][row - start]
     return whole
 
 

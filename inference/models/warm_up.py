@@ -62,6 +62,9 @@ class _Trial:
     """A loaded model under trial. `answers`: all its answers so far; `remarks`: warnings about them."""
 
     runtime: Runtime
+    vectoriser: Vectoriser | None
+    rows: SampleRows
+    sizes: Sequence[int]
     is_proved: bool
     answers: list[Block] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
@@ -95,6 +98,58 @@ class _Trial:
             row += 1
         return problem
 
+    def try_made_up_rows(self) -> _Problem | None:
+        """Return the problem of the first size that has one; None if all sizes were answered."""
+        for number, count in enumerate(self.sizes, start=1):
+            if self.vectoriser is None:
+                # a free dimension differs between the calls, so that the outputs show their free dimensions
+                inputs = {spec.name: _zeros(spec, count, free=number) for spec in self.runtime.signature.inputs}
+            else:
+                inputs = warm_up_inputs(self.vectoriser, count)
+            problem = self.problem(inputs)
+            # zeros may be illegal (for a logarithm), so try ones too
+            if problem and (not problem.no_numbers or self.problem(_zeros_to_ones(inputs))):
+                return problem
+        return None
+
+    def try_rows_of_entities(self, vectoriser: Vectoriser, made_up: _Problem | None) -> str | None:
+        """Return why the version answered no row of an entity; None if it did. `made_up`: the problem of made-up rows.
+
+        Raises:
+            ModelError: it must not be served.
+        """
+        try:
+            sample = self.rows.sample(vectoriser)
+        except BadInput as error:
+            return f"its table cannot be tried: {error.message}"
+        except FunctionFailed as error:
+            if self.is_proved:
+                return error.message
+            raise ModelError(f"its features cannot be computed from real rows: {error.message}") from error
+        if sample is None:
+            return self._without_sample(made_up)
+        problem = self.problem_of_each(sample.inputs)
+        if problem is None:
+            if not self.is_proved and (odd := check_rows_alone(self.runtime, sample.inputs)):
+                self.remarks.append(odd)
+            for count in self.sizes:  # no request shall pay for the first call of a size
+                self.problem({name: np.resize(of, (count, *of.shape[1:])) for name, of in sample.inputs.items()})
+            return None
+        message = (
+            f"it fails on each of the {rows_in(sample.inputs)} rows tried of {sample.name}, such as: {problem.reason}"
+        )
+        if sample.is_real and not self.is_proved:
+            raise ModelError(message)
+        return message
+
+    def _without_sample(self, made_up: _Problem | None) -> str | None:
+        if made_up and made_up.no_numbers and not self.is_proved:
+            raise ModelError(
+                f"it answers its warm-up row, but {made_up.reason}: its weights may be broken, or its features need "
+                "defaults in features.json that it can answer"
+            )
+        return None if made_up is None else f"it fails on made-up rows: {made_up.reason}"
+
 
 def warm_up(
     runtime: Runtime, vectoriser: Vectoriser | None, rows: SampleRows, *, sizes: Sequence[int], is_proved: bool
@@ -110,12 +165,12 @@ def warm_up(
         ModelUnavailable: an engine elsewhere did not answer.
         StoreUnavailable: Redis did not answer in time.
     """
-    trial = _Trial(runtime, is_proved)
+    trial = _Trial(runtime, vectoriser, rows, sizes, is_proved)
     try:
-        problem = _try_made_up_rows(trial, vectoriser, sizes)
+        problem = trial.try_made_up_rows()
         unproven = None if problem is None else f"it fails on made-up rows: {problem.reason}"
         if vectoriser is not None and (problem or not is_proved):
-            unproven = _try_real_rows(trial, vectoriser, rows, sizes, problem, is_proved=is_proved)
+            unproven = trial.try_rows_of_entities(vectoriser, problem)
     except MisshapenOutput as error:
         raise ModelError(error.message) from error
     remark = next(iter(trial.remarks), None)
@@ -210,63 +265,6 @@ def warm_up_inputs(vectoriser: Vectoriser, rows: int) -> Block:
         for feature in vectoriser.contract.features
     }
     return vectoriser.inputs(known)
-
-
-def _try_made_up_rows(trial: _Trial, vectoriser: Vectoriser | None, sizes: Sequence[int]) -> _Problem | None:
-    """Return the problem of the first size that has one; None if all sizes were answered."""
-    for number, count in enumerate(sizes, start=1):
-        if vectoriser is None:
-            # a free dimension differs between the calls, so that the outputs show their free dimensions
-            inputs = {spec.name: _zeros(spec, count, free=number) for spec in trial.runtime.signature.inputs}
-        else:
-            inputs = warm_up_inputs(vectoriser, count)
-        problem = trial.problem(inputs)
-        # zeros may be illegal (for a logarithm), so try ones too
-        if problem and (not problem.no_numbers or trial.problem(_zeros_to_ones(inputs))):
-            return problem
-    return None
-
-
-def _try_real_rows(
-    trial: _Trial,
-    vectoriser: Vectoriser,
-    rows: SampleRows,
-    sizes: Sequence[int],
-    made_up: _Problem | None,
-    *,
-    is_proved: bool,
-) -> str | None:
-    """Return why the version answered no row of an entity; None if it did. `made_up`: the problem of made-up rows."""
-    try:
-        sample = rows.sample(vectoriser)
-    except BadInput as error:
-        return f"its table cannot be tried: {error.message}"
-    except FunctionFailed as error:
-        if is_proved:
-            return error.message
-        raise ModelError(f"its features cannot be computed from real rows: {error.message}") from error
-    if sample is None:
-        return _verdict_of_made_up(made_up, is_proved=is_proved)
-    problem = trial.problem_of_each(sample.inputs)
-    if problem is None:
-        if not is_proved and (odd := check_rows_alone(trial.runtime, sample.inputs)):
-            trial.remarks.append(odd)
-        for count in sizes:  # no request shall pay for the first call of a size
-            trial.problem({name: np.resize(of, (count, *of.shape[1:])) for name, of in sample.inputs.items()})
-        return None
-    message = f"it fails on each of the {rows_in(sample.inputs)} rows tried of {sample.name}, such as: {problem.reason}"
-    if sample.is_real and not is_proved:
-        raise ModelError(message)
-    return message
-
-
-def _verdict_of_made_up(made_up: _Problem | None, *, is_proved: bool) -> str | None:
-    if made_up and made_up.no_numbers and not is_proved:
-        raise ModelError(
-            f"it answers its warm-up row, but {made_up.reason}: its weights may be broken, or its features need "
-            "defaults in features.json that it can answer"
-        )
-    return None if made_up is None else f"it fails on made-up rows: {made_up.reason}"
 
 
 def _without_numbers(answer: Block) -> _Problem | None:
