@@ -33,14 +33,13 @@ from app.api.hot_path import HotRequest
 from app.api.server import configure
 from inference.clock import system_clock
 from inference.deployment import Deployment
-from inference.hits import HitRecorder
+from inference.monitoring.counters import HitRecorder
 from inference.outcomes import Outcome
 from inference.redis.clients import AsyncClient
 from inference.redis.keys import TableKind
 from inference.schema import DType, TensorSpec
 from inference.serving import PredictionService
-from inference.serving.answers import Answer, answer_stored
-from inference.serving.freshness import FreshnessRules, hit_outcome, source_of
+from inference.serving.answers import Answer, FreshnessRules, answer_stored, hit_outcome, source_of
 from inference.settings import Settings
 from inference.store import Entry
 from inference.store.reading import ReaderMemory, plan_read

@@ -14,17 +14,17 @@ from inference.economics.measured import Measured, measure
 from inference.errors import BrokerUnavailable
 from inference.features import FeatureContract, FeatureWriter
 from inference.features.fallbacks import FallbackChain, open_fallback
-from inference.hits import FALLBACKS, HitWindows, MinuteCounts
 from inference.models import ModelHost, ModelRegistry
-from inference.parity import Parity
-from inference.presence import Presence
-from inference.queues import QueueState
+from inference.monitoring.counters import FALLBACKS, MinuteCounts
+from inference.monitoring.parity import Parity
+from inference.monitoring.presence import Presence
+from inference.monitoring.queues import QueueState
+from inference.monitoring.statistics import HitWindows
 from inference.redis.clients import REQUEST, AsyncClient, Client, Patience, open_async_client, open_client
 from inference.redis.keys import Keys, TableKind
 from inference.redis.pipes import Pace
 from inference.serving.answer_sample import AnswerSample
-from inference.serving.scorer import RealtimeScorer
-from inference.serving.tensor_scorer import TensorScorer
+from inference.serving.scorer import RealtimeScorer, TensorScorer
 from inference.settings import Settings
 from inference.store import AsyncTableReader, Table
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from celery import shared_task
 
 from inference.failures import Failures
-from inference.hits import PARITY
 from inference.logs import get_logger
-from tasks.deployment_task import DeploymentTask
+from inference.monitoring.counters import PARITY
+from tasks.celery_app import DeploymentTask
 
 log = get_logger(__name__)
 failures = Failures(__name__, "parity")

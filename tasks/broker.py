@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from kombu.pools import ProducerPool
 
 from inference.failures import Failures
-from inference.queues import QueueState
+from inference.monitoring.queues import QueueState
 from inference.settings import Settings
 from tasks.celery_app import broker_errors
 from tasks.dispatch.sender import CONFIRMED, make_sending_app

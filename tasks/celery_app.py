@@ -11,17 +11,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from celery import Celery
+from celery import Celery, Task
 from celery.signals import before_task_publish
 from kombu import Exchange, Queue
 
 from inference.clock import system_clock
 from inference.deployment import Deployment
 from inference.errors import BrokerUnavailable
-from inference.queues import SENT_AT_HEADER
+from inference.logs import REQUEST_IDS_HEADER, bound, from_message, work_for
+from inference.monitoring.queues import SENT_AT_HEADER
 from inference.settings import BATCH_QUEUE, MAINTENANCE_QUEUE, REALTIME_QUEUE, Settings
 from inference.settings.server_urls import celery_url, is_redis
-from tasks.deployment_task import DeploymentTask
 
 #: how the names of the tasks that real-time workers do begin
 REALTIME_TASKS = "forecache.predict_"
@@ -158,3 +158,24 @@ def _say_when(headers: Mapping[str, Any] | None = None, **_: Any) -> None:
     """Write into a message of ours when it was sent, since Celery does not."""
     if isinstance(headers, dict) and str(headers.get("task", "")).startswith("forecache."):
         headers[SENT_AT_HEADER] = system_clock()
+
+
+class DeploymentTask(Task):  # type: ignore[misc]  # celery has no types
+    """A task of an application that `make_worker_app` made."""
+
+    abstract = True
+
+    @property
+    def deployment(self) -> Deployment:
+        """What the task works on: its application's, whatever else this process may serve."""
+        deployment: Deployment = self.app.deployment
+        return deployment
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the task's function, every line within it with `task_id` and the ids of its requests."""
+        work_for(from_message(self.request.get(REQUEST_IDS_HEADER)))
+        try:
+            with bound(task_id=self.request.id):
+                return self.run(*args, **kwargs)
+        finally:
+            work_for(())

@@ -12,9 +12,9 @@ from inference.engines.process import SparkDriver
 from inference.errors import BadInput, Conflict, Defect, StoreUnavailable, quoted
 from inference.failures import Failures
 from inference.logs import get_logger
-from inference.serving.messages import check_model
+from inference.serving.answering import check_model
 from inference.settings import Settings
-from tasks.deployment_task import DeploymentTask
+from tasks.celery_app import DeploymentTask
 
 log = get_logger(__name__)
 failures = Failures(__name__, "maintenance")

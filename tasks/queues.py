@@ -11,11 +11,11 @@ from kombu.exceptions import KombuError
 
 from inference.clock import Clock, system_clock
 from inference.errors import BrokerUnavailable, StoreUnavailable
-from inference.queues import HeadAges, QueueHead, QueueState
+from inference.monitoring.queues import HeadAges, QueueHead, QueueState
 from inference.redis.clients import Patience, open_client
 from inference.settings import BATCH_QUEUE, MAINTENANCE_QUEUE, Settings
 from inference.settings.server_urls import is_redis
-from tasks.redis_lists import LEVELS, list_key
+from tasks.dispatch.envelopes import LEVELS, list_key
 
 _TIMEOUT_S = 2.0
 #: several pages and scrapers share one look at the broker

@@ -12,7 +12,7 @@ from celery import shared_task
 from inference.errors import DeadlineExceeded
 from inference.logs import bound
 from inference.serving.jobs import run_part
-from tasks.deployment_task import DeploymentTask
+from tasks.celery_app import DeploymentTask
 
 
 def _refuse_redelivered(task: DeploymentTask) -> None:

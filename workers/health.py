@@ -10,7 +10,7 @@ import socket
 import sys
 
 from inference.errors import ForecacheError, StoreUnavailable
-from inference.presence import Presence, WorkerBeat
+from inference.monitoring.presence import Presence, WorkerBeat
 from inference.redis.clients import Patience, open_client
 from inference.redis.keys import Keys
 from inference.settings import load_settings

@@ -22,9 +22,9 @@ from inference.deployment import Deployment
 from inference.errors import StoreUnavailable
 from inference.gpus import gpu_use
 from inference.logs import get_logger
-from inference.presence import BEAT_EVERY_S, GONE_AFTER_S, Loading, Presence, WorkerBeat
+from inference.monitoring.presence import BEAT_EVERY_S, GONE_AFTER_S, Loading, Presence, WorkerBeat
 from inference.redis.clients import Patience, open_client
-from inference.release import installed_release
+from inference.stored_data import installed_release
 from workers.startup import ends_on_error
 
 #: a beat that takes longer is lost; the next one follows soon

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-from inference.queues import SENT_AT_HEADER
-from inference.request_ids import REQUEST_IDS_HEADER
+from inference.logs import REQUEST_IDS_HEADER
+from inference.monitoring.queues import SENT_AT_HEADER
 
 #: a larger message is dropped unread; the API's largest message holds the body of a request, 8 MiB at most
 MAX_MESSAGE_BYTES = 64 << 20

@@ -15,7 +15,7 @@ from inference.deployment import Deployment
 from inference.errors import ForecacheError
 from inference.failures import Failures
 from inference.models import ModelRegistry, Rollout
-from inference.presence import identity_of
+from inference.monitoring.presence import identity_of
 from workers.startup import ends_on_error
 
 #: for so long a request to reload, or a version that waits for another worker, may stay unnoticed

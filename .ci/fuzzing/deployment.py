@@ -19,14 +19,13 @@ from app.api.parts import Parts
 from inference.clock import system_clock
 from inference.features import Feature, FeatureContract, FeatureWriter, Vectoriser
 from inference.models import LoadedModel, VersionRecord
-from inference.presence import Roster
+from inference.monitoring.presence import Roster
 from inference.redis.clients import WORKER, open_client
 from inference.redis.keys import TableKind
 from inference.schema import Block, DType, Signature, TensorSpec
 from inference.serving import PredictionService
 from inference.serving.jobs import JobRequest
-from inference.serving.scorer import RealtimeScorer
-from inference.serving.tensor_scorer import TensorScorer
+from inference.serving.scorer import RealtimeScorer, TensorScorer
 from inference.settings import Settings
 from inference.store import Entry, Origin, Pointer, Table
 from tests.support.redis_server import RedisServer

@@ -20,8 +20,8 @@ from kombu.message import Message
 
 from fuzzing.deployment import keep_tracebacks
 from fuzzing.rule import BrokenRule, Parser, text_of
-from inference.queues import Head
-from inference.request_ids import REQUEST_IDS_HEADER, from_message
+from inference.logs import REQUEST_IDS_HEADER, from_message
+from inference.monitoring.queues import Head
 from inference.settings import Settings
 from tasks.celery_app import make_celery
 from tests.support import forged

@@ -27,9 +27,9 @@ from inference.batch.records import RunRecord, Trigger
 from inference.errors import Defect, ForecacheError, ModelUnavailable, NotFound, StoreUnavailable
 from inference.features import Feature, FeatureContract, FeatureGroup
 from inference.gpus import GpuUse
-from inference.hits import HitWindows
 from inference.models import ModelRegistry, VersionRecord
-from inference.presence import Presence, WorkerBeat
+from inference.monitoring.presence import Presence, WorkerBeat
+from inference.monitoring.statistics import HitWindows
 from inference.protocols.tensors import pack
 from inference.redis.keys import Keys, TableKind
 from inference.schema import DType, Signature, TensorSpec

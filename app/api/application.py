@@ -50,9 +50,9 @@ from app.api.routing import respond_without_route, under_root, without_head
 from app.api.watchdog import loop_watched
 from app.listening import places
 from inference.errors import ForecacheError
-from inference.release import installed_release
-from inference.request_ids import RequestId
+from inference.logs import RequestId
 from inference.settings import ApiSettings, Settings
+from inference.stored_data import installed_release
 
 
 class Application(FastAPI):

@@ -22,8 +22,8 @@ from app.api.limits import MAX_BODY_BYTES
 from app.api.problems import Problem, problem_of
 from inference.entities import check_entity_id
 from inference.errors import BadEntityId, BadInput, ForecacheError
+from inference.monitoring.queues import JobPriority
 from inference.protocols.tensors import MAX_ANSWER_BYTES
-from inference.queues import JobPriority
 from inference.serving import Answer
 
 MAX_ROWS = 1_000

@@ -10,7 +10,7 @@ from app.api.bodies import HitRateBody, JsonResponse
 from app.api.parts import Parts, parts_of
 from app.api.problems import documented
 from app.api.request_bodies import JsonRoute
-from inference.hits.windows import MAX_WINDOW_S
+from inference.monitoring.statistics import MAX_WINDOW_S
 
 router = APIRouter(tags=["hits"], route_class=JsonRoute)
 

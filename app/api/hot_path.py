@@ -24,7 +24,7 @@ from app.api.request_id_header import header_of, with_request_id
 from app.api.validation import as_bad_input, check_query
 from inference.entities import check_entity_id
 from inference.errors import BadEntityId, ForecacheError
-from inference.request_ids import RequestId
+from inference.logs import RequestId
 from inference.serving.service import Request
 
 PREFIX = "/predict/"

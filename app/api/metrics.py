@@ -22,10 +22,10 @@ from app.api.problems import documented
 from inference.batch import RunState
 from inference.deployment import Deployment
 from inference.errors import BrokerUnavailable
-from inference.hits import FALLBACKS, PARITY, ParityResult, Statistics, counted
-from inference.hits.histograms import Histogram
-from inference.presence import API_PROCESSES, Roster
-from inference.serving.breaker import BreakerState
+from inference.monitoring.counters import FALLBACKS, PARITY, ParityResult, counted
+from inference.monitoring.presence import API_PROCESSES, Roster
+from inference.monitoring.statistics import Histogram, Statistics
+from inference.serving.worker_client import BreakerState
 
 router = APIRouter(tags=["metrics"])
 

@@ -18,7 +18,7 @@ from inference.protocols import open_inference as protocol
 from inference.protocols.json_tensors import render
 from inference.protocols.numbers import MOST_VERSION, whole_number
 from inference.protocols.tensors import bytes_of
-from inference.release import installed_release
+from inference.stored_data import installed_release
 
 #: how much of a body is JSON, when binary tensors follow it
 LENGTH_HEADER = "Inference-Header-Content-Length"

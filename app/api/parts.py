@@ -19,19 +19,25 @@ from fastapi import Request
 from app.api.cards import ModelCards
 from inference.deployment import Deployment
 from inference.errors import StoreUnavailable
-from inference.hits import HitRecorder
-from inference.presence import API_PROCESSES, Presence, WorkerBeat
+from inference.monitoring.counters import HitRecorder
+from inference.monitoring.presence import (
+    API_PROCESSES,
+    GONE_AFTER_S,
+    Presence,
+    WorkerBeat,
+    send_heartbeats,
+    watch_workers,
+)
 from inference.protocols.tensors import packed_rows
 from inference.redis.clients import REQUEST
+from inference.redis.clock import RedisClock
 from inference.redis.keys import TableKind
-from inference.release import installed_release
 from inference.serving import PredictionService
-from inference.serving.deadlines import RedisClock
-from inference.serving.heartbeats import GONE_AFTER_S, send_heartbeats, watch_workers
 from inference.serving.job_queue import Enqueue, JobQueue
 from inference.serving.lookups import TableReader
 from inference.serving.worker_client import Submit
 from inference.settings import Settings
+from inference.stored_data import installed_release
 from tasks.broker import CeleryBroker
 from tasks.dispatch import open_dispatcher
 

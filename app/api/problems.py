@@ -33,7 +33,7 @@ from inference.errors import (
     UnsupportedMedia,
 )
 from inference.failures import Failures
-from inference.request_ids import requests_behind
+from inference.logs import requests_behind
 
 MEDIA_TYPE = "application/problem+json"
 #: seconds after which an outage is worth another try, when nobody knows better

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from starlette.types import Message, Scope, Send
 
-from inference.request_ids import RequestId, work_for
+from inference.logs import RequestId, work_for
 
 HEADER = b"x-request-id"
 _NOT_FRAMED = (b"x-frame-options", b"DENY")

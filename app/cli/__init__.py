@@ -11,7 +11,7 @@ import typer
 from app.cli import advise, batch, bench, cost, doctor, features, hits, init, keys, models, predict, processes
 from app.cli.examples import add_examples
 from inference.errors import ForecacheError, SettingsError, UnknownModel
-from inference.release import installed_release
+from inference.stored_data import installed_release
 
 #: exit codes of the contract
 FAILED = 1

@@ -26,7 +26,8 @@ def hits(
 ) -> None:
     """Print the hit rate, how many requests had each outcome, and what fallbacks said of how many entities."""
     from inference.features.fallbacks import FallbackOutcome
-    from inference.hits import FALLBACKS, PARITY, ParityResult, Statistics
+    from inference.monitoring.counters import FALLBACKS, PARITY, ParityResult
+    from inference.monitoring.statistics import Statistics
 
     window_s = window_seconds(window)
     with open_deployment() as deployment:
@@ -66,7 +67,7 @@ def hits(
 
 def _by_name(fields: Mapping[str, int], kind: str) -> dict[str, dict[str, int]]:
     """Return counts of a kind as name → outcome → count."""
-    from inference.hits import counted
+    from inference.monitoring.counters import counted
 
     found: dict[str, dict[str, int]] = {}
     for (name, outcome), count in sorted(counted(fields, kind).items()):
@@ -76,7 +77,7 @@ def _by_name(fields: Mapping[str, int], kind: str) -> dict[str, dict[str, int]]:
 
 def window_seconds(text: str) -> int:
     """Return whole seconds, as the API counts them."""
-    from inference.hits.windows import MAX_WINDOW_S
+    from inference.monitoring.statistics import MAX_WINDOW_S
     from inference.settings import parse_duration
 
     try:

@@ -10,7 +10,7 @@ from app.cli.arguments import ModelOption
 from app.cli.context import load_settings
 from app.cli.output import AsJson, note, print_fields, print_json, print_rows
 from inference.errors import PredictionFailed, Unavailable
-from inference.queues import JobPriority
+from inference.monitoring.queues import JobPriority
 
 #: seconds of one long poll
 _POLL_S = 20.0

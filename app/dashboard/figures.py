@@ -17,10 +17,10 @@ from inference.deployment import Deployment
 from inference.economics import read_prices
 from inference.economics.report import CostReport, cost_report
 from inference.errors import BadInput, BrokerUnavailable, NotFound
-from inference.hits import Statistics
-from inference.presence import API_PROCESSES, Roster
-from inference.queues import QueueState
-from inference.serving.breaker import BreakerState
+from inference.monitoring.presence import API_PROCESSES, Roster
+from inference.monitoring.queues import QueueState
+from inference.monitoring.statistics import Statistics
+from inference.serving.worker_client import BreakerState
 
 #: name in the address → seconds, shortest first
 WINDOWS_S = {"5m": 300, "1h": 3600, "24h": 24 * 3600}

@@ -16,11 +16,11 @@ from baselines.plain_queue import QUEUE, with_its_queue
 
 from inference.deployment import Deployment
 from inference.errors import ForecacheError
-from inference.hits import HitRecorder
+from inference.monitoring.counters import HitRecorder
+from inference.redis.clock import RedisClock
 from inference.redis.keys import TableKind
 from inference.serving import PredictionService
 from inference.serving.answers import Answer
-from inference.serving.deadlines import RedisClock
 from rig.dataset import entity_id
 from tasks.celery_app import make_celery
 from tasks.dispatch import open_dispatcher

@@ -19,8 +19,7 @@ from inference.logs import get_logger
 from inference.redis.clients import Client
 from inference.redis.keys import Keys
 from inference.redis.locks import ExpiringLock
-from inference.release import DATA_FORMAT
-from inference.stored_data import reading
+from inference.stored_data import DATA_FORMAT, reading
 
 log = get_logger(__name__)
 

@@ -14,8 +14,7 @@ from inference.batch.gates import BadRows, Gate
 from inference.clock import to_iso
 from inference.errors import cut, shown_name
 from inference.redis.keys import TableKind
-from inference.release import DATA_FORMAT, unknown_format
-from inference.stored_data import count_in, reading, record_from_json
+from inference.stored_data import DATA_FORMAT, count_in, reading, record_from_json, unknown_format
 
 #: an id is a part of paths and of keys
 _RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")

@@ -12,9 +12,9 @@ from inference.economics.formulas import SECONDS_PER_DAY
 from inference.economics.inputs import Basis, Figure
 from inference.errors import ModelUnavailable
 from inference.features.groups import CLOCK_FUNCTIONS, GroupSource
-from inference.hits import HitWindows, Statistics
 from inference.models import ModelRegistry
-from inference.presence import Presence
+from inference.monitoring.presence import Presence
+from inference.monitoring.statistics import HitWindows, Statistics
 from inference.redis.clients import Client
 from inference.redis.keys import Keys, TableKind
 from inference.settings import BATCH_QUEUE, ModelSettings

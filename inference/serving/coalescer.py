@@ -8,13 +8,13 @@ pace of the last ones, is turned away at once instead of waiting for nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from inference.errors import DeadlineExceeded, Defect, ForecacheError, Overloaded, Unavailable
 from inference.failures import Failures
-from inference.request_ids import RequestId, requests_behind, work_for
+from inference.logs import RequestId, requests_behind, work_for
 from inference.serving.answers import Reply
 
 #: micro-batches that may wait, whatever the pace: memory is bounded even if every caller has minutes
@@ -209,3 +209,39 @@ class BatchTimes:
     def answer_s(self, ahead: int, lanes: int) -> float:
         """Return when an answer may be expected: `ahead` micro-batches wait before it, for `lanes` lanes in use."""
         return self.took_s * (1 + ahead // lanes)
+
+
+class Revalidation:
+    """Refreshes ids behind answers that were already given, each id once at a time.
+
+    `compute` computes and keeps ids; what it returns is nobody's answer, and what fails is tried again by the next
+    request for a stale entry.
+    """
+
+    def __init__(self, compute: Callable[[Sequence[str]], Awaitable[object]]) -> None:
+        self._compute = compute
+        self._under_way: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failures = Failures(__name__, "revalidation")
+
+    def start(self, entity_ids: Sequence[str]) -> None:
+        """Begin with those of the ids that are not under way; returns at once."""
+        new = [entity_id for entity_id in dict.fromkeys(entity_ids) if entity_id not in self._under_way]
+        if new:
+            self._under_way.update(new)
+            task = asyncio.create_task(self._refresh(new))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Give up what is under way."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _refresh(self, entity_ids: list[str]) -> None:
+        try:
+            with self._failures.kept_here():  # nobody waits for it, and the next request asks again
+                await self._compute(entity_ids)
+        finally:
+            self._under_way.difference_update(entity_ids)

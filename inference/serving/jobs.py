@@ -15,18 +15,23 @@ from typing import Any, Protocol, cast
 
 from inference.errors import BadInput, Defect, ForecacheError, Overloaded, PredictionFailed
 from inference.logs import get_logger
+from inference.monitoring.queues import JobPriority
 from inference.protocols.json_spelling import spelt
 from inference.protocols.tensors import MAX_ANSWER_BYTES
-from inference.queues import JobPriority
 from inference.redis.clients import Client
 from inference.redis.keys import Keys
-from inference.serving.job_quota import JOB_KEEP_S, MAX_JOB_BYTES, ROW_BYTES
 from inference.stored_data import reading, record_from_json
 
 log = get_logger(__name__)
 
 #: the results of one job: an answer holds them all, with up to a quarter more of words around them
 MAX_RESULT_BYTES = MAX_ANSWER_BYTES // 4 * 3
+#: how long an untouched job is remembered, in seconds
+JOB_KEEP_S = 3600
+#: of all jobs that were begun within an hour
+MAX_JOB_BYTES = 1 << 30
+#: what is counted for a row's result until it is there
+ROW_BYTES = 100
 #: ids or instances of one message
 PART_ROWS = 256
 #: a part that was begun so often and never ended is taken to kill its worker

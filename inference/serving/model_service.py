@@ -16,21 +16,23 @@ from inference.schema import Block, rows_in
 from inference.serving.answers import (
     Answer,
     Computed,
+    Freshness,
+    FreshnessRules,
     Outputs,
     Reply,
     answer_computed,
     answer_stored,
     explanation_from_result,
+    hit_outcome,
+    may_serve_previous,
     outputs_from_result,
     replies_from_result,
+    source_of,
+    step_down,
 )
-from inference.serving.breaker import BreakerState
-from inference.serving.coalescer import Coalescer
-from inference.serving.freshness import Freshness, FreshnessRules, hit_outcome, source_of
-from inference.serving.ladder import may_serve_previous, step_down
+from inference.serving.coalescer import Coalescer, Revalidation
 from inference.serving.lookups import Found, LookUp, SharedLookups, TableReader
-from inference.serving.revalidation import Revalidation
-from inference.serving.worker_client import Submit, WorkerClient
+from inference.serving.worker_client import BreakerState, Submit, WorkerClient
 from inference.settings import ModelSettings
 from inference.store import Entry
 

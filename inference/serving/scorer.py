@@ -3,24 +3,46 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from inference.errors import DeadlineExceeded, Defect, FeaturesUnavailable, ForecacheError, quoted
+from inference.errors import (
+    DeadlineExceeded,
+    Defect,
+    FeaturesUnavailable,
+    ForecacheError,
+    NotFound,
+    PredictionFailed,
+    quoted,
+)
 from inference.failures import Failures
 from inference.features import Fallback, FeatureGatherer, Gathered, explain
 from inference.features.rows import take
+from inference.logs import get_logger
 from inference.models import LoadedModel, ModelHost
 from inference.models.loaded import vector_hashes
-from inference.schema import Block
+from inference.protocols.tensors import check_outputs, check_tensors, pack, unpack
+from inference.schema import Block, Signature
 from inference.serving.answer_sample import AnswerSample
-from inference.serving.answering import Answers, Result, Wanted, compute, unknown_entity, usable
-from inference.serving.messages import check_message, illegal_ids
+from inference.serving.answering import (
+    Answers,
+    Result,
+    Wanted,
+    check_message,
+    check_tensor_message,
+    compute,
+    illegal_ids,
+    unknown_entity,
+    usable,
+)
 from inference.settings import ModelSettings, Settings
 from inference.store import Entry, Origin, Table
+
+log = get_logger(__name__)
 
 #: how long this process trusts what it measured of Redis' clock
 CLOCK_MAX_AGE_S = 5.0
@@ -84,16 +106,17 @@ class RealtimeScorer:
             todo = [position for position in range(len(entity_ids)) if position not in answers.errors]
             for loaded, positions in self._host.share_out(model, entity_ids, todo):
                 answers.computed_by(loaded.record.version, positions)
+                work = Work(model, of_model, loaded, entity_ids, answers, now)
                 if not recompute and not overrides:
-                    positions = self._answer_recent(model, of_model, loaded, entity_ids, positions, answers, now)
-                wanted = self._find_features(model, of_model, loaded, entity_ids, positions, overrides, answers, now)
+                    positions = self._answer_recent(work, positions)
+                wanted = work.judge(self._gather(work, positions, overrides), positions)
                 outputs, done = compute(loaded, wanted, answers)
                 if not overrides:
                     # what was made up in an outage is an answer for now only
                     doubtful = np.isin(done.positions, list(answers.doubtful))
                     kept = done.without(doubtful)
-                    self._keep(model, of_model, loaded, entity_ids, kept, take(outputs, ~doubtful), now)
-                    self._remember_one(model, loaded, entity_ids, wanted, kept, answers, now)
+                    self._keep(work, kept, take(outputs, ~doubtful))
+                    self._remember_one(work, wanted, kept)
         except Exception as error:  # noqa: BLE001 - `_told` logs it
             answers.fail_rest(self._told(error, model))
         return answers.to_json(model, entity_ids, now)
@@ -136,13 +159,14 @@ class RealtimeScorer:
             [(loaded, _)] = self._host.share_out(model, entity_ids, [0])
             answers.version = loaded.record.version
             if not answers.errors:
-                gathered = self._gatherer(model, loaded).gather(entity_ids, now=now)
+                work = Work(model, of_model, loaded, entity_ids, answers, now)
+                gathered = self._gather(work, [0], None)
                 explanation = explain(gathered, loaded.vectoriser.contract, now, hash_of=partial(_hash_of, loaded))
-                wanted = self._judge(model, of_model, gathered, entity_ids, [0], answers)
+                wanted = work.judge(gathered, [0])
                 if predict:
                     outputs, done = compute(loaded, wanted, answers)
                     if not answers.doubtful:
-                        self._keep(model, of_model, loaded, entity_ids, done, outputs, now)
+                        self._keep(work, done, outputs)
         except Exception as error:  # noqa: BLE001 - `_told` logs it
             answers.fail_rest(self._told(error, model))
         if predict:
@@ -171,112 +195,87 @@ class RealtimeScorer:
             self._clock_measured = (answered, redis_time + (answered - monotonic) / 2 - answered)
         return time.monotonic() + self._clock_measured[1]
 
-    def _answer_recent(
-        self,
-        model: str,
-        of_model: ModelSettings,
-        loaded: LoadedModel,
-        entity_ids: Sequence[str],
-        todo: list[int],
-        answers: Answers,
-        now: float,
-    ) -> list[int]:
+    def _answer_recent(self, work: Work, positions: list[int]) -> list[int]:
         """Answer what was computed moments ago, perhaps by another worker; return the positions left."""
         left = []
-        since = now - of_model.realtime.min_recompute_interval
-        entries = self._predictions(model).read([entity_ids[position] for position in todo])
-        for position, entry in zip(todo, entries, strict=True):
-            if entry is not None and _is_recent(entry, loaded.record.version, since):
+        since = work.now - work.of_model.realtime.min_recompute_interval
+        entries = self._predictions(work.model).read(work.ids_at(positions))
+        for position, entry in zip(positions, entries, strict=True):
+            if entry is not None and _is_recent(entry, work.version, since):
                 values = entry.values
-                answers.predictions[position] = next(iter(values.values())) if len(values) == 1 else values
-                answers.as_of[position] = entry.as_of
+                work.answers.predictions[position] = next(iter(values.values())) if len(values) == 1 else values
+                work.answers.as_of[position] = entry.as_of
             else:
                 left.append(position)
         return left
 
-    def _find_features(
-        self,
-        model: str,
-        of_model: ModelSettings,
-        loaded: LoadedModel,
-        entity_ids: Sequence[str],
-        todo: list[int],
-        overrides: Mapping[str, Any] | None,
-        answers: Answers,
-        now: float,
-    ) -> Wanted:
-        asked = [entity_ids[position] for position in todo]
-        gathered = self._gatherer(model, loaded).gather(asked, now=now, overrides=overrides)
-        return self._judge(model, of_model, gathered, asked, todo, answers)
+    def _gather(self, work: Work, positions: Sequence[int], overrides: Mapping[str, Any] | None) -> Gathered:
+        gatherer = FeatureGatherer(self._features(work.model), work.loaded.vectoriser, self._fallback(work.model))
+        return gatherer.gather(work.ids_at(positions), now=work.now, overrides=overrides)
 
-    def _gatherer(self, model: str, loaded: LoadedModel) -> FeatureGatherer:
-        return FeatureGatherer(self._features(model), loaded.vectoriser, self._fallback(model))
-
-    def _judge(
-        self,
-        model: str,
-        of_model: ModelSettings,
-        gathered: Gathered,
-        asked: Sequence[str],
-        todo: Sequence[int],
-        answers: Answers,
-    ) -> Wanted:
-        """Return what can be computed of what was gathered for `asked`, which stand at `todo`; the rest gets errors."""
-        wanted = usable(gathered.rows, np.array(todo, dtype=np.intp), gathered.as_of, answers)
-        made_up = of_model.realtime.unknown_entity == "defaults"
-        # without a default for some feature, the entity stays unknown
-        unknown = ~gathered.known & (gathered.rows.rejected if made_up else True)
-        for row in np.flatnonzero(unknown).tolist():
-            answers.errors[todo[row]] = unknown_entity(model, asked[row])
-        for row in np.flatnonzero(gathered.doubtful).tolist():
-            answers.doubtful.add(todo[row])
-            if todo[row] in answers.errors:  # an outage is never a miss
-                answers.errors[todo[row]] = FeaturesUnavailable(f"not all that may know {quoted(asked[row])} answered")
-        return wanted.without(unknown[~gathered.rows.rejected])
-
-    def _remember_one(
-        self,
-        model: str,
-        loaded: LoadedModel,
-        entity_ids: Sequence[str],
-        wanted: Wanted,
-        kept: Wanted,
-        answers: Answers,
-        now: float,
-    ) -> None:
-        """Remember now and then an answer and what made it, for its parity to be checked."""
-        if self._sample is None or not len(kept.positions) or not self._sample.wants(model):
-            return
-        position = int(kept.positions[0])
-        with self._after.kept_here(f"{model} sample", model=model):
-            inputs = loaded.vectoriser.inputs(take(wanted.block, wanted.positions == position))
-            version = loaded.record.version
-            self._sample.remember(model, entity_ids[position], inputs, answers.predictions[position], version, now)
-
-    def _keep(
-        self,
-        model: str,
-        of_model: ModelSettings,
-        loaded: LoadedModel,
-        entity_ids: Sequence[str],
-        done: Wanted,
-        outputs: Block,
-        now: float,
-    ) -> None:
+    def _keep(self, work: Work, done: Wanted, outputs: Block) -> None:
         if not len(done.positions):
             return
         # the answer is right all the same; the next request computes it again
-        with self._after.kept_here(model, model=model):
-            self._predictions(model).overlay.upsert(
-                [entity_ids[position] for position in done.positions],
-                loaded.record.signature.outputs,
+        with self._after.kept_here(work.model, model=work.model):
+            self._predictions(work.model).overlay.upsert(
+                work.ids_at(done.positions),
+                work.loaded.record.signature.outputs,
                 outputs,
                 as_of=done.as_of,
-                computed_at=now,
-                model_version=loaded.record.version,
+                computed_at=work.now,
+                model_version=work.version,
                 origin=Origin.REALTIME,
-                keep_s=of_model.realtime.keep,
+                keep_s=work.of_model.realtime.keep,
             )
+
+    def _remember_one(self, work: Work, wanted: Wanted, kept: Wanted) -> None:
+        """Remember an answer and its inputs now and then, so that its parity can be checked."""
+        if self._sample is None or not len(kept.positions) or not self._sample.wants(work.model):
+            return
+        position = int(kept.positions[0])
+        with self._after.kept_here(f"{work.model} sample", model=work.model):
+            inputs = work.loaded.vectoriser.inputs(take(wanted.block, wanted.positions == position))
+            prediction = work.answers.predictions[position]
+            self._sample.remember(work.model, work.entity_ids[position], inputs, prediction, work.version, work.now)
+
+
+@dataclass(frozen=True)
+class Work:
+    """The entities of a request that one version of a model computes. `now`: epoch seconds, Redis time."""
+
+    model: str
+    of_model: ModelSettings
+    loaded: LoadedModel
+    entity_ids: Sequence[str]
+    answers: Answers
+    now: float
+
+    @property
+    def version(self) -> int:
+        """The version that computes."""
+        return self.loaded.record.version
+
+    def ids_at(self, positions: Iterable[int]) -> list[str]:
+        """Return the ids at positions of the request."""
+        return [self.entity_ids[position] for position in positions]
+
+    def judge(self, gathered: Gathered, positions: Sequence[int]) -> Wanted:
+        """Return the rows that can be computed, of features gathered for positions; the other rows get errors."""
+        answers = self.answers
+        wanted = usable(gathered.rows, np.array(positions, dtype=np.intp), gathered.as_of, answers)
+        made_up = self.of_model.realtime.unknown_entity == "defaults"
+        # without a default for some feature, the entity stays unknown
+        unknown = ~gathered.known & (gathered.rows.rejected if made_up else True)
+        for row in np.flatnonzero(unknown).tolist():
+            answers.errors[positions[row]] = unknown_entity(self.model, self.entity_ids[positions[row]])
+        for row in np.flatnonzero(gathered.doubtful).tolist():
+            position = positions[row]
+            answers.doubtful.add(position)
+            if position in answers.errors:  # an outage is never a miss
+                asked = quoted(self.entity_ids[position])
+                answers.errors[position] = FeaturesUnavailable(f"not all that may know {asked} answered")
+        return wanted.without(unknown[~gathered.rows.rejected])
 
 
 def defect(failures: Failures, error: Exception, model: str | None) -> Defect:
@@ -291,3 +290,58 @@ def _hash_of(loaded: LoadedModel, row: Block) -> str:
 
 def _is_recent(entry: Entry, version: int, since: float) -> bool:
     return entry.origin is Origin.REALTIME and entry.model_version == version and entry.computed_at >= since
+
+
+#: returns the present instant unless a model's deadline has passed, which raises DeadlineExceeded
+InTime = Callable[[str, float | None], float]
+
+
+class TensorScorer:
+    """Computes tensors as they are: NaN goes to the model, and whatever it gives comes back.
+
+    A result is `{"model", "model_version", "outputs"}` with packed tensors, or `{"error"}` with its code and message.
+    """
+
+    def __init__(self, settings: Settings, host: ModelHost, in_time: InTime) -> None:
+        self._settings = settings
+        self._host = host
+        self._in_time = in_time
+        self._defects = Failures(__name__, "request")
+
+    def predict_tensors(self, model: Any, inputs: Any, *, version: Any = None, deadline: Any = None) -> dict[str, Any]:
+        """Compute all rows in one call of the model. `version` None: the active one; another must be held already.
+
+        `deadline`: epoch seconds in Redis time; later than that, the model is not touched.
+        """
+        try:
+            check_tensor_message(model=model, deadline=deadline, version=version)
+            self._settings.model(model)
+            self._in_time(model, deadline)
+            loaded = self._held(model, version)
+            tensors = unpack(inputs)
+            check_tensors(tensors, loaded.record.signature.inputs)
+            outputs = model_outputs(loaded.predict(tensors), loaded.record.signature)
+            check_outputs(outputs)
+            packed = pack(outputs)
+        except ForecacheError as error:
+            if isinstance(error, PredictionFailed):
+                # the API tells nobody the model's own words: they belong here
+                log.warning("prediction.failed", model=model, error=error.message)
+            return {"error": error.to_json()}
+        except Exception as error:  # noqa: BLE001 - `defect` logs it
+            return {"error": defect(self._defects, error, model).to_json()}
+        return {"model": model, "model_version": loaded.record.version, "outputs": packed}
+
+    def _held(self, model: str, version: int | None) -> LoadedModel:
+        """Return the version; one that is merely on disk is not loaded because somebody asks for it."""
+        if version is not None and version not in self._host.versions().get(model, ()):
+            raise NotFound(f"version {version} of model {model!r} is not held by the worker that was asked")
+        return self._host.get(model, version)
+
+
+def model_outputs(served: Block, signature: Signature) -> Block:
+    """Return outputs in the shapes that the model itself gives, in the signature's order."""
+    return {
+        spec.name: served[spec.name][..., None] if spec.name in signature.columns else served[spec.name]
+        for spec in signature.outputs
+    }

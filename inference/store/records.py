@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, FiniteFloat
 
-from inference.release import DATA_FORMAT, unknown_format
 from inference.schema import Block, TensorSpec
 from inference.store.layout import MOST_BUCKETS
 from inference.store.versions import Labels
-from inference.stored_data import record_from_json
+from inference.stored_data import DATA_FORMAT, record_from_json, unknown_format
 
 
 class GenerationState(StrEnum):

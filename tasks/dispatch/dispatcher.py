@@ -16,14 +16,13 @@ from inference.errors import (
     reported_error,
 )
 from inference.logs import get_logger
-from inference.queues import JobPriority
+from inference.monitoring.queues import JobPriority
 from inference.redis.clients import REQUEST, Patience, open_async_client
 from inference.settings import MAINTENANCE_QUEUE, Settings
 from inference.settings.server_urls import is_redis
 from tasks.celery_app import REALTIME_TASKS, make_celery
 from tasks.dispatch.envelopes import Envelopes
-from tasks.dispatch.redis_sender import RedisSender
-from tasks.dispatch.sender import BROKER_TIMEOUT_S, Lane, Priorities, Sender, make_sending_app, priorities
+from tasks.dispatch.sender import BROKER_TIMEOUT_S, Lane, Priorities, RedisSender, Sender, make_sending_app, priorities
 from tasks.dispatch.waiter import Payload, ResultWaiter
 
 log = get_logger(__name__)

@@ -19,10 +19,9 @@ import orjson
 from celery import Celery
 
 from inference.clock import system_clock
+from inference.logs import message_headers
+from inference.monitoring.queues import SENT_AT_HEADER
 from inference.protocols.json_spelling import spelt
-from inference.queues import SENT_AT_HEADER
-from inference.request_ids import message_headers
-from tasks.redis_lists import list_key
 
 #: of rows and of their values, how many are spelt out for whoever looks at the task, and so many levels of lists;
 #: Celery cuts the text at so many characters
@@ -112,3 +111,14 @@ def _to_json(value: Any) -> bytes:
         return orjson.dumps(value)
     except TypeError:  # integers over 64 bits, halves of surrogate pairs: what a client may send as an instance
         return json.dumps(value).encode()
+
+
+#: the levels that there are; the lowest goes first
+LEVELS = (0, 3, 6, 9)
+#: between a queue's name and its level in the name of a list; level 0 has neither
+_SEPARATOR = "\x06\x16"
+
+
+def list_key(key_prefix: str, queue_name: str, level: int) -> str:
+    """Return the key of one list. `key_prefix`, `queue_name`: as the transport knows them, the colon included."""
+    return f"{key_prefix}{queue_name}{_SEPARATOR}{level}" if level else f"{key_prefix}{queue_name}"

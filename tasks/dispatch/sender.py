@@ -7,19 +7,21 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from celery import Celery
 from kombu.entity import PERSISTENT_DELIVERY_MODE, TRANSIENT_DELIVERY_MODE
 
-from inference.errors import BrokerUnavailable
-from inference.logs import get_logger
-from inference.queues import JobPriority
-from inference.request_ids import message_headers
+from inference.errors import BrokerUnavailable, StoreUnavailable
+from inference.logs import get_logger, message_headers
+from inference.monitoring.queues import JobPriority
+from inference.protocols.json_spelling import is_heavy
+from inference.redis.clients import AsyncClient
 from inference.settings import Settings
 from inference.settings.server_urls import is_amqp, is_redis
 from tasks.celery_app import AMQP_PRIORITIES, broker_errors, celery_config, make_celery
-from tasks.redis_lists import LEVELS
+from tasks.dispatch.envelopes import LEVELS, Envelopes
 
 log = get_logger(__name__)
 
@@ -140,4 +142,42 @@ class Sender:
         except BrokerUnavailable as error:
             log.warning("broker.unavailable", task=task, task_id=options["task_id"], error=error.message)
             # whoever made the request need not know our broker's address
+            raise BrokerUnavailable("the broker does not answer: the task was not sent") from error
+
+
+class RedisSender:
+    """A lane of messages into the lists of a Redis broker; see `Lane`."""
+
+    def __init__(self, client: AsyncClient, envelopes: Envelopes) -> None:
+        self._client = client
+        self._envelopes = envelopes
+
+    async def send(
+        self,
+        task: str,
+        kwargs: Mapping[str, Any],
+        *,
+        queue: str,
+        task_id: str,
+        priority: int,
+        timeout_s: float | None = None,
+    ) -> None:
+        """See `Lane.send`."""
+        expires_s = None if timeout_s is None else timeout_s + EXPIRES_SLACK_S
+        spell = partial(
+            self._envelopes.message,
+            task,
+            kwargs,
+            queue=queue,
+            task_id=task_id,
+            priority=priority,
+            expires_s=expires_s,
+        )
+        message = await asyncio.to_thread(spell) if is_heavy(kwargs) else spell()
+        command = ("LPUSH", self._envelopes.place(queue, priority), message)
+        try:
+            # sent again when a restarted broker closed the connection: its task may be done twice, with one result
+            await self._client.exchange([command])
+        except StoreUnavailable as error:
+            log.warning("broker.unavailable", task=task, error=error.message)
             raise BrokerUnavailable("the broker does not answer: the task was not sent") from error

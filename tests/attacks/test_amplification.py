@@ -20,7 +20,7 @@ from inference.protocols import tensors
 from inference.redis.clients import AsyncClient, Client
 from inference.redis.keys import Keys
 from inference.serving import jobs as jobs_module
-from inference.serving.job_quota import ROW_BYTES
+from inference.serving.job_queue import ROW_BYTES
 from inference.serving.jobs import JobState
 from tests.integration.test_api import KEYS as API_KEYS
 from tests.integration.test_api import Deployment, fresh

@@ -20,7 +20,7 @@ from amqp.exceptions import FrameSyntaxError
 from celery import Celery, chain, chord
 from kombu import compression
 
-from inference.queues import QueueHead
+from inference.monitoring.queues import QueueHead
 from inference.redis.clients import Client
 from tasks.celery_app import make_celery
 from tasks.echo import ask_queue

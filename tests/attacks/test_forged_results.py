@@ -11,7 +11,7 @@ import pytest
 
 from app.api.problems import problem_of
 from inference.errors import ERRORS_BY_CODE, LONGEST_FIELD, LONGEST_MESSAGE, ForecacheError, reported_error
-from inference.presence import Presence, WorkerBeat
+from inference.monitoring.presence import Presence, WorkerBeat
 from inference.redis.clients import Client
 from tasks.celery_app import make_celery
 from tests.support.attacked_api import AttackedApi, attacked_api

@@ -16,8 +16,8 @@ from inference.batch.ledger import Ledger
 from inference.batch.partial_request import unpack_entities
 from inference.errors import ContractError, Defect, NotFound, SettingsError, SourceError, Unreadable
 from inference.features import FeatureContract
-from inference.hits import HitWindows
 from inference.models import ModelRegistry
+from inference.monitoring.statistics import HitWindows
 from inference.redis.clients import AsyncClient, Client
 from inference.redis.keys import Keys, TableKind
 from inference.serving.answer_sample import sampled_answers

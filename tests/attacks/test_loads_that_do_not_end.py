@@ -16,7 +16,7 @@ from inference.errors import ModelError, ModelUnavailable
 from inference.models import ModelHost, ModelRegistry, Rollout
 from inference.models.host import MOST_INTERRUPTED
 from inference.models.registry import VersionRecord
-from inference.presence import Presence
+from inference.monitoring.presence import Presence
 from inference.redis.clients import Client
 from inference.redis.keys import Keys
 from inference.settings import Settings

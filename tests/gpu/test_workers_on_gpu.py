@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from inference.presence import Presence
+from inference.monitoring.presence import Presence
 from tests.support.runtimes.cases import ROWS, answered, asked, train
 from tests.support.stack import Stack
 

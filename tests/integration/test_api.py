@@ -26,10 +26,10 @@ from inference.batch import RunState
 from inference.clock import system_clock
 from inference.errors import BrokerUnavailable, Conflict, ModelUnavailable, NotFound, SettingsError, SourceError
 from inference.features import Feature, FeatureContract
-from inference.hits import HitRecorder
 from inference.models import ModelRegistry, VersionRecord
+from inference.monitoring.counters import HitRecorder
+from inference.monitoring.queues import JobPriority
 from inference.outcomes import Outcome
-from inference.queues import JobPriority
 from inference.redis.clients import REQUEST, AsyncClient, Client
 from inference.redis.keys import Keys
 from inference.schema import DType, Signature, TensorSpec
@@ -495,7 +495,7 @@ async def test_jobs_never_fill_the_redis_that_serves_predictions(
         headers = {"Idempotency-Key": key} if key else {}
         return await http.post("/predictions", json={"entity_ids": ["1"] * 100}, headers=headers)
 
-    monkeypatch.setattr("inference.serving.job_quota.MAX_JOB_BYTES", 25_000)  # room for two
+    monkeypatch.setattr("inference.serving.job_queue.MAX_JOB_BYTES", 25_000)  # room for two
     assert [(await enqueue("first")).status_code for _ in range(5)] == [202] * 5, "one job, and room for one"
     it.broker_is_down = True
     assert (await enqueue()).status_code == 503

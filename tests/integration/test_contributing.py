@@ -72,7 +72,7 @@ import os, subprocess, sys
 from pathlib import Path
 from tests.support.warm_start import run_python
 run_python(["-c", "import inference.clock"], cwd=Path("/"), env=os.environ, timeout_s=60)
-subprocess.run([sys.executable, "-c", "import inference.gpus"], cwd="/", check=True)
+subprocess.run([sys.executable, "-c", "import inference.monitoring.presence"], cwd="/", check=True)
 """
 
 

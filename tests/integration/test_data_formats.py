@@ -13,8 +13,8 @@ from inference.batch import RunState, work
 from inference.errors import Unavailable, UnknownFormat
 from inference.redis.clients import AsyncClient, Client
 from inference.redis.keys import TableKind
-from inference.release import DATA_FORMAT
 from inference.store import AsyncTableReader, GenerationState, Table
+from inference.stored_data import DATA_FORMAT
 from tests.integration.test_runs import KEYS, World
 from tests.support.redis_server import RedisServer
 

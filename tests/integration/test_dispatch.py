@@ -15,11 +15,11 @@ import pytest_asyncio
 import structlog
 
 from inference.errors import BrokerUnavailable, DeadlineExceeded, Defect, ModelUnavailable
-from inference.queues import JobPriority
+from inference.monitoring.queues import JobPriority
 from inference.redis.clients import Client
 from inference.settings import RedisSettings, Settings
 from tasks.dispatch import Dispatcher, open_dispatcher
-from tasks.redis_lists import list_key
+from tasks.dispatch.envelopes import list_key
 from tests.support.deaf_proxy import deaf_proxy
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from inference.queues import JobPriority
+from inference.monitoring.queues import JobPriority
 from inference.redis.clients import Client
 from inference.settings import Settings
 from tasks.dispatch.envelopes import Envelopes

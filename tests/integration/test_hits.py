@@ -7,9 +7,16 @@ import pytest
 import pytest_asyncio
 
 from inference.errors import StoreUnavailable
-from inference.hits import FALLBACKS, PARITY, HitRecorder, HitWindows, MinuteCounts, counted
-from inference.hits.recorder import IDS_PER_FLUSH, MOST_ASKED
-from inference.hits.windows import POINT_MINUTES
+from inference.monitoring.counters import (
+    FALLBACKS,
+    IDS_PER_FLUSH,
+    MOST_ASKED,
+    PARITY,
+    HitRecorder,
+    MinuteCounts,
+    counted,
+)
+from inference.monitoring.statistics import POINT_MINUTES, HitWindows
 from inference.outcomes import Outcome
 from inference.redis.clients import AsyncClient, Client
 from inference.redis.keys import Keys

@@ -19,11 +19,10 @@ from inference.errors import (
     PredictionFailed,
     StoreUnavailable,
 )
-from inference.queues import JobPriority
+from inference.monitoring.queues import JobPriority
 from inference.redis.clients import AsyncClient, Client
 from inference.redis.keys import Keys
-from inference.serving.job_queue import LOST_AFTER_S, PREDICT_JOB_PART, STALLED_AFTER_S, JobQueue
-from inference.serving.job_quota import ROW_BYTES, JobQuota
+from inference.serving.job_queue import LOST_AFTER_S, PREDICT_JOB_PART, ROW_BYTES, STALLED_AFTER_S, JobQueue, JobQuota
 from inference.serving.jobs import JOB_KEEP_S, MAX_BEGUN, PART_ROWS, JobRequest, JobState, job_keys, run_part
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
@@ -271,7 +270,7 @@ async def test_one_key_is_one_job_takes_the_room_of_one_and_names_one_request(jo
 async def test_room_is_counted_by_the_minute_for_an_hour(
     redis_client: Client, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inference.serving.job_quota.MAX_JOB_BYTES", 100)
+    monkeypatch.setattr("inference.serving.job_queue.MAX_JOB_BYTES", 100)
     now = [60.0 * 1000]
     async with AsyncClient.from_url(redis_server.url()) as client:
         room = JobQuota(client, KEYS.job_room, lambda: now[0])

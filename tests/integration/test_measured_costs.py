@@ -11,9 +11,9 @@ from inference.economics import Basis
 from inference.economics.measured import _requests, measure
 from inference.errors import StoreUnavailable
 from inference.features import FeatureContract
-from inference.hits import HitRecorder, HitWindows
-from inference.hits.recorder import IDS_PER_FLUSH, MOST_ASKED
 from inference.models import ModelRegistry, VersionRecord
+from inference.monitoring.counters import IDS_PER_FLUSH, MOST_ASKED, HitRecorder
+from inference.monitoring.statistics import HitWindows
 from inference.redis.clients import AsyncClient, Client
 from inference.schema import DType, Signature, TensorSpec
 from inference.settings import BatchSettings, ModelSettings

@@ -14,7 +14,7 @@ from inference.batch import RunState, RunView, Trigger
 from inference.errors import BadInput, Conflict
 from inference.redis.clients import Client
 from inference.redis.keys import TableKind
-from inference.serving.freshness import hit_outcome, source_of
+from inference.serving.answers import hit_outcome, source_of
 from inference.store import Origin
 from tests.integration.test_runs import KEYS, World, failed_gates
 from tests.support.leaks import leaked_keys

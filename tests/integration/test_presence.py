@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from inference.errors import StoreUnavailable
-from inference.presence import Presence, WorkerBeat
+from inference.monitoring.presence import Presence, WorkerBeat
 from inference.redis.clients import Client
 from inference.redis.keys import Keys
 

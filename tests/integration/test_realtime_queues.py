@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from inference.presence import Presence
+from inference.monitoring.presence import Presence
 from inference.redis.clients import Client
 from tests.support.models import write_sum_model
 from tests.support.plain_models import write_slow_sum_model

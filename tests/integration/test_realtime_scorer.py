@@ -18,7 +18,7 @@ from inference.redis.keys import Keys, TableKind
 from inference.schema import Block, DType, Signature, TensorSpec
 from inference.serving import scorer as scorer_module
 from inference.serving.answer_sample import AnswerSample, sampled_answers
-from inference.serving.messages import MAX_MESSAGE_ROWS
+from inference.serving.answering import MAX_MESSAGE_ROWS
 from inference.serving.scorer import CLOCK_MAX_AGE_S, RealtimeScorer
 from inference.settings import Settings
 from inference.store import Entry, Labels, Origin, Table
@@ -364,7 +364,7 @@ def test_an_answer_that_cannot_be_kept_is_right_all_the_same(
     def full(*_: Any, **__: Any) -> Any:
         raise StoreUnavailable("out of memory")
 
-    monkeypatch.setattr(it.predictions, "upsert", full)
+    monkeypatch.setattr(it.predictions.overlay, "upsert", full)
     assert it.predict("a") == [3]
 
 

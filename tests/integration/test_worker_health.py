@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.presence import Presence, WorkerBeat
+from inference.monitoring.presence import Presence, WorkerBeat
 from inference.redis.clients import Client
 from inference.redis.keys import Keys
 from tests.support.ports import free_port

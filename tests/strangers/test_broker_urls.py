@@ -12,7 +12,7 @@ from kombu import Connection
 
 from app.dashboard.flower_redis import count_by_our_url
 from inference.errors import SettingsError
-from inference.queues import JobPriority
+from inference.monitoring.queues import JobPriority
 from inference.settings import Settings, load_settings
 from tasks.celery_app import make_celery
 from tasks.dispatch.sender import priorities

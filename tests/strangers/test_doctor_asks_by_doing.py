@@ -21,7 +21,7 @@ from app.cli.doctor.redis_servers import Failure, look_at
 from inference.errors import DeadlineExceeded
 from inference.features import Feature, FeatureContract
 from inference.models import ModelRegistry, VersionRecord
-from inference.presence import Roster, WorkerBeat
+from inference.monitoring.presence import Roster, WorkerBeat
 from inference.redis.clients import Client
 from inference.redis.keys import Keys
 from inference.schema import DType, Signature, TensorSpec

@@ -26,11 +26,9 @@ from inference.redis.clients import Client
 from inference.redis.keys import Keys
 from inference.schema import Block, DType, Signature, TensorSpec
 from inference.serving.answer_sample import AnswerSample
-from inference.serving.answers import Answer
+from inference.serving.answers import Answer, step_down
 from inference.serving.jobs import run_part
-from inference.serving.ladder import step_down
-from inference.serving.scorer import RealtimeScorer
-from inference.serving.tensor_scorer import TensorScorer
+from inference.serving.scorer import RealtimeScorer, TensorScorer
 from inference.settings import Settings
 from inference.store import Origin, Table
 from tasks.dispatch.dispatcher import result_of

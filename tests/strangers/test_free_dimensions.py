@@ -22,8 +22,7 @@ from inference.protocols.tensors import pack, unpack
 from inference.redis.clients import Client
 from inference.redis.keys import Keys, TableKind
 from inference.schema import DType, Signature, TensorSpec
-from inference.serving.scorer import RealtimeScorer
-from inference.serving.tensor_scorer import TensorScorer
+from inference.serving.scorer import RealtimeScorer, TensorScorer
 from inference.settings import Settings
 from inference.store import Table
 from tests.support.models import write_features

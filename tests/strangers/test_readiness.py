@@ -20,7 +20,7 @@ from app.api.health import Readiness, readiness
 from app.api.parts import Parts
 from inference.errors import ModelUnavailable
 from inference.models import VersionRecord
-from inference.presence import Loading, Roster, WorkerBeat
+from inference.monitoring.presence import Loading, Roster, WorkerBeat
 from inference.settings import Settings
 from inference.store import Pointer
 from tests.support.plain_models import Times, write_version

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from inference.redis.clients import Client
-from tasks.redis_lists import LEVELS, list_key
+from tasks.dispatch.envelopes import LEVELS, list_key
 from tests.support.deaf_proxy import deaf_proxy_in_thread
 from tests.support.plain_models import Times, write_version
 from tests.support.redis_server import RedisServer

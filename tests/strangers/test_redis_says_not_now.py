@@ -16,7 +16,7 @@ from kombu.transport.redis import Transport
 from redis.connection import DefaultParser
 
 from inference.errors import BrokerUnavailable
-from inference.presence import Roster
+from inference.monitoring.presence import Roster
 from inference.redis.clients import AsyncClient, Client
 from inference.settings import MAINTENANCE_QUEUE, CelerySettings, RedisSettings, Settings
 from tasks.celery_app import broker_errors, make_celery

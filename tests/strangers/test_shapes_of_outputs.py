@@ -22,7 +22,7 @@ from inference.models.runtimes import LoadOptions
 from inference.models.runtimes.runtime import as_served
 from inference.models.warm_up import SampleRows
 from inference.schema import Block, DType, Signature, TensorSpec
-from inference.serving.tensor_scorer import model_outputs
+from inference.serving.scorer import model_outputs
 from inference.store.codec import codec_for
 from tests.support.models import write_features
 from tests.support.plain_models import write_version

@@ -19,7 +19,7 @@ import workers.heartbeat
 from app.cli.doctor.findings import Status
 from app.cli.doctor.workers import check_workers
 from inference.errors import SettingsError
-from inference.presence import Presence, Roster, WorkerBeat
+from inference.monitoring.presence import Presence, Roster, WorkerBeat
 from inference.redis.clients import Client
 from inference.redis.keys import Keys
 from inference.settings import MAINTENANCE_QUEUE, BatchSettings, ModelSettings, RedisSettings, Settings

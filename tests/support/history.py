@@ -8,8 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from inference.clock import Clock, system_clock
-from inference.hits import HitRecorder
-from inference.hits.recorder import IDS_PER_FLUSH
+from inference.monitoring.counters import IDS_PER_FLUSH, HitRecorder
 from inference.outcomes import Outcome
 from inference.redis.clients import AsyncClient, Client
 from inference.redis.keys import Keys, TableKind

@@ -4,7 +4,14 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from inference.serving.breaker import FIRST_PAUSE_S, LONGEST_PAUSE_S, OPENS_AFTER, WORKER_START_S, Breaker, BreakerState
+from inference.serving.worker_client import (
+    FIRST_PAUSE_S,
+    LONGEST_PAUSE_S,
+    OPENS_AFTER,
+    WORKER_START_S,
+    Breaker,
+    BreakerState,
+)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from celery import Celery
 
-from inference.queues import JobPriority
+from inference.monitoring.queues import JobPriority
 from inference.settings import CelerySettings, RedisSettings, Settings
 from tasks.celery_app import make_celery
 from tasks.dispatch.sender import priorities

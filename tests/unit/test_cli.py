@@ -21,7 +21,7 @@ from app.cli.predict import enqueue, job_once_over
 from app.cli.progress import tell_changes, until_over
 from inference.batch import RunState
 from inference.errors import PredictionFailed, StoreUnavailable, UnknownModel
-from inference.queues import JobPriority
+from inference.monitoring.queues import JobPriority
 from inference.settings import ApiSettings, ModelSettings, RedisSettings, Settings
 from tests.support.stack import run_cli
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 
 from inference.errors import BrokerUnavailable, DeadlineExceeded, Defect, Overloaded, Unavailable
-from inference.request_ids import RequestId, requests_behind, work_for
+from inference.logs import RequestId, requests_behind, work_for
 from inference.serving.answers import Computed, Reply
 from inference.serving.coalescer import MAX_WAITING_BATCHES, Coalescer
 from tests.support.virtual_time import virtual_time

@@ -13,9 +13,9 @@ from app.dashboard.figures import RUNS_SHOWN, Choice, read_costs, read_hit_rates
 from inference.economics import Basis, Figure
 from inference.economics.measured import Measured
 from inference.errors import BadInput, BrokerUnavailable, NotFound
-from inference.hits import Point, Statistics
-from inference.presence import API_PROCESSES, Roster, WorkerBeat
-from inference.queues import QueueState
+from inference.monitoring.presence import API_PROCESSES, Roster, WorkerBeat
+from inference.monitoring.queues import QueueState
+from inference.monitoring.statistics import Point, Statistics
 from inference.settings import Settings
 from inference.store import Pointer
 from inference.store.versions import Labels

@@ -8,8 +8,8 @@ import pytest
 import structlog
 from celery import Celery
 
-from inference.request_ids import REQUEST_IDS_HEADER, requests_behind
-from tasks.deployment_task import DeploymentTask
+from inference.logs import REQUEST_IDS_HEADER, requests_behind
+from tasks.celery_app import DeploymentTask
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from inference.serving.freshness import Freshness, FreshnessRules, hit_outcome
+from inference.serving.answers import Freshness, FreshnessRules, hit_outcome
 from inference.settings import ModelSettings
 from inference.store import Origin
 from tests.support.serving_fakes import entry

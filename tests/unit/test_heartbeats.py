@@ -8,8 +8,7 @@ from dataclasses import replace
 import pytest
 
 from inference.errors import StoreUnavailable
-from inference.presence import Roster, WorkerBeat
-from inference.serving.heartbeats import BEAT_EVERY_S, send_heartbeats, watch_workers
+from inference.monitoring.presence import BEAT_EVERY_S, Roster, WorkerBeat, send_heartbeats, watch_workers
 from tests.support.virtual_time import virtual_time
 
 READY = WorkerBeat(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from inference.hits import HitCounts
+from inference.monitoring.statistics import HitCounts
 from inference.outcomes import Outcome
 
 

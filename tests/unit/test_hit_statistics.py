@@ -6,9 +6,7 @@ import random
 
 import pytest
 
-from inference.hits import Statistics
-from inference.hits.histograms import AGE, HIT_LATENCY, MICRO_BATCH, MISS_LATENCY, Scale
-from inference.hits.statistics import QUANTILES
+from inference.monitoring.statistics import AGE, HIT_LATENCY, MICRO_BATCH, MISS_LATENCY, QUANTILES, Scale, Statistics
 
 
 def fields_of(values, scale=HIT_LATENCY):

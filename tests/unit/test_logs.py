@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from inference.request_ids import MAX_TOLD, RequestId, from_message, told
+from inference.logs import MAX_TOLD, RequestId, from_message, told
 from tests.support.stack import child_environment
 from tests.support.warm_start import run_python
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 _SET_UP = """
 import logging, threading, warnings
 from inference.logs import bound, configure_logging, get_logger, in_this_context
-from inference.request_ids import RequestId, work_for
+from inference.logs import RequestId, work_for
 configure_logging("gpu", form=FORMAT, level=LEVEL)
 log = get_logger("ours")
 """

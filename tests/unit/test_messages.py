@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from inference.errors import BadInput
-from inference.serving.messages import MAX_MESSAGE_ROWS, check_message, illegal_ids
+from inference.serving.answering import MAX_MESSAGE_ROWS, check_message, illegal_ids
 from tasks.maintenance import start_run
 
 

@@ -20,11 +20,10 @@ from app.api.metrics import HitCollector, QueueCollector, RunCollector
 from inference.batch import RunState, RunView
 from inference.errors import BrokerUnavailable
 from inference.gpus import GpuUse
-from inference.hits.histograms import AGE, HIT_LATENCY, MISS_LATENCY
-from inference.hits.statistics import HitCounts
+from inference.monitoring.presence import API_PROCESSES, Roster, WorkerBeat
+from inference.monitoring.queues import QueueState
+from inference.monitoring.statistics import AGE, HIT_LATENCY, MISS_LATENCY, HitCounts
 from inference.outcomes import Outcome
-from inference.presence import API_PROCESSES, Roster, WorkerBeat
-from inference.queues import QueueState
 from inference.settings import Settings
 from inference.store import Manifest, Pointer
 from tests.support.records import manifest_of, run_view

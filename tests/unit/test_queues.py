@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from inference.queues import SENT_AT_HEADER, HeadAges, QueueHead
+from inference.monitoring.queues import SENT_AT_HEADER, HeadAges, QueueHead
 
 
 class Clock:

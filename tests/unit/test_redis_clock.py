@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import redis
 
-from inference.serving.deadlines import RedisClock
+from inference.redis.clock import RedisClock
 from tests.support.virtual_time import virtual_time
 
 

@@ -24,9 +24,9 @@ from inference.errors import (
 )
 from inference.outcomes import Outcome
 from inference.serving import Answer, PredictionService
-from inference.serving.breaker import FIRST_PAUSE_S, OPENS_AFTER
 from inference.serving.coalescer import MAX_WAITING_BATCHES
 from inference.serving.model_service import PREDICT_EXPLAINED, PREVIOUS_GRACE_S
+from inference.serving.worker_client import FIRST_PAUSE_S, OPENS_AFTER
 from inference.settings import Settings
 from inference.store import Entry, Origin, Pointer
 from tests.support.serving_fakes import FakeReader, FakeRecorder, FakeWorkers, entry

@@ -12,7 +12,7 @@ from inference.features import FeatureContract, Vectoriser, contract_from_signat
 from inference.models import LoadedModel, ModelHost, VersionRecord
 from inference.protocols.tensors import pack, unpack
 from inference.schema import Block, DType, Signature, TensorSpec
-from inference.serving.tensor_scorer import TensorScorer, model_outputs
+from inference.serving.scorer import TensorScorer, model_outputs
 from inference.settings import Settings
 
 SIGNATURE = Signature.of_model([TensorSpec("x", DType.FLOAT32)], [TensorSpec("y", DType.FLOAT32, (1,))])

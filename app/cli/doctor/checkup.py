@@ -22,7 +22,7 @@ from inference.batch.records import RunRecord
 from inference.deployment import Deployment
 from inference.errors import ForecacheError, StoreUnavailable
 from inference.failures import sentence_of
-from inference.presence import Roster
+from inference.monitoring.presence import Roster
 from inference.settings import ModelSettings, Settings
 from inference.sources import Source
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.cli.doctor.findings import Check, Finding, error, ok, size_text, warning
-from inference.hits import HitWindows
+from inference.monitoring.statistics import HitWindows
 from inference.outcomes import Outcome
 from inference.redis.clients import Client
 from inference.redis.keys import Keys, TableKind

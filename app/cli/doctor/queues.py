@@ -11,7 +11,7 @@ from app.cli.doctor.at_once import at_once
 from app.cli.doctor.findings import Check, Finding, error, ok, warning
 from inference.errors import DeadlineExceeded
 from inference.failures import sentence_of
-from inference.presence import Roster
+from inference.monitoring.presence import Roster
 from inference.settings import BATCH_QUEUE, Settings
 from tasks.celery_app import make_celery
 from tasks.dispatch.sender import priorities

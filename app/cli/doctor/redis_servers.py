@@ -15,8 +15,8 @@ from app.cli.doctor.findings import Check, Finding, error, ok, warning
 from inference.clock import system_clock
 from inference.errors import StoreUnavailable
 from inference.redis.clients import Client, Patience, cause_of, open_client
+from inference.redis.clock import RedisClock
 from inference.redis.keys import Keys
-from inference.serving.deadlines import RedisClock
 from inference.settings import Settings
 
 #: of a server that is looked at: it gives up soon

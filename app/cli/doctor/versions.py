@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 
 from app.cli.doctor.findings import Check, Finding, error, ok
 from inference.models.formats import FORMATS
-from inference.release import installed_release
+from inference.stored_data import installed_release
 
 #: distribution → installed version, None when it is not there
 Installed = Callable[[str], str | None]

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from app.cli.doctor.findings import Check, Finding, duration_text, error, not_checked, ok, warning
 from inference.clock import Clock, system_clock
-from inference.presence import Roster, WorkerBeat
-from inference.release import installed_release
+from inference.monitoring.presence import Roster, WorkerBeat
 from inference.settings import BATCH_QUEUE, MAINTENANCE_QUEUE, REALTIME_QUEUE, Settings
+from inference.stored_data import installed_release
 
 #: queue → what starts a worker of it, and what does not happen without one; all others are queues of requests
 _OTHERS = {

@@ -14,7 +14,7 @@ from inference.batch.gates import BadRows, Gate
 from inference.batch.records import RunRecord, Trigger
 from inference.errors import UnknownFormat
 from inference.redis.keys import TableKind
-from inference.release import DATA_FORMAT
+from inference.stored_data import DATA_FORMAT
 
 RECORD = RunRecord(
     run_id="r", model="m", state=RunState.RUNNING, trigger=Trigger.API, source="s", created_at=1000.0,

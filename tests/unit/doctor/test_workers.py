@@ -13,9 +13,9 @@ from app.cli.doctor.workers import check_workers
 from inference.batch import RunState, Trigger
 from inference.batch.gates import Gate
 from inference.batch.records import RunRecord
-from inference.presence import Loading, Roster, WorkerBeat
-from inference.release import installed_release
+from inference.monitoring.presence import Loading, Roster, WorkerBeat
 from inference.settings import ModelSettings, Settings
+from inference.stored_data import installed_release
 
 NOBODY = Roster((), {})
 

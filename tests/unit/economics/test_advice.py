@@ -16,7 +16,7 @@ from inference.economics.measured import Measured, slots_a_week
 from inference.economics.rewriting import diff, with_advice
 from inference.economics.rules import Approach
 from inference.errors import SettingsError
-from inference.hits import Statistics
+from inference.monitoring.statistics import Statistics
 from inference.settings import ModelSettings
 
 SETTINGS = ModelSettings(path=Path("m"), features="t.parquet")

@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from inference.errors import StoreUnavailable
-from inference.presence import Loading, WorkerBeat
+from inference.monitoring.presence import Loading, WorkerBeat
 from inference.settings import Settings
 from tasks.celery_app import make_celery
 from workers.heartbeat import Heartbeat, served_queues

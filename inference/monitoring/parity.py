@@ -21,10 +21,10 @@ from inference.batch.rows import PreparedRows, Preparer
 from inference.errors import ModelUnavailable, NotFound, SourceError
 from inference.features import Fallback, FeatureGatherer
 from inference.features.rows import take
-from inference.hits import ParityResult
 from inference.logs import get_logger
 from inference.models import LoadedModel, ModelHost, prediction_values, score_rows
 from inference.models.loaded import answers_agree, vector_hashes
+from inference.monitoring.counters import ParityResult
 from inference.redis.clients import Client
 from inference.redis.keys import Keys, TableKind
 from inference.schema import Block, DType, rows_in

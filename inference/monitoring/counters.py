@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+from typing import Any
 
 from inference.clock import Clock, system_clock
 from inference.errors import StoreUnavailable
 from inference.failures import Failures
-from inference.hits.histograms import AGE, HIT_LATENCY, MICRO_BATCH, MISS_LATENCY
 from inference.logs import get_logger
+from inference.monitoring.statistics import AGE, DAY_S, HIT_LATENCY, MICRO_BATCH, MISS_LATENCY
 from inference.outcomes import Outcome
-from inference.redis.clients import AsyncClient
+from inference.redis.clients import AsyncClient, Client
 from inference.redis.keys import Keys
 
 log = get_logger(__name__)
@@ -20,7 +22,6 @@ log = get_logger(__name__)
 FLUSH_EVERY_S = 1.0
 #: longer than the longest window that is read, a week
 KEEP_S = 8 * 24 * 3600
-DAY_S = 24 * 3600
 #: different entities that a process remembers until they are sent; more are not noticed until there is room
 MOST_ASKED = 50_000
 #: packing 12 000 ids at once held the event loop for 15 ms; pieces of 200 hold it for less than one
@@ -129,3 +130,53 @@ class HitRecorder:
 def _none() -> defaultdict[str, defaultdict[str, float]]:
     """Return empty counts: model → field → count, or sum with its fraction."""
     return defaultdict(lambda: defaultdict(int))
+
+
+#: what starts the fields of what fallbacks said of entities; NAME:OUTCOME follows
+FALLBACKS = "fallback"
+#: what starts the fields of what became of answers that were computed again; PATH:RESULT follows
+PARITY = "parity"
+
+
+class ParityResult(StrEnum):
+    """What became of one answer that was computed again."""
+
+    #: the same vector, and the same answer but for rounding
+    AGREED = "agreed"
+    #: the same vector, and another answer: a defect
+    DISAGREED = "disagreed"
+    #: another vector, or none any more: nothing can be said
+    DRIFTED = "drifted"
+
+
+class MinuteCounts:
+    """Adds counts. Synchronous, for work that waits for other things anyway."""
+
+    def __init__(self, client: Client, keys: Keys, clock: Clock = system_clock) -> None:
+        self._client: Any = client
+        self._keys = keys
+        self._clock = clock
+
+    def add(self, model: str, kind: str, counts: Mapping[str, int]) -> None:
+        """Add counts of a kind. When Redis does not answer, they are dropped and the loss is logged."""
+        minute = self._keys.hits(model, int(self._clock() // 60))
+        pipeline = self._client.pipeline(transaction=False)
+        for name, count in counts.items():
+            for key in (minute, self._keys.hit_totals(model)):
+                pipeline.hincrby(key, f"{kind}:{name}", count)
+        pipeline.expire(minute, KEEP_S)
+        try:
+            pipeline.execute()
+        except StoreUnavailable as error:
+            log.warning("counts.dropped", kind=kind, error=error.message)
+
+
+def counted(fields: Mapping[str, int], kind: str) -> dict[tuple[str, str], int]:
+    """Return a kind's counts out of summed fields of minutes, by (name, outcome)."""
+    found = {}
+    for field, count in fields.items():
+        start, _, rest = field.partition(":")
+        name, separator, outcome = rest.rpartition(":")
+        if start == kind and separator:
+            found[name, outcome] = count
+    return found
