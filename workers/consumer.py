@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import celery.apps.worker
 import celery.worker.pidbox
 from billiard.einfo import ExceptionInfo
 from celery.app.trace import TraceInfo, trace_ok_t
@@ -23,7 +24,7 @@ from celery.worker.pidbox import Pidbox
 
 from inference.errors import Defect
 from inference.failures import Failures
-from inference.logs import get_logger
+from inference.logs import get_logger, write_at_once
 from workers.messages import problem_of
 
 log = get_logger(__name__)
@@ -130,7 +131,7 @@ class TaskConsumer(Consumer):  # type: ignore[misc]  # celery has no types
 
     def on_unknown_task(self, _body: Any, message: Any, _exc: Exception) -> None:
         """Drop a message that names an unknown task, and tell its sender."""
-        self._refuse(message, "there is no task of the name that it gives")
+        self._refuse(message, "it names an unknown task")
         headers = message.headers if "task" in message.headers else message.payload
         with unstored_results.kept_here():
             self.app.backend.mark_as_failure(headers["id"], NotRegistered(headers["task"]))
@@ -192,9 +193,11 @@ class CheckedPidbox(Pidbox):  # type: ignore[misc]
         )
 
 
-def check_remote_control() -> None:
-    """Have the workers of this process use `CheckedPidbox`: Celery has no setting for it."""
+def replace_parts_of_celery() -> None:
+    """Have the worker check remote control, and log the effect of a signal. Celery has no settings for that."""
     celery.worker.pidbox.Pidbox = CheckedPidbox
+    # it prints to stdout, past all logging
+    celery.apps.worker.safe_say = lambda text, *_: write_at_once(text)
 
 
 def _is_word(name: str) -> bool:

@@ -10,21 +10,20 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial, wraps
 from typing import Any, NoReturn
 
-import celery.apps.worker
 from celery import Celery
 from celery.signals import celeryd_init, setup_logging, worker_init
 from kombu import Exchange, Queue
 
 from inference.deployment import Deployment
 from inference.errors import ForecacheError, StoreUnavailable
-from inference.logs import configure_logging, get_logger, write_at_once
+from inference.logs import configure_logging, get_logger
 from inference.models.runtimes import keras_environment
 from inference.redis.clients import WORKER
 from inference.settings import LogSettings, Settings
 from inference.settings.server_urls import is_redis
 from tasks.broker import CeleryBroker
 from tasks.celery_app import make_worker_app
-from workers.consumer import check_remote_control
+from workers.consumer import replace_parts_of_celery
 from workers.redis_transport import bound_compression, drop_rubbish
 
 log = get_logger(__name__)
@@ -46,7 +45,7 @@ def make_worker(settings: Settings, *, process: str, pool: str, concurrency: int
     application.conf.worker_pool = pool
     application.conf.worker_concurrency = concurrency
     application.conf.worker_consumer = "workers.consumer:TaskConsumer"
-    check_remote_control()
+    replace_parts_of_celery()
     bound_compression()
     if is_redis(application.conf.broker_url):
         drop_rubbish()
@@ -118,8 +117,6 @@ def ends_on_error(hook: Callable[..., None]) -> Callable[..., None]:
 
 def _log_to_stderr(process: str, logs: LogSettings) -> None:
     configure_logging(process, form=logs.format, level=logs.level)
-    # Celery prints the effect of a signal to stdout, past all logging
-    celery.apps.worker.safe_say = lambda text, *_: write_at_once(text)
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -114,7 +114,7 @@ def check_code_allowed(contract: FeatureContract, *, allow_code: bool) -> None:
         if group.runs_code and not allow_code:
             raise ModelError(
                 f"features.json: group {group.name!r} runs code ({group.function}): set allow_code = true under "
-                "[models.NAME] if you trust whoever can write it",
+                "[models.NAME] if you trust everyone who can write it",
                 field="allow_code",
             )
 

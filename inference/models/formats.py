@@ -29,7 +29,7 @@ _NEAR_MISSES = {
     ),
     (".bst", ".ubj", ".cbm"): _OF_A_BOOSTER,
     (".gz", ".z", ".bz2", ".xz", ".lzma", ".sav", ".dat", ".p", ".model"): (
-        "is no name of a model that is known; if it is a pickle, compressed or not, call it {name}.joblib"
+        "has no name of a known model format; if it is a pickle, compressed or not, call it {name}.joblib"
     ),
     (".tflite", ".pmml", ".mar", ".engine", ".plan"): (
         "is in a format that another engine computes; export the model as a SavedModel, Keras, ONNX or skops file, or "
@@ -153,7 +153,7 @@ def require_model_file(folder: Path) -> ModelFile:
         raise near
     names = [file.name for file in _files(folder)]
     shown = ", ".join(names[:_MOST_SHOWN]) + (", …" if len(names) > _MOST_SHOWN else "") if names else "nothing"
-    raise ModelError(f"{folder} holds no model that is known ({known_files()}); found: {shown}", field="path")
+    raise ModelError(f"{folder} holds no known model ({known_files()}); found: {shown}", field="path")
 
 
 def check_allowed(found: ModelFile, *, allow_code: bool) -> None:
@@ -166,7 +166,7 @@ def check_allowed(found: ModelFile, *, allow_code: bool) -> None:
     if format_.runs_code and not allow_code:
         raise ModelError(
             f"{found.file} may run code ({format_.runs_code}): set allow_code = true under [models.NAME] "
-            "(forecache init --allow-code) if you trust whoever can write it"
+            "(forecache init --allow-code) if you trust everyone who can write it"
             + format_.instead.format(stem=found.file.stem),
             field="allow_code",
         )

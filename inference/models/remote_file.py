@@ -31,7 +31,7 @@ from inference.small_files import read_small_text
 REMOTE_FILE = "remote.toml"
 
 #: the message for an address of `is_metadata_address`
-NEVER_ASKED = "is link-local or a cloud's metadata service, which no worker asks: correct the url"
+NEVER_ASKED = "is link-local or a cloud's metadata service, which workers never ask: correct the url"
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 #: metadata services with other addresses than link-local ones: AWS, Google, Azure, Alibaba, Oracle
 _METADATA = tuple(

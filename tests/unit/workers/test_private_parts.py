@@ -8,6 +8,7 @@ from typing import Any
 import celery.app.trace
 import celery.apps.worker
 import celery.worker.consumer.control
+import celery.worker.pidbox
 import kombu.transport
 import kombu.transport.redis
 import pytest
@@ -18,7 +19,7 @@ from celery.worker.consumer import Consumer
 from kombu import compression
 from kombu.message import Message
 
-from workers.consumer import CheckedPidbox, RealtimeConsumer, TaskConsumer
+from workers.consumer import CheckedPidbox, RealtimeConsumer, TaskConsumer, replace_parts_of_celery
 from workers.redis_transport import Channel, RealtimeResults, Transport, Unacknowledged
 
 #: our class → the methods in which it differs from its base class
@@ -101,3 +102,12 @@ def test_a_pool_takes_the_failure_that_ours_returns_in_place_of_an_error_of_cele
     error = ValueError()
     info = celery.app.trace.TraceInfo(FAILURE, error)
     assert (info.state, info.retval) == (FAILURE, error)
+
+
+def test_the_replaced_parts_of_celery_are_in_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(celery.worker.pidbox, "Pidbox", celery.worker.pidbox.Pidbox)
+    monkeypatch.setattr(celery.apps.worker, "safe_say", celery.apps.worker.safe_say)
+    before = celery.apps.worker.safe_say
+    replace_parts_of_celery()
+    assert celery.worker.consumer.control.pidbox.Pidbox is CheckedPidbox
+    assert celery.apps.worker.safe_say is not before
