@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from inference.errors import NotFound, StoreUnavailable, quoted
 from inference.models import VersionRecord
-from inference.serving.lookups import TableReader
+from inference.serving.model_service import TableReader
 
 #: as old as a worker's knowledge of the active version may be
 MAX_AGE_S = 1.0

@@ -22,9 +22,9 @@ from app.api.problems import documented
 from inference.batch import RunState
 from inference.deployment import Deployment
 from inference.errors import BrokerUnavailable
-from inference.monitoring.counters import FALLBACKS, PARITY, ParityResult, counted
+from inference.monitoring.counters import FALLBACKS, PARITY, Histogram, ParityResult, counted
 from inference.monitoring.presence import API_PROCESSES, Roster
-from inference.monitoring.statistics import Histogram, Statistics
+from inference.monitoring.statistics import Statistics
 from inference.serving.worker_client import BreakerState
 
 router = APIRouter(tags=["metrics"])

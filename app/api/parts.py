@@ -34,7 +34,7 @@ from inference.redis.clock import RedisClock
 from inference.redis.keys import TableKind
 from inference.serving import PredictionService
 from inference.serving.job_queue import Enqueue, JobQueue
-from inference.serving.lookups import TableReader
+from inference.serving.model_service import TableReader
 from inference.serving.worker_client import Submit
 from inference.settings import Settings
 from inference.stored_data import installed_release

@@ -19,8 +19,7 @@ from inference.errors import (
 from inference.outcomes import Outcome
 from inference.schema import Block, rows_in
 from inference.serving.answers import Answer, Outputs
-from inference.serving.lookups import LookUp, TableReader
-from inference.serving.model_service import ModelService
+from inference.serving.model_service import LookUp, ModelService, TableReader
 from inference.serving.worker_client import Submit
 from inference.settings import Settings
 

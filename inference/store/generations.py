@@ -17,8 +17,7 @@ from inference.redis.clients import Client
 from inference.redis.keys import TableKeys
 from inference.redis.pipes import BulkCommands, Pace, sum_of
 from inference.schema import Block, TensorSpec
-from inference.store.codec import codec_for, pack_overlay
-from inference.store.layout import bucket_count
+from inference.store.codec import bucket_count, codec_for, pack_overlay
 from inference.store.overlay import Overlay
 from inference.store.reading import follow, parse_pointer, plan_pointer
 from inference.store.records import GenerationState, Manifest, Origin, Pointer

@@ -11,8 +11,15 @@ import numpy.typing as npt
 from inference.redis.clients import Client
 from inference.redis.keys import TableKeys
 from inference.schema import Block, TensorSpec
-from inference.store.codec import codec_for, outdated_as_of, pack_changes, pack_overlay, schema_digest, schema_text
-from inference.store.layout import stored_id
+from inference.store.codec import (
+    codec_for,
+    outdated_as_of,
+    pack_changes,
+    pack_overlay,
+    schema_digest,
+    schema_text,
+    stored_id,
+)
 from inference.store.records import Origin
 
 _IDS_PER_SCRIPT = 1000

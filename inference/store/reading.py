@@ -23,13 +23,14 @@ from inference.schema import TensorSpec
 from inference.store.codec import (
     OUTDATED,
     OverlayHeader,
+    bucket_of,
     codec_for,
     row_as_of,
     schema_digest,
     schema_from_text,
+    stored_id,
     unpack_overlay,
 )
-from inference.store.layout import bucket_of, stored_id
 from inference.store.records import ChangeableRows, Entry, Manifest, Origin, Pointer, StoredRows
 from inference.store.versions import Labels, labels_from_text
 from inference.stored_data import UNREADABLE, unreadable

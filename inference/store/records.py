@@ -12,9 +12,11 @@ import numpy.typing as npt
 from pydantic import Field, FiniteFloat
 
 from inference.schema import Block, TensorSpec
-from inference.store.layout import MOST_BUCKETS
 from inference.store.versions import Labels
 from inference.stored_data import DATA_FORMAT, record_from_json, unknown_format
+
+#: of four thousand million ids; a manifest with more is none of ours, and collecting it would take for ever
+MOST_BUCKETS = 1 << 26
 
 
 class GenerationState(StrEnum):

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from inference.redis.pipes import BulkCommands
-from inference.store.layout import buckets_of, stored_ids
+from inference.store.codec import buckets_of, stored_ids
 
 
 def encode_window(

@@ -653,7 +653,7 @@ def test_a_slow_model_does_not_hold_up_another(world: World) -> None:
         return go_on.wait(20)
 
     slow = world.table_of(TableKind.PREDICTIONS, "slow")
-    slow.generations = wait  # type: ignore[assignment,method-assign]
+    slow.generations.all = wait  # type: ignore[assignment,method-assign]
     world.tables["slow"] = slow
     waiting = threading.Thread(target=world.runs.reconcile, args=("slow",))
     waiting.start()

@@ -257,7 +257,7 @@ def test_redis_out_of_memory_fails_the_run_in_words_and_the_next_one_goes_well(r
         finally:
             cache.config_set("maxmemory", 0)
     assert done["state"] == "failed"
-    assert "the cache Redis is out of memory" in done["error"]
+    assert "Redis is out of memory" in done["error"]
     rig.assert_clean()
     run_id = rig.start_run(1_000, offset=(offset := next(_OFFSETS)))
     rig.end_supervised(run_id)

@@ -58,7 +58,7 @@ def test_an_outage_of_redis_gives_no_reason_to_restart_a_worker(
 ) -> None:
     monkeypatch.setenv("FORECACHE_REDIS__CACHE_URL", f"redis://127.0.0.1:{free_port()}/0")
     assert main() == 0
-    assert capsys.readouterr().out.startswith("cannot be told: the cache Redis did not answer")
+    assert capsys.readouterr().out.startswith("cannot be told: Redis did not answer")
 
 
 def test_settings_that_cannot_be_used_are_no_health(

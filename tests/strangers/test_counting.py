@@ -23,8 +23,8 @@ from inference.errors import (
     PredictionFailed,
     UnknownEntity,
 )
-from inference.monitoring.counters import HitRecorder
-from inference.monitoring.statistics import AGE, HIT_LATENCY, MICRO_BATCH, MISS_LATENCY, HitWindows, Statistics
+from inference.monitoring.counters import AGE, HIT_LATENCY, MICRO_BATCH, MISS_LATENCY, HitRecorder
+from inference.monitoring.statistics import HitWindows, Statistics
 from inference.outcomes import Outcome
 from inference.redis.clients import AsyncClient, Client
 from inference.redis.keys import Keys

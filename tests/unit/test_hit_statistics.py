@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from inference.monitoring.statistics import AGE, HIT_LATENCY, MICRO_BATCH, MISS_LATENCY, QUANTILES, Scale, Statistics
+from inference.monitoring.counters import AGE, HIT_LATENCY, MICRO_BATCH, MISS_LATENCY, Scale
+from inference.monitoring.statistics import QUANTILES, Statistics
 
 
 def fields_of(values, scale=HIT_LATENCY):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 
 from inference.errors import StoreUnavailable, Unreadable
-from inference.serving.lookups import PATIENCE_S, LookUp, SharedLookups
+from inference.serving.model_service import PATIENCE_S, LookUp, SharedLookups
 from inference.store import Entry
 from tests.support.serving_fakes import FakeReader, entry
 from tests.support.virtual_time import virtual_time

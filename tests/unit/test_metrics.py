@@ -20,9 +20,10 @@ from app.api.metrics import HitCollector, QueueCollector, RunCollector
 from inference.batch import RunState, RunView
 from inference.errors import BrokerUnavailable
 from inference.gpus import GpuUse
+from inference.monitoring.counters import AGE, HIT_LATENCY, MISS_LATENCY
 from inference.monitoring.presence import API_PROCESSES, Roster, WorkerBeat
 from inference.monitoring.queues import QueueState
-from inference.monitoring.statistics import AGE, HIT_LATENCY, MISS_LATENCY, HitCounts
+from inference.monitoring.statistics import HitCounts
 from inference.outcomes import Outcome
 from inference.settings import Settings
 from inference.store import Manifest, Pointer

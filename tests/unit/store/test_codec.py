@@ -14,15 +14,19 @@ from hypothesis.extra import numpy as st_np
 from inference.errors import ContractError
 from inference.schema import DType, TensorSpec
 from inference.store.codec import (
+    bucket_count,
+    bucket_of,
+    buckets_of,
     codec_for,
     pack_overlay,
     row_as_of,
     schema_digest,
     schema_from_text,
     schema_text,
+    stored_id,
+    stored_ids,
     unpack_overlay,
 )
-from inference.store.layout import bucket_count, bucket_of, buckets_of, stored_id, stored_ids
 from inference.store.records import Manifest, Origin
 from inference.store.wire import encode_window
 

@@ -10,8 +10,15 @@ import pytest
 
 from inference.redis.keys import Keys, TableKind
 from inference.schema import DType, TensorSpec
-from inference.store.codec import codec_for, pack_outdated, pack_overlay, schema_digest, schema_text
-from inference.store.layout import bucket_of, stored_id
+from inference.store.codec import (
+    bucket_of,
+    codec_for,
+    pack_outdated,
+    pack_overlay,
+    schema_digest,
+    schema_text,
+    stored_id,
+)
 from inference.store.reading import (
     Plan,
     ReaderMemory,

@@ -1,0 +1,156 @@
+"""The three journeys that docs/architecture.md tells, held against the calls of real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.models import write_sum_model
+from tests.support.stack import ROOT, Stack, child_environment, end_tree
+from tests.support.waiting import wait_for
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(240)]
+
+TRACED = ROOT / "tests/support/traced.py"
+MODELS = """
+[models.m]
+path = "m"
+features = "t.parquet"
+[models.m.batch]
+prediction_table = true
+feature_table = true
+[models.m.realtime]
+timeout_ms = 60_000
+"""
+#: heartbeats, flushes of counters and clocks go on beside every journey; three of each journey are compared
+TIMES = 3
+#: words that every room uses on its way: errors, settings, log lines, what is spelled in Redis
+WORDS = re.compile(
+    r"inference/(errors|failures|logs|redaction|outcomes|clock|schema|entities|stored_data|field_errors|redis/keys)\.py"
+    r"|inference/settings/.*|inference/store/records\.py|inference/redis/clock\.py|.*/__init__\.py"
+)
+STEP = re.compile(r"^\d+\. `([\w/.]+\.py):([\w.]+)`", re.MULTILINE)
+
+
+class Traced:
+    """A deployment whose processes note what they call."""
+
+    def __init__(self, stack: Stack, folder: Path) -> None:
+        self.stack, self.folder = stack, folder
+        self.pids: dict[str, int] = {}
+        self.mark = 0
+        (folder / "mark").write_bytes(b"\0")
+
+    def start(self, name: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, str(TRACED), str(self.folder), *self.stack._command(name, name, None)[1:]]
+        log = (self.stack.folder / f"{name}.log").open("ab")
+        with log:
+            process = subprocess.Popen(
+                command, cwd=self.stack.folder, env=child_environment(), stdout=log, stderr=log, start_new_session=True
+            )
+        self.pids[name] = process.pid
+        return process
+
+    def calls(self, journey: Callable[[], None], *processes: str) -> list[str]:
+        """Return `file:function` of all that processes call each time that a journey is made, in order."""
+        traces = []
+        for _ in range(TIMES):
+            self.mark += 1
+            with (self.folder / "mark").open("r+b") as mark:
+                mark.write(bytes([self.mark]))
+            journey()
+            time.sleep(0.2)  # what is written after the answer
+            traces.append([line for name in processes for line in self._noted(name)])
+        common = set.intersection(*map(set, traces))
+        return list(dict.fromkeys(line for line in traces[-1] if line in common))
+
+    def _noted(self, name: str) -> list[str]:
+        lines = (self.folder / str(self.pids[name])).read_text().splitlines()
+        start = f"{self.mark} "
+        return [line.removeprefix(start) for line in lines if line.startswith(start)]
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
+    folder = tmp_path_factory.mktemp("journeys")
+    notes = tmp_path_factory.mktemp("calls")
+    write_sum_model(folder / "m", ["x"])
+    pq.write_table(
+        pa.table({"entity_id": [f"e{n}" for n in range(100)], "x": [float(n) for n in range(100)]}),
+        folder / "t.parquet",
+    )
+    with Stack(folder, MODELS) as stack:
+        traced = Traced(stack, notes)
+        processes = []
+        try:
+            processes += [traced.start(name) for name in ("maintenance", "gpu", "realtime", "api")]
+            stack.wait_ready(120)
+            run(stack)
+            wait_for(lambda: source_of(stack, "e1") == "batch", "a stored answer")
+            compute(stack, "e1")
+            yield traced
+        finally:
+            for process in processes:
+                end_tree(process)
+
+
+def run(stack: Stack) -> None:
+    started = httpx.post(f"{stack.url}/runs", json={"model": "m"}, timeout=60).raise_for_status().json()
+    assert stack.wait_run(started["run_id"], 120)["state"] == "published"
+
+
+def source_of(stack: Stack, entity_id: str) -> str:
+    return str(httpx.get(f"{stack.url}/predict/{entity_id}", timeout=60).raise_for_status().json()["source"])
+
+
+def compute(stack: Stack, entity_id: str) -> None:
+    url = f"{stack.url}/predict/{entity_id}?max_staleness_hours=0"
+    assert httpx.get(url, timeout=60).raise_for_status().json()["source"] == "realtime"
+
+
+def told(heading: str) -> list[str]:
+    """Return the steps of a journey as docs/architecture.md tells them."""
+    text = (ROOT / "docs/architecture.md").read_text("utf-8")
+    section = text.partition(f"\n### {heading}\n")[2].partition("\n#")[0]
+    return [f"{file}:{function}" for file, function in STEP.findall(section)]
+
+
+def check(journey: str, calls: list[str]) -> None:
+    if os.environ.get("SHOW_JOURNEYS"):
+        sys.stderr.write(f"{journey} {json.dumps(calls, indent=1)}\n")
+    steps = told(journey)
+    assert steps, f"docs/architecture.md tells nothing of {journey!r}"
+    missing = [step for step in steps if step not in calls]
+    assert not missing, "told, but not called"
+    assert steps == sorted(steps, key=calls.index), "told in another order than called"
+    files = dict.fromkeys(step.partition(":")[0] for step in calls)
+    assert [
+        file for file in files if not WORDS.fullmatch(file) and file not in {s.partition(":")[0] for s in steps}
+    ] == []
+
+
+def test_a_hit_goes_the_way_that_is_told(traced: Traced) -> None:
+    check("A hit", traced.calls(lambda: assert_hit(traced.stack), "api"))
+
+
+def assert_hit(stack: Stack) -> None:
+    assert source_of(stack, "e7") == "batch"
+
+
+def test_a_miss_goes_the_way_that_is_told(traced: Traced) -> None:
+    check("A miss", traced.calls(lambda: compute(traced.stack, "e3"), "api", "realtime"))
+
+
+def test_a_run_goes_the_way_that_is_told(traced: Traced) -> None:
+    check("A run", traced.calls(lambda: run(traced.stack), "maintenance", "gpu"))
