@@ -43,7 +43,7 @@ def test_two_models_in_one_folder_are_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_model_says_what_is_known_and_what_is_there(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"known \(saved_model\.pb, .*\*\.onnx.*\); found: notes\.txt"):
+    with pytest.raises(ModelError, match=r"no known model \(saved_model\.pb, .*\*\.onnx.*\); found: notes\.txt"):
         require_model_file(holding(tmp_path, "notes.txt"))
     with pytest.raises(ModelError, match="found: nothing"):
         require_model_file(holding(tmp_path / "empty"))
