@@ -10,8 +10,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import FixedWindowRateLimiter
 from starlette.types import Scope as Connection
 
-from app.browsers import SAFE_METHODS, KnownHosts, check_site, forwarded_host
-from app.guesses import WrongTries, subscriber_of
+from app.defences import SAFE_METHODS, KnownHosts, WrongTries, check_site, forwarded_host, subscriber_of
 from inference.clock import system_clock
 from inference.errors import Forbidden, RateLimited, TooHeavy, Unauthorized
 from inference.settings import ApiSettings, Scope

@@ -48,7 +48,7 @@ from app.api.problems import (
 from app.api.request_id_header import HEADER, begin_request, with_request_id
 from app.api.routing import respond_without_route, under_root, without_head
 from app.api.watchdog import loop_watched
-from app.listening import places
+from app.http import places
 from inference.errors import ForecacheError
 from inference.logs import RequestId
 from inference.settings import ApiSettings, Settings

@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from app.api.dialects import respond_with_error, speaks_protocol
 from app.api.paths import without_folders
 from app.api.validation import as_bad_input
-from app.http_status import status_of
+from app.http import status_of
 from inference.errors import (
     BrokerUnavailable,
     DeadlineExceeded,

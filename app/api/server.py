@@ -20,7 +20,7 @@ from uvicorn.supervisors import Multiprocess
 
 from app.api.application import create_app
 from app.api.connections import Connection
-from app.listening import backlog, listen, raise_descriptors
+from app.http import backlog, listen, raise_descriptors
 from inference.errors import SettingsError
 from inference.logs import configure_logging, get_logger
 from inference.settings import ApiSettings, Settings

@@ -1,22 +1,36 @@
-"""The `forecache` command: one file per noun; what is heavy is imported inside the commands."""
+"""The `forecache` command. One file per noun; commands import heavy libraries inside their functions."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
+from typer.main import get_command_name
 
-from app.cli import advise, batch, bench, cost, doctor, features, hits, init, keys, models, predict, processes
-from app.cli.examples import add_examples
+from app.cli import (
+    advise,
+    batch,
+    bench,
+    cost,
+    doctor,
+    features,
+    hits,
+    init,
+    keys,
+    models,
+    predict,
+    processes,
+)
 from inference.errors import ForecacheError, SettingsError, UnknownModel
 from inference.stored_data import installed_release
 
 #: exit codes of the contract
 FAILED = 1
 USAGE = 2
-#: environment variable: show where an error came from that nobody foresaw
+#: environment variable: show the traceback of an unexpected error
 DEBUG = "FORECACHE_DEBUG"
 
 app = typer.Typer(
@@ -28,19 +42,23 @@ app = typer.Typer(
     # wider than click's 80 columns where the terminal is, so that fewer summaries are cut
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-init.register(app)
-processes.register(app)
-doctor.register(app)
-predict.register(app)
-app.add_typer(features.app, name="features")
-app.add_typer(batch.app, name="batch")
-app.add_typer(models.app, name="models")
-app.add_typer(keys.app, name="keys")
-hits.register(app)
-bench.register(app)
-cost.register(app)
-advise.register(app)
-add_examples(app)
+for command in (
+    init.init,
+    processes.up,
+    processes.demo,
+    processes.api,
+    processes.dashboard,
+    doctor.doctor,
+    predict.predict,
+    predict.enqueue,
+    hits.hits,
+    bench.bench,
+    cost.cost,
+    advise.advise,
+):
+    app.command()(command)
+for group in (features, batch, models, keys):
+    app.add_typer(group.app, name=group.__name__.rpartition(".")[2])
 
 
 def _print_version(wanted: bool) -> None:
@@ -60,9 +78,9 @@ def _options(
 
 
 def main() -> None:
-    """Run the command and exit: 0 done, 1 failed, 2 wrong usage. Errors are one line on stderr.
+    """Run the command and exit: 0 done, 1 failed, 2 wrong usage. An error is one line on stderr.
 
-    With FORECACHE_DEBUG in the environment, an error that nobody foresaw shows its traceback.
+    With FORECACHE_DEBUG in the environment, an unexpected error shows its traceback.
     """
     try:
         _require_text(sys.argv[1:])
@@ -71,25 +89,25 @@ def main() -> None:
         typer.echo(f"forecache: {error.message}", err=True)
         sys.exit(USAGE if isinstance(error, SettingsError | UnknownModel) else FAILED)
     except Exception as error:
-        # what runs for long has a log, in which the traceback belongs
+        # the traceback belongs into the log of a service
         if os.environ.get(DEBUG) or sys.argv[1:2] in processes.SERVICES:
             raise
-        typer.echo(f"forecache: {_unforeseen(error)}", err=True)
+        typer.echo(f"forecache: {_unexpected(error)}", err=True)
         sys.exit(FAILED)
 
 
 def _require_text(arguments: list[str]) -> None:
-    """Refuse what is no UTF-8: neither Redis, nor JSON, nor a table has such text."""
+    """Refuse arguments that are not UTF-8: neither Redis nor JSON nor a table can hold them."""
     for argument in arguments:
         try:
             argument.encode()
         except UnicodeEncodeError as error:
             text = argument.encode(errors="backslashreplace").decode()
             fix = "give it as UTF-8, in a locale of UTF-8 such as LC_ALL=C.UTF-8"
-            raise SettingsError(f"the argument {text} is no text in UTF-8: {fix}") from error
+            raise SettingsError(f"the argument {text} is not UTF-8 text: {fix}") from error
 
 
-def _unforeseen(error: Exception) -> str:
+def _unexpected(error: Exception) -> str:
     from inference.failures import sentence_of
 
     if isinstance(error, OSError) and error.strerror:
@@ -97,4 +115,85 @@ def _unforeseen(error: Exception) -> str:
     return f"{sentence_of(error)} (a fault of Forecache's: {DEBUG}=1 shows where; please report it)"
 
 
-__all__ = ["FAILED", "USAGE", "app", "main"]
+# --- examples in the help ---
+
+#: words of a command → examples; a test parses each
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "init": (
+        "forecache init",
+        "forecache init --model models/delay --features data/flights.parquet --entity-column flight",
+    ),
+    "up": ("forecache up", "forecache up --without dashboard"),
+    "demo": ("forecache demo", "forecache demo --once --entities 5000"),
+    "api": ("forecache api", "FORECACHE_API__PORT=8001 forecache api"),
+    "dashboard": ("forecache dashboard",),
+    "doctor": ("forecache doctor", "forecache doctor --json | jq '.[] | select(.status == \"error\")'"),
+    "predict": (
+        "forecache predict customer-42",
+        "forecache predict 42 --model delay --max-staleness-hours 0 --timeout-ms 500",
+    ),
+    "enqueue": ("forecache enqueue 41 42 43 --wait", "forecache enqueue --model delay --priority low $(cat ids.txt)"),
+    "hits": ("forecache hits", "forecache hits delay --window 24h --json"),
+    "bench": ("forecache bench", "forecache bench delay --rate 500 --miss-share 0.05 --json"),
+    "cost": (
+        "forecache cost --preset article",
+        "forecache cost --entities 1e6 --rps 100 --peak-rps 300 --hit-rate 0.95 --instance-type g5.xlarge",
+        "forecache cost delay --picture cost.png",
+    ),
+    "advise": (
+        "forecache advise",
+        "forecache advise delay --latency-ms 50 --max-staleness-hours 24 --cost-matters --explain",
+        "forecache advise delay --stable-hours 24 --write",
+    ),
+    "features load": ("forecache features load data/flights.parquet", "forecache features load delay data/flights"),
+    "features get": ("forecache features get customer-42", "forecache features get delay 42 --json"),
+    "features put": (
+        "forecache features put customer-42 cart_value=99.5",
+        "forecache features put delay 42 distance=800 carrier=XY --event-time 2026-01-31T03:00:00Z",
+    ),
+    "batch run": (
+        "forecache batch run --wait",
+        "forecache batch run delay --since 6h --engine spark",
+        "forecache batch run delay --entities changed.txt --wait",
+    ),
+    "batch list": ("forecache batch list", "forecache batch list delay --json"),
+    "batch show": ("forecache batch show delay-20260131T030000-1a2b3c",),
+    "batch cancel": ("forecache batch cancel delay-20260131T030000-1a2b3c",),
+    "batch resume": ("forecache batch resume delay-20260131T030000-1a2b3c",),
+    "batch publish": ("forecache batch publish delay-20260131T030000-1a2b3c --force",),
+    "batch rollback": ("forecache batch rollback delay",),
+    "batch release": ("forecache batch release", "forecache batch release delay --version 4"),
+    "models list": ("forecache models list", "forecache models list --json"),
+    "keys new": ("forecache keys new shop", "forecache keys new nightly --scope enqueue --rate 600/minute"),
+    "models reload": ("forecache models reload", "forecache models reload delay --json"),
+    "models verify": ("forecache models verify", "forecache models verify delay --version 4"),
+    "models label": (
+        "forecache models label stable 3",
+        "forecache models label canary 4 --share 0.05 --model delay",
+    ),
+    "models unlabel": ("forecache models unlabel canary", "forecache models unlabel canary --model delay"),
+    "models show": ("forecache models show", "forecache models show delay --json"),
+}
+
+
+def add_examples(app: typer.Typer) -> None:
+    """Add the examples of each command to the end of its help."""
+    for words, command in _commands(app, ()):
+        examples = EXAMPLES.get(" ".join(words))
+        if examples:
+            # \b keeps the lines as they are
+            command.epilog = "\n".join(["\b", "Examples:", *(f"  {example}" for example in examples)])
+
+
+def _commands(app: typer.Typer, above: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], typer.models.CommandInfo]]:
+    for command in app.registered_commands:
+        name = command.name or get_command_name(getattr(command.callback, "__name__", ""))
+        yield (*above, name), command
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            yield from _commands(group.typer_instance, (*above, str(group.name)))
+
+
+add_examples(app)
+
+__all__ = ["EXAMPLES", "FAILED", "USAGE", "app", "main"]

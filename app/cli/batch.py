@@ -1,57 +1,58 @@
-"""`batch …`: runs, their states, and what is served."""
+"""`batch …`: starts, shows and ends runs, and chooses which generation serves."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.arguments import OneModel as Model
-from app.cli.arguments import RunId
-from app.cli.context import open_deployment
-from app.cli.output import AsJson, note, print_fields, print_json, print_rows, shortened
-from app.cli.progress import follow, print_details
+from app.cli.context import OneModel as Model
+from app.cli.context import RunId, open_deployment
+from app.cli.output import AsJson, cell_text, note, print_fields, print_json, print_rows, shortened
 
 if TYPE_CHECKING:
-    from inference.batch import Runs, RunView, Serving
+    from inference.batch import RunDetails, Runs, RunState, RunView, Serving
     from inference.deployment import Deployment
 
 #: characters of an error in a list on a terminal
 _ERROR_SHOWN = 60
 
-app = typer.Typer(help="Runs: scoring a whole table ahead.", no_args_is_help=True)
+app = typer.Typer(help="Runs that score a whole table ahead.", no_args_is_help=True)
 
 
 @app.command()
 def run(
     model: Model = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until it is over; exit 1 when it fails.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until it is over; exit 1 if it fails.")] = False,
     entities: Annotated[
         str | None, typer.Option(metavar="FILE", help="Only the ids in this file: one a line, or Parquet.")
     ] = None,
     since: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Only rows changed since: 2026-01-31T06:00Z, or 6h ago.")
+        str | None, typer.Option(metavar="TIME", help="Only rows changed since 2026-01-31T06:00Z, or since 6h ago.")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(metavar="ENGINE", help="celery or spark; left out: what the settings say.")
+        str | None, typer.Option(metavar="ENGINE", help="celery or spark; by default as in the settings.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start a run of a model over its table of features; with --wait, one that is in progress will do.
+    """Start a run of a model over its table of features. With --wait, join a run that is in progress.
 
-    With --entities or --since only those rows are scored, and their predictions served at once, beside all others.
+    With --entities or --since, score only those rows; their predictions are served at once, beside all others.
     """
     from inference.batch import Trigger, read_entities
 
     with open_deployment() as deployment:
-        name, own = deployment.settings.model(model)
-        ids = None if entities is None else read_entities(entities, own.entity_column)
+        name, of_model = deployment.settings.model(model)
+        ids = None if entities is None else read_entities(entities, of_model.entity_column)
         if wait and ids is None and since is None:
             view = start_or_join(deployment.runs, name, engine)
         else:
             view = deployment.runs.request(name, trigger=Trigger.CLI, entities=ids, since=since, engine=engine)
-        _hurry(deployment)
+        _wake_maintenance(deployment)
         if wait:
             view = follow(deployment.runs.show, view)
         details = deployment.runs.details(view.run_id)
@@ -62,19 +63,19 @@ def run(
         note(f"`forecache batch show {view.run_id}` follows it")
 
 
-def _hurry(deployment: Deployment) -> None:
-    """Have the maintenance worker look at the run now; by itself it would do so within seconds."""
+def _wake_maintenance(deployment: Deployment) -> None:
+    """Tell the maintenance worker to look at the run now. Without this it would do so within seconds."""
     from inference.failures import sentence_of
 
     try:
         deployment.broker.poke()
-    except Exception as error:  # noqa: BLE001 - told; the run is there, whatever a broker's library raises
+    except Exception as error:  # noqa: BLE001 - printed; the run exists, whatever the broker's library raises
         note(f"{sentence_of(error)}; the run goes on once the broker is back")
 
 
 @app.command("list")
 def list_runs(
-    model: Annotated[str | None, typer.Argument(help="Left out: all models.")] = None,
+    model: Annotated[str | None, typer.Argument(help="By default all models.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Print the latest runs, newest first."""
@@ -83,7 +84,7 @@ def list_runs(
     if as_json:
         print_json(views)
         return
-    if sys.stdout.isatty():  # a line of its own for each few words would tear the table apart; `batch show` has it all
+    if sys.stdout.isatty():  # a whole error would break the table apart; `batch show` prints it
         views = [view | {"error": shortened(view["error"], _ERROR_SHOWN)} for view in views]
     columns = ("run_id", "model", "state", "trigger", "created_at", "rows_done", "rows_total", "forced_by", "error")
     print_rows(columns, [[view[column] for column in columns] for view in views])
@@ -91,7 +92,7 @@ def list_runs(
 
 @app.command()
 def show(run_id: RunId, as_json: AsJson = False) -> None:
-    """Print one run: its chunks, its phases, its gates, what it left out, why it failed."""
+    """Print one run: its chunks, phases, gates, rows that it left out, and why it failed."""
     with open_deployment() as deployment:
         details = deployment.runs.details(run_id)
     print_details(details, as_json=as_json)
@@ -99,7 +100,7 @@ def show(run_id: RunId, as_json: AsJson = False) -> None:
 
 @app.command()
 def cancel(run_id: RunId, as_json: AsJson = False) -> None:
-    """Stop a run; what is served stays as it is."""
+    """Stop a run. The served predictions stay."""
     with open_deployment() as deployment:
         view = deployment.runs.cancel(run_id)
     _say(view, f"{run_id} cancelled", as_json=as_json)
@@ -107,10 +108,10 @@ def cancel(run_id: RunId, as_json: AsJson = False) -> None:
 
 @app.command()
 def resume(run_id: RunId, as_json: AsJson = False) -> None:
-    """Take up a failed or cancelled run: only what is left is done."""
+    """Continue a failed or cancelled run with its remaining work."""
     with open_deployment() as deployment:
         view = deployment.runs.resume(run_id)
-        _hurry(deployment)
+        _wake_maintenance(deployment)
     _say(view, f"{run_id} resumed", as_json=as_json)
 
 
@@ -120,10 +121,10 @@ def publish(
     force: Annotated[bool, typer.Option("--force", help="Publish although a gate has failed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Publish a run that its gates held back; who did it stays in the run."""
+    """Publish a run that its gates held back. The run keeps who did it."""
     with open_deployment() as deployment:
         view = deployment.runs.publish(run_id, force=force, by=_who())
-        deployment.runs.prepare(run_id)  # here and now; the maintenance worker would do it too
+        deployment.runs.prepare(run_id)  # now, and not only when the maintenance worker looks
         view = follow(deployment.runs.show, view)
     _say(view, f"{run_id} {view.state.value}", as_json=as_json)
     if view.state.value != "published":
@@ -139,10 +140,10 @@ def rollback(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Serve the previous generation again; another model version that is left behind is held until `batch release`.
+    """Serve the previous generation again. If it has another model version, the newer is held until `batch release`.
 
-    When both generations are of one model version nothing is held, and the next scheduled run publishes again: stop
-    the schedule, or mend the source.
+    If both generations have the same model version, nothing is held, and the next scheduled run publishes again: stop
+    the schedule, or correct the source.
     """
     with open_deployment() as deployment:
         name, _ = deployment.settings.model(model)
@@ -153,10 +154,12 @@ def rollback(
 @app.command()
 def release(
     model: Model = None,
-    version: Annotated[int | None, typer.Option("--version", help="Left out: the newest that is held.")] = None,
+    version: Annotated[
+        int | None, typer.Option("--version", help="By default the newest version that is held.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let a model version that a rollback holds back answer again; the next run scores with it."""
+    """Let a model version answer again that a rollback holds back. The next run scores with it."""
     with open_deployment() as deployment:
         name, _ = deployment.settings.model(model)
         after = deployment.runs.release(name, version=version)
@@ -164,7 +167,7 @@ def release(
 
 
 def start_or_join(runs: Runs, model: str, engine: str | None = None) -> RunView:
-    """Return a new run, or the one in progress: right after `forecache up`, beat has started one already."""
+    """Return a new run, or the run in progress. Right after `forecache up`, beat has already started one."""
     from inference.batch import Trigger
     from inference.errors import Conflict
 
@@ -195,8 +198,122 @@ def _say_serving(after: Serving, text: str, as_json: bool) -> None:
 
 
 def _who() -> str:
-    """Return who gives this command, as far as the system knows."""
+    """Return the user and host that give this command."""
     import getpass
     import socket
 
     return f"{getpass.getuser()}@{socket.gethostname()}"
+
+
+# --- progress and details ---
+
+_POLL_S = 0.5
+#: a live maintenance worker prepares a queued run within seconds
+_NO_WORKER_AFTER_S = 10.0
+_NO_WORKER = "no worker has taken it up yet: is `forecache up`, or a maintenance worker, running?"
+_LEGEND = "# done  > being scored  o waiting for a worker  + some done  . not sent yet"
+
+
+def follow(look: Callable[[str], RunView], view: RunView) -> RunView:
+    """Wait until the run is over, with its progress on stderr, and return it."""
+    if not sys.stderr.isatty():
+        return until_over(look, view, tell_changes(note), say=note)
+    with _bar(view.run_id) as (draw, say):
+        return until_over(look, view, draw, say=say)
+
+
+def until_over(
+    look: Callable[[str], RunView],
+    view: RunView,
+    draw: Callable[[RunView], None],
+    *,
+    say: Callable[[str], None],
+    sleep: Callable[[float], None] = time.sleep,
+) -> RunView:
+    """Wait until the run is over, and return it. Calls `draw` with each state, and `say` if no worker takes it up."""
+    waited_s = 0.0
+    while not view.state.is_over:
+        draw(view)
+        if view.state.value == "queued" and waited_s == _NO_WORKER_AFTER_S:
+            say(_NO_WORKER)
+        sleep(_POLL_S)
+        waited_s += _POLL_S
+        view = look(view.run_id)
+    draw(view)
+    return view
+
+
+def print_details(details: RunDetails, *, as_json: bool) -> None:
+    """Print all details of a run."""
+    data = details.to_json()
+    if as_json:
+        print_json(data)
+        return
+    gates, chunks, phases = data.pop("gates"), data.pop("chunks"), data.pop("phases")
+    quarantine, chunk_map = data.pop("quarantine"), chunks.pop("map")
+    print_fields({name: value for name, value in data.items() if value is not None})
+    if chunk_map:
+        typer.echo(f"chunks  {_pairs(chunks)}\n  {chunk_map}\n  {_LEGEND}")
+    typer.echo(f"phases  {_pairs(phases)}")
+    for gate in gates:
+        typer.echo(f"gate {gate['name']}: {'passed' if gate['passed'] else 'FAILED'} ({gate['detail']})")
+    if quarantine["folder"]:
+        typer.echo(f"left out, with their values in {quarantine['folder']}:")
+    for bad in quarantine["reasons"]:
+        at_fault = f"{bad['feature']}: " if bad["feature"] else ""
+        typer.echo(f"  {bad['rows']:,} rows, {at_fault}{bad['reason']}, such as {', '.join(bad['examples'])}")
+
+
+def progress_text(view: RunView) -> str:
+    """Return the progress of a run in one line: chunks, speed, remaining time."""
+    if not view.chunks_total:
+        return f"{view.run_id} {view.state.value}"
+    rate = f", {view.rows_per_s:,.0f} rows/s" if view.rows_per_s else ""
+    left = f", {view.eta_s:.0f} s left" if view.eta_s else ""
+    return f"{view.run_id} {view.state.value}: chunk {view.chunks_done} of {view.chunks_total}{rate}{left}"
+
+
+def _pairs(facts: dict[str, Any]) -> str:
+    return ", ".join(f"{name.removesuffix('_s')} {_with_unit(name, value)}" for name, value in facts.items())
+
+
+def _with_unit(name: str, value: Any) -> str:
+    return f"{value:.1f} s" if name.endswith("_s") and value is not None else cell_text(value)
+
+
+def tell_changes(tell: Callable[[str], None]) -> Callable[[RunView], None]:
+    """Return a function that prints a run's progress, one line per 5 % of its chunks."""
+    printed: tuple[RunState, int] | None = None
+
+    def draw(view: RunView) -> None:
+        nonlocal printed
+        now = (view.state, view.chunks_done * 20 // (view.chunks_total or 1))
+        if now != printed and not view.state.is_over:
+            tell(progress_text(view))
+            printed = now
+
+    return draw
+
+
+@contextmanager
+def _bar(run_id: str) -> Iterator[tuple[Callable[[RunView], None], Callable[[str], None]]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    columns = (TextColumn("{task.description}"), TaskProgressColumn(), BarColumn(), TextColumn("{task.fields[pace]}"))
+    with Progress(*columns, console=Console(stderr=True, highlight=False)) as progress:
+        progress.console.print(run_id)  # on its own line: beside the bar there is no room in 80 columns
+        task = progress.add_task("", total=None, pace="")
+
+        def draw(view: RunView) -> None:
+            pace = [f"{view.rows_per_s:,.0f} rows/s"] if view.rows_per_s else []
+            pace += [f"{view.eta_s:.0f} s left"] if view.eta_s else []
+            progress.update(
+                task,
+                description=view.state.value,
+                total=view.rows_total,
+                completed=view.rows_done,
+                pace=", ".join(pace),
+            )
+
+        yield draw, progress.console.print

@@ -1,23 +1,34 @@
-"""What commands share: the settings, the deployment, and an optional MODEL before the other argument."""
+"""Shared by commands: the settings, the deployment, arguments with their completion, and generated options."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 from urllib.parse import urlsplit
 
-from inference.errors import StoreUnavailable, UnknownFormat
+import typer
+
+from inference.errors import ForecacheError, StoreUnavailable, UnknownFormat
 
 if TYPE_CHECKING:
     from inference.deployment import Broker, Deployment
     from inference.settings import Settings
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+#: seconds that completion may take: a person waits for it between two keys
+_COMPLETION_S = 0.5
+_COMPLETED_RUNS = 20
 _UNREADABLE = "an address that cannot be read"
 
 
+# --- settings and deployment ---
+
+
 def load_settings() -> Settings:
-    """Return the settings of this folder. Pydantic is imported here, so that `--help` need not wait for it.
+    """Return the settings of this folder. Imports Pydantic only here, so that `--help` does not wait for it.
 
     Raises:
         SettingsError: the settings are wrong.
@@ -28,7 +39,7 @@ def load_settings() -> Settings:
 
 
 def log_warnings_only() -> None:
-    """Keep stdout for what was asked, whatever the code that a command runs in its own process may log."""
+    """Log only warnings and errors, so that no log line of a command's work stands in its output."""
     from inference.logs import configure_logging
 
     configure_logging("cli", level="warning")
@@ -38,24 +49,24 @@ def model_and(first: str, second: str | None, settings: Settings) -> tuple[str, 
     """Return (model, the other argument) of a command that takes `[MODEL] OTHER`.
 
     Raises:
-        UnknownModel: the model is not configured, or it was left out though several are.
+        UnknownModel: the model is not configured, or several are and none is given.
     """
     model, other = (None, first) if second is None else (first, second)
     return settings.model(model)[0], other
 
 
 def models_of(name: str | None, settings: Settings) -> list[str]:
-    """Return the one model named, or all that are configured.
+    """Return the given model, or all configured models.
 
     Raises:
-        UnknownModel: it is not configured.
+        UnknownModel: the given model is not configured.
     """
     return sorted(settings.models) if name is None else [settings.model(name)[0]]
 
 
 @contextmanager
 def open_deployment() -> Iterator[Deployment]:
-    """Give this folder's deployment; an outage inside the block ends in one clear sentence.
+    """Open this folder's deployment. A Redis outage inside the block becomes one clear sentence.
 
     Raises:
         SettingsError: the settings are wrong.
@@ -71,7 +82,7 @@ def open_deployment() -> Iterator[Deployment]:
 
 
 def _broker(settings: Settings) -> Broker:
-    # Celery takes longer to import than most commands take
+    # importing Celery takes longer than most commands
     from tasks.broker import CeleryBroker
 
     return CeleryBroker(settings)
@@ -79,11 +90,11 @@ def _broker(settings: Settings) -> Broker:
 
 @contextmanager
 def clear_outage(settings: Settings) -> Iterator[None]:
-    """Say in one sentence what to do about an outage of Redis.
+    """Add the fix to the error of a Redis outage.
 
     Raises:
-        StoreUnavailable: Redis does not answer, or not with what it was asked for.
-        UnknownFormat: another release wrote what was asked for.
+        StoreUnavailable: Redis does not answer, or refuses.
+        UnknownFormat: another release wrote the data.
     """
     try:
         yield
@@ -106,15 +117,85 @@ def _no_redis(settings: Settings, cause: BaseException | None) -> str:
 
 
 def place_of(url: str) -> str:
-    """Return what of a URL may be shown, such as `127.0.0.1:6379/1`: never user, password or options."""
+    """Return the public part of a URL, such as `127.0.0.1:6379/1`: never user, password or options."""
     try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
+        address = urlsplit(url)
+        host, port = address.hostname, address.port
     except ValueError:
         return _UNREADABLE
-    if "@" in parts.path + parts.query + parts.fragment:  # a password that was not %-encoded lies in there
+    if "@" in address.path + address.query + address.fragment:  # a password that was not %-encoded is in there
         return _UNREADABLE
-    if parts.scheme == "unix":
-        return parts.path
-    # neither a virtual host of RabbitMQ nor a database number is a secret
-    return f"{host or 'localhost'}{f':{port}' if port else ''}{parts.path}"
+    if address.scheme == "unix":
+        return address.path
+    # neither a virtual host of RabbitMQ nor a database number is secret
+    return f"{host or 'localhost'}{f':{port}' if port else ''}{address.path}"
+
+
+# --- arguments ---
+
+
+def complete_model(incomplete: str) -> list[str]:
+    """Return the configured models that begin like this. Completes nothing if the settings are wrong."""
+    try:
+        return [name for name in sorted(load_settings().models) if name.startswith(incomplete)]
+    except ForecacheError:
+        return []
+
+
+def complete_run(incomplete: str) -> list[str]:
+    """Return the newest runs that begin like this. Completes nothing if Redis does not answer quickly."""
+    from inference.redis.clients import Patience, open_client
+    from inference.redis.keys import Keys
+
+    try:
+        settings = load_settings()
+        with (
+            open_client(settings.cache_url, Patience(_COMPLETION_S)) as client,
+            client.pipeline(transaction=False) as pipe,
+        ):
+            for model in sorted(settings.models):
+                pipe.zrange(Keys(settings.redis.prefix).runs(model), 0, _COMPLETED_RUNS - 1, desc=True)
+            found = [run_id.decode() for run_ids in pipe.execute() for run_id in run_ids]
+    except (ForecacheError, ValueError):
+        return []
+    return [run_id for run_id in found if run_id.startswith(incomplete)]
+
+
+_OPTIONAL = "Optional if one model is configured."
+
+#: MODEL of a command for one model
+OneModel = Annotated[str | None, typer.Argument(metavar="MODEL", help=_OPTIONAL, autocompletion=complete_model)]
+#: MODEL of a command for one model or all
+AnyModel = Annotated[
+    str | None, typer.Argument(metavar="MODEL", help="By default all models.", autocompletion=complete_model)
+]
+#: --model of a command whose arguments are entities
+ModelOption = Annotated[
+    str | None, typer.Option("--model", "-m", metavar="MODEL", help=_OPTIONAL, autocompletion=complete_model)
+]
+#: RUN
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.", autocompletion=complete_run)]
+
+
+def with_options(
+    options: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> Callable[[Function], Function]:
+    """Give a command one option per entry (name → annotation), after its arguments. It takes them as `**kwargs`.
+
+    `defaults`: by name; None for an option that is not in it.
+    """
+
+    def add(command: Function) -> Function:
+        signature = inspect.signature(command, eval_str=True)
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        added = [
+            inspect.Parameter(name, keyword, default=(defaults or {}).get(name), annotation=annotation)
+            for name, annotation in options.items()
+        ]
+        given = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+        arguments = [each for each in given if each.kind is not keyword]
+        last = [each for each in given if each.kind is keyword]
+        command.__signature__ = signature.replace(parameters=[*arguments, *added, *last])  # type: ignore[attr-defined]
+        return command
+
+    return add

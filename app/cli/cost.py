@@ -1,4 +1,4 @@
-"""`cost`: what batch, real time and hybrid cost."""
+"""`cost`: compares what batch, real time and hybrid cost, and draws it."""
 
 from __future__ import annotations
 
@@ -7,117 +7,82 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.arguments import OneModel
-from app.cli.context import load_settings, open_deployment
+from app.cli.context import OneModel, load_settings, open_deployment, with_options
 from app.cli.output import AsJson, note, print_json, print_rows
-from inference.errors import ForecacheError, SettingsError
+from inference.economics.inputs import FIELDS, Basis, CostInputs, Figure, check_figure, complete_figures, option_of
+from inference.errors import BadInput, ForecacheError, SettingsError
 
 if TYPE_CHECKING:
-    from inference.economics import BriefEstimate, CostInputs, Estimate, Figure, PriceTable
+    from inference.economics.estimate import ArticleEstimate, Estimate
     from inference.economics.measured import Measured
+    from inference.economics.prices import PriceTable
 
-_BRIEF = "brief"
+#: names of the design article's example; "brief" is an older one
+_ARTICLE = ("article", "brief")
+
+InstanceType = Annotated[str | None, typer.Option(metavar="NAME", help="Instance of the price table.")]
+Prices = Annotated[Path | None, typer.Option(metavar="FILE", help="Your own table of prices (TOML).")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command()(cost)
-
-
+@with_options({name: Annotated[float | None, typer.Option(help=field.help)] for name, field in FIELDS.items()})
 def cost(
-    context: typer.Context,
     model: OneModel = None,
-    entities: Annotated[float | None, typer.Option(help="How many entities runs predict for.")] = None,
-    runs_per_day: Annotated[float | None, typer.Option(help="Runs a day.")] = None,
-    throughput: Annotated[float | None, typer.Option(help="Predictions/s of one batch instance.")] = None,
-    startup_s: Annotated[float | None, typer.Option(help="Seconds billed before a run's first prediction.")] = None,
-    batch_instance_price: Annotated[float | None, typer.Option(help="Price of a batch instance and hour.")] = None,
-    spot_discount: Annotated[float | None, typer.Option(help="Discount on batch instances, 0 to 1.")] = None,
-    retry_factor: Annotated[float | None, typer.Option(help="Batch work done twice, as a share.")] = None,
-    rps: Annotated[float | None, typer.Option(help="Mean requests/s.")] = None,
-    peak_rps: Annotated[float | None, typer.Option(help="Requests/s at the peak. Left out: the mean.")] = None,
-    instance_price: Annotated[
-        float | None, typer.Option(help="Price of an instance and hour; of batch ones too, unless they have their own.")
-    ] = None,
-    instance_rps: Annotated[float | None, typer.Option(help="Requests/s that one instance computes.")] = None,
-    headroom: Annotated[float | None, typer.Option(help="Spare capacity over the peak, 0.5 for half more.")] = None,
-    utilisation: Annotated[float | None, typer.Option(help="How far an instance may be used, 0 to 1.")] = None,
-    min_replicas: Annotated[float | None, typer.Option(help="Real-time instances that always run.")] = None,
-    hit_rate: Annotated[float | None, typer.Option(help="Share of requests that the cache answers, 0 to 1.")] = None,
-    redis_price: Annotated[float | None, typer.Option(help="Price of a GB of Redis and month.")] = None,
-    bytes_: Annotated[float | None, typer.Option("--bytes", help="Bytes of a prediction in Redis.")] = None,
-    generations: Annotated[float | None, typer.Option(help="Generations kept in Redis at once.")] = None,
-    replicas: Annotated[float | None, typer.Option(help="Copies of Redis, itself among them.")] = None,
-    storage_price: Annotated[float | None, typer.Option(help="Price of a GB of files and month.")] = None,
-    storage_bytes: Annotated[float | None, typer.Option(help="Bytes of a prediction in Parquet files.")] = None,
-    storage_days: Annotated[float | None, typer.Option(help="Days that files are kept.")] = None,
-    instance_type: Annotated[str | None, typer.Option(metavar="NAME", help="Instance of the price table.")] = None,
+    *,
+    instance_type: InstanceType = None,
     batch_instance_type: Annotated[str | None, typer.Option(metavar="NAME", help="The same, for runs.")] = None,
-    prices: Annotated[Path | None, typer.Option(metavar="FILE", help="Your own table of prices (TOML).")] = None,
-    preset: Annotated[str | None, typer.Option(metavar="NAME", help="brief: the design brief's own example.")] = None,
+    prices: Prices = None,
+    preset: Annotated[str | None, typer.Option(metavar="NAME", help="article: the design article's example.")] = None,
     picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw it: .png or .svg.")] = None,
     as_json: AsJson = False,
+    **given: float | None,
 ) -> None:
     """Compare what batch, real time and hybrid cost a day.
 
-    What is not given is taken from what was measured here, then from the price table, then assumed; each figure says
-    where it came from.
+    A figure that is not given comes from measurements, else from the price table, else from an assumption; the output
+    says from which.
     """
-    if preset not in (None, _BRIEF):
-        raise SettingsError(f"--preset: {preset!r} is not known; the only one is {_BRIEF!r}", field="preset")
-    from inference.economics import FIELDS, CostInputs, brief_estimate, estimate, read_prices
+    if preset not in (None, *_ARTICLE):
+        raise SettingsError(f"--preset: {preset!r} is not known; the only one is {_ARTICLE[0]!r}", field="preset")
+    from inference.economics.estimate import ARTICLE_FIGURES, article_estimate, estimate
+    from inference.economics.prices import read_prices
 
-    given = {name.rstrip("_"): value for name, value in context.params.items() if value is not None}
-    options = {name: given[name] for name in FIELDS if name in given}
     table = read_prices(prices)
-    figures = _figures(options, table, model, preset == _BRIEF, instance_type, batch_instance_type)
+    options = _options(given)
+    if "instance_price" in options and batch_instance_type is None:  # one price is for both
+        options.setdefault("batch_instance_price", options["instance_price"])
+    priced = table.figures(instance=instance_type, batch_instance=batch_instance_type)
+    chosen = {
+        "instance_price": instance_type is not None,
+        "batch_instance_price": (batch_instance_type or instance_type) is not None,
+    }
+    named = {name: priced[name] for name, is_chosen in chosen.items() if is_chosen}
+    figures = complete_figures(options, named, ARTICLE_FIGURES if preset else _measured_figures(model), priced)
     inputs = CostInputs.of(figures)
-    compared = brief_estimate(inputs) if preset == _BRIEF else estimate(inputs)
+    compared = article_estimate(inputs) if preset else estimate(inputs)
     if picture is not None:
-        from app.cli.pictures import draw_cost
-
         draw_cost(inputs, picture, currency=table.currency)
         note(f"drawn: {picture}")
     if as_json:
         print_json(_to_json(compared, inputs, figures, table))
-        return
-    _print(compared, inputs, figures, table)
+    else:
+        _print(compared, inputs, figures, table)
 
 
-def _figures(
-    options: dict[str, float],
-    table: PriceTable,
-    model: str | None,
-    is_brief: bool,
-    instance: str | None,
-    batch_instance: str | None,
-) -> dict[str, Figure]:
-    """Return each input from the options, else the preset or what was measured, else the prices, else its default."""
-    from inference.economics import Basis, Figure, complete_figures
-    from inference.economics.brief import BRIEF_FIGURES
-    from inference.economics.inputs import check_figure, option_of
-
-    said = {name: Figure(check_figure(name, value), Basis.OPTION, option_of(name)) for name, value in options.items()}
-    if "instance_price" in said and batch_instance is None:  # one price is for both
-        said.setdefault("batch_instance_price", said["instance_price"])
-    priced = table.figures(instance=instance, batch_instance=batch_instance)
-    named = {
-        name: priced[name]
-        for name, chosen in (("instance_price", instance), ("batch_instance_price", batch_instance or instance))
-        if chosen is not None
+def _options(given: dict[str, float | None]) -> dict[str, Figure]:
+    return {
+        name: Figure(check_figure(name, value), Basis.OPTION, option_of(name))
+        for name, value in given.items()
+        if value is not None
     }
-    measured = BRIEF_FIGURES if is_brief else measured_figures(model)
-    return complete_figures(said, named, measured, priced)
 
 
-def measured_figures(model: str | None) -> dict[str, Figure]:
-    """Return what was measured of a model; without settings or Redis, nothing, and a note why."""
-    found = measured_of(model)
-    return {} if found is None else found.figures
+def _measured_figures(model: str | None) -> dict[str, Figure]:
+    measured = measured_of(model)
+    return {} if measured is None else measured.figures
 
 
 def measured_of(model: str | None) -> Measured | None:
-    """Return what was measured of one model; None, and a note why, when there is none to ask about or no Redis.
+    """Return the measurements of one model. Without one model, or without Redis: None, and a note why.
 
     Raises:
         SettingsError: the settings are wrong.
@@ -126,7 +91,7 @@ def measured_of(model: str | None) -> Measured | None:
     settings = load_settings()
     if model is None and len(settings.models) != 1:
         if settings.models:
-            note("nothing measured: several models are configured, and none was named")
+            note("nothing measured: several models are configured, and none is given")
         return None
     name, _ = settings.model(model)
     try:
@@ -138,10 +103,9 @@ def measured_of(model: str | None) -> Measured | None:
 
 
 def _to_json(
-    compared: Estimate | BriefEstimate, inputs: CostInputs, figures: dict[str, Figure], table: PriceTable
+    compared: Estimate | ArticleEstimate, inputs: CostInputs, figures: dict[str, Figure], table: PriceTable
 ) -> dict[str, Any]:
-    from inference.economics import break_even, sensitivity
-    from inference.economics.curves import requests_per_entity
+    from inference.economics.curves import break_even, requests_per_entity, sensitivity
 
     return {
         **compared.to_json(),
@@ -155,12 +119,12 @@ def _to_json(
 
 
 def _print(
-    compared: Estimate | BriefEstimate, inputs: CostInputs, figures: dict[str, Figure], table: PriceTable
+    compared: Estimate | ArticleEstimate, inputs: CostInputs, figures: dict[str, Figure], table: PriceTable
 ) -> None:
-    from inference.economics import FIELDS, BriefEstimate
+    from inference.economics.estimate import ArticleEstimate
 
-    told = compared.as_written if isinstance(compared, BriefEstimate) else compared
-    batch, realtime, hybrid = told.batch, told.realtime, told.hybrid
+    shown = compared.as_written if isinstance(compared, ArticleEstimate) else compared
+    batch, realtime, hybrid = shown.batch, shown.realtime, shown.hybrid
     print_rows(
         ("way", f"{table.currency} a day", "per prediction", "per 1000 served", "instances"),
         [
@@ -170,8 +134,10 @@ def _print(
         ],
     )
     typer.echo("")
-    for line in sentences(compared, inputs):
+    for line in _sentences(shown, inputs):
         typer.echo(line)
+    if isinstance(compared, ArticleEstimate):
+        typer.echo(f"slip: {compared.slip}")
     typer.echo("")
     print_rows(
         ("input", "value", "unit", "from", "how"),
@@ -179,33 +145,115 @@ def _print(
     )
 
 
-def sentences(compared: Estimate | BriefEstimate, inputs: CostInputs) -> list[str]:
-    """Return in words what the table does not say."""
-    from inference.economics import BriefEstimate, break_even
-    from inference.economics.curves import requests_per_entity
+def _sentences(shown: Estimate, inputs: CostInputs) -> list[str]:
+    """Return sentences with figures that are not in the table."""
+    from inference.economics.curves import break_even, requests_per_entity
 
-    told = compared.as_written if isinstance(compared, BriefEstimate) else compared
-    saved, even = told.savings_percent, break_even(inputs)
-    lines = [
-        f"batch is {abs(saved):.2f} % {'cheaper' if saved >= 0 else 'dearer'} than real time",
-        f"of batch, {told.batch.compute:.6g} is computing, {told.batch.memory:.6g} Redis, "
-        f"{told.batch.storage:.6g} files",
-    ]
+    saved, even = shown.savings_percent, break_even(inputs)
     whole = (
         "at any traffic, since real time keeps an instance up all day"
         if even.whole == 0
         else f"from {even.whole:.4g} requests per entity and day"
     )
-    lines.append(
+    lines = [
+        f"batch is {abs(saved):.2f} % {'cheaper' if saved >= 0 else 'dearer'} than real time",
+        f"of batch, {shown.batch.compute:.6g} is computing, {shown.batch.memory:.6g} Redis, "
+        f"{shown.batch.storage:.6g} files",
         f"break-even: batch is not dearer {whole}, or from {even.shared:.4g} where real-time instances are shared with "
-        f"other models (today {requests_per_entity(inputs):.4g})"
-    )
-    if not told.hybrid.precomputes:
+        f"other models (today {requests_per_entity(inputs):.4g})",
+    ]
+    if not shown.hybrid.precomputes:
         lines.append(
-            f"hybrid: runs cost more than the instances they spare, so the cheapest one caches answers and precomputes "
-            f"nothing; with everything precomputed it costs {told.hybrid.everything:.6g}"
+            f"hybrid: runs cost more than the instances that they save, so the cheapest one caches answers and "
+            f"precomputes nothing; with everything precomputed it costs {shown.hybrid.everything:.6g}"
         )
-    lines.append(f"if a run fails and nothing is cached, {told.hybrid.if_a_run_fails} instances answer all requests")
-    if isinstance(compared, BriefEstimate):
-        lines.append(f"slip: {compared.slip}")
+    lines.append(f"if a run fails and nothing is cached, {shown.hybrid.if_a_run_fails} instances answer all requests")
     return lines
+
+
+# --- the picture ---
+
+#: colours that the colour-blind can tell apart: Okabe and Ito
+_BATCH, _REALTIME, _HYBRID, _INK, _GRID = "#009e73", "#d55e00", "#0072b2", "#333333", "#dddddd"
+_LOWER, _HIGHER = "#56b4e9", "#e69f00"
+_BARS, _FEWEST_ROWS = 8, 5
+#: a bar shorter than this share of the longest is too short to see
+_SHORTEST = 0.01
+
+
+def draw_cost(inputs: CostInputs, file: Path, *, currency: str) -> None:
+    """Draw two charts into one file: cost against traffic, and what moves the total. Writes the whole file or none.
+
+    Raises:
+        SettingsError: the file's name does not end in .png or .svg, or matplotlib is not installed.
+        BadInput: the file cannot be written.
+    """
+    suffix = file.suffix.lower()
+    if suffix not in (".png", ".svg"):
+        raise SettingsError(f"--picture: {file.name!r} does not end in .png or .svg", field="picture")
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure as Canvas
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"{error.name} is not installed: pip install 'forecache[charts]'") from error
+    unfinished = file.with_name(f".{file.name}.new{file.suffix}")
+    # text stays text, and the same input gives the same file
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "forecache", "font.size": 10}):
+        canvas = Canvas(figsize=(12, 4.8), layout="constrained")
+        left, right = canvas.subplots(1, 2, width_ratios=(1.25, 1))
+        _draw_curve(left, inputs, currency)
+        _draw_tornado(right, inputs, currency)
+        try:
+            canvas.savefig(unfinished, dpi=150, metadata={"Date": None} if suffix == ".svg" else None)
+            unfinished.replace(file)
+        except OSError as error:
+            unfinished.unlink(missing_ok=True)
+            raise BadInput(f"--picture: {file} cannot be written ({error.strerror})", field="picture") from error
+
+
+def _draw_curve(axes: Any, inputs: CostInputs, currency: str) -> None:
+    from inference.economics.curves import break_even, cost_curve
+
+    curve, even = cost_curve(inputs), break_even(inputs)
+    axes.plot(curve.requests, curve.realtime, color=_REALTIME, linewidth=2, label="real time")
+    axes.plot(curve.requests, curve.hybrid, color=_HYBRID, linewidth=2, linestyle=(0, (5, 2)), label="hybrid")
+    axes.plot(curve.requests, curve.batch, color=_BATCH, linewidth=2, label="batch")
+    marks = (
+        (curve.now, "today", "-"),
+        (even.whole, "break-even", ":"),
+        (even.shared, "break-even, shared instances", "--"),
+    )
+    for at, name, style in marks:
+        if at > 0:  # the legend stands above the lines
+            axes.axvline(at, ymax=0.68, color=_INK, linewidth=1, linestyle=style, label=f"{name}, {at:.3g}")
+    axes.set(xscale="log", yscale="log", xlabel="requests per entity and day", ylabel=f"{currency} a day")
+    axes.set_title("Cost against traffic", loc="left", fontweight="bold")
+    axes.legend(frameon=False, fontsize=9, loc="upper left")
+    _tidy(axes)
+
+
+def _draw_tornado(axes: Any, inputs: CostInputs, currency: str) -> None:
+    from inference.economics.curves import SWING, sensitivity
+    from inference.economics.estimate import estimate
+
+    moved, now = sensitivity(inputs), estimate(inputs).hybrid.daily
+    swings = [swing for swing in moved[:_BARS] if swing.span >= _SHORTEST * moved[0].span][::-1]
+    for name, colour in (("at_low", _LOWER), ("at_high", _HIGHER)):
+        widths = [getattr(swing, name) - now for swing in swings]
+        label = f"{SWING:.0%} {'lower' if name == 'at_low' else 'higher'}"
+        axes.barh(range(len(swings)), widths, left=now, color=colour, height=0.6, label=label)
+    axes.set_yticks(range(len(swings)), [swing.name.replace("_", " ") for swing in swings])
+    axes.axvline(now, color=_INK, linewidth=1)
+    axes.set(xlabel=f"hybrid, {currency} a day (now {now:.4g})")
+    axes.set_title("What moves the hybrid total", loc="left", fontweight="bold")
+    axes.legend(frameon=False, fontsize=9, loc="lower right")
+    # the longest bar on top; a few bars are no fatter than many
+    axes.set_ylim(len(swings) - max(len(swings), _FEWEST_ROWS) - 1, len(swings) - 0.4)
+    _tidy(axes)
+
+
+def _tidy(axes: Any) -> None:
+    axes.grid(axis="x", color=_GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)

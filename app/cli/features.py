@@ -1,4 +1,4 @@
-"""`features load`, `features get` and `features put`."""
+"""`features …`: loads, prints and stores features."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.arguments import complete_model
-from app.cli.context import model_and, open_deployment
+from app.cli.context import complete_model, model_and, open_deployment
 from app.cli.output import AsJson, print_fields, print_json
 from inference.clock import to_iso
 from inference.errors import UnknownEntity
 
 if TYPE_CHECKING:
     from inference.features import FeatureContract
+    from inference.settings import Settings
 
-app = typer.Typer(help="The features that answers on demand are computed from.", no_args_is_help=True)
+app = typer.Typer(help="Features for answers that are computed on demand.", no_args_is_help=True)
 
 _IF_SEVERAL = "The model, if several are configured."
-#: as a value: nothing at all is a missing one
+#: the spelling of an empty text; an empty value means that it is missing
 _EMPTY_TEXT = '""'
 
 
@@ -30,7 +30,7 @@ def load(
     second: Annotated[str | None, typer.Argument(metavar="PATH", help="A Parquet file, a folder or a URI.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Load a Parquet table of features; it replaces what was loaded before, all or nothing."""
+    """Load a Parquet table of features. It replaces the loaded one, whole or not at all."""
     from inference.features import Vectoriser, load_features
     from inference.models import record_to_serve
 
@@ -61,7 +61,7 @@ def get(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print an entity's features and how old they are."""
+    """Print an entity's features and their age."""
     from inference.entities import check_entity_id
     from inference.features.group_rows import stored_features
     from inference.models import record_to_serve
@@ -85,20 +85,21 @@ def get(
 def put(
     arguments: Annotated[list[str], typer.Argument(metavar="[MODEL] ENTITY NAME=VALUE...", help=_IF_SEVERAL)],
     event_time: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Since when they hold: ISO 8601 with an offset. Left out: now.")
+        str | None,
+        typer.Option(metavar="TIME", help="When the values became true: ISO 8601 with an offset. By default now."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Store some or all features of an entity; exit 1 when newer ones are stored already.
+    """Store some or all features of an entity; exit 1 if newer ones are stored.
 
-    Values are numbers, true, false, text, or JSON lists. NAME= says that the value is missing; NAME='""' is empty text.
+    Values are numbers, true, false, text, or JSON lists. NAME= marks a missing value; NAME='""' is empty text.
     The entity's next prediction is computed from them.
     """
     from inference.features import FeatureUpdate
     from inference.models import record_to_serve
 
     with open_deployment() as deployment:
-        model, entity, pairs = _put_arguments(arguments, deployment.settings.model)
+        model, entity, pairs = _put_arguments(arguments, deployment.settings)
         contract = record_to_serve(deployment.settings, deployment.registry, model).contract
         texts = _texts_by_name(pairs, contract)
         update = FeatureUpdate(entity, _values(texts, contract), _event_at(event_time))
@@ -111,17 +112,17 @@ def put(
         raise typer.Exit(1)
 
 
-def _put_arguments(arguments: list[str], model_of: Any) -> tuple[str, str, list[str]]:
-    """Return the model, the entity, and what follows them: each NAME=VALUE."""
+def _put_arguments(arguments: list[str], settings: Settings) -> tuple[str, str, list[str]]:
+    """Return the model, the entity, and the NAME=VALUE arguments."""
     named = 2 if len(arguments) > 1 and "=" not in arguments[1] else 1
-    head, pairs = arguments[:named], arguments[named:]
+    names, pairs = arguments[:named], arguments[named:]
     if not pairs:
         raise typer.BadParameter("give at least one feature as NAME=VALUE")
     for pair in pairs:
         if "=" not in pair:
-            raise typer.BadParameter(f"{pair!r} is no NAME=VALUE")
-    model = model_of(head[0] if named == 2 else None)[0]
-    return model, head[-1], pairs
+            raise typer.BadParameter(f"{pair!r} is not NAME=VALUE")
+    model = settings.model(names[0] if named == 2 else None)[0]
+    return model, names[-1], pairs
 
 
 def _texts_by_name(pairs: list[str], contract: FeatureContract) -> dict[str, str]:
@@ -135,16 +136,16 @@ def _texts_by_name(pairs: list[str], contract: FeatureContract) -> dict[str, str
 
 
 def _name_and_text(pair: str, contract: FeatureContract) -> tuple[str, str]:
-    """Return a feature's name and its value as text. A name may hold "=" itself: the longest known one is meant."""
+    """Return a feature's name and its value as text. A name may contain "=": the longest known name wins."""
     known = [name for name in contract.names if pair.startswith(f"{name}=")]
     name = max(known, key=len, default=pair.partition("=")[0])
     return name, pair[len(name) + 1 :]
 
 
 def _values(texts: dict[str, str], contract: FeatureContract) -> dict[str, Any]:
-    """Return values as JSON reads them, None for nothing at all; text stays text.
+    """Parse values as JSON; None for an empty one. Values of text features stay text.
 
-    What is no JSON is left for the contract.
+    A value that is not JSON stays text, which the contract checks.
     """
     from inference.schema import DType
 
@@ -173,7 +174,7 @@ def _event_at(text: str | None) -> float | None:
     try:
         at = datetime.fromisoformat(text)
     except ValueError as error:
-        raise typer.BadParameter(f"--event-time {text!r} is no ISO 8601 instant") from error
+        raise typer.BadParameter(f"--event-time {text!r} is not an ISO 8601 instant") from error
     if at.tzinfo is None:
         raise typer.BadParameter(f"--event-time {text!r} has no offset: add Z or one such as +01:00")
     return at.timestamp()

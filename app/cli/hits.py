@@ -1,4 +1,4 @@
-"""`hits`: how requests were answered."""
+"""`hits`: counts how requests were answered."""
 
 from __future__ import annotations
 
@@ -7,16 +7,10 @@ from typing import Annotated
 
 import typer
 
-from app.cli.arguments import AnyModel
-from app.cli.context import models_of, open_deployment
+from app.cli.context import AnyModel, models_of, open_deployment
 from app.cli.output import AsJson, print_json, print_rows
 from inference.errors import SettingsError
 from inference.outcomes import Outcome
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command()(hits)
 
 
 def hits(
@@ -24,7 +18,7 @@ def hits(
     window: Annotated[str, typer.Option(metavar="DURATION", help="How far back to look: 5m, 1h, 24h, …")] = "1h",
     as_json: AsJson = False,
 ) -> None:
-    """Print the hit rate, how many requests had each outcome, and what fallbacks said of how many entities."""
+    """Print the hit rate, the outcomes of requests, and the results of fallbacks and parity checks."""
     from inference.features.fallbacks import FallbackOutcome
     from inference.monitoring.counters import FALLBACKS, PARITY, ParityResult
     from inference.monitoring.statistics import Statistics
@@ -37,10 +31,10 @@ def hits(
             counts[name] = Statistics.of(fields).counts
             workers[name] = {"fallbacks": _by_name(fields, FALLBACKS), "parity": _by_name(fields, PARITY)}
     if as_json:
-        told = [
+        data = [
             {"model": name, "window_s": window_s, **each.to_json(), **workers[name]} for name, each in counts.items()
         ]
-        print_json(told)
+        print_json(data)
         return
     print_rows(
         ("model", "total", "hit_rate", *(outcome.value for outcome in Outcome)),
@@ -50,23 +44,23 @@ def hits(
         ],
     )
     fallbacks = [
-        (name, fallback, *(said.get(outcome, 0) for outcome in FallbackOutcome))
-        for name, told in workers.items()
-        for fallback, said in told["fallbacks"].items()
+        (name, fallback, *(results.get(outcome, 0) for outcome in FallbackOutcome))
+        for name, counted_by in workers.items()
+        for fallback, results in counted_by["fallbacks"].items()
     ]
     if fallbacks:
         print_rows(("model", "fallback", *FallbackOutcome), fallbacks)
     parity = [
         (name, path, *(results.get(result, 0) for result in ParityResult))
-        for name, told in workers.items()
-        for path, results in told["parity"].items()
+        for name, counted_by in workers.items()
+        for path, results in counted_by["parity"].items()
     ]
     if parity:
         print_rows(("model", "parity_of", *ParityResult), parity)
 
 
 def _by_name(fields: Mapping[str, int], kind: str) -> dict[str, dict[str, int]]:
-    """Return counts of a kind as name → outcome → count."""
+    """Return the counts of one kind: name → outcome → count."""
     from inference.monitoring.counters import counted
 
     found: dict[str, dict[str, int]] = {}
@@ -76,7 +70,11 @@ def _by_name(fields: Mapping[str, int], kind: str) -> dict[str, dict[str, int]]:
 
 
 def window_seconds(text: str) -> int:
-    """Return whole seconds, as the API counts them."""
+    """Return a window in whole seconds, as the API does.
+
+    Raises:
+        SettingsError: it is not a duration, or longer than counters are kept.
+    """
     from inference.monitoring.statistics import MAX_WINDOW_S
     from inference.settings import parse_duration
 

@@ -1,4 +1,4 @@
-"""`keys …`: keys for clients of the API."""
+"""`keys …`: makes keys for clients of the API."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ import typer
 from app.cli.output import AsJson, note, print_json
 from inference.errors import BadInput
 
-app = typer.Typer(help="Keys that clients of the API show.", no_args_is_help=True)
+app = typer.Typer(help="Keys for clients of the API.", no_args_is_help=True)
 
 _BYTES = 32
 
 
 @app.command()
 def new(
-    name: Annotated[str, typer.Argument(help="Whom the key is for.")],
+    name: Annotated[str, typer.Argument(help="Who uses the key.")],
     scope: Annotated[list[str] | None, typer.Option(help="read, enqueue, write or admin; may be repeated.")] = None,
-    rate: Annotated[
-        str | None, typer.Option(help="At most so many rows, such as 600/minute; 8 KiB count as one.")
-    ] = None,
+    rate: Annotated[str | None, typer.Option(help="Limit of rows, such as 600/minute; 8 KiB count as one row.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key. It is shown this once; only its hash goes into forecache.toml."""
+    """Make a key. It is shown only once; forecache.toml gets only its hash."""
     from pydantic import ValidationError
 
     from inference.field_errors import describe_error_in_file

@@ -1,4 +1,4 @@
-"""`models list`, `show`, `verify`, `reload`, `label` and `unlabel`."""
+"""`models …`: lists, shows, verifies, reloads and labels models and their versions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.arguments import ModelOption, OneModel
-from app.cli.context import load_settings, models_of, open_deployment
+from app.cli.context import ModelOption, OneModel, load_settings, models_of, open_deployment
 from app.cli.output import AsJson, note, print_fields, print_json, print_rows
 from inference.clock import to_iso
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Models and their versions.", no_args_is_help=True)
 
-_ASK_AGAIN_S = 0.2
+_POLL_S = 0.2
 
 _Timeout = Annotated[float, typer.Option(min=0, help="Seconds to wait for the workers; 0: do not wait.")]
 
@@ -38,7 +37,7 @@ def list_models(as_json: AsJson = False) -> None:
     if as_json:
         states = [{str(version): record.state for version, record in records.items()} for _, _, records in found]
         listed = zip(found, states, strict=True)
-        print_json([{"model": model, **serving, "versions": own} for (model, serving, _), own in listed])
+        print_json([{"model": model, **serving, "versions": of_model} for (model, serving, _), of_model in listed])
         return
     rows = [
         (model, serving["active_version"], _states(records), _named(serving["labels"], serving["canary_share"]))
@@ -52,7 +51,7 @@ def show(
     model: OneModel = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print what a model takes and gives, version by version; for a refused one, why."""
+    """Print each version of a model: its inputs and outputs, or why it was refused."""
     from inference.models.versions import find_versions
 
     with open_deployment() as deployment:
@@ -60,7 +59,7 @@ def show(
         serving = _serving(deployment, name)
         records = deployment.registry.versions(name)
     if not records:
-        # no worker could load a folder that is wrong: say so here, rather than "start one"
+        # if the folder is wrong, no worker can load it: raise that error rather than say "start a worker"
         find_versions(deployment.settings.path(of_model.path))
     data = [
         {
@@ -88,12 +87,12 @@ def show(
 @app.command()
 def verify(
     model: OneModel = None,
-    version: Annotated[int | None, typer.Option(help="Left out: every version in the model's folder.")] = None,
+    version: Annotated[int | None, typer.Option(help="By default every version in the model's folder.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Load versions in a process of their own and say whether they could be served; nothing else changes.
+    """Load versions in a separate process and say whether they can be served. Change nothing else.
 
-    Exit 1 when one could not.
+    Exit 1 if one cannot be served.
     """
     from inference.models.versions import find_versions, wanted_versions
 
@@ -128,9 +127,9 @@ def reload(
     timeout: _Timeout = 120,
     as_json: AsJson = False,
 ) -> None:
-    """Have the workers look for new versions now, also at those they refused before, and wait until they have.
+    """Tell the workers to look for new versions now and to try refused ones again; wait until they have.
 
-    Exit 1 when not all of them have within the time, or when features.json was changed beside a version that is loaded.
+    Exit 1 if not all are done in time, or if features.json was changed beside a loaded version.
     """
     with open_deployment() as deployment:
         name, of_model = deployment.settings.model(model)
@@ -152,11 +151,11 @@ def reload(
 
 
 def _ignored_contract(path: Path, record: VersionRecord | None) -> str | None:
-    """Return that a features.json was changed beside a version which is loaded already; None when it was not."""
+    """Return a text if a features.json was changed beside a version that is already loaded; else None."""
     from app.cli.doctor.models import CONTRACT_FIX
     from inference.models.versions import contract_change, find_versions
 
-    # this machine may have another folder than the workers, or none
+    # the folder on this machine may differ from that of the workers, or be missing
     folder = find_versions(path).get(record.version) if record is not None and path.exists() else None
     change = None if record is None or folder is None else contract_change(record, path, folder)
     return None if change is None else f"{change}, and a version that is loaded keeps what it has: {CONTRACT_FIX}"
@@ -168,19 +167,19 @@ _Label = Annotated[str, typer.Argument(metavar="LABEL", help="stable, canary, or
 @app.command()
 def label(
     name: _Label,
-    version: Annotated[int, typer.Argument(metavar="VERSION", min=1, help="One that a worker has found good.")],
+    version: Annotated[int, typer.Argument(metavar="VERSION", min=1, help="A version that a worker has accepted.")],
     model: ModelOption = None,
     share: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Of canary: which part of the entities it computes, 0.05 for 5 %."),
+        typer.Option(min=0, max=1, help="For canary: the share of entities that it computes, 0.05 for 5 %."),
     ] = None,
     timeout: _Timeout = 120,
     as_json: AsJson = False,
 ) -> None:
     """Give a version a label, and wait until the workers hold it.
 
-    stable: this version answers, and no newer one until it gets the label. canary: it computes what is computed on
-    demand for a share of the entities. /v1 answers by any label. Exit 1 when not all workers are done within the time.
+    stable: this version answers, and no newer one until that gets the label. canary: it computes the answers on demand
+    for a share of the entities. /v1 answers by any label. Exit 1 if not all workers are done in time.
     """
     with open_deployment() as deployment:
         named, of_model = deployment.settings.model(model)
@@ -193,9 +192,9 @@ def label(
 
 @app.command()
 def unlabel(name: _Label, model: ModelOption = None, timeout: _Timeout = 120, as_json: AsJson = False) -> None:
-    """Take a label away, and wait until the workers know.
+    """Remove a label, and wait until the workers know.
 
-    What a canary has computed is not served from this moment on. Exit 1 when not all workers are done within the time.
+    From now on, answers of a canary are not served. Exit 1 if not all workers are done in time.
     """
     with open_deployment() as deployment:
         named, _ = deployment.settings.model(model)
@@ -216,7 +215,7 @@ def _check_wanted(model: str, versions: Any, version: int) -> None:
 
 
 def _serving(deployment: Deployment, model: str) -> dict[str, Any]:
-    """Return which version answers, and the labels."""
+    """Return the version that answers, and the labels."""
     pointer = deployment.registry.pointer(model)
     labels: Labels = pointer.labels
     versions = dict(sorted(labels.versions.items()))
@@ -239,13 +238,13 @@ def _fail_if_not_done(left: list[str], timeout_s: float) -> None:
 
 
 def _named(labels: dict[str, int], canary_share: float) -> str | None:
-    """Return labels as people read them: `canary 4 (0.05 of the entities), stable 3`."""
+    """Return labels in readable form: `canary 4 (0.05 of the entities), stable 3`."""
     shares = {"canary": f" ({canary_share:.4g} of the entities)"}
     return ", ".join(f"{label} {version}{shares.get(label, '')}" for label, version in labels.items()) or None
 
 
 def _reloaded(deployment: Deployment, model: str, timeout_s: float) -> list[str]:
-    """Have the workers look; return who has not when the time is up, nobody when it is 0."""
+    """Tell the workers to look for versions. Return those that are not done in time; none if the time is 0."""
     number = deployment.registry.ask_reload(model)
     if not timeout_s:
         return []
@@ -253,7 +252,7 @@ def _reloaded(deployment: Deployment, model: str, timeout_s: float) -> list[str]
     while left := _not_done(deployment, model, number):
         if time.monotonic() > end:
             break
-        time.sleep(_ASK_AGAIN_S)
+        time.sleep(_POLL_S)
     return left
 
 
@@ -287,13 +286,15 @@ def _described(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _groups(contract: dict[str, Any]) -> dict[str, str]:
-    """Return the declared groups with what they say of themselves; nothing when none is declared."""
+    """Return the declared groups with their properties; empty if none is declared."""
     declared = contract.get("groups", {})
-    told = {
+    properties = {
         name: ", ".join(f"{key} {value}" for key, value in group.items() if key != "source")
         for name, group in declared.items()
     }
-    words = [f"{name} ({declared[name]['source']}{', ' if told[name] else ''}{told[name]})" for name in declared]
+    words = [
+        f"{name} ({declared[name]['source']}{', ' if properties[name] else ''}{properties[name]})" for name in declared
+    ]
     return {"groups": "; ".join(words)} if words else {}
 
 

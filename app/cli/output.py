@@ -1,4 +1,4 @@
-"""How commands print: JSON when asked, a table on a terminal, plain columns in a pipe."""
+"""Prints results: JSON if requested, a table on a terminal, tab-separated columns in a pipe."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from inference.errors import shown_name
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: the option of every command whose output is data
+#: the option of every command that prints data
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
-#: no terminal is wider; a table is measured as if it had so much room
+#: wider than any terminal: the width at which a table is measured
 _WIDEST = 10_000
 
 
@@ -28,9 +28,9 @@ def print_json(data: Any) -> None:
 
 
 def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Print rows: a ruled table on a terminal, tab-separated lines with a head in a pipe.
+    """Print rows: a table on a terminal, tab-separated lines with column names in a pipe.
 
-    On a terminal too narrow for the heads, each row has a line for each value.
+    On a terminal that is too narrow for the table, print one line per value.
     """
     texts = [[cell_text(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
@@ -44,7 +44,7 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        # a word a line, so that `hits` fits 80 columns with no head cut to `hit_…`; run ids stay whole to be copied
+        # one word a line, so that the names of `hits` fit into 80 columns; run ids stay whole, for copying
         table.add_column(column.replace("_", "\n"), overflow="fold", no_wrap=column == columns[0])
     for line in texts:
         table.add_row(*map(escape, line))
@@ -58,19 +58,19 @@ def print_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 
 def shortened(text: str | None, limit: int) -> str | None:
-    """Return a text of at most `limit` characters, with an ellipsis for what was cut off; None stays None."""
+    """Return a text of at most `limit` characters, with an ellipsis if it was cut; None for None."""
     return text if text is None or len(text) <= limit else f"{text[: limit - 1].rstrip()}…"
 
 
 def terminal() -> Console:
-    """Return a console on stdout; with `NO_COLOR` set it writes no escape sequence at all, bold ones included."""
+    """Return a console on stdout. With `NO_COLOR` set it writes no escape sequences, not even for bold text."""
     from rich.console import Console
 
     return Console(color_system=None if os.environ.get("NO_COLOR") else "auto", highlight=False)
 
 
 def print_fields(fields: Mapping[str, Any]) -> None:
-    """Print one thing, a name and a value a line."""
+    """Print one object: a name and a value per line."""
     shown = {shown_name(name): value for name, value in fields.items()}
     width = max(map(len, shown), default=0)
     for name, value in shown.items():
@@ -78,17 +78,17 @@ def print_fields(fields: Mapping[str, Any]) -> None:
 
 
 def note(text: str) -> None:
-    """Say something beside the data: on stderr."""
+    """Print a text to stderr, so that stdout has only data."""
     typer.echo(text, err=True)
 
 
 def cell_text(value: Any) -> str:
-    """Return a value as a person reads it; None is a dash."""
+    """Return a value in readable form; None is a dash."""
     if value is None:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        # six digits are enough to read, unless they cut off whole ones
+        # six digits are enough, except for large whole numbers
         return repr(value) if abs(value) >= 100_000 else f"{value:.6g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""`predict` and `enqueue`: ask the API, at once or later."""
+"""`predict` and `enqueue`: request predictions from the API, now or as a job."""
 
 from __future__ import annotations
 
@@ -6,22 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from app.cli.arguments import ModelOption
-from app.cli.context import load_settings
+from app.cli.context import ModelOption, load_settings
 from app.cli.output import AsJson, note, print_fields, print_json, print_rows
 from inference.errors import PredictionFailed, Unavailable
 from inference.monitoring.queues import JobPriority
 
 #: seconds of one long poll
 _POLL_S = 20.0
-#: a budget as the API takes it, and an age that is as good as any: JSON has no infinity
+#: the API's longest timeout, and an age that stands for "any", since JSON has no infinity
 _MOST_MS, _MOST_HOURS = 600_000, 1e6
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the application."""
-    app.command()(predict)
-    app.command()(enqueue)
 
 
 def predict(
@@ -31,7 +24,7 @@ def predict(
     model: ModelOption = None,
     max_staleness_hours: Annotated[
         float | None,
-        typer.Option(min=0, max=_MOST_HOURS, metavar="HOURS", help="Oldest answer that will do; 0 forces computing."),
+        typer.Option(min=0, max=_MOST_HOURS, metavar="HOURS", help="Maximum age of the answer; 0 forces computing."),
     ] = None,
     timeout_ms: Annotated[
         int | None, typer.Option(min=1, max=_MOST_MS, metavar="MS", help="How long a miss may take.")
@@ -39,12 +32,12 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Print the prediction for one entity."""
-    from app.cli.http import Api, problem_text
+    from app.cli.api_client import Api, problem_text
 
     settings = load_settings()
     body = {
         "model": settings.model(model)[0],
-        # in a body, an id may hold whatever an id may hold
+        # in a URL, some ids would need quoting
         "entity_ids": [entity],
         "max_staleness_hours": max_staleness_hours,
         "timeout_ms": timeout_ms,
@@ -65,16 +58,16 @@ def enqueue(
     entities: Annotated[list[str], typer.Argument(metavar="ENTITY", help="Entity ids.")],
     model: ModelOption = None,
     priority: Annotated[
-        JobPriority, typer.Option(help="Which waiting jobs go first; requests go before all of them.")
+        JobPriority, typer.Option(help="Jobs of a higher priority go first; requests go before all jobs.")
     ] = JobPriority.NORMAL,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the result and print it.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Enqueue predictions for a worker to compute; print the job's id.
 
-    With --wait: its result, and exit 1 when the job or one of its predictions failed.
+    With --wait, print its result; exit 1 if the job or one of its predictions failed.
     """
-    from app.cli.http import Api
+    from app.cli.api_client import Api
 
     settings = load_settings()
     api = Api(settings.api)
@@ -90,23 +83,23 @@ def enqueue(
 
 
 def job_once_over(api: Any, task_id: str) -> dict[str, Any]:
-    """Return the job once it is over, asking the API again and again."""
+    """Poll the API until the job is over, and return the job."""
     from inference.serving.jobs import JobState
 
-    told = False
+    noted = False
     while True:
         path = f"/predictions/{task_id}?wait_s={_POLL_S:g}"
         job: dict[str, Any] = api.call("GET", path, timeout_s=_POLL_S)
         state = JobState(job["state"])
         if state.is_over:
             return job
-        if state is JobState.QUEUED and not told:
+        if state is JobState.QUEUED and not noted:
             note("no worker has taken it up yet: is `forecache up`, or a real-time worker, running?")
-            told = True
+            noted = True
 
 
 def _print_job(job: dict[str, Any], *, as_json: bool) -> None:
-    from app.cli.http import problem_text
+    from app.cli.api_client import problem_text
 
     items = (job.get("result") or {}).get("predictions", [])
     if as_json:

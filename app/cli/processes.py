@@ -1,4 +1,4 @@
-"""`up`, `demo`, `api`, `dashboard`: commands that run until they are stopped."""
+"""`up`, `demo`, `api`, `dashboard`: run until somebody stops them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,8 @@ import typer
 
 from app.cli.context import load_settings
 
-#: command lines whose processes have a log; `up` and `demo` are looked at on a terminal
+#: command lines of processes with a log; people watch `up` and `demo` on a terminal
 SERVICES = (["api"], ["dashboard"])
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the application."""
-    app.command()(up)
-    app.command()(demo)
-    app.command()(api)
-    app.command()(dashboard)
 
 
 def up(

@@ -10,7 +10,7 @@ from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPHeaders, HTTPMessageDelegate
 
 from app.dashboard.entrance import Entrance
-from app.listening import places
+from app.http import places
 from inference.errors import RateLimited
 
 MAX_HEAD_BYTES = 64 * 1024

@@ -13,9 +13,8 @@ from typing import NoReturn
 from flower.views import BaseHandler
 from tornado.web import Finish, HTTPError
 
-from app.browsers import check_site, forwarded_host
 from app.dashboard.credentials import Credentials
-from app.guesses import WrongTries, subscriber_of
+from app.defences import WrongTries, check_site, forwarded_host, subscriber_of
 from inference.errors import Forbidden, RateLimited
 
 #: signed by this process: a browser that has been let in once does not wait for what others guess at its address

@@ -14,8 +14,8 @@ from typing import Any
 from inference.batch import RunView
 from inference.clock import Clock, system_clock, to_iso
 from inference.deployment import Deployment
-from inference.economics import read_prices
-from inference.economics.report import CostReport, cost_report
+from inference.economics.advice import CostReport, cost_report
+from inference.economics.prices import read_prices
 from inference.errors import BadInput, BrokerUnavailable, NotFound
 from inference.monitoring.presence import API_PROCESSES, Roster
 from inference.monitoring.queues import QueueState

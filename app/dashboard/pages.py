@@ -19,7 +19,7 @@ from tornado.web import RequestHandler, StaticFileHandler, url
 from app.dashboard.actions import Action
 from app.dashboard.figures import Choice
 from app.dashboard.reading import SharedReads
-from app.http_status import status_of
+from app.http import status_of
 from inference.errors import BadInput, Defect, ForecacheError, StoreUnavailable
 from inference.failures import Failures
 from inference.logs import get_logger

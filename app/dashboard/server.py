@@ -27,7 +27,7 @@ from app.dashboard.flower_redis import count_by_our_url, watch_for_silence
 from app.dashboard.pages import Faces, OutsidePrefix, Readers, page_handlers
 from app.dashboard.reading import SharedReads
 from app.dashboard.theme import Templates
-from app.listening import raise_descriptors
+from app.http import raise_descriptors
 from inference.deployment import Deployment
 from inference.errors import SettingsError
 from inference.logs import configure_logging, get_logger

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from app.cli.http import Api
+from app.cli.api_client import Api
 from app.demo.data import DemoFolder
 from inference.errors import ForecacheError, Unavailable
 from inference.settings import ApiSettings

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from importlib.util import find_spec
 from urllib.parse import urlsplit
 
-from app.listening import listen
+from app.http import listen
 from app.local import embedded_redis
 from app.local.embedded_redis import EmbeddedRedis
 from app.local.files import only_one, private_folder

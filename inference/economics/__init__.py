@@ -1,27 +1,6 @@
-"""What batch, real time and hybrid cost, and which of them fits: pure functions, and what is measured to feed them."""
+"""What batch, real time and hybrid cost, and which of them fits a model.
 
-from inference.economics.brief import BriefEstimate, brief_estimate
-from inference.economics.curves import BreakEven, Curve, Swing, break_even, cost_curve, sensitivity
-from inference.economics.estimate import Estimate, estimate
-from inference.economics.inputs import FIELDS, Basis, CostInputs, Figure, complete_figures
-from inference.economics.prices import PriceTable, read_prices
-
-__all__ = [
-    "FIELDS",
-    "Basis",
-    "BreakEven",
-    "BriefEstimate",
-    "CostInputs",
-    "Curve",
-    "Estimate",
-    "Figure",
-    "PriceTable",
-    "Swing",
-    "break_even",
-    "brief_estimate",
-    "complete_figures",
-    "cost_curve",
-    "estimate",
-    "read_prices",
-    "sensitivity",
-]
+`inputs` lists the figures, `prices` the shipped prices, `measured` what a deployment measures; `estimate` and `curves`
+compute costs; `rules` and `advice` advise. Nothing is imported here, so
+that the options of the commands need no heavy library.
+"""

@@ -1,4 +1,4 @@
-"""What to do about one model: the approach that fits, and the numbers that follow from it."""
+"""Advises on one model: which approach fits it, and which schedule, ttl and workers follow."""
 
 from __future__ import annotations
 
@@ -8,36 +8,38 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from inference.economics.curves import break_even
+from inference.economics.curves import break_even, cost_curve, requests_per_entity, sensitivity
 from inference.economics.estimate import Estimate, estimate
-from inference.economics.inputs import CostInputs, Figure, check_figure
+from inference.economics.inputs import FIELDS, CostInputs, Figure, check_figure, complete_figures
 from inference.economics.measured import Measured
-from inference.economics.rules import RULES, Approach, Facts, Judgement, judge
+from inference.economics.prices import PriceTable
+from inference.economics.rules import RULES, Approach, Facts, Judgement, gather_facts, judge
+from inference.errors import SettingsError
 from inference.settings import ModelSettings, parse_duration
 
-#: how often runs may be advised, in seconds, rarest first, and how that is written
+#: seconds between runs, rarest first, and the schedule that says so
 CADENCES = {86_400: "0 3 * * *", 43_200: "12h", 21_600: "6h", 10_800: "3h", 3_600: "1h", 1_800: "30m", 900: "15m",
             300: "5m"}  # fmt: skip
-#: between a run's last chunk and its being served
+#: seconds between a run's last chunk and its publishing
 _SLACK_S = 60.0
-#: a run that takes more than this share of its interval is what `doctor` warns of
+#: `doctor` warns of a run that takes more than this share of its interval
 RUN_SHARE = 0.5
 
 
 class Confidence(StrEnum):
-    """How much the advice rests on."""
+    """How much evidence the advice has."""
 
     #: a day of traffic, several runs, and half of the rules known
     HIGH = "high"
     #: some of each
     MEDIUM = "medium"
-    #: next to nothing
+    #: almost nothing
     LOW = "low"
 
 
 @dataclass(frozen=True)
 class Number:
-    """One number of the advice; None where it cannot be told. `how`: what it follows from."""
+    """One number of the advice, None if it is not known. `how`: where it comes from."""
 
     value: float | str | None
     how: str
@@ -45,12 +47,12 @@ class Number:
 
 @dataclass(frozen=True)
 class Advice:
-    """The advice about one model. `gaps`: what is not known and would make it surer."""
+    """The advice about one model. `unknowns`: missing knowledge that would raise the confidence."""
 
     model: str
     judgement: Judgement
     confidence: Confidence
-    gaps: tuple[str, ...]
+    unknowns: tuple[str, ...]
     numbers: Mapping[str, Number]
     facts: Facts
 
@@ -61,10 +63,10 @@ class Advice:
 
     @property
     def reasons(self) -> list[str]:
-        """The statements of the chosen approach that hold, and what rules others out."""
+        """The statements that speak for the approach, and the objections to others."""
         held = [each.rule for each in self.judgement.findings if each.holds and each.rule.approach is self.approach]
-        told = [f"{rule.statement}: {rule.because}" for rule in held]
-        return told + [f"not {each.approach.value}: {each.why}" for each in self.judgement.objections]
+        reasons = [f"{rule.statement}: {rule.because}" for rule in held]
+        return reasons + [f"not {each.approach.value}: {each.why}" for each in self.judgement.objections]
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -72,7 +74,7 @@ class Advice:
             "model": self.model,
             "approach": self.approach.value,
             "confidence": self.confidence.value,
-            "gaps": list(self.gaps),
+            "gaps": list(self.unknowns),
             "reasons": self.reasons,
             **{name: number.value for name, number in self.numbers.items()},
             "explanations": {name: number.how for name, number in self.numbers.items()},
@@ -92,19 +94,19 @@ class Advice:
 def advise(
     model: str, settings: ModelSettings, measured: Measured, facts: Facts, figures: Mapping[str, Figure]
 ) -> Advice:
-    """Return the advice about one model. `figures`: inputs of its cost, as far as they are known.
+    """Return the advice about one model. `figures`: the known inputs of its cost.
 
     Raises:
         SettingsError: a figure is not legal.
     """
     judgement = judge(facts)
-    confidence, gaps = _confidence(measured, judgement)
+    confidence, unknowns = _confidence(measured, judgement)
     inputs = None
     if {"entities", "rps"} <= figures.keys():
         inputs = CostInputs.of(figures)
     else:
         unknown = [name for name in ("entities", "rps") if name not in figures]
-        gaps = (*gaps, f"no cost: {' and '.join(unknown)} not known, neither measured nor given")
+        unknowns = (*unknowns, f"no cost: {' and '.join(unknown)} not known, neither measured nor given")
     numbers = {
         **_timing(judgement.approach, settings, measured, facts, figures),
         **_costs(judgement.approach, inputs, figures),
@@ -112,7 +114,7 @@ def advise(
         "runs_failed": Number(measured.runs_failed, f"beside {measured.runs_published} published, of the last 20"),
     }
     numbers["answers_within_ttl"] = _within(str(numbers["ttl"].value), measured)
-    return Advice(model, judgement, confidence, gaps, numbers, facts)
+    return Advice(model, judgement, confidence, unknowns, numbers, facts)
 
 
 def _within(ttl: str, measured: Measured) -> Number:
@@ -132,19 +134,19 @@ def _never_read(measured: Measured) -> str:
 
 
 def _confidence(measured: Measured, judgement: Judgement) -> tuple[Confidence, tuple[str, ...]]:
-    """Return how sure the advice is, and what is missing to be surer."""
+    """Return the confidence, and what is missing for a higher one."""
     hours = measured.span_s / 3600
     wanted = [
-        # what, how much there is, for medium, for high
+        # noun, number there is, number for medium, number for high
         ("predictions asked for within 24 h", measured.requests, 1_000, 10_000),
         ("hours of traffic", round(hours, 1), 1, 20),
         ("published runs", measured.runs_published, 1, 3),
         (f"of {len(RULES)} rules with known facts", judgement.known, 5, 8),
     ]
-    gaps = tuple(f"{there:g} {what}, {high:g} would do" for what, there, _, high in wanted if there < high)
+    unknowns = tuple(f"{there:g} {what}, {high:g} would do" for what, there, _, high in wanted if there < high)
     if any(there < medium for _, there, medium, _ in wanted):
-        return Confidence.LOW, gaps
-    return (Confidence.MEDIUM if gaps else Confidence.HIGH), gaps
+        return Confidence.LOW, unknowns
+    return (Confidence.MEDIUM if unknowns else Confidence.HIGH), unknowns
 
 
 # --- schedule, ttl, workers ---
@@ -156,7 +158,7 @@ def _timing(
     if approach is Approach.REALTIME:
         return {
             "schedule": Number(None, "no runs: every answer is computed when it is asked for"),
-            "ttl": Number(duration_text(settings.realtime.ttl), "[models.M.realtime] ttl, as it is"),
+            "ttl": Number(duration_setting(settings.realtime.ttl), "[models.M.realtime] ttl, as it is"),
             "batch_workers": Number(0, "no runs"),
         }
     bound_s = _bound_s(facts)
@@ -170,7 +172,7 @@ def _timing(
 
 
 def _bound_s(facts: Facts) -> float | None:
-    """Return how old an answer may be, in seconds: the smaller of what is tolerated and what stays right."""
+    """Return how old an answer may be, in seconds: the smaller of the two limits."""
     hours = [facts[name].value for name in ("max_staleness_hours", "stable_hours") if name in facts]
     return min(hours) * 3600 if hours else None
 
@@ -178,32 +180,32 @@ def _bound_s(facts: Facts) -> float | None:
 def _cadence(
     bound_s: float | None, run_s: float, settings: ModelSettings, figures: Mapping[str, Figure]
 ) -> tuple[float, Number]:
-    """Return the seconds between runs, and the schedule: the rarest that keeps answers within the bound."""
+    """Return the seconds between runs, and their schedule: the rarest that keeps answers young enough."""
     late_s = 2 * run_s + _SLACK_S
     present, per_day = settings.batch.schedule, figures.get("runs_per_day")
     present_s = 86_400 / per_day.value if present and per_day else None
     if bound_s is None:
         if present is not None and present_s is not None:
-            return present_s, Number(present, "as it is: nobody said how old an answer may be")
-        return 86_400, Number(CADENCES[86_400], "once a day: nobody said how old an answer may be")
+            return present_s, Number(present, "as it is: the allowed age of an answer is not known")
+        return 86_400, Number(CADENCES[86_400], "once a day: the allowed age of an answer is not known")
     fitting = [every_s for every_s in CADENCES if every_s + late_s <= bound_s]
     every_s = fitting[0] if fitting else min(CADENCES)
-    told = f"answers may be {bound_s / 3600:g} h old and a run takes {run_s:.0f} s, or twice that"
+    how = f"answers may be {bound_s / 3600:g} h old and a run takes {run_s:.0f} s, or twice that"
     if present is not None and present_s is not None and every_s <= present_s <= bound_s - late_s:
-        return present_s, Number(present, f"as it is: {told}")
+        return present_s, Number(present, f"as it is: {how}")
     if not fitting:
-        told += ": no schedule keeps that, so misses must"
-    return every_s, Number(CADENCES[every_s], told)
+        how += ": no schedule keeps that, so misses must"
+    return every_s, Number(CADENCES[every_s], how)
 
 
 def _ttl(every_s: float, run_s: float, bound_s: float | None) -> Number:
-    """Return the age limit on reading: what is tolerated, else the interval, a slow run and a tenth to spare."""
+    """Return the age limit for reading: the tolerated age, else the interval, a slow run and a tenth to spare."""
     if bound_s is not None:
-        return Number(duration_text(max(bound_s, 1.0)), "as old as an answer may be")
+        return Number(duration_setting(max(bound_s, 1.0)), "as old as an answer may be")
     ttl_s = 1.1 * every_s + 2 * run_s
     step_s = 3600 if ttl_s > 2 * 3600 else 60
-    how = f"the interval of {duration_text(every_s)}, a run of twice {run_s:.0f} s, and a tenth to spare"
-    return Number(duration_text(math.ceil(round(ttl_s / step_s, 6)) * step_s), how)
+    how = f"the interval of {duration_setting(every_s)}, a run of twice {run_s:.0f} s, and a tenth to spare"
+    return Number(duration_setting(math.ceil(round(ttl_s / step_s, 6)) * step_s), how)
 
 
 def _batch_workers(every_s: float, figures: Mapping[str, Figure]) -> Number:
@@ -215,7 +217,7 @@ def _batch_workers(every_s: float, figures: Mapping[str, Figure]) -> Number:
     return Number(needed, how)
 
 
-def duration_text(seconds: float) -> str:
+def duration_setting(seconds: float) -> str:
     """Return a duration as settings spell it, such as `26h`, `90m` or `30s`."""
     for unit, length in (("h", 3600), ("m", 60)):
         if seconds >= length and seconds % length == 0:
@@ -234,26 +236,68 @@ def _costs(approach: Approach, inputs: CostInputs | None, figures: Mapping[str, 
         unknown = Number(None, "see the gaps")
         names = ("realtime_instances", "cost_per_day", "cost_per_1000_served", "break_even", "instances_if_a_run_fails")
         return {"hit_rate": shown} | dict.fromkeys(names, unknown)
-    told, even = estimate(inputs), break_even(inputs)
-    daily, served, instances = _of(approach, told)
+    costs, even = estimate(inputs), break_even(inputs)
+    daily, served, instances = _of(approach, costs)
     prices = f"{inputs.instance_price:g} an instance and hour, {inputs.redis_price:g} a GB of Redis and month"
     return {
         "hit_rate": shown,
         "realtime_instances": Number(instances, f"for a peak of {inputs.peak_rps:.4g}/s at this hit rate"),
-        "cost_per_day": Number(daily, f"batch {told.batch.daily:.4g}, real time {told.realtime.daily:.4g}, hybrid "
-                                      f"{told.hybrid.daily:.4g}, at {prices}"),
+        "cost_per_day": Number(daily, f"batch {costs.batch.daily:.4g}, real time {costs.realtime.daily:.4g}, hybrid "
+                                      f"{costs.hybrid.daily:.4g}, at {prices}"),
         "cost_per_1000_served": Number(served, f"over {inputs.rps:.4g} requests/s"),
         "break_even": Number(even.whole, "requests per entity and day from which on batch is not dearer; "
                                          f"{even.shared:.4g} where instances are shared with other models"),
         "instances_if_a_run_fails": Number(
-            told.hybrid.if_a_run_fails, "so many answer all requests alone once what is stored is too old"),
+            costs.hybrid.if_a_run_fails, "so many answer all requests alone once the stored predictions are too old"),
     }  # fmt: skip
 
 
-def _of(approach: Approach, told: Estimate) -> tuple[float, float, int]:
-    """Return an approach's daily cost, its cost per 1 000 served, and its real-time instances."""
+def _of(approach: Approach, costs: Estimate) -> tuple[float, float, int]:
+    """Return the daily cost of an approach, its cost per 1 000 answers, and its real-time instances."""
     if approach is Approach.BATCH:
-        return told.batch.daily, told.batch.per_1000_served, 0
+        return costs.batch.daily, costs.batch.per_1000_served, 0
     if approach is Approach.REALTIME:
-        return told.realtime.daily, told.realtime.per_prediction * 1000, told.realtime.instances
-    return told.hybrid.daily, told.hybrid.per_1000_served, told.hybrid.instances
+        return costs.realtime.daily, costs.realtime.per_prediction * 1000, costs.realtime.instances
+    return costs.hybrid.daily, costs.hybrid.per_1000_served, costs.hybrid.instances
+
+
+# --- the report of the dashboard ---
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """All costs of one model, as the dashboard shows them. `inputs`: None if one is unknown; `missing` says which."""
+
+    figures: Mapping[str, Figure]
+    inputs: CostInputs | None
+    missing: str | None
+    advice: Advice
+    prices: PriceTable
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values; `estimate`, `curve` and the like are None when too little is known."""
+        inputs = self.inputs
+        return {
+            "missing": self.missing,
+            "currency": self.prices.currency,
+            "prices_as_of": self.prices.as_of.isoformat(),
+            "advice": self.advice.to_json(),
+            "inputs": [
+                {"name": name, "unit": FIELDS[name].unit, **figure.to_json()} for name, figure in self.figures.items()
+            ],
+            "estimate": None if inputs is None else estimate(inputs).to_json(),
+            "requests_per_entity_and_day": None if inputs is None else requests_per_entity(inputs),
+            "break_even": None if inputs is None else break_even(inputs).to_json(),
+            "curve": None if inputs is None else cost_curve(inputs).to_json(),
+            "sensitivity": [] if inputs is None else [swing.to_json() for swing in sensitivity(inputs)],
+        }
+
+
+def cost_report(model: str, settings: ModelSettings, measured: Measured, prices: PriceTable) -> CostReport:
+    """Return the costs of one model, from measurements, prices and defaults."""
+    figures = complete_figures(measured.figures, prices.figures())
+    advice = advise(model, settings, measured, gather_facts({}, settings, measured), figures)
+    try:
+        return CostReport(figures, CostInputs.of(figures), None, advice, prices)
+    except SettingsError as error:
+        return CostReport(figures, None, error.message, advice, prices)

@@ -1,4 +1,4 @@
-"""Cost against traffic, where batch and real time cost the same, and which input moves the total most."""
+"""Computes cost curves over traffic, the break-even of batch and real time, and the sensitivity to each input."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from inference.economics.estimate import Estimate, estimate
-from inference.economics.formulas import HOURS_PER_DAY, SECONDS_PER_DAY
+from inference.economics.estimate import HOURS_PER_DAY, SECONDS_PER_DAY, Estimate, estimate
 from inference.economics.inputs import FIELDS, CostInputs
 from inference.errors import SettingsError
 
-#: how far `sensitivity` moves each input unless told otherwise
+#: the share by which `sensitivity` moves each input by default
 SWING = 0.25
 _POINTS = 240
 
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Requests per entity and day from which on batch is not dearer than real time.
+    """Requests per entity and day from which batch costs no more than real time.
 
-    `whole`: with instances bought whole, 0 when batch is cheaper at any traffic; `shared`: with instances shared
-    by many models, each paying for what it uses.
+    `whole`: instances are bought whole; 0 if batch is cheaper at any traffic. `shared`: many models share instances,
+    and each pays for its use.
     """
 
     whole: float
@@ -34,15 +33,15 @@ class BreakEven:
 
 
 def break_even(inputs: CostInputs) -> BreakEven:
-    """Return where batch and real time cost the same, the ratio of peak to mean staying as it is.
+    """Return the traffic at which batch and real time cost the same. The ratio of peak to mean stays the same.
 
-    From the fleet formula turned round: n instances are enough up to n · rate · utilisation / (1 + headroom) requests
-    a second at the peak.
+    Solves `instances_needed` for the traffic: n instances are enough up to n · rate · utilisation / (1 + headroom)
+    requests a second at the peak.
     """
     batch_daily = estimate(inputs).batch.daily
     instance_daily = inputs.instance_price * HOURS_PER_DAY
     peak_of_one = inputs.instance_rps * inputs.utilisation / (1 + inputs.headroom)
-    # requests per entity and day that one instance is enough for
+    # one instance is enough for so many requests per entity and day
     requests_of_one = peak_of_one * inputs.rps / inputs.peak_rps * SECONDS_PER_DAY / inputs.entities
     needed = math.ceil(round(batch_daily / instance_daily, 9))
     whole = 0.0 if needed <= inputs.min_replicas else (needed - 1) * requests_of_one
@@ -50,20 +49,20 @@ def break_even(inputs: CostInputs) -> BreakEven:
 
 
 def with_requests(inputs: CostInputs, per_entity_and_day: float) -> CostInputs:
-    """Return the inputs at another traffic, the ratio of peak to mean staying as it is."""
+    """Return the inputs with another traffic. The ratio of peak to mean stays the same."""
     rps = per_entity_and_day * inputs.entities / SECONDS_PER_DAY
-    # max: a peak that is the mean must not come out a rounding error below it
+    # max: a rounding error must not put the peak below the mean
     return replace(inputs, rps=rps, peak_rps=max(rps, rps * inputs.peak_rps / inputs.rps))
 
 
 def requests_per_entity(inputs: CostInputs) -> float:
-    """Return how often a day an entity is asked for, on average."""
+    """Return the mean number of requests per entity and day."""
     return inputs.rps * SECONDS_PER_DAY / inputs.entities
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Daily cost at each traffic; the sequences are of one length. `now`: the traffic of the inputs."""
+    """The daily cost at each traffic (sequences of equal length). `now`: the traffic of the inputs."""
 
     requests: Sequence[float]
     batch: Sequence[float]
@@ -77,9 +76,9 @@ class Curve:
 
 
 def cost_curve(inputs: CostInputs) -> Curve:
-    """Return the cost of each way from a hundredth to a hundred times today's traffic, in even steps of its logarithm.
+    """Return the costs from 1/100 to 100 times today's traffic, in even steps of its logarithm.
 
-    The range grows to show the break-even where that lies outside.
+    The range is wider if the break-even is outside.
     """
     now, even = requests_per_entity(inputs), break_even(inputs)
     marks = [now, *(mark for mark in (even.whole, even.shared) if mark > 0)]
@@ -97,7 +96,7 @@ def cost_curve(inputs: CostInputs) -> Curve:
 
 @dataclass(frozen=True)
 class Swing:
-    """What the hybrid total becomes when one input is lower or higher."""
+    """The hybrid total if one input is lower or higher."""
 
     name: str
     low: float
@@ -107,7 +106,7 @@ class Swing:
 
     @property
     def span(self) -> float:
-        """How much the total moves."""
+        """The difference between both totals."""
         return abs(self.at_high - self.at_low)
 
     def to_json(self) -> dict[str, Any]:
@@ -116,13 +115,14 @@ class Swing:
 
 
 def sensitivity(inputs: CostInputs, swing: float = SWING) -> list[Swing]:
-    """Return how the hybrid total moves with each input by `swing` (a share) up and down, the largest first.
+    """Return how the hybrid total changes if one input changes by the share `swing`, the largest change first.
 
-    Inputs that move nothing are left out; traffic moves mean and peak together. A share stops at the end of its range.
+    Leaves out inputs without effect. The mean and the peak of the traffic move together. A share stops at the end of
+    its range.
     """
     swings = []
     for name in FIELDS:
-        # the peak goes along with the mean; whole instances do not come in quarters
+        # the peak moves with the mean; there is no quarter of an instance
         if name in ("peak_rps", "min_replicas") or not getattr(inputs, name):
             continue
         low, high = _moved(inputs, name, 1 - swing), _moved(inputs, name, 1 + swing)
@@ -137,5 +137,5 @@ def _moved(inputs: CostInputs, name: str, factor: float) -> CostInputs:
     value = getattr(inputs, name) * factor
     try:
         return replace(inputs, **{name: value})
-    except SettingsError:  # past the end of a share's range
+    except SettingsError:  # beyond the range of a share
         return replace(inputs, **{name: 0.999 if name == "spot_discount" else 1.0})

@@ -1,23 +1,26 @@
-"""What a cost is computed from: each figure with its unit, its legal range, and where it came from."""
+"""Defines the inputs of a cost: unit, legal range, default and option of each, and where a figure came from.
+
+The options of `forecache cost` are made from these fields, so this module imports nothing heavy.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 from inference.errors import SettingsError
 
-#: beyond these, products of inputs run over
+#: outside of these bounds, products of inputs overflow
 _SMALLEST, _LARGEST = 1e-15, 1e15
 
 
 class Basis(StrEnum):
     """Where a figure came from."""
 
-    #: the caller said it
+    #: the caller gave it
     OPTION = "option"
     #: counted or timed in this deployment
     MEASURED = "measured"
@@ -25,15 +28,15 @@ class Basis(StrEnum):
     SETTINGS = "settings"
     #: the dated table of prices
     PRICES = "prices"
-    #: the brief's own example
-    BRIEF = "brief"
-    #: nobody knows better: an assumption
+    #: the design article's example
+    ARTICLE = "article"
+    #: an assumption
     DEFAULT = "default"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One number, where it came from, and in a few words how."""
+    """One number, where it came from, and how."""
 
     value: float
     origin: Basis
@@ -44,99 +47,118 @@ class Figure:
         return {"value": self.value, "from": self.origin.value, "how": self.how}
 
 
-@dataclass(frozen=True)
-class Field:
-    """One input. `legal` says whether a finite number will do, `range` says it in words; `default` may be missing."""
+class Range(NamedTuple):
+    """The legal range of a finite number, in words and as a test."""
+
+    words: str
+    holds: Callable[[float], bool]
+
+
+ABOVE_0 = Range("a number above 0", lambda value: value > 0)
+FROM_0 = Range("0 or more", lambda value: value >= 0)
+FROM_0_TO_1 = Range("from 0 to 1", lambda value: 0 <= value <= 1)
+FROM_0_BELOW_1 = Range("from 0 to below 1", lambda value: 0 <= value < 1)
+ABOVE_0_TO_1 = Range("above 0, at most 1", lambda value: 0 < value <= 1)
+WHOLE_FROM_1 = Range("a whole number from 1", lambda value: value >= 1 and value == int(value))
+_ARTICLE = "the design article's assumption"
+
+
+class Input(NamedTuple):
+    """One input. `help`: of its option; `default`: None if nothing can be assumed; `because`: why this default."""
 
     unit: str
-    range: str
-    legal: Callable[[float], bool]
-    default: Figure | None = None
-
-
-def _positive(value: float) -> bool:
-    return value > 0
-
-
-def _not_negative(value: float) -> bool:
-    return value >= 0
-
-
-def _assumed(value: float, how: str, origin: Basis = Basis.DEFAULT) -> Figure:
-    return Figure(value, origin, how)
-
-
-_ABOVE = "a number above 0"
-_FROM_ZERO = "0 or more"
-_BELOW_ONE = "from 0 to below 1"
-
-#: every input of a cost, by its name in `CostInputs`
-FIELDS: dict[str, Field] = {
-    "entities": Field("entities", _ABOVE, _positive),
-    "runs_per_day": Field("runs/day", _ABOVE, _positive, _assumed(1, "one run a day")),
-    "throughput": Field("predictions/s", _ABOVE, _positive, _assumed(10_000, "the brief's assumption")),
-    "startup_s": Field("s", _FROM_ZERO, _not_negative, _assumed(0, "workers that stay up start nothing")),
-    "batch_instance_price": Field("per hour", _ABOVE, _positive),
-    "spot_discount": Field("share", _BELOW_ONE, lambda v: 0 <= v < 1, _assumed(0, "no spot instances")),
-    "retry_factor": Field("share", _FROM_ZERO, _not_negative, _assumed(0, "no work done twice")),
-    "rps": Field("requests/s", _ABOVE, _positive),
-    "peak_rps": Field("requests/s", "at least rps", _positive),
-    "instance_price": Field("per hour", _ABOVE, _positive),
-    "instance_rps": Field("requests/s", _ABOVE, _positive, _assumed(100, "the brief's assumption")),
-    "headroom": Field("share", _FROM_ZERO, _not_negative, _assumed(0.5, "the brief's 50 %")),
-    "utilisation": Field("share", "above 0, at most 1", lambda v: 0 < v <= 1, _assumed(1, "fully used at the peak")),
-    "min_replicas": Field("instances", "a whole number from 1", lambda v: v >= 1 and v == int(v), _assumed(1, "one")),
-    "hit_rate": Field("share", "from 0 to 1", lambda v: 0 <= v <= 1, _assumed(0.9, "an assumption: measure it")),
-    "redis_price": Field("per GB and month", _FROM_ZERO, _not_negative),
-    "bytes": Field("bytes/prediction", _ABOVE, _positive, _assumed(27, "a float32 prediction: benchmarks/memory.py")),
-    "generations": Field("generations", _ABOVE, _positive, _assumed(3, "current, previous and the one being loaded")),
-    "replicas": Field("copies of Redis", _ABOVE, _positive, _assumed(1, "one server without replicas")),
-    "storage_price": Field("per GB and month", _FROM_ZERO, _not_negative),
-    "storage_bytes": Field("bytes/prediction", _FROM_ZERO, _not_negative, _assumed(0, "no Parquet files")),
-    "storage_days": Field("days", _FROM_ZERO, _not_negative, _assumed(30, "a month of files")),
-}
+    help: str
+    range: Range = ABOVE_0
+    default: float | None = None
+    because: str = ""
 
 
 @dataclass(frozen=True)
 class CostInputs:
-    """Inputs that were checked: finite, each in its range. Units stand in `FIELDS`, shares are 0 to 1."""
+    """Checked inputs: each is finite and in its range. Shares are 0 to 1, not percent."""
 
-    entities: float
-    runs_per_day: float
-    throughput: float
-    startup_s: float
-    batch_instance_price: float
-    spot_discount: float
-    retry_factor: float
-    rps: float
-    peak_rps: float
-    instance_price: float
-    instance_rps: float
-    headroom: float
-    utilisation: float
-    min_replicas: float
-    hit_rate: float
-    redis_price: float
-    bytes: float
-    generations: float
-    replicas: float
-    storage_price: float
-    storage_bytes: float
-    storage_days: float
+    entities: Annotated[float, Input("entities", "How many entities runs predict for.")]
+    runs_per_day: Annotated[float, Input("runs/day", "Runs a day.", ABOVE_0, 1, "one run a day")]
+    throughput: Annotated[
+        float, Input("predictions/s", "Predictions/s of one batch instance.", ABOVE_0, 10_000, _ARTICLE)
+    ]
+    startup_s: Annotated[
+        float,
+        Input("s", "Seconds billed before a run's first prediction.", FROM_0, 0, "workers that stay up start nothing"),
+    ]
+    batch_instance_price: Annotated[float, Input("per hour", "Price of a batch instance and hour.")]
+    spot_discount: Annotated[
+        float, Input("share", "Discount on batch instances, 0 to 1.", FROM_0_BELOW_1, 0, "no spot instances")
+    ]
+    retry_factor: Annotated[
+        float, Input("share", "Batch work done twice, as a share.", FROM_0, 0, "no work done twice")
+    ]
+    rps: Annotated[float, Input("requests/s", "Mean requests/s.")]
+    peak_rps: Annotated[float, Input("requests/s", "Requests/s at the peak. Left out: the mean.")]
+    instance_price: Annotated[
+        float, Input("per hour", "Price of an instance and hour; of batch ones too, unless they have their own.")
+    ]
+    instance_rps: Annotated[
+        float, Input("requests/s", "Requests/s that one instance computes.", ABOVE_0, 100, _ARTICLE)
+    ]
+    headroom: Annotated[
+        float,
+        Input("share", "Spare capacity over the peak, 0.5 for half more.", FROM_0, 0.5, "the design article's 50 %"),
+    ]
+    utilisation: Annotated[
+        float, Input("share", "How far an instance may be used, 0 to 1.", ABOVE_0_TO_1, 1, "fully used at the peak")
+    ]
+    min_replicas: Annotated[float, Input("instances", "Real-time instances that always run.", WHOLE_FROM_1, 1, "one")]
+    hit_rate: Annotated[
+        float,
+        Input(
+            "share", "Share of requests that the cache answers, 0 to 1.", FROM_0_TO_1, 0.9, "an assumption: measure it"
+        ),
+    ]
+    redis_price: Annotated[float, Input("per GB and month", "Price of a GB of Redis and month.", FROM_0)]
+    bytes: Annotated[
+        float,
+        Input(
+            "bytes/prediction",
+            "Bytes of a prediction in Redis.",
+            ABOVE_0,
+            27,
+            "a float32 prediction: benchmarks/memory.py",
+        ),
+    ]
+    generations: Annotated[
+        float,
+        Input(
+            "generations",
+            "Generations kept in Redis at once.",
+            ABOVE_0,
+            3,
+            "current, previous and the one being loaded",
+        ),
+    ]
+    replicas: Annotated[
+        float,
+        Input("copies of Redis", "Copies of Redis, itself among them.", ABOVE_0, 1, "one server without replicas"),
+    ]
+    storage_price: Annotated[float, Input("per GB and month", "Price of a GB of files and month.", FROM_0)]
+    storage_bytes: Annotated[
+        float, Input("bytes/prediction", "Bytes of a prediction in Parquet files.", FROM_0, 0, "no Parquet files")
+    ]
+    storage_days: Annotated[float, Input("days", "Days that files are kept.", FROM_0, 30, "a month of files")]
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            check_figure(each.name, getattr(self, each.name))
+        for name in FIELDS:
+            check_figure(name, getattr(self, name))
         if self.peak_rps < self.rps:
             told = f"peak_rps: {self.peak_rps:g} is less than rps ({self.rps:g}): no peak is below the mean"
             raise SettingsError(told, field="peak_rps")
 
     @classmethod
     def of(cls, figures: Mapping[str, Figure]) -> CostInputs:
-        """Return the inputs that figures say.
+        """Return the inputs with the values of figures.
 
         Raises:
-            SettingsError: one is missing, not finite, or out of its range; `field` names it.
+            SettingsError: an input is missing, not finite, or out of its range; `field` names it.
         """
         missing = next((name for name in FIELDS if name not in figures), None)
         if missing is not None:
@@ -148,14 +170,21 @@ class CostInputs:
         return cls(**{name: figures[name].value for name in FIELDS})
 
 
+#: every input by its name in `CostInputs`
+FIELDS: dict[str, Input] = {
+    name: hint.__metadata__[0] for name, hint in get_type_hints(CostInputs, include_extras=True).items()
+}
+
+
 def check_figure(name: str, value: float) -> float:
     """Return the value if it is legal for that input.
 
     Raises:
         SettingsError: it is not finite, or out of range.
     """
-    if not math.isfinite(value) or not FIELDS[name].legal(value):
-        raise SettingsError(f"{name}: {value:g} cannot be used: {option_of(name)} is {FIELDS[name].range}", field=name)
+    range_ = FIELDS[name].range
+    if not math.isfinite(value) or not range_.holds(value):
+        raise SettingsError(f"{name}: {value:g} cannot be used: {option_of(name)} is {range_.words}", field=name)
     return value
 
 
@@ -167,21 +196,23 @@ def _check_size(name: str, value: float) -> None:
 
 
 def option_of(name: str) -> str:
-    """Return the option of `forecache cost` that sets an input."""
+    """Return the command-line option of an input or a fact."""
     return f"--{name.replace('_', '-')}"
 
 
 def complete_figures(*sources: Mapping[str, Figure]) -> dict[str, Figure]:
     """Return each input from the first source that has it, else its default.
 
-    A peak that nobody gave is the mean.
+    If no source has the peak, the mean stands for it.
     """
-    found = {
-        name: figure
+    defaults = {
+        name: Figure(field.default, Basis.DEFAULT, field.because)
         for name, field in FIELDS.items()
-        if (figure := next((one[name] for one in sources if name in one), field.default)) is not None
+        if field.default is not None
     }
+    found: dict[str, Figure] = {}
+    for source in (*sources, defaults):
+        found = {**source, **found}
     if "peak_rps" not in found and "rps" in found:
-        mean = found["rps"]
-        found["peak_rps"] = Figure(mean.value, Basis.DEFAULT, "no peak is known: the mean")
+        found["peak_rps"] = Figure(found["rps"].value, Basis.DEFAULT, "no peak is known: the mean")
     return {name: found[name] for name in FIELDS if name in found}

@@ -1,4 +1,4 @@
-"""What a deployment knows of a model: its runs, its requests, what its predictions take in Redis."""
+"""Measures one model of a deployment: its runs, its requests, the bytes of its predictions in Redis."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from statistics import median
 from inference.batch import RunState, RunView, slot_after
 from inference.batch.engine import Engine
 from inference.batch.ledger import Ledger
-from inference.economics.formulas import SECONDS_PER_DAY
+from inference.economics.estimate import SECONDS_PER_DAY
 from inference.economics.inputs import Basis, Figure
 from inference.errors import ModelUnavailable
 from inference.features.groups import CLOCK_FUNCTIONS, GroupSource
@@ -21,7 +21,7 @@ from inference.settings import BATCH_QUEUE, ModelSettings
 from inference.store import Table
 
 WINDOW_S = 24 * 3600
-#: days whose different entities are counted together
+#: different entities are counted over so many days
 ASKED_DAYS = 7
 _RUNS_SEEN = 20
 #: slots are counted from here
@@ -30,10 +30,10 @@ _DAY_FROM = 1_700_006_400.0  # a midnight in UTC, on a day without a change of c
 
 @dataclass(frozen=True)
 class Measured:
-    """What was counted and timed of one model; None or empty where there is nothing yet.
+    """The measurements of one model; None or empty if there are none yet.
 
-    `span_s`: seconds of the last 24 hours since the first request in them. `run_s`: median seconds of a published
-    run. `asked_week`: different entities that were answered within seven days, within 0.81 %.
+    `span_s`: seconds since the first request of the last 24 hours. `run_s`: median seconds of a published run.
+    `asked_week`: number of different entities answered within seven days, within 0.81 %.
     """
 
     model: str
@@ -44,34 +44,34 @@ class Measured:
     runs_failed: int = 0
     run_s: float | None = None
     asked_week: int = 0
-    #: groups of features, in the active version's contract, that are told the present time
+    #: groups of features that are computed from the present time, by the active version's contract
     clock_groups: tuple[str, ...] = ()
 
     @property
     def requests(self) -> int:
-        """Predictions asked for within 24 hours."""
+        """The number of requested predictions within 24 hours."""
         return self.statistics.counts.total
 
     @property
     def entities(self) -> float | None:
-        """Rows of the generation that serves."""
+        """The rows of the current generation."""
         figure = self.figures.get("entities")
         return None if figure is None else figure.value
 
     @property
     def never_read(self) -> float | None:
-        """About how many stored predictions nobody asked for within a week; None when nothing was counted.
+        """About how many stored predictions nobody requested within a week; None if nothing was counted.
 
-        Entities that were answered and are not in the table make it smaller than it is.
+        The number is too small if answered entities are missing in the table.
         """
         if self.entities is None or not self.asked_week:
             return None
         return max(self.entities - self.asked_week, 0.0)
 
     def share_no_older_than(self, hours: float) -> float | None:
-        """Return the share of answers whose features were at most so old; None without answers.
+        """Return the share of answers with features of at most this age; None without answers.
 
-        By the buckets of a histogram, whose bounds are 41 % apart: the last one that lies wholly below counts.
+        Adds the buckets of a histogram that are wholly below this age. Their bounds are 41 % apart.
         """
         ages = self.statistics.age
         if not ages.total:
@@ -83,9 +83,9 @@ class Measured:
 def measure(
     client: Client, keys: Keys, model: str, settings: ModelSettings, windows: HitWindows | None = None
 ) -> Measured:
-    """Return what is known of a model, each figure with how it was found.
+    """Return the measurements of a model; each figure says how it was found.
 
-    `windows`: those of a caller that asks again and again, since they remember minutes that are over.
+    `windows`: of a caller that measures repeatedly, since they remember past minutes.
 
     Raises:
         StoreUnavailable: Redis does not answer.
@@ -119,7 +119,7 @@ def measure(
 def _clock_groups(registry: ModelRegistry, model: str) -> tuple[str, ...]:
     try:
         contract = registry.active(model).contract
-    except ModelUnavailable:  # no worker has looked at it yet
+    except ModelUnavailable:  # no worker has loaded it yet
         return ()
     computed = contract.groups_from(GroupSource.FUNCTION)
     return tuple(group.name for group in computed if group.function in CLOCK_FUNCTIONS)
@@ -142,19 +142,18 @@ def _schedule(settings: ModelSettings) -> dict[str, Figure]:
 
 
 def slots_a_week(schedule: str, timezone: str) -> float:
-    """Return how many runs a schedule has in seven days; a duration may give a fraction."""
+    """Return the number of runs in seven days; a fraction is possible."""
     at, end, count = _DAY_FROM - 1, _DAY_FROM - 1 + 7 * SECONDS_PER_DAY, 0
     while (following := slot_after(schedule, timezone, at)) <= end:
-        if count == 100:  # more often than that, the distance of two slots tells
+        if count == 100:  # for more than 100 slots, computes from the distance of two slots
             return 7 * SECONDS_PER_DAY / (following - at)
         at, count = following, count + 1
-    # less than one a week: by the distance of two slots
+    # for less than one a week, computes from the distance of two slots
     return count or 7 * SECONDS_PER_DAY / (slot_after(schedule, timezone, following) - following)
 
 
 def _table(client: Client, keys: Keys, model: str) -> dict[str, Figure]:
-    own = keys.table(TableKind.PREDICTIONS, model)
-    table = Table(client, own, kind=TableKind.PREDICTIONS, model=model)
+    table = Table(client, keys.table(TableKind.PREDICTIONS, model), kind=TableKind.PREDICTIONS, model=model)
     current = table.pointer().current
     manifest = None if current is None else table.generations.manifest(current)
     if manifest is None or not manifest.rows_expected:
@@ -169,16 +168,17 @@ def _table(client: Client, keys: Keys, model: str) -> dict[str, Figure]:
 def _runs(published: list[RunView], workers: int, attempts: dict[str, int]) -> dict[str, Figure]:
     if not published:
         return {}
-    told = f"median of {len(published)} published runs"
     figures = {}
-    # what Spark's executors did says nothing about a batch worker
+    # the speed of Spark's executors says nothing about a batch worker
     rates = [run.rows_per_s for run in published if run.rows_per_s and run.engine is Engine.CELERY]
     if rates:
         how = f"median of {len(rates)} published runs, over {workers} batch workers alive now"
         figures["throughput"] = _measured(median(rates) / workers, how)
     waited = _median([run.started_at - run.created_at for run in published if run.started_at is not None])
     if waited is not None:
-        figures["startup_s"] = _measured(round(max(waited, 0.0), 3), f"{told}: asked for until planned")
+        figures["startup_s"] = _measured(
+            round(max(waited, 0.0), 3), f"median of {len(published)} published runs: from the request until planned"
+        )
     chunks = sum(run.chunks_total or 0 for run in published)
     if chunks:
         again = max(sum(attempts[run.run_id] for run in published) / chunks - 1, 0.0)
@@ -194,13 +194,13 @@ def _requests(windows: HitWindows, model: str, now: float) -> tuple[dict[str, Fi
         return {}, 0.0
     span_s = max(now - first.at, 60.0)
     total = sum(point.statistics.counts.total for point in points)
-    mean, told = total / span_s, f"{total} predictions in {span_s / 3600:.1f} h"
+    mean, how = total / span_s, f"{total} predictions in {span_s / 3600:.1f} h"
     step_s = points[1].at - points[0].at
     whole = [point.statistics.counts.total / step_s for point in points[:-1]]
     peak = max(mean, *whole)
     counts = windows.read(model, WINDOW_S)
     return {
-        "rps": _measured(mean, told),
+        "rps": _measured(mean, how),
         "peak_rps": _measured(peak, f"the busiest {step_s // 60} minutes of 24 h"),
-        "hit_rate": _measured(round(counts.hit_rate, 6), told),
+        "hit_rate": _measured(round(counts.hit_rate, 6), how),
     }, span_s

@@ -1,10 +1,9 @@
-"""A dated table of prices: the one that ships, or the user's own in the same form."""
+"""Reads a dated table of prices: the shipped one, or the user's in the same form."""
 
 from __future__ import annotations
 
 import difflib
 import tomllib
-from dataclasses import dataclass
 from datetime import date
 from importlib.resources import files
 from pathlib import Path
@@ -22,14 +21,14 @@ Kind = Literal["instances", "memory", "storage"]
 
 
 class Price(Section):
-    """One price and where it was read."""
+    """One price and its source."""
 
     price: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     source: Annotated[str, Field(min_length=1)]
 
 
 class Defaults(Section):
-    """Which entry is taken when nobody names one."""
+    """The entries that are used by default."""
 
     batch_instance: str
     realtime_instance: str
@@ -38,7 +37,7 @@ class Defaults(Section):
 
 
 class PriceTable(Section):
-    """Prices of one day in one currency: `instances` per hour, `memory` and `storage` per GB and month."""
+    """The prices of one day in one currency: `instances` per hour, `memory` and `storage` per GB and month."""
 
     as_of: date
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")]
@@ -48,10 +47,10 @@ class PriceTable(Section):
     storage: dict[str, Price]
 
     def find(self, kind: Kind, name: str) -> Figure:
-        """Return a price by its entry's name.
+        """Return the price of an entry.
 
         Raises:
-            SettingsError: there is none of that name; the nearest one is named.
+            SettingsError: there is no such entry; names the nearest one.
         """
         entries: dict[str, Price] = getattr(self, kind)
         if name not in entries:
@@ -66,7 +65,7 @@ class PriceTable(Section):
         return Figure(entry.price, Basis.PRICES, f"{name}, {self.as_of}: {entry.source}")
 
     def figures(self, *, instance: str | None = None, batch_instance: str | None = None) -> dict[str, Figure]:
-        """Return the four prices of a cost. `instance` is for runs too, unless `batch_instance` names another.
+        """Return the four prices of a cost. `instance` is also for runs, unless `batch_instance` is given.
 
         Raises:
             SettingsError: there is no such instance.
@@ -79,37 +78,32 @@ class PriceTable(Section):
         }
 
 
-@dataclass(frozen=True)
-class _Named:
-    name: str
-    text: str
-
-
 def read_prices(file: Path | None = None) -> PriceTable:
-    """Return the table of a TOML file, or the one that ships.
+    """Return the table of a TOML file, or the shipped one.
 
     Raises:
-        SettingsError: the file cannot be read or is not of that form; the entry at fault is named.
+        SettingsError: the file cannot be read, or an entry is wrong; names the entry.
     """
-    source = _shipped() if file is None else _own(file)
+    name, text = _shipped() if file is None else _read(file)
     try:
-        table = PriceTable.model_validate(tomllib.loads(source.text))
+        table = PriceTable.model_validate(tomllib.loads(text))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise SettingsError(f"{source.name} is no TOML: {error}", field="prices") from error
+        raise SettingsError(f"{name} is not TOML: {error}", field="prices") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise SettingsError(f"{source.name}: {where}: {describe_error_in_file(first)}", field="prices") from error
-    table.figures()  # its defaults name entries that are there
+        raise SettingsError(f"{name}: {where}: {describe_error_in_file(first)}", field="prices") from error
+    table.figures()  # raises if a default names a missing entry
     return table
 
 
-def _shipped() -> _Named:
-    return _Named("prices.toml", files("inference.economics").joinpath("prices.toml").read_text(encoding="utf-8"))
+def _shipped() -> tuple[str, str]:
+    """Return the name and the text of the file."""
+    return "prices.toml", files("inference.economics").joinpath("prices.toml").read_text(encoding="utf-8")
 
 
-def _own(file: Path) -> _Named:
+def _read(file: Path) -> tuple[str, str]:
     try:
-        return _Named(str(file), read_small_text(file))
+        return str(file), read_small_text(file)
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"--prices: {file} cannot be read: {error}", field="prices") from error

@@ -1,4 +1,4 @@
-"""Which columns become which inputs: by name where the names agree, else in the order of the table."""
+"""Chooses a model's signature and matches a table's columns to its inputs."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import json
 import math
 import re
 import shlex
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
 import pyarrow as pa
 
-from inference.errors import BadInput, SourceError, shown_name
+from inference.errors import BadInput, ModelError, SourceError, shown_name
 from inference.features import Feature, FeatureContract, Vectoriser, contract_from_signature
 from inference.features.columns import type_problem
 from inference.features.contract import CONTRACT_FILE, check_contract
-from inference.onboarding.guesses import looks_like_id
+from inference.models.runtimes import SavedSignature
+from inference.onboarding.key_columns import looks_like_id
 from inference.schema import DType, Signature, TensorSpec
 from inference.sources import column_problem, find_column
 
@@ -30,12 +31,12 @@ _ROW_NUMBER_NAME = re.compile(r"^(__index_level_\d+__|unnamed: ?\d+|index|level_
 
 
 class WidthMismatch(BadInput):
-    """Raised when more or fewer columns could fill a model's single tensor than it takes."""
+    """Raised when too many or too few columns fit a model's single tensor."""
 
 
 @dataclass(frozen=True)
 class UserTable:
-    """A table to match. `taken`: columns that are no features; `targets`: words for what the model predicts."""
+    """The table to match. `taken`: columns that are not features; `targets`: names of the predicted value."""
 
     name: str
     schema: pa.Schema
@@ -45,21 +46,21 @@ class UserTable:
 
 @dataclass(frozen=True)
 class Match:
-    """The features of a model, and the line that says why these."""
+    """The matched features of a model, and one line that says why these."""
 
     contract: FeatureContract
     reason: str
 
 
 def match_columns(signature: Signature, table: UserTable, *, text_by_table: bool = False) -> Match:
-    """Match a table's columns to a model's inputs by name; for a single tensor also by type and order.
+    """Match a table's columns to a model's inputs by name; for a single tensor, also by type and order.
 
-    Names are the same if they differ only by what libraries clean: anything but letters and digits.
-    `text_by_table`: the model takes whatever it was fitted on, so a column of text is text.
+    Names match if they differ only in characters other than letters and digits, which libraries clean.
+    `text_by_table`: the model takes what it was fitted on, so a text column stays text.
 
     Raises:
-        WidthMismatch: it cannot be told which columns fill the single tensor; all that could are named.
-        BadInput: an input has no column (the nearest are named), or its type does not fit.
+        WidthMismatch: it is unclear which columns fill the single tensor; names all candidates.
+        BadInput: an input has no column (names the nearest), or its type does not fit.
     """
     columns = _columns_by_input(signature, table)
     missing = [spec.name for spec in signature.inputs if spec.name not in columns]
@@ -84,11 +85,11 @@ def match_columns(signature: Signature, table: UserTable, *, text_by_table: bool
 
 
 def _columns_by_input(signature: Signature, table: UserTable) -> dict[str, str]:
-    """Return the column of each input that has one: that of its name, else the only one whose cleaned name is its."""
+    """Return input → column: the column of the same name, else the only one with the same cleaned name."""
     inputs = {spec.name for spec in signature.inputs}
     columns = {name: name for name in table.schema.names if name in inputs}
     if len(signature.inputs) == 1 and signature.inputs[0].shape:
-        return columns  # the name of a tensor of many columns is none of theirs
+        return columns  # the tensor takes many columns, and its name is not one of theirs
     by_cleaned: dict[str, list[str]] = {}
     for name in table.schema.names:
         if name not in columns and name not in table.taken:
@@ -102,12 +103,12 @@ def _columns_by_input(signature: Signature, table: UserTable) -> dict[str, str]:
 
 
 def _cleaned(name: str) -> str:
-    """Return what is left of a name once a library has cleaned it, as LightGBM does."""
+    """Return a name as LightGBM and other libraries clean it."""
     return re.sub(r"[\W_]+", "_", name).strip("_")
 
 
 def _in_table(feature: Feature, field: pa.Field, *, text_by_table: bool) -> Feature:
-    """Return a feature as it stands in a column of a table."""
+    """Return a feature with its column's name and, if `text_by_table`, its type."""
     column = None if field.name == feature.name else field.name
     as_text = replace(feature, dtype=DType.STRING, column=column)
     is_text = not feature.shape and not pa.types.is_null(field.type) and type_problem(as_text, field.type) is None
@@ -115,11 +116,11 @@ def _in_table(feature: Feature, field: pa.Field, *, text_by_table: bool) -> Feat
 
 
 def match_listed(signature: Signature, table: UserTable, columns: Sequence[str]) -> Match:
-    """Take the named columns for a model's single tensor, in their order.
+    """Take the named columns, in this order, for a model's single tensor.
 
     Raises:
-        BadInput: a column is not there (the nearest is named) or cannot fill it, or there are too few or many;
-            or the model has several inputs, which are matched by name.
+        BadInput: a column is missing (names the nearest) or does not fit, there are too few or too many, or the model
+            has several inputs, which are matched by name.
     """
     if len(signature.inputs) != 1 or len(signature.inputs[0].shape) > 1:
         inputs = ", ".join(spec.name for spec in signature.inputs)
@@ -144,10 +145,10 @@ def match_listed(signature: Signature, table: UserTable, columns: Sequence[str])
 
 
 def match_written(contract: FeatureContract, signature: Signature, table: UserTable) -> Match:
-    """Match a table's columns to a contract that is already written.
+    """Match a table's columns to a written contract.
 
     Raises:
-        BadInput: a column is missing (the nearest is named), or its type does not fit.
+        BadInput: a column is missing (names the nearest), or its type does not fit.
     """
     Vectoriser(contract, signature).check_schema(table.schema, table.name)
     return Match(contract, reason=f"as {CONTRACT_FILE} lists them: {_listed(contract.names)}")
@@ -157,10 +158,10 @@ def _fill_tensor(signature: Signature, table: UserTable) -> Match:
     only = signature.inputs[0]
     width = math.prod(only.shape)
     names = [field.name for field in table.schema if _can_fill(field, only, table)]
-    for dropped in _droppings(table):
-        kept = [name for name in names if not any(rule(name) for rule, _ in dropped)]
+    for rules in _leave_out_rules(table):
+        kept = [name for name in names if not any(rule(name) for rule, _ in rules)]
         if len(kept) == width:
-            return _stacked(signature, names, kept, [words for _, words in dropped])
+            return _stacked(signature, names, kept, [words for _, words in rules])
     lists = [field.name for field in table.schema if _can_fill(field, only, table, shape=only.shape)] if width else []
     if not names and len(lists) == 1:
         contract = FeatureContract((Feature(lists[0], only.dtype, only.shape),))
@@ -172,8 +173,8 @@ def _fill_tensor(signature: Signature, table: UserTable) -> Match:
 Rule = tuple[Callable[[str], bool], str]
 
 
-def _droppings(table: UserTable) -> list[tuple[Rule, ...]]:
-    """Return what may be left out, the least first: nothing, one kind of leftover, two kinds, all."""
+def _leave_out_rules(table: UserTable) -> list[tuple[Rule, ...]]:
+    """Return sets of rules for columns to leave out, the smallest first: none, one kind, two kinds, all."""
     targets = {word.lower() for word in table.targets}
     rules: list[Rule] = [
         (lambda name: bool(_ROW_NUMBER_NAME.search(name)), "a row number"),
@@ -202,7 +203,7 @@ def _can_fill(field: pa.Field, only: TensorSpec, table: UserTable, shape: tuple[
 
 
 def _feature(field: pa.Field, only: TensorSpec) -> Feature:
-    """Return a named column as a feature; a list of fixed size stands for so many values."""
+    """Return a named column as a feature. A list of fixed size is a feature of that many values."""
     type_ = field.type
     if pa.types.is_fixed_size_list(type_):
         return Feature(field.name, only.dtype, (type_.list_size,))
@@ -228,18 +229,18 @@ def _mismatch(only: TensorSpec, width: int, names: list[str], table: UserTable) 
 
 
 def _no_columns(missing: list[str], table: UserTable, inputs: int) -> str:
-    told = ", ".join(f"{name!r} {_nearest(name, table.schema)}" for name in missing[:_MOST_MISSING])
+    listed = ", ".join(f"{name!r} {_nearest(name, table.schema)}" for name in missing[:_MOST_MISSING])
     more = f" and {len(missing) - _MOST_MISSING} more" if len(missing) > _MOST_MISSING else ""
     which = "none" if len(missing) == inputs else f"{inputs - len(missing)}"
     return (
         f"{which} of the model's {_count(inputs, 'input')} {'is a column' if inputs == 1 else 'are columns'} of "
-        f"{table.name}; missing: {told}{more}: rename the table's columns to the inputs' names, "
+        f"{table.name}; missing: {listed}{more}: rename the table's columns to the inputs' names, "
         f'or give each feature its "column" in {CONTRACT_FILE}'
     )
 
 
 def _nearest(name: str, schema: pa.Schema) -> str:
-    # difflib tells cases apart, people do not
+    # people do not distinguish upper and lower case, difflib does
     by_lower = {column.lower(): column for column in schema.names}
     if name.lower() in by_lower:
         return f"(nearest: {by_lower[name.lower()]!r})"
@@ -263,6 +264,61 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _shown(name: str) -> str:
-    """Return a name that stays on one line, and a short one."""
+    """Return a name on one line, shortened."""
     text = shown_name(name)
     return text if len(text) <= _LONGEST_NAME else text[: _LONGEST_NAME - 1] + "…"
+
+
+_DEFAULT = "serving_default"
+
+
+def needs_choice(signature: Signature | None, table: UserTable) -> bool:
+    """Tell whether another signature may fit a table better than the default one (None: there is none).
+
+    A signature with a single text input may take serialized tf.Examples instead of a column.
+    """
+    if signature is None:
+        return True
+    takes_one_text = len(signature.inputs) == 1 and signature.inputs[0].dtype is DType.STRING
+    return takes_one_text or not _fits(signature, table)
+
+
+def choose_signature(found: Mapping[str, SavedSignature], table: UserTable) -> tuple[str, str] | None:
+    """Return a signature that fits the table better than the default one, and why; None to keep the default.
+
+    Raises:
+        ModelError: the default takes tf.Examples or is missing, and not exactly one of the others fits.
+    """
+    names = ", ".join(sorted(found)) or "none"
+    default = found.get(_DEFAULT) or (next(iter(found.values())) if len(found) == 1 else None)
+    fitting = [name for name, one in found.items() if one is not default and _takes_columns(one, table)]
+    if default is not None and not default.reads_examples and (_fits(default.signature, table) or len(fitting) != 1):
+        return None
+    why = f"{_DEFAULT} takes serialized tf.Examples" if default and default.reads_examples else f"of {names}"
+    if len(fitting) == 1:
+        return fitting[0], f"the only one that fits {table.name} ({why})"
+    if len(fitting) > 1:
+        raise ModelError(f"{' and '.join(fitting)} fit {table.name} both: say which by --signature", field="signature")
+    if default is None:
+        raise ModelError(
+            f"the model has no signature {_DEFAULT!r}, and of those that it has ({names}) none fits {table.name}: "
+            "say which by --signature, or export it with one input a column",
+            field="signature",
+        )
+    raise ModelError(
+        f"the model takes serialized tf.Examples, not columns of a table, and none of its signatures ({names}) fits "
+        f"{table.name}: export one with an input for each column, in signatures= of tf.saved_model.save",
+        field="signature",
+    )
+
+
+def _takes_columns(one: SavedSignature, table: UserTable) -> bool:
+    return not one.reads_examples and _fits(one.signature, table)
+
+
+def _fits(signature: Signature, table: UserTable) -> bool:
+    try:
+        match_columns(signature, table)
+    except BadInput:
+        return False
+    return True

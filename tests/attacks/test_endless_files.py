@@ -12,7 +12,7 @@ import pytest
 
 from app.dashboard.credentials import find_credentials
 from inference.batch import partial_request
-from inference.economics import read_prices
+from inference.economics.prices import read_prices
 from inference.errors import ForecacheError
 from inference.features.contract import read_contract
 from inference.models.remote_file import read_remote

@@ -22,7 +22,7 @@ from inference.models.load_limits import LoadLimits, bounded_growth, limit_proce
 from inference.models.loading import inspect_version_in_subprocess, load_version, try_version
 from inference.models.registry import VersionRecord
 from inference.models.versions import files_in, fingerprint
-from inference.onboarding import TrialRequest, try_row_in_subprocess
+from inference.onboarding.trial import TrialRequest, try_row_in_subprocess
 from inference.redis.clients import Client
 from inference.redis.keys import Keys
 from inference.settings import Settings, WorkerSettings

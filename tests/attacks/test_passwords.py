@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from app.dashboard.bounded_server import MAX_STRANGERS_BODY_BYTES
-from app.guesses import BURST
+from app.defences import BURST
 from tests.integration.test_api import Deployment, assert_problem, fresh, it  # noqa: F401 - `it` is a fixture
 from tests.integration.test_api_connections import Served, serving
 from tests.support.attacked_api import Kind, attacked_api

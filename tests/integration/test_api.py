@@ -21,7 +21,7 @@ from app.api import create_app
 from app.api.limits import MAX_BODY_BYTES
 from app.api.parts import Parts
 from app.api.server import serve
-from app.listening import listen
+from app.http import listen
 from inference.batch import RunState
 from inference.clock import system_clock
 from inference.errors import BrokerUnavailable, Conflict, ModelUnavailable, NotFound, SettingsError, SourceError

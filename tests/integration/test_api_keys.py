@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from app.api import create_app
-from app.listening import listen
+from app.http import listen
 from inference.errors import SettingsError
 from inference.settings import ApiSettings, Settings
 from tests.integration.test_api import Deployment, fresh, it  # noqa: F401 - `it` is a fixture

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from app.cli.asking import Asker
-from app.cli.onboarding import Onboarding, Options
+from app.cli.init import Asker, Options
+from app.cli.onboarding import Onboarding
 from inference.errors import Conflict, ForecacheError
 from inference.models import VersionRecord, inspect_versions
 from inference.onboarding.trial import try_row

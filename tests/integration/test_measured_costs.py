@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.economics import Basis
+from inference.economics.inputs import Basis
 from inference.economics.measured import _requests, measure
 from inference.errors import StoreUnavailable
 from inference.features import FeatureContract

@@ -17,14 +17,8 @@ from app.cli.output import print_fields
 from inference.batch import RunState
 from inference.errors import BadInput, ContractError, SourceError
 from inference.features import Feature, FeatureContract, Vectoriser
-from inference.onboarding import (
-    UserTable,
-    check_entity_column,
-    entity_candidates,
-    match_columns,
-    newest_times,
-    read_head,
-)
+from inference.onboarding.key_columns import check_entity_column, entity_candidates, newest_times, read_first_rows
+from inference.onboarding.matching import UserTable, match_columns
 from inference.redis.clients import Client
 from inference.schema import DType, Signature, TensorSpec
 from inference.sources import find_column, flat_columns, open_source, read_slices, whole_slices
@@ -225,7 +219,7 @@ def test_an_id_column_that_differs_is_no_guess(tmp_path: Path) -> None:
     source = open_source(str(tmp_path))
 
     assert entity_candidates(source.schema) == ["code"]
-    assert check_entity_column(read_head(source, ["code"]), "code") == "text, unique in all 2 rows"
+    assert check_entity_column(read_first_rows(source, ["code"]), "code") == "text, unique in all 2 rows"
 
 
 # --- wide tables ---

@@ -103,7 +103,7 @@ def test_a_wake_up_that_the_broker_refuses_is_a_note_beside_the_run(
     def refuse() -> None:
         raise error
 
-    batch._hurry(cast("Any", SimpleNamespace(broker=SimpleNamespace(poke=refuse))))
+    batch._wake_maintenance(cast("Any", SimpleNamespace(broker=SimpleNamespace(poke=refuse))))
     [line] = capsys.readouterr().err.splitlines()
     assert told in line
     assert line.endswith("; the run goes on once the broker is back")

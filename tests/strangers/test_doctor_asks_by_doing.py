@@ -15,9 +15,9 @@ from celery.exceptions import NotRegistered
 
 from app.cli.doctor.checkup import check_up
 from app.cli.doctor.findings import Check, Finding, Status
-from app.cli.doctor.models import Known, check_model
-from app.cli.doctor.queues import check_queues
-from app.cli.doctor.redis_servers import Failure, look_at
+from app.cli.doctor.models import StoredModel, check_model
+from app.cli.doctor.servers import Failure, ask_server
+from app.cli.doctor.workers import check_queues
 from inference.errors import DeadlineExceeded
 from inference.features import Feature, FeatureContract
 from inference.models import ModelRegistry, VersionRecord
@@ -81,7 +81,7 @@ def test_a_server_that_answers_and_takes_no_writes_is_an_error(server: RedisServ
 
 @pytest.mark.integration
 def test_a_database_that_the_server_does_not_have_is_no_matter_of_its_version(server: RedisServer) -> None:
-    looked = look_at(f"{server.url().rpartition('/')[0]}/99", "[redis] cache_url")
+    looked = ask_server(f"{server.url().rpartition('/')[0]}/99", "[redis] cache_url")
     assert isinstance(looked, Failure)
     assert "DB index is out of range" in looked.detail
     assert looked.fix.startswith("end [redis] cache_url in the number of a database that this server has")
@@ -225,7 +225,7 @@ def test_a_check_that_fails_for_one_model_names_the_mistake_and_hides_no_other(
 
 
 def wrong(model: Path, *records: VersionRecord, active: int | None = None) -> dict[str, str]:
-    known = Known({record.version: record for record in records}, Pointer(active_version=active))
+    known = StoredModel({record.version: record for record in records}, Pointer(active_version=active))
     lines = check_model("m", ModelSettings(path=model, allow_code=True), model, known)
     return {line.subject: line.detail for line in lines if line.status is Status.ERROR}
 

@@ -15,7 +15,7 @@ from inference.batch import RunState
 from inference.clock import to_iso
 from inference.errors import BadInput
 from inference.features import EARLIEST_S, LATEST_S, Feature, event_times
-from inference.onboarding import guess_event_time, newest_times
+from inference.onboarding.key_columns import guess_event_time, newest_times
 from inference.redis.clients import Client
 from inference.schema import DType
 from inference.settings.model import BatchSettings

@@ -16,7 +16,7 @@ import structlog.testing
 
 from app.api.application import create_app
 from app.api.problems import problem_of
-from app.http_status import status_of
+from app.http import status_of
 from inference.errors import Defect, PredictionFailed, StoreUnavailable, reported_error
 from inference.failures import Failures, sentence_of
 from inference.features import Feature, FeatureContract, Vectoriser

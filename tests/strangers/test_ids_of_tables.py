@@ -11,16 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from app.cli.asking import Asker
 from app.cli.doctor.findings import Finding
 from app.cli.doctor.tables import open_table
-from app.cli.onboarding import Onboarding, Options
+from app.cli.init import Asker, Options
+from app.cli.onboarding import Onboarding
 from inference.batch import RunState
 from inference.entities import check_entity_column_type, entity_ids_as_text
 from inference.errors import SourceError
 from inference.features import Feature
 from inference.models.warm_up import SampleRows
-from inference.onboarding import entity_candidates, guess_entity_column, read_head, unfit_id_columns
+from inference.onboarding.key_columns import entity_candidates, guess_entity_column, read_first_rows, unfit_id_columns
 from inference.redis.clients import Client
 from inference.schema import DType
 from inference.sources import open_source
@@ -68,7 +68,7 @@ def test_ids_are_asked_for_by_the_text_that_the_user_would_write(
     some = world.run(entities=world.ids_in(path)[1:])
     assert (some.state, some.rows_done) == (RunState.PUBLISHED, 2)
     source = open_source(str(path))
-    guess = guess_entity_column(read_head(source, entity_candidates(source.schema)))
+    guess = guess_entity_column(read_first_rows(source, entity_candidates(source.schema)))
     assert guess.value == "id"
 
 
@@ -235,7 +235,9 @@ def test_the_guess_says_which_column_was_passed_over_and_why(tmp_path: Path, kin
     pq.write_table(pa.table({"uid": column, "x": [1.0, 2.0]}), tmp_path / "t")
     source = open_source(str(tmp_path / "t"))
 
-    guess = guess_entity_column(read_head(source, entity_candidates(source.schema)), unfit_id_columns(source.schema))
+    guess = guess_entity_column(
+        read_first_rows(source, entity_candidates(source.schema)), unfit_id_columns(source.schema)
+    )
 
     assert guess.value is None
     assert guess.reason.startswith(
@@ -249,7 +251,7 @@ def test_the_guess_names_the_columns_that_repeat(tmp_path: Path) -> None:
     source = open_source(str(tmp_path / "t"))
 
     reason = guess_entity_column(
-        read_head(source, entity_candidates(source.schema)), unfit_id_columns(source.schema)
+        read_first_rows(source, entity_candidates(source.schema)), unfit_id_columns(source.schema)
     ).reason
 
     assert reason.startswith(

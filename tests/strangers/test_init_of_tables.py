@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from onnx import TensorProto, helper
 
-from app.cli.asking import Asker
-from app.cli.onboarding import Onboarding, Options
+from app.cli.init import Asker, Options
+from app.cli.onboarding import Onboarding
 from inference.errors import ForecacheError, SourceError
 from inference.models import VersionRecord, inspect_versions
 from inference.onboarding.trial import try_row

@@ -11,13 +11,13 @@ from zoneinfo import ZoneInfo
 import pytest
 from pydantic import ValidationError
 
-from app.cli.doctor.schedules import check_schedule
+from app.cli.doctor.runs import check_schedule
 from beat_schedule import SlotSchedule
 from inference.batch import RunState
 from inference.batch.schedule import current_slot, slot_after, slot_at
 from inference.clock import to_iso
 from inference.settings import BatchSettings, ModelSettings
-from tests.unit.doctor.test_workers import run
+from tests.unit.cli.doctor.test_runs import run
 
 
 def at(text: str) -> float:

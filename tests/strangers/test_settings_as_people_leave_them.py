@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from app import cli
 from app.cli.doctor.machine import check_environment
 from app.cli.features import _texts_by_name
-from app.listening import listen
+from app.http import listen
 from inference.errors import SettingsError
 from inference.features import Feature, FeatureContract
 from inference.schema import DType
@@ -139,7 +139,7 @@ def test_an_argument_that_is_no_text_is_refused_in_one_line(
     assert stopped.value.code == cli.USAGE
     [line] = capsys.readouterr().err.splitlines()
     assert line == (
-        "forecache: the argument a\\udcff is no text in UTF-8: "
+        "forecache: the argument a\\udcff is not UTF-8 text: "
         "give it as UTF-8, in a locale of UTF-8 such as LC_ALL=C.UTF-8"
     )
 
@@ -166,8 +166,8 @@ def test_a_variable_that_lacks_an_underscore_is_told_by_doctor(monkeypatch: pyte
     monkeypatch.setenv("FORECACHE_CELERY_BROKER_URL", "amqp://10.0.0.1")
     told = {one.detail: one.fix for one in check_environment()}
     assert told == {
-        "FORECACHE_REDIS_URL is no setting, and nothing reads it": "call it FORECACHE_REDIS__URL",
-        "FORECACHE_CELERY_BROKER_URL is no setting, and nothing reads it": "call it FORECACHE_CELERY__BROKER_URL",
+        "FORECACHE_REDIS_URL is not a setting, and nothing reads it": "call it FORECACHE_REDIS__URL",
+        "FORECACHE_CELERY_BROKER_URL is not a setting, and nothing reads it": "call it FORECACHE_CELERY__BROKER_URL",
     }
 
 

@@ -13,8 +13,9 @@ import pytest
 
 from inference.errors import BadInput, ModelError
 from inference.models.runtimes import SavedSignature
-from inference.onboarding import Proposal, UserTable, ages_for, choose_signature, needs_choice, render_settings
-from inference.onboarding.guesses import Guess
+from inference.onboarding.key_columns import Guess
+from inference.onboarding.matching import UserTable, choose_signature, needs_choice
+from inference.onboarding.proposal import Proposal, ages_for, render_settings
 from inference.protocols.tensorflow_serving.requests import tensors_of
 from inference.schema import DType, Signature, TensorSpec
 from inference.settings import load_settings

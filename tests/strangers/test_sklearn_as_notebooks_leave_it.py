@@ -24,8 +24,8 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, StandardScaler
 
-from app.cli.asking import Asker
-from app.cli.onboarding import Onboarding, Options
+from app.cli.init import Asker, Options
+from app.cli.onboarding import Onboarding
 from inference.errors import BadInput, Conflict, ModelError, SourceError
 from inference.models import inspect_versions, score_rows
 from inference.models.loaded import LoadedModel

@@ -12,10 +12,10 @@ import pyarrow as pa
 import pyarrow.fs as fs
 import pytest
 
-from app.cli.asking import Asker
 from app.cli.doctor.findings import Finding, Status
 from app.cli.doctor.tables import open_table
-from app.cli.onboarding import Onboarding, Options
+from app.cli.init import Asker, Options
+from app.cli.onboarding import Onboarding
 from inference.batch import RunState
 from inference.errors import SourceError
 from inference.features import Feature

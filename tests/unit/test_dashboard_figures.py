@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from app.dashboard.figures import RUNS_SHOWN, Choice, read_costs, read_hit_rates, read_queues, read_runs
-from inference.economics import Basis, Figure
+from inference.economics.inputs import Basis, Figure
 from inference.economics.measured import Measured
 from inference.errors import BadInput, BrokerUnavailable, NotFound
 from inference.monitoring.presence import API_PROCESSES, Roster, WorkerBeat

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from app import listening
+from app import http
 from app.api.crowd import Crowd
 from app.api.limits import BodyLimit, Hold, Room
 from inference.errors import Overloaded
@@ -161,10 +161,10 @@ def test_connections_and_those_that_wait_to_be_accepted_leave_descriptors_for_re
     monkeypatch: pytest.MonkeyPatch, descriptors: int, most: int | None
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (descriptors, descriptors))
-    count, spare = listening.places(most)
-    assert 0 < count <= (most or listening.MOST_CONNECTIONS)
-    assert count + spare + listening.KEPT <= max(descriptors, listening.KEPT + 33)
-    assert 0 < listening.backlog() <= spare
+    count, spare = http.places(most)
+    assert 0 < count <= (most or http.MOST_CONNECTIONS)
+    assert count + spare + http.KEPT <= max(descriptors, http.KEPT + 33)
+    assert 0 < http.backlog() <= spare
 
 
 def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,5 +172,5 @@ def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be(monkeypatch: pyte
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: set_to.append(limits))
     for limits in ((1024, 4096), (1024, 524_288), (1024, resource.RLIM_INFINITY), (20_000, 20_000)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, limits=limits: limits)
-        listening.raise_descriptors()
+        http.raise_descriptors()
     assert set_to == [(4096, 4096), (15_000, 524_288), (15_000, resource.RLIM_INFINITY)]

@@ -1,4 +1,4 @@
-"""`doctor`: everything that can be wrong with a deployment, each with its fix. One file for each concern."""
+"""`doctor`: checks a deployment and prints each fault with its fix. One file per subject."""
 
 from __future__ import annotations
 
@@ -11,11 +11,6 @@ from app.cli.output import AsJson, print_json, terminal
 
 if TYPE_CHECKING:
     from app.cli.doctor.findings import Finding
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command()(doctor)
 
 
 def doctor(as_json: AsJson = False) -> None:
@@ -38,7 +33,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 def print_findings(findings: list[Finding]) -> None:
-    """Print the findings under the names of their checks, fixes beneath, and the sum of it."""
+    """Print the findings by subject, each fix below its finding, and the counts."""
     from collections import Counter
     from itertools import groupby
 
@@ -49,9 +44,9 @@ def print_findings(findings: list[Finding]) -> None:
     styles = {Status.OK: "green", Status.WARNING: "yellow", Status.ERROR: "bold red"}
     console = terminal()
 
-    def line(*parts: str | tuple[str, str]) -> None:
-        # soft_wrap: a terminal wraps by itself, and in a pipe a finding is one line
-        console.print(Text.assemble(*parts), soft_wrap=True)
+    def line(*texts: str | tuple[str, str]) -> None:
+        # soft_wrap: the terminal wraps long lines; in a pipe, a finding is one line
+        console.print(Text.assemble(*texts), soft_wrap=True)
 
     for check, group in groupby(findings, key=lambda finding: finding.check):
         line((check, "bold"))

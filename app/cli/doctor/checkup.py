@@ -1,23 +1,25 @@
-"""Asks every concern at once, and makes a finding even of a check that fails itself."""
+"""Runs all checks at the same time. A check that fails or takes too long becomes a finding."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from app.cli.doctor.at_once import at_once
-from app.cli.doctor.broker import check_broker, check_patience
-from app.cli.doctor.fallbacks import check_fallbacks
-from app.cli.doctor.findings import Check, Finding, error, not_checked, warning
-from app.cli.doctor.machine import check_clock, check_environment, check_gpus, look_at_gpus
-from app.cli.doctor.memory import TableSize, memory_finding, overlay_bytes, table_sizes
-from app.cli.doctor.models import Known, check_model
-from app.cli.doctor.queues import check_queues
-from app.cli.doctor.redis_servers import PATIENCE, Failure, Server, check_servers, look_at
-from app.cli.doctor.schedules import check_schedule
-from app.cli.doctor.tables import check_disk, check_table, open_table
-from app.cli.doctor.versions import check_versions
-from app.cli.doctor.workers import check_workers
+from app.cli.doctor.findings import Check, Finding, at_once, error, not_checked, warning
+from app.cli.doctor.machine import check_clock, check_environment, check_gpus, check_versions, find_gpus
+from app.cli.doctor.models import StoredModel, check_fallbacks, check_model
+from app.cli.doctor.runs import check_patience, check_schedule
+from app.cli.doctor.servers import PATIENCE, Failure, Server, ask_server, check_broker, check_servers
+from app.cli.doctor.tables import (
+    TableSize,
+    check_disk,
+    check_table,
+    memory_finding,
+    open_table,
+    overlay_bytes,
+    table_sizes,
+)
+from app.cli.doctor.workers import check_queues, check_workers
 from inference.batch.records import RunRecord
 from inference.deployment import Deployment
 from inference.errors import ForecacheError, StoreUnavailable
@@ -26,24 +28,24 @@ from inference.monitoring.presence import Roster
 from inference.settings import ModelSettings, Settings
 from inference.sources import Source
 
-#: seconds for the servers to answer, and then for everything that is asked of them
+#: seconds for the servers to answer, then seconds for all checks
 SERVERS_WITHIN_S = 3.0
 CHECKS_WITHIN_S = 5.0
 _RUNS = 50
 
 Findings = Callable[[], list[Finding]]
-#: a concern, and whom it concerns: a model, or the concern's own name
-Asked = tuple[Check, str]
+#: the subject of a check, and a model's name or the subject's own
+CheckName = tuple[Check, str]
 
 
 def check_up(settings: Settings) -> list[Finding]:
-    """Return all findings, in the order of the concerns. Takes under ten seconds whoever does not answer."""
+    """Return all findings, in the order of `Check`. Takes under ten seconds even if no server answers."""
     urls = {"[redis] url": settings.redis_url, "[redis] cache_url": settings.cache_url}
     prefix = settings.redis.prefix
-    looks = {name: partial(look_at, url, name, prefix=prefix) for name, url in urls.items()}
-    seen = at_once(looks, SERVERS_WITHIN_S)
+    asks = {name: partial(ask_server, url, name, prefix=prefix) for name, url in urls.items()}
+    answers = at_once(asks, SERVERS_WITHIN_S)
     silent = Failure(f"no answer within {SERVERS_WITHIN_S:g} s", "check its host name and the network")
-    results, cache = (silent if isinstance(one, Exception) else one for one in seen.values())
+    results, cache = (silent if isinstance(one, Exception) else one for one in answers.values())
     with Deployment(settings, PATIENCE) as deployment:
         checkup = Checkup(deployment, results, cache)
         findings = [*run_checks(checkup.checks(), CHECKS_WITHIN_S), checkup.memory()]
@@ -51,12 +53,12 @@ def check_up(settings: Settings) -> list[Finding]:
     return sorted(findings, key=lambda finding: order.index(finding.check))
 
 
-def run_checks(checks: Mapping[Asked, Findings], within_s: float) -> list[Finding]:
-    """Return what the checks found; one that raises or takes too long is a finding itself, and hides no other."""
+def run_checks(checks: Mapping[CheckName, Findings], within_s: float) -> list[Finding]:
+    """Run the checks and return their findings. A check that raises or takes too long is itself a finding."""
     findings: list[Finding] = []
     for (check, subject), found in at_once(checks, within_s).items():
         if isinstance(found, TimeoutError):
-            fix = "ask again when whatever it waits for, such as a network drive, is quicker"
+            fix = "ask again when the cause, such as a slow network drive, is gone"
             findings.append(warning(check, subject, f"not checked: it took over {within_s:g} s", fix))
         elif isinstance(found, StoreUnavailable):
             findings.append(not_checked(check, subject))
@@ -71,7 +73,7 @@ def run_checks(checks: Mapping[Asked, Findings], within_s: float) -> list[Findin
 
 
 class Checkup:
-    """Gives each concern what it looks at. What comes from the cache Redis is None when that does not answer."""
+    """Gives each check its data. Data from the cache Redis is None if that does not answer."""
 
     def __init__(self, deployment: Deployment, results: Server | Failure, cache: Server | Failure) -> None:
         self._settings = deployment.settings
@@ -79,11 +81,11 @@ class Checkup:
         self._cache = cache
         #: None: Redis does not answer
         self._deployment = deployment if isinstance(cache, Server) else None
-        #: model → the sizes of its tables, and of what is computed on demand
+        #: model → the sizes of its tables, and the bytes of answers computed on demand
         self._sizes: dict[str, tuple[list[TableSize], float]] = {}
 
-    def checks(self) -> dict[Asked, Findings]:
-        """Return the checks, those of models one by one; one may report under another concern's name as well."""
+    def checks(self) -> dict[CheckName, Findings]:
+        """Return the checks, with separate ones for each model."""
         whole: dict[Check, Findings] = {
             Check.VERSIONS: check_versions,
             Check.REDIS: lambda: check_servers(self._settings, self._results, self._cache),
@@ -92,7 +94,7 @@ class Checkup:
             Check.FALLBACK: lambda: check_fallbacks(self._settings),
             Check.MACHINE: self._machine,
         }
-        checks: dict[Asked, Findings] = {(check, check.value): call for check, call in whole.items()}
+        checks: dict[CheckName, Findings] = {(check, check.value): call for check, call in whole.items()}
         checks[Check.WORKERS, "queues"] = self._queues
         if not self._settings.models:
             checks[Check.MODEL, "models"] = _no_models
@@ -104,19 +106,19 @@ class Checkup:
         return checks
 
     def memory(self) -> Finding:
-        """Return the line of Redis' memory, which hangs on the tables' rows: of those that were looked at by now."""
+        """Return the finding about Redis' memory, by the tables that were checked in time."""
         if not isinstance(self._cache, Server):
             return not_checked(Check.REDIS, "memory")
-        sizes = [size for own, _ in list(self._sizes.values()) for size in own]
+        sizes = [size for of_model, _ in list(self._sizes.values()) for size in of_model]
         return memory_finding(self._cache.info, sizes, sum(overlay for _, overlay in list(self._sizes.values())))
 
     def _queues(self) -> list[Finding]:
         rosters = self._rosters()
-        # without Redis `check_workers` says so
+        # without Redis, `check_workers` reports that
         return [] if rosters is None else check_queues(self._settings, rosters, self._scored_now)
 
     def _scored_now(self) -> str | None:
-        """Return a run of which a worker holds a chunk at this moment."""
+        """Return a run with a chunk that is being scored now, or None."""
         if self._deployment is None:
             return None
         ledger = self._deployment.ledger
@@ -134,7 +136,7 @@ class Checkup:
         return check_model(name, model, self._settings.path(model.path), self._known(name))
 
     def _table(self, name: str, model: ModelSettings) -> list[Finding]:
-        """Return the lines of a table and of its disk, and remember what its rows take in Redis."""
+        """Check a table and its disk, and keep the table's size in Redis for `memory`."""
         known = self._known(name)
         record = known.record if known else None
         table = open_table(self._settings, name, model, record)
@@ -151,13 +153,13 @@ class Checkup:
 
     def _machine(self) -> list[Finding]:
         offset_s = self._cache.offset_s if isinstance(self._cache, Server) else None
-        return [check_gpus(self._settings.workers, look_at_gpus()), check_clock(offset_s), *check_environment()]
+        return [check_gpus(self._settings.workers, find_gpus()), check_clock(offset_s), *check_environment()]
 
-    def _known(self, model: str) -> Known | None:
+    def _known(self, model: str) -> StoredModel | None:
         if self._deployment is None:
             return None
         registry = self._deployment.registry
-        return Known(registry.versions(model), registry.pointer(model))
+        return StoredModel(registry.versions(model), registry.pointer(model))
 
     def _active(self) -> dict[str, int | None]:
         if self._deployment is None:

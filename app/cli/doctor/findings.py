@@ -1,13 +1,17 @@
-"""What a check finds."""
+"""Shared by all checks: findings, sizes and durations in words, and calls side by side."""
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 
 class Check(StrEnum):
-    """The concerns, in the order in which they are shown."""
+    """The subjects of the checks, in the order of the report."""
 
     VERSIONS = "versions"
     REDIS = "redis"
@@ -21,19 +25,19 @@ class Check(StrEnum):
 
 
 class Status(StrEnum):
-    """How bad it is."""
+    """How serious a finding is."""
 
     #: as it should be
     OK = "ok"
-    #: works now, but will not always, or could not be looked at
+    #: works now but may fail later, or could not be checked
     WARNING = "warning"
-    #: predictions are not made, not served or not kept until it is put right
+    #: until this is fixed, predictions are not made, not served or not kept
     ERROR = "error"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report. `fix` is one sentence; None where there is nothing to do."""
+    """One line of the report. `fix`: one sentence, None if there is nothing to do."""
 
     check: Check
     subject: str
@@ -47,27 +51,27 @@ class Finding:
 
 
 def ok(check: Check, subject: str, detail: str) -> Finding:
-    """Return a finding that is as it should be."""
+    """Return a finding that all is well."""
     return Finding(check, subject, Status.OK, detail)
 
 
 def warning(check: Check, subject: str, detail: str, fix: str) -> Finding:
-    """Return a finding to look at."""
+    """Return a finding that may become an error."""
     return Finding(check, subject, Status.WARNING, detail, fix)
 
 
 def error(check: Check, subject: str, detail: str, fix: str) -> Finding:
-    """Return a finding that must be put right."""
+    """Return a finding that must be fixed."""
     return Finding(check, subject, Status.ERROR, detail, fix)
 
 
 def not_checked(check: Check, subject: str) -> Finding:
-    """Return the finding of a check that needs the cache Redis, which does not answer."""
+    """Return the finding of a check that needs the cache Redis, if that does not answer."""
     return warning(check, subject, "not checked: no Redis", "put right what the Redis lines say, then ask again")
 
 
 def size_text(size_bytes: float) -> str:
-    """Return a size as a person reads it, such as `84.2 MB`."""
+    """Return a size in readable form, such as `84.2 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if size_bytes < 1000:
             return f"{size_bytes:.0f} B" if unit == "B" else f"{size_bytes:.1f} {unit}"
@@ -76,8 +80,35 @@ def size_text(size_bytes: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Return a duration as a person reads it, such as `0.3 s`, `90 s`, `12 min`, `3.5 h` or `21 d`."""
+    """Return a duration in readable form, such as `0.3 s`, `90 s`, `12 min`, `3.5 h` or `21 d`."""
     for limit, unit, length in ((120.0, "s", 1.0), (7200.0, "min", 60.0), (172800.0, "h", 3600.0)):
         if seconds < limit:
             return f"{seconds / length:.2g} {unit}" if seconds / length < 10 else f"{seconds / length:.0f} {unit}"
     return f"{seconds / 86400:.0f} d"
+
+
+K = TypeVar("K")
+T = TypeVar("T")
+
+
+def at_once(calls: Mapping[K, Callable[[], T]], within_s: float) -> dict[K, T | Exception]:
+    """Call all at the same time. Return results and exceptions; TimeoutError for a call that takes too long.
+
+    The thread of such a call keeps running.
+    """
+    results: dict[K, T | Exception] = {}
+
+    def run(name: K, call: Callable[[], T]) -> None:
+        try:
+            results[name] = call()
+        except Exception as problem:  # noqa: BLE001 - the caller makes a finding of it
+            results[name] = problem
+
+    # daemons: the command must end even if a name server never answers
+    threads = [threading.Thread(target=run, args=item, daemon=True) for item in calls.items()]
+    for thread in threads:
+        thread.start()
+    end = time.monotonic() + within_s
+    for thread in threads:
+        thread.join(max(end - time.monotonic(), 0.0))
+    return {name: results.get(name, TimeoutError()) for name in calls}

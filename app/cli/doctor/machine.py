@@ -1,25 +1,30 @@
-"""This machine: its GPUs as TensorFlow would see them, its clock, and its environment."""
+"""Checks this machine: installed versions, GPUs, clock, environment variables."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import platform
+from collections.abc import Callable, Iterable, Mapping
 from ctypes.util import find_library
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from app.cli.doctor.findings import Check, Finding, error, not_checked, ok, warning
-from inference.settings import WorkerSettings, variables_unread
+from packaging.requirements import Requirement
 
-#: clocks that are kept in time differ by milliseconds
+from app.cli.doctor.findings import Check, Finding, error, not_checked, ok, warning
+from inference.models.formats import FORMATS
+from inference.settings import WorkerSettings, variables_unread
+from inference.stored_data import installed_release
+
+#: synchronised clocks differ by milliseconds
 MOST_OFFSET_S = 0.5
 
 
 class Gpus(NamedTuple):
-    """What there is: NVIDIA devices by index, `CUDA_VISIBLE_DEVICES` (None: unset), and TensorFlow's build.
+    """The NVIDIA devices by index, and `CUDA_VISIBLE_DEVICES` (None: unset).
 
-    `obstacle`: why the installed TensorFlow cannot use them; None when it can, or is not installed.
+    `obstacle`: why the installed TensorFlow cannot use them; None if it can, or is not installed.
     """
 
     devices: tuple[int, ...]
@@ -27,15 +32,15 @@ class Gpus(NamedTuple):
     obstacle: str | None
 
 
-def look_at_gpus(devices: Path = Path("/dev"), environment: Mapping[str, str] = os.environ) -> Gpus:
-    """Return the GPUs of this machine, without loading TensorFlow or a driver."""
+def find_gpus(devices: Path = Path("/dev"), environment: Mapping[str, str] = os.environ) -> Gpus:
+    """Return the GPUs of this machine. Loads neither TensorFlow nor a driver."""
     found = (path.name.removeprefix("nvidia") for path in devices.glob("nvidia[0-9]*"))
     indexes = tuple(sorted(int(index) for index in found if index.isdecimal()))
     return Gpus(indexes, environment.get("CUDA_VISIBLE_DEVICES"), _obstacle() if indexes else None)
 
 
 def check_gpus(workers: WorkerSettings, gpus: Gpus) -> Finding:
-    """Return whether workers on this machine would compute where the settings want them to."""
+    """Check that workers on this machine compute where the settings want it."""
     subject, wanted = "GPU", workers.gpus
     names = ", ".join(map(str, gpus.devices))
     if wanted == "none":
@@ -58,7 +63,7 @@ def check_gpus(workers: WorkerSettings, gpus: Gpus) -> Finding:
 
 
 def check_clock(offset_s: float | None) -> Finding:
-    """Return whether this machine and Redis agree; `offset_s`: how far Redis is ahead, None when it is not known."""
+    """Compare the clocks of this machine and Redis. `offset_s`: how far Redis is ahead, None if unknown."""
     if offset_s is None:
         return not_checked(Check.MACHINE, "clock")
     detail = f"{abs(offset_s):.3f} s {'behind' if offset_s > 0 else 'ahead of'} Redis"
@@ -69,20 +74,20 @@ def check_clock(offset_s: float | None) -> Finding:
 
 
 def check_environment(environment: Mapping[str, str] = os.environ) -> list[Finding]:
-    """Return a warning for each environment variable that looks like a setting and is none."""
+    """Return a warning for each environment variable that looks like a setting but is not one."""
     return [
-        warning(Check.MACHINE, "environment", f"{name} is no setting, and nothing reads it", f"call it {meant}")
+        warning(Check.MACHINE, "environment", f"{name} is not a setting, and nothing reads it", f"call it {meant}")
         for name, meant in variables_unread(environment)
     ]
 
 
 def _names_any(visible: str) -> bool:
-    # CUDA stops at the first that does not exist, such as -1
+    # CUDA stops at the first device that does not exist, such as -1
     return visible.split(",")[0].strip() not in ("", "-1")
 
 
 def _obstacle() -> str | None:
-    """Return what keeps TensorFlow on the CPU, as far as files tell: importing it takes seconds."""
+    """Return why TensorFlow must use the CPU. Reads only files, since importing TensorFlow takes seconds."""
     spec = find_spec("tensorflow")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -94,3 +99,71 @@ def _obstacle() -> str | None:
     if not wheels and find_library("cudnn") is None:
         return "CUDA's libraries are not installed, so TensorFlow computes on the CPU"
     return None
+
+
+#: distribution → installed version, None if it is not installed
+Installed = Callable[[str], str | None]
+
+#: always shown
+_SHOWN = ("celery", "redis")
+#: extras with libraries that load models: shown if installed
+_RUNTIMES = frozenset(one.extra for one in FORMATS if one.extra)
+
+
+def check_versions(
+    installed: Installed | None = None,
+    requirements: Iterable[str] | None = None,
+    *,
+    python: str = platform.python_version(),
+    release: str | None = installed_release(),
+) -> list[Finding]:
+    """Return findings about Python, Forecache, the main libraries, and each library of a wrong version.
+
+    Reads the metadata of packages and imports none. `requirements`: as in metadata, None for those of Forecache.
+    """
+    find = installed or _installed
+    findings = [ok(Check.VERSIONS, "python", python)]
+    findings.append(ok(Check.VERSIONS, "forecache", release or "run from its sources"))
+    for requirement in map(Requirement, _forecache_requirements() if requirements is None else requirements):
+        findings.extend(_check_requirement(requirement, find(requirement.name)))
+    return findings
+
+
+def _check_requirement(requirement: Requirement, found: str | None) -> list[Finding]:
+    """Return at most one finding. Of the extras, only installed libraries that load models count."""
+    name = requirement.name
+    is_runtime = any(_applies(requirement, extra) for extra in _RUNTIMES)
+    if not (_applies(requirement, "") or is_runtime):
+        return []
+    if found is None:
+        if is_runtime:
+            return []
+        return [error(Check.VERSIONS, name, "not installed", f"pip install '{name}{requirement.specifier}'")]
+    if not requirement.specifier.contains(found, prereleases=True):
+        detail = f"{found} is not {requirement.specifier}"
+        return [error(Check.VERSIONS, name, detail, f"pip install '{name}{requirement.specifier}'")]
+    return [ok(Check.VERSIONS, name, found)] if is_runtime or name in _SHOWN else []
+
+
+def _applies(requirement: Requirement, extra: str) -> bool:
+    if requirement.marker is None:
+        return extra == ""
+    return requirement.marker.evaluate({"extra": extra})
+
+
+def _installed(name: str) -> str | None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _forecache_requirements() -> list[str]:
+    from importlib.metadata import PackageNotFoundError, requires
+
+    try:
+        return requires("forecache") or []
+    except PackageNotFoundError:  # run from its sources
+        return []

@@ -1,33 +1,42 @@
-"""The Parquet tables that runs read, and the disk that they write their own to."""
+"""Checks a model's Parquet table, the disk for its runs' files, and the Redis memory for its predictions."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from app.cli.doctor.findings import Check, Finding, error, ok, size_text, warning
-from app.cli.doctor.memory import estimated_bytes_per_row
 from inference.batch.rows import Preparer
 from inference.batch.sources import locate_source
 from inference.clock import system_clock
 from inference.errors import BadInput
 from inference.features import Vectoriser, check_key_columns
 from inference.models import VersionRecord
+from inference.monitoring.statistics import HitWindows
+from inference.outcomes import Outcome
+from inference.redis.clients import Client
+from inference.redis.keys import Keys, TableKind
+from inference.schema import TensorSpec
 from inference.settings import ModelSettings, Settings
 from inference.sources import Source, open_source, read_slices, whole_slices
 from inference.storage import is_uri
+from inference.store import Manifest, Table
+from inference.store.codec import codec_for
 
-#: on a disk emptier than so many runs it is time to look
+#: warn if the disk has room for fewer runs
 RUNS_AHEAD = 5
-#: so many rows are looked at
+#: so many rows are tried
 FIRST_ROWS = 100
 
 
 def open_table(
     settings: Settings, name: str, model: ModelSettings, record: VersionRecord | None = None
 ) -> Source | Finding | None:
-    """Return a model's table, what is wrong with it, or None for a model without one. `record`: as in `check_table`."""
+    """Return a model's table, a finding if it is wrong, or None if there is none. `record`: see `check_table`."""
     if not model.features:
         return None
     try:
@@ -43,7 +52,7 @@ def open_table(
 def check_table(
     name: str, model: ModelSettings, table: Source | Finding | None, record: VersionRecord | None
 ) -> Finding:
-    """Return the line of one table. `record`: of the model's version; None when it is not known."""
+    """Return the finding about one table. `record`: of the model's version, None if it is not known."""
     if table is None:
         return ok(Check.TABLE, name, "none set: the model answers instances, and has no runs")
     if isinstance(table, Finding):
@@ -58,13 +67,13 @@ def check_table(
     except BadInput as problem:
         return error(Check.TABLE, name, problem.message, "correct the table, or features.json")
     tried = f"{rows}, with every column that the model needs"
-    if record.contract.computed:  # computed by code of the user's, which only workers run
+    if record.contract.computed:  # the user's code computes them, and only workers run it
         return ok(Check.TABLE, name, tried)
     return _check_first_rows(name, model, table, record, tried)
 
 
 def _check_first_rows(name: str, model: ModelSettings, table: Source, record: VersionRecord, tried: str) -> Finding:
-    """Return whether the first rows could be scored, up to the model itself."""
+    """Prepare the first rows for scoring. Does not run the model."""
     vectoriser = Vectoriser(record.contract, record.signature)
     event_time = [model.event_time_column] if model.event_time_column else []
     columns = list(dict.fromkeys([model.entity_column, *event_time, *vectoriser.columns]))
@@ -88,10 +97,10 @@ def _check_first_rows(name: str, model: ModelSettings, table: Source, record: Ve
 def check_disk(
     settings: Settings, name: str, model: ModelSettings, rows: int | None, record: VersionRecord | None
 ) -> list[Finding]:
-    """Return whether there is room for the Parquet files that runs write to a disk; nothing when they write none."""
+    """Check that the disk has room for the runs' Parquet files. Returns nothing if runs write none to a disk."""
     if not model.batch.parquet_path or is_uri(model.batch.parquet_path):
         return []
-    # what comes before the first placeholder is where it begins
+    # the folder is the part before the first placeholder
     folder = existing_parent(settings.path(model.batch.parquet_path.partition("{")[0] or "."))
     subject = f"{name}, parquet_path"
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -102,7 +111,7 @@ def check_disk(
 
 
 def disk_finding(subject: str, folder: Path, free: float, needed: float, model: str) -> Finding:
-    """Return whether `free` bytes are enough for runs that take about `needed` bytes each."""
+    """Compare `free` bytes with the `needed` bytes of one run."""
     detail = f"{size_text(free)} free at {folder}"
     if needed:
         detail += f"; a run writes at most about {size_text(needed)}"
@@ -115,5 +124,104 @@ def disk_finding(subject: str, folder: Path, free: float, needed: float, model: 
 
 
 def existing_parent(path: Path) -> Path:
-    """Return the nearest folder above (or at) a path that exists."""
+    """Return the path if it is a folder, else the nearest existing folder above it."""
     return next(one for one in (path, *path.parents) if one.is_dir())
+
+
+# --- memory in Redis ---
+
+#: the current one, the previous one, and the one being loaded
+GENERATIONS = 3
+#: of a row beside its packed value: id, field header, a share of its bucket (benchmarks/memory.py)
+ROW_OVERHEAD_BYTES = 19
+#: a guess for text and values of unknown shape
+LOOSE_FIELD_BYTES = 32
+#: each answer computed on demand has its own key and expiry
+OVERLAY_ENTRY_BYTES = 150
+#: warn above this share of the limit
+TIGHT = 0.7
+
+
+@dataclass(frozen=True)
+class TableSize:
+    """The size of one table. `measured`: bytes_per_row is not an estimate; `generations`: how many are stored now."""
+
+    rows: int
+    bytes_per_row: float
+    measured: bool
+    generations: int
+
+    @property
+    def needed_bytes(self) -> float:
+        """The bytes of three generations."""
+        return GENERATIONS * self.rows * self.bytes_per_row
+
+    @property
+    def held_bytes(self) -> float:
+        """The bytes of the stored generations."""
+        return self.generations * self.rows * self.bytes_per_row
+
+
+def table_sizes(
+    cache: Client, keys: Keys, model: str, *, source_rows: int | None, outputs: Sequence[TensorSpec]
+) -> list[TableSize]:
+    """Return the known sizes of a model's predictions and of its loaded features.
+
+    `source_rows`: rows of the table that runs read, None without one. `outputs`: of the model, for an estimate before
+    its first run; without any, one float32 is assumed.
+    """
+    sizes: list[TableSize] = []
+    for kind, rows in ((TableKind.PREDICTIONS, source_rows), (TableKind.FEATURES, None)):
+        table = Table(cache, keys.table(kind, model), kind=kind, model=model)
+        manifest, generations = _current(table)
+        if manifest is not None:
+            sizes.append(_measured(table, manifest, generations, rows))
+        elif rows is not None:
+            sizes.append(TableSize(rows, estimated_bytes_per_row(outputs), measured=False, generations=0))
+    return sizes
+
+
+def overlay_bytes(cache: Client, keys: Keys, name: str, model: ModelSettings, rows: int | None) -> float:
+    """Return the bytes of answers computed on demand within `keep`, at most one per row."""
+    computed = HitWindows(cache, keys).read(name, model.realtime.keep).outcomes[Outcome.COMPUTED]
+    return OVERLAY_ENTRY_BYTES * (computed if rows is None else min(computed, rows))
+
+
+def memory_finding(info: Mapping[str, Any], sizes: Sequence[TableSize], overlay: float) -> Finding:
+    """Compare the needed memory and the memory of other data with the server's limit."""
+    limit = float(info.get("maxmemory") or info.get("total_system_memory") or 0)
+    needed = sum(size.needed_bytes for size in sizes) + overlay
+    others = max(float(info.get("used_memory", 0)) - sum(size.held_bytes for size in sizes), 0.0)
+    how = "measured" if sizes and all(size.measured for size in sizes) else "estimated"
+    detail = f"{GENERATIONS} generations and answers on demand take {size_text(needed)} ({how}), all else "
+    detail += size_text(others)
+    if not limit:
+        return ok(Check.REDIS, "memory", f"{detail}; it does not tell how much it may take")
+    detail += f", of {size_text(limit)} ({'maxmemory' if info.get('maxmemory') else 'all of its machine'})"
+    fix = "give the cache Redis more memory (maxmemory, or a larger machine), or score fewer rows"
+    if needed + others > limit:
+        return error(Check.REDIS, "memory", f"too little: {detail}", fix)
+    if needed + others > TIGHT * limit:
+        return warning(Check.REDIS, "memory", f"tight: {detail}", fix)
+    return ok(Check.REDIS, "memory", detail)
+
+
+def estimated_bytes_per_row(fields: Sequence[TensorSpec]) -> float:
+    """Return the estimated bytes of a row of these fields in Redis; without fields, of one float32."""
+    known = codec_for(tuple(fields)).dtype.itemsize if fields else 8
+    return known + ROW_OVERHEAD_BYTES + LOOSE_FIELD_BYTES * sum(not field.is_fixed_number for field in fields)
+
+
+def _current(table: Table) -> tuple[Manifest | None, int]:
+    """Return the manifest of the current generation, or None, and the number of generations."""
+    current = table.pointer().current
+    return (None if current is None else table.generations.manifest(current)), len(table.generations.all())
+
+
+def _measured(table: Table, manifest: Manifest, generations: int, source_rows: int | None) -> TableSize:
+    """Return the size of a table, measured on some of its buckets."""
+    per_row = table.generations.row_bytes(manifest)
+    expected = manifest.rows_expected if source_rows is None else source_rows
+    if per_row is None:
+        return TableSize(expected, estimated_bytes_per_row(manifest.fields), measured=False, generations=generations)
+    return TableSize(expected, per_row, measured=True, generations=generations)

@@ -1,17 +1,25 @@
-"""Which workers are alive, by their own signs of life, and which versions of the models they hold."""
+"""Checks that each queue has live workers with the right versions, and that they take messages."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
-from app.cli.doctor.findings import Check, Finding, duration_text, error, not_checked, ok, warning
+from celery.exceptions import NotRegistered
+
+from app.cli.doctor.findings import Check, Finding, at_once, duration_text, error, not_checked, ok, warning
 from inference.clock import Clock, system_clock
+from inference.errors import DeadlineExceeded
+from inference.failures import sentence_of
 from inference.monitoring.presence import Roster, WorkerBeat
 from inference.settings import BATCH_QUEUE, MAINTENANCE_QUEUE, REALTIME_QUEUE, Settings
 from inference.stored_data import installed_release
+from tasks.celery_app import make_celery
+from tasks.dispatch.sender import priorities
+from tasks.echo import ask_queue
 
-#: queue → what starts a worker of it, and what does not happen without one; all others are queues of requests
-_OTHERS = {
+#: queue → (kind of its workers, consequence of having none); all other queues carry requests
+_NO_REQUESTS = {
     BATCH_QUEUE: ("gpu", "no run is scored"),
     MAINTENANCE_QUEUE: ("maintenance", "no run is started or published"),
 }
@@ -24,29 +32,29 @@ def check_workers(
     *,
     clock: Clock = system_clock,
 ) -> list[Finding]:
-    """Return a line for each living worker, and one for each queue that has none.
+    """Return a finding for each live worker, and one for each queue without workers.
 
-    `rosters`: by queue; None when they cannot be read. `active`: model → the version that answers.
+    `rosters`: by queue, None if Redis does not answer. `active`: model → the version that answers.
     """
     if rosters is None:
         return [not_checked(Check.WORKERS, "all queues")]
-    lines: list[Finding] = []
+    findings: list[Finding] = []
     for queue, roster in rosters.items():
         if roster.alive:
-            there = _active_there(settings, queue, active)
+            expected = _expected_versions(settings, queue, active)
             most_s = settings.workers.load_timeout
-            lines.extend(_check_one(queue, worker, there, clock(), most_s) for worker in roster.alive)
+            findings.extend(_check_one(queue, worker, expected, clock(), most_s) for worker in roster.alive)
         else:
-            lines.append(_nobody(settings, queue, roster))
-    return lines
+            findings.append(_no_worker(settings, queue, roster))
+    return findings
 
 
-def _active_there(settings: Settings, queue: str, active: Mapping[str, int | None]) -> Mapping[str, int | None]:
-    """Return what the workers of a queue should hold; those of maintenance hold no models."""
+def _expected_versions(settings: Settings, queue: str, active: Mapping[str, int | None]) -> Mapping[str, int | None]:
+    """Return model → version for the workers of a queue. Maintenance workers hold no models."""
     if queue == MAINTENANCE_QUEUE:
         return {}
-    own = settings.models if queue == BATCH_QUEUE else settings.models_of([queue])
-    return {model: version for model, version in active.items() if model in own}
+    models = settings.models if queue == BATCH_QUEUE else settings.models_of([queue])
+    return {model: version for model, version in active.items() if model in models}
 
 
 def _check_one(queue: str, worker: WorkerBeat, active: Mapping[str, int | None], now: float, most_s: float) -> Finding:
@@ -75,13 +83,63 @@ def _check_one(queue: str, worker: WorkerBeat, active: Mapping[str, int | None],
     return ok(Check.WORKERS, subject, detail)
 
 
-def _nobody(settings: Settings, queue: str, roster: Roster) -> Finding:
+def _no_worker(settings: Settings, queue: str, roster: Roster) -> Finding:
     lately = ", ".join(f"{name} was heard {duration_text(age)} ago" for name, age in sorted(roster.gone.items()))
     which = "" if len(settings.realtime_queues) == 1 else f" of {', '.join(settings.models_of([queue]))}"
-    worker, without = _OTHERS.get(queue, ("realtime", f"no miss{which} is computed"))
+    worker, without = _NO_REQUESTS.get(queue, ("realtime", f"no miss{which} is computed"))
     detail = f"no worker is alive ({lately or 'none was within the last hour'}): {without}"
-    own = "" if queue in (*_OTHERS, REALTIME_QUEUE) else f" -Q {queue}"
-    fix = f"start `forecache up`, or `python -P -m workers {worker}{own}`"
+    option = "" if queue in (*_NO_REQUESTS, REALTIME_QUEUE) else f" -Q {queue}"
+    fix = f"start `forecache up`, or `python -P -m workers {worker}{option}`"
     # a model without a table has no runs
-    needed = queue not in _OTHERS or any(model.features for model in settings.models.values())
+    needed = queue not in _NO_REQUESTS or any(model.features for model in settings.models.values())
     return (error if needed else warning)(Check.WORKERS, queue, detail, fix)
+
+
+# --- a message and back ---
+
+#: seconds for the answer; a worker that is not busy answers in milliseconds
+ANSWER_WITHIN_S = 3.0
+#: additional seconds to reach the broker
+_REACH_S = 1.5
+
+
+def check_queues(
+    settings: Settings,
+    rosters: Mapping[str, Roster],
+    scored_now: Callable[[], str | None],
+    *,
+    ask: Callable[[str], None] | None = None,
+) -> list[Finding]:
+    """Send a message through each queue that has a ready worker, and wait for the answer.
+
+    `check_workers` reports the other queues. `scored_now`: returns a run with a chunk that is being scored, or None;
+    `ask`: asks one queue.
+    """
+    queues = [queue for queue, roster in rosters.items() if any(worker.ready for worker in roster.alive)]
+    if ask is not None:
+        answers = at_once({queue: partial(ask, queue) for queue in queues}, ANSWER_WITHIN_S + _REACH_S)
+    else:
+        urgent = priorities(settings).request
+        with make_celery(settings) as application:
+            calls = {
+                queue: partial(ask_queue, application, queue, timeout_s=ANSWER_WITHIN_S, priority=urgent)
+                for queue in queues
+            }
+            answers = at_once(calls, ANSWER_WITHIN_S + _REACH_S)
+    return [_answer_finding(queue, answers[queue], scored_now) for queue in queues]
+
+
+def _answer_finding(queue: str, answer: Exception | None, scored_now: Callable[[], str | None]) -> Finding:
+    subject = f"{queue}: a message and back"
+    if answer is None:
+        return ok(Check.WORKERS, subject, "answered")
+    if isinstance(answer, DeadlineExceeded | TimeoutError):
+        run_id = scored_now() if queue == BATCH_QUEUE else None
+        if run_id is not None:
+            return ok(Check.WORKERS, subject, f"waits behind a chunk of run {run_id}, which is being scored")
+        detail = f"no worker took it within {ANSWER_WITHIN_S:g} s, though one says that it is ready"
+        return error(Check.WORKERS, subject, detail, "read the log of the queue's workers, then restart them")
+    if isinstance(answer, NotRegistered):
+        fix = "install the same release everywhere and restart the workers"
+        return warning(Check.WORKERS, subject, "its worker runs a release that does not know this question", fix)
+    return error(Check.WORKERS, subject, f"it cannot be sent: {sentence_of(answer)}", "see broker, and redis, url")

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from inference.economics import Basis, Figure, complete_figures, read_prices
-from inference.economics.advice import Advice, Confidence, advise, duration_text
-from inference.economics.facts import check_fact, gather_facts
+from app.cli.advise import diff, with_advice
+from inference.economics.advice import Advice, Confidence, advise, duration_setting
+from inference.economics.inputs import Basis, Figure, complete_figures
 from inference.economics.measured import Measured, slots_a_week
-from inference.economics.rewriting import diff, with_advice
-from inference.economics.rules import Approach
+from inference.economics.prices import read_prices
+from inference.economics.rules import Approach, check_fact, gather_facts
 from inference.errors import SettingsError
 from inference.monitoring.statistics import Statistics
 from inference.settings import ModelSettings
@@ -51,14 +51,14 @@ def test_an_empty_history_is_said_and_never_costs_anything_made_up() -> None:
     assert told.confidence is Confidence.LOW
     assert told.numbers["cost_per_day"].value is None
     assert told.numbers["never_read"].value is None
-    assert "0 predictions asked for within 24 h, 10000 would do" in told.gaps
-    assert any("no cost: entities and rps" in gap for gap in told.gaps)
+    assert "0 predictions asked for within 24 h, 10000 would do" in told.unknowns
+    assert any("no cost: entities and rps" in gap for gap in told.unknowns)
 
 
 def test_a_day_of_traffic_and_answers_make_it_sure() -> None:
     said = {"latency_ms": 50, "max_staleness_hours": 24, "cost_matters": 1, "performance_matters": 1}
     told = advice(said={**said, "must_answer": 1, "stable_hours": 12})
-    assert (told.confidence, told.gaps) == (Confidence.HIGH, ())
+    assert (told.confidence, told.unknowns) == (Confidence.HIGH, ())
     assert told.approach is Approach.HYBRID
 
 
@@ -170,7 +170,7 @@ def test_a_fact_that_cannot_be_is_named(name: str, value: float, broken: float |
 
 
 def test_durations_are_spelled_as_settings_are() -> None:
-    assert [duration_text(seconds) for seconds in (86_400, 5_400, 90, 0.5)] == ["24h", "90m", "90s", "1s"]
+    assert [duration_setting(seconds) for seconds in (86_400, 5_400, 90, 0.5)] == ["24h", "90m", "90s", "1s"]
 
 
 # --- the settings file ---
@@ -248,7 +248,7 @@ def test_real_time_takes_the_schedule_out_and_nothing_else() -> None:
 def test_a_model_that_is_set_elsewhere_is_named() -> None:
     with pytest.raises(SettingsError, match=r"no section \[models\.delay\]"):
         with_advice('[models.price]\npath = "p"\n', [advice()])
-    with pytest.raises(SettingsError, match="no TOML"):
+    with pytest.raises(SettingsError, match="not TOML"):
         with_advice("[nonsense", [])
 
 
@@ -295,7 +295,7 @@ def test_each_thing_that_is_missing_makes_it_less_sure(
     facts: dict[str, Any], confidence: Confidence, gaps: int
 ) -> None:
     told = advice(busy(**facts), said=SURE)
-    assert (told.confidence, len(told.gaps)) == (confidence, gaps)
+    assert (told.confidence, len(told.unknowns)) == (confidence, gaps)
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_the_smaller_bound_decides(said: dict[str, float], ttl: str) -> None:
 
 @pytest.mark.parametrize(("seconds", "text"), [(3600, "1h"), (3601, "3601s"), (60, "1m"), (59, "59s"), (5400, "90m"), (7200, "2h")])  # fmt: skip  # noqa: E501
 def test_a_duration_is_spelled_in_its_largest_whole_unit(seconds: float, text: str) -> None:
-    assert duration_text(seconds) == text
+    assert duration_setting(seconds) == text
 
 
 @pytest.mark.parametrize(("requests", "known"), [(99, False), (100, True)])

@@ -20,8 +20,8 @@ def cost(folder: Path, *options: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_the_briefs_example_by_its_name(tmp_path: Path) -> None:
-    told = cost(tmp_path, "--preset", "brief")
+def test_the_articles_example_by_its_name(tmp_path: Path) -> None:
+    told = cost(tmp_path, "--preset", "article")
     assert round(told["batch"]["daily"], 6) == 0.108333
     assert told["batch"]["per_prediction"] == pytest.approx(1.083333e-7)
     assert (told["realtime"]["instances"], told["realtime"]["daily"]) == (2, 240.0)
@@ -32,8 +32,12 @@ def test_the_briefs_example_by_its_name(tmp_path: Path) -> None:
     assert told["corrected"]["batch"]["daily"] == pytest.approx(0.084155, abs=1e-6)
 
 
+def test_the_example_is_still_known_by_its_older_name(tmp_path: Path) -> None:
+    assert cost(tmp_path, "--preset", "brief") == cost(tmp_path, "--preset", "article")
+
+
 def test_in_words_the_slip_is_told_with_both_figures(tmp_path: Path) -> None:
-    done = forecache_here(tmp_path, "cost", "--preset", "brief")
+    done = forecache_here(tmp_path, "cost", "--preset", "article")
     assert "batch costs 0.084155 a day and not 0.108333" in done.stdout
     assert "batch\t0.108333" in done.stdout
     assert "real time\t240" in done.stdout
@@ -72,8 +76,8 @@ def test_one_price_is_for_both_fleets_and_a_batch_price_for_runs_alone(tmp_path:
         (("--entities", "5", "--rps", "1", "--hit-rate", "1.5"), "hit_rate: 1.5"),
         (("--entities", "5", "--rps", "1", "--instance-type", "g5.xlagre"), "nearest is 'g5.xlarge'"),
         (("--entities", "5", "--rps", "1", "--prices", "none.toml"), "none.toml cannot be read"),
-        (("--preset", "breif"), "the only one is 'brief'"),
-        (("--preset", "brief", "--picture", "cost.jpg"), "does not end in .png or .svg"),
+        (("--preset", "articel"), "the only one is 'article'"),
+        (("--preset", "article", "--picture", "cost.jpg"), "does not end in .png or .svg"),
     ],
 )
 def test_a_wrong_input_is_wrong_usage_and_named_in_one_line(
@@ -88,7 +92,7 @@ def test_a_wrong_input_is_wrong_usage_and_named_in_one_line(
 @pytest.mark.parametrize(("name", "head"), [("cost.png", b"\x89PNG"), ("cost.svg", b"<?xml")])
 def test_a_picture_is_drawn_whole(tmp_path: Path, name: str, head: bytes) -> None:
     pytest.importorskip("matplotlib")
-    done = forecache_here(tmp_path, "cost", "--preset", "brief", "--picture", name)
+    done = forecache_here(tmp_path, "cost", "--preset", "article", "--picture", name)
     assert done.returncode == 0, done.stderr
     content = (tmp_path / name).read_bytes()
     assert content.startswith(head)
@@ -100,7 +104,7 @@ def test_a_picture_is_drawn_whole(tmp_path: Path, name: str, head: bytes) -> Non
 
 def test_a_picture_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    done = forecache_here(tmp_path, "cost", "--preset", "brief", "--picture", "nowhere/cost.png")
+    done = forecache_here(tmp_path, "cost", "--preset", "article", "--picture", "nowhere/cost.png")
     assert done.returncode == 1
     assert "nowhere/cost.png cannot be written" in done.stderr
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from inference.economics import Basis, read_prices
+from inference.economics.inputs import Basis
+from inference.economics.prices import read_prices
 from inference.errors import SettingsError
 
 OWN = """
@@ -44,9 +45,9 @@ def test_the_table_that_ships_is_dated_and_says_where_each_price_was_read() -> N
     assert table.currency == "USD"
     for entries in (table.instances, table.memory, table.storage):
         assert all(entry.source for entry in entries.values())
-    brief = table.figures()
-    assert (brief["batch_instance_price"].value, brief["instance_price"].value) == (3.0, 5.0)
-    assert brief["instance_price"].origin is Basis.PRICES
+    example = table.figures()
+    assert (example["batch_instance_price"].value, example["instance_price"].value) == (3.0, 5.0)
+    assert example["instance_price"].origin is Basis.PRICES
 
 
 def test_ones_own_table_takes_its_place(tmp_path: Path) -> None:
@@ -64,7 +65,7 @@ def test_an_unknown_instance_type_names_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("nonsense", "is no TOML"),
+        ("nonsense", "is not TOML"),
         (OWN.replace("price = 1.5", "price = 0"), r"instances\.a\.price"),
         (OWN.replace("price = 1.5", "price = nan"), r"instances\.a\.price"),
         (OWN.replace("price = 1.5", "price = inf"), r"instances\.a\.price"),

@@ -1,4 +1,4 @@
-"""The brief's decision framework, on the brief's own examples."""
+"""The article's decision framework, on the article's own examples."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from collections import Counter
 
 import pytest
 
-from inference.economics import Basis, CostInputs, Figure, complete_figures, estimate
-from inference.economics.brief import BRIEF_FIGURES
+from inference.economics.estimate import ARTICLE_FIGURES, estimate
+from inference.economics.inputs import Basis, CostInputs, Figure, complete_figures
 from inference.economics.rules import FACTS, OBJECTIONS, RULES, Approach, Rule, _choose, judge
 
 BATCH, REALTIME, HYBRID = Approach.BATCH, Approach.REALTIME, Approach.HYBRID
 
-# The brief lists 11 lines of examples (4, 4 and 3), of which each hybrid one is a pair; its twelfth example is the one
-# it works out in figures, a million users predicted for once a day. What a reader of the brief would answer about each
-# stands beside it.
+# The article lists 11 lines of examples (4, 4 and 3); each hybrid one is a pair. Its twelfth example is the one with
+# figures, a million users predicted for once a day. Beside each stands what a reader of the article would answer.
 EXAMPLES: dict[str, tuple[Approach, dict[str, float]]] = {
     "daily email recommendations": (
         BATCH, {"latency_ms": 3_600_000, "coverage": 1, "stable_hours": 24, "cost_matters": 1}),
@@ -48,7 +47,7 @@ def facts_of(values: dict[str, float]) -> dict[str, Figure]:
     return {name: Figure(value, Basis.OPTION) for name, value in values.items()}
 
 
-def test_there_are_the_briefs_sixteen_statements_and_twelve_examples() -> None:
+def test_there_are_the_articles_sixteen_statements_and_twelve_examples() -> None:
     assert Counter(rule.approach for rule in RULES) == {BATCH: 6, REALTIME: 5, HYBRID: 5}
     assert len({rule.name for rule in RULES}) == len({rule.statement for rule in RULES}) == 16
     assert len(EXAMPLES) == 12
@@ -56,13 +55,13 @@ def test_there_are_the_briefs_sixteen_statements_and_twelve_examples() -> None:
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_each_of_the_briefs_examples_gets_the_briefs_answer(name: str) -> None:
+def test_each_of_the_articles_examples_gets_the_articles_answer(name: str) -> None:
     approach, values = EXAMPLES[name]
     assert judge(facts_of(values)).approach is approach
 
 
 def test_the_worked_example_is_cheaper_in_batch_too() -> None:
-    assert estimate(CostInputs.of(complete_figures(BRIEF_FIGURES))).savings_percent > 99
+    assert estimate(CostInputs.of(complete_figures(ARTICLE_FIGURES))).savings_percent > 99
 
 
 #: a value of each rule's facts for which it holds, and one for which it does not

@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from inference.errors import BadInput
-from inference.onboarding import UserTable, WidthMismatch, match_columns, match_listed
+from inference.onboarding.matching import UserTable, WidthMismatch, match_columns, match_listed
 from inference.schema import DType, Signature, TensorSpec
 
 

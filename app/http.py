@@ -1,0 +1,110 @@
+"""HTTP that the API and the dashboard share: the status of each error, the listening socket, the connection limits."""
+
+from __future__ import annotations
+
+import errno
+import resource
+import socket
+
+from inference.errors import (
+    BadInput,
+    Conflict,
+    Forbidden,
+    ForecacheError,
+    NotFound,
+    RateLimited,
+    SettingsError,
+    TooHeavy,
+    Unauthorized,
+    Unavailable,
+    UnknownEntity,
+    UnknownModel,
+    UnsupportedMedia,
+)
+from inference.settings import ApiSettings
+from inference.settings.processes import require_allowed
+
+BACKLOG = 2048
+#: descriptors for Redis (up to a hundred connections), the broker, files and the event loop
+KEPT = 128
+#: connections of one process, unless the settings or the descriptors allow fewer
+MOST_CONNECTIONS = 10_000
+
+
+def raise_descriptors() -> None:
+    """Raise the limit of open files to what `MOST_CONNECTIONS` need, as far as the system allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = MOST_CONNECTIONS * 3 // 2
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    try:
+        resource.setrlimit(
+            resource.RLIMIT_NOFILE, (needed if hard == resource.RLIM_INFINITY else min(needed, hard), hard)
+        )
+    except (OSError, ValueError):  # macOS reports no limit but has one: then there are fewer connections
+        return
+
+
+def places(most: int | None = None) -> tuple[int, int]:
+    """Return how many connections a process may hold, and how many descriptors it has beyond them.
+
+    The others are for connections that are accepted and not yet checked. `most`: the setting, None for the default.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    descriptors = MOST_CONNECTIONS * 3 // 2 if soft == resource.RLIM_INFINITY else soft
+    spare = max(32, min(BACKLOG, descriptors // 5))
+    return max(1, min(most or MOST_CONNECTIONS, descriptors - KEPT - spare)), spare
+
+
+def backlog() -> int:
+    """Return how many connections may wait to be accepted. There is a descriptor for each, even if all come at once."""
+    return places()[1]
+
+
+def listen(api: ApiSettings) -> socket.socket:
+    """Return a socket bound to the configured address.
+
+    Raises:
+        SettingsError: the port is taken; or other machines can reach the address, and neither keys nor
+            `[api] allow_remote` are set.
+    """
+    require_allowed(api)
+    family = socket.AF_INET6 if ":" in api.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((api.host, api.port))
+        # listens now: if two services start together, only one is refused
+        listener.listen(backlog())
+    except OSError as error:
+        listener.close()
+        fix = "stop what listens there, or set [api] port"
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            fix = "correct [api] host"
+        raise SettingsError(
+            f"port {api.port} of {api.host} cannot be used ({error.strerror}): {fix}", field="api.port"
+        ) from error
+    return listener
+
+
+# --- errors ---
+
+#: the first class that fits decides; an error of no class here is our fault: 500
+_STATUS: tuple[tuple[type[ForecacheError], int], ...] = (
+    (Unauthorized, 401),
+    (Forbidden, 403),
+    (UnknownModel, 404),
+    (UnknownEntity, 404),
+    (NotFound, 404),
+    (Conflict, 409),
+    (UnsupportedMedia, 415),
+    (BadInput, 400),
+    (TooHeavy, 413),
+    (RateLimited, 429),
+    (Unavailable, 503),
+)
+
+
+def status_of(error: ForecacheError) -> int:
+    """Return the HTTP status of an error."""
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)

@@ -1,0 +1,87 @@
+"""doctor: runs, their schedules, and the broker's timeout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from app.cli.doctor.findings import Finding, Status
+from app.cli.doctor.runs import check_patience, check_schedule
+from inference.batch import RunState, Trigger
+from inference.batch.gates import Gate
+from inference.batch.records import RunRecord
+from inference.settings import ModelSettings, Settings
+
+
+def settings(**extra: Any) -> Settings:
+    model = {"path": "m", "features": "t.parquet", "batch": {"schedule": "1h"}}
+    return Settings.model_validate({"models": {"delay": model}, **extra})
+
+
+NOW = 100 * 3600.0 + 600
+
+
+def run(state: RunState = RunState.PUBLISHED, *, took_s: float = 60.0, ago_s: float = 600.0, **more: Any) -> RunRecord:
+    began = NOW - ago_s
+    return RunRecord(
+        run_id="delay-1", model="delay", state=state, trigger=Trigger.BEAT, source="t", created_at=began,
+        started_at=began, finished_at=began + took_s, **more,
+    )  # fmt: skip
+
+
+def schedule(*runs: RunRecord, **batch: Any) -> list[Finding]:
+    model = ModelSettings.model_validate({"path": "m", "features": "t", "batch": {"schedule": "1h", **batch}})
+    return check_schedule("delay", model, runs, clock=lambda: NOW)
+
+
+@pytest.mark.parametrize(("took_s", "status"), [(60.0, Status.OK), (1900.0, Status.WARNING), (3700.0, Status.ERROR)])
+def test_a_run_must_be_over_well_before_the_next_is_due(took_s: float, status: Status) -> None:
+    (found,) = schedule(run(took_s=took_s))
+    assert found.status is status
+
+
+def test_a_schedule_without_runs_yet_is_fine_and_so_is_none_at_all() -> None:
+    assert [one.status for one in schedule()] == [Status.OK]
+    assert [one.detail for one in schedule(schedule=None)] == ["no schedule: runs start by hand"]
+
+
+def test_two_slots_without_a_run_point_at_beat() -> None:
+    assert [one.subject for one in schedule(run(ago_s=3600.0))] == ["delay"]
+    missed, _ = schedule(run(ago_s=2 * 3600.0))
+    assert missed.subject == "delay, beat"
+    assert "beat_schedule" in (missed.fix or "")
+
+
+def test_a_failed_run_is_told_with_its_reason() -> None:
+    failed, _ = schedule(run(RunState.FAILED, error="t.parquet does not exist"), run(ago_s=4000.0))
+    assert failed.detail == "failed: t.parquet does not exist"
+    assert failed.fix == "put it right, then `forecache batch run delay`"
+
+
+def test_resuming_is_advised_only_where_it_can_work() -> None:
+    def fix_of(**more: Any) -> str:
+        return schedule(run(RunState.FAILED, **more))[0].fix or ""
+
+    planned = {"fingerprint": {"files": "f"}}
+    assert "as they were, `forecache batch resume delay-1`" in fix_of(**planned, error="out of memory")
+    assert "resume" not in fix_of(**planned, gates=(Gate("drift", passed=False, detail="x"),))
+    assert "resume" not in fix_of(**planned, spent=True)
+    assert "resume" not in fix_of()  # it was never planned
+
+
+# --- the broker's timeout ---
+
+
+def test_a_chunk_longer_than_half_of_the_visibility_timeout_is_told_of() -> None:
+    long = run(took_s=8000.0, chunks_total=4)
+    assert check_patience(settings(), "delay", [long], 1)[0].status is Status.WARNING
+    assert check_patience(settings(), "delay", [run(took_s=8000.0, chunks_total=40)], 1)[0].status is Status.OK
+    assert check_patience(settings(), "delay", [long], 4)[0].status is Status.WARNING  # one round of 8000 s
+
+
+def test_rabbitmq_is_less_patient() -> None:
+    rabbit = settings(celery={"broker_url": "amqp://h//"})
+    chunky = run(took_s=4000.0, chunks_total=4)
+    assert check_patience(settings(), "delay", [chunky], 1)[0].status is Status.OK
+    assert check_patience(rabbit, "delay", [chunky], 1)[0].status is Status.WARNING
