@@ -74,7 +74,7 @@ def _measured(source: Path, settings_file: Path) -> dict[str, Any]:
 
 
 def measure(source: Path, settings_file: Path) -> None:
-    """Plan one source as `Preparation` does, and print the figures."""
+    """Plan one source as `Planner` does, and print the figures."""
     deployment = Deployment(load_settings(settings_file), WORKER)
     ledger = deployment.ledger
     limits = {"rows_per_chunk": 2, "bytes_per_chunk": deployment.settings.models[MODEL].batch.bytes_per_chunk}

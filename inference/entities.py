@@ -1,4 +1,4 @@
-"""Entity ids: what is legal, and how a column of them becomes text."""
+"""Checks entity ids, and turns columns of them into text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_entity_id(text: str) -> str:
     Raises:
         BadEntityId: it is empty, over 512 bytes of UTF-8, not valid Unicode, or holds control characters.
     """
-    # what nearly all ids are: this check is part of every hit
+    # nearly all ids pass here: this check is part of every hit
     if text.isascii() and text.isprintable() and 0 < len(text) <= MAX_ENTITY_ID_BYTES:
         return text
     if not text:
@@ -43,12 +43,12 @@ def check_entity_id(text: str) -> str:
 
 
 def check_entity_column_type(name: str, type_: pa.DataType, called: str = "") -> None:
-    """Refuse a column that cannot hold entity ids: text, integers and decimals without a fraction can.
+    """Check that a column can hold entity ids: as text, integers, or decimals without a fraction.
 
-    `called`: what the type is called, if not by its own name.
+    `called`: another name of the type, for the message.
 
     Raises:
-        SourceError: the type is another (floats lose digits, so they are refused); the message says how to cast it.
+        SourceError: the column has another type (floats lose digits); the message says how to cast it.
     """
     value_type = type_.value_type if pa.types.is_dictionary(type_) else type_
     if _is_text(value_type) or pa.types.is_integer(value_type) or _is_whole_decimal(value_type):
@@ -62,7 +62,7 @@ def entity_ids_as_text(column: pa.Array, name: str = "entity_id") -> pa.Array:
     Raises:
         SourceError: the column's type cannot hold entity ids.
     """
-    if pa.types.is_null(column.type):  # of one file among others: no row has an id
+    if pa.types.is_null(column.type):  # a file among others, in which no row has an id
         return pc.cast(column, pa.string())
     check_entity_column_type(name, column.type)
     if pa.types.is_dictionary(column.type):
@@ -79,7 +79,7 @@ def _is_whole_decimal(type_: pa.DataType) -> bool:
 
 
 def _fix(name: str, type_: pa.DataType) -> str:
-    """Return how a column becomes ids."""
+    """Return in words how to turn a column into ids."""
     if pa.types.is_floating(type_):
         return f"cast it to an integer or to text, such as {cast_expression(name, DType.INT64)}"
     if pa.types.is_decimal(type_):
@@ -114,7 +114,7 @@ def illegal_entity_ids(ids: pa.Array) -> pa.Array:
 
 
 def _is_printable_ascii(ids: pa.Array) -> bool:
-    """Return whether no byte of the texts can belong to a control character: a look at all bytes is 50 times faster."""
+    """Return whether all bytes are printable ASCII, which has no control characters: 50 times faster than a regex."""
     if not len(ids):
         return True
     offsets = np.frombuffer(ids.buffers()[1], np.int32)[ids.offset : ids.offset + len(ids) + 1]

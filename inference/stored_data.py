@@ -1,10 +1,10 @@
-"""Reads data that Forecache, or anybody else, has left in Redis and in files: what is none of ours is one error."""
+"""Reads records that Redis and files hold, and writes them. Data that are not ours raise one error, `Unreadable`."""
 
 from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,34 +13,67 @@ from inference.errors import UnknownFormat, Unreadable, cut
 from inference.field_errors import describe_error_in_file
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+    from pydantic import TypeAdapter, ValidationError
 
 
 T = TypeVar("T")
 
 
 def record_from_json(kind: Callable[..., T], text: bytes | str, what: str) -> T:
-    """Return a record of this kind, a dataclass or a list of them, that `what` holds as JSON.
+    """Return a record of this kind, a dataclass or a list of them, from its JSON. `what` names it in an error.
 
-    What another release has added to it is left out.
+    Fields that another release has added are left out.
 
     Raises:
-        Unreadable: it is no JSON, or no record of this kind; the message names the field.
+        Unreadable: the text is no JSON, or no record of this kind; the message names the field.
     """
     from pydantic import ValidationError  # slow to import, and `--help` need not wait
 
     try:
-        record: T = _reader_of(kind).validate_json(text, strict=True)
+        record: T = _adapter_of(kind).validate_json(text, strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = cut(".".join(map(str, first["loc"])))
-        mistake = "it is no JSON" if first["type"] == "json_invalid" else f"{field}: {describe_error_in_file(first)}"
-        raise Unreadable(f"{what} cannot be read: {mistake.removeprefix(': ')}") from error
+        raise _unreadable_field(what, error) from error
     return record
 
 
+def record_from_hash(kind: Callable[..., T], data: Mapping[bytes, bytes], what: str) -> T:
+    """Return a record of this kind, a dataclass, from its Redis hash: field → text. `what` names it in an error.
+
+    Fields that another release has added are left out.
+
+    Raises:
+        Unreadable: the hash is no record of this kind; the message names the field.
+    """
+    from pydantic import ValidationError  # see above
+
+    with reading(what):
+        texts = {name.decode(): text.decode() for name, text in data.items()}
+    try:
+        record: T = _adapter_of(kind).validate_python(texts)
+    except ValidationError as error:
+        raise _unreadable_field(what, error) from error
+    return record
+
+
+def json_of(kind: Callable[..., T], record: T) -> Any:
+    """Return a record of this kind as plain JSON values."""
+    return _adapter_of(kind).dump_python(record, mode="json")
+
+
+def json_text_of(kind: Callable[..., T], record: T) -> str:
+    """Return a record of this kind as the JSON that `record_from_json` reads."""
+    return _adapter_of(kind).dump_json(record).decode()
+
+
+def _unreadable_field(what: str, error: ValidationError) -> Unreadable:
+    first = error.errors(include_url=False)[0]
+    field = cut(".".join(map(str, first["loc"])))
+    mistake = "it is no JSON" if first["type"] == "json_invalid" else f"{field}: {describe_error_in_file(first)}"
+    return Unreadable(f"{what} cannot be read: {mistake.removeprefix(': ')}")
+
+
 @cache
-def _reader_of(kind: Any) -> TypeAdapter[Any]:
+def _adapter_of(kind: Any) -> TypeAdapter[Any]:
     from pydantic import TypeAdapter  # see above
 
     return TypeAdapter(kind)
@@ -50,7 +83,7 @@ def count_in(text: bytes | str) -> int:
     """Return a number that Redis has counted.
 
     Raises:
-        ValueError: it is none, or larger than any that Redis counts.
+        ValueError: the text is no number, or larger than Redis counts.
     """
     number = int(text)
     if not 0 <= number < 1 << 63:
@@ -58,23 +91,23 @@ def count_in(text: bytes | str) -> int:
     return number
 
 
-#: what parsers raise of data that are none of ours: of JSON, of numbers in texts, of packed rows
+#: the exceptions of parsers (of JSON, of numbers in texts, of packed rows) when data are not ours
 UNREADABLE = (
     ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, struct.error, zlib.error,
 )  # fmt: skip
 
 
 def unreadable(what: str, error: Exception) -> Unreadable:
-    """Return the error for data on which a parser has raised one of UNREADABLE."""
+    """Return the error for data on which a parser raised one of UNREADABLE. `what` names the data."""
     return Unreadable(f"{what} cannot be read ({type(error).__name__}): this release of Forecache writes it otherwise")
 
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Within this, whatever parsers raise of data that are none of ours becomes one error.
+    """Turn the exceptions of parsers within the block into one error. `what` names the data.
 
     Raises:
-        Unreadable: `what` is none of our data.
+        Unreadable: the data are not ours.
     """
     try:
         yield
@@ -84,12 +117,14 @@ def reading(what: str) -> Iterator[None]:
         raise unreadable(what, error) from error
 
 
-#: how tables and runs are laid out in Redis. Raised when another release would misread what this one writes
+#: the layout of tables and runs in Redis. It grows when an older release would misread the data of a newer one
 DATA_FORMAT = 1
+#: the form of data that names none: the releases before this number existed wrote it
+FIRST_FORMAT = 1
 
 
 def unknown_format(what: str, written: int) -> UnknownFormat:
-    """Return the error for what another release wrote in another format, with what to do about it."""
+    """Return the error for data of another release in another format; it names the fix."""
     fix = "upgrade this process" if written > DATA_FORMAT else "let a run of this release replace it"
     return UnknownFormat(f"{what} was written in format {written}, and this release knows {DATA_FORMAT}: {fix}")
 

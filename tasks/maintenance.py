@@ -8,7 +8,7 @@ from celery import shared_task
 
 from inference.batch import Trigger, current_slot
 from inference.clock import system_clock
-from inference.engines.process import SparkDriver
+from inference.engines.spark import SparkDriver
 from inference.errors import BadInput, Conflict, Defect, StoreUnavailable, quoted
 from inference.failures import Failures
 from inference.logs import get_logger

@@ -13,7 +13,7 @@ from celery.signals import worker_ready, worker_shutting_down
 
 from inference.batch import Runs
 from inference.deployment import Deployment
-from inference.engines import process as spark_drivers
+from inference.engines import spark as spark_drivers
 from inference.failures import Failures
 from inference.settings import load_settings
 from workers.heartbeat import beat_while_running

@@ -17,13 +17,11 @@ from fuzzing.deployment import keep_tracebacks
 from fuzzing.in_redis import Awaited, Held, client_of
 from fuzzing.rule import Parser, refusing
 from inference.batch import RunState, RunView
-from inference.batch.details import RunDetails
-from inference.batch.finalising import bad_rows_of
 from inference.batch.gates import BadRows, Gate
 from inference.batch.ledger import Ledger
-from inference.batch.partial_request import pack_entities, unpack_entities
-from inference.batch.plan import Chunk, Fingerprint
-from inference.batch.records import RunRecord, Trigger
+from inference.batch.publishing import bad_rows_of
+from inference.batch.records import Chunk, Fingerprint, RunDetails, RunRecord, Trigger
+from inference.batch.selection import pack_entities, unpack_entities
 from inference.errors import Defect, ForecacheError, ModelUnavailable, NotFound, StoreUnavailable
 from inference.features import Feature, FeatureContract, FeatureGroup
 from inference.gpus import GpuUse
@@ -55,11 +53,11 @@ def _of_runs(held: Held) -> None:
     ledger = Ledger(client_of(held), _P)
     record = ledger.load("r")
     record.check_format()
-    view = RunView.of(record, now=1e9)
-    view.to_json()
+    RunView.of(record, now=1e9).to_json()
     ledger.newest("m", 5)
-    RunDetails(view, record, ledger.chunk_states("r"), record.bad_rows, 1e9).to_json()
-    Fingerprint("f", "id", None, 1, "h", 1, 1).differences(record.fingerprint)
+    RunDetails.look_at(record, ledger.chunk_states("r"), record.bad_rows, now=1e9).to_json()
+    if record.fingerprint is not None:
+        Fingerprint("f", "id", None, 1, "h", 1, 1).differences(record.fingerprint)
 
 
 def _of_chunks(held: Held) -> None:
@@ -204,18 +202,18 @@ def _seeds_of_records() -> Iterator[dict[str, Any]]:
         run_id="r", model="m", state=RunState.RUNNING, trigger=Trigger.API, source="t.parquet", created_at=1e9,
         started_at=1e9, chunks_total=3, rows_total=90, rows_done=30, chunks_done=1, model_version=1, entities_asked=2,
     )  # fmt: skip
-    gates = json.dumps([Gate("size", True, "large").to_json()])
+    gates = json.dumps([asdict(Gate("size", True, "large"))])
     bad = BadRows("x", "missing", 2, ("a",))
     more = {
-        "state": "running", "fingerprint": json.dumps(Fingerprint("f", "id", "at", 1, "h", 5, 6).to_json()),
-        "gates": gates, "bad_rows": json.dumps([bad.to_json()]), "forced_by": "me", "forced_at": "1.5", "format": "1",
+        "state": "running", "fingerprint": json.dumps(asdict(Fingerprint("f", "id", "at", 1, "h", 5, 6))),
+        "gates": gates, "bad_rows": json.dumps([asdict(bad)]), "forced_by": "me", "forced_at": "1.5", "format": "1",
         "generation": "3", "spent": "1", "error": "e", "last_error": "l", "scored_at": "2e9", "finished_at": "2e9",
         "resumed_at": "1e9", "rows_before": "3", "feature_generation": "4",
     }  # fmt: skip
     claims = {"0": "1 token 1800000005000", "1": "2 - 5"}
-    done = {"0": json.dumps({"rows": 30, "bad_rows": [bad.to_json()], "took_s": 1.5})}
+    done = {"0": json.dumps({"rows": 30, "bad_rows": [asdict(bad)], "took_s": 1.5})}
     run = {
-        "p:r:r": record.to_hash() | more, "p:m:m:runs": ["r"], "p:r:r:claims": claims, "p:r:r:done": done,
+        "p:r:r": record.hash_after_loss("e") | more, "p:m:m:runs": ["r"], "p:r:r:claims": claims, "p:r:r:done": done,
         "p:r:r:sent": ["0", "1"],
     }  # fmt: skip
     yield {"of": "runs", "keys": run}

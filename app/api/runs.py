@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
+from pydantic import BaseModel
 
 from app.api.bodies import JsonResponse, PublishBody, RollbackBody, RunBody
 from app.api.parts import Parts, parts_of
 from app.api.paths import without_folders
 from app.api.problems import documented
 from app.api.request_bodies import JsonRoute
-from app.api.run_bodies import RunDetailsBody, RunListBody, RunStatusBody, ServingBody
-from inference.batch import RunView, Trigger
+from inference.batch import RunDetails, RunView, Serving, Trigger
 from inference.failures import Failures
 
 _hurry = Failures(__name__, "run.hurry")
@@ -21,7 +21,13 @@ router = APIRouter(tags=["runs"], route_class=JsonRoute)
 PREPARE_RUN = "forecache.prepare_run"
 
 
-@router.post("/runs", status_code=202, response_model=RunStatusBody, responses=documented(400, 404, 409, 413, 503))
+class RunListBody(BaseModel):
+    """Runs, the newest first."""
+
+    runs: list[RunView]
+
+
+@router.post("/runs", status_code=202, response_model=RunView, responses=documented(400, 404, 409, 413, 503))
 async def start(parts: Annotated[Parts, Depends(parts_of)], body: RunBody | None = None) -> Response:
     """Start a run of a model. One run of a model at a time."""
     wanted = body or RunBody()
@@ -49,25 +55,21 @@ async def list_runs(
     return JsonResponse({"runs": [without_folders(view.to_json(), parts.settings) for view in views]})
 
 
-@router.get("/runs/{run_id}", response_model=RunDetailsBody, responses=documented(404, 503))
+@router.get("/runs/{run_id}", response_model=RunDetails, responses=documented(404, 503))
 async def show(run_id: str, parts: Annotated[Parts, Depends(parts_of)]) -> Response:
     """Return one run: how far it is, its chunks and phases, its gates, what it left out."""
     details = await parts.in_thread(lambda: parts.deployment.runs.details(run_id))
     return JsonResponse(without_folders(details.to_json(), parts.settings))
 
 
-@router.post(
-    "/runs/{run_id}/cancel", status_code=202, response_model=RunStatusBody, responses=documented(404, 409, 503)
-)
+@router.post("/runs/{run_id}/cancel", status_code=202, response_model=RunView, responses=documented(404, 409, 503))
 async def cancel(run_id: str, parts: Annotated[Parts, Depends(parts_of)]) -> Response:
     """Stop a run; what serves goes on serving."""
     view = await parts.in_thread(lambda: parts.deployment.runs.cancel(run_id))
     return JsonResponse(without_folders(view.to_json(), parts.settings), 202)
 
 
-@router.post(
-    "/runs/{run_id}/resume", status_code=202, response_model=RunStatusBody, responses=documented(400, 404, 409, 503)
-)
+@router.post("/runs/{run_id}/resume", status_code=202, response_model=RunView, responses=documented(400, 404, 409, 503))
 async def resume(run_id: str, parts: Annotated[Parts, Depends(parts_of)]) -> Response:
     """Take up a failed or cancelled run: only what is left of it is scored."""
     view = await parts.in_thread(lambda: parts.deployment.runs.resume(run_id))
@@ -75,7 +77,7 @@ async def resume(run_id: str, parts: Annotated[Parts, Depends(parts_of)]) -> Res
 
 
 @router.post(
-    "/runs/{run_id}/publish", status_code=202, response_model=RunStatusBody, responses=documented(400, 404, 409, 503)
+    "/runs/{run_id}/publish", status_code=202, response_model=RunView, responses=documented(400, 404, 409, 503)
 )
 async def publish(run_id: str, parts: Annotated[Parts, Depends(parts_of)], body: PublishBody) -> Response:
     """Publish a run that its gates refused; `force` must be true, and stays in the run."""
@@ -83,7 +85,7 @@ async def publish(run_id: str, parts: Annotated[Parts, Depends(parts_of)], body:
     return await _accepted(view, parts)
 
 
-@router.post("/models/{model}/rollback", response_model=ServingBody, responses=documented(400, 404, 409, 503))
+@router.post("/models/{model}/rollback", response_model=Serving, responses=documented(400, 404, 409, 503))
 async def rollback(
     model: str, parts: Annotated[Parts, Depends(parts_of)], body: RollbackBody | None = None
 ) -> Response:

@@ -57,7 +57,7 @@ def run(
             view = follow(deployment.runs.show, view)
         details = deployment.runs.details(view.run_id)
     print_details(details, as_json=as_json)
-    if wait and details.view.state.value != "published":
+    if wait and details.state.value != "published":
         raise typer.Exit(1)
     if not wait and not as_json:
         note(f"`forecache batch show {view.run_id}` follows it")

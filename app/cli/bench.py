@@ -66,7 +66,7 @@ def bench(
 
 def _entities(name: str, of_model: ModelSettings, settings: Settings) -> list[str]:
     """Return the first ids of the model's table."""
-    from inference.batch.sources import locate_source
+    from inference.batch.paths import locate_source
     from inference.features import check_key_columns
     from inference.sources import open_source, read_ids, whole_slices
 

@@ -1,16 +1,15 @@
-"""Runs: plan, ledger, scoring, gates, publishing. Pure rules plus Redis scripts; the broker is injected.
+"""Runs: they score a whole table, or some of its rows, and publish the predictions. The broker is injected.
 
-`runs` is the door. A run goes through `preparation`, then `work` (one chunk in a worker) many times, then
-`finalising`; `reconciler` decides what is due, and `ledger` is the only one that changes a run's keys.
+A run goes through these modules: `runs` opens it, `reconciler` takes each next step, `plan` cuts its source into
+chunks, `worker` claims a chunk and `scoring` scores it into `sinks`, `publishing` checks the `gates` and publishes.
+Only `ledger` changes a run's keys in Redis; `records` has the forms of what it keeps.
 """
 
-from inference.batch.details import RunDetails
-from inference.batch.engine import Engine
 from inference.batch.gates import Gate
-from inference.batch.partial_request import read_entities
-from inference.batch.records import RunState, RunView, Trigger
+from inference.batch.records import Engine, RunDetails, RunState, RunView, Trigger
 from inference.batch.runs import Runs, Serving
 from inference.batch.schedule import current_slot, slot_after, slot_at
+from inference.batch.selection import read_entities
 
 __all__ = [
     "Engine",

@@ -1,29 +1,55 @@
-"""What a scored generation must pass before it may serve. Pure: facts in, verdicts out."""
+"""Checks a scored run before it may serve: coverage, left-out rows, size, drift, version. Pure: facts in, gates out.
+
+Drift compares histograms of predictions. Their bins are the upper bits of a float32 (sign, exponent, five bits of the
+fraction), so they never depend on the data, and chunks, runs and generations can be added up and compared. Each bin is
+at most 3 % wide, zero and every magnitude included.
+"""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-#: how many ids a verdict or a chunk's result names as examples
+import numpy as np
+import numpy.typing as npt
+from pydantic import ConfigDict
+
+from inference.schema import Block
+
+#: ids that a verdict or a chunk's result names as examples
 MAX_EXAMPLES = 5
 
-#: how many different reasons a verdict spells out
+#: different reasons that a verdict spells out
 _MAX_REASONS = 3
+#: the gates of a whole run that a partial run must pass too; the others compare with a whole source
+_PARTIAL = ("coverage", "features", "quarantine", "finite")
+
+#: bin → count; the bin of the smallest values has the smallest number
+Histogram = Mapping[int, int]
+
+#: values of one output that a window adds to a histogram; more would not change the shares
+MAX_VALUES = 1 << 17
+#: a histogram of fewer values scatters too much to be compared
+MIN_VALUES = 1_000
+
+_SHIFT = 18
+_HALF = 1 << (31 - _SHIFT)
+#: groups of about equal count into which the reference is cut
+_GROUPS = 10
+#: the share of an empty group, so that the logarithm stays finite
+_LEAST_SHARE = 1e-4
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One verdict, with the numbers it rests on."""
+    """One check's verdict, with the numbers that it rests on."""
 
     name: str
     passed: bool
     detail: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {"name": self.name, "passed": self.passed, "detail": self.detail}
 
 
 @dataclass(frozen=True)
@@ -33,26 +59,13 @@ class BadRows:
     `non_finite`: the model answered, but with no finite number.
     """
 
+    __pydantic_config__ = ConfigDict(json_schema_serialization_defaults_required=True)
+
     feature: str | None
     reason: str
     rows: int
     examples: tuple[str, ...] = ()
     non_finite: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {
-            "feature": self.feature,
-            "reason": self.reason,
-            "rows": self.rows,
-            "examples": list(self.examples),
-            "non_finite": self.non_finite,
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> BadRows:
-        """Rebuild from `to_json`."""
-        return cls(**{**data, "examples": tuple(data["examples"])})
 
     def __str__(self) -> str:
         named = f"{self.feature!r} {self.reason}" if self.feature else self.reason
@@ -62,45 +75,46 @@ class BadRows:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFacts:
-    """What was counted. `stored` is counted in Redis.
+    """The counts and limits that the gates compare."""
 
-    `counted`: False when the run fills no table, and `stored` is what the workers reported; the source's ids are
-    counted then. `features`: rows of the feature table that the run filled, None for none.
-    `distinct`: distinct legal ids of the source, None when no recount was needed; `current`: rows of the
-    generation that serves now, None for none; `held`: whether the run's model version is held back. `drift`: output
-    → population stability index against the generation that serves now; empty when there is nothing to compare.
-    """
-
+    #: rows of the plan
     rows: int
+    #: rows that Redis counts in the run's table, or that workers reported when the run fills no table
     stored: int
+    #: False when the run fills no table; the gates need `distinct` then
+    counted: bool = True
     quarantined: int = 0
     non_finite: int = 0
     bad_rows: tuple[BadRows, ...] = ()
-    counted: bool = True
+    #: rows of the run's feature table; None for none
     features: int | None = None
+    #: distinct legal ids of the source; None when no recount was needed
     distinct: int | None = None
     duplicates: tuple[str, ...] = ()
+    #: rows of the generation that serves now; None for none
     current: int | None = None
     min_size_ratio: float = 0.5
     max_quarantined_fraction: float = 0.0
+    #: output → population stability index against the generation that serves now; empty when nothing can be compared
     drift: Mapping[str, float] = field(default_factory=dict)
     max_drift: float = 1.0
     model_version: int = 0
+    #: a rollback holds the run's model version back
     held: bool = False
 
     @property
     def left_out(self) -> int:
-        """Rows that were not meant to be stored."""
+        """Rows of the plan that the run does not store on purpose."""
         return self.quarantined + self.non_finite
 
     @property
     def needs_recount(self) -> bool:
-        """Whether the source's ids must be read again: the sums differ, or no table has counted them."""
+        """Whether the source's ids must be read again: the sums differ, or no table counted them."""
         return not self.counted or self.stored != self.rows - self.left_out
 
 
 def check_gates(facts: RunFacts) -> tuple[Gate, ...]:
-    """Return every gate's verdict; the run may be published when all passed."""
+    """Return the gates of a whole run; it may be published when all passed."""
     return (
         _coverage(facts),
         *([] if facts.features is None else [_features(facts, facts.features)]),
@@ -113,8 +127,22 @@ def check_gates(facts: RunFacts) -> tuple[Gate, ...]:
     )
 
 
+def check_partial_gates(facts: RunFacts, serving_version: int | None) -> tuple[Gate, ...]:
+    """Return the gates of a partial run; `entities_gate` compared its ids with the source before."""
+    return (*(gate for gate in check_gates(facts) if gate.name in _PARTIAL), _serves(facts, serving_version))
+
+
+def entities_gate(requested: int, missing: int, examples: Sequence[str]) -> Gate:
+    """Compare a partial run's ids with the source; the gate fails when the source has none of them."""
+    if not missing:
+        return Gate("entities", True, f"all {requested:,} entities are in the table")
+    named = ", ".join(map(repr, examples))
+    detail = f"{missing:,} of {requested:,} entities are not in the table, such as {named}"
+    return Gate("entities", missing < requested, detail)
+
+
 def merge_bad_rows(parts: Sequence[BadRows]) -> tuple[BadRows, ...]:
-    """Return one entry per feature and reason, the most frequent first, with a few examples of each."""
+    """Return one entry for each feature and reason, the most frequent first, with a few examples."""
     merged: dict[tuple[str | None, str, bool], BadRows] = {}
     for part in parts:
         key = (part.feature, part.reason, part.non_finite)
@@ -124,8 +152,8 @@ def merge_bad_rows(parts: Sequence[BadRows]) -> tuple[BadRows, ...]:
     return tuple(sorted(merged.values(), key=lambda bad: -bad.rows))
 
 
-def failures(gates: Sequence[Gate]) -> str:
-    """Return one line naming the gates that failed; empty when all passed."""
+def failed_gates(gates: Sequence[Gate]) -> str:
+    """Return one line that names the gates that failed; empty when all passed."""
     return "; ".join(f"{gate.name}: {gate.detail}" for gate in gates if not gate.passed)
 
 
@@ -162,17 +190,17 @@ def _quarantine(facts: RunFacts) -> Gate:
 def _finite(facts: RunFacts) -> Gate:
     if not facts.non_finite:
         return Gate("finite", True, "every prediction is finite")
-    told = f"{facts.non_finite:,} of {facts.rows:,} predictions are not finite"
-    return _left_out("finite", facts, told, non_finite=True)
+    text = f"{facts.non_finite:,} of {facts.rows:,} predictions are not finite"
+    return _left_out("finite", facts, text, non_finite=True)
 
 
-def _left_out(name: str, facts: RunFacts, told: str, *, non_finite: bool = False) -> Gate:
-    """Judge a kind of rows that were left out; all kinds together must stay within the fraction allowed."""
-    own = [bad for bad in facts.bad_rows if bad.non_finite == non_finite]
-    reasons = "; ".join(map(str, own[:_MAX_REASONS]))
+def _left_out(name: str, facts: RunFacts, text: str, *, non_finite: bool = False) -> Gate:
+    """Return the gate of one kind of left-out rows; all kinds together must stay within the allowed fraction."""
+    of_this_kind = [bad for bad in facts.bad_rows if bad.non_finite == non_finite]
+    reasons = "; ".join(map(str, of_this_kind[:_MAX_REASONS]))
     passed = facts.left_out <= facts.max_quarantined_fraction * facts.rows
     allowed = f" (max_quarantined_fraction is {facts.max_quarantined_fraction:g})"
-    return Gate(name, passed, f"{told}{allowed}: {reasons}")
+    return Gate(name, passed, f"{text}{allowed}: {reasons}")
 
 
 def _size(facts: RunFacts) -> Gate:
@@ -189,10 +217,10 @@ def _drift(facts: RunFacts) -> Gate:
     if not facts.drift:
         return Gate("drift", True, "not compared: too few predictions, here or in what serves now")
     worst = max(facts.drift, key=lambda name: facts.drift[name])
-    told = ", ".join(f"{name} {index:.3g}" for name, index in facts.drift.items())
+    indexes = ", ".join(f"{name} {index:.3g}" for name, index in facts.drift.items())
     if facts.drift[worst] <= facts.max_drift:
-        return Gate("drift", True, f"population stability index against what serves now: {told}")
-    detail = f"output {worst!r} moved away from what serves now: population stability index {told}"
+        return Gate("drift", True, f"population stability index against what serves now: {indexes}")
+    detail = f"output {worst!r} moved away from what serves now: population stability index {indexes}"
     return Gate("drift", False, f"{detail} (max_drift is {facts.max_drift:g})")
 
 
@@ -200,3 +228,81 @@ def _version(facts: RunFacts) -> Gate:
     if not facts.held:
         return Gate("version", True, f"model version {facts.model_version}")
     return Gate("version", False, f"model version {facts.model_version} is held back since a rollback")
+
+
+def _serves(facts: RunFacts, serving_version: int | None) -> Gate:
+    """Check that the run's version serves: look-ups read no overlay entry of another version."""
+    if facts.model_version == serving_version:
+        return Gate("version", True, f"model version {facts.model_version}")
+    serving = "none does" if serving_version is None else f"{serving_version} does"
+    return Gate("version", False, f"model version {facts.model_version} does not serve now ({serving})")
+
+
+class HistogramCounter:
+    """Counts the values of each numeric output; an output with several numbers a row has one histogram for all."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, Counter[int]] = {}
+
+    def add(self, block: Block) -> None:
+        """Count the values of a window; of very many values only evenly spaced ones."""
+        for name, values in block.items():
+            if values.dtype.kind in "fiub" and values.size:
+                self._counts.setdefault(name, Counter()).update(_count(values))
+
+    @property
+    def histograms(self) -> Mapping[str, Histogram]:
+        """Output → histogram."""
+        return self._counts
+
+
+def population_stability_index(reference: Histogram, new: Histogram) -> float:
+    """Return Σ (p - q) ln(p / q) over the reference's ten groups of about equal count, and its two outsides.
+
+    Equal shares give 0; a shift by a full standard deviation gives about 1. Neither histogram may be empty. Source of
+    the index: N. Siddiqi, Credit Risk Scorecards (2006).
+    """
+    cuts = _cuts(reference)
+    old_total, new_total = sum(reference.values()), sum(new.values())
+    pairs = zip(_grouped(reference, cuts), _grouped(new, cuts), strict=True)
+    shares = ((max(a / old_total, _LEAST_SHARE), max(b / new_total, _LEAST_SHARE)) for a, b in pairs)
+    return sum((p - q) * math.log(p / q) for p, q in shares)
+
+
+def measure_drift(reference: Mapping[str, Histogram], new: Mapping[str, Histogram]) -> dict[str, float]:
+    """Return output → index, for the outputs that have enough values on both sides."""
+    enough = [
+        name
+        for name in new
+        if sum(new[name].values()) >= MIN_VALUES and sum(reference.get(name, {}).values()) >= MIN_VALUES
+    ]
+    return {name: round(population_stability_index(reference[name], new[name]), 4) for name in enough}
+
+
+def _count(values: npt.NDArray[Any]) -> dict[int, int]:
+    flat = values.reshape(-1)
+    flat = flat[:: -(-flat.size // MAX_VALUES)]
+    with np.errstate(over="ignore"):  # a float64 beyond the range of float32 counts as infinite
+        bits = flat.astype(np.float32).view(np.uint32) >> _SHIFT
+    counts = np.bincount(bits, minlength=2 * _HALF)
+    # the bits of negative floats fall as the floats grow
+    in_order = np.concatenate([counts[: _HALF - 1 : -1], counts[:_HALF]])
+    return {int(at): int(in_order[at]) for at in np.flatnonzero(in_order)}
+
+
+def _cuts(reference: Histogram) -> list[int]:
+    """Return the last bin of each group: first the group below the reference, then its tenths."""
+    total, seen, group, cuts = sum(reference.values()), 0, 1, [min(reference) - 1]
+    for at in sorted(reference):
+        seen += reference[at]
+        if seen * _GROUPS >= total * group:
+            cuts.append(at)
+            group = seen * _GROUPS // total + 1
+    return cuts
+
+
+def _grouped(counts: Histogram, cuts: Sequence[int]) -> list[int]:
+    groups = [0] * (len(cuts) + 1)
+    for at, count in counts.items():
+        groups[int(np.searchsorted(cuts, at))] += count
+    return groups

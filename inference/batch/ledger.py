@@ -1,41 +1,47 @@
-"""The ledger of runs: which exist, which chunks are planned, claimed, done. Every change is one Lua script.
+"""Keeps runs in Redis: their records, their plans, and who claimed or finished which chunk.
 
-Leases are measured by Redis' clock inside the scripts, so hosts' clocks do not matter.
+Every change of a run's state is one Lua script. The scripts measure leases by Redis' clock, so hosts' clocks do not
+matter.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
-from inference.batch.drift import Histogram
-from inference.batch.plans import Plans
-from inference.batch.records import RunRecord, RunState, is_run_id
-from inference.errors import Conflict, NotFound, StoreFull, UnknownFormat, quoted
+import orjson
+
+from inference.batch.gates import Histogram
+from inference.batch.records import Chunk, ChunkStates, RunRecord, RunState, is_run_id
+from inference.errors import Conflict, NotFound, StoreFull, Unavailable, UnknownFormat, Unreadable, quoted
 from inference.failures import Failures
 from inference.logs import get_logger
 from inference.redis.clients import Client
 from inference.redis.keys import Keys
-from inference.redis.locks import ExpiringLock
+from inference.redis.locks import LEASE_S, ExpiringLock
+from inference.sources import SourceFile
 from inference.stored_data import DATA_FORMAT, reading
 
 log = get_logger(__name__)
 
-#: a worker that is silent for this long has lost its chunk
-LEASE_S = 10.0
-#: a queue that delivers nothing for this long is suspected of having lost messages (doubled each time)
+#: a queue that delivers nothing for this long may have lost messages; they are sent again, each time after double that
 QUIET_S = 6.0
-#: a chunk is given to workers this often, then its run fails
+#: workers try a chunk this often, then its run fails
 MAX_ATTEMPTS = 5
-#: what is remembered of runs that are over
+#: runs and slots that a model remembers, and for how long the record of a run that is over stays
 KEEP_RUNS, KEEP_SLOTS, KEEP_RECORD_S = 200, 200, 30 * 86400
+#: for how long the ids of a partial run wait for its plan
+_KEEP_ENTITIES_S = 86400
+#: HSET takes this many chunks or files of a plan at once
+_PIECE = 5_000
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A worker's hold on one chunk. `attempt` counts from 1; `token` tells this hold from all others."""
+    """A worker's hold on one chunk. `attempt` counts from 1; `token` is different for each hold."""
 
     run_id: str
     chunk: int
@@ -45,7 +51,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Dispatch:
-    """What to send now. `exhausted` is a chunk that used up its attempts; None for none."""
+    """The chunks to send now. `exhausted`: a chunk that used up its attempts; None for none."""
 
     chunks: tuple[int, ...]
     exhausted: int | None = None
@@ -53,7 +59,7 @@ class Dispatch:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is, as seen by the worker that just finished a chunk."""
+    """How far a run is, at the moment when a worker finished a chunk."""
 
     done: int
     total: int
@@ -61,15 +67,72 @@ class Progress:
     next_chunk: int
 
 
-@dataclass(frozen=True)
-class ChunkStates:
-    """Chunks by what becomes of them; those in none of the sets were not sent yet."""
+class Plans:
+    """Plans of runs: chunks and files; before the plan, the ids of a partial run.
 
-    done: frozenset[int]
-    #: a worker holds them
-    scoring: frozenset[int] = frozenset()
-    #: sent, or sent again, and not taken up
-    waiting: frozenset[int] = frozenset()
+    Methods raise StoreUnavailable when Redis does not answer.
+    """
+
+    def __init__(self, client: Client, keys: Keys) -> None:
+        self._client: Any = client  # redis-py types every answer as every possible one
+        self._keys = keys
+
+    def write(self, run_id: str, chunks: Iterable[Chunk], *, files: Iterable[SourceFile] = ()) -> int:
+        """Replace a run's plan; return the number of its chunks."""
+        key = self._keys.run_part(run_id, "plan")
+        self._client.delete(key)
+        self._write_pieces(key, ((_file_field(number), file.to_json()) for number, file in enumerate(files)))
+        return self._write_pieces(key, ((str(chunk.number), chunk.to_json()) for chunk in chunks))
+
+    def chunk(self, run_id: str, number: int) -> Chunk | None:
+        """Return a planned chunk with its files, or None.
+
+        Raises:
+            Unreadable: Redis holds no plan there.
+        """
+        key = self._keys.run_part(run_id, "plan")
+        text = self._client.hget(key, str(number))
+        if text is None:
+            return None
+        chunk = Chunk.from_json(number, text)
+        wanted = list(dict.fromkeys(part.file for part in chunk.slices))
+        files = self._client.hmget(key, [_file_field(file) for file in wanted])
+        known = zip(wanted, files, strict=True)
+        return replace(chunk, files={file: SourceFile.from_json(data) for file, data in known if data})
+
+    def files(self, run_id: str) -> Iterator[SourceFile]:
+        """Yield the planned files in their order, without their row groups."""
+        key, at = self._keys.run_part(run_id, "plan"), 0
+        while True:
+            found = self._client.hmget(key, [_file_field(at + offset) for offset in range(_PIECE)])
+            yield from (SourceFile.from_json(data) for data in found if data)
+            at += _PIECE
+            if found[-1] is None:
+                return
+
+    def keep_entities(self, run_id: str, packed: bytes) -> None:
+        """Keep the packed ids of a partial run until it is planned."""
+        self._client.set(self._keys.run_part(run_id, "entities"), packed, ex=_KEEP_ENTITIES_S)
+
+    def entities(self, run_id: str) -> bytes | None:
+        """Return the packed ids of a partial run, or None when they waited for too long."""
+        packed: bytes | None = self._client.get(self._keys.run_part(run_id, "entities"))
+        return packed
+
+    def forget_entities(self, run_id: str) -> None:
+        """Remove the packed ids of a partial run."""
+        self._client.delete(self._keys.run_part(run_id, "entities"))
+
+    def _write_pieces(self, key: str, fields: Iterator[tuple[str, Any]]) -> int:
+        written = 0
+        while piece := {name: orjson.dumps(value) for name, value in islice(fields, _PIECE)}:
+            with self._client.pipeline(transaction=True) as pipe:
+                pipe.hset(key, mapping=piece)
+                # the run may be cancelled meanwhile: nobody else limits the plan's life then
+                pipe.expire(key, KEEP_RECORD_S)
+                pipe.execute()
+            written += len(piece)
+        return written
 
 
 class Ledger:
@@ -78,7 +141,7 @@ class Ledger:
     def __init__(self, client: Client, keys: Keys) -> None:
         self._client: Any = client  # redis-py types every answer as every possible one
         self._keys = keys
-        self.plans = Plans(client, keys, keep_s=KEEP_RECORD_S)
+        self.plans = Plans(client, keys)
         self._failures = Failures(__name__, "run.read")
 
     def now(self) -> float:
@@ -87,19 +150,19 @@ class Ledger:
         return float(seconds + micros / 1e6)
 
     def lock(self, model: str) -> ExpiringLock:
-        """Return the lock, not yet taken, that keeps two processes from moving a model's runs on at once."""
-        return ExpiringLock(self._client, self._keys.reconciler(model), lease_s=LEASE_S)
+        """Return the lock, not yet taken, of the one reconciler that moves a model's runs on."""
+        return ExpiringLock(self._client, self._keys.reconciler(model))
 
     def driver_lock(self, run_id: str) -> ExpiringLock:
         """Return the lock, not yet taken, of the one Spark driver that hands out a run's chunks."""
-        return ExpiringLock(self._client, self._keys.run_part(run_id, "driver"), lease_s=LEASE_S)
+        return ExpiringLock(self._client, self._keys.run_part(run_id, "driver"))
 
     def has_driver(self, run_id: str) -> bool:
-        """Return whether a Spark driver lives that hands out the run's chunks."""
+        """Return whether a living Spark driver hands out the run's chunks."""
         return bool(self._client.exists(self._keys.run_part(run_id, "driver")))
 
     def is_open(self, run_id: str, chunk: int) -> bool:
-        """Return whether a chunk is still to be scored: its run is running, and nobody has finished it."""
+        """Return whether a chunk still waits for its score: its run is running, and nobody has finished it."""
         state = self._client.hget(self._keys.run(run_id), "state")
         done = self._client.hexists(self._keys.run_part(run_id, "done"), str(chunk))
         return bool(state == RunState.RUNNING.value.encode() and not done)
@@ -151,18 +214,17 @@ class Ledger:
             return str(run_id.decode()) if run_id else None
 
     def record_loss(self, run: RunRecord, error: str) -> None:
-        """Write down that a run failed whose record Redis has lost, and free its model."""
-        known: dict[str, str | int] = {**run.to_hash(), "state": RunState.FAILED.value, "error": error, "spent": "1"}
+        """Write a failed run's record anew after Redis lost it, and free its model."""
         keys = [self._keys.run(run.run_id), self._keys.active_run(run.model), self._keys.runs(run.model)]
-        self._run("lost", keys, [run.run_id, KEEP_RECORD_S, run.created_at, *_pairs(known)])
+        self._run("lost", keys, [run.run_id, KEEP_RECORD_S, run.created_at, *_pairs(run.hash_after_loss(error))])
 
     def forget_active(self, model: str, run_id: str) -> None:
-        """Free a model whose run in progress has lost its record, of which nobody knows more."""
+        """Free a model whose run in progress has no record any more."""
         if self._client.get(self._keys.active_run(model)) == run_id.encode():
             self._client.delete(self._keys.active_run(model))
 
     def newest(self, model: str, limit: int) -> list[RunRecord]:
-        """Return the model's runs, the newest first; without those that are forgotten, or of a form not known here."""
+        """Return the model's runs, the newest first. Forgotten and unreadable ones are left out."""
         named = self._client.zrange(self._keys.runs(model), 0, limit - 1, desc=True)
         run_ids = [run_id for one in named if is_run_id(run_id := one.decode(errors="replace"))]
         with self._client.pipeline(transaction=False) as pipe:
@@ -179,10 +241,10 @@ class Ledger:
                 self._failures.tell(error, model, model=model)
 
     def move(self, run: RunRecord, to: RunState, *, expected: Sequence[RunState], **fields: str | int) -> None:
-        """Move a run to another state and set fields of its record, all at once; an end frees its model.
+        """Move a run to another state and set fields of its record, in one step; an end frees its model.
 
         Raises:
-            Conflict: the run is in none of the expected states any more.
+            Conflict: the run left the expected states.
         """
         head = [run.run_id, to.value, _spaced(expected), "1" if to.is_over else "0", KEEP_RECORD_S]
         moved, state = self._run("move", self._run_keys(run), [*head, *_pairs(fields)])
@@ -192,7 +254,7 @@ class Ledger:
             )
 
     def fail_for_memory(self, run_id: str, error: StoreFull) -> None:
-        """Fail a run for which Redis has no memory; what it stored is given up, so that others may store again."""
+        """Fail a run for which Redis has no memory, and give up its rows, so that others may store again."""
         run = self.load(run_id)
         going = [RunState.QUEUED, RunState.RUNNING, RunState.PUBLISHING]
         if run.state in going:
@@ -200,7 +262,7 @@ class Ledger:
             self.move(run, RunState.FAILED, expected=going, error=error.message, spent="1")
 
     def reopen(self, run: RunRecord, to: RunState, *, expected: Sequence[RunState], **fields: str | int) -> None:
-        """Take a run that is over up again; its finished chunks stay finished.
+        """Reopen a run that is over; its finished chunks stay finished.
 
         Raises:
             Conflict: the run is in none of the expected states, or its model has another run in progress.
@@ -216,18 +278,18 @@ class Ledger:
             )
 
     def note(self, run: RunRecord, **fields: str | int) -> None:
-        """Set fields of the run's record, whatever its state, if it still exists."""
+        """Set fields of the run's record in any state, if the record still exists."""
         self._run("note", [self._keys.run(run.run_id)], _pairs(fields))
 
     def dispatch(self, run_id: str, *, max_in_flight: int, quiet_s: float = QUIET_S) -> Dispatch:
-        """Choose the chunks to send now, and note them as sent: lost ones again, then new ones."""
+        """Choose the chunks to send now, and note them as sent: first lost ones, then new ones."""
         keys = [self._keys.run(run_id), *self._parts(run_id, "claims", "done", "sent", "plan")]
         limits = [max_in_flight, int(quiet_s * 1000), MAX_ATTEMPTS, KEEP_RECORD_S]
         send, exhausted = self._run("dispatch", keys, limits)
         return Dispatch(tuple(int(chunk) for chunk in send), int(exhausted) if exhausted else None)
 
     def claim(self, run_id: str, chunk: int, token: str, *, lease_s: float = LEASE_S) -> Claim | str:
-        """Take a chunk for the length of a lease; a text says why it was refused."""
+        """Claim a chunk for the length of a lease. A text says why the claim is refused."""
         keys = [self._keys.run(run_id), *self._parts(run_id, "claims", "done")]
         attempt, refusal = self._run("claim", keys, [chunk, token, int(lease_s * 1000), MAX_ATTEMPTS])
         return Claim(run_id, chunk, token, attempt) if attempt else refusal.decode()
@@ -237,7 +299,7 @@ class Ledger:
         return self._renew(claim, int(lease_s * 1000), "")
 
     def give_back(self, claim: Claim, *, error: str, pause_s: float) -> None:
-        """End a failed attempt: the chunk goes out again after the pause; `error` is kept in the run."""
+        """End a failed attempt: the chunk is sent again after the pause, and the run keeps `error`."""
         self._renew(claim, -max(int(pause_s * 1000), 1), error)
 
     def finish(
@@ -249,9 +311,9 @@ class Ledger:
         quarantined: int,
         histogram: Mapping[str, Histogram] | None = None,
     ) -> Progress | None:
-        """Record a chunk's result, once; None when the claim is lost or the chunk was finished by another.
+        """Record a chunk's result, once; None when the claim is lost or another worker finished the chunk.
 
-        `histogram`: output → counts of its predictions, added to the run's.
+        `histogram`: output → counts of its predictions, which are added to the run's.
         """
         keys = [self._keys.run(claim.run_id), *self._parts(claim.run_id, "claims", "done", "sent", "histogram")]
         counts = [
@@ -270,7 +332,7 @@ class Ledger:
             return {int(number): json.loads(text) for number, text in done.items()}
 
     def histogram(self, run_id: str) -> dict[str, dict[int, int]]:
-        """Return output → counts of the finished chunks' predictions; empty when they are not known any more."""
+        """Return output → counts of the finished chunks' predictions; empty when Redis has forgotten them."""
         counts = self._client.hgetall(self._keys.run_part(run_id, "histogram"))
         found: dict[str, dict[int, int]] = {}
         with reading(f"the histogram of run {run_id}"):
@@ -280,7 +342,7 @@ class Ledger:
         return found
 
     def chunk_states(self, run_id: str) -> ChunkStates:
-        """Return which chunks are done, which are held by a worker, and which wait for one."""
+        """Return which chunks are done, which a worker holds, and which wait for a worker."""
         # no transaction: Redis refuses even a reading one when it is out of memory
         with self._client.pipeline(transaction=False) as pipe:
             pipe.time()
@@ -305,7 +367,7 @@ class Ledger:
         return [
             self._keys.run(run.run_id),
             self._keys.active_run(run.model),
-            # not the plan, which only workers may write: it has its own end from the start
+            # not the plan: only workers may write it, and it expires from the start
             *self._parts(run.run_id, "claims", "done", "sent", "histogram"),
         ]
 
@@ -317,7 +379,7 @@ class Ledger:
 
 
 def _is_held(claim: bytes, now_ms: int) -> bool:
-    """Whether a worker holds a chunk; one that was given back rests under no token."""
+    """Whether a worker holds a chunk. A chunk that was given back rests under the token `-`."""
     _, token, until_ms = claim.split()
     return token != b"-" and int(until_ms) > now_ms
 
@@ -328,3 +390,16 @@ def _pairs(fields: Mapping[str, str | int]) -> list[str | int]:
 
 def _spaced(states: Sequence[RunState]) -> str:
     return f" {' '.join(states)} "
+
+
+def _file_field(number: int) -> str:
+    return f"f{number}"
+
+
+def is_the_runs_fault(error: Exception) -> bool:
+    """Return whether an error ends the run that was moved on, so that its model is free for the next.
+
+    It does not when the run is over or gone by now, or when a server does not answer: the next round decides then.
+    Unreadable data stay unreadable, so they end the run.
+    """
+    return isinstance(error, Unreadable) or not isinstance(error, Conflict | NotFound | Unavailable)

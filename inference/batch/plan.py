@@ -1,121 +1,175 @@
-"""Cuts a source into chunks. Pure: footers in, descriptors out, one at a time, so that a long plan takes no memory."""
+"""Plans a run: looks at its model and source, cuts the source into chunks, opens its generations.
+
+Footers come in and chunks go out one at a time, so that a long plan takes no memory.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from inference.sources import Slice, SourceFile
-from inference.stored_data import record_from_json
+from inference.batch.gates import Gate, entities_gate
+from inference.batch.ledger import Ledger, is_the_runs_fault
+from inference.batch.paths import check_source, run_folder
+from inference.batch.publishing import RunTables
+from inference.batch.records import Chunk, Engine, Fingerprint, RunRecord, RunState
+from inference.batch.selection import RowSlice, Selected, Selection, select_rows, unpack_entities
+from inference.errors import BadInput, Conflict, SourceError
+from inference.failures import sentence_of
+from inference.features import Vectoriser, check_key_columns
+from inference.features.key_columns import refuse_repeated_ids
+from inference.logs import get_logger
+from inference.models import Inspect, ModelRegistry, VersionRecord, record_to_serve
+from inference.settings import ModelSettings, Settings
+from inference.sources import Slice, Source, SourceFile, open_source
+from inference.store import GenerationState
+from inference.stored_data import json_text_of
+
+log = get_logger(__name__)
 
 #: files that a difference names
 _MAX_NAMED = 5
-
-
-_Slices = list[tuple[int, int, int, int] | tuple[int, int, int, int, str]]
+#: PySpark 4 runs on this version of Java and newer ones
+_LEAST_JAVA = 17
+_JAVA_ANSWERS_WITHIN_S = 30.0
+# openjdk version "17.0.15" …; before 9: "1.8.0_412"
+_JAVA_VERSION = re.compile(r'version "(?:1\.)?(\d+)')
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """What one task scores. `files`: those that its slices name by number; left out while a plan is being made."""
+class Planner:
+    """Plans runs. A source or model that does not fit fails the run before it opens a generation."""
 
-    number: int
-    slices: tuple[Slice, ...]
-    files: Mapping[int, SourceFile] = field(default_factory=dict, compare=False)
+    settings: Settings
+    ledger: Ledger
+    registry: ModelRegistry
+    tables: RunTables
+    inspect: Inspect
 
-    @property
-    def rows(self) -> int:
-        """Rows of the chunk."""
-        return sum(part.rows for part in self.slices)
+    def plan(self, run: RunRecord) -> None:
+        """Move a queued run to running, or to failed with one line that says why. May run twice."""
+        try:
+            check_engine(run.engine)
+            version = record_to_serve(self.settings, self.registry, run.model, inspect=self.inspect)
+            source, fingerprint = self.look_at(run, version)
+            self._plan(run, version, source, fingerprint)
+        except Exception as error:  # a file, a library or a model may raise anything; the model must not stay blocked
+            if not is_the_runs_fault(error):
+                raise
+            foreseen = isinstance(error, BadInput)
+            reason = sentence_of(error) if foreseen else f"it cannot be planned: {sentence_of(error)}"
+            log.warning("run.refused", run_id=run.run_id, error=reason, exc_info=not foreseen)
+            self.ledger.move(run, RunState.FAILED, expected=[RunState.QUEUED], error=reason)
 
-    def to_json(self) -> list[list[Any]]:
-        """Return the slices as plain values."""
-        return [
-            [part.file, part.row_group, part.offset, part.length, *([part.mask] if part.mask else [])]
-            for part in self.slices
-        ]
-
-    @classmethod
-    def from_json(cls, number: int, text: bytes | str) -> Chunk:
-        """Rebuild from the JSON of `to_json`.
+    def look_at(self, run: RunRecord, version: VersionRecord) -> tuple[Source, Fingerprint]:
+        """Return the run's source, checked against its model, and the fingerprint of the plan.
 
         Raises:
-            Unreadable: it is none.
+            SourceError: the source cannot be read, lies outside the folders of the settings, or lacks a column that
+                the model or the settings name.
         """
-        return cls(number, tuple(Slice(*part) for part in record_from_json(_Slices, text, f"chunk {number}")))
+        _, model = self.settings.model(run.model)
+        vectoriser = Vectoriser(version.contract, version.signature)
+        texts = [model.entity_column, *vectoriser.text_columns]
+        check_source(self.settings, run.model, run.source)
+        source = open_source(run.source, as_text=texts, keep_metadata=run.since is not None)
+        check_key_columns(source, model.entity_column, model.event_time_column)
+        vectoriser.check_schema(source.schema, run.source)
+        return source, _fingerprint(source, model, version)
 
+    def changes(self, run: RunRecord) -> list[str]:
+        """Return in words what changed since the run was planned; empty when the run can be resumed."""
+        if run.model_version is None:
+            return []
+        if run.fingerprint is None:
+            return ["its plan is gone"]
+        version = self.registry.get(run.model, run.model_version)
+        source, fingerprint = self.look_at(run, version)
+        changed = fingerprint.differences(run.fingerprint)
+        if fingerprint.files == run.fingerprint.files:
+            return changed
+        return [*file_differences(list(self.ledger.plans.files(run.run_id)), source.files), *changed]
 
-@dataclass(frozen=True)
-class Fingerprint:
-    """What a plan and its finished chunks rest on; a run is taken up again only if all of it is as it was.
+    def _plan(self, run: RunRecord, version: VersionRecord, source: Source, fingerprint: Fingerprint) -> None:
+        _, model = self.settings.model(run.model)
+        limits = {"rows_per_chunk": model.batch.rows_per_chunk, "bytes_per_chunk": model.batch.bytes_per_chunk}
+        gates: list[Gate] = []
+        if run.is_partial or model.rows == "newest":
+            selected = self._select(run, source, model, limits)
+            if run.entities_asked is not None:
+                gates = [entities_gate(run.entities_asked, selected.missing, selected.missing_examples)]
+                if not gates[0].passed:
+                    raise SourceError(f"{source.path}: {gates[0].detail}", field="entities")
+            chunks, rows = gather(selected.pieces, **limits), selected.rows
+        else:
+            refuse_repeated_ids(source, model.entity_column)
+            chunks, rows = plan_chunks(source.files, **limits), source.rows
+        facts: dict[str, str | int] = {
+            "chunks_total": self.ledger.plans.write(run.run_id, chunks, files=source.files),
+            "rows_total": rows,
+            "model_version": fingerprint.model_version,
+            "fingerprint": json_text_of(Fingerprint, fingerprint),
+            "parquet_folder": self._parquet_folder(run, model),
+        }
+        if gates:
+            facts["gates"] = json_text_of(list[Gate], gates)
+        self._start(run, version, model, facts)
+        self.ledger.plans.forget_entities(run.run_id)
 
-    `files`: a digest of all files (names, sizes, stamps, footers), however many there are.
-    """
+    def _start(self, run: RunRecord, version: VersionRecord, model: ModelSettings, facts: dict[str, str | int]) -> None:
+        """Open the run's generations, and let workers score its chunks."""
+        opened = self.tables.open(run, version, model.batch, rows=int(facts["rows_total"]))
+        numbers = {run.field_of(kind): number for kind, number in opened.items()}
+        try:
+            self.ledger.move(run, RunState.RUNNING, expected=[RunState.QUEUED], **facts, **numbers)
+        except Conflict:  # cancelled meanwhile
+            self.tables.discard(run.model, opened, GenerationState.CANCELLED)
+            raise
+        planned = {name: facts[name] for name in ("chunks_total", "rows_total", "model_version")}
+        log.info("run.planned", run_id=run.run_id, **planned)
 
-    files: str
-    entity_column: str
-    event_time_column: str | None
-    model_version: int
-    contract_hash: str
-    rows_per_chunk: int
-    bytes_per_chunk: int
-    rows: str = "one"
+    def _select(self, run: RunRecord, source: Source, model: ModelSettings, limits: dict[str, int]) -> Selected:
+        entities = None
+        if run.entities_asked is not None:
+            packed = self.ledger.plans.entities(run.run_id)
+            if packed is None:
+                raise BadInput("Redis has forgotten the ids of this partial run: start a new run")
+            entities = unpack_entities(packed)
+        return select_rows(
+            source,
+            cut_row_groups(source.files, **limits),
+            Selection(entities, run.since),
+            entity_column=model.entity_column,
+            event_time_column=model.event_time_column,
+            newest=model.rows == "newest",
+        )
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return asdict(self)
-
-    def differences(self, before: dict[str, Any]) -> list[str]:
-        """Return what else than the files changed since `before` (a `to_json`), in words; empty for nothing."""
-        now, before = self.to_json(), {"rows": "one", **before}  # older releases knew no other
-        return [
-            f"{key}: {before.get(key)!r} is now {now[key]!r}"
-            for key in now
-            if key != "files" and before.get(key) != now[key]
-        ]
-
-
-def files_digest(files: Iterable[SourceFile]) -> str:
-    """Return a digest of the files' names and identities."""
-    digest = hashlib.blake2b(digest_size=16)
-    for file in files:
-        digest.update(json.dumps([file.path, *file.identity]).encode())
-    return digest.hexdigest()
-
-
-def file_differences(before: Sequence[SourceFile], now: Sequence[SourceFile]) -> list[str]:
-    """Return which files came, went or were replaced, in words; the first few by name."""
-    old, new = ({file.path: file.identity for file in files} for files in (before, now))
-    lost = [f"{path} is gone" for path in old if path not in new]
-    added = [f"{path} is new" for path in new if path not in old]
-    replaced = [f"{path} was replaced" for path in new if path in old and old[path] != new[path]]
-    told = lost + added + replaced
-    return told if len(told) <= _MAX_NAMED else [*told[:_MAX_NAMED], f"and {len(told) - _MAX_NAMED:,} files more"]
-
-
-@dataclass(frozen=True)
-class RowSlice:
-    """A slice with what it weighs: rows that are meant, and bytes before compression."""
-
-    slice: Slice
-    rows: int
-    bytes: int
+    def _parquet_folder(self, run: RunRecord, model: ModelSettings) -> str:
+        pattern = model.batch.parquet_path
+        if run.is_partial or not pattern:
+            return ""
+        return run_folder(self.settings, pattern, model=run.model, run_id=run.run_id, created_at=run.created_at)
 
 
 def plan_chunks(files: Sequence[SourceFile], *, rows_per_chunk: int, bytes_per_chunk: int) -> Iterator[Chunk]:
-    """Yield chunks that cover every row once, in order, none larger than either limit (but for a single huge row).
+    """Yield chunks that cover every row once, in order, none larger than either limit (except a single huge row).
 
-    Small row groups share a chunk; one that is larger than a chunk is cut into equal slices.
+    Small row groups share a chunk. A row group that is larger than a chunk is cut into equal slices.
     """
     pieces = cut_row_groups(files, rows_per_chunk=rows_per_chunk, bytes_per_chunk=bytes_per_chunk)
     return gather(pieces, rows_per_chunk=rows_per_chunk, bytes_per_chunk=bytes_per_chunk)
 
 
 def cut_row_groups(files: Sequence[SourceFile], *, rows_per_chunk: int, bytes_per_chunk: int) -> Iterator[RowSlice]:
-    """Yield row groups, those that are larger than a chunk in equal slices."""
+    """Yield row groups; a row group that is larger than a chunk comes in equal slices."""
     for index, file in enumerate(files):
         for group, (rows, size) in enumerate(zip(file.row_groups, file.group_bytes, strict=True)):
             count = min(max(-(-rows // rows_per_chunk), -(-size // bytes_per_chunk)), rows)
@@ -136,3 +190,66 @@ def gather(pieces: Iterable[RowSlice], *, rows_per_chunk: int, bytes_per_chunk: 
         rows, size = rows + piece.rows, size + piece.bytes
     if gathered:
         yield Chunk(number, tuple(gathered))
+
+
+def files_digest(files: Iterable[SourceFile]) -> str:
+    """Return a digest of the files' names and identities."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        digest.update(json.dumps([file.path, *file.identity]).encode())
+    return digest.hexdigest()
+
+
+def file_differences(before: Sequence[SourceFile], now: Sequence[SourceFile]) -> list[str]:
+    """Return in words which files were added, removed or replaced; the first few by name."""
+    old, new = ({file.path: file.identity for file in files} for files in (before, now))
+    lost = [f"{path} is gone" for path in old if path not in new]
+    added = [f"{path} is new" for path in new if path not in old]
+    replaced = [f"{path} was replaced" for path in new if path in old and old[path] != new[path]]
+    all_ = lost + added + replaced
+    return all_ if len(all_) <= _MAX_NAMED else [*all_[:_MAX_NAMED], f"and {len(all_) - _MAX_NAMED:,} files more"]
+
+
+def check_engine(engine: Engine) -> None:
+    """Check that this machine has what the engine needs.
+
+    Raises:
+        BadInput: the extra or Java is missing, or Java is too old.
+    """
+    if engine is not Engine.SPARK:
+        return
+    if importlib.util.find_spec("pyspark") is None:
+        raise BadInput("engine 'spark' needs PySpark: pip install 'forecache[spark]' here", field="engine")
+    _check_java()
+
+
+def _check_java() -> None:
+    home = os.environ.get("JAVA_HOME")
+    java = str(Path(home, "bin", "java")) if home else "java"
+    if shutil.which(java) is None:
+        place = f"JAVA_HOME ({home}) holds none" if home else "none is on PATH and JAVA_HOME is not set"
+        raise BadInput(f"engine 'spark' needs Java {_LEAST_JAVA} or newer: {place}", field="engine")
+    try:
+        answer = subprocess.run(  # noqa: S603 - the administrator's own Java, from JAVA_HOME or PATH
+            [java, "-version"], capture_output=True, text=True, timeout=_JAVA_ANSWERS_WITHIN_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BadInput(f"engine 'spark' needs Java, and {java} does not answer: {error}", field="engine") from error
+    found = _JAVA_VERSION.search(answer.stderr + answer.stdout)
+    if answer.returncode or found is None:
+        raise BadInput(f"engine 'spark' needs Java, and `{java} -version` tells no version", field="engine")
+    if int(found[1]) < _LEAST_JAVA:
+        raise BadInput(f"engine 'spark' needs Java {_LEAST_JAVA} or newer: {java} is Java {found[1]}", field="engine")
+
+
+def _fingerprint(source: Source, model: ModelSettings, version: VersionRecord) -> Fingerprint:
+    return Fingerprint(
+        files=files_digest(source.files),
+        entity_column=model.entity_column,
+        event_time_column=model.event_time_column,
+        model_version=version.version,
+        contract_hash=version.contract_hash,
+        rows_per_chunk=model.batch.rows_per_chunk,
+        bytes_per_chunk=model.batch.bytes_per_chunk,
+        rows=model.rows,
+    )

@@ -1,20 +1,16 @@
-"""Moves runs on: prepares, sends and re-sends chunks, finalises, collects. Idempotent, anywhere, any time."""
+"""Moves runs on: plans, sends and re-sends chunks, publishes, collects. Idempotent, anywhere, any time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
-from inference.batch.engine import Engine
-from inference.batch.finalising import Finalising, sweep
-from inference.batch.leases import Lease
-from inference.batch.ledger import Ledger
-from inference.batch.outages import is_the_runs_fault
-from inference.batch.preparation import Preparation
-from inference.batch.records import RunRecord, RunState
-from inference.batch.tables import RunTables
+from inference.batch.ledger import Ledger, is_the_runs_fault
+from inference.batch.plan import Planner
+from inference.batch.publishing import Publisher, RunTables, sweep
+from inference.batch.records import Engine, RunRecord, RunState
 from inference.errors import Conflict, NotFound, StoreFull
 from inference.failures import Failures, sentence_of
 from inference.logs import bound, get_logger
@@ -30,30 +26,30 @@ _LOST = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Reconciler:
-    """Looks at each model's run in progress and does what is due."""
+    """Looks at each model's run in progress and takes the next step."""
 
     settings: Settings
     ledger: Ledger
     tables: RunTables
-    preparation: Preparation
-    finalising: Finalising
+    planner: Planner
+    publisher: Publisher
     send_chunks: Callable[[str, Sequence[int]], None]
     start_spark: Callable[[str], None]
-    #: model → its run in progress as this process last saw it
+    #: model → its run in progress as this process last saw it, to notice when Redis lost it
     seen: dict[str, RunRecord] = field(default_factory=dict)
     failures: Failures = field(default_factory=lambda: Failures(__name__, "reconcile"))
 
     def reconcile(self, model: str | None = None) -> None:
-        """Move a model's run on; None for every model's, each by itself, so that a slow one holds up no other.
+        """Move a model's run on; None: those of all models at once, so that a slow one holds up no other.
 
-        A failure for one model is logged, once while it repeats, and does not stop the others.
+        A model's failure is logged, once while it repeats, and does not stop the others.
 
         Raises:
-            StoreUnavailable: Redis does not answer, whichever the model.
+            StoreUnavailable: Redis does not answer at all.
         """
-        self.ledger.now()
+        self.ledger.now()  # asks Redis before anything else
         models = list(self.settings.models) if model is None else [model]
         if len(models) == 1:
             self._round(models[0])
@@ -73,29 +69,19 @@ class Reconciler:
 
     @contextmanager
     def _step(self, model: str, step: str) -> Iterator[None]:
-        """Keep a step's failure to itself: what cannot be collected must not keep a run from ending."""
+        """Log a step's failure and go on: a failed collection must not keep a run from ending."""
         with self.failures.kept_here(f"{model} {step}", model=model, step=step):
             try:
                 yield
             except Conflict as error:  # somebody else moved the run on first
                 log.info("reconcile.overtaken", model=model, reason=error.message)
 
-    @contextmanager
-    def holding(self, model: str, *, wait_s: float = 0.0) -> Iterator[bool]:
-        """Hold the model's lock, kept alive while it takes; yields False when another process has it."""
-        lock = self.ledger.lock(model)
-        taken = lock.acquire(blocking=wait_s > 0, blocking_timeout=wait_s or None)
-        if not taken:
-            yield False
-            return
-        try:
-            with Lease(lock.renew, name=f"reconciler of {model}"):
-                yield True
-        finally:
-            lock.let_go()
+    def holding(self, model: str, *, wait_s: float = 0.0) -> AbstractContextManager[bool]:
+        """Hold a model's lock within the block; yields False when another process still has it after `wait_s`."""
+        return self.ledger.lock(model).holding(f"reconciler of {model}", wait_s=wait_s)
 
     def prepare(self, run_id: str) -> None:
-        """Prepare a queued run now, unless the model is being looked after already (then that will do it)."""
+        """Plan a queued run now, unless another process works on the model: that one plans it then."""
         run = self.ledger.load(run_id)
         with self.holding(run.model) as held:
             if held:
@@ -127,16 +113,16 @@ class Reconciler:
     def _advance_run(self, run: RunRecord) -> None:
         run.check_format()
         if run.state is RunState.QUEUED:
-            self.preparation.prepare(run)
+            self.planner.plan(run)
             run = self.ledger.load(run.run_id)
         if run.state is RunState.RUNNING:
             run = self._move_chunks(run)
         self.seen[run.model] = run
         if run.state is RunState.PUBLISHING:
-            self.finalising.finalise(run)
+            self.publisher.publish(run)
 
     def _notice_loss(self, model: str, active: str | None) -> None:
-        """Say that a run failed which was going on when Redis lost its data: this process is all that remembers it."""
+        """Fail the run that Redis has lost with its data; only this process still remembers it."""
         seen = self.seen.get(model)
         if seen is None:
             return
@@ -153,12 +139,12 @@ class Reconciler:
             self.ledger.move(run, RunState.PUBLISHING, expected=[RunState.RUNNING])
             return self.ledger.load(run.run_id)
         spark = run.engine is Engine.SPARK
-        # a Spark driver hands out all chunks itself: what is due then is a driver, unless one lives
+        # a Spark driver hands out all chunks itself: if chunks are due, there is no driver
         most = run.chunks_total or 0 if spark else self.settings.models[run.model].batch.max_in_flight
         due = self.ledger.dispatch(run.run_id, max_in_flight=most)
         if due.exhausted is not None:
-            said = run.last_error or "nothing, since its worker died"
-            error = f"chunk {due.exhausted} failed at every attempt; the last said: {said}"
+            last_error = run.last_error or "nothing, since its worker died"
+            error = f"chunk {due.exhausted} failed at every attempt; the last said: {last_error}"
             log.warning("run.failed", run_id=run.run_id, error=error)
             self.ledger.move(run, RunState.FAILED, expected=[RunState.RUNNING], error=error)
         elif due.chunks and spark:
@@ -168,7 +154,7 @@ class Reconciler:
         return self.ledger.load(run.run_id)
 
     def _give_up_old(self, model: str) -> None:
-        """Give up what no run can use any more; its rows are removed soon after."""
+        """Give up generations that no run can use any more; their rows are removed soon after."""
         for kind, manifest in self.tables.unpublished(model):
             if manifest.run_id:
                 self._give_up(kind, manifest, model, manifest.run_id)
@@ -179,10 +165,10 @@ class Reconciler:
             run: RunRecord | None = self.ledger.load(run_id)
         except NotFound:
             run = None
-        if run and active == run_id and (not run.fingerprint or run.generation_of(kind) == manifest.number):
+        fills_it = run is not None and run.generation_of(kind) == manifest.number
+        if run and active == run_id and (not run.fingerprint or fills_it):
             return
-        is_its = run is not None and run.generation_of(kind) == manifest.number
-        if run and active is None and is_its and self._can_be_resumed(run):
+        if run and active is None and fills_it and self._can_be_resumed(run):
             return
         cancelled = run is not None and run.state is RunState.CANCELLED
         self.tables.table(kind, model).generations.discard(

@@ -1,42 +1,65 @@
-"""A run as it stands in Redis, and as it is shown."""
+"""A run, its plan and its chunks: the records that Redis holds of them, and the views that callers see."""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
-from inference.batch.engine import Engine
+from pydantic import BeforeValidator, ConfigDict, Field, FiniteFloat, Json, PlainSerializer
+
 from inference.batch.gates import BadRows, Gate
 from inference.clock import to_iso
-from inference.errors import cut, shown_name
+from inference.errors import BadInput, cut, quoted, shown_name
 from inference.redis.keys import TableKind
-from inference.stored_data import DATA_FORMAT, count_in, reading, record_from_json, unknown_format
+from inference.sources import Slice, SourceFile
+from inference.stored_data import (
+    DATA_FORMAT,
+    FIRST_FORMAT,
+    json_of,
+    record_from_hash,
+    record_from_json,
+    unknown_format,
+)
 
-#: an id is a part of paths and of keys
-_RUN_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+#: a run's id is a part of paths and of keys
+_RUN_ID = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+#: cells that the map of a run's chunks has at most; with more chunks, each stands for several
+MAP_CELLS = 60
+#: the characters of that map
+DONE, PARTLY, SCORING, WAITING, UNSENT = "#", "+", ">", "o", "."
+#: reasons for left-out rows that the details of a run name
+_MAX_REASONS = 20
+
+#: a number that Redis counted
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+#: epoch seconds of Redis' clock; ISO 8601 in JSON
+Instant = Annotated[FiniteFloat, PlainSerializer(to_iso, return_type=str)]
+RunId = Annotated[str, Field(pattern=f"^{_RUN_ID}$")]
+#: text that is empty in Redis when there is none
+TextOrNone = Annotated[str | None, BeforeValidator(lambda text: text or None)]
 
 
 def is_run_id(value: object) -> bool:
-    """Return whether a run may have this id: it names no other folder when it is put into a path."""
-    return isinstance(value, str) and _RUN_ID.fullmatch(value) is not None
+    """Return whether a run may have this id: in a path it names no other folder."""
+    return isinstance(value, str) and re.fullmatch(_RUN_ID, value) is not None
 
 
 class RunState(StrEnum):
-    """Where a run is. `published`, `failed` and `cancelled` are ends; the last two can be taken up again."""
+    """Where a run is. `published`, `failed` and `cancelled` are ends; the last two can be resumed."""
 
-    #: asked for; source and model not looked at yet
+    #: requested; nobody has looked at source and model yet
     QUEUED = "queued"
-    #: planned; its chunks are being scored
+    #: planned; workers score its chunks
     RUNNING = "running"
-    #: every chunk is done; the gates are being checked, then one pointer flips
+    #: every chunk is done; the reconciler checks the gates and publishes
     PUBLISHING = "publishing"
     #: its generation serves, or served until a later one did
     PUBLISHED = "published"
-    #: refused by its source, its model, a chunk or a gate; what served before still does
+    #: its source, its model, a chunk or a gate ended it; the previous generation still serves
     FAILED = "failed"
     #: stopped on request
     CANCELLED = "cancelled"
@@ -48,7 +71,7 @@ class RunState(StrEnum):
 
 
 class Trigger(StrEnum):
-    """Who asked for a run."""
+    """Who requested a run."""
 
     #: the schedule
     BEAT = "beat"
@@ -58,201 +81,307 @@ class Trigger(StrEnum):
     API = "api"
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunRecord:
-    """A run as its hash in Redis holds it. Instants: epoch seconds of Redis' clock; None is not known yet."""
+class Engine(StrEnum):
+    """Who scores a run's chunks."""
 
-    run_id: str
+    #: batch workers, a message for each chunk
+    CELERY = "celery"
+    #: a Spark driver and its executors
+    SPARK = "spark"
+
+    @classmethod
+    def named(cls, name: str) -> Engine:
+        """Return the engine of that name.
+
+        Raises:
+            BadInput: there is none.
+        """
+        try:
+            return cls(name)
+        except ValueError as error:
+            raise BadInput(f"engine {quoted(name)} is none of {', '.join(cls)}", field="engine") from error
+
+
+_Slices = list[tuple[int, int, int, int] | tuple[int, int, int, int, str]]
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The rows that one task scores. `files`: by number, the files of its slices; empty while a plan is made."""
+
+    number: int
+    slices: tuple[Slice, ...]
+    files: Mapping[int, SourceFile] = field(default_factory=dict, compare=False)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the chunk."""
+        return sum(part.rows for part in self.slices)
+
+    def to_json(self) -> list[list[Any]]:
+        """Return the slices as plain values."""
+        return [
+            [part.file, part.row_group, part.offset, part.length, *([part.mask] if part.mask else [])]
+            for part in self.slices
+        ]
+
+    @classmethod
+    def from_json(cls, number: int, text: bytes | str) -> Chunk:
+        """Rebuild a chunk from the JSON of `to_json`.
+
+        Raises:
+            Unreadable: the text is no such JSON.
+        """
+        return cls(number, tuple(Slice(*part) for part in record_from_json(_Slices, text, f"chunk {number}")))
+
+
+@dataclass(frozen=True)
+class ChunkStates:
+    """Chunks by state. A chunk in none of the sets was not sent yet."""
+
+    done: frozenset[int]
+    #: a worker holds them
+    scoring: frozenset[int] = frozenset()
+    #: sent, and no worker has taken them
+    waiting: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The facts that a plan and its finished chunks rest on. A run is resumed only if none of them changed.
+
+    `files`: a digest of all files (names, sizes, stamps, footers), however many there are.
+    """
+
+    files: str
+    entity_column: str
+    event_time_column: str | None
+    model_version: int
+    contract_hash: str
+    rows_per_chunk: int
+    bytes_per_chunk: int
+    #: older releases wrote none and knew no other
+    rows: str = "one"
+
+    def differences(self, before: Fingerprint) -> list[str]:
+        """Return in words what changed since `before`, without the files; empty for nothing."""
+        now, then = asdict(self), asdict(before)
+        return [f"{key}: {then[key]!r} is now {now[key]!r}" for key in now if key != "files" and then[key] != now[key]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """The fields of a run that everybody sees. None: not known yet."""
+
+    __pydantic_config__ = ConfigDict(json_schema_serialization_defaults_required=True)
+
+    run_id: RunId
     model: str
     state: RunState
     trigger: Trigger
     source: str
-    created_at: float
-    #: how many entities a partial run was asked for, and since when their rows changed; both None for a whole run
-    entities_asked: int | None = None
-    since: float | None = None
-    #: what scores its chunks
+    created_at: Instant
+    #: of a partial run: how many entities were requested, and since when its rows changed. A whole run has neither
+    entities_asked: Count | None = None
+    since: Instant | None = None
     engine: Engine = Engine.CELERY
-    started_at: float | None = None
+    started_at: Instant | None = None
     #: when the last chunk was done
-    scored_at: float | None = None
-    finished_at: float | None = None
-    #: when the run was last taken up again, and how many rows were done by then
-    resumed_at: float | None = None
-    rows_before: int = 0
-    chunks_total: int | None = None
-    chunks_done: int = 0
-    #: how often a worker took a chunk up
-    attempts: int = 0
-    rows_total: int | None = None
-    rows_done: int = 0
-    rows_quarantined: int = 0
-    model_version: int | None = None
-    generation: int | None = None
+    scored_at: Instant | None = None
+    finished_at: Instant | None = None
+    chunks_total: Count | None = None
+    chunks_done: Count = 0
+    rows_total: Count | None = None
+    rows_done: Count = 0
+    rows_quarantined: Count = 0
+    gates: Json[tuple[Gate, ...]] = ()
+    error: str | None = None
+    model_version: Count | None = None
+    generation: Count | None = None
     #: of the feature table, from the same pass
-    feature_generation: int | None = None
-    #: what the plan rests on, as `Fingerprint.to_json` gives it
-    fingerprint: dict[str, Any] = field(default_factory=dict)
-    #: folder of the Parquet parts; None for none
-    parquet_folder: str | None = None
-    #: folder of the rows that were left out; there only if there are any
-    quarantine_folder: str = ""
-    gates: tuple[Gate, ...] = ()
-    #: why rows were left out, known once the gates were checked
-    bad_rows: tuple[BadRows, ...] = ()
+    feature_generation: Count | None = None
     #: who published it although a gate had failed, and when; None for nobody
     forced_by: str | None = None
-    forced_at: float | None = None
-    #: what it scored is given up whatever `resumable` says
+    forced_at: Instant | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord(RunStatus):
+    """A run as its hash in Redis holds it."""
+
+    #: when the run was last resumed, and how many rows were done by then
+    resumed_at: Instant | None = None
+    rows_before: Count = 0
+    #: how often a worker took a chunk
+    attempts: Count = 0
+    #: None before the run is planned
+    fingerprint: Json[Fingerprint] | None = None
+    #: folder of the Parquet parts; None for none
+    parquet_folder: TextOrNone = None
+    #: folder of the left-out rows; it exists only if there are any
+    quarantine_folder: str = ""
+    #: why rows were left out; known once the gates were checked
+    bad_rows: Json[tuple[BadRows, ...]] = ()
+    #: its scored rows are given up, whatever `resumable` says
     spent: bool = False
-    error: str | None = None
-    #: what the last failed attempt at a chunk said
+    #: the error of the last failed attempt at a chunk
     last_error: str | None = None
-    #: that of the release which was asked for it
-    format: int = DATA_FORMAT
+    #: the data format of the release that opened the run
+    format: Count = FIRST_FORMAT
 
     def check_format(self) -> None:
-        """Refuse to go on with a run whose plan may be of a form that is not known here.
+        """Refuse a run whose plan may have a form that this release does not know.
 
         Raises:
-            UnknownFormat: another release was asked for it.
+            UnknownFormat: a release with another data format opened the run.
         """
         if self.format != DATA_FORMAT:
             raise unknown_format(f"run {self.run_id}", self.format)
 
     def generation_of(self, kind: TableKind) -> int | None:
-        """Return the generation that it fills in a table; None for none, or before it is planned."""
+        """Return the generation that the run fills in a table; None for none, or before the run is planned."""
         number: int | None = getattr(self, self.field_of(kind))
         return number
 
     @staticmethod
     def field_of(kind: TableKind) -> str:
-        """Return the field that holds the number of its generation in a table."""
+        """Return the field that holds the number of the run's generation in a table."""
         return "generation" if kind is TableKind.PREDICTIONS else "feature_generation"
 
     @property
     def is_partial(self) -> bool:
-        """Whether it scores only some rows, into the overlay, and publishes no generation."""
+        """Whether the run scores only some rows, into the overlay, and publishes no generation."""
         return self.entities_asked is not None or self.since is not None
 
     @property
     def forced(self) -> bool:
-        """Whether it was published although a gate had failed."""
+        """Whether somebody had the run published although a gate had failed."""
         return self.forced_by is not None
 
     @classmethod
     def from_hash(cls, data: Mapping[bytes, bytes]) -> RunRecord:
-        """Decode what HGETALL returned.
+        """Decode the reply to HGETALL.
 
         Raises:
             Unreadable: it is no record that this release knows.
         """
-        with reading(f"the record of run {shown_name(cut(data.get(b'run_id', b'?').decode(errors='replace')))}"):
-            return cls._from_text({key.decode(): value.decode() for key, value in data.items()})
+        run_id = shown_name(cut(data.get(b"run_id", b"?").decode(errors="replace")))
+        return record_from_hash(cls, data, f"the record of run {run_id}")
 
-    @classmethod
-    def _from_text(cls, text: Mapping[str, str]) -> RunRecord:
-        return cls(
-            run_id=_run_id(text["run_id"]),
-            model=text["model"],
-            state=RunState(text["state"]),
-            trigger=Trigger(text["trigger"]),
-            source=text["source"],
-            created_at=_instant(text["created_at"]),
-            entities_asked=_count_if_known(text.get("entities_asked")),
-            since=_instant_if_known(text.get("since")),
-            engine=Engine(text.get("engine", Engine.CELERY)),
-            started_at=_instant_if_known(text.get("started_at")),
-            scored_at=_instant_if_known(text.get("scored_at")),
-            finished_at=_instant_if_known(text.get("finished_at")),
-            resumed_at=_instant_if_known(text.get("resumed_at")),
-            rows_before=count_in(text.get("rows_before", "0")),
-            chunks_total=_count_if_known(text.get("chunks_total")),
-            chunks_done=count_in(text.get("chunks_done", "0")),
-            attempts=count_in(text.get("attempts", "0")),
-            rows_total=_count_if_known(text.get("rows_total")),
-            rows_done=count_in(text.get("rows_done", "0")),
-            rows_quarantined=count_in(text.get("rows_quarantined", "0")),
-            model_version=_count_if_known(text.get("model_version")),
-            generation=_count_if_known(text.get("generation")),
-            feature_generation=_count_if_known(text.get("feature_generation")),
-            fingerprint=record_from_json(dict[str, Any], text.get("fingerprint", "{}"), "fingerprint"),
-            parquet_folder=text.get("parquet_folder") or None,
-            quarantine_folder=text.get("quarantine_folder", ""),
-            gates=record_from_json(tuple[Gate, ...], text.get("gates", "[]"), "gates"),
-            bad_rows=record_from_json(tuple[BadRows, ...], text.get("bad_rows", "[]"), "bad_rows"),
-            forced_by=text.get("forced_by"),
-            forced_at=_instant_if_known(text.get("forced_at")),
-            spent=text.get("spent") == "1",
-            error=text.get("error"),
-            last_error=text.get("last_error"),
-            format=count_in(text.get("format", str(DATA_FORMAT))),
+    def hash_after_loss(self, error: str) -> dict[str, str]:
+        """Return the hash of this run as a failed one, without what Redis lost: plan, gates, generations."""
+        lost = replace(
+            self, state=RunState.FAILED, error=error, generation=None, feature_generation=None, finished_at=None
         )
-
-    def to_hash(self) -> dict[str, str]:
-        """Return the facts that tell what became of the run, as its hash holds them, without what its parts hold."""
-        told: dict[str, str | int | float | None] = {
-            name: getattr(self, name)
-            for name in (
-                "run_id", "model", "source", "engine", "created_at", "entities_asked", "since", "started_at",
-                "chunks_total", "chunks_done", "attempts", "rows_total", "rows_done", "rows_quarantined",
-                "model_version", "parquet_folder", "quarantine_folder",
-            )
-        }  # fmt: skip
-        return {"trigger": self.trigger.value} | {name: str(value) for name, value in told.items() if value is not None}
+        plain = {name: str(value) for name, value in vars(lost).items() if isinstance(value, str | int | float)}
+        return plain | {"spent": "1"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunView:
-    """A run as callers see it. Instants: epoch seconds, in `to_json` ISO 8601; None is not known yet."""
+class RunView(RunStatus):
+    """A run as callers see it. `rows_per_s` and `eta_s` go by the rate since the run was started or resumed."""
 
-    run_id: str
-    model: str
-    state: RunState
-    trigger: Trigger
-    source: str
-    created_at: float
-    entities_asked: int | None
-    since: float | None
-    engine: Engine
-    started_at: float | None
-    scored_at: float | None
-    finished_at: float | None
-    chunks_total: int | None
-    chunks_done: int
-    rows_total: int | None
-    rows_done: int
-    rows_quarantined: int
-    #: rows scored a second, since the run was started or taken up again
+    #: rows scored a second
     rows_per_s: float | None
-    #: seconds until the last chunk at the rate so far
+    #: seconds until the last chunk
     eta_s: float | None
-    gates: tuple[Gate, ...]
-    error: str | None
-    model_version: int | None
-    generation: int | None
-    feature_generation: int | None
     forced: bool
-    forced_by: str | None
-    forced_at: float | None
 
     @classmethod
     def of(cls, record: RunRecord, *, now: float) -> RunView:
         """Return the view of a record at an instant (epoch seconds of Redis' clock)."""
-        computed: dict[str, Any] = {"rows_per_s": _rows_per_s(record, now), "eta_s": _eta_s(record, now)}
-        own = {name: getattr(record, name) for name in cls.__dataclass_fields__ if name not in computed}
-        if record.is_partial:  # its generations are never current: nobody can go back to them
-            own |= {"generation": None, "feature_generation": None}
-        return cls(**own, **computed)
+        return cls(**_shown(record, now))
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        body = asdict(self)
-        body["state"], body["trigger"], body["engine"] = self.state.value, self.trigger.value, self.engine.value
-        body["gates"] = [gate.to_json() for gate in self.gates]
-        for name in ("created_at", "since", "started_at", "scored_at", "finished_at", "forced_at"):
-            body[name] = None if body[name] is None else to_iso(body[name])
-        return body
+        """Return plain JSON values; instants are ISO 8601 UTC."""
+        values: dict[str, Any] = json_of(type(self), self)
+        return values
+
+
+@dataclass(frozen=True)
+class ChunkCounts:
+    """How many chunks are in each state; `map` has a character for each, or for each of 60 stretches of them."""
+
+    done: int
+    scoring: int
+    waiting: int
+    unsent: int
+    map: str
+
+
+@dataclass(frozen=True)
+class Phases:
+    """How long each phase took, or has taken so far, in seconds; None: not reached yet."""
+
+    queued_s: float | None
+    scoring_s: float | None
+    publishing_s: float | None
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Where the left-out rows are, and why they were left out."""
+
+    folder: str | None
+    reasons: Sequence[BadRows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDetails(RunView):
+    """A run looked at closely."""
+
+    chunks: ChunkCounts
+    attempts: int
+    phases: Phases
+    quarantine: LeftOut
+    parquet_folder: str | None
+    last_error: str | None
+
+    @classmethod
+    def look_at(cls, record: RunRecord, chunks: ChunkStates, bad_rows: Sequence[BadRows], *, now: float) -> RunDetails:
+        """Return the details of a record and its chunks at an instant (epoch seconds of Redis' clock)."""
+        return cls(
+            **_shown(record, now),
+            chunks=_count(record, chunks),
+            attempts=record.attempts,
+            phases=Phases(
+                queued_s=_between(record.created_at, record.started_at or record.finished_at or now),
+                scoring_s=_between(record.started_at, record.scored_at or record.finished_at or now),
+                publishing_s=_between(record.scored_at, record.finished_at or now),
+            ),
+            quarantine=LeftOut(
+                record.quarantine_folder if record.rows_quarantined else None, tuple(bad_rows[:_MAX_REASONS])
+            ),
+            parquet_folder=record.parquet_folder,
+            last_error=record.last_error,
+        )
+
+
+def chunk_map(chunks: ChunkStates, total: int) -> str:
+    """Return one character for each chunk, or for each of 60 stretches of them, in order."""
+    cells = min(total, MAP_CELLS)
+
+    def counted(numbers: Iterable[int]) -> Counter[int]:
+        return Counter(((number + 1) * cells - 1) // total for number in numbers if 0 <= number < total)
+
+    done, scoring, waiting = counted(chunks.done), counted(chunks.scoring), counted(chunks.waiting)
+    return "".join(
+        DONE if done[cell] == total * (cell + 1) // cells - total * cell // cells
+        else SCORING if scoring[cell]
+        else WAITING if waiting[cell]
+        else PARTLY if done[cell]
+        else UNSENT
+        for cell in range(cells)
+    )  # fmt: skip
+
+
+def _shown(record: RunRecord, now: float) -> dict[str, Any]:
+    shown = {one.name: getattr(record, one.name) for one in fields(RunStatus)}
+    if record.is_partial:  # its generations are never current: nobody can roll back to them
+        shown |= {"generation": None, "feature_generation": None}
+    return {
+        **shown, "rows_per_s": _rows_per_s(record, now), "eta_s": _eta_s(record, now), "forced": record.forced,
+    }  # fmt: skip
 
 
 def _rows_per_s(record: RunRecord, now: float) -> float | None:
@@ -271,22 +400,13 @@ def _eta_s(record: RunRecord, now: float) -> float | None:
     return round(max((record.rows_total or 0) - record.rows_done, 0) / rate, 1)
 
 
-def _run_id(text: str) -> str:
-    if not is_run_id(text):
-        raise ValueError("its id is none that a run may have")
-    return text
+def _count(record: RunRecord, chunks: ChunkStates) -> ChunkCounts:
+    if record.state.is_over:  # nobody works on it, whatever was sent
+        chunks = ChunkStates(chunks.done)
+    total, scoring, waiting = record.chunks_total or 0, len(chunks.scoring), len(chunks.waiting)
+    unsent = max(total - record.chunks_done - scoring - waiting, 0)
+    return ChunkCounts(record.chunks_done, scoring, waiting, unsent, chunk_map(chunks, total))
 
 
-def _instant(text: str) -> float:
-    instant = float(text)
-    if not math.isfinite(instant):
-        raise ValueError("it holds a number that is not finite")
-    return instant
-
-
-def _instant_if_known(text: str | None) -> float | None:
-    return None if text is None else _instant(text)
-
-
-def _count_if_known(text: str | None) -> int | None:
-    return None if text is None else count_in(text)
+def _between(start: float | None, end: float) -> float | None:
+    return None if start is None else round(max(end - start, 0.0), 3)

@@ -1,8 +1,8 @@
-"""When a model's runs are due. A slot is the instant that a schedule names; each gets at most one run.
+"""Tells when a model's runs are due. A slot is the instant that a schedule names; each gets at most one run.
 
-A cron line goes by the clock on the wall. When clocks go back, some of its times come twice: a line with fixed hours
-takes the first of the two, one with `*` or a step in its hours takes both. When clocks go forward, a time that is
-skipped is due as soon as the clocks have gone forward.
+A cron line follows the wall clock. When clocks go back, some of its times come twice: a line with fixed hours takes
+the first of the two, a line with `*` or a step in its hours takes both. When clocks go forward, a skipped time is due
+as soon as they have gone forward.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from inference.clock import to_iso
 from inference.settings import parse_duration
 from inference.settings.fields import cron_line
 
-#: how early a message may arrive before its slot by this host's clock (clocks differ) and still be of it
+#: a message may arrive this early before its slot by this host's clock, since clocks differ
 _SKEW_S = 10.0
 
 
 def slot_at(schedule: str, timezone: str, now: float) -> float:
-    """Return the latest slot at or before `now`, both in epoch seconds.
+    """Return the latest slot at or before `now`; both are epoch seconds.
 
     `schedule` is a cron line, read in `timezone`, or a duration such as "30s", counted from the epoch.
     """
@@ -34,7 +34,7 @@ def slot_at(schedule: str, timezone: str, now: float) -> float:
     start = _local(math.floor(now) + 1, timezone)
     if not _has_fixed_hours(line):
         return float(croniter(line, start).get_prev(datetime).timestamp())
-    # in an hour that comes again, times that the wall shows later had their turn before
+    # in an hour that comes twice, later wall times had their turn in the first one
     again = (start.replace(fold=0).utcoffset() or _ZERO) - (start.utcoffset() or _ZERO)
     times = croniter(line, start.replace(tzinfo=None) + again)
     while (slot := _instant(times.get_prev(datetime), timezone)) > now:
@@ -43,7 +43,7 @@ def slot_at(schedule: str, timezone: str, now: float) -> float:
 
 
 def slot_after(schedule: str, timezone: str, at: float) -> float:
-    """Return the first slot later than `at`, both in epoch seconds."""
+    """Return the first slot after `at`; both are epoch seconds."""
     line = cron_line(schedule)
     if line is None:
         every_s = parse_duration(schedule)
@@ -60,8 +60,7 @@ def slot_after(schedule: str, timezone: str, at: float) -> float:
 def current_slot(schedule: str, timezone: str, now: float) -> str:
     """Return the name (ISO 8601) of the slot that a message arriving `now` belongs to.
 
-    A message that this host's clock sees a little before its slot still belongs to it, so that a beat on a
-    host whose clock is ahead loses no slot.
+    A message that arrives a little before its slot belongs to it, so a beat whose clock is ahead loses no slot.
     """
     following = slot_after(schedule, timezone, now)
     period = following - slot_at(schedule, timezone, now)
@@ -81,11 +80,11 @@ def _local(at: float, timezone: str) -> datetime:
 
 
 def _instant(wall: datetime, timezone: str) -> float:
-    """Return when the clocks of a zone first show a time, in epoch seconds; for one that they skip, when they do so."""
+    """Return when a zone's clocks first show a wall time, in epoch seconds; if they skip it, when they skip it."""
     first, second = (wall.replace(tzinfo=ZoneInfo(timezone), fold=fold).timestamp() for fold in (0, 1))
     if first <= second:
         return first
-    # skipped: the clocks change between the two, on a whole second
+    # the clocks skip it: they change between the two instants, on a whole second
     low, high = math.floor(second), math.ceil(first)
     before = _local(low, timezone).utcoffset()
     while high - low > 1:

@@ -1,53 +1,172 @@
-"""Scores one chunk in three stages at once: read and vectorise, call the model, write to the sinks. Knows no Redis."""
+"""Scores one chunk in three stages at once: prepare rows, call the model, write to the sinks. Knows no Redis."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from types import TracebackType
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from inference.batch.drift import HistogramCounter
-from inference.batch.gates import MAX_EXAMPLES, BadRows, merge_bad_rows
-from inference.batch.pipeline import ReadAhead, WriteBehind
+from inference.batch.gates import MAX_EXAMPLES, BadRows, HistogramCounter, merge_bad_rows
 from inference.batch.quarantine import Quarantine
-from inference.batch.rows import PreparedRows, Preparer, TableRows
-from inference.batch.sinks import Sink, Window
-from inference.batch.windows import WindowBuilder
-from inference.errors import ModelError
-from inference.features.rows import take
+from inference.batch.sinks import Sink, Window, WindowBuilder
+from inference.entities import entity_ids_as_text, illegal_entity_ids
+from inference.errors import ContractError, FunctionFailed, ModelError
+from inference.features import FeatureRows, Vectoriser
+from inference.features.key_columns import GroupTimes, group_times
+from inference.features.rows import oldest, take
 from inference.models import LoadedModel, MicroBatch, ScoredRows, score_rows
 from inference.schema import Block
+from inference.stored_data import json_of
 
-#: batches that are read before the model wants them, and windows that wait for the sinks
-READ_AHEAD, WRITE_BEHIND = 2, 1
-#: rows that a model may refuse one by one in a chunk before the chunk itself is given up
+#: prepared batches that wait for the model, and windows that wait for the sinks
+READ_AHEAD, WRITE_BEHIND = 3, 1
+#: rows of a chunk for which a model may raise, one by one, before the chunk fails
 MAX_FAILING_ROWS = 64
 #: different reasons that a chunk's result names
 MAX_REASONS = 20
 
+_BAD_ID = "the entity id (column {column!r}) is null, empty, over 512 bytes, or holds control characters"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """Rows of a table, with their ids as text and their `as_of` in epoch seconds."""
+
+    source: pa.RecordBatch
+    ids: pa.Array
+    as_of: npt.NDArray[np.float64]
+
+    def take(self, keep: npt.NDArray[np.bool_]) -> TableRows:
+        """Return the rows of a mask."""
+        mask = pa.array(keep)
+        return TableRows(self.source.filter(mask), self.ids.filter(mask), self.as_of[keep])
+
+    def slice(self, part: slice) -> TableRows:
+        """Return consecutive rows, as views."""
+        return TableRows(self.source[part], self.ids[part], self.as_of[part])
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Positions of rows that cannot be scored, with the reason. `feature`: the column at fault, None for the id."""
+
+    feature: str | None
+    reason: str
+    positions: npt.NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class PreparedRows:
+    """A batch: all its `rows`, the refused ones, and the `usable` ones with their features in the same order.
+
+    `features` also holds the fields that a feature table adds to the features (`StoredForm`).
+    """
+
+    rows: TableRows
+    refused: tuple[Refusal, ...]
+    usable: TableRows
+    features: Block
+
+
+@dataclass(frozen=True)
+class Preparer:
+    """Prepares batches for one model: the model's inputs of each row, or the reason why it has none.
+
+    `loaded_at`: the instant of the run, in epoch seconds. Feature functions get it, and it is the `as_of` of rows
+    without an event time.
+    """
+
+    vectoriser: Vectoriser
+    entity_column: str
+    event_time_column: str | None
+    loaded_at: float
+
+    def prepare(self, batch: pa.RecordBatch) -> PreparedRows:
+        """Return a batch's rows, each either usable or refused once, for its first reason.
+
+        Raises:
+            ContractError: a feature function failed.
+        """
+        ids = entity_ids_as_text(batch.column(self.entity_column), self.entity_column)
+        times = self._times(batch)
+        features = self._features(batch, times)
+        rows = TableRows(batch, ids, self._as_of(times, batch.num_rows))
+        block = features.block | self._notes(features, times)
+        bad_ids = np.asarray(illegal_entity_ids(ids))
+        if not bad_ids.any() and not features.rejected.any():
+            return PreparedRows(rows, (), rows, block)
+        keep = ~(bad_ids | features.rejected)
+        refused = tuple(self._refusals(bad_ids, features))
+        return PreparedRows(rows, refused, rows.take(keep), take(block, keep))
+
+    def _features(self, batch: pa.RecordBatch, times: GroupTimes) -> FeatureRows:
+        try:
+            return self.vectoriser.features_from_arrow(batch, at=self.loaded_at, times=times)
+        except (FunctionFailed, ModelError) as error:  # of a feature function: other workers would fail too
+            raise ContractError(error.message, field=error.field) from error
+
+    def _notes(self, features: FeatureRows, times: GroupTimes) -> Block:
+        # an event time in the future counts as now: no update could replace the features otherwise
+        known_at = {group: np.minimum(of_group, self.loaded_at) for group, of_group in times.items()}
+        return self.vectoriser.contract.stored_form.notes(features.imputed, known_at, len(features.rejected))
+
+    def _refusals(self, bad_ids: npt.NDArray[np.bool_], features: FeatureRows) -> Iterator[Refusal]:
+        seen = bad_ids.copy()
+        if bad_ids.any():
+            yield Refusal(None, _BAD_ID.format(column=self.entity_column), np.flatnonzero(bad_ids))
+        for rejection in features.reasons:
+            positions = rejection.rows[~seen[rejection.rows]]
+            seen[rejection.rows] = True
+            if len(positions):
+                yield Refusal(rejection.feature, rejection.reason, positions)
+
+    def _times(self, batch: pa.RecordBatch) -> GroupTimes:
+        contract = self.vectoriser.contract
+        times = group_times(batch, contract, self.event_time_column, self.loaded_at)
+        if not contract.has_several_groups:  # all features of a row have one age; without an event time it is the run's
+            times = {name: np.where(np.isnan(known), self.loaded_at, known) for name, known in times.items()}
+        return times
+
+    def _as_of(self, times: GroupTimes, rows: int) -> npt.NDArray[np.float64]:
+        """Return the oldest event time among the groups that each row uses, or the run's time if none has one."""
+        used = {
+            group.name: np.where(times[group.name] < self.loaded_at - group.max_age_s, np.nan, times[group.name])
+            if group.max_age_s is not None
+            else times[group.name]
+            for group in self.vectoriser.contract.table_groups
+        }
+        as_of = oldest(used, np.full(rows, np.nan))
+        return np.where(np.isnan(as_of), self.loaded_at, as_of)
+
 
 @dataclass
 class ChunkResult:
-    """What became of a chunk's rows: `rows` = stored + `quarantined` + `non_finite`."""
+    """Counts a chunk's rows: `rows` = stored + `quarantined` + `non_finite`."""
 
     rows: int = 0
     quarantined: int = 0
     non_finite: int = 0
-    #: of the quarantined, those for which the model raised
+    #: the quarantined rows for which the model raised
     raised: int = 0
     bad_rows: list[BadRows] = field(default_factory=list)
-    #: of the predictions that were stored
+    #: of the stored predictions
     histogram: HistogramCounter = field(default_factory=HistogramCounter)
 
-    def note(self, bad: BadRows) -> None:
-        """Count rows that were left out after the model had seen them."""
+    def fail(self, bad: BadRows) -> None:
+        """Count rows that are left out because of the model's answer."""
         self.bad_rows.append(bad)
         if bad.non_finite:
             self.non_finite += bad.rows
@@ -62,21 +181,21 @@ class ChunkResult:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        reasons = [bad.to_json() for bad in merge_bad_rows(self.bad_rows)[:MAX_REASONS]]
+        reasons = merge_bad_rows(self.bad_rows)[:MAX_REASONS]
         return {
             "rows": self.rows,
             "quarantined": self.quarantined,
             "non_finite": self.non_finite,
-            "bad_rows": reasons,
+            "bad_rows": json_of(tuple[BadRows, ...], reasons),
         }
 
 
 @dataclass
 class ChunkScorer:
-    """Scores a chunk's batches into sinks; the rows that are left out go to the quarantine.
+    """Scores a chunk's batches into sinks; left-out rows go to the quarantine.
 
-    `fence` is called before each window is written, and `alive`, which must be cheap, before each model call; both
-    raise when this worker has lost the chunk. `feature_sinks` take what the rows were scored from.
+    Calls `fence` before it writes a window, and `alive`, which must be cheap, before each model call; both raise when
+    this worker has lost the chunk. `feature_sinks` take the features from which the rows were scored.
     """
 
     model: LoadedModel
@@ -89,16 +208,16 @@ class ChunkScorer:
     feature_sinks: Sequence[Sink] = ()
 
     def score(self, batches: Iterable[pa.RecordBatch]) -> ChunkResult:
-        """Score every batch and commit the sinks; on any error what is not final is removed.
+        """Score every batch and commit the sinks; on any error remove what is not final.
 
-        Batches are read, and windows written, in threads that end before this returns.
+        Two threads read batches and write windows; they end before this returns.
         """
         result = ChunkResult()
         with ExitStack() as stages:
             for sink in self._all_sinks:
                 stages.callback(sink.abandon)
             with (
-                ReadAhead(map(self.preparer.prepare, batches), ahead=READ_AHEAD) as prepared,
+                closing(read_ahead(map(self.preparer.prepare, batches), ahead=READ_AHEAD)) as prepared,
                 WriteBehind(partial(self._write, result.histogram), behind=WRITE_BEHIND) as writer,
             ):
                 self._score_all(prepared, writer, result)
@@ -152,7 +271,7 @@ class ChunkScorer:
         if not scored.failed.any():
             return Window(rows.ids, scored.outputs, rows.as_of, kept)
         for bad, failed in _failed_by_reason(rows.ids, scored):
-            result.note(bad)
+            result.fail(bad)
             self.quarantine.add(rows.source, rows.ids, failed, reason=bad.reason)
         if result.raised > MAX_FAILING_ROWS:
             raise ModelError(f"the model raises for too many rows, such as: {result.bad_rows[-1]}")
@@ -166,7 +285,7 @@ def _failed_by_reason(ids: pa.Array, scored: ScoredRows) -> Iterator[tuple[BadRo
     for row, reason in scored.reasons.items():
         by_reason.setdefault(reason, []).append(row)
     for reason, rows in by_reason.items():
-        # a row for which the model raised holds zeros, which are finite
+        # rows for which the model raised hold zeros, which are finite
         non_finite = not all(np.isfinite(values[rows]).all() for values in _floats(scored.outputs))
         yield BadRows(None, reason, len(rows), _names(ids, np.array(rows)), non_finite), np.array(rows)
 
@@ -178,3 +297,66 @@ def _floats(block: Block) -> Iterator[npt.NDArray[Any]]:
 def _names(ids: pa.Array, rows: npt.NDArray[Any]) -> tuple[str, ...]:
     named = pc.fill_null(ids.take(pa.array(rows[:MAX_EXAMPLES])), "null").to_pylist()
     return tuple(str(name)[:60] for name in named)
+
+
+def read_ahead(items: Iterable[T], *, ahead: int) -> Generator[T]:
+    """Yield the items, none of them None; a thread makes up to `ahead` of them in advance.
+
+    Close the generator to end the thread.
+    """
+    make, context = partial(next, iter(items), None), copy_context()
+    with ThreadPoolExecutor(1, thread_name_prefix="read ahead") as thread:
+        made = deque(thread.submit(context.run, make) for _ in range(ahead))
+        try:
+            while (item := made.popleft().result()) is not None:
+                made.append(thread.submit(context.run, make))
+                yield item
+        finally:
+            thread.shutdown(cancel_futures=True)
+
+
+class WriteBehind(Generic[T]):
+    """Calls `write` for each item in a thread, in order; at most `behind` items wait.
+
+    After an error it writes no further item; the next `put`, or the end of the block, raises the error. If the block
+    ends with an error, the waiting items are dropped.
+    """
+
+    def __init__(self, write: Callable[[T], None], *, behind: int) -> None:
+        self._write = write
+        self._behind = behind
+        self._context = copy_context()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="write behind")
+        self._writes: deque[Future[None]] = deque()
+        self._failed = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every item is written."""
+        return all(write.done() for write in self._writes)
+
+    def put(self, item: T) -> None:
+        """Hand an item over; wait while too many items wait."""
+        while len(self._writes) > self._behind:
+            self._writes.popleft().result()
+        self._writes.append(self._thread.submit(self._context.run, self._write_next, item))
+
+    def __enter__(self) -> WriteBehind[T]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(cancel_futures=error is not None)
+        if error is None:
+            for write in self._writes:
+                write.result()
+
+    def _write_next(self, item: T) -> None:
+        if self._failed:
+            return
+        try:
+            self._write(item)
+        except BaseException:
+            self._failed = True
+            raise

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from statistics import median
 
-from inference.batch import RunState, RunView, slot_after
-from inference.batch.engine import Engine
+from inference.batch import Engine, RunState, RunView, slot_after
 from inference.batch.ledger import Ledger
 from inference.economics.estimate import SECONDS_PER_DAY
 from inference.economics.inputs import Basis, Figure

@@ -1,1 +1,1 @@
-"""Engines beside Celery that score a run's chunks. Only their own processes load them."""
+"""Engines beside Celery that score a run's chunks: Spark. Only their own processes load their libraries."""

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from inference.batch.ledger import Ledger
 from inference.batch.records import RunRecord
-from inference.batch.rows import PreparedRows, Preparer
+from inference.batch.scoring import PreparedRows, Preparer
 from inference.errors import ModelUnavailable, NotFound, SourceError
 from inference.features import Fallback, FeatureGatherer
 from inference.features.rows import take
@@ -99,19 +99,19 @@ class Parity:
 
     def _rows_of(self, run: RunRecord, loaded: LoadedModel) -> PreparedRows | None:
         """Return some rows of a run's table, prepared as the run did."""
-        ledger, mark = Ledger(self.client, self.keys), run.fingerprint
+        ledger, planned = Ledger(self.client, self.keys), run.fingerprint
         number = random.randrange(run.chunks_total or 1)  # noqa: S311 - a sample
         chunk = ledger.plans.chunk(run.run_id, number)
-        if chunk is None:
+        if chunk is None or planned is None:
             return None
-        keys = [mark["entity_column"], *([mark["event_time_column"]] if mark["event_time_column"] else [])]
+        keys = [planned.entity_column, *([planned.event_time_column] if planned.event_time_column else [])]
         columns = list(dict.fromkeys([*keys, *loaded.vectoriser.columns]))
         batch = next(iter(read_slices(chunk.files, chunk.slices, columns=columns, batch_rows=_READ_ROWS)), None)
         if batch is None:
             return None
         sample = min(self.settings.models[run.model].parity.sample, batch.num_rows)
         drawn = np.random.default_rng().choice(batch.num_rows, sample, replace=False)
-        preparer = Preparer(loaded.vectoriser, mark["entity_column"], mark["event_time_column"], run.created_at)
+        preparer = Preparer(loaded.vectoriser, planned.entity_column, planned.event_time_column, run.created_at)
         return preparer.prepare(batch.take(pa.array(np.sort(drawn))))
 
     def _realtime(self, model: str) -> list[ParityResult]:

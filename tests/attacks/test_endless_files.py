@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from app.dashboard.credentials import find_credentials
-from inference.batch import partial_request
+from inference.batch import selection
 from inference.economics.prices import read_prices
 from inference.errors import ForecacheError
 from inference.features.contract import read_contract
@@ -49,13 +49,13 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "features.json": read_features,
     "remote.toml": read_remote,
     "prices": read_prices,
-    "entities": lambda file: partial_request.read_entities(str(file), "entity_id"),
+    "entities": lambda file: selection.read_entities(str(file), "entity_id"),
 }
 
 
 @pytest.fixture(autouse=True)
 def fewer_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(partial_request, "MOST_ID_BYTES", 8 << 20)
+    monkeypatch.setattr(selection, "MOST_ID_BYTES", 8 << 20)
     monkeypatch.chdir(tmp_path)
 
 
@@ -81,7 +81,7 @@ def test_a_pipe_with_a_writer_is_read_to_its_end(tmp_path: Path) -> None:
     read, write = os.pipe()
     halves = threading.Thread(target=lambda: [os.write(write, b"a\nb"), os.write(write, b"c\n"), os.close(write)])
     halves.start()
-    assert partial_request.read_entities(f"/dev/fd/{read}", "entity_id") == ["a", "bc"]
+    assert selection.read_entities(f"/dev/fd/{read}", "entity_id") == ["a", "bc"]
     halves.join()
     os.close(read)
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from inference.batch.ledger import Ledger
-from inference.batch.partial_request import unpack_entities
+from inference.batch.selection import unpack_entities
 from inference.errors import ContractError, Defect, NotFound, SettingsError, SourceError, Unreadable
 from inference.features import FeatureContract
 from inference.models import ModelRegistry

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.batch.sources import locate_source
+from inference.batch.paths import locate_source
 from inference.errors import BadInput
 from inference.settings import ModelSettings, Settings
 from inference.sources import list_files

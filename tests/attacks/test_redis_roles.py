@@ -10,7 +10,7 @@ import redis
 
 from inference.batch import RunState
 from inference.batch.ledger import Ledger
-from inference.batch.plan import Chunk
+from inference.batch.records import Chunk
 from inference.redis.clients import Client
 from inference.redis.keys import Keys
 from inference.sources import Slice

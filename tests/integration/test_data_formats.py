@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from inference.batch import RunState, work
+from inference.batch import RunState, worker
 from inference.errors import Unavailable, UnknownFormat
 from inference.redis.clients import AsyncClient, Client
 from inference.redis.keys import TableKind
@@ -92,7 +92,7 @@ def test_an_older_generation_is_replaced_by_a_run_and_then_removed(world: World)
 
 
 def test_a_run_of_another_release_waits_for_it_and_is_not_spoilt(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "_MAX_PAUSE_S", 0.0)
+    monkeypatch.setattr(worker, "_MAX_PAUSE_S", 0.0)
     world.source([f"e{i}" for i in range(40)])
     run = world.request()
     world.runs.reconcile()

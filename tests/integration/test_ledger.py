@@ -8,12 +8,11 @@ from collections.abc import Iterator
 import pytest
 
 from inference.batch.ledger import KEEP_RECORD_S, MAX_ATTEMPTS, Claim, Ledger
-from inference.batch.plan import Chunk, Slice
-from inference.batch.records import RunRecord, RunState
+from inference.batch.records import Chunk, RunRecord, RunState
 from inference.errors import Conflict, NotFound, StoreUnavailable
 from inference.redis.clients import Client
 from inference.redis.keys import Keys
-from inference.sources import SourceFile
+from inference.sources import Slice, SourceFile
 
 pytestmark = pytest.mark.integration
 
@@ -328,7 +327,7 @@ def test_a_plan_that_is_written_for_a_run_that_was_cancelled_meanwhile_expires(
 def test_a_plan_of_many_pieces_is_whole_expires_and_replaces_what_stood_there(
     ledger: Ledger, each_redis_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inference.batch.plans._PIECE", 3)
+    monkeypatch.setattr("inference.batch.ledger._PIECE", 3)
     plans = ledger.plans
     files = [SourceFile(f"f{n}", 1, str(n), "footer", (10,), (100,)) for n in range(4)]
     each_redis_client.hset("t:r:r1:plan", "99", "of an earlier try")
@@ -396,3 +395,13 @@ def test_several_models_have_runs_of_their_own_newest_first(ledger: Ledger) -> N
     assert [ledger.active_run(model) for model in "abc"] == ["a2", "b1", None]
     assert [[record.run_id for record in ledger.newest(model, 9)] for model in "abc"] == [["a2", "a1"], ["b1"], []]
     assert [record.run_id for record in ledger.newest("a", 1)] == ["a2"]
+
+
+def test_a_models_lock_is_held_by_one_and_its_loss_is_no_outage(ledger: Ledger, each_redis_client: Client) -> None:
+    lock = ledger.lock("m")
+    with lock.holding("first") as held, ledger.lock("m").holding("second") as held_too:
+        assert (held, held_too) == (True, False)
+        assert lock._renew()
+        each_redis_client.set(Keys("t").reconciler("m"), "somebody else's")
+        assert not lock._renew()
+    assert each_redis_client.get(Keys("t").reconciler("m")) == b"somebody else's"

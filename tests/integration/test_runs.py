@@ -308,7 +308,7 @@ def test_a_run_whose_source_is_gone_is_not_taken_up_again(world: World) -> None:
     run = world.request()
     world.runs.reconcile()
     world.runs.cancel(run.run_id)
-    Path(world.runs.details(run.run_id).record.source).unlink()
+    Path(run.source).unlink()
 
     with pytest.raises(SourceError, match=r"t\.parquet"):
         world.runs.resume(run.run_id)
@@ -334,7 +334,7 @@ def test_a_newer_run_ends_the_hope_of_an_older_one_and_its_rows_are_removed(worl
 def test_a_model_that_keeps_raising_fails_the_run_with_what_it_said(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inference.batch.work._MAX_PAUSE_S", 0.0)
+    monkeypatch.setattr("inference.batch.worker._MAX_PAUSE_S", 0.0)
     monkeypatch.setattr("inference.batch.scoring.MAX_FAILING_ROWS", 1)
     world.model.broken = True
 
@@ -556,6 +556,8 @@ def test_a_run_whose_record_redis_lost_is_told_of_as_failed(world: World) -> Non
     assert "the cache Redis lost its data while the run was going on" in (lost.error or "")
     assert [listed.run_id for listed in world.runs.list()] == [run.run_id]
     assert world.client.ttl(KEYS.run(run.run_id)) > 0
+    with pytest.raises(Conflict, match="cannot go on, start a new one: its plan is gone"):
+        world.runs.resume(run.run_id)
     assert world.finish(world.request()).state is RunState.PUBLISHED
 
 

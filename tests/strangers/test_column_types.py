@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from inference.batch import RunState
-from inference.batch.rows import Preparer
+from inference.batch.scoring import Preparer
 from inference.features import Feature, FeatureContract, Vectoriser
 from inference.features.columns import column_values, type_problem
 from inference.redis.clients import Client

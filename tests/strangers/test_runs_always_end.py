@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import redis
 import structlog.testing
 
-from inference.batch import Runs, RunState, RunView, Trigger, finalising
-from inference.batch.tables import RunTables
+from inference.batch import Runs, RunState, RunView, Trigger, publishing
+from inference.batch.publishing import RunTables
 from inference.errors import StoreUnavailable
 from inference.features import Feature, FeatureContract, Vectoriser
 from inference.models import LoadedModel, ModelHost, ModelRegistry, VersionRecord
@@ -170,8 +171,25 @@ def test_a_table_with_a_column_twice_fails_its_run_and_not_for_ever(world: World
     assert world.request().state is RunState.QUEUED, "the model is free"
 
 
-def test_an_outage_while_a_run_is_planned_ends_nothing(world: World) -> None:
-    world.inspecting = StoreUnavailable("gone")
+def as_our_client_raises_it(error: Exception, monkeypatch: pytest.MonkeyPatch) -> StoreUnavailable:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(redis.Redis, "execute_command", fail)
+        with pytest.raises(StoreUnavailable) as raised:
+            Client().get("a key")
+    return raised.value
+
+
+@pytest.mark.parametrize(
+    "error", [StoreUnavailable("gone"), redis.ConnectionError("reset"), redis.BusyLoadingError("loading")]
+)
+def test_an_outage_while_a_run_is_planned_ends_nothing(
+    world: World, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = isinstance(error, StoreUnavailable)
+    world.inspecting = error if ours else as_our_client_raises_it(error, monkeypatch)
     run = world.request()
     assert world.finish(run).state is RunState.QUEUED
     world.inspecting = None
@@ -194,7 +212,7 @@ def test_a_gate_that_raises_publishes_nothing_and_frees_the_model(
         raise ArithmeticError("no histogram")
 
     with monkeypatch.context() as patch:
-        patch.setattr(finalising, "check_gates", fail)
+        patch.setattr(publishing, "check_gates", fail)
         failed = world.finish(world.request())
     assert (failed.state, failed.error) == (RunState.FAILED, "not published: ArithmeticError: no histogram")
     assert world.table.pointer().current is None
@@ -214,7 +232,7 @@ def test_a_look_at_what_was_scored_that_raises_ends_the_run(
         raise ValueError("a manifest that cannot be read")
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"inference.batch.tables.RunTables.{step}", fail)
+        patch.setattr(f"inference.batch.publishing.RunTables.{step}", fail)
         for _ in range(3):
             world.runs.reconcile("m")
     failed = world.runs.show(run.run_id)
@@ -227,7 +245,7 @@ def test_what_fails_after_the_flip_takes_nothing_back(world: World, monkeypatch:
     def fail(*_: object) -> None:
         raise RuntimeError("a driver of its own mind")
 
-    monkeypatch.setattr("inference.batch.finalising.Finalising._close", fail)
+    monkeypatch.setattr("inference.batch.publishing.Publisher._close", fail)
     done = world.finish(world.request())
     assert done.state is RunState.PUBLISHED
     assert done.error == "published, but what follows failed: RuntimeError: a driver of its own mind"
@@ -241,7 +259,7 @@ def test_what_cannot_be_tidied_up_keeps_no_run_from_ending(
     def fail(*_: object) -> None:
         raise KeyError("an old record")
 
-    monkeypatch.setattr(f"inference.batch.tables.RunTables.{step}", fail)
+    monkeypatch.setattr(f"inference.batch.publishing.RunTables.{step}", fail)
     world.assert_next_run_is_published()
     assert sum(line["event"] == "reconcile.failed" and line["model"] == "m" for line in logs) == 1, "told once"
 

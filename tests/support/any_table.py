@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from inference.batch import RunView
-from inference.batch.partial_request import read_entities
+from inference.batch.selection import read_entities
 from inference.features import Feature, FeatureContract, LoadReport, Vectoriser, load_features
 from inference.features.group_rows import stored_features
 from inference.models import VersionRecord

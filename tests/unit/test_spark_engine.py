@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from inference.batch.engine import Engine, check_engine, engine_of
+from inference.batch.plan import check_engine
+from inference.batch.records import Engine
 from inference.engines.spark import spark_sentence
 from inference.errors import BadInput
 
@@ -27,7 +28,7 @@ def _java(folder: Path, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_unknown_engine_is_refused_with_those_that_exist() -> None:
     with pytest.raises(BadInput, match="'flink' is none of celery, spark"):
-        engine_of("flink")
+        Engine.named("flink")
 
 
 def test_spark_without_its_extra_is_refused_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +83,7 @@ Caused by: java.lang.NumberFormatException: soon
 RAISED_ON_AN_EXECUTOR = """
   An exception was thrown from the Python worker. Please see the stack trace below.
 Traceback (most recent call last):
-  File "inference/batch/work.py", line 80, in score
+  File "inference/batch/worker.py", line 80, in score
     raise SourceError(text)
 inference.errors.SourceError: t.parquet was replaced
 

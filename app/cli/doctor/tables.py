@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from app.cli.doctor.findings import Check, Finding, error, ok, size_text, warning
-from inference.batch.rows import Preparer
-from inference.batch.sources import locate_source
+from inference.batch.paths import locate_source
+from inference.batch.scoring import Preparer
 from inference.clock import system_clock
 from inference.errors import BadInput
 from inference.features import Vectoriser, check_key_columns

@@ -2,9 +2,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
-from inference.batch.gates import BadRows, RunFacts, check_gates, failures, merge_bad_rows
+from inference.batch.gates import (
+    MIN_VALUES,
+    BadRows,
+    HistogramCounter,
+    RunFacts,
+    check_gates,
+    check_partial_gates,
+    failed_gates,
+    measure_drift,
+    merge_bad_rows,
+    population_stability_index,
+)
 
 
 def failed(**facts: Any) -> dict[str, str]:
@@ -14,7 +26,7 @@ def failed(**facts: Any) -> dict[str, str]:
 def test_a_whole_run_passes_every_gate() -> None:
     gates = check_gates(RunFacts(rows=100, stored=100, current=100))
 
-    assert failures(gates) == ""
+    assert failed_gates(gates) == ""
     assert [gate.name for gate in gates] == [
         "coverage",
         "duplicates",
@@ -148,7 +160,6 @@ def test_rows_of_one_reason_are_added_up_with_a_few_examples_and_the_most_freque
         BadRows("x", "missing", 7, ("a", "b", "c", "d", "e")),
         BadRows("x", "missing", 1, ("z",), non_finite=True),
     )
-    assert BadRows.from_json(parts[3].to_json()) == parts[3]
 
 
 def test_features_must_be_stored_of_exactly_the_rows_that_are() -> None:
@@ -165,3 +176,83 @@ def test_a_held_version_is_not_published_and_each_kind_of_row_tells_its_own_reas
     assert "finite number" not in told["quarantine"]
     assert "'y' is not a finite number in 1 rows" in told["finite"]
     assert "4" in told["version"]
+
+
+@pytest.mark.parametrize(("serving", "passed"), [(4, True), (3, False), (None, False)])
+def test_a_partial_run_is_not_compared_with_a_whole_source_but_its_version_must_serve(
+    serving: int | None, passed: bool
+) -> None:
+    gates = check_partial_gates(RunFacts(rows=9, stored=9, features=9, current=1000, model_version=4), serving)
+    assert {gate.name: gate.passed for gate in gates} == {
+        "coverage": True, "features": True, "quarantine": True, "finite": True, "version": passed,
+    }  # fmt: skip
+
+
+def histogram(values: np.ndarray) -> dict[int, int]:
+    counter = HistogramCounter()
+    counter.add({"y": values})
+    return dict(counter.histograms["y"])
+
+
+def normal(mean: float = 0.0, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(mean, 1, 50_000).astype(np.float32)
+
+
+def test_bins_lie_in_the_order_of_their_values() -> None:
+    bins = [
+        next(iter(histogram(np.array([value], np.float32)))) for value in (-1e30, -2, -1, -1e-30, 1e-30, 1, 2, 1e30)
+    ]
+
+    assert bins == sorted(set(bins))
+
+
+def test_the_same_distribution_does_not_drift_and_one_that_moved_does() -> None:
+    reference = histogram(normal())
+
+    assert population_stability_index(reference, histogram(normal(seed=1))) < 0.01
+    assert 0.8 < population_stability_index(reference, histogram(normal(1.0))) < 1.2
+    assert population_stability_index(reference, histogram(np.zeros(100, np.float32))) > 5
+
+
+@pytest.mark.parametrize("other", [0.0, 4.9, 5.3, -5.0])
+def test_a_constant_that_changes_is_noticed(other: float) -> None:
+    reference = histogram(np.full(100, 5.0, np.float32))
+
+    assert population_stability_index(reference, reference) == 0
+    assert population_stability_index(reference, histogram(np.full(100, other, np.float32))) > 5
+
+
+def test_counts_add_up_over_windows_and_text_is_left_out() -> None:
+    counter = HistogramCounter()
+    for _ in range(3):
+        counter.add({"y": np.ones((4, 2), np.float64), "n": np.arange(4), "label": np.array(["a"] * 4, dtype=object)})
+
+    assert {name: sum(counts.values()) for name, counts in counter.histograms.items()} == {"y": 24, "n": 12}
+
+
+def test_too_few_values_and_outputs_that_only_one_side_has_are_not_compared() -> None:
+    many, few = histogram(normal()), histogram(normal()[: MIN_VALUES - 1])
+
+    assert measure_drift({"y": many, "z": many, "few": few}, {"y": many, "new": many, "few": many}) == {"y": 0.0}
+
+
+def test_as_many_values_as_are_enough_are_compared() -> None:
+    few = histogram(normal()[:MIN_VALUES])
+    assert measure_drift({"y": few}, {"y": few}) == {"y": 0.0}
+    one_less = histogram(normal()[: MIN_VALUES - 1])
+    assert measure_drift({"y": few}, {"y": one_less}) == measure_drift({"y": one_less}, {"y": few}) == {}
+
+
+def test_each_output_is_compared_with_its_own() -> None:
+    told = measure_drift(
+        {"y": histogram(normal()), "z": histogram(normal(5))}, {"y": histogram(normal(1)), "z": histogram(normal(5))}
+    )
+    assert (told["z"], 0.8 < told["y"] < 1.2) == (0.0, True)
+
+
+def test_very_many_values_are_sampled_evenly_and_counted_in_proportion(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inference.batch.gates.MAX_VALUES", 100)
+    counts = histogram(np.repeat(np.float32([1, 2]), 500))
+    assert len(counts) == 2
+    assert len(set(counts.values())) == 1
+    assert 0 < sum(counts.values()) <= 1000

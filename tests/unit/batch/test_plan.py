@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from inference.batch.plan import Chunk, Fingerprint, RowSlice, file_differences, files_digest, gather
+from inference.batch.plan import file_differences, files_digest, gather
 from inference.batch.plan import plan_chunks as plan
+from inference.batch.records import Chunk, Fingerprint
+from inference.batch.selection import RowSlice
 from inference.sources import Slice, SourceFile, pack_mask
 
 GIB = 1 << 30
@@ -109,5 +111,5 @@ def test_a_fingerprint_names_what_changed() -> None:
     planned = Fingerprint("x", "id", None, 4, "h", 10, 20)
     now = Fingerprint("y", "id", None, 5, "h", 10, 30)
 
-    assert planned.differences(planned.to_json()) == []
-    assert now.differences(planned.to_json()) == ["model_version: 4 is now 5", "bytes_per_chunk: 20 is now 30"]
+    assert planned.differences(planned) == []
+    assert now.differences(planned) == ["model_version: 4 is now 5", "bytes_per_chunk: 20 is now 30"]

@@ -1,18 +1,18 @@
-"""A run's record as Redis holds it, and as callers see it."""
+"""A run's record as Redis holds it, and a run as callers see it: its status, its chunks, its phases."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Set
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
 
 from inference.batch import RunState, RunView
-from inference.batch.engine import Engine
 from inference.batch.gates import BadRows, Gate
-from inference.batch.records import RunRecord, Trigger
-from inference.errors import UnknownFormat
+from inference.batch.records import ChunkStates, Engine, Fingerprint, RunDetails, RunRecord, Trigger, chunk_map
+from inference.errors import UnknownFormat, Unreadable
 from inference.redis.keys import TableKind
 from inference.stored_data import DATA_FORMAT
 
@@ -54,7 +54,7 @@ FULL: dict[str, Any] = {
     "entities_asked": 3, "since": 900.5, "engine": Engine.SPARK, "started_at": 1001.5, "scored_at": 1002.5,
     "finished_at": 1003.5, "resumed_at": 1001.75, "rows_before": 4, "chunks_done": 5, "attempts": 6, "rows_done": 7,
     "rows_quarantined": 8, "model_version": 9, "generation": 10, "feature_generation": 11,
-    "fingerprint": {"files": "f"}, "parquet_folder": "p", "quarantine_folder": "q",
+    "fingerprint": Fingerprint("f", "id", None, 9, "h", 10, 20), "parquet_folder": "p", "quarantine_folder": "q",
     "gates": (Gate("size", True, "large"), Gate("drift", False, "far")), "bad_rows": (BadRows("x", "missing", 2),),
     "forced_by": "me", "forced_at": 1004.5, "spent": True, "error": "e", "last_error": "l", "format": 99,
 }  # fmt: skip
@@ -62,9 +62,9 @@ FULL: dict[str, Any] = {
 
 def as_hash(record: RunRecord) -> dict[bytes, bytes]:
     written = {
-        "fingerprint": json.dumps, "spent": lambda spent: "1" if spent else "0",
-        "gates": lambda gates: json.dumps([gate.to_json() for gate in gates]),
-        "bad_rows": lambda rows: json.dumps([bad.to_json() for bad in rows]),
+        "fingerprint": lambda planned: json.dumps(asdict(planned)), "spent": lambda spent: "1" if spent else "0",
+        "gates": lambda gates: json.dumps([asdict(gate) for gate in gates]),
+        "bad_rows": lambda rows: json.dumps([asdict(bad) for bad in rows]),
     }  # fmt: skip
     facts = {name: getattr(record, name) for name in RunRecord.__dataclass_fields__}
     return {
@@ -94,13 +94,38 @@ def test_a_record_that_was_just_opened_has_what_is_not_known_yet() -> None:
 
 def test_what_is_remembered_of_a_lost_record_tells_what_became_of_it() -> None:
     record = replace(RECORD, **FULL)
-    kept = {name.encode(): value.encode() for name, value in record.to_hash().items()} | {b"state": b"failed"}
+    kept = {name.encode(): value.encode() for name, value in record.hash_after_loss("the data are gone").items()}
     found = RunRecord.from_hash(kept)
     told = ("run_id", "model", "source", "trigger", "engine", "created_at", "entities_asked", "since", "started_at",
             "chunks_total", "chunks_done", "attempts", "rows_total", "rows_done", "rows_quarantined", "model_version",
-            "parquet_folder", "quarantine_folder")  # fmt: skip
+            "parquet_folder", "quarantine_folder", "format")  # fmt: skip
     assert {name: getattr(found, name) for name in told} == {name: getattr(record, name) for name in told}
-    assert (found.generation, found.gates, found.error) == (None, (), None), "its parts are gone"
+    assert (found.state, found.error, found.spent) == (RunState.FAILED, "the data are gone", True)
+    assert (found.generation, found.gates, found.fingerprint) == (None, (), None), "its parts are gone"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("state", "asleep", "state: must be "), ("rows_done", "-1", "rows_done: must be at least 0"),
+        ("created_at", "inf", "created_at: must be finite"), ("gates", "[7]", "gates.0"),
+        ("source", None, "source: is missing"), ("run_id", "../r", "run_id: does not fit"),
+        ("fingerprint", "{}", "fingerprint.files: is missing"),
+    ],
+)  # fmt: skip
+def test_a_record_that_is_none_is_refused_with_the_field_at_fault(name: str, value: str | None, problem: str) -> None:
+    data = as_hash(replace(RECORD, **FULL)) | {name.encode(): (value or "").encode()}
+    if value is None:
+        del data[name.encode()]
+    with pytest.raises(Unreadable, match=problem):
+        RunRecord.from_hash(data)
+
+
+def test_the_plan_of_an_older_release_names_no_kind_of_rows_and_had_one_row_an_entity() -> None:
+    planned = asdict(Fingerprint("f", "id", None, 9, "h", 10, 20))
+    del planned["rows"]
+    data = as_hash(RECORD) | {b"fingerprint": json.dumps(planned).encode()}
+    assert RunRecord.from_hash(data).fingerprint == Fingerprint("f", "id", None, 9, "h", 10, 20, rows="one")
 
 
 @pytest.mark.parametrize(
@@ -130,3 +155,75 @@ def test_a_view_is_told_in_plain_values_with_instants_in_words() -> None:
     assert [gate["name"] for gate in told["gates"]] == ["size", "drift"]
     assert told["forced"] is True
     assert view().to_json()["finished_at"] is None
+
+
+def states(done: Set[int], scoring: Set[int] = frozenset(), waiting: Set[int] = frozenset()) -> ChunkStates:
+    return ChunkStates(frozenset(done), frozenset(scoring), frozenset(waiting))
+
+
+def test_few_chunks_have_a_cell_each() -> None:
+    assert chunk_map(states({0, 2}, {1}, {3}), 6) == "#>#o.."
+
+
+def test_many_chunks_share_sixty_cells() -> None:
+    text = chunk_map(states(set(range(50)) | {55}, {52}), 120)
+
+    assert len(text) == 60
+    assert text[:25] == "#" * 25
+    assert (text[26], text[27], text[28]) == (">", "+", ".")
+
+
+def test_a_run_without_a_plan_has_no_map() -> None:
+    assert chunk_map(states(set()), 0) == ""
+
+
+NO_CHUNKS = ChunkStates(frozenset())
+
+
+def details(chunks: ChunkStates = NO_CHUNKS, **facts: Any) -> dict[str, Any]:
+    """What a run of 10 chunks, asked for at 1000.0, looks like at 1060.0."""
+    own = {"state": RunState.RUNNING, "chunks_total": 10, **facts}
+    record = RunRecord(run_id="r", model="m", trigger=Trigger.API, source="s", created_at=1000.0, **own)
+    bad = [BadRows("x", f"reason {n}", n) for n in range(30)]
+    return RunDetails.look_at(record, chunks, bad, now=1060.0).to_json()
+
+
+def test_chunks_are_told_by_what_becomes_of_them() -> None:
+    told = details(states({0, 1, 2}, {3, 4}, {5}), chunks_done=3)["chunks"]
+    assert told == {"done": 3, "scoring": 2, "waiting": 1, "unsent": 4, "map": "###>>o...."}
+    over = details(states({0, 1, 2}, {3, 4}, {5}), chunks_done=3, state=RunState.FAILED)["chunks"]
+    assert over == {"done": 3, "scoring": 0, "waiting": 0, "unsent": 7, "map": "###......."}
+    assert details(chunks_total=None)["chunks"] == {"done": 0, "scoring": 0, "waiting": 0, "unsent": 0, "map": ""}
+
+
+@pytest.mark.parametrize(
+    ("facts", "phases"),
+    [
+        ({}, (60, None, None)),
+        ({"started_at": 1010.0}, (10, 50, None)),
+        ({"started_at": 1010.0, "scored_at": 1030.0}, (10, 20, 30)),
+        ({"started_at": 1010.0, "scored_at": 1030.0, "finished_at": 1035.5}, (10, 20, 5.5)),
+        ({"started_at": 1010.0, "finished_at": 1025.0}, (10, 15, None)),
+        ({"finished_at": 1020.0}, (20, None, None)),
+        ({"started_at": 999.0, "finished_at": 1020.0}, (0, 21, None)),  # clocks differ
+    ],
+)
+def test_phases_end_with_the_next_one_the_run_or_now(facts: dict[str, float], phases: tuple[float | None, ...]) -> None:
+    assert tuple(details(**facts)["phases"].values()) == phases
+
+
+def test_what_was_left_out_is_told_with_twenty_reasons_and_its_folder_only_if_there_is_any() -> None:
+    told = details(rows_quarantined=1, quarantine_folder="q", attempts=7, last_error="no", parquet_folder="p")
+    assert (told["quarantine"]["folder"], len(told["quarantine"]["reasons"])) == ("q", 20)
+    assert told["quarantine"]["reasons"][1]["reason"] == "reason 1"
+    assert (told["attempts"], told["last_error"], told["parquet_folder"]) == (7, "no", "p")
+    assert details(quarantine_folder="q")["quarantine"]["folder"] is None
+
+
+def test_sixty_chunks_have_a_cell_each_and_one_more_shares() -> None:
+    assert chunk_map(states({59}), 60) == "." * 59 + "#"
+    assert chunk_map(states({60}), 61) == "." * 59 + "+"
+
+
+def test_a_map_takes_no_longer_for_more_chunks() -> None:
+    assert chunk_map(states({0, 7}, {10**300 - 1}), 10**300) == "+" + "." * 58 + ">"

@@ -9,10 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from inference.batch import windows
+from inference.batch import sinks
 from inference.batch.quarantine import Quarantine
-from inference.batch.rows import Preparer
-from inference.batch.scoring import ChunkResult, ChunkScorer
+from inference.batch.scoring import ChunkResult, ChunkScorer, Preparer
 from inference.batch.sinks import Window
 from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed, StaleAttempt
 from inference.features import Feature, FeatureContract, Vectoriser
@@ -194,7 +193,7 @@ def test_a_prediction_that_is_not_finite_is_never_written() -> None:
 
 
 def test_the_fence_is_asked_before_every_window_and_before_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows, "WINDOW_ROWS", 4)
+    monkeypatch.setattr(sinks, "WINDOW_ROWS", 4)
     sink = ListSink()
 
     score(batch([1] * 10), fence=lambda: sink.events.append("fence"), sink=sink)
@@ -203,7 +202,7 @@ def test_the_fence_is_asked_before_every_window_and_before_the_end(monkeypatch: 
 
 
 def test_nothing_is_written_or_committed_once_the_claim_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows, "WINDOW_ROWS", 4)
+    monkeypatch.setattr(sinks, "WINDOW_ROWS", 4)
     sink = ListSink()
 
     def fence() -> None:
@@ -217,7 +216,7 @@ def test_nothing_is_written_or_committed_once_the_claim_is_lost(monkeypatch: pyt
 
 
 def test_wide_predictions_are_written_in_smaller_windows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows, "WINDOW_BYTES", 16)
+    monkeypatch.setattr(sinks, "WINDOW_BYTES", 16)
 
     sink, _ = score(batch([1, 2, 3, 4, 5, 6, 7, 8]))
 
@@ -227,7 +226,7 @@ def test_wide_predictions_are_written_in_smaller_windows(monkeypatch: pytest.Mon
 def test_a_window_is_written_early_when_nothing_else_is_to_be_written_and_whole_when_the_sink_is_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(windows, "WINDOW_ROWS", 16)
+    monkeypatch.setattr(sinks, "WINDOW_ROWS", 16)
     model = Doubling()
 
     class Slow(ListSink):
@@ -243,7 +242,7 @@ def test_a_window_is_written_early_when_nothing_else_is_to_be_written_and_whole_
 
 
 def test_a_feature_sink_gets_what_the_rows_were_scored_from_and_only_of_those(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows, "WINDOW_ROWS", 2)
+    monkeypatch.setattr(sinks, "WINDOW_ROWS", 2)
     features = ListSink()
     sink, result = score(batch([1, None, 3, 0, 5]), model=Doubling(poison=[3]), feature_sinks=[features])
     assert sink.rows == {"e0": 2.0, "e4": 10.0}
@@ -320,7 +319,7 @@ def test_an_error_of_the_reader_ends_the_chunk_after_what_was_read() -> None:
 
 
 def test_an_error_of_a_sink_ends_the_chunk_and_nothing_more_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(windows, "WINDOW_ROWS", 2)
+    monkeypatch.setattr(sinks, "WINDOW_ROWS", 2)
 
     class Full(ListSink):
         def write(self, window: Window) -> None:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from inference.batch.rows import PreparedRows, Preparer
+from inference.batch.scoring import PreparedRows, Preparer
 from inference.features import (
     Feature,
     FeatureContract,

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from inference.batch.leases import Lease
 from inference.errors import StaleAttempt, StoreUnavailable
+from inference.redis.locks import Lease
 
 
 class Holder:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from inference.batch.sources import locate_source
+from inference.batch.paths import locate_source
 from inference.errors import BadInput, SourceError
 from inference.features import check_key_columns
 from inference.settings import ModelSettings, Settings

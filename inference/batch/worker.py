@@ -1,4 +1,4 @@
-"""One chunk in a worker: claim it, keep the claim alive, score, report. No failure here loses a chunk."""
+"""Works on one chunk: claims it, keeps the claim alive, scores, reports. No failure here loses a chunk."""
 
 from __future__ import annotations
 
@@ -9,19 +9,13 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from inference.batch.folders import parts_of, quarantine_of
-from inference.batch.leases import Lease
 from inference.batch.ledger import Claim, Ledger, Progress
-from inference.batch.plan import Chunk
+from inference.batch.paths import check_files, parquet_folder_of, quarantine_folder_of
+from inference.batch.publishing import RunTables
 from inference.batch.quarantine import Quarantine
-from inference.batch.records import RunRecord, RunState, is_run_id
-from inference.batch.rows import Preparer
-from inference.batch.scoring import ChunkResult, ChunkScorer
-from inference.batch.sinks import Sink
-from inference.batch.sinks.parquet import ParquetSink
-from inference.batch.sinks.table import TableSink
-from inference.batch.sources import check_files
-from inference.batch.tables import RunTables
+from inference.batch.records import Chunk, Fingerprint, RunRecord, RunState, is_run_id
+from inference.batch.scoring import ChunkResult, ChunkScorer, Preparer
+from inference.batch.sinks import ParquetSink, Sink, TableSink
 from inference.errors import (
     ContractError,
     NotFound,
@@ -38,29 +32,30 @@ from inference.features import FeatureContract
 from inference.logs import bound, get_logger
 from inference.models import LoadedModel, MicroBatches, ModelHost
 from inference.redis.keys import TableKind
+from inference.redis.locks import Lease
 from inference.schema import DType
 from inference.settings import Settings
 from inference.sources import read_slices
 
 log = get_logger(__name__)
 
-#: what is read at once: enough rows for the largest micro-batch, but of wide rows fewer
+#: rows and bytes that are read at once: enough for the largest micro-batch, but fewer rows when they are wide
 _READ_ROWS = 65_536
 _READ_BYTES = 32 << 20
-#: what a value of text is taken for
+#: the assumed size of a text value
 _TEXT_BYTES = 32
 #: the longest rest after a failed attempt
 _MAX_PAUSE_S = 10.0
-#: with so few chunks on the queue workers are about to stand still until the reconciler's timer; with a small
-#: `max_in_flight` there are never more
+#: with so few chunks on the queue, workers soon stand still until the reconciler's timer; with a small
+#: `max_in_flight` the queue never holds more
 _NEARLY_IDLE = 2
-#: a first look while workers are still busy, once on the way down: more looks would find little to send
+#: at this length the queue is filled a first time, while workers are busy; earlier the reconciler finds little to send
 _RUNNING_LOW = 8
 
 
 @dataclass(frozen=True)
-class ChunkWork:
-    """Scores chunks in one worker process."""
+class ChunkWorker:
+    """Scores chunks in one process. `poke` wakes the reconciler."""
 
     settings: Settings
     ledger: Ledger
@@ -71,12 +66,11 @@ class ChunkWork:
     failures: Failures = field(default_factory=lambda: Failures(__name__, "chunk"))
 
     def score(self, run_id: str, chunk_number: int) -> None:
-        """Score one chunk, if it is still to be done. Safe to run twice, also at the same time.
+        """Score one chunk, unless it is done. Safe to run twice, also at the same time.
 
-        A claim that is refused, a run that is gone and an outage all end quietly: the reconciler sends the
-        chunk again when it is needed.
+        A refused claim, a run that is gone and an outage end quietly: the reconciler sends the chunk again if needed.
         """
-        if not is_run_id(run_id):  # nor may a line of the log hold it
+        if not is_run_id(run_id):  # the log must not repeat it
             log.info("chunk.dropped", reason="no run has such an id")
             return
         with bound(run_id=run_id, chunk=chunk_number):
@@ -91,7 +85,7 @@ class ChunkWork:
             self._attempt(claim)
         except (StaleAttempt, NotFound) as error:
             log.info("chunk.dropped", reason=error.message)
-        except StoreFull as error:  # whatever is tried again only keeps others from their memory
+        except StoreFull as error:  # another attempt would only take memory from others
             self.ledger.fail_for_memory(run_id, error)
         except Unavailable as error:
             log.warning("chunk.interrupted", error=error.message)
@@ -102,14 +96,14 @@ class ChunkWork:
             self._score(run, claim)
         except (StaleAttempt, NotFound, StoreFull):
             raise
-        except (SourceError, ContractError, SettingsError, Unreadable) as error:  # no other worker would fare better
+        except (SourceError, ContractError, SettingsError, Unreadable) as error:  # other workers would fail too
             log.warning("chunk.refused", error=error.message)
             if self.ledger.renew(claim):
                 self.ledger.move(run, RunState.FAILED, expected=[RunState.RUNNING], error=error.message)
-        except UnknownFormat as error:  # a worker of the release that planned it may take it
+        except UnknownFormat as error:  # a worker of the release that planned the run may score it
             log.warning("chunk.refused", error=error.message)
             self.ledger.give_back(claim, error=error.message, pause_s=_MAX_PAUSE_S)
-        # a model, a disk or a driver may raise anything: another attempt is due
+        # a model, a disk or a driver may raise anything: another attempt follows
         except Exception as error:  # noqa: BLE001 - `tell` logs it
             text = self.failures.tell(error, run.run_id, attempt=claim.attempt)
             self.ledger.give_back(claim, error=text, pause_s=min(2.0**claim.attempt / 2, _MAX_PAUSE_S))
@@ -121,62 +115,64 @@ class ChunkWork:
         started = time.monotonic()
         with Lease(lambda: self.ledger.renew(claim), name=f"{run.run_id} chunk {claim.chunk}") as lease:
             chunk = self.ledger.plans.chunk(run.run_id, claim.chunk)
-            if chunk is None:
+            if chunk is None or run.fingerprint is None:
                 raise StaleAttempt(f"run {run.run_id} has no plan any more")
             model = self.host().get(run.model, run.model_version)
-            result = self._scorer(run, claim, model, lease).score(self._read(run, chunk, model))
+            scorer = self._scorer(run, run.fingerprint, claim, model, lease)
+            result = scorer.score(self._read(run, run.fingerprint, chunk, model))
         took_s = round(time.monotonic() - started, 3)
         self._finish(claim, result, took_s)
 
     def _finish(self, claim: Claim, result: ChunkResult, took_s: float) -> None:
         left_out = result.quarantined + result.non_finite
         facts = {**result.to_json(), "attempt": claim.attempt, "took_s": took_s}
-        histogram = result.histogram.to_json()
-        progress = self.ledger.finish(claim, facts, rows=result.rows, quarantined=left_out, histogram=histogram)
+        progress = self.ledger.finish(
+            claim, facts, rows=result.rows, quarantined=left_out, histogram=result.histogram.histograms
+        )
         if progress is None:
-            raise StaleAttempt(f"chunk {claim.chunk} of run {claim.run_id} was finished by another worker")
+            raise StaleAttempt(f"another worker finished chunk {claim.chunk} of run {claim.run_id}")
         log.info("chunk.scored", rows=result.rows, took_s=took_s)
         if self._wants_poke(progress):
             self.poke()
 
     def _wants_poke(self, progress: Progress) -> bool:
-        """Whether the reconciler should look now: the run is complete, or its queue runs low."""
+        """Return whether the reconciler should act now: the run is complete, or its queue runs low."""
         if progress.done == progress.total:
             return True
         return progress.next_chunk < progress.total and (
             progress.in_flight <= _NEARLY_IDLE or progress.in_flight == _RUNNING_LOW
         )
 
-    def _read(self, run: RunRecord, chunk: Chunk, model: LoadedModel) -> Iterator[pa.RecordBatch]:
+    def _read(self, run: RunRecord, planned: Fingerprint, chunk: Chunk, model: LoadedModel) -> Iterator[pa.RecordBatch]:
         check_files(self.settings, run.model, run.source, chunk.files.values())
-        mark = run.fingerprint
-        keys = [mark["entity_column"], *([mark["event_time_column"]] if mark["event_time_column"] else [])]
+        keys = [planned.entity_column, *([planned.event_time_column] if planned.event_time_column else [])]
         columns = list(dict.fromkeys([*keys, *model.vectoriser.columns]))
         rows = _rows_at_once(model.vectoriser.contract)
         return read_slices(chunk.files, chunk.slices, columns=columns, batch_rows=rows)
 
     def _sinks(self, run: RunRecord, claim: Claim, model: LoadedModel) -> tuple[list[Sink], list[Sink]]:
-        """Return where the predictions go, and where the features."""
+        """Return the sinks of the predictions, and those of the features."""
         sinks: dict[TableKind, list[Sink]] = {TableKind.PREDICTIONS: [], TableKind.FEATURES: []}
         for staged in self.tables.of(run):
             if staged.manifest is None:
                 raise StaleAttempt(f"run {run.run_id} has no generation any more")
             sinks[staged.kind].append(TableSink(staged.table, staged.manifest))
-        if folder := parts_of(self.settings, run):
+        if folder := parquet_folder_of(self.settings, run):
             outputs = model.record.signature.outputs
             parts = ParquetSink(folder, outputs, chunk=claim.chunk, token=claim.token)
             sinks[TableKind.PREDICTIONS].append(parts)
         return sinks[TableKind.PREDICTIONS], sinks[TableKind.FEATURES]
 
-    def _scorer(self, run: RunRecord, claim: Claim, model: LoadedModel, lease: Lease) -> ChunkScorer:
-        mark = run.fingerprint
+    def _scorer(
+        self, run: RunRecord, planned: Fingerprint, claim: Claim, model: LoadedModel, lease: Lease
+    ) -> ChunkScorer:
         sinks, feature_sinks = self._sinks(run, claim, model)
         return ChunkScorer(
             model=model,
-            preparer=Preparer(model.vectoriser, mark["entity_column"], mark["event_time_column"], run.created_at),
+            preparer=Preparer(model.vectoriser, planned.entity_column, planned.event_time_column, run.created_at),
             sinks=sinks,
             feature_sinks=feature_sinks,
-            quarantine=Quarantine(quarantine_of(self.settings, run), chunk=claim.chunk, token=claim.token),
+            quarantine=Quarantine(quarantine_folder_of(self.settings, run), chunk=claim.chunk, token=claim.token),
             fence=lease.check,
             alive=lease.ensure_held,
             micro_batch=self.micro_batches.of(run.model, model, self.settings.models[run.model].batch.micro_batch_rows),
@@ -184,7 +180,7 @@ class ChunkWork:
 
 
 def _rows_at_once(contract: FeatureContract) -> int:
-    """Return how many rows are read at once, so that what is read ahead stays small whatever a row's width."""
+    """Return how many rows are read at once, so that wide rows take little memory too."""
     row_bytes = sum(
         feature.width * (_TEXT_BYTES if feature.dtype is DType.STRING else feature.dtype.numpy.itemsize)
         for feature in contract.features

@@ -7,16 +7,16 @@ from typing import Any, cast
 import pytest
 
 from inference.batch.ledger import Progress
-from inference.batch.work import ChunkWork
+from inference.batch.worker import ChunkWorker
 
 
 def looks(max_in_flight: int, *, total: int = 100) -> list[int]:
     """Return with how many chunks left on the queue a look is asked for, as a full queue runs empty."""
     nothing = cast(Any, None)
-    work = ChunkWork(nothing, nothing, nothing, nothing, nothing, nothing)
+    worker = ChunkWorker(nothing, nothing, nothing, nothing, nothing, nothing)
     left = range(max_in_flight - 1, -1, -1)
     finished = {n: Progress(done=max_in_flight - n, total=total, next_chunk=max_in_flight, in_flight=n) for n in left}
-    return [n for n, progress in finished.items() if work._wants_poke(progress)]
+    return [n for n, progress in finished.items() if worker._wants_poke(progress)]
 
 
 @pytest.mark.parametrize(("max_in_flight", "at"), [(1, [0]), (2, [1, 0]), (32, [8, 2, 1, 0])])

@@ -1,7 +1,8 @@
-"""Parquet parts as a sink: one file a chunk, complete or absent; `_SUCCESS`, written last, ends the run.
+"""Writes a chunk's rows: to the tables in Redis, and to Parquet parts. A sink commits when the chunk is whole.
 
-A folder of this machine gets a part by renaming a temporary file beside it. An object store has no rename, so there
-a part is gathered in a local file without a name and sent whole; only `_SUCCESS` says that a folder may be read.
+Parquet has one part a chunk, complete or absent; `_SUCCESS`, written last, ends the run. A local folder gets a part by
+renaming a temporary file in it. An object store has no rename, so a part is gathered in a nameless local file and sent
+whole; only `_SUCCESS` says that a folder may be read.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,18 +23,136 @@ import pyarrow as pa
 import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
-from inference.batch.sinks import Window
-from inference.schema import DType, TensorSpec
+from inference.schema import Block, DType, TensorSpec
 from inference.storage import Location, open_location
+from inference.store import Manifest, Table
+
+#: rows of a window: larger windows put more fields into each HSET, smaller ones start Redis earlier
+WINDOW_ROWS = 250_000
+#: bytes of a window, for wide rows; some four windows are in memory at once
+WINDOW_BYTES = 64 << 20
+#: while the sinks are idle, a quarter of a window is written already: at a chunk's start, and while the sinks are
+#: faster than the model
+_EARLY = 4
 
 SUCCESS = "_SUCCESS"
+_AS_OF = pa.timestamp("ms", "UTC")
+
+
+@dataclass(frozen=True)
+class Window:
+    """Scored rows that are written together. `as_of`: epoch seconds.
+
+    `features`: the features from which the rows were scored; None unless the run has a sink for them.
+    """
+
+    ids: pa.StringArray
+    block: Block
+    as_of: npt.NDArray[np.float64]
+    features: Block | None = None
+
+    @property
+    def of_features(self) -> Window:
+        """The same rows with their features in place of the predictions.
+
+        Raises:
+            ValueError: the window has no features.
+        """
+        if self.features is None:
+            raise ValueError("the window has no features")
+        return Window(self.ids, self.features, self.as_of)
+
+    @property
+    def blocks(self) -> tuple[Block, ...]:
+        """The predictions and, if there are any, the features."""
+        return (self.block,) if self.features is None else (self.block, self.features)
+
+
+class WindowBuilder:
+    """Gathers scored rows until their window is full."""
+
+    def __init__(self) -> None:
+        self._parts: list[Window] = []
+        self._bytes = 0
+        self.rows = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the window must be written."""
+        return self.rows >= WINDOW_ROWS or self._bytes >= WINDOW_BYTES
+
+    @property
+    def is_worth_writing(self) -> bool:
+        """Whether the window may be written while the sinks are idle."""
+        return self.rows * _EARLY >= WINDOW_ROWS or self._bytes * _EARLY >= WINDOW_BYTES
+
+    def add(self, part: Window) -> None:
+        """Add scored rows."""
+        if len(part.ids):
+            self._parts.append(part)
+            self.rows += len(part.ids)
+            self._bytes += sum(values.nbytes for block in part.blocks for values in block.values())
+
+    def take(self) -> Window:
+        """Return all rows as one window, and start the next one; there must be rows."""
+        parts, self._parts, self.rows, self._bytes = self._parts, [], 0, 0
+        if len(parts) == 1:
+            return parts[0]
+        ids = pa.concat_arrays([part.ids for part in parts])
+        features = None if parts[0].features is None else _join([part.features or {} for part in parts])
+        as_of = np.concatenate([part.as_of for part in parts])
+        return Window(ids, _join([part.block for part in parts]), as_of, features)
+
+
+def _join(blocks: list[Block]) -> Block:
+    return {name: _join_column([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def _join_column(columns: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    if len({values.shape[1:] for values in columns}) == 1:
+        return np.concatenate(columns)
+    rows = [row for values in columns for row in values]  # micro-batches differ in an inner dimension
+    joined = np.empty(len(rows), dtype=object)
+    joined[:] = rows
+    return joined
+
+
+class Sink(Protocol):
+    """One destination of one chunk. A second call with the same rows changes nothing."""
+
+    def write(self, window: Window) -> None:
+        """Write rows."""
+
+    def commit(self) -> None:
+        """Make the chunk's rows final, once all of them are written."""
+
+    def abandon(self) -> None:
+        """Remove what is not final: in place of `commit`, or after it, when there is nothing left to remove."""
+
+
+@dataclass(frozen=True)
+class TableSink:
+    """Writes windows into one generation, which nobody reads before it is published."""
+
+    table: Table
+    manifest: Manifest
+
+    def write(self, window: Window) -> None:
+        """Write rows; they are final at once."""
+        self.table.generations.write(self.manifest, window.ids, window.block, window.as_of)
+
+    def commit(self) -> None:
+        """Do nothing: the rows are final."""
+
+    def abandon(self) -> None:
+        """Do nothing: an unpublished generation is removed as a whole."""
 
 
 class ParquetSink:
     """Writes one chunk as a part of `folder`, a path or a URI; the part appears when the chunk is whole.
 
     Raises:
-        OSError: from any call, such as when the disk is full; the part is absent then, or as it was.
+        OSError: from any call, for instance when the disk is full; the part is absent or unchanged then.
     """
 
     def __init__(self, folder: str, fields: Sequence[TensorSpec], *, chunk: int, token: str) -> None:
@@ -70,7 +190,7 @@ class ParquetSink:
     def abandon(self) -> None:
         """Remove the temporary file."""
         try:
-            # a full disk takes no footer, which nobody wants any more
+            # a full disk takes no footer, and nobody needs it any more
             if self._writer is not None:
                 with suppress(OSError):
                     self._writer.close()
@@ -95,13 +215,13 @@ class ParquetSink:
 
 
 def sweep_temporary_files(folder: Path) -> None:
-    """Remove what killed workers left behind in a run's folder."""
+    """Remove the temporary files of killed workers from a run's folder."""
     for leftover in folder.glob(".*.tmp"):
         leftover.unlink(missing_ok=True)
 
 
 def write_success(folder: str, facts: Mapping[str, Any]) -> None:
-    """Write `_SUCCESS`, in one step: the run's facts as JSON, with the `schema` and number of its `parts`.
+    """Write `_SUCCESS` in one step: the run's facts as JSON, with the `schema` and the number of its `parts`.
 
     Raises:
         OSError: the folder cannot be written to.
@@ -137,11 +257,8 @@ def _parts(folder: Location) -> dict[str, Any]:
     return {"parts": len(parts), "schema": [{"name": field.name, "type": str(field.type)} for field in schema]}
 
 
-_AS_OF = pa.timestamp("ms", "UTC")
-
-
 def _schema(fields: Sequence[TensorSpec]) -> pa.Schema:
-    """Return the columns of a part; an output that is called like another column has `output_` before its name."""
+    """Return the columns of a part; an output with the name of another column gets the prefix `output_`."""
     names = ["entity_id", "as_of", *(spec.name for spec in fields)]
     outputs = []
     for spec in fields:

@@ -10,9 +10,9 @@ import pyarrow.fs as fs
 import pyarrow.parquet as pq
 import pytest
 
-from inference.batch.folders import parquet_folder
-from inference.batch.sinks import Window
-from inference.batch.sinks.parquet import ParquetSink, sweep_temporary_files, write_success
+from inference.batch import sinks
+from inference.batch.paths import parquet_folder
+from inference.batch.sinks import ParquetSink, Window, WindowBuilder, sweep_temporary_files, write_success
 from inference.errors import SettingsError
 from inference.schema import DType, TensorSpec
 from inference.storage import Location
@@ -127,7 +127,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder that stands for a bucket `b`."""
     (tmp_path / "b").mkdir()
     location = Location(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "b", "s3://")
-    monkeypatch.setattr("inference.batch.sinks.parquet.open_location", lambda folder: location)
+    monkeypatch.setattr("inference.batch.sinks.open_location", lambda folder: location)
     return tmp_path / "b"
 
 
@@ -153,3 +153,63 @@ def test_a_part_in_an_object_store_is_sent_whole_and_an_abandoned_one_never(stor
 def test_success_without_parts_says_so(store: Path) -> None:
     write_success("s3://b", {})
     assert json.loads((store / "_SUCCESS").read_text()) == {"parts": 0, "schema": []}
+
+
+@pytest.fixture
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sinks, "WINDOW_ROWS", 8)
+    monkeypatch.setattr(sinks, "WINDOW_BYTES", 1024)
+
+
+def part(start: int, rows: int, *, width: int = 1, features: bool = False) -> Window:
+    ids = pa.array([f"e{n}" for n in range(start, start + rows)], pa.string())
+    y = np.repeat(np.arange(start, start + rows, dtype=np.float32)[:, None], width, axis=1)
+    return Window(ids, {"y": y}, np.arange(start, start + rows, dtype=np.float64), {"x": y + 100} if features else None)
+
+
+@pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize(
+    ("rows", "width", "worth", "full"),
+    [
+        (1, 1, False, False),
+        (2, 1, True, False),  # a fourth of the rows
+        (7, 1, True, False),
+        (8, 1, True, True),
+        (1, 63, False, False),
+        (1, 64, True, False),  # a fourth of the bytes
+        (1, 255, True, False),
+        (1, 256, True, True),
+    ],
+)
+def test_a_window_is_full_by_rows_or_bytes_and_worth_writing_from_a_fourth_of_either(
+    rows: int, width: int, worth: bool, full: bool
+) -> None:
+    builder = WindowBuilder()
+    builder.add(part(0, rows, width=width))
+    assert (builder.is_worth_writing, builder.is_full, builder.rows) == (worth, full, rows)
+
+
+@pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize("features", [False, True])
+def test_parts_are_taken_as_one_in_their_order_and_the_next_window_starts_empty(features: bool) -> None:
+    builder = WindowBuilder()
+    for start, rows in ((0, 3), (3, 0), (3, 1), (4, 2)):
+        builder.add(part(start, rows, features=features))
+    window = builder.take()
+    assert window.ids.to_pylist() == [f"e{n}" for n in range(6)]
+    assert window.as_of.tolist() == window.block["y"][:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert (window.features is None) is not features
+    if window.features is not None:
+        assert window.features["x"][:, 0].tolist() == [100, 101, 102, 103, 104, 105]
+    assert (builder.rows, builder.is_worth_writing, builder.is_full) == (0, False, False)
+    builder.add(part(9, 1, width=63, features=features))
+    assert builder.take().ids.to_pylist() == ["e9"]
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_rows_of_different_shapes_become_a_column_of_arrays() -> None:
+    builder = WindowBuilder()
+    builder.add(part(0, 2, width=2))
+    builder.add(part(2, 1, width=3))
+    column = builder.take().block["y"]
+    assert (column.dtype, [row.tolist() for row in column]) == (np.dtype(object), [[0, 0], [1, 1], [2, 2, 2]])
