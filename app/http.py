@@ -22,7 +22,7 @@ from inference.errors import (
     UnsupportedMedia,
 )
 from inference.settings import ApiSettings
-from inference.settings.addresses import require_allowed
+from inference.settings.processes import require_allowed
 
 BACKLOG = 2048
 #: descriptors for Redis (up to a hundred connections), the broker, files and the event loop

@@ -80,7 +80,7 @@ def gpus() -> list[str]:
 
 def measure(folder: Path, format_: str, rows: int, seconds: float) -> dict[str, Any]:
     """Return rates and latencies of the version in a folder, as a worker calls it and by the bare loop."""
-    from inference.models.loaded import load_version
+    from inference.models.loading import load_version
     from inference.models.runtimes import LoadOptions
 
     version = folder / "1"

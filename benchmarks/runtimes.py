@@ -59,7 +59,7 @@ def main() -> None:
 
 def measure(folder: Path, seconds: float) -> dict[int, float]:
     """Return rows per second by rows a call, of the fastest of three parts of the time; each answer was checked."""
-    from inference.models.loaded import load_version
+    from inference.models.loading import load_version
     from inference.models.runtimes import LoadOptions
 
     loaded = load_version("m", folder, 1, folder, options=LoadOptions(allow_code=True), warm_up_rows=SIZES)

@@ -1,1 +1,1 @@
-"""Processes that run tasks: pools, GPU set-up, model load and warm-up."""
+"""The worker processes: one file for each, and what they share."""

@@ -1,7 +1,7 @@
 """Starts a worker: `python -P -m workers gpu|realtime|maintenance [celery worker options]`.
 
-Celery's own `-A` puts the working directory first on the module path, where a user's own `tasks.py` would be
-taken for ours.
+Celery's `-A` puts the working directory first on the module path, so that Python would import a user's `tasks.py` in
+place of ours.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from click import ClickException
 from inference.errors import ForecacheError
 from inference.settings import BATCH_QUEUE, MAINTENANCE_QUEUE, Settings
 
-#: worker → the queues that it serves, unless it is told otherwise
+#: worker → the queues that it serves by default
 QUEUES: dict[str, Callable[[Settings], Sequence[str]]] = {
     "gpu": lambda _: [BATCH_QUEUE],
     "realtime": lambda settings: settings.realtime_queues,
@@ -29,7 +29,7 @@ QUEUES: dict[str, Callable[[Settings], Sequence[str]]] = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run one worker until it is told to stop; returns the exit status: 1 for an error, 2 for a mistake in the call."""
+    """Run one worker until it is told to stop. Returns the exit status: 1 for an error, 2 for a wrong call."""
     if not argv or argv[0] not in QUEUES:
         print(f"usage: python -P -m workers {'|'.join(QUEUES)} [celery worker options]", file=sys.stderr)  # noqa: T201
         return 2
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run_worker(application: Celery, arguments: list[str]) -> int:
-    """Run a worker by Celery's arguments; returns its exit status, which Celery keeps in the worker object."""
+    """Run a worker by Celery's arguments. Returns its exit status, which Celery keeps in the worker object."""
     started: list[Any] = []
 
     def keep(sender: Any, **_: Any) -> None:
@@ -56,13 +56,13 @@ def run_worker(application: Celery, arguments: list[str]) -> int:
     except (ClickException, ImproperlyConfigured) as error:
         print(getattr(error, "message", error), file=sys.stderr)  # noqa: T201 - no logging yet
         return 2
-    return int(started[0].exitcode or 0) if started else 0  # it was asked for help
+    return int(started[0].exitcode or 0) if started else 0  # no worker started: it only printed help
 
 
 def worker_arguments(name: str, queues: Sequence[str], options: Sequence[str]) -> list[str]:
-    """Return Celery's arguments: the worker's queues, a name of its own and the log level, unless given."""
-    # quiet: no banner of thirty lines among the log's
-    # nothing here needs what workers tell one another: half of what they read from the broker, a second at each start
+    """Return Celery's arguments: `options`, and by default the worker's queues, a unique name and the log level."""
+    # quiet: no banner of thirty lines in the log
+    # gossip and mingle: no worker needs news of others, which are half of what it reads, and a second at each start
     arguments = ["--quiet", "worker", "--without-gossip", "--without-mingle", *options]
     if not _given(options, "-Q", "--queues"):
         arguments += ["-Q", ",".join(queues)]

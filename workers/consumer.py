@@ -1,6 +1,8 @@
-"""Celery's consumers: neither a forged message nor a broker that refuses commands ends them.
+"""The consumers of the workers: neither a forged message nor a broker that refuses commands ends them.
 
-Each tells since when its loop has stood still; the real-time one tells events less often.
+Each knows for how long its loop has stood still. The real-time consumer sends events less often. This file and
+`redis_transport` replace private parts of Celery and kombu; `tests/unit/workers/test_private_parts.py` checks that a
+new release still has them.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import celery.apps.worker
+import celery.worker.pidbox
 from billiard.einfo import ExceptionInfo
 from celery.app.trace import TraceInfo, trace_ok_t
 from celery.exceptions import CPendingDeprecationWarning, NotRegistered
@@ -20,7 +24,7 @@ from celery.worker.pidbox import Pidbox
 
 from inference.errors import Defect
 from inference.failures import Failures
-from inference.logs import get_logger
+from inference.logs import get_logger, write_at_once
 from workers.messages import problem_of
 
 log = get_logger(__name__)
@@ -29,26 +33,26 @@ broken_tasks = Failures(__name__, "task")
 unstored_results = Failures(__name__, "result")
 
 OUR_TASKS = "forecache."
-#: a clock of Lamport's counts events; a forged one must not take those of all processes along
+#: a Lamport clock counts events; a forged one must not push the clocks of all processes forward
 _LAST_CLOCK = 1 << 53
 _LONGEST_NAME = 256
 _REPLY_TO = ("exchange", "routing_key")
 
-#: how late Flower may hear of a task. Telling after each one takes a fifth of a lone task's time, while the next waits
+#: how late Flower may hear of a task. An event after each task takes a fifth of its time, while the next one waits
 EVENTS_EVERY_S = 0.2
 
-#: how often the loop says that it turns
+#: how often the loop notes that it turns
 TURN_EVERY_S = 1.0
 
-#: pauses between two tries to consume, so that a broker that accepts connections but no commands is not overrun
+#: pauses between two tries to consume, which spare a broker that accepts connections but no commands
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 4.0
 
-# of six lines, at each lost connection: that tasks acknowledged late go on, which is what we want
+# six lines at each lost connection, which say that tasks acknowledged late go on; that is what we want
 warnings.filterwarnings("ignore", category=CPendingDeprecationWarning, module=r"workers\.consumer")
 
 
 class TaskConsumer(Consumer):  # type: ignore[misc]  # celery has no types
-    """Throws messages away that are no task's, where Celery's own ends the worker and gives the message to the next."""
+    """Drops messages that are no task. Celery's consumer ends the worker, and the next worker gets the message."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._turned_at = time.monotonic()
@@ -57,16 +61,16 @@ class TaskConsumer(Consumer):  # type: ignore[misc]  # celery has no types
         super().__init__(*arguments, **options)
 
     def silent_s(self) -> float:
-        """Return for how many seconds its loop has not turned; 0 while a task keeps it busy, as on the solo pool."""
+        """Return for how many seconds the loop has stood still; 0 while a task keeps it busy, as on the solo pool."""
         return 0.0 if self._is_busy else time.monotonic() - self._turned_at
 
     def register_with_event_loop(self, hub: Any) -> None:
-        """Have the loop of a new connection say that it turns."""
+        """Have the loop of a new connection note that it turns."""
         super().register_with_event_loop(hub)
         hub.call_repeatedly(TURN_EVERY_S, self._turn)
 
     def perform_pending_operations(self) -> None:
-        """Do what other threads asked for; the loop of a broker without events does so in each turn."""
+        """Run the calls of other threads. A loop without events does so in each turn."""
         self._turn()
         super().perform_pending_operations()
 
@@ -76,15 +80,15 @@ class TaskConsumer(Consumer):  # type: ignore[misc]  # celery has no types
         self._pause()
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        """Let go of the connection, and pause before the next try."""
-        # kombu 5.7 may fail to close a lost connection with messages that nobody has confirmed, which would end the
-        # worker; by then the connection is forgotten, and the messages come again
+        """Drop the connection, and pause before the next try."""
+        # kombu 5.7 may fail to close a lost connection with unconfirmed messages, which would end the worker; the
+        # connection is forgotten by then, and the messages come again
         with lost_connections.kept_here():
             super().on_connection_error_after_connected(exc)
         self._pause()
 
     def create_task_handler(self, *arguments: Any, **options: Any) -> Callable[[Any], None]:
-        """Return what is called with each message."""
+        """Return the handler of messages."""
         receive = super().create_task_handler(*arguments, **options)
         linked = self.app.deployment.settings.celery.linked_tasks
 
@@ -95,7 +99,7 @@ class TaskConsumer(Consumer):  # type: ignore[misc]  # celery has no types
                 return
             self._is_busy = True
             try:
-                receive(message)  # the solo pool does the task in here
+                receive(message)  # the solo pool runs the task in here
             finally:
                 self._turn()
                 self._is_busy = False
@@ -103,7 +107,7 @@ class TaskConsumer(Consumer):  # type: ignore[misc]  # celery has no types
         return on_message
 
     def update_strategies(self) -> None:
-        """Take the tasks that are ours, none of Celery's own, which run others; none may end without an answer."""
+        """Accept our own tasks only: Celery's built-in ones run others. Have each task end with a result."""
         super().update_strategies()
         for name in [name for name in self.strategies if not name.startswith(OUR_TASKS)]:
             del self.strategies[name]
@@ -112,28 +116,28 @@ class TaskConsumer(Consumer):  # type: ignore[misc]  # celery has no types
             task.__trace__ = _always_ends(task.__trace__)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
-        """Throw away a message that cannot be unpacked."""
+        """Drop a message that cannot be unpacked."""
         log.warning("message.refused", reason=f"it cannot be unpacked ({type(exc).__name__})")
-        # nor does a message of remote control, of which nobody waits to hear, take a refusal
+        # acknowledged, not rejected: a message of remote control takes no refusal
         message.ack_log_error(celery_logger(__name__), self.connection_errors)
 
     def on_invalid_task(self, _body: Any, message: Any, exc: Exception) -> None:
-        """Throw away a message that Celery takes for no task's."""
+        """Drop a message that is no task for Celery."""
         self._refuse(message, f"Celery cannot read it ({type(exc).__name__})")
 
     def on_unknown_message(self, _body: Any, message: Any) -> None:
-        """Throw away a message that names no task."""
+        """Drop a message that names no task."""
         self._refuse(message, "it names no task")
 
     def on_unknown_task(self, _body: Any, message: Any, _exc: Exception) -> None:
-        """Throw away a message that names a task which there is not, and tell its sender."""
-        self._refuse(message, "there is no task of the name that it gives")
+        """Drop a message that names an unknown task, and tell its sender."""
+        self._refuse(message, "it names an unknown task")
         headers = message.headers if "task" in message.headers else message.payload
         with unstored_results.kept_here():
             self.app.backend.mark_as_failure(headers["id"], NotRegistered(headers["task"]))
 
     def _refuse(self, message: Any, reason: str) -> None:
-        # without what it holds: that is somebody else's text
+        # without its content, which anybody may have written
         log.warning("message.refused", reason=reason)
         message.reject_log_error(celery_logger(__name__), self.connection_errors)
 
@@ -147,9 +151,9 @@ class TaskConsumer(Consumer):  # type: ignore[misc]  # celery has no types
 
 
 def _always_ends(trace: Callable[..., Any]) -> Callable[..., Any]:
-    """Have a task fail when Celery raises around it, such as in an outage while it sends a link.
+    """Have a task fail if Celery itself raises, such as in an outage while it sends a link.
 
-    Else its pool forgets the task, nobody acknowledges its message, and a worker that holds one at a time is stuck.
+    Otherwise the pool forgets the task, its message is never acknowledged, and a worker that takes one at a time hangs.
     """
 
     def ends(task_id: str, args: Any, kwargs: Any, request: Any) -> Any:
@@ -157,7 +161,7 @@ def _always_ends(trace: Callable[..., Any]) -> Callable[..., Any]:
             return trace(task_id, args, kwargs, request)
         except Exception as error:  # noqa: BLE001 - a boundary: `tell_each` logs it
             defect = Defect(broken_tasks.tell_each(error))
-            # Celery raises a MemoryError again
+            # not `error` itself: Celery would raise a MemoryError again
             failed = ExceptionInfo((Defect, defect, error.__traceback__))
             return trace_ok_t(failed, TraceInfo(FAILURE, defect), 0.0, "")
 
@@ -165,10 +169,10 @@ def _always_ends(trace: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class CheckedPidbox(Pidbox):  # type: ignore[misc]
-    """Celery's remote control, which throws away what is no command, where Celery logs it and connects anew."""
+    """Remote control that drops a message which is no command. Celery's own logs it and connects anew."""
 
     def on_message(self, body: Any, message: Any) -> None:
-        """Do a command."""
+        """Run a command."""
         if self._is_command(body, message.headers.get("clock")):
             super().on_message(body, message)
         else:
@@ -189,6 +193,13 @@ class CheckedPidbox(Pidbox):  # type: ignore[misc]
         )
 
 
+def replace_parts_of_celery() -> None:
+    """Have the worker check remote control, and log the effect of a signal. Celery has no settings for that."""
+    celery.worker.pidbox.Pidbox = CheckedPidbox
+    # it prints to stdout, past all logging
+    celery.apps.worker.safe_say = lambda text, *_: write_at_once(text)
+
+
 def _is_word(name: str) -> bool:
     return name.isidentifier() and len(name) < _LONGEST_NAME
 
@@ -198,21 +209,21 @@ def _is_name(value: Any) -> bool:
 
 
 class RealtimeConsumer(TaskConsumer):
-    """Sends the events that it holds every so often, when there are many, and before it ends."""
+    """Sends its events every `EVENTS_EVERY_S`, earlier if there are many, and before it ends."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._events_due_at = 0.0
         super().__init__(*arguments, **options)
 
     def on_send_event_buffered(self) -> None:
-        """See to it that an event just held back is sent soon."""
+        """Start the timer that sends the events."""
         now = time.monotonic()
-        # a lost connection takes its timers along: what is overdue is set anew
+        # a lost connection loses its timers too, so an overdue one starts again
         if self.hub and now >= self._events_due_at:
             self._events_due_at = now + EVENTS_EVERY_S
             self.hub.call_later(EVENTS_EVERY_S, self._flush_events)
 
     def stop(self) -> None:
-        """End, with nothing left untold."""
+        """Send the last events, and end."""
         self._flush_events()
         super().stop()

@@ -1,7 +1,7 @@
-"""Whether the worker of this container is alive: `python -P -m workers.health`, for a container's health check.
+"""Tells whether a container's worker is alive, for its health check: `python -P -m workers.health`.
 
-A solo worker answers none of Celery's questions while a task runs. Each worker's sign of life in Redis comes from a
-thread of its own, so that one which only computes, or still loads its models, is alive.
+A solo worker does not answer Celery's own question while a task runs. The heartbeat in Redis comes from a thread of its
+own: a worker that computes, or still loads its models, is alive.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _REDIS_TIMEOUT_S = 5.0
 
 
 def main() -> int:
-    """Return 0 when a worker on this host has been heard of lately, 1 when none has; say which on stdout.
+    """Return 0 if a worker on this host has a fresh heartbeat, else 1; print which.
 
-    0 also when Redis does not answer: that says nothing of the worker, which goes on when Redis is back, and would
-    only lose its loaded models if it were restarted.
+    Returns 0 too if Redis does not answer: the worker goes on when Redis is back, and a restart would only lose its
+    loaded models.
     """
     host = socket.gethostname()
     try:
@@ -38,7 +38,7 @@ def main() -> int:
 
 
 def find_worker(host: str) -> str | None:
-    """Return a line about a worker that is alive on a host (in a container there is one), None when there is none.
+    """Return a line about a worker that is alive on a host (a container has one); None if there is none.
 
     Raises:
         StoreUnavailable: Redis did not answer.
@@ -55,7 +55,7 @@ def find_worker(host: str) -> str | None:
 
 
 def _state(worker: WorkerBeat) -> str:
-    # a broker that is away makes all of them deaf, and a restart would only lose their loaded models
+    # an outage of the broker makes all workers deaf, and a restart would only lose their loaded models
     if worker.deaf:
         return "takes no tasks: the broker gives it none"
     return "takes tasks" if worker.ready else "loads its models"

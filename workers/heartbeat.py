@@ -1,7 +1,7 @@
-"""Says that this worker process is alive, and whether it consumes.
+"""Tells Redis that this worker process is alive, and whether it takes tasks.
 
-A thread says it, since the solo pool's loop may be busy for minutes. Whether the worker takes tasks, the loop tells:
-one that has stood still for `DEAF_AFTER_S`, though no task keeps it busy, takes nothing from the broker.
+A thread sends the heartbeat, since a task may keep the solo pool's loop busy for minutes. If that loop stands still for
+`DEAF_AFTER_S` without a task, the worker is deaf: it takes nothing from the broker.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from inference.logs import get_logger
 from inference.monitoring.presence import BEAT_EVERY_S, GONE_AFTER_S, Loading, Presence, WorkerBeat
 from inference.redis.clients import Patience, open_client
 from inference.stored_data import installed_release
-from workers.pools import ends_on_error
+from workers.startup import ends_on_error
 
-#: a beat that takes longer is lost; the next one comes soon
+#: a beat that takes longer is lost; the next one follows soon
 _SOCKET_TIMEOUT_S = 2.0
 
-#: longer than a restart of the broker takes, and than a loop waits for a reply of a broker that is slow
+#: longer than a restart of the broker, and than a loop waits for a slow broker
 DEAF_AFTER_S = 10.0
 
 log = get_logger(__name__)
 
 #: model → versions in memory
 Versions = Callable[[], Mapping[str, tuple[int, ...]]]
-#: what is being loaded, and for how long
+#: the versions that are being loaded: model, version, for how many seconds
 LoadsNow = Callable[[], Iterable[tuple[str, int, float]]]
 
 
 class Heartbeat:
-    """Beats every few seconds until it is stopped, through outages too, of which it tells once.
+    """Beats every few seconds until it is stopped. Goes on through an outage, and logs it once.
 
-    `silent_s`: for how many seconds the loop that consumes has stood still.
+    `silent_s` returns for how many seconds the loop of the consumer has stood still.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Heartbeat:
         self._loading = loading
         self._every_s = every_s
         self._stopped = threading.Event()
-        self._heard = True
+        self._arrived = True
         self._deaf = False
         self._thread = threading.Thread(target=self._keep, name="heartbeat", daemon=True)
 
@@ -73,14 +73,14 @@ class Heartbeat:
         self._thread.start()
 
     def become_ready(self) -> None:
-        """Say from now on that the worker takes tasks."""
+        """Tell from now on that the worker takes tasks."""
         self._worker = replace(self._worker, ready=True)
         self.beat()
 
     def stop(self, *, leave: bool = True) -> None:
-        """End the thread; `leave`: say that the worker left, so that nobody looks for it."""
+        """End the thread. `leave`: tell that the worker left, so that nobody misses it."""
         self._stopped.set()
-        self._thread.join(2 * _SOCKET_TIMEOUT_S)  # a beat under way must not come after the farewell
+        self._thread.join(2 * _SOCKET_TIMEOUT_S)  # no beat may come after the farewell
         if not leave:
             return
         try:
@@ -89,22 +89,22 @@ class Heartbeat:
             log.warning("heartbeat.lost", error=error.message)
 
     def beat(self) -> None:
-        """Beat once; a lost beat is logged when the one before it was heard."""
+        """Beat once. Logs a lost beat if the one before it arrived."""
         try:
             self._presence.beat(self._now())
         except StoreUnavailable as error:
-            if self._heard:
+            if self._arrived:
                 log.warning("heartbeat.lost", error=error.message)
-            self._heard = False
+            self._arrived = False
         except Exception:  # without this thread nobody knows of the worker
-            if self._heard:
+            if self._arrived:
                 log.exception("heartbeat.lost")
-            self._heard = False
+            self._arrived = False
         else:
-            self._heard = True
+            self._arrived = True
 
     def _now(self) -> WorkerBeat:
-        """Return what there is to say of the worker now."""
+        """Return the beat of this moment."""
         silent_s = self._silent_s() if self._worker.ready else 0.0
         deaf = silent_s > DEAF_AFTER_S
         if deaf is not self._deaf:
@@ -130,10 +130,10 @@ def beat_while_running(
     every_s: float = BEAT_EVERY_S,
     gone_after_s: int = GONE_AFTER_S,
 ) -> None:
-    """Have the worker that starts in this process beat from before its models are loaded until it ends.
+    """Have the worker of this process beat from before it loads its models until it ends.
 
-    `loads_models`: whether it tells which versions it holds and loads. `gone_after_s`: after how long a silence others
-    take it for gone.
+    `loads_models`: the beats tell the versions that it holds and loads. `gone_after_s`: the silence after which other
+    processes take the worker for gone.
     """
     beating: list[Heartbeat] = []
 
@@ -153,7 +153,7 @@ def beat_while_running(
 
     def end(sender: Any, **_: Any) -> None:
         for heartbeat in beating:
-            # one that ends by an error is missed, not gone as it was told to
+            # a worker that ends by an error says no farewell: others must miss it
             heartbeat.stop(leave=not sender.exitcode)
 
     # weak=False: nothing else holds these functions
@@ -163,20 +163,20 @@ def beat_while_running(
 
 
 def served_queues(application: Celery) -> tuple[str, ...]:
-    """Return the queues that a worker of this application takes from, as `-Q` and routes call them."""
-    # on the broker their names carry the deployment's prefix, as our key does already
+    """Return the queues that a worker of this application takes tasks from, by their names in `-Q` and in routes."""
+    # on the broker, a name starts with the deployment's prefix; our key has the prefix already
     return tuple(queue.alias or queue.name for queue in application.amqp.queues.consume_from.values())
 
 
 def _silent_s(worker: Any) -> float:
     """Return for how many seconds the loop of a Celery worker has stood still."""
-    # it is made after the models are loaded
+    # Celery creates the consumer after the models are loaded
     consumer = getattr(worker, "consumer", None)
     return float(consumer.silent_s()) if consumer is not None else 0.0
 
 
 def _describe(worker: Any, process: str) -> WorkerBeat:
-    """Return what a Celery worker, about to load its models, is."""
+    """Return the first beat of a Celery worker that is about to load its models."""
     return WorkerBeat(
         name=worker.hostname,
         process=process,

@@ -1,6 +1,6 @@
-"""Prints what a model takes and gives, as JSON: `python -P -m workers.inspect PATH [latest|all|3,4]`.
+"""Prints a model's inputs and outputs as JSON: `python -P -m workers.inspect PATH [latest|all|3,4]`.
 
-Its own process, so that those who ask need no TensorFlow. A refused model: exit 1 and one line on stderr.
+Runs as a process of its own, so that its caller needs no TensorFlow. A refused model: exit 1, and one line on stderr.
 """
 
 from __future__ import annotations
@@ -13,38 +13,37 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from inference.errors import ForecacheError
-from inference.models.inspection import inspect_versions, newest_signatures, records_to_json, signatures_to_json
+from inference.models.loading import inspect_versions, newest_signatures, records_to_json, signatures_to_json
 from inference.models.runtimes import LoadOptions
 from inference.models.versions import Wanted
 
-#: by how much this process stands back from those that serve (nice)
+#: the niceness of this process: those that serve requests go first
 _POLITENESS = 10
 
 
 def main(argv: Sequence[str]) -> int:
     """Inspect one model's folder; returns the exit status."""
-    asked = _parser().parse_args(argv)
-    wanted = parse_wanted(asked.versions)
+    arguments = _parser().parse_args(argv)
+    wanted = parse_wanted(arguments.versions)
     if wanted is None:
-        return _complain(f"{asked.versions!r} is neither 'latest', 'all' nor version numbers such as 3,4", 2)
+        return _complain(f"{arguments.versions!r} is neither 'latest', 'all' nor version numbers such as 3,4", 2)
     options = LoadOptions(
-        allow_code=asked.allow_code,
-        # what the model is can be told without the code that its features need
-        import_functions=asked.import_functions,
-        code_folder=asked.code_folder,
-        signature=asked.signature,
-        engine_hosts=None if asked.engine_hosts is None else tuple(filter(None, asked.engine_hosts.split(","))),
+        allow_code=arguments.allow_code,
+        # the inputs and outputs do not depend on the code of the features
+        import_functions=arguments.import_functions,
+        code_folder=arguments.code_folder,
+        signature=arguments.signature,
+        engine_hosts=None if arguments.engine_hosts is None else tuple(filter(None, arguments.engine_hosts.split(","))),
     )
-    # whoever serves requests on this machine goes first
     os.nice(_POLITENESS)
     try:
-        if asked.signatures:
-            print(signatures_to_json(newest_signatures(asked.path.absolute(), options)))  # noqa: T201
+        if arguments.signatures:
+            print(signatures_to_json(newest_signatures(arguments.path.absolute(), options)))  # noqa: T201
             return 0
-        records = inspect_versions(asked.path.absolute(), wanted, options=options, table=asked.table)
+        records = inspect_versions(arguments.path.absolute(), wanted, options=options, table=arguments.table)
     except ForecacheError as error:
         return _complain(error.message, 1)
-    except Exception as error:  # noqa: BLE001 - who asked has the last line, and a person who runs this the rest
+    except Exception as error:  # noqa: BLE001 - the caller reads the last line, a person reads the traceback
         traceback.print_exc()
         return _complain(f"{type(error).__name__}: {error}", 1)
     if not any(record.state == "ready" for record in records.values()):
@@ -72,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def parse_wanted(text: str) -> Wanted | None:
-    """Return which versions a command line asks for; None when it cannot be understood."""
+    """Return the versions that a command line names; None if it is malformed."""
     if text == "latest" or text == "all":
         return text  # type: ignore[return-value]  # mypy does not narrow str by comparison
     parts = text.split(",")

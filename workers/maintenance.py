@@ -1,4 +1,4 @@
-"""The maintenance worker: starts runs and moves them on. It loads no model and no TensorFlow.
+"""The maintenance worker: starts runs and continues them. It loads no model and no TensorFlow.
 
 `celery -A workers.maintenance:celery_app worker -Q maintenance`
 """
@@ -17,12 +17,12 @@ from inference.engines import spark as spark_drivers
 from inference.failures import Failures
 from inference.settings import load_settings
 from workers.heartbeat import beat_while_running
-from workers.pools import ends_on_error, make_worker
+from workers.startup import ends_on_error, make_worker
 
-#: how long a lost chunk or a finished run may go unnoticed
+#: for so long a lost chunk or a finished run may stay unnoticed
 RECONCILE_EVERY_S = 2.0
 
-#: moving one model's run on may take long, and must not keep another's from starting; idle threads cost nothing
+#: to continue a run may take long, and must not delay the start of another model's run; idle threads cost nothing
 _THREADS = 16
 
 celery_app = make_worker(load_settings(), process="maintenance", pool="threads", concurrency=_THREADS)
@@ -31,9 +31,9 @@ beat_while_running(deployment, process="maintenance", loads_models=False)
 
 
 class ReconcileTimer:
-    """Calls `reconcile` every few seconds for each model, each from its own thread, through outages too.
+    """Calls `reconcile` for each model every few seconds, in a thread for each. Goes on through outages.
 
-    So a model whose predictions take long to count or to collect holds up no other.
+    So a model whose predictions take long to count or to collect delays no other.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class ReconcileTimer:
             threading.Thread(target=self._keep, args=(model,), name=f"reconciler {model}", daemon=True).start()
 
     def stop(self) -> None:
-        """Let the threads end after what they are doing; nobody waits for them, since each step may be cut off."""
+        """Let the threads end after their current step. Does not wait: each step may be interrupted."""
         self._stopped.set()
 
     def _keep(self, model: str) -> None:

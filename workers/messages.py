@@ -1,7 +1,7 @@
-"""Checks task messages before Celery sees them: anybody who reaches the broker may have written one.
+"""Checks task messages before Celery sees them: anybody who reaches the broker can write one.
 
-Celery copies every header into the task's context, prints some, and sends whatever a message names as its link, chain
-or chord. So only known headers pass, each of its own form, and links name tasks that the settings list.
+Celery copies every header into the task's context, prints some, and sends all links, chains and chords of a message. So
+only known headers pass, each in its form, and a link must name a task that the settings list.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from typing import Any
 from inference.logs import REQUEST_IDS_HEADER
 from inference.monitoring.queues import SENT_AT_HEADER
 
-#: a larger message is thrown away unread; the largest of the API's holds what a request's body held, 8 MiB at most
+#: a larger message is dropped unread; the API's largest message holds the body of a request, 8 MiB at most
 MAX_MESSAGE_BYTES = 64 << 20
-#: of a header that is text; Celery cuts `argsrepr` at 1024 unless its sender says otherwise
+#: a header of text; Celery cuts `argsrepr` at 1024 by default
 _MAX_TEXT = 16 << 10
 _MAX_NAME = 255
 _MAX_RETRIES = 1000
-#: links of a message, those of links included, and how deep they lie in each other
+#: the links of a message, with the links of links, and their depth
 _MAX_LINKS, _MAX_DEPTH = 100, 5
-#: the broker's clock and ours agree on years like these
+#: years beyond these are a mistake, or an attack
 _FIRST_YEAR, _LAST_YEAR = 1971, 9000
 _LONGEST_COUNTDOWN_S = 30 * 86400
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,199}")
-#: as Celery and Python write it; of other forms, its parser and ours take different ones
+#: as Celery and Python write it; its parser and ours disagree on other forms
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{1,6})?(Z|[+-]\d\d:[0-5]\d)?", re.ASCII)
 _NO_BODY = "its body is no list of arguments, named arguments and the rest"
 _LINKS = ("callbacks", "errbacks", "chain")
 _EMBEDDED = frozenset({*_LINKS, "chord"})
-# made once: `int | float` is made anew by each call that spells it
+# made once: each call that writes `int | float` would make it again
 _NUMBERS, _LISTS = (int, float), (list, tuple)
 
 
@@ -71,7 +71,7 @@ def _are_limits(value: Any) -> bool:
 
 
 _Check = Callable[[Any], bool]
-#: name of a header → its check, and its form in words; those of no use to a worker are left out, which drops them
+#: name of a header → its check, and its form in words; a header that no worker needs is left out, and so dropped
 _HEADERS: Mapping[str, tuple[_Check, str]] = {
     "task": (lambda value: len(value) <= _MAX_NAME, f"a name of at most {_MAX_NAME} characters"),
     "id": (_is_id, "an id of letters, digits, '_', '.', ':' and '-'"),
@@ -92,10 +92,10 @@ _HEADERS: Mapping[str, tuple[_Check, str]] = {
     SENT_AT_HEADER: (_is_number, "a number"),
     REQUEST_IDS_HEADER: (lambda value: isinstance(value, list), "a list"),
 }
-#: what a message of version 1 holds
+#: the fields of a message of version 1
 _KEPT_OF_V1 = frozenset({*_HEADERS, "args", "kwargs", "utc", "callbacks", "errbacks", "chord"})
 
-#: options that a link may have, besides those in `_HEADERS` and links of its own
+#: options that a link may have, beside its queue and links of its own
 _OPTIONS: Mapping[str, _Check] = {
     "task_id": _is_id,
     "root_id": _is_id,
@@ -112,15 +112,15 @@ _SIGNATURE = frozenset({"task", "args", "kwargs", "options", "subtask_type", "im
 
 
 def problem_of(message: Any, linked: Mapping[str, str] | None = None) -> str | None:
-    """Return why a kombu message is no task's by Celery's protocol, of version 2 or 1; None when it is one.
+    """Return why a kombu message is no task by Celery's protocol, version 2 or 1; None if it is one.
 
-    Takes away the headers that are not known. `linked`: the tasks that may be linked, with their queues.
+    Removes unknown headers. `linked`: the tasks that links may name, with their queues.
     """
     if len(message.body or b"") > MAX_MESSAGE_BYTES:
         return f"its body is over {MAX_MESSAGE_BYTES} bytes"
     try:
         body = message.payload
-    except Exception as error:  # noqa: BLE001 - a decoder may raise anything, and the content is what it refuses
+    except Exception as error:  # noqa: BLE001 - a decoder may raise anything
         return f"its body cannot be decoded ({type(error).__name__})"
     headers = message.headers
     if not isinstance(headers, dict):
@@ -148,7 +148,7 @@ def _problem(
     embedded: Mapping[str, Any],
     linked: Mapping[str, str],
 ) -> str | None:
-    """Check what names a task and what it is given; the known headers are added to `kept`."""
+    """Check a task's name, headers and arguments. Adds the known headers to `kept`."""
     if not isinstance(named.get("task"), str) or not isinstance(named.get("id"), str):
         return "it names no task, or has no id"
     for name, value in named.items():
@@ -166,14 +166,14 @@ def _problem(
 
 
 class _Links:
-    """Checks what one message has sent after its task: other tasks of a list, and none of ours."""
+    """Checks the links of one message, which Celery sends after its task. They may name listed tasks only."""
 
     def __init__(self, linked: Mapping[str, str]) -> None:
         self._linked = linked
         self._left = _MAX_LINKS
 
     def problem_of(self, holder: Mapping[str, Any], lists: tuple[str, ...], *, depth: int) -> str | None:
-        """Return why the links in the `lists` of a holder, or its chord, are not sent; None when they may be."""
+        """Return why the links in the `lists` of a holder, or its chord, must not be sent; None if they may."""
         if depth > _MAX_DEPTH:
             return f"its links lie in each other more than {_MAX_DEPTH} deep"
         for name in lists:
@@ -212,7 +212,7 @@ def _is_signature(link: Any) -> bool:
         isinstance(link, dict)
         and not link.keys() - _SIGNATURE
         and isinstance(link.get("task"), str)
-        # which Celery always writes, and without which it cannot send the link
+        # Celery always writes these, and cannot send a link without them
         and isinstance(link.get("args"), list)
         and isinstance(link.get("kwargs"), dict)
         and isinstance(link.get("options"), dict)

@@ -1,7 +1,7 @@
-"""Kombu's Redis transport, which drops what is no message of kombu's, where kombu raises and ends the worker.
+"""Workers and Redis: what Celery and kombu read from it as a broker, and how real-time workers write results to it.
 
-What stands on a list, in the hash of unacknowledged messages or on a channel may be anything, such as what a raw
-`LPUSH` put there. It is gone from Redis by the time it is looked at, so it costs one line of the log.
+A raw `LPUSH` can put anything on a list, in the hash of unacknowledged messages or on a channel. kombu raises on it,
+and the worker ends. `Transport` drops it with one line in the log: it is gone from Redis by then.
 """
 
 from __future__ import annotations
@@ -10,49 +10,54 @@ import bz2
 import lzma
 import zlib
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import kombu.transport
 import kombu.transport.redis as stock
+import orjson
+from celery import states
+from celery.backends.redis import RedisBackend
 from kombu import compression
 from kombu.utils.json import loads as load_json
 
 from inference.logs import get_logger
+from inference.redis.pipes import Pipe
 from workers.messages import MAX_MESSAGE_BYTES
 
 log = get_logger(__name__)
 
-#: of an envelope without its body: headers and properties
-MAX_HEAD_CHARACTERS = 64 << 10
-#: of names in an envelope: a tag, an exchange, a routing key
+#: the headers and properties of an envelope, without its body
+MAX_HEADER_CHARACTERS = 64 << 10
+#: a name in an envelope: a tag, an exchange, a routing key
 _MAX_NAME = 255
 _NO_ENVELOPE = "it is no envelope of kombu's"
 _JSON_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
 
 
 class Rubbish:
-    """What stood in Redis in place of a message; `reason` says what is wrong with it."""
+    """A text in Redis that is no message. `reason` says why."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
 
 
 def load_envelope(text: str) -> Any:
-    """Return what a text of kombu's in Redis holds, or Rubbish."""
-    if len(text) > MAX_MESSAGE_BYTES * 4 // 3 + MAX_HEAD_CHARACTERS:  # as base64
+    """Return the JSON of a message in Redis, or Rubbish."""
+    if len(text) > MAX_MESSAGE_BYTES * 4 // 3 + MAX_HEADER_CHARACTERS:  # as base64
         return Rubbish(f"it is over {MAX_MESSAGE_BYTES} bytes")
     try:
         payload = load_json(text)
-    except _JSON_ERRORS as error:  # the last are of what is nested too deep, or of numbers
+    except _JSON_ERRORS as error:  # the last two: nested too deep, or a huge number
         return Rubbish(f"it is no JSON ({type(error).__name__})")
     body = payload.get("body") or "" if isinstance(payload, dict) else None
-    if isinstance(body, str) and len(text) - len(body) > MAX_HEAD_CHARACTERS:
-        return Rubbish(f"its headers and properties are over {MAX_HEAD_CHARACTERS} characters")
+    if isinstance(body, str) and len(text) - len(body) > MAX_HEADER_CHARACTERS:
+        return Rubbish(f"its headers and properties are over {MAX_HEADER_CHARACTERS} characters")
     return payload
 
 
 def problem_of_envelope(payload: Any) -> str | None:
-    """Return why kombu cannot make a message of what stood in Redis; None when it can."""
+    """Return why kombu cannot read an envelope; None if it can."""
     if isinstance(payload, Rubbish):
         return payload.reason
     properties = payload.get("properties") if isinstance(payload, dict) else None
@@ -74,27 +79,27 @@ def problem_of_envelope(payload: Any) -> str | None:
 
 
 class Unacknowledged(stock.QoS):  # type: ignore[misc]
-    """Kombu's, which takes away an unacknowledged message that cannot be given back."""
+    """Kombu's record of unacknowledged messages. Removes one that cannot return to its queue."""
 
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
-        """Give a message back to its queue."""
+        """Return a message to its queue."""
         try:
             super().restore_by_tag(tag, client, leftmost)
-        except (TypeError, ValueError):  # it is no list of a message, its exchange and its routing key
+        except (TypeError, ValueError):  # not a message with its exchange and its routing key
             log.warning("message.refused", reason=_NO_ENVELOPE, place="unacknowledged")
             self._remove_from_indices(tag).execute()
 
 
 class Channel(stock.Channel):  # type: ignore[misc]  # kombu has no types
-    """Kombu's, for bodies and stored messages that are rubbish."""
+    """Kombu's channel. Drops bodies and stored messages that it cannot read."""
 
     QoS = Unacknowledged
 
     def decode_body(self, body: Any, encoding: str | None = None) -> Any:
-        """Return a message's body; nothing, which is no task's, where it is not encoded as it says."""
+        """Return a message's body; b"", which is no task, if its encoding is wrong."""
         try:
             return super().decode_body(body, encoding)
-        except (ValueError, TypeError, LookupError, AttributeError):  # there is no such encoding, or it is another
+        except (ValueError, TypeError, LookupError, AttributeError):  # an unknown encoding, or not this one
             return b""
 
     def _do_restore_message(self, payload: Any, exchange: Any, routing_key: Any, *rest: Any, **options: Any) -> None:
@@ -108,7 +113,7 @@ class Channel(stock.Channel):  # type: ignore[misc]  # kombu has no types
 
 
 class Transport(stock.Transport):  # type: ignore[misc]
-    """Kombu's, which hands on nothing but messages."""
+    """Kombu's transport. Delivers messages, and drops everything else."""
 
     Channel = Channel
 
@@ -120,15 +125,15 @@ class Transport(stock.Transport):  # type: ignore[misc]
             log.warning("message.refused", reason=problem)
 
 
-def refuse_rubbish() -> None:
-    """Have this process take messages from Redis by the transport above, and unpack none to more than is taken."""
-    stock.loads = load_envelope  # it parses within functions that do more
+def drop_rubbish() -> None:
+    """Have this process read messages from Redis by `Transport`, each of a bounded size."""
+    stock.loads = load_envelope  # kombu calls it within large methods
     for scheme in ("redis", "rediss"):
         kombu.transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
 
 
 def bound_compression() -> None:
-    """Have kombu unpack compressed bodies, by the kinds that can be bounded, to no more than a message may hold."""
+    """Have kombu unpack compressed bodies to the size of a message at most, and refuse kinds without such a bound."""
     kinds: dict[str, tuple[Callable[..., bytes], Callable[[], Any]]] = {
         "application/x-gzip": (zlib.compress, zlib.decompressobj),
         "application/x-bz2": (bz2.compress, bz2.BZ2Decompressor),
@@ -149,3 +154,28 @@ def _bounded(make: Callable[[], Any] | None) -> Callable[[bytes], bytes]:
         return body
 
     return unpack
+
+
+class RealtimeResults(RedisBackend):  # type: ignore[misc]  # celery has no types
+    """Celery's Redis backend, with one round trip for a success in place of two. Stores and publishes the same.
+
+    Celery reads first, so that nothing replaces a success. Here a success is written at once: each attempt has its own
+    id, and either of two successes will do. Other states still read first.
+    """
+
+    def _store_result(
+        self, task_id: str, result: Any, state: str, traceback: Any = None, request: Any = None, **options: Any
+    ) -> Any:
+        if state != states.SUCCESS:
+            return super()._store_result(task_id, result, state, traceback, request, **options)
+        meta = self._get_result_meta(result, state, traceback, request)
+        meta["task_id"] = task_id
+        self.ensure(self._write, (self.get_key_for_task(task_id), orjson.dumps(meta)))
+        return result
+
+    @cached_property
+    def _pipe(self) -> Pipe:
+        return Pipe(self.client)
+
+    def _write(self, key: bytes, payload: bytes) -> None:
+        self._pipe.send([("SETEX", key, self.expires, payload), ("PUBLISH", key, payload)])

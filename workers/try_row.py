@@ -1,6 +1,7 @@
-"""Scores one row of a table: a `TrialRequest` as JSON on stdin, a `Trial` as JSON on stdout.
+"""Scores one row of a table: reads a `TrialRequest` as JSON from stdin, prints a `Trial` as JSON.
 
-Its own process, so that `forecache init` needs no TensorFlow. A row or model at fault: exit 1 and one line on stderr.
+Runs as a process of its own, so that `forecache init` needs no TensorFlow. A bad row or model: exit 1, and one line on
+stderr.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def main() -> int:
     except ForecacheError as error:
         print(" ".join(error.message.split()), file=sys.stderr)  # noqa: T201
         return 1
-    except Exception as error:  # noqa: BLE001 - who asked has the last line, and a person who runs this the rest
+    except Exception as error:  # noqa: BLE001 - the caller reads the last line, a person reads the traceback
         traceback.print_exc()
         print(" ".join(f"{type(error).__name__}: {error}".split()), file=sys.stderr)  # noqa: T201
         return 1

@@ -1,4 +1,4 @@
-"""Has a worker look for new versions of its models, from a thread of its own, while it goes on working."""
+"""Looks for new versions of a worker's models, in a thread beside its tasks."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from inference.errors import ForecacheError
 from inference.failures import Failures
 from inference.models import ModelRegistry, Rollout
 from inference.monitoring.presence import identity_of
-from workers.pools import ends_on_error
+from workers.startup import ends_on_error
 
-#: how long a wish for new versions, or a version that waits for another worker, may go unnoticed
+#: for so long a request to reload, or a version that waits for another worker, may stay unnoticed
 TICK_S = 1.0
-#: after a look that failed by a fault of ours or of the disk's, which another look soon after would meet again
+#: the pause after a look that failed by a bug or a broken disk: the next look would fail too
 PAUSE_S = 15.0
 
 
 class Watch:
-    """Looks at one model's folder every `poll_every` seconds, sooner when asked to or when something is on its way."""
+    """Looks at one model's folder every `poll_every` seconds; sooner on request, or while a version is under way."""
 
     def __init__(
         self,
@@ -45,21 +45,21 @@ class Watch:
         self._monotonic = monotonic
         self._due_at: float | None = 0.0
         self._paused_until = 0.0
-        self._fulfilled = 0
+        self._done = 0
 
     def tick(self) -> bool:
-        """Look if it is time to, and tell whether it was; a wish is fulfilled when nothing is on its way any more.
+        """Look if it is time, and tell whether it was. A request to reload is done when no version is under way.
 
         Raises:
             StoreUnavailable: Redis did not answer in time; may be called again.
         """
-        asked = self._registry.reloads(self._model).asked
-        wished = asked != self._fulfilled
+        requested = self._registry.reloads(self._model).requested
+        is_requested = requested != self._done
         now = self._monotonic()
-        if now < self._paused_until or not (wished or (self._due_at is not None and now >= self._due_at)):
+        if now < self._paused_until or not (is_requested or (self._due_at is not None and now >= self._due_at)):
             return False
         try:
-            settled = self._rollout.look(again=wished)
+            settled = self._rollout.look(again=is_requested)
         except ForecacheError:
             raise
         except Exception:
@@ -68,15 +68,15 @@ class Watch:
         if not settled:
             self._due_at = 0.0
             return True
-        if wished:
-            self._registry.put_reloaded(self._model, self._worker, asked)
-            self._fulfilled = asked
+        if is_requested:
+            self._registry.put_reloaded(self._model, self._worker, requested)
+            self._done = requested
         self._due_at = None if self._poll_every is None else self._monotonic() + self._poll_every
         return True
 
 
 class Watcher:
-    """Ticks all watches until it is stopped, through outages too."""
+    """Ticks all watches until it is stopped. Goes on through outages."""
 
     def __init__(self, watches: Iterable[tuple[str, Watch]]) -> None:
         self._watches = list(watches)
@@ -88,11 +88,11 @@ class Watcher:
         threading.Thread(target=self._keep, name="versions", daemon=True).start()
 
     def stop(self) -> None:
-        """Let the thread end after what it is doing; nobody waits for it, since each step may be cut off."""
+        """Let the thread end after its current step. Does not wait: each step may be interrupted."""
         self._stopped.set()
 
     def tick(self) -> None:
-        """Tick each watch, whatever the others meet. What goes on failing is logged once."""
+        """Tick each watch, even if others fail. Logs a failure once while it goes on."""
         for model, watch in self._watches:
             try:
                 if watch.tick():
@@ -108,9 +108,9 @@ class Watcher:
 def watch_versions(
     deployment: Deployment, *, answers: bool, models: Callable[[Celery], Iterable[str]] | None = None
 ) -> None:
-    """Have the worker that starts in this process look for new versions from when it is ready until it ends.
+    """Have the worker of this process look for new versions from when it is ready until it ends.
 
-    `answers`: whether it answers requests. `models` tells for which ones it looks; None: for all.
+    `answers`: whether it answers requests. `models` returns the models to watch; None for all.
     """
     watching: list[Watcher] = []
 

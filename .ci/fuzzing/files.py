@@ -16,7 +16,7 @@ from fuzzing.rule import Parser, refusing
 from inference.errors import BadInput, ContractError, ModelError, SettingsError, SourceError
 from inference.features import FeatureContract, read_contract
 from inference.features.groups import GroupSource
-from inference.models.remote import read_remote
+from inference.models.remote_file import read_remote
 from inference.schema import DType, Signature, TensorSpec
 from inference.settings import Settings, load_settings
 from inference.sources import Source, column_problem, open_source, read_slices, whole_slices
@@ -66,11 +66,11 @@ def attempt_contract(example: Any) -> None:
         again = FeatureContract.from_json(json.loads(json.dumps(contract.to_json())))
         if again != contract or again.hash != contract.hash:
             raise AssertionError("a contract that is written and read again is another")
-        _ = (contract.stored_fields, contract.width, contract.all_scalar, contract.given, contract.has_parts)
+        _ = (contract.stored_fields, contract.width, contract.all_scalar, contract.given, contract.has_several_groups)
         for feature in contract.features:
             _ = (feature.legal, feature.missing_value, feature.of_group)
         for group in contract.groups_from(GroupSource.TABLE):
-            _ = contract.part_form(group.name).fields
+            _ = contract.group_form(group.name).fields
 
 
 def _seeds_of_remotes() -> Iterator[dict[str, Any]]:

@@ -87,7 +87,7 @@ def _of_models(held: Held) -> None:
     registry.get("m", 1)
     registry.micro_batch("m", 1, "cpu")
     registry.reloads("m")
-    registry.load_marks("m").cut_off(1)
+    registry.unfinished_loads("m").interrupted(1)
 
 
 def _of_workers(held: Held) -> None:

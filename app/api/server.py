@@ -24,7 +24,7 @@ from app.http import backlog, listen, raise_descriptors
 from inference.errors import SettingsError
 from inference.logs import configure_logging, get_logger
 from inference.settings import ApiSettings, Settings
-from inference.settings.addresses import require_allowed
+from inference.settings.processes import require_allowed
 
 log = get_logger(__name__)
 

@@ -8,7 +8,7 @@ import httpx
 
 from inference.errors import BadInput, ForecacheError, Unavailable
 from inference.settings import ApiSettings
-from inference.settings.addresses import reachable_url
+from inference.settings.processes import reachable_url
 
 #: seconds to wait beyond the time that the API may take
 _PATIENCE_S = 10.0

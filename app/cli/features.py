@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,11 +46,11 @@ def load(
             event_time_column=of_model.event_time_column,
             newest=of_model.rows == "newest",
             keep_s=of_model.batch.keep,
-        ).to_json()
+        )
     if as_json:
-        print_json(report)
+        print_json(asdict(report))
     else:
-        print_fields(report)
+        print_fields(asdict(report))
 
 
 @app.command()

@@ -28,7 +28,7 @@ def new(
 
     from inference.field_errors import describe_error_in_file
     from inference.settings import ApiKey
-    from inference.settings.deployment import MODEL_NAME
+    from inference.settings.settings import MODEL_NAME
 
     if not MODEL_NAME.match(name):
         raise BadInput(f"NAME {name!r} must be 1 to 64 of a-z, 0-9, _ and -", field="NAME")

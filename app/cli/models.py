@@ -113,7 +113,7 @@ def verify(
 def _verified(model: str, version: int) -> VersionRecord:
     from inference.errors import ModelError
     from inference.models import VersionRecord
-    from inference.models.inspection import inspect_version_in_subprocess
+    from inference.models.loading import inspect_version_in_subprocess
 
     try:
         return inspect_version_in_subprocess(load_settings(), model, version)

@@ -20,7 +20,7 @@ from inference.features import check_key_columns
 from inference.features.contract import CONTRACT_FILE, find_contract
 from inference.models import Inspect, VersionRecord, find_versions, inspect_in_subprocess
 from inference.models.formats import SAVED_MODEL, find_model_file, format_named
-from inference.models.inspection import signatures_in_subprocess
+from inference.models.loading import signatures_in_subprocess
 from inference.models.runtimes import SavedSignature
 from inference.onboarding import files, key_columns, matching, proposal
 from inference.onboarding.files import ModelFolder, SettingsTarget
@@ -30,8 +30,8 @@ from inference.onboarding.proposal import Proposal
 from inference.onboarding.trial import Trial, TrialRequest, try_row_in_subprocess
 from inference.schema import DType, TensorSpec
 from inference.settings import ModelSettings, Settings, WorkerSettings, load_settings, settings_file
-from inference.settings.deployment import MODEL_NAME
-from inference.settings.schedules import parse_schedule
+from inference.settings.fields import parse_schedule
+from inference.settings.settings import MODEL_NAME
 from inference.sources import Source, open_source
 
 _LABEL_WIDTH = len("event_time_column:")

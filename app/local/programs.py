@@ -15,7 +15,7 @@ from app.local.embedded_redis import EmbeddedRedis, explain_death
 from app.local.ports import LOOPBACK
 from inference.errors import SettingsError
 from inference.settings import REALTIME_QUEUE, ApiSettings, DashboardSettings, Settings, WorkerSettings
-from inference.settings.addresses import reachable_url
+from inference.settings.processes import reachable_url
 
 #: seconds that a worker may take to finish its chunk before it is killed; a killed chunk runs again
 WORKER_GRACE_S = 20.0

@@ -25,8 +25,8 @@ from inference.errors import Conflict, ModelError, SettingsError
 from inference.models.formats import Format, require_model_file
 from inference.models.versions import find_versions, wanted_versions
 from inference.settings import Settings, variables_unread
-from inference.settings.addresses import require_allowed
-from inference.settings.deployment import NO_MODEL
+from inference.settings.processes import require_allowed
+from inference.settings.settings import NO_MODEL
 
 #: kind → (module that it needs, the extra that installs it)
 _NEEDS = {"dashboard": ("flower", "dashboard")}

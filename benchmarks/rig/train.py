@@ -12,7 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import numpy as np
 import pyarrow.parquet as pq
 
-from inference.models.runtimes.tensorflow_stderr import without_startup_notes
+from inference.models.runtimes import without_startup_notes
 
 with without_startup_notes():
     import tensorflow as tf

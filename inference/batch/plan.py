@@ -25,7 +25,7 @@ from inference.batch.selection import RowSlice, Selected, Selection, select_rows
 from inference.errors import BadInput, Conflict, SourceError
 from inference.failures import sentence_of
 from inference.features import Vectoriser, check_key_columns
-from inference.features.repeated_ids import refuse_repeated_ids
+from inference.features.key_columns import refuse_repeated_ids
 from inference.logs import get_logger
 from inference.models import Inspect, ModelRegistry, VersionRecord, record_to_serve
 from inference.settings import ModelSettings, Settings

@@ -15,7 +15,7 @@ from croniter import croniter
 
 from inference.clock import to_iso
 from inference.settings import parse_duration
-from inference.settings.schedules import cron_line
+from inference.settings.fields import cron_line
 
 #: a message may arrive this early before its slot by this host's clock, since clocks differ
 _SKEW_S = 10.0

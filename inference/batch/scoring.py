@@ -23,8 +23,8 @@ from inference.batch.sinks import Sink, Window, WindowBuilder
 from inference.entities import entity_ids_as_text, illegal_entity_ids
 from inference.errors import ContractError, FunctionFailed, ModelError
 from inference.features import FeatureRows, Vectoriser
-from inference.features.event_time import GroupTimes, group_times, oldest
-from inference.features.rows import take
+from inference.features.key_columns import GroupTimes, group_times
+from inference.features.rows import oldest, take
 from inference.models import LoadedModel, MicroBatch, ScoredRows, score_rows
 from inference.schema import Block
 from inference.stored_data import json_of
@@ -136,7 +136,7 @@ class Preparer:
     def _times(self, batch: pa.RecordBatch) -> GroupTimes:
         contract = self.vectoriser.contract
         times = group_times(batch, contract, self.event_time_column, self.loaded_at)
-        if not contract.has_parts:  # all features of a row have one age; without an event time it is the run's
+        if not contract.has_several_groups:  # all features of a row have one age; without an event time it is the run's
             times = {name: np.where(np.isnan(known), self.loaded_at, known) for name, known in times.items()}
         return times
 

@@ -18,8 +18,7 @@ from inference.batch.gates import MAX_EXAMPLES
 from inference.entities import check_entity_id, entity_ids_as_text, illegal_entity_ids
 from inference.errors import BadEntityId, BadInput, quoted
 from inference.features import EARLIEST_S, check_key_columns, event_times
-from inference.features.event_time import exact_instants
-from inference.features.repeated_ids import NewestRows, repeated_ids_error
+from inference.features.key_columns import NewestRows, exact_instants, repeated_ids_error
 from inference.settings import ModelSettings, parse_duration
 from inference.small_files import open_small, read_at_most
 from inference.sources import (

@@ -1,20 +1,17 @@
 """Features: what a model needs to know of an entity, and how tables and requests become arrays."""
 
+from inference.features.bulk_load import LoadReport, load_features
 from inference.features.contract import FeatureContract, contract_from_signature, read_contract, written_contract
-from inference.features.event_time import EARLIEST_S, LATEST_S, check_event_time_column, event_times
-from inference.features.explanation import explain
 from inference.features.feature import Feature
 from inference.features.functions import FeatureFunctions
-from inference.features.gathering import Fallback, FeatureGatherer, Found, Gathered, GroupReading
-from inference.features.groups import DEFAULT_GROUP, FeatureGroup, GroupSource, GroupStatus
-from inference.features.key_columns import check_key_columns
-from inference.features.loading import LoadReport, load_features
-from inference.features.rows import FeatureRows, Rejection
+from inference.features.gathering import Fallback, FeatureGatherer, Found, Gathered, explain
+from inference.features.groups import FeatureGroup, GroupSource, GroupStatus
+from inference.features.key_columns import EARLIEST_S, LATEST_S, check_key_columns, event_times
+from inference.features.rows import FeatureRows
 from inference.features.updates import FeatureUpdate, FeatureWriter, UpdateResult
 from inference.features.vectoriser import Vectoriser
 
 __all__ = [
-    "DEFAULT_GROUP",
     "EARLIEST_S",
     "LATEST_S",
     "Fallback",
@@ -28,14 +25,11 @@ __all__ = [
     "FeatureWriter",
     "Found",
     "Gathered",
-    "GroupReading",
     "GroupSource",
     "GroupStatus",
     "LoadReport",
-    "Rejection",
     "UpdateResult",
     "Vectoriser",
-    "check_event_time_column",
     "check_key_columns",
     "contract_from_signature",
     "event_times",

@@ -1,4 +1,4 @@
-"""Arrow columns as arrays of a feature: casts that keep the meaning, nothing else."""
+"""Turns Arrow columns into arrays of a feature, by casts that keep the meaning."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from inference.sources.column_types import is_list, plain_column, plain_type
 
 
 class Values(NamedTuple):
-    """A column as an array: `missing` marks nulls and NaN, `misfit` values that the feature cannot hold."""
+    """A column as an array. `missing` marks nulls and NaN, `misfit` marks values that the feature cannot hold."""
 
     array: npt.NDArray[Any]
     missing: npt.NDArray[np.bool_]
@@ -25,29 +25,29 @@ class Values(NamedTuple):
 
 
 def type_problem(feature: Feature, type_: pa.DataType, called: str = "") -> str | None:
-    """Return why a column of this type cannot become the feature, with the fix; None when it can.
+    """Return why a column of this type cannot become the feature, with the fix; None if it can.
 
-    `called`: what the type is called, if not by its own name.
+    `called`: the name of the type in the message, if not its own.
     """
-    told, type_ = called or str(type_), plain_type(type_)
+    type_name, type_ = called or str(type_), plain_type(type_)
     for depth, _ in enumerate(feature.shape):
         if pa.types.is_null(type_):  # lists of nothing but empty lists, or no list at all
             return None
         if not is_list(type_):
             fix = f"nest the lists, or declare shape [{feature.width}] in features.json" if depth else "store lists"
-            return f"is {told}, but the feature has shape {list(feature.shape)}: {fix}"
+            return f"is {type_name}, but the feature has shape {list(feature.shape)}: {fix}"
         type_ = type_.value_type
     if is_list(type_):
         shaped = f"has shape {list(feature.shape)}: nest the lists less"
         what = shaped if feature.shape else f"is {feature.dtype}: store single values"
-        return f"is {told}, but the feature {what}, or correct its shape in features.json"
+        return f"is {type_name}, but the feature {what}, or correct its shape in features.json"
     if pa.types.is_null(type_) or _fits(feature.dtype, type_):
         return None
-    return f"is {told}, but the feature is {feature.dtype}: {_fix(feature, type_)}"
+    return f"is {type_name}, but the feature is {feature.dtype}: {_fix(feature, type_)}"
 
 
 def column_values(column: pa.Array, feature: Feature) -> Values:
-    """Return a column, whose type has no `type_problem`, as an array of shape [rows, *feature.shape]."""
+    """Return a column as an array of shape [rows, *feature.shape]. Its type must have no `type_problem`."""
     column = plain_column(column)
     return _nested(column, feature) if feature.shape else _scalars(column, feature)
 
@@ -96,7 +96,7 @@ def _nested(column: pa.Array, feature: Feature) -> Values:
     values = blank(feature, len(column))
     values[whole] = leaf.array.reshape(-1, *feature.shape)
     gaps = leaf.missing.reshape(-1, size)
-    if feature.nullable and feature.dtype.is_float:  # the model takes a NaN for what is missing, and the rest as it is
+    if feature.nullable and feature.dtype.is_float:  # the model takes NaN for each missing element
         values[whole] = np.where(gaps.reshape(*gaps.shape, *[1] * len(inner.shape)), np.nan, values[whole])
     else:
         missing[whole] = per_row(gaps)
@@ -112,7 +112,7 @@ def _scalars(column: pa.Array, feature: Feature) -> Values:
     if pa.types.is_decimal(column.type):
         return _decimals(column, missing, feature.dtype)
     if column.null_count:
-        # numpy has no null: without this, integers would pass through float64 and lose digits past 2**53
+        # numpy has no null: it would turn integers into float64, which loses digits past 2**53
         column = pc.fill_null(column, "" if feature.dtype is DType.STRING else _zero(column.type))
     raw = column.to_numpy(zero_copy_only=False)
     return _cast(raw, missing, feature.dtype)
@@ -120,7 +120,7 @@ def _scalars(column: pa.Array, feature: Feature) -> Values:
 
 def _decimals(column: pa.Array, missing: npt.NDArray[np.bool_], dtype: DType) -> Values:
     if dtype.is_float:
-        # by way of text: Arrow's own cast is off in the last digit, so that 1.15 of a request would be another number
+        # by way of text: Arrow's own cast is off in the last digit, so the 1.15 of a request would be another number
         numbers = pc.cast(pc.cast(column, pa.string()), pa.float64())
         return _cast(numbers.to_numpy(zero_copy_only=False), missing, dtype)
     limits = np.iinfo(dtype.numpy)
@@ -140,7 +140,7 @@ def _cast(raw: npt.NDArray[Any], missing: npt.NDArray[np.bool_], dtype: DType) -
     if raw.dtype.kind == "f":
         nan = np.isnan(raw)
         missing = missing | nan if nan.any() else missing
-    with np.errstate(over="ignore"):  # a float64 too large for the feature becomes infinite, and is rejected as such
+    with np.errstate(over="ignore"):  # a float64 that is too large becomes infinite, and its row is rejected for that
         values = raw.astype(dtype.numpy, copy=False)
     if dtype.is_integer and raw.dtype.kind in "iu":
         limits = np.iinfo(dtype.numpy)
@@ -150,10 +150,10 @@ def _cast(raw: npt.NDArray[Any], missing: npt.NDArray[np.bool_], dtype: DType) -
 
 def outside(raw: npt.NDArray[Any], least: int, most: int) -> npt.NDArray[np.bool_]:
     """Return which integers lie outside the limits."""
-    own = np.iinfo(raw.dtype)
+    possible = np.iinfo(raw.dtype)
     bad = np.zeros(len(raw), dtype=bool)
-    if own.min < least:
+    if possible.min < least:
         bad |= raw < least
-    if own.max > most:
+    if possible.max > most:
         bad |= raw > most
     return bad

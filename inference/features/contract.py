@@ -1,4 +1,4 @@
-"""The feature contract: names, dtypes, shapes and defaults of what a model is fed, in the model's order."""
+"""The feature contract: the names, dtypes, shapes and defaults of a model's features, in the model's order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from inference.errors import ContractError, quoted, shown_name
 from inference.features.feature import EXAMPLE, Feature
 from inference.features.groups import CLOCK_FUNCTIONS, DEFAULT_GROUP, FeatureGroup, GroupSource
-from inference.features.stored import StoredForm
+from inference.features.rows import StoredForm
 from inference.schema import DType, Signature, TensorSpec
 from inference.small_files import read_small_text
 
@@ -29,7 +29,7 @@ class FeatureContract:
 
     @cached_property
     def hash(self) -> str:
-        """Sixteen hex digits that change whenever anything that a person may write in `features.json` does."""
+        """Sixteen hex digits, which change with every change of `features.json`."""
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
@@ -45,35 +45,35 @@ class FeatureContract:
 
     @cached_property
     def table_groups(self) -> tuple[FeatureGroup, ...]:
-        """The groups whose values are stored."""
+        """The groups that the feature table stores."""
         return self.groups_from(GroupSource.TABLE)
 
     @cached_property
-    def has_parts(self) -> bool:
-        """Whether several groups are stored, each of its own age."""
+    def has_several_groups(self) -> bool:
+        """Whether the feature table stores several groups, each with its own age."""
         return len(self.table_groups) > 1
 
     @cached_property
     def given(self) -> tuple[Feature, ...]:
-        """The features that are not computed, in order."""
+        """The features that no function computes, in order."""
         functions = {group.name for group in self.groups_from(GroupSource.FUNCTION)}
         return tuple(feature for feature in self.features if feature.group not in functions)
 
     @cached_property
     def computed(self) -> tuple[Feature, ...]:
-        """The features of functions, in order."""
+        """The features that functions compute, in order."""
         functions = {group.name for group in self.groups_from(GroupSource.FUNCTION)}
         return tuple(feature for feature in self.features if feature.group in functions)
 
     @cached_property
     def stored_form(self) -> StoredForm:
-        """A row of the feature table."""
+        """The form of a row of the feature table."""
         groups = [group.name for group in self.table_groups]
         stored = tuple(feature for feature in self.features if feature.group in groups)
-        return StoredForm(stored, tuple(groups) if self.has_parts else ())
+        return StoredForm(stored, tuple(groups) if self.has_several_groups else ())
 
-    def part_form(self, group: str) -> StoredForm:
-        """Return a row of one table group alone, as a single update stores it when there are several."""
+    def group_form(self, group: str) -> StoredForm:
+        """Return the form of a row of one table group alone, which an update stores if there are several groups."""
         return StoredForm(self.features_of(group))
 
     @property
@@ -82,7 +82,7 @@ class FeatureContract:
         return self.stored_form.fields
 
     def groups_from(self, source: GroupSource) -> tuple[FeatureGroup, ...]:
-        """Return the groups that have this source."""
+        """Return the groups with this source."""
         return tuple(group for group in self.groups if group.source is source)
 
     def features_of(self, group: str) -> tuple[Feature, ...]:
@@ -91,7 +91,7 @@ class FeatureContract:
 
     @cached_property
     def width(self) -> int:
-        """How many elements all values of one entity have together."""
+        """The number of elements of all values of one entity."""
         return sum(feature.width for feature in self.features)
 
     @cached_property
@@ -107,10 +107,10 @@ class FeatureContract:
 
     @classmethod
     def from_json(cls, data: Any) -> FeatureContract:
-        """Rebuild from `to_json`, or from what a person wrote.
+        """Read the JSON values of a `features.json`, or of `to_json`.
 
         Raises:
-            ContractError: the form is not that of `features.json`, or a name appears twice.
+            ContractError: they have another form, or a name appears twice.
         """
         items = data.get("features") if isinstance(data, dict) else None
         if not isinstance(items, list) or not items:
@@ -139,7 +139,7 @@ def _check_columns(features: tuple[Feature, ...]) -> None:
 
 
 def _groups(data: Any, features: tuple[Feature, ...]) -> tuple[FeatureGroup, ...]:
-    """Return the declared groups, and that of the features that name none."""
+    """Return the declared groups, and the default group if a feature names no group."""
     if not isinstance(data, dict):
         raise ContractError('groups must be an object, as in {"profile": {"source": "table", "max_age": "24h"}}')
     groups = {name: FeatureGroup.from_json(name, given) for name, given in data.items()}
@@ -156,8 +156,8 @@ def _groups(data: Any, features: tuple[Feature, ...]) -> tuple[FeatureGroup, ...
             groups[DEFAULT_GROUP] = FeatureGroup()
     for group in groups.values():
         if group.name not in used:
-            told = f"group {quoted(group.name)} has no feature: remove it, or name it in one"
-            raise ContractError(told, field=group.name)
+            message = f"group {quoted(group.name)} has no feature: remove it, or name it in one"
+            raise ContractError(message, field=group.name)
         if group.function in CLOCK_FUNCTIONS and used[group.name] != 1:
             raise ContractError(
                 f"group {quoted(group.name)}: {group.function} is one feature, and the group has {used[group.name]}: "
@@ -170,12 +170,11 @@ def _groups(data: Any, features: tuple[Feature, ...]) -> tuple[FeatureGroup, ...
 def read_contract(folder: Path, version_folder: Path, signature: Signature) -> FeatureContract:
     """Return the model's feature contract, checked against its signature.
 
-    It stands in `features.json` in the version's folder, else in the model's; without one, every named
-    input is a feature. If an input then has a dimension of unknown size, the contract is empty: the model takes tensors
-    only.
+    Reads `features.json` in the version's folder, else in the model's folder. Without one, every named input is a
+    feature. If an input then has a dimension of unknown size, the contract is empty: the model takes tensors only.
 
     Raises:
-        ContractError: the file is malformed, or it and the signature disagree; names the feature or input.
+        ContractError: the file is malformed, or contradicts the signature; names the feature or input.
     """
     contract = written_contract(folder, version_folder)
     if contract is None:
@@ -186,7 +185,7 @@ def read_contract(folder: Path, version_folder: Path, signature: Signature) -> F
 
 
 def written_contract(folder: Path, version_folder: Path) -> FeatureContract | None:
-    """Return the contract that `features.json` holds, whatever the signature; None when there is no file.
+    """Return the contract in `features.json`, unchecked by any signature; None if there is no file.
 
     Raises:
         ContractError: the file is malformed.
@@ -196,30 +195,30 @@ def written_contract(folder: Path, version_folder: Path) -> FeatureContract | No
 
 
 def find_contract(folder: Path, version_folder: Path) -> Path | None:
-    """Return the `features.json` that holds for a version of the model in `folder`; None when there is none."""
+    """Return the `features.json` of a version of the model in `folder`; None if there is none."""
     places = (version_folder / CONTRACT_FILE, folder / CONTRACT_FILE)
     return next((file for file in places if file.is_file()), None)
 
 
 def contract_from_signature(signature: Signature) -> FeatureContract:
-    """Return the contract of a model that has one named input per feature.
+    """Return the contract of a model with one named input for each feature.
 
     Raises:
-        ContractError: an input has a dimension of unknown size, so nobody can say what belongs there.
+        ContractError: an input has a dimension of unknown size.
     """
     if any(-1 in spec.shape for spec in signature.inputs):
         raise no_features(signature)
-    # a row's single number may stand in a dimension of its own: [None, 1] is one number a row
+    # [None, 1] is one number a row
     return FeatureContract(
         tuple(Feature(spec.name, spec.dtype, () if spec.shape == (1,) else spec.shape) for spec in signature.inputs)
     )
 
 
 def no_features(signature: Signature) -> ContractError:
-    """Return the error of a model whose features are not listed and cannot be told from its inputs."""
+    """Return the error for a model whose features are not listed, and do not follow from its inputs."""
     spec = next((spec for spec in signature.inputs if -1 in spec.shape), None)
     if spec is None:
-        return ContractError("the model has no inputs, so nothing about an entity can reach it")
+        return ContractError("the model has no inputs, so it cannot take features of an entity")
     example = json.dumps(Feature(spec.name, spec.dtype, _example_shape(spec.shape, 9)).to_json())
     more = ", …" if len(signature.inputs) > 1 else ""
     return ContractError(
@@ -231,13 +230,13 @@ def no_features(signature: Signature) -> ContractError:
 
 
 def _example_shape(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
-    """Return the shape with a size for its first free dimension, and 1 for the others."""
+    """Return the shape with `size` for its first free dimension, and 1 for the other free ones."""
     sizes = iter([size])
-    return tuple(own if own >= 0 else next(sizes, 1) for own in shape)
+    return tuple(fixed if fixed >= 0 else next(sizes, 1) for fixed in shape)
 
 
 def is_stacked(contract: FeatureContract, signature: Signature) -> bool:
-    """Tell whether the features stand side by side in the model's single input, rather than one per input."""
+    """Tell whether the model's single input holds all features side by side."""
     if len(signature.inputs) != 1:
         return False
     only = signature.inputs[0]
@@ -289,14 +288,14 @@ def _check_named(contract: FeatureContract, signature: Signature) -> None:
 
 
 def _check_shape(feature: Feature, spec: TensorSpec) -> None:
-    """Refuse a feature of another size than its input; where that is free in a dimension, also of another rank."""
+    """Refuse a feature with another size than its input. If the input has a free dimension, the ranks must be equal."""
     if -1 not in spec.shape:
         if feature.width == math.prod(spec.shape):
             return
         fix = f"correct its shape in {CONTRACT_FILE}"
     else:
         same_rank = len(feature.shape) == len(spec.shape)
-        if same_rank and all(size in (-1, own) for own, size in zip(feature.shape, spec.shape, strict=True)):
+        if same_rank and all(size in (-1, given) for given, size in zip(feature.shape, spec.shape, strict=True)):
             return
         fixed = math.prod(size for size in spec.shape if size >= 0)
         shape = _example_shape(spec.shape, max(1, feature.width // max(1, fixed)))

@@ -1,4 +1,4 @@
-"""One feature: its name, dtype and shape, what may stand in its place, and which values are legal."""
+"""One feature: its name, dtype, shape and default, and the values that are legal."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from inference.errors import ContractError, cut, quoted
 from inference.features.groups import DEFAULT_GROUP
 from inference.schema import DType, TensorSpec
 
-#: how one is written down
+#: a feature in `features.json`, for messages
 EXAMPLE = '{"name": "distance", "dtype": "float32", "default": 0.0}'
 _KEYS = ("name", "dtype", "shape", "default", "nullable", "min", "max", "categories", "group", "column")
 _MOST_SHOWN = 5
@@ -25,12 +25,11 @@ _MOST_SHOWN = 5
 
 @dataclass(frozen=True)
 class Feature:
-    """One feature. `shape`: that of one entity's value.
+    """One feature. `shape`: the shape of one entity's value.
 
-    `default` stands for a missing value; `nullable`: the model itself takes a missing one, as NaN, and as None for
-    text; integers and bools that may be missing are float64. With neither, a missing value is an error. `minimum`,
-    `maximum` (both included) and `categories` say which values are legal. `column`: what tables call it; None: the
-    name.
+    `default`: replaces a missing value. `nullable`: the model itself takes a missing value, as NaN, or as None for
+    text; a nullable integer or bool is float64. With neither, a missing value is an error. `minimum`, `maximum` (both
+    included) and `categories`: the legal values. `column`: the column of tables; None for the name.
     """
 
     name: str
@@ -46,12 +45,12 @@ class Feature:
 
     @property
     def table_column(self) -> str:
-        """The column of a table that holds it."""
+        """The name of its column in tables."""
         return self.name if self.column is None else self.column
 
     @property
     def missing_value(self) -> float | None:
-        """What the model is given for a missing value, if it is nullable."""
+        """The value that the model gets for a missing one, if the feature is nullable."""
         return None if self.dtype is DType.STRING else math.nan
 
     @property
@@ -61,17 +60,17 @@ class Feature:
 
     @property
     def width(self) -> int:
-        """How many elements one entity's value has."""
+        """The number of elements of one entity's value."""
         return math.prod(self.shape)
 
     @property
     def of_group(self) -> str:
-        """The group in words, to stand behind the feature's name; "" for features that name none."""
+        """The group in words, to follow the feature's name; "" for the default group."""
         return "" if self.group == DEFAULT_GROUP else f" (group {quoted(self.group)})"
 
     @property
     def legal(self) -> str | None:
-        """The legal values in words; None when all are."""
+        """The legal values in words; None if all values are."""
         if self.categories is not None:
             shown = ", ".join(cut(str(one)) for one in self.categories[:_MOST_SHOWN])
             return f"one of {shown}" + (", …" if len(self.categories) > _MOST_SHOWN else "")
@@ -82,9 +81,9 @@ class Feature:
         return f"{self.maximum} or less" if self.minimum is None else f"{self.minimum} to {self.maximum}"
 
     def illegal(self, values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-        """Return which rows of an array of the feature's dtype hold a value that is not legal.
+        """Return which rows of an array of the feature's dtype hold an illegal value.
 
-        NaN, and None for text, are no values.
+        NaN, and None for text, count as no value.
         """
         bad = np.zeros(values.shape, dtype=bool)
         if self.categories is not None:
@@ -114,7 +113,7 @@ class Feature:
 
     @classmethod
     def from_json(cls, data: Any) -> Feature:
-        """Rebuild from `to_json`, or from what a person wrote.
+        """Read the JSON values of one feature in `features.json`, or of `to_json`.
 
         Raises:
             ContractError: a key is unknown, missing or of the wrong kind; or the default does not fit.
@@ -133,7 +132,7 @@ class Feature:
             raise _wrong(name, f"column {short(column)} is no name of a table's column")
         dtype = _dtype(name, data.get("dtype"))
         if nullable and not (dtype.is_float or dtype is DType.STRING):
-            dtype = DType.FLOAT64  # what pandas makes of a column of integers, or of true and false, that has gaps
+            dtype = DType.FLOAT64  # as pandas reads a column of integers or bools with gaps
         feature = cls(
             name,
             dtype,
@@ -215,7 +214,7 @@ def _check_default(feature: Feature) -> None:
 
 
 def _check_legal(feature: Feature) -> None:
-    """Refuse rules that fit no value of the feature's dtype, or not its own default."""
+    """Refuse rules that contradict the feature's dtype or its default."""
     name, dtype = feature.name, feature.dtype
     limits = [limit for limit in (feature.minimum, feature.maximum) if limit is not None]
     if limits and not (dtype.is_float or dtype.is_integer):

@@ -1,10 +1,19 @@
-"""Features that are computed when they are needed, the same way for runs and for requests."""
+"""Features that functions compute when they are needed, the same way for runs and for requests.
+
+The functions are the user's, or one of those that read the clock. Python looks for their modules in the usual places,
+then in the folder of the deployment.
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import sys
 from collections.abc import Callable, Collection
 from datetime import datetime
+from importlib.machinery import PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -17,7 +26,6 @@ from inference.features.columns import Values, column_values, type_problem
 from inference.features.contract import FeatureContract
 from inference.features.feature import Feature
 from inference.features.groups import FeatureGroup, GroupSource
-from inference.features.user_code import import_module
 from inference.logs import get_logger
 from inference.schema import Block, rows_in
 
@@ -26,7 +34,7 @@ if TYPE_CHECKING:
 
 log = get_logger(__name__)
 
-#: rows of features by name and the instant in; the group's features by name out, a row for each row
+#: takes rows of features by name, and the time; returns the group's features by name, in as many rows
 FeatureFunction = Callable[["pd.DataFrame", datetime], "pd.DataFrame"]
 
 _MONDAY_TO_FRIDAY = 5
@@ -39,9 +47,9 @@ class _Ready(NamedTuple):
 
 
 class FeatureFunctions:
-    """The function groups of a contract. Code is imported when a function is first called, or by `import_all`.
+    """The function groups of a contract. Imports a function at its first call, or in `import_all`.
 
-    `folder`: where modules are looked for that Python does not find by itself; None for nowhere.
+    `folder`: the folder of modules that Python does not find by itself; None for none.
     """
 
     def __init__(self, contract: FeatureContract, folder: Path | None = None) -> None:
@@ -56,19 +64,19 @@ class FeatureFunctions:
         """Import every function.
 
         Raises:
-            ModelError: one cannot be imported, or is no function; names the group.
+            ModelError: it cannot be imported, or is no function; names the group.
         """
         for ready in self._groups:
             self._function(ready)
 
     def compute(self, block: Block, at: float, wanted: Collection[str]) -> dict[str, Values]:
-        """Return the features of the functions that have a `wanted` one, for rows that are whole.
+        """Return the features of each function that has a `wanted` one.
 
-        `block`: the other features; each function gets a copy.
-        `at`: epoch seconds, told to the functions as an aware time in their group's zone.
+        `block`: the other features of complete rows; each function gets a copy. `at`: epoch seconds; a function gets
+        it as an aware time in the zone of its group.
 
         Raises:
-            FunctionFailed: a function raised, or returned something else than its group's features for each row.
+            FunctionFailed: a function raised, or did not return its group's features for each row.
             ModelError: a function cannot be imported.
         """
         import pandas as pd  # the API has this module too, and no use for it
@@ -97,7 +105,7 @@ class FeatureFunctions:
 
 
 def check_code_allowed(contract: FeatureContract, *, allow_code: bool) -> None:
-    """Refuse a contract that names functions of somebody's own, unless the settings allow that. Imports nothing.
+    """Refuse a contract that names the user's functions, unless the settings allow that. Imports nothing.
 
     Raises:
         ModelError: names the group and says how to allow it.
@@ -106,7 +114,7 @@ def check_code_allowed(contract: FeatureContract, *, allow_code: bool) -> None:
         if group.runs_code and not allow_code:
             raise ModelError(
                 f"features.json: group {group.name!r} runs code ({group.function}): set allow_code = true under "
-                "[models.NAME] if you trust whoever can write it",
+                "[models.NAME] if you trust everyone who can write it",
                 field="allow_code",
             )
 
@@ -124,7 +132,7 @@ def _imported(group: FeatureGroup, folder: Path | None) -> FeatureFunction:
         raise ModelError(
             f"features.json: group {group.name!r}: module {module_name!r} has no function {name!r}", field=group.name
         )
-    return function  # type: ignore[no-any-return]  # what it returns is checked at each call
+    return function  # type: ignore[no-any-return]  # each call checks its result
 
 
 def _clock_function(ready: _Ready) -> FeatureFunction:
@@ -159,7 +167,7 @@ def _values(ready: _Ready, result: Any, rows: int) -> dict[str, Values]:
 
 def _feature_values(ready: _Ready, feature: Feature, column: Any) -> Values:
     try:
-        # arrays of several dimensions stand in a column of objects, as lists
+        # a column of objects holds arrays of several dimensions, as lists
         array = pa.array(column.map(_plain) if feature.shape else column, from_pandas=True)
         if isinstance(array, pa.ChunkedArray):
             array = array.combine_chunks()
@@ -167,9 +175,9 @@ def _feature_values(ready: _Ready, feature: Feature, column: Any) -> Values:
         raise _failed(ready, "returned values of different kinds", feature) from error
     problem = type_problem(feature, array.type)
     if problem:
-        # a function has no table to cast a column in
-        told = problem.partition(", such as")[0].replace(" in the table", "")
-        raise _failed(ready, f"returned a column that {told}", feature)
+        # the advice to cast a column is for tables
+        problem = problem.partition(", such as")[0].replace(" in the table", "")
+        raise _failed(ready, f"returned a column that {problem}", feature)
     return column_values(array, feature)
 
 
@@ -183,3 +191,25 @@ def _failed(ready: _Ready, what: str, feature: Feature | None = None) -> Functio
     return FunctionFailed(
         f"feature group {group.name!r} ({', '.join(named)}): function {group.function} {what}", field=named[0]
     )
+
+
+def is_findable(module: str, folder: Path) -> bool:
+    """Tell whether Python or `folder` has a module, or its package. Imports nothing."""
+    top = module.partition(".")[0]
+    return importlib.util.find_spec(top) is not None or PathFinder.find_spec(top, [str(folder)]) is not None
+
+
+def import_module(module: str, folder: Path | None) -> ModuleType:
+    """Import a module, which runs its code. `folder` comes after all other places, so that it hides nothing.
+
+    Raises ModuleNotFoundError, and whatever the module raises while it is imported.
+    """
+    look_in(folder)
+    return importlib.import_module(module)
+
+
+def look_in(folder: Path | None) -> None:
+    """Add a folder to the places where Python looks for modules, after all others; None adds nothing."""
+    if folder is not None and str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    importlib.invalidate_caches()

@@ -1,4 +1,4 @@
-"""What is stored of one feature group, read so that it can be changed."""
+"""The stored rows of one feature group, read so that they can be changed."""
 
 from __future__ import annotations
 
@@ -7,26 +7,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from inference.errors import Conflict
 from inference.features.contract import FeatureContract
-from inference.features.rows import blank
-from inference.features.stored import StoredForm
+from inference.features.rows import Mask, StoredForm, Times, blank
 from inference.schema import Block
 from inference.store import StoredRows, Table
-
-Mask = npt.NDArray[np.bool_]
-Times = npt.NDArray[np.float64]
 
 
 @dataclass
 class GroupRows:
-    """The newest values of a group of some entities, in the order asked.
+    """The newest values of a group, a row for each entity in the order of the question.
 
-    `table`, `form`: where a change of the group is stored, and as what. `missing[feature]`: rows that have no value of
-    it, only a default. `as_of` in whole epoch seconds and `known_at`, which tells those of one second apart, are 0 of
-    what is not stored. `expected`: as `Table.replace` wants it.
+    `table` and `form`: the table for changes of the group, and the form of its rows. `missing[feature]`: the rows with
+    a default in place of a value. `as_of`: whole epoch seconds; `known_at`: the exact time, which orders rows of one
+    second. Both are 0 where nothing is stored. `expected`: the argument of `Table.replace`.
     """
 
     table: Table
@@ -42,14 +37,14 @@ class GroupRows:
         """Read a group of entities.
 
         Raises:
-            Conflict: what is stored was loaded under another contract, and nothing new is read beside it.
+            Conflict: the stored rows were loaded under another contract.
             StoreUnavailable: Redis did not answer in time.
         """
-        own = table.part(group) if contract.has_parts else table
-        form = contract.part_form(group) if contract.has_parts else contract.stored_form
+        updates = table.part(group) if contract.has_several_groups else table
+        form = contract.group_form(group) if contract.has_several_groups else contract.stored_form
         count = len(ids)
         rows = cls(
-            own,
+            updates,
             form,
             {feature.name: blank(feature, count) for feature in form.features},
             {feature.name: np.ones(count, np.bool_) for feature in form.features},
@@ -57,9 +52,9 @@ class GroupRows:
             np.zeros(count),
             (None,) * count,
         )
-        if contract.has_parts:
+        if contract.has_several_groups:
             rows._take_whole(table.read_block(ids), contract.stored_form, group)
-        changed = own.read_for_change(ids)
+        changed = updates.read_for_change(ids)
         if changed is not None:
             rows.expected = changed.overlay
             if changed.fields == form.fields:
@@ -72,12 +67,12 @@ class GroupRows:
         return rows
 
     def older_than(self, known_at: Times) -> Mask:
-        """Return the rows that readers would not prefer to a change with these event times."""
+        """Return the rows that a change with these event times replaces."""
         seconds = np.floor(known_at)
         return np.asarray((seconds > self.as_of) | ((seconds == self.as_of) & (known_at >= self.known_at)))
 
     def _take_whole(self, stored: StoredRows | None, form: StoredForm, group: str) -> None:
-        """Take over the group's part of whole rows."""
+        """Take over the group's values from whole rows."""
         times = None if stored is None else form.times(stored.block, group)
         if stored is None or times is None:
             return
@@ -86,22 +81,22 @@ class GroupRows:
         self.as_of = np.where(found, np.nan_to_num(times), 0.0)
 
     def _take(self, stored: StoredRows, form: StoredForm, as_of: Times, found: Mask) -> None:
-        """Take over rows that are no older than what is here."""
+        """Take over rows that are no older than these."""
         newer = found & (as_of >= self.as_of)
         missing = form.missing(stored.block)
         for feature in self.form.features:
             values = stored.block.get(feature.name)
             if values is None or values.dtype != feature.dtype.numpy or values.shape[1:] != feature.shape:
-                continue  # of an older contract
+                continue  # an older contract wrote it
             self.block[feature.name][newer] = values[newer]
             lacking = missing.get(feature.name)
             self.missing[feature.name][newer] = False if lacking is None else lacking[newer]
 
 
 def stored_features(table: Table, contract: FeatureContract, entity_id: str) -> tuple[dict[str, Any], dict[str, float]]:
-    """Return an entity's stored features as plain values, and by group how old they are, in epoch seconds.
+    """Return an entity's stored features as plain values, and the time of each group in epoch seconds.
 
-    Features that have no value, and groups of which nothing is stored, are left out.
+    Leaves out features without a value, and groups without a stored row.
 
     Raises:
         StoreUnavailable: Redis did not answer in time.
@@ -113,6 +108,7 @@ def stored_features(table: Table, contract: FeatureContract, entity_id: str) -> 
         if not rows.as_of[0]:
             continue
         times[group.name] = float(rows.as_of[0])
-        own = contract.features_of(group.name)
-        values |= {one.name: rows.block[one.name].tolist()[0] for one in own if not rows.missing[one.name][0]}
+        for feature in contract.features_of(group.name):
+            if not rows.missing[feature.name][0]:
+                values[feature.name] = rows.block[feature.name].tolist()[0]
     return values, times

@@ -1,4 +1,4 @@
-"""Feature groups: features that come from one place and are of one age."""
+"""Feature groups: features with one source and one age."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from inference.settings import parse_duration
 
 #: the group of features that name none
 DEFAULT_GROUP = "features"
-#: functions of the instant that need no code of one's own; each fills a group of one feature
+#: built-in functions of the time; each fills a group of one feature
 CLOCK_FUNCTIONS = ("hour_of_day", "day_of_week", "weekend")
 
 _NAME = re.compile(r"^[A-Za-z0-9_-]{1,64}$")
@@ -21,24 +21,24 @@ _DOTTED = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
 
 
 class GroupSource(StrEnum):
-    """Where a group's values come from."""
+    """The source of a group's values."""
 
-    #: the feature table, filled by loads, runs and single updates
+    #: the feature table, which loads, runs and single updates fill
     TABLE = "table"
-    #: computed when they are needed, from the entity's other features and the instant
+    #: a function, which computes them on demand from the entity's other features and the time
     FUNCTION = "function"
-    #: the request: its instances or overrides; in a run, the run's table. Never stored
+    #: the request, its instances or overrides; in a run, the run's table. Never stored
     REQUEST = "request"
 
 
 class GroupStatus(StrEnum):
-    """What became of one group for one entity."""
+    """What is known of one group of one entity."""
 
-    #: there are values, young enough
+    #: values that are young enough
     PRESENT = "present"
-    #: nobody has any
+    #: no values
     NOT_FOUND = "not found"
-    #: there are values, but older than the group's `max_age`; they are not used
+    #: values that are older than the group's `max_age`, and so are not used
     OUTSIDE_MAX_AGE = "outside maximum age"
 
 
@@ -46,8 +46,9 @@ class GroupStatus(StrEnum):
 class FeatureGroup:
     """One group.
 
-    `max_age_s`: older values are not used; None for no limit. `event_time_column`: of the source table, None for the
-    model's. `function`: of CLOCK_FUNCTIONS, or `package.module:function`; `timezone`: where its clock is, None for UTC.
+    `max_age_s`: older values are not used; None for no limit. `event_time_column`: a column of the source table; None
+    for the model's. `function`: one of CLOCK_FUNCTIONS, or `package.module:function`. `timezone`: of its clock; None
+    for UTC.
     """
 
     name: str = DEFAULT_GROUP
@@ -59,7 +60,7 @@ class FeatureGroup:
 
     @property
     def runs_code(self) -> bool:
-        """Whether its function is code that somebody else has written."""
+        """Whether its function is the user's code."""
         return self.function is not None and self.function not in CLOCK_FUNCTIONS
 
     def to_json(self) -> dict[str, Any]:
@@ -74,7 +75,7 @@ class FeatureGroup:
 
     @classmethod
     def from_json(cls, name: str, data: Any) -> FeatureGroup:
-        """Rebuild from `to_json`, or from what a person wrote.
+        """Read the JSON values of one group in `features.json`, or of `to_json`.
 
         Raises:
             ContractError: a key is unknown, of the wrong kind, or does not fit the group's source.
@@ -90,8 +91,8 @@ class FeatureGroup:
         known = _KEYS[source]
         for key, value in data.items():
             if key not in known:
-                told = f"a group whose source is {source} takes no {quoted(key)}"
-                raise _wrong(name, f"{told}; it takes: {', '.join(known)}")
+                message = f"a group whose source is {source} takes no {quoted(key)}"
+                raise _wrong(name, f"{message}; it takes: {', '.join(known)}")
             if key != "max_age" and not (isinstance(value, str) and value):
                 raise _wrong(name, f"{key} must be text")
         group = cls(

@@ -1,4 +1,4 @@
-"""Feature values out of JSON: the few rows of a request, checked one by one."""
+"""Reads feature values from JSON: the few rows of a request, checked one by one."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import numpy.typing as npt
 from inference.errors import ContractError, cut, quoted, shown_name
 from inference.features.contract import FeatureContract
 from inference.features.feature import Feature
-from inference.features.rows import FeatureRows, blank, fill_missing
-from inference.schema import Block, DType
+from inference.features.rows import FeatureColumns, FeatureRows, Mask, blank
+from inference.schema import DType
 
 Instance = Mapping[str, Any] | Sequence[Any] | float | str | bool
 
 
 def check_names(values: Mapping[str, Any], contract: FeatureContract) -> None:
-    """Refuse names that the contract does not have: a misspelt feature must not silently take its default.
+    """Refuse unknown names: a misspelt feature must not silently take its default.
 
     Raises:
         ContractError: names the unknown feature and the nearest known one.
@@ -34,17 +34,15 @@ def check_names(values: Mapping[str, Any], contract: FeatureContract) -> None:
 
 
 def rows_from_instances(instances: Sequence[Instance], contract: FeatureContract) -> FeatureRows:
-    """Return the instances as feature rows; an instance that does not fit is rejected, the others stand."""
-    rows, columns, missing = instance_columns(instances, contract)
+    """Return the instances as feature rows. Rejects each instance that does not fit, and keeps the others."""
+    rows, columns = instance_columns(instances, contract)
     for feature in contract.features:
-        fill_missing(rows, feature, columns[feature.name], missing[feature.name])
+        rows.add(feature, columns.values[feature.name], columns.missing[feature.name])
     return rows
 
 
-def instance_columns(
-    instances: Sequence[Instance], contract: FeatureContract
-) -> tuple[FeatureRows, Block, dict[str, npt.NDArray[np.bool_]]]:
-    """Return rows of which only those that do not fit are rejected, the values by feature, and which are missing."""
+def instance_columns(instances: Sequence[Instance], contract: FeatureContract) -> tuple[FeatureRows, FeatureColumns]:
+    """Return empty rows, in which only instances that do not fit are rejected, and the values of all instances."""
     rows = FeatureRows({}, np.zeros(len(instances), dtype=bool))
     named: list[Mapping[str, Any]] = []
     for position, instance in enumerate(instances):
@@ -54,12 +52,11 @@ def instance_columns(
             named.append({})
             _reject_one(rows, error, position)
     refused = rows.rejected.copy()
-    columns: Block = {}
-    missing: dict[str, npt.NDArray[np.bool_]] = {}
+    columns = FeatureColumns({}, {}, to_check=set(contract.names))
     for feature in contract.features:
         values = [given.get(feature.name) for given in named]
-        columns[feature.name], missing[feature.name] = _column(rows, feature, values, refused)
-    return rows, columns, missing
+        columns.values[feature.name], columns.missing[feature.name] = _column(rows, feature, values, refused)
+    return rows, columns
 
 
 def _by_name(instance: Instance, contract: FeatureContract) -> Mapping[str, Any]:
@@ -91,9 +88,7 @@ def _split(vector: Sequence[Any], contract: FeatureContract) -> Mapping[str, Any
     return values
 
 
-def _column(
-    rows: FeatureRows, feature: Feature, values: Sequence[Any], refused: npt.NDArray[np.bool_]
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+def _column(rows: FeatureRows, feature: Feature, values: Sequence[Any], refused: Mask) -> tuple[npt.NDArray[Any], Mask]:
     missing = np.zeros(len(values), dtype=bool)
     plain = _plain_column(feature, values)
     if plain is not None:
@@ -113,9 +108,9 @@ def _column(
 
 
 def _plain_column(feature: Feature, values: Sequence[Any]) -> npt.NDArray[Any] | None:
-    """Return the column if all its values are plain and fit, as nearly always; None if one is not.
+    """Return the column if all values are plain and fit, as they nearly always do; None otherwise.
 
-    Ten times as fast, measured with 256 rows of 32 numbers.
+    Takes a tenth of the time of `_element` for each value, measured with 256 rows of 32 numbers.
     """
     kinds = set(map(type, values))
     if feature.shape or not values:
@@ -144,7 +139,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _takes_gaps(feature: Feature) -> bool:
-    """Tell whether a list of the feature may lack single values; of others such a list is missing, as in a table."""
+    """Tell whether a list of the feature may lack single values. If not, a list with a gap counts as missing."""
     return feature.nullable and feature.dtype.is_float
 
 
@@ -158,8 +153,8 @@ def _element(value: Any, feature: Feature, shape: tuple[int, ...]) -> Any:
     if not shape:
         return _scalar(value, feature)
     if isinstance(value, str) or not isinstance(value, Sequence) or len(value) != shape[0]:
-        told = f"feature {quoted(feature.name)} takes a list of shape {list(feature.shape)}"
-        raise ContractError(told, field=feature.name)
+        message = f"feature {quoted(feature.name)} takes a list of shape {list(feature.shape)}"
+        raise ContractError(message, field=feature.name)
     return [_element(one, feature, shape[1:]) for one in value]
 
 
@@ -181,8 +176,8 @@ def _scalar(value: Any, feature: Feature) -> Any:
 def _integer(value: float, feature: Feature) -> int:
     limits = np.iinfo(feature.dtype.numpy)
     if isinstance(value, float) and not value.is_integer():
-        told = f"feature {quoted(feature.name)} is {feature.dtype}: give a whole number"
-        raise ContractError(told, field=feature.name)
+        message = f"feature {quoted(feature.name)} is {feature.dtype}: give a whole number"
+        raise ContractError(message, field=feature.name)
     if not limits.min <= value <= limits.max:
         raise ContractError(f"feature {quoted(feature.name)} is {feature.dtype}: out of range", field=feature.name)
     return int(value)

@@ -1,4 +1,4 @@
-"""Changes of single entities' features: checked as a whole, merged with what is stored, never over what is newer."""
+"""Updates the features of single entities: checks them, merges them with the stored ones, and keeps newer values."""
 
 from __future__ import annotations
 
@@ -14,28 +14,25 @@ from inference.clock import to_iso
 from inference.entities import check_entity_id
 from inference.errors import BadEntityId, BadInput, Conflict, ContractError, quoted
 from inference.features.contract import FeatureContract
-from inference.features.event_time import EARLIEST_S, LATEST_S
 from inference.features.group_rows import GroupRows
 from inference.features.groups import FeatureGroup
 from inference.features.instances import check_names, rows_from_instances
-from inference.features.rows import FeatureRows, blank, fill_missing
+from inference.features.key_columns import EARLIEST_S, LATEST_S
+from inference.features.rows import FeatureRows, Mask, Times, blank
 from inference.schema import Block
 from inference.store import Table
 
-#: how far ahead of Redis' clock an event time may be: clocks of well-kept hosts differ by less
+#: how far an event time may be ahead of the clock of Redis: the clocks of well-kept hosts differ by less
 CLOCK_TOLERANCE_S = 5.0
-#: others may change an entity between reading and writing it; each time one of them has got on
+#: another client may change an entity between the read and the write; then that one has succeeded
 _MAX_TRIES = 100
-
-Mask = npt.NDArray[np.bool_]
-Times = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class FeatureUpdate:
-    """New values for some or all features of an entity, by name, or for all of them as a list in order.
+    """New values of an entity's features: some of them by name, or all of them as a list in order.
 
-    `event_at`: since when they hold, epoch seconds; None for now.
+    `event_at`: the time from which they hold, epoch seconds; None for now.
     """
 
     entity_id: str
@@ -45,10 +42,10 @@ class FeatureUpdate:
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """What became of an update.
+    """The outcome of an update.
 
-    `applied`: all of it; else newer features stand in the groups `not_applied`. `as_of`: of what stands now, of the
-    groups that the update names the oldest, epoch seconds.
+    `applied`: all of it was stored. If not, the groups `not_applied` hold newer features. `as_of`: the oldest time of
+    the groups that the update names, as they are stored now; epoch seconds.
     """
 
     entity_id: str
@@ -69,8 +66,10 @@ class UpdateResult:
 
 @dataclass
 class _Given:
-    """The values of all updates as columns: `named[feature]` marks the updates that name it, `null[feature]` those
-    whose value is missing, for which its default stands.
+    """The values of all updates as columns.
+
+    `named[feature]` marks the updates that name the feature, `null[feature]` those that give null, which means the
+    default.
     """  # fmt: skip
 
     block: Block
@@ -80,26 +79,27 @@ class _Given:
 
 @dataclass
 class _Outcome:
-    """What became of the updates in one group: positions in the request that name it, and by position the rest.
+    """The outcome of the updates in one group, by their positions in the request.
 
-    `changed_at`: the event times of those that were applied, to the fraction of a second; NaN for the others.
+    `named`: the updates that name a feature of the group. `left`: the positions that are still to be stored.
+    `changed_at`: the exact event times of updates that were stored; NaN for the others.
     """
 
     group: FeatureGroup
-    named: npt.NDArray[np.intp]
+    named: Mask
     as_of: Times
     changed_at: Times
     left: npt.NDArray[np.intp] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.left = self.named
+        self.left = np.flatnonzero(self.named)
 
 
 class FeatureWriter:
-    """Changes the features of single entities in a model's feature table.
+    """Updates the features of single entities in a model's feature table.
 
-    What was computed on demand from the older features is taken out of `predictions`; what a run computed is no hit
-    any more if it is older than the change. `keep_s`: when Redis forgets a changed row.
+    Removes the predictions that were computed on demand from the older features. A run's prediction that is older
+    than the update is no hit any more. `keep_s`: when Redis forgets an updated row.
     """
 
     def __init__(self, features: Table, predictions: Table, contract: FeatureContract, *, keep_s: float) -> None:
@@ -109,23 +109,25 @@ class FeatureWriter:
         self._keep_s = keep_s
 
     def write(self, updates: Sequence[FeatureUpdate], *, place: str = "") -> list[UpdateResult]:
-        """Store updates of different entities, all or none of them, and return what became of each, in order.
+        """Store updates of different entities, all or none of them, and return the outcome of each, in order.
 
-        Features of a group that an update names only in part stay as they are stored, and are as of its event time
-        from then on: a group has one age. Of an entity without the group they take their defaults. May run twice.
-        `place`: where an update stands in the request, such as "items.{}.", for the errors' fields.
+        If an update names only some features of a group, the others keep their stored values, but take its event time:
+        a group has one age. If nothing of the group is stored, they take their defaults. May run twice.
+        `place`: the place of an update in the request, such as "items.{}.", for the fields of errors.
 
         Raises:
-            BadInput: an id is illegal or there twice, an event time lies in the future; names the field.
+            BadInput: an id is illegal or repeats, or an event time lies in the future; names the field.
             ContractError: a feature is unknown, does not fit, is not stored, or is missing without a default.
-            Conflict: the stored features are of another contract, or others change an entity without a pause.
+            Conflict: another contract wrote the stored features, or other clients change an entity without a pause.
             StoreUnavailable: Redis did not answer in time; the same updates may be sent again.
         """
         event_at = _check(updates, self._features.now(), place)
         given = self._given(updates, place)
-        outcomes = [outcome for group in self._contract.table_groups if (outcome := _outcome(self, group, given))]
+        outcomes = [
+            outcome for group in self._contract.table_groups if (outcome := self._new_outcome(group, given)) is not None
+        ]
         if len(outcomes) > 1:
-            for outcome in outcomes:  # what is wrong with one group is found before another is stored
+            for outcome in outcomes:  # an error in one group must be found before another group is stored
                 self._merged(updates, given, outcome, place)
         for outcome in outcomes:
             self._store(updates, given, event_at, outcome, place)
@@ -136,9 +138,13 @@ class FeatureWriter:
             self._predictions.overlay.outdate(ids, changed_at=newest[changed], keep_s=self._keep_s)
         return [_result(update.entity_id, position, outcomes) for position, update in enumerate(updates)]
 
-    def features_of(self, group: FeatureGroup) -> list[str]:
-        """Return the names of a group's features."""
-        return [feature.name for feature in self._contract.features_of(group.name)]
+    def _new_outcome(self, group: FeatureGroup, given: _Given) -> _Outcome | None:
+        """Return the initial outcome of a group; None if no update names a feature of it."""
+        named = np.any([given.named[feature.name] for feature in self._contract.features_of(group.name)], axis=0)
+        if not named.any():
+            return None
+        nothing = np.full(len(named), np.nan)
+        return _Outcome(group, named, as_of=nothing.copy(), changed_at=nothing)
 
     def _store(
         self, updates: Sequence[FeatureUpdate], given: _Given, event_at: Times, outcome: _Outcome, place: str
@@ -153,10 +159,10 @@ class FeatureWriter:
     def _try(
         self, updates: Sequence[FeatureUpdate], given: _Given, event_at: Times, outcome: _Outcome, place: str
     ) -> npt.NDArray[np.intp]:
-        """Store what can be stored of what is left of an outcome; return what others were quicker with."""
+        """Store the updates that are left; return those whose entity another client has changed meanwhile."""
         left = outcome.left
         stored, block = self._merged(updates, given, outcome, place)
-        # now for those without a time of their own: asked after reading, so that it is no older than what was read
+        # updates without an event time are of now; read the clock after the rows, so that now is no older than they
         known_at = np.fmin(event_at[left], self._features.now())
         outcome.as_of[left] = stored.as_of
         chosen = np.flatnonzero(stored.older_than(known_at))
@@ -177,7 +183,7 @@ class FeatureWriter:
     def _merged(
         self, updates: Sequence[FeatureUpdate], given: _Given, outcome: _Outcome, place: str
     ) -> tuple[GroupRows, Block]:
-        """Return what is stored of a group, and whole rows of it: what is given, else what is stored, else defaults."""
+        """Return a group's stored rows, and its new rows: the given values, else the stored ones, else defaults."""
         left = outcome.left
         ids = [updates[position].entity_id for position in left]
         stored = GroupRows.read(self._features, self._contract, outcome.group.name, ids)
@@ -188,7 +194,7 @@ class FeatureWriter:
             values = stored.block[name].copy()
             values[named] = given.block[name][left][named]
             missing = np.where(named, given.null[name][left], stored.missing[name])
-            fill_missing(rows, feature, values, missing)
+            rows.add(feature, values, missing)
         if rows.reasons:
             raise _incomplete(ids, rows, left, place)
         notes = stored.form.notes(rows.imputed, {}, len(left))
@@ -211,7 +217,7 @@ class FeatureWriter:
         return given
 
     def _by_names(self, updates: Sequence[FeatureUpdate], place: str) -> dict[frozenset[str], list[int]]:
-        """Return which updates (by position) name the same features: they are checked together."""
+        """Return the positions of the updates by the features that they name: equal ones are checked together."""
         groups: dict[frozenset[str], list[int]] = {}
         for position, update in enumerate(updates):
             try:
@@ -221,7 +227,7 @@ class FeatureWriter:
         return groups
 
     def _names(self, update: FeatureUpdate) -> frozenset[str]:
-        """Return the features that an update names; a list names all that are stored."""
+        """Return the features that an update names. A list names all stored features."""
         if not update.features:
             raise ContractError("no features: give at least one")
         stored = {feature.name for feature in self._contract.stored_form.features}
@@ -235,35 +241,27 @@ class FeatureWriter:
         return names
 
 
-def _outcome(writer: FeatureWriter, group: FeatureGroup, given: _Given) -> _Outcome | None:
-    """Return the outcome of a group to begin with; None when no update names a feature of it."""
-    named = np.any([given.named[name] for name in writer.features_of(group)], axis=0)
-    if not named.any():
-        return None
-    nothing = np.full(len(named), np.nan)
-    return _Outcome(group, np.flatnonzero(named), as_of=nothing.copy(), changed_at=nothing)
-
-
 def _result(entity_id: str, position: int, outcomes: Sequence[_Outcome]) -> UpdateResult:
-    own = [outcome for outcome in outcomes if position in outcome.named]
-    not_applied = tuple(outcome.group.name for outcome in own if np.isnan(outcome.changed_at[position]))
-    return UpdateResult(entity_id, not not_applied, min(float(one.as_of[position]) for one in own), not_applied)
+    named = [outcome for outcome in outcomes if outcome.named[position]]
+    not_applied = tuple(outcome.group.name for outcome in named if np.isnan(outcome.changed_at[position]))
+    return UpdateResult(entity_id, not not_applied, min(float(one.as_of[position]) for one in named), not_applied)
 
 
 def _incomplete(ids: Sequence[str], rows: FeatureRows, left: npt.NDArray[np.intp], place: str) -> ContractError:
     row = int(rows.reasons[0].rows[0])
-    own = [reason for reason in rows.reasons if row in reason.rows]
-    missing = [reason.feature for reason in own if reason.reason.startswith("missing")]
+    reasons = [reason for reason in rows.reasons if row in reason.rows]
+    missing = [reason.feature for reason in reasons if reason.reason.startswith("missing")]
     why = (
         f"no features of {quoted(ids[row])} are stored yet: give those without a default too: {', '.join(missing[:20])}"
     )
-    if not missing:  # what is stored was legal under an older contract
-        why = f"feature {quoted(own[0].feature)} of {quoted(ids[row])} is stored, but {own[0].reason}: give it too"
+    if not missing:  # the stored value was legal under an older contract
+        illegal = reasons[0]
+        why = f"feature {quoted(illegal.feature)} of {quoted(ids[row])} is stored, but {illegal.reason}: give it too"
     return ContractError(why, field=f"{place.format(left[row])}features")
 
 
 def _check(updates: Sequence[FeatureUpdate], now: float, place: str) -> Times:
-    """Return the event times, NaN for none."""
+    """Check ids and event times. Return the event times, NaN for none."""
     seen: set[str] = set()
     event_at = np.full(len(updates), np.nan)
     for position, update in enumerate(updates):

@@ -1,7 +1,7 @@
 """The one way from tables and requests to a model's inputs, shared by batch and real time.
 
-Two stages. First, values become *features*: arrays by name in the contract's dtypes, with defaults filled in
-and unusable rows marked. Then features become *inputs*: the model's tensors. Feature tables hold the former.
+There are two steps. First, values become *features*: arrays by name in the contract's dtypes, with defaults filled in
+and unusable rows marked. Feature tables hold them. Then features become *inputs*: the model's tensors.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ import pyarrow as pa
 from inference.errors import ContractError, SourceError
 from inference.features.columns import column_values, type_problem
 from inference.features.contract import CONTRACT_FILE, FeatureContract, check_contract, is_stacked
-from inference.features.event_time import GroupTimes, check_event_time_column
 from inference.features.feature import Feature
 from inference.features.functions import FeatureFunctions
 from inference.features.instances import Instance, check_names, instance_columns, rows_from_instances
-from inference.features.rows import FeatureRows, add_checked, blank, fill_missing
-from inference.features.stored import StoredForm
+from inference.features.key_columns import GroupTimes, check_event_time_column
+from inference.features.rows import FeatureColumns, FeatureRows, Mask, StoredForm, blank
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 from inference.sources import column_type_name, find_column
 
-#: rows up to which one call for all columns is quicker than a copy of each, as in a request
+#: up to so many rows, as in a request, one call for all columns takes less time than a copy of each
 _FEW_ROWS = 1024
 
 
 class Vectoriser:
-    """Turns rows into the inputs of one model. Holds no state: one may serve many threads."""
+    """Turns rows into the inputs of one model. Holds no state: several threads may share one."""
 
     def __init__(
         self, contract: FeatureContract, signature: Signature, functions: FeatureFunctions | None = None
@@ -39,7 +38,7 @@ class Vectoriser:
         check_contract(contract, signature)
         self.contract = contract
         self.signature = signature
-        #: the table columns that it needs: the features that are not computed, in order, and times of groups
+        #: the table columns that it needs: features that are not computed, in order, then times of groups
         self.columns: list[str] = _columns(contract)
         #: those of them that become text
         self.text_columns = [one.table_column for one in contract.given if one.dtype is DType.STRING and not one.shape]
@@ -48,12 +47,12 @@ class Vectoriser:
         self._has_rules = any(feature.legal is not None for feature in contract.given)
 
     def check_schema(self, schema: pa.Schema, source: str, *, stored_only: bool = False) -> None:
-        """Refuse a table whose columns cannot become the features; `source` names it in the message.
+        """Refuse a table whose columns cannot become the features. `source`: the table's name for messages.
 
-        `stored_only`: the features that come with a request are not looked for.
+        `stored_only`: the table need not have the features that come with a request.
 
         Raises:
-            SourceError: a column is missing (the nearest one is named), or its type cannot be cast.
+            SourceError: a column is missing (the message names the nearest one), or its type cannot be cast.
         """
         names = set(schema.names)
         for feature in self.contract.stored_form.features if stored_only else self.contract.given:
@@ -71,197 +70,161 @@ class Vectoriser:
     def features_from_arrow(
         self, batch: pa.RecordBatch, *, at: float | None = None, times: GroupTimes | None = None
     ) -> FeatureRows:
-        """Return the features of a table's rows, in the state of `at`. Its schema must have passed `check_schema`.
+        """Return the features of a table's rows as of `at`. The schema must have passed `check_schema`.
 
-        `at`: epoch seconds; None leaves the features of functions blank. `times`: those of the table groups, as
-        `group_times` returns them; None when no group's age matters.
+        `at`: epoch seconds; None leaves the features of functions blank. `times`: by table group, as `group_times`
+        returns them; None if the age of groups does not matter.
         """
-        rows, columns, missing = self._read(batch, self.contract.given)
-        too_old = {}
+        rows, columns = self._read(batch, self.contract.given)
         for group in self.contract.table_groups if times else ():
-            own = (times or {})[group.name]
-            absent = np.isnan(own)
+            group_times = (times or {})[group.name]
+            absent = np.isnan(group_times)
             if group.max_age_s is not None and at is not None:
-                too_old[group.name] = own < at - group.max_age_s
-                absent = absent | too_old[group.name]
+                columns.too_old[group.name] = group_times < at - group.max_age_s
+                absent = absent | columns.too_old[group.name]
             if absent.any():
                 for feature in self.contract.features_of(group.name):
-                    missing[feature.name] = missing[feature.name] | absent
-        return self._complete(rows, columns, missing, at=at, too_old=too_old)
+                    columns.missing[feature.name] = columns.missing[feature.name] | absent
+        return self._complete(rows, columns, {}, at)
 
     def stored_from_arrow(self, batch: pa.RecordBatch, times: GroupTimes) -> FeatureRows:
-        """Return the features of a table's rows as they are stored, however old: those of the table groups alone.
+        """Return the features of the table groups in the form of the feature table, whatever their age.
 
-        Rows without anything of a group, which have no time of it, are not rejected for that.
+        A row without a time of a group may lack all values of the group.
         """
         form = self.contract.stored_form
-        rows, columns, missing = self._read(batch, form.features)
+        rows, columns = self._read(batch, form.features)
         for feature in form.features:
             absent = np.isnan(times[feature.group])
-            fill_missing(rows, feature, columns[feature.name], missing[feature.name], excused=absent)
+            rows.add(feature, columns.values[feature.name], columns.missing[feature.name], excused=absent)
         return rows
 
     def features_from_rows(self, rows: Sequence[Instance], *, at: float | None = None) -> FeatureRows:
         """Return the features of a request's instances: objects by name, or lists of values in order.
 
         A model with one feature also takes the bare value. Rows that do not fit are rejected. Features of functions
-        that an instance does not bring along are computed as of `at` (epoch seconds); None leaves them blank.
+        that an instance lacks are computed as of `at` (epoch seconds); None leaves them blank.
         """
-        known, columns, missing = instance_columns(rows, self.contract)
-        return self._complete(known, columns, missing, at=at)
+        found, columns = instance_columns(rows, self.contract)
+        return self._complete(found, columns, {}, at)
 
-    def features_from_block(
-        self, block: Block, count: int, *, overrides: Mapping[str, Any] | None = None, at: float | None = None
-    ) -> FeatureRows:
-        """Return the features of `count` stored rows, which may have been written under an older contract.
+    def features_from_block(self, block: Block, count: int, *, at: float | None = None) -> FeatureRows:
+        """Return the features of `count` stored rows, which an older contract may have written.
 
-        A feature that was not stored takes its default, else the rows are rejected. `overrides` replace
-        the features they name in every row. `at`: as in `features_from_rows`.
-
-        Raises:
-            ContractError: an override names no feature, or does not fit it.
+        A feature that is not stored takes its default, else the rows are rejected. `at`: as in `features_from_rows`.
         """
-        columns, missing = self.stored_columns(block, count)
-        return self.features_from_columns(columns, missing, count, overrides=overrides, at=at)
+        return self.features_from_columns(self.stored_columns(block, count), count, at=at)
 
-    def stored_columns(
-        self, block: Block, count: int, form: StoredForm | None = None
-    ) -> tuple[Block, dict[str, npt.NDArray[np.bool_]]]:
-        """Return what of stored rows can become the features, and by feature which rows have no value.
+    def stored_columns(self, block: Block, count: int, form: StoredForm | None = None) -> FeatureColumns:
+        """Return the values of stored rows that can become features.
 
-        A feature whose every row has one may be left out of the latter. `form`: of the rows, None for whole ones,
-        which also lack all that comes with a request.
+        `form`: that of the rows; None for whole rows, which also lack all features that come with a request.
         """
-        columns: Block = {}
-        missing = (form or self.contract.stored_form).missing(block)
+        columns = FeatureColumns({}, (form or self.contract.stored_form).missing(block))
         for feature in form.features if form else self.contract.given:
             stored = block.get(feature.name)
             if stored is not None and stored.dtype == feature.dtype.numpy and stored.shape[1:] == feature.shape:
-                columns[feature.name] = stored
+                columns.values[feature.name] = stored
             elif stored is None or not _castable(stored, feature):
-                columns[feature.name] = blank(feature, count)
-                missing[feature.name] = np.ones(count, dtype=bool)
+                columns.values[feature.name] = blank(feature, count)
+                columns.missing[feature.name] = np.ones(count, dtype=bool)
             else:
                 with np.errstate(over="ignore"):
-                    columns[feature.name] = stored.astype(feature.dtype.numpy)
-                missing.setdefault(feature.name, np.zeros(count, dtype=bool))
-        return columns, missing
+                    columns.values[feature.name] = stored.astype(feature.dtype.numpy)
+                columns.to_check.add(feature.name)
+        return columns
 
     def features_from_columns(
         self,
-        columns: Block,
-        missing: Mapping[str, npt.NDArray[np.bool_]],
+        columns: FeatureColumns,
         count: int,
         *,
         overrides: Mapping[str, Any] | None = None,
         at: float | None = None,
-        too_old: Mapping[str, npt.NDArray[np.bool_]] | None = None,
     ) -> FeatureRows:
-        """Return the features of `count` rows whose values stand in `columns`, in the contract's dtypes.
+        """Return the features of `count` rows. A missing value takes the feature's default, else the row is rejected.
 
-        Rows in `missing` have no value of a feature: it takes its default, else they are rejected. Numbers are
-        checked only of features that stand in `missing`, if only with no row. `overrides` as in `features_from_block`;
-        `at` as in `features_from_rows`. `too_old`: by group, rows whose values are missing because of their age.
+        `overrides` replace the features that they name in every row. `at`: as in `features_from_rows`.
 
         Raises:
             ContractError: an override names no feature, or does not fit it.
         """
-        given = self.override_values(overrides or {})
         rows = FeatureRows({}, np.zeros(count, dtype=bool))
-        self._complete(rows, columns, missing, fixed=given.block, at=at, too_old=too_old)
+        if not overrides:
+            return self._complete(rows, columns, {}, at)
+        given = self.override_values(overrides)
+        self._complete(rows, columns, given.block, at)
         rows.imputed |= {name: np.ones(count, dtype=bool) for name in given.imputed}
         return rows
 
-    def _read(
-        self, batch: pa.RecordBatch, features: Sequence[Feature]
-    ) -> tuple[FeatureRows, Block, dict[str, npt.NDArray[np.bool_]]]:
+    def _read(self, batch: pa.RecordBatch, features: Sequence[Feature]) -> tuple[FeatureRows, FeatureColumns]:
+        """Return rows in which only values that do not fit are rejected, and the values of a table's rows."""
         rows = FeatureRows({}, np.zeros(batch.num_rows, dtype=bool))
-        columns: Block = {}
-        missing: dict[str, npt.NDArray[np.bool_]] = {}
+        columns = FeatureColumns({}, {}, to_check={feature.name for feature in features})
         for feature in features:
             column = batch.column(feature.table_column)
-            if isinstance(column, pa.ChunkedArray):  # a Table was handed over
+            if isinstance(column, pa.ChunkedArray):  # the caller has a Table
                 column = column.combine_chunks()
             values, is_missing, misfit = column_values(column, feature)
             if misfit.any():
                 _reject_misfit(rows, feature, misfit)
-            columns[feature.name], missing[feature.name] = values, is_missing & ~misfit
-        return rows, columns, missing
+            columns.values[feature.name], columns.missing[feature.name] = values, is_missing & ~misfit
+        return rows, columns
 
-    def _complete(
-        self,
-        rows: FeatureRows,
-        columns: Block,
-        missing: Mapping[str, npt.NDArray[np.bool_]],
-        *,
-        at: float | None,
-        fixed: Block | None = None,
-        too_old: Mapping[str, npt.NDArray[np.bool_]] | None = None,
-    ) -> FeatureRows:
-        """Fill in what is missing, check what is there, and compute the features of functions last."""
-        fixed = fixed or {}
-        if fixed or missing or self._has_rules:
-            self._add_given(rows, columns, missing, fixed, too_old or {})
-        else:  # nearly always, and each feature would cost a microsecond
-            rows.block.update({feature.name: columns[feature.name] for feature in self.contract.given})
+    def _complete(self, rows: FeatureRows, columns: FeatureColumns, overrides: Block, at: float | None) -> FeatureRows:
+        """Add all features to the rows, those of functions last. `overrides`: one row of the features that it names."""
+        if overrides or columns.missing or columns.to_check or self._has_rules:
+            self._add_given(rows, columns, overrides)
+        else:  # nearly always: a look at each feature would cost a microsecond
+            rows.block.update({feature.name: columns.values[feature.name] for feature in self.contract.given})
         if self.contract.computed:
-            self._compute(rows, columns, missing, fixed, at)
+            self._add_computed(rows, columns, overrides, at)
             rows.block = {name: rows.block[name] for name in self.contract.names}
         return rows
 
-    def _add_given(
-        self,
-        rows: FeatureRows,
-        columns: Block,
-        missing: Mapping[str, npt.NDArray[np.bool_]],
-        fixed: Block,
-        too_old: Mapping[str, npt.NDArray[np.bool_]],
-    ) -> None:
+    def _add_given(self, rows: FeatureRows, columns: FeatureColumns, overrides: Block) -> None:
         """Add the features that are not computed."""
         for feature in self.contract.given:
             name = feature.name
-            if name in fixed:
-                rows.block[name] = np.repeat(fixed[name], len(rows.rejected), axis=0)
-            elif name in missing:
-                fill_missing(rows, feature, columns[name], missing[name], too_old=too_old.get(feature.group))
+            if name in overrides:
+                rows.block[name] = np.repeat(overrides[name], len(rows.rejected), axis=0)
             else:
-                add_checked(rows, feature, columns[name])
+                rows.add(
+                    feature,
+                    columns.values[name],
+                    columns.missing.get(name),
+                    too_old=columns.too_old.get(feature.group),
+                    check_numbers=name in columns.to_check,
+                )
 
-    def _compute(
-        self,
-        rows: FeatureRows,
-        columns: Block,
-        missing: Mapping[str, npt.NDArray[np.bool_]],
-        fixed: Block,
-        at: float | None,
-    ) -> None:
-        """Add the features of functions, computed from the rows that are good so far, unless they were given."""
+    def _add_computed(self, rows: FeatureRows, columns: FeatureColumns, overrides: Block, at: float | None) -> None:
+        """Add the features of functions. Those that are not given are computed from the rows that are good so far."""
         count, good = len(rows.rejected), ~rows.rejected
         wanted = {
             feature.name
             for feature in self.contract.computed
-            if feature.name not in fixed and missing.get(feature.name, good).any()
+            if feature.name not in overrides and columns.missing.get(feature.name, good).any()
         }
         computed = {}
         if wanted and at is not None and good.any():
             computed = self._functions.compute(rows.usable(), at, wanted)
         for feature in self.contract.computed:
             name = feature.name
-            if name in fixed:
-                rows.block[name] = np.repeat(fixed[name], count, axis=0)
+            if name in overrides:
+                rows.block[name] = np.repeat(overrides[name], count, axis=0)
                 continue
-            values = columns[name].copy() if name in columns else blank(feature, count)
-            is_missing = missing.get(name, np.ones(count, dtype=bool)).copy()
+            values = columns.values[name].copy() if name in columns.values else blank(feature, count)
+            missing = columns.missing.get(name, np.ones(count, dtype=bool)).copy()
             if name in computed:
-                of_function = computed[name]
-                target = np.flatnonzero(good)[is_missing[good]]
-                chosen = is_missing[good]
-                values[target] = of_function.array[chosen]
-                is_missing[target] = of_function.missing[chosen]
+                result = computed[name]  # of the good rows
+                chosen = missing[good]
+                target = np.flatnonzero(good)[chosen]
+                values[target] = result.array[chosen]
+                missing[target] = result.missing[chosen]
                 misfit = np.zeros(count, dtype=bool)
-                misfit[target] = of_function.misfit[chosen]
+                misfit[target] = result.misfit[chosen]
                 _reject_misfit(rows, feature, misfit)
-            fill_missing(rows, feature, values, is_missing, excused=~good if at is not None else is_missing)
+            rows.add(feature, values, missing, excused=~good if at is not None else missing)
 
     def override_values(self, overrides: Mapping[str, Any]) -> FeatureRows:
         """Return the overrides as one row of the features that they name.
@@ -282,7 +245,7 @@ class Vectoriser:
         return rows
 
     def defaults(self, count: int) -> FeatureRows:
-        """Return rows that hold every feature's default; rejected where a feature has none."""
+        """Return rows that hold every feature's default. They are rejected if a feature has none."""
         return self.features_from_block({}, count)
 
     def inputs(self, features: Block) -> Block:
@@ -305,7 +268,7 @@ class Vectoriser:
         return {only.name: stacked if only.shape else stacked[:, 0]}
 
     def _hint(self, feature: Feature, schema: pa.Schema) -> str:
-        """Return what to do if the table has no column of the feature; "" leaves it to the nearest name."""
+        """Return the fix for a table that lacks the feature's column; "" to suggest the nearest name only."""
         if feature.shape and len(self.contract.features) == 1:
             return f"list its {feature.width} columns in the model's {CONTRACT_FILE}, in the order of the tensor"
         near = difflib.get_close_matches(feature.table_column, schema.names, n=1, cutoff=0.5)
@@ -317,7 +280,7 @@ def _columns(contract: FeatureContract) -> list[str]:
     return list(dict.fromkeys([*(feature.table_column for feature in contract.given), *times]))
 
 
-def _reject_misfit(rows: FeatureRows, feature: Feature, misfit: npt.NDArray[np.bool_]) -> None:
+def _reject_misfit(rows: FeatureRows, feature: Feature, misfit: Mask) -> None:
     reason = f"out of range for {feature.dtype}"
     if feature.shape:
         reason = f"wrong number of values, or one {reason}" if feature.dtype.is_integer else "wrong number of values"

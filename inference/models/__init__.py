@@ -1,13 +1,11 @@
-"""Models: which versions there are, what they take and give, and the processes' loaded copies of them."""
+"""Models: their versions on disk, the records of these in Redis, and the copies that worker processes load."""
 
 from inference.models.host import ModelHost
-from inference.models.inspection import Inspect, inspect_in_subprocess, inspect_versions, record_to_serve
-from inference.models.loaded import LoadedModel
+from inference.models.loaded import LoadedModel, ScoredRows, prediction_values, score_rows
+from inference.models.loading import Inspect, inspect_in_subprocess, inspect_versions, record_to_serve
 from inference.models.micro_batch import MicroBatch, MicroBatches
-from inference.models.record import VersionRecord
-from inference.models.registry import ModelRegistry
+from inference.models.registry import ModelRegistry, VersionRecord
 from inference.models.rollout import Rollout
-from inference.models.scoring import ScoredRows, prediction_values, score_rows
 from inference.models.versions import find_versions
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The formats of models: which file in a version's folder says who can load it. Imports none of their libraries."""
+"""The formats of models: the file in a version's folder that names its runtime. Imports none of their libraries."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _OF_A_BOOSTER = (
     "is a booster's own file; save the estimator around it, such as an LGBMClassifier or XGBClassifier, by "
     "skops.io.dump(model, '{stem}.skops') or joblib.dump(model, '{stem}.joblib'), or convert it to ONNX (onnxmltools)"
 )
-#: files that LightGBM and XGBoost write under these names too, where their first bytes tell
+#: LightGBM and XGBoost write files with these suffixes too; their first bytes tell
 _MAYBE_BOOSTERS = {".txt", ".json", ".model", ".bin", ".lgb", ".xgb"}
 _BEGINNING = 256
-#: files that are near a model, and what makes one of them
+#: files that are nearly a model, and the fix
 _NEAR_MISSES = {
     (".h5", ".hdf5"): (
         "is in Keras' old format; save it once in the new one: "
@@ -29,7 +29,7 @@ _NEAR_MISSES = {
     ),
     (".bst", ".ubj", ".cbm"): _OF_A_BOOSTER,
     (".gz", ".z", ".bz2", ".xz", ".lzma", ".sav", ".dat", ".p", ".model"): (
-        "is no name of a model that is known; if it is a pickle, compressed or not, call it {name}.joblib"
+        "has no name of a known model format; if it is a pickle, compressed or not, call it {name}.joblib"
     ),
     (".tflite", ".pmml", ".mar", ".engine", ".plan"): (
         "is in a format that another engine computes; export the model as a SavedModel, Keras, ONNX or skops file, or "
@@ -41,7 +41,7 @@ _WEIGHTS_ALONE = (
     "holds weights without their model: build the model, model.load_weights('{file}'), then model.save('{stem}.keras')"
 )
 _MOST_SHOWN = 5
-#: what no archive of a model needs: weights hardly shrink, and text that describes trees shrinks thirtyfold
+#: no archive of a model needs more: weights hardly shrink, and text that describes trees shrinks thirtyfold
 _MOST_UNPACKED = 100
 _UNPACKED_AT_LEAST = 256 << 20
 _MOST_ARCHIVED_FILES = 100_000
@@ -49,12 +49,12 @@ _MOST_ARCHIVED_FILES = 100_000
 
 @dataclass(frozen=True)
 class Format:
-    """One format. `name`: as records keep it; `title`: for people; `runtime`: the module that loads it.
+    """One format. `name`: in records; `title`: for people; `runtime`: the module that loads it.
 
-    A file is of it whose name is one of `names` or ends in one of `suffixes`. `library`: what must be importable,
-    `extra`: what of Forecache's installs it. `runs_code`: why loading one may run its author's code; None when it does
-    not. `instead`: what to save instead, with `{stem}` for the file without its suffix. `missing_text`: its models can
-    be given None for a text that is missing.
+    A file has this format if its name is one of `names` or ends in one of `suffixes`. `library`: the module that it
+    needs; `extra`: the extra of Forecache that installs it. `runs_code`: why a load may run code of the model's author;
+    None if it does not. `instead`: a better way to save, with `{stem}` for the file without its suffix. `missing_text`:
+    its models take None for a missing text.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Format:
 
     @property
     def files(self) -> str:
-        """How its files are called, for a sentence."""
+        """The names of its files, for messages."""
         return " or ".join([*self.names[:1], *(f"*{suffix}" for suffix in self.suffixes)])
 
 
@@ -112,10 +112,10 @@ class ModelFile:
 
 
 def find_model_file(folder: Path) -> ModelFile | None:
-    """Return the one model in a version's folder; None when nothing there is one.
+    """Return the one model in a version's folder; None if there is none.
 
     Raises:
-        ModelError: there are several, and nobody can say which is meant.
+        ModelError: there are several.
     """
     files = _files(folder)
     found = [ModelFile(one, file) for one in FORMATS for file in files if one.holds(file)]
@@ -128,12 +128,12 @@ def find_model_file(folder: Path) -> ModelFile | None:
 
 
 def format_of(file: Path) -> Format | None:
-    """Return the format of a file, by its name; None when it is no model."""
+    """Return the format of a file by its name; None if it is no model."""
     return next((one for one in FORMATS if one.holds(file)), None)
 
 
 def format_named(name: str) -> Format:
-    """Return the format that records call so."""
+    """Return the format of this name in records."""
     return next(one for one in FORMATS if one.name == name)
 
 
@@ -141,7 +141,7 @@ def require_model_file(folder: Path) -> ModelFile:
     """Return the one model in a version's folder.
 
     Raises:
-        ModelError: there is none, or there are several; says what is there instead, and the fix.
+        ModelError: there is none, or there are several; names the other files, and the fix.
     """
     found = find_model_file(folder)
     if found:
@@ -153,36 +153,36 @@ def require_model_file(folder: Path) -> ModelFile:
         raise near
     names = [file.name for file in _files(folder)]
     shown = ", ".join(names[:_MOST_SHOWN]) + (", …" if len(names) > _MOST_SHOWN else "") if names else "nothing"
-    raise ModelError(f"{folder} holds no model that is known ({known_files()}); found: {shown}", field="path")
+    raise ModelError(f"{folder} holds no known model ({known_files()}); found: {shown}", field="path")
 
 
 def check_allowed(found: ModelFile, *, allow_code: bool) -> None:
-    """Refuse a file that runs code when it is loaded, unless the settings allow that.
+    """Refuse a file whose load runs code, unless the settings allow that.
 
     Raises:
-        ModelError: says what to save instead, and how to allow it.
+        ModelError: says how to save it otherwise, and how to allow it.
     """
     format_ = found.format
     if format_.runs_code and not allow_code:
         raise ModelError(
             f"{found.file} may run code ({format_.runs_code}): set allow_code = true under [models.NAME] "
-            "(forecache init --allow-code) if you trust whoever can write it"
+            "(forecache init --allow-code) if you trust everyone who can write it"
             + format_.instead.format(stem=found.file.stem),
             field="allow_code",
         )
 
 
 def check_archive(file: Path) -> None:
-    """Refuse an archive that would unpack to far more than its size. What is no archive passes.
+    """Refuse an archive that would unpack to far more than its size. Other files pass.
 
     Raises:
-        ModelError: says how much it would take.
+        ModelError: names the unpacked size.
     """
     try:
         with zipfile.ZipFile(file) as archive:
             inside = archive.infolist()
     except (zipfile.BadZipFile, OSError, NotImplementedError, UnicodeDecodeError):
-        return  # whoever loads it says what is wrong
+        return  # its runtime says what is wrong
     packed, unpacked = file.stat().st_size, sum(one.file_size for one in inside)
     if unpacked > max(_UNPACKED_AT_LEAST, _MOST_UNPACKED * packed):
         raise ModelError(
@@ -199,17 +199,17 @@ def check_archive(file: Path) -> None:
 
 
 def known_files() -> str:
-    """Return how the files of all formats are called, for a sentence."""
+    """Return the names of the files of all formats, for messages."""
     return ", ".join(one.files for one in FORMATS)
 
 
 def near_miss(folder: Path) -> ModelError | None:
-    """Return what to do with a folder's file that could become a model; None when there is none."""
+    """Return the fix for a folder's file that is nearly a model; None if there is none."""
     return next((error for file in _files(folder) if (error := near_miss_of(file))), None)
 
 
 def near_miss_of(file: Path) -> ModelError | None:
-    """Return what to do with a file that could become a model; None when it could not."""
+    """Return the fix for a file that is nearly a model; None if it is not."""
     if file.name.lower().endswith(_KERAS_WEIGHTS):
         stem = file.name[: -len(_KERAS_WEIGHTS)]
         return ModelError(f"{file} {_WEIGHTS_ALONE.format(file=file, stem=stem)}", field="path")
@@ -221,9 +221,9 @@ def near_miss_of(file: Path) -> ModelError | None:
 
 
 def instead_of_program(file: Path) -> str | None:
-    """Return what a `.pt2` file is that PyTorch wrote and that holds no exported program, and what to save instead.
+    """Return what a `.pt2` file of PyTorch without an exported program is, and the fix; None if its names do not tell.
 
-    None when the names in it do not tell. No code of it is run.
+    Runs no code of the file.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -240,7 +240,7 @@ def instead_of_program(file: Path) -> str | None:
 
 
 def _is_boosters_own(file: Path) -> bool:
-    """Tell whether a text or binary file begins as LightGBM and XGBoost write their models."""
+    """Tell whether a file begins like a model of LightGBM or XGBoost."""
     if file.suffix.lower() not in _MAYBE_BOOSTERS:
         return False
     begin = _beginning(file)
@@ -248,7 +248,7 @@ def _is_boosters_own(file: Path) -> bool:
 
 
 def _beginning(file: Path) -> bytes:
-    """Return a file's first bytes; none where it cannot be read: whoever reads on will say so."""
+    """Return a file's first bytes; b"" if it cannot be read: its runtime will say so."""
     try:
         with file.open("rb") as stream:
             return stream.read(_BEGINNING)

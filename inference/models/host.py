@@ -1,4 +1,4 @@
-"""The models that a worker process holds in memory."""
+"""The models in the memory of a worker process."""
 
 from __future__ import annotations
 
@@ -13,47 +13,45 @@ from functools import partial
 from inference.errors import BadInput, ForecacheError, ModelError, ModelUnavailable, StoreUnavailable
 from inference.failures import Failures
 from inference.logs import get_logger
-from inference.models.inspection import TryApart, inspect_version_in_subprocess, table_of, try_version
-from inference.models.limits import LoadLimits, bounded_time
-from inference.models.loaded import WARM_UP_ROWS, LoadedModel
-from inference.models.real_rows import RealRows
-from inference.models.record import VersionRecord
-from inference.models.registry import ModelRegistry
+from inference.models.load_limits import LoadLimits, bounded_time
+from inference.models.loaded import LoadedModel
+from inference.models.loading import WARM_UP_ROWS, TryApart, inspect_version_in_subprocess, table_of, try_version
+from inference.models.registry import ModelRegistry, VersionRecord
 from inference.models.runtimes import LoadOptions
 from inference.models.versions import find_versions, wanted_versions
+from inference.models.warm_up import SampleRows
 from inference.settings import ModelSettings, Settings
 from inference.store import Pointer
 
 log = get_logger(__name__)
 
-#: how old this process's knowledge of the active version and of the labels may be
+#: for so long this process remembers the active version and the labels
 ACTIVE_MAX_AGE_S = 1.0
-#: a version that failed to load is not tried again for so long, and for so many times as long as the try took, since
-#: whoever asks for it keeps the worker from all else meanwhile
+#: after a failed load, the version is not tried again for so long, nor for so many times the duration of the load: a
+#: load keeps the worker from all other work
 RETRY_AFTER_S, RETRY_AFTER_TIMES = 15.0, 9
-#: a version that has cut so many workers of this host off in a row is refused: one may be the machine's fault, or the
-#: operator's
-MOST_CUT_OFF = 3
+#: a version is refused after so many loads in a row that ended with their process: one may be the fault of the machine
+MOST_INTERRUPTED = 3
 
 
 def is_ruled_out(active: int | None, of_model: ModelSettings) -> bool:
-    """Return whether the settings list versions, and the one that answers is none of them."""
+    """Tell whether the settings list versions, and the active one is not among them."""
     return active is not None and isinstance(of_model.versions, list) and active not in of_model.versions
 
 
 class VersionWaits(ModelUnavailable):
-    """Raised when nothing shows yet that a version answers, while another one does."""
+    """Raised when a version has not answered any row yet, while another one answers."""
 
     def __init__(self, model: str, record: VersionRecord) -> None:
         super().__init__(f"version {record.version} of model {model!r} waits: {record.unproven}")
 
 
 class ModelHost:
-    """Loads versions, keeps them, and gives out the one that is active. Safe to call from several threads.
+    """Loads versions, keeps them, and returns the active one. Several threads may share it.
 
-    Which version is active was decided once, by the first worker whose warm-up was good; all obey that. A version
-    whose load was cut off before, by the end of its process, is tried in a process of its own first (`try_apart`). A
-    load that takes longer than `[workers] load_timeout` ends this process.
+    The first worker with a good warm-up decides which version is active, and all workers follow. If an earlier load of
+    a version ended with its process, `try_apart` tries the version in a process of its own first. A load that takes
+    longer than `[workers] load_timeout` ends this process.
     """
 
     def __init__(
@@ -73,28 +71,26 @@ class ModelHost:
         self._loaded: dict[tuple[str, int], LoadedModel] = {}
         self._failed: dict[tuple[str, int], tuple[float, str]] = {}
         self._pointers: dict[str, tuple[float, Pointer]] = {}
-        #: when each version was last asked for, by `monotonic`
+        #: the time of the last request for each version, by `monotonic`
         self._used_at: dict[tuple[str, int], float] = {}
-        #: the versions that are being loaded or tried, and since when, by `monotonic`
+        #: the versions that are being loaded or tried, and the start of that, by `monotonic`
         self._loading: dict[tuple[str, int], float] = {}
 
     def start(self, models: Collection[str] | None = None) -> None:
-        """Load and warm up the version of each of these models (None: of all) that answers.
+        """Load and warm up the active version of each of these models (None: of all), and versions with labels.
 
-        Where none does, the newest is activated that has answered rows, else the newest good one. Versions that have
-        labels are loaded too.
-
-        A bad version is refused, recorded and logged; it stops neither other versions nor other models. Versions
-        that are newer than the one that answers are for `Rollout`.
+        If a model has no active version, activates the newest one that answers rows, else the newest good one.
+        Refuses, records and logs a bad version, and goes on with other versions and models. `Rollout` loads versions
+        that are newer than the active one.
 
         Raises:
             StoreUnavailable: Redis did not answer in time; may be called again.
         """
-        for model, of_model in self._settings.models.items():
+        for model in self._settings.models:
             if models is not None and model not in models:
                 continue
             try:
-                self._start_model(model, of_model)
+                self._start_model(model)
             except StoreUnavailable:
                 raise
             except ForecacheError as error:
@@ -103,25 +99,25 @@ class ModelHost:
                 self._failures.tell(error, model, model=model)
 
     def get(self, model: str, version: int | None = None) -> LoadedModel:
-        """Return a version, loading it when needed; None means the active one, known to within a second.
+        """Return a version, and load it if needed. None means the active one of a second ago at most.
 
         Raises:
             UnknownModel: it is not in the settings.
-            ModelUnavailable: none is active yet, or that version cannot be loaded.
+            ModelUnavailable: no version is active yet, or that version cannot be loaded.
             StoreUnavailable: Redis did not answer in time.
         """
-        of_model = self._settings.model(model)[1]
+        self._settings.model(model)  # raises UnknownModel
         number = self._active_version(model) if version is None else version
-        loaded = self._loaded.get((model, number)) or self._load_once(model, of_model, number)
+        loaded = self._loaded.get((model, number)) or self._load_once(model, number)
         self._used_at[model, number] = self._monotonic()
         return loaded
 
     def share_out(
         self, model: str, entity_ids: Sequence[str], positions: Sequence[int]
     ) -> list[tuple[LoadedModel, list[int]]]:
-        """Return who computes which of these positions: the active version, and the canary for entities on its side.
+        """Divide positions between the active version and the canary, which computes the entities of its share.
 
-        A canary that this process does not hold (yet) computes nothing: its entities are the active version's.
+        A canary that is not in this process's memory computes nothing: the active version computes its entities.
 
         Raises: see `get`.
         """
@@ -130,35 +126,35 @@ class ModelHost:
         canary = labels.canary
         if not labels.canary_share or canary == active.record.version or (model, canary) not in self._loaded:
             return [(active, list(positions))]
-        own: list[int] = []
+        of_active: list[int] = []
         of_canary: list[int] = []
         for one in positions:
-            (own if labels.canary_for(model, entity_ids[one]) is None else of_canary).append(one)
-        sides = [(active, own)] if own or not of_canary else []
+            (of_active if labels.canary_for(model, entity_ids[one]) is None else of_canary).append(one)
+        sides = [(active, of_active)] if of_active or not of_canary else []
         return [*sides, (self.get(model, canary), of_canary)] if of_canary else sides
 
     def learn(self, model: str, pointer: Pointer) -> None:
-        """Obey from now on what was just read of a model's active version and labels."""
+        """Take over a model's active version and labels, which were just read."""
         self._pointers[model] = (self._monotonic(), pointer)
 
     def load(self, model: str, version: int, *, must_answer: bool = False) -> LoadedModel:
-        """Load a version beside those in memory and record it, also one that failed a moment ago.
+        """Load a version beside those in memory, even if it failed a moment ago, and record it.
 
         Raises:
-            VersionWaits: it `must_answer`, and nothing shows that it does; it is recorded, and not kept in memory.
+            VersionWaits: it `must_answer` rows, and answered none. It is recorded, and not kept in memory.
             UnknownModel, ModelUnavailable, StoreUnavailable: see `get`.
         """
-        of_model = self._settings.model(model)[1]
+        self._settings.model(model)  # raises UnknownModel
         with self._lock:
             self._failed.pop((model, version), None)
-            loaded = self._load_once(model, of_model, version)
+            loaded = self._load_once(model, version)
             if must_answer and not loaded.record.is_proved:
                 del self._loaded[model, version]
                 raise VersionWaits(model, loaded.record)
         return loaded
 
     def unload_idle(self, model: str, *, keep: Collection[int | None], idle_s: float) -> None:
-        """Let go of a model's versions that nobody has asked for within `idle_s`, but for those to keep.
+        """Unload a model's versions without a request within `idle_s`, but for those to keep.
 
         Raises:
             StoreUnavailable: Redis did not answer in time.
@@ -167,85 +163,85 @@ class ModelHost:
         since = self._monotonic() - idle_s
         idle = [one for one in self.versions().get(model, ()) if one not in spare and self._used_at[model, one] < since]
         for version in idle:
-            # whoever computes with it at this moment still holds it
+            # a computation that uses it now holds it until its end
             del self._loaded[model, version]
             log.info("model.unloaded", model=model, version=version)
         if idle:
-            # a model's graph refers to itself: half a megabyte each time until the collector comes by
+            # a model's graph refers to itself: half a megabyte stays until the collector runs
             gc.collect()
 
     def versions(self) -> dict[str, tuple[int, ...]]:
-        """Return the versions of each model that this process holds in memory now, oldest first."""
+        """Return the versions of each model in this process's memory, oldest first."""
         held = sorted(self._loaded)
-        return {model: tuple(version for own, version in held if own == model) for model, _ in held}
+        return {model: tuple(version for name, version in held if name == model) for model, _ in held}
 
     def loading(self) -> list[tuple[str, int, float]]:
-        """Return which versions this process loads or tries now: model, version, for how many seconds."""
+        """Return the versions that this process loads or tries now: model, version, for how many seconds."""
         now = self._monotonic()
         return [(model, version, now - since) for (model, version), since in list(self._loading.items())]
 
-    def real_rows(self, model: str) -> RealRows:
-        """Return where rows are to try a version with."""
+    def sample_rows(self, model: str) -> SampleRows:
+        """Return the rows to try a model's versions with."""
         table = table_of(self._settings, self._settings.models[model])
-        return RealRows(table, partial(self._registry.stored_rows, model))
+        return SampleRows(table, partial(self._registry.stored_rows, model))
 
     def is_proved(self, model: str, version: int) -> bool:
-        """Tell whether a version that this process holds has answered rows."""
+        """Tell whether a version in memory has answered rows."""
         return self._loaded[model, version].record.is_proved
 
-    def _start_model(self, model: str, of_model: ModelSettings) -> None:
+    def _start_model(self, model: str) -> None:
+        of_model = self._settings.models[model]
         found = find_versions(self._settings.path(of_model.path))
         pointer = self._registry.pointer(model)
         active = pointer.active_version
         candidates = wanted_versions(found, of_model.versions)
         if of_model.versions == "latest":
-            # one that a rollback took out of service is not tried again
+            # do not try again a version that a rollback took out of service
             candidates = [one for one in candidates if one not in pointer.held_versions]
         labels = pointer.labels
         candidates = [one for one in candidates if one != labels.canary]
         for first in (labels.stable, active):
             if first in found and not is_ruled_out(first, of_model):
                 candidates = [first, *(one for one in candidates if one != first)]
-        good = self._load_good(model, of_model, candidates, trusted={labels.stable, active})
+        good = self._load_good(model, candidates, trusted={labels.stable, active})
         replaceable = active is None or is_ruled_out(active, of_model)
         if good and (replaceable or good[0] in (labels.stable, active) or self.is_proved(model, good[0])):
             activated = self._registry.activate(model, good[0], force=is_ruled_out(active, of_model))
             log.info("model.ready", model=model, version=good[0], activated=activated)
         for version in found.keys() & {active, *labels.versions.values()} - set(good):
             if not is_ruled_out(version, of_model):
-                self._try(model, of_model, version)
+                self._try(model, version)
 
-    def _load_good(
-        self, model: str, of_model: ModelSettings, candidates: list[int], *, trusted: Collection[int | None]
-    ) -> list[int]:
-        """Load versions in this order; return the good ones, those first that are trusted or have answered rows.
+    def _load_good(self, model: str, candidates: list[int], *, trusted: Collection[int | None]) -> list[int]:
+        """Load versions in this order. Return the good ones, first those that are trusted or have answered rows.
 
-        Of the latest, only the first such version is loaded, or else the newest good one.
+        If the latest version is wanted, keeps only the first of these.
         """
+        only_one = self._settings.models[model].versions == "latest"
         sure: list[int] = []
         unsure: list[int] = []
         for version in candidates:
-            if self._try(model, of_model, version) is None:
+            if self._try(model, version) is None:
                 continue
             (sure if version in trusted or self.is_proved(model, version) else unsure).append(version)
-            if of_model.versions == "latest" and sure:
+            if only_one and sure:
                 break
         good = [*sure, *unsure]
-        if of_model.versions == "latest":
+        if only_one:
             for version in good[1:]:
                 del self._loaded[model, version]
-        return good[:1] if of_model.versions == "latest" else good
+        return good[:1] if only_one else good
 
-    def _try(self, model: str, of_model: ModelSettings, version: int) -> LoadedModel | None:
+    def _try(self, model: str, version: int) -> LoadedModel | None:
         try:
-            return self._load_once(model, of_model, version)
+            return self._load_once(model, version)
         except ModelUnavailable as error:
             log.error("model.version_refused", model=model, version=version, error=error.message)  # noqa: TRY400
             return None
 
-    def _load_once(self, model: str, of_model: ModelSettings, version: int) -> LoadedModel:
+    def _load_once(self, model: str, version: int) -> LoadedModel:
         with self._lock:
-            return self._loaded.get((model, version)) or self._load(model, of_model, version)
+            return self._loaded.get((model, version)) or self._load(model, version)
 
     def _active_version(self, model: str) -> int:
         version = self._pointer(model).active_version
@@ -259,18 +255,18 @@ class ModelHost:
         if known is not None and now - known[0] < ACTIVE_MAX_AGE_S:
             return known[1]
         pointer = self._registry.pointer(model)
-        if pointer.active_version is not None:  # one that is awaited is looked for by every request
+        if pointer.active_version is not None:  # while there is none, every request looks for one
             self.learn(model, pointer)
         return pointer
 
-    def _load(self, model: str, of_model: ModelSettings, version: int) -> LoadedModel:
+    def _load(self, model: str, version: int) -> LoadedModel:
         key = (model, version)
         failed = self._failed.get(key)
         if failed is not None and self._monotonic() < failed[0]:
             raise ModelUnavailable(failed[1])
         known = self._registry.versions(model).get(version)
         began = self._monotonic()
-        result = self._try_folder(model, of_model, version, known)
+        result = self._try_folder(model, version, known)
         if isinstance(result, LoadedModel):
             self._share_proof(model, result)
             self._registry.put(model, result.record)
@@ -282,21 +278,22 @@ class ModelHost:
         now = self._monotonic()
         self._failed[key] = (now + max(RETRY_AFTER_S, RETRY_AFTER_TIMES * (now - began)), message)
         if known is None or known.state == "refused":
-            # never over a good record: this process's trouble (a lost mount) need not be the model's
+            # keep a good record: the fault (a lost mount) may be this process's
             self._registry.put(model, result)
         raise ModelUnavailable(message)
 
     def _share_proof(self, model: str, loaded: LoadedModel) -> None:
         """Count a version as proved if another worker, with rows that this one lacks, has proved it meanwhile."""
-        own = loaded.record
-        if not own.is_proved:
-            now = self._registry.versions(model).get(own.version)
-            if now is not None and now.is_proved and (now.fingerprint, now.contract) == (own.fingerprint, own.contract):
-                loaded.record = replace(own, unproven=None)
+        ours = loaded.record
+        if ours.is_proved:
+            return
+        theirs = self._registry.versions(model).get(ours.version)
+        same = theirs is not None and (theirs.fingerprint, theirs.contract) == (ours.fingerprint, ours.contract)
+        if theirs is not None and same and theirs.is_proved:
+            loaded.record = replace(ours, unproven=None)
 
-    def _try_folder(
-        self, model: str, of_model: ModelSettings, version: int, known: VersionRecord | None
-    ) -> LoadedModel | VersionRecord:
+    def _try_folder(self, model: str, version: int, known: VersionRecord | None) -> LoadedModel | VersionRecord:
+        of_model = self._settings.models[model]
         path = self._settings.path(of_model.path)
         sizes = (*WARM_UP_ROWS, of_model.realtime.max_micro_batch)
         workers = self._settings.workers
@@ -313,36 +310,36 @@ class ModelHost:
             return VersionRecord.refused(version, error.message, inspected_at=time.time())
         if folder is None:
             return VersionRecord.refused(version, f"it is not in {path}", inspected_at=time.time())
-        marks = self._registry.load_marks(model)
-        if cut_off := marks.cut_off(version):
-            log.warning("model.load_was_cut_off", model=model, version=version, times=cut_off)
-            reason = self._why_it_cuts_off(model, version, cut_off)
+        unfinished = self._registry.unfinished_loads(model)
+        if times := unfinished.interrupted(version):
+            log.warning("model.load_was_cut_off", model=model, version=version, times=times)
+            reason = self._why_it_ends_workers(model, version, times)
             if reason is not None:
                 return VersionRecord.refused(version, reason, inspected_at=time.time())
         limits, what = LoadLimits.of(workers, folder), f"version {version} of model {model!r}"
-        with marks.of_load(version), self._told(model, version), bounded_time(limits, what):
+        with unfinished.mark(version), self._listed(model, version), bounded_time(limits, what):
             return try_version(
                 model, path, version, folder, options=options,
-                rows=self.real_rows(model), known=known, warm_up_rows=sizes, limits=limits,
+                rows=self.sample_rows(model), known=known, warm_up_rows=sizes, limits=limits,
             )  # fmt: skip
 
-    def _why_it_cuts_off(self, model: str, version: int, times: int) -> str | None:
-        """Return why a version is not loaded that has cut workers off so often; None: it is tried once more."""
-        if times >= MOST_CUT_OFF:
+    def _why_it_ends_workers(self, model: str, version: int, times: int) -> str | None:
+        """Return why a version that ended so many workers is refused; None to load it once more."""
+        if times >= MOST_INTERRUPTED:
             return (
                 f"the last {times} workers that loaded it here ended meanwhile, and their logs say how: put it right, "
                 f"then `forecache models reload {model}`"
             )
         try:
-            with self._told(model, version):
+            with self._listed(model, version):
                 self._try_apart(self._settings, model, version)
         except ModelError as error:
             return error.message
         return None
 
     @contextmanager
-    def _told(self, model: str, version: int) -> Iterator[None]:
-        """Have `loading` tell of a version while the block runs."""
+    def _listed(self, model: str, version: int) -> Iterator[None]:
+        """List a version in `loading` while the block runs."""
         self._loading[model, version] = self._monotonic()
         try:
             yield

@@ -1,7 +1,7 @@
-"""How many rows one model call takes: searched once per version and kind of device, then remembered.
+"""Finds the best number of rows of one model call, once for each version and kind of device, and remembers it.
 
-Larger calls are faster until memory or caches run short, and how large that is differs between a laptop's CPU and a
-GPU by a factor of a hundred.
+Larger calls are faster until memory or caches run short. A laptop's CPU and a GPU differ in that by a factor of a
+hundred.
 """
 
 from __future__ import annotations
@@ -14,34 +14,33 @@ from typing import Literal
 from inference.errors import ModelOutOfMemory, PredictionFailed
 from inference.logs import get_logger
 from inference.models.loaded import LoadedModel
-from inference.models.proof import warm_up_inputs
-from inference.models.record import MicroBatchRecord
-from inference.models.registry import ModelRegistry
+from inference.models.registry import MicroBatchRecord, ModelRegistry
+from inference.models.warm_up import warm_up_inputs
 
 log = get_logger(__name__)
 
 #: sizes tried; a call of the largest takes milliseconds on a CPU and fills a GPU
 SMALLEST, LARGEST = 256, 65_536
-#: what a call's inputs may take
+#: the limit for the inputs of a call
 MOST_BYTES = 256 << 20
-#: the search as a whole; each size is called for at least so long, and twice
+#: the time of a whole search; then the time of the calls of one size, two at least
 BUDGET_S = 5.0
 _PER_SIZE_S = 0.05
-#: a size this close to the best is as good, and takes less memory
+#: a smaller size with this share of the best rate is as good, and takes less memory
 CLOSE_ENOUGH = 0.95
-#: what is used when rows cannot be made up to try with
+#: used if the model takes no made-up rows
 FALLBACK_ROWS = 8192
 
 
 class MicroBatch:
-    """The rows per call of one model in this process. Safe to use from several threads: numbers only shrink."""
+    """The rows a call of one model in this process. Several threads may share it: the number only shrinks."""
 
     def __init__(self, rows: int, remember: Callable[[int], object] | None = None) -> None:
         self.rows = rows
         self._remember = remember
 
     def shrink(self, failed_rows: int) -> None:
-        """Go on with half of the number of rows that did not fit into memory, and remember that."""
+        """Use half of the number of rows that did not fit into memory, and remember that."""
         rows = max(1, failed_rows // 2)
         if rows < self.rows:
             self.rows = rows
@@ -50,17 +49,17 @@ class MicroBatch:
 
 
 class MicroBatches:
-    """Gives each loaded version its micro-batch: from memory, else from Redis, else by a search."""
+    """Returns the micro-batch of each loaded version: from memory, else from Redis, else by a search."""
 
     def __init__(self, registry: ModelRegistry, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self._registry = registry
         self._clock = clock
         self._known: dict[tuple[str, int], MicroBatch] = {}
 
-    def of(self, model: str, loaded: LoadedModel, asked: int | Literal["auto"]) -> MicroBatch:
-        """Return a version's micro-batch; the first time, "auto" may take `BUDGET_S` seconds.
+    def of(self, model: str, loaded: LoadedModel, setting: int | Literal["auto"]) -> MicroBatch:
+        """Return a version's micro-batch. The first call with "auto" may take `BUDGET_S` seconds.
 
-        A number that was asked for stands, but for what runs out of memory in this process.
+        A number in the settings stays, unless so many rows do not fit into memory.
 
         Raises:
             StoreUnavailable: Redis did not answer in time.
@@ -68,7 +67,7 @@ class MicroBatches:
         key = (model, loaded.record.version)
         known = self._known.get(key)
         if known is None:
-            known = MicroBatch(asked) if asked != "auto" else self._remembered(loaded) or self._search(loaded)
+            known = MicroBatch(setting) if setting != "auto" else self._remembered(loaded) or self._search(loaded)
             self._known[key] = known
         return known
 
@@ -84,7 +83,7 @@ class MicroBatches:
         most = max(1, min(LARGEST, MOST_BYTES * SMALLEST // max(1, taken)))
         try:
             rows, rate = fastest_rows(partial(_warm_up_call, loaded), most=most, clock=self._clock)
-        except PredictionFailed:  # a vocabulary may refuse the made-up rows, which real ones do not hold
+        except PredictionFailed:  # such as a vocabulary that does not know the made-up values
             return MicroBatch(FALLBACK_ROWS)
         log.info(
             "model.micro_batch",
@@ -114,11 +113,11 @@ def fastest_rows(
 ) -> tuple[int, float]:
     """Return the smallest number of rows within 5 % of the best rate, and its rate in rows per second.
 
-    `call_of(rows)` returns a call of the model with so many rows. Sizes are doubled until memory or the budget runs
-    out, or until twice in a row nothing was gained.
+    `call_of(rows)` returns a call of the model with so many rows. Doubles the size until memory or the budget runs
+    out, or until two sizes in a row bring no gain.
 
     Raises:
-        PredictionFailed: the model fails, at whatever size.
+        PredictionFailed: the model fails at every size.
     """
     rates: dict[int, float] = {}
     end, worse = clock() + budget_s, 0
@@ -146,7 +145,7 @@ def _warm_up_call(loaded: LoadedModel, rows: int) -> Callable[[], object]:
 
 
 def _rate(call: Callable[[], object], rows: int, clock: Callable[[], float]) -> float:
-    """Return rows per second by the fastest call; the first one pays for tracing and memory, and is not counted."""
+    """Return the rows per second of the fastest call. Leaves out the first one, which traces and allocates."""
     call()
     started, fastest_s, calls = clock(), float("inf"), 0
     while calls < 2 or clock() - started < _PER_SIZE_S:

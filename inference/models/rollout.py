@@ -1,10 +1,10 @@
 """Brings new versions of a model into service while the worker goes on answering with the old one.
 
-A new version's folder is left alone until it stands still between two looks (it may be being copied), tried in a
-process of its own (it may crash) with rows of its model's table, loaded and warmed up beside the version that answers,
-and activated once every worker that answers requests holds it. So no request meets a worker that must load it first.
-While nothing shows that a version answers, it waits. Versions with labels are held beside it; while one is labelled
-stable, that one is activated and no other, and the canary never is.
+A rollout waits until the folder of a new version does not change between two looks (somebody may be copying it). It
+tries the version in a process of its own (it may crash) with rows of the model's table, loads it and warms it up beside
+the active version, and activates it once every worker that answers requests has it in memory. So no request has to wait
+for a load. A version that has answered no row waits. Versions with labels stay in memory too. While a version is
+labelled stable, no other is activated; the canary never is.
 """
 
 from __future__ import annotations
@@ -18,39 +18,38 @@ from typing import NamedTuple
 from inference.errors import BadInput, ModelError, ModelUnavailable
 from inference.logs import get_logger
 from inference.models.host import ModelHost, VersionWaits, is_ruled_out
-from inference.models.inspection import TryApart, inspect_version_in_subprocess
-from inference.models.record import VersionRecord
-from inference.models.registry import ModelRegistry
-from inference.models.remote import REMOTE_FILE
+from inference.models.loading import TryApart, inspect_version_in_subprocess
+from inference.models.registry import ModelRegistry, VersionRecord
+from inference.models.remote_file import REMOTE_FILE
 from inference.models.versions import files_in, find_versions, fingerprint, unusable_folders, wanted_versions
 from inference.settings import Settings
 from inference.store import Pointer
 
 log = get_logger(__name__)
 
-#: a version that nobody has asked for so long, and that is not wanted any more, leaves memory
+#: a version that is not wanted any more leaves memory after so long without a request
 UNLOAD_AFTER_S = 60.0
 
-#: what a worker holds in memory: model → versions
+#: the versions in a worker's memory: model → versions
 Held = Mapping[str, tuple[int, ...]]
 
-#: names and sizes and times of a folder's files: what it looks like from outside
-_Look = frozenset[tuple[str, int, int]]
+#: the names, sizes and times of a folder's files
+_FolderState = frozenset[tuple[str, int, int]]
 
 
 class _Refusal(NamedTuple):
-    """Why a version was not loaded, and what its folder looked like; if it waits, also the look of the `rows`."""
+    """Why a version was not loaded, and the state of its folder; if it waits, also the state of the `rows` to try."""
 
-    looks: _Look
+    folder: _FolderState
     message: str
     rows: str | None = None
 
 
 class Rollout:
-    """Watches one model's folder for one worker. Call `look` from one thread at a time.
+    """Watches one model's folder for one worker. Only one thread at a time may call `look`.
 
-    `answers`: whether this worker answers requests; one that does not brings versions into service only while there
-    are no others that do. `others` gives what each of those holds in memory: model → versions.
+    `answers`: this worker answers requests. One that does not brings versions into service only while no other does.
+    `others` returns what each other worker that answers requests has in memory: model → versions.
     """
 
     def __init__(
@@ -71,22 +70,21 @@ class Rollout:
         self._answers = answers
         self._others = others
         self._try_apart = try_apart
-        self._seen: dict[int, _Look] = {}
+        self._seen: dict[int, _FolderState] = {}
         self._refused: dict[int, _Refusal] = {}
         self._trouble: str | None = None
 
     def look(self, *, again: bool = False) -> bool:
-        """Do what can be done now; False while something is still on its way and another look is wanted soon.
+        """Take all steps that are possible now. Returns False while a version is under way: look again soon.
 
-        `again`: versions are tried that were refused before, or cut workers off, and folders that change at this
-        moment.
+        `again`: try also versions that were refused or ended workers before, and folders that change now.
 
         Raises:
             StoreUnavailable: Redis did not answer in time; may be called again.
         """
         if again:
             self._refused.clear()
-            self._registry.load_marks(self._model).forget()
+            self._registry.unfinished_loads(self._model).forget()
         others = self._others()
         if others and not self._answers:
             self._host.unload_idle(self._model, keep=(), idle_s=UNLOAD_AFTER_S)
@@ -105,15 +103,15 @@ class Rollout:
         return settled and arrived
 
     def _folders(self, labelled: Collection[int]) -> dict[int, Path]:
-        """Return the wanted versions, newest first; none, said once, while the model's folder is at fault.
+        """Return the wanted versions, newest first. Logs a bad model folder once, and returns none.
 
-        What has a label is wanted, unless the settings list versions and it is none of them.
+        A version with a label is wanted, unless the settings list versions without it.
         """
-        own = self._settings.models[self._model]
+        of_model = self._settings.models[self._model]
         try:
-            path = self._settings.path(own.path)
+            path = self._settings.path(of_model.path)
             found = find_versions(path)
-            wanted = {version: found[version] for version in wanted_versions(found, own.versions)}
+            wanted = {version: found[version] for version in wanted_versions(found, of_model.versions)}
         except ModelError as error:
             if error.message != self._trouble:
                 log.warning("model.folder_unusable", model=self._model, error=error.message)
@@ -131,8 +129,8 @@ class Rollout:
         return wanted
 
     def _prepare(self, folders: Mapping[int, Path], pointer: Pointer, *, again: bool) -> tuple[int | None, bool]:
-        """Load what is new or has a label; return the newest good version but for the canary, and whether no folder is
-        still changing.
+        """Load versions that are new or have a label. Return the newest good one but for the canary, and True if no
+        folder is still changing.
         """
         only_one = self._settings.models[self._model].versions == "latest"
         labels = pointer.labels
@@ -157,31 +155,31 @@ class Rollout:
         return version in self._host.versions().get(self._model, ())
 
     def _stands_still(self, version: int, folder: Path) -> bool:
-        looks = _look_of(folder)
-        before, self._seen[version] = self._seen.get(version), looks
-        return looks == before
+        state = _folder_state(folder)
+        before, self._seen[version] = self._seen.get(version), state
+        return state == before
 
     def _may_answer(self, version: int, pointer: Pointer) -> bool:
-        """Tell whether a version that is in memory may take the place of the active one."""
+        """Tell whether a version in memory may replace the active one."""
         waits = not self._host.is_proved(self._model, version) and self._is_served(version, pointer)
         return not waits and version not in pointer.held_versions
 
     def _is_served(self, version: int, pointer: Pointer) -> bool:
-        """Tell whether another version answers, and may go on to."""
+        """Tell whether another version is active, and may stay so."""
         active = pointer.active_version
         return active not in (None, version) and not is_ruled_out(active, self._settings.models[self._model])
 
     def _load(self, version: int, folder: Path, pointer: Pointer, *, may_wait: bool) -> bool:
-        """Load one version, unless it looks as it did when it was refused; whether it is in memory now.
+        """Load one version, unless its folder is the same as when it was refused. Tell whether it is in memory now.
 
-        An engine elsewhere may be back though nothing in the folder has changed, and cannot crash this process.
-        `may_wait`: while another version answers, it is not loaded before it has answered rows itself.
+        A remote engine may be back although its folder is the same, and cannot crash this process. `may_wait`: while
+        another version answers, this one is not loaded before it has answered rows.
         """
-        looks, is_remote = _look_of(folder), (folder / REMOTE_FILE).exists()
+        state, is_remote = _folder_state(folder), (folder / REMOTE_FILE).exists()
         refused = self._refused.get(version)
         if (
             refused is not None
-            and refused.looks == looks
+            and refused.folder == state
             and not is_remote
             and not self._is_over(refused, version, may_wait=may_wait)
         ):
@@ -192,9 +190,9 @@ class Rollout:
                 self._try_where_it_can_crash(version, folder)
             self._host.load(self._model, version, must_answer=must_answer)
         except VersionWaits as error:
-            now = _Refusal(looks, error.message, rows=self._host.real_rows(self._model).look())
+            now = _Refusal(state, error.message, rows=self._host.sample_rows(self._model).state())
         except (BadInput, ModelUnavailable) as error:
-            now = _Refusal(looks, error.message)
+            now = _Refusal(state, error.message)
         else:
             self._refused.pop(version, None)
             return True
@@ -205,17 +203,17 @@ class Rollout:
         return False
 
     def _is_over(self, refused: _Refusal, version: int, *, may_wait: bool) -> bool:
-        """Tell whether a version need not wait any more: there are other rows, somebody insists on it, or another
+        """Tell whether a version need not wait any more: the rows to try have changed, it must not wait, or another
         worker has proved it.
         """
         if refused.rows is None:
             return False
         known = self._registry.versions(self._model).get(version)
         proved = known is not None and known.is_proved
-        return not may_wait or proved or refused.rows != self._host.real_rows(self._model).look()
+        return not may_wait or proved or refused.rows != self._host.sample_rows(self._model).state()
 
     def _try_where_it_can_crash(self, version: int, folder: Path) -> None:
-        """Raise ModelError for a version that cannot be served; one that another worker has found good passes."""
+        """Raise ModelError for a version that cannot be served. Does not try one that another worker has proved."""
         known = self._registry.versions(self._model).get(version)
         if known is not None and known.is_proved and known.fingerprint == fingerprint(folder):
             return
@@ -228,9 +226,8 @@ class Rollout:
             raise
 
     def _activate(self, version: int, others: Sequence[Held], pointer: Pointer) -> bool:
-        """Make a version the one that answers once everybody can; False while somebody is still to load it."""
-        own = self._settings.models[self._model]
-        ruled_out = is_ruled_out(pointer.active_version, own)
+        """Make a version the active one. Returns False while another worker has still to load it."""
+        ruled_out = is_ruled_out(pointer.active_version, self._settings.models[self._model])
         backwards = version < (pointer.active_version or 0) and version != pointer.labels.stable
         if version == pointer.active_version or (backwards and not ruled_out):
             return True
@@ -242,13 +239,13 @@ class Rollout:
         return True
 
 
-def _look_of(folder: Path) -> _Look:
-    looks = set()
-    for one, look in files_in(folder):
+def _folder_state(folder: Path) -> _FolderState:
+    files = set()
+    for one, status in files_in(folder):
         try:
-            look = one.stat() if S_ISLNK(look.st_mode) else look
-        except OSError:  # it leads nowhere, or round in a circle
+            status = one.stat() if S_ISLNK(status.st_mode) else status
+        except OSError:  # a link to nothing, or to itself
             continue
-        if S_ISREG(look.st_mode):
-            looks.add((one.relative_to(folder).as_posix(), look.st_size, look.st_mtime_ns))
-    return frozenset(looks)
+        if S_ISREG(status.st_mode):
+            files.add((one.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns))
+    return frozenset(files)

@@ -1,4 +1,4 @@
-"""Versions of a model on disk: numbered folders, or one bare model."""
+"""The versions of a model on disk: numbered folders, or one model without a number."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from typing import Literal
 from inference.errors import ModelError
 from inference.features import read_contract
 from inference.models.formats import find_model_file, format_of, known_files, near_miss
-from inference.models.record import VersionRecord
+from inference.models.registry import VersionRecord
 
-#: `latest`, `all`, or the numbers, as in the settings
+#: `latest`, `all`, or numbers, as in the settings
 Wanted = Literal["latest", "all"] | list[int]
 
-#: more files than this, or folders nested deeper, are no version: each look at them would take seconds
+#: a version has no more files, and no deeper folders: each look at them would take seconds
 MOST_FILES = 20_000
 DEEPEST = 50
 _READ_BYTES = 1 << 20
 _NO_BYTES = bytes(_READ_BYTES)
-#: the largest number that all who name a version can hold: JSON, the serving protocols, Redis
+#: the largest number that JSON, the serving protocols and Redis can hold
 MAX_VERSION = 2**63 - 1
 
 
 def find_versions(path: Path) -> dict[int, Path]:
     """Return version → folder: the numbered folders inside `path`, or `path` itself as version 1.
 
-    A numbered folder is listed whether or not it can be loaded; `unusable_folders` are left out where there are others.
+    Lists numbered folders even if they cannot be loaded, but leaves out `unusable_folders` if there are others.
 
     Raises:
-        ModelError: there is no such folder, or no model in it, or several; with the fix.
+        ModelError: there is no such folder, or it has no model, or several; names the fix.
     """
     if not path.exists():
         raise ModelError(f"model folder {path} does not exist: correct the model's path", field="path")
@@ -52,7 +52,7 @@ def find_versions(path: Path) -> dict[int, Path]:
 
 
 def _near(path: Path) -> str:
-    """Return what to do with a folder in it that holds a model, such as `v1` or one of several models."""
+    """Return the fix if a folder inside it holds a model, such as `v1`; else ""."""
     for one in sorted(path.iterdir()):
         if one.is_dir() and (_numbered(one) or any(format_of(file) for file in one.iterdir() if file.is_file())):
             return f"; {one.name}/ holds one: name that folder, or if it is a version, call it by a number"
@@ -60,13 +60,13 @@ def _near(path: Path) -> str:
 
 
 def unusable_folders(path: Path) -> list[str]:
-    """Return a line for each numbered folder inside `path` that is no version, with the fix."""
+    """Return a line with the fix for each numbered folder inside `path` that is no version."""
     faults = (_fault(number, folders) for number, folders in sorted(_numbered(path).items()))
     return [fault for fault in faults if fault]
 
 
 def _numbered(path: Path) -> dict[int, list[Path]]:
-    """Return number → folders: several where one writes it with zeros in front."""
+    """Return number → folders. There are several if one has leading zeros."""
     found: dict[int, list[Path]] = {}
     for one in sorted(path.iterdir()) if path.is_dir() else ():
         if one.name.isascii() and one.name.isdecimal() and int(one.name) and one.is_dir():
@@ -84,14 +84,14 @@ def _fault(number: int, folders: list[Path]) -> str | None:
 
 
 def check_confined(path: Path, folder: Path) -> None:
-    """Refuse a version, in `folder`, that a worker cannot read as a folder of plain files.
+    """Refuse a version, in `folder`, that is not a folder of plain files.
 
-    A link may not lead out of the model's folder `path`: whoever may put versions there could otherwise have workers
-    read whatever they can, and tell what is in it. Links within the model's folder are fine; that folder may be a link
-    itself. A pipe or a device gives bytes without end, or none.
+    No link may lead out of the model's folder `path`. Otherwise, a person who may add versions could have workers read
+    any file and show its content. Links within the model's folder are fine, and that folder may be a link itself. A
+    pipe or a device gives bytes without end, or none.
 
     Raises:
-        ModelError: names the link and where it leads, or the pipe or device; or there are too many files, or too deep.
+        ModelError: names the link and its target, or the pipe or device; or there are too many or too deep files.
     """
     home = path.resolve()
     contracts = [(one, one.lstat()) for one in path.glob("*.json")]
@@ -115,11 +115,11 @@ def check_confined(path: Path, folder: Path) -> None:
 
 
 def files_in(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Give all that lies in a folder and the folders inside it, with how it looks; links are not followed.
+    """Yield all files and folders in a folder, at any depth, with their status. Does not follow links.
 
-    What is removed meanwhile is left out. Stops after `MOST_FILES` + 1, and looks into no folder below `DEEPEST`.
+    Leaves out files that are removed meanwhile. Stops after `MOST_FILES` + 1, and enters no folder below `DEEPEST`.
     """
-    # not by `rglob`, which is recursive: folders may be nested deeper than Python's stack
+    # `rglob` is recursive, and folders may be nested deeper than Python's stack
     left, given = [(folder, 0)], 0
     while left:
         inner, depth = left.pop()
@@ -141,10 +141,10 @@ def files_in(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
 
 
 def wanted_versions(found: Iterable[int], wanted: Wanted) -> list[int]:
-    """Return the versions to consider, newest first. With `latest` they are tried until one is good.
+    """Return the versions to consider, newest first. For `latest`, the caller tries them until one is good.
 
     Raises:
-        ModelError: a version that the settings list is not there.
+        ModelError: a version in the settings does not exist.
     """
     known = set(found)
     if isinstance(wanted, str):
@@ -159,9 +159,9 @@ def wanted_versions(found: Iterable[int], wanted: Wanted) -> list[int]:
 
 
 def contract_change(record: VersionRecord, path: Path, folder: Path) -> str | None:
-    """Return what changed in `features.json` since a worker loaded a version, for the person who changed it; or None.
+    """Return that `features.json` has changed since a worker loaded a version, in words; None if it has not.
 
-    `path`: the model's folder; `folder`: the version's. Workers go by what they loaded, whatever the file says now.
+    Workers use the contract that they loaded. `path`: the model's folder; `folder`: the version's.
 
     Raises:
         BadInput: the file cannot be read, or does not fit the model.
@@ -175,7 +175,7 @@ def contract_change(record: VersionRecord, path: Path, folder: Path) -> str | No
 def fingerprint(folder: Path) -> str:
     """Return sixteen hex digits over the names and contents of all files of a version.
 
-    Holes in a file are not read, and count as the zeros that they stand for: a copy without them has the same digits.
+    Does not read holes in a file. They count as zeros, so that a copy without holes has the same digits.
     """
     digest = hashlib.blake2b(digest_size=8)
     for file in sorted(part for part, _ in files_in(folder) if part.is_file()):
@@ -185,11 +185,11 @@ def fingerprint(folder: Path) -> str:
 
 
 def bytes_on_disk(folder: Path) -> int:
-    """Return how many bytes the files of a version take, holes left out."""
+    """Return the bytes of a version's files, without holes."""
     total = 0
     for file, look in files_in(folder):
         if stat.S_ISREG(look.st_mode):
-            # file systems over a network may count no blocks
+            # a file system over a network may not count blocks
             total += min(look.st_blocks * 512, look.st_size) if look.st_blocks else _size_but_holes(file)
     return total
 
@@ -201,7 +201,7 @@ def _size_but_holes(file: Path) -> int:
 
 
 def _content_hash(file: Path) -> bytes:
-    """Return the hash of a file's blocks and their places, but for those of zeros."""
+    """Return the hash of a file's blocks and their places, without blocks of zeros."""
     digest = hashlib.blake2b(digest_size=16)
     with file.open("rb") as stream:
         place: int | None = 0
@@ -218,10 +218,10 @@ def _content_hash(file: Path) -> bytes:
 
 
 def _next_block(descriptor: int, place: int) -> int | None:
-    """Return where the next block begins that is not only a hole; None when nothing but a hole is left."""
+    """Return the place of the next block with data; None if only a hole is left."""
     try:
         data = os.lseek(descriptor, place, os.SEEK_DATA)
     except OSError as error:
-        # a file system that does not tell holes has them read
+        # a file system without this call has its holes read
         return None if error.errno == errno.ENXIO else place
     return data - data % _READ_BYTES

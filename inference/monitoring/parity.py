@@ -23,7 +23,7 @@ from inference.features import Fallback, FeatureGatherer
 from inference.features.rows import take
 from inference.logs import get_logger
 from inference.models import LoadedModel, ModelHost, prediction_values, score_rows
-from inference.models.vectors import answers_agree, vector_hashes
+from inference.models.loaded import answers_agree, vector_hashes
 from inference.monitoring.counters import ParityResult
 from inference.redis.clients import Client
 from inference.redis.keys import Keys, TableKind

@@ -21,13 +21,12 @@ from inference.features.contract import CONTRACT_FILE
 from inference.features.rows import examples, take
 from inference.models import VersionRecord, prediction_values, score_rows
 from inference.models.formats import format_named
-from inference.models.inspection import try_version
-from inference.models.limits import LoadLimits
+from inference.models.load_limits import LoadLimits, run_model_process
 from inference.models.loaded import LoadedModel
-from inference.models.model_process import run_model_process
-from inference.models.proof import check_rows_alone
+from inference.models.loading import try_version
 from inference.models.runtimes import LoadOptions, keras_environment
 from inference.models.versions import find_versions
+from inference.models.warm_up import check_rows_alone
 from inference.onboarding.key_columns import FirstRows, read_first_rows
 from inference.schema import Block, DType
 from inference.settings import WorkerSettings
@@ -126,7 +125,7 @@ def try_row(request: TrialRequest) -> Trial:
     first_rows = _read(request, loaded.vectoriser)
     contract, advice = allow_missing(loaded, first_rows) if request.adapt else (request.contract, None)
     if contract != request.contract:
-        loaded.own_vectoriser = Vectoriser(contract, loaded.vectoriser.signature)
+        loaded.known_vectoriser = Vectoriser(contract, loaded.vectoriser.signature)
     ids, rows = _rows_to_try(request, loaded.vectoriser, first_rows)
     bad = rows.rejected | np.asarray(illegal_entity_ids(ids))
     why = _why_not(ids, rows, bad, request.entity_column)

@@ -12,7 +12,7 @@ from pydantic import FiniteFloat
 
 from inference.errors import StoreUnavailable
 from inference.logs import get_logger
-from inference.models.vectors import vector_hashes
+from inference.models.loaded import vector_hashes
 from inference.redis.clients import Client
 from inference.redis.keys import Keys
 from inference.schema import Block

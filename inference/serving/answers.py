@@ -192,7 +192,7 @@ def outputs_from_result(result: Mapping[str, Any]) -> Outputs:
 
 
 def explanation_from_result(result: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return a worker's explanation (see `inference.features.explanation`); None where it gives an error for a row.
+    """Return a worker's explanation (see `inference.features.gathering`); None where it gives an error for a row.
 
     Raises:
         ForecacheError: what the worker reports instead.

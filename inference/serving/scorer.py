@@ -24,7 +24,7 @@ from inference.features import Fallback, FeatureGatherer, Gathered, explain
 from inference.features.rows import take
 from inference.logs import get_logger
 from inference.models import LoadedModel, ModelHost
-from inference.models.vectors import vector_hashes
+from inference.models.loaded import vector_hashes
 from inference.protocols.tensors import check_outputs, check_tensors, pack, unpack
 from inference.schema import Block, Signature
 from inference.serving.answer_sample import AnswerSample
@@ -145,7 +145,7 @@ class RealtimeScorer:
     ) -> Result:
         """Tell what one entity's features are now and where they are from; `predict`: with the prediction they make.
 
-        The result has `"explanation"` (see `inference.features.explanation`) beside what `predict_entities` returns for
+        The result has `"explanation"` (see `inference.features.gathering`) beside what `predict_entities` returns for
         the one entity; without `predict` it has no predictions, and `"error"` where nothing could be told.
         """
         check_message("entity_ids", entity_ids, model=model, deadline=deadline, recompute=predict)

@@ -1,7 +1,5 @@
-"""Settings: `forecache.toml` and `FORECACHE_<SECTION>__<KEY>`, checked as a whole, misspellings named."""
+"""Settings: reads `forecache.toml` and `FORECACHE_<SECTION>__<KEY>`, checks them, and names misspelt keys."""
 
-from inference.settings.deployment import Settings
-from inference.settings.fallbacks import FallbackSettings, FunctionFallback, SqlFallback
 from inference.settings.fields import parse_duration
 from inference.settings.loading import find_embedded_redis, load_settings, read_toml, settings_file, variables_unread
 from inference.settings.model import (
@@ -9,8 +7,11 @@ from inference.settings.model import (
     MAINTENANCE_QUEUE,
     REALTIME_QUEUE,
     BatchSettings,
+    FallbackSettings,
+    FunctionFallback,
     ModelSettings,
     RealtimeSettings,
+    SqlFallback,
 )
 from inference.settings.processes import (
     ApiKey,
@@ -22,6 +23,7 @@ from inference.settings.processes import (
     Scope,
     WorkerSettings,
 )
+from inference.settings.settings import Settings
 
 __all__ = [
     "BATCH_QUEUE",

@@ -1,23 +1,43 @@
-"""What sections of the settings are made of: their base, durations and sizes."""
+"""The parts of all sections of the settings: their base class, durations, sizes and schedules."""
 
 from __future__ import annotations
 
 import json
 import re
 import sys
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
+from croniter import CroniterError, croniter
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SecretStr
 
 from inference.errors import shown
 from inference.redaction import remember_secret
 
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|w)\s*$")
-#: more than anybody means; beyond 292 years no thread can wait, and no date can be told
+#: the longest sensible duration; no thread can wait for over 292 years, and dates end
 _LONGEST_D = 100_000
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([KMGT])(i?)B\s*$", re.IGNORECASE)
+_WORDS = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+}
+#: the five fields, and the number of values of each
+_FIELDS = {"minute": 60, "hour": 24, "day of the month": 31, "month": 12, "day of the week": 7}
+#: an item of a field: `*`, a value or a range, of numbers or names of three letters, and a step. Croniter itself takes
+#: more: seconds, years, and random values, which differ each time
+_ITEM = re.compile(r"(?:\*|(?:\d{1,2}|[a-z]{3})(?:-(?:\d{1,2}|[a-z]{3}))?)(?:/(?P<step>\d{1,2}))?", re.IGNORECASE)
+#: a run needs at least the shortest interval; the longest one stays within the range of dates
+_SHORTEST_S, _LONGEST_S = 1.0, 3660 * 86400.0
+#: a day of a leap year, where the search for a first slot begins
+_ANY_DAY = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 def parse_duration(value: Any) -> float:
@@ -41,12 +61,12 @@ def parse_duration(value: Any) -> float:
 
 
 def is_duration(text: str) -> bool:
-    """Return whether a text has the form of a duration."""
+    """Tell whether a text has the form of a duration."""
     return bool(_DURATION.match(text))
 
 
 def parse_list(value: Any) -> Any:
-    """Return the list that a text such as `[0, 1]` of an environment variable means; anything else unchanged."""
+    """Return the list in a text such as `[0, 1]`, as environment variables have it; other values unchanged."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             return json.loads(value)
@@ -78,12 +98,66 @@ Size = Annotated[int, BeforeValidator(parse_size)]
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown keys are errors, values never change after loading."""
+    """The base of all sections. Unknown keys are errors; values never change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     def model_post_init(self, _: Any) -> None:
-        """Have the section's secrets hidden in all that is written from here on."""
+        """Hide the section's secrets in all logs and messages from now on."""
         for value in vars(self).values():
             if isinstance(value, SecretStr):
                 remember_secret(value.get_secret_value())
+
+
+def cron_line(schedule: str) -> str | None:
+    """Return the five cron fields of a schedule or a word such as `@daily`; None for a duration."""
+    if is_duration(schedule):
+        return None
+    return _WORDS.get(schedule.strip().lower(), " ".join(schedule.split()))
+
+
+def parse_schedule(value: Any) -> str:
+    """Return the schedule unchanged.
+
+    Raises:
+        ValueError: it is no cron line of five fields, known word or duration, or has no slot.
+    """
+    line = cron_line(value) if isinstance(value, str) else ""
+    if line is not None:
+        _check_line(value, line)
+    elif not _SHORTEST_S <= parse_duration(value) <= _LONGEST_S:
+        raise ValueError(f"{shown(value)} is no interval between runs: write one from 1s to 3660d")
+    return str(value)
+
+
+def _check_line(schedule: Any, line: str) -> None:
+    fields = line.split()
+    if len(fields) != len(_FIELDS):
+        raise ValueError(
+            f"{shown(schedule)} is no schedule: write a cron line of five fields (minute, hour, day of the month, "
+            "month, day of the week) such as '0 3 * * *', a word such as '@daily', or a duration such as '30s'"
+        )
+    for (name, size), field in zip(_FIELDS.items(), fields, strict=True):
+        for item in field.split(","):
+            _check_item(schedule, name, size, item)
+    try:
+        croniter(line, _ANY_DAY).get_next(datetime)
+    except CroniterError as error:
+        raise ValueError(f"{shown(schedule)} is no schedule, or never comes: {error}") from error
+
+
+def _check_item(schedule: str, name: str, size: int, item: str) -> None:
+    found = _ITEM.fullmatch(item)
+    if not found:
+        raise ValueError(
+            f"{shown(schedule)} is no schedule: {shown(item)} is no {name}; write *, numbers, ranges such as 1-5, "
+            "lists such as 1,15, steps such as */10, and names such as mon or jan"
+        )
+    if found["step"] and not 0 < int(found["step"]) < size:
+        raise ValueError(
+            f"{shown(schedule)} is no schedule: a step of {int(found['step'])} fits into no {name}; a duration such as "
+            "'90m' counts on from one run to the next"
+        )
+
+
+Schedule = Annotated[str, BeforeValidator(parse_schedule)]

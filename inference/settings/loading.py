@@ -1,4 +1,4 @@
-"""Reads the settings file and the environment, and turns what is wrong into one sentence."""
+"""Reads the settings from the file and the environment, and explains an error in one sentence."""
 
 from __future__ import annotations
 
@@ -17,31 +17,30 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 
 from inference.errors import SettingsError, shown, shown_name
 from inference.field_errors import describe_error_in_file
-from inference.settings.deployment import Settings
-from inference.settings.fallbacks import FALLBACK_KINDS
+from inference.settings.model import FALLBACK_KINDS
+from inference.settings.settings import Settings
 from inference.small_files import read_small, read_small_text
 
 ENV_PREFIX = "FORECACHE_"
 ENV_CONFIG = "FORECACHE_CONFIG"
 DEFAULT_FILE = "forecache.toml"
-#: a variable that ends so names the file that holds the setting, as secrets are handed to containers
+#: a variable with this ending names a file with the setting, as containers get secrets
 _FROM_FILE = "_FILE"
 _NAME = re.compile(r"[\w-]+$")
-#: tables of tables, which a person may call as he likes
+#: tables of tables with names of the user's choice
 _OF_ANY_NAME = (["models"], ["api", "keys"])
 _UNION_MARKS = ("float", "int", "str", "bool")
 
 
 def load_settings(path: str | Path | None = None) -> Settings:
-    """Return the settings from the file and the environment, the environment winning.
+    """Return the settings from the file and the environment. The environment wins.
 
-    `path`: the settings file; None means `FORECACHE_CONFIG`, else `forecache.toml` in the working
-    directory, which may be missing. A running embedded Redis of the same folder is found when
-    `redis.url` is not set.
+    `path`: the settings file; None means `FORECACHE_CONFIG`, else `forecache.toml` in the working directory, which may
+    be missing. If `redis.url` is not set, takes a running embedded Redis of the same folder.
 
     Raises:
-        SettingsError: the file is missing or malformed, a key is unknown (the nearest known one is
-            named), or a value does not fit.
+        SettingsError: the file is missing or malformed, a key is unknown (the message names the nearest one), or a
+            value does not fit.
     """
     file = _settings_file(path)
     root = file.parent.absolute() if file else Path.cwd()
@@ -56,7 +55,7 @@ def load_settings(path: str | Path | None = None) -> Settings:
 
 
 def find_embedded_redis(root: Path) -> dict[str, str] | None:
-    """Return {url, cache_url} of the embedded Redis that this folder's `.forecache/redis.json` names, or None."""
+    """Return {url, cache_url} of the embedded Redis in this folder's `.forecache/redis.json`; None for none."""
     try:
         data = json.loads(read_small_text(root / ".forecache" / "redis.json"))
         return {"url": data["url"], "cache_url": data["cache_url"]}
@@ -65,25 +64,25 @@ def find_embedded_redis(root: Path) -> dict[str, str] | None:
 
 
 def settings_file() -> Path:
-    """Return the file that the settings are read from when there is one."""
+    """Return the path of the settings file, which may not exist."""
     return Path(os.environ.get(ENV_CONFIG) or DEFAULT_FILE)
 
 
 def variables_unread(environment: Mapping[str, str] = os.environ) -> Iterator[tuple[str, str]]:
-    """Yield environment variables that lack the second underscore of a setting, each with the name that is meant."""
+    """Yield environment variables without the second underscore of a setting, each with the correct name."""
     for section, field in Settings.model_fields.items():
         model = field.annotation
         keys = model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else ()
         for key in keys:
             name = f"{ENV_PREFIX}{section}_{key}".upper()
             value = environment.get(name)
-            # Kubernetes gives the addresses of services such names
+            # Kubernetes sets such variables to addresses of services
             if value and not value.startswith(("tcp://", "udp://", "sctp://")):
                 yield name, f"{ENV_PREFIX}{section}__{key}".upper()
 
 
 def read_toml(file: Path) -> dict[str, Any]:
-    """Return what a settings file holds, unchecked.
+    """Return the unchecked content of a settings file.
 
     Raises:
         SettingsError: it cannot be read, or is not TOML; the message names line and column.
@@ -103,7 +102,7 @@ def read_toml(file: Path) -> dict[str, Any]:
     except ValueError as error:
         # tomllib says "(at line 1, column 2)", or "(at end of document)"
         problem, _, where = str(error).rpartition(" (at ")
-        if not problem:  # of a number that is too long for Python, without its place
+        if not problem:  # a number is too long for Python, whose message has no place
             raise SettingsError(f"{file.name} is not valid TOML: {error}") from error
         place = _place(text) if where.startswith("end") else where.rstrip(")")
         raise SettingsError(f"{file.name} {place}: not valid TOML: {problem}") from error
@@ -112,7 +111,7 @@ def read_toml(file: Path) -> dict[str, Any]:
 
 
 def _place(before: str) -> str:
-    """Return where the text after `before` begins, as a person counts."""
+    """Return the line and column after the text `before`, counted from 1."""
     return f"line {before.count(chr(10)) + 1}, column {len(before) - before.rfind(chr(10))}"
 
 
@@ -129,7 +128,7 @@ def _settings_file(path: str | Path | None) -> Path | None:
 
 
 class _Environment(EnvSettingsSource):
-    """Only names with `__` are settings: container platforms inject others, such as FORECACHE_API_PORT."""
+    """Reads names with `__` only: container platforms set others, such as FORECACHE_API_PORT."""
 
     def _load_env_vars(self) -> Mapping[str, str | None]:
         prefix = ENV_PREFIX.lower()
@@ -142,14 +141,14 @@ class _Environment(EnvSettingsSource):
 
 
 def _read_named_file(name: str, value: str | None, variables: Mapping[str, str | None]) -> tuple[str, str | None]:
-    """Return a variable as it is, or the one that a `…_FILE` stands for with what its file holds."""
+    """Return a variable unchanged, or for `…_FILE` the setting's name with the content of the file."""
     setting = name.upper().removesuffix(_FROM_FILE).lower()
     if setting == name.lower() or not value:
         return name, value
     if setting in {other.lower() for other in variables}:
         raise SettingsError(f"{setting.upper()} and {name.upper()} are both set: unset one", field=name.upper())
     try:
-        # editors end a file with a line break, which no secret does
+        # editors end a file with a line break, but no secret ends so
         return setting, read_small_text(Path(value)).rstrip("\r\n")
     except OSError as error:
         problem = f"cannot be read: {error.strerror or error}"
@@ -159,7 +158,7 @@ def _read_named_file(name: str, value: str | None, variables: Mapping[str, str |
 
 
 class _EnvironmentReader(BaseSettings):
-    """Lets pydantic-settings nest and decode the variables; validation comes after the merge with the file."""
+    """Nests and decodes the variables. Validation follows after the merge with the file."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, env_nested_delimiter="__", extra="allow")
 
@@ -220,9 +219,9 @@ def _unknown(name: str, known: list[str]) -> str:
 
 
 def _explain(error: ValidationError, file: Path | None) -> SettingsError:
-    """Turn the first validation error into one sentence; values of secrets never appear in it."""
+    """Explain the first validation error in one sentence, without values of secrets."""
     errors = error.errors(include_url=False, include_input=False)
-    # of the members of a union, the one that fits best fails deepest
+    # in a union, the member that fits best fails at the deepest place
     outermost = _names(errors[0]["loc"])
     alike = [one for one in errors if _names(one["loc"])[: len(outermost)] == outermost]
     first = max(alike, key=lambda one: len(_names(one["loc"])))
@@ -239,7 +238,7 @@ def _explain(error: ValidationError, file: Path | None) -> SettingsError:
 
 
 def _names(location: Iterable[Any]) -> list[str]:
-    """Return where a finding is, without pydantic's marks of the members of a union, such as `list[int]`."""
+    """Return the place of an error, without pydantic's names for the members of a union, such as `list[int]`."""
     names: list[str] = []
     for part in map(str, location):
         if names in _OF_ANY_NAME or (_NAME.match(part) and part not in _UNION_MARKS):
@@ -248,7 +247,7 @@ def _names(location: Iterable[Any]) -> list[str]:
 
 
 def _variable_of(location: list[str]) -> str | None:
-    """Return the environment variable that a setting came from, or a table around it; None for the file."""
+    """Return the environment variable of a setting, or of a table around it; None if the file has it."""
     there = {name.upper(): name for name in os.environ}
     for end in range(len(location), 0, -1):
         name = ENV_PREFIX + "__".join(location[:end]).upper()

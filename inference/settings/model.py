@@ -1,4 +1,4 @@
-"""What the settings say of one model: its runs, its answers on demand, and what both need."""
+"""The settings of one model: its runs, its real-time answers, its fallbacks, and the check that the two agree."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
 from inference.errors import shown
-from inference.settings.fallbacks import FallbackSettings
-from inference.settings.fields import Duration, Section, parse_list
-from inference.settings.parity import ParitySettings
-from inference.settings.schedules import Schedule
+from inference.settings.fields import Duration, Schedule, Section, parse_list
 
-#: of a name on the broker; a worker is called after it, where a number would be taken for its own
+_FUNCTION = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
+_IDS = re.compile(r"(?<![:\w\\]):ids\b")
+#: a queue's name on the broker; no digit comes first, for names of workers start with it and end in a number
 QUEUE_NAME = re.compile(r"^[a-z][a-z0-9_-]{0,63}$")
 BATCH_QUEUE = "batch"
 #: the queue of requests, unless a model has its own
@@ -23,12 +22,69 @@ REALTIME_QUEUE = "realtime"
 MAINTENANCE_QUEUE = "maintenance"
 
 
+class _Fallback(Section):
+    """The settings of all kinds of fallbacks.
+
+    `name`: in counters and logs; unique within a model. `timeout`: how long a worker waits for an answer. `cache`: how
+    long a worker remembers an answer, also an empty one, of up to `cache_entities` entities. `pool`: how many calls may
+    run at the same time in a worker, with those that have timed out.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
+    timeout: Duration = 0.05
+    cache: Duration = 5.0
+    cache_entities: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    pool: Annotated[int, Field(ge=1, le=64)] = 4
+
+
+class SqlFallback(_Fallback):
+    """A query of a database that SQLAlchemy knows.
+
+    `query` selects the entity column and columns with the names of features, for the entities in the list `:ids`.
+    `id_type`: the type of the column that the query compares with `:ids`. `url` may hold a password, so it prints as
+    stars.
+    """
+
+    kind: Literal["sql"]
+    url: SecretStr
+    query: str
+    id_type: Literal["text", "integer"] = "text"
+
+    @field_validator("query")
+    @classmethod
+    def _asks_for_ids(cls, value: str) -> str:
+        if not _IDS.search(value):
+            raise ValueError("it must ask for the entities in :ids, as in SELECT … WHERE entity_id IN :ids")
+        return value
+
+
+class FunctionFallback(_Fallback):
+    """A function of the user's. It takes a list of entity ids, and returns a pandas DataFrame of those that it knows.
+
+    `function`: `package.module:name`. This setting allows the real-time workers to run its code.
+    """
+
+    kind: Literal["function"]
+    function: str
+
+    @field_validator("function")
+    @classmethod
+    def _dotted(cls, value: str) -> str:
+        if not _FUNCTION.match(value):
+            raise ValueError(f"{shown(value)} names no function: write package.module:name")
+        return value
+
+
+FallbackSettings = Annotated[SqlFallback | FunctionFallback, Field(discriminator="kind")]
+FALLBACK_KINDS: dict[str, type[Section]] = {"sql": SqlFallback, "function": FunctionFallback}
+
+
 def _parse_poll(value: Any) -> Any:
     return None if value == "never" else value
 
 
 class SparkSettings(Section):
-    """How a run's Spark driver is set up. `master` and `conf`: as `spark-submit` takes them; conf wins over our own."""
+    """The Spark driver of a run. `master` and `conf`: as for `spark-submit`; `conf` overrides our own options."""
 
     master: str = "local[*]"
     conf: dict[str, str] = {}
@@ -37,15 +93,14 @@ class SparkSettings(Section):
 class BatchSettings(Section):
     """A model's runs. Durations in seconds once loaded.
 
-    `ttl`: age limit on reading; `keep`: when Redis forgets. `min_size_ratio`: a run with fewer rows than
-    this share of the current generation is not published, nor is one that left out more than
-    `max_quarantined_fraction` of its rows, or whose predictions moved by more than `max_drift` (population stability
-    index). `parquet_path` and `quarantine_path` may hold `{date}`, `{model}` and `{run_id}`. `resumable`: how long
-    what a failed or cancelled run has scored is kept, unless a newer run starts.
-    `engine`: what scores the chunks.
-    `bytes_per_chunk`: of the source, before compression. `prediction_table`, `feature_table` and `parquet_path` say
-    where a run writes: what is served, what real-time answers are computed from, and files. `write_share`: how much
-    of the time one worker may keep Redis busy with writing.
+    `ttl`: the age limit of readers; `keep`: when Redis forgets. A run is not published if it has fewer rows than
+    `min_size_ratio` of the current generation, left out more than `max_quarantined_fraction` of its rows, or its
+    predictions moved by more than `max_drift` (population stability index). `parquet_path` and `quarantine_path` may
+    hold `{date}`, `{model}` and `{run_id}`. `resumable`: how long the scored rows of a failed or cancelled run are
+    kept; a newer run ends that. `engine`: the engine that scores the chunks. `bytes_per_chunk`: bytes of the source,
+    before compression. A run writes to `prediction_table`, which is served, to `feature_table`, from which real-time
+    answers are computed, and to files in `parquet_path`. `write_share`: the share of the time in which one worker may
+    keep Redis busy with writes.
     """
 
     schedule: Schedule | None = None
@@ -80,7 +135,7 @@ class BatchSettings(Section):
     @classmethod
     def _known_zone(cls, value: str) -> str:
         refused = f"{shown(value)} is no time zone: write one such as 'UTC' or 'Europe/Berlin'"
-        # files beside the zones that differ between machines, or count leap seconds, which no clock here does
+        # files that are no zone: they differ between machines, or count leap seconds
         if value in ("localtime", "posixrules", "Factory") or value.startswith("right/"):
             raise ValueError(refused)
         try:
@@ -93,12 +148,11 @@ class BatchSettings(Section):
 class RealtimeSettings(Section):
     """A model's answers on demand. Durations in seconds once loaded, `timeout_ms` in milliseconds.
 
-    `default`: the answer of last resort in an outage or past the deadline; None for none.
-    `min_recompute_interval`: an answer computed more recently than this is not computed again for its age.
-    `stale_while_revalidate`: for so long past its `ttl` an answer is given at once and computed anew behind it
-    (RFC 5861); None for never. `unknown_ttl`: how long a process remembers that nobody knows an entity.
-    `unknown_entity`: "error" (404), or "defaults" to compute from the feature contract's defaults. `queue`: where its
-    requests and its jobs' parts wait; a queue of its own has workers of its own.
+    `default`: the last answer in an outage or past the deadline; None for none. `min_recompute_interval`: a younger
+    answer is not computed again for its age. `stale_while_revalidate`: for so long after its `ttl`, an answer is given
+    at once and computed again in the background (RFC 5861); None for never. `unknown_ttl`: how long a process remembers
+    that an entity is unknown. `unknown_entity`: "error" (404), or "defaults" to compute from the feature contract's
+    defaults. `queue`: the queue of its requests and jobs; another queue than the default needs workers of its own.
     """
 
     ttl: Duration = 3600.0
@@ -123,14 +177,23 @@ class RealtimeSettings(Section):
         return value
 
 
-class ModelSettings(Section):
-    """One model: its folder, its table of features, how it is scheduled and served.
+class ParitySettings(Section):
+    """A check that batch and real time agree: computes answers again the other way.
 
-    `allow_code`: formats whose loading runs code, such as pickles, may be loaded.
-    `signature`: which one of a SavedModel's is served; None for `serving_default`, or its only one.
-    `poll_every`: how often workers look for new versions; None for only when they start or are told to.
-    `rows`: how many rows an entity has in the table: one, or several of which the newest by `event_time_column` counts.
-    `fallbacks`: where features of entities are looked for that are not stored, in this order.
+    `every`: None for never. `sample`: how many answers of each of the two it takes.
+    """
+
+    every: Duration | None = None
+    sample: Annotated[int, Field(ge=1, le=10_000)] = 100
+
+
+class ModelSettings(Section):
+    """One model: its folder, its table of features, its runs and its real-time answers.
+
+    `allow_code`: allow formats whose load runs code, such as pickles. `signature`: the name of a SavedModel's
+    signature; None for `serving_default`, or its only one. `poll_every`: how often workers look for new versions; None
+    for only at the start or on request. `rows`: an entity has one row in the table, or several, of which the newest by
+    `event_time_column` counts. `fallbacks`: the sources of features that are not stored, in this order.
     """
 
     path: Path

@@ -1,7 +1,8 @@
-"""What the settings say of Redis, the broker, and the processes of a deployment."""
+"""The settings of Redis, of the broker, and of the processes of a deployment."""
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable
 from enum import StrEnum
@@ -10,18 +11,18 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
-from inference.errors import shown
+from inference.errors import SettingsError, shown
 from inference.settings.fields import Duration, Section, Size, parse_list
 from inference.settings.server_urls import broker_url as read_broker_url
 from inference.settings.server_urls import redis_url
 
 _RATE = re.compile(r"^[1-9][0-9]*/(second|minute|hour|day)$")
-#: a task's or a queue's name, as other applications choose them
+#: the name of another application's task or queue
 _NAME_OF_OTHERS = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,199}")
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9_.~-]*)*")
 _HOST_NAME = re.compile(r"\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.?")
 _ORIGIN = re.compile(r"\*|https?://([A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
-#: with these in front, nobody could tell whether a proxy has stripped a path
+#: a root path must not start so: a path would not show whether a proxy has stripped it
 _OWN_PATHS = ("predict", "predictions", "features", "runs", "models", "health", "v1", "v2")
 
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -32,7 +33,7 @@ def _in_one_form(value: SecretStr | None, read: Callable[[str], str]) -> SecretS
 
 
 class RedisSettings(Section):
-    """Where Redis is. URLs are kept as redis-py reads them. They hold passwords, so they print as stars."""
+    """The Redis servers. URLs have the form that redis-py reads. They may hold passwords, so they print as stars."""
 
     url: SecretStr | None = None
     cache_url: SecretStr | None = None
@@ -50,9 +51,9 @@ class RedisSettings(Section):
 
 
 class CelerySettings(Section):
-    """The broker, when it is not `redis.url`; and which tasks of other applications may follow ours.
+    """The broker, if it is not `redis.url`, and the tasks of other applications that may follow ours.
 
-    `linked_tasks`: name of a task → its queue. A message whose links, chain or chord name another is refused.
+    `linked_tasks`: name of a task → its queue. Workers refuse a message whose links, chain or chord name another one.
     """
 
     broker_url: SecretStr | None = None
@@ -77,22 +78,22 @@ class CelerySettings(Section):
 
 
 class Scope(StrEnum):
-    """What a key of the API allows."""
+    """A permission of a key of the API."""
 
-    #: predictions, hit rates, runs and models, as they are
+    #: read predictions, hit rates, runs and models
     READ = "read"
-    #: jobs: enqueue and cancel them
+    #: enqueue and cancel jobs
     ENQUEUE = "enqueue"
-    #: features of single entities: store them
+    #: store features of single entities
     WRITE = "write"
-    #: all the rest: start, cancel, resume and publish runs, roll back
+    #: all other requests: start, cancel, resume and publish runs, roll back
     ADMIN = "admin"
 
 
 class ApiKey(Section):
-    """One client's key, of which only the hash is kept (`forecache keys new` makes both).
+    """The hash of one client's key (`forecache keys new` makes both).
 
-    `rate`: how much it may ask of one API process, such as "600/minute"; None for no limit. A request counts 1, one
+    `rate`: the limit of requests to one API process, such as "600/minute"; None for no limit. A request counts 1; one
     with a body counts its rows, and 1 more for each 8 KiB.
     """
 
@@ -111,17 +112,15 @@ class ApiKey(Section):
 
 
 class ApiSettings(Section):
-    """The HTTP service. Without `keys` it listens where other machines can reach it only if `allow_remote` is set.
+    """The HTTP service. Without `keys`, other machines can reach it only if `allow_remote` is set.
 
-    `hosts`: names under which it answers without keys, beside `localhost` and addresses: "api", "*.example.com", or
-    "*" for all. `cors_origins`: pages of these origins may use it, such as "https://shop.example.com"; "*" for all.
-    `processes`: how many serve the port; one uses one core.
-    `keys`: by the name of whom they are for; with any, every request but those to /health needs one.
-    `client_key`: the key that `forecache predict` and `enqueue` show.
-    `root_path`: the path under which a proxy shows it, such as "/forecache", whether the proxy strips it or not.
-    `keep_alive`: how long an idle connection is kept, in seconds: longer than a proxy keeps it, so that the proxy never
-    sends into one that is being closed.
-    `max_connections`: how many one process holds; None for 10 000, or what its limit of open files leaves room for.
+    `hosts`: the host names that it answers to without keys, beside `localhost` and addresses: "api", "*.example.com",
+    or "*" for all. `cors_origins`: pages of these origins may use it, such as "https://shop.example.com"; "*" for all.
+    `processes`: how many processes serve the port; each uses one core. `keys`: by the client's name; with any key,
+    every request but those to /health needs one. `client_key`: the key of `forecache predict` and `enqueue`.
+    `root_path`: its path behind a proxy, such as "/forecache", whether the proxy strips it or not. `keep_alive`: how
+    many seconds an idle connection stays open; longer than at the proxy, so that the proxy never uses a closing one.
+    `max_connections`: the limit of one process; None for 10 000, or for as many as its limit of open files allows.
     """
 
     host: str = "127.0.0.1"
@@ -180,11 +179,11 @@ class ApiSettings(Section):
 
 
 class DashboardSettings(Section):
-    """Flower. Without a password one is generated on first start and kept in `.forecache/`.
+    """Flower. Without a password, the first start generates one and keeps it in `.forecache/`.
 
-    `url_prefix`: where a proxy shows it, such as "flower". `read_only`: nothing can be started or stopped there.
-    `open_metrics`: Flower's own `/metrics` asks for no password. `max_tasks`, `max_workers`: how many it remembers.
-    `forget_workers_after`: seconds after which a worker that is gone leaves Flower's list and metrics.
+    `url_prefix`: its path behind a proxy, such as "flower". `read_only`: it starts and stops nothing. `open_metrics`:
+    Flower's own `/metrics` needs no password. `max_tasks`, `max_workers`: how many it remembers.
+    `forget_workers_after`: seconds after which a dead worker leaves Flower's list and metrics.
     """
 
     host: str = "127.0.0.1"
@@ -200,14 +199,13 @@ class DashboardSettings(Section):
 
 
 class WorkerSettings(Section):
-    """What `forecache up` starts, and how workers share GPUs.
+    """The workers that `forecache up` starts, their GPUs, and the limits of a load.
 
-    `gpus`: "auto" (all that are visible), "none", or GPU indexes. `gpu_memory_share`: the fraction of a
-    GPU's memory that one process may take; None lets libraries take what they need as they need it. `keras_backend`:
-    what Keras computes by; None for what `KERAS_BACKEND` says, else the first that is installed.
-    `load_memory`, `load_timeout`: what loading one version of a model may take; memory in bytes, None for a bound by
-    the size of its files and of the machine. `engine_hosts`: which hosts a `remote.toml` may name, as `host`,
-    `*.domain` or `host:port`; None for all.
+    `gpus`: "auto" (all visible ones), "none", or GPU indexes. `gpu_memory_share`: the fraction of a GPU's memory that
+    one process may take; None: libraries take memory when they need it. `keras_backend`: None for `KERAS_BACKEND`, else
+    the first that is installed. `load_memory`, `load_timeout`: the limits for the load of one version; memory in bytes,
+    None for a limit by the size of its files and of the machine. `engine_hosts`: the hosts that a `remote.toml` may
+    name, as `host`, `*.domain` or `host:port`; None for all.
     """
 
     gpus: Annotated[Literal["auto", "none"] | list[int], BeforeValidator(parse_list)] = "auto"
@@ -221,7 +219,40 @@ class WorkerSettings(Section):
 
 
 class LogSettings(Section):
-    """How every process logs. `format`: "console" for people, "json" for machines: an object on each line."""
+    """The logs of every process. `format`: "console" for people, "json" for machines, an object on each line."""
 
     format: Literal["console", "json"] = "console"
     level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def require_allowed(api: ApiSettings, host: str | None = None) -> None:
+    """Refuse an address of the API that other machines can reach, unless there are keys or the settings allow it.
+
+    `host`: the address of an open socket; None for the settings' address.
+
+    Raises:
+        SettingsError: there are no `[api.keys.NAME]`, and `[api] allow_remote` is not set.
+    """
+    if not api.allow_remote and not api.keys and not is_loopback(host or api.host):
+        where = "[api] host" if host is None else "the socket's address"
+        raise SettingsError(
+            f"{where} {shown(host or api.host)} can be reached from other machines: use 127.0.0.1, give keys "
+            "(`forecache keys new NAME`), or set allow_remote = true",
+            field="api.host",
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def reachable_url(host: str, port: int) -> str:
+    """Return the URL by which this machine reaches a service at this address."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - only compared
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

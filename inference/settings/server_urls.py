@@ -1,7 +1,7 @@
-"""Reads the URLs of Redis servers and of brokers, and writes each in one form.
+"""Checks the URLs of Redis servers and of brokers, and gives each one form.
 
-redis-py and Celery spell a Unix socket and a database number differently. In the settings a Redis is always written
-as redis-py reads it; `celery_url` translates it for Celery.
+redis-py and Celery spell a Unix socket and a database number differently. The settings have redis-py's form;
+`celery_url` translates it for Celery.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urls
 from inference.errors import shown
 
 _REDIS = ("redis", "rediss", "unix")
-#: how Celery spells a Redis on a Unix socket
+#: Celery's schemes for a Redis on a Unix socket
 _CELERY_SOCKETS = ("redis+socket", "socket")
 _AMQP = ("amqp", "amqps", "pyamqp")
 _CERT_REQS = ("required", "optional", "none")
-#: of the options in a URL, those that redis-py and Celery both understand
+#: the options in a URL that both redis-py and Celery understand
 _TLS_OPTIONS = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname")
-#: what else redis-py understands; the cache is read by redis-py alone
+#: more options of redis-py; only redis-py reads the cache
 _CACHE_OPTIONS = ("protocol", "client_name", "health_check_interval")
 
-#: brokers of Celery's that processes on several machines can share → (module of the client library, Celery's extra)
+#: Celery's brokers that processes on several machines can share → (module of the client library, Celery's extra)
 _OTHER_BROKERS = {
     "sqs": ("boto3", "sqs"),
     "gcpubsub": ("google.cloud.pubsub_v1", "gcpubsub"),
@@ -64,10 +64,10 @@ _REFUSED = {
 def redis_url(text: str, *, cache: bool = False) -> str:
     """Return the URL of a Redis server in its one form: `redis://`, `rediss://` or `unix://`.
 
-    `cache`: only redis-py reads it, so that more options are allowed.
+    `cache`: only redis-py reads it, so more options are allowed.
 
     Raises:
-        ValueError: it cannot be used; the message says the fix and quotes nothing that may be a password.
+        ValueError: it cannot be used; the message names the fix and quotes nothing that may be a password.
     """
     parts = _split(text)
     if parts.scheme not in (*_REDIS, *_CELERY_SOCKETS):
@@ -82,10 +82,10 @@ def redis_url(text: str, *, cache: bool = False) -> str:
 
 
 def broker_url(text: str) -> str:
-    """Return the URL of a broker: a Redis in its one form, all others as they are.
+    """Return the URL of a broker: of a Redis in its one form, of others unchanged.
 
     Raises:
-        ValueError: it cannot be used, or two processes cannot share it; as `redis_url` says it.
+        ValueError: it cannot be used, or two processes cannot share it; as in `redis_url`.
     """
     parts = _split(text)
     if is_redis(text):
@@ -107,7 +107,7 @@ def broker_url(text: str) -> str:
 
 
 def celery_url(url: str) -> str:
-    """Return the URL of a broker or result backend as Celery reads it."""
+    """Return the URL of a broker or result backend in Celery's form."""
     parts = urlsplit(url)
     if parts.scheme != "unix":
         return url
@@ -116,12 +116,12 @@ def celery_url(url: str) -> str:
 
 
 def is_redis(url: str) -> bool:
-    """Return whether a broker's URL, as the settings hold it or as Celery reads it, is that of a Redis server."""
+    """Tell whether a broker's URL, in our form or in Celery's, names a Redis server."""
     return urlsplit(url).scheme in (*_REDIS, *_CELERY_SOCKETS)
 
 
 def is_amqp(url: str) -> bool:
-    """Return whether a broker's URL is that of RabbitMQ or another server of AMQP."""
+    """Tell whether a broker's URL names RabbitMQ or another server of AMQP."""
     return urlsplit(url).scheme in _AMQP
 
 
@@ -129,16 +129,16 @@ def split_http_url(text: str) -> SplitResult:
     """Return the parts of an HTTP server's URL.
 
     Raises:
-        ValueError: it is none; the message quotes nothing that may be a password.
+        ValueError: it is no such URL; the message quotes nothing that may be a password.
     """
     try:
         parts = urlsplit(text)
         port = parts.port
-    except ValueError:  # its text quotes what may be the password
+    except ValueError:  # its message may quote the password
         raise ValueError(_BAD_PORT) from None
     if parts.scheme not in ("http", "https"):
         raise ValueError("a URL of an engine starts with http:// or https://")
-    # what was not %-encoded in a password ends up in the path
+    # a part of a password that is not %-encoded is in the path
     if port == 0 or not parts.hostname or "@" in parts.path:
         raise ValueError(_BAD_PORT)
     return parts
@@ -152,7 +152,7 @@ def _split(text: str) -> SplitResult:
     try:
         parts = urlsplit(text)
         port = parts.port
-    except ValueError:  # its text quotes what may be the password
+    except ValueError:  # its message may quote the password
         raise ValueError(_BAD_PORT) from None
     if port == 0 or parts.fragment:
         raise ValueError(_BAD_PORT)
@@ -174,12 +174,12 @@ def _check_options(scheme: str, options: dict[str, str], known: tuple[str, ...])
     if scheme == "redis" and any(name.startswith("ssl_") for name in options):
         raise ValueError("it has options of TLS: write rediss:// in place of redis://")
     if scheme == "rediss" and options.get("ssl_cert_reqs") not in _CERT_REQS:
-        # Celery insists on one, and calls them CERT_REQUIRED too, which redis-py refuses
+        # Celery needs one, and also takes CERT_REQUIRED, which redis-py refuses
         raise ValueError("a rediss:// URL must end in ?ssl_cert_reqs=required (or optional, or none)")
 
 
 def _unix_url(parts: SplitResult, options: dict[str, str], *, cache: bool) -> str:
-    """Return the URL of a socket, with user and password before its path and the database after it."""
+    """Return the URL of a socket, with user and password before its path, and the database after it."""
     user, _, host = parts.netloc.rpartition("@")
     if host or not parts.path.strip("/"):
         raise ValueError("a Unix socket is written with its whole path, as in unix:///run/redis.sock?db=0")

@@ -1,14 +1,22 @@
-"""Tables of features: Parquet files, folders, patterns, partitions, here or in an object store.
+"""Tables of features: Parquet files, folders, patterns and partitions, on this machine or in an object store.
 
-`open_source` reads footers only; `read_slices` streams the rows that a plan names and notices a replaced file.
+`open_source` reads footers only. `read_slices` streams the rows of a plan, and notices a replaced file.
 """
 
 from inference.sources.column_types import concat_rows, plain_column
-from inference.sources.files import fixed_part, list_files
+from inference.sources.files import check_path, fixed_part, list_files
 from inference.sources.footers import SourceFile, flat_columns, newest_instants
-from inference.sources.ids import IdCount, count_distinct_ids, hash_ids, read_ids
-from inference.sources.patterns import check_path
-from inference.sources.reading import Slice, pack_mask, read_slices, unpack_mask, whole_slices
+from inference.sources.reading import (
+    IdCount,
+    Slice,
+    count_distinct_ids,
+    hash_ids,
+    pack_mask,
+    read_ids,
+    read_slices,
+    unpack_mask,
+    whole_slices,
+)
 from inference.sources.source import (
     Source,
     column_problem,

@@ -1,6 +1,6 @@
-"""The few column types in which rows leave their files, whatever wrote them, so that no reader meets another one.
+"""Converts columns to a few plain types, so that no reader needs to know the other types of Parquet files.
 
-| in the file | from here on |
+| in the file | plain type |
 |---|---|
 | string, large_string, string_view, JSON | large_string: a batch may hold over 2 GiB of it |
 | UUID | large_string, such as `8f14e45f-ceea-467f-a8e0-9d1f0a3b5c7d` |
@@ -10,7 +10,7 @@
 | dictionaries (categories), extension types | their values |
 | lists, large lists, list views | list; lists of a fixed size stay so |
 
-Others, columns of nulls among them, stay as they are.
+Other types stay, and so do columns of nulls.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ import pyarrow.compute as pc
 _TEXT = pa.large_string()
 _UUID, _BOOL = "arrow.uuid", "arrow.bool8"
 _UUID_CHARS = 36
-#: where the 32 digits of a UUID stand in its text
+#: the places of the 32 digits in a UUID's text
 _DIGIT_PLACES = [place for place in range(_UUID_CHARS) if place not in (8, 13, 18, 23)]
 _HEX = np.frombuffer("".join(f"{byte:02x}" for byte in range(256)).encode(), np.uint8).reshape(256, 2)
-#: decimal digits that integers of so many bits need
+#: bits of an integer → its decimal digits
 _DIGITS = {8: 3, 16: 5, 32: 10, 64: 20}
 _MAX_DIGITS = 76
 
 
 def plain_type(type_: pa.DataType) -> pa.DataType:
-    """Returns the type that a column of this type becomes."""
+    """Return the plain type of a column type."""
     if isinstance(type_, pa.BaseExtensionType):
         known = {_UUID: _TEXT, _BOOL: pa.bool_()}
         return known.get(type_.extension_name) or plain_type(type_.storage_type)
@@ -62,7 +62,7 @@ def _plain_scalar(type_: pa.DataType) -> pa.DataType:
 
 
 def plain_column(column: pa.Array) -> pa.Array:
-    """Returns a column with its `plain_type`; slices and nulls keep their place."""
+    """Return a column in its `plain_type`. Slices and nulls keep their place."""
     type_ = column.type
     plain = plain_type(type_)
     if plain == type_:
@@ -82,15 +82,16 @@ def plain_column(column: pa.Array) -> pa.Array:
     if is_list(type_):
         lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
         offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-        values = plain_column(column.flatten())  # of the rows that are there
+        values = plain_column(column.flatten())  # without null rows
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, mask=column.is_null())
     return pc.cast(column, plain)
 
 
 def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
-    """Returns the plain type that holds the values of two, None when they mean something different.
+    """Return the plain type for the values of two types; None if they mean something different.
 
-    A whole number in it may have more digits than a float64 keeps: what is exact in one file is read from that file.
+    It may be float64 for whole numbers with more digits. Rows are read in the type of their own file, so they stay
+    exact.
     """
     if one == other or pa.types.is_null(other):
         return one
@@ -110,30 +111,30 @@ def common_type(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
 
 
 def concat_rows(tables: Sequence[pa.Table]) -> pa.Table:
-    """Returns the rows of tables with the same columns in order; each column in the common type of all."""
+    """Return the rows of tables with the same columns, in order. Each column has the common type of all tables."""
     if all(table.schema.equals(tables[0].schema) for table in tables):
         return pa.concat_tables(tables)
     rows = reduce(_common_struct, (pa.struct(list(table.schema)) for table in tables))
     if rows is None:
         raise ValueError("the tables have other columns, or columns that mean something different")
-    # a number that a float64 rounds is rounded, as wherever the column is read as one
+    # a float64 may round a number, as it does in every reader that takes the column as float64
     return pa.concat_tables([table.cast(pa.schema(list(rows)), safe=False) for table in tables])
 
 
 def type_name(type_: pa.DataType) -> str:
-    """Returns a plain type as people call it."""
+    """Return the usual name of a plain type."""
     return str(type_).replace("large_", "")
 
 
 def holds_text(type_: pa.DataType) -> bool:
-    """Tells whether a plain type is text, or lists of it."""
+    """Tell whether a plain type is text, or lists of text."""
     while is_list(type_):
         type_ = type_.value_type
     return bool(pa.types.is_large_string(type_))
 
 
 def is_list(type_: pa.DataType) -> bool:
-    """Tells whether a column of the type holds lists, of whatever layout."""
+    """Tell whether a column of the type holds lists, in any layout."""
     kinds = pa.types
     return bool(
         kinds.is_list(type_)
@@ -161,7 +162,7 @@ def _common_struct(one: pa.StructType, other: pa.StructType) -> pa.StructType | 
 
 def _common_number(one: pa.DataType, other: pa.DataType) -> pa.DataType | None:
     if pa.types.is_floating(one) or pa.types.is_floating(other):
-        return pa.float64()  # float32 beside it, and any integer, fit but for their last digits
+        return pa.float64()  # it holds float32 and all integers, but for their last digits
     if pa.types.is_integer(one) and pa.types.is_integer(other):
         return _common_integer(one, other)
     whole = max(_whole_digits(one), _whole_digits(other))
@@ -187,7 +188,7 @@ def _decimal(digits: int, scale: int) -> pa.DataType:
 
 
 def _uuid_text(storage: Any) -> pa.Array:
-    """Returns UUIDs, 16 bytes each, in their usual spelling."""
+    """Return UUIDs, 16 bytes each, in their usual spelling."""
     rows = len(storage)
     if not rows:
         return pa.array([], _TEXT)

@@ -1,4 +1,4 @@
-"""What a Parquet file's footer says: row groups, schema, and a digest that tells whether it is still the same file."""
+"""Reads the footers of Parquet files: row groups, schema, and a digest that shows whether a file was replaced."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ from inference.sources.table_formats import refuse_copied_file
 from inference.storage import Location, is_lfs_pointer, reason_of
 from inference.stored_data import record_from_json
 
-#: footers read at once: object stores answer slowly but to many, and a local disk leaves parsing as the work
+#: footers read at the same time: an object store is slow but parallel; on a local disk, parsing takes the time
 REMOTE_THREADS, LOCAL_THREADS = 16, 2
-#: most footers fit, so that one request suffices
+#: most footers fit, so that one request is enough
 _TAIL_BYTES = 64 << 10
 _MAGIC, _ENCRYPTED = b"PAR1", b"PARE"
 #: Parquet's units of timestamps, in seconds
 _UNITS_S = {"milliseconds": 1e-3, "microseconds": 1e-6, "nanoseconds": 1e-9}
-#: columns, or row groups, of one file: the footer of a million takes minutes and gigabytes to take apart
+#: columns, or row groups, of one file: to parse a footer with a million takes minutes and gigabytes
 MAX_FOOTER_ITEMS = 200_000
 
 
-class _Facts(NamedTuple):
+class _StoredFile(NamedTuple):
+    """The JSON of a `SourceFile`."""
+
     path: str
     size: int
     stamp: str
@@ -43,49 +45,49 @@ class _Facts(NamedTuple):
 class SourceFile:
     """One Parquet file as its footer describes it.
 
-    `path` as a user writes it. `stamp` changes whenever the file is written (its ETag, else its time of change), and
-    `footer`, a digest of the footer, with its content.
+    `path`: as the user writes it. `stamp` changes with every write (the ETag, else the time of change). `footer`, a
+    digest of the footer, changes with the content.
     """
 
     path: str
     size: int
     stamp: str
     footer: str
-    #: rows of each row group
+    #: the rows of each row group
     row_groups: tuple[int, ...] = ()
-    #: bytes of each row group before compression
+    #: the bytes of each row group before compression
     group_bytes: tuple[int, ...] = ()
     partition: tuple[PartitionValue, ...] = ()
 
     @property
     def rows(self) -> int:
-        """Rows of the file."""
+        """The number of rows."""
         return sum(self.row_groups)
 
     @property
     def identity(self) -> tuple[int, str, str]:
-        """What is different after the file was replaced."""
+        """Size, stamp and footer: at least one changes when the file is replaced."""
         return self.size, self.stamp, self.footer
 
     def to_json(self) -> list[Any]:
-        """Return what a reader needs, without the row groups, as plain JSON values."""
+        """Return plain JSON values for a reader, without the row groups."""
         return [self.path, *self.identity, [[value.column, value.text, value.type] for value in self.partition]]
 
     @classmethod
     def from_json(cls, text: bytes | str) -> SourceFile:
-        """Rebuild from the JSON of `to_json`, without the row groups.
+        """Read the JSON of `to_json`, without the row groups.
 
         Raises:
-            Unreadable: it is none.
+            Unreadable: the text is something else.
         """
-        path, size, stamp, footer, partition = record_from_json(_Facts, text, "a file of a plan")
+        path, size, stamp, footer, partition = record_from_json(_StoredFile, text, "a file of a plan")
         values = tuple(PartitionValue(*value) for value in partition)
         return cls(path, size, stamp, footer, partition=values)
 
 
 @dataclass(frozen=True)
 class Footer:
-    """A file and its columns; those of its folders are not among them. `metadata`: Parquet's own, if it was kept."""
+    """A file and its columns, without those of its folders. `metadata`: Parquet's own, if it was kept."""
 
     file: SourceFile
     schema: pa.Schema
@@ -93,12 +95,12 @@ class Footer:
 
 
 def read_footers(place: Location, paths: Sequence[str], *, keep_metadata: bool = False) -> list[Footer]:
-    """Return the footers of many files, read side by side, in their order.
+    """Return the footers of many files in their order. Reads several at the same time.
 
-    `keep_metadata`: for the statistics of the row groups, some kilobytes each.
+    `keep_metadata`: keep the statistics of the row groups, some kilobytes each.
 
     Raises:
-        SourceError: one of them cannot be read, or is no Parquet file; it is named.
+        SourceError: a file cannot be read, or is no Parquet file; names it.
     """
     threads = min(LOCAL_THREADS if place.is_local else REMOTE_THREADS, len(paths))
     with ThreadPoolExecutor(threads, thread_name_prefix="footers") as pool:
@@ -117,17 +119,17 @@ def read_footer(place: Location, *, keep_metadata: bool = False) -> Footer:
         with pq.ParquetFile(
             pa.BufferReader(tail), thrift_container_size_limit=MAX_FOOTER_ITEMS, coerce_int96_timestamp_unit="us"
         ) as parsed:
-            # not metadata.schema: the two hold each other, and footers would wait for the garbage collector
+            # metadata.schema and metadata refer to each other, and would stay until the next garbage collection
             metadata, schema = parsed.metadata, parsed.schema_arrow.remove_metadata()
     except UnicodeDecodeError as error:
-        told = "has a column whose name is not UTF-8: write the names of its columns in UTF-8"
-        raise SourceError(f"{place.name} {told}", field="source") from error
+        message = "has a column whose name is not UTF-8: write the names of its columns in UTF-8"
+        raise SourceError(f"{place.name} {message}", field="source") from error
     except (OSError, pa.ArrowException) as error:
         if "Exceeded size limit" in str(error):
-            told = f"has over {MAX_FOOTER_ITEMS:,} columns or row groups: write a table of features with fewer"
-            raise SourceError(f"{place.name} {told}", field="source") from error
-        told = as_parquet(place.name) or f"is not readable as Parquet: {reason_of(error)}"
-        raise SourceError(f"{place.name} {told}", field="source") from error
+            message = f"has over {MAX_FOOTER_ITEMS:,} columns or row groups: write a table of features with fewer"
+            raise SourceError(f"{place.name} {message}", field="source") from error
+        message = as_parquet(place.name) or f"is not readable as Parquet: {reason_of(error)}"
+        raise SourceError(f"{place.name} {message}", field="source") from error
     refuse_copied_file(place, metadata.metadata or {})
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     file = SourceFile(
@@ -142,9 +144,9 @@ def read_footer(place: Location, *, keep_metadata: bool = False) -> Footer:
 
 
 def flat_columns(metadata: Any) -> dict[str, int]:
-    """Returns where the values of each column that is no struct or list stand among Parquet's own columns.
+    """Return the place of each column that is no struct or list among Parquet's own columns.
 
-    Their paths alone do not tell: a column `a.b` and a field `b` of a struct `a` have the same.
+    The path alone is ambiguous: a column `a.b` and a field `b` of a struct `a` have the same one.
     """
     schema = metadata.schema
     leaves = ((schema.column(place), place) for place in range(metadata.num_columns))
@@ -152,18 +154,18 @@ def flat_columns(metadata: Any) -> dict[str, int]:
 
 
 def newest_instants(metadata: Any, place: int) -> dict[int, float]:
-    """Returns the newest instant (epoch seconds) of a column in each row group whose statistics tell it.
+    """Return the newest time (epoch seconds) of a column in each row group with such statistics.
 
-    From the numbers as they are stored: Python has no date for a database's infinity.
+    Reads the stored numbers: Python has no date for a database's infinity.
     """
     found = {}
     physical_type = metadata.schema.column(place).physical_type
     unread = pq.ParquetFile(pa.PythonFile(_Unread(), mode="r"), metadata=metadata)
     for group in range(metadata.num_row_groups):
         if not _is_sound(unread, group, place):
-            continue  # whoever reads the rows is told
+            continue  # the reader of the rows gets the error
         column = metadata.row_group(group).column(place)
-        if column.physical_type != physical_type:  # of such a one, statistics end the process
+        if column.physical_type != physical_type:  # its statistics would end the process
             continue
         statistics = column.statistics
         if statistics is None or not statistics.has_min_max or not isinstance(statistics.max_raw, int):
@@ -176,11 +178,11 @@ def newest_instants(metadata: Any, place: int) -> dict[int, float]:
 
 
 class _RowsWereRead(Exception):
-    """Raised in the place of reading rows."""
+    """Raised where a reader would read rows."""
 
 
 class _Unread(io.RawIOBase):
-    """A file of which only the footer is known."""
+    """A file without content, in place of one whose footer is known."""
 
     def readable(self) -> bool:
         return True
@@ -195,13 +197,13 @@ class _Unread(io.RawIOBase):
         return offset
 
     def tell(self) -> int:
-        return 1 << 62  # its size, of which Arrow knows that no column ends behind it
+        return 1 << 62  # its size for Arrow, which checks that each column ends before it
 
 
 def _is_sound(unread: pq.ParquetFile, group: int, place: int) -> bool:
-    """Whether a column of a row group may be asked for its metadata: damaged ones end the process in Arrow 26.
+    """Tell whether the metadata of a column in a row group can be read: damaged ones end the process in Arrow 26.
 
-    What reads rows looks at the same metadata, is careful, and asks for bytes only then.
+    Arrow's reader of rows checks the same metadata carefully before it asks for bytes.
     """
     try:
         unread.reader.read_row_group(group, column_indices=[place], use_threads=False)
@@ -213,10 +215,10 @@ def _is_sound(unread: pq.ParquetFile, group: int, place: int) -> bool:
 
 
 def check_unchanged(place: Location, planned: SourceFile) -> None:
-    """Refuse a file that is not the one that was planned any more.
+    """Refuse a file that was replaced after planning.
 
     Raises:
-        SourceError: it was replaced, or is gone.
+        SourceError: it was replaced or removed.
     """
     try:
         with place.filesystem.open_input_file(place.path) as opened:
@@ -229,8 +231,8 @@ def check_unchanged(place: Location, planned: SourceFile) -> None:
 
 
 def _stamp(place: Location, opened: Any) -> str:
-    facts = {key.lower(): value for key, value in (opened.metadata() or {}).items()}
-    tag = facts.get("etag", b"")
+    metadata = {key.lower(): value for key, value in (opened.metadata() or {}).items()}
+    tag = metadata.get("etag", b"")
     if tag:
         return str(tag.decode().strip('"'))
     return str(place.filesystem.get_file_info(place.path).mtime_ns or "")

@@ -1,4 +1,4 @@
-"""Columns that stand in folder names, as Hive and Spark write them: `date=2026-01-01/part-0.parquet`."""
+"""Reads columns from folder names, as Hive and Spark write them: `date=2026-01-01/part-0.parquet`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pyarrow as pa
 from inference.errors import SourceError
 from inference.stored_data import reading
 
-#: what Hive and Spark write for a null
+#: the null of Hive and Spark
 NULL = "__HIVE_DEFAULT_PARTITION__"
 
 _SEGMENT = re.compile(r"([^=/]+)=([^/]*)")
-#: the types that a column of folder names may have, the first that holds all of its values
+#: the possible types of a column of folder names; the first one that fits all values is taken
 _TYPES: tuple[tuple[re.Pattern[str], Any], ...] = (
     (re.compile(r"-?\d{1,19}"), pa.int64()),
     (re.compile(r"true|false", re.IGNORECASE), pa.bool_()),
@@ -29,7 +29,7 @@ _TYPES: tuple[tuple[re.Pattern[str], Any], ...] = (
 
 @dataclass(frozen=True)
 class PartitionValue:
-    """One column's value for all rows of a file. `text` is None for null; `type` as Arrow spells it."""
+    """One column's value for all rows of a file. `text`: None for null. `type`: its name in Arrow."""
 
     column: str
     text: str | None
@@ -40,7 +40,7 @@ class PartitionValue:
         """The value as an Arrow scalar.
 
         Raises:
-            Unreadable: it is none, in a plan that somebody else has written.
+            Unreadable: the text does not fit the type, in a plan that another program wrote.
         """
         with reading("a file of a plan"):
             return pa.array([self.text], pa.string()).cast(self.arrow_type)[0]
@@ -54,9 +54,10 @@ class PartitionValue:
 def partition_values(
     paths: Sequence[str], names: Sequence[str], as_text: Collection[str] = ()
 ) -> list[tuple[PartitionValue, ...]]:
-    """Returns each file's partition values, their types inferred from all files: whole numbers, numbers, dates,
-    timestamps, else text. `names` are the paths as messages show them. The columns in `as_text` stay as the folders
-    are called, whatever the other folders are: an id 007 is not 7.
+    """Return each file's partition values. Infers a column's type from all files.
+
+    The types are whole numbers, bools, numbers, dates, timestamps, else text. `names`: the paths for messages. The
+    columns in `as_text` are always text: an id 007 is not 7.
 
     Raises:
         SourceError: the files have different partition columns.
@@ -77,7 +78,7 @@ def partition_values(
 
 
 def _segments(path: str) -> dict[str, str | None]:
-    """Return the unbroken line of `key=value` folders that a file lies in, outermost first."""
+    """Return the consecutive `key=value` folders around a file, outermost first."""
     columns: dict[str, str | None] = {}
     for folder in reversed(path.split("/")[:-1]):
         match = _SEGMENT.fullmatch(folder)

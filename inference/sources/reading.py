@@ -1,4 +1,7 @@
-"""Reads rows of planned files as streams: memory does not grow with row groups, and a replaced file is noticed."""
+"""Reads rows of planned files as streams, and the entity ids of a whole source.
+
+Memory does not grow with the size of a row group. A file that was replaced after planning is an error.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,15 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from inference.entities import entity_ids_as_text
 from inference.errors import SourceError
 from inference.sources.column_types import holds_text, plain_column
 from inference.sources.footers import SourceFile, check_unchanged
@@ -22,17 +28,18 @@ from inference.stored_data import reading
 
 #: read buffer of one column; a row group is streamed through it, never held whole
 _LOCAL_BUFFER_BYTES = 1 << 20
-#: each refill is a request to the store
+#: larger: each refill is a request to the store
 _REMOTE_BUFFER_BYTES = 4 << 20
 
 Files = Sequence[SourceFile] | Mapping[int, SourceFile]
+_BATCH_ROWS = 1 << 17
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Some rows of one row group: `length` rows from `offset` on. `file` counts the source's files from 0.
+    """Some rows of one row group: `length` rows from `offset` on. `file`: the file's number in the source, from 0.
 
-    `mask`: which of them are meant, as `pack_mask` packs it; None for all.
+    `mask`: which of these rows to read, as `pack_mask` packs it; None for all.
     """
 
     file: int
@@ -43,20 +50,20 @@ class Slice:
 
     @property
     def rows(self) -> int:
-        """Rows that are meant."""
+        """The number of rows to read."""
         return self.length if self.mask is None else int(unpack_mask(self.mask, self.length).sum())
 
 
 def pack_mask(mask: npt.NDArray[np.bool_]) -> str:
-    """Return which rows are meant as text: bits, compressed."""
+    """Return a mask of rows as text: compressed bits."""
     return base64.b64encode(zlib.compress(np.packbits(mask).tobytes())).decode()
 
 
 def unpack_mask(text: str, rows: int) -> npt.NDArray[np.bool_]:
-    """Return what `pack_mask` packed.
+    """Return the mask that `pack_mask` packed.
 
     Raises:
-        Unreadable: it is none.
+        Unreadable: the text is something else.
     """
     with reading("the rows of a slice"):
         packed = zlib.decompressobj().decompress(base64.b64decode(text), (rows + 7) // 8 or 1)
@@ -66,15 +73,14 @@ def unpack_mask(text: str, rows: int) -> npt.NDArray[np.bool_]:
 def read_slices(
     files: Files, slices: Iterable[Slice], *, columns: Sequence[str], batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """Yield the slices' rows in order, at most `batch_rows` at a time: the `columns` in this order, those of the files'
-    folders too, each in its plain type (see `column_types`).
+    """Yield the slices' rows in order, at most `batch_rows` at a time, with the `columns` in this order.
 
-    A column may have another plain type in another file, such as null; `concat_rows` joins them.
-    Each file is compared with the plan before its first row and after its last: an object store answers every read
-    from whatever is there at that moment.
+    `columns` may be in the files or in the names of their folders. Each has its plain type (see `column_types`), which
+    may differ between files; `concat_rows` joins such batches. Compares each file with the plan before its first row
+    and after its last: an object store may answer each read from another version of the file.
 
     Raises:
-        SourceError: a file is gone, unreadable, or not the one that was planned; it is named.
+        SourceError: a file was removed or replaced, or cannot be read; names it.
     """
     for number, parts in groupby(slices, key=lambda part: part.file):
         planned = files[number]
@@ -100,24 +106,24 @@ def _read_file(
         # without pre_buffer pages are streamed, and a large row group is never in memory as a whole
         with (
             place.filesystem.open_input_file(place.path) as opened,
-            # else INT96, which Spark writes, is read as nanoseconds, and the year 9999 wraps around to 1816
+            # Spark writes INT96, which Arrow reads as nanoseconds: the year 9999 would wrap around to 1816
             pq.ParquetFile(opened, buffer_size=buffer, pre_buffer=False, coerce_int96_timestamp_unit="us") as file,
         ):
             in_file = set(file.schema_arrow.names)  # each access parses the schema of all columns again
-            own = [name for name in columns if name in in_file]
+            stored = [name for name in columns if name in in_file]
             rest = [value for value in planned.partition if value.column in columns and value.column not in in_file]
             for part in parts:
-                for batch, mask in _read_slice(file, part, own, batch_rows):
-                    rows = _plain_rows(batch, own, rest, columns)
+                for batch, mask in _read_slice(file, part, stored, batch_rows):
+                    rows = _plain_rows(batch, stored, rest, columns)
                     _check_text(place, rows)
                     yield rows if mask is None else rows.filter(mask)
     except (pa.ArrowException, OSError) as error:
-        check_unchanged(place, planned)  # that it was replaced says more than what this led to
+        check_unchanged(place, planned)  # a replaced file explains the error better
         raise SourceError(f"{place.name} cannot be read: {reason_of(error)}", field="source") from error
 
 
 def _check_text(place: Location, rows: pa.RecordBatch) -> None:
-    """Refuse text that is no UTF-8: nobody could read it, and Arrow checks none of what a file says is text."""
+    """Refuse text that is no UTF-8: nobody can read it, and Arrow does not check it."""
     for field, column in zip(rows.schema, rows.columns, strict=True):
         if not holds_text(field.type):
             continue
@@ -134,24 +140,67 @@ def _check_text(place: Location, rows: pa.RecordBatch) -> None:
 def _read_slice(
     file: pq.ParquetFile, part: Slice, columns: list[str], batch_rows: int
 ) -> Iterator[tuple[pa.RecordBatch, pa.Array | None]]:
-    """Yield rows as the file holds them, with which of them are meant; None for all."""
+    """Yield rows of the file, and which of them to take; None for all."""
     begin, end, at = part.offset, part.offset + part.length, 0
     mask = None if part.mask is None else unpack_mask(part.mask, part.length)
     for batch in file.iter_batches(batch_rows, row_groups=[part.row_group], columns=columns):
         low, high = max(begin - at, 0), min(end - at, batch.num_rows)
         if low < high:
-            meant = None if mask is None else pa.array(mask[at + low - begin : at + high - begin])
-            yield batch.slice(low, high - low), meant
+            chosen = None if mask is None else pa.array(mask[at + low - begin : at + high - begin])
+            yield batch.slice(low, high - low), chosen
         at += batch.num_rows
         if at >= end:
             return
 
 
 def _plain_rows(
-    batch: pa.RecordBatch, own: Sequence[str], partition: Sequence[PartitionValue], columns: Sequence[str]
+    batch: pa.RecordBatch, stored: Sequence[str], partition: Sequence[PartitionValue], columns: Sequence[str]
 ) -> pa.RecordBatch:
-    """Return the rows with the asked columns alone: Arrow also reads a struct `a` with `b` for a column `a.b`."""
-    found = {name: batch.column(name) for name in own}
+    """Return the rows with these columns only: for a column `a.b`, Arrow also reads the field `b` of a struct `a`."""
+    found = {name: batch.column(name) for name in stored}
     found |= {value.column: pa.repeat(value.scalar, batch.num_rows) for value in partition}
     arrays = [plain_column(found[name]) for name in columns]
     return pa.RecordBatch.from_arrays(arrays, names=list(columns)) if arrays else batch
+
+
+@dataclass(frozen=True)
+class IdCount:
+    """The number of distinct entity ids of a source, and some ids that repeat."""
+
+    distinct: int
+    duplicates: tuple[str, ...]
+
+
+def count_distinct_ids(
+    files: Sequence[SourceFile], entity_column: str, *, examples: int, slices: Sequence[Slice] | None = None
+) -> IdCount:
+    """Read all ids again (of `slices`, if given) and count them by 64-bit hashes, 8 bytes a row. Nulls are one id."""
+    parts = list(whole_slices(files)) if slices is None else slices
+    hashes = np.concatenate([np.empty(0, np.uint64), *map(hash_ids, read_ids(files, parts, entity_column))])
+    hashes.sort()
+    repeated = hashes[1:][hashes[1:] == hashes[:-1]]
+    names = _names_of(np.unique(repeated), read_ids(files, parts, entity_column), examples) if len(repeated) else ()
+    return IdCount(len(hashes) - len(repeated), names)
+
+
+def read_ids(files: Sequence[SourceFile], slices: Iterable[Slice], column: str) -> Iterator[pa.Array]:
+    """Yield the entity ids of slices as text, some at a time; "" for null."""
+    for batch in read_slices(files, slices, columns=[column], batch_rows=_BATCH_ROWS):
+        yield pc.fill_null(entity_ids_as_text(batch.column(column), column), "")
+
+
+def hash_ids(ids: pa.Array) -> npt.NDArray[np.uint64]:
+    """Return a hash of each id (text), which is the same in every process."""
+    import pandas as pd  # slow to import, and few runs need it
+
+    return pd.util.hash_array(np.asarray(ids.to_pandas(), dtype=object), categorize=False)
+
+
+def _names_of(hashes: npt.NDArray[Any], batches: Iterable[pa.Array], most: int) -> tuple[str, ...]:
+    names: dict[str, None] = {}
+    for ids in batches:
+        for row in np.flatnonzero(np.isin(hash_ids(ids), hashes)):
+            names.setdefault(str(ids[int(row)].as_py()))
+            if len(names) == most:
+                return tuple(names)
+    return tuple(names)

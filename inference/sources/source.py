@@ -1,4 +1,4 @@
-"""A table of features, described by the footers of its files. Opening one reads no row."""
+"""Describes a table of features by the footers of its files, without reading any row."""
 
 from __future__ import annotations
 
@@ -18,50 +18,50 @@ from inference.sources.footers import Footer, SourceFile, read_footers
 from inference.sources.partitions import PartitionValue, partition_values
 from inference.storage import open_location
 
-#: in a field's metadata: why its column cannot be read, and what its type is called where files differ in it
+#: in a field's metadata: why its column cannot be read, and its type in words if files differ in it
 _PROBLEM, _TYPES = b"forecache.problem", b"forecache.types"
 _MOST_NAMED = 8
 
 
 @dataclass(frozen=True)
 class Source:
-    """A table of features. `files`: those with rows.
+    """A table of features. `files`: its files with rows.
 
-    `schema`: each column once, in the plain type that holds its values in all files; it ends with the columns of the
-    files' folders. A column that cannot be read stands in it too, so look columns up by `find_column`.
+    `schema`: each column once, in the plain type for its values in all files; the columns of folder names come last. It
+    also has columns that cannot be read, so look columns up by `find_column`.
     """
 
     path: str
     files: tuple[SourceFile, ...]
     schema: pa.Schema
-    #: Parquet's own metadata of each file, where it was asked for
+    #: Parquet's own metadata of each file, with `keep_metadata`
     metadata: tuple[Any, ...] = ()
 
     @property
     def rows(self) -> int:
-        """Rows of all files."""
+        """The number of rows of all files."""
         return sum(file.rows for file in self.files)
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """The bytes of all files."""
         return sum(file.size for file in self.files)
 
 
 def open_source(path: str, *, as_text: Collection[str] = (), keep_metadata: bool = False) -> Source:
     """Return the source at an absolute path or URI: a Parquet file, a folder, a pattern, partitioned or not.
 
-    `as_text`: columns that are wanted as text, such as that of the ids; as such, folders' values are not interpreted.
+    `as_text`: columns to read as text, such as the ids; values of folder names are not converted then.
 
     Raises:
-        SourceError: nothing is there, it belongs to a table of another format, a file is not readable Parquet, the
-            files are partitioned differently, or no row is there.
+        SourceError: it does not exist, belongs to a table of another format, has a file that is not readable Parquet,
+            has differently partitioned files, or has no row.
         BadInput: the URI's file system cannot be opened.
     """
     place = open_location(path)
     paths = list_files(place)
     read = read_footers(place, paths, keep_metadata=keep_metadata)
-    # a file without rows says nothing about the table: its columns often have no type
+    # ignore files without rows: their columns often have no type
     found = [(where, footer) for where, footer in zip(paths, read, strict=True) if footer.file.rows]
     if not found:
         raise SourceError(f"{path} has no rows: give a table of features with at least one", field="source")
@@ -73,21 +73,21 @@ def open_source(path: str, *, as_text: Collection[str] = (), keep_metadata: bool
 
 
 def find_column(schema: pa.Schema, name: str, table: str, *, role: str = "", hint: str = "") -> pa.Field:
-    """Returns the column of this name. `role`: the setting that names it; `hint`: what to do if it is missing.
+    """Return the column of this name. `role`: the setting that names it; `hint`: the fix if it is missing.
 
     Raises:
-        SourceError: it is missing (the nearest is named), appears several times, or cannot be read.
+        SourceError: it is missing (the message names the nearest one), repeats, or cannot be read.
     """
     places = schema.get_all_field_indices(name)
     if not places:
-        asked = f" ({role}): " if role else "; "
-        raise SourceError(f"{table} has no column {name!r}{asked}{hint or _nearest(name, schema)}", field=name)
+        of_role = f" ({role}): " if role else "; "
+        raise SourceError(f"{table} has no column {name!r}{of_role}{hint or _nearest(name, schema)}", field=name)
     if not name:
         raise SourceError(f"{table}: column {places[0] + 1} has no name: give it one", field=name)
     if len(places) > 1:
         raise SourceError(f"{table}: {_times(name, len(places))}", field=name)
     field = schema.field(places[0])
-    if problem := column_problem(field):  # it names the files
+    if problem := column_problem(field):  # the message names the files
         raise SourceError(problem, field=name)
     return field
 
@@ -98,12 +98,12 @@ def _nearest(name: str, schema: pa.Schema) -> str:
 
 
 def column_problem(field: pa.Field) -> str | None:
-    """Returns why a column of `Source.schema` cannot be read, with the fix; None when it can."""
+    """Return why a column of `Source.schema` cannot be read, with the fix; None if it can."""
     return _note(field, _PROBLEM)
 
 
 def column_type_name(field: pa.Field) -> str:
-    """Returns what a column's type is called; where files differ in it, the two types with their files."""
+    """Return the name of a column's type; if files differ in it, two types with their files."""
     return _note(field, _TYPES) or type_name(plain_type(field.type))
 
 
@@ -114,7 +114,7 @@ def _note(field: pa.Field, key: bytes) -> str | None:
 
 @dataclass
 class _Column:
-    """One column of a source while its files are compared. `path`: the first file that types it."""
+    """One column during the comparison of a source's files. `path`: the first file with a type for it."""
 
     type: pa.DataType
     path: str
@@ -122,16 +122,16 @@ class _Column:
     types: str = ""
 
     def add(self, name: str, type_: pa.DataType, path: str) -> None:
-        """Takes the column of another file into account."""
+        """Take the column of another file into account."""
         common = common_type(self.type, type_)
-        told = f"{type_name(type_)} in {path}, but {type_name(self.type)} in {self.path}"
+        message = f"{type_name(type_)} in {path}, but {type_name(self.type)} in {self.path}"
         if common is None:
-            self.problem = self.problem or f"column {name!r} is {told}: {_same_type(name, self.type)}"
+            self.problem = self.problem or f"column {name!r} is {message}: {_same_type(name, self.type)}"
             return
         if pa.types.is_null(self.type):
             self.path = path
         elif type_ != self.type and not pa.types.is_null(type_):
-            self.types = self.types or told
+            self.types = self.types or message
         self.type = common
 
     def field(self, name: str) -> pa.Field:
@@ -146,7 +146,7 @@ def _common_schema(footers: Sequence[Footer], partition: Sequence[PartitionValue
         path = footer.file.path
         counts = Counter(footer.schema.names)
         typed = {field.name: plain_type(field.type) for field in footer.schema}
-        # some writers keep a partition's column in the file too, exact
+        # some writers store a partition's column in the file too, with its exact values
         typed |= {value.column: plain_type(value.arrow_type) for value in partition if value.column not in typed}
         for name, type_ in typed.items():
             column = columns.setdefault(name, _Column(type_, path))
@@ -159,7 +159,7 @@ def _common_schema(footers: Sequence[Footer], partition: Sequence[PartitionValue
 
 
 def _different(footers: Sequence[Footer]) -> Iterator[Footer]:
-    """Yields one footer of each schema: thousands of files mostly have the same."""
+    """Yield one footer of each schema: thousands of files mostly have the same."""
     seen: set[bytes] = set()
     for footer in footers:
         spelled = footer.schema.serialize().to_pybytes()
@@ -171,8 +171,8 @@ def _different(footers: Sequence[Footer]) -> Iterator[Footer]:
 def _note_missing(columns: dict[str, _Column], footer: Footer, partition: Collection[str]) -> None:
     for name in columns.keys() - set(footer.schema.names) - set(partition):
         column = columns[name]
-        told = f"{footer.file.path} has no column {name!r}, but {column.path} has ({type_name(column.type)})"
-        column.problem = column.problem or f"{told}: write all files with it, or leave the others out by a pattern"
+        message = f"{footer.file.path} has no column {name!r}, but {column.path} has ({type_name(column.type)})"
+        column.problem = column.problem or f"{message}: write all files with it, or leave the others out by a pattern"
 
 
 def _same_type(name: str, type_: pa.DataType) -> str:

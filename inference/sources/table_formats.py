@@ -1,7 +1,7 @@
-"""Folders of Parquet that are no plain tables: a log beside the files says which of them count.
+"""Refuses folders of Parquet files that belong to another table format, with a log that says which files count.
 
-Read as plain files, such a folder also gives deleted and replaced rows. So it is refused by name, whether the path
-names it, a folder or a file inside it, or a folder around it.
+Such a folder, read as plain files, also gives deleted and replaced rows. It is refused whether the path names it, a
+folder or a file inside it, or a folder around it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from inference.storage import Location
 
 @dataclass(frozen=True)
 class _Format:
-    """A table format: its folder holds `log`, and in that, if it is common otherwise, a file that `inside` matches."""
+    """A table format. Its folder has `log`; if that is a common name, `inside` matches a file in it."""
 
     name: str
     log: str
@@ -47,38 +47,37 @@ _FORMATS = (
     _Format("a Paimon table", "snapshot", _spark("paimon"), re.compile(r"snapshot-\d+")),
     _Format("the output of a Spark stream", "_spark_metadata", _spark("parquet")),
 )
-#: Hive's transactional tables have no log: the names of their folders say which files count. Seven digits, the first of
-#: them 0: a folder that somebody called after a day is none
+#: Hive's transactional tables have no log: the names of their folders say which files count. They have seven digits,
+#: the first one 0; a folder with a date as its name does not match
 _HIVE_FOLDER = re.compile(r"(base_0\d{6}|(delete_)?delta_0\d{6}_0\d{6}(_\d{4})?)(_v\d+)?")
 _HIVE_EXPORT = "CREATE TABLE snapshot STORED AS PARQUET AS SELECT * FROM … in Hive"
-#: DuckLake keeps its log in a database; its files, some of which hold nothing but deletes, are called so
+#: DuckLake has its log in a database; its files have such names, and some only hold deletes
 _DUCKLAKE_FILE = re.compile(r"ducklake-[0-9a-f-]{36}.*\.parquet")
 _DUCKLAKE_EXPORT = "COPY lake.users TO 'snapshot.parquet' in DuckDB"
-#: Databricks writes its files in place: a number in their names leads to the log of the job that wrote them
+#: Databricks writes files in place: a number in their names names the log of their job
 _DATABRICKS_FILE = re.compile(r".*-tid-(\d+)-.*")
-#: what writers of other formats leave in the footer of each file: a copy of a data file has no log beside it
+#: marks of other formats in the footer of each file: a copied data file has no log beside it
 _FOOTER_MARKS = {
     b"iceberg.schema": ("an Iceberg table", _duckdb("iceberg_scan")),
     b"org.apache.hudi.bloomfilter": ("a Hudi table", _spark("hudi")),
     b"hoodie_min_record_key": ("a Hudi table", _spark("hudi")),
 }
 _UNCOMMITTED, _COMMITTED = "_temporary", "_SUCCESS"
-#: logs of jobs in one folder that are read
+#: so many logs of jobs in one folder are read
 _MOST_LOGS = 64
-#: requests at once to an object store
+#: requests to an object store at the same time
 _THREADS = 16
 
 
 def refuse_other_formats(
     place: Location, kept: Sequence[str], listed: Iterable[str], links: Sequence[Path] = ()
 ) -> None:
-    """Refuses files that belong to a table of another format, or to a write that has not ended.
+    """Refuse files that belong to a table of another format, or to an unfinished write.
 
-    `kept`: the files that would be read; `listed`: all that was found below `place`, hidden files and folders included;
-    `links`: those of it that are links.
+    `kept`: the files to read; `listed`: all paths below `place`, also hidden ones; `links`: the links among them.
 
     Raises:
-        SourceError: naming the folder, the format and what to do.
+        SourceError: names the folder, the format and the fix.
     """
     names = set(listed)
     for folder, format_ in dict.fromkeys(_logs_below(names)):
@@ -94,10 +93,10 @@ def refuse_other_formats(
 
 
 def refuse_copied_file(place: Location, notes: Mapping[bytes, bytes]) -> None:
-    """Refuses a data file of another format's table that lies outside of it. `notes`: what stands in its footer.
+    """Refuse a copied data file of another format's table. `notes`: the metadata in its footer.
 
     Raises:
-        SourceError: naming the file, the format and what to do.
+        SourceError: names the file, the format and the fix.
     """
     mark = next((mark for mark in _FOOTER_MARKS if mark in notes), None)
     if mark is not None:
@@ -123,7 +122,7 @@ def _any_below(paths: Iterable[str], folder: str) -> bool:
 
 
 def _logs_below(names: Iterable[str]) -> Iterator[tuple[str, _Format]]:
-    """Yields the tables of other formats among the names, each perhaps often."""
+    """Yield the tables of other formats among the names; a table may come several times."""
     for format_ in _FORMATS:
         for name in names:
             if f"/{format_.log}" not in name:
@@ -136,24 +135,24 @@ def _logs_below(names: Iterable[str]) -> Iterator[tuple[str, _Format]]:
 
 
 def _logs_above(place: Location) -> Iterator[tuple[str, _Format]]:
-    """Yields the tables of other formats that the place lies in, the innermost first."""
+    """Yield the tables of other formats around the place, the innermost first."""
     path = str(Path(place.path).resolve()) if place.is_local else place.path
     parts = path.rstrip("/").split("/")
     folders = [folder for count in range(len(parts) - 1, 0, -1) if (folder := "/".join(parts[:count]))]
-    asked = [(folder, format_) for folder in folders for format_ in _FORMATS]
+    candidates = [(folder, format_) for folder in folders for format_ in _FORMATS]
     with ThreadPoolExecutor(1 if place.is_local else _THREADS, thread_name_prefix="formats") as pool:
-        found = list(pool.map(lambda one: _has_log(place.filesystem, *one), asked))
-    yield from (one for one, is_there in zip(asked, found, strict=True) if is_there)
+        found = list(pool.map(lambda one: _has_log(place.filesystem, *one), candidates))
+    yield from (one for one, is_there in zip(candidates, found, strict=True) if is_there)
 
 
 def _beyond(place: Location, kept: Sequence[str], links: Sequence[Path]) -> Iterator[Location]:
-    """Yields where links to files that would be read lead, which is in other folders than the path tells."""
+    """Yield the targets of links to files to read: they are in other folders than the path."""
     if not links:
         return
     folders = {os.path.dirname(path) for path in kept}  # noqa: PTH120 - of a hundred thousand files
     used = {str(parent) for folder in folders for parent in (Path(folder), *Path(folder).parents)} | set(kept)
     targets = [link.resolve() for link in links if str(link) in used]
-    # a look above a folder is the same for all the files in it
+    # one check of the folders above is enough for all files of a folder
     yield from (
         place.at(path) for path in dict.fromkeys(str(one if one.is_dir() else one.parent / "*") for one in targets)
     )
@@ -167,7 +166,7 @@ def _has_log(filesystem: Any, folder: str, format_: _Format) -> bool:
             return bool(kind != fs.FileType.NotFound and format_.inside is None)
         names = [info.base_name for info in filesystem.get_file_info(fs.FileSelector(log))]
     except OSError:
-        return False  # who may read a table's own folder need not be allowed to look around
+        return False  # a reader of a table's folder may have no right to list others
     return any(format_.inside.fullmatch(name) for name in names)
 
 
@@ -188,7 +187,7 @@ def _refuse_ducklake(place: Location, kept: Sequence[str]) -> None:
 
 
 def _refuse_databricks(place: Location, kept: Sequence[str], names: set[str]) -> None:
-    """Refuses files of Databricks' jobs that have not ended, and those that a later job has replaced.
+    """Refuse files of Databricks' jobs that have not ended, and files that a later job has replaced.
 
     https://docs.databricks.com/en/archive/legacy/dbio-commit.html
     """
@@ -219,25 +218,25 @@ def _refuse_databricks(place: Location, kept: Sequence[str], names: set[str]) ->
 
 
 def _removed(place: Location, log: str) -> list[str]:
-    """Returns the names of the files that a Databricks job has replaced."""
+    """Return the names of the files that a Databricks job has replaced."""
     try:
         with place.filesystem.open_input_stream(log) as opened:
-            told = json.loads(opened.read())
+            content = json.loads(opened.read())
     except (OSError, ValueError):
-        return []  # such as that of a VACUUM, which is no JSON
-    return [name for name in told.get("removed", ()) if isinstance(name, str)] if isinstance(told, dict) else []
+        return []  # such as the log of a VACUUM, which is no JSON
+    return [name for name in content.get("removed", ()) if isinstance(name, str)] if isinstance(content, dict) else []
 
 
 def _refuse_uncommitted(place: Location, kept: Sequence[str], names: set[str]) -> None:
     for path in (place.path, *kept):
         folder, found, _ = f"{path}/".partition(f"/{_UNCOMMITTED}/")
         if found:
-            told = f"{place.at(path).name} lies in {_UNCOMMITTED}, where Spark writes files that do not count yet"
-            raise SourceError(f"{told}: give {place.at(folder).name}, once the job has ended", field="source")
+            message = f"{place.at(path).name} lies in {_UNCOMMITTED}, where Spark writes files that do not count yet"
+            raise SourceError(f"{message}: give {place.at(folder).name}, once the job has ended", field="source")
     writing = {f"{name}/".partition(f"/{_UNCOMMITTED}/")[0] for name in names if f"/{_UNCOMMITTED}/" in f"{name}/"}
     for folder in sorted(writing):
         if f"{folder}/{_COMMITTED}" not in names and _any_below(kept, folder):
-            told = (
+            message = (
                 f"{place.at(folder).name} holds {_UNCOMMITTED} and no {_COMMITTED}: a Spark job has not ended its write"
             )
-            raise SourceError(f"{told}; wait for it, or write the table anew if the job failed", field="source")
+            raise SourceError(f"{message}; wait for it, or write the table anew if the job failed", field="source")

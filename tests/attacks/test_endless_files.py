@@ -15,7 +15,7 @@ from inference.batch import selection
 from inference.economics.prices import read_prices
 from inference.errors import ForecacheError
 from inference.features.contract import read_contract
-from inference.models.remote import read_remote
+from inference.models.remote_file import read_remote
 from inference.schema import Signature
 from inference.settings import Settings, load_settings
 from inference.small_files import read_small_text

@@ -102,7 +102,7 @@ RUBBISH: list[tuple[str, Held, Read]] = [
         lambda client: registry(client).micro_batch("m", 1, "c"),
     ),
     ("wishes", {KEYS.reload("m"): {"w": "x"}}, lambda client: registry(client).reloads("m")),
-    ("marks", {KEYS.loads("m"): {b"\xff": "1"}}, lambda client: registry(client).load_marks("m").cut_off(1)),
+    ("marks", {KEYS.loads("m"): {b"\xff": "1"}}, lambda client: registry(client).unfinished_loads("m").interrupted(1)),
     ("large counts", {KEYS.hit_totals("m"): {"x": "9" * 400}}, lambda client: HitWindows(client, KEYS).totals("m")),
     ("counts", {KEYS.hit_totals("m"): {"x": "y"}}, lambda client: HitWindows(client, KEYS).totals("m")),
     ("an answer", {KEYS.answers("m"): ["7"]}, lambda client: sampled_answers(client, KEYS, "m", 5)),

@@ -14,8 +14,8 @@ import pytest
 
 from inference.errors import ModelError, ModelUnavailable
 from inference.models import ModelHost, ModelRegistry, Rollout
-from inference.models.host import MOST_CUT_OFF
-from inference.models.record import VersionRecord
+from inference.models.host import MOST_INTERRUPTED
+from inference.models.registry import VersionRecord
 from inference.monitoring.presence import Presence
 from inference.redis.clients import Client
 from inference.redis.keys import Keys
@@ -93,7 +93,7 @@ def ready(stack: Stack) -> str:
 
 HOLDS_THE_INTERPRETER = """
 import re
-from inference.models import limits
+from inference.models import load_limits as limits
 limits._SILENT_AFTER_S = 0.1
 with limits.bounded_time(limits.LoadLimits(1 << 30, 0.2), "it"):
     re.match("(a+)+$", "a" * 64 + "b")
@@ -153,9 +153,9 @@ def test_a_version_that_ends_one_worker_after_the_other_is_refused_until_somebod
     write_version(tmp_path / "m", 1, Times(2.0))
     room = Room(tmp_path, redis_client)
     if in_containers:  # each process may have the id of the one before
-        redis_client.hset(Keys("t").loads("m"), f"1 {socket.gethostname()} {os.getpid()}", MOST_CUT_OFF)
+        redis_client.hset(Keys("t").loads("m"), f"1 {socket.gethostname()} {os.getpid()}", MOST_INTERRUPTED)
     else:
-        room.cut_off(MOST_CUT_OFF)
+        room.cut_off(MOST_INTERRUPTED)
     room.host.start()
     refused = room.registry.versions("m")[1]
     assert refused.error == (
@@ -177,10 +177,10 @@ def test_before_that_it_is_tried_once_more_and_a_load_that_ends_makes_up_for_all
 ) -> None:
     write_version(tmp_path / "m", 1, Times(2.0))
     room = Room(tmp_path, redis_client)
-    room.cut_off(MOST_CUT_OFF - 1)
+    room.cut_off(MOST_INTERRUPTED - 1)
     room.host.start()
     assert (room.registry.active_version("m"), room.tried) == (1, 1)
-    assert room.registry.load_marks("m").cut_off(1) == 0
+    assert room.registry.unfinished_loads("m").interrupted(1) == 0
 
 
 def test_a_trial_that_takes_long_is_made_again_the_later_so_that_requests_of_others_are_served(

@@ -18,10 +18,9 @@ from onnx import TensorProto, helper
 from inference.errors import ContractError, ModelError
 from inference.models import ModelHost, ModelRegistry, Rollout, versions
 from inference.models.formats import check_archive
-from inference.models.inspection import inspect_version_in_subprocess, try_version
-from inference.models.limits import LoadLimits, bounded_growth, limit_process, machine_memory
-from inference.models.loaded import load_version
-from inference.models.record import VersionRecord
+from inference.models.load_limits import LoadLimits, bounded_growth, limit_process, machine_memory
+from inference.models.loading import inspect_version_in_subprocess, load_version, try_version
+from inference.models.registry import VersionRecord
 from inference.models.versions import files_in, fingerprint
 from inference.onboarding.trial import TrialRequest, try_row_in_subprocess
 from inference.redis.clients import Client
@@ -311,7 +310,7 @@ def test_a_description_of_an_engine_that_no_person_wrote_is_refused_in_one_line(
 def test_a_model_that_would_fill_its_record_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outputs: list[str], told: str
 ) -> None:
-    monkeypatch.setattr("inference.models.loaded._MOST_TENSORS", 2)
+    monkeypatch.setattr("inference.models.loading._MOST_TENSORS", 2)
     nodes = [helper.make_node("Identity", ["x"], [name]) for name in outputs]
     write_onnx(tmp_path / "1", nodes, [tensor("x")], [tensor(name) for name in outputs])
     with pytest.raises(ModelError, match=told):

@@ -11,7 +11,7 @@ from inference.batch.paths import locate_source
 from inference.errors import BadInput
 from inference.settings import ModelSettings, Settings
 from inference.sources import list_files
-from inference.sources.patterns import LONGEST_PATTERN, PathPattern
+from inference.sources.files import LONGEST_PATTERN, PathPattern
 from inference.storage import open_location
 
 NAME = "data/" + "a" * 250

@@ -18,7 +18,7 @@ import pytest
 
 from inference.errors import ModelError, ModelOutOfMemory, ModelUnavailable, PredictionFailed
 from inference.models import inspect_in_subprocess
-from inference.models import remote as descriptions
+from inference.models import remote_file as descriptions
 from inference.models.runtimes import LoadOptions, Runtime, load_runtime
 from inference.models.runtimes import remote as engines
 from inference.settings import Settings
@@ -104,7 +104,7 @@ def blanks() -> Iterator[bytes]:
     ],
 )  # fmt: skip
 def test_the_metadata_service_of_a_cloud_is_not_asked_however_it_is_spelled(tmp_path: Path, host: str) -> None:
-    with pytest.raises(ModelError, match="is link-local or a cloud's metadata service, which no worker asks"):
+    with pytest.raises(ModelError, match="is link-local or a cloud's metadata service, which workers never ask"):
         load(tmp_path, f"http://{host}/latest")
 
 

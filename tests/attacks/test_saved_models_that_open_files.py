@@ -15,7 +15,7 @@ from inference.models.runtimes import LoadOptions, load_runtime
 from tests.support.lazy_imports import LazyModule
 
 tf = LazyModule("tensorflow")
-graph_files = LazyModule("inference.models.runtimes.graph_files")
+graph_files = LazyModule("inference.models.runtimes.saved_model_checks")
 saved_model_pb2 = LazyModule("tensorflow.core.protobuf.saved_model_pb2")
 
 # TensorFlow is imported here, and each graph is traced

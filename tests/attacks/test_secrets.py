@@ -19,7 +19,7 @@ from app.api.problems import problem_of
 from inference import redaction
 from inference.errors import ForecacheError, ModelError, ModelUnavailable, PredictionFailed, StoreUnavailable
 from inference.failures import sentence_of
-from inference.models.remote import RemoteEngine, read_remote
+from inference.models.remote_file import RemoteEngine, read_remote
 from inference.models.runtimes.remote import RemoteRuntime, load
 from inference.models.runtimes.runtime import LoadOptions
 from inference.redaction import remember_secret, without_secrets

@@ -16,7 +16,7 @@ import pytest
 from inference.errors import ModelError, PredictionFailed
 from inference.models import LoadedModel, score_rows
 from inference.models.formats import FORMATS, require_model_file
-from inference.models.loaded import load_version
+from inference.models.loading import load_version
 from inference.models.runtimes import LoadOptions
 from inference.schema import Block, DType, rows_in
 from tests.support.open_inference import OpenInferenceServer

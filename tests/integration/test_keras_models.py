@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from inference.errors import ModelError
-from inference.models.loaded import load_version
+from inference.models.loading import load_version
 from inference.schema import DType, TensorSpec
 
 pytestmark = [

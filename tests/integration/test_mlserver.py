@@ -10,7 +10,7 @@ import pytest
 
 from inference.errors import ModelError, PredictionFailed
 from inference.models import LoadedModel, score_rows
-from inference.models.loaded import load_version
+from inference.models.loading import load_version
 from inference.schema import DType, TensorSpec
 from tests.support.mlserver import MLServer
 from tests.support.runtimes.cases import learnable, learnt_weights

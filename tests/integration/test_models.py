@@ -26,7 +26,7 @@ from inference.models import (
     inspect_versions,
     score_rows,
 )
-from inference.models.loaded import load_version
+from inference.models.loading import load_version
 from inference.redis.clients import Client
 from inference.redis.keys import Keys, TableKind
 from inference.schema import DType, TensorSpec

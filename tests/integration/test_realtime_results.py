@@ -13,7 +13,7 @@ from inference.redis.clients import Client
 from inference.settings import Settings
 from tasks.celery_app import RESULT_EXPIRES_S, make_celery
 from tests.support.redis_server import RedisServer
-from workers.realtime import trim
+from workers.realtime import save_round_trips
 
 pytestmark = [
     pytest.mark.integration,
@@ -33,7 +33,9 @@ def stock(redis_server: RedisServer, redis_client: Client) -> Iterator[Celery]:
 
 @pytest.fixture
 def trimmed(redis_server: RedisServer, redis_client: Client) -> Iterator[Celery]:
-    application = trim(make_celery(Settings.model_validate({"redis": {"url": redis_server.url(), "prefix": "shop"}})))
+    application = save_round_trips(
+        make_celery(Settings.model_validate({"redis": {"url": redis_server.url(), "prefix": "shop"}}))
+    )
     yield application
     application.backend.client.close()
 

@@ -11,7 +11,7 @@ import pytest
 
 from inference.errors import ModelError, ModelUnavailable, PredictionFailed
 from inference.models import LoadedModel, ModelHost, ModelRegistry, Rollout, score_rows
-from inference.models.loaded import load_version
+from inference.models.loading import load_version
 from inference.redis.clients import Client
 from inference.redis.keys import Keys
 from inference.settings import Settings

@@ -20,7 +20,7 @@ import pytest
 
 from inference.errors import ModelError, ModelUnavailable
 from inference.models import ModelHost, ModelRegistry, Rollout, VersionRecord, inspect_versions
-from inference.models.inspection import inspect_version_in_subprocess
+from inference.models.loading import inspect_version_in_subprocess
 from inference.models.rollout import UNLOAD_AFTER_S
 from inference.redis.clients import Client
 from inference.redis.keys import Keys, TableKind

@@ -419,7 +419,7 @@ def test_entities_are_shared_out_by_side_in_their_order(make_room: Callable[...,
 def test_a_wish_for_new_versions_is_forgotten_an_hour_after_the_last_word(redis_client: Client) -> None:
     registry = ModelRegistry(redis_client, KEYS)
     key = KEYS.reload("m")
-    assert (registry.reloads("m").asked, registry.reloads("m").done) == (0, {})
+    assert (registry.reloads("m").requested, registry.reloads("m").done) == (0, {})
     assert [registry.ask_reload("m"), registry.ask_reload("m"), registry.ask_reload("other")] == [1, 2, 1]
     assert 0 < redis_client.ttl(key) <= RELOAD_REMEMBERED_S
     redis_client.persist(key)
@@ -427,34 +427,34 @@ def test_a_wish_for_new_versions_is_forgotten_an_hour_after_the_last_word(redis_
     registry.put_reloaded("m", "b", 1)
     assert 0 < redis_client.ttl(key) <= RELOAD_REMEMBERED_S
     told = registry.reloads("m")
-    assert (told.asked, told.done) == (2, {"a": 2, "b": 1})
+    assert (told.requested, told.done) == (2, {"a": 2, "b": 1})
 
 
 def test_marks_of_loads_are_kept_by_version_and_expire(redis_client: Client) -> None:
-    marks = ModelRegistry(redis_client, KEYS).load_marks("m")
-    with marks.of_load(3):
-        assert (marks.cut_off(3), marks.cut_off(4)) == (1, 0)
+    marks = ModelRegistry(redis_client, KEYS).unfinished_loads("m")
+    with marks.mark(3):
+        assert (marks.interrupted(3), marks.interrupted(4)) == (1, 0)
         assert 29 * 86_400 < redis_client.ttl(KEYS.loads("m")) <= 30 * 86_400
-    assert not marks.cut_off(3)
+    assert not marks.interrupted(3)
     assert not redis_client.exists(KEYS.loads("m"))
 
 
-def test_only_a_load_of_this_host_whose_process_is_gone_was_cut_off(redis_client: Client) -> None:
-    marks, key = ModelRegistry(redis_client, KEYS).load_marks("m"), KEYS.loads("m")
-    with marks.of_load(1):
+def test_only_a_load_of_this_host_whose_process_is_gone_was_interrupted(redis_client: Client) -> None:
+    marks, key = ModelRegistry(redis_client, KEYS).unfinished_loads("m"), KEYS.loads("m")
+    with marks.mark(1):
         [mine] = redis_client.hkeys(key)
     host = mine.decode().split(" ")[1]
     gone, alive = 2**22 + 1, 1  # no process has the first number
     fields = {f"1 {host} {alive}": "1", f"2 {host} {gone}": "1", f"3 elsewhere {gone}": "1", f"4 {host} {alive}": "1",
               f"4 {host} {gone}": "2", f"4 {host} {gone + 1}": "1"}  # fmt: skip
     redis_client.hset(key, mapping=fields)
-    assert [marks.cut_off(version) for version in (1, 2, 3, 4, 5)] == [0, 1, 0, 3, 0]
-    with marks.of_load(4):
+    assert [marks.interrupted(version) for version in (1, 2, 3, 4, 5)] == [0, 1, 0, 3, 0]
+    with marks.mark(4):
         pass
     assert sorted(redis_client.hkeys(key)) == sorted(name.encode() for name in list(fields)[:4])
-    with pytest.raises(RuntimeError), marks.of_load(2):
+    with pytest.raises(RuntimeError), marks.mark(2):
         raise RuntimeError
-    assert not marks.cut_off(2)
+    assert not marks.interrupted(2)
     marks.forget()
     assert not redis_client.exists(key)
 

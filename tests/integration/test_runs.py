@@ -17,7 +17,7 @@ import pytest
 from app.cli.batch import start_or_join
 from inference.batch import Runs, RunState, RunView, Trigger
 from inference.errors import BadInput, Conflict, ModelError, NotFound, PredictionFailed, SourceError
-from inference.features import Feature, FeatureContract, Vectoriser, repeated_ids
+from inference.features import Feature, FeatureContract, Vectoriser, key_columns
 from inference.models import LoadedModel, ModelHost, ModelRegistry, VersionRecord
 from inference.redis.clients import Client
 from inference.redis.keys import Keys, TableKind
@@ -235,7 +235,7 @@ def test_a_model_that_cannot_be_served_fails_the_run_with_its_line(world: World)
 
 def test_a_failed_gate_keeps_the_old_predictions_serving(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.finish(world.request())
-    monkeypatch.setattr(repeated_ids, "LOOKED_AT_ROWS", 2)  # so that the repeat is found by the gate
+    monkeypatch.setattr(key_columns, "LOOKED_AT_ROWS", 2)  # so that the repeat is found by the gate
     world.source(["e0", "e1", "e1", "e2"], [100.0] * 4)
 
     run = world.finish(world.request())
@@ -801,7 +801,7 @@ def test_a_run_may_write_parquet_and_nothing_else(world: World) -> None:
 
 
 def test_ids_are_compared_even_when_no_table_counts_them(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repeated_ids, "LOOKED_AT_ROWS", 2)
+    monkeypatch.setattr(key_columns, "LOOKED_AT_ROWS", 2)
     world.configure(prediction_table=False)
     world.source(["e1", "e2", "e1"])
     done = world.finish(world.request())

@@ -23,7 +23,7 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 
 from inference.errors import BadInput, ContractError, ModelError
 from inference.models import LoadedModel, inspect_in_subprocess
-from inference.models.loaded import load_version
+from inference.models.loading import load_version
 from inference.models.runtimes import LoadOptions
 from inference.schema import DType, TensorSpec
 from inference.settings import Settings, load_settings

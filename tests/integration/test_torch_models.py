@@ -11,7 +11,7 @@ import pytest
 
 from inference.errors import ModelError
 from inference.models import LoadedModel
-from inference.models.loaded import load_version
+from inference.models.loading import load_version
 from inference.models.runtimes import LoadOptions
 from inference.schema import DType, TensorSpec
 from tests.support.redis_server import missing

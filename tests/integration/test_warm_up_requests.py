@@ -11,7 +11,7 @@ import pytest
 
 from inference.errors import ModelError
 from inference.models import LoadedModel
-from inference.models.loaded import load_version
+from inference.models.loading import load_version
 from tests.support.models import export_models, float_features, write_features
 
 pytestmark = pytest.mark.integration

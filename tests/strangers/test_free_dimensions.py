@@ -17,7 +17,7 @@ from inference.errors import ContractError
 from inference.features import FeatureContract, Vectoriser
 from inference.features.columns import type_problem
 from inference.models import ModelHost, ModelRegistry, inspect_versions, prediction_values, score_rows
-from inference.models.loaded import load_version
+from inference.models.loading import load_version
 from inference.protocols.tensors import pack, unpack
 from inference.redis.clients import Client
 from inference.redis.keys import Keys, TableKind

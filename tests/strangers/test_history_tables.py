@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from inference.batch import RunState
 from inference.errors import SourceError
-from inference.features import Feature, repeated_ids
+from inference.features import Feature, key_columns
 from inference.redis.clients import Client
 from inference.schema import DType
 from inference.settings import ModelSettings
@@ -130,7 +130,7 @@ def test_without_the_setting_nothing_is_scored_and_the_ways_out_are_named(world:
 
 
 def test_a_repeat_far_into_a_large_table_is_seen_at_planning(world: History, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repeated_ids, "LOOKED_AT_ROWS", 30)
+    monkeypatch.setattr(key_columns, "LOOKED_AT_ROWS", 30)
     world.change(rows="one")
     for day in range(12):
         world.write(f"t/{day:02}.parquet", id=[f"e{n}" for n in range(10)], x=[1.0] * 10, at=hours_ago(*[day] * 10))

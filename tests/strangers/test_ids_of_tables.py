@@ -19,7 +19,7 @@ from inference.batch import RunState
 from inference.entities import check_entity_column_type, entity_ids_as_text
 from inference.errors import SourceError
 from inference.features import Feature
-from inference.models.real_rows import RealRows
+from inference.models.warm_up import SampleRows
 from inference.onboarding.key_columns import entity_candidates, guess_entity_column, read_first_rows, unfit_id_columns
 from inference.redis.clients import Client
 from inference.schema import DType
@@ -152,7 +152,7 @@ def test_a_folder_is_text_for_a_feature_of_text_and_a_number_for_one_of_numbers(
     assert open_source(str(tmp_path / "t")).schema.field("zip").type == pa.int64()
     found = open_table(world.settings, "m", world.settings.models["m"], world.model.record)
     assert not isinstance(found, Finding)
-    tried = RealRows(str(tmp_path / "t")).sample(world.model.vectoriser)
+    tried = SampleRows(str(tmp_path / "t")).sample(world.model.vectoriser)
     assert tried is not None
     assert tried.inputs["zip"].tolist() == ["04109", "89073"]
 

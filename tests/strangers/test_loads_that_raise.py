@@ -65,16 +65,16 @@ def test_any_error_of_a_load_is_a_refusal_and_the_next_model_is_loaded(
 
 def _break_the_runtime(monkeypatch: pytest.MonkeyPatch, folder: Path, error: BaseException) -> None:
     """Have the library of one model's folder raise where nobody expects it: after the file was read."""
-    from inference.models import loaded
+    from inference.models import loading
 
-    whole = loaded.load_runtime
+    whole = loading.load_runtime
 
     def load_runtime(of_version: Path, **options: Any) -> Any:
         if of_version.is_relative_to(folder):
             raise error
         return whole(of_version, **options)
 
-    monkeypatch.setattr(loaded, "load_runtime", load_runtime)
+    monkeypatch.setattr(loading, "load_runtime", load_runtime)
 
 
 def test_a_script_that_ends_the_process_when_it_is_imported_ends_no_worker(
@@ -192,7 +192,7 @@ class BrokenWatch:
         raise self.error
 
     def reloads(self, _: str) -> Any:
-        return type("Reloads", (), {"asked": self.asked})
+        return type("Reloads", (), {"requested": self.asked})
 
     def watch(self) -> Watch:
         own: Any = self

@@ -16,8 +16,7 @@ from inference.errors import BadInput, ModelError
 from inference.features.contract import read_contract
 from inference.models.formats import check_allowed, instead_of_program, near_miss, require_model_file
 from inference.models.runtimes import LoadOptions, load_runtime
-from inference.models.runtimes.runtime import telling_line
-from inference.models.runtimes.tensors import row_spec
+from inference.models.runtimes.runtime import row_spec, telling_line
 from inference.onboarding.files import check_model
 from inference.onboarding.matching import UserTable, match_columns
 from inference.schema import DType, Signature, TensorSpec

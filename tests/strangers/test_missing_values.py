@@ -23,7 +23,8 @@ from inference.errors import ContractError
 from inference.features import Feature, FeatureContract, FeatureUpdate, FeatureWriter, Vectoriser
 from inference.features.gathering import FeatureGatherer
 from inference.models import score_rows
-from inference.models.loaded import LoadedModel, load_version
+from inference.models.loaded import LoadedModel
+from inference.models.loading import load_version
 from inference.models.runtimes import LoadOptions
 from inference.onboarding.trial import TrialRequest, try_row
 from inference.redis.clients import Client
@@ -179,7 +180,7 @@ def test_an_override_with_null_is_named_as_imputed(overrides: dict[str, Any]) ->
         "age": np.array([40.0]),
         "rides": np.array([9], dtype=np.int32),
     }
-    rows = vectoriser.features_from_block(block, 1, overrides=overrides)
+    rows = vectoriser.features_from_columns(vectoriser.stored_columns(block, 1), 1, overrides=overrides)
     assert rows.imputed_names() == [["rides"]]
     assert rows.block["rides"].tolist() == [3]
     assert rows.block["region"][0] == overrides.get("region", "north")

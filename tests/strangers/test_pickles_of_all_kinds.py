@@ -24,7 +24,8 @@ from sklearn.tree import DecisionTreeClassifier
 
 from inference.errors import ModelError
 from inference.models import score_rows
-from inference.models.loaded import LoadedModel, load_version
+from inference.models.loaded import LoadedModel
+from inference.models.loading import load_version
 from inference.models.runtimes import LoadOptions
 
 ROWS = 60
@@ -91,7 +92,7 @@ def test_a_pickle_is_read_whoever_wrote_it_and_whatever_it_is_called(tmp_path: P
 
 @pytest.mark.parametrize("name", ["model.pkl.gz", "model.joblib.z", "model.sav"])
 def test_a_pickle_under_another_name_is_told_the_name_to_have(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ModelError, match=rf"{name} is no name of a model that is known.*call it model\.joblib"):
+    with pytest.raises(ModelError, match=rf"{name} has no name of a known model format.*call it model\.joblib"):
         load(save(tmp_path, pickle.dumps(FITTED), name))
 
 

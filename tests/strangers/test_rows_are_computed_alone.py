@@ -17,9 +17,10 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from inference.errors import ModelError
 from inference.features import FeatureContract
 from inference.models import VersionRecord
-from inference.models.loaded import LoadedModel, load_version
-from inference.models.real_rows import RealRows
+from inference.models.loaded import LoadedModel
+from inference.models.loading import load_version
 from inference.models.runtimes import LoadOptions
+from inference.models.warm_up import SampleRows
 from inference.onboarding.trial import TrialRequest, try_row
 from tests.support.models import float_features, write_features
 from tests.support.plain_models import write_version
@@ -44,7 +45,7 @@ def write_graph(folder: Path, *nodes: onnx.NodeProto, **weights: np.ndarray) -> 
 
 
 def load(folder: Path) -> LoadedModel:
-    rows = RealRows(str(folder.parent / "t.parquet"))
+    rows = SampleRows(str(folder.parent / "t.parquet"))
     return load_version("m", folder, 1, folder / "1", rows=rows, options=LoadOptions(allow_code=True))
 
 

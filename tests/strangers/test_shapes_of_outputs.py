@@ -17,10 +17,10 @@ from sklearn.base import BaseEstimator
 
 from inference.errors import ModelError, PredictionFailed
 from inference.models import LoadedModel, prediction_values, score_rows
-from inference.models.loaded import load_version
-from inference.models.real_rows import RealRows
+from inference.models.loading import load_version
 from inference.models.runtimes import LoadOptions
-from inference.models.runtimes.tensors import as_served
+from inference.models.runtimes.runtime import as_served
+from inference.models.warm_up import SampleRows
 from inference.schema import Block, DType, Signature, TensorSpec
 from inference.serving.scorer import model_outputs
 from inference.store.codec import codec_for
@@ -156,11 +156,11 @@ npt_array = np.ndarray[Any, Any]
 
 
 def loaded_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: Any) -> LoadedModel:
-    from inference.models import loaded
+    from inference.models import loading
 
     write_features(tmp_path, [{"name": "x", "dtype": "float32"}])
     write_reshape(tmp_path / "1", ["N", 2])
-    monkeypatch.setattr(loaded, "load_runtime", lambda *_, **__: runtime)
+    monkeypatch.setattr(loading, "load_runtime", lambda *_, **__: runtime)
     return load(tmp_path)
 
 
@@ -295,7 +295,7 @@ def gives(folder: Path, answer: Any) -> LoadedModel:
     pq.write_table(pa.table({"id": ["a", "b", "c"], "x": [1.5, 2.0, -1.0]}), folder / "t.parquet")
     options = LoadOptions(allow_code=True)
     return load_version(
-        "m", folder / "m", 1, folder / "m" / "1", rows=RealRows(str(folder / "t.parquet")), options=options
+        "m", folder / "m", 1, folder / "m" / "1", rows=SampleRows(str(folder / "t.parquet")), options=options
     )
 
 

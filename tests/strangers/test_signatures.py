@@ -131,7 +131,7 @@ from pathlib import Path
 import numpy as np
 
 from inference.errors import ModelError
-from inference.models.loaded import load_version
+from inference.models.loading import load_version
 from inference.models.runtimes import LoadOptions, signatures_of
 
 folder = Path(sys.argv[1])

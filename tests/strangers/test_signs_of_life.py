@@ -27,7 +27,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.stack import child_environment, run_worker
 from workers.consumer import RealtimeConsumer, TaskConsumer
 from workers.heartbeat import DEAF_AFTER_S, Heartbeat
-from workers.pools import ends_on_error
+from workers.startup import ends_on_error
 
 WORKER = WorkerBeat(
     name="realtime@host", process="realtime", queues=("realtime",), host="host", pid=7, release=None,

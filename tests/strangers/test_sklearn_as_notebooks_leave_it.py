@@ -28,7 +28,8 @@ from app.cli.init import Asker, Options
 from app.cli.onboarding import Onboarding
 from inference.errors import BadInput, Conflict, ModelError, SourceError
 from inference.models import inspect_versions, score_rows
-from inference.models.loaded import LoadedModel, load_version
+from inference.models.loaded import LoadedModel
+from inference.models.loading import load_version
 from inference.models.runtimes import LoadOptions
 from inference.onboarding.trial import try_row
 from inference.settings import load_settings

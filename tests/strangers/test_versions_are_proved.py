@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator
 from inference.errors import ModelError, SourceError
 from inference.features import load_features
 from inference.models import ModelHost, ModelRegistry, Rollout, VersionRecord, inspect_versions
-from inference.models.inspection import inspect_version_in_subprocess, table_of
+from inference.models.loading import inspect_version_in_subprocess, table_of
 from inference.models.runtimes import LoadOptions
 from inference.redis.clients import Client
 from inference.redis.keys import Keys, TableKind
@@ -341,6 +341,6 @@ def test_a_proof_that_comes_while_another_worker_loads_is_not_lost(room: Room, m
             elsewhere.load("m", 2)
             raise SourceError("the table is away")
 
-    monkeypatch.setattr(room.host, "real_rows", lambda _: Away())
+    monkeypatch.setattr(room.host, "sample_rows", lambda _: Away())
     assert room.host.load("m", 2, must_answer=True).record.is_proved
     assert room.remark(2) == ""

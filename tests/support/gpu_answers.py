@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from inference.models.loaded import load_version
+from inference.models.loading import load_version
 from inference.models.runtimes import LoadOptions
-from inference.models.runtimes.devices import cpu_name
+from inference.models.runtimes.runtime import cpu_name
 from tests.support.runtimes.cases import answered, asked
 
 

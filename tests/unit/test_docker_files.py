@@ -160,7 +160,7 @@ def test_workers_and_nobody_else_find_modules_of_the_users(tmp_path: Path) -> No
         # by the interpreter's options that the service has, from a folder without the module
         options = service["command"][1 : service["command"].index("-m")]
         code = (
-            "from pathlib import Path; from inference.features.fallbacks.function import load_function\n"
+            "from pathlib import Path; from inference.features.fallback_sources import load_function\n"
             "print(load_function('rules_of_somebody:features', Path('/nowhere'))(['E1']))"
         )
         done = subprocess.run(

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from app.cli.doctor.findings import Check, Finding, at_once, error, not_checked, ok, warning
 from inference.errors import BadInput, SettingsError
-from inference.features.fallbacks.source import describe_failure
-from inference.features.fallbacks.sql import SqlSource
-from inference.features.user_code import is_findable
+from inference.features.fallback_sources import SqlSource, describe_failure
+from inference.features.functions import is_findable
 from inference.models import VersionRecord, find_versions
 from inference.models.formats import ModelFile, check_allowed, require_model_file
 from inference.models.versions import contract_change, unusable_folders, wanted_versions

@@ -1,9 +1,14 @@
-"""Runtimes: how a model's folder becomes something that computes. One file each, imported by workers only."""
+"""Runtimes load a model's folder and compute by it. One file for each library; only workers import it."""
 
 from __future__ import annotations
 
 import gc
+import os
+import re
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,21 +18,35 @@ from inference.errors import ModelError
 from inference.features import FeatureContract
 from inference.models.formats import SAVED_MODEL, Format, check_allowed, check_archive, require_model_file
 from inference.models.runtimes.runtime import LoadOptions, Runtime, SavedSignature
-from inference.models.runtimes.tensorflow_stderr import without_startup_notes
 
-__all__ = ["LoadOptions", "Runtime", "SavedSignature", "keras_environment", "load_runtime", "signatures_of"]
+__all__ = [
+    "LoadOptions",
+    "Runtime",
+    "SavedSignature",
+    "is_startup_note",
+    "keras_environment",
+    "load_runtime",
+    "signatures_of",
+    "without_startup_notes",
+]
+
+_STDERR = 2
+#: notes, and the notice about messages before the start of logging
+_NOTE = re.compile(rb"^(I\d{4} |WARNING: All log messages before absl::InitializeLog)")
+#: an error only on a machine with a GPU
+_NO_GPU = re.compile(rb"^E\d{4} .*(cuInit|cuda)", re.IGNORECASE)
 
 
 def load_runtime(
     folder: Path, *, options: LoadOptions | None = None, contract: FeatureContract | None = None
 ) -> Runtime:
-    """Load the model in a version's folder. Takes seconds the first time: its library is imported here.
+    """Load the model in a version's folder. The first call takes seconds: it imports the library.
 
-    `contract`: what is known of the features already, for formats that name no inputs; None for nothing.
+    `contract`: the features, for formats without named inputs; None if they are not known.
 
     Raises:
-        ModelError: it cannot be loaded or served, runs code that was not allowed, or its library is not installed.
-        SettingsError: `gpu_memory_share` is set, but the size of the GPU's memory cannot be found out.
+        ModelError: it cannot be loaded or served, runs code that is not allowed, or its library is not installed.
+        SettingsError: `gpu_memory_share` is set, and the size of the GPU's memory is unknown.
     """
     options = options or LoadOptions()
     found = require_model_file(folder)
@@ -44,7 +63,7 @@ def load_runtime(
 
 
 def signatures_of(folder: Path, options: LoadOptions | None = None) -> dict[str, SavedSignature]:
-    """Return all signatures of the SavedModel in a version's folder, by name; nothing for other formats.
+    """Return all signatures of the SavedModel in a version's folder, by name; {} for other formats.
 
     Raises:
         ModelError: it cannot be loaded, or there is no model.
@@ -57,7 +76,7 @@ def signatures_of(folder: Path, options: LoadOptions | None = None) -> dict[str,
 
 
 def keras_environment(backend: str | None) -> dict[str, str]:
-    """Return the variables that make Keras, when it is loaded, compute by a backend; None: as it would anyway."""
+    """Return the environment variables that choose a backend of Keras. None: Keras chooses."""
     return {} if backend is None else {"KERAS_BACKEND": backend}
 
 
@@ -66,7 +85,7 @@ def _import(format_: Format) -> Any:
     if name in sys.modules:
         return sys.modules[name]
     try:
-        if find_spec(format_.library) is None:  # asked first: a runtime may import it only when it is used
+        if find_spec(format_.library) is None:  # checked here, since a runtime may import it late
             raise ModuleNotFoundError(f"No module named {format_.library!r}")
         with without_startup_notes():
             runtime = import_module(name)
@@ -75,7 +94,33 @@ def _import(format_: Format) -> Any:
             f"{format_.title} models need {format_.library}, which cannot be imported ({error}): "
             f"install forecache[{format_.extra}] where workers run"
         ) from error
-    # what a library holds is there for good: with it the garbage collector takes 0.3 s each time, without 5 ms
+    # a library's objects stay for good: without this, each garbage collection takes 0.3 s, with it 5 ms
     gc.collect()
     gc.freeze()
     return runtime
+
+
+@contextmanager
+def without_startup_notes() -> Iterator[None]:
+    """Hold back stderr while the block runs, then write it without TensorFlow's notes.
+
+    TensorFlow's C++ prints them while it starts, whatever the log level.
+    """
+    saved = os.dup(_STDERR)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), _STDERR)
+        try:
+            yield
+        finally:
+            os.dup2(saved, _STDERR)
+            os.close(saved)
+            held.seek(0)
+            has_gpu = Path("/dev/nvidiactl").exists()
+            for line in held:
+                if not is_startup_note(line, has_gpu=has_gpu):
+                    os.write(_STDERR, line)
+
+
+def is_startup_note(line: bytes, *, has_gpu: bool) -> bool:
+    """Tell whether a line of stderr needs no action of an operator."""
+    return bool(_NOTE.match(line)) or (not has_gpu and bool(_NO_GPU.match(line)))

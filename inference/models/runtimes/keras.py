@@ -1,4 +1,4 @@
-"""Keras 3 models, computed by TensorFlow, JAX or PyTorch: whichever `KERAS_BACKEND` names, else the first installed."""
+"""Keras 3 models, on TensorFlow, JAX or PyTorch: the one in `KERAS_BACKEND`, else the first that is installed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ import numpy.typing as npt
 
 from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
-from inference.models.runtimes.devices import cpu_name
-from inference.models.runtimes.runtime import LoadOptions, one_line, telling_line
-from inference.models.runtimes.tensors import as_served, row_spec
+from inference.models.runtimes.runtime import LoadOptions, as_served, cpu_name, one_line, row_spec, telling_line
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
 BACKENDS = ("tensorflow", "torch", "jax")
@@ -46,19 +44,19 @@ import keras  # noqa: E402 - it reads these variables
 
 #: inputs by name → outputs in order
 _Call = Callable[[Block], list[npt.NDArray[Any]]]
-#: model, the structure of its inputs, their specs → a call of it, and the outputs' dtypes where the backend knows them
-#: better than Keras, which takes text that was looked up for integers
+#: model, the structure of its inputs, their specs → a call of it, and the dtypes of the outputs if the backend knows
+#: them better than Keras, which takes looked-up text for integers
 _Bind = Callable[[Any, Any, dict[str, TensorSpec]], tuple[_Call, list[str] | None]]
-#: what Keras says of a class or function that it does not know
+#: Keras' message about an unknown class or function
 _FOREIGN = re.compile(r"Could not (?:locate|find|retrieve) (class|function|object) '(?:\w+>)?(\w+)'")
-#: what it calls files that a model names instead of holding them
+#: Keras' words for files outside of the model
 _OUTSIDE = re.compile(r"vocabulary file|TFSMLayer|external Dataset|ExternalLink|virtual Dataset")
 _REASON = "Exception encountered: "
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "can't allocate memory", "OOM when allocating")
 
 
 def load(file: Path, options: LoadOptions, _: FeatureContract | None) -> KerasRuntime:
-    """Load the model in `file` without running code of its author's, onto the GPU where the backend can use one."""
+    """Load the model in `file` without running its author's code, onto the GPU if the backend can use one."""
     try:
         device, bind = _of_backend(options)
     except ImportError as error:
@@ -67,7 +65,7 @@ def load(file: Path, options: LoadOptions, _: FeatureContract | None) -> KerasRu
 
 
 class KerasRuntime:
-    """A functional or sequential model in memory; it is called, which costs a fraction of Keras' own `predict`."""
+    """A functional or sequential model in memory. A call of it costs a fraction of Keras' own `predict`."""
 
     def __init__(self, file: Path, device: str, bind: _Bind) -> None:
         try:
@@ -120,7 +118,7 @@ class KerasRuntime:
 
 
 def _of_backend(options: LoadOptions) -> tuple[str, _Bind]:
-    """Return the device of the chosen backend, and what makes calls of models by it."""
+    """Return the device of the chosen backend, and the function that binds a model to it."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
         from inference.models.runtimes import tensorflow
@@ -134,11 +132,11 @@ def _of_backend(options: LoadOptions) -> tuple[str, _Bind]:
         return pytorch.device(), _by_torch
     if backend == "jax":
         return _jax_device(options.gpu_memory_share), _by_jax
-    raise ModelError(f"Keras computes by {backend}, which is not known here")  # whoever imported it first chose that
+    raise ModelError(f"Keras computes by {backend}, which is not known here")  # another module imported Keras first
 
 
 def _why_not(error: Exception) -> str:
-    """Return why a file cannot be loaded, and the way out."""
+    """Return why a file cannot be loaded, and the fix."""
     text = str(error)
     foreign = _FOREIGN.search(text)
     if foreign:
@@ -161,7 +159,7 @@ def _why_not(error: Exception) -> str:
 
 
 def _check_text(inputs: dict[str, TensorSpec], file: Path) -> None:
-    """Refuse inputs of text that the backend cannot take."""
+    """Refuse inputs of text if the backend has no text."""
     backend = keras.backend.backend()
     text = next((spec.name for spec in inputs.values() if spec.dtype is DType.STRING), None)
     if text is not None and backend != "tensorflow":
@@ -173,14 +171,14 @@ def _check_text(inputs: dict[str, TensorSpec], file: Path) -> None:
 
 
 def _arranged(structure: Any, tensors: dict[str, Any]) -> Any:
-    """Return tensors by name as the model takes them: a dict, a list, or one alone."""
+    """Return tensors in the structure of the model's inputs: a dict, a list, or a single tensor."""
     if isinstance(structure, dict):
         return tensors
     return list(tensors.values()) if isinstance(structure, list | tuple) else next(iter(tensors.values()))
 
 
 def _flat(answer: Any, model: Any) -> list[Any]:
-    """Return the outputs in the order in which the model declares them, which a dict's own need not be."""
+    """Return the outputs in the model's declared order. A dict may have another order."""
     if isinstance(answer, dict):
         return [answer[name] for name in model.output]
     return list(answer) if isinstance(answer, list | tuple) else [answer]
@@ -215,7 +213,7 @@ def _by_torch(model: Any, structure: Any, _: dict[str, TensorSpec]) -> tuple[_Ca
 
     def compute(arrays: Block) -> list[npt.NDArray[Any]]:
         with torch.inference_mode():
-            # torch shares the memory, and warns of what it may not write to
+            # torch shares the memory, and warns if it is read-only
             tensors = {name: keras.ops.convert_to_tensor(np.require(a, requirements="W")) for name, a in arrays.items()}
             answer = model(_arranged(structure, tensors), training=False)
             return [one.detach().cpu().numpy() for one in _flat(answer, model)]
@@ -224,9 +222,9 @@ def _by_torch(model: Any, structure: Any, _: dict[str, TensorSpec]) -> tuple[_Ca
 
 
 def _by_jax(model: Any, structure: Any, _: dict[str, TensorSpec]) -> tuple[_Call, list[str] | None]:
-    """Return a compiled call. JAX compiles for each number of rows anew, so rows are filled up to powers of two.
+    """Return a compiled call. JAX compiles anew for each number of rows, so it pads rows to powers of two.
 
-    The first call of a size compiles the smaller ones as well: after a warm-up no request waits for a compiler.
+    The first call of a size compiles the smaller sizes too, so that after a warm-up no request waits for the compiler.
     """
     import jax
 
@@ -254,13 +252,13 @@ def _by_jax(model: Any, structure: Any, _: dict[str, TensorSpec]) -> tuple[_Call
 
 
 def _with_rows(array: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
-    """Return so many rows, the last one repeated where there are not enough."""
+    """Return `rows` rows, with the last one repeated if there are too few."""
     missing = max(0, rows - len(array))
     return array[:rows] if not missing else np.concatenate([array, np.repeat(array[-1:], missing, axis=0)])
 
 
 def _jax_device(gpu_memory_share: float | None) -> str:
-    if gpu_memory_share is not None:  # read when the device is used for the first time
+    if gpu_memory_share is not None:  # JAX reads it when it first uses the device
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(gpu_memory_share))
     import jax
 
@@ -269,7 +267,7 @@ def _jax_device(gpu_memory_share: float | None) -> str:
 
 
 def _named(structure: Any, names: list[str], file: Path) -> dict[str, Any]:
-    """Return the tensors of a structure by name: a dict's own keys, else what Keras calls them."""
+    """Return the tensors of a structure by name: the keys of a dict, else Keras' names."""
     tensors = list(structure.values()) if isinstance(structure, dict) else structure
     tensors = list(tensors) if isinstance(tensors, list | tuple) else [tensors]
     if not all(isinstance(tensor, keras.KerasTensor) for tensor in tensors):

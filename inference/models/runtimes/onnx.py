@@ -12,28 +12,26 @@ from onnxruntime.capi import onnxruntime_pybind11_state as errors
 from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
 from inference.gpus import gpu_use
-from inference.models.runtimes.devices import cpu_name, gpu_memory_mib
-from inference.models.runtimes.runtime import LoadOptions, one_line
-from inference.models.runtimes.tensors import as_served, row_spec
+from inference.models.runtimes.runtime import LoadOptions, as_served, cpu_name, gpu_memory_mib, one_line, row_spec
 from inference.schema import Block, Signature, TensorSpec, rows_in
 
 _CUDA = "CUDAExecutionProvider"
-#: its classes of errors have no base of their own
+#: its error classes have no common base class
 _FAILURES = (
     errors.EPFail, errors.EngineError, errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf,
     errors.NoModel, errors.NoSuchFile, errors.NotFound, errors.NotImplemented, errors.RuntimeException,
     ValueError, TypeError, RuntimeError,
 )  # fmt: skip
 _OUT_OF_MEMORY = ("failed to allocate memory", "out of memory", "bad allocation", "bad_alloc", "available memory of")
-#: errors only: its warnings are for the authors of models
+#: errors only: its warnings are for authors of models
 _LOG_ERRORS = 3
 _FREE_ROWS = "give the dimension a name (skl2onnx: FloatTensorType([None, n]), else onnx.tools.update_model_dims)"
-#: ONNX's name for a tensor's elements → numpy's
+#: ONNX's name of an element type → numpy's
 _ELEMENTS = {"float": "float32", "double": "float64"}
 
 
 def load(file: Path, options: LoadOptions, _: FeatureContract | None) -> OnnxRuntime:
-    """Load the model in `file`, onto the GPU where the installed build can use one."""
+    """Load the model in `file`, onto the GPU if the installed build can use one."""
     return OnnxRuntime(file, options.gpu_memory_share)
 
 
@@ -74,11 +72,11 @@ class OnnxRuntime:
 
 
 def _providers(gpu_memory_share: float | None) -> list[Any]:
-    """Return who computes, in the order of preference."""
+    """Return the execution providers in order of preference."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if _CUDA not in ort.get_available_providers() or hidden:
         return ["CPUExecutionProvider"]
-    ort.preload_dlls()  # CUDA's libraries are wheels too, which the loader does not find
+    ort.preload_dlls()  # the loader does not find CUDA's libraries in wheels
     limits: dict[str, Any] = {}
     if gpu_memory_share is not None:
         limits["gpu_mem_limit"] = int(gpu_memory_mib()[0] * gpu_memory_share) << 20
@@ -99,6 +97,6 @@ def _spec(file: Path, kind: str, tensor: Any) -> TensorSpec:
     element = tensor.type.removeprefix("tensor(").removesuffix(")")
     # a free dimension is a name, or None
     shape = [size if isinstance(size, int) else None for size in tensor.shape]
-    if not shape and kind == "output":  # of unknown shape, or a scalar: the first answer tells
+    if not shape and kind == "output":  # unknown shape, or a scalar: the first answer shows which
         shape = [None]
     return row_spec(file, kind, tensor.name, _ELEMENTS.get(element, element), shape, free_rows=_FREE_ROWS)

@@ -1,4 +1,4 @@
-"""PyTorch programs that were written by `torch.export`. The only file that imports torch, but for Keras over it."""
+"""PyTorch programs that `torch.export` wrote. Only this file and Keras' backend import torch."""
 
 from __future__ import annotations
 
@@ -15,24 +15,22 @@ from torch.utils._pytree import tree_leaves
 from inference.errors import ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
 from inference.models.formats import instead_of_program
-from inference.models.runtimes.devices import cpu_name
-from inference.models.runtimes.runtime import LoadOptions, one_line
-from inference.models.runtimes.tensors import as_served, row_spec
+from inference.models.runtimes.runtime import LoadOptions, as_served, cpu_name, one_line, row_spec
 from inference.schema import Block, Signature, TensorSpec, rows_in
 
 _OUTPUT = "output"
-#: the processors' allocator has no error of its own
+#: the allocator of processor memory has no error class
 _CPU_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
 
 
 def load(file: Path, options: LoadOptions, _: FeatureContract | None) -> TorchRuntime:
-    """Load the program in `file`, onto the GPU where there is one."""
+    """Load the program in `file`, onto the GPU if there is one."""
     prepare_gpus(options.gpu_memory_share)
     return TorchRuntime(file)
 
 
 class TorchRuntime:
-    """An exported program in memory, its tensors flat: nested arguments are not served."""
+    """An exported program in memory. Its arguments must be flat: nested ones are refused."""
 
     def __init__(self, file: Path) -> None:
         self._on = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -79,19 +77,19 @@ class TorchRuntime:
 
 @cache
 def prepare_gpus(gpu_memory_share: float | None) -> None:
-    """Bound what this process takes of each GPU's memory; later calls find that it is done."""
+    """Bound this process's share of each GPU's memory. Only the first call has an effect."""
     if gpu_memory_share is not None:
         for index in range(torch.cuda.device_count()):
             torch.cuda.set_per_process_memory_fraction(gpu_memory_share, index)
 
 
 def device() -> str:
-    """Return the name of the GPU that PyTorch uses, else that of the processors."""
+    """Return the name of PyTorch's GPU, else of the processors."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name()
 
 
 def failure(error: Exception, rows: int) -> PredictionFailed:
-    """Return what an error of PyTorch's means for whoever asked for so many rows."""
+    """Return our error for an error of PyTorch in a call with `rows` rows."""
     line = one_line(error)
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in line for words in _CPU_OUT_OF_MEMORY):
         return ModelOutOfMemory(f"{rows} rows do not fit into memory: {line}")
@@ -99,23 +97,23 @@ def failure(error: Exception, rows: int) -> PredictionFailed:
 
 
 def _why_not(file: Path, error: Exception) -> str:
-    """Return why a file cannot be loaded, and what to save instead."""
+    """Return why a file cannot be loaded, and the fix."""
     other = instead_of_program(file)
     if other is not None:
         return other
-    # PyTorch sends the reader to a log that nobody sees here
+    # PyTorch refers to warnings that nobody sees here
     lost = "warnings above" in str(error)
     said = "it is damaged, or was written by another version of PyTorch" if lost else one_line(error)
     return f"cannot be loaded as an exported PyTorch program: {said}"
 
 
 def _tensor(array: npt.NDArray[Any]) -> torch.Tensor:
-    # torch shares the memory, and warns of what it may not write to
+    # torch shares the memory, and warns if it is read-only
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 def _keywords(in_spec: Any, file: Path) -> list[str]:
-    """Return the names of the arguments that are given by name; the others come first, by position."""
+    """Return the names of the keyword arguments. Positional arguments come before them."""
     positional, named = in_spec.children()
     if not all(each.is_leaf() for each in [*positional.children(), *named.children()]):
         raise ModelError(f"{file} takes nested arguments: export a module whose arguments are tensors", field="path")

@@ -1,4 +1,4 @@
-"""Models that an engine elsewhere computes: one pooled HTTP client, and the two protocols that it may speak."""
+"""Models that a remote engine computes: a pooled HTTP client for two protocols."""
 
 from __future__ import annotations
 
@@ -19,21 +19,19 @@ import orjson
 from inference.errors import ForecacheError, ModelError, ModelOutOfMemory, ModelUnavailable, PredictionFailed
 from inference.features import FeatureContract
 from inference.logs import get_logger
-from inference.models.remote import NEVER_ASKED, RemoteEngine, check_engine_host, is_metadata_address, read_remote
-from inference.models.runtimes.open_inference import OpenInference
-from inference.models.runtimes.runtime import LoadOptions
-from inference.models.runtimes.tensorflow_serving import TensorFlowServing
-from inference.models.runtimes.tensors import as_served
+from inference.models.remote_file import NEVER_ASKED, RemoteEngine, check_engine_host, is_metadata_address, read_remote
+from inference.models.runtimes.remote_protocols import OpenInferenceProtocol, TensorFlowServingProtocol
+from inference.models.runtimes.runtime import LoadOptions, as_served
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 from inference.small_files import MOST_BYTES
 
 log = get_logger(__name__)
 
-#: an engine that does not accept a connection so fast is not there
+#: an engine that does not accept a connection within this time is down
 _CONNECT_S = 2.0
-#: before a request is sent again
+#: the pause before a request is sent again
 _PAUSE_S = 0.05
-#: turned away, not refused: another try may be answered
+#: the engine is busy: another try may succeed
 _TRY_AGAIN = (429, 502, 503)
 _TOO_LARGE = 413
 _GONE = (401, 403, 404, 429, 502, 503, 504)
@@ -46,18 +44,18 @@ _ASK_AGAIN_ERRORS = (httpx.ConnectError, httpx.ConnectTimeout, httpx.RemoteProto
 
 
 class _Reply(NamedTuple):
-    """An answer that was read to its end: its status with the phrase for it, and its body."""
+    """A complete answer: its status with the phrase for it, and its body."""
 
     status: int
     phrase: str
     content: bytes
 
 
-class Language(Protocol):
-    """One protocol: how an engine is asked what a model takes, and for predictions."""
+class RemoteProtocol(Protocol):
+    """A protocol of engines: asks for a model's inputs and outputs, and for predictions."""
 
     def describe(self, ask: Callable[..., Any]) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        """Return the inputs and outputs as the model declares them; `ask(path, body)` sends one request."""
+        """Return the declared inputs and outputs of the model. `ask(path, body)` sends one request."""
         ...
 
     def predict(self, ask: Callable[..., Any], inputs: Block) -> dict[str, Any]:
@@ -66,7 +64,7 @@ class Language(Protocol):
 
 
 def load(file: Path, options: LoadOptions, _: FeatureContract | None) -> RemoteRuntime:
-    """Ask the engine that `file` describes what its model takes and gives."""
+    """Connect to the engine in `file`, and ask for the inputs and outputs of its model."""
     engine = read_remote(file)
     try:
         check_engine_host(engine, options.engine_hosts)
@@ -76,7 +74,7 @@ def load(file: Path, options: LoadOptions, _: FeatureContract | None) -> RemoteR
 
 
 class RemoteRuntime:
-    """A model elsewhere. Connections are kept; a call is safe to repeat, since a prediction changes nothing."""
+    """A model of a remote engine. Keeps connections. May repeat a call, since a prediction changes nothing."""
 
     def __init__(self, file: Path, engine: RemoteEngine) -> None:
         self._engine = engine
@@ -88,17 +86,17 @@ class RemoteRuntime:
         )
         weakref.finalize(self, self._client.close)
         self._trouble: tuple[str, str] | None = None
-        # for whoever wrote the file
+        # a failed load is for the author of the file
         self._subject = engine.place
-        self._language = _language(engine)
+        self._protocol = _protocol(engine)
         try:
-            inputs, outputs = self._language.describe(self._ask)
+            inputs, outputs = self._protocol.describe(self._ask)
         except ForecacheError as error:
             raise ModelError(f"{file}: {error.message}", field="path") from error
-        # for clients, whom the address does not concern
+        # later failures are for clients, who must not see the address
         self._subject = "its engine"
         self._inputs, self._outputs = inputs, {spec.name: spec for spec in outputs}
-        # what is fast depends on the engine's machine, of which nothing else is known
+        # the best micro-batch depends on the engine's machine, of which only the address is known
         self.device = f"remote {httpx.URL(engine.place).netloc.decode()}"
         self.signature = Signature.of_model(inputs, outputs)
 
@@ -111,23 +109,23 @@ class RemoteRuntime:
             ModelUnavailable: the engine did not answer in time, or does not serve the model.
         """
         rows = rows_in(inputs)
-        answered = self._language.predict(self._ask, {spec.name: inputs[spec.name] for spec in self._inputs})
+        answered = self._protocol.predict(self._ask, {spec.name: inputs[spec.name] for spec in self._inputs})
         missing = self._outputs.keys() - answered.keys()
         if missing:
             raise PredictionFailed(f"the engine's answer has no output {min(missing)!r}")
         return {name: as_served(_array(answered[name], spec), spec, rows) for name, spec in self._outputs.items()}
 
     def _ask(self, path: str, body: Any = None) -> Any:
-        """Send a request, again where that may help, and return its JSON; without a body it is a GET."""
+        """Send a request and return its JSON. Sends it again where that may help. Without a body, it is a GET."""
         content = None if body is None else _encoded(body)
         for left in range(self._engine.retries, -1, -1):
             try:
                 answer = self._send(path, content)
             except _ASK_AGAIN_ERRORS as error:
                 if not left:
-                    raise ModelUnavailable(self._told("does not answer", str(error))) from error
-            except httpx.HTTPError as error:  # it had its time: another try would take as long again
-                raise ModelUnavailable(self._told("did not answer in time", str(error))) from error
+                    raise ModelUnavailable(self._message("does not answer", str(error))) from error
+            except httpx.HTTPError as error:  # a timeout: another try would take as long again
+                raise ModelUnavailable(self._message("did not answer in time", str(error))) from error
             else:
                 if answer.status not in _TRY_AGAIN or not left:
                     return self._read(answer)
@@ -135,7 +133,7 @@ class RemoteRuntime:
         raise AssertionError("unreachable")
 
     def _send(self, path: str, content: bytes | None) -> _Reply:
-        """Send one request, and read its answer up to a bound of size and of time."""
+        """Send one request, and read its answer within bounds of size and time."""
         method, most = ("GET", MOST_BYTES) if content is None else ("POST", _MOST_ANSWER_BYTES)
         until = time.monotonic() + self._engine.timeout
         with self._client.stream(method, path, content=content, extensions=_CHECK_CONNECTIONS) as response:
@@ -147,7 +145,7 @@ class RemoteRuntime:
                 parts.append(part)
                 size += len(part)
                 if size > most:
-                    raise ModelOutOfMemory(self._told(f"answered with more than {most >> 20} MiB", ""))
+                    raise ModelOutOfMemory(self._message(f"answered with more than {most >> 20} MiB", ""))
                 if time.monotonic() > until:
                     raise httpx.ReadTimeout("its answer did not end")
             return _Reply(response.status_code, response.reason_phrase, b"".join(parts))
@@ -157,22 +155,22 @@ class RemoteRuntime:
             try:
                 said = _decoded(answer.content)
             except ValueError as error:
-                raise PredictionFailed(self._told("answered with something that is no JSON", "")) from error
+                raise PredictionFailed(self._message("answered with something that is no JSON", "")) from error
             self._trouble = None
             return said
         said = _reason(answer)
-        told = self._told(f"answered {answer.status}", said)
+        message = self._message(f"answered {answer.status}", said)
         if answer.status == _TOO_LARGE or "OOM when allocating" in said:
-            raise ModelOutOfMemory(told)  # fewer rows may fit
+            raise ModelOutOfMemory(message)  # fewer rows may fit
         if answer.status in _GONE:
-            raise ModelUnavailable(told)
-        raise PredictionFailed(told)
+            raise ModelUnavailable(message)
+        raise PredictionFailed(message)
 
-    def _told(self, what: str, said: str) -> str:
-        """Return what clients and records may hear of a failure: what it is, and by which word the log has more.
+    def _message(self, what: str, said: str) -> str:
+        """Return the message of a failure for clients and records: its kind, and a reference to the log.
 
-        Neither the engine's address nor its own words are for them: those may hold what is inside. The words are
-        logged at level debug. While the same failure goes on, it has one reference and one line.
+        They see neither the engine's address nor its own words, which may hold secrets. The log has the words at level
+        debug. While the same failure goes on, it has one reference and one line.
         """
         if self._trouble is None or self._trouble[0] != what:
             self._trouble = what, secrets.token_hex(4)
@@ -182,7 +180,7 @@ class RemoteRuntime:
 
 
 def _check_connection(event: str, info: dict[str, Any]) -> None:
-    """Refuse a connection to an address that no worker asks, before anything is sent over it."""
+    """Refuse a connection to a metadata service before it carries any data."""
     if event == "connection.connect_tcp.complete":
         connection = info["return_value"]
         address = str(connection.get_extra_info("server_addr")[0])
@@ -195,7 +193,7 @@ _CHECK_CONNECTIONS = {"trace": _check_connection}
 
 
 def _unpacker(encoding: str) -> Callable[[bytes, int], bytes]:
-    """Return what unpacks the next part of an answer, to so many bytes at most."""
+    """Return a function that unpacks the next part of an answer, to a number of bytes at most."""
     if encoding in ("", "identity"):
         return lambda packed, _: packed
     if encoding not in ("gzip", "x-gzip"):
@@ -211,8 +209,8 @@ def _unpacker(encoding: str) -> Callable[[bytes, int], bytes]:
     return unpack
 
 
-def _language(engine: RemoteEngine) -> Language:
-    return OpenInference(engine) if engine.protocol == "open-inference" else TensorFlowServing(engine)
+def _protocol(engine: RemoteEngine) -> RemoteProtocol:
+    return OpenInferenceProtocol(engine) if engine.protocol == "open-inference" else TensorFlowServingProtocol(engine)
 
 
 def _array(values: Any, spec: TensorSpec) -> npt.NDArray[Any]:
@@ -223,7 +221,7 @@ def _array(values: Any, spec: TensorSpec) -> npt.NDArray[Any]:
 
 
 def _encoded(body: Any) -> bytes:
-    """Return JSON in which numbers that are none stand as `NaN` and `Infinity`, which both protocols' engines read."""
+    """Return JSON with `NaN` and `Infinity` for numbers that are not finite; engines of both protocols read it."""
     if _all_finite(body):
         return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
     return json.dumps(body, default=lambda array: array.tolist()).encode()
@@ -242,7 +240,7 @@ def _all_finite(value: Any) -> bool:
 def _decoded(content: bytes) -> Any:
     try:
         return orjson.loads(content)
-    except orjson.JSONDecodeError:  # NaN and Infinity are no JSON, but the protocols have them
+    except orjson.JSONDecodeError:  # the protocols have NaN and Infinity, which JSON has not
         try:
             return json.loads(content)
         except RecursionError as error:

@@ -1,27 +1,37 @@
-"""What every runtime is to those who call it, and what it is told when it loads a model."""
+"""The interface of all runtimes, and what they share: options, names of devices, checks of tensors, short errors."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from inference.schema import Block, Signature
+import numpy as np
+import numpy.typing as npt
+
+from inference.errors import ModelError, PredictionFailed, SettingsError
+from inference.schema import Block, DType, Signature, TensorSpec
 
 _LONGEST_LINE = 300
-#: what the lines around the message of one of TensorFlow's graph errors begin with
+#: the lines around the message of one of TensorFlow's graph errors begin so
 _FRAME_LINES = ("Graph execution error", "Detected at node", "<stack", "File ", "[[", "(")
-#: where in the graph, before the message itself
+#: the place in the graph, before the message itself
 _NODE = re.compile(r"^(\{\{[^}]*\}\}\s*)+")
+#: how to make the rows free in most libraries
+_FREE_ROWS = "export it with None there (PyTorch: a torch.export.Dim)"
 
 
 class Runtime(Protocol):
-    """A loaded model. `predict` may be called from one thread at a time or from many."""
+    """A loaded model. Several threads may call `predict`."""
 
-    #: as the model declares it; outputs as they are served: a trailing dimension of 1 is dropped
+    #: the inputs as the model declares them, and the outputs as they are served: without a trailing dimension of 1
     signature: Signature
-    #: the kind of device that computes, such as "cpu-8" or a GPU's name: what is fast on one is fast on its like
+    #: the kind of device that computes, such as "cpu-8" or a GPU's name; equal devices have the same best micro-batch
     device: str
 
     def predict(self, inputs: Block) -> Block:
@@ -36,14 +46,13 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """What the settings say about loading a model.
+    """The settings for the load of a model.
 
-    `allow_code`: files that run code when they are loaded may be loaded.
-    `import_functions`: the functions that the features name are imported at once, not when they are first called;
-    `code_folder`: where their modules, and those that a pickle needs, are looked for when Python does not find them.
-    `signature`: which one of a SavedModel's is served; None for its default one, or its only one.
-    `gpu_memory_share`: the fraction of each GPU's memory to take; None takes what is needed as it is needed.
-    `engine_hosts`: which hosts a `remote.toml` may name; None for all.
+    `allow_code`: load files whose load runs code. `import_functions`: import the functions of the features at once, not
+    at their first call. `code_folder`: the folder of modules, for these functions and for pickles, that Python does not
+    find by itself. `signature`: the name of a SavedModel's signature; None for its default one, or its only one.
+    `gpu_memory_share`: the fraction of each GPU's memory to take; None takes memory when it is needed. `engine_hosts`:
+    the hosts that a `remote.toml` may name; None for all.
     """
 
     allow_code: bool = False
@@ -56,19 +65,151 @@ class LoadOptions:
 
 @dataclass(frozen=True)
 class SavedSignature:
-    """One of the signatures of a SavedModel. `reads_examples`: its input is serialized tf.Examples, not columns."""
+    """A signature of a SavedModel. `reads_examples`: its input is serialized tf.Examples, not columns."""
 
     signature: Signature
     reads_examples: bool
 
 
 def one_line(error: BaseException) -> str:
-    """Return what a library's error says, as one line of bounded length."""
+    """Return the message of a library's error as one line of bounded length."""
     return " ".join(str(error).split())[:_LONGEST_LINE] or type(error).__name__
 
 
 def telling_line(error: BaseException) -> str:
-    """Return the line of a TensorFlow error that tells what is wrong, rather than where in the graph."""
+    """Return the line of a TensorFlow error with its message, without its place in the graph."""
     lines = [_NODE.sub("", line.strip()) for line in str(error).splitlines()]
     telling = [line for line in lines if line and not line.startswith(_FRAME_LINES)]
     return telling[0][:_LONGEST_LINE] if telling else one_line(error)
+
+
+def cpu_name() -> str:
+    """Return the name of this machine's processors as a `Runtime.device`."""
+    return f"cpu-{os.cpu_count()}"
+
+
+def gpu_memory_mib() -> list[int]:
+    """Return the memory of each GPU that this process sees, in its order.
+
+    Raises:
+        SettingsError: the driver's tool does not answer.
+    """
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    try:
+        sizes: list[int] = []
+        for one in visible.split(",") if visible else [None]:
+            only = ["-i", one.strip()] if one else []
+            # the driver's own tool; each argument is ours or the operator's
+            output = subprocess.run([*command, *only], capture_output=True, text=True, check=True, timeout=30)  # noqa: S603
+            sizes.extend(int(line) for line in output.stdout.split())
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise SettingsError(
+            f"gpu_memory_share needs nvidia-smi to tell the GPU's memory ({error}): install it or unset this",
+            field="workers.gpu_memory_share",
+        ) from error
+    return sizes
+
+
+class MisshapenOutput(PredictionFailed):
+    """Raised when the form of an output is wrong for any row: such a version is never served."""
+
+
+def row_spec(
+    folder: Path, kind: str, name: str, dtype: str, shape: Sequence[int | None], *, free_rows: str = _FREE_ROWS
+) -> TensorSpec:
+    """Return a tensor's dtype and the shape of one row. `kind`: input or output. None is a dimension of unknown size.
+
+    `free_rows`: how the model's author makes the row dimension free.
+
+    Raises:
+        ModelError: it has no free row dimension, or a dtype that numpy and JSON do not have.
+    """
+    if not shape:
+        raise ModelError(f"{folder}: {kind} {name!r} is a scalar without a row dimension", field=name)
+    rows, *sizes = shape
+    if rows is not None:
+        raise ModelError(
+            f"{folder}: {kind} {name!r} has a fixed row dimension of {rows}: {free_rows}, so that it takes any number "
+            "of rows",
+            field=name,
+        )
+    return TensorSpec(name, dtype_of(folder, kind, name, dtype), tuple(-1 if size is None else size for size in sizes))
+
+
+def dtype_of(folder: Path, kind: str, name: str, dtype: str) -> DType:
+    """Return a dtype by its name in numpy.
+
+    Raises:
+        ModelError: numpy and JSON do not have it.
+    """
+    try:
+        return DType(dtype)
+    except ValueError:
+        raise ModelError(
+            f"{folder}: {kind} {name!r} is {dtype}, which cannot be served: {_fix_of(kind, dtype)}", field=name
+        ) from None
+
+
+def _fix_of(kind: str, dtype: str) -> str:
+    if dtype.startswith(("datetime64", "timedelta64")):
+        return "have the model give text or a number in its place, in training too"
+    if dtype.startswith("complex"):
+        return f"have the model {'take' if kind == 'input' else 'give'} its real and imaginary parts as two {kind}s"
+    where = "convert it to float32 at the end of the model" if kind == "output" else "have the model convert a float32"
+    return f"{where} (PyTorch: .float(); else a cast), and export it again"
+
+
+def as_served(array: npt.NDArray[Any], spec: TensorSpec, rows: int) -> npt.NDArray[Any]:
+    """Return an output's values in the model's own shape. Text becomes `str`.
+
+    Raises:
+        MisshapenOutput: it has another number of rows than the inputs, or its rows differ in length.
+    """
+    if array.ndim == 0 or len(array) != rows:
+        raise MisshapenOutput(f"output {spec.name!r} has shape {list(array.shape)} for {rows} rows of input")
+    if array.dtype.kind not in "OSUT":
+        return array
+    values = array.ravel().tolist() if array.dtype.kind == "O" else array.astype(object).ravel().tolist()
+    if any(isinstance(value, np.ndarray | list | tuple) for value in values):
+        raise MisshapenOutput(
+            f"output {spec.name!r} is ragged, its rows differ in length: export it dense, padded to one length"
+        )
+    if spec.dtype is not DType.STRING and not any(isinstance(value, str | bytes) for value in values):
+        return _as_numbers(array, spec)
+    decoded = np.empty(len(values), dtype=object)
+    decoded[:] = [_as_text(value, spec) for value in values]
+    return decoded.reshape(array.shape)
+
+
+def plain_numbers(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return an array of Python's numbers as one of numpy's, with NaN for None; any other array unchanged."""
+    values = array.ravel().tolist() if array.dtype.kind == "O" else []
+    if not values or not all(value is None or isinstance(value, bool | int | float | Decimal) for value in values):
+        return array
+    odd = any(value is None or isinstance(value, Decimal) for value in values)
+    numbers = np.array(values, dtype=np.float64) if odd else np.array(values)
+    return numbers.reshape(array.shape)
+
+
+def _as_text(value: Any, spec: TensorSpec) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, str | bool | int | float):
+        if value != value:
+            raise PredictionFailed(f"output {spec.name!r} is missing: the model gives NaN for the row")
+        return str(value)
+    if value is None:
+        raise PredictionFailed(f"output {spec.name!r} is missing: the model gives None for the row")
+    raise PredictionFailed(
+        f"output {spec.name!r} is a {type(value).__name__}, which is neither text nor a number: have the model give "
+        "one of these, or an array of numbers, for each row"
+    )
+
+
+def _as_numbers(array: npt.NDArray[Any], spec: TensorSpec) -> npt.NDArray[Any]:
+    """Return Python's numbers in the declared dtype, with NaN for None."""
+    try:
+        return array.astype(spec.dtype.numpy)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise PredictionFailed(f"output {spec.name!r} is no {spec.dtype}: {error}") from error

@@ -1,6 +1,6 @@
 """scikit-learn models in memory, and other objects that predict.
 
-pandas is imported where it is used: a model that was fitted on a bare array does not wait for it.
+It imports pandas late: a model that was fitted on an array does not need it.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import numpy.typing as npt
 
 from inference.errors import ContractError, ModelError, ModelOutOfMemory, PredictionFailed
 from inference.features import FeatureContract
-from inference.models.runtimes.devices import cpu_name
-from inference.models.runtimes.runtime import LoadOptions, one_line
+from inference.models.runtimes.runtime import LoadOptions, as_served, cpu_name, dtype_of, one_line, plain_numbers
 from inference.models.runtimes.sklearn_columns import (
     Learnt,
     fitted_columns,
@@ -23,36 +22,36 @@ from inference.models.runtimes.sklearn_columns import (
     takes_records,
 )
 from inference.models.runtimes.sklearn_files import Estimator, check_fitted, read_estimator
-from inference.models.runtimes.tensors import as_served, dtype_of, plain_numbers
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
-#: the input of a model that knows neither names nor a feature contract
+#: the input of a model without names of columns and without a feature contract
 _ROWS = "x"
 _GUESSED = " (if it takes text, say which of its columns are text: list them all in features.json)"
 _PREDICTION, _LABEL, _PROBABILITIES = "prediction", "label", "probabilities"
 
 
 def load(file: Path, options: LoadOptions, contract: FeatureContract | None) -> SklearnRuntime:
-    """Load the estimator in `file`; a skops file's types must be trusted ones unless code is allowed."""
+    """Load the estimator in `file`. Unless code is allowed, all types in a skops file must be trusted."""
     return SklearnRuntime(read_estimator(file, options), file, contract)
 
 
 class SklearnRuntime:
-    """An estimator in memory. Inputs are its features, one by one; a classifier with probabilities gives both.
+    """An estimator in memory. Each feature is an input. A classifier with probabilities gives label and probabilities.
 
-    It knows its columns' names when it was fitted on a table; their dtypes, and the names else, stand in the contract.
+    An estimator that was fitted on a table knows the names of its columns. The contract has their dtypes, and the names
+    for other estimators.
     """
 
     def __init__(self, read: Estimator, file: Path, contract: FeatureContract | None) -> None:
         self._model = model = read.model
-        #: which other version of scikit-learn saved it, in words; "" for none
+        #: that another version of scikit-learn saved it, in words; "" for the same
         self.notice = read.remark
         self._names, self._width = fitted_columns(model)
         self._documents, self._records = takes_documents(model), takes_records(model)
         self._guessed = contract is None and bool(self._names)
         self._learnt = learnt_columns(model, len(self._names) or self._width)
-        #: names that a model which tells none may still look its columns up by, until an answer tells
-        self._perhaps: list[str] = []
+        #: names to try if the model knows no names, but may look columns up by name; [] after the first answer
+        self._names_to_try: list[str] = []
         self._inputs = self._find_inputs(file, contract)
         self._same_dtype = len({spec.dtype for spec in self._inputs}) == 1
         classes = getattr(model, "classes_", None)
@@ -73,7 +72,7 @@ class SklearnRuntime:
             arrays = self._compute(inputs)
         except MemoryError as error:
             raise ModelOutOfMemory(f"{rows} rows do not fit into memory: {one_line(error)}") from error
-        except Exception as error:  # an estimator raises whatever its author liked
+        except Exception as error:  # an estimator may raise any error
             hint = f" ({self.notice})" if self.notice else (_GUESSED if self._guessed and not self._learnt else "")
             raise PredictionFailed(f"the model failed: {one_line(error)}{hint}") from error
         return {spec.name: as_served(array, spec, rows) for spec, array in zip(self._outputs, arrays, strict=True)}
@@ -82,14 +81,14 @@ class SklearnRuntime:
         try:
             arrays = self._call(inputs, self._names)
         except Exception as error:
-            if not self._perhaps:
+            if not self._names_to_try:
                 raise
             try:
-                arrays = self._call(inputs, self._perhaps)
-            except Exception:  # noqa: BLE001 - an estimator raises whatever its author liked
+                arrays = self._call(inputs, self._names_to_try)
+            except Exception:  # noqa: BLE001 - an estimator may raise any error
                 raise error from None
-            self._names = self._perhaps
-        self._perhaps = []
+            self._names = self._names_to_try
+        self._names_to_try = []
         return arrays
 
     def _call(self, inputs: Block, names: list[str]) -> list[npt.NDArray[Any]]:
@@ -98,7 +97,7 @@ class SklearnRuntime:
         return [predicted, self._model.predict_proba(x)] if self._has_probabilities else [predicted]
 
     def _table(self, inputs: Block, names: list[str]) -> Any:
-        """Return the rows as the estimator was fitted: with its columns' names, or without."""
+        """Return the rows in the form that the estimator was fitted on, with or without names of columns."""
         columns = [_with_missing(inputs[spec.name], self._learnt.get(n)) for n, spec in enumerate(self._inputs)]
         if self._documents:
             return columns[0]
@@ -142,25 +141,25 @@ class SklearnRuntime:
                 TensorSpec(_PROBABILITIES, DType.FLOAT64, (len(self._model.classes_),)),
             )
         predicted = self._predicted_zeros()
-        if predicted is None:  # made-up values may be refused; the shape that most estimators give is left
+        if predicted is None:  # it refuses made-up values: assume the shape of most estimators
             return (TensorSpec(_PREDICTION, DType.FLOAT64),)
         return (TensorSpec(_PREDICTION, _dtype(file, _PREDICTION, predicted), predicted.shape[1:]),)
 
     def _predicted_zeros(self) -> npt.NDArray[Any] | None:
-        """Return what a row of zeros is answered with; None when it is refused.
+        """Return the answer to a row of zeros; None if the model refuses it.
 
-        A model that tells nothing of its columns may look them up by name: it is given names if it answers those only.
+        A model that knows nothing of its columns may look them up by name. It gets names if it answers only with them.
         """
         if not (self._names or self._width or self._documents or self._records):
-            self._perhaps = [spec.name for spec in self._inputs]
+            self._names_to_try = [spec.name for spec in self._inputs]
         try:
             return plain_numbers(self._compute({spec.name: _zeros(spec) for spec in self._inputs})[0])
-        except Exception:  # noqa: BLE001 - an estimator raises whatever its author liked
+        except Exception:  # noqa: BLE001 - an estimator may raise any error
             return None
 
 
 def _listed_inputs(names: list[str], width: int, contract: FeatureContract) -> tuple[TensorSpec, ...]:
-    """Return the features of a contract in the order in which the model takes them. `width`: 0 where it is unknown."""
+    """Return the features of a contract in the model's order. `width`: 0 if it is unknown."""
     fields = {spec.name: spec for spec in contract.fields}
     if names:
         odd = next(iter(sorted(set(names) ^ set(fields))), None) or next((n for n in names if fields[n].shape), None)
@@ -181,7 +180,7 @@ def _side_by_side(columns: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
 
 
 def _with_missing(values: npt.NDArray[Any], learnt: Learnt | None) -> npt.NDArray[Any]:
-    """Return text with what the model takes for missing in place of None; anything else as it is."""
+    """Return text with the model's missing value in place of None; other values unchanged."""
     if values.dtype != object or (learnt is not None and learnt.missing is None):
         return values
     missing = np.array([value is None for value in values.ravel()], dtype=bool).reshape(values.shape)
@@ -197,7 +196,7 @@ def _series(values: npt.NDArray[Any], learnt: Learnt | None) -> Any:
     if learnt is not None and learnt.categories is not None:
         categories = pd.Index(list(learnt.categories))
         return pd.Categorical.from_codes(categories.get_indexer(values), categories=categories)
-    # pandas would take None in a column of text for NaN
+    # pandas would turn None in a column of text into NaN
     return pd.Series(values, dtype=object) if learnt is not None and learnt.missing is None else values
 
 

@@ -1,7 +1,7 @@
-"""What a fitted estimator has learnt of its columns: which are text or categories, and how a missing text is spelled.
+"""Finds what an estimator has learnt of its columns: which are text or categories, and the value of a missing text.
 
-It is read from the steps of pipelines, column transformers and their like, from HistGradientBoosting, and from
-LightGBM's and XGBoost's estimators. Imports none of their libraries.
+Reads it from the steps of pipelines and column transformers, from HistGradientBoosting, and from the estimators of
+LightGBM and XGBoost. Imports none of their libraries.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ import numpy as np
 
 from inference.errors import ModelError
 
-#: estimators that hand their table on as it is: attribute → the estimator, or the first of several, inside
+#: attributes of estimators that pass their table on unchanged, to the estimator in it or to each of several
 _INNER = ("best_estimator_", "regressor_", "calibrated_classifiers_", "estimators_", "estimator_", "estimator")
-#: what stands for a step that does nothing
+#: steps that do nothing
 _NO_STEPS = (None, "passthrough")
-#: mixins and classes of scikit-learn's whose output has the columns of their input
+#: mixins and classes of scikit-learn whose output has the same columns as their input
 _KEEPS_COLUMNS = ("OneToOneFeatureMixin", "SimpleImputer", "KNNImputer", "IterativeImputer", "FunctionTransformer")
 
-#: a position among the model's columns, and what a step has learnt of it
-Finding = tuple[int, "Learnt"]
+#: a position among the model's columns, and what a step has learnt of that column
+LearntColumn = tuple[int, "Learnt"]
 
 
 @dataclass(frozen=True)
 class Learnt:
-    """One column. `is_text`: its values are text. `missing`: how a missing text is spelled, None or NaN.
+    """One column. `is_text`: its values are text. `missing`: the value of a missing text, None or NaN.
 
-    `categories`: all values it had in training, when the model must be given a pandas category; None otherwise.
+    `categories`: all its values in training, if the model takes a pandas category; None otherwise.
     """
 
     is_text: bool
@@ -39,12 +39,12 @@ class Learnt:
 
 
 def learnt_columns(model: Any, width: int) -> dict[int, Learnt]:
-    """Return what is known of a model's columns by position; nothing of columns of plain numbers.
+    """Return what a model has learnt of its columns, by position. Leaves out columns of plain numbers.
 
-    The first step that meets a column decides how a missing text is spelled.
+    The first step with a column decides the value of a missing text.
 
     Raises:
-        ModelError: the model was fitted on pandas categories, and does not say which.
+        ModelError: the model was fitted on pandas categories, and does not name them.
     """
     found: dict[int, Learnt] = {}
     for position, learnt in _walk(model, list(range(width))):
@@ -56,9 +56,9 @@ def learnt_columns(model: Any, width: int) -> dict[int, Learnt]:
 
 
 def fitted_columns(model: Any) -> tuple[list[str], int]:
-    """Return the names of the columns that a model was fitted on, and how many they are; none and 0 where unknown.
+    """Return the names and the number of the columns that a model was fitted on; [] and 0 if unknown.
 
-    What a pipeline or a search does not tell, a step or an estimator inside it may.
+    If a pipeline or a search does not know them, a step or an estimator inside it may.
     """
     if takes_records(model):
         return _keys(first_step(model)), 0
@@ -72,13 +72,13 @@ def fitted_columns(model: Any) -> tuple[list[str], int]:
 
 
 def first_step(model: Any) -> Any:
-    """Return what a model hands its rows to first, as they are."""
+    """Return the step that gets a model's rows first, unchanged."""
     inside = _inside(model)
     return model if inside is None else first_step(inside)
 
 
 def takes_documents(model: Any) -> bool:
-    """Tell whether a model takes one text a row, not a table: a vectoriser of texts is its first step."""
+    """Tell whether a model takes one text a row, not a table: its first step is a vectoriser of texts."""
     return hasattr(first_step(model), "build_analyzer")
 
 
@@ -90,19 +90,19 @@ def takes_records(model: Any) -> bool:
 
 
 def _inside(step: Any) -> Any:
-    """Return the step or estimator inside another one that gets its rows as they are; None without one."""
+    """Return the step or estimator inside another one that gets its rows unchanged; None for none."""
     steps = [one for _, one in getattr(step, "steps", None) or getattr(step, "transformer_list", None) or ()]
     return next((one for one in steps if one not in _NO_STEPS), None) if steps else _inner(step)
 
 
 def _keys(vectoriser: Any) -> list[str]:
-    """Return the keys of the dicts that a DictVectorizer was fitted on; of a text it keeps "key=text"."""
+    """Return the keys of the dicts that a DictVectorizer was fitted on. It stores a text as "key=text"."""
     names = getattr(vectoriser, "feature_names_", ())
     return list(dict.fromkeys(name.partition(vectoriser.separator)[0] for name in names))
 
 
-def _walk(step: Any, at: list[int]) -> Iterator[Finding]:
-    """Yield what a step and those inside it have learnt; `at`: the model's column for each column that it is given."""
+def _walk(step: Any, at: list[int]) -> Iterator[LearntColumn]:
+    """Yield what a step, and the steps inside it, have learnt. `at`: the model's column for each column of the step."""
     if hasattr(step, "steps"):
         yield from _walk_pipeline([one for _, one in step.steps if one not in _NO_STEPS], at)
     elif hasattr(step, "transformers_"):
@@ -116,10 +116,10 @@ def _walk(step: Any, at: list[int]) -> Iterator[Finding]:
     elif (inner := _inner(step)) is not None:
         yield from _walk(inner, at)
     else:
-        yield from _of_one(step, at)
+        yield from _learnt_by(step, at)
 
 
-def _walk_pipeline(steps: list[Any], at: list[int]) -> Iterator[Finding]:
+def _walk_pipeline(steps: list[Any], at: list[int]) -> Iterator[LearntColumn]:
     for step, following in zip(steps, [*steps[1:], None], strict=True):
         yield from _walk(step, at)
         keeps = {one.__name__ for one in type(step).__mro__}.intersection(_KEEPS_COLUMNS)
@@ -130,14 +130,14 @@ def _walk_pipeline(steps: list[Any], at: list[int]) -> Iterator[Finding]:
 def _inner(step: Any) -> Any:
     for name in _INNER:
         inner = getattr(step, name, None)
-        # lists of estimators: each is given the whole table, as those of voting and stacking are
+        # a list, as of voting and stacking: each estimator gets the whole table
         inner = inner[0] if isinstance(inner, list) and inner else inner
         if hasattr(inner, "predict") or hasattr(inner, "estimator"):
             return inner
     return None
 
 
-def _of_one(step: Any, at: list[int]) -> Iterator[Finding]:
+def _learnt_by(step: Any, at: list[int]) -> Iterator[LearntColumn]:
     if hasattr(step, "build_analyzer"):
         yield from ((position, Learnt(is_text=True)) for position in at)
     elif hasattr(step, "feature_names_") and hasattr(step, "separator"):  # a DictVectorizer
@@ -165,7 +165,7 @@ def _of_values(known: Any) -> Learnt:
 
 
 def _of_lightgbm(booster: Any) -> dict[int, Sequence[Any]]:
-    """Return the categories of each column that was a pandas category, by position."""
+    """Return the categories of each pandas category, by position."""
     known = getattr(booster, "pandas_categorical", None)
     if not known:
         return {}
@@ -176,7 +176,7 @@ def _of_lightgbm(booster: Any) -> dict[int, Sequence[Any]]:
 
 
 def _of_xgboost(booster: Any) -> dict[int, Sequence[Any]]:
-    """Return the categories of each column that was a pandas category, by position; XGBoost keeps them since 3.1."""
+    """Return the categories of each pandas category, by position. XGBoost stores them since 3.1."""
     types = booster.feature_types or []
     if "c" not in types:
         return {}

@@ -1,6 +1,6 @@
-"""Reads estimators from skops files and pickles, and says in one line why one cannot be read.
+"""Reads estimators from skops files and pickles. An error says in one line why one cannot be read.
 
-Libraries are imported where they are used: skops takes two seconds, which a pickle does not need.
+Imports libraries late: skops takes two seconds, and a pickle does not need it.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from typing import Any
 import numpy as np
 
 from inference.errors import ModelError
-from inference.features.user_code import look_in
+from inference.features.functions import look_in
 from inference.models.runtimes.runtime import LoadOptions, one_line
 
 _MOST_SHOWN = 5
-#: parts of scikit-learn that are no part of a model
+#: modules of scikit-learn that no model needs
 _NEVER_TRUSTED = frozenset({"tests", "_testing", "externals", "conftest", "datasets"})
-#: holds no other object
+#: types whose values contain no other object
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, np.generic, ModuleType)
-#: libraries whose Booster is not what can be served, and what is
+#: libraries whose Booster cannot be served → their estimators, which can
 _ESTIMATORS = {"lightgbm": "LGBMClassifier or LGBMRegressor", "xgboost": "XGBClassifier or XGBRegressor"}
-#: how a module that lacks a function or class is told, by pickle and by Python
+#: the messages of pickle and of Python about a module without a function or class
 _LACKS = re.compile(r"attribute '(\w+)' on (<module '([\w.]+)'.*>)|module '(.+)' has no attribute '(\w+)'")
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """What a file holds. `remark`: that another version of scikit-learn saved it, in words; "" when none did."""
+    """The estimator in a file. `remark`: that another version of scikit-learn saved it, in words; "" for the same."""
 
     model: Any
     remark: str = ""
 
 
 def read_estimator(file: Path, options: LoadOptions) -> Estimator:
-    """Return the estimator in a file; a skops file's types must be trusted ones unless code is allowed.
+    """Return the estimator in a file. Unless code is allowed, all types in a skops file must be trusted.
 
     Raises:
-        ModelError: it cannot be loaded, or holds something that cannot predict.
+        ModelError: the file cannot be loaded, or holds no estimator that predicts.
     """
     look_in(options.code_folder if options.allow_code else None)
     with warnings.catch_warnings(record=True) as caught:
@@ -69,7 +69,7 @@ def read_estimator(file: Path, options: LoadOptions) -> Estimator:
 
 
 def check_fitted(model: Any, file: Path) -> None:
-    """Refuse an estimator that has learnt nothing yet.
+    """Refuse an estimator that is not fitted.
 
     Raises:
         ModelError: it is not fitted.
@@ -84,11 +84,11 @@ def check_fitted(model: Any, file: Path) -> None:
             f"{file} holds a {type(model).__name__} that is not fitted: save it after fit", field="path"
         ) from error
     except TypeError:
-        return  # no estimator of scikit-learn's
+        return  # not an estimator of scikit-learn
 
 
 def _remark(caught: list[warnings.WarningMessage]) -> str:
-    """Return that an estimator was saved by another version, from what scikit-learn warned of; "" if it was not."""
+    """Return that another version saved an estimator, from scikit-learn's warning; "" if there is none."""
     odd: Any = next((one.message for one in caught if _tells_versions(one)), None)
     if odd is None:
         return ""
@@ -104,9 +104,9 @@ def _tells_versions(caught: warnings.WarningMessage) -> bool:
 
 
 def _from_pickle(file: Path) -> Any:
-    """Load a pickle; `load_runtime` has made sure that it is allowed.
+    """Load a pickle. `load_runtime` has checked that it is allowed.
 
-    joblib reads ordinary pickles too, and compressed ones. Many call a file of its own .pkl.
+    joblib also reads ordinary and compressed pickles. Many people name its own files .pkl.
     """
     import joblib
 
@@ -116,8 +116,8 @@ def _from_pickle(file: Path) -> Any:
 def _from_skops(file: Path, allow_code: bool) -> Any:
     import skops.io
 
-    unvouched = skops.io.get_untrusted_types(file=file)
-    unknown = [name for name in unvouched if not _is_sklearns_own(name)]
+    untrusted = skops.io.get_untrusted_types(file=file)
+    unknown = [name for name in untrusted if not _is_sklearns_own(name)]
     if unknown and not allow_code:
         shown = ", ".join(unknown[:_MOST_SHOWN])
         raise ModelError(
@@ -125,30 +125,30 @@ def _from_skops(file: Path, allow_code: bool) -> Any:
             "allow_code = true under the model's settings if you trust who wrote it",
             field="allow_code",
         )
-    return skops.io.load(file, trusted=unvouched)
+    return skops.io.load(file, trusted=untrusted)
 
 
 def _is_sklearns_own(name: str) -> bool:
-    """Tell whether a type that skops vouches for no more than for any other is a class that scikit-learn defines.
+    """Tell whether a type that skops does not trust is a class of scikit-learn itself.
 
-    Its estimators skops trusts, but not what they are made of: nodes of trees, losses, neighbours. Such a class is made
-    without a call of the author's choice. A function is another matter: an estimator may call it.
+    skops trusts estimators, but not their inner classes, such as nodes of trees, losses and neighbours. To create such
+    an object calls nothing of the author's choice. A function is different: an estimator may call it.
     """
     if name == "numpy.dtype":
         return True
-    module, _, own_name = name.rpartition(".")
+    module, _, class_name = name.rpartition(".")
     parts = module.split(".")
     if parts[0] != "sklearn" or not _NEVER_TRUSTED.isdisjoint(parts):
         return False
     try:
-        found = getattr(import_module(module), own_name, None)
+        found = getattr(import_module(module), class_name, None)
     except ImportError:
         return False
     return isinstance(found, type) and found.__module__ == module
 
 
 def _why_not(error: Exception) -> str:
-    """Return why a file cannot be loaded, and the way out."""
+    """Return why a file cannot be loaded, and the fix."""
     if isinstance(error, ModuleNotFoundError) and error.name:
         if "." in error.name and _is_installed(error.name):
             return _of_another_version(error.name)
@@ -157,7 +157,7 @@ def _why_not(error: Exception) -> str:
             "own, else install what it is part of where workers run"
         )
     lacks = _LACKS.search(str(error)) if isinstance(error, AttributeError) else None
-    # where a notebook says __main__, the process that loads its pickle has a module of its own
+    # a pickle of a notebook names __main__, which is another module in this process
     if lacks and (lacks[2] or lacks[4]) in (repr(sys.modules["__main__"]), "__main__"):
         return (
             f"needs {lacks[1] or lacks[5]!r}, which was defined in a notebook or script (__main__) and is not in the "
@@ -166,8 +166,8 @@ def _why_not(error: Exception) -> str:
     if lacks and _is_installed(lacks[3] or lacks[4]):
         return _of_another_version(f"{lacks[3] or lacks[4]}.{lacks[1] or lacks[5]}")
     damaged = isinstance(error, pickle.UnpicklingError | EOFError | LookupError)
-    told = f"it is damaged, cut off, or no pickle ({type(error).__name__}: {one_line(error)})"
-    return f"cannot be loaded as a scikit-learn model: {told if damaged else one_line(error)}"
+    message = f"it is damaged, cut off, or no pickle ({type(error).__name__}: {one_line(error)})"
+    return f"cannot be loaded as a scikit-learn model: {message if damaged else one_line(error)}"
 
 
 def _is_installed(module: str) -> bool:
@@ -186,7 +186,7 @@ def _of_another_version(name: str) -> str:
 
 
 def _check_estimator(model: Any, file: Path) -> None:
-    """Refuse what cannot predict, and what predicts from a type of its library's own instead of a table."""
+    """Refuse an object that cannot predict, and one that predicts from its library's own type in place of a table."""
     type_ = type(model)
     library = type_.__module__.partition(".")[0]
     if type_.__name__ == "Booster" and library in _ESTIMATORS:
@@ -204,9 +204,9 @@ def _check_estimator(model: Any, file: Path) -> None:
 
 
 def _check_opens_no_files(model: Any, file: Path) -> None:
-    """Refuse a vectoriser, however deep inside, that takes a text for the name of a file and reads that."""
+    """Refuse a vectoriser, at any depth, that takes a text for the name of a file and reads that."""
     for part in _parts_of(model):
-        # "filename" or "file", and whatever equals it: an array of one text does
+        # "filename" or "file"; also an object that equals one, such as an array of one text
         if hasattr(part, "build_analyzer") and not (type(part.input) is str and part.input == "content"):
             raise ModelError(
                 f"{file}: its {type(part).__name__} has input={part.input!r}, so requests could read files of this "
@@ -217,9 +217,9 @@ def _check_opens_no_files(model: Any, file: Path) -> None:
 
 
 def _parts_of(model: Any) -> Iterator[Any]:
-    """Give a model and each object that it is made of, once."""
+    """Yield a model and each object inside it, once."""
     left = [model]
-    seen: dict[int, Any] = {}  # keeps what it saw: the id of an object that is gone is given to another
+    seen: dict[int, Any] = {}  # holds the objects, so that no other gets the id of one
     while left:
         part = left.pop()
         if isinstance(part, _PLAIN) or id(part) in seen:
@@ -241,17 +241,16 @@ def _parts_of(model: Any) -> Iterator[Any]:
 
 
 def _predictor_in(model: Any) -> str:
-    """Return which part of a dict or list could be saved instead, in words; "" for none."""
+    """Return the part of a dict or list that could be saved instead, in words; "" for none."""
     parts = dict(
         model.items() if isinstance(model, dict) else enumerate(model) if isinstance(model, list | tuple) else ()
     )
     inside = next((key for key, part in parts.items() if hasattr(part, "predict")), None)
     if inside is None:
         return ""
-    told = f": save [{inside!r}] of it alone, which is a {type(parts[inside]).__name__}"
+    message = f": save [{inside!r}] of it alone, which is a {type(parts[inside]).__name__}"
     first = next((key for key, part in parts.items() if key != inside and hasattr(part, "transform")), None)
     if first is None:
-        return told
-    return (
-        f"{told}; if rows pass the {type(parts[first]).__name__} first, save make_pipeline([{first!r}], [{inside!r}])"
-    )
+        return message
+    before = type(parts[first]).__name__
+    return f"{message}; if rows pass the {before} first, save make_pipeline([{first!r}], [{inside!r}])"

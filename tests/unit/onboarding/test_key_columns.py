@@ -22,7 +22,7 @@ from inference.onboarding.key_columns import (
     read_first_rows,
     time_candidates,
 )
-from inference.settings.deployment import MODEL_NAME
+from inference.settings.settings import MODEL_NAME
 from inference.sources import open_source
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
