@@ -3,7 +3,7 @@
     python traced.py FOLDER MODULE ARGUMENT...
 
 `FOLDER/mark` holds one byte that a test changes. Each function called since the last change is appended once to
-`FOLDER/<pid>`, as `mark file:function`, in the order of the first calls.
+`FOLDER/<pid>`, as `mark nanoseconds file:function`, by a clock that all processes share.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import runpy
 import sys
 import threading
+import time
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -43,7 +44,7 @@ class Tracer:
         self._called.add(code)
         if code.co_name not in _NAMELESS:
             place = f"{code.co_filename.removeprefix(ROOT)}:{code.co_qualname}"
-            os.write(self._out, f"{self._since} {place}\n".encode())
+            os.write(self._out, f"{self._since} {time.monotonic_ns()} {place}\n".encode())
 
 
 def main() -> None:
