@@ -78,7 +78,10 @@ class Figures:
         return SimpleNamespace(run_id=self.history[0].run_id if self.history else None)
 
     def _show(self, run_id: str) -> Run:
-        return next(run for run in self.history if run.run_id == run_id)
+        found = next((run for run in self.history if run.run_id == run_id), None)
+        if found is None:
+            raise NotFound(f"no run {run_id}")
+        return found
 
     def _queues(self) -> list[QueueState]:
         if self.broker_down:
@@ -293,3 +296,8 @@ def test_a_generation_whose_run_was_forgotten_and_a_run_that_goes_on_have_no_ins
     serving = hit_rates(going_on)["model"]["serving"]
     assert (serving["published_at"], serving["coverage_detail"]) == (None, None)
     assert hit_rates(Figures(history=[Run("r")]))["model"]["serving"]["published_at"] is None, "nothing serves"
+    forgotten = Figures(pointer=Pointer(7))
+    forgotten._manifest = lambda number: SimpleNamespace(run_id="gone")
+    assert hit_rates(forgotten)["model"]["serving"]["coverage"] is None
+    forgotten._manifest = lambda number: None
+    assert hit_rates(forgotten)["model"]["serving"]["coverage"] is None
