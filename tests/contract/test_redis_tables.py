@@ -60,7 +60,7 @@ def test_no_row_outlives_its_deadline(redis_client: Client) -> None:
     assert 80 < redis_client.ttl(KEYS.overlay(b"a")) <= 90
 
 
-def test_a_part_is_opened_once_and_has_a_place_of_its_own(redis_client: redis.Redis) -> None:
+def test_a_part_is_opened_once_and_has_a_place_of_its_own(redis_client: Client) -> None:
     table = make_table(redis_client)
     upsert(table, "a", 1.0)
     upsert(table.part("g"), "a", 2.0)

@@ -297,7 +297,7 @@ async def test_ages_and_durations_add_up_within_a_flush_and_over_several(
 
 
 async def test_a_sum_keeps_the_fractions_that_each_flush_cannot_send(
-    recorder: HitRecorder, redis_client: redis.Redis, clock: Clock
+    recorder: HitRecorder, redis_client: Client, clock: Clock
 ) -> None:
     for _ in range(10):
         recorder.record("delay", Outcome.HIT_BATCH, 3, age_s=0.25)  # three quarters of a second

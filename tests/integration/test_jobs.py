@@ -298,10 +298,10 @@ async def test_room_is_counted_by_the_minute_for_an_hour(
 
 
 async def test_room_is_given_back_in_the_minute_that_it_was_counted_in(
-    redis_client: redis.Redis, redis_server: RedisServer
+    redis_client: Client, redis_server: RedisServer
 ) -> None:
     now = [60.0 * 1000]
-    async with redis.asyncio.Redis.from_url(redis_server.url()) as client:
+    async with AsyncClient.from_url(redis_server.url()) as client:
         room = JobQuota(client, KEYS.job_room, lambda: now[0])
         minute = await room.take(60)
         now[0] += 60

@@ -170,8 +170,11 @@ def test_an_integer_out_of_range_spoils_its_own_row_only(room: Room) -> None:
 def test_values_are_as_old_as_they_say_and_of_now_without_a_word(room: Room) -> None:
     room.event_time_column = "at"
     at = datetime.fromtimestamp(NOW - 500, UTC)
-    room.add("one", FakeKnower({"a": {"x": 1, "at": at}, "b": {"x": 2, "at": None}}))
-    assert room.gather("a", "b").as_of.tolist() == [NOW - 500, NOW]
+    ahead = datetime.fromtimestamp(NOW + 500, UTC)
+    room.add("one", FakeKnower({"a": {"x": 1, "at": at}, "b": {"x": 2, "at": None}, "c": {"x": 3, "at": ahead}}))
+    gathered = room.gather("a", "b", "c")
+    assert gathered.as_of.tolist() == [NOW - 500, NOW, NOW]
+    assert gathered.groups["features"].as_of.tolist() == [NOW - 500, NOW, NOW]
 
 
 def test_a_missing_value_takes_the_default_or_is_an_error(room: Room) -> None:

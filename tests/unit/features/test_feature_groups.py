@@ -312,6 +312,47 @@ def test_the_newer_of_a_load_and_a_single_update_is_used_group_by_group(new_tabl
     assert gathered.rows.rejected.tolist() == [False, False, True]
 
 
+@pytest.mark.parametrize(("later_s", "value"), [(-1, 1), (0, 5), (1, 5)])
+def test_a_single_update_of_the_loads_own_second_is_used_and_an_older_one_is_not(
+    new_table: NewTable, later_s: float, value: float
+) -> None:
+    contract = contract_of(feature("a", group="p"), feature("b", group="q", default=9), p={}, q={})
+    table, form, at = new_table(), contract.stored_form, NOW - 100
+    manifest = table.generations.begin(form.fields, rows_expected=2, model_version=0, contract_hash="", keep_s=60)
+    times = {"p": np.array([at, np.nan]), "q": np.array([at, at])}  # of `f` the load has only the other group
+    block = {"a": np.float32([1, 0]), "b": np.float32([2, 2])} | form.notes({}, times, 2)
+    table.generations.write(manifest, pa.array(["e", "f"]), block, np.array([at, at]))
+    table.generations.publish(manifest.number)
+    part = {"a": np.float32([5, 5])} | contract.part_form("p").notes({}, {}, 2)
+    table.part("p").overlay.upsert(
+        ["e", "f"], contract.part_form("p").fields, part, as_of=np.full(2, at + later_s), computed_at=NOW,
+        model_version=0, origin=Origin.UPSERT, keep_s=60,
+    )  # fmt: skip
+    gathered = FeatureGatherer(table, vectoriser_of(contract)).gather(["e", "f"], now=NOW)
+    assert gathered.rows.block["a"].tolist() == [value, 5]
+    assert gathered.groups["p"].as_of.tolist() == [max(at, at + later_s), at + later_s]
+
+
+def test_values_of_a_moment_ahead_are_as_of_now(new_table: NewTable) -> None:
+    contract = contract_of(feature())
+    table, form = new_table(), contract.stored_form
+    table.overlay.upsert(
+        ["e"], form.fields, {"x": np.float32([1])}, as_of=np.array([NOW + 4]), computed_at=NOW + 4, model_version=0,
+        origin=Origin.UPSERT, keep_s=60,
+    )  # fmt: skip
+    gathered = FeatureGatherer(table, vectoriser_of(contract)).gather(["e"], now=NOW)
+    assert (gathered.groups["features"].as_of.tolist(), gathered.as_of.tolist()) == ([NOW], [NOW])
+
+
+def test_where_nothing_is_stored_of_anybody_everybody_is_known(new_table: NewTable) -> None:
+    contract = contract_of(feature(group="r"), feature("h", group="g"), r={"source": "request"},
+                           g={"source": "function", "function": "hour_of_day"})  # fmt: skip
+    gatherer = FeatureGatherer(new_table(), vectoriser_of(contract))
+    told = gatherer.gather(["a", "b"], now=NOW, overrides={"x": 3})
+    assert (told.known.tolist(), told.rows.rejected.tolist()) == ([True, True], [False, False])
+    assert gatherer.gather(["a"], now=NOW).rows.rejected.tolist() == [True], "the request brings nothing along"
+
+
 # --- explanation ---
 
 
@@ -357,6 +398,10 @@ def test_an_entity_with_only_too_old_features_is_known_and_its_row_says_so(new_t
     ]  # fmt: skip
     assert gathered.groups["p"].source == [None, "table", "table", None]
     assert gathered.groups["p"].too_old().tolist() == [True, False, False, False]
+    assert [(one.reason, one.rows.tolist()) for one in gathered.rows.reasons] == [
+        ("outside the maximum age of group 'p', and the feature has no default", [0]),
+        ("missing, and the feature has no default (group 'p')", [3]),
+    ]
 
 
 def test_too_old_features_take_their_default_and_the_entity_stays_known(new_table: NewTable) -> None:

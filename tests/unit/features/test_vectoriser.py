@@ -215,6 +215,25 @@ def test_overrides_replace_a_feature_of_every_row() -> None:
     assert stored["b"].tolist() == [3, 4]
 
 
+def test_an_override_of_nothing_takes_the_default_and_says_so_in_every_row() -> None:
+    vectoriser = stacked(Feature("a", F32), Feature("b", F32, default=7.0))
+    stored = {"a": np.array([1, 2], np.float32), "b": np.array([3, 4], np.float32)}
+    rows = vectoriser.features_from_block(stored, 2, overrides={"b": None})
+    assert vectoriser.inputs(rows.block)["x"].tolist() == [[1, 7], [2, 7]]
+    assert rows.imputed_names() == [["b"], ["b"]]
+
+
+@pytest.mark.parametrize("count", [1, 1023, 1024, 1025, 3000])
+@pytest.mark.parametrize("dtype", [F32, DType.FLOAT64])
+def test_few_rows_and_many_become_the_same_inputs(count: int, dtype: DType) -> None:
+    vectoriser = stacked(Feature("b", DType.INT64), Feature("a", F32), Feature("c", F32), dtype=dtype)
+    block = {name: np.arange(count) * factor for name, factor in (("a", 2), ("b", 3), ("c", 5))}
+    features = {name: values.astype(np.int64 if name == "b" else np.float32) for name, values in block.items()}
+    x = vectoriser.inputs(features)["x"]
+    assert (x.dtype, x.shape, x.flags.c_contiguous) == (dtype.numpy, (count, 3), True)
+    assert x.tolist() == np.stack([block["b"], block["a"], block["c"]], axis=1).tolist()
+
+
 @pytest.mark.parametrize(("overrides", "field"), [({"c": 1}, "c"), ({"b": "x"}, "b"), ({"b": None}, "b")])
 def test_an_override_that_does_not_fit_names_its_feature(overrides: dict[str, Any], field: str) -> None:
     with pytest.raises(ContractError) as caught:

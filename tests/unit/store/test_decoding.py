@@ -8,7 +8,7 @@ import pytest
 from inference.schema import DType, TensorSpec
 from inference.store import Manifest, Origin
 from inference.store.codec import codec_for, pack_overlay, schema_digest, since_change
-from inference.store.decoding import Fetched, decode_block, decode_entries, decode_for_change
+from inference.store.reading import Fetched, decode_block, decode_entries, decode_for_change
 
 FIELDS = (TensorSpec("y", DType.FLOAT32),)
 BEGUN_AT = 100.0
