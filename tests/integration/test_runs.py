@@ -666,9 +666,10 @@ def test_a_slow_model_does_not_hold_up_another(world: World) -> None:
     world.settings.models["slow"] = world.settings.models["m"]
     started, go_on = threading.Event(), threading.Event()
 
-    def wait(*_: Any) -> bool:
+    def wait() -> list[Any]:
         started.set()
-        return go_on.wait(20)
+        go_on.wait(20)
+        return []
 
     slow = world.table_of(TableKind.PREDICTIONS, "slow")
     slow.generations.all = wait  # type: ignore[assignment,method-assign]

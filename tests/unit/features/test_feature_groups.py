@@ -282,6 +282,16 @@ def test_a_row_remembers_which_of_its_values_were_missing() -> None:
     }  # fmt: skip
 
 
+def test_a_groups_time_is_kept_as_a_whole_second_within_32_bits() -> None:
+    form = contract_of(feature(group="p"), feature("b", group="q"), p={}, q={}).stored_form
+    times = np.array([-5.0, 0.5, 1.0, 7.9, 2**32 - 1, 2**32, 1e12, np.nan])
+    stored = form.notes({}, {"p": times, "q": times}, len(times))
+    told = form.times(stored, "p")
+    assert told is not None
+    nothing = np.nan
+    np.testing.assert_array_equal(told, [nothing, nothing, 1, 7, 2**32 - 1, 2**32 - 1, 2**32 - 1, nothing])
+
+
 def test_a_table_without_defaults_and_groups_is_stored_as_ever() -> None:
     contract = contract_of(feature(), feature("z"))
     assert contract.stored_fields == contract.fields

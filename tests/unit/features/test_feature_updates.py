@@ -13,6 +13,7 @@ import pytest
 from inference.errors import BadEntityId, BadInput, Conflict, ContractError
 from inference.features import Feature, FeatureContract, FeatureUpdate, FeatureWriter
 from inference.features.group_rows import stored_features
+from inference.features.updates import CLOCK_TOLERANCE_S
 from inference.redis.clients import Client
 from inference.redis.keys import TableKind
 from inference.schema import DType
@@ -176,8 +177,14 @@ def test_one_bad_update_refuses_all_of_them(
     assert room.stored("good") is None
 
 
-def test_an_event_time_a_moment_ahead_counts_as_now(room: Room) -> None:
-    assert room.put(at=NOW + 4, x=1) == (True, np.floor(NOW))
+@pytest.mark.parametrize("ahead_s", [0.0, 4.0, CLOCK_TOLERANCE_S])
+def test_an_event_time_a_moment_ahead_counts_as_now(room: Room, ahead_s: float) -> None:
+    assert room.put(at=NOW + ahead_s, x=1) == (True, np.floor(NOW))
+
+
+def test_an_event_time_of_more_than_a_moment_ahead_is_refused(room: Room) -> None:
+    with pytest.raises(BadInput, match="in the future"):
+        room.put(at=NOW + CLOCK_TOLERANCE_S + 0.001, x=1)
 
 
 def test_features_loaded_under_another_contract_are_not_mixed_with_new_ones(room: Room) -> None:
@@ -304,3 +311,11 @@ def test_a_value_out_of_the_contract_s_range_is_refused_and_a_stored_one_has_to_
     with pytest.raises(ContractError, match="give it too"):
         after.write([FeatureUpdate("a", {"y": 2})])
     assert after.write([FeatureUpdate("a", {"x": 5, "y": 2})])[0].applied
+
+
+def test_of_one_second_the_change_stands_and_not_the_load(grouped: Room) -> None:
+    grouped.writer.write([FeatureUpdate("a", {"age": 41}, NOW - 86_400)])  # of the very second of the load
+    grouped.writer.write([FeatureUpdate("a", {"city": "Bonn"}, NOW - 86_000)])
+    values, times = stored_features(grouped.features, GROUPS, "a")
+    assert (values["age"], values["city"]) == (41, "Bonn")
+    assert times["profile"] == np.floor(NOW - 86_000)

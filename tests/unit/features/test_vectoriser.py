@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from inference.errors import ContractError, SourceError
 from inference.features import EARLIEST_S, Feature, FeatureContract, FeatureRows, Vectoriser, event_times
+from inference.features.event_time import exact_instants
 from inference.schema import DType, Signature, TensorSpec
 
 OUTPUT = (TensorSpec("y", DType.FLOAT32),)
@@ -259,6 +260,22 @@ def test_table_request_and_store_give_the_same_bits(values: list[tuple[float, in
     bits = vectoriser.inputs(from_table.block)["x"].tobytes()
     assert vectoriser.inputs(from_request.block)["x"].tobytes() == bits
     assert vectoriser.inputs(from_store.block)["x"].tobytes() == bits
+
+
+def test_instants_of_every_unit_are_compared_alike() -> None:
+    exact = [exact_instants(pa.array([10**9 + 5, -3, None], pa.timestamp("s")))]
+    exact += [
+        exact_instants(pa.array([(10**9 + 5) * per_s, -3 * per_s, None], pa.timestamp(unit)))
+        for unit, per_s in (("ms", 10**3), ("us", 10**6), ("ns", 10**9))
+    ]
+    for one in exact:
+        assert one.tolist() == exact[0].tolist()
+    half = [
+        exact_instants(pa.array([per_s // 2], pa.timestamp(unit))).tolist()
+        for unit, per_s in (("ms", 10**3), ("ns", 10**9))
+    ]
+    assert half == [[[0, 500_000_000]]] * 2
+    assert exact_instants(pa.array([2], pa.date32())).tolist() == [[2 * 86_400, 0]]
 
 
 def test_event_times_are_epoch_seconds_whatever_the_unit_or_zone() -> None:
