@@ -247,6 +247,15 @@ def test_what_a_function_has_no_value_for_takes_the_default_or_is_rejected() -> 
     assert computed(path("holes"), x=[]).features_from_rows(instances, at=NOW).rejected.tolist() == [True, False, False]
 
 
+def test_a_number_of_a_function_that_the_feature_cannot_hold_rejects_its_row() -> None:
+    instances = [{"x": 0.0}, {"x": 1.0}, {"x": 1.0, "out": 7}, {"x": 2.0}]
+    rows = computed(path("large"), x=[], dtype="int8", default=3).features_from_rows(instances, at=NOW)
+    assert rows.block["out"][[0, 2, 3]].tolist() == [5, 7, 5]
+    assert [(one.feature, one.rows.tolist()) for one in rows.reasons] == [("out", [1])]
+    assert rows.reasons[0].reason == "out of range for int8 (group 'g')"
+    assert rows.imputed == {}
+
+
 @pytest.mark.parametrize("function", ["no_such_module_here:f", path("no_such_function"), path("not_a_function")])
 def test_a_function_that_is_not_there_is_named_with_its_group(function: str) -> None:
     with pytest.raises(ModelError, match="group 'g': ") as caught:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from inference.errors import BadEntityId, BadInput, Conflict, ContractError
-from inference.features import Feature, FeatureContract, FeatureUpdate, FeatureWriter
+from inference.features import EARLIEST_S, Feature, FeatureContract, FeatureUpdate, FeatureWriter
 from inference.features.group_rows import stored_features
 from inference.features.updates import CLOCK_TOLERANCE_S
 from inference.redis.clients import Client
@@ -180,6 +180,12 @@ def test_one_bad_update_refuses_all_of_them(
 @pytest.mark.parametrize("ahead_s", [0.0, 4.0, CLOCK_TOLERANCE_S])
 def test_an_event_time_a_moment_ahead_counts_as_now(room: Room, ahead_s: float) -> None:
     assert room.put(at=NOW + ahead_s, x=1) == (True, np.floor(NOW))
+
+
+def test_the_first_second_of_1970_is_the_earliest_event_time(room: Room) -> None:
+    assert room.put(at=EARLIEST_S, x=1) == (True, EARLIEST_S)
+    with pytest.raises(BadInput, match="before 1970"):
+        room.put(at=EARLIEST_S - 0.001, x=1)
 
 
 def test_an_event_time_of_more_than_a_moment_ahead_is_refused(room: Room) -> None:

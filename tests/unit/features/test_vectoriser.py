@@ -91,6 +91,16 @@ def test_numbers_that_the_feature_cannot_hold_reject_their_rows() -> None:
     assert rows.rejected.tolist() == [True, True, True, False]
 
 
+@pytest.mark.parametrize("default", [None, 7])
+def test_a_vector_with_a_gap_and_a_number_out_of_range_is_rejected_once_and_takes_no_default(
+    default: int | None,
+) -> None:
+    feature = Feature("v", DType.INT8, (2,), default=default)
+    rows = stacked(feature, dtype=DType.INT8).features_from_arrow(batch(v=[[1, 2], [None, 400]]))
+    assert reasons(rows) == [("v", [1])]
+    assert rows.imputed == {}
+
+
 def test_large_integers_with_nulls_keep_every_digit() -> None:
     big = 2**53 + 1
     rows = named(Feature("n", DType.INT64, default=0)).features_from_arrow(batch(n=pa.array([big, None], pa.int64())))
