@@ -325,3 +325,20 @@ def test_of_one_second_the_change_stands_and_not_the_load(grouped: Room) -> None
     values, times = stored_features(grouped.features, GROUPS, "a")
     assert (values["age"], values["city"]) == (41, "Bonn")
     assert times["profile"] == np.floor(NOW - 86_000)
+
+
+@pytest.mark.parametrize("lacks", ["age", "clicks"])
+def test_whichever_of_two_groups_is_not_whole_neither_is_stored(room: Room, lacks: str) -> None:
+    names = {"age": "profile", "height": "profile", "clicks": "session", "pages": "session"}
+    features = [{"name": name, "dtype": "float32", "group": group} for name, group in names.items()]
+    contract = FeatureContract.from_json({"features": features, "groups": {"profile": {}, "session": {}}})
+    writer = FeatureWriter(room.features, room.predictions, contract, keep_s=3600)
+    with pytest.raises(ContractError, match=f"give those without a default too: {lacks}"):
+        writer.write([FeatureUpdate("new", {name: 1 for name in names if name != lacks})])
+    assert stored_features(room.features, contract, "new") == ({}, {})
+
+
+def test_an_update_of_two_groups_is_as_of_the_older_of_what_stands_now(grouped: Room) -> None:
+    grouped.writer.write([FeatureUpdate("a", {"clicks": 5}, NOW - 10)])
+    [result] = grouped.writer.write([FeatureUpdate("a", {"clicks": 6, "age": 41}, NOW - 100)])
+    assert (result.applied, result.not_applied, result.as_of) == (False, ("session",), np.floor(NOW - 100))
