@@ -117,7 +117,7 @@ def test_runs_that_cost_what_they_spare_are_worth_it_and_dearer_ones_not(
     price: float, precomputes: bool, instances: int
 ) -> None:
     # one hour of computing a day, in the place of one of two instances at 5 an hour
-    inputs = replace(BRIEF, entities=3_600, throughput=1, batch_instance_price=price, redis_price=0, hit_rate=0.5)
+    inputs = replace(ARTICLE, entities=3_600, throughput=1, batch_instance_price=price, redis_price=0, hit_rate=0.5)
     told = estimate(replace(inputs, instance_price=5)).hybrid
     assert (told.precomputes, told.instances) == (precomputes, instances)
 
@@ -214,7 +214,7 @@ def test_a_share_that_swings_stops_at_the_end_of_its_range() -> None:
 
 
 def test_a_discount_that_swings_stops_short_of_all() -> None:
-    spot = next(each for each in sensitivity(replace(BRIEF, spot_discount=0.9)) if each.name == "spot_discount")
+    spot = next(each for each in sensitivity(replace(ARTICLE, spot_discount=0.9)) if each.name == "spot_discount")
     assert (spot.low, spot.high) == (pytest.approx(0.675), 0.999)
 
 
