@@ -169,7 +169,7 @@ def test_a_run_publishes_every_prediction_at_once_and_leaves_parquet_parts(world
 
 
 def test_a_run_on_spark_asks_for_one_driver_and_sends_no_chunks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("inference.batch.preparation.check_engine", lambda engine: None)
+    monkeypatch.setattr("inference.batch.plan.check_engine", lambda engine: None)
     run = world.request(engine="spark")
 
     for _ in range(3):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 
 import pytest
 
-from inference.batch.pipeline import ReadAhead, WriteBehind
+from inference.batch.scoring import WriteBehind, read_ahead
 from tests.support.waiting import LONG_S, wait_for
 
 
@@ -29,24 +30,24 @@ class Counted:
 
 def test_items_come_in_order_and_so_many_are_made_ahead_and_no_more() -> None:
     made = Counted()
-    with ReadAhead(made, ahead=2) as items:
+    with closing(read_ahead(made, ahead=2)) as items:
         assert next(items) == 1
-        wait_for(lambda: made.asked == 4, "two that wait, and one that has no room")
+        wait_for(lambda: made.asked == 3, "two that wait")
         assert [next(items) for _ in range(99)] == list(range(2, 101))
         assert next(items, None) is None
 
 
 def test_whoever_leaves_early_gets_nothing_more_of_what_waits() -> None:
     made = Counted()
-    with ReadAhead(made, ahead=1) as items:
+    with closing(read_ahead(made, ahead=1)) as items:
         assert next(items) == 1
-        wait_for(lambda: made.asked == 3, "one that waits, and one that has no room")
+        wait_for(lambda: made.asked == 2, "one that waits")
     assert list(items) == []
-    assert made.asked == 3
+    assert made.asked == 2
 
 
 def test_a_reader_that_fails_is_heard_after_what_it_read_before() -> None:
-    with ReadAhead(Counted(fails_at=3), ahead=5) as items:
+    with closing(read_ahead(Counted(fails_at=3), ahead=5)) as items:
         assert [next(items), next(items)] == [1, 2]
         with pytest.raises(OSError, match="cannot be read"):
             next(items)
@@ -104,22 +105,3 @@ def test_after_an_error_nothing_more_is_taken() -> None:
         put_all(WriteBehind(sink.write, behind=1), sink, endless)
     assert sink.given == [0]
     assert len(taken) < 1_000_000
-
-
-def test_an_error_of_the_callers_drops_what_waits_and_comes_through() -> None:
-    given: list[int] = []
-
-    def write(item: int) -> None:
-        given.append(item)
-        wait_for(lambda: writer._channel._ended, "the caller to leave")
-
-    writer = WriteBehind(write, behind=5)
-
-    def items() -> Iterator[int]:
-        yield from range(4)
-        wait_for(lambda: given, "the first write")
-        raise ValueError("the caller's")
-
-    with pytest.raises(ValueError, match="the caller's"):
-        put_all(writer, Sink(), items())
-    assert given == [0]

@@ -61,6 +61,6 @@ def test_what_became_of_a_chunk_is_told_with_its_attempt_and_its_time() -> None:
 def test_a_chunk_that_another_worker_finished_is_no_success_and_wakes_nobody() -> None:
     ledger, pokes, nothing = OneLedger(None), [], cast(Any, None)
     work = ChunkWorker(nothing, cast(Any, ledger), nothing, nothing, lambda: pokes.append(1), nothing)
-    with pytest.raises(StaleAttempt, match="chunk 4 of run r1 was finished by another worker"):
+    with pytest.raises(StaleAttempt, match="another worker finished chunk 4 of run r1"):
         work._finish(CLAIM, RESULT, 1.25)
     assert pokes == []
