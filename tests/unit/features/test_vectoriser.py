@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from inference.errors import ContractError, SourceError
 from inference.features import EARLIEST_S, Feature, FeatureContract, FeatureRows, Vectoriser, event_times
-from inference.features.event_time import exact_instants
+from inference.features.key_columns import exact_instants
 from inference.schema import DType, Signature, TensorSpec
 
 OUTPUT = (TensorSpec("y", DType.FLOAT32),)
