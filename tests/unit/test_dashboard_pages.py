@@ -69,12 +69,10 @@ def test_a_rollback_names_the_generation_that_the_page_showed(generation):
 
 
 def test_what_a_button_asked_for_is_done_before_the_maintenance_worker_is_woken():
-    from app.dashboard.server import act_on  # which imports Flower
-
     runs: Any = FakeRuns()
     broker = SimpleNamespace(hurry=lambda: runs.calls.append("woken"))
     deployment: Any = SimpleNamespace(runs=runs, broker=broker)
-    assert act_on(deployment, Action("cancel", run_id="r1")) == {"done": "cancel"}
+    assert Action("cancel", run_id="r1").do(deployment) == {"done": "cancel"}
     assert runs.calls == [("cancel", ("r1",), {}), "woken"]
 
 

@@ -342,9 +342,9 @@ def test_a_single_update_of_the_loads_own_second_is_used_and_an_older_one_is_not
     block = {"a": np.float32([1, 0]), "b": np.float32([2, 2])} | form.notes({}, times, 2)
     table.generations.write(manifest, pa.array(["e", "f"]), block, np.array([at, at]))
     table.generations.publish(manifest.number)
-    part = {"a": np.float32([5, 5])} | contract.part_form("p").notes({}, {}, 2)
+    part = {"a": np.float32([5, 5])} | contract.group_form("p").notes({}, {}, 2)
     table.part("p").overlay.upsert(
-        ["e", "f"], contract.part_form("p").fields, part, as_of=np.full(2, at + later_s), computed_at=NOW,
+        ["e", "f"], contract.group_form("p").fields, part, as_of=np.full(2, at + later_s), computed_at=NOW,
         model_version=0, origin=Origin.UPSERT, keep_s=60,
     )  # fmt: skip
     gathered = FeatureGatherer(table, vectoriser_of(contract)).gather(["e", "f"], now=NOW)

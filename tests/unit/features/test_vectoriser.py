@@ -229,7 +229,7 @@ def test_overrides_replace_a_feature_of_every_row() -> None:
 def test_an_override_of_nothing_takes_the_default_and_says_so_in_every_row() -> None:
     vectoriser = stacked(Feature("a", F32), Feature("b", F32, default=7.0))
     stored = {"a": np.array([1, 2], np.float32), "b": np.array([3, 4], np.float32)}
-    rows = vectoriser.features_from_block(stored, 2, overrides={"b": None})
+    rows = vectoriser.features_from_columns(vectoriser.stored_columns(stored, 2), 2, overrides={"b": None})
     assert vectoriser.inputs(rows.block)["x"].tolist() == [[1, 7], [2, 7]]
     assert rows.imputed_names() == [["b"], ["b"]]
 
