@@ -203,7 +203,7 @@ class FallbackChain:
             fits = answer.take(
                 rows, [reply.rows[answer.entity_ids[row]] or {} for row in rows], self._event_time_column
             )
-        except (SourceError, pa.ArrowException) as error:
+        except (SourceError, pa.ArrowException, OverflowError) as error:
             log.warning("fallback.invalid", fallback=source.name, error=str(error))
             fits = np.zeros(len(rows), np.bool_)
         answer.source[rows[fits]] = f"fallback:{source.name}"

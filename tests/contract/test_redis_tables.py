@@ -60,6 +60,18 @@ def test_no_row_outlives_its_deadline(redis_client: Client) -> None:
     assert 80 < redis_client.ttl(KEYS.overlay(b"a")) <= 90
 
 
+def test_a_part_is_opened_once_and_has_a_place_of_its_own(redis_client: Client) -> None:
+    table = make_table(redis_client)
+    upsert(table, "a", 1.0)
+    upsert(table.part("g"), "a", 2.0)
+    upsert(table.part("h"), "a", 3.0)
+    assert table.part("g") is table.part("g") is not table.part("h")
+    for one, value in ((table, 1.0), (table.part("g"), 2.0), (make_table(redis_client).part("h"), 3.0)):
+        [entry] = one.read(["a"])
+        assert entry is not None
+        assert entry.values == {"price": value}
+
+
 @pytest.mark.parametrize("share", [1.0, 0.25])
 def test_a_load_rests_between_its_pieces_as_the_models_write_share_says(
     redis_client: Client, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch, share: float

@@ -22,6 +22,7 @@ from inference.redis.clients import AsyncClient, Client
 from inference.redis.keys import Keys
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
+from tests.support.waiting import LONG_S
 
 pytestmark = pytest.mark.integration
 
@@ -293,6 +294,40 @@ async def test_ages_and_durations_add_up_within_a_flush_and_over_several(
     told = HitWindows(redis_client, KEYS, clock).statistics("delay", 60)
     assert (told.counts.outcomes[Outcome.HIT_BATCH], told.counts.total) == (10, 18)
     assert [one.total for one in (told.age, told.hit_latency, told.miss_latency, told.micro_batch)] == [10, 4, 2, 4]
+
+
+async def test_a_sum_keeps_the_fractions_that_each_flush_cannot_send(
+    recorder: HitRecorder, redis_client: Client, clock: Clock
+) -> None:
+    for _ in range(10):
+        recorder.record("delay", Outcome.HIT_BATCH, 3, age_s=0.25)  # three quarters of a second
+        await recorder.flush()
+    age = HitWindows(redis_client, KEYS, clock).statistics("delay", 60).age
+    assert (age.total, age.sum) == (30, 7.0)
+    recorder.record("delay", Outcome.HIT_BATCH, 2, age_s=0.25)
+    await recorder.flush()
+    assert HitWindows(redis_client, KEYS, clock).statistics("delay", 60).age.sum == 8.0
+
+
+async def test_a_flush_that_fails_is_told_and_does_not_end_the_others(recorder: HitRecorder) -> None:
+    third = asyncio.Event()
+    calls = 0
+
+    class Failing(HitRecorder):
+        async def flush(self) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == 3:
+                third.set()
+            if calls < 3:
+                raise ValueError("a defect")
+
+    running = asyncio.create_task(Failing(recorder._client, KEYS).run(every_s=0))
+    waiting = asyncio.create_task(third.wait())
+    await asyncio.wait({running, waiting}, timeout=LONG_S, return_when=asyncio.FIRST_COMPLETED)
+    assert third.is_set()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 def test_every_reading_tells_of_an_outage() -> None:

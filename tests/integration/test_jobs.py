@@ -297,6 +297,22 @@ async def test_room_is_counted_by_the_minute_for_an_hour(
     assert JOB_KEEP_S < redis_client.ttl(KEYS.job_room) <= JOB_KEEP_S + 60
 
 
+async def test_room_is_given_back_in_the_minute_that_it_was_counted_in(
+    redis_client: Client, redis_server: RedisServer
+) -> None:
+    now = [60.0 * 1000]
+    async with AsyncClient.from_url(redis_server.url()) as client:
+        room = JobQuota(client, KEYS.job_room, lambda: now[0])
+        minute = await room.take(60)
+        now[0] += 60
+        await room.take(40)
+        await room.give_back(50, minute)
+        await room.give_back(30)
+    assert {int(minute): int(taken) for minute, taken in redis_client.hgetall(KEYS.job_room).items()} == {
+        1000: 10, 1001: 10,
+    }  # fmt: skip
+
+
 async def test_an_outage_is_named_in_every_call() -> None:
     async with AsyncClient(port=free_port(), retry=None) as nowhere:
         queue = JobQueue(nowhere, KEYS, Jobs._enqueue, lambda: 0.0)  # type: ignore[arg-type]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from inference.errors import StoreUnavailable
 from inference.features import FeatureContract
 from inference.models import ModelRegistry, VersionRecord
 from inference.monitoring.counters import IDS_PER_FLUSH, MOST_ASKED, HitRecorder
+from inference.monitoring.presence import Presence, WorkerBeat
 from inference.monitoring.statistics import HitWindows
 from inference.redis.clients import AsyncClient, Client
 from inference.schema import DType, Signature, TensorSpec
@@ -54,6 +57,41 @@ def test_what_spark_scored_says_nothing_about_a_batch_worker(redis_client: Clien
     keep_runs(redis_client, "published")
     told = measure(redis_client, KEYS, "delay", own).figures["throughput"]
     assert (told.value, told.how) == (500, "median of 1 published runs, over 1 batch workers alive now")
+
+
+@pytest.mark.parametrize("more", [{"since": 1_700_000_000.0}, {"entities_asked": 3}])
+def test_a_run_of_some_rows_says_nothing_about_whole_ones(redis_client: Client, more: dict[str, Any]) -> None:
+    keep_runs(redis_client, "published", "failed", rows=20_000, **more)
+    own = ModelSettings(path=Path("m"))
+    alone = measure(redis_client, KEYS, "delay", own)
+    assert (alone.figures, alone.runs_published, alone.runs_failed, alone.run_s) == ({}, 0, 0, None)
+    keep_runs(redis_client, "published")
+    beside = measure(redis_client, KEYS, "delay", own)
+    assert (beside.figures["throughput"].value, beside.runs_published, beside.runs_failed) == (500, 1, 0)
+
+
+def test_what_a_run_did_is_shared_by_the_batch_workers_that_are_alive(redis_client: Client) -> None:
+    keep_runs(redis_client, "published")
+    presence = Presence(redis_client, KEYS)
+    worker = WorkerBeat(
+        name="gpu@host", process="gpu", queues=("batch",), host="host", pid=7, release=None, started_at=0.0,
+        ready=True, versions={},
+    )  # fmt: skip
+    for one in (worker, replace(worker, pid=8), replace(worker, pid=9, queues=("realtime",))):
+        presence.beat(one)
+    throughput = measure(redis_client, KEYS, "delay", ModelSettings(path=Path("m"))).figures["throughput"]
+    assert (throughput.value, throughput.how) == (250, "median of 1 published runs, over 2 batch workers alive now")
+
+
+@pytest.mark.parametrize(("seconds", "span_s"), [(1.0, 60.0), (59.0, 60.0), (61.0, 61.0)])
+async def test_requests_of_less_than_a_minute_count_as_those_of_one(
+    redis_client: Client, redis_server: RedisServer, seconds: float, span_s: float
+) -> None:
+    began = 600.0 * 2_500_000
+    await count_requests(redis_server, hits=120, misses=0, entities=0, clock=lambda: began)
+    now = began + seconds
+    figures, span = _requests(HitWindows(redis_client, KEYS, lambda: now), "delay", now)
+    assert (span, figures["rps"].value) == (span_s, pytest.approx(120 / span_s))
 
 
 def test_the_contract_of_the_version_that_answers_tells_that_it_is_told_the_time(redis_client: Client) -> None:

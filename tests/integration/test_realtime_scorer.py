@@ -114,8 +114,8 @@ class Worker:
         self.form = contract.stored_form
         sample = AnswerSample(self.settings, client, KEYS) if parity else None
         self.scorer = RealtimeScorer(
-            self.settings, cast("ModelHost", self.host), lambda _: self.predictions, lambda _: self.features,
-            lambda _: fallback, sample,
+            self.settings, cast("ModelHost", self.host), {"m": self.predictions}.__getitem__,
+            {"m": self.features}.__getitem__, {"m": fallback}.__getitem__, sample,
         )  # fmt: skip
 
     def load(self, values: Mapping[str, float], *, age_s: float = 60) -> float:

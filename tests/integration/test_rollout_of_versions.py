@@ -15,13 +15,13 @@ import pytest
 from inference.errors import BadInput, ModelError, ModelUnavailable
 from inference.models import ModelHost, ModelRegistry, Rollout, VersionRecord, inspect_versions
 from inference.models import host as host_module
-from inference.models.host import ACTIVE_MAX_AGE_S, RETRY_AFTER_S
+from inference.models.host import ACTIVE_MAX_AGE_S, RETRY_AFTER_S, RETRY_AFTER_TIMES
 from inference.models.registry import RELOAD_REMEMBERED_S
 from inference.models.rollout import UNLOAD_AFTER_S
 from inference.redis.clients import Client
 from inference.redis.keys import Keys, TableKind
 from inference.settings import Settings
-from inference.store import CANARY, STABLE, Labels, Table
+from inference.store import CANARY, STABLE, Labels, Pointer, Table
 from tests.support.models import write_features
 from tests.support.plain_onnx import write_times
 
@@ -235,6 +235,26 @@ def test_a_failed_load_rests_and_the_rest_ends(make_room: Callable[..., Room]) -
     assert room.host.load("m", 3).record.version == 3, "who asks for a load does not wait"
 
 
+def test_a_load_that_took_long_to_fail_rests_for_so_many_times_as_long(
+    make_room: Callable[..., Room], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = make_room()
+    room.put(2)
+    tries = []
+
+    def slow(model: str, path: Path, version: int, *_: Any, **__: Any) -> VersionRecord:
+        tries.append(version)
+        room.now += 10
+        return VersionRecord.refused(version, "too slow", inspected_at=1.0)
+
+    monkeypatch.setattr(host_module, "try_version", slow)
+    for wait_s, tried in ((0, 1), (RETRY_AFTER_TIMES * 10 - 0.001, 1), (0.001, 2)):
+        room.now += wait_s
+        with pytest.raises(ModelUnavailable, match="too slow"):
+            room.host.get("m", 2)
+        assert len(tries) == tried
+
+
 def test_requests_at_the_same_time_load_a_version_once(
     make_room: Callable[..., Room], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,6 +431,16 @@ def test_entities_are_shared_out_by_side_in_their_order(make_room: Callable[...,
         assert [(one.record.version, rows) for one, rows in room.host.share_out("m", ids, positions)] == [
             (version, positions)
         ]
+
+
+def test_a_canary_that_answers_all_has_no_side_of_its_own(make_room: Callable[..., Room]) -> None:
+    room = make_room()
+    room.put(2)
+    room.host.load("m", 2)
+    room.host.learn("m", Pointer(active_version=2, labels=Labels({CANARY: 2}, 0.5)))
+    ids = [f"e{n}" for n in range(40)]
+    sides = room.host.share_out("m", ids, range(40))
+    assert [(one.record.version, positions) for one, positions in sides] == [(2, list(range(40)))]
 
 
 # --- what workers tell each other ---

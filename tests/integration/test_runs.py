@@ -70,6 +70,7 @@ class World:
         self.tables: dict[str, Table] = {}
         self.table = self.tables["m"] = self.table_of(TableKind.PREDICTIONS, "m")
         self.queue: list[tuple[str, int]] = []
+        self.drivers: list[str] = []
         self.inspected = 0
 
     def configure(self, **batch: Any) -> None:
@@ -95,6 +96,7 @@ class World:
             self.table_of,
             self.send,
             lambda: None,
+            start_spark=lambda run_id: self.drivers.append(run_id),
             inspect=self.inspect,
         )
 
@@ -164,6 +166,20 @@ def test_a_run_publishes_every_prediction_at_once_and_leaves_parquet_parts(world
     assert success["created_at"] < success["finished_at"]
     assert sorted(pq.read_table(folder, schema=None).column("y").to_pylist()) == [2.0 * i for i in range(45)]
     assert world.inspected == 1
+
+
+def test_a_run_on_spark_asks_for_one_driver_and_sends_no_chunks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inference.batch.plan.check_engine", lambda engine: None)
+    run = world.request(engine="spark")
+
+    for _ in range(3):
+        world.runs.reconcile()
+
+    assert (world.drivers, world.queue) == ([run.run_id], [])
+    for number in range(world.runs.show(run.run_id).chunks_total or 0):
+        world.runs.score(run.run_id, number)
+    assert world.finish(run).state is RunState.PUBLISHED
+    assert world.drivers == [run.run_id]
 
 
 def test_a_chunk_that_is_delivered_twice_is_scored_once(world: World) -> None:
@@ -650,9 +666,10 @@ def test_a_slow_model_does_not_hold_up_another(world: World) -> None:
     world.settings.models["slow"] = world.settings.models["m"]
     started, go_on = threading.Event(), threading.Event()
 
-    def wait(*_: Any) -> bool:
+    def wait() -> list[Any]:
         started.set()
-        return go_on.wait(20)
+        go_on.wait(20)
+        return []
 
     slow = world.table_of(TableKind.PREDICTIONS, "slow")
     slow.generations.all = wait  # type: ignore[assignment,method-assign]

@@ -166,6 +166,7 @@ def test_a_defect_is_logged_for_each_request_and_its_traceback_once(logs: list[A
         it.predict_entities("m", ["e1"])
     told = [line for line in logs if line["event"] == "request.failed"]
     assert ["exc_info" in line for line in told] == [True, False, False]
+    assert {line["model"] for line in told} == {"m"}
 
 
 def test_tensors_too(logs: list[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.base import BaseEstimator
 
-from inference.errors import ModelError, SourceError
+from inference.errors import ModelError, ModelUnavailable, SourceError
 from inference.features import load_features
 from inference.models import ModelHost, ModelRegistry, Rollout, VersionRecord, inspect_versions
 from inference.models.loading import inspect_version_in_subprocess, table_of
@@ -344,3 +345,22 @@ def test_a_proof_that_comes_while_another_worker_loads_is_not_lost(room: Room, m
     monkeypatch.setattr(room.host, "sample_rows", lambda _: Away())
     assert room.host.load("m", 2, must_answer=True).record.is_proved
     assert room.remark(2) == ""
+
+
+def test_a_proof_of_other_files_proves_nothing(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    room.write_table(x=[1.0, 2.0])
+    room.put(1, OnlyPositive())
+    room.host.start()
+    room.put(2, OnlyPositive(2.0))
+    elsewhere = room.worker()
+
+    class Away:
+        def sample(self, _: Any) -> Any:
+            elsewhere.load("m", 2)
+            known = room.registry.versions("m")[2]
+            room.registry.put("m", replace(known, fingerprint="before it was replaced"))
+            raise SourceError("the table is away")
+
+    monkeypatch.setattr(room.host, "real_rows", lambda _: Away())
+    with pytest.raises(ModelUnavailable, match="version 2 of model 'm' waits"):
+        room.host.load("m", 2, must_answer=True)

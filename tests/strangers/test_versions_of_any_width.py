@@ -160,5 +160,12 @@ def test_a_browser_is_told_versions_that_it_would_round_as_text() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("number", [2**53 - 1, 1 - 2**53, 0, True, 0.5, 2.0**60])
+def test_a_browser_is_told_numbers_that_it_reads_exactly_as_they_are(number: float) -> None:
+    assert exact_in_browsers([{"x": (number,)}]) == [{"x": [number]}]
+    for wide in (2**53, -(2**53)):
+        assert exact_in_browsers(wide) == str(wide)
+
+
 def test_digits_of_other_scripts_are_no_versions(tmp_path: Path) -> None:
     assert set(find_versions(model_folder(tmp_path, "1", "٣", "²"))) == {1}

@@ -68,4 +68,9 @@ def holes(frame: pd.DataFrame, at: datetime) -> pd.DataFrame:
     return pd.DataFrame({"out": frame["x"].map({0.0: None, 1.0: 1000.0}).astype(float).where(frame["x"] < 2, 5.0)})
 
 
+def large(frame: pd.DataFrame, at: datetime) -> pd.DataFrame:
+    """A whole number that a byte cannot hold where x is 1."""
+    return pd.DataFrame({"out": np.where(frame["x"] == 1, 1000, 5)})
+
+
 not_a_function = 7

@@ -29,16 +29,19 @@ def publish_generation(client: Client, rows: int = ROWS) -> None:
     table.generations.publish(manifest.number)
 
 
-def keep_runs(client: Client, *states: str, rows: int = ROWS, engine: str = "celery") -> None:
-    """Leave runs behind that were planned after 2 s, and scored all rows in 4 s, two of four chunks twice."""
+def keep_runs(client: Client, *states: str, rows: int = ROWS, engine: str = "celery", **more: Any) -> None:
+    """Leave runs behind that were planned after 2 s, and scored all rows in 4 s, two of four chunks twice.
+
+    `more`: fields of their records. Runs with other such fields have names of their own.
+    """
     now = float(client.time()[0])
     for number, state in enumerate(states):
-        run_id, created = f"delay-{engine}-{number}", now - 1_000 + number
+        run_id, created = "-".join(["delay", engine, *more, str(number)]), now - 1_000 + number
         fields: dict[str, Any] = {
             "run_id": run_id, "model": "delay", "state": state, "trigger": "beat", "source": "t.parquet",
             "engine": engine,
             "created_at": created, "started_at": created + 2, "scored_at": created + 6, "finished_at": created + 7,
-            "rows_total": rows, "rows_done": rows, "chunks_total": 4, "chunks_done": 4, "attempts": 6,
+            "rows_total": rows, "rows_done": rows, "chunks_total": 4, "chunks_done": 4, "attempts": 6, **more,
         }  # fmt: skip
         client.hset(KEYS.run(run_id), mapping=fields)
         client.zadd(KEYS.runs("delay"), {run_id: created})

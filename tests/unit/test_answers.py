@@ -58,6 +58,15 @@ def test_the_pieces_of_an_answer_make_up_the_body_of_the_contract(
     ]
 
 
+@given(values, st.lists(texts, min_size=1))
+def test_the_features_that_defaults_stand_in_for_end_the_body(prediction: Any, names: list[str]) -> None:
+    def body(imputed: tuple[str, ...]) -> list[tuple[str, Any]]:
+        answer = Answer("e1", "m", 1, prediction, AnswerSource.REALTIME, Outcome.COMPUTED, 1.0, 2.0, imputed)
+        return list(orjson.loads(answer.to_json_text()).items())
+
+    assert body(tuple(names)) == [*body(()), ("imputed_features", names)]
+
+
 @pytest.mark.parametrize("outcome", Outcome)
 def test_each_outcome_says_whether_it_is_a_hit_stale_or_less_than_asked_for(outcome: Outcome) -> None:
     assert outcome.is_hit == outcome.value.startswith("hit_")

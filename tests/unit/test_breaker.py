@@ -180,3 +180,9 @@ def test_the_pause_starts_anew_after_an_answer() -> None:
     breaker.answered()
     watch.open()
     assert breaker.rest_s(0.1) == FIRST_PAUSE_S
+
+
+def test_a_first_sign_of_life_says_nothing_new_of_workers_that_do_not_answer() -> None:
+    breaker = Watch().open()
+    breaker.heard(True)
+    assert (breaker.is_open, breaker.rest_s(0.1)) == (True, FIRST_PAUSE_S)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import stat
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
 
-from app.dashboard.access import find_credentials
+from app.dashboard.access import Credentials, find_credentials
 from inference.errors import SettingsError
 from inference.settings import Settings, load_settings
 
@@ -73,3 +74,29 @@ def test_the_file_is_json_that_a_person_can_read(tmp_path):
     found = find_credentials(settings_in(tmp_path))
     assert found.file
     assert json.loads(found.file.read_text()) == {"username": "forecache", "password": found.password}
+
+
+def shown(text: str, scheme: str = "Basic ") -> str:
+    return scheme + b64encode(text.encode()).decode()
+
+
+@pytest.mark.parametrize(
+    ("authorization", "is_right"),
+    [
+        (shown("ops:open:sesame"), True),
+        (shown("ops:open:sesame", "bAsIc   ") + " ", True),
+        (shown("ops:open:sesame", "Bearer "), False),
+        (shown("ops:open:sesame", ""), False),
+        (shown("ops:open"), False),
+        (shown("ops:open:sesam"), False),
+        (shown("ops:open:sesame "), False),
+        (shown("Ops:open:sesame"), False),
+        (shown(":"), False),
+        ("Basic ops:open:sesame", False),
+        ("Basic", False),
+        ("", False),
+        ("Basic \xff\xfe", False),
+    ],
+)
+def test_only_the_whole_name_and_password_get_in_and_only_as_basic_auth(authorization, is_right):
+    assert Credentials("ops", "open:sesame").are_in(authorization) is is_right

@@ -78,7 +78,10 @@ class Figures:
         return SimpleNamespace(run_id=self.history[0].run_id if self.history else None)
 
     def _show(self, run_id: str) -> Run:
-        return next(run for run in self.history if run.run_id == run_id)
+        found = next((run for run in self.history if run.run_id == run_id), None)
+        if found is None:
+            raise NotFound(f"no run {run_id}")
+        return found
 
     def _queues(self) -> list[QueueState]:
         if self.broker_down:
@@ -239,6 +242,42 @@ def test_each_queue_and_each_model_gets_its_own_figures():
     ]  # fmt: skip
 
 
+def test_each_model_gets_its_own_generation_runs_and_counts():
+    own = {
+        "delay": Figures({300: {"hit_batch": 1}}, Pointer(7, 6, 3), [Run("d1", rows_done=54), Run("d0")]),
+        "price": Figures({300: {"computed": 2}}, Pointer(9, 8, 5), [Run("p1", rows_done=84)]),
+    }
+    deployment = Figures().data("price", "delay")
+    deployment.predictions = lambda model: own[model].data(model).predictions(model)
+    deployment.hits = SimpleNamespace(
+        statistics=lambda model, window_s: own[model].statistics(model, window_s),
+        series=lambda model, window_s: own[model]._series(model, window_s),
+    )
+    deployment.runs = SimpleNamespace(
+        show=lambda run_id: next(run for one in own.values() for run in one.history if run.run_id == run_id),
+        list=lambda model, limit: own[model].history[:limit],
+        details=lambda run_id: Run(f"details of {run_id}"),
+    )
+    deployment.measured = lambda model: Measured(model, {"rps": Figure(len(model), Basis.MEASURED, model)})
+    for model, generation, coverage, total, newest, runs in (
+        ("delay", 7, 0.5, 1, "d1", 2), ("price", 9, 0.8, 2, "p1", 1), ("", 7, 0.5, 1, "d1", 2),
+    ):  # fmt: skip
+        rates, listed = read_hit_rates(deployment, Choice(model)), read_runs(deployment, Choice(model))
+        assert rates["models"] == listed["models"] == ["delay", "price"]
+        for serving in (rates["model"]["serving"], listed["serving"]):
+            assert (serving["generation"], serving["coverage"]) == (generation, coverage)
+        assert (rates["model"]["windows"][0]["total"], rates["model"]["points"][0]["total"]) == (total, total)
+        assert (len(listed["runs"]), listed["details"]["run_id"]) == (runs, f"details of {newest}")
+        rps = {one["name"]: one for one in read_costs(deployment, Choice(model))["costs"]["inputs"]}["rps"]
+        assert rps["how"] == (model or "delay")
+
+
+@pytest.mark.parametrize("read", [read_hit_rates, read_runs, read_costs])
+def test_each_page_tells_when_it_was_read(read):
+    told = read(Figures().data("delay"), Choice(), clock=lambda: 1_700_000_000.0)
+    assert told["read_at"] == "2023-11-14T22:13:20.000Z"
+
+
 def test_rows_that_were_left_out_are_not_covered_and_a_run_without_rows_covers_nothing():
     pointer = Pointer(7)
 
@@ -257,3 +296,8 @@ def test_a_generation_whose_run_was_forgotten_and_a_run_that_goes_on_have_no_ins
     serving = hit_rates(going_on)["model"]["serving"]
     assert (serving["published_at"], serving["coverage_detail"]) == (None, None)
     assert hit_rates(Figures(history=[Run("r")]))["model"]["serving"]["published_at"] is None, "nothing serves"
+    forgotten = Figures(pointer=Pointer(7))
+    forgotten._manifest = lambda number: SimpleNamespace(run_id="gone")
+    assert hit_rates(forgotten)["model"]["serving"]["coverage"] is None
+    forgotten._manifest = lambda number: None
+    assert hit_rates(forgotten)["model"]["serving"]["coverage"] is None

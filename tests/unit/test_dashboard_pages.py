@@ -13,6 +13,7 @@ import pytest
 
 from app.dashboard import pages
 from app.dashboard.pages import Action, SharedReads
+from inference.batch import Trigger
 from inference.errors import BadInput, NotFound, StoreUnavailable
 
 
@@ -58,6 +59,21 @@ def test_each_button_does_what_it_says(body, method, given):
     [(called, positional, named)] = runs.calls
     assert (called, positional) == (method, given)
     assert named.get("generation") == body.get("generation")
+    assert named.get("trigger") == (Trigger.API if body["action"] == "start" else None)
+
+
+@pytest.mark.parametrize("generation", [None, "7", 7.0, True, [7]])
+def test_a_rollback_names_the_generation_that_the_page_showed(generation):
+    with pytest.raises(BadInput, match="the one to roll back from"):
+        Action.from_json({"action": "rollback", "model": "delay", "generation": generation})
+
+
+def test_what_a_button_asked_for_is_done_before_the_maintenance_worker_is_woken():
+    runs: Any = FakeRuns()
+    broker = SimpleNamespace(hurry=lambda: runs.calls.append("woken"))
+    deployment: Any = SimpleNamespace(runs=runs, broker=broker)
+    assert Action("cancel", run_id="r1").do(deployment) == {"done": "cancel"}
+    assert runs.calls == [("cancel", ("r1",), {}), "woken"]
 
 
 class Slow:

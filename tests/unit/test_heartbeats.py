@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import structlog
 
 from inference.errors import StoreUnavailable
 from inference.monitoring.presence import BEAT_EVERY_S, Roster, WorkerBeat, send_heartbeats, watch_workers
@@ -34,6 +36,25 @@ async def test_only_a_ready_worker_counts_and_an_outage_tells_nothing() -> None:
     with pytest.raises(asyncio.CancelledError):
         await watch_workers(look, told.append)
     assert told == [False, True, False]
+
+
+@virtual_time
+@pytest.mark.parametrize(
+    ("task", "event"), [(watch_workers, "attendance.failed"), (send_heartbeats, "heartbeat.failed")]
+)
+async def test_a_defect_is_told_once_by_its_event_and_the_next_goes_on(task: Any, event: str) -> None:
+    calls = 0
+
+    async def broken() -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise asyncio.CancelledError
+        raise ValueError("nobody foresaw it")
+
+    with structlog.testing.capture_logs() as logs, pytest.raises(asyncio.CancelledError):
+        await (task(broken, lambda present: None) if task is watch_workers else task(broken))
+    assert [line["event"] for line in logs] == [event]
 
 
 @virtual_time

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 
 import pytest
 
@@ -86,3 +87,15 @@ def test_each_quantity_reads_its_own_fields():
     fields = {scale.fields[1]: n + 1 for n, scale in enumerate((HIT_LATENCY, MISS_LATENCY, AGE, MICRO_BATCH))}
     told = Statistics.of(fields)
     assert [one.total for one in (told.hit_latency, told.miss_latency, told.age, told.micro_batch)] == [1, 2, 3, 4]
+
+
+def test_a_sum_counts_every_value_as_often_as_it_came_and_nothing_below_zero():
+    counts = defaultdict(int)
+    scale = Scale("t", 1.0, 2.0, 5, sum_unit=0.5)
+    scale.add(counts, 3.0, 4)
+    scale.add(counts, 1.5)
+    scale.add(counts, -20.0, 2)  # clocks differ
+    scale.add(counts, 0.0)
+    assert counts["t:sum"] == (4 * 3.0 + 1.5) / 0.5
+    told = scale.histogram(counts)
+    assert (told.counts, told.sum) == ((3, 1, 4, 0, 0), 13.5)

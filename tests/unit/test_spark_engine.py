@@ -21,7 +21,8 @@ def with_pyspark(monkeypatch: pytest.MonkeyPatch) -> None:
 def _java(folder: Path, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
     java = folder / "bin" / "java"
     java.parent.mkdir()
-    java.write_text(f"#!/bin/sh\necho '{says}' >&2\n")
+    # as Java does, it takes no other spelling of the option
+    java.write_text(f"#!/bin/sh\n[ \"$*\" = -version ] && echo '{says}' >&2\n")
     java.chmod(0o755)
     monkeypatch.setenv("JAVA_HOME", str(folder))
 

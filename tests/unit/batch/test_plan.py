@@ -59,6 +59,16 @@ def test_wide_rows_make_smaller_chunks() -> None:
     assert covered(chunks) == covered(plan_chunks([wide]))
 
 
+def test_a_chunk_is_filled_to_the_last_row_and_byte_and_no_further() -> None:
+    pieces = [RowSlice(Slice(0, group, 0, 4), 4, 100) for group in range(4)]
+
+    def rows(*, rows_per_chunk: int = 100, bytes_per_chunk: int = GIB) -> list[int]:
+        return [one.rows for one in gather(pieces, rows_per_chunk=rows_per_chunk, bytes_per_chunk=bytes_per_chunk)]
+
+    assert [rows(rows_per_chunk=most) for most in (7, 8, 11, 12)] == [[4] * 4, [8, 8], [8, 8], [12, 4]]
+    assert [rows(bytes_per_chunk=most) for most in (199, 200, 299, 300)] == [[4] * 4, [8, 8], [8, 8], [12, 4]]
+
+
 def test_a_row_larger_than_a_chunk_is_a_chunk_of_its_own() -> None:
     assert [chunk.rows for chunk in plan_chunks([file(3, bytes_per_row=5000)], bytes_per_chunk=1024)] == [1, 1, 1]
 

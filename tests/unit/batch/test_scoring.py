@@ -160,6 +160,13 @@ def test_rows_that_cannot_be_scored_are_counted_once_with_reason_and_example() -
     ]
 
 
+@pytest.mark.parametrize(("length", "shown"), [(59, 59), (60, 60), (61, 60)])
+def test_an_example_shows_sixty_characters_of_an_id(length: int, shown: int) -> None:
+    _, result = score(batch([None], ids=["e" * length]))
+
+    assert result.bad_rows[0].examples == ("e" * shown,)
+
+
 def test_a_default_stands_in_for_a_missing_feature() -> None:
     sink, result = score(batch([1, None]), model=Doubling(default=3.0))
 

@@ -95,6 +95,25 @@ def test_a_partition_may_be_the_event_time(tmp_path: Path, day: date, ids: list[
     assert [one for part in read_ids(source.files, slices, "id") for one in part.to_pylist()] == ids
 
 
+def test_files_and_row_groups_in_which_nothing_is_new_enough_are_not_read(tmp_path: Path) -> None:
+    for day in ("2025-12-31", "2026-01-02"):
+        (tmp_path / f"at={day}").mkdir()
+        pq.write_table(pa.table({"id": [day]}), tmp_path / f"at={day}" / "t.parquet")
+    source = open_source(str(tmp_path), keep_metadata=True)
+    pieces = list(cut_row_groups(source.files, rows_per_chunk=9, bytes_per_chunk=1 << 30))
+    (tmp_path / "at=2025-12-31" / "t.parquet").unlink()
+
+    def ids(since: datetime) -> list[str]:
+        selection = Selection(None, since.timestamp())
+        found = select_rows(source, iter(pieces), selection, entity_column="id", event_time_column="at")
+        slices = [piece.slice for piece in found.pieces]
+        return [one for part in read_ids(source.files, slices, "id") for one in part.to_pylist()]
+
+    assert ids(NOON) == ["2026-01-02"]
+    with pytest.raises(SourceError):
+        ids(NOON - timedelta(days=7))
+
+
 @pytest.mark.parametrize("rows_per_chunk", [1, 2, 100])
 def test_some_entities_are_found_wherever_they_are_and_the_others_counted(tmp_path: Path, rows_per_chunk: int) -> None:
     write(tmp_path / "t.parquet", ROWS)

@@ -51,6 +51,22 @@ def test_a_part_appears_only_when_its_chunk_is_whole(tmp_path: Path) -> None:
     assert table.schema.field("as_of").type == pa.timestamp("ms", "UTC")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "arrow"),
+    [(DType.INT64, "int64"), (DType.UINT8, "uint8"), (DType.BOOL, "bool"), (DType.FLOAT64, "double")],
+)
+def test_an_output_keeps_its_type_whatever_its_dimensions(tmp_path: Path, dtype: DType, arrow: str) -> None:
+    fields = [TensorSpec("one", dtype), TensorSpec("two", dtype, (2,))]
+    sink = ParquetSink(str(tmp_path), fields, chunk=0, token="t1")
+    block = {"one": np.ones(3, dtype.numpy), "two": np.ones((3, 2), dtype.numpy)}
+    sink.write(Window(pa.array(["a", "b", "c"]), block, np.full(3, 1000.5)))
+    sink.commit()
+
+    schema = pq.read_schema(tmp_path / "part-000000.parquet")
+    assert str(schema.field("one").type) == arrow
+    assert str(schema.field("two").type.value_type) == arrow
+
+
 def test_outputs_that_are_called_like_a_column_of_every_part_have_names_of_their_own(tmp_path: Path) -> None:
     names = ["entity_id", "as_of", "output_entity_id", "p"]
     sink = ParquetSink(str(tmp_path), [TensorSpec(name, DType.FLOAT32) for name in names], chunk=0, token="t1")

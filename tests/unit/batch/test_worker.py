@@ -1,4 +1,4 @@
-"""When a worker that finished a chunk has the reconciler look."""
+"""What a worker tells of a chunk that it finished, and when it has the reconciler look."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Any, cast
 
 import pytest
 
-from inference.batch.ledger import Progress
+from inference.batch.ledger import Claim, Progress
+from inference.batch.scoring import ChunkResult
 from inference.batch.worker import ChunkWorker
+from inference.errors import StaleAttempt
 
 
 def looks(max_in_flight: int, *, total: int = 100) -> list[int]:
@@ -26,3 +28,39 @@ def test_a_queue_that_runs_low_is_filled_again_without_waiting_for_the_timer(max
 
 def test_no_look_is_asked_for_while_nothing_is_left_to_send_until_the_last_chunk_is_done() -> None:
     assert looks(4, total=4) == [0]
+
+
+class OneLedger:
+    """Takes what became of a chunk; `progress` None: the chunk was another's in the end."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+        self.told: list[Any] = []
+
+    def finish(self, claim: Claim, result: Any, **counts: Any) -> Progress | None:
+        self.told.append((claim, result, counts))
+        return self.progress
+
+
+CLAIM = Claim("r1", chunk=4, token="t", attempt=3)
+RESULT = ChunkResult(rows=100, quarantined=7, non_finite=2)
+
+
+def test_what_became_of_a_chunk_is_told_with_its_attempt_and_its_time() -> None:
+    ledger, pokes, nothing = OneLedger(Progress(5, 9, 3, 6)), [], cast(Any, None)
+    work = ChunkWorker(nothing, cast(Any, ledger), nothing, nothing, lambda: pokes.append(1), nothing)
+    work._finish(CLAIM, RESULT, 1.25)
+    facts = {"rows": 100, "quarantined": 7, "non_finite": 2, "bad_rows": [], "attempt": 3, "took_s": 1.25}
+    assert ledger.told == [(CLAIM, facts, {"rows": 100, "quarantined": 9, "histogram": {}})]
+    assert pokes == []
+    ledger.progress = Progress(9, 9, 0, 9)
+    work._finish(CLAIM, RESULT, 1.25)
+    assert pokes == [1]
+
+
+def test_a_chunk_that_another_worker_finished_is_no_success_and_wakes_nobody() -> None:
+    ledger, pokes, nothing = OneLedger(None), [], cast(Any, None)
+    work = ChunkWorker(nothing, cast(Any, ledger), nothing, nothing, lambda: pokes.append(1), nothing)
+    with pytest.raises(StaleAttempt, match="another worker finished chunk 4 of run r1"):
+        work._finish(CLAIM, RESULT, 1.25)
+    assert pokes == []

@@ -245,6 +245,12 @@ def test_real_time_takes_the_schedule_out_and_nothing_else() -> None:
     assert data["models"]["delay"]["batch"] == {"rows_per_chunk": 1000}
 
 
+def test_real_time_leaves_a_file_without_runs_as_it_is() -> None:
+    told = advice(said={"fresh_features": 1, "latency_ms": 20, "immediate_feedback": 1, "high_value": 1})
+    for text in ('[models.delay]\npath = "m"\n', '[models.delay]\npath = "m"\n[models.delay.batch]\nttl = "9h"\n'):
+        assert with_advice(text, [told]) == text
+
+
 def test_a_model_that_is_set_elsewhere_is_named() -> None:
     with pytest.raises(SettingsError, match=r"no section \[models\.delay\]"):
         with_advice('[models.price]\npath = "p"\n', [advice()])

@@ -107,6 +107,19 @@ def test_where_runs_cost_more_than_they_spare_the_cheapest_hybrid_only_caches() 
     assert not told.hybrid.precomputes
     assert told.hybrid.daily == pytest.approx(240 + 0.000822, abs=1e-6)
     assert told.hybrid.everything > told.hybrid.daily
+    # what no run answers is no miss of an hour, but all there is
+    assert (told.hybrid.instances, told.realtime.instances) == (2, 2)
+    assert told.hybrid.per_1000_served == pytest.approx(told.hybrid.daily / 8_640)
+
+
+@pytest.mark.parametrize(("price", "precomputes", "instances"), [(120, True, 1), (120.001, False, 2)])
+def test_runs_that_cost_what_they_spare_are_worth_it_and_dearer_ones_not(
+    price: float, precomputes: bool, instances: int
+) -> None:
+    # one hour of computing a day, in the place of one of two instances at 5 an hour
+    inputs = replace(ARTICLE, entities=3_600, throughput=1, batch_instance_price=price, redis_price=0, hit_rate=0.5)
+    told = estimate(replace(inputs, instance_price=5)).hybrid
+    assert (told.precomputes, told.instances) == (precomputes, instances)
 
 
 @pytest.mark.parametrize(("generations", "replicas"), [(1, 1), (1, 2), (3, 1), (2, 3)])
@@ -198,6 +211,11 @@ def test_what_moves_the_total_most_comes_first() -> None:
 def test_a_share_that_swings_stops_at_the_end_of_its_range() -> None:
     hit = next(each for each in sensitivity(replace(ARTICLE, rps=1_000, peak_rps=1_000)) if each.name == "hit_rate")
     assert (hit.low, hit.high) == (pytest.approx(0.675), 1.0)
+
+
+def test_a_discount_that_swings_stops_short_of_all() -> None:
+    spot = next(each for each in sensitivity(replace(ARTICLE, spot_discount=0.9)) if each.name == "spot_discount")
+    assert (spot.low, spot.high) == (pytest.approx(0.675), 0.999)
 
 
 # --- bad input ---

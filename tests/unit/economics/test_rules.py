@@ -95,6 +95,13 @@ def test_a_rule_holds_or_not_and_says_nothing_without_its_facts(rule: Rule) -> N
     assert set(rule.facts) <= set(FACTS)
 
 
+@pytest.mark.parametrize("rule", [rule for rule in RULES if rule.unless is not None], ids=lambda rule: rule.name)
+def test_what_would_stand_against_a_rule_does_not_when_it_is_known_to_be_no(rule: Rule) -> None:
+    holding = facts_of(HELD[rule.name][0])
+    assert rule.unless is not None
+    assert [rule.judge({**holding, **facts_of({rule.unless: value})}) for value in (0, 1)] == [True, False]
+
+
 def test_a_model_that_uses_the_clock_is_not_precomputed() -> None:
     values = EXAMPLES["daily email recommendations"][1]
     judged = judge(facts_of({**values, "uses_clock": 1}))

@@ -104,6 +104,33 @@ def test_each_is_asked_for_what_those_before_it_did_not_know(room: Room) -> None
     assert room.counts == {"first:found": 1, "first:not_found": 2, "second:found": 1, "second:not_found": 1}
 
 
+def test_where_nothing_is_left_nobody_else_is_asked(room: Room) -> None:
+    room.add("first", FakeKnower({"a": {"x": 1}, "b": {"x": 2}}))
+    second = room.add("second", FakeKnower({"a": {"x": 9}}))
+    assert xs(room.gather("a", "b")) == [1, 2]
+    assert second.asked == []
+    assert room.counts == {"first:found": 2}
+
+
+def test_a_call_that_has_ended_makes_room_for_the_next(room: Room) -> None:
+    source = room.add("only", FakeKnower({f"e{n}": {"x": n} for n in range(5)}), pool=1)
+    for n in range(5):
+        assert xs(room.gather(f"e{n}")) == [n]
+    source.error = ValueError("no")
+    assert room.gather("other").doubtful.tolist() == [True]
+    assert source.asked == [["e0"], ["e1"], ["e2"], ["e3"], ["e4"], ["other"]]
+
+
+def test_the_time_of_values_that_do_not_fit_is_not_that_of_another_fallbacks_values(room: Room) -> None:
+    room.event_time_column = "at"
+    old = datetime.fromtimestamp(NOW - 500, UTC)
+    room.add("wrong", FakeKnower({"a": {"x": 1, "n": Decimal(2**63), "at": old}}))
+    room.add("right", FakeKnower({"a": {"x": 2, "n": 3}}))
+    gathered = room.gather("a")
+    assert (xs(gathered), gathered.groups["features"].source) == ([2], ["fallback:right"])
+    assert gathered.as_of.tolist() == [NOW]
+
+
 def test_one_that_fails_is_passed_over_and_what_is_not_found_then_is_in_doubt(room: Room) -> None:
     down = room.add("down", FakeKnower({"a": {"x": 1}}))
     down.error = ConnectionError("no route")
@@ -167,11 +194,22 @@ def test_an_integer_out_of_range_spoils_its_own_row_only(room: Room) -> None:
     assert gathered.known.tolist() == [False, True]
 
 
+def test_an_integer_that_no_column_can_hold_is_passed_over(room: Room) -> None:
+    room.add("wrong", FakeKnower({"a": {"x": 1, "n": 2**64}}))
+    room.add("right", FakeKnower({"a": {"x": 2, "n": 3}}))
+    gathered = room.gather("a")
+    assert (xs(gathered), gathered.groups["features"].source) == ([2], ["fallback:right"])
+    assert room.counts == {"wrong:invalid": 1, "right:found": 1}
+
+
 def test_values_are_as_old_as_they_say_and_of_now_without_a_word(room: Room) -> None:
     room.event_time_column = "at"
     at = datetime.fromtimestamp(NOW - 500, UTC)
-    room.add("one", FakeKnower({"a": {"x": 1, "at": at}, "b": {"x": 2, "at": None}}))
-    assert room.gather("a", "b").as_of.tolist() == [NOW - 500, NOW]
+    ahead = datetime.fromtimestamp(NOW + 500, UTC)
+    room.add("one", FakeKnower({"a": {"x": 1, "at": at}, "b": {"x": 2, "at": None}, "c": {"x": 3, "at": ahead}}))
+    gathered = room.gather("a", "b", "c")
+    assert gathered.as_of.tolist() == [NOW - 500, NOW, NOW]
+    assert gathered.groups["features"].as_of.tolist() == [NOW - 500, NOW, NOW]
 
 
 def test_a_missing_value_takes_the_default_or_is_an_error(room: Room) -> None:

@@ -247,6 +247,15 @@ def test_what_a_function_has_no_value_for_takes_the_default_or_is_rejected() -> 
     assert computed(path("holes"), x=[]).features_from_rows(instances, at=NOW).rejected.tolist() == [True, False, False]
 
 
+def test_a_number_of_a_function_that_the_feature_cannot_hold_rejects_its_row() -> None:
+    instances = [{"x": 0.0}, {"x": 1.0}, {"x": 1.0, "out": 7}, {"x": 2.0}]
+    rows = computed(path("large"), x=[], dtype="int8", default=3).features_from_rows(instances, at=NOW)
+    assert rows.block["out"][[0, 2, 3]].tolist() == [5, 7, 5]
+    assert [(one.feature, one.rows.tolist()) for one in rows.reasons] == [("out", [1])]
+    assert rows.reasons[0].reason == "out of range for int8 (group 'g')"
+    assert rows.imputed == {}
+
+
 @pytest.mark.parametrize("function", ["no_such_module_here:f", path("no_such_function"), path("not_a_function")])
 def test_a_function_that_is_not_there_is_named_with_its_group(function: str) -> None:
     with pytest.raises(ModelError, match="group 'g': ") as caught:
@@ -282,6 +291,16 @@ def test_a_row_remembers_which_of_its_values_were_missing() -> None:
     }  # fmt: skip
 
 
+def test_a_groups_time_is_kept_as_a_whole_second_within_32_bits() -> None:
+    form = contract_of(feature(group="p"), feature("b", group="q"), p={}, q={}).stored_form
+    times = np.array([-5.0, 0.5, 1.0, 7.9, 2**32 - 1, 2**32, 1e12, np.nan])
+    stored = form.notes({}, {"p": times, "q": times}, len(times))
+    told = form.times(stored, "p")
+    assert told is not None
+    nothing = np.nan
+    np.testing.assert_array_equal(told, [nothing, nothing, 1, 7, 2**32 - 1, 2**32 - 1, 2**32 - 1, nothing])
+
+
 def test_a_table_without_defaults_and_groups_is_stored_as_ever() -> None:
     contract = contract_of(feature(), feature("z"))
     assert contract.stored_fields == contract.fields
@@ -310,6 +329,47 @@ def test_the_newer_of_a_load_and_a_single_update_is_used_group_by_group(new_tabl
     assert gathered.as_of.tolist() == [NOW - 30, NOW - 10, NOW]
     assert gathered.known.tolist() == [True, True, False]
     assert gathered.rows.rejected.tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize(("later_s", "value"), [(-1, 1), (0, 5), (1, 5)])
+def test_a_single_update_of_the_loads_own_second_is_used_and_an_older_one_is_not(
+    new_table: NewTable, later_s: float, value: float
+) -> None:
+    contract = contract_of(feature("a", group="p"), feature("b", group="q", default=9), p={}, q={})
+    table, form, at = new_table(), contract.stored_form, NOW - 100
+    manifest = table.generations.begin(form.fields, rows_expected=2, model_version=0, contract_hash="", keep_s=60)
+    times = {"p": np.array([at, np.nan]), "q": np.array([at, at])}  # of `f` the load has only the other group
+    block = {"a": np.float32([1, 0]), "b": np.float32([2, 2])} | form.notes({}, times, 2)
+    table.generations.write(manifest, pa.array(["e", "f"]), block, np.array([at, at]))
+    table.generations.publish(manifest.number)
+    part = {"a": np.float32([5, 5])} | contract.group_form("p").notes({}, {}, 2)
+    table.part("p").overlay.upsert(
+        ["e", "f"], contract.group_form("p").fields, part, as_of=np.full(2, at + later_s), computed_at=NOW,
+        model_version=0, origin=Origin.UPSERT, keep_s=60,
+    )  # fmt: skip
+    gathered = FeatureGatherer(table, vectoriser_of(contract)).gather(["e", "f"], now=NOW)
+    assert gathered.rows.block["a"].tolist() == [value, 5]
+    assert gathered.groups["p"].as_of.tolist() == [max(at, at + later_s), at + later_s]
+
+
+def test_values_of_a_moment_ahead_are_as_of_now(new_table: NewTable) -> None:
+    contract = contract_of(feature())
+    table, form = new_table(), contract.stored_form
+    table.overlay.upsert(
+        ["e"], form.fields, {"x": np.float32([1])}, as_of=np.array([NOW + 4]), computed_at=NOW + 4, model_version=0,
+        origin=Origin.UPSERT, keep_s=60,
+    )  # fmt: skip
+    gathered = FeatureGatherer(table, vectoriser_of(contract)).gather(["e"], now=NOW)
+    assert (gathered.groups["features"].as_of.tolist(), gathered.as_of.tolist()) == ([NOW], [NOW])
+
+
+def test_where_nothing_is_stored_of_anybody_everybody_is_known(new_table: NewTable) -> None:
+    contract = contract_of(feature(group="r"), feature("h", group="g"), r={"source": "request"},
+                           g={"source": "function", "function": "hour_of_day"})  # fmt: skip
+    gatherer = FeatureGatherer(new_table(), vectoriser_of(contract))
+    told = gatherer.gather(["a", "b"], now=NOW, overrides={"x": 3})
+    assert (told.known.tolist(), told.rows.rejected.tolist()) == ([True, True], [False, False])
+    assert gatherer.gather(["a"], now=NOW).rows.rejected.tolist() == [True], "the request brings nothing along"
 
 
 # --- explanation ---
@@ -357,6 +417,10 @@ def test_an_entity_with_only_too_old_features_is_known_and_its_row_says_so(new_t
     ]  # fmt: skip
     assert gathered.groups["p"].source == [None, "table", "table", None]
     assert gathered.groups["p"].too_old().tolist() == [True, False, False, False]
+    assert [(one.reason, one.rows.tolist()) for one in gathered.rows.reasons] == [
+        ("outside the maximum age of group 'p', and the feature has no default", [0]),
+        ("missing, and the feature has no default (group 'p')", [3]),
+    ]
 
 
 def test_too_old_features_take_their_default_and_the_entity_stays_known(new_table: NewTable) -> None:

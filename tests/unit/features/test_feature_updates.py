@@ -11,8 +11,9 @@ import pyarrow as pa
 import pytest
 
 from inference.errors import BadEntityId, BadInput, Conflict, ContractError
-from inference.features import Feature, FeatureContract, FeatureUpdate, FeatureWriter
+from inference.features import EARLIEST_S, Feature, FeatureContract, FeatureUpdate, FeatureWriter
 from inference.features.group_rows import stored_features
+from inference.features.updates import CLOCK_TOLERANCE_S
 from inference.redis.clients import Client
 from inference.redis.keys import TableKind
 from inference.schema import DType
@@ -176,8 +177,20 @@ def test_one_bad_update_refuses_all_of_them(
     assert room.stored("good") is None
 
 
-def test_an_event_time_a_moment_ahead_counts_as_now(room: Room) -> None:
-    assert room.put(at=NOW + 4, x=1) == (True, np.floor(NOW))
+@pytest.mark.parametrize("ahead_s", [0.0, 4.0, CLOCK_TOLERANCE_S])
+def test_an_event_time_a_moment_ahead_counts_as_now(room: Room, ahead_s: float) -> None:
+    assert room.put(at=NOW + ahead_s, x=1) == (True, np.floor(NOW))
+
+
+def test_the_first_second_of_1970_is_the_earliest_event_time(room: Room) -> None:
+    assert room.put(at=EARLIEST_S, x=1) == (True, EARLIEST_S)
+    with pytest.raises(BadInput, match="before 1970"):
+        room.put(at=EARLIEST_S - 0.001, x=1)
+
+
+def test_an_event_time_of_more_than_a_moment_ahead_is_refused(room: Room) -> None:
+    with pytest.raises(BadInput, match="in the future"):
+        room.put(at=NOW + CLOCK_TOLERANCE_S + 0.001, x=1)
 
 
 def test_features_loaded_under_another_contract_are_not_mixed_with_new_ones(room: Room) -> None:
@@ -304,3 +317,28 @@ def test_a_value_out_of_the_contract_s_range_is_refused_and_a_stored_one_has_to_
     with pytest.raises(ContractError, match="give it too"):
         after.write([FeatureUpdate("a", {"y": 2})])
     assert after.write([FeatureUpdate("a", {"x": 5, "y": 2})])[0].applied
+
+
+def test_of_one_second_the_change_stands_and_not_the_load(grouped: Room) -> None:
+    grouped.writer.write([FeatureUpdate("a", {"age": 41}, NOW - 86_400)])  # of the very second of the load
+    grouped.writer.write([FeatureUpdate("a", {"city": "Bonn"}, NOW - 86_000)])
+    values, times = stored_features(grouped.features, GROUPS, "a")
+    assert (values["age"], values["city"]) == (41, "Bonn")
+    assert times["profile"] == np.floor(NOW - 86_000)
+
+
+@pytest.mark.parametrize("lacks", ["age", "clicks"])
+def test_whichever_of_two_groups_is_not_whole_neither_is_stored(room: Room, lacks: str) -> None:
+    names = {"age": "profile", "height": "profile", "clicks": "session", "pages": "session"}
+    features = [{"name": name, "dtype": "float32", "group": group} for name, group in names.items()]
+    contract = FeatureContract.from_json({"features": features, "groups": {"profile": {}, "session": {}}})
+    writer = FeatureWriter(room.features, room.predictions, contract, keep_s=3600)
+    with pytest.raises(ContractError, match=f"give those without a default too: {lacks}"):
+        writer.write([FeatureUpdate("new", {name: 1 for name in names if name != lacks})])
+    assert stored_features(room.features, contract, "new") == ({}, {})
+
+
+def test_an_update_of_two_groups_is_as_of_the_older_of_what_stands_now(grouped: Room) -> None:
+    grouped.writer.write([FeatureUpdate("a", {"clicks": 5}, NOW - 10)])
+    [result] = grouped.writer.write([FeatureUpdate("a", {"clicks": 6, "age": 41}, NOW - 100)])
+    assert (result.applied, result.not_applied, result.as_of) == (False, ("session",), np.floor(NOW - 100))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from inference.errors import ContractError, SourceError
 from inference.features import EARLIEST_S, Feature, FeatureContract, FeatureRows, Vectoriser, event_times
+from inference.features.key_columns import exact_instants
 from inference.schema import DType, Signature, TensorSpec
 
 OUTPUT = (TensorSpec("y", DType.FLOAT32),)
@@ -88,6 +89,16 @@ def test_numbers_that_the_feature_cannot_hold_reject_their_rows() -> None:
     vectoriser = stacked(Feature("a", F32), Feature("n", DType.INT8))
     rows = vectoriser.features_from_arrow(batch(a=[1e300, float("-inf"), 1.0, 2.0], n=[1, 2, 300, -128]))
     assert rows.rejected.tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize("default", [None, 7])
+def test_a_vector_with_a_gap_and_a_number_out_of_range_is_rejected_once_and_takes_no_default(
+    default: int | None,
+) -> None:
+    feature = Feature("v", DType.INT8, (2,), default=default)
+    rows = stacked(feature, dtype=DType.INT8).features_from_arrow(batch(v=[[1, 2], [None, 400]]))
+    assert reasons(rows) == [("v", [1])]
+    assert rows.imputed == {}
 
 
 def test_large_integers_with_nulls_keep_every_digit() -> None:
@@ -215,6 +226,25 @@ def test_overrides_replace_a_feature_of_every_row() -> None:
     assert stored["b"].tolist() == [3, 4]
 
 
+def test_an_override_of_nothing_takes_the_default_and_says_so_in_every_row() -> None:
+    vectoriser = stacked(Feature("a", F32), Feature("b", F32, default=7.0))
+    stored = {"a": np.array([1, 2], np.float32), "b": np.array([3, 4], np.float32)}
+    rows = vectoriser.features_from_columns(vectoriser.stored_columns(stored, 2), 2, overrides={"b": None})
+    assert vectoriser.inputs(rows.block)["x"].tolist() == [[1, 7], [2, 7]]
+    assert rows.imputed_names() == [["b"], ["b"]]
+
+
+@pytest.mark.parametrize("count", [1, 1023, 1024, 1025, 3000])
+@pytest.mark.parametrize("dtype", [F32, DType.FLOAT64])
+def test_few_rows_and_many_become_the_same_inputs(count: int, dtype: DType) -> None:
+    vectoriser = stacked(Feature("b", DType.INT64), Feature("a", F32), Feature("c", F32), dtype=dtype)
+    block = {name: np.arange(count) * factor for name, factor in (("a", 2), ("b", 3), ("c", 5))}
+    features = {name: values.astype(np.int64 if name == "b" else np.float32) for name, values in block.items()}
+    x = vectoriser.inputs(features)["x"]
+    assert (x.dtype, x.shape, x.flags.c_contiguous) == (dtype.numpy, (count, 3), True)
+    assert x.tolist() == np.stack([block["b"], block["a"], block["c"]], axis=1).tolist()
+
+
 @pytest.mark.parametrize(("overrides", "field"), [({"c": 1}, "c"), ({"b": "x"}, "b"), ({"b": None}, "b")])
 def test_an_override_that_does_not_fit_names_its_feature(overrides: dict[str, Any], field: str) -> None:
     with pytest.raises(ContractError) as caught:
@@ -240,6 +270,22 @@ def test_table_request_and_store_give_the_same_bits(values: list[tuple[float, in
     bits = vectoriser.inputs(from_table.block)["x"].tobytes()
     assert vectoriser.inputs(from_request.block)["x"].tobytes() == bits
     assert vectoriser.inputs(from_store.block)["x"].tobytes() == bits
+
+
+def test_instants_of_every_unit_are_compared_alike() -> None:
+    exact = [exact_instants(pa.array([10**9 + 5, -3, None], pa.timestamp("s")))]
+    exact += [
+        exact_instants(pa.array([(10**9 + 5) * per_s, -3 * per_s, None], pa.timestamp(unit)))
+        for unit, per_s in (("ms", 10**3), ("us", 10**6), ("ns", 10**9))
+    ]
+    for one in exact:
+        assert one.tolist() == exact[0].tolist()
+    half = [
+        exact_instants(pa.array([per_s // 2], pa.timestamp(unit))).tolist()
+        for unit, per_s in (("ms", 10**3), ("ns", 10**9))
+    ]
+    assert half == [[[0, 500_000_000]]] * 2
+    assert exact_instants(pa.array([2], pa.date32())).tolist() == [[2 * 86_400, 0]]
 
 
 def test_event_times_are_epoch_seconds_whatever_the_unit_or_zone() -> None:

@@ -144,6 +144,21 @@ def test_an_encoded_window_is_what_a_redis_client_would_send(
     assert sum(piece.replies for piece in pieces) == 2 * len(hit)
 
 
+@pytest.mark.parametrize("buckets", [4, 1 << 16, 1 << 20])
+def test_many_rows_of_a_bucket_are_sent_in_their_own_order(buckets: int) -> None:
+    numbers = [(n * 7919) % 4096 for n in range(4096)]  # each once, in no order
+    ids, rows = pa.array([f"user_{n}" for n in numbers]), pa.array([b"%d" % n for n in numbers], pa.large_binary())
+    [piece] = encode_window(ids, rows, bucket_prefix="k:", buckets=buckets, deadline=1, piece_bytes=1 << 30)
+    by_bucket: dict[int, list[bytes]] = {}
+    for n in numbers:
+        by_bucket.setdefault(bucket_of(f"user_{n}", buckets), []).extend((stored_id(f"user_{n}"), b"%d" % n))
+    expected = [
+        _resp(b"HSET", b"k:%d" % one, *by_bucket[one]) + _resp(b"EXPIREAT", b"k:%d" % one, b"1")
+        for one in sorted(by_bucket)
+    ]
+    assert bytes(piece.data) == b"".join(expected)
+
+
 def test_buckets_hold_64_ids_on_average() -> None:
     assert [bucket_count(rows) for rows in (0, 1, 64, 65, 1_000_000)] == [1, 1, 1, 2, 15_625]
 
