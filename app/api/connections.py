@@ -7,7 +7,7 @@ uvicorn's way. Parsing, pipelining and shutdown are uvicorn's.
 httptools limits neither a head nor the bytes that it parses in one call. So this module limits heads, trailers and the
 framing of chunks, parses a few requests at a time, and counts all bytes that wait for the parser or the application.
 
-No other module uses private parts of uvicorn. `tests/unit/test_uvicorn.py` fails if a release changes them.
+No other module uses private parts of uvicorn. `tests/unit/api/test_uvicorn.py` fails if a release changes them.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def shell(line: str, folder: Path) -> str:
 @pytest.mark.slow  # each line starts pytest, and the last ones a deployment
 def test_the_commands_that_run_some_tests_do(tmp_path: Path) -> None:
     # a whole folder takes long: one file of it, by the same options
-    lines = [line.replace("tests/unit ", "tests/unit/test_coalescer.py ") for line in commands("Tests")]
+    lines = [line.replace("tests/unit ", "tests/unit/serving/test_coalescer.py ") for line in commands("Tests")]
     *tests, logs = [shell(line, tmp_path) for line in lines if not line.startswith("make ")]
     assert len(tests) == 4
     assert all(" passed" in said for said in tests)

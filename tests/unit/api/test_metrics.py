@@ -29,7 +29,7 @@ from inference.settings import Settings
 from inference.store import Manifest, Pointer
 from tests.support.records import manifest_of, run_view
 
-RULES = Path(__file__).parents[2] / "docker" / "prometheus" / "alerts.yml"
+RULES = Path(__file__).parents[3] / "docker" / "prometheus" / "alerts.yml"
 GPU = GpuUse(0, "H100", 3 << 30, 80 << 30, 0.25)
 
 
