@@ -21,8 +21,8 @@ from inference.deployment import Deployment
 from inference.errors import StoreUnavailable
 from inference.monitoring.counters import HitRecorder
 from inference.monitoring.presence import (
+    API_GONE_AFTER_S,
     API_PROCESSES,
-    GONE_AFTER_S,
     Presence,
     WorkerBeat,
     send_heartbeats,
@@ -116,7 +116,7 @@ async def open_process(settings: Settings) -> AsyncIterator[ApiProcess]:
     clock = RedisClock()
     itself = _itself()
     with Deployment(settings, REQUEST, CeleryBroker) as deployment:
-        presence = Presence(deployment.cache, deployment.keys, gone_after_s=GONE_AFTER_S)
+        presence = Presence(deployment.cache, deployment.keys, gone_after_s=API_GONE_AFTER_S)
         async with deployment.async_cache() as client, open_dispatcher(settings) as dispatcher:
             recorder = HitRecorder(client, deployment.keys)
             readers = {name: deployment.reader(client, TableKind.PREDICTIONS, name) for name in settings.models}

@@ -155,7 +155,7 @@ log = get_logger(__name__)
 #: that it is ready is used at once
 LOOK_EVERY_S, LOOK_WHILE_ABSENT_EVERY_S = 1.0, 0.1
 #: seconds between two beats of an API process, and after how long a silence it counts as gone
-BEAT_EVERY_S, GONE_AFTER_S = 2.0, 10
+API_BEAT_EVERY_S, API_GONE_AFTER_S = 2.0, 10
 
 
 async def watch_workers(
@@ -176,7 +176,7 @@ async def watch_workers(
         await asyncio.sleep(every_s if present else min(every_s, LOOK_WHILE_ABSENT_EVERY_S))
 
 
-async def send_heartbeats(beat: Callable[[], Awaitable[None]], *, every_s: float = BEAT_EVERY_S) -> None:
+async def send_heartbeats(beat: Callable[[], Awaitable[None]], *, every_s: float = API_BEAT_EVERY_S) -> None:
     """Call `beat` again and again until cancelled; one that an outage swallows is made good by the next."""
     failures = Failures(__name__, "heartbeat")
     while True:

@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from inference.errors import StoreUnavailable
-from inference.monitoring.presence import BEAT_EVERY_S, Roster, WorkerBeat, send_heartbeats, watch_workers
+from inference.monitoring.presence import API_BEAT_EVERY_S, Roster, WorkerBeat, send_heartbeats, watch_workers
 from tests.support.virtual_time import virtual_time
 
 READY = WorkerBeat(
@@ -70,4 +70,4 @@ async def test_an_api_process_goes_on_beating_through_an_outage() -> None:
 
     with pytest.raises(asyncio.CancelledError):
         await send_heartbeats(beat)
-    assert [round(at - beats[0], 6) for at in beats] == [0, BEAT_EVERY_S, 2 * BEAT_EVERY_S]
+    assert [round(at - beats[0], 6) for at in beats] == [0, API_BEAT_EVERY_S, 2 * API_BEAT_EVERY_S]
