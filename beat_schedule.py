@@ -1,8 +1,7 @@
-"""What celery beat sends, and when: one entry for each model that has a schedule.
+"""Defines what celery beat sends, and when: runs and parity checks of the models that have them.
 
-Beat keeps no state file. When it starts, it sends the latest slot of every schedule once more; a slot that
-already had its run is dropped by the receiver, so none is lost while beat was away and none runs twice, not
-even with two beats.
+Beat keeps no state file. When it starts, it sends the latest slot of every schedule again. The receiver drops a slot
+that already had its run. So a slot is not lost while beat is away, and none runs twice, even with two beats.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ MESSAGE_EXPIRES_S = 3600.0
 
 
 class SlotSchedule(BaseSchedule):  # type: ignore[misc]  # celery has no types
-    """Due at each slot of a cron line, read in a time zone, or of a duration."""
+    """Is due at each slot of a cron line (in a time zone) or of a duration."""
 
     def __init__(self, schedule: str, timezone: str, *, nowfun: Callable[[], datetime] | None = None) -> None:
         super().__init__(nowfun=nowfun)
@@ -59,20 +58,20 @@ class SlotSchedule(BaseSchedule):  # type: ignore[misc]  # celery has no types
 
 
 class PatientScheduler(Scheduler):  # type: ignore[misc]  # celery has no types
-    """Sends what is due; what the broker does not take, it sends again until the broker takes it."""
+    """Sends due entries. Repeats an entry until the broker accepts it."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._refused: dict[str, ScheduleEntry] = {}
         super().__init__(*arguments, **options)
 
     def tick(self, *arguments: Any, **options: Any) -> float:
-        """Send what was refused, then what is due; returns the seconds until the next look."""
+        """Send refused entries, then due ones; return the seconds until the next look."""
         for entry in list(self._refused.values()):
             self.apply_entry(entry, producer=self.producer)
         return float(super().tick(*arguments, **options))
 
     def apply_entry(self, entry: ScheduleEntry, producer: Any = None) -> None:
-        """Send an entry, or keep it for the next look. An outage is told once."""
+        """Send an entry, or keep it for the next look. Logs an outage once."""
         try:
             self.apply_async(entry, producer=producer, advance=False)
         except Exception as error:  # noqa: BLE001 - each kind of broker has errors of its own
@@ -85,7 +84,7 @@ class PatientScheduler(Scheduler):  # type: ignore[misc]  # celery has no types
 
 
 def beat_entries(settings: Settings) -> dict[str, dict[str, Any]]:
-    """Return beat's entries: runs of the models with a schedule, checks of those whose parity is checked."""
+    """Return beat's entries: the runs of models with a schedule, and the parity checks of models with a check."""
     return _runs(settings) | _parity_checks(settings)
 
 
@@ -95,7 +94,7 @@ def _parity_checks(settings: Settings) -> dict[str, dict[str, Any]]:
             "task": "forecache.check_parity",
             "kwargs": {"model": name},
             "schedule": timedelta(seconds=model.parity.every),
-            # the next one does as well
+            # the next check is as good
             "options": {"expires": model.parity.every, "ignore_result": True, **CONFIRMED},
         }
         for name, model in settings.models.items()
@@ -123,10 +122,10 @@ def make_beat(settings: Settings) -> Any:
     return make_sending_app(
         settings,
         beat_schedule=beat_entries(settings),
-        # else it sends a task of Celery's that cleans up results, which expire by themselves
+        # otherwise beat sends a task of Celery's that removes results, which expire by themselves
         result_expires=None,
         beat_scheduler=PatientScheduler,
-        # wakes often, so a clock that was set forward or a laptop that slept is noticed soon
+        # wakes often, to notice soon that the clock was set forward or that a laptop slept
         beat_max_loop_interval=5,
     )
 

@@ -1,1 +1,1 @@
-"""Nouns and rules of Forecache: settings, stores, features, models, runs, serving. No Celery, no web."""
+"""The core of Forecache: settings, stores, features, models, runs, serving. Imports no Celery and no web framework."""

@@ -1,4 +1,4 @@
-"""Time: instants are aware UTC datetimes outside and float epoch seconds inside stores and messages."""
+"""Converts instants: aware UTC datetimes outside, epoch seconds (float) in stores and messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Clock = Callable[[], float]
 
 system_clock: Clock = time.time
 
-#: the first second and the last that Python's dates have
+#: the first and the last second of Python's dates
 _YEAR_1, _YEAR_9999 = -62_135_596_800, 253_402_300_799
 
 
@@ -24,7 +24,7 @@ def to_datetime(epoch_s: float) -> datetime:
 
 def to_iso(epoch_s: float) -> str:
     """Return the instant in UTC to the millisecond, such as `2026-01-31T03:00:00.000Z`, in a year from 1 to 9999."""
-    # Python has no date outside of these: whoever asks for a text is to get one
+    # clamped, so that every instant has a text: Python has no dates outside these years
     milliseconds = math.floor(min(max(epoch_s, _YEAR_1), _YEAR_9999) * 1000)
     return f"{_whole_second(milliseconds // 1000)}.{milliseconds % 1000:03d}Z"
 

@@ -1,4 +1,4 @@
-"""Builds everything that works on a deployment, from its settings: the one place for every process."""
+"""Builds all parts of a deployment from its settings, for every process."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from inference.store import AsyncTableReader, Table
 
 
 class Broker(Protocol):
-    """The way to the workers. Methods raise BrokerUnavailable when the broker does not take or tell what they ask."""
+    """Sends work to the workers. Methods raise BrokerUnavailable if the broker refuses or does not answer."""
 
     def send_chunks(self, run_id: str, numbers: Sequence[int]) -> None:
         """Put chunks of a run on the batch queue; if the broker takes only some, the reconciler sends the rest."""
 
     def start_spark(self, run_id: str) -> None:
-        """Have a Spark driver started for a run, if none lives; the reconciler asks again until one does."""
+        """Start a Spark driver for a run unless one is alive; the reconciler asks again until one is."""
 
     def poke(self) -> None:
         """Ask the maintenance worker to look at the runs now; by itself it looks every few seconds."""
 
     def hurry(self) -> None:
-        """Do what `poke` does; an error is logged once and not raised."""
+        """Call `poke`, but log an error once instead of raising it."""
 
     def queue_states(self) -> Sequence[QueueState]:
         """Return the state of each queue, at most a second old."""
@@ -57,14 +57,14 @@ def no_broker(_: Settings) -> Broker:
     Raises:
         BrokerUnavailable: always.
     """
-    raise BrokerUnavailable("this process has no way to the broker")
+    raise BrokerUnavailable("this process has no broker")
 
 
 T = TypeVar("T")
 
 
 class BuiltOnce(Generic[T]):
-    """A part of a deployment that is built once, even when several threads ask for it at the same moment."""
+    """Builds a part of a deployment once, even if several threads ask for it at the same time."""
 
     def __init__(self, build: Callable[[Any], T]) -> None:
         self.__doc__ = build.__doc__
@@ -74,20 +74,20 @@ class BuiltOnce(Generic[T]):
         self._name = name
 
     def __get__(self, deployment: Deployment, owner: type) -> T:
-        """Build the part and keep it as an attribute, which is found without this from then on."""
+        """Build the part and store it as an attribute, which later reads find directly."""
         with deployment.building:
-            parts = vars(deployment)
-            if self._name not in parts:
-                parts[self._name] = self._build(deployment)
-            part: T = parts[self._name]
+            attributes = vars(deployment)
+            if self._name not in attributes:
+                attributes[self._name] = self._build(deployment)
+            part: T = attributes[self._name]
             return part
 
 
 class Deployment:
-    """What works on one deployment in one process. Each part is built when it is first asked for, and once.
+    """Holds the parts of one deployment in one process. Builds each part once, on first use.
 
-    Nothing connects before it is used; leaving the context closes all connections. `patience`: of the client of the
-    cache Redis. `open_broker`: called for the first part that sends messages.
+    Nothing connects before it is used; leaving the context closes all connections. `patience`: how long the client
+    of the cache Redis waits. `open_broker`: opens the broker, for the first part that sends messages.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Deployment:
 
     @BuiltOnce
     def broker(self) -> Broker:
-        """The way to the workers."""
+        """Sends work to the workers."""
         broker = self._open_broker(self.settings)
         self._opened.callback(broker.close)
         return broker
@@ -143,7 +143,7 @@ class Deployment:
         return AsyncTableReader(client, self.keys.table(kind, model))
 
     def feature_writer(self, model: str, contract: FeatureContract) -> FeatureWriter:
-        """Return what changes single entities' features of a model. It never waits between writes, as runs do."""
+        """Return a writer of single entities' features. Unlike a run, it never pauses between writes."""
         tables = {kind: Table(self.cache, self.keys.table(kind, model), kind=kind, model=model) for kind in TableKind}
         keep_s = self.settings.models[model].batch.keep
         return FeatureWriter(tables[TableKind.FEATURES], tables[TableKind.PREDICTIONS], contract, keep_s=keep_s)
@@ -155,7 +155,7 @@ class Deployment:
 
     @BuiltOnce
     def host(self) -> ModelHost:
-        """Loaded models; only workers may ask for it."""
+        """Loaded models, for workers only."""
         return ModelHost(self.settings, self.registry)
 
     @BuiltOnce
@@ -184,18 +184,18 @@ class Deployment:
 
     @BuiltOnce
     def scorer(self) -> RealtimeScorer:
-        """Computes predictions on demand; only workers may ask for it."""
+        """Computes predictions on demand, for workers only."""
         sample = AnswerSample(self.settings, self.cache, self.keys)
         return RealtimeScorer(self.settings, self.host, self.predictions, self.features, self.fallback, sample)
 
     @BuiltOnce
     def tensor_scorer(self) -> TensorScorer:
-        """Computes a model's own tensors; only workers may ask for it."""
+        """Computes a model's own tensors, for workers only."""
         return TensorScorer(self.settings, self.host, self.scorer.in_time)
 
     @BuiltOnce
     def parity(self) -> Parity:
-        """Computes samples of answers again; only workers may ask for it."""
+        """Computes samples of answers again, for workers only."""
         return Parity(self.settings, self.cache, self.keys, lambda: self.host, self.table, self.fallback)
 
     @BuiltOnce
@@ -204,7 +204,7 @@ class Deployment:
         return HitWindows(self.cache, self.keys)
 
     def measured(self, model: str) -> Measured:
-        """Return what was measured of a model to reckon its costs with.
+        """Return a model's measurements for the estimate of its costs.
 
         Raises:
             UnknownModel: it is not configured.
@@ -215,16 +215,16 @@ class Deployment:
 
     @BuiltOnce
     def minute_counts(self) -> MinuteCounts:
-        """Counts by the minute what workers tell."""
+        """Counts workers' results by the minute."""
         return MinuteCounts(self.cache, self.keys)
 
     @BuiltOnce
     def presence(self) -> Presence:
-        """Who serves each queue."""
+        """Tells which workers serve each queue."""
         return Presence(self.cache, self.keys)
 
     def _fallback(self, model: str) -> FallbackChain | None:
-        """Return what is asked for the features that a model's table lacks, counted by the minute."""
+        """Return a model's chain of fallbacks for features that its table lacks, or None. Counts their answers."""
         count = partial(self.minute_counts.add, model, FALLBACKS)
         chain = open_fallback(self.settings.models[model], self.settings.root, count)
         if chain is not None:

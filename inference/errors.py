@@ -1,6 +1,6 @@
-"""The one error tree. Every class has a `code` that travels over HTTP and through task results.
+"""Defines all errors of Forecache. Every class has a `code` that travels over HTTP and in task results.
 
-A message is one line for a person: it names the thing that is wrong and, where there is one, the fix.
+A message is one line for a person: it names the problem and, if there is one, the fix.
 """
 
 from __future__ import annotations
@@ -10,46 +10,46 @@ from typing import Any, ClassVar
 
 from inference.redaction import without_secrets
 
-#: characters of what a client sent that an error repeats
+#: how many characters of a client's text an error repeats
 LONGEST_QUOTE = 64
-#: characters of a message, and of the name of what is at fault, that leave a process
+#: how many characters of an error's message and of its field leave a process
 LONGEST_MESSAGE = 2000
 LONGEST_FIELD = 200
 
 
 class ForecacheError(Exception):
-    """Base of everything that Forecache raises on purpose.
+    """Base class of all errors that Forecache raises on purpose.
 
-    `field` names the request field, setting, column or feature at fault; None where there is no single one.
-    `retry_after_s`: after how many seconds another try is worth it; None when nobody knows, or it never is.
+    `field` names the request field, setting, column or feature at fault; None if there is no single one.
+    `retry_after_s`: seconds after which a retry may succeed; None if unknown or never.
     """
 
     code: ClassVar[str] = "error"
 
     def __init__(self, message: str, *, field: str | None = None, retry_after_s: float | None = None) -> None:
-        # a driver's words, which many a message quotes, may hold the password that it was given
+        # many messages quote a driver, whose text may contain its password
         self.message = without_secrets(_shortened(_in_print(message)))
         super().__init__(self.message)
         self.field = field
         self.retry_after_s = retry_after_s
 
     def to_json(self) -> dict[str, str | None]:
-        """Return what `reported_error` rebuilds the error from: plain JSON, as task results and jobs hold it.
+        """Return the error as plain JSON for task results and jobs; `reported_error` reads it.
 
-        A long name is cut, since a result holds one for each of its rows.
+        Cuts a long field name, since a result may repeat it in every row.
         """
         field = None if self.field is None else cut(self.field, LONGEST_FIELD)
         return {"code": self.code, "message": self.message, "field": field}
 
 
 class BadInput(ForecacheError):
-    """Raised when what the user handed over cannot be accepted as it is."""
+    """Raised when the user's input is not acceptable as it is."""
 
     code = "bad-input"
 
 
 class UnsupportedMedia(BadInput):
-    """Raised when a request's body has a type or is packed in a way that is not read."""
+    """Raised when a request's body has an unsupported type or encoding."""
 
     code = "unsupported-media-type"
 
@@ -73,13 +73,13 @@ class SourceError(BadInput):
 
 
 class ContractError(BadInput):
-    """Raised when a feature contract and a model's signature, or a value and the contract, disagree."""
+    """Raised when a feature contract does not fit the model's signature, or a value does not fit the contract."""
 
     code = "bad-features"
 
 
 class ModelError(BadInput):
-    """Raised when a model folder is missing, empty, corrupt, or of a form that cannot be served."""
+    """Raised when a model folder is missing, empty, corrupt, or in an unsupported format."""
 
     code = "bad-model"
 
@@ -97,37 +97,37 @@ class UnknownEntity(ForecacheError):
 
 
 class Unauthorized(ForecacheError):
-    """Raised when a request shows no key that is known."""
+    """Raised when a request carries no known API key."""
 
     code = "unauthorized"
 
 
 class Forbidden(ForecacheError):
-    """Raised when a request may not do that: its key lacks the scope, or a page of another site sent it."""
+    """Raised when a request is not allowed: its key lacks the scope, or a page of another site sent it."""
 
     code = "forbidden"
 
 
 class NotFound(ForecacheError):
-    """Raised when a run, a job or a generation of that name does not exist (any more)."""
+    """Raised when a run, job or generation of that name does not exist (any more)."""
 
     code = "not-found"
 
 
 class Conflict(ForecacheError):
-    """Raised when the request is sound but the present state forbids it: a second run, a finished run."""
+    """Raised when the current state forbids a valid request, such as a second run at the same time."""
 
     code = "conflict"
 
 
 class StaleAttempt(ForecacheError):
-    """Raised inside a worker when its claim on a chunk was lost: the work is dropped, not an error to report."""
+    """Raised in a worker that lost its claim on a chunk. The worker drops the work; nobody reports an error."""
 
     code = "stale-attempt"
 
 
 class Unavailable(ForecacheError):
-    """Raised when a part that the answer needs did not answer: never the same as a miss."""
+    """Raised when a needed part of the system did not answer. An outage never looks like a miss."""
 
     code = "unavailable"
 
@@ -139,31 +139,31 @@ class StoreUnavailable(Unavailable):
 
 
 class StoreFull(StoreUnavailable):
-    """Raised when the cache Redis refused a write because its memory is used up; reads still work."""
+    """Raised when the cache Redis refused a write because its memory is full; reads still work."""
 
     code = "store-full"
 
 
 class UnknownFormat(StoreUnavailable):
-    """Raised when what is stored was written by a release of Forecache whose form of data is not known here."""
+    """Raised when another release wrote stored data in a format that this release does not know."""
 
     code = "unknown-format"
 
 
 class Unreadable(UnknownFormat):
-    """Raised when what is stored is none of our data: somebody else has written it, or it is damaged."""
+    """Raised when stored data is not ours or is damaged."""
 
     code = "unreadable"
 
 
 class FeaturesUnavailable(Unavailable):
-    """Raised when a fallback that may know an entity's features did not answer, and nobody else knew them."""
+    """Raised when a fallback did not answer and no other source knew the entity's features."""
 
     code = "features-unavailable"
 
 
 class BrokerUnavailable(Unavailable):
-    """Raised when a task could not be handed to the broker."""
+    """Raised when the broker did not accept a task or did not answer."""
 
     code = "broker-unavailable"
 
@@ -175,55 +175,55 @@ class ModelUnavailable(Unavailable):
 
 
 class DeadlineExceeded(Unavailable):
-    """Raised when an answer was not there by its deadline."""
+    """Raised when an answer did not arrive by its deadline."""
 
     code = "deadline-exceeded"
 
 
 class WorkersUnavailable(Unavailable):
-    """Raised when a model's workers have answered nothing for a while, so that they are not asked."""
+    """Raised when a model's workers have not answered for a while, so no request is sent to them."""
 
     code = "workers-unavailable"
 
 
 class Overloaded(Unavailable):
-    """Raised when so much waits already that an answer could not come in time."""
+    """Raised when there is too much work already: an answer would come too late or find no room."""
 
     code = "overloaded"
 
 
 class RateLimited(ForecacheError):
-    """Raised when a key has used up what it may ask for now."""
+    """Raised when an API key has used up its rate limit for now."""
 
     code = "rate-limited"
 
 
 class TooHeavy(ForecacheError):
-    """Raised when one request weighs more than its key may ask for in a whole window, so that waiting is no use."""
+    """Raised when one request exceeds its key's limit for a whole window, so waiting does not help."""
 
     code = "too-heavy"
 
 
 class PredictionFailed(ForecacheError):
-    """Raised when the model raised, or answered with a non-finite number, for one entity."""
+    """Raised when the model raised an error or returned a non-finite number for one entity."""
 
     code = "prediction-failed"
 
 
 class Defect(ForecacheError):
-    """Raised when something failed that nobody foresaw: a fault of ours, which is never told as the model's."""
+    """Raised when an unexpected error occurred. It is our fault, never reported as the model's."""
 
     code = "internal"
 
 
 class FunctionFailed(PredictionFailed):
-    """Raised when a function of a feature contract raised, or returned something else than its group's features."""
+    """Raised when a function of a feature contract raised an error or did not return its group's features."""
 
     code = "function-failed"
 
 
 class ModelOutOfMemory(PredictionFailed):
-    """Raised when a model call did not fit into the device's memory: fewer rows may."""
+    """Raised when a model call did not fit into the device's memory; fewer rows may fit."""
 
     code = "model-out-of-memory"
 
@@ -236,30 +236,30 @@ def _subclasses(cls: type[ForecacheError]) -> list[type[ForecacheError]]:
 ERRORS_BY_CODE: dict[str, type[ForecacheError]] = {cls.code: cls for cls in _subclasses(ForecacheError)}
 
 
-#: what another process may find wrong with a request: only of these its own words, since they name what to correct
+#: errors that another process may find in a request: they keep its message, which names what to correct
 _FAULTS_OF_REQUESTS = (BadInput, UnknownEntity, NotFound, Conflict)
-_WORDS_OF_OURS: dict[type[ForecacheError], str] = {
+_OUR_MESSAGES: dict[type[ForecacheError], str] = {
     DeadlineExceeded: "the prediction was not computed in time",
     ModelUnavailable: "a worker cannot use the model; `forecache doctor` and the worker's log say why",
-    WorkersUnavailable: "the workers have not answered for some minutes: send it again",
-    Overloaded: "the workers have no room for the answers of so many rows: send fewer rows, or later",
+    WorkersUnavailable: "the workers have not answered for some minutes: send the request again",
+    Overloaded: "the workers have no room for so many answers: send fewer rows, or try again later",
 }
 
 
-def reported_error(told: Any) -> ForecacheError:
-    """Rebuild the error that another process reported, whatever stands there (`ForecacheError.to_json`).
+def reported_error(report: Any) -> ForecacheError:
+    """Rebuild an error that another process reported as `ForecacheError.to_json`. Accepts any value.
 
-    Trouble of ours has words of this process's own: those of a worker are for its log, and may hold an address, the
-    insides of a model, or what somebody else has written into Redis. What no worker may say is a Defect.
+    Keeps the message only for faults of the request. Other errors get a message of this process, since the worker's
+    may contain an address, a model's internals, or foreign text from Redis. Anything else becomes a Defect.
     """
-    given = told if isinstance(told, Mapping) else {}
+    given = report if isinstance(report, Mapping) else {}
     code, message, field = given.get("code"), given.get("message"), given.get("field")
     cls = ERRORS_BY_CODE.get(code, Defect) if isinstance(code, str) else Defect
     if issubclass(cls, _FAULTS_OF_REQUESTS):
         where = cut(field, LONGEST_FIELD) if isinstance(field, str) else None
         return cls(message if isinstance(message, str) else f"a worker refused this ({cls.code})", field=where)
     if issubclass(cls, Unavailable | PredictionFailed):
-        return cls(_WORDS_OF_OURS.get(cls, f"a worker could not compute this ({cls.code}); its log says why"))
+        return cls(_OUR_MESSAGES.get(cls, f"a worker could not compute this ({cls.code}); its log says why"))
     return Defect("a worker failed on this request, not the model; the worker's log says why")
 
 
@@ -269,35 +269,35 @@ def cut(text: str, most: int = LONGEST_QUOTE) -> str:
 
 
 def _in_print(message: str) -> str:
-    """Return a message whose control characters are spelt, but for line breaks: of those another protocol has some."""
+    """Return a message with escaped control characters, except line breaks, which another protocol uses."""
     if message.isprintable():
         return message
     return "".join(
-        one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in message
+        char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in message
     )
 
 
 def _shortened(message: str) -> str:
-    """Return a message that is not too long, without the word in which it is cut: half a password is not recognised."""
+    """Cut a long message, and drop the word at the cut: half a password would not be recognised as a secret."""
     if len(message) <= LONGEST_MESSAGE:
         return message
     return message[:LONGEST_MESSAGE].rpartition(" ")[0] + " …"
 
 
 def quoted(sent: str | int) -> str:
-    """Return what a client sent as an error repeats it: in quotes, on one line, and no more than its start.
+    """Return a client's text for an error message: in quotes, on one line, and only its start.
 
-    Every message that repeats a client's text does it by this function or by `cut`: the text may be as long as a body,
-    and the message may be repeated for each row.
+    Every message that repeats a client's text uses this function or `cut`: the text may be as long as a body,
+    and each row may repeat the message.
     """
     return repr(cut(sent if isinstance(sent, str) else str(sent)))
 
 
 def shown(value: object) -> str:
-    """Returns a value as Python writes it, or the start of that: what a setting holds, of whatever type."""
+    """Return any value as Python writes it, cut if it is long."""
     return quoted(value) if isinstance(value, str) else cut(repr(value))
 
 
 def shown_name(name: str) -> str:
-    """Returns a column's or feature's name as it can stand in a line: its start, quoted if the line would break."""
+    """Return a column's or feature's name for a message: cut if it is long, quoted if it is not printable."""
     return cut(name) if name and name.isprintable() else quoted(name)

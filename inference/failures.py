@@ -1,7 +1,7 @@
-"""Failures at a boundary: one sentence for people, and the traceback once in the log.
+"""Handles failures at a boundary: one sentence for people, and the traceback once in the log.
 
-A boundary is where one thing's failure must not become another's: a model among several, a request, a thread's next
-round. What is raised inside becomes the thing's own failed state, told by `sentence_of`; `Failures` logs it.
+A boundary keeps a failure from spreading: to other models, to other requests, to a thread's next round.
+`sentence_of` describes the error in the failed thing's state; `Failures` logs it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from inference.redaction import without_secrets
 
 #: longer texts of libraries are cut
 _MAX_TEXT = 500
-#: of more things than these the oldest failure is forgotten, and told again if it goes on
-_MAX_TOLD = 1000
+#: most ongoing failures that are remembered; the oldest is forgotten, and logged again if it goes on
+_MAX_ONGOING = 1000
 
 
 def sentence_of(error: BaseException) -> str:
-    """Return one line that tells a person of an error: our own message, or the type and the text of any other."""
+    """Return one line about an error for people: our own error's message, or another error's type and text."""
     if isinstance(error, ForecacheError):
         return _printable(error.message)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -31,28 +31,28 @@ def sentence_of(error: BaseException) -> str:
 
 
 def _printable(text: str) -> str:
-    # a file name that is no UTF-8 has surrogates, which neither Redis nor a terminal takes
+    # a file name that is not UTF-8 has surrogates, which Redis and terminals refuse
     return text.encode(errors="backslashreplace").decode()
 
 
-class _Told(NamedTuple):
-    """A failure that is going on: where it was raised, and the sentence that the log has of it."""
+class _Ongoing(NamedTuple):
+    """A failure that is going on: where it was raised, and its sentence in the log."""
 
     place: tuple[str, str, int]
     sentence: str
 
 
 class Failures:
-    """Logs failures as `EVENT.failed`, a repeated one once, and `EVENT.recovered` when it is over.
+    """Logs a failure as `EVENT.failed`, once if it repeats, and `EVENT.recovered` when it is over.
 
-    An error of ours is one line. Any other is a defect: the log has its traceback, once while the same line of code
-    raises the same type. May be used from several threads.
+    Our own errors take one line. Any other error is a defect and gets a traceback, once while the same line of code
+    raises the same type. Threads may share it.
     """
 
     def __init__(self, logger: str, event: str) -> None:
         self._log = get_logger(logger)
         self._event = event
-        self._told: dict[str, _Told] = {}
+        self._ongoing: dict[str, _Ongoing] = {}
 
     def tell(self, error: BaseException, about: str = "", **fields: Any) -> str:
         """Log a failure, unless the last one was the same, and return its sentence.
@@ -60,8 +60,8 @@ class Failures:
         `about`: the thing that failed, such as a model.
         """
         sentence, place = sentence_of(error), _place_of(error)
-        before = self._told.get(about)
-        self._remember(about, _Told(place, sentence))
+        before = self._ongoing.get(about)
+        self._remember(about, _Ongoing(place, sentence))
         if before is not None and before.sentence == sentence:
             return sentence
         if isinstance(error, ForecacheError):
@@ -73,33 +73,33 @@ class Failures:
         return sentence
 
     def tell_each(self, error: BaseException, **fields: Any) -> str:
-        """Log the failure of one of many, such as a request, and return its sentence.
+        """Log the failure of one item, such as a request, and return its sentence.
 
-        Each has its line, since somebody may look for it; only the first from one line of code has its traceback.
+        Logs one line each time. Only the first failure from a line of code gets a traceback.
         """
         place = _place_of(error)
         about = f"{place[0]} {place[1]}:{place[2]}"
-        is_first = about not in self._told
+        is_first = about not in self._ongoing
         sentence = sentence_of(error)
-        self._remember(about, _Told(place, sentence))
+        self._remember(about, _Ongoing(place, sentence))
         trace = {"exc_info": error} if is_first and not isinstance(error, ForecacheError) else {}
         self._log.error(f"{self._event}.failed", error=sentence, **trace, **fields)
         return sentence
 
     def over(self, about: str = "", **fields: Any) -> None:
-        """Note that the thing works: its next failure is logged again."""
-        if self._told and self._told.pop(about, None) is not None:
+        """Note that the thing works again; its next failure is logged."""
+        if self._ongoing and self._ongoing.pop(about, None) is not None:
             self._log.info(f"{self._event}.recovered", **fields)
 
-    def _remember(self, about: str, told: _Told) -> None:
-        self._told.pop(about, None)
-        self._told[about] = told
-        if len(self._told) > _MAX_TOLD:
-            self._told.pop(next(iter(self._told)), None)
+    def _remember(self, about: str, told: _Ongoing) -> None:
+        self._ongoing.pop(about, None)
+        self._ongoing[about] = told
+        if len(self._ongoing) > _MAX_ONGOING:
+            self._ongoing.pop(next(iter(self._ongoing)), None)
 
     @contextmanager
     def kept_here(self, about: str = "", **fields: Any) -> Iterator[None]:
-        """Let no exception out of the block: it is told; a block that ends well is over."""
+        """Catch and log any exception of the block. A block without one ends an ongoing failure."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - a boundary: `tell` logs it

@@ -1,11 +1,11 @@
-"""Says what is wrong with a field's value: pydantic's findings in sentences of ours."""
+"""Describes pydantic's errors about a field's value in sentences of our own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-#: what pydantic found → what to give, when the value is of another kind
+#: pydantic's error → the expected kind of value
 WANTED = {
     "string_type": "text",
     "list_type": "a list",
@@ -24,14 +24,14 @@ WANTED = {
     "datetime_from_date_parsing": "an instant as ISO 8601 with an offset",
     "timezone_aware": "an instant as ISO 8601 with an offset",
 }
-#: what files call otherwise, or have and bodies have not
+#: the words for files where they differ from those for request bodies
 _IN_FILES = {
     "dict_type": "a table",
     "model_type": "a table",
     "model_attributes_type": "a table",
     "path_type": "a path",
 }
-#: what pydantic found → a sentence about the value, with the figures that pydantic found too
+#: pydantic's error → a sentence about the value, with pydantic's figures
 _SENTENCES = {
     "missing": "is missing",
     "greater_than_equal": "must be at least {ge:g}",
@@ -43,7 +43,7 @@ _SENTENCES = {
     "string_too_short": "is too short: at least {min_length} characters",
     "string_too_long": "is too long: at most {max_length} characters",
     "string_pattern_mismatch": "does not fit {pattern}",
-    "string_unicode": "is no valid Unicode",
+    "string_unicode": "is not valid Unicode",
     "finite_number": "must be finite",
     "int_parsing_size": "is too large",
     "literal_error": "must be {expected}",
@@ -55,12 +55,12 @@ _SENTENCES = {
 
 
 def describe_field_error(found: Mapping[str, Any]) -> str:
-    """Return a finding as a sentence that goes on from the field's name. It quotes nothing of the value."""
+    """Return a sentence that follows the field's name. It never quotes the value."""
     sentence = _SENTENCES.get(found["type"])
-    return "has a value that is not taken here" if sentence is None else sentence.format(**found.get("ctx", {}))
+    return "has an invalid value" if sentence is None else sentence.format(**found.get("ctx", {}))
 
 
 def describe_error_in_file(found: Mapping[str, Any]) -> str:
-    """Return what is wrong with a field of a file, and what to write; secrets stay unsaid."""
+    """Return what is wrong with a file's field, or what to write. It never quotes the value."""
     wanted = _IN_FILES.get(found["type"]) or WANTED.get(found["type"])
     return describe_field_error(found) if wanted is None else f"write {wanted}"

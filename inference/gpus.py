@@ -1,4 +1,4 @@
-"""What this process's GPUs are busy with, where NVIDIA's library (NVML) is there to say so."""
+"""Reads the load of this process's GPUs from NVIDIA's library (NVML), if it is installed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class GpuUse:
-    """One GPU as NVML counts it. Memory in bytes, of all processes; `busy_share`: of the last second, 0 to 1."""
+    """One GPU and its use by all processes. Memory in bytes; `busy_share`: of the last second, 0 to 1."""
 
     index: int
     name: str
@@ -20,13 +20,13 @@ class GpuUse:
 
 
 def gpu_use() -> tuple[GpuUse, ...]:
-    """Return the GPUs that `CUDA_VISIBLE_DEVICES` leaves to this process; empty without NVML or a GPU."""
+    """Return the GPUs that `CUDA_VISIBLE_DEVICES` allows this process; empty without NVML or a GPU."""
     nvml = _nvml()
     if nvml is None:
         return ()
     try:
         found = tuple(_read(nvml, index) for index in range(nvml.nvmlDeviceGetCount()))
-    except nvml.NVMLError:  # the driver went away: a sign of life must not depend on it
+    except nvml.NVMLError:  # the driver went away; a heartbeat must not depend on it
         return ()
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
@@ -37,7 +37,7 @@ def gpu_use() -> tuple[GpuUse, ...]:
 
 @cache
 def _nvml() -> Any:
-    """Return NVML's binding, ready to be asked; None where there is none."""
+    """Return the initialised NVML binding; None if there is none."""
     try:
         import pynvml
     except ImportError:

@@ -1,4 +1,4 @@
-"""Logging: events with fields, one form for every process."""
+"""Configures logging: events with fields, in one format for every process."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ import structlog
 
 from inference.redaction import without_secrets
 
-#: longer texts are cut: whoever may send a message or a request must not fill a disk with lines
+#: longer texts are cut, so that no client can fill a disk with log lines
 _MAX_FIELD, _MAX_TRACEBACK = 4096, 32_768
-#: what moves a terminal's cursor or colours it, but for the end of a line
+#: control characters that move a terminal's cursor or colour it, except tab and newline
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 def configure_logging(process: str, *, form: str = "console", level: str = "info") -> None:
     """Route structlog, the standard library and Python's warnings through one renderer on stderr.
 
-    `process` names the process in every line. `form` and `level`: as the settings call them; the console's form has
+    `process` names the process in every line. `form` and `level` are the settings' values. Console output has
     colours only on a terminal and without `NO_COLOR`.
     """
     least = logging.getLevelNamesMapping()[level.upper()]
@@ -60,7 +60,7 @@ def configure_logging(process: str, *, form: str = "console", level: str = "info
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
-        # what is below the level costs a call and nothing more
+        # a line below the level costs only a call
         wrapper_class=structlog.make_filtering_bound_logger(least),
         cache_logger_on_first_use=True,
     )
@@ -84,7 +84,7 @@ def _json_renderers() -> list[Any]:
 
 
 def _plain_traceback(out: TextIO, exc_info: Any) -> None:
-    # plain: the renderer's own choice prints local variables, which hold people's data and passwords
+    # plain: the renderer's default prints local variables, which may hold personal data and passwords
     text = io.StringIO()
     structlog.dev.plain_traceback(text, exc_info)
     out.write(_indented(_cut(text.getvalue(), _MAX_TRACEBACK)))
@@ -95,7 +95,7 @@ def _indent_event(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str
 
 
 def _indented(text: str) -> str:
-    """Return a text of which no line but the first begins as a line of the log does, whoever wrote it."""
+    """Return a text with indented continuation lines, so that no text can fake a line of the log."""
     return _CONTROLS.sub(lambda found: repr(found[0])[1:-1], text).rstrip("\n").replace("\n", "\n  ")
 
 
@@ -120,17 +120,17 @@ def _cut(text: str, most: int) -> str:
 
 
 def _head_first(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
-    # who reads lines as they are sees first what all of them have
+    # the common fields come first, for people who read raw lines
     return {name: event[name] for name in ("timestamp", "level", "event") if name in event} | event
 
 
 def _named(process: str) -> Callable[[Any, str, dict[str, Any]], dict[str, Any]]:
-    # no context variable: a new thread would not have it
+    # not a context variable: a new thread would not have it
     return lambda _logger, _method, event: {**event, "process": process}
 
 
 def _only_what_matters(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
-    """Drop what libraries hand over beside their text: uvicorn a second copy of it, Celery a task's arguments."""
+    """Drop fields that libraries add to their text: uvicorn's second copy of it, Celery's task arguments."""
     event.pop("color_message", None)
     task = event.pop("data", None)
     if isinstance(task, dict) and "id" in task:
@@ -152,7 +152,7 @@ def _without_secrets(_logger: Any, _method: str, line: Any) -> str:
 
 
 def _log_crashes() -> None:
-    """Have what nobody caught end in a line too, not in a traceback of many."""
+    """Log an uncaught exception as one line, not as a traceback of many lines."""
     log = get_logger(__name__)
 
     def crashed(kind: type[BaseException], error: BaseException, traceback: Any) -> None:
@@ -170,7 +170,7 @@ def _log_crashes() -> None:
 
 
 def write_at_once(text: str) -> None:
-    """Write one line past the handlers: for signal handlers, which may have interrupted one that is writing."""
+    """Write one line without the log handlers, for signal handlers: they may have interrupted one that is writing."""
     record = logging.LogRecord("signal", logging.INFO, "", 0, text, None, None)
     line = logging.getLogger().handlers[0].format(record)
     os.write(sys.stderr.fileno(), f"{line}\n".encode())
@@ -182,29 +182,29 @@ def get_logger(name: str) -> Any:
 
 
 def bound(**fields: Any) -> AbstractContextManager[None]:
-    """Return a block in which every line, whoever logs it, has these fields too."""
+    """Return a context manager that adds these fields to every line logged inside it."""
     return structlog.contextvars.bound_contextvars(**fields)
 
 
 def in_this_context(call: Callable[[], None]) -> Callable[[], None]:
-    """Return `call` for another thread, where its lines have the fields that are bound here."""
+    """Return `call` for another thread, with the log fields that are bound here."""
     context = contextvars.copy_context()
     return lambda: context.run(call)
 
 
 #: header of a real-time task's message: the ids of the requests that wait for it
 REQUEST_IDS_HEADER = "forecache_request_ids"
-#: ids that one message or line names; a micro-batch of hundreds is told by its task's id
+#: most ids that one message or line names; the task's id identifies a larger micro-batch
 MAX_TOLD = 16
 
-# what may stand in a header, a log line and a document without being quoted
+# ids that need no quotes in a header, a log line or a document
 _SANE = re.compile(r"[A-Za-z0-9._:=+/@-]{1,128}")
 _process = uuid.uuid4().hex[:12]
 _numbers = count(1)
 
 
 class RequestId:
-    """One request's id: the one that its client named, else one that is made when it is first asked for."""
+    """One request's id: the client's, or one that is generated on first use."""
 
     __slots__ = ("_text", "is_named")
 
@@ -215,40 +215,40 @@ class RequestId:
 
     def __str__(self) -> str:
         if self._text is None:
-            # with the process id, since processes that were forked share the rest
+            # includes the process id, since forked processes share the rest
             self._text = f"{_process}{os.getpid():x}-{next(_numbers):x}"
         return self._text
 
 
-#: the requests for which the present task of the event loop, or the present thread, works
+#: the requests that the current event-loop task or thread works for
 _behind: ContextVar[tuple[RequestId, ...]] = ContextVar("forecache_requests", default=())
 
 
 def work_for(requests: Sequence[RequestId]) -> None:
-    """Say for whom everything is done from here on, in this context and what it starts."""
+    """Set the requests that this context, and everything it starts, works for from now on."""
     _behind.set(tuple(requests))
 
 
 def requests_behind() -> tuple[RequestId, ...]:
-    """Return for whom the present work is done; empty for what nobody asked for."""
+    """Return the requests that the current work is for; empty if there are none."""
     return _behind.get()
 
 
 def told(requests: Iterable[RequestId]) -> list[str]:
-    """Return the ids as text, the first few and each once."""
+    """Return the first few distinct ids as text."""
     distinct = list(dict.fromkeys(requests))
     return [str(request) for request in distinct[:MAX_TOLD]]
 
 
 def message_headers() -> dict[str, Any]:
-    """Return what tells a worker for whom the present work is done; nothing for what no request asked for."""
+    """Return the message header with the current requests' ids; empty if there are none."""
     requests = requests_behind()
     return {REQUEST_IDS_HEADER: told(requests)} if requests else {}
 
 
 def from_message(header: Any) -> tuple[RequestId, ...]:
-    """Return what a message's header names; whoever sent it, only sane ids count."""
+    """Return the requests that a message's header names. Ignores malformed ids."""
     if not isinstance(header, list):
         return ()
-    named = (RequestId(one) for one in header[:MAX_TOLD] if isinstance(one, str))
+    named = (RequestId(text) for text in header[:MAX_TOLD] if isinstance(text, str))
     return tuple(request for request in named if request.is_named)

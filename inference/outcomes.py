@@ -1,4 +1,4 @@
-"""How a request was answered: the words that responses, counters and pages share."""
+"""Defines how a request was answered, for responses, counters and pages alike."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from enum import StrEnum
 class AnswerSource(StrEnum):
     """Where an answer's number came from."""
 
-    #: scored ahead by a run
+    #: computed in advance by a run
     BATCH = "batch"
     #: computed on demand after a miss
     REALTIME = "realtime"
-    #: the model's declared default: nothing better was to be had
+    #: the model's declared default, as nothing better was available
     DEFAULT = "default"
 
 
 class Outcome(StrEnum):
-    """What became of one request for one entity. All are counted; the hit rate divides by all but `UNKNOWN`."""
+    """The result of one request for one entity. All are counted; the hit rate ignores `UNKNOWN`."""
 
     #: answered from a generation, within its age limit
     HIT_BATCH = "hit_batch"
@@ -25,27 +25,27 @@ class Outcome(StrEnum):
     HIT_REALTIME = "hit_realtime"
     #: a miss, computed in time
     COMPUTED = "computed"
-    #: the cached value, older than asked for, since nothing newer came in time
+    #: the stored value, older than requested, as nothing newer came in time
     STALE = "stale"
     #: the previous generation's value
     PREVIOUS = "previous"
     #: the model's declared default
     DEFAULT = "default"
-    #: no answer in time, and another try may have one: 503
+    #: no answer in time, but a retry may succeed: 503
     SHED = "shed"
-    #: no answer, and another try has none either: the model or the entity's features failed
+    #: no answer, and a retry does not help: the model or the entity's features failed
     FAILED = "failed"
     #: nobody knows the entity: 404
     UNKNOWN = "unknown"
 
-    # attributes, not properties: each answer is asked for them, and looking a member up takes its time
-    #: whether the hit rate divides by it
+    # attributes, not properties: each answer reads them, and attributes are faster
+    #: whether it counts into the hit rate's denominator
     is_rated: bool
     #: whether it counts into the hit rate's numerator
     is_hit: bool
-    #: whether the answer is older than asked for
+    #: whether the answer is older than requested
     is_stale: bool
-    #: whether the answer is less than the request asked for
+    #: whether the answer is worse than requested
     is_degraded: bool
 
     def __init__(self, word: str) -> None:

@@ -1,7 +1,7 @@
-"""Takes passwords out of texts: those in URLs whoever wrote them, and those of the settings wherever they appear.
+"""Removes passwords from texts: any password in a URL, and every secret of the settings wherever it appears.
 
 Drivers quote URLs, parts of them, or the password alone, decoded or not. So each secret of the settings is remembered
-when it is read, and every error of ours and every line of a log goes through `without_secrets`.
+when it is read, and all our errors and log lines pass through `without_secrets`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import re
 from urllib.parse import quote, unquote
 
 HIDDEN = "***"
-#: shorter ones, and those that are a plain word, stand in lines for other reasons too
+#: shorter secrets, and plain words, also occur in lines for other reasons
 _LEAST = 8
-#: of a process that reads ever new settings, such as a test run
+#: most secrets remembered, for a process that keeps reading new settings, such as a test run
 _MOST = 1000
 
-#: what stands before the host: up to the last @ of the authority, or of a password with an unescaped slash in it
+#: user and password before the host: up to the last @, even if the password has an unescaped slash
 _USERINFO = re.compile(
     r"([A-Za-z][A-Za-z0-9+.-]*://)(?:[^\s/?#]*@|[^\s/?#:@]*:(?!\d*(?:[/?#\s]|$))[^\s@]*@)",
 )
@@ -29,7 +29,7 @@ _pattern: re.Pattern[str] | None = None
 
 
 def remember_secret(text: str) -> None:
-    """Have a secret, or the password of a URL, hidden in every text from here on, spelled as it is or %-encoded."""
+    """Hide a secret, or a URL's password, in every text from now on, plain or %-encoded."""
     global _pattern
     scheme, _, rest = text.partition("://")
     userinfo, at, _ = rest.rpartition("@")
@@ -45,7 +45,7 @@ def remember_secret(text: str) -> None:
 
 
 def without_secrets(text: str) -> str:
-    """Return a text with every known secret hidden, and with user, password and secret options of each URL."""
+    """Return a text without known secrets, and without each URL's user, password and secret options."""
     if "://" in text:
         text = _USERINFO.sub(rf"\1{HIDDEN}@", text)
         if "=" in text:

@@ -1,4 +1,4 @@
-"""Names, dtypes and shapes of arrays: the one description that models, features and stores share."""
+"""Describes arrays by name, dtype and shape, for models, features and stores alike."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Block = dict[str, npt.NDArray[Any]]
 
 
 class DType(StrEnum):
-    """Element types that a tensor or a feature may have; spelled as numpy spells them."""
+    """Element types of tensors and features, spelled as in numpy."""
 
     BOOL = "bool"
     INT8 = "int8"
@@ -50,7 +50,7 @@ class DType(StrEnum):
         return _NUMPY[self]
 
 
-#: the types' names in SQL, and in pandas where it can hold missing values
+#: the types' names in SQL, and in pandas for types that can hold missing values
 _SQL = {
     DType.BOOL: "BOOLEAN",
     DType.INT8: "SMALLINT",
@@ -65,20 +65,20 @@ _PANDAS = {DType.BOOL: "boolean", DType.INT64: "Int64"}
 
 
 def cast_expression(column: str, dtype: DType) -> str:
-    """Returns how a table's column is cast, in SQL and in pandas, to stand in a message."""
+    """Return how to cast a table's column in SQL and in pandas, for a message."""
     sql, pandas = column_expressions(column)
     kind = _SQL.get(dtype, "NUMERIC(20)" if dtype is DType.UINT64 else "BIGINT" if dtype.is_integer else "REAL")
     return f'CAST({sql} AS {kind}) in SQL, {pandas}.astype("{_PANDAS.get(dtype, dtype.value)}") in pandas'
 
 
 def column_expressions(column: str) -> tuple[str, str]:
-    """Returns how SQL and pandas spell a column, on one line whatever it is called."""
+    """Return a column's spelling in SQL and in pandas, each on one line."""
     quoted = json.dumps(column, ensure_ascii=not column.isprintable())
     is_plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", column)
     return column if is_plain else quoted.replace(r"\"", '""'), f"df[{quoted}]"
 
 
-# looked up: making one anew for each feature takes longer than reading a row
+# made once: making one for each feature takes longer than reading a row
 _NUMPY = {
     dtype: np.dtype(object) if dtype is DType.STRING else np.dtype(dtype.value).newbyteorder("<") for dtype in DType
 }
@@ -86,7 +86,7 @@ _NUMPY = {
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One named tensor. `shape` is that of a single row (the leading row dimension left out); -1 is unknown."""
+    """One named tensor. `shape` is the shape of one row, without the row dimension; -1 is unknown."""
 
     name: str
     dtype: DType
@@ -109,10 +109,10 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a model takes and gives, in the model's own order.
+    """A model's inputs and outputs, in the model's own order.
 
-    `outputs` are as they are served: one number a row, where the model gives a column of one. Those that are such a
-    column in the model itself are named by `columns`.
+    `outputs` have the shapes that are served, without a trailing dimension of 1. `columns` names the outputs that have
+    this dimension in the model.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -121,7 +121,7 @@ class Signature:
 
     @classmethod
     def of_model(cls, inputs: Iterable[TensorSpec], outputs: Iterable[TensorSpec]) -> Signature:
-        """Return the signature of a model that gives `outputs`: a trailing dimension of 1 is dropped where served."""
+        """Return the signature of a model with these `outputs`; drops trailing dimensions of 1."""
         given = tuple(outputs)
         columns = tuple(spec.name for spec in given if spec.shape[-1:] == (1,))
         served = (replace(spec, shape=spec.shape[:-1]) if spec.name in columns else spec for spec in given)
@@ -129,7 +129,7 @@ class Signature:
 
     @property
     def model_outputs(self) -> tuple[TensorSpec, ...]:
-        """The outputs in the shapes that the model itself gives."""
+        """The outputs in the model's own shapes."""
         return tuple(
             replace(spec, shape=(*spec.shape, 1)) if spec.name in self.columns else spec for spec in self.outputs
         )

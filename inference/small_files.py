@@ -1,6 +1,6 @@
-"""Reads the files that people and programs write to describe something: never more of them than such a file has.
+"""Reads small files that describe something, such as settings, up to a maximum size.
 
-A path may name what never ends (`/dev/zero`), what is far too large, or a pipe that nobody writes to.
+A path may name an endless device (`/dev/zero`), a far too large file, or a pipe that nobody writes to.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ MOST_BYTES = 8 << 20
 
 
 def open_small(file: Path) -> BufferedReader:
-    """Open a file or a pipe to be read by `read_at_most`. A pipe that nobody writes to is empty: it is not waited for.
+    """Open a file or a pipe for `read_at_most`. Does not wait for a writer: a pipe without one is empty.
 
     Raises:
         OSError: it cannot be read.
@@ -25,7 +25,7 @@ def open_small(file: Path) -> BufferedReader:
 
 
 def read_at_most(stream: BufferedReader, most: int = MOST_BYTES) -> bytes:
-    """Return the rest of what `open_small` opened.
+    """Return the rest of a file that `open_small` opened.
 
     Raises:
         OSError: it cannot be read, or has more than `most` bytes.
@@ -40,17 +40,17 @@ def read_small(file: Path) -> bytes:
     """Return the bytes of a small file.
 
     Raises:
-        OSError: it cannot be read, or is larger than any such file.
+        OSError: it cannot be read, or is larger than MOST_BYTES.
     """
     with open_small(file) as stream:
         return read_at_most(stream)
 
 
 def read_small_text(file: Path) -> str:
-    """Return the text of a small file, without the mark with which some editors begin it.
+    """Return the text of a small file, without a byte order mark.
 
     Raises:
-        OSError: it cannot be read, or is larger than any such file.
+        OSError: it cannot be read, or is larger than MOST_BYTES.
         UnicodeDecodeError: it is not UTF-8.
     """
     return read_small(file).decode("utf-8-sig")

@@ -1,7 +1,7 @@
-"""File systems behind paths and URIs: local, `s3://`, `gs://`, `hdfs://`. Whatever does not answer is given up soon.
+"""Opens the file systems of paths and URIs: local, `s3://`, `gs://`, `hdfs://`. Gives up soon on a silent store.
 
-Credentials, regions and endpoints come from where each store's own tools look for them (environment variables, their
-configuration files, the machine's role), never from a URI, so that no path in a message or a record holds a secret.
+Credentials, regions and endpoints come from the usual places of each store's tools (environment variables, their
+configuration files, the machine's role), never from a URI. So no path in a message or a record holds a secret.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ import pyarrow.fs as fs
 
 from inference.errors import BadInput, cut, quoted
 
-#: a store that takes no connection, or sends no byte for this long, is asked once more and then given up
+#: a store that accepts no connection, or sends nothing for this long, gets one more try
 CONNECT_TIMEOUT_S = 3.0
 SILENCE_TIMEOUT_S = 5.0
 ATTEMPTS = 2
 
 REMOTE_SCHEMES = ("s3", "gs", "hdfs")
 
-#: what stands in a checkout in the place of a large file that nobody has fetched yet
+#: beginning of a Git LFS pointer: it replaces a large file until somebody fetches the file
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _URI = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/]*)(?P<path>/.*)?", re.DOTALL)
-#: Google's client repeats a whole page
+#: longer messages are cut: Google's client repeats a whole page
 _REASON_CHARS = 300
 _SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID")
 
 
 @dataclass(frozen=True)
 class Location:
-    """A file or folder: `filesystem` knows it as `path`. `prefix` + `path` is its name for people."""
+    """A file or folder: `path` in `filesystem`. `prefix` + `path` is its name for people."""
 
     filesystem: Any
     path: str
@@ -64,7 +64,7 @@ def is_uri(text: str) -> bool:
 
 
 def open_location(text: str) -> Location:
-    """Return where an absolute path or a URI leads. Nothing is asked of a store, but for the region of an S3 bucket.
+    """Return the location of an absolute path or a URI. Asks a store nothing, except an S3 bucket's region.
 
     Raises:
         BadInput: the URI has another scheme, holds credentials, or its file system cannot be opened here.
@@ -81,21 +81,21 @@ def open_location(text: str) -> Location:
 
 
 def split_uri(text: str) -> tuple[str, str, str]:
-    """Return (scheme, bucket or host, path with its leading slash) of a URI. Nothing is decoded: `%20` stays.
+    """Return (scheme, bucket or host, path with its leading slash) of a URI. Decodes nothing: `%20` stays.
 
     Raises:
-        BadInput: it is none of the known kinds, has no bucket, holds credentials, or climbs with `..`.
+        BadInput: its scheme is unknown, or it has no bucket, holds credentials, or holds `..`.
     """
     match = _URI.fullmatch(text)
     scheme = match["scheme"].lower() if match else ""
     if match is None or scheme not in (*REMOTE_SCHEMES, "file"):
         known = ", ".join(f"{each}://" for each in REMOTE_SCHEMES)
-        raise BadInput(f"{cut(scheme) or 'this'}:// is no file system that is known here: use a path, {known}")
+        raise BadInput(f"{cut(scheme) or 'this'}:// is not a supported file system: use a path, {known}")
     authority, path = match["authority"], match["path"] or ""
     if "@" in authority:
-        raise BadInput(f"a {scheme}:// path must hold no credentials: put them where its own tools find them")
+        raise BadInput(f"a {scheme}:// path must not hold credentials: put them where the store's own tools find them")
     if re.search(r"[^A-Za-z0-9._:-]", authority):
-        raise BadInput(f"{quoted(authority)} is no name of a bucket or host: letters, digits, '.', '-' and '_'")
+        raise BadInput(f"{quoted(authority)} is not a name of a bucket or host: use letters, digits, '.', '-' and '_'")
     if not authority and scheme in ("s3", "gs"):
         raise BadInput(f"{cut(text)} names no bucket: write {scheme}://bucket/path")
     if scheme == "file" and authority not in ("", "localhost"):
@@ -106,12 +106,12 @@ def split_uri(text: str) -> tuple[str, str, str]:
 
 
 def is_lfs_pointer(beginning: bytes) -> bool:
-    """Tell from its first bytes whether a file is a pointer of Git LFS in the place of the file itself."""
+    """Whether a file that begins like this is a Git LFS pointer instead of the file itself."""
     return beginning.startswith(_LFS_POINTER)
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what went wrong in one line, without credentials."""
+    """Return an error's text in one line, without credentials."""
     lines = str(error).strip().splitlines()
     text = re.sub(r" \(Request ID: [^)]*\)|\. Detail: .*", "", lines[0] if lines else type(error).__name__)
     for name in _SECRETS:
@@ -134,10 +134,10 @@ def _local() -> Any:
 
 
 def _remote(scheme: str, authority: str) -> Any:
-    """Return the file system of a bucket or host. One a process: each holds a pool of connections."""
+    """Return the file system of a bucket or host. A process keeps it, since it has a pool of connections."""
     if scheme != "s3":
         return _by_uri(scheme, authority)
-    # Arrow does not look at these two itself: https://github.com/apache/arrow/issues/49643
+    # Arrow does not read these variables itself: https://github.com/apache/arrow/issues/49643
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     return _s3(authority, endpoint, region)
@@ -157,7 +157,7 @@ def _s3(bucket: str, endpoint: str | None, region: str | None) -> Any:
         region=region,
         endpoint_override=endpoint,
         connect_timeout=CONNECT_TIMEOUT_S,
-        # on Linux too: the longest time without a byte (measured with a server that accepts and stays silent)
+        # the longest time without a byte, on Linux too (measured with a server that accepts and stays silent)
         request_timeout=SILENCE_TIMEOUT_S,
         retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
     )

@@ -1,1 +1,1 @@
-"""Verbs that cross the broker: the Celery application and its tasks."""
+"""The Celery application, its tasks, and the way to the broker."""

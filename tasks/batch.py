@@ -21,8 +21,8 @@ def score_chunk(self: DeploymentTask, run_id: str, chunk_number: int) -> None:
 
 @shared_task(name="forecache.check_parity", ignore_result=True, bind=True)  # type: ignore[untyped-decorator]  # celery has no types
 def check_parity(self: DeploymentTask, model: str) -> None:
-    """Compute a sample of a model's answers again the other way, and count those that are not the same."""
-    with failures.kept_here(model, model=model):  # the next one comes by itself
+    """Compute a sample of a model's answers again the other way, and count how many agree."""
+    with failures.kept_here(model, model=model):  # beat sends the next check anyway
         counts = self.deployment.parity.check(model)
         log.info("parity.checked", model=model, **{name.replace(":", "_"): count for name, count in counts.items()})
         if counts:

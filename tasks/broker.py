@@ -1,4 +1,4 @@
-"""Sends what runs need sent, and tells how full the queues are: a deployment's way to its broker."""
+"""Sends the messages of runs to the broker, and reads how full the queues are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tasks.queues import Queues
 
 failures = Failures(__name__, "broker")
 
-#: a wake-up that nobody took is of no use later: the reconciler looks every few seconds anyway
+#: a late wake-up is useless: the reconciler looks every few seconds anyway
 _POKE_EXPIRES_S = 60
 _OPTIONS = {"ignore_result": True, **CONFIRMED}
 
@@ -25,7 +25,7 @@ class CeleryBroker:
 
     def __init__(self, settings: Settings) -> None:
         self._application = make_sending_app(settings)
-        # Celery's own pool is shared by all applications of a broker, so none of them may close it
+        # all applications of a broker share Celery's own pool, so none of them may close it
         limit = self._application.conf.broker_pool_limit
         self._connections = self._application.connection_for_write().Pool(limit)
         self._producers = ProducerPool(self._connections, limit)

@@ -1,7 +1,7 @@
 """The Celery application: JSON only, a queue for each kind of worker, results that expire in minutes.
 
-Every name on the broker starts with the deployment's prefix, so that a broker may serve other applications and
-other deployments too. Making an application connects to nothing.
+Every name on the broker starts with the deployment's prefix, so that other applications and deployments can use the
+same broker. Making an application connects to nothing.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from inference.monitoring.queues import SENT_AT_HEADER
 from inference.settings import BATCH_QUEUE, MAINTENANCE_QUEUE, REALTIME_QUEUE, Settings
 from inference.settings.server_urls import celery_url, is_redis
 
-#: how the names of the tasks that real-time workers do begin
+#: prefix of the names of real-time tasks
 REALTIME_TASKS = "forecache.predict_"
 
 #: seconds that a result waits for its reader
 RESULT_EXPIRES_S = 600
 
-#: after how many seconds of silence a connection to Redis is given up. A process may have several that are dead, and
-#: finds them out one after another
+#: seconds of silence after which a connection to Redis is given up. A process may have several dead ones, and
+#: notices them one after another
 SILENCE_S = 3
 
-#: what TCP sends over connections that lie idle, so that a host that is gone is noticed in 14 s
+#: TCP's probes of idle connections, which notice within 14 s that a host is gone
 KEEPALIVE = {
     getattr(socket, name): seconds
     for name, seconds in (("TCP_KEEPIDLE", 5), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3))
     if hasattr(socket, name)  # not on every system
 }
 
-#: RabbitMQ and its clients give a connection up after two of these in silence
+#: seconds; RabbitMQ and its clients give up a connection after two of these in silence
 AMQP_HEARTBEAT_S = 8
 
-#: for a second or so: a real-time worker, which has one thread, does nothing else meanwhile
+#: for about a second: a real-time worker has one thread, and does nothing else meanwhile
 RESULT_RETRIES = {"max_retries": 4, "interval_start": 0, "interval_step": 0.2, "interval_max": 0.5}
 
-#: `x-max-priority` of all queues on brokers of AMQP, where a higher number goes first; Redis knows none
+#: `x-max-priority` of all queues on AMQP brokers, where a higher number goes first; Redis has no such maximum
 AMQP_PRIORITIES = 9
 
 TASK_MODULES = ("tasks.batch", "tasks.realtime", "tasks.maintenance", "tasks.echo")
@@ -60,7 +60,7 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "result_backend": celery_url(settings.redis_url),
         "result_backend_transport_options": {
             "global_keyprefix": f"{prefix}:",
-            # a server that says "not now" (it is a replica, out of memory, not writable) is away
+            # a server that refuses (it is a replica, out of memory, not writable) counts as away
             "additional_connection_errors": ("redis.exceptions.ResponseError",),
             "retry_policy": RESULT_RETRIES,
         },
@@ -73,7 +73,7 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "broker_connection_max_retries": None,
         "redis_socket_timeout": SILENCE_S,
         "redis_socket_connect_timeout": SILENCE_S,
-        # Unix sockets know none
+        # Unix sockets have no keepalive
         "redis_socket_keepalive": not settings.redis_url.startswith("unix:"),
         "accept_content": ["json"],
         "task_serializer": "json",
@@ -85,7 +85,7 @@ def celery_config(settings: Settings) -> dict[str, Any]:
         "task_create_missing_queues": False,
         "task_routes": {
             "forecache.score_chunk": {"queue": BATCH_QUEUE},
-            # models are loaded there
+            # batch workers load models
             "forecache.check_parity": {"queue": BATCH_QUEUE},
             f"{REALTIME_TASKS}*": {"queue": REALTIME_QUEUE},
         },
@@ -107,7 +107,7 @@ def make_celery(settings: Settings, **overrides: Any) -> Celery:
 
 
 def make_worker_app(deployment: Deployment) -> Celery:
-    """Return an application whose tasks work on a deployment, which they find as `self.deployment`."""
+    """Return an application whose tasks find their deployment as `self.deployment`."""
     application = make_celery(deployment.settings)
     application.deployment = deployment
     return application
@@ -115,9 +115,9 @@ def make_worker_app(deployment: Deployment) -> Celery:
 
 @contextmanager
 def broker_errors(what: str) -> Iterator[None]:
-    """Turn whatever goes wrong in handing `what` to the broker into BrokerUnavailable.
+    """Turn any error in sending `what` to the broker into BrokerUnavailable.
 
-    Any exception: each kind of broker has a client library of its own, with errors of its own.
+    Catches every exception, since each kind of broker has its own client library with its own errors.
     """
     try:
         yield
@@ -126,28 +126,28 @@ def broker_errors(what: str) -> Iterator[None]:
 
 
 def _broker_config(settings: Settings) -> dict[str, Any]:
-    """Return what depends on the kind of broker."""
+    """Return the settings that depend on the kind of broker."""
     if not is_redis(settings.broker_url):
         return {"broker_transport_options": {}, "broker_heartbeat": AMQP_HEARTBEAT_S}
     return {
         "broker_transport_options": {
-            # also of what has no name of ours, such as the hash of unacknowledged messages: those of an application
-            # with a shorter visibility timeout would be sent again too early
+            # also for kombu's own keys, such as the hash of unacknowledged messages: in a shared hash, an application
+            # with a shorter visibility timeout would send our messages again too early
             "global_keyprefix": f"{settings.redis.prefix}:",
             "socket_timeout": SILENCE_S,
             "socket_connect_timeout": SILENCE_S,
             "socket_keepalive": True,
             "socket_keepalive_options": KEEPALIVE,
-            # how often kombu looks whether the connections that it listens on are still alive
+            # how often kombu checks that the connections that it listens on are alive
             "health_check_interval": SILENCE_S,
         },
-        # replies that are errors are channel errors to Celery, which end a worker; on Redis they mean "not now"
+        # Celery takes error replies for channel errors, which end a worker; on Redis they mean "not now"
         "broker_channel_error_retry": True,
     }
 
 
 def _queue(prefix: str, name: str) -> Queue:
-    # the alias is what `-Q` and routes call it; bound under its own name, since a broker that routes by key
+    # `-Q` and routes use the alias. The queue is bound under its own name, since a broker that routes by key
     # must not deliver one queue's tasks to another
     full = f"{prefix}.{name}"
     return Queue(full, Exchange(full, type="direct"), routing_key=full, alias=name)
@@ -155,7 +155,7 @@ def _queue(prefix: str, name: str) -> Queue:
 
 @before_task_publish.connect  # type: ignore[untyped-decorator]  # celery has no types
 def _say_when(headers: Mapping[str, Any] | None = None, **_: Any) -> None:
-    """Write into a message of ours when it was sent, since Celery does not."""
+    """Write the time of sending into our messages, since Celery does not."""
     if isinstance(headers, dict) and str(headers.get("task", "")).startswith("forecache."):
         headers[SENT_AT_HEADER] = system_clock()
 
@@ -167,12 +167,12 @@ class DeploymentTask(Task):  # type: ignore[misc]  # celery has no types
 
     @property
     def deployment(self) -> Deployment:
-        """What the task works on: its application's, whatever else this process may serve."""
+        """The deployment of the task's application, even if this process has several."""
         deployment: Deployment = self.app.deployment
         return deployment
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the task's function, every line within it with `task_id` and the ids of its requests."""
+        """Run the task's function. All its log lines have `task_id` and the ids of its requests."""
         work_for(from_message(self.request.get(REQUEST_IDS_HEADER)))
         try:
             with bound(task_id=self.request.id):

@@ -1,4 +1,4 @@
-"""A message through a queue and back: the proof that somebody takes messages from it, and that results arrive."""
+"""Sends a message through a queue and back, to prove that a worker takes messages and that results arrive."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from celery.exceptions import TimeoutError as NoResult
 
 from inference.errors import DeadlineExceeded
 
-#: a message that nobody took is of no use later; long enough for clocks that differ
+#: a late message is useless; long enough for clocks that differ
 _EXPIRES_S = 60
 
 
 @shared_task(name="forecache.echo")  # type: ignore[untyped-decorator]  # celery has no types
 def echo(text: str) -> str:
-    """Return what was sent."""
+    """Return the text that was sent."""
     return text
 
 
 def ask_queue(application: Celery, queue: str, *, timeout_s: float, priority: int) -> None:
-    """Send a message through a queue, named as routes call it, and wait until it is back.
+    """Send a message through a queue, and wait until it is back. `queue`: its name in routes.
 
-    `priority`: the broker's number of requests, so that the message waits behind no job.
+    `priority`: the broker's number for requests, so that the message waits behind no job.
 
     Raises:
         DeadlineExceeded: nobody answered in time.

@@ -23,16 +23,16 @@ failures = Failures(__name__, "maintenance")
 @shared_task(  # type: ignore[untyped-decorator]  # celery has no types
     name="forecache.start_run",
     bind=True,
-    # a slot whose message fell into an outage is not lost
+    # an outage must not lose a slot
     autoretry_for=(StoreUnavailable,),
     retry_backoff=2,
     retry_kwargs={"max_retries": 8},
 )
 def start_run(self: DeploymentTask, model: str | None = None, trigger: str = "api") -> dict[str, Any]:
-    """Open a model's run and return it; or `{"error": …}`, when it cannot be started now.
+    """Open a model's run and return it, or `{"error": …}` if it cannot start now.
 
-    From beat at most one for each slot of the schedule, so its message may be taken up twice. Other applications
-    send this too: `docs/existing.md` is the contract.
+    Beat opens at most one run for each slot of the schedule, so its message may arrive twice. Other applications
+    send this task too: `docs/existing.md` is the contract.
     """
     try:
         check_model(model)
@@ -41,7 +41,7 @@ def start_run(self: DeploymentTask, model: str | None = None, trigger: str = "ap
     except (BadInput, Conflict) as error:
         log.info("run.not_started", model=model, trigger=trigger, reason=error.message)
         return {"error": error.to_json()}
-    except StoreUnavailable:  # tried again
+    except StoreUnavailable:  # Celery tries again
         raise
     except Exception as error:  # noqa: BLE001 - `tell` logs it; the next slot is another try
         said = failures.tell(error, f"start {model}", model=model, trigger=trigger)
@@ -54,20 +54,20 @@ def start_run(self: DeploymentTask, model: str | None = None, trigger: str = "ap
 @shared_task(name="forecache.prepare_run", ignore_result=True, bind=True)  # type: ignore[untyped-decorator]  # celery has no types
 def prepare_run(self: DeploymentTask, run_id: str) -> None:
     """Plan a queued run and send its first chunks. Safe to run twice."""
-    with failures.kept_here("prepare"):  # the reconciler does it within seconds
+    with failures.kept_here("prepare"):  # the reconciler repeats it within seconds
         self.deployment.runs.prepare(run_id)
 
 
 @shared_task(name="forecache.reconcile", ignore_result=True, bind=True)  # type: ignore[untyped-decorator]  # celery has no types
 def reconcile(self: DeploymentTask) -> None:
-    """Move every run on by what is due. Safe to run twice."""
-    with failures.kept_here("reconcile"):  # so does the timer, every few seconds
+    """Take the due steps of every run. Safe to run twice."""
+    with failures.kept_here("reconcile"):  # the timer repeats it every few seconds
         self.deployment.runs.reconcile()
 
 
 @shared_task(name="forecache.drive_spark", ignore_result=True, bind=True)  # type: ignore[untyped-decorator]  # celery has no types
 def drive_spark(self: DeploymentTask, run_id: str) -> None:
-    """Keep a run's Spark driver going until it ends. Safe to run twice: a second driver finds the first and leaves."""
+    """Keep a run's Spark driver going until it ends. Safe to run twice: a second driver finds the first and ends."""
     with failures.kept_here("drive Spark"):  # the reconciler asks for a driver as long as one is missing
         SparkDriver(self.deployment.ledger).drive(run_id)
         self.deployment.broker.hurry()
@@ -78,7 +78,7 @@ def _trigger(name: str) -> Trigger:
         return Trigger(name)
     except ValueError as error:
         known = ", ".join(Trigger)
-        raise BadInput(f"trigger {quoted(name)} is none of {known}: leave it out", field="trigger") from error
+        raise BadInput(f"trigger {quoted(name)} is not one of {known}: leave it out", field="trigger") from error
 
 
 def _slot(settings: Settings, model: str | None) -> str | None:

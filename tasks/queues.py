@@ -1,4 +1,4 @@
-"""How full the queues are, asked of the broker itself: Redis, or any other that kombu speaks to, such as RabbitMQ."""
+"""Asks the broker how full the queues are: Redis, or any other that kombu supports, such as RabbitMQ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from inference.settings.server_urls import is_redis
 from tasks.dispatch.envelopes import LEVELS, list_key
 
 _TIMEOUT_S = 2.0
-#: several pages and scrapers share one look at the broker
+#: seconds for which pages and scrapers share one look at the broker
 _SHARED_FOR_S = 1.0
 
 
@@ -40,9 +40,9 @@ class Queues:
     def read(self) -> list[QueueState]:
         """Return the state of each queue, at most a second old.
 
-        Brokers other than Redis show a message only to whoever takes it: the oldest is taken and given back at once,
-        to its old place. That marks it as redelivered, which real-time workers refuse, so the age of their queue is
-        not known there.
+        Brokers other than Redis show a message only to a process that takes it. So this takes the oldest message and
+        gives it back at once, to its old place. That marks it as redelivered, which real-time workers refuse. So the
+        age of their queue is not known there.
 
         Raises:
             BrokerUnavailable: the broker did not answer.
@@ -68,8 +68,8 @@ class Queues:
         for _, key in places:
             pipeline.llen(key)
             pipeline.lindex(key, -1)
-        # a server that may be read but takes no message (a replica, or out of memory) refuses this one too, which
-        # writes nothing: there is no such list
+        # writes nothing, since there is no such list. A readable server that takes no messages (a replica, or out of
+        # memory) refuses it too
         pipeline.lpushx(list_key(f"{self._prefix}:", f"{self._prefix}.no-queue", 0), "")
         try:
             *answers, _ = pipeline.execute()
@@ -89,7 +89,7 @@ class Queues:
             with Connection(self._url, connect_timeout=_TIMEOUT_S) as connection:
                 connection.connect()
                 return [self._of_amqp_queue(connection, queue) for queue in self._queues]
-        # each transport has connection errors of its own, which kombu only names once connected
+        # each transport has its own connection errors, which kombu names only once connected
         except (OSError, KombuError, *Connection(self._url).connection_errors) as error:
             raise BrokerUnavailable("the broker does not answer") from error
 

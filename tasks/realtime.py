@@ -1,6 +1,6 @@
 """Tasks of the real-time queue. Other applications send them too: `docs/existing.md` is the contract.
 
-Acknowledged early: a request whose worker died has long been answered otherwise.
+Workers acknowledge early: if a worker dies, the API has long answered the request without it.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from tasks.celery_app import DeploymentTask
 
 
 def _refuse_redelivered(task: DeploymentTask) -> None:
-    """Refuse a request that was handed to a worker before: it may have killed it, and would kill one after another.
+    """Refuse a request that another worker had before: it may have killed that worker, and would kill the next.
 
-    The solo pool acknowledges at the end whatever `acks_late` says, so that RabbitMQ delivers at once what a dying
-    worker held. Whoever asked has been answered by the ladder meanwhile.
+    The solo pool acknowledges at the end, whatever `acks_late` says. So RabbitMQ redelivers a dying worker's messages
+    at once. The client has a degraded answer or an error by then.
     """
     if (task.request.delivery_info or {}).get("redelivered"):
-        raise DeadlineExceeded("the worker that had taken this up ended")
+        raise DeadlineExceeded("the worker that took this task ended")
 
 
 @shared_task(name="forecache.predict_entities", acks_late=False, bind=True)  # type: ignore[untyped-decorator]
@@ -34,7 +34,7 @@ def predict_entities(
     overrides: dict[str, Any] | None = None,
     recompute: bool = True,
 ) -> dict[str, Any]:
-    """Compute entities' predictions from their stored features, and keep them unless there are overrides."""
+    """Compute entities' predictions from their stored features, and store them unless there are overrides."""
     _refuse_redelivered(self)
     return self.deployment.scorer.predict_entities(
         model, [] if entity_ids is None else entity_ids, overrides=overrides, deadline=deadline, recompute=recompute
@@ -45,7 +45,7 @@ def predict_entities(
 def predict_instances(
     self: DeploymentTask, model: str | None = None, instances: list[Any] | None = None, deadline: float | None = None
 ) -> dict[str, Any]:
-    """Compute the predictions of feature rows that a request brought along."""
+    """Compute the predictions of a request's own feature rows."""
     _refuse_redelivered(self)
     return self.deployment.scorer.predict_instances(model, [] if instances is None else instances, deadline=deadline)
 
@@ -58,7 +58,7 @@ def predict_explained(
     deadline: float | None = None,
     predict: bool = True,
 ) -> dict[str, Any]:
-    """Tell what one entity's features are and where they are from; with `predict`, with the prediction they make."""
+    """Explain one entity's features and their sources; with `predict`, also compute its prediction."""
     _refuse_redelivered(self)
     return self.deployment.scorer.explain_entity(
         model, [] if entity_ids is None else entity_ids, deadline=deadline, predict=predict
@@ -69,7 +69,7 @@ def predict_explained(
 def predict_tensors(
     self: DeploymentTask, model: str, inputs: dict[str, Any], version: int | None = None, deadline: float | None = None
 ) -> dict[str, Any]:
-    """Compute a model's own input tensors, which a client of another serving protocol brought along."""
+    """Compute a model's own input tensors, for a client of another serving protocol."""
     _refuse_redelivered(self)
     return self.deployment.tensor_scorer.predict_tensors(model, inputs, version=version, deadline=deadline)
 

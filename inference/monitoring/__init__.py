@@ -1,1 +1,1 @@
-"""Watches a deployment: hits, signs of life, queues, and whether batch and real time still agree."""
+"""Watches a deployment: hits, heartbeats, queues, and whether batch and real time agree."""

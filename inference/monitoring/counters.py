@@ -1,4 +1,4 @@
-"""Counts outcomes, latencies, ages and different entities in memory and adds them to Redis once a second."""
+"""Counts outcomes, latencies, ages and distinct entities in memory, and adds them to Redis once a second."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FLUSH_EVERY_S = 1.0
 DAY_S = 24 * 3600
 #: longer than the longest window that is read, a week
 KEEP_S = 8 * 24 * 3600
-#: different entities that a process remembers until they are sent; more are not noticed until there is room
+#: most distinct entities that wait to be sent; a process ignores further ones until there is room
 MOST_ASKED = 50_000
 #: packing 12 000 ids at once held the event loop for 15 ms; pieces of 200 hold it for less than one
 IDS_PER_FLUSH, _IDS_PER_COMMAND = 1_000, 200
@@ -33,9 +33,9 @@ IDS_PER_FLUSH, _IDS_PER_COMMAND = 1_000, 200
 
 @dataclass(frozen=True)
 class Scale:
-    """The buckets of one quantity; `name` starts their fields in Redis.
+    """The buckets of one quantity; `name` is the prefix of their fields in Redis.
 
-    Bucket N holds values up to `first * factor**N`; the last one holds whatever is above. Their sum is kept in Redis
+    Bucket N holds values up to `first * factor**N`; the last one holds all larger values. Redis keeps their sum
     as a whole number of `sum_unit`, coarse enough for 63 bits.
     """
 
@@ -54,7 +54,7 @@ class Scale:
         object.__setattr__(self, "sum_field", f"{self.name}:sum")
 
     def add(self, counts: MutableMapping[str, float], value: float, times: int = 1) -> None:
-        """Count a value in its bucket and add it to the sum; below 0, where clocks differ, it adds nothing there."""
+        """Count a value in its bucket and add it to the sum. A negative value (clocks differ) adds nothing."""
         counts[self.fields[bisect_left(self.bounds, value)]] += times
         if value > 0:
             counts[self.sum_field] += times * value / self.sum_unit
@@ -64,7 +64,7 @@ class Scale:
         return self.fields[bisect_left(self.bounds, value)]
 
     def histogram(self, counts: Mapping[str, int]) -> Histogram:
-        """Return this scale's part of summed fields."""
+        """Return this scale's histogram from summed fields."""
         return Histogram(
             self,
             tuple(counts.get(name, 0) for name in self.fields),
@@ -72,7 +72,7 @@ class Scale:
         )
 
 
-#: seconds that requests took which were answered from the store alone, 0.25 ms to 14 s in steps of 19 %
+#: seconds that requests took if the store answered them alone, 0.25 ms to 14 s in steps of 19 %
 HIT_LATENCY = Scale("hit_s", 0.00025, 2**0.25, 64, sum_unit=1e-6)
 #: seconds that all other requests took
 MISS_LATENCY = Scale("miss_s", 0.00025, 2**0.25, 64, sum_unit=1e-6)
@@ -96,7 +96,7 @@ class Histogram:
         return sum(self.counts)
 
     def quantile(self, share: float) -> float | None:
-        """Return the value that `share` (0 to 1) of all stay under, off by one bucket's width; None without values."""
+        """Return the quantile at `share` (0 to 1), exact to one bucket's width; None without values."""
         rank, below = share * self.total, 0
         for number, count in enumerate(self.counts):
             if count and below + count >= rank:
@@ -113,40 +113,40 @@ class Histogram:
 
 
 class HitRecorder:
-    """One process's counters. Recording is an addition in memory; Redis hears of it by `flush`."""
+    """Counts in the memory of one process; `flush` adds the counts to Redis."""
 
     def __init__(self, client: AsyncClient, keys: Keys, clock: Clock = system_clock) -> None:
         self._client = client
         self._keys = keys
         self._clock = clock
-        self._counts = _none()
+        self._counts = _empty_counts()
         self._asked: defaultdict[str, set[str]] = defaultdict(set)
 
     def record(self, model: str, outcome: Outcome, count: int = 1, *, age_s: float | None = None) -> None:
-        """Count `count` more of an outcome; `age_s`: of the features behind the answer, None for a default."""
+        """Add `count` to an outcome. `age_s`: age of the features behind the answer; None for a default."""
         counts = self._counts[model]
-        counts[outcome._value_] += count  # `value` is a property, and this is the way of every request
+        counts[outcome._value_] += count  # `value` is a property, which is slower, and every request comes here
         if age_s is not None:
             AGE.add(counts, age_s, count)
 
     def record_asked(self, model: str, entity_ids: Iterable[str]) -> None:
-        """Remember for which entities an answer was given; Redis learns how many different ones there were."""
+        """Remember the entities that were answered; `flush` adds them to the count of distinct ones."""
         asked = self._asked[model]
         if len(asked) < MOST_ASKED:
             asked.update(entity_ids)
 
     def record_latency(self, model: str, took_s: float, *, hit: bool) -> None:
-        """Count one request's duration; `hit`: all of it was answered from the store, and fresh."""
+        """Count one request's duration; `hit`: the store answered all of it, and fresh."""
         (HIT_LATENCY if hit else MISS_LATENCY).add(self._counts[model], took_s)
 
     def record_micro_batch(self, model: str, rows: int) -> None:
-        """Count one message that was sent to the real-time workers."""
+        """Count one message to the real-time workers."""
         MICRO_BATCH.add(self._counts[model], rows)
 
     async def flush(self) -> None:
-        """Add what was counted to the current minute and to the totals in Redis, and tell it of entities asked for.
+        """Add the counts to the current minute and to the totals in Redis, and the entities to the current day.
 
-        When Redis does not answer, the counts are dropped and the loss is logged: it may have taken them, and
+        If Redis does not answer, drops the counts and logs the loss: Redis may have added them, and
         counting twice would be worse.
         """
         await self._flush_counts()
@@ -171,8 +171,8 @@ class HitRecorder:
             log.warning("hits.dropped", count=lost, error=error.message)
 
     def _take_whole(self) -> dict[str, dict[str, int]]:
-        """Take the counts out of memory. Sums are sent as whole numbers: a fraction stays for the next time."""
-        counted, self._counts = self._counts, _none()
+        """Take the counts out of memory as whole numbers. A sum's fraction stays for the next time."""
+        counted, self._counts = self._counts, _empty_counts()
         whole: dict[str, dict[str, int]] = {}
         for model, counts in counted.items():
             for field, count in counts.items():
@@ -183,7 +183,7 @@ class HitRecorder:
         return whole
 
     async def _flush_asked(self) -> None:
-        """Tell Redis of up to 1 000 entities a model; the others wait, each once however often it is asked for."""
+        """Send up to 1 000 entities of each model; the others wait."""
         day = int(self._clock() // DAY_S)
         for model, ids in list(self._asked.items()):  # a copy: requests go on meanwhile
             room = IDS_PER_FLUSH
@@ -200,7 +200,7 @@ class HitRecorder:
                     return
 
     async def run(self, *, every_s: float = FLUSH_EVERY_S) -> None:
-        """Flush again and again; when cancelled, flush what is left and end."""
+        """Flush repeatedly; when cancelled, flush the rest and end."""
         failures = Failures(__name__, "hits")
         try:
             while True:
@@ -211,30 +211,30 @@ class HitRecorder:
             await self.flush()
 
 
-def _none() -> defaultdict[str, defaultdict[str, float]]:
+def _empty_counts() -> defaultdict[str, defaultdict[str, float]]:
     """Return empty counts: model → field → count, or sum with its fraction."""
     return defaultdict(lambda: defaultdict(int))
 
 
-#: what starts the fields of what fallbacks said of entities; NAME:OUTCOME follows
+#: prefix of the fields that count fallbacks' answers; NAME:OUTCOME follows
 FALLBACKS = "fallback"
-#: what starts the fields of what became of answers that were computed again; PATH:RESULT follows
+#: prefix of the fields that count parity results; PATH:RESULT follows
 PARITY = "parity"
 
 
 class ParityResult(StrEnum):
-    """What became of one answer that was computed again."""
+    """The result of computing one answer again."""
 
-    #: the same vector, and the same answer but for rounding
+    #: the same vector, and the same answer except for rounding
     AGREED = "agreed"
-    #: the same vector, and another answer: a defect
+    #: the same vector, and a different answer: a defect
     DISAGREED = "disagreed"
-    #: another vector, or none any more: nothing can be said
+    #: a different vector, or none any more: the answers cannot be compared
     DRIFTED = "drifted"
 
 
 class MinuteCounts:
-    """Adds counts. Synchronous, for work that waits for other things anyway."""
+    """Adds counts to the current minute. Synchronous, for work that blocks anyway."""
 
     def __init__(self, client: Client, keys: Keys, clock: Clock = system_clock) -> None:
         self._client: Any = client
@@ -242,7 +242,7 @@ class MinuteCounts:
         self._clock = clock
 
     def add(self, model: str, kind: str, counts: Mapping[str, int]) -> None:
-        """Add counts of a kind. When Redis does not answer, they are dropped and the loss is logged."""
+        """Add counts of a kind. If Redis does not answer, drops them and logs the loss."""
         minute = self._keys.hits(model, int(self._clock() // 60))
         pipeline = self._client.pipeline(transaction=False)
         for name, count in counts.items():
@@ -256,7 +256,7 @@ class MinuteCounts:
 
 
 def counted(fields: Mapping[str, int], kind: str) -> dict[tuple[str, str], int]:
-    """Return a kind's counts out of summed fields of minutes, by (name, outcome)."""
+    """Return a kind's counts from summed fields, by (name, outcome)."""
     found = {}
     for field, count in fields.items():
         start, _, rest = field.partition(":")

@@ -1,7 +1,7 @@
-"""Whether batch and real time give the same answers: a sample of each is computed again the other way.
+"""Checks that batch and real time agree: computes a sample of each again the other way.
 
-Answers that differ though the very same vector made them are a disagreement, a defect; those that another vector made
-are drift: the features in the store are not those of the table, or have changed since.
+A different answer from the same vector is a disagreement, a defect. A different vector is drift: the features in the
+store are not those of the table, or have changed since.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Given:
-    """Answers as they were given, and the vectors that made them."""
+    """The original answers, and the hashes of the vectors that made them."""
 
     entity_ids: Sequence[str]
     vectors: Sequence[str]
@@ -61,7 +61,7 @@ class Parity:
     fallback: Callable[[str], Fallback | None]
 
     def check(self, model: str) -> dict[str, int]:
-        """Compute a sample of a model's answers again, and return "PATH:RESULT" → how many.
+        """Compute a sample of a model's answers again; return "PATH:RESULT" → number of answers.
 
         Raises:
             StoreUnavailable: Redis did not answer in time.
@@ -72,7 +72,7 @@ class Parity:
         return dict(counts)
 
     def _batch(self, model: str) -> list[ParityResult]:
-        """Compute answers of the run that serves again as real time does, from the store."""
+        """Compute answers of the current generation again as real time does: from the store."""
         predictions = self.table(TableKind.PREDICTIONS, model)
         number = predictions.pointer().current
         manifest = None if number is None else predictions.generations.manifest(number)
@@ -82,7 +82,7 @@ class Parity:
             run = Ledger(self.client, self.keys).load(manifest.run_id)
             loaded = self.host().get(model, manifest.model_version)
             rows = self._rows_of(run, loaded)
-        except (ModelUnavailable, NotFound, SourceError) as error:  # forgotten or replaced: nothing to go by
+        except (ModelUnavailable, NotFound, SourceError) as error:  # forgotten or replaced: nothing to compare with
             log.info("parity.no_source", model=model, run_id=manifest.run_id, reason=error.message)
             return []
         if rows is None or not rows_in(rows.features):
@@ -93,12 +93,12 @@ class Parity:
         given = Given(ids, vector_hashes(loaded.vectoriser.inputs(_features(loaded, rows.features))), stored)
         gatherer = FeatureGatherer(self.table(TableKind.FEATURES, model), loaded.vectoriser, self.fallback(model))
         gathered = gatherer.gather(ids, now=run.created_at)
-        # as many at once as a request's micro-batch may hold, where a run takes thousands
+        # rows per call as in a request's micro-batch; a run takes thousands
         size = self.settings.models[model].realtime.max_micro_batch
         return _compared(model, loaded, given, gathered.rows.block, gathered.rows.rejected, size)
 
     def _rows_of(self, run: RunRecord, loaded: LoadedModel) -> PreparedRows | None:
-        """Return some rows of a run's table, prepared as the run did."""
+        """Return some rows of a run's table, prepared as the run prepared them."""
         ledger, planned = Ledger(self.client, self.keys), run.fingerprint
         number = random.randrange(run.chunks_total or 1)  # noqa: S311 - a sample
         chunk = ledger.plans.chunk(run.run_id, number)
@@ -115,18 +115,18 @@ class Parity:
         return preparer.prepare(batch.take(pa.array(np.sort(drawn))))
 
     def _realtime(self, model: str) -> list[ParityResult]:
-        """Compute answers that were computed on demand again as a run does: from a table, all in one call."""
+        """Compute sampled answers again as a run does: from a table, all in one call."""
         answers = sampled_answers(self.client, self.keys, model, self.settings.models[model].parity.sample)
         results = []
         for version in sorted({answer.model_version for answer in answers}):
             try:
                 loaded = self.host().get(model, version)
             except ModelUnavailable:
-                continue  # a version that is gone meanwhile
-            own = [answer for answer in answers if answer.model_version == version]
+                continue  # the version is gone meanwhile
+            of_version = [answer for answer in answers if answer.model_version == version]
             if not loaded.vectoriser.contract.given:
-                continue  # all is computed from the clock: there is no table to compute from
-            results += self._recomputed(model, loaded, own)
+                continue  # every feature comes from the clock: there is no table to compute from
+            results += self._recomputed(model, loaded, of_version)
         return results
 
     def _recomputed(self, model: str, loaded: LoadedModel, answers: Sequence[SampledAnswer]) -> list[ParityResult]:
@@ -135,7 +135,7 @@ class Parity:
         for answer in answers:  # each at its own instant
             gathered = gatherer.gather([answer.entity_id], now=answer.at)
             as_table = pa.RecordBatch.from_pydict(
-                {one.table_column: gathered.rows.block[one.name].tolist() for one in loaded.vectoriser.contract.given}
+                {f.table_column: gathered.rows.block[f.name].tolist() for f in loaded.vectoriser.contract.given}
             )
             rows = loaded.vectoriser.features_from_arrow(_typed(loaded, as_table), at=answer.at)
             blocks.append(rows.block)
@@ -152,7 +152,7 @@ class Parity:
 def _compared(
     model: str, loaded: LoadedModel, given: Given, block: Block, rejected: Any, rows_per_call: int
 ) -> list[ParityResult]:
-    """Compute rows again, so many in a call, and compare them with what was given; `rejected` ones have no vector."""
+    """Compute rows again, `rows_per_call` at a time, and compare the answers. `rejected` rows have no vector."""
     inputs = vector_hashes(loaded.vectoriser.inputs(block))
     same = np.array(
         [a == b and known is not None for a, b, known in zip(inputs, given.vectors, given.predictions, strict=True)],
@@ -174,19 +174,19 @@ def _compared(
 
 
 def _features(loaded: LoadedModel, block: Block) -> Block:
-    """Return the features without what a feature table keeps beside them."""
+    """Return only the contract's features of a block."""
     return {name: block[name] for name in loaded.vectoriser.contract.names}
 
 
 def _typed(loaded: LoadedModel, batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Return the columns in the types that a table of these features has."""
+    """Return the columns in the types of a table of these features."""
     columns = []
     for feature in loaded.vectoriser.contract.given:
         type_ = pa.string() if feature.dtype is DType.STRING else pa.from_numpy_dtype(feature.dtype.numpy)
         for _ in feature.shape:
             type_ = pa.list_(type_)
         columns.append(batch.column(feature.table_column).cast(type_))
-    return pa.RecordBatch.from_arrays(columns, names=[one.table_column for one in loaded.vectoriser.contract.given])
+    return pa.RecordBatch.from_arrays(columns, names=[each.table_column for each in loaded.vectoriser.contract.given])
 
 
 def _value(values: dict[str, Any]) -> Any:

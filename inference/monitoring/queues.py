@@ -1,4 +1,4 @@
-"""The task queues: which jobs go first, how many messages wait, and for how long the oldest has waited."""
+"""Describes the task queues: which jobs go first, how many messages wait, and how long the oldest has waited."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _MAX_ID, _LAST_S = 200, 1e11
 
 
 class JobPriority(StrEnum):
-    """Which of the waiting jobs' parts a worker takes first; all wait until no request does."""
+    """The order in which workers take the parts of jobs. Requests always go first."""
 
-    #: when nothing else waits
+    #: after everything else
     LOW = "low"
     #: before low, after high
     NORMAL = "normal"
@@ -26,7 +26,7 @@ class JobPriority(StrEnum):
 
 @dataclass(frozen=True)
 class QueueState:
-    """One queue. `oldest_age_s`: None when nothing waits. `queue` is what routes call it, without the prefix."""
+    """One queue. `oldest_age_s`: None if nothing waits or it is unknown. `queue`: its name without the prefix."""
 
     queue: str
     depth: int
@@ -39,7 +39,7 @@ class QueueState:
 
 @dataclass(frozen=True)
 class QueueHead:
-    """The message that is next in a queue. `sent_at` is None when its sender did not say."""
+    """The next message of a queue. `sent_at` is None if its sender did not set it."""
 
     task_id: str
     sent_at: float | None
@@ -50,12 +50,12 @@ class QueueHead:
         sent_at = headers.get(SENT_AT_HEADER)
         if not isinstance(sent_at, int | float) or not abs(sent_at) < _LAST_S:
             sent_at = None
-        # whoever sent it may have made its id long
+        # a foreign sender's id may be long
         return cls(str(headers.get("id", ""))[:_MAX_ID], None if sent_at is None else float(sent_at))
 
     @classmethod
     def of_envelope(cls, envelope: bytes) -> QueueHead:
-        """Read a message as kombu stores it in Redis; one that cannot be understood has no time."""
+        """Read a message in the form in which kombu stores it in Redis. An unreadable one has no time."""
         try:
             return cls.of(json.loads(envelope)["headers"])
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
@@ -63,14 +63,14 @@ class QueueHead:
 
 
 class HeadAges:
-    """Tells how long heads have waited; of one without a time, since it was first seen here."""
+    """Tells how long heads have waited. For a head without a time, counts from when it was first seen here."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._first_seen: dict[str, tuple[str, float]] = {}
 
     def age_s(self, place: str, head: QueueHead | None) -> float | None:
-        """Return the seconds that the head of one place in the broker has waited; None for no head."""
+        """Return the seconds that a head has waited; None without a head. `place`: its list or queue in the broker."""
         now = self._clock()
         if head is None:
             self._first_seen.pop(place, None)

@@ -1,6 +1,7 @@
-"""Histograms whose buckets grow by a fixed factor: bounded in size, and their sum is a histogram again.
+"""Reads hit statistics of a window: outcomes, latencies, ages and sizes of micro-batches.
 
-A minute of all API processes is the sum of their counts, so quantiles of any window come from the same few numbers.
+A minute of all API processes is the sum of their counts, and a sum of histograms is a histogram again. So any window
+has quantiles.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
 
 @dataclass(frozen=True)
 class HitCounts:
-    """What became of the requests of one window; `outcomes` names every outcome."""
+    """The outcomes of the requests of one window; `outcomes` has every outcome."""
 
     outcomes: dict[Outcome, int]
 
     @property
     def total(self) -> int:
-        """Requests that the hit rate divides by: all but those for entities that nobody knows."""
+        """The hit rate's denominator: all requests except those for unknown entities."""
         return sum(count for outcome, count in self.outcomes.items() if outcome.is_rated)
 
     @property
     def hit_rate(self) -> float:
-        """Share of requests answered from the store and fresh, 0 to 1; 0 when there were none."""
+        """Share of requests with a fresh answer from the store, 0 to 1; 0 if there were none."""
         hits = sum(count for outcome, count in self.outcomes.items() if outcome.is_hit)
         return hits / self.total if self.total else 0.0
 
@@ -57,7 +58,7 @@ class Statistics:
 
     @classmethod
     def of(cls, fields: Mapping[str, int]) -> Statistics:
-        """Return what summed fields of minute hashes say."""
+        """Return the statistics of summed fields of minute hashes."""
         return cls(
             HitCounts({outcome: fields.get(outcome.value, 0) for outcome in Outcome}),
             HIT_LATENCY.histogram(fields),
@@ -86,9 +87,9 @@ def _quantiles(histogram: Histogram) -> dict[str, float | None]:
 
 #: a week: counters are kept for a day longer
 MAX_WINDOW_S = 7 * 24 * 3600
-#: window in seconds → minutes that one point of its series stands for
+#: window in seconds → minutes in one point of its series
 POINT_MINUTES = {300: 1, 3600: 1, 24 * 3600: 10}
-#: a minute that is over for so long is not added to any more: flushes are late by a second or two
+#: minutes after which a past minute does not change any more: flushes are late by a second or two
 _CLOSED_AFTER_MIN = 3
 #: minutes kept in memory for each model, a day
 _MOST_REMEMBERED = 24 * 60 + 10
@@ -108,17 +109,17 @@ class Point:
 class HitWindows:
     """Reads hit statistics. Synchronous: callers with an event loop use a thread.
 
-    Minutes that are over are read once and remembered, so a page that asks every 2 seconds costs little.
+    Reads a past minute once and remembers it, so a page that asks every 2 seconds costs little.
     """
 
     def __init__(self, client: Client, keys: Keys, clock: Clock = system_clock) -> None:
-        self._client: Any = client  # redis-py types every answer as every possible one
+        self._client: Any = client  # redis-py types every answer as any possible one
         self._keys = keys
         self._clock = clock
         self._closed: dict[tuple[str, int], Fields] = {}
 
     def read(self, model: str, window_s: float) -> HitCounts:
-        """Return the outcomes of every minute that the last `window_s` seconds touch (at most a week).
+        """Return the outcomes of every minute that overlaps the last `window_s` seconds (at most a week).
 
         Raises:
             StoreUnavailable: Redis did not answer.
@@ -126,7 +127,7 @@ class HitWindows:
         return self.statistics(model, window_s).counts
 
     def statistics(self, model: str, window_s: float) -> Statistics:
-        """Return all that was counted in every minute that the last `window_s` seconds touch (at most a week).
+        """Return all statistics of every minute that overlaps the last `window_s` seconds (at most a week).
 
         Raises:
             StoreUnavailable: Redis did not answer.
@@ -134,7 +135,7 @@ class HitWindows:
         return Statistics.of(self.fields(model, window_s))
 
     def fields(self, model: str, window_s: float) -> Fields:
-        """Return the sums of every field that was counted in the window, also of workers' counts (see `counted`).
+        """Return the sum of every field in the window, including workers' counts (see `counted`).
 
         Raises:
             StoreUnavailable: Redis did not answer.
@@ -144,7 +145,7 @@ class HitWindows:
     def series(self, model: str, window_s: int) -> list[Point]:
         """Return the window in points of equal length, oldest first; `window_s` is one of `POINT_MINUTES`.
 
-        The last point is the one that is still going on.
+        The last point is still going on.
 
         Raises:
             StoreUnavailable: Redis did not answer.
@@ -157,7 +158,7 @@ class HitWindows:
         return [Point(minutes[start] * 60, Statistics.of(_sum(fields[start : start + length]))) for start in starts]
 
     def asked(self, model: str, days: int) -> int:
-        """Return for how many different entities an answer was given today and on the `days` - 1 days before (UTC).
+        """Return how many distinct entities were answered today and on the `days` - 1 days before (UTC).
 
         At most 8 days; within 0.81 % of the exact number (HyperLogLog's standard error).
 
@@ -168,7 +169,7 @@ class HitWindows:
         return int(self._client.pfcount(*(self._keys.asked(model, today - back) for back in range(days))))
 
     def totals(self, model: str) -> Fields:
-        """Return the fields of all that was ever counted; they only grow.
+        """Return all fields summed over all time; they only grow.
 
         Raises:
             StoreUnavailable: Redis did not answer.
@@ -190,7 +191,7 @@ class HitWindows:
         return found
 
     def _remember(self, model: str, read: Mapping[int, Fields], now: int) -> None:
-        """Keep minutes that are over and not empty: an empty one costs next to nothing to read."""
+        """Keep past minutes that are not empty: an empty one costs almost nothing to read."""
         closed = {minute: fields for minute, fields in read.items() if fields and minute < now - _CLOSED_AFTER_MIN}
         self._closed.update({(model, minute): fields for minute, fields in closed.items()})
         # a copy: other threads may be adding

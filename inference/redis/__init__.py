@@ -1,1 +1,1 @@
-"""Speaks to Redis: the clients, the keys, the Lua scripts, and the one translation of what goes wrong."""
+"""Talks to Redis: clients, keys, Lua scripts, and the translation of Redis' errors into ours."""

@@ -1,7 +1,7 @@
-"""Opens clients of Redis by how long they wait, and translates what redis-py raises.
+"""Opens Redis clients by how long they wait, and translates redis-py's exceptions.
 
-Every command, pipeline and script of these clients raises StoreUnavailable or StoreFull when Redis does not do what it
-is asked. A Redis outage never looks like an answer, and nobody else catches redis-py's errors.
+Every command, pipeline and script of these clients raises StoreUnavailable or StoreFull if Redis does not answer or
+refuses. A Redis outage always raises; it never looks like a miss.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from redis.exceptions import NoScriptError
 from inference.errors import StoreFull, StoreUnavailable
 from inference.redis.pipes import AsyncPipe, BulkCommands, Command, Pace, Pipe, send_in_bulk
 
-#: nobody waits longer for a connection, however long answers may take
+#: longest wait for a connection, even if answers may take longer
 _CONNECT_TIMEOUT_S = 5.0
 
 _REDIS_ERRORS = (redis.RedisError, OSError)
@@ -32,25 +32,25 @@ _DIGESTS = {name: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a client waits for each answer, and for a connection, though at most 5 s. It sends nothing twice.
+    """How long a client waits for each answer, and for a connection (at most 5 s). Only `exchange` resends.
 
-    `check_after_s`: a connection that was idle for so long is checked before it is used again; 0: never.
+    `check_after_s`: seconds of idleness after which a connection is checked before its next use; 0: never.
     """
 
     timeout_s: float
     check_after_s: float = 0
 
 
-#: somebody waits for the answer: gives up soon
+#: gives up soon, since somebody waits for the answer
 REQUEST = Patience(1.0)
-#: a worker, a page or a command may wait for a busy Redis
+#: for workers, pages and commands, which may wait for a busy Redis
 WORKER = Patience(10.0, check_after_s=30)
 
 
 class Client(redis.Redis):
     """A blocking client, which threads may share. Answers are bytes.
 
-    Everything raises StoreUnavailable when Redis does not answer, or refuses a command, and StoreFull when it is out
+    Every method raises StoreUnavailable if Redis does not answer or refuses a command, and StoreFull if it is out
     of memory.
     """
 
@@ -80,7 +80,7 @@ class Client(redis.Redis):
             return replies
 
     def exchange(self, commands: Sequence[Command]) -> list[Any]:
-        """Return the replies of one pipeline as Redis gives them, faster than `send`. The commands may run twice."""
+        """Return the raw replies of one pipeline, faster than `send`. The commands may run twice."""
         try:
             return self._pipe.send(commands)
         except NoScriptError:
@@ -89,21 +89,21 @@ class Client(redis.Redis):
             raise _translated(error) from error
 
     def run_script(self, name: str, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
-        """Return the answer of a script of `scripts/`."""
+        """Run a script of `scripts/` and return its answer."""
         try:
             return self.evalsha(_DIGESTS[name], len(keys), *keys, *arguments)
         except NoScriptError:
             return self.eval(_SCRIPTS[name], len(keys), *keys, *arguments)
 
     def run_repeatable_script(self, name: str, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
-        """Return the answer of a script that may run twice, which is faster."""
+        """Run a script that may run twice, faster than `run_script`, and return its answer."""
         try:
             return self.exchange([("EVALSHA", _DIGESTS[name], len(keys), *keys, *arguments)])[0]
         except NoScriptError:
             return self.run_script(name, keys, arguments)
 
     def send_in_bulk(self, pieces: Iterable[BulkCommands], pace: Pace) -> bytes:
-        """Send commands by the ten thousand and return their replies, a `:number` and CR LF each."""
+        """Send tens of thousands of commands and return their replies, each a `:number` and CR LF."""
         try:
             return send_in_bulk(self.connection_pool, pieces, pace)
         except _REDIS_ERRORS as error:
@@ -121,8 +121,8 @@ class _Pipeline(Pipeline):
 class AsyncClient(redis.asyncio.Redis):
     """A client for one event loop. Answers are bytes; `async with` closes it.
 
-    Everything raises StoreUnavailable when Redis does not answer, or refuses a command, and StoreFull when it is out
-    of memory. Subscriptions raise redis-py's own errors.
+    Every method raises StoreUnavailable if Redis does not answer or refuses a command, and StoreFull if it is out
+    of memory. Only subscriptions raise redis-py's own errors.
     """
 
     @cached_property
@@ -144,14 +144,14 @@ class AsyncClient(redis.asyncio.Redis):
         return _AsyncPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
 
     async def exchange(self, commands: Sequence[Command]) -> list[Any]:
-        """Return the replies of one pipeline as Redis gives them, faster than redis-py. The commands may run twice."""
+        """Return the raw replies of one pipeline, faster than redis-py. The commands may run twice."""
         try:
             return await self._pipe.send(commands)
         except _REDIS_ERRORS as error:
             raise _translated(error) from error
 
     async def run_script(self, name: str, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
-        """Return the answer of a script of `scripts/`."""
+        """Run a script of `scripts/` and return its answer."""
         try:
             return await self.evalsha(_DIGESTS[name], len(keys), *keys, *arguments)
         except NoScriptError:
@@ -170,7 +170,7 @@ def open_client(url: str, patience: Patience) -> Client:
     """Return a blocking client. It connects when it is first used.
 
     Raises:
-        ValueError: the URL cannot be understood.
+        ValueError: the URL is invalid.
     """
     return cast(Client, Client.from_url(url, **_options(patience)))
 
@@ -179,19 +179,19 @@ def open_async_client(url: str, patience: Patience) -> AsyncClient:
     """Return a client for one event loop. It connects when it is first used.
 
     Raises:
-        ValueError: the URL cannot be understood.
+        ValueError: the URL is invalid.
     """
     return cast(AsyncClient, AsyncClient.from_url(url, **_options(patience)))
 
 
 def cause_of(error: StoreUnavailable) -> redis.RedisError | OSError | None:
-    """Return the error of redis-py behind an outage, to tell kinds of outage apart; None if there is none."""
+    """Return redis-py's error behind an outage, to distinguish kinds of outage; None if there is none."""
     cause = error.__cause__
     return cause if isinstance(cause, _REDIS_ERRORS) else None
 
 
 def _translated(error: redis.RedisError | OSError) -> StoreUnavailable:
-    # by its text: the error's class and code depend on whether a script met it, and on Redis' version
+    # by its text: the error's class and code depend on Redis' version and on whether a script caused it
     if "command not allowed when used memory > 'maxmemory'" in str(error):
         return StoreFull("Redis is out of memory: raise its maxmemory or store less, then start the run again")
     if isinstance(error, redis.ResponseError):

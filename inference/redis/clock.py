@@ -1,7 +1,7 @@
-"""Instants that several machines agree on: epoch seconds by the clock of the cache Redis.
+"""Gives all machines the same time: epoch seconds by the clock of the cache Redis.
 
-Hosts' clocks differ; with 150 ms of skew and a budget of 100 ms every task would be late on arrival. So a
-deadline travels in Redis time, and each process measures how far its own clock is off.
+Hosts' clocks differ: with 150 ms of skew and a budget of 100 ms, every task would arrive late. So messages hold
+deadlines in Redis time, and each process measures the offset of its own clock.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MEASURE_EVERY_S = 5.0
 
 
 class RedisClock:
-    """This host's clock, corrected to agree with that of Redis. Uncorrected until the first measurement."""
+    """This host's clock, corrected to Redis' clock. Uncorrected until the first measurement."""
 
     def __init__(self, clock: Clock = system_clock) -> None:
         self._clock = clock
@@ -32,7 +32,7 @@ class RedisClock:
         return self._clock() + self.offset_s
 
     def learn(self, redis_time: float, *, sent_at: float, received_at: float) -> None:
-        """Take over a measurement: Redis read its clock between the two instants of ours."""
+        """Correct the clock: Redis read `redis_time` between the instants `sent_at` and `received_at` of this host."""
         self.offset_s = redis_time - (sent_at + received_at) / 2
 
     async def measure(self, client: AsyncClient) -> None:
@@ -46,7 +46,7 @@ class RedisClock:
         self.learn(seconds + microseconds / 1e6, sent_at=sent_at, received_at=self._clock())
 
     async def follow(self, client: AsyncClient, *, every_s: float = MEASURE_EVERY_S) -> None:
-        """Measure again and again until cancelled. In an outage the last offset stays in use."""
+        """Measure repeatedly until cancelled. In an outage the last offset stays in use."""
         failures = Failures(__name__, "clock")
         while True:
             with failures.kept_here():

@@ -1,6 +1,6 @@
-"""Every Redis key of Forecache is spelled here and nowhere else.
+"""Spells every Redis key of Forecache. No other module does.
 
-All live in `cache_url`, which must not evict, and start with the deployment prefix `P`. `T` is a table:
+All keys live in `cache_url`, which must not evict, and start with the deployment prefix `P`. `T` is a table:
 `p:<model>` (predictions of a model) or `f:<model>` (its features). `M` is a model, `R` a run, `J` a job, `W` a worker.
 
 | key              | type   | fields or value                          | lives                 | written by            |
@@ -22,21 +22,21 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 | P:m:M:record     | hash   | version → version record (JSON)          | for good              | inspect, workers      |
 | P:m:M:micro      | hash   | version:device → rows per call (JSON)    | for good              | batch workers         |
 | P:m:M:loads      | hash   | version, host, pid → loads that began    | 30 days unchanged     | workers               |
-|                  |        | there and did not end                    |                       |                       |
-| P:m:M:reload     | hash   | asked → last wish for new versions;      | an hour unchanged     | models reload,        |
-|                  |        | W → last wish that worker has fulfilled  |                       | real-time workers     |
-| P:m:M:answers    | list   | answers computed on demand, and what     | newest few hundred,   | real-time workers     |
-|                  |        | made them (JSON): a sample for parity    | a day unchanged       |                       |
+|                  |        | and did not end                          |                       |                       |
+| P:m:M:reload     | hash   | asked → last request to look for new     | an hour unchanged     | models reload,        |
+|                  |        | versions; W → last one that W has done   |                       | real-time workers     |
+| P:m:M:answers    | list   | sample of answers computed on demand,    | newest few hundred,   | real-time workers     |
+|                  |        | for the parity check (JSON)              | a day unchanged       |                       |
 | P:m:M:active_run | string | run id                                   | until run is over     | run scripts           |
 | P:m:M:runs       | zset   | run id, scored by creation time          | newest 200 kept       | run scripts           |
 | P:m:M:slots      | hash   | schedule slot → run id                   | newest kept           | run scripts           |
-| P:m:M:quarantines| zset   | run id, folder of the rows it left out,  | 30 days after its run | request; maintenance  |
-|                  |        | scored by when that is removed (epoch s) |                       |                       |
-| P:m:M:reconciler | string | who moves this model's runs on now       | seconds               | maintenance           |
+| P:m:M:quarantines| zset   | run id and quarantine folder, scored by  | 30 days after its run | request; maintenance  |
+|                  |        | the folder's removal time (epoch s)      |                       |                       |
+| P:m:M:reconciler | string | process that advances this model's runs  | seconds               | maintenance           |
 | P:r:R            | hash   | the run record                           | 30 days after end     | run scripts           |
-| P:r:R:plan       | hash   | chunk → its slices (JSON);               | 30 days after it was  | planning              |
-|                  |        | fN → file N of the source (JSON)         | last worked on        | reconciler            |
-| P:r:R:entities   | string | ids a partial run is asked for (packed)  | until planned, a day  | request               |
+| P:r:R:plan       | hash   | chunk → its slices (JSON);               | 30 days after the     | planning              |
+|                  |        | fN → file N of the source (JSON)         | last work on the run  | reconciler            |
+| P:r:R:entities   | string | ids of a partial run (packed)            | until planned, a day  | request               |
 | P:r:R:claims     | hash   | chunk → attempt, token, lease            | with the run          | claim, renew, finish  |
 | P:r:R:done       | hash   | chunk → chunk result (JSON)              | with the run          | finish (once a chunk) |
 | P:r:R:sent       | zset   | chunk number, scored by sending time     | with the run          | reconciler            |
@@ -46,18 +46,18 @@ All live in `cache_url`, which must not evict, and start with the deployment pre
 |                  |        | age_s:B, rows:B (bucket B) → count       |                       |                       |
 |                  |        | fallback:NAME:OUTCOME → entities;        |                       | real-time workers     |
 |                  |        | parity:PATH:RESULT → answers             |                       | workers               |
-| P:h:M:total      | hash   | the same fields, since ever              | for good              | all of these          |
+| P:h:M:total      | hash   | the same fields, summed over all time    | for good              | all of these          |
 | P:h:M:asked:DAY  | string | HyperLogLog of the ids answered that day | 8 days                | API processes         |
 | P:j:J            | hash   | the job record                           | an hour unchanged     | API, workers          |
-| P:j:J:inputs     | hash   | part number → ids or instances (JSON)    | till its part is done | API                   |
+| P:j:J:inputs     | hash   | part number → ids or instances (JSON)    | until part is done    | API                   |
 | P:j:J:parts      | hash   | part number → predictions (JSON)         | with the job          | real-time workers     |
 | P:jobs           | hash   | minute → bytes of the jobs begun in it   | an hour unchanged     | API, workers          |
 | P:i:DIGEST       | string | job id, digest of its request            | an hour               | API                   |
-| P:w:W            | string | what a worker or an API process says of  | 5 to 15 s unchanged   | they themselves       |
-|                  |        | itself (JSON)                            |                       |                       |
-| P:q:QUEUE        | zset   | worker W, scored by its last beat;       | an hour unchanged     | they themselves       |
+| P:w:W            | string | state of a worker or an API process      | 5 to 15 s unchanged   | that process          |
+|                  |        | (JSON)                                   |                       |                       |
+| P:q:QUEUE        | zset   | worker W, scored by its last beat;       | an hour unchanged     | that process          |
 |                  |        | QUEUE `@api`: API processes              |                       |                       |
-| P:doctor:TOKEN   | string | a write to see whether writes are taken  | 10 s, or a moment     | doctor                |
+| P:doctor:TOKEN   | string | a test whether Redis takes writes        | 10 s, or a moment     | doctor                |
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-#: entity ids whose UTF-8 is longer are stored under a digest: one long field unpacks a compact hash
+#: ids with more bytes of UTF-8 are stored as a digest: one long field would unpack a compact hash
 MAX_INLINE_ID_BYTES = 60
 
 
-#: what belongs to a run beside its record, each under a key of its own
+#: a run's data beside its record, each under its own key
 RUN_PARTS = ("plan", "entities", "claims", "done", "sent", "driver", "histogram")
 
 
@@ -93,7 +93,7 @@ class TableKeys:
 
     @property
     def pointer(self) -> str:
-        """Hash with what is served: generations, versions, labels."""
+        """Hash of what is served: generations, versions, labels."""
         return f"{self.base}:pointer"
 
     @property
@@ -108,12 +108,12 @@ class TableKeys:
 
     @property
     def schemas(self) -> str:
-        """Hash digest → fields, with which overlay values are decoded."""
+        """Hash digest → fields, to decode overlay values."""
         return f"{self.base}:schemas"
 
     @property
     def generation_prefix(self) -> str:
-        """What `generation` starts with, for scripts that find the number only inside Redis."""
+        """Prefix of `generation`, for scripts that find the number inside Redis."""
         return f"{self.base}:g:"
 
     def generation(self, number: int) -> str:
@@ -125,7 +125,7 @@ class TableKeys:
         return f"{self.base}:g:{number}:{bucket}"
 
     def bucket_prefix(self, number: int) -> str:
-        """What `bucket` starts with, for writers that spell many keys in a row."""
+        """Prefix of `bucket`, for writers that spell many keys in a row."""
         return f"{self.base}:g:{number}:"
 
     def part(self, name: str) -> TableKeys:
@@ -156,15 +156,15 @@ class Keys:
         return f"{self.prefix}:m:{model}:micro"
 
     def loads(self, model: str) -> str:
-        """Hash version, host and process → loads of that version of a model that began there and did not end."""
+        """Hash version, host and process → number of loads that began there and did not end."""
         return f"{self.prefix}:m:{model}:loads"
 
     def reload(self, model: str) -> str:
-        """Hash of the wishes to look for new versions of a model."""
+        """Hash of the requests to look for new versions of a model."""
         return f"{self.prefix}:m:{model}:reload"
 
     def answers(self, model: str) -> str:
-        """List of a sample of the answers computed on demand, the newest first."""
+        """List of sampled answers that were computed on demand, newest first."""
         return f"{self.prefix}:m:{model}:answers"
 
     def active_run(self, model: str) -> str:
@@ -176,7 +176,7 @@ class Keys:
         return f"{self.prefix}:m:{model}:runs"
 
     def quarantines(self, model: str) -> str:
-        """Sorted set of run ids with the folders of what they left out, by when those are removed."""
+        """Sorted set of run ids with their quarantine folders, by removal time."""
         return f"{self.prefix}:m:{model}:quarantines"
 
     def slots(self, model: str) -> str:
@@ -192,7 +192,7 @@ class Keys:
         return f"{self.prefix}:r:{run_id}:{part}"
 
     def reconciler(self, model: str) -> str:
-        """Lock of whoever moves this model's runs on."""
+        """Lock of the process that advances this model's runs."""
         return f"{self.prefix}:m:{model}:reconciler"
 
     def hits(self, model: str, minute: int) -> str:
@@ -200,11 +200,11 @@ class Keys:
         return f"{self.prefix}:h:{model}:{minute}"
 
     def hit_totals(self, model: str) -> str:
-        """All that `hits` counted since ever."""
+        """Outcome counters summed over all time."""
         return f"{self.prefix}:h:{model}:total"
 
     def asked(self, model: str, day: int) -> str:
-        """How many different entities were answered on a day (epoch days)."""
+        """Number of distinct entities that were answered on a day (epoch days)."""
         return f"{self.prefix}:h:{model}:asked:{day}"
 
     def job(self, job_id: str) -> str:
@@ -212,7 +212,7 @@ class Keys:
         return f"{self.prefix}:j:{job_id}"
 
     def job_inputs(self, job_id: str) -> str:
-        """Hash part number → what to predict, of the parts that are not done."""
+        """Hash part number → inputs, for the parts that are not done."""
         return f"{self.prefix}:j:{job_id}:inputs"
 
     def job_parts(self, job_id: str) -> str:
@@ -221,21 +221,21 @@ class Keys:
 
     @property
     def job_room(self) -> str:
-        """Hash minute → bytes that jobs begun in it take."""
+        """Hash minute → bytes of the jobs that began in it."""
         return f"{self.prefix}:jobs"
 
     def idempotency(self, digest: str) -> str:
-        """Which job a client's Idempotency-Key (by its digest) has made."""
+        """The job that a client's Idempotency-Key (by its digest) created."""
         return f"{self.prefix}:i:{digest}"
 
     def worker(self, identity: str) -> str:
-        """A living worker's own words."""
+        """The state of a live worker."""
         return f"{self.prefix}:w:{identity}"
 
     def doctor(self, token: str) -> str:
-        """Return the key that `forecache doctor` writes and removes, to see whether writes are taken."""
+        """The key that `forecache doctor` writes and removes, to test whether Redis takes writes."""
         return f"{self.prefix}:doctor:{token}"
 
     def queue_workers(self, queue: str) -> str:
-        """Sorted set of the workers that serve a queue, or lately did."""
+        """Sorted set of the workers that serve a queue, or recently did."""
         return f"{self.prefix}:q:{queue}"

@@ -1,8 +1,8 @@
-"""Sends commands by the batch around redis-py's own packing and parsing, over connections that redis-py opens.
+"""Sends batches of commands over redis-py's connections, without redis-py's packing and parsing.
 
-A request and a real-time task make a few round trips, and redis-py spends more Python on each command and reply than
-Redis does. Here hiredis packs and parses, and only connecting (addresses, TLS, passwords, databases) is redis-py's.
-This is the one module that uses private parts of redis-py: a connection's socket and its stream's transport.
+redis-py spends more time on a command and its reply than Redis does. Here hiredis packs and parses; redis-py only
+connects (addresses, TLS, passwords, databases).
+Only this module uses private parts of redis-py: a connection's socket and its stream's transport.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _RECEIVE_BULK_BYTES = 1 << 18
 
 
 class Pipe:
-    """Sends batches for blocking callers, each over a connection that it has to itself meanwhile. Threads may share it.
+    """Sends batches for blocking callers, each batch over its own connection. Threads may share it.
 
-    Connections come from the client's pool and are kept; closing the client closes them.
+    It takes connections from the client's pool and keeps them; closing the client closes them.
     """
 
     def __init__(self, client: redis.Redis) -> None:
@@ -37,7 +37,7 @@ class Pipe:
     def send(self, commands: Sequence[Command]) -> list[Any]:
         """Return the replies in order, text as bytes.
 
-        Only for commands that may run twice: they are sent again when a kept connection proves to be closed.
+        Only for commands that may run twice: sends them again if a kept connection turns out to be closed.
 
         Raises:
             redis.RedisError, OSError: Redis did not answer in time, or answered a command with an error.
@@ -53,18 +53,18 @@ class Pipe:
             try:
                 replies = connection.exchange(commands)
             except BaseException as error:
-                # replies still to come would answer the next batch
+                # late replies would answer the next batch
                 connection.pooled.disconnect()
                 self._pool.release(connection.pooled)
                 if is_kept and isinstance(error, redis.ConnectionError):
-                    continue  # Redis was restarted while the connection lay idle
+                    continue  # Redis restarted while the connection was idle
                 raise
             self._idle.append(connection)
             return replies
 
 
 class _BlockingConnection:
-    """One connected socket; `pooled` is the pool's name for it."""
+    """One connected socket; `pooled` is the pool's object for it."""
 
     def __init__(self, pooled: Any) -> None:
         self.pooled = pooled
@@ -95,9 +95,9 @@ class _BlockingConnection:
 
 
 class AsyncPipe:
-    """Sends batches on an event loop, each over a connection that it has to itself meanwhile, so that none waits.
+    """Sends batches on an event loop, each batch over its own connection, so that none waits.
 
-    Connections come from the client's pool and are kept; closing the client closes them.
+    It takes connections from the client's pool and keeps them; closing the client closes them.
     """
 
     def __init__(self, client: redis.asyncio.Redis, *, timeout_s: float) -> None:
@@ -108,7 +108,7 @@ class AsyncPipe:
     async def send(self, commands: Sequence[Command]) -> list[Any]:
         """Return the replies in order, text as bytes.
 
-        Only for commands that may run twice: they are sent again when a kept connection proves to be closed.
+        Only for commands that may run twice: sends them again if a kept connection turns out to be closed.
 
         Raises:
             redis.RedisError, OSError: Redis did not answer in time, or answered a command with an error.
@@ -121,10 +121,10 @@ class AsyncPipe:
             try:
                 replies = await connection.exchange(commands, self._timeout_s)
             except BaseException as error:
-                # replies still to come would answer the next batch
+                # late replies would answer the next batch
                 await self._give_back(connection)
                 if is_kept and isinstance(error, redis.ConnectionError):
-                    continue  # Redis was restarted while the connection lay idle
+                    continue  # Redis restarted while the connection was idle
                 raise
             self._idle.append(connection)
             return replies
@@ -147,9 +147,9 @@ class AsyncPipe:
 
 
 class _AsyncConnection(asyncio.Protocol):
-    """One connected socket, which it takes over from `pooled`, the pool's name for it.
+    """One connected socket, taken over from `pooled`, the pool's object for it.
 
-    A stream would cost a turn of the event loop and twice the work for each batch.
+    A stream would cost one more turn of the event loop and twice the work for each batch.
     """
 
     def __init__(self, pooled: Any) -> None:
@@ -166,11 +166,11 @@ class _AsyncConnection(asyncio.Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether nobody has closed it since it was last used."""
+        """Whether the connection is still open."""
         return not self._transport.is_closing()
 
     def exchange(self, commands: Sequence[Command], timeout_s: float) -> asyncio.Future[list[Any]]:
-        """Send a batch and return its replies to come; the next one only when they have."""
+        """Send a batch and return a future of its replies. Send the next batch only after they have come."""
         loop = asyncio.get_running_loop()
         self._replies, self._expected = [], len(commands)
         self._answer = loop.create_future()
@@ -179,14 +179,14 @@ class _AsyncConnection(asyncio.Protocol):
         return self._answer
 
     def data_received(self, data: bytes) -> None:
-        """Take what Redis sent."""
+        """Collect replies from Redis. The last one ends the exchange."""
         try:
             self._parser.feed(data)
             while (reply := self._parser.gets()) is not False:
                 if not isinstance(reply, hiredis.PushNotification):
                     self._replies.append(reply)
         except hiredis.HiredisError as error:
-            self._fail(redis.ConnectionError(f"Redis sent what is no reply: {error}"))
+            self._fail(redis.ConnectionError(f"Redis sent an invalid reply: {error}"))
             self._transport.close()
             return
         if len(self._replies) >= self._expected:
@@ -195,7 +195,7 @@ class _AsyncConnection(asyncio.Protocol):
                 answer.set_result(self._replies)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Take note that it is closed; redis-py may be waiting for that too."""
+        """End the exchange with an error, and tell redis-py, which may be waiting too."""
         self._fail(redis.ConnectionError("Redis closed the connection"))
         self._stream.connection_lost(error)
 
@@ -205,7 +205,7 @@ class _AsyncConnection(asyncio.Protocol):
             answer.set_exception(error)
 
     def _over(self) -> asyncio.Future[list[Any]] | None:
-        """End the exchange and return whom to tell; None when nobody waits any more."""
+        """End the exchange and return its future; None if nobody waits for it any more."""
         answer, self._answer = self._answer, None
         if self._timer is not None:
             self._timer.cancel()
@@ -234,7 +234,7 @@ def _without_errors(replies: list[Any]) -> list[Any]:
 
 @dataclass(frozen=True)
 class BulkCommands:
-    """Whole commands, each answered by one integer: their bytes, and how many replies they will get."""
+    """Packed commands, each answered by one integer: their bytes, and the number of replies."""
 
     data: bytes | memoryview
     replies: int
@@ -242,7 +242,7 @@ class BulkCommands:
 
 @dataclass(frozen=True)
 class Pace:
-    """How much of the time a writer may keep Redis busy: 1 writes flat out, 0.5 rests as long as it wrote."""
+    """The share of time that a writer may keep Redis busy: 1 never rests, 0.5 rests as long as it writes."""
 
     share: float = 1.0
     clock: Callable[[], float] = time.monotonic
@@ -250,20 +250,20 @@ class Pace:
 
     @property
     def rests(self) -> bool:
-        """Whether there are rests at all."""
+        """Whether the writer ever rests."""
         return self.share < 1
 
     def rest(self, worked_s: float) -> None:
-        """Rest as the share asks after so many seconds of work."""
+        """Rest for the time that the share requires after `worked_s` seconds of work."""
         self.sleep(worked_s * (1 / self.share - 1))
 
 
 def send_in_bulk(pool: Any, pieces: Iterable[BulkCommands], pace: Pace) -> bytes:
-    """Send pieces over one of the pool's connections and return the replies, a `:number` and CR LF each.
+    """Send pieces over one of the pool's connections and return the replies, each a `:number` and CR LF.
 
-    For commands by the ten thousand: redis-py takes 2.6 µs to read one reply, which for a window of rows is as much
-    time as the model takes. Without rests, Redis works on one
-    piece while the next is sent; with them, each piece is waited for.
+    For tens of thousands of commands: redis-py takes 2.6 µs to read one reply, and for a window of rows that adds up
+    to the time of the model. Without rests, Redis works on one piece while the next is sent; with rests, the writer
+    waits for each piece.
 
     Raises:
         redis.RedisError: Redis did not answer, or answered a command with an error.
@@ -280,7 +280,7 @@ def send_in_bulk(pool: Any, pieces: Iterable[BulkCommands], pace: Pace) -> bytes
                 pace.rest(pace.clock() - started)
         _receive(connection, due, replies)
     except BaseException:
-        # replies still to come would answer the next user of this connection
+        # late replies would answer the next user of this connection
         connection.disconnect()
         raise
     finally:
@@ -295,7 +295,7 @@ def sum_of(replies: bytes) -> int:
 
 
 def _receive(connection: Any, lines: int, replies: bytearray) -> None:
-    """Append what comes until there are so many lines in all."""
+    """Append received bytes until `replies` has `lines` lines."""
     # redis-py has no public way to a connection's bytes, only to parsed replies
     socket, missing = connection._sock, lines - replies.count(b"\n")
     try:

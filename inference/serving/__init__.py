@@ -1,4 +1,4 @@
-"""Serving: from a request's ids to answers. Pure asyncio; how a task reaches a worker is injected."""
+"""Answers requests: from entity ids to predictions. Pure asyncio; the caller passes in how to reach workers."""
 
 from inference.serving.answers import Answer, Outputs
 from inference.serving.service import PredictionService

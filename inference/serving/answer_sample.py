@@ -1,4 +1,4 @@
-"""A sample of the answers computed on demand, with what made them, so that they can be computed again the other way."""
+"""Samples answers that were computed on demand, so that the parity check can compute them again the other way."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from inference.stored_data import record_from_json
 
 log = get_logger(__name__)
 
-#: seconds between two answers that a worker remembers of a model: what that costs is nothing beside them
+#: seconds between two samples of a model in one worker, so that they cost next to nothing
 EVERY_S = 1.0
 _KEEP_S = 24 * 3600
 
 
 @dataclass(frozen=True)
 class SampledAnswer:
-    """An answer as it was given. `at`: the instant that it was computed for, epoch seconds."""
+    """A sampled answer. `vector`: hash of its inputs; `at`: the instant that it was computed for, epoch seconds."""
 
     entity_id: str
     vector: str
@@ -41,13 +41,13 @@ class SampledAnswer:
         """Rebuild from what `AnswerSample` wrote.
 
         Raises:
-            Unreadable: it is none.
+            Unreadable: it is not a sampled answer.
         """
         return record_from_json(cls, text, "a sampled answer")
 
 
 class AnswerSample:
-    """Remembers an answer of each model whose parity is checked, once a second at most."""
+    """Samples an answer of each model with a parity check, at most once a second."""
 
     def __init__(self, settings: Settings, client: Client, keys: Keys) -> None:
         self._settings = settings
@@ -56,12 +56,12 @@ class AnswerSample:
         self._due: dict[str, float] = {}
 
     def wants(self, model: str) -> bool:
-        """Whether the next answer of a model is remembered."""
+        """Whether the next answer of a model belongs into the sample."""
         parity = self._settings.models[model].parity
         return parity.every is not None and time.monotonic() >= self._due.get(model, 0.0)
 
     def remember(self, model: str, entity_id: str, inputs: Block, prediction: Any, version: int, at: float) -> None:
-        """Remember an answer; in an outage it is forgotten. `inputs`: of this one row."""
+        """Add an answer to the sample; an outage loses it. `inputs`: of this one row."""
         self._due[model] = time.monotonic() + EVERY_S
         key, most = self._keys.answers(model), 2 * self._settings.models[model].parity.sample
         answer = SampledAnswer(entity_id, vector_hashes(inputs)[0], prediction, version, at)

@@ -1,4 +1,4 @@
-"""A request's rows on their way to answers: what is to be computed, what came of it, and what went wrong with which."""
+"""Checks a message to a worker, computes its rows, and collects their predictions and errors."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ Result = dict[str, Any]
 
 @dataclass
 class Answers:
-    """Predictions and errors by position of the request; instants in epoch seconds, Redis time."""
+    """Predictions and errors by position in the request; instants in epoch seconds, Redis time."""
 
     count: int
     predictions: dict[int, Any] = field(default_factory=dict)
     as_of: dict[int, float] = field(default_factory=dict)
-    #: the features in which a default stands for a missing value, where there are any
+    #: the features whose missing value a default replaces, if there are any
     imputed: dict[int, list[str]] = field(default_factory=dict)
     errors: dict[int, ForecacheError] = field(default_factory=dict)
     version: int | None = None
-    #: of rows that another version than `version` computed
+    #: the version of rows that a different version than `version` computed
     versions: dict[int, int] = field(default_factory=dict)
-    #: positions whose features a fallback that did not answer may know
+    #: positions whose features may be known to a fallback that did not answer
     doubtful: set[int] = field(default_factory=set)
 
     def to_json(self, model: str | None, entity_ids: Sequence[str | None], computed_at: float) -> Result:
@@ -57,7 +57,7 @@ class Answers:
         }
 
     def fail_rest(self, error: ForecacheError) -> None:
-        """Give every row that has neither a prediction nor an error of its own this one."""
+        """Set this error for every row that has neither a prediction nor an error."""
         for position in range(self.count):
             if position not in self.predictions:
                 self.errors.setdefault(position, error)
@@ -85,24 +85,24 @@ class Answers:
 
 @dataclass
 class Wanted:
-    """Rows to compute: features by name, and for each row its position in the request and its age."""
+    """Rows to compute: features by name, and for each row its position in the request and its `as_of`."""
 
     block: Block
     positions: npt.NDArray[np.intp]
     as_of: npt.NDArray[np.float64]
 
     def without(self, rows: npt.NDArray[np.bool_]) -> Wanted:
-        """Return what is left without the rows of a mask."""
+        """Return the rows that are not in the mask."""
         return Wanted(take(self.block, ~rows), self.positions[~rows], self.as_of[~rows]) if rows.any() else self
 
 
 def compute(loaded: LoadedModel, wanted: Wanted, answers: Answers) -> tuple[Block, Wanted]:
-    """Compute the rows, answer them, and return the outputs of those that are good."""
+    """Compute the rows, note their answers, and return the outputs of the good ones."""
     if not len(wanted.positions):
         return {}, wanted
     scored = score_rows(loaded, wanted.block)
     if scored.reasons:
-        # the API tells nobody the model's own words: they belong here
+        # clients never see the model's own message: it belongs here
         why = next(iter(scored.reasons.values()))
         log.warning("prediction.failed", model=loaded.model, rows=len(scored.reasons), error=why)
     for row, reason in scored.reasons.items():
@@ -131,30 +131,30 @@ def usable(
 
 
 def unknown_entity(model: str, entity_id: str) -> UnknownEntity:
-    """Return that nobody knows an entity."""
+    """Return the error for an entity that nobody knows."""
     return UnknownEntity(
         f"model {model!r} knows no entity {quoted(entity_id)}: its features were never loaded", field="entity_id"
     )
 
 
-#: rows of one message: a worker does nothing else meanwhile
+#: most rows of one message: a worker does nothing else meanwhile
 MAX_MESSAGE_ROWS = 4096
 
 
 def check_message(
     field: str, rows: Any, *, model: Any, deadline: Any, overrides: Any = None, recompute: Any = True
 ) -> None:
-    """Refuse a message that cannot be answered row by row; `field` names its argument that holds the rows.
+    """Refuse a message that cannot be answered row by row; `field` names the argument with the rows.
 
     Raises:
-        BadInput: an argument has another type than the contract says, or there are no rows, or too many.
+        BadInput: an argument has a wrong type, or there are no rows, or too many.
     """
     check_model(model)
     if not isinstance(rows, list):
         raise BadInput(f"{field} must be a list, not {_kind(rows)}", field=field)
     if not 0 < len(rows) <= MAX_MESSAGE_ROWS:
         raise BadInput(
-            f"{field} holds {len(rows)}: send 1 to {MAX_MESSAGE_ROWS} in a message, and more in several", field=field
+            f"{field} holds {len(rows)}: send 1 to {MAX_MESSAGE_ROWS} in a message, or several messages", field=field
         )
     if isinstance(deadline, bool) or not isinstance(deadline, float | int | None):
         raise BadInput(f"deadline must be epoch seconds, not {_kind(deadline)}", field="deadline")
@@ -165,7 +165,7 @@ def check_message(
 
 
 def check_model(model: Any) -> None:
-    """Refuse what names no model.
+    """Refuse a model name of a wrong type.
 
     Raises:
         BadInput: it is neither text nor None.
@@ -175,10 +175,10 @@ def check_model(model: Any) -> None:
 
 
 def check_tensor_message(*, model: Any, deadline: Any, version: Any) -> None:
-    """Refuse a message of tensors whose other arguments are not what they should be.
+    """Refuse a message of tensors if one of its other arguments has a wrong type.
 
     Raises:
-        BadInput: an argument has another type.
+        BadInput: an argument has a wrong type.
     """
     if not isinstance(model, str):
         raise BadInput(f"model must be text, not {_kind(model)}", field="model")
@@ -189,7 +189,7 @@ def check_tensor_message(*, model: Any, deadline: Any, version: Any) -> None:
 
 
 def illegal_ids(entity_ids: Sequence[Any]) -> dict[int, BadEntityId]:
-    """Return what is wrong with ids, by their position; nothing for legal ones."""
+    """Return the errors of illegal ids by position."""
     wrong = {}
     for position, entity_id in enumerate(entity_ids):
         try:
@@ -207,6 +207,6 @@ def _check(entity_id: Any) -> None:
 
 
 def _kind(value: Any) -> str:
-    """Return what JSON calls a value's type."""
+    """Return the JSON name of a value's type."""
     names = {bool: "a boolean", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
     return names.get(type(value), "null")

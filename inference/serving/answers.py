@@ -1,4 +1,4 @@
-"""What a request gets back, and how a worker's reply or a stored entry becomes it."""
+"""Makes answers from stored entries and workers' replies, and judges their freshness."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from inference.settings import ModelSettings
 from inference.store import Entry, Origin, Pointer
 from inference.stored_data import UNREADABLE
 
-#: pieces of answers that are remembered, of each kind
+#: most fragments of answers that are remembered, of each kind
 _FRAGMENTS = 4096
 
 
 class Answer(NamedTuple):
-    """One prediction as it leaves the system.
+    """One prediction as a client gets it.
 
-    `entity_id` is None for an instance that the request brought along; `model_version` and `as_of` are
-    None for a default, which no model computed from no feature. Instants are epoch seconds. `imputed_features`: those
-    in which a default stood for a missing value, of an answer just computed; a stored one does not tell.
+    `entity_id` is None for an instance from the request; `model_version` and `as_of` are
+    None for a default, which no model computed. Instants are epoch seconds. `imputed_features`: the features whose
+    missing value a default replaced, for an answer just computed; empty for a stored one.
     """
 
     entity_id: str | None
@@ -50,18 +50,18 @@ class Answer(NamedTuple):
 
     @property
     def stale(self) -> bool:
-        """Whether it is older than asked for."""
+        """Whether it is older than requested."""
         return self.outcome.is_stale
 
     @property
     def degraded(self) -> bool:
-        """Whether it is less than the request asked for."""
+        """Whether it is worse than requested."""
         return self.outcome.is_degraded
 
     def to_json_text(self) -> bytes:
         """Return the body of the HTTP contract; numbers that are not finite become null.
 
-        Most of it is the same for all rows of a generation, and spelling it anew takes five times as long.
+        Most fragments are the same for all rows of a generation; spelling them anew takes five times as long.
         """
         text = b"".join(
             (
@@ -117,8 +117,8 @@ class Computed:
     imputed_features: tuple[str, ...] = ()
 
 
-#: what a computation gives for one row: a prediction, or why there is none. An error is a value here, so
-#: that one bad row of a micro-batch does not fail the others
+#: the result of one row: a prediction or an error. An error is a value here, so that one bad row of a micro-batch
+#: does not fail the others
 Reply = Computed | ForecacheError
 
 
@@ -128,7 +128,7 @@ def prediction_of(values: Mapping[str, Any]) -> Any:
 
 
 def answer_stored(model: str, entity_id: str, entry: Entry, source: AnswerSource, outcome: Outcome) -> Answer:
-    """Return the answer that a stored entry gives."""
+    """Return the answer from a stored entry."""
     return Answer(
         entity_id,
         model,
@@ -142,7 +142,7 @@ def answer_stored(model: str, entity_id: str, entry: Entry, source: AnswerSource
 
 
 def answer_computed(model: str, entity_id: str | None, reply: Computed) -> Answer:
-    """Return the answer that a worker just computed."""
+    """Return the answer from a worker's reply."""
     return Answer(
         entity_id=entity_id,
         model=model,
@@ -157,9 +157,9 @@ def answer_computed(model: str, entity_id: str | None, reply: Computed) -> Answe
 
 
 def replies_from_result(result: Mapping[str, Any], rows: int) -> list[Reply]:
-    """Return a worker's result (the JSON of `RealtimeScorer`) as one reply per row, in the order asked.
+    """Return a worker's result (the JSON of `RealtimeScorer`) as one reply per row, in order.
 
-    A result with another number of rows than asked for fails every row: nobody could tell which is whose.
+    A result with a wrong number of rows fails every row: nobody could tell which is whose.
     """
     with _reading_result():
         items = result.get("predictions", ())
@@ -171,7 +171,7 @@ def replies_from_result(result: Mapping[str, Any], rows: int) -> list[Reply]:
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """A model's own output tensors, by name, and the version that gave them."""
+    """A model's own output tensors, by name, and the version that computed them."""
 
     tensors: Block
     version: int
@@ -181,21 +181,21 @@ def outputs_from_result(result: Mapping[str, Any]) -> Outputs:
     """Return a worker's result (the JSON of `TensorScorer`) as tensors.
 
     Raises:
-        ForecacheError: what the worker reports instead.
+        ForecacheError: the error that the worker reports.
     """
     with _reading_result():
         _raise_error(result)
         try:
             return Outputs(unpack(result["outputs"]), _version(result["model_version"]))
-        except BadInput as error:  # of a request, it would be the client's fault
+        except BadInput as error:  # BadInput would blame the client
             raise ValueError(error.message) from error
 
 
 def explanation_from_result(result: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return a worker's explanation (see `inference.features.gathering`); None where it gives an error for a row.
+    """Return a worker's explanation (see `inference.features.gathering`); None if the row has an error.
 
     Raises:
-        ForecacheError: what the worker reports instead.
+        ForecacheError: the error that the worker reports.
     """
     with _reading_result():
         _raise_error(result)
@@ -205,11 +205,11 @@ def explanation_from_result(result: Mapping[str, Any]) -> dict[str, Any] | None:
 
 @contextmanager
 def _reading_result() -> Iterator[None]:
-    """Within this, what is no result of a worker's, and which somebody else has written then, is a fault of ours."""
+    """Turn parsers' errors inside the block into Defect: the data is not a worker's result."""
     try:
         yield
     except UNREADABLE as error:
-        raise Defect(f"what stands in the place of a worker's result is none ({type(error).__name__})") from error
+        raise Defect(f"a worker's result cannot be read ({type(error).__name__})") from error
 
 
 def _raise_error(result: Mapping[str, Any]) -> None:
@@ -218,16 +218,16 @@ def _raise_error(result: Mapping[str, Any]) -> None:
         raise reported_error(error)
 
 
-def _version(told: Any) -> int:
-    if type(told) is not int:
-        raise TypeError("it is no version")
-    return told
+def _version(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError("it is not a version")
+    return value
 
 
-def _finite(told: Any) -> float:
-    if not math.isfinite(told):
-        raise ValueError("it is no instant")
-    return float(told)
+def _finite(value: Any) -> float:
+    if not math.isfinite(value):
+        raise ValueError("it is not an instant")
+    return float(value)
 
 
 def _reply(item: Mapping[str, Any], result: Mapping[str, Any]) -> Reply:
@@ -251,15 +251,15 @@ class Freshness(Enum):
     FRESH = auto()
     #: too old, but computed so recently that computing again would read the same old features
     JUST_COMPUTED = auto()
-    #: too old, but within `stale_while_revalidate`: it is the answer, and is computed anew behind it
+    #: too old, but within `stale_while_revalidate`: it is the answer, and is computed anew in the background
     REVALIDATE = auto()
-    #: too old: compute, and keep it to fall back on
+    #: too old: compute, and fall back on it if that fails
     STALE = auto()
 
 
-# Python 3.11 takes a twentieth of a hit to look up its enums' members
+# looking up enum members takes 5 % of a hit in Python 3.11
 _FRESH, _REALTIME = Freshness.FRESH, Origin.REALTIME
-#: not computed on demand, computed on demand
+#: index: whether it was computed on demand
 _BY_ORIGIN = ((AnswerSource.BATCH, Outcome.HIT_BATCH), (AnswerSource.REALTIME, Outcome.HIT_REALTIME))
 
 
@@ -274,7 +274,7 @@ class FreshnessRules:
 
     @classmethod
     def of(cls, model: ModelSettings) -> FreshnessRules:
-        """Return the rules that a model's settings ask for."""
+        """Return the rules of a model's settings."""
         realtime = model.realtime
         return cls(
             batch_ttl_s=model.batch.ttl,
@@ -286,8 +286,8 @@ class FreshnessRules:
     def judge(self, entry: Entry, now: float, max_staleness_s: float | None = None) -> Freshness:
         """Judge an entry by the age of its oldest feature.
 
-        `max_staleness_s`: the request's own limit, which is meant: nothing older is revalidated behind it. None
-        means the `ttl` of the entry's origin, 0 forces computing whatever the entry's age.
+        `max_staleness_s`: the request's own limit, which is strict: it excludes REVALIDATE. None
+        means the `ttl` of the entry's origin, 0 forces computing at any age.
         """
         if max_staleness_s == 0 or entry.outdated:
             return Freshness.STALE
@@ -305,12 +305,12 @@ class FreshnessRules:
 
 
 def source_of(entry: Entry) -> AnswerSource:
-    """Return where an entry came from: computed on demand, or ahead (a run or an upsert)."""
+    """Return where an entry came from: computed on demand, or in advance (a run or an upsert)."""
     return _BY_ORIGIN[entry.origin is _REALTIME][0]
 
 
 def hit_outcome(entry: Entry) -> Outcome:
-    """Return what a fresh entry counts as."""
+    """Return the outcome of a fresh entry."""
     return _BY_ORIGIN[entry.origin is _REALTIME][1]
 
 
@@ -326,8 +326,8 @@ def step_down(
 ) -> Answer | ForecacheError:
     """Return the best answer left after `error`, or the error when there is none.
 
-    `default`: the model's declared one; None for none. It stands in for an outage, a missed deadline or a fault of
-    ours only: an entity that does not exist, or that the model fails on, has no default.
+    `default`: the model's declared one; None for none. It replaces only an outage, a missed deadline or our own
+    fault. An entity that does not exist, or that the model fails on, gets no default.
     """
     if stale is not None and entity_id is not None:
         return answer_stored(model, entity_id, stale, source_of(stale), Outcome.STALE)
@@ -339,5 +339,5 @@ def step_down(
 
 
 def may_serve_previous(entry: Entry, pointer: Pointer) -> bool:
-    """Whether a previous generation's entry may be shown: not if a rollback left its model version."""
+    """Whether a previous generation's entry may be served: not if its model version was rolled back."""
     return entry.model_version not in pointer.held_versions

@@ -1,8 +1,8 @@
-"""Joins what is missed at the same time into micro-batches, without a timer.
+"""Joins misses into micro-batches, without a timer.
 
-Self-clocking: at most K micro-batches are in flight, and what arrives meanwhile makes up the next one. At low
-load nothing waits; micro-batches grow exactly when the load asks for it. What could not be answered in time, by the
-pace of the last ones, is turned away at once instead of waiting for nothing.
+At most K micro-batches are in flight, and the misses that arrive meanwhile make up the next one. At low load nothing
+waits; under load the micro-batches grow. A miss that would be answered too late, by the pace of the last
+micro-batches, is refused at once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from inference.failures import Failures
 from inference.logs import RequestId, requests_behind, work_for
 from inference.serving.answers import Reply
 
-#: micro-batches that may wait, whatever the pace: memory is bounded even if every caller has minutes
+#: most micro-batches that may wait, whatever the pace: bounds the memory even if callers have minutes
 MAX_WAITING_BATCHES = 64
 
 
@@ -25,7 +25,7 @@ class Compute(Protocol):
     """Computes one micro-batch."""
 
     async def __call__(self, entity_ids: list[str], until: float) -> list[Reply]:
-        """Return one reply per id, in order. `until`: event-loop time by which they are wanted."""
+        """Return one reply per id, in order. `until`: their deadline, event-loop time."""
 
 
 #: weight of the newest micro-batch: old ones fade within about ten
@@ -34,18 +34,18 @@ _NEWEST = 0.2
 
 @dataclass(eq=False, slots=True)
 class _Flight:
-    """One id on its way, for everybody who asked for it."""
+    """One id on its way, for all callers that wait for it."""
 
     entity_id: str
     until: float
     reply: asyncio.Future[Reply]
     waiters: int = 0
-    #: who asked for it before it left
+    #: the requests that asked for it before it left
     requests: list[RequestId] = field(default_factory=list)
 
 
 class Coalescer:
-    """Computes ids on demand for one model: each id once, however many ask for it at the same time."""
+    """Computes ids on demand for one model: each id once for all concurrent callers."""
 
     def __init__(self, compute: Compute, *, max_in_flight: int, max_rows: int) -> None:
         self._compute = compute
@@ -59,12 +59,11 @@ class Coalescer:
         self._failures = Failures(__name__, "coalescer")
 
     async def ask(self, entity_ids: Sequence[str], *, until: float) -> list[Reply]:
-        """Return one reply per id, in order; DeadlineExceeded for what is not there by `until`.
+        """Return one reply per id, in order.
 
-        Overloaded, at once, for what cannot be there by then.
-
-        `until`: event-loop time. A caller that is cancelled leaves the others' computation alone; ids that
-        nobody waits for any more are not sent.
+        The reply is DeadlineExceeded if there is none by `until` (event-loop time), and Overloaded, at once, if there
+        cannot be one by then. Cancelling one caller does not disturb the others; ids that nobody waits for any more
+        are not sent.
         """
         loop = asyncio.get_running_loop()
         replies: dict[str, Reply] = {}
@@ -72,7 +71,7 @@ class Coalescer:
         while left and loop.time() < until:
             landed = await self._fly_along(left, until)
             replies |= {flight.entity_id: flight.reply.result() for flight in landed if flight.reply.done()}
-            # whoever joined a flight of an earlier deadline may have time for another one
+            # a caller that joined a flight with an earlier deadline may have time for another one
             left = [
                 flight.entity_id
                 for flight in landed
@@ -82,7 +81,7 @@ class Coalescer:
         return [replies.get(entity_id, late) for entity_id in entity_ids]
 
     async def close(self) -> None:
-        """Cancel what is in flight and wait until it has ended; its callers get an error."""
+        """Cancel everything in flight and wait for its end; callers get an error."""
         for batch in self._batches:
             batch.cancel()
         await asyncio.gather(*self._batches, return_exceptions=True)
@@ -103,7 +102,7 @@ class Coalescer:
         return flight
 
     def _queue(self, entity_id: str, until: float) -> _Flight:
-        """Return the id's flight among the waiting ones; one that would land too late is refused, and does not wait."""
+        """Return the id's waiting flight. A flight that would land too late is refused and does not wait."""
         flight = self._waiting.get(entity_id)
         if flight is None:
             flight = _Flight(entity_id, until, asyncio.get_running_loop().create_future())
@@ -118,17 +117,17 @@ class Coalescer:
         return flight
 
     def _refusal(self, until: float) -> Overloaded | None:
-        """Return why one more id may not wait; None when it may."""
+        """Return the error if one more id may not wait; None if it may."""
         ahead = len(self._waiting) // self._max_rows
         answer_s = 0.0
         if len(self._batches) >= self._max_in_flight:
             answer_s = self._pace.answer_s(ahead, self._max_in_flight)
         if ahead < MAX_WAITING_BATCHES and asyncio.get_running_loop().time() + answer_s <= until:
             return None
-        return Overloaded("too much waits already: the prediction would come too late", retry_after_s=answer_s)
+        return Overloaded("too many requests wait already: the prediction would come too late", retry_after_s=answer_s)
 
     def _plan_launch(self) -> None:
-        """Launch at the end of this turn of the loop, so that all of its askers share the micro-batch."""
+        """Launch at the end of this turn of the event loop, so that all of its callers share the micro-batch."""
         if not self._launch_is_due and len(self._batches) < self._max_in_flight:
             self._launch_is_due = True
             asyncio.get_running_loop().call_soon(self._launch)
@@ -143,7 +142,7 @@ class Coalescer:
                 batch.add_done_callback(self._land)
 
     def _take_next(self) -> list[_Flight]:
-        """Move up to `max_rows` flights from waiting to flying; late and deserted ones end here."""
+        """Move up to `max_rows` flights from waiting to flying; late and abandoned ones end here."""
         now = asyncio.get_running_loop().time()
         taken: list[_Flight] = []
         while self._waiting and len(taken) < self._max_rows:
@@ -157,7 +156,7 @@ class Coalescer:
         return taken
 
     async def _fly(self, flights: list[_Flight]) -> None:
-        # this task was made in the context of one of the requests
+        # this task started in the context of only one of the requests
         work_for([request for flight in flights for request in flight.requests])
         replies: list[Reply] = [Unavailable("this process is shutting down")] * len(flights)
         try:
@@ -180,14 +179,14 @@ class Coalescer:
                 return replies
             failed = Defect(f"{len(replies)} replies came back for {len(flights)} rows")
         except (TimeoutError, DeadlineExceeded):
-            self._pace.learn(loop.time() - began_at)  # it would have taken longer still
+            self._pace.learn(loop.time() - began_at)  # it would have taken even longer
             failed = DeadlineExceeded("the prediction was not computed in time")
         except ForecacheError as error:
             failed = error
         except Exception as error:  # noqa: BLE001 - `tell_each` logs it
-            # a defect of ours must neither hang the callers nor stop the micro-batches after it
+            # our own defect must not hang the callers or stop later micro-batches
             self._failures.tell_each(error, rows=len(flights))
-            failed = Defect("the prediction could not be asked for; the API's log says why")
+            failed = Defect("the prediction could not be requested; the API's log says why")
         return [failed] * len(flights)
 
     def _land(self, batch: asyncio.Task[None]) -> None:
@@ -203,19 +202,19 @@ class BatchTimes:
         self.took_s = 0.0
 
     def learn(self, took_s: float) -> None:
-        """Take in one more micro-batch."""
+        """Add the time of one more micro-batch."""
         self.took_s = took_s if self.took_s == 0 else self.took_s + _NEWEST * (took_s - self.took_s)
 
     def answer_s(self, ahead: int, lanes: int) -> float:
-        """Return when an answer may be expected: `ahead` micro-batches wait before it, for `lanes` lanes in use."""
+        """Return the expected seconds until an answer: `ahead` micro-batches wait before it, `lanes` run at a time."""
         return self.took_s * (1 + ahead // lanes)
 
 
 class Revalidation:
-    """Refreshes ids behind answers that were already given, each id once at a time.
+    """Refreshes ids in the background, after stale answers, each id once at a time.
 
-    `compute` computes and keeps ids; what it returns is nobody's answer, and what fails is tried again by the next
-    request for a stale entry.
+    `compute` computes and stores ids; its result is not used. After a failure, the next request for a stale entry tries
+    again.
     """
 
     def __init__(self, compute: Callable[[Sequence[str]], Awaitable[object]]) -> None:
@@ -225,7 +224,7 @@ class Revalidation:
         self._failures = Failures(__name__, "revalidation")
 
     def start(self, entity_ids: Sequence[str]) -> None:
-        """Begin with those of the ids that are not under way; returns at once."""
+        """Start refreshing the ids that are not under way yet; return at once."""
         new = [entity_id for entity_id in dict.fromkeys(entity_ids) if entity_id not in self._under_way]
         if new:
             self._under_way.update(new)
@@ -234,7 +233,7 @@ class Revalidation:
             task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
-        """Give up what is under way."""
+        """Cancel all refreshes."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

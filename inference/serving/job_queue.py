@@ -42,17 +42,17 @@ log = get_logger(__name__)
 
 PREDICT_JOB_PART = "forecache.predict_job_part"
 
-#: a running job of which no part was finished for so long may have lost some with a worker: what is left is sent
-#: again, since from a broker on Redis a worker takes them for good
+#: seconds without a finished part after which the rest of a running job is sent again: a worker may have died with
+#: some parts, which it takes from a Redis broker for good
 LOST_AFTER_S = 100
-#: a running job of which no part was finished for so long is given up
+#: seconds without a finished part after which a running job fails
 STALLED_AFTER_S = 300
 FIRST_POLL_S = 0.02
 LONGEST_POLL_S = 0.5
 
 
 class Enqueue(Protocol):
-    """Hands over messages whose results nobody awaits."""
+    """Sends messages without waiting for their results."""
 
     async def __call__(
         self,
@@ -62,16 +62,16 @@ class Enqueue(Protocol):
         model: str | None = None,
         priority: JobPriority = JobPriority.NORMAL,
     ) -> None:
-        """Send the task once for each message, which holds its arguments. `model`: whose workers are to do it.
+        """Send the task once for each message, which holds its arguments. `model`: whose workers do it.
 
         Raises:
-            BrokerUnavailable: the broker did not take one.
+            BrokerUnavailable: the broker did not accept a message.
         """
 
 
 @dataclass(frozen=True)
 class JobView:
-    """A job as it stands; `error` is set when it failed."""
+    """The current state of a job; `error` is set if it failed."""
 
     job_id: str
     state: JobState
@@ -84,7 +84,7 @@ class JobView:
 
 @dataclass(frozen=True)
 class JobRow:
-    """One row of a finished job: the id it was for (None for an instance) and what came of it."""
+    """One row of a finished job: its id (None for an instance) and its answer or error."""
 
     entity_id: str | None
     answer: Answer | ForecacheError
@@ -102,15 +102,15 @@ class JobQueue:
         self._packing = asyncio.Lock()
 
     async def create(self, request: JobRequest, *, idempotency_key: str | None = None) -> str:
-        """Record a job, hand its parts to the workers, and return its id.
+        """Record a job, send its parts to the workers, and return its id.
 
-        `idempotency_key`: the client's own name for this request; asked again under it within an hour, the job that
-        it has made is returned.
+        `idempotency_key`: the client's own name for this request. If it comes again within an hour, the job that it has
+        created is returned.
 
         Raises:
             BrokerUnavailable: its parts could not be sent; the job does not exist then.
             BadInput: the key was used for another request.
-            Overloaded: the jobs of the last hour take up all the room there is.
+            Overloaded: the jobs of the last hour take up all the room for jobs.
         """
         job_id = uuid.uuid4().hex
         async with self._packing:
@@ -142,18 +142,18 @@ class JobQueue:
         await self._enqueue(PREDICT_JOB_PART, messages, model=model, priority=priority)
 
     async def _first_under(self, named: str, job_id: str, digest: str) -> str:
-        """Return the job that a key stands for: this one, if the key is new."""
+        """Return the job of a key: this one, if the key is new."""
         mine = f"{job_id} {digest}"
         if await self._client.set(named, mine, nx=True, ex=JOB_KEEP_S):
             return job_id
         stored = cast("bytes | None", await self._client.get(named))
         first, _, before = (stored.decode() if stored else mine).partition(" ")
         if before != digest:
-            raise BadInput("this Idempotency-Key was used for another request: take a new one", field="Idempotency-Key")
+            raise BadInput("this Idempotency-Key was used for another request: use a new one", field="Idempotency-Key")
         return first
 
     async def show(self, job_id: str) -> JobView:
-        """Return the job as it stands.
+        """Return the job's current state.
 
         Raises:
             NotFound: there is no such job (any more).
@@ -169,7 +169,7 @@ class JobQueue:
         return view
 
     async def _send_again(self, view: JobView, time: int) -> None:
-        """Send what is left of a job once more; of all who see that it is due for the `time`-th time, one does."""
+        """Send the rest of a job again, for the `time`-th time. Of all processes that notice, only one does."""
         record, inputs, _ = job_keys(self._keys, view.job_id)
         claim = f"again:{view.changed_at:.0f}:{time}"
         if not await self._client.hsetnx(record, claim, "1"):
@@ -182,7 +182,7 @@ class JobQueue:
             await self._client.hdel(record, claim)
 
     async def wait(self, job_id: str, wait_s: float) -> JobView:
-        """Return the job once it is over, or as it stands after `wait_s`.
+        """Return the job once it is over, or its state after `wait_s`.
 
         Raises:
             NotFound: there is no such job (any more).
@@ -207,13 +207,13 @@ class JobQueue:
         return await self._read(job_id)
 
     async def rows(self, view: JobView) -> list[JobRow]:
-        """Return a finished job's rows in the order asked."""
+        """Return a finished job's rows in the order of the request."""
         found = await cast(Awaitable[dict[bytes, bytes]], self._client.hgetall(self._keys.job_parts(view.job_id)))
         if len(found) != view.parts:
             raise NotFound(f"the result of job {quoted(view.job_id)} was forgotten")
         with reading(f"the result of job {quoted(view.job_id)}"):
             parts = [found[number] for number in sorted(found, key=int)]
-        # a hundred thousand rows take half a second to rebuild: not on the loop that serves requests
+        # a hundred thousand rows take half a second to rebuild: not on the event loop
         return await asyncio.to_thread(lambda: [row for part in parts for row in _rows_of(view.model, part)])
 
     async def _record(self, job_id: str, request: JobRequest, packed: PackedJob, minute: int) -> None:
@@ -243,7 +243,7 @@ class JobQueue:
     async def _read(self, job_id: str) -> JobView:
         record = await cast(Awaitable[dict[bytes, bytes]], self._client.hgetall(self._keys.job(job_id)))
         if not record:
-            raise NotFound(f"no job {quoted(job_id)}: it never was, or was forgotten an hour after its last change")
+            raise NotFound(f"no job {quoted(job_id)}: it never existed, or was forgotten an hour after its last change")
         with reading(f"the record of job {quoted(job_id)}"):
             return JobView(
                 job_id=job_id,
@@ -281,7 +281,7 @@ _MINUTE_S = 60
 
 
 class JobQuota:
-    """Counts what jobs take, minute by minute, for all API processes together. Redis' own errors pass through."""
+    """Counts the bytes of jobs, minute by minute, for all API processes together."""
 
     def __init__(self, client: AsyncClient, key: str, clock: Clock) -> None:
         self._client = client
@@ -289,10 +289,10 @@ class JobQuota:
         self._clock = clock
 
     async def take(self, taken: int) -> int:
-        """Take room, in bytes, for a new job, and return the minute that it is counted in.
+        """Take `taken` bytes for a new job, and return the minute that they are counted in.
 
         Raises:
-            Overloaded: there is not so much left; it says when the oldest jobs are forgotten.
+            Overloaded: so many are not left; `retry_after_s` says when the oldest jobs are forgotten.
         """
         minute = int(self._clock() // _MINUTE_S)
         pipeline = self._client.pipeline(transaction=False)
@@ -311,6 +311,6 @@ class JobQuota:
         return minute
 
     async def give_back(self, taken: int, minute: int | None = None) -> None:
-        """Give back what a job that does not exist has taken, in the minute that it was counted in; None for now."""
+        """Give back the bytes of a job that was not created. `minute`: when they were counted; None for now."""
         counted_in = int(self._clock() // _MINUTE_S) if minute is None else minute
         await self._client.hincrby(self._key, str(counted_in), -taken)

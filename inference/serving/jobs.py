@@ -1,7 +1,7 @@
-"""Jobs: predictions that someone enqueued and fetches later. Their record, its changes, and a worker's part.
+"""Jobs: predictions that a client enqueues and fetches later. This module holds the request and the worker's side.
 
 A job has its own record in Redis, since Celery cannot tell an unknown task from one that waits. It is split
-into parts, one message each; `job_queue` is the side that creates and shows jobs.
+into parts, one message each. `job_queue` creates and shows jobs.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from inference.stored_data import reading, record_from_json
 
 log = get_logger(__name__)
 
-#: the results of one job: an answer holds them all, with up to a quarter more of words around them
+#: most bytes of one job's results: they fill up to three quarters of one HTTP answer
 MAX_RESULT_BYTES = MAX_ANSWER_BYTES // 4 * 3
 #: how long an untouched job is remembered, in seconds
 JOB_KEEP_S = 3600
-#: of all jobs that were begun within an hour
+#: most bytes of all jobs that began within an hour
 MAX_JOB_BYTES = 1 << 30
-#: what is counted for a row's result until it is there
+#: bytes that are reserved for a row's result
 ROW_BYTES = 100
 #: ids or instances of one message
 PART_ROWS = 256
-#: a part that was begun so often and never ended is taken to kill its worker
+#: a part that was begun this often and never ended counts as the killer of its workers
 MAX_BEGUN = 3
 
 
 class JobState(StrEnum):
-    """The life of a job."""
+    """The states of a job."""
 
     #: no worker has begun
     QUEUED = "queued"
     #: a worker has begun one of its parts
     RUNNING = "running"
-    #: every part is there
+    #: every part is computed
     DONE = "done"
-    #: a part failed as a whole; what is left is not computed
+    #: a part failed as a whole; the rest is not computed
     FAILED = "failed"
-    #: someone cancelled it; what is left is not computed
+    #: a client cancelled it; the rest is not computed
     CANCELLED = "cancelled"
 
     @property
@@ -60,7 +60,7 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True)
 class JobRequest:
-    """What a job is asked to predict: entity ids (with features to override, or none), or instances.
+    """The request for a job: entity ids (with or without features to override), or instances.
 
     `timeout_s`: parts that no worker has begun by then fail with `deadline-exceeded`; None for no limit.
     """
@@ -78,7 +78,7 @@ class JobRequest:
         return self.entity_ids if self.entity_ids is not None else (self.instances or ())
 
     def packed(self) -> PackedJob:
-        """Return the request as it is stored. Takes long for many rows: not on a loop that serves requests."""
+        """Return the request in its stored form. Slow for many rows: never call it on an event loop."""
         rows = self.rows
         parts = [encode(list(rows[start : start + PART_ROWS]), _spell) for start in range(0, len(rows), PART_ROWS)]
         overrides = encode(dict(self.overrides), _spell) if self.overrides else b""
@@ -91,7 +91,7 @@ class JobRequest:
 
 @dataclass(frozen=True)
 class PackedJob:
-    """A request as it is stored. `digest`: two requests share it when they ask for the same."""
+    """A request in its stored form. Equal requests have the same `digest`."""
 
     parts: list[bytes]
     overrides: bytes
@@ -99,12 +99,12 @@ class PackedJob:
 
     @property
     def size(self) -> int:
-        """How many bytes it takes; what each row's result takes in the end is counted when it is there."""
+        """Bytes of the stored request. Results are counted when they are there."""
         return sum(map(len, self.parts)) + len(self.overrides)
 
 
 def _spell(value: Any) -> bytes:
-    # not by orjson, which makes null of NaN and of infinities
+    # not by orjson, which turns NaN and infinities into null
     return json.dumps(value).encode()
 
 
@@ -126,8 +126,8 @@ class JobScorer(Protocol):
 
 
 _NO_ROOM: dict[Any, ForecacheError] = {
-    -1: Overloaded("the results of the jobs of the last hour take up all the room for jobs: enqueue fewer rows"),
-    -2: BadInput(f"the results of this job take over {MAX_RESULT_BYTES} bytes: enqueue fewer rows at a time"),
+    -1: Overloaded("the results of the last hour's jobs take up all the room for jobs: enqueue fewer rows"),
+    -2: BadInput(f"the results of this job exceed {MAX_RESULT_BYTES} bytes: enqueue fewer rows at a time"),
 }
 
 
@@ -142,10 +142,10 @@ def error_to_json(error: ForecacheError) -> str:
 
 
 def run_part(client: Client, keys: Keys, scorer: JobScorer, job_id: str, part: int) -> None:
-    """Compute one part of a job and keep its predictions. Safe to run twice; the job fails if it is begun too often.
+    """Compute one part of a job and store its predictions. Safe to run twice.
 
-    A part of a job that is gone, cancelled or failed is dropped. When the part fails as a whole, so does the
-    job; a single bad row is only that row's error.
+    The job fails if the part is begun too often, or fails as a whole; a single bad row is only that row's error.
+    Drops a part of a job that is gone, cancelled or failed.
     """
     touched = job_keys(keys, job_id)
     state, begun = client.run_script("begin_part", touched[:1], [part])
@@ -153,7 +153,7 @@ def run_part(client: Client, keys: Keys, scorer: JobScorer, job_id: str, part: i
     if state != JobState.RUNNING.value.encode() or rows is None:
         return
     if begun > MAX_BEGUN:
-        killer = PredictionFailed(f"part {part} was begun {MAX_BEGUN} times and ended its worker each time")
+        killer = PredictionFailed(f"part {part} was begun {MAX_BEGUN} times and killed its worker each time")
         log.error("job.ends_its_workers", error=killer.message)
         _fail(client, touched, killer)
         return

@@ -1,4 +1,4 @@
-"""One model's way from ids to answers: look up, judge, compute what is missing, step down the ladder."""
+"""Answers requests for one model: looks up, judges freshness, computes missing answers, else degrades."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ PREDICT_INSTANCES = "forecache.predict_instances"
 PREDICT_TENSORS = "forecache.predict_tensors"
 PREDICT_EXPLAINED = "forecache.predict_explained"
 
-#: how long past the budget the previous generation may still be asked for: one read of Redis
+#: seconds past the budget in which the previous generation may still be read, by one read of Redis
 PREVIOUS_GRACE_S = 0.03
 
-#: tensors from this size on are packed beside the event loop
+#: larger tensors are packed in a thread, beside the event loop
 _LARGE_BYTES = 64 * 1024
-#: unknown entities remembered at a time
+#: most unknown entities that are remembered
 MAX_UNKNOWN = 10_000
 
 
@@ -67,13 +67,13 @@ class ModelService:
             self._compute, max_in_flight=model.realtime.max_in_flight, max_rows=model.realtime.max_micro_batch
         )
         self._revalidation = Revalidation(self._compute_behind)
-        # ids that nobody knows; a client that asks for one again and again must not cost a task each time
+        # ids that nobody knows: a client that repeats one must not cost a task each time
         self._unknown: TTLCache[str, UnknownEntity] = TTLCache(
             MAX_UNKNOWN, model.realtime.unknown_ttl, timer=lambda: asyncio.get_running_loop().time()
         )
 
     def workers_heard(self, present: bool) -> None:
-        """Note whether any worker that could compute is alive."""
+        """Note whether any worker of the model is alive."""
         self._workers.heard(present)
 
     def forget_unknown(self, entity_ids: Sequence[str]) -> None:
@@ -83,11 +83,11 @@ class ModelService:
 
     @property
     def breaker_state(self) -> BreakerState:
-        """Whether this process asks the model's workers."""
+        """The state of the model's breaker in this process."""
         return self._workers.breaker_state
 
     def budget_s(self, timeout_s: float | None) -> float:
-        """Return a request's budget: its own, else the model's."""
+        """Return a request's budget in seconds: its own, else the model's."""
         return self._realtime.timeout_ms / 1000 if timeout_s is None else timeout_s
 
     def look_up(self, look_up: LookUp) -> None:
@@ -97,7 +97,7 @@ class ModelService:
     def judge(
         self, entity_ids: Sequence[str], entries: Sequence[Entry | None], max_staleness_s: float | None
     ) -> list[Answer | None]:
-        """Return the answers that stored entries give; None where one has to be computed."""
+        """Return answers from stored entries; None where an answer must be computed."""
         now = self._clock()
         if len(entries) == 1:
             return [self._from_store(entity_ids[0], entries[0], now, max_staleness_s)]
@@ -106,7 +106,7 @@ class ModelService:
     async def complete(
         self, entity_ids: Sequence[str], found: Found, until: float, *, max_staleness_s: float | None = None
     ) -> list[Answer | ForecacheError]:
-        """Return the answer of each id, from what was found or computed by `until` (event-loop time)."""
+        """Return each id's answer, from the look-up or computed by `until` (event-loop time)."""
         if isinstance(found, StoreUnavailable):
             return [self._step_down(entity_id, found) for entity_id in entity_ids]
         if isinstance(found, Exception):
@@ -131,48 +131,47 @@ class ModelService:
     async def compute_apart(
         self, entity_ids: Sequence[str], until: float, *, overrides: Mapping[str, Any]
     ) -> list[Answer | ForecacheError]:
-        """Compute ids with some features replaced: neither shared with other requests nor kept."""
+        """Compute ids with some features replaced. Shares nothing with other requests, and stores nothing."""
         more = {"overrides": dict(overrides)}
         replies = await self._workers.ask_rows_apart(PREDICT_ENTITIES, "entity_ids", entity_ids, until, more)
         return [self._conclude(*pair) for pair in zip(entity_ids, replies, strict=True)]
 
     async def compute_instances(self, instances: Sequence[Any], until: float) -> list[Answer | ForecacheError]:
-        """Compute rows of features that the request brought along; nothing is kept."""
+        """Compute the request's own feature rows; stores nothing."""
         replies = await self._workers.ask_rows_apart(PREDICT_INSTANCES, "instances", instances, until, {})
         return [self._conclude(None, reply) for reply in replies]
 
     async def compute_tensors(self, inputs: Block, until: float, *, version: int | None) -> Outputs:
-        """Compute the model's own input tensors, in micro-batches; nothing is kept, and nothing takes the place of an
-        error.
+        """Compute the model's own input tensors, in micro-batches; stores nothing.
 
         Raises:
-            ForecacheError: the first that befell a micro-batch.
-            BadInput: the outputs take more bytes than an answer may.
+            ForecacheError: the first error of a micro-batch; it is never replaced with a default.
+            BadInput: the outputs take too many bytes for an answer.
         """
         size, rows = self._realtime.max_micro_batch, rows_in(inputs)
         parts = [rows_between(inputs, start, start + size) for start in range(0, rows, size)]
         outputs = await self._ask_tensors(parts, version, until)
         if len({one.version for one in outputs}) > 1:
-            # one was activated meanwhile: rows of two versions make no answer
+            # another version was activated meanwhile, and an answer has one version only
             outputs = await self._ask_tensors(parts, max(one.version for one in outputs), until)
         tensors = joined([one.tensors for one in outputs])
         check_outputs(tensors)
         return Outputs(tensors, outputs[0].version)
 
     async def explain(self, entity_id: str, until: float) -> dict[str, Any] | None:
-        """Return what the entity's features are now, and where they are from; None when they cannot be told.
+        """Return the entity's current features and their sources; None if the entity gets an error.
 
         Raises:
-            ForecacheError: it was not told, or not in time.
+            ForecacheError: there was no explanation, or not in time.
         """
         kwargs = {"entity_ids": [entity_id], "predict": False}
         return explanation_from_result(await self._workers.ask_apart(PREDICT_EXPLAINED, kwargs, until))
 
     async def compute_explained(self, entity_id: str, until: float) -> tuple[Answer, dict[str, Any] | None]:
-        """Compute an entity and keep the answer; return it with what its features were.
+        """Compute an entity and store the answer; return it with the explanation of its features.
 
         Raises:
-            ForecacheError: it was not computed, or not in time; nothing takes the place of an answer.
+            ForecacheError: it was not computed, or not in time; there is no degraded answer.
         """
         kwargs = {"entity_ids": [entity_id], "predict": True}
         result = await self._workers.ask_apart(PREDICT_EXPLAINED, kwargs, until)
@@ -182,14 +181,14 @@ class ModelService:
         return answer_computed(self.name, entity_id, reply), explanation_from_result(result)
 
     async def close(self) -> None:
-        """End what is in flight."""
+        """Cancel everything in flight."""
         await self._revalidation.close()
         await self._coalescer.close()
 
     def _from_store(
         self, entity_id: str, entry: Entry | None, now: float, max_staleness_s: float | None
     ) -> Answer | None:
-        """Return the answer that the stored entry gives; None when one has to be computed."""
+        """Return the answer from the stored entry; None if one must be computed."""
         if entry is None:
             return None
         freshness = self._rules.judge(entry, now, max_staleness_s)
@@ -221,7 +220,7 @@ class ModelService:
         }
 
     def _known_unknown(self, missing: Mapping[str, Entry | None]) -> dict[str, Answer | ForecacheError]:
-        """Return the ids of which a worker said a moment ago that nobody knows them."""
+        """Return the errors of ids that a worker has recently reported as unknown."""
         return {key: self._unknown[key] for key, entry in missing.items() if entry is None and key in self._unknown}
 
     async def _compute_behind(self, entity_ids: Sequence[str]) -> object:
@@ -229,7 +228,7 @@ class ModelService:
         return await self._coalescer.ask(entity_ids, until=until)
 
     async def _find_previous(self, entity_ids: list[str]) -> dict[str, Entry]:
-        """Return what the previous generation has; nothing when the store does not say so at once."""
+        """Return the entries of the previous generation; nothing if the store does not answer at once."""
         try:
             async with asyncio.timeout(PREVIOUS_GRACE_S):
                 pointer = await self._reader.pointer()
@@ -237,7 +236,7 @@ class ModelService:
                     return {}
                 entries = await self._reader.read_generation(entity_ids, pointer.previous)
         except (TimeoutError, StoreUnavailable):
-            return {}  # the rung is out of reach; the caller still holds the error that led here
+            return {}  # there is no previous answer then; the caller still has the original error
         return {
             entity_id: entry
             for entity_id, entry in zip(entity_ids, entries, strict=True)
@@ -250,12 +249,12 @@ class ModelService:
         return replies_from_result(result, len(entity_ids))
 
     async def _ask_tensors(self, parts: Sequence[Block], version: int | None, until: float) -> list[Outputs]:
-        asked = [asyncio.create_task(self._ask_part(part, version, until)) for part in parts]
+        tasks = [asyncio.create_task(self._ask_part(part, version, until)) for part in parts]
         try:
-            return await asyncio.gather(*asked)
+            return await asyncio.gather(*tasks)
         finally:
-            for one in asked:
-                one.cancel()  # the answer needs all of them
+            for task in tasks:
+                task.cancel()  # the answer needs all of them
 
     async def _ask_part(self, part: Block, version: int | None, until: float) -> Outputs:
         # texts are packed and unpacked one by one, which takes long for a million of them
@@ -290,7 +289,7 @@ class ModelService:
 
 
 class TableReader(Protocol):
-    """The reading side of a prediction table; an outage is StoreUnavailable in every method."""
+    """Reads a prediction table. Every method raises StoreUnavailable in an outage."""
 
     async def pointer(self) -> Pointer:
         """Return which generation and model version are served."""
@@ -302,19 +301,19 @@ class TableReader(Protocol):
         """Return each id's entry of one generation, None for a miss."""
 
 
-#: how long a read that is on its way holds up the next one: ten times what one takes, so that a connection that hangs
-#: costs nobody else more
+#: seconds that the next read waits for a read that is on its way: ten times the usual, so that a connection that hangs
+#: costs others no more
 PATIENCE_S = 0.002
 
-#: what a look-up gives: the newest entry of each id in order, None for a miss; or why it gave nothing. An error is a
-#: value here, since whoever is told may not be waiting in a coroutine
+#: the result of a look-up: the newest entry of each id in order, None for a miss; or an error. An error is a value
+#: here, since the caller may not be waiting in a coroutine
 Found = list[Entry | None] | Exception
 
 
 class LookUp:
-    """One caller's look-up: what it asks for, until when (event-loop time), and, once it is over, what was found.
+    """One caller's look-up: its ids, its deadline (event-loop time), and, once it is over, its result.
 
-    `tell` is called then, once and never within `SharedLookups.ask`; it must not raise.
+    Calls `tell` then: once, and never within `SharedLookups.ask`. `tell` must not raise.
     """
 
     __slots__ = ("entity_ids", "found", "tell", "until")
@@ -326,22 +325,22 @@ class LookUp:
         self.found: Found | None = None
 
     def settle(self, found: Found) -> None:
-        """Take what was found, unless it is over already."""
+        """Store the result and call `tell`, unless the look-up is over already."""
         if self.found is None:
             self.found = found
-            tell, self.tell = self.tell, _told
+            tell, self.tell = self.tell, _do_nothing
             tell()
 
 
-def _told() -> None:
-    """Stand where the listener was: it knows the look-up, and a ring of references would wait for the collector."""
+def _do_nothing() -> None:
+    """Do nothing. Replaces the listener, so that it and the look-up do not reference each other."""
 
 
 class SharedLookups:
     """Reads a table for many callers at once.
 
-    One `read` serves all that asked while the one before it was on its way, or, when none was, in the same turn of the
-    event loop: larger reads exactly when there is much to read.
+    One `read` serves all callers that came while the previous read was on its way or, without one, in the same turn of
+    the event loop. So reads are large only if there is much to read.
     """
 
     def __init__(self, reader: TableReader) -> None:
@@ -351,13 +350,13 @@ class SharedLookups:
         self._start_soon: asyncio.Handle | None = None
 
     def ask(self, look_up: LookUp) -> None:
-        """Have a look-up settled with the newest entry of each id, None for a miss.
+        """Settle a look-up with the newest entry of each id, None for a miss.
 
-        After its `until` it is settled with StoreUnavailable; the read that it shares goes on.
+        At its `until` it is settled with StoreUnavailable; the shared read goes on.
         """
         if not self._asked:
             loop = asyncio.get_running_loop()
-            # the next turn of the loop, or a read that is on its way: until then others join
+            # others can join until the next turn of the loop, or while a read is on its way
             wait_s = PATIENCE_S if self._reads else 0
             self._start_soon = loop.call_later(wait_s, self._start) if wait_s else loop.call_soon(self._start)
         self._asked.append(look_up)
@@ -380,10 +379,10 @@ class SharedLookups:
         try:
             entries = await self._reader.read(wanted)
         except StoreUnavailable as error:
-            if isinstance(error, Unreadable) and len(asked) > 1:  # a damaged row is the trouble of one of them
+            if isinstance(error, Unreadable) and len(asked) > 1:  # a damaged row must fail only its own look-up
                 await asyncio.gather(*(self._read([one]) for one in asked))
             for one in asked:
-                # an error of its own for each: one raised in two places would gather both of their tracebacks
+                # a new error for each: one that is raised in two places would collect both tracebacks
                 one.settle(StoreUnavailable(error.message))
         except Exception as error:  # noqa: BLE001 - a defect: raised where each caller waits
             for one in asked:
@@ -398,7 +397,7 @@ class SharedLookups:
 
 
 class _Timer:
-    """Lets callers of one read go when their time is up: one timer for all of them, set to the next."""
+    """Ends the look-ups of one read whose time is up. One timer serves all of them: it is set to the next deadline."""
 
     def __init__(self, asked: list[LookUp]) -> None:
         self._waiting = asked

@@ -1,4 +1,4 @@
-"""The worker's side of real time: entities or instances in, predictions out as JSON. No Celery."""
+"""Computes real-time predictions in a worker: entities or instances in, JSON out. No Celery."""
 
 from __future__ import annotations
 
@@ -44,20 +44,20 @@ from inference.store import Entry, Origin, Table
 
 log = get_logger(__name__)
 
-#: how long this process trusts what it measured of Redis' clock
+#: seconds for which this process uses a measurement of Redis' clock
 CLOCK_MAX_AGE_S = 5.0
 
 
 class RealtimeScorer:
-    """Computes predictions on demand and keeps them in the overlay.
+    """Computes predictions on demand and stores them in the overlay.
 
-    What goes wrong becomes the `error` of the rows it concerns, so that the others are answered; only a message
-    that cannot be answered row by row is refused as a whole (BadInput). None as the model means the only one
-    configured. A result is `{"model", "model_version", "computed_at", "predictions"}`; each prediction is
-    `{"entity_id", "prediction", "as_of"}`, with `"imputed_features"` where defaults stand for missing values, or
-    `{"entity_id", "error": {"code", "message", "field"}}`, in the order asked. `model_version` is None when no row
-    reached a model; a prediction has one of its own where the canary computed it. `deadline`: epoch seconds in Redis
-    time; later than that, the model is not touched.
+    A failure becomes the `error` of its rows, so that the other rows are answered; only a message that cannot be
+    answered row by row is refused as a whole (BadInput). The model None means the only configured one.
+    A result is `{"model", "model_version", "computed_at", "predictions"}`; each prediction is
+    `{"entity_id", "prediction", "as_of"}`, with `"imputed_features"` if defaults replace missing values, or
+    `{"entity_id", "error": {"code", "message", "field"}}`, in the order of the request. `model_version` is None if no
+    row reached a model; a prediction has its own if the canary computed it. `deadline`: epoch seconds in Redis
+    time; after it, no model is called.
     """
 
     def __init__(
@@ -88,10 +88,10 @@ class RealtimeScorer:
         deadline: float | None = None,
         recompute: bool = True,
     ) -> Result:
-        """Compute the predictions of entities from their stored features, and keep them.
+        """Compute the predictions of entities from their stored features, and store them.
 
-        `overrides` replace features of every entity; such answers are not kept. Without `recompute`, an
-        entity whose kept answer is younger than `min_recompute_interval` is answered with that.
+        `overrides` replace features of every entity; such answers are not stored. Without `recompute`, an
+        entity gets its stored answer if that is younger than `min_recompute_interval`.
         """
         check_message(
             "entity_ids", entity_ids, model=model, deadline=deadline, overrides=overrides, recompute=recompute
@@ -112,19 +112,19 @@ class RealtimeScorer:
                 wanted = work.judge(self._gather(work, positions, overrides), positions)
                 outputs, done = compute(loaded, wanted, answers)
                 if not overrides:
-                    # what was made up in an outage is an answer for now only
+                    # an answer made from defaults in an outage is not stored
                     doubtful = np.isin(done.positions, list(answers.doubtful))
                     kept = done.without(doubtful)
                     self._keep(work, kept, take(outputs, ~doubtful))
                     self._remember_one(work, wanted, kept)
-        except Exception as error:  # noqa: BLE001 - `_told` logs it
-            answers.fail_rest(self._told(error, model))
+        except Exception as error:  # noqa: BLE001 - `_to_error` logs it
+            answers.fail_rest(self._to_error(error, model))
         return answers.to_json(model, entity_ids, now)
 
     def predict_instances(
         self, model: str | None, instances: Sequence[Any], *, deadline: float | None = None
     ) -> Result:
-        """Compute the predictions of feature rows that the request brought along. Nothing is kept."""
+        """Compute the predictions of the request's own feature rows. Stores nothing."""
         check_message("instances", instances, model=model, deadline=deadline)
         answers = Answers(len(instances))
         now = time.time()
@@ -136,17 +136,17 @@ class RealtimeScorer:
             rows = loaded.vectoriser.features_from_rows(instances, at=now)
             positions = np.arange(len(instances))
             compute(loaded, usable(rows, positions, np.full(len(instances), now), answers), answers)
-        except Exception as error:  # noqa: BLE001 - `_told` logs it
-            answers.fail_rest(self._told(error, model))
+        except Exception as error:  # noqa: BLE001 - `_to_error` logs it
+            answers.fail_rest(self._to_error(error, model))
         return answers.to_json(model, [None] * len(instances), now)
 
     def explain_entity(
         self, model: str | None, entity_ids: Sequence[str], *, deadline: float | None = None, predict: bool = True
     ) -> Result:
-        """Tell what one entity's features are now and where they are from; `predict`: with the prediction they make.
+        """Explain one entity's current features and their sources; with `predict`, also compute its prediction.
 
-        The result has `"explanation"` (see `inference.features.gathering`) beside what `predict_entities` returns for
-        the one entity; without `predict` it has no predictions, and `"error"` where nothing could be told.
+        The result is that of `predict_entities` for this entity, and `"explanation"` (see
+        `inference.features.gathering`). Without `predict` it has no predictions, and an `"error"` if that fails.
         """
         check_message("entity_ids", entity_ids, model=model, deadline=deadline, recompute=predict)
         entity_ids = list(entity_ids)[:1]
@@ -167,36 +167,36 @@ class RealtimeScorer:
                     outputs, done = compute(loaded, wanted, answers)
                     if not answers.doubtful:
                         self._keep(work, done, outputs)
-        except Exception as error:  # noqa: BLE001 - `_told` logs it
-            answers.fail_rest(self._told(error, model))
+        except Exception as error:  # noqa: BLE001 - `_to_error` logs it
+            answers.fail_rest(self._to_error(error, model))
         if predict:
             return {**answers.to_json(model, entity_ids, now), "explanation": explanation}
-        # what makes no prediction is explained all the same, if anything is known of the entity
+        # a known entity is explained even if it gets no prediction
         wrong = None if explanation and explanation["known"] else answers.errors.get(0)
         return {"model": model, "explanation": explanation, "error": wrong and wrong.to_json()}
 
-    def _told(self, error: Exception, model: str | None) -> ForecacheError:
+    def _to_error(self, error: Exception, model: str | None) -> ForecacheError:
         return error if isinstance(error, ForecacheError) else defect(self._defects, error, model)
 
     def in_time(self, model: str, deadline: float | None) -> float:
-        """Return the present instant in Redis time, unless the deadline has passed."""
+        """Return the current Redis time; raise DeadlineExceeded if the deadline has passed."""
         now = self._now(model)
         if deadline is not None and now > deadline:
-            raise DeadlineExceeded(f"the task was taken up {now - deadline:.3f} s after its deadline")
+            raise DeadlineExceeded(f"a worker took the task {now - deadline:.3f} s after its deadline")
         return now
 
     def _now(self, model: str) -> float:
-        """Return Redis' time by this host's clock, which is set against it every few seconds."""
+        """Return Redis' time by this host's clock, which is compared with Redis' clock every few seconds."""
         monotonic = time.monotonic()
         if self._clock_measured is None or monotonic - self._clock_measured[0] > CLOCK_MAX_AGE_S:
             redis_time = self._predictions(model).now()
-            # half the round trip has passed since Redis read its clock; from here on the steady clock counts
+            # half the round trip has passed since Redis read its clock; from here on the monotonic clock counts
             answered = time.monotonic()
             self._clock_measured = (answered, redis_time + (answered - monotonic) / 2 - answered)
         return time.monotonic() + self._clock_measured[1]
 
     def _answer_recent(self, work: Work, positions: list[int]) -> list[int]:
-        """Answer what was computed moments ago, perhaps by another worker; return the positions left."""
+        """Use answers that were computed moments ago, perhaps by another worker; return the other positions."""
         left = []
         since = work.now - work.of_model.realtime.min_recompute_interval
         entries = self._predictions(work.model).read(work.ids_at(positions))
@@ -216,7 +216,7 @@ class RealtimeScorer:
     def _keep(self, work: Work, done: Wanted, outputs: Block) -> None:
         if not len(done.positions):
             return
-        # the answer is right all the same; the next request computes it again
+        # a failure does not spoil the answer; the next request computes it again
         with self._after.kept_here(work.model, model=work.model):
             self._predictions(work.model).overlay.upsert(
                 work.ids_at(done.positions),
@@ -230,7 +230,7 @@ class RealtimeScorer:
             )
 
     def _remember_one(self, work: Work, wanted: Wanted, kept: Wanted) -> None:
-        """Remember an answer and its inputs now and then, so that its parity can be checked."""
+        """Sample an answer and its inputs now and then, for the parity check."""
         if self._sample is None or not len(kept.positions) or not self._sample.wants(work.model):
             return
         position = int(kept.positions[0])
@@ -261,7 +261,7 @@ class Work:
         return [self.entity_ids[position] for position in positions]
 
     def judge(self, gathered: Gathered, positions: Sequence[int]) -> Wanted:
-        """Return the rows that can be computed, of features gathered for positions; the other rows get errors."""
+        """Return the gathered rows that can be computed; the other rows get errors."""
         answers = self.answers
         wanted = usable(gathered.rows, np.array(positions, dtype=np.intp), gathered.as_of, answers)
         made_up = self.of_model.realtime.unknown_entity == "defaults"
@@ -273,13 +273,13 @@ class Work:
             position = positions[row]
             answers.doubtful.add(position)
             if position in answers.errors:  # an outage is never a miss
-                asked = quoted(self.entity_ids[position])
-                answers.errors[position] = FeaturesUnavailable(f"not all that may know {asked} answered")
+                entity = quoted(self.entity_ids[position])
+                answers.errors[position] = FeaturesUnavailable(f"a source that may know {entity} did not answer")
         return wanted.without(unknown[~gathered.rows.rejected])
 
 
 def defect(failures: Failures, error: Exception, model: str | None) -> Defect:
-    """Log what nobody foresaw, and return what the caller is told of it."""
+    """Log an unexpected error, and return the error for the caller."""
     failures.tell_each(error, model=model)
     return Defect("a worker failed on this request, not the model; the worker's log says why")
 
@@ -292,12 +292,12 @@ def _is_recent(entry: Entry, version: int, since: float) -> bool:
     return entry.origin is Origin.REALTIME and entry.model_version == version and entry.computed_at >= since
 
 
-#: returns the present instant unless a model's deadline has passed, which raises DeadlineExceeded
+#: returns the current Redis time; raises DeadlineExceeded if the deadline has passed
 InTime = Callable[[str, float | None], float]
 
 
 class TensorScorer:
-    """Computes tensors as they are: NaN goes to the model, and whatever it gives comes back.
+    """Computes tensors unchanged: the model gets NaN too, and all its outputs are returned.
 
     A result is `{"model", "model_version", "outputs"}` with packed tensors, or `{"error"}` with its code and message.
     """
@@ -309,9 +309,9 @@ class TensorScorer:
         self._defects = Failures(__name__, "request")
 
     def predict_tensors(self, model: Any, inputs: Any, *, version: Any = None, deadline: Any = None) -> dict[str, Any]:
-        """Compute all rows in one call of the model. `version` None: the active one; another must be held already.
+        """Compute all rows in one call of the model. `version` None: the active one; another must be loaded already.
 
-        `deadline`: epoch seconds in Redis time; later than that, the model is not touched.
+        `deadline`: epoch seconds in Redis time; after it, the model is not called.
         """
         try:
             check_tensor_message(model=model, deadline=deadline, version=version)
@@ -333,14 +333,14 @@ class TensorScorer:
         return {"model": model, "model_version": loaded.record.version, "outputs": packed}
 
     def _held(self, model: str, version: int | None) -> LoadedModel:
-        """Return the version; one that is merely on disk is not loaded because somebody asks for it."""
+        """Return a loaded version. A request never makes a worker load a version from disk."""
         if version is not None and version not in self._host.versions().get(model, ()):
             raise NotFound(f"version {version} of model {model!r} is not held by the worker that was asked")
         return self._host.get(model, version)
 
 
 def model_outputs(served: Block, signature: Signature) -> Block:
-    """Return outputs in the shapes that the model itself gives, in the signature's order."""
+    """Return outputs in the model's own shapes, in the signature's order."""
     return {
         spec.name: served[spec.name][..., None] if spec.name in signature.columns else served[spec.name]
         for spec in signature.outputs

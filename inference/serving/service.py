@@ -1,4 +1,4 @@
-"""Answers requests: from the store when it can, computed when it must, degraded rather than not at all."""
+"""Answers requests: from the store if it can, else computed, else degraded."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from inference.settings import Settings
 
 
 class OutcomeRecorder(Protocol):
-    """Counts what became of requests; never blocks and never fails."""
+    """Counts the outcomes of requests; never blocks and never fails."""
 
     def record(self, model: str, outcome: Outcome, count: int = 1, *, age_s: float | None = None) -> None:
-        """Count `count` more of an outcome; `age_s`: of the features behind the answer, None for a default."""
+        """Add `count` to an outcome. `age_s`: age of the features behind the answer; None for a default."""
 
     def record_asked(self, model: str, entity_ids: Iterable[str]) -> None:
-        """Remember for which entities an answer was given."""
+        """Remember the entities that were answered."""
 
     def record_latency(self, model: str, took_s: float, *, hit: bool) -> None:
-        """Count one request's duration; `hit`: all of it was answered from the store, and fresh."""
+        """Count one request's duration; `hit`: the store answered all of it, and fresh."""
 
 
 class Request(LookUp):
-    """A request for stored predictions: a look-up, whose it is, and since when (event-loop time)."""
+    """A request for stored predictions: a look-up, its model, and its start (event-loop time)."""
 
     __slots__ = ("max_staleness_s", "path", "started")
 
@@ -58,9 +58,9 @@ class Request(LookUp):
 
 
 class PredictionService:
-    """The request side of every configured model, for one event loop.
+    """Answers requests for all configured models, on one event loop.
 
-    `clock` returns epoch seconds in Redis time; `readers` gives a model's prediction table.
+    `clock` returns epoch seconds in Redis time; `readers` returns the reader of a model's prediction table.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class PredictionService:
         self._paths = {
             name: ModelService(name, model, readers(name), submit, clock) for name, model in settings.models.items()
         }
-        # what a request means that names no model
+        # the model of a request that names none
         self._only = next(iter(self._paths.values())) if len(self._paths) == 1 else None
 
     async def predict(
@@ -89,11 +89,11 @@ class PredictionService:
         timeout_s: float | None = None,
         overrides: Mapping[str, Any] | None = None,
     ) -> list[Answer | ForecacheError]:
-        """Return an answer per id, in order and within the budget; the error of an id stands in its place.
+        """Return an answer or an error per id, in order and within the budget.
 
         `max_staleness_s`: age limit; None means the `ttl` of each entry's origin, 0 forces computing.
         `timeout_s`: the budget; None means the model's. `overrides`: features to compute with instead of the
-        stored ones; such answers are neither looked up nor kept. Ids must be legal (`check_entity_id`).
+        stored ones; such answers are neither looked up nor stored. Ids must be legal (`check_entity_id`).
 
         Raises:
             UnknownModel: no such model, or none named and several configured.
@@ -119,9 +119,9 @@ class PredictionService:
         max_staleness_s: float | None = None,
         timeout_s: float | None = None,
     ) -> Request:
-        """Begin what `predict` does: `tell` is called, once and never within this call, when the store has answered.
+        """Begin a request like `predict`. Calls `tell` when the store has answered: once, and never within this call.
 
-        Then the request is answered, by `hits` without waiting if that can be, else by `complete`. `tell` must not
+        Then ask `hits`, which does not wait, and if it returns None, `complete`. `tell` must not
         raise. The other arguments are those of `predict`.
 
         Raises:
@@ -133,7 +133,7 @@ class PredictionService:
         return request
 
     def hits(self, request: Request) -> list[Answer] | None:
-        """Return the answers that the store gave, and count them; None when something is left to compute or to say."""
+        """Return the answers from the store, and count them; None if any answer is missing."""
         found, path = request.found, request.path
         if found is None or isinstance(found, Exception):
             return None
@@ -146,7 +146,7 @@ class PredictionService:
         return hits
 
     async def complete(self, request: Request) -> list[Answer | ForecacheError]:
-        """Return an answer per id of a request whose look-up is over, computed within its budget if need be."""
+        """Return an answer per id after the look-up. Computes missing answers within the budget."""
         path = request.path
         answers = await path.complete(
             request.entity_ids, request.found or [], request.until, max_staleness_s=request.max_staleness_s
@@ -159,13 +159,13 @@ class PredictionService:
         return answers
 
     async def explain(self, request: Request) -> tuple[Answer, dict[str, Any]]:
-        """Return the answer to a request for one entity whose look-up is over, and what its features are.
+        """Return the answer for one entity after the look-up, and the explanation of its features.
 
-        The explanation's `made_this_answer` is true when the answer was computed from just these features, and None
-        when it was stored: then they are those of now.
+        The explanation's `made_this_answer` is true if the answer was computed from exactly these features. It is None
+        if the answer was stored: then the explanation shows the current features.
 
         Raises:
-            ForecacheError: the entity was not computed, or nothing could be told of its features, within the budget.
+            ForecacheError: the entity was not computed, or its features were not explained, within the budget.
         """
         path, [entity_id] = request.path, request.entity_ids
         if isinstance(request.found, Exception):
@@ -192,7 +192,7 @@ class PredictionService:
     async def predict_instances(
         self, model: str | None, instances: Sequence[Any], *, timeout_s: float | None = None
     ) -> list[Answer | ForecacheError]:
-        """Return an answer per instance (features brought along by the request), in order; nothing is kept.
+        """Return an answer per instance (features from the request), in order; stores nothing.
 
         Raises:
             UnknownModel: no such model, or none named and several configured.
@@ -207,14 +207,14 @@ class PredictionService:
     async def predict_tensors(
         self, model: str, inputs: Block, *, version: int | None = None, timeout_s: float | None = None
     ) -> Outputs:
-        """Return what a model gives for its own input tensors, of which each has the same number of rows.
+        """Return a model's outputs for its own input tensors, which all have the same number of rows.
 
-        `version` None: whichever is active. Nothing is kept, and no default takes the place of an error.
+        `version` None: the active one. Stores nothing, and never replaces an error with a default.
 
         Raises:
             UnknownModel: no such model.
-            NotFound: no worker that was asked holds that version.
-            BadInput: the tensors are not what the model takes.
+            NotFound: the worker that was asked does not hold that version.
+            BadInput: the tensors do not fit the model.
             ForecacheError: it was not computed, or not in time.
         """
         path = self._path(model)
@@ -226,26 +226,26 @@ class PredictionService:
                 self._hits.record(model, _outcome_of(error), rows_in(inputs))
                 self._hits.record_latency(model, asyncio.get_running_loop().time() - started, hit=False)
             raise
-        # the request brought the features along, so they are of now
+        # the features come from the request, so they are new
         self._hits.record(model, Outcome.COMPUTED, rows_in(inputs), age_s=0.0)
         self._hits.record_latency(model, asyncio.get_running_loop().time() - started, hit=False)
         return outputs
 
     def workers_heard(self, models: Sequence[str], present: bool) -> None:
-        """Note whether any worker of these models is alive: without one, misses go down the ladder at once."""
+        """Note whether any worker of these models is alive. Without one, misses get a degraded answer at once."""
         for model in models:
             self._paths[model].workers_heard(present)
 
     def breaker_states(self) -> dict[str, str]:
-        """Return for each model whether this process asks its workers (`BreakerState`)."""
+        """Return the state of each model's breaker (`BreakerState`)."""
         return {name: path.breaker_state.value for name, path in self._paths.items()}
 
     def forget_unknown(self, model: str, entity_ids: Sequence[str]) -> None:
-        """Ask the workers again for entities that nobody knew a moment ago: their features have just been stored."""
+        """Forget that nobody knew these entities: their features have just been stored."""
         self._paths[model].forget_unknown(entity_ids)
 
     async def close(self) -> None:
-        """End what is in flight."""
+        """Cancel everything in flight."""
         for path in self._paths.values():
             await path.close()
 
@@ -256,9 +256,9 @@ class PredictionService:
     def _count(
         self, model: str, answers: Sequence[Answer | ForecacheError], started: float, *, brought: bool = False
     ) -> None:
-        """Count answers and errors by outcome, and the mistakes of the client not at all.
+        """Count answers and errors by outcome, except the client's mistakes.
 
-        `brought`: the request brought features along.
+        `brought`: the features come from the request.
         """
         now, counted, hits, record = self._clock(), 0, 0, self._hits.record
         for answer in answers:
@@ -278,7 +278,7 @@ class PredictionService:
 
 
 def _is_clients_mistake(error: ForecacheError, *, brought: bool) -> bool:
-    # whoever brings no features is not at fault where stored ones, or the model, are refused
+    # without features in the request, the client is not at fault if stored features or the model are refused
     return isinstance(error, BadInput) and (brought or not isinstance(error, ContractError | ModelError))
 
 

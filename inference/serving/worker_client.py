@@ -1,4 +1,4 @@
-"""Having one model's workers compute: with a breaker, in time, and few at a time what requests do not share."""
+"""Sends one model's tasks to its workers: with deadlines, a circuit breaker, and a limit on unshared tasks."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from inference.settings import RealtimeSettings
 
 
 class Submit(Protocol):
-    """Has a worker do a task and brings its result."""
+    """Sends a task to a worker and returns its result."""
 
     async def __call__(
         self, task: str, kwargs: Mapping[str, Any], *, deadline: float, timeout_s: float
     ) -> dict[str, Any]:
-        """Return the task's result. `deadline`: epoch seconds in Redis time, told to the worker.
+        """Return the task's result. `deadline`: epoch seconds in Redis time, for the worker.
 
         Raises:
             DeadlineExceeded: no result within `timeout_s`.
-            BrokerUnavailable: the task could not be handed over.
+            BrokerUnavailable: the broker did not accept the task.
         """
 
 
 class WorkerClient:
-    """Asks the workers of one model, in one event loop. `until` is event-loop time."""
+    """Sends tasks to the workers of one model, from one event loop. `until` is event-loop time."""
 
     def __init__(self, model: str, realtime: RealtimeSettings, submit: Submit, clock: Clock) -> None:
         self._model = model
@@ -43,20 +43,20 @@ class WorkerClient:
         self._waiting_apart = 0
 
     def heard(self, present: bool) -> None:
-        """Note whether any worker that could compute is alive."""
+        """Note whether any worker of the model is alive."""
         self._breaker.heard(present)
 
     @property
     def breaker_state(self) -> BreakerState:
-        """Whether this process asks the model's workers."""
+        """The state of the model's breaker in this process."""
         return self._breaker.state
 
     async def ask(self, task: str, kwargs: Mapping[str, Any], until: float) -> dict[str, Any]:
-        """Return what a task gives.
+        """Send a task and return its result.
 
         Raises:
             DeadlineExceeded: no result by `until`.
-            BrokerUnavailable: the task could not be handed over.
+            BrokerUnavailable: the broker did not accept the task.
             WorkersUnavailable: the breaker is open.
         """
         timeout_s = until - asyncio.get_running_loop().time()
@@ -74,7 +74,7 @@ class WorkerClient:
             self._breaker.missed(timeout_s)
             raise
         except asyncio.CancelledError:
-            # the callers' own clock may strike a moment before that of `submit`
+            # the caller's deadline may pass a moment before that of `submit`
             if asyncio.get_running_loop().time() >= until:
                 self._breaker.missed(timeout_s)
             raise
@@ -82,7 +82,7 @@ class WorkerClient:
         return result
 
     async def ask_apart(self, task: str, kwargs: Mapping[str, Any], until: float) -> dict[str, Any]:
-        """Return what a task gives that no other request shares, when it is its turn.
+        """Send a task that no other request shares, when it is its turn, and return its result.
 
         Raises:
             Overloaded: too many wait already.
@@ -94,9 +94,9 @@ class WorkerClient:
     async def ask_rows_apart(
         self, task: str, argument: str, rows: Sequence[Any], until: float, more: Mapping[str, Any]
     ) -> list[Reply]:
-        """Return the reply to each row, asked in micro-batches; one that fails is an error for each of its rows.
+        """Return the reply to each row, computed in micro-batches. If one fails, each of its rows gets the error.
 
-        `argument`: by which the task takes rows; `more`: its other arguments.
+        `argument`: the task's argument for the rows; `more`: its other arguments.
         """
         parts = [list(rows[start : start + self._max_rows]) for start in range(0, len(rows), self._max_rows)]
         replies = await asyncio.gather(
@@ -112,9 +112,9 @@ class WorkerClient:
 
     @asynccontextmanager
     async def _turn(self, until: float) -> AsyncIterator[None]:
-        """Wait for room among the few tasks of requests that share nothing, and hold it."""
+        """Wait for a place among the unshared tasks in flight, and hold it."""
         if self._waiting_apart >= MAX_WAITING_BATCHES:
-            raise Overloaded("too many requests of their own wait already")
+            raise Overloaded("too many unshared requests wait already")
         self._waiting_apart += 1
         try:
             async with asyncio.timeout_at(until), self._apart:
@@ -127,32 +127,32 @@ class WorkerClient:
 
 log = get_logger(__name__)
 
-#: micro-batches in a row that got no answer
+#: unanswered micro-batches in a row that open the breaker
 OPENS_AFTER = 5
-#: rest before the first probe; it doubles with each probe that fails, up to the second
+#: pause before the first probe; it doubles with each failed probe, up to the longest pause
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 2.0
-#: who brings so many times the patience of all who got no answer is let through: a budget that is too small for the
+#: a request whose budget is this many times the longest unanswered budget is sent: a budget that is too small for the
 #: model says nothing about a larger one
 MORE_PATIENT = 2.0
-#: a worker that is started loads its models for so long; whoever waits no longer than that need not ask for one
-#: while none is there
+#: seconds in which a new worker loads its models: while no worker is there, they count as the longest unanswered
+#: budget
 WORKER_START_S = 10.0
 
 
 class BreakerState(StrEnum):
     """What a breaker does with the next miss."""
 
-    #: the workers answer, and are asked
+    #: the workers answer: the miss is sent
     CLOSED = "closed"
     #: the pause is over: the next miss is the probe
     HALF_OPEN = "half_open"
-    #: nobody is asked until the pause is over
+    #: nothing is sent until the pause is over
     OPEN = "open"
 
 
 class Breaker:
-    """Whether the workers of one model are worth asking. `clock`: seconds of a steady clock."""
+    """Decides whether the workers of one model are worth asking. `clock`: seconds of a monotonic clock."""
 
     def __init__(self, model: str, clock: Callable[[], float]) -> None:
         self._model = model
@@ -166,7 +166,7 @@ class Breaker:
 
     @property
     def state(self) -> BreakerState:
-        """What would become of a miss now."""
+        """The state for a miss now."""
         if self._probe_at is None:
             return BreakerState.CLOSED
         return BreakerState.HALF_OPEN if self._clock() >= self._probe_at else BreakerState.OPEN
@@ -177,35 +177,35 @@ class Breaker:
         return self._probe_at is not None
 
     def rest_s(self, timeout_s: float) -> float:
-        """Return for how many seconds nothing with a budget of `timeout_s` should be asked; 0 means ask now."""
+        """Return how many seconds a request with a budget of `timeout_s` should not be sent; 0 means send now."""
         if self._probe_at is None or timeout_s > MORE_PATIENT * self._longest_missed_s:
             return 0.0
         return max(self._probe_at - self._clock(), 0.0)
 
     def asked(self) -> None:
-        """Note that a micro-batch is on its way. While open it is the probe, and nothing follows for a pause."""
+        """Note that a micro-batch was sent. While open, it is the probe, and nothing follows for a pause."""
         if self._probe_at is not None:
             self._probe_at = self._clock() + self._pause_s
 
     def answered(self) -> None:
-        """Note that a worker answered, whatever it said: all is asked again."""
+        """Note that a worker answered, even with an error: the breaker closes."""
         if self._probe_at is not None:
             log.info("breaker.closed", model=self._model)
         self._missed, self._longest_missed_s, self._pause_s, self._probe_at = 0, 0.0, FIRST_PAUSE_S, None
         self._opened_by_silence = False
 
     def heard(self, present: bool) -> None:
-        """Note whether the workers' own signs of life say that any is there, ready for work.
+        """Note whether the workers' heartbeats show one that is ready.
 
-        A hint that is acted on when it changes: what the workers answer, or not, counts for more, so that a worker
-        whose signs are lost is still used.
+        Acts only if this changes. Answers, or missing ones, count for more, so that a worker whose heartbeats are lost
+        is still used.
         """
         if present is not self._present:
             self._present = present
             if not present:
                 self._miss_all()
             elif self._opened_by_silence:
-                self.answered()  # nothing speaks against them: what comes next need not wait for a probe
+                self.answered()  # no request went unanswered: the next one need not wait for a probe
             elif self._probe_at is not None:
                 # the first probe may go at once
                 self._pause_s, self._probe_at = FIRST_PAUSE_S, self._clock()
@@ -213,7 +213,7 @@ class Breaker:
     def _miss_all(self) -> None:
         self._longest_missed_s = max(self._longest_missed_s, WORKER_START_S)
         if self._probe_at is None:
-            log.warning("breaker.opened", model=self._model, missed="every sign of life")
+            log.warning("breaker.opened", model=self._model, missed="every heartbeat")
             self._opened_by_silence = True
             self._probe_at = self._clock() + self._pause_s
 

@@ -1,8 +1,8 @@
-"""One versioned table in Redis, for predictions and for features: generations written by runs, and an overlay.
+"""Stores predictions and features in versioned tables in Redis: generations written by runs, and an overlay.
 
-A run fills a generation that nobody reads, and publishing it flips one pointer. Real-time answers go to the overlay,
-one key an id; a look-up takes the newer of the two. `layout` and `codec` say what stands in Redis, `reading` how it is
-read.
+A run fills a generation that nobody reads; publishing it flips one pointer. Real-time answers go to the overlay,
+one key an id. A look-up takes the newer of the two. `codec` and `wire` define the bytes in Redis, `reading` the
+look-ups.
 """
 
 from inference.store.generations import SWEEP_AFTER_S

@@ -1,8 +1,8 @@
-"""How a row becomes bytes and back.
+"""Packs rows into bytes, unpacks them, and chooses the buckets of ids.
 
 A row is a little-endian uint32 `as_of`, then the fields of fixed size packed without gaps, then, if there are
 any others (text, unknown shapes), a msgpack list of those. An overlay entry is a header and such a row; the header
-has four more bytes where the model version takes more than 32 bits.
+has four more bytes if the model version takes more than 32 bits.
 """
 
 from __future__ import annotations
@@ -35,30 +35,30 @@ _SCHEMA_BYTES = 6
 _HEADER = struct.Struct(f"<dIB{_SCHEMA_BYTES}s")
 _HEADER_AND_AS_OF = struct.Struct(f"<dIB{_SCHEMA_BYTES}sI")
 _AS_OF = struct.Struct("<I")
-#: set in the origin's byte where the version's upper 32 bits follow the header, before the row
+#: set in the origin's byte if the version's upper 32 bits stand between the header and the row
 _WIDE = 0x80
 _UPPER_BITS = struct.Struct("<I")
 _UPPER_BITS_AND_AS_OF = struct.Struct("<II")
-#: of Python's struct
+#: format characters of Python's struct
 _CODES = {
     DType.BOOL: "?", DType.INT8: "b", DType.INT16: "h", DType.INT32: "i", DType.INT64: "q", DType.UINT8: "B",
     DType.UINT16: "H", DType.UINT32: "I", DType.UINT64: "Q", DType.FLOAT16: "e", DType.FLOAT32: "f", DType.FLOAT64: "d",
 }  # fmt: skip
-#: the last: computed on demand since the features changed
+#: by code; the last one means: computed on demand since the features changed
 _ORIGINS = (Origin.BATCH, Origin.REALTIME, Origin.UPSERT, Origin.REALTIME)
 _SINCE_CHANGE = 3
 _ORIGIN_BYTE = 12
 
 
 class RowCodec:
-    """Packs and unpacks rows of given fields. `dtype` is that of the part of fixed size, `as_of` first."""
+    """Packs and unpacks rows of given fields. `dtype` describes the part of fixed size, `as_of` first."""
 
     def __init__(self, fields: tuple[TensorSpec, ...]) -> None:
         self.fields = fields
         self._fixed = [(f"f{i}", spec) for i, spec in enumerate(fields) if spec.is_fixed_number]
         self._loose = [spec for spec in fields if not spec.is_fixed_number]
         plain = not self._loose and all(spec.shape == () for spec in fields)
-        # numpy takes longer than a few rows of single numbers do
+        # numpy is slower than struct for a few rows of single numbers
         self._scalars = struct.Struct("<I" + "".join(_CODES[s.dtype] for s in fields)) if plain else None
         self.dtype = np.dtype([("as_of", "<u4"), *((key, s.dtype.numpy, s.shape) for key, s in self._fixed)])
 
@@ -66,7 +66,7 @@ class RowCodec:
         """Return one row's bytes for each `as_of` (epoch seconds), as an Arrow binary array.
 
         Raises:
-            ContractError: the block lacks a field, or one has another shape or kind of values.
+            ContractError: the block lacks a field, or a field has another shape or type.
         """
         rows = np.zeros(len(as_of), self.dtype)
         rows["as_of"] = np.clip(as_of, 0, _UINT32_MAX)
@@ -84,7 +84,7 @@ class RowCodec:
     def unpack_rows(self, rows: Sequence[Any]) -> list[tuple[int, dict[str, Any]]]:
         """Return each row's `as_of` and its values by field name as plain numbers, text and nested lists.
 
-        `rows` are of bytes.
+        Each row is a bytes-like object.
         """
         names = [spec.name for spec in self.fields]
         if self._scalars is not None:
@@ -105,7 +105,7 @@ class RowCodec:
     def unpack_block(self, rows: Sequence[bytes | None]) -> tuple[Block, npt.NDArray[np.float64]]:
         """Return the rows as arrays by field name, and each row's `as_of` in epoch seconds.
 
-        A field of unknown shape is an object column of arrays. What stands for None is zeros, False or "".
+        A field of unknown shape becomes an object column of arrays. A row None becomes zeros, False or "".
         """
         nothing = bytes(self.dtype.itemsize)
         fixed = self._unpack_fixed([nothing if row is None else row for row in rows])
@@ -144,7 +144,7 @@ def codec_for(fields: tuple[TensorSpec, ...]) -> RowCodec:
 
 
 _MAX_CODECS = 256
-# hashing the fields takes as long as reading a row; those of a manifest are the very same each time
+# hashing the fields takes as long as reading a row, and a manifest's fields are always the same object
 _codecs_by_id: dict[int, tuple[tuple[TensorSpec, ...], RowCodec]] = {}
 
 
@@ -154,7 +154,7 @@ def _codec_of(fields: tuple[TensorSpec, ...]) -> RowCodec:
 
 
 def empty_column(spec: TensorSpec, rows: int) -> npt.NDArray[Any]:
-    """Return a column of zeros, False or "": what stands for rows that were not found."""
+    """Return a column of zeros, False or "", for rows that were not found."""
     if -1 in spec.shape:
         column = np.empty(rows, object)
         for index in range(rows):
@@ -170,27 +170,27 @@ def row_as_of(row: bytes) -> int:
     return int(_AS_OF.unpack_from(row)[0])
 
 
-#: in place of a schema: no row follows, but the entity's features changed (`pack_outdated`); scripts read it too
+#: replaces the schema's digest in a note that the entity's features changed (`pack_outdated`); scripts read it too
 OUTDATED = bytes(_SCHEMA_BYTES)
 
 
 def outdated_as_of(changed_at: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Return the whole seconds before which a row's `as_of` is older than changes with these event times.
+    """Return a whole second for each change: a row with a smaller `as_of` is older than the change.
 
-    A row's are rounded down, so these are rounded up: where the two fall into one second, the row counts as older.
+    `as_of` is rounded down, so this is rounded up: a row of the same second counts as older.
     """
     return np.ceil(changed_at).astype(np.int64)
 
 
 def pack_outdated(noted_at: float, as_of: int) -> bytes:
-    """Return the overlay entry, written at `noted_at`, that makes rows older than `as_of` outdated."""
+    """Return the note, written at `noted_at`, that makes rows older than `as_of` outdated."""
     return _HEADER_AND_AS_OF.pack(noted_at, 0, _ORIGINS.index(Origin.UPSERT), OUTDATED, as_of)
 
 
 class OverlayHeader(NamedTuple):
-    """What stands before the row in an overlay entry; `schema` is a digest of the fields.
+    """The header of an overlay entry; `schema` is a digest of the fields.
 
-    `since_change`: it was computed on demand since the entity's features changed, which no run before it knew.
+    `since_change`: the entry was computed on demand after the entity's features changed; earlier runs lack the change.
     """
 
     computed_at: float
@@ -208,7 +208,7 @@ def pack_overlay(
     model_version: int,
     origin: Origin,
 ) -> list[bytes]:
-    """Return overlay entries for packed rows: 23 bytes and the values each, 27 where the version is over 2**32 - 1."""
+    """Return overlay entries for packed rows: 23 bytes and the values each, 27 if the version is over 2**32 - 1."""
     code, digest = _ORIGINS.index(origin), schema_digest(fields)
     if model_version <= _UINT32_MAX:
         header = _HEADER.pack(computed_at, model_version, code, digest)
@@ -219,7 +219,7 @@ def pack_overlay(
 
 
 def pack_changes(fields: tuple[TensorSpec, ...], block: Block, known_at: npt.NDArray[np.float64]) -> list[bytes]:
-    """Return overlay entries of single rows of features, each with an event time of its own."""
+    """Return overlay entries of single rows of features, each with its own event time."""
     rows = codec_for(fields).pack(block, known_at).to_pylist()
     origin, digest = _ORIGINS.index(Origin.UPSERT), schema_digest(fields)
     return [_HEADER.pack(at, 0, origin, digest) + row for at, row in zip(known_at.tolist(), rows, strict=True)]
@@ -235,7 +235,7 @@ def unpack_overlay(entry: bytes) -> tuple[OverlayHeader, bytes]:
         row_at += _UPPER_BITS.size
         code ^= _WIDE
     if not math.isfinite(computed_at):
-        raise ValueError("it was computed at no instant")
+        raise ValueError("computed_at is not finite")
     return OverlayHeader(computed_at, version, _ORIGINS[code], schema, as_of, code == _SINCE_CHANGE), entry[row_at:]
 
 
@@ -255,14 +255,14 @@ def schema_from_text(text: str | bytes) -> tuple[TensorSpec, ...]:
     """Rebuild fields from `schema_text`.
 
     Raises:
-        Unreadable: it is none.
+        Unreadable: it is not a schema.
     """
     return record_from_json(tuple[TensorSpec, ...], text, "the schema of a stored row")
 
 
 @lru_cache(maxsize=256)
 def schema_digest(fields: tuple[TensorSpec, ...]) -> bytes:
-    """Return six bytes that name the fields."""
+    """Return six bytes that identify the fields."""
     return blake2b(schema_text(fields).encode(), digest_size=_SCHEMA_BYTES).digest()
 
 
@@ -299,16 +299,16 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"cannot store a {type(value).__name__}")
 
 
-#: ids a bucket holds on average. A compact hash is searched from its start on each HSET, so smaller ones are written
-#: faster, and each costs its key: 1e6 float32 predictions in buckets of 128, 64 and 32 take 2.2, 1.6 and 1.3 µs of
+#: ids a bucket holds on average. Each HSET searches a compact hash from its start, so small buckets are faster to
+#: write, but each costs its key: 1e6 float32 predictions in buckets of 128, 64 and 32 take 2.2, 1.6 and 1.3 µs of
 #: Redis' time and 26.0, 27.4 and 29.7 bytes each
 IDS_PER_BUCKET = 64
 
 # CRC-32's polynomial: RFC 1952, section 8
 _POLYNOMIAL = 0xEDB88320
-#: longer texts are rare, and are done one by one
+#: longer texts are rare, and are computed one by one
 _LONGEST = 64
-#: texts done together: what one step touches stays in the processor's cache
+#: texts computed together, so that the data of one step stays in the processor's cache
 _BLOCK = 16_384
 
 # control characters are illegal in ids, so no id can look like a digest
@@ -317,21 +317,21 @@ _DIGEST_BYTES = 15
 
 
 def bucket_count(rows_expected: int) -> int:
-    """Return the number of buckets for a generation of about so many rows."""
+    """Return the number of buckets for a generation of about `rows_expected` rows."""
     return min(max(1, -(-rows_expected // IDS_PER_BUCKET)), MOST_BUCKETS)
 
 
 def bucket_of(entity_id: str, buckets: int) -> int:
     """Return the bucket of an id: CRC-32 of its UTF-8 without the last byte, modulo the number of buckets.
 
-    Neighbours such as `user_120` to `user_129` so share a bucket. A table in the order of its ids then puts ten fields
-    and more into each HSET, however many buckets there are; one in no order, or of random ids, loses nothing.
+    So neighbours such as `user_120` to `user_129` share a bucket. A table that is sorted by id then puts ten or more
+    fields into each HSET, whatever the number of buckets. An unsorted table, or one of random ids, loses nothing.
     """
     return zlib.crc32(entity_id.encode()[:-1]) % buckets
 
 
 def stored_id(entity_id: str) -> bytes:
-    """Return the form under which an id is stored: its UTF-8, or a digest when that is over 60 bytes."""
+    """Return the stored form of an id: its UTF-8, or a digest if that is over 60 bytes."""
     raw = entity_id.encode()
     return raw if len(raw) <= MAX_INLINE_ID_BYTES else _inline_or_digest(raw)
 
@@ -360,10 +360,10 @@ def buckets_of(ids: Any, buckets: int) -> npt.NDArray[np.uint32]:
 def crc32_of_each(texts: Any, *, without_last: int = 0) -> npt.NDArray[np.uint32]:
     """Return `zlib.crc32` of each value of an Arrow `large_binary` array without nulls.
 
-    A CRC is linear: the CRC of a text of n bytes is the CRC of n zero bytes, combined by exclusive or with one table
-    value a byte, which depends on the byte and on its distance to the end. So all texts of one length are done
+    A CRC is linear: the CRC of n bytes is the CRC of n zero bytes, combined by exclusive or with one table value for
+    each byte, which depends on the byte and on its distance to the end. So all texts of one length are computed
     together (250 000 ids of 9 to 11 bytes: 0.20 → 0.07 µs each; of 32 bytes: 0.83 → 0.29).
-    `without_last`: so many bytes at each value's end do not count.
+    `without_last`: number of bytes at each value's end that do not count.
     """
     offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
     data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)
@@ -399,7 +399,7 @@ def _of_one_length(data: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], l
 
 @cache
 def _tables() -> npt.NDArray[np.uint32]:
-    """Return, by distance to the end and byte, what the byte adds to the sum."""
+    """Return the table values by distance to the end and by byte."""
     last = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         last = np.where(last & 1, (last >> 1) ^ np.uint32(_POLYNOMIAL), last >> 1)

@@ -1,4 +1,4 @@
-"""The generations of a table: whole sets of rows, written by runs, of which one is current."""
+"""The generations of a table: complete sets of rows that runs write. One of them is current."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from inference.store.records import GenerationState, Manifest, Origin, Pointer
 from inference.store.wire import encode_lengths, encode_window
 from inference.stored_data import reading
 
-#: seconds between the two sweeps of collection: longer than a straggling writer holds one window
+#: seconds between the two sweeps of a collection: longer than a late writer holds one window
 SWEEP_AFTER_S = 900.0
 
 _HLEN_PER_PIPELINE = 4096
-#: of about 100 rows each
+#: buckets at a time, of about 64 rows each
 _BUCKETS_PER_MOVE = 10
 _BUCKETS_OF_SAMPLE = 3
 _BUCKETS_MEASURED = 16
@@ -38,7 +38,7 @@ _BYTES_PER_SEND = 256 * 1024
 class Generations:
     """Writes, publishes and removes generations. Every method raises StoreUnavailable when Redis does not answer.
 
-    A run fills a generation that nobody reads; publishing it flips one pointer. `name` of the table stands in errors.
+    A run fills a generation that nobody reads; publishing it flips one pointer. `name`: the table's name in errors.
     """
 
     def __init__(self, client: Client, keys: TableKeys, overlay: Overlay, *, name: str, pace: Pace) -> None:
@@ -58,7 +58,7 @@ class Generations:
         keep_s: float,
         run_id: str | None = None,
     ) -> Manifest:
-        """Open a new generation, loading, whose rows are forgotten after `keep_s` seconds."""
+        """Open a new generation for loading. Redis forgets its rows after `keep_s` seconds."""
         keys = self._keys
         number, time_reply, _ = self._client.send(
             [
@@ -98,10 +98,10 @@ class Generations:
         """Store rows in a generation; may run twice.
 
         Windows of some 250 000 rows are fastest. `ids`: an Arrow text array without nulls; `as_of` is
-        clamped to the generation's `created_at`. Of rows with one id, the last one stays.
+        clamped to the generation's `created_at`. If an id repeats, the last row wins.
 
         Raises:
-            UnknownFormat: a release whose form of data is not known here began the generation.
+            UnknownFormat: another release began the generation in an unknown format.
         """
         manifest.check_format()
         if ids.null_count or len(ids) != len(as_of):
@@ -120,7 +120,7 @@ class Generations:
         self._client.send_in_bulk(window, self._pace)
 
     def count(self, manifest: Manifest) -> int:
-        """Return how many distinct ids a generation holds, counted in the store."""
+        """Return how many distinct ids a generation holds, counted in Redis."""
         pieces = (
             BulkCommands(encode_lengths(keys), len(keys)) for keys in self._bucket_keys(manifest, _HLEN_PER_PIPELINE)
         )
@@ -143,13 +143,13 @@ class Generations:
         return [Manifest.from_json(text) for text in texts if text is not None]
 
     def publish(self, number: int, *, run_key: str | None = None, run_state: str | None = None) -> Pointer:
-        """Make a generation current in one step, and the current one previous; may run twice.
+        """Make a generation current, and the current one previous, in one step; may run twice.
 
-        With `run_key`, only if that run record's `state` is `run_state`. The generation that was previous
-        can be collected from then on.
+        With `run_key`, publishes only if that run record's `state` is `run_state`. The former previous generation
+        becomes collectable.
 
         Raises:
-            Conflict: it is not loading (nor current already), or the run is in another state.
+            Conflict: it is neither loading nor current already, or the run is in another state.
             NotFound: it is gone.
         """
         keys = [self._keys.pointer, self._keys.generation(number), *([run_key] if run_key else [])]
@@ -161,17 +161,17 @@ class Generations:
         if status == "run":
             raise Conflict(f"generation {number} of the {self._name}: its run is not {run_state}")
         if status != "ok":
-            raise Conflict(f"generation {number} of the {self._name} is {status}: only a loading one is published")
+            raise Conflict(f"generation {number} of the {self._name} is {status}: only a loading one can be published")
         return follow(plan_pointer(self._keys), self._client)
 
     def move_to_overlay(self, number: int, *, keep_s: float) -> None:
-        """Make a loading generation's rows overlay entries, each forgotten after `keep_s` seconds; may run twice.
+        """Move a loading generation's rows into the overlay, each for `keep_s` seconds; may run twice.
 
-        An overlay entry that is newer stays: the rows count as computed when the generation was begun. Readers see
-        them one after the other. Once all are moved, the generation can be collected.
+        Newer overlay entries stay: the rows count as computed when the generation began. Readers see the rows one
+        after the other. After the last one, the generation becomes collectable.
 
         Raises:
-            Conflict: it is neither loading nor moved already.
+            Conflict: it is neither loading nor already moved.
             NotFound: it is gone.
         """
         manifest, state = self.manifest(number), self.state(number)
@@ -187,10 +187,10 @@ class Generations:
         if status == "gone":
             raise NotFound(f"generation {number} of the {self._name} does not exist (any more)")
         if status != "ok":
-            raise Conflict(f"generation {number} of the {self._name} is {status}: only a loading one is moved")
+            raise Conflict(f"generation {number} of the {self._name} is {status}: only a loading one can be moved")
 
     def some_rows(self) -> Block:
-        """Return a few rows of the current generation as they were loaded, by column; empty when there is none."""
+        """Return a few rows of the current generation, without the overlay, by column; empty if there is none."""
         number = follow(plan_pointer(self._keys), self._client).current
         manifest = None if number is None else self.manifest(number)
         if manifest is None:
@@ -201,7 +201,7 @@ class Generations:
         return codec_for(manifest.fields).unpack_block(rows)[0] if rows else {}
 
     def discard(self, number: int, state: GenerationState) -> None:
-        """Mark a generation FAILED or CANCELLED, never to be served; one that is gone is left gone.
+        """Mark a generation FAILED or CANCELLED, so that it is never served. Does nothing if it is gone.
 
         Raises:
             Conflict: it is current or previous.
@@ -213,8 +213,8 @@ class Generations:
     def rollback(self, expected_current: int) -> Pointer:
         """Go back to the previous generation and its model version, in one step.
 
-        The versions left behind are held: neither activated again nor read from the overlay. The label `stable`, if
-        there is one, goes along.
+        Holds the versions left behind: they are neither activated again nor read from the overlay. Moves the label
+        `stable`, if there is one, to the previous version.
 
         Raises:
             Conflict: `expected_current` is not current, or there is no previous generation.
@@ -250,11 +250,11 @@ class Generations:
         buckets_per_batch: int = 500,
         sweep_after_s: float = SWEEP_AFTER_S,
     ) -> int:
-        """Remove a generation's rows and return how many keys went; may run twice.
+        """Remove a generation's rows and return the number of removed keys; may run twice.
 
-        The first call starts its removal, from which there is no way back, and leaves the manifest. A call
-        `sweep_after_s` later removes what a straggler wrote, and then the manifest; 0 does both at once.
-        `pause_s` is the rest after each batch of `buckets_per_batch` keys.
+        The first call removes the rows for good, and leaves the manifest. A call `sweep_after_s` later removes the
+        rows of late writers, and then the manifest; 0 does both at once.
+        `pause_s` is the pause between batches of `buckets_per_batch` keys.
 
         Raises:
             Conflict: it is current, previous or loading.
@@ -283,7 +283,7 @@ class Generations:
         return removed
 
     def row_bytes(self, manifest: Manifest) -> float | None:
-        """Return the bytes that a row takes in Redis, over 16 of the buckets; None when they are empty."""
+        """Return the bytes that a row takes in Redis, averaged over 16 buckets; None if they are empty."""
         step = max(manifest.buckets // _BUCKETS_MEASURED, 1)
         keys = [self._keys.bucket(manifest.number, bucket) for bucket in range(0, manifest.buckets, step)]
         sizes = [("MEMORY", "USAGE", key, "SAMPLES", 0) for key in keys]
@@ -297,7 +297,7 @@ class Generations:
             return [int(number) for number in members]
 
     def _reading(self) -> AbstractContextManager[None]:
-        return reading(f"what stands under {self._keys.base}")
+        return reading(f"the data under {self._keys.base}")
 
     def _bucket_keys(self, manifest: Manifest, per_batch: int) -> Iterator[list[str]]:
         prefix = self._keys.bucket_prefix(manifest.number)

@@ -1,4 +1,4 @@
-"""The overlay of a table: single entries that are newer than the generation, each with an expiry of its own."""
+"""The overlay of a table: single entries that are newer than the generation, each with its own expiry."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Overlay:
         origin: Origin,
         keep_s: float,
     ) -> None:
-        """Store entries, each forgotten after `keep_s` seconds; may run twice.
+        """Store entries, each for `keep_s` seconds; may run twice.
 
         Never overwrites an entry of the same model version with a newer (`as_of`, `computed_at`).
         `model_version` is 0 for features.
@@ -78,7 +78,7 @@ class Overlay:
     ) -> list[bool]:
         """Store rows of features, each only if its overlay entry is still the `expected` one; return which were stored.
 
-        `known_at`: the rows' event times, whose whole seconds are their `as_of`.
+        `known_at`: the rows' event times; rounded down to seconds, they are `as_of`.
         """
         schema = tuple(fields)
         entries = pack_changes(schema, block, known_at)
@@ -89,14 +89,14 @@ class Overlay:
         for start in range(0, len(keys), _IDS_PER_SCRIPT):
             part, its_pairs = keys[start : start + _IDS_PER_SCRIPT], pairs[2 * start : 2 * (start + _IDS_PER_SCRIPT)]
             done += self._client.run_script("replace", [self._keys.schemas, *part], [*head, *its_pairs])
-        return [bool(one) for one in done]
+        return [bool(stored) for stored in done]
 
     def outdate(self, ids: Sequence[str], *, changed_at: npt.NDArray[np.float64], keep_s: float) -> None:
         """Note in a table of predictions that features of the ids, with event times `changed_at`, have just changed.
 
-        This removes earlier answers computed on demand, also those that a worker stores late. An answer of a run
-        becomes `outdated` if it may be older: rows know their age to the whole second, so a row of the second of the
-        change counts as older. The note goes with the next answer computed on demand, or after `keep_s` seconds.
+        Removes earlier answers computed on demand, even if a worker stores them late. An answer of a run becomes
+        `outdated` if it may be older than the change: `as_of` is in whole seconds, so a row of the same second counts
+        as older. The next answer computed on demand replaces the note, or it expires after `keep_s` seconds.
         """
         as_of = outdated_as_of(changed_at).tolist()
         keys = [self._keys.overlay(stored_id(entity_id)) for entity_id in ids]

@@ -1,7 +1,7 @@
-"""Reads a table: what to ask Redis for a look-up, which of the replies is served, and its decoding.
+"""Reads a table: asks Redis, chooses the newer of two rows, and decodes it.
 
-A plan is a generator without input or output of its own: it yields lists of commands, each to be sent as one pipeline,
-is sent their replies, and returns the outcome. `follow` carries plans out for blocking callers, `AsyncTableReader` on
+A plan is a Python generator that does no input or output itself. It yields lists of commands, each for one pipeline,
+gets their replies, and returns the outcome. `follow` runs plans for blocking callers, `AsyncTableReader` runs them on
 an event loop.
 """
 
@@ -45,11 +45,11 @@ _POINTER_FIELDS = ("current", "previous", "version", "held", "incarnation", "lab
 
 
 def follow(plan: Plan[T], client: Client) -> T:
-    """Return the outcome of a plan, whose commands only read.
+    """Run a plan of read-only commands and return its outcome.
 
     Raises:
         StoreUnavailable: Redis did not answer in time.
-        Unreadable: Redis holds other data than ours.
+        Unreadable: the stored data is not ours.
     """
     try:
         commands = next(plan)
@@ -61,7 +61,7 @@ def follow(plan: Plan[T], client: Client) -> T:
 
 
 class AsyncTableReader:
-    """Reads one table on an event loop: one pipeline a look-up, however many ids it has.
+    """Reads one table on an event loop: one pipeline for each look-up, with any number of ids.
 
     Every method raises StoreUnavailable when Redis does not answer: an outage is never a miss.
     """
@@ -94,7 +94,7 @@ class AsyncTableReader:
 
 
 class ReaderMemory:
-    """What a reader keeps between look-ups: the last pointer, manifests, schemas."""
+    """A reader's memory between look-ups: the last pointer, manifests, schemas."""
 
     def __init__(self) -> None:
         self.pointer: Pointer | None = None
@@ -102,27 +102,27 @@ class ReaderMemory:
         self.schemas: dict[bytes, Fields] = {}
 
     def renew(self, pointer: Pointer) -> None:
-        """Take note of the pointer just read."""
+        """Remember the pointer just read."""
         if self.pointer is None or self.pointer.incarnation != pointer.incarnation:
-            # generation numbers start anew in a table that was lost
+            # a table that was lost starts its generation numbers anew
             self.manifests = {}
         self.pointer = pointer
 
     def add_manifest(self, manifest: Manifest) -> None:
-        """Remember a manifest in place of the oldest."""
+        """Remember a manifest, and forget the oldest."""
         newest = sorted([*self.manifests, manifest.number])[-_MANIFESTS_REMEMBERED:]
         known = self.manifests | {manifest.number: manifest}
         self.manifests = {number: known[number] for number in newest}
 
 
 def _of_our_data(plan: Callable[Concatenate[TableKeys, P], Plan[T]]) -> Callable[Concatenate[TableKeys, P], Plan[T]]:
-    """Have a plan raise Unreadable where what stands in Redis is none of our data."""
+    """Make a plan raise Unreadable if the data in Redis is not ours."""
 
     def careful(keys: TableKeys, /, *arguments: P.args, **named: P.kwargs) -> Plan[T]:
         try:
             return (yield from plan(keys, *arguments, **named))
         except UNREADABLE as error:
-            raise unreadable(f"what stands under {keys.base}", error) from error
+            raise unreadable(f"the data under {keys.base}", error) from error
 
     return careful
 
@@ -148,7 +148,7 @@ def plan_read_block(keys: TableKeys, memory: ReaderMemory, ids: Sequence[str]) -
 
 @_of_our_data
 def plan_read_for_change(keys: TableKeys, memory: ReaderMemory, ids: Sequence[str]) -> Plan[ChangeableRows | None]:
-    """Read the newest rows together with what tells later whether they are still the newest."""
+    """Read the newest rows and the overlay entries, which later show whether the rows are still the newest."""
     return decode_for_change((yield from _fetch_newest(keys, memory, ids)))
 
 
@@ -171,7 +171,7 @@ def plan_read_generation(
 
 
 def together(plans: Sequence[Plan[T]]) -> Plan[list[T]]:
-    """Carry several plans out in step, so that what they ask for next makes one pipeline."""
+    """Run several plans in step, so that their next commands share one pipeline."""
     outcomes: dict[int, T] = {}
     waiting: dict[int, list[Command]] = {}
     replies: dict[int, list[Any] | None] = dict.fromkeys(range(len(plans)))
@@ -207,7 +207,7 @@ def _parsed_pointer(reply: tuple[bytes | None, ...]) -> Pointer:
 
 
 def _fetch_newest(keys: TableKeys, memory: ReaderMemory, ids: Sequence[str]) -> Plan[Fetched]:
-    """Fetch rows of the current generation and overlay entries in one pipeline; anew if the pointer moved."""
+    """Fetch rows of the current generation and overlay entries in one pipeline; again if the pointer moved."""
     stored, prefix = [stored_id(entity_id) for entity_id in ids], keys.overlay(b"")
     overlay_command = ("MGET", *[prefix + field for field in stored])
     while True:
@@ -215,12 +215,12 @@ def _fetch_newest(keys: TableKeys, memory: ReaderMemory, ids: Sequence[str]) -> 
         number = assumed.current
         manifest = None if number is None else (yield from _fetch_manifest(keys, memory, number))
         commands, places = _bucket_commands(keys, manifest, ids, stored)
-        # the pointer is read last: unchanged then, it was so while the rows were read
+        # the pointer is read last: if it has not changed by then, the rows belong to it
         replies = yield [*commands, *([overlay_command] if ids else []), _pointer_command(keys)]
         memory.renew(pointer := parse_pointer(replies[-1]))
         if (pointer.current, pointer.incarnation) == (assumed.current, assumed.incarnation):
             break
-    if manifest is not None:  # not before: the pointer may long have left a generation that cannot be read
+    if manifest is not None:  # not earlier: the pointer may have left a generation of an unknown format
         manifest.check_format()
     overlay = replies[-2] if ids else []
     yield from _fetch_schemas(keys, memory, overlay)
@@ -276,7 +276,7 @@ def _bucket_commands(
 
 def _in_order(replies: Sequence[Any], places: Sequence[Sequence[int]], count: int) -> list[bytes | None]:
     rows: list[bytes | None] = [None] * count
-    for indexes, reply in zip(places, replies, strict=False):  # the replies go on with the overlay and the pointer
+    for indexes, reply in zip(places, replies, strict=False):  # the overlay and the pointer follow
         for index, row in zip(indexes, reply, strict=True):
             rows[index] = row
     return rows
@@ -292,10 +292,10 @@ def _number(text: bytes | None) -> int | None:
 
 @dataclass(frozen=True)
 class Fetched:
-    """The raw answer to a look-up, in the order of the ids; None where a part has no value.
+    """The raw answer to a look-up, in the order of the ids; None where there is no value.
 
-    `schemas`: digest → fields, of the overlay entries. `manifest` is None when no generation is read. `ids` are asked
-    for only where `labels` names a canary.
+    `schemas`: digest → fields, of the overlay entries. `manifest` is None if no generation is read. `ids` matter only
+    if `labels` names a canary.
     """
 
     manifest: Manifest | None
@@ -333,7 +333,7 @@ def decode_entries(fetched: Fetched) -> list[Entry | None]:
 
 
 def decode_block(fetched: Fetched) -> StoredRows | None:
-    """Return the newest rows as arrays; None without a generation and without an overlay entry."""
+    """Return the newest rows as arrays; None if there is neither a generation nor an overlay entry."""
     fields = _block_fields(fetched)
     if fields is None:
         return None
@@ -349,7 +349,7 @@ def decode_block(fetched: Fetched) -> StoredRows | None:
 
 
 def decode_for_change(fetched: Fetched) -> ChangeableRows | None:
-    """Return the newest rows and what is needed to change them; None without a generation and an overlay entry."""
+    """Return the newest rows for a change; None if there is neither a generation nor an overlay entry."""
     rows = decode_block(fetched)
     if rows is None:
         return None
@@ -357,7 +357,7 @@ def decode_for_change(fetched: Fetched) -> ChangeableRows | None:
     known_at = np.where(rows.found, begun_at, 0.0)
     for i, (header, _) in _winners(fetched, _overlay_entries(fetched)):
         known_at[i] = header.computed_at
-        # also of one with other fields, which the block leaves out
+        # also of an entry with other fields, which the block leaves out
         rows.as_of[i] = header.as_of
     fields = _block_fields(fetched) or ()
     is_loaded = fetched.manifest is not None
@@ -365,13 +365,13 @@ def decode_for_change(fetched: Fetched) -> ChangeableRows | None:
 
 
 def _overlay_entries(fetched: Fetched) -> dict[int, tuple[OverlayHeader, bytes]]:
-    """Return the overlay's entries by index, but for those of a version that does not answer for that id."""
+    """Return the overlay's entries by index, without entries of a version that does not serve the id."""
     entries = ((i, unpack_overlay(entry)) for i, entry in enumerate(fetched.overlay) if entry is not None)
     return {i: entry for i, entry in entries if _answers(entry[0].model_version, i, fetched)}
 
 
 def _answers(version: int, index: int, fetched: Fetched) -> bool:
-    # features have no versions: theirs is 0, and never out of date
+    # features have no versions: they have 0, which always counts
     if version in (0, fetched.active_version):
         return True
     labels = fetched.labels
@@ -392,7 +392,7 @@ def _overlay_wins(header: OverlayHeader, row: bytes | None, fetched: Fetched) ->
     if row is None or fetched.manifest is None:
         return True
     if header.since_change and header.computed_at >= fetched.manifest.created_at:
-        return True  # what it was made from may be older than the row in other groups of features
+        return True  # its other groups of features may be older than the row
     return (header.as_of, header.computed_at) >= (row_as_of(row), fetched.manifest.created_at)
 
 

@@ -1,4 +1,4 @@
-"""What a table is made of: generations and their manifests, the pointer, entries."""
+"""Defines the records of a table: states and manifests of generations, the pointer, entries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST_BUCKETS = 1 << 26
 
 
 class GenerationState(StrEnum):
-    """The life of a generation. A generation that is gone has no state: its keys do not exist."""
+    """The states of a generation. A generation that is gone has none: its keys do not exist."""
 
     #: being written; nobody reads it
     LOADING = "loading"
@@ -37,7 +37,7 @@ class GenerationState(StrEnum):
 
 
 class Origin(StrEnum):
-    """Who computed an entry. Staleness is judged by the age limit of the entry's origin."""
+    """Who computed an entry. The origin decides which age limit applies."""
 
     #: a run
     BATCH = "batch"
@@ -49,10 +49,10 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True)
 class Manifest:
-    """All that is needed to decode a generation.
+    """Describes a generation, to decode it.
 
     Instants are epoch seconds by Redis' clock; at `deadline` Redis forgets the rows. `model_version` is 0 for
-    features. `run_id` is None for a generation that no run wrote.
+    features. `run_id` is None if no run wrote the generation.
     """
 
     number: int
@@ -64,11 +64,11 @@ class Manifest:
     created_at: FiniteFloat
     deadline: FiniteFloat
     rows_expected: int
-    #: that of the release which began it
+    #: the format of the release that began it
     format: int = DATA_FORMAT
 
     def check_format(self) -> None:
-        """Refuse to read or write rows of a form that is not known here.
+        """Refuse to read or write rows of an unknown format.
 
         Raises:
             UnknownFormat: another release began the generation.
@@ -82,7 +82,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Manifest:
-        """Rebuild from `to_json`, of another release too: what it added is left out.
+        """Rebuild from `to_json`. Ignores fields that another release added.
 
         Raises:
             Unreadable: it is no manifest.
@@ -92,11 +92,11 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Pointer:
-    """What a table serves: generation numbers and model versions; None where there is none yet.
+    """The generations and model versions that a table serves; None where there is none yet.
 
-    `held_versions` are those that were rolled back: they are not activated again until someone insists. `labels`:
-    names of versions, and what share of the entities the one on trial has.
-    `incarnation` changes when the table was lost and built anew, so that cached manifests are not trusted.
+    `held_versions` were rolled back; only force activates them again. `labels`: names of versions, and the share of the
+    entities that the version on trial serves.
+    `incarnation` changes if the table was lost and built anew, so that cached manifests are not trusted.
     """
 
     current: int | None = None
@@ -110,10 +110,10 @@ class Pointer:
 class Entry(NamedTuple):
     """One stored row, decoded. `generation` is None for an overlay entry.
 
-    `values`: field name → number, text, or nested lists of them. `as_of` is epoch seconds, whole (rounded
-    down); `computed_at` is epoch seconds: for a generation's row, when the generation was begun.
+    `values`: field name → number, text, or nested lists of them. `as_of` is in whole epoch seconds (rounded
+    down); `computed_at` is in epoch seconds: for a generation's row, the start of the generation.
     `retried_at`: when the row was last computed on demand, from features no newer than its own; None if never.
-    `outdated`: features of the entity were changed that are newer than the row.
+    `outdated`: the entity has newer features than the row.
     """
 
     values: dict[str, Any]
@@ -128,10 +128,10 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Many rows as arrays, in the order asked for.
+    """Many rows as arrays, in the requested order.
 
     Rows not found hold zeros, False and "" (and an `as_of` of 0). A field of unknown shape is an object
-    column of one array a row.
+    column with one array for each row.
     """
 
     block: Block
@@ -141,11 +141,11 @@ class StoredRows:
 
 @dataclass(frozen=True)
 class ChangeableRows:
-    """Rows as they were when they were read for a change.
+    """Rows that were read for a change.
 
-    `known_at`: by which rows of one `as_of` are told apart, epoch seconds; for a change, its exact event time.
-    `fields` are those of the rows; `is_loaded`: they are a generation's, and no other is read beside it. `overlay`:
-    what the rows' overlay entries were, for `Overlay.replace` to compare.
+    `known_at`: orders rows with the same `as_of`, epoch seconds; for a change, its exact event time.
+    `fields`: of the rows; `is_loaded`: a generation defines them, and rows with other fields are left out. `overlay`:
+    the rows' overlay entries, which `Overlay.replace` compares.
     """
 
     rows: StoredRows

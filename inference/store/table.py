@@ -26,11 +26,11 @@ _KIND_NAMES = {TableKind.PREDICTIONS: "predictions", TableKind.FEATURES: "featur
 
 
 class Table:
-    """Reads a table, and holds what changes it: `generations`, `overlay` and `versions`. Threads may share it.
+    """Reads a table; its `generations`, `overlay` and `versions` change it. Threads may share it.
 
     Every method raises StoreUnavailable when Redis does not answer: an outage is never a miss. Ids are legal entity
-    ids; `as_of` values are epoch seconds, kept as whole seconds, rounded down. `pace`: how much of the time a writer of
-    generations may keep Redis busy; None writes flat out.
+    ids; `as_of` values are epoch seconds, stored as whole seconds, rounded down. `pace`: the share of time that a
+    writer of generations may keep Redis busy; None never rests.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Table:
         self.generations = Generations(client, keys, self.overlay, name=name, pace=pace or Pace())
 
     def now(self) -> float:
-        """Return Redis' time in epoch seconds, by which all writers and readers agree."""
+        """Return Redis' time in epoch seconds, which all writers and readers use."""
         return to_seconds(self._client.send([("TIME",)])[0])
 
     def pointer(self) -> Pointer:
@@ -57,7 +57,7 @@ class Table:
     def read(self, ids: Sequence[str]) -> list[Entry | None]:
         """Return each id's newest entry by (`as_of`, `computed_at`), or None on a miss.
 
-        Ignores overlay entries of another model version than the active one, except entries of the canary for the
+        Ignores overlay entries of other model versions than the active one, except the canary's entries for the
         entities on its side.
         """
         return follow(plan_read(self._keys, self._memory, ids), self._client)
@@ -74,20 +74,19 @@ class Table:
         return follow(plan_read_block(self._keys, self._memory, ids), self._client)
 
     def read_blocks(self, ids: Sequence[str], parts: Sequence[str]) -> list[StoredRows | None]:
-        """Return `read_block` of this table and then of each part, read at once."""
+        """Return `read_block` of this table and of each part, read together."""
         tables = [self, *(self.part(name) for name in parts)]
         plans = [plan_read_block(table._keys, table._memory, ids) for table in tables]
         return follow(together(plans), self._client)
 
     def read_for_change(self, ids: Sequence[str]) -> ChangeableRows | None:
-        """Return each id's newest row as `read_block` does, with what `Overlay.replace` needs; None without any."""
+        """Return each id's newest row like `read_block`, with what `Overlay.replace` needs; None if there is none."""
         return follow(plan_read_for_change(self._keys, self._memory, ids), self._client)
 
     def part(self, name: str) -> Table:
-        """Return the overlay of a part of the rows, such as one group of features: a table without generations.
+        """Return the table of a part of the rows, such as one group of features. It has an overlay, but no generations.
 
-        Its entries have fields of their own and stand beside the rows of this table. The reader decides which of them
-        is the newer one.
+        Its entries have their own fields, beside the rows of this table. The reader decides which one is newer.
         """
         part = self._parts.get(name)
         if part is None:

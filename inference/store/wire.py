@@ -1,7 +1,7 @@
-"""A window of rows as the bytes that go to Redis, encoded by column with Arrow.
+"""Encodes a window of rows as bytes for Redis, by column with Arrow.
 
-No Python runs for a row or a bucket: keys, lengths and pairs are columns that Arrow joins, and one `take` lays them
-out in the order of the buckets. Encoding 250 000 float32 rows costs 0.25 µs of CPU a row; grouping and packing pairs
+No Python runs for a row or a bucket: Arrow joins columns of keys, lengths and pairs, and one `take` puts them
+in the order of the buckets. Encoding 250 000 float32 rows costs 0.25 µs of CPU a row; grouping and packing pairs
 one by one costs 1.4, joining the columns and then looping over 8 192 buckets 0.6.
 The protocol is RESP: https://redis.io/docs/latest/develop/reference/protocol-spec/
 """
@@ -23,10 +23,10 @@ from inference.store.codec import buckets_of, stored_ids
 def encode_window(
     ids: Any, rows: Any, *, bucket_prefix: str, buckets: int, deadline: int, piece_bytes: int
 ) -> Iterator[BulkCommands]:
-    """Yield each bucket's commands, HSET of its rows in the order of the ids and EXPIREAT `deadline`, in pieces.
+    """Yield each bucket's commands in pieces: HSET of its rows in the order of the ids, then EXPIREAT `deadline`.
 
-    `ids`: Arrow text without nulls; `rows`: Arrow binary of the same length; `piece_bytes`: about how large a piece
-    is. The expiry follows each HSET, so that a straggler that writes after collection leaves no key for ever.
+    `ids`: Arrow text without nulls; `rows`: Arrow binary of the same length; `piece_bytes`: approximate size of a
+    piece. The expiry follows each HSET, so that a late writer leaves no key for ever after a collection.
     """
     if len(ids) == 0:
         return
@@ -47,9 +47,9 @@ def encode_lengths(keys: Iterable[str]) -> bytes:
 
 
 def _order(bucket: npt.NDArray[np.uint32]) -> npt.NDArray[np.intp]:
-    """Return the rows in the order of their buckets, those of one bucket in their own order.
+    """Return the rows in the order of their buckets. Rows of one bucket keep their order.
 
-    numpy sorts integers of 16 bits by radix, in linear time: of 250 000 rows, halves take 7 ns a row and wholes 18.
+    numpy sorts 16-bit integers by radix, in linear time: for 250 000 rows, 16-bit halves take 7 ns a row, 32 bits 18.
     """
     by_low = np.argsort(bucket.astype(np.uint16), kind="stable")
     high = (bucket >> 16).astype(np.uint16)
@@ -57,7 +57,7 @@ def _order(bucket: npt.NDArray[np.uint32]) -> npt.NDArray[np.intp]:
 
 
 def _around(hit: npt.NDArray[np.uint32], counts: npt.NDArray[np.int64], prefix: str, deadline: int) -> tuple[Any, Any]:
-    """Return what stands before and after each bucket's pairs."""
+    """Return the bytes before and after each bucket's pairs."""
     numbers = pc.cast(pc.cast(pa.array(hit), pa.string()), pa.large_binary())
     keys = _join(_scalar(prefix.encode()), numbers)
     key = _join(_length_lines(keys), keys, _scalar(b"\r\n"))
@@ -70,7 +70,7 @@ def _around(hit: npt.NDArray[np.uint32], counts: npt.NDArray[np.int64], prefix: 
 def _layout(
     order: npt.NDArray[np.intp], starts: npt.NDArray[np.intp], counts: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """Return where each part of the stream stands: per bucket its head, its pairs, its tail."""
+    """Return the order of the stream's parts: per bucket its head, its pairs, its tail."""
     rows, hit = len(order), len(starts)
     before = np.arange(hit) * 2
     layout = np.empty(rows + 2 * hit, np.int64)
@@ -83,7 +83,7 @@ def _layout(
 def _pieces(
     stream: Any, starts: npt.NDArray[np.intp], counts: npt.NDArray[np.int64], piece_bytes: int
 ) -> Iterator[BulkCommands]:
-    """Cut the stream between buckets."""
+    """Cut the stream into pieces, between buckets."""
     offsets = np.frombuffer(stream.buffers()[1], np.int64)
     data = memoryview(stream.buffers()[2])
     ends = offsets[starts + counts + 2 * np.arange(1, len(starts) + 1)]
@@ -107,7 +107,7 @@ def _length_lines(values: Any) -> Any:
 
 
 def _lines(form: bytes, numbers: Any) -> Any:
-    """Return the form with each number filled in; a scalar when they are all the same."""
+    """Return the form with each number filled in; a scalar if they are all the same."""
     bounds = pc.min_max(numbers)
     if bounds["min"] == bounds["max"]:
         return _scalar(form % bounds["min"].as_py())

@@ -1,4 +1,4 @@
-"""Hands tasks to workers from an event loop, and brings their results back over one subscription."""
+"""Sends tasks to workers from an event loop, and receives their results over one subscription."""
 
 from tasks.dispatch.dispatcher import Dispatcher, open_dispatcher
 

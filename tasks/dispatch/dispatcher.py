@@ -31,9 +31,9 @@ _ERRORS_BY_NAME = {cls.__name__: cls for cls in ERRORS_BY_CODE.values()}
 
 
 class Dispatcher:
-    """The broker as one event loop sees it. Calling it is `inference.serving.Submit`.
+    """Sends tasks to the broker from one event loop. It is an `inference.serving.Submit`.
 
-    Two lanes, so that the many messages of a job never hold up a request's one. `queue_of` tells a model's queue.
+    Has two lanes, so that the many messages of a job never delay a request. `queue_of` returns a model's queue.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Dispatcher:
     async def __call__(
         self, task: str, kwargs: Mapping[str, Any], *, deadline: float, timeout_s: float
     ) -> dict[str, Any]:
-        """Have a worker run the task, told its `deadline` (epoch seconds, Redis time); return its result.
+        """Send a task to a worker, with its `deadline` (epoch seconds, Redis time); return its result.
 
         Raises:
             DeadlineExceeded: there was no result within `timeout_s`, or the worker dropped the task as late.
@@ -91,10 +91,10 @@ class Dispatcher:
         model: str | None = None,
         priority: JobPriority = JobPriority.NORMAL,
     ) -> None:
-        """Hand over messages whose results nobody awaits, behind all requests. `model`: whose workers they are for.
+        """Send messages without waiting for results, behind all requests. `model`: whose workers they are for.
 
         Raises:
-            BrokerUnavailable: the broker did not take one; those before it are on their way.
+            BrokerUnavailable: the broker did not accept a message; those before it are on their way.
         """
         queue = self._queue_of(model) if task.startswith(REALTIME_TASKS) else MAINTENANCE_QUEUE
         for kwargs in messages:
@@ -132,7 +132,7 @@ def _error_of(failure: Any, task_id: str) -> ForecacheError:
 
 @asynccontextmanager
 async def open_dispatcher(settings: Settings) -> AsyncIterator[Dispatcher]:
-    """Yield a dispatcher for this event loop. Neither broker nor result backend need be up yet."""
+    """Yield a dispatcher for this event loop. The broker and the result backend may still be down."""
     id_prefix = f"{settings.redis.prefix}rt-{uuid.uuid4().hex[:12]}-"
     client = open_async_client(settings.redis_url, REQUEST)
     waiter = ResultWaiter(client, make_celery(settings).backend.get_key_for_task, id_prefix=id_prefix)
@@ -157,7 +157,7 @@ async def _open_lanes(settings: Settings) -> AsyncIterator[tuple[Lane, Lane]]:
                 envelopes = Envelopes(application)
                 yield RedisSender(broker, envelopes), RedisSender(broker, envelopes)
             return
-        # nobody waits for a request any more when the broker is back
+        # once a broker is back, nobody waits for old requests any more
         urgent, patient = Sender(application, name="urgent", durable=False), Sender(application, name="patient")
         try:
             yield urgent, patient

@@ -1,7 +1,7 @@
-"""Task messages as kombu's Redis transport stores them, written without kombu.
+"""Writes task messages as kombu's Redis transport stores them, without kombu.
 
-Celery's `send_task` takes 0.9 ms of Python for a message that Redis takes in 0.1. Of the envelope only a few values
-differ from message to message; the rest is made once by Celery itself. A test holds the outcome to what kombu writes.
+Celery's `send_task` takes 0.9 ms of Python for a message that Redis accepts in 0.1 ms. Only a few values of the
+envelope differ from message to message; Celery itself makes the rest once. A test compares the result with kombu's.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from inference.logs import message_headers
 from inference.monitoring.queues import SENT_AT_HEADER
 from inference.protocols.json_documents import encode
 
-#: of rows and of their values, how many are spelt out for whoever looks at the task, and so many levels of lists;
-#: Celery cuts the text at so many characters
+#: how many rows and values, and how many levels of lists, a task shows of its arguments; Celery cuts the text at
+#: this many characters
 _SHOWN_ROWS, _SHOWN_LEVELS = 20, 3
 _SHOWN_CHARACTERS = 1024
 _NO_CALLBACKS = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
@@ -39,7 +39,7 @@ class Envelopes:
         self._headers = cache(self._template)
 
     def place(self, queue: str, priority: int) -> str:
-        """Return the key of the list that a message goes to; `queue` as routes call it."""
+        """Return the key of the list for a message. `queue`: its name in routes."""
         return list_key(self._prefix, self._application.amqp.queues[queue].name, priority)
 
     def message(
@@ -52,7 +52,7 @@ class Envelopes:
         priority: int,
         expires_s: float | None,
     ) -> bytes:
-        """Return the message. `expires_s`: seconds after which a worker throws it away unread; None for never."""
+        """Return the message. `expires_s`: seconds after which a worker drops it unread; None for never."""
         expires_at = None if expires_s is None else (datetime.now(UTC) + timedelta(seconds=expires_s)).isoformat()
         headers = {
             **self._headers(task),
@@ -90,12 +90,12 @@ class Envelopes:
 
 
 def _shown(kwargs: Mapping[str, Any]) -> str:
-    # entity ids may hold what no UTF-8 does, which a header may not
+    # entity ids may hold text that is not valid UTF-8, which a header must not
     return repr(_start_of(kwargs, _SHOWN_LEVELS))[:_SHOWN_CHARACTERS].encode("utf-8", "replace").decode()
 
 
 def _start_of(value: Any, levels: int) -> Any:
-    """Return as much of a value as is shown: an instance may be as long as a body."""
+    """Return the shown part of a value: an instance may be as long as a body."""
     if isinstance(value, str):
         return value[:_SHOWN_CHARACTERS]
     if isinstance(value, Mapping):
@@ -109,16 +109,16 @@ def _start_of(value: Any, levels: int) -> Any:
 def _to_json(value: Any) -> bytes:
     try:
         return orjson.dumps(value)
-    except TypeError:  # integers over 64 bits, halves of surrogate pairs: what a client may send as an instance
+    except TypeError:  # a client's instance may hold integers over 64 bits or halves of surrogate pairs
         return json.dumps(value).encode()
 
 
-#: the levels that there are; the lowest goes first
+#: kombu's levels of priority; the lowest goes first
 LEVELS = (0, 3, 6, 9)
-#: between a queue's name and its level in the name of a list; level 0 has neither
+#: stands between a queue's name and its level in the key of a list; level 0 has neither
 _SEPARATOR = "\x06\x16"
 
 
 def list_key(key_prefix: str, queue_name: str, level: int) -> str:
-    """Return the key of one list. `key_prefix`, `queue_name`: as the transport knows them, the colon included."""
+    """Return the key of one list. `key_prefix`, `queue_name`: as in the transport, with the colon."""
     return f"{key_prefix}{queue_name}{_SEPARATOR}{level}" if level else f"{key_prefix}{queue_name}"

@@ -1,4 +1,4 @@
-"""Sends task messages by kombu, from a thread of its own, so that the event loop never waits for the broker."""
+"""Sends task messages, so that the event loop never waits for the broker: by kombu in a thread, or to Redis itself."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from tasks.dispatch.envelopes import LEVELS, Envelopes
 
 log = get_logger(__name__)
 
-#: a broker that takes longer to accept a connection or a message counts as gone
+#: a broker that takes longer to accept a connection or a message counts as away
 BROKER_TIMEOUT_S = 2.0
 
-#: at once: it replaces a connection that a restarted broker closed; more would outlive the budget
+#: one retry, at once: it replaces a connection that a restarted broker closed; more retries would exceed the budget
 ONE_RETRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0, "interval_max": 0}
 
 #: how long RabbitMQ may take to confirm a message; Redis answers anyway
 CONFIRMED = {"confirm_timeout": BROKER_TIMEOUT_S}
 
-#: seconds past the deadline after which a worker throws the message away unread. The deadline itself travels
-#: inside, in Redis time: Celery compares `expires` by two hosts' clocks, which may differ by seconds
+#: seconds past the deadline after which a worker drops the message unread. The message holds the deadline
+#: itself in Redis time: Celery compares `expires` by two hosts' clocks, which may differ by seconds
 EXPIRES_SLACK_S = 10.0
 
 
@@ -43,13 +43,13 @@ def make_sending_app(settings: Settings, **overrides: Any) -> Celery:
     """Return an application that only sends.
 
     Its result backend is disabled: the ordinary one SUBSCRIBEs and UNSUBSCRIBEs for each call, while the
-    dispatcher hears all results over one subscription. Workers store results as ever: that is their setting.
+    dispatcher receives all results over one subscription. Workers still store results: that is their own setting.
     """
     transport = celery_config(settings)["broker_transport_options"]
     if is_redis(settings.broker_url):
         transport = {**transport, "socket_timeout": BROKER_TIMEOUT_S, "socket_connect_timeout": BROKER_TIMEOUT_S}
     elif is_amqp(settings.broker_url):
-        # else a message to a broker that has fallen silent counts as sent, for ever
+        # otherwise a message to a silent broker counts as sent, for ever
         transport = {**transport, "confirm_publish": True}
     return make_celery(
         settings,
@@ -63,7 +63,7 @@ def make_sending_app(settings: Settings, **overrides: Any) -> Celery:
 
 @dataclass(frozen=True)
 class Priorities:
-    """The broker's number for a request, and for the parts of jobs, which wait until no request does."""
+    """The broker's priorities: for requests, and for the parts of jobs, which wait behind all requests."""
 
     request: int
     jobs: Mapping[JobPriority, int]
@@ -76,7 +76,7 @@ def priorities(settings: Settings) -> Priorities:
 
 
 class Lane(Protocol):
-    """One way to the broker: what is sent over it goes out in order."""
+    """One way to the broker. It keeps the order of the messages."""
 
     async def send(
         self,
@@ -90,16 +90,16 @@ class Lane(Protocol):
     ) -> None:
         """Hand one message to the broker.
 
-        `queue`: as routes call it. `priority`: the broker's number (`priorities`). `timeout_s`: for how long the result
-        is wanted; None for good.
+        `queue`: its name in routes. `priority`: the broker's number (`priorities`). `timeout_s`: how long the result
+        is wanted; None for ever.
 
         Raises:
-            BrokerUnavailable: the broker did not take it.
+            BrokerUnavailable: the broker did not accept it.
         """
 
 
 class Sender:
-    """A lane of any broker: one thread, since kombu knows no event loop.
+    """A lane of any broker: one thread, since kombu has no asyncio.
 
     `durable`: RabbitMQ writes its messages to disk before it confirms them, so that they outlive its restart.
     """
@@ -119,14 +119,14 @@ class Sender:
         priority: int,
         timeout_s: float | None = None,
     ) -> None:
-        """See `Lane.send`. A message that is still waiting for the thread when its time is up is not sent."""
+        """See `Lane.send`. Does not send a message whose time is up before the thread is free."""
         give_up_at = None if timeout_s is None else time.monotonic() + timeout_s
         loop = asyncio.get_running_loop()
         options = {"queue": queue, "task_id": task_id, "priority": priority, "headers": message_headers()}
         await loop.run_in_executor(self._thread, self._send, task, dict(kwargs), options, give_up_at)
 
     def close(self) -> None:
-        """End the thread without waiting for a broker that hangs; what is not sent by now is dropped."""
+        """End the thread without waiting for a broker that hangs. Drops unsent messages."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _send(self, task: str, kwargs: dict[str, Any], options: dict[str, Any], give_up_at: float | None) -> None:
@@ -141,12 +141,12 @@ class Sender:
                 self._application.send_task(task, kwargs=kwargs, expires=expires, **self._options, **options)
         except BrokerUnavailable as error:
             log.warning("broker.unavailable", task=task, task_id=options["task_id"], error=error.message)
-            # whoever made the request need not know our broker's address
+            # the client must not see our broker's address
             raise BrokerUnavailable("the broker does not answer: the task was not sent") from error
 
 
 class RedisSender:
-    """A lane of messages into the lists of a Redis broker; see `Lane`."""
+    """A lane that writes messages into the lists of a Redis broker; see `Lane`."""
 
     def __init__(self, client: AsyncClient, envelopes: Envelopes) -> None:
         self._client = client
@@ -176,7 +176,7 @@ class RedisSender:
         message = await asyncio.to_thread(spell) if is_heavy(kwargs) else spell()
         command = ("LPUSH", self._envelopes.place(queue, priority), message)
         try:
-            # sent again when a restarted broker closed the connection: its task may be done twice, with one result
+            # sends again if a restarted broker closed the connection: the task may run twice, with one result
             await self._client.exchange([command])
         except StoreUnavailable as error:
             log.warning("broker.unavailable", task=task, error=error.message)

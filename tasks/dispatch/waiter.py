@@ -1,7 +1,7 @@
-"""Hears the results of one process's tasks over one subscription.
+"""Receives the results of one process's tasks over one subscription.
 
-The Redis result backend publishes each result on the channel named like its key. Task ids start with a
-prefix that is this process's own, so one PSUBSCRIBE hears all of its results and nobody else's.
+The Redis result backend publishes each result on a channel with the name of its key. Task ids start with this
+process's own prefix, so one PSUBSCRIBE receives all of its results and no others.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ log = get_logger(__name__)
 READY_STATES = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 1.0
-#: how often what was read is removed: at a thousand micro-batches a minute, with rows by the hundred, results that
-#: wait for their end take hundreds of MiB of Redis
+#: how often results that were read are removed: at a thousand micro-batches of hundreds of rows a minute, results
+#: that stay until their expiry take hundreds of MiB of Redis
 FORGET_EVERY_S = 1.0
 
-#: what the result backend stores of a task: status, result, traceback
+#: the result backend's record of a task: status, result, traceback
 Payload = dict[str, Any]
 
 
 class ResultWaiter:
     """Waits for results of tasks whose ids start with `id_prefix`. One per event loop.
 
-    `client`: of the Redis that holds results. `key_of`: a task id's key there (`backend.get_key_for_task`).
+    `client`: for the Redis that holds results. `key_of`: a task id's key there (`backend.get_key_for_task`).
     """
 
     def __init__(self, client: AsyncClient, key_of: Callable[[str], bytes], *, id_prefix: str) -> None:
@@ -54,11 +54,11 @@ class ResultWaiter:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Begin to subscribe, and go on through every outage until closed."""
+        """Subscribe, and subscribe again after every outage, until closed."""
         self._tasks = [asyncio.create_task(self._listen_for_good()), asyncio.create_task(self._forget_for_good())]
 
     async def close(self) -> None:
-        """End the subscription; whoever still waits gets BrokerUnavailable."""
+        """End the subscription; callers that still wait get BrokerUnavailable."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -67,7 +67,7 @@ class ResultWaiter:
                 future.set_exception(BrokerUnavailable("this process is shutting down"))
 
     async def subscribed(self, timeout_s: float) -> None:
-        """Return once results can be heard: before that nothing may be sent.
+        """Wait for the subscription. Send nothing before: its result could be missed.
 
         Raises:
             BrokerUnavailable: the first subscription was not confirmed within `timeout_s`.
@@ -95,7 +95,7 @@ class ResultWaiter:
     async def result(self, task_id: str, *, timeout_s: float) -> Payload:
         """Return an expected task's result.
 
-        Half-way through, it is also asked for directly: a half-open connection stays silent for 20 s.
+        Half-way through, also reads it from its key: a half-open connection stays silent for 20 s.
 
         Raises:
             DeadlineExceeded: it was not there within `timeout_s`.
@@ -128,7 +128,7 @@ class ResultWaiter:
         while True:
             try:
                 await self._listen_once()
-            except Exception as error:  # whatever it is: a process that hears nothing answers no miss
+            except Exception as error:  # any error: a process without a subscription answers no miss
                 if not self._in_outage:  # an outage of hours is one line, not one a second
                     foreseen = isinstance(error, StoreUnavailable | redis.RedisError | OSError)
                     log.warning("results.disconnected", error=type(error).__name__, exc_info=not foreseen)
@@ -137,7 +137,7 @@ class ResultWaiter:
                 self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
 
     async def _listen_once(self) -> None:
-        """Hear results over one connection; returns when another one is wanted."""
+        """Receive results over one connection; return when another one is needed."""
         self._reconnect.clear()
         async with self._client.pubsub() as subscription:
             await subscription.psubscribe(self._pattern)
@@ -155,7 +155,7 @@ class ResultWaiter:
     async def _hear(self, subscription: redis.asyncio.client.PubSub) -> None:
         async for message in subscription.listen():
             if message["type"] == "psubscribe":
-                # a confirmation: what was published before it is found under its key
+                # a confirmation: results that were published before it stand under their keys
                 self._subscribed.set()
                 self._pause_s = FIRST_PAUSE_S
                 if self._in_outage:
@@ -167,7 +167,7 @@ class ResultWaiter:
                 self._deliver(message["channel"][self._key_start :].decode(errors="replace"), message["data"])
 
     async def _read(self, task_ids: Iterable[str]) -> int:
-        """Deliver the results that are stored by now; return how many of them were."""
+        """Deliver the results that are stored by now; return how many there were."""
         task_ids = list(task_ids)
         if not task_ids:
             return 0
@@ -177,10 +177,10 @@ class ResultWaiter:
         )
 
     def _deliver(self, task_id: str, data: bytes | str) -> bool:
-        """Hand a result to whoever expects it; False when nobody does (any more), or it is not final."""
+        """Deliver a result to its caller; return False if nobody waits for it (any more), or it is not final."""
         future = self._pending.get(task_id)
         if future is None or future.done():
-            self._read_keys.append(self._key_of(task_id))  # it came too late: nobody else may ask for it
+            self._read_keys.append(self._key_of(task_id))  # it came too late, and nobody else asks for it
             return False
         payload = _payload_of(data)
         if payload is None or payload["status"] not in READY_STATES:
@@ -190,19 +190,19 @@ class ResultWaiter:
         return True
 
     async def _forget_for_good(self) -> None:
-        """Remove results that were read, now and then. What is lost in an outage goes by its own expiry."""
+        """Remove results that were read, now and then. Those that an outage leaves expire by themselves."""
         while True:
             await asyncio.sleep(FORGET_EVERY_S)
             keys, self._read_keys = self._read_keys, []
             if keys:
                 try:
                     await self._client.unlink(*keys)
-                except Exception as error:  # noqa: BLE001 - they go by their own expiry
+                except Exception as error:  # noqa: BLE001 - they expire by themselves
                     log.debug("results.not_removed", error=type(error).__name__)
 
 
 def _payload_of(data: bytes | str) -> Payload | None:
-    """Return what the result backend stored of a task; None for what somebody else wrote under its key."""
+    """Return the result backend's record of a task; None for foreign data under its key."""
     try:
         payload = orjson.loads(data)
     except orjson.JSONDecodeError:

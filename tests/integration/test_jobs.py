@@ -161,7 +161,7 @@ async def test_a_job_that_was_forgotten_is_not_found_and_takes_no_part(jobs: Job
     jobs.client.flushall()
     jobs.work(job_id, 0)
     assert jobs.client.keys() == []
-    with pytest.raises(NotFound, match="never was, or was forgotten"):
+    with pytest.raises(NotFound, match="never existed, or was forgotten"):
         await jobs.queue.show(job_id)
     other = await jobs.create()
     jobs.work(other, 0)

@@ -97,7 +97,7 @@ def test_a_worker_that_fell_silent_is_known_to_be_gone_before_anyone_asks(stack:
     silent = stack.processes["realtime"]
     silent.send_signal(signal.SIGSTOP)
     try:
-        wait_for(lambda: "every sign of life" in stack.log("api"), "the breaker to open though nobody asks", 30)
+        wait_for(lambda: "every heartbeat" in stack.log("api"), "the breaker to open though nobody asks", 30)
     finally:
         silent.send_signal(signal.SIGCONT)
     wait_for(lambda: computes(stack), "computed answers again", 30)

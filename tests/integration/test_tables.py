@@ -335,7 +335,7 @@ def test_only_a_generation_that_is_loading_is_moved(room: Room) -> None:
     failed = room.generation({"a": 2.0})
     room.table.generations.discard(failed.number, GenerationState.FAILED)
     for number in (current.number, failed.number):
-        with pytest.raises(Conflict, match="only a loading one is moved"):
+        with pytest.raises(Conflict, match="only a loading one can be moved"):
             room.table.generations.move_to_overlay(number, keep_s=1)
     with pytest.raises(NotFound):
         room.table.generations.move_to_overlay(99, keep_s=1)

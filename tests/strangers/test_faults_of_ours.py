@@ -277,7 +277,7 @@ def test_each_thing_is_told_of_by_itself_and_few_are_remembered(logs: list[Any])
     for number in range(3000):
         failures.tell(StoreUnavailable("gone"), f"thing {number}")
     assert len(logs) == 3000
-    assert len(failures._told) == 1000
+    assert len(failures._ongoing) == 1000
 
 
 def test_what_ends_a_program_is_let_through() -> None:

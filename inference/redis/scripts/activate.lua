@@ -1,10 +1,10 @@
--- Makes a model version the active one, unless it is held, another is labelled stable, or, where none is, it is older
--- than the active one or labelled canary.
--- KEYS: pointer   ARGV: version, '1' to insist (which also ends a hold and a trial, and takes the label stable along)
--- Returns 1 when the version is active, 0 when it was refused.
+-- Makes a model version active, unless it is held or another version is labelled stable. If no version is labelled
+-- stable, also refuses a version that is older than the active one or labelled canary.
+-- KEYS: pointer   ARGV: version, '1' to force (also ends its hold and its trial, and moves the label stable to it)
+-- Returns 1 if the version is active, 0 if it was refused.
 local pointer, version, force = KEYS[1], ARGV[1], ARGV[2] == '1'
 
--- Compares whole numbers as text: as numbers of Lua's, 2^53 + 1 is 2^53.
+-- Compares whole numbers as text: Lua would round 2^53 + 1 to 2^53.
 local function is_greater(one, other)
   if #one ~= #other then return #one > #other end
   return one > other

@@ -1,3 +1,4 @@
+-- Stores a worker's record, and the time of its beat for each of its queues.
 -- KEYS: the worker's record, then each of its queues. ARGV: record, seconds to keep it, name, seconds to remember it.
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000

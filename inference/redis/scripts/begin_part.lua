@@ -1,4 +1,5 @@
--- KEYS: job. ARGV: part number. Returns the state (nil when the job is gone) and how often the part was begun.
+-- Counts the start of a part, which may be the start of the job.
+-- KEYS: job. ARGV: part number. Returns the state (nil if the job is gone) and how often the part was begun.
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state then return {false, 0} end
 if state == 'queued' then

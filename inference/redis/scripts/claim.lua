@@ -1,4 +1,4 @@
--- Gives a chunk to one worker for the length of a lease; the attempt counts from here, for a killed worker reports nothing.
+-- Gives a chunk to one worker for one lease. Counts the attempt now, since a killed worker reports nothing.
 -- KEYS: run, claims, done   ARGV: chunk, token, lease ms, max attempts
 -- Returns {attempt, ''}, or {0, why not}
 if redis.call('HGET', KEYS[1], 'state') ~= 'running' then return {0, 'the run is not running'} end

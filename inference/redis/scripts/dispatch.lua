@@ -1,12 +1,12 @@
--- Chooses the chunks to send now: lost ones again, and new ones up to the number allowed in flight.
+-- Chooses the chunks to send now: lost chunks again, and new chunks up to the limit in flight.
 -- KEYS: run, claims, done, sent, plan   ARGV: max in flight, quiet ms, max attempts, seconds that the plan is kept
 -- Returns {chunks to send, exhausted chunk ('' for none)}
 --
--- Lost: the lease ran out after the last sending. Whoever died may have held unclaimed messages too, so
--- those go out again with it; a double is refused at its claim. Without any live lease and without news,
--- unclaimed ones go out again after a silence that doubles each time (no worker may be up at all).
+-- A chunk is lost if its lease ran out after its last sending. The dead worker may have held unclaimed messages too,
+-- so unclaimed chunks are sent again with it; a claim refuses duplicates. Without a live lease and without news,
+-- unclaimed chunks are sent again after a silence that doubles each time (there may be no worker at all).
 if redis.call('HGET', KEYS[1], 'state') ~= 'running' then return {{}, ''} end
-redis.call('EXPIRE', KEYS[5], ARGV[4])  -- as long as the run goes on, from now on
+redis.call('EXPIRE', KEYS[5], ARGV[4])  -- renewed as long as the run goes on
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local send, waiting, live = {}, {}, 0

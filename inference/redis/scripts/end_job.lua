@@ -1,5 +1,5 @@
+-- Ends a job that is not over. Returns its state afterwards, or nil if the job is gone.
 -- KEYS: job, inputs, parts. ARGV: final state, error (JSON or empty), expected `changed_at` (empty: any).
--- Ends a job that is not over. Returns the state that it then has, or nil when the job is gone.
 local state = redis.call('HGET', KEYS[1], 'state')
 if not state or (state ~= 'queued' and state ~= 'running') then return state end
 if ARGV[3] ~= '' and redis.call('HGET', KEYS[1], 'changed_at') ~= ARGV[3] then return state end

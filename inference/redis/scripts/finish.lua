@@ -1,9 +1,9 @@
--- Records a chunk's result, once, and only from the worker that holds it.
+-- Records a chunk's result, once, and only from the worker that holds the chunk.
 -- KEYS: run, claims, done, sent, histogram
 -- ARGV: chunk, token, result (JSON), rows, quarantined, field of the histogram, count, …
 -- Returns {1, chunks done, chunks in all, in flight, next chunk to send}, or {0}
 if redis.call('HGET', KEYS[1], 'state') ~= 'running' then return {0} end
--- a chunk that is finished has no holder, and is claimed by nobody again
+-- a finished chunk has no holder, and nobody can claim it again
 local token = string.match(redis.call('HGET', KEYS[2], ARGV[1]) or '', '^%d+ (%S+) %d+$')
 if token ~= ARGV[2] then return {0} end
 local time = redis.call('TIME')

@@ -1,6 +1,6 @@
--- KEYS: job, inputs, parts, room. ARGV: part number, its result, seconds to keep, bytes that were counted for the result
--- when the job was made, bytes that all jobs may take, bytes that the results of one may take.
--- Returns 1 if it was taken, 0 if the job is over, -1 if all jobs have no more room, -2 if this one has none.
+-- Stores the result of a part. KEYS: job, inputs, parts, bytes of all jobs. ARGV: part number, its result, seconds to
+-- keep, bytes that were reserved for the result, most bytes of all jobs, most bytes of one job's results.
+-- Returns 1 if it is stored, 0 if the job is over, -1 if all jobs take too many bytes, -2 if this job does.
 if redis.call('HGET', KEYS[1], 'state') ~= 'running' then return 0 end
 if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 0 then return 1 end
 local minute = redis.call('HGET', KEYS[1], 'minute')

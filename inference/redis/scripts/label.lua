@@ -1,6 +1,6 @@
--- Gives a label to a model version, or takes it away.
--- KEYS: pointer   ARGV: label, version ('' takes it away), the canary's share ('' for other labels)
--- Labelling a version stable ends its hold, and its trial.
+-- Sets a label of a model version, or removes the label.
+-- KEYS: pointer   ARGV: label, version ('' removes the label), the canary's share ('' for other labels)
+-- Labelling a version stable ends its hold and its trial.
 local pointer, name, version, share = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
 
 local labels = {}

@@ -1,4 +1,4 @@
--- Ends a generation whose rows were moved into the overlay: it can be collected.
+-- Makes a generation collectable after its rows were moved into the overlay.
 -- KEYS: generation
 -- Returns 'ok', 'gone', or the state that forbids it.
 local state = redis.call('HGET', KEYS[1], 'state')

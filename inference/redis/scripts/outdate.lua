@@ -1,6 +1,6 @@
--- Puts a note in the place of overlay entries of predictions: features that are newer have just been stored.
--- KEYS: the overlay keys   ARGV: milliseconds to keep, then for each key the second before which rows are older
--- A note is an entry without a row and with zeros in place of a schema's digest; upsert.lua obeys it.
+-- Replaces overlay entries of predictions with a note: newer features have just been stored.
+-- KEYS: the overlay keys   ARGV: milliseconds to keep, then for each key the second before which rows are outdated
+-- A note is an entry without a row, with zeros in place of the schema's digest; upsert.lua respects it.
 local OUTDATED, UPSERT = string.rep('\0', 6), 2
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000

@@ -1,7 +1,7 @@
--- Makes a generation current and the current one previous; the one that was previous can be collected.
--- KEYS: pointer, generation, and the run record if its state is to be checked
--- ARGV: number, generation prefix, the run's wanted state
--- Returns 'ok', 'gone', 'run' (in another state), or the generation's state when that forbids it.
+-- Makes a generation current and the current one previous. The former previous one becomes collectable.
+-- KEYS: pointer, generation, and the run record to check its state (optional)
+-- ARGV: number, generation prefix, the run's required state
+-- Returns 'ok', 'gone', 'run' (the run is in another state), or the generation's state if that forbids it.
 local pointer, generation, run = KEYS[1], KEYS[2], KEYS[3]
 local number, prefix, run_state = ARGV[1], ARGV[2], ARGV[3]
 

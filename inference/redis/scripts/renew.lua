@@ -1,7 +1,7 @@
--- Extends a lease that is still this worker's (nobody else has claimed the chunk, and the run goes on).
--- A negative length gives the chunk back for -length ms from now on.
+-- Extends a worker's lease, if nobody else has claimed the chunk and the run goes on.
+-- A negative length gives the chunk back: others can claim it -length ms from now.
 -- KEYS: run, claims   ARGV: chunk, token, lease ms, error ('' for none)
--- Returns 1, or 0 when the claim is lost
+-- Returns 1, or 0 if the claim is lost
 if redis.call('HGET', KEYS[1], 'state') ~= 'running' then return 0 end
 local attempts, token = string.match(redis.call('HGET', KEYS[2], ARGV[1]) or '', '^(%d+) (%S+) %d+$')
 if token ~= ARGV[2] then return 0 end

@@ -1,4 +1,4 @@
--- Takes a run that was over up again, unless its model has another in progress. Finished chunks stay finished.
+-- Resumes a run that was over, unless its model has another run in progress. Finished chunks stay finished.
 -- KEYS: run, active_run, claims, done, sent, histogram
 -- ARGV: run id, new state, expected states (' a b '), field, value, …
 -- Returns {'ok' | 'active' | 'state', detail}

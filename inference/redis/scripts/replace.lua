@@ -1,4 +1,4 @@
--- Stores overlay entries of features, each only if the present one still is what was read before it was changed.
+-- Stores overlay entries of features, each only if the stored entry is still the expected one.
 -- KEYS: schemas, then the overlay keys
 -- ARGV: milliseconds to keep, schema digest, schema, then for each key the entry expected ('' for none) and the new one
 -- Returns 1 for each key that was stored, 0 for each that was not.

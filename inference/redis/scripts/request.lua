@@ -1,4 +1,4 @@
--- Opens a run unless its model has one in progress or its slot was served already.
+-- Opens a run, unless its model has one in progress or its slot already had one.
 -- KEYS: active_run, slots, runs, run   ARGV: run id, slot ('' for none), runs kept, slots kept, field, value, …
 -- Returns {'ok' | 'active' | 'slot', run id}
 local active = redis.call('GET', KEYS[1])

@@ -1,7 +1,7 @@
--- Goes back to the previous generation and its model version; holds the versions left behind. The label stable goes
--- along, and a canary of that version ends.
--- KEYS: pointer   ARGV: the generation expected to be current, generation prefix
--- Returns {'ok', the pointer as it is now}, {'moved'} (another one is current), or {'none'} (no previous generation).
+-- Goes back to the previous generation and its model version, and holds the versions left behind. Moves the label
+-- stable to that version, and ends its trial.
+-- KEYS: pointer   ARGV: the expected current generation, generation prefix
+-- Returns {'ok', the new pointer}, {'moved'} (another one is current), or {'none'} (no previous generation).
 local function done(pointer)
   local fields = { 'current', 'previous', 'version', 'held', 'incarnation', 'labels', 'canary_share' }
   return { 'ok', unpack(redis.call('HMGET', pointer, unpack(fields))) }
@@ -27,7 +27,7 @@ for version in string.gmatch(redis.call('HGET', pointer, 'held') or '', '%d+') d
 local left = redis.call('HGET', prefix .. current, 'version')
 local active = redis.call('HGET', pointer, 'version')
 if left then held[left] = true end
--- a newer version may be active without a generation yet: it is left behind too
+-- a newer version may be active without a generation yet: hold it too
 if active then held[active] = true end
 held[back] = nil
 

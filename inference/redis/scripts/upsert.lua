@@ -1,8 +1,8 @@
--- Stores overlay entries, except over one of the same model version that is newer by (as_of, computed_at), and over a
--- note of `outdate` those that may have been computed before the features changed.
+-- Stores overlay entries. Keeps a stored entry of the same model version that is newer by (as_of, computed_at), and
+-- a note of outdate.lua if the new entry may have been computed before the features changed.
 -- KEYS: schemas, then the overlay keys   ARGV: milliseconds to keep, schema digest, schema, then the entries
 -- An entry starts with computed_at (double), the version's lower 32 bits, origin (1 byte), digest (6 bytes), and as_of
--- (uint32); where the origin has 128 added to it, the version's upper 32 bits stand before as_of.
+-- (uint32). If 128 is added to the origin, the version's upper 32 bits stand before as_of.
 redis.call('HSETNX', KEYS[1], ARGV[2], ARGV[3])
 
 local OUTDATED, REALTIME, SINCE_CHANGE, WIDE = string.rep('\0', 6), 1, 3, 128
@@ -12,7 +12,7 @@ local function read(entry)
   if origin >= WIDE then origin, upper, at = origin - WIDE, string.sub(entry, 20, 23), 24 end
   return {
     computed_at = struct.unpack('<d', entry),
-    -- as bytes: a number of Lua's holds no more than 53 bits
+    -- as bytes: Lua's numbers have only 53 bits
     version = string.sub(entry, 9, 12) .. upper,
     origin = origin,
     is_note = string.sub(entry, 14, 19) == OUTDATED,
@@ -22,7 +22,7 @@ end
 
 local function is_newer(old, new)
   if old.is_note then
-    -- on demand: from what was stored by then; a run's rows: from a table that may lack the change
+    -- an answer on demand used the features stored by then; a run's table may lack the change
     if new.origin == REALTIME then return old.computed_at > new.computed_at end
     return old.as_of > new.as_of
   end

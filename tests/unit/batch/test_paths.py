@@ -109,10 +109,10 @@ def test_an_http_caller_gets_only_objects_below_the_tables_folder(tmp_path: Path
     [
         ("s3://b/data/../secret/t.parquet", "holds '.' or '..'"),
         ("s3://b/data/./t.parquet", "holds '.' or '..'"),
-        ("s3://key:word@b/data/t.parquet", "must hold no credentials"),
+        ("s3://key:word@b/data/t.parquet", "must not hold credentials"),
         ("s3:///data/t.parquet", "names no bucket"),
-        ("s3://b?endpoint_override=evil/data", "is no name of a bucket"),
-        ("ftp://b/data", r"ftp:// is no file system that is known here: use a path, s3://, gs://, hdfs://"),
+        ("s3://b?endpoint_override=evil/data", "is not a name of a bucket"),
+        ("ftp://b/data", r"ftp:// is not a supported file system: use a path, s3://, gs://, hdfs://"),
         ("file://elsewhere/data", "names another machine"),
     ],
 )
