@@ -121,7 +121,7 @@ class Conflict(ForecacheError):
 
 
 class StaleAttempt(ForecacheError):
-    """Raised in a worker that lost its claim on a chunk. The worker drops the work; nobody reports an error."""
+    """Raised in a worker that lost its claim on a chunk. The worker drops the work and reports no error."""
 
     code = "stale-attempt"
 

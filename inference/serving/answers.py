@@ -159,7 +159,7 @@ def answer_computed(model: str, entity_id: str | None, reply: Computed) -> Answe
 def replies_from_result(result: Mapping[str, Any], rows: int) -> list[Reply]:
     """Return a worker's result (the JSON of `RealtimeScorer`) as one reply per row, in order.
 
-    A result with a wrong number of rows fails every row: nobody could tell which is whose.
+    A result with a wrong number of rows fails every row: nobody knows which result belongs to which row.
     """
     with _reading_result():
         items = result.get("predictions", ())

@@ -240,7 +240,7 @@ class Revalidation:
 
     async def _refresh(self, entity_ids: list[str]) -> None:
         try:
-            with self._failures.kept_here():  # nobody waits for it, and the next request asks again
+            with self._failures.kept_here():  # no caller waits for it, and the next request asks again
                 await self._compute(entity_ids)
         finally:
             self._under_way.difference_update(entity_ids)

@@ -292,7 +292,7 @@ class JobQuota:
         """Take `taken` bytes for a new job, and return the minute that they are counted in.
 
         Raises:
-            Overloaded: so many are not left; `retry_after_s` says when the oldest jobs are forgotten.
+            Overloaded: there is not enough room; `retry_after_s` says when the oldest jobs are forgotten.
         """
         minute = int(self._clock() // _MINUTE_S)
         pipeline = self._client.pipeline(transaction=False)

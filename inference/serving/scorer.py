@@ -325,7 +325,7 @@ class TensorScorer:
             packed = pack(outputs)
         except ForecacheError as error:
             if isinstance(error, PredictionFailed):
-                # the API tells nobody the model's own words: they belong here
+                # clients never see the model's own message: it belongs here
                 log.warning("prediction.failed", model=model, error=error.message)
             return {"error": error.to_json()}
         except Exception as error:  # noqa: BLE001 - `defect` logs it

@@ -72,7 +72,7 @@ class AsyncTableReader:
         self._memory = ReaderMemory()
 
     async def pointer(self) -> Pointer:
-        """Return what is served now."""
+        """Return the generations and versions that are served now."""
         return await self._run(plan_pointer(self._keys))
 
     async def read(self, ids: Sequence[str]) -> list[Entry | None]:

@@ -51,7 +51,7 @@ class Table:
         return to_seconds(self._client.send([("TIME",)])[0])
 
     def pointer(self) -> Pointer:
-        """Return what is served now."""
+        """Return the generations and versions that are served now."""
         return follow(plan_pointer(self._keys), self._client)
 
     def read(self, ids: Sequence[str]) -> list[Entry | None]:

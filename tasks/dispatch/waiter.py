@@ -180,7 +180,7 @@ class ResultWaiter:
         """Deliver a result to its caller; return False if nobody waits for it (any more), or it is not final."""
         future = self._pending.get(task_id)
         if future is None or future.done():
-            self._read_keys.append(self._key_of(task_id))  # it came too late, and nobody else asks for it
+            self._read_keys.append(self._key_of(task_id))  # it came too late, and no other process reads it
             return False
         payload = _payload_of(data)
         if payload is None or payload["status"] not in READY_STATES:
