@@ -98,7 +98,7 @@ def test_a_folder_that_a_pattern_names_is_taken_with_all_below_it(tmp_path: Path
         ("data/" + "*" * LONGEST_PATTERN, "is too long: at most 1024"),
         ("data/" + "x" * 5000, "is too long: at most 4096"),
         ("~nobody-of-that-name/x", "home folder"),
-        ("s3://" + "x!" * 2000 + "/y", "is too long" if len("s3://" + "x!" * 2000 + "/y") > 4096 else "no name of"),
+        ("s3://" + "x!" * 2000 + "/y", "is too long" if len("s3://" + "x!" * 2000 + "/y") > 4096 else "not a name of"),
     ],
 )
 def test_a_source_that_no_file_system_takes_is_the_clients_mistake(tmp_path: Path, source: str, words: str) -> None:

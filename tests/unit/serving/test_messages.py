@@ -21,7 +21,7 @@ def check(rows: Any = None, **arguments: Any) -> None:
         ({"rows": "abc"}, "entity_ids must be a list, not text"),
         ({"rows": {"a": 1}}, "entity_ids must be a list, not an object"),
         ({"rows": []}, "entity_ids holds 0"),
-        ({"rows": ["a"] * (MAX_MESSAGE_ROWS + 1)}, "more in several"),
+        ({"rows": ["a"] * (MAX_MESSAGE_ROWS + 1)}, "or several messages"),
         ({"model": ["delay"]}, "model must be text, not a list"),
         ({"deadline": "soon"}, "deadline must be epoch seconds, not text"),
         ({"deadline": True}, "deadline must be epoch seconds, not a boolean"),
