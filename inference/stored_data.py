@@ -1,4 +1,4 @@
-"""Reads records that Redis and files hold, and writes them. Data that are not ours raise one error, `Unreadable`."""
+"""Reads and writes the records in Redis and in files. Foreign data raises one error, `Unreadable`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ T = TypeVar("T")
 def record_from_json(kind: Callable[..., T], text: bytes | str, what: str) -> T:
     """Return a record of this kind, a dataclass or a list of them, from its JSON. `what` names it in an error.
 
-    Fields that another release has added are left out.
+    Ignores fields that another release added.
 
     Raises:
-        Unreadable: the text is no JSON, or no record of this kind; the message names the field.
+        Unreadable: the text is not JSON, or not a record of this kind; the message names the field.
     """
     from pydantic import ValidationError  # slow to import, and `--help` need not wait
 
@@ -39,10 +39,10 @@ def record_from_json(kind: Callable[..., T], text: bytes | str, what: str) -> T:
 def record_from_hash(kind: Callable[..., T], data: Mapping[bytes, bytes], what: str) -> T:
     """Return a record of this kind, a dataclass, from its Redis hash: field → text. `what` names it in an error.
 
-    Fields that another release has added are left out.
+    Ignores fields that another release added.
 
     Raises:
-        Unreadable: the hash is no record of this kind; the message names the field.
+        Unreadable: the hash is not a record of this kind; the message names the field.
     """
     from pydantic import ValidationError  # see above
 
@@ -68,8 +68,8 @@ def json_text_of(kind: Callable[..., T], record: T) -> str:
 def _unreadable_field(what: str, error: ValidationError) -> Unreadable:
     first = error.errors(include_url=False)[0]
     field = cut(".".join(map(str, first["loc"])))
-    mistake = "it is no JSON" if first["type"] == "json_invalid" else f"{field}: {describe_error_in_file(first)}"
-    return Unreadable(f"{what} cannot be read: {mistake.removeprefix(': ')}")
+    problem = "it is not JSON" if first["type"] == "json_invalid" else f"{field}: {describe_error_in_file(first)}"
+    return Unreadable(f"{what} cannot be read: {problem.removeprefix(': ')}")
 
 
 @cache
@@ -80,18 +80,18 @@ def _adapter_of(kind: Any) -> TypeAdapter[Any]:
 
 
 def count_in(text: bytes | str) -> int:
-    """Return a number that Redis has counted.
+    """Return the value of a counter in Redis.
 
     Raises:
-        ValueError: the text is no number, or larger than Redis counts.
+        ValueError: the text is not a whole number from 0 to 2**63 - 1.
     """
     number = int(text)
     if not 0 <= number < 1 << 63:
-        raise ValueError("it counts nothing")
+        raise ValueError("it is not a count")
     return number
 
 
-#: the exceptions of parsers (of JSON, of numbers in texts, of packed rows) when data are not ours
+#: errors that parsers of JSON, numbers and packed rows raise on foreign data
 UNREADABLE = (
     ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, struct.error, zlib.error,
 )  # fmt: skip
@@ -99,7 +99,7 @@ UNREADABLE = (
 
 def unreadable(what: str, error: Exception) -> Unreadable:
     """Return the error for data on which a parser raised one of UNREADABLE. `what` names the data."""
-    return Unreadable(f"{what} cannot be read ({type(error).__name__}): this release of Forecache writes it otherwise")
+    return Unreadable(f"{what} cannot be read ({type(error).__name__}): it is not in the format of this release")
 
 
 @contextmanager
@@ -107,24 +107,24 @@ def reading(what: str) -> Iterator[None]:
     """Turn the exceptions of parsers within the block into one error. `what` names the data.
 
     Raises:
-        Unreadable: the data are not ours.
+        Unreadable: the data is not ours.
     """
     try:
         yield
-    except Unreadable as error:  # a part of it
+    except Unreadable as error:  # from a part of it
         raise Unreadable(f"{what} cannot be read: {error.message}") from error
     except UNREADABLE as error:
         raise unreadable(what, error) from error
 
 
-#: the layout of tables and runs in Redis. It grows when an older release would misread the data of a newer one
+#: format of tables and runs in Redis. Increase it if an older release would misread new data
 DATA_FORMAT = 1
-#: the form of data that names none: the releases before this number existed wrote it
+#: format of data without a number: older releases wrote none
 FIRST_FORMAT = 1
 
 
 def unknown_format(what: str, written: int) -> UnknownFormat:
-    """Return the error for data of another release in another format; it names the fix."""
+    """Return the error for data in another release's format; the message names the fix."""
     fix = "upgrade this process" if written > DATA_FORMAT else "let a run of this release replace it"
     return UnknownFormat(f"{what} was written in format {written}, and this release knows {DATA_FORMAT}: {fix}")
 

@@ -1,4 +1,4 @@
-"""Locks and leases that end by themselves when their owner dies, and that a thread keeps alive while it works."""
+"""Locks and leases: a thread renews them while their owner works, and they expire if the owner dies."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from inference.redis.clients import Client
 
 log = get_logger(__name__)
 
-#: a hold that nobody renews ends after this long
+#: seconds after which a hold ends that is not renewed
 LEASE_S = 10.0
 #: three renewals may fail before a lease runs out
 RENEW_EVERY_S = 3.0
 
 
 class Lease:
-    """Calls `renew` every few seconds within the block, and whenever the owner asks whether it still holds.
+    """Calls `renew` every few seconds within the block, and whenever the owner checks its hold.
 
-    `renew` returns False when the hold is lost for good.
+    `renew` returns False if the hold is lost for good.
     """
 
     def __init__(self, renew: Callable[[], bool], *, name: str, every_s: float = RENEW_EVERY_S) -> None:
@@ -78,7 +78,7 @@ class Lease:
 
 
 class ExpiringLock(Lock):
-    """redis-py's lock, which one process holds until it lets go or is silent for LEASE_S. Not taken yet.
+    """redis-py's lock. One process holds it, until it releases it or does not renew it for LEASE_S.
 
     Methods raise StoreUnavailable when Redis does not answer.
     """
@@ -88,12 +88,12 @@ class ExpiringLock(Lock):
         self._client = client
 
     def do_acquire(self, token: str | bytes) -> bool:
-        """Take the lock if nobody has it, by a script that works when Redis is out of memory."""
+        """Take the lock if it is free, by a script that works when Redis is out of memory."""
         return bool(self._client.run_script("lock", [self.name], [token, int(LEASE_S * 1000)]))
 
     @contextmanager
     def holding(self, name: str, *, wait_s: float = 0.0) -> Iterator[bool]:
-        """Hold the lock within the block and keep it alive; yields False when another process has it after `wait_s`."""
+        """Hold the lock within the block and renew it; yield False if another process still has it after `wait_s`."""
         if not self.acquire(blocking=wait_s > 0, blocking_timeout=wait_s or None):
             yield False
             return
@@ -106,7 +106,7 @@ class ExpiringLock(Lock):
     def _renew(self) -> bool:
         try:
             return bool(self.extend(LEASE_S, replace_ttl=True))
-        except LockError:  # another process has it, or nobody
+        except LockError:  # it expired, and another process may have it
             return False
 
     def _let_go(self) -> None:

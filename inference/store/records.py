@@ -15,7 +15,7 @@ from inference.schema import Block, TensorSpec
 from inference.store.versions import Labels
 from inference.stored_data import DATA_FORMAT, record_from_json, unknown_format
 
-#: of four thousand million ids; a manifest with more is none of ours, and collecting it would take for ever
+#: enough for four billion ids; a manifest with more is not ours, and collecting it would take for ever
 MOST_BUCKETS = 1 << 26
 
 
