@@ -32,7 +32,7 @@ from inference.settings import Settings
 from tests.support.redis_server import RedisServer
 from tests.support.serving_fakes import entry
 from tests.support.virtual_time import virtual_time
-from tests.unit.test_service import Deployment
+from tests.unit.serving.test_service import Deployment
 
 KEYS = Keys("test")
 
