@@ -139,7 +139,7 @@ def test_a_refused_version_has_ended_with_its_reason(http: httpx.Client) -> None
     )
     assert (active["version"], active["state"], active["status"]["error_code"]) == ("1", "AVAILABLE", "OK")
     assert (refused["version"], refused["state"], refused["status"]["error_code"]) == ("2", "END", "UNKNOWN")
-    assert refused["status"]["error_message"].startswith("quick/2 holds no model")
+    assert refused["status"]["error_message"].startswith("quick/2 holds no known model")
     assert http.get("/v1/models/quick/versions/2").json()["model_version_status"] == [refused]
 
 

@@ -361,6 +361,6 @@ def test_a_proof_of_other_files_proves_nothing(room: Room, monkeypatch: pytest.M
             room.registry.put("m", replace(known, fingerprint="before it was replaced"))
             raise SourceError("the table is away")
 
-    monkeypatch.setattr(room.host, "real_rows", lambda _: Away())
+    monkeypatch.setattr(room.host, "sample_rows", lambda _: Away())
     with pytest.raises(ModelUnavailable, match="version 2 of model 'm' waits"):
         room.host.load("m", 2, must_answer=True)
