@@ -156,7 +156,7 @@ async def open_process(settings: Settings) -> AsyncIterator[ApiProcess]:
 
 
 def _itself() -> WorkerBeat:
-    """Return this process's sign of life, for the dashboard and Prometheus."""
+    """Return this process's heartbeat, for the dashboard and Prometheus."""
     host = socket.gethostname()
     return WorkerBeat(
         name=f"api@{host}",
