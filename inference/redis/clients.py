@@ -25,6 +25,8 @@ from inference.redis.pipes import AsyncPipe, BulkCommands, Command, Pace, Pipe, 
 _CONNECT_TIMEOUT_S = 5.0
 
 _REDIS_ERRORS = (redis.RedisError, OSError)
+#: a script that `run_script` and redis-py's locks then send as a whole, and a value of ours that is none for Redis
+_NOT_OUTAGES = (NoScriptError, redis.DataError)
 
 _SCRIPTS = {path.stem: path.read_text() for path in (Path(__file__).parent / "scripts").glob("*.lua")}
 _DIGESTS = {name: hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest() for name, text in _SCRIPTS.items()}
@@ -62,8 +64,8 @@ class Client(redis.Redis):
         """Send one command and return its answer; every method of redis-py calls this."""
         try:
             return super().execute_command(*arguments, **options)  # type: ignore[no-untyped-call]
-        except NoScriptError:
-            raise  # `run_script` and redis-py's locks then send the script itself
+        except _NOT_OUTAGES:
+            raise
         except _REDIS_ERRORS as error:
             raise _translated(error) from error
 
@@ -83,7 +85,7 @@ class Client(redis.Redis):
         """Return the raw replies of one pipeline, faster than `send`. The commands may run twice."""
         try:
             return self._pipe.send(commands)
-        except NoScriptError:
+        except _NOT_OUTAGES:
             raise
         except _REDIS_ERRORS as error:
             raise _translated(error) from error
@@ -114,6 +116,8 @@ class _Pipeline(Pipeline):
     def execute(self, raise_on_error: bool = True) -> list[Any]:
         try:
             return super().execute(raise_on_error)
+        except _NOT_OUTAGES:
+            raise
         except _REDIS_ERRORS as error:
             raise _translated(error) from error
 
@@ -134,7 +138,7 @@ class AsyncClient(redis.asyncio.Redis):
         """Send one command and return its answer; every method of redis-py calls this."""
         try:
             return await super().execute_command(*arguments, **options)  # type: ignore[no-untyped-call]
-        except NoScriptError:
+        except _NOT_OUTAGES:
             raise
         except _REDIS_ERRORS as error:
             raise _translated(error) from error
@@ -162,6 +166,8 @@ class _AsyncPipeline(redis.asyncio.client.Pipeline):
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         try:
             return await super().execute(raise_on_error)
+        except _NOT_OUTAGES:
+            raise
         except _REDIS_ERRORS as error:
             raise _translated(error) from error
 
