@@ -162,14 +162,14 @@ async def watch_workers(
     look: Callable[[], Awaitable[Roster]], tell: Callable[[bool], None], *, every_s: float = LOOK_EVERY_S
 ) -> None:
     """Look repeatedly until cancelled, and tell whether a worker is ready. Tells nothing in an outage."""
-    failures = Failures(__name__, "attendance")
+    failures = Failures(__name__, "workers.look")
     while True:
         present = True
         with failures.kept_here():
             try:
                 roster = await look()
             except StoreUnavailable as error:
-                log.debug("attendance.unknown", error=error.message)
+                log.debug("workers.unknown", error=error.message)
             else:
                 present = any(worker.ready for worker in roster.alive)
                 tell(present)

@@ -220,7 +220,7 @@ class Keys:
         return f"{self.prefix}:j:{job_id}:parts"
 
     @property
-    def job_room(self) -> str:
+    def job_bytes(self) -> str:
         """Hash minute → bytes of the jobs that began in it."""
         return f"{self.prefix}:jobs"
 

@@ -98,7 +98,7 @@ class JobQueue:
         self._keys = keys
         self._enqueue = enqueue
         self._clock = clock
-        self._room = JobQuota(client, keys.job_room, clock)
+        self._quota = JobQuota(client, keys.job_bytes, clock)
         self._packing = asyncio.Lock()
 
     async def create(self, request: JobRequest, *, idempotency_key: str | None = None) -> str:
@@ -117,7 +117,7 @@ class JobQueue:
             packed = await asyncio.to_thread(request.packed)
         made = job_keys(self._keys, job_id)
         taken = packed.size + ROW_BYTES * len(request.rows)
-        minute = await self._room.take(taken)
+        minute = await self._quota.take(taken)
         try:
             await self._record(job_id, request, packed, minute)
             if idempotency_key is not None:
@@ -135,7 +135,7 @@ class JobQueue:
 
     async def _forget(self, made: list[str], taken: int, minute: int) -> None:
         await self._client.delete(*made)
-        await self._room.give_back(taken, minute)
+        await self._quota.give_back(taken, minute)
 
     async def _send(self, job_id: str, parts: Iterable[int], model: str, priority: JobPriority) -> None:
         messages = ({"job_id": job_id, "part": number} for number in parts)

@@ -170,7 +170,7 @@ def run_part(client: Client, keys: Keys, scorer: JobScorer, job_id: str, part: i
     else:
         reserved = ROW_BYTES * len(scored["predictions"])
         limits = [JOB_KEEP_S, reserved, MAX_JOB_BYTES, MAX_RESULT_BYTES]
-        done = client.run_script("finish_part", [*touched, keys.job_room], [part, result, *limits])
+        done = client.run_script("finish_part", [*touched, keys.job_bytes], [part, result, *limits])
         if done in _NO_ROOM:
             _fail(client, touched, _NO_ROOM[done])
 

@@ -148,7 +148,7 @@ async def test_overrides_go_with_each_message_so_all_of_them_together_are_bounde
     assert (refused.status_code, refused.json()["field"]) == (400, "overrides")
     assert f"at most {MAX_BODY_BYTES // 391}" in refused.json()["detail"]
     assert it.sent == []
-    assert it.client.hvals(API_KEYS.job_room) == []
+    assert it.client.hvals(API_KEYS.job_bytes) == []
     assert (await http.post("/predictions", json={"entity_ids": ids[:1000], **large})).status_code == 202
 
 
@@ -191,7 +191,7 @@ async def jobs(redis_client: Client, redis_server: RedisServer) -> Any:
 
 
 def counted(jobs: Jobs) -> int:
-    return sum(map(int, jobs.client.hvals(KEYS.job_room)))
+    return sum(map(int, jobs.client.hvals(KEYS.job_bytes)))
 
 
 def stored(jobs: Jobs) -> int:

@@ -505,11 +505,11 @@ async def test_jobs_never_fill_the_redis_that_serves_predictions(
     assert_problem(refused, 503, "overloaded")
     assert 3500 < int(refused.headers["retry-after"]) <= 3700
     an_hour_ago = int(system_clock() // 60) - 61
-    held = sum(map(int, it.client.hvals(KEYS.job_room)))
-    it.client.delete(KEYS.job_room)
-    it.client.hset(KEYS.job_room, str(an_hour_ago), held)
+    held = sum(map(int, it.client.hvals(KEYS.job_bytes)))
+    it.client.delete(KEYS.job_bytes)
+    it.client.hset(KEYS.job_bytes, str(an_hour_ago), held)
     assert (await enqueue()).status_code == 202, "they are forgotten by now"
-    assert 0 < it.client.ttl(KEYS.job_room) <= 3660
+    assert 0 < it.client.ttl(KEYS.job_bytes) <= 3660
 
 
 async def test_a_job_whose_part_fails_says_why(it: Deployment, http: httpx.AsyncClient) -> None:

@@ -126,7 +126,7 @@ async def test_whoever_writes_of_a_job_gives_it_an_hour(jobs: Jobs) -> None:
     assert [0 < ttl <= JOB_KEEP_S for ttl in jobs.ttls(job_id)] == [True, True, False]
     [named] = jobs.client.keys("t:i:*")
     assert 0 < jobs.client.ttl(named) <= JOB_KEEP_S
-    assert 0 < jobs.client.ttl(KEYS.job_room) <= JOB_KEEP_S + 60
+    assert 0 < jobs.client.ttl(KEYS.job_bytes) <= JOB_KEEP_S + 60
     for key in (record, inputs):
         jobs.client.expire(key, 7)
     jobs.work(job_id, 0)
@@ -248,14 +248,14 @@ async def test_a_job_that_could_not_be_sent_leaves_nothing_and_takes_no_room(job
     with pytest.raises(BrokerUnavailable):
         await jobs.create(key="k")
     assert jobs.client.keys("t:[ij]:*") == []
-    assert sum(map(int, jobs.client.hvals(KEYS.job_room))) == 0
+    assert sum(map(int, jobs.client.hvals(KEYS.job_bytes))) == 0
 
 
 async def test_one_key_is_one_job_takes_the_room_of_one_and_names_one_request(jobs: Jobs) -> None:
     made = await asyncio.gather(*(jobs.create(2, key="k") for _ in range(4)))
     assert len(set(made)) == 1
     assert jobs.sent == [0]
-    assert sum(map(int, jobs.client.hvals(KEYS.job_room))) == len('["e0", "e1"]') + 2 * ROW_BYTES
+    assert sum(map(int, jobs.client.hvals(KEYS.job_bytes))) == len('["e0", "e1"]') + 2 * ROW_BYTES
     assert await jobs.create(2, key="other") not in made
     for other in (
         jobs.create(3, key="k"),
@@ -273,7 +273,7 @@ async def test_room_is_counted_by_the_minute_for_an_hour(
     monkeypatch.setattr("inference.serving.job_queue.MAX_JOB_BYTES", 100)
     now = [60.0 * 1000]
     async with AsyncClient.from_url(redis_server.url()) as client:
-        room = JobQuota(client, KEYS.job_room, lambda: now[0])
+        room = JobQuota(client, KEYS.job_bytes, lambda: now[0])
         await room.take(60)
         now[0] += 60
         await room.take(40)  # exactly all there is
@@ -291,10 +291,10 @@ async def test_room_is_counted_by_the_minute_for_an_hour(
         assert refused.value.retry_after_s == 60
         await room.give_back(60)
         await room.take(60)
-    assert {int(minute): int(taken) for minute, taken in redis_client.hgetall(KEYS.job_room).items()} == {
+    assert {int(minute): int(taken) for minute, taken in redis_client.hgetall(KEYS.job_bytes).items()} == {
         1001: 40, 1060: 0, 1061: 60,
     }  # fmt: skip
-    assert JOB_KEEP_S < redis_client.ttl(KEYS.job_room) <= JOB_KEEP_S + 60
+    assert JOB_KEEP_S < redis_client.ttl(KEYS.job_bytes) <= JOB_KEEP_S + 60
 
 
 async def test_room_is_given_back_in_the_minute_that_it_was_counted_in(
@@ -302,13 +302,13 @@ async def test_room_is_given_back_in_the_minute_that_it_was_counted_in(
 ) -> None:
     now = [60.0 * 1000]
     async with AsyncClient.from_url(redis_server.url()) as client:
-        room = JobQuota(client, KEYS.job_room, lambda: now[0])
+        room = JobQuota(client, KEYS.job_bytes, lambda: now[0])
         minute = await room.take(60)
         now[0] += 60
         await room.take(40)
         await room.give_back(50, minute)
         await room.give_back(30)
-    assert {int(minute): int(taken) for minute, taken in redis_client.hgetall(KEYS.job_room).items()} == {
+    assert {int(minute): int(taken) for minute, taken in redis_client.hgetall(KEYS.job_bytes).items()} == {
         1000: 10, 1001: 10,
     }  # fmt: skip
 

@@ -40,7 +40,7 @@ async def test_only_a_ready_worker_counts_and_an_outage_tells_nothing() -> None:
 
 @virtual_time
 @pytest.mark.parametrize(
-    ("task", "event"), [(watch_workers, "attendance.failed"), (send_heartbeats, "heartbeat.failed")]
+    ("task", "event"), [(watch_workers, "workers.look.failed"), (send_heartbeats, "heartbeat.failed")]
 )
 async def test_a_defect_is_told_once_by_its_event_and_the_next_goes_on(task: Any, event: str) -> None:
     calls = 0
