@@ -75,8 +75,9 @@ def worst(rig_attacks: ModuleType) -> dict[str, Any]:
 @pytest.mark.parametrize("name", LONG_WORK)
 def test_hits_are_answered_before_the_attack_is(stack: Stack, worst: dict[str, Any], name: str) -> None:
     expected = ["hit"] * HITS + ["attack"]
-    # a machine that is fast at the attack, or busy with something else at the hits, gets another chance
-    assert any(beside(stack, worst[name]) == expected for _ in range(3))
+    # a machine that is fast at the attack, or busy with something else at the hits, gets other chances; a loop that
+    # stands has none
+    assert any(beside(stack, worst[name]) == expected for _ in range(10))
 
 
 def beside(stack: Stack, attack: Any) -> list[str]:
