@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 from coverage import CoverageData
 
 from tests.support.plain_models import Times, write_version
+from tests.support.redis_server import missing
 from tests.support.stack import ROOT, Stack
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -100,6 +102,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 
 def test_a_run_is_read_in_redis(stack: Stack, tmp_path: Path) -> None:
+    if shutil.which("redis-cli") is None:
+        missing("redis-cli on PATH")
     done = stack.cli("batch", "run", "m", "--wait", "--json")
     assert done.returncode == 0, done.stderr
     run_id = json.loads(done.stdout)["run_id"]

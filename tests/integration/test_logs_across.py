@@ -45,8 +45,13 @@ def lines_of(stack: Stack, process: str, event: str, **fields: Any) -> list[dict
 
 def test_a_workers_line_names_the_request_that_it_worked_for(stack: Stack) -> None:
     headers = {"X-Request-ID": "checkout-7"}
-    httpx.post(f"{stack.url}/predict", json={"instances": [TOO_MUCH]}, headers=headers, timeout=20)
-    (line,) = lines_of(stack, "realtime", "prediction.failed", request_id="checkout-7")
+
+    def is_computed() -> bool:
+        answer = httpx.post(f"{stack.url}/predict", json={"instances": [TOO_MUCH]}, headers=headers, timeout=20)
+        return "prediction-failed" in answer.text
+
+    wait_for(is_computed, "a worker that takes the request in time", 20)
+    line, *_ = lines_of(stack, "realtime", "prediction.failed", request_id="checkout-7")
     assert line["task_id"]
     assert line["process"] == "realtime"
 

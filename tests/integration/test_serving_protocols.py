@@ -367,17 +367,19 @@ def test_a_silent_worker_is_a_deadline_and_a_dead_one_an_outage(stack: Stack, ht
     wait_for(lambda: http.post("/v1/models/quick:predict", json=body).status_code == 200, "the worker", 20)
     stack.stop("realtime", signal.SIGTERM)
 
-    def refused() -> httpx.Response | None:
-        response = http.post("/v1/models/quick:predict", json=body)
+    def refused(path: str, sent: dict[str, Any]) -> httpx.Response | None:
+        # now and then the breaker lets a request through to see whether a worker is back
+        response = http.post(path, json=sent)
         return response if response.status_code == 503 else None
 
-    response = wait_for(refused, "the breaker", 30)
+    response = wait_for(lambda: refused("/v1/models/quick:predict", body), "the breaker", 30)
     assert error_of(response, 503).startswith("no worker answers")
     assert int(response.headers["retry-after"]) >= 1
     states = {one["state"] for one in http.get("/v1/models/quick").json()["model_version_status"]}
     assert states == {"END"}
     assert "no worker holds it" in error_of(http.get("/v2/models/quick/ready"), 400)
     inputs = [{"name": "x", "shape": [5, 3], "datatype": "FP32", "data": X.tolist()}]
-    assert error_of(http.post("/v2/models/quick/infer", json={"inputs": inputs}), 503).startswith("no worker answers")
+    response = wait_for(lambda: refused("/v2/models/quick/infer", {"inputs": inputs}), "the breaker", 30)
+    assert error_of(response, 503).startswith("no worker answers")
     stack.start("realtime")
     wait_for(lambda: http.post("/v1/models/quick:predict", json=body).status_code == 200, "the worker", 60)
