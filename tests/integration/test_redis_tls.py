@@ -11,9 +11,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-import redis
 
 from inference.deployment import Deployment
+from inference.errors import StoreUnavailable
 from inference.redis.clients import WORKER
 from inference.settings import RedisSettings, Settings
 from tasks.dispatch import open_dispatcher
@@ -84,5 +84,5 @@ def answers(settings: Settings) -> bool:
     try:
         with Deployment(settings, WORKER) as deployment:
             return bool(deployment.cache.ping())
-    except redis.ConnectionError:
+    except StoreUnavailable:
         return False
