@@ -165,7 +165,8 @@ def test_rows_of_one_reason_are_added_up_with_a_few_examples_and_the_most_freque
 def test_features_must_be_stored_of_exactly_the_rows_that_are() -> None:
     assert failed(rows=9, stored=9, features=9) == {}
     for features in (8, 10):
-        assert list(failed(rows=9, stored=9, features=features)) == ["features"]
+        told = f"the features of {features} entities are stored, and 9 predictions"
+        assert failed(rows=9, stored=9, features=features) == {"features": told}
 
 
 def test_a_held_version_is_not_published_and_each_kind_of_row_tells_its_own_reasons() -> None:

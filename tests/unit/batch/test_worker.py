@@ -8,8 +8,10 @@ import pytest
 
 from inference.batch.ledger import Claim, Progress
 from inference.batch.scoring import ChunkResult
-from inference.batch.worker import ChunkWorker
+from inference.batch.worker import ChunkWorker, _rows_at_once
 from inference.errors import StaleAttempt
+from inference.features import Feature, FeatureContract
+from inference.schema import DType
 
 
 def looks(max_in_flight: int, *, total: int = 100) -> list[int]:
@@ -64,3 +66,11 @@ def test_a_chunk_that_another_worker_finished_is_no_success_and_wakes_nobody() -
     with pytest.raises(StaleAttempt, match="another worker finished chunk 4 of run r1"):
         work._finish(CLAIM, RESULT, 1.25)
     assert pokes == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "rows"),
+    [(DType.FLOAT32, 1, 65_536), (DType.FLOAT32, 1024, 8192), (DType.STRING, 1024, 1024), (DType.FLOAT64, 1 << 30, 1)],
+)
+def test_fewer_wide_rows_are_read_at_once_and_a_text_counts_as_32_bytes(dtype: DType, width: int, rows: int) -> None:
+    assert _rows_at_once(FeatureContract((Feature("x", dtype, (width,)),))) == rows
