@@ -28,6 +28,9 @@ class Held:
     def time(self) -> tuple[int, int]:
         return 1_800_000_000, 5
 
+    def now(self) -> float:
+        return 1_800_000_000.000005
+
     def get(self, key: Any) -> bytes | None:
         value = self._value(key, str)
         return None if value is None else bytes_of(value)

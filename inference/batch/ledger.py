@@ -146,8 +146,7 @@ class Ledger:
 
     def now(self) -> float:
         """Return epoch seconds of Redis' clock."""
-        seconds, micros = self._client.time()
-        return float(seconds + micros / 1e6)
+        return float(self._client.now())
 
     def lock(self, model: str) -> ExpiringLock:
         """Return the lock, not yet taken, of the one reconciler that moves a model's runs on."""

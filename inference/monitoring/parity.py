@@ -29,6 +29,7 @@ from inference.redis.clients import Client
 from inference.redis.keys import Keys, TableKind
 from inference.schema import Block, DType, rows_in
 from inference.serving.answer_sample import SampledAnswer, sampled_answers
+from inference.serving.answers import prediction_of
 from inference.settings import Settings
 from inference.sources import read_slices
 from inference.store import Table
@@ -89,7 +90,7 @@ class Parity:
             return []
         ids = rows.usable.ids.to_pylist()
         entries = predictions.read_generation(ids, number)
-        stored = [None if entry is None else _value(entry.values) for entry in entries]
+        stored = [None if entry is None else prediction_of(entry.values) for entry in entries]
         given = Given(ids, vector_hashes(loaded.vectoriser.inputs(_features(loaded, rows.features))), stored)
         gatherer = FeatureGatherer(self.table(TableKind.FEATURES, model), loaded.vectoriser, self.fallback(model))
         gathered = gatherer.gather(ids, now=run.created_at)
@@ -187,7 +188,3 @@ def _typed(loaded: LoadedModel, batch: pa.RecordBatch) -> pa.RecordBatch:
             type_ = pa.list_(type_)
         columns.append(batch.column(feature.table_column).cast(type_))
     return pa.RecordBatch.from_arrays(columns, names=[each.table_column for each in loaded.vectoriser.contract.given])
-
-
-def _value(values: dict[str, Any]) -> Any:
-    return next(iter(values.values())) if len(values) == 1 else values

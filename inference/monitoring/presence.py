@@ -132,9 +132,9 @@ class Presence:
 
     def roster(self, queue: str) -> Roster:
         """Return the workers that serve a queue, and those that vanished within the last hour."""
-        seconds, micros = self._client.time()
+        now = self._client.now()
         heard = self._client.zrange(self._keys.queue_workers(queue), 0, -1, withscores=True)
-        ages = {identity.decode(errors="replace"): max(seconds + micros / 1e6 - at, 0.0) for identity, at in heard}
+        ages = {identity.decode(errors="replace"): max(now - at, 0.0) for identity, at in heard}
         texts = self._client.mget(map(self._keys.worker, ages)) if ages else []
         alive = tuple(beat for text in texts if text is not None and (beat := _readable(text)) is not None)
         return Roster(alive, {name: ages[name] for name in ages.keys() - {worker.identity for worker in alive}})

@@ -73,6 +73,11 @@ class Client(redis.Redis):
         """Return a pipeline whose `execute` raises the errors of this client."""
         return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
 
+    def now(self) -> float:
+        """Return Redis' time in epoch seconds, by which all processes agree."""
+        seconds, microseconds = self.time()
+        return seconds + microseconds / 1e6
+
     def send(self, commands: Sequence[Command], *, atomic: bool = False) -> list[Any]:
         """Return the replies of one pipeline; `atomic` makes it a transaction."""
         with self.pipeline(transaction=atomic) as pipeline:

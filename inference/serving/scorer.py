@@ -39,6 +39,7 @@ from inference.serving.answering import (
     unknown_entity,
     usable,
 )
+from inference.serving.answers import prediction_of
 from inference.settings import ModelSettings, Settings
 from inference.store import Entry, Origin, Table
 
@@ -202,8 +203,7 @@ class RealtimeScorer:
         entries = self._predictions(work.model).read(work.ids_at(positions))
         for position, entry in zip(positions, entries, strict=True):
             if entry is not None and _is_recent(entry, work.version, since):
-                values = entry.values
-                work.answers.predictions[position] = next(iter(values.values())) if len(values) == 1 else values
+                work.answers.predictions[position] = prediction_of(entry.values)
                 work.answers.as_of[position] = entry.as_of
             else:
                 left.append(position)

@@ -266,7 +266,7 @@ class Generations:
         if status != b"ok":
             raise Conflict(f"generation {number} of the {self._name} is {status.decode()}: it cannot be collected")
         manifest, due_at = Manifest.from_json(record[0]), record[1]
-        now = to_seconds(self._client.send([("TIME",)])[0])
+        now = self._client.now()
         if due_at is not None and now < float(due_at):
             return 0
         removed = self._unlink_buckets(manifest, buckets_per_batch, pause_s)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from inference.redis.clients import Client
 from inference.redis.keys import TableKeys, TableKind
 from inference.redis.pipes import Pace
-from inference.store.generations import Generations, to_seconds
+from inference.store.generations import Generations
 from inference.store.overlay import Overlay
 from inference.store.reading import (
     ReaderMemory,
@@ -48,7 +48,7 @@ class Table:
 
     def now(self) -> float:
         """Return Redis' time in epoch seconds, which all writers and readers use."""
-        return to_seconds(self._client.send([("TIME",)])[0])
+        return self._client.now()
 
     def pointer(self) -> Pointer:
         """Return the generations and versions that are served now."""

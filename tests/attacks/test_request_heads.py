@@ -94,16 +94,19 @@ def test_a_body_before_a_large_head_does_not_count_for_it(api: AttackedApi) -> N
 
 
 def test_thousands_of_requests_at_once_are_answered_one_after_the_other(api: AttackedApi) -> None:
+    # on a busy machine the store may be too slow for one of them: ask them all again
+    assert any(answers_of_many(api).count(b'"prediction":2.5') == 1500 for _ in range(3))
+
+
+def answers_of_many(api: AttackedApi) -> bytes:
     client = api.connect()
     client.settimeout(60)
     client.sendall((HIT + b"\r\n") * 1500 + b"GET /health/live HTTP/1.1\r\nHost: [::]\r\nConnection: close\r\n\r\n")
     answers = b""
     while piece := client.recv(65536):
         answers += piece
-    # on a busy machine the store may be too slow for one of them, which is told so
-    assert answers.count(b'"prediction":2.5') + answers.count(b"store-unavailable") == 1500
-    assert answers.count(b'"prediction":2.5') > 1400
     assert answers.endswith(b'{"status":"live"}')
+    return answers
 
 
 def test_floods_of_requests_leave_room_for_those_of_others(api: AttackedApi) -> None:

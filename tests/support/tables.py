@@ -18,6 +18,9 @@ class TimedClient(Client):
 
     clock: Callable[[], float]
 
+    def now(self) -> float:
+        return self.clock()
+
     def send(self, commands: Sequence[tuple[Any, ...]], *, atomic: bool = False) -> list[Any]:
         replies = super().send(commands, atomic=atomic)
         now = self.clock()
