@@ -79,7 +79,31 @@ def problem_of_envelope(payload: Any) -> str | None:
 
 
 class Unacknowledged(stock.QoS):  # type: ignore[misc]
-    """Kombu's record of unacknowledged messages. Removes one that cannot return to its queue."""
+    """Kombu's record of unacknowledged messages. Removes one that cannot return to its queue.
+
+    A message leaves the record even if Redis does not take its acknowledgement. kombu keeps it, Celery logs the error
+    and goes on, and with a prefetch of 1 the worker never asks for a message again
+    (https://github.com/celery/celery/issues/8030). Redis delivers the message once more, and our tasks may run twice.
+    """
+
+    def ack(self, delivery_tag: Any) -> None:
+        """Acknowledge a message."""
+        try:
+            super().ack(delivery_tag)
+        except BaseException:
+            self._forget(delivery_tag)
+            raise
+
+    def reject(self, delivery_tag: Any, requeue: bool = False) -> None:
+        """Drop a message, or return it to its queue."""
+        try:
+            super().reject(delivery_tag, requeue)
+        except BaseException:
+            self._forget(delivery_tag)
+            raise
+
+    def _forget(self, delivery_tag: Any) -> None:
+        super(stock.QoS, self).ack(delivery_tag)  # counts it as settled in this process only
 
     def restore_by_tag(self, tag: Any, client: Any = None, leftmost: bool = False) -> None:
         """Return a message to its queue."""

@@ -79,7 +79,7 @@ class Rig:
     def wait_chunks(self, run_id: str, least: int) -> None:
         wait_for(lambda: self.run(run_id)["chunks_done"] >= least, f"{least} chunks of {run_id}", 120)
 
-    def end(self, run_id: str, timeout_s: float = 150) -> dict[str, Any]:
+    def end(self, run_id: str, timeout_s: float = 90) -> dict[str, Any]:
         return self.stack.wait_run(run_id, timeout_s)
 
     def end_supervised(self, run_id: str) -> dict[str, Any]:

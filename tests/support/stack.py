@@ -153,15 +153,21 @@ class Stack:
             except httpx.TransportError:
                 return False
 
-        wait_for(ready, f"readiness; api.log ends:\n{self._tails()}", timeout_s)
+        wait_for(ready, "readiness", timeout_s, evidence=self._evidence)
 
-    def _tails(self) -> str:
-        return "\n".join(f"--- {name}\n{self.log(name)[-1500:]}" for name in self.processes)
+    def _evidence(self) -> str:
+        """Each process: whether it lives, and the end of its log."""
+        return "\n".join(
+            f"--- {name} (exit code {process.poll()})\n{self.log(name)[-1500:]}"
+            for name, process in self.processes.items()
+        )
 
     def wait_run(self, run_id: str, timeout_s: float = 90) -> dict[str, Any]:
         """Wait until a run is over; return its view."""
 
-        return wait_for(lambda: self.run_if_over(run_id), f"the end of run {run_id}", timeout_s)
+        return wait_for(
+            lambda: self.run_if_over(run_id), f"the end of run {run_id}", timeout_s, evidence=self._evidence
+        )
 
     def run_if_over(self, run_id: str) -> dict[str, Any] | None:
         """The view of a run that is over; None while it goes on."""

@@ -14,14 +14,19 @@ PATIENCE = 3
 LONG_S = 30.0
 
 
-def wait_for(probe: Callable[[], T | None], what: str, timeout_s: float = 60) -> T:
-    """Return the probe's first truthy answer; fail the test with `what` when it takes far too long."""
+def wait_for(
+    probe: Callable[[], T | None], what: str, timeout_s: float = 60, *, evidence: Callable[[], str] = str
+) -> T:
+    """Return the probe's first truthy answer; fail the test with `what` when it takes far too long.
+
+    `evidence` is called at a failure only; its text tells what the processes did meanwhile.
+    """
     end = time.monotonic() + timeout_s * PATIENCE
     pause_s = 0.05
     while True:
         answer = probe()
         if answer:
             return answer
-        assert time.monotonic() < end, f"waited {timeout_s * PATIENCE} s in vain for {what}"
+        assert time.monotonic() < end, f"waited {timeout_s * PATIENCE} s in vain for {what}\n{evidence()}"
         time.sleep(pause_s)
         pause_s = min(pause_s * 1.2, 0.2)

@@ -38,7 +38,7 @@ REPLACED: dict[type, tuple[str, ...]] = {
     ),
     RealtimeConsumer: ("on_send_event_buffered", "stop"),
     CheckedPidbox: ("on_message",),
-    Unacknowledged: ("restore_by_tag",),
+    Unacknowledged: ("ack", "reject", "restore_by_tag"),
     Channel: ("decode_body", "_do_restore_message"),
     Transport: ("_deliver",),
     RealtimeResults: ("_store_result",),
