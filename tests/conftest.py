@@ -16,8 +16,10 @@ from inference.store import Table
 from tests.support import tables
 from tests.support.redis_server import EACH_SERVER, RedisServer, find_redis_binary
 
-# a busy machine makes a first example slow, which says nothing about the code
-hypothesis.settings.register_profile("forecache", deadline=None)
+# a busy machine makes examples slow, which says nothing about the code
+hypothesis.settings.register_profile(
+    "forecache", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("forecache")
 # as each process of ours sets it; structlog's own way takes seconds to draw a traceback
 structlog.configure(

@@ -171,7 +171,7 @@ async def test_a_client_that_leaves_during_the_look_up_or_the_computing_costs_no
     it: Deployment,  # noqa: F811
 ) -> None:
     it.reader.entries["a"] = fresh(1.5)
-    it.reader.delay_s = 0.05
+    it.reader.delay_s = 0.5  # the server hears of the end within the look-up, however busy the machine
     it.workers.delay_s = 0.2
     async with serving(it) as served:
         for path in ("/predict/a", "/predict/b"):
@@ -179,8 +179,9 @@ async def test_a_client_that_leaves_during_the_look_up_or_the_computing_costs_no
             _, writer = await served.raw(get(path))
             await until(lambda reads=reads: len(it.reader.reads) > reads)
             writer.transport.abort()
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(it.reader.delay_s + 0.1)
         assert (it.workers.calls, served.server.server_state.tasks) == ([], set())
+        it.reader.delay_s = 0.05
         _, writer = await served.raw(get("/predict/c"))
         await until(lambda: len(it.workers.calls) == 1)
         writer.transport.abort()

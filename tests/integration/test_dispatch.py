@@ -44,7 +44,7 @@ def worker(server: RedisServer) -> Iterator[subprocess.Popen[bytes]]:
     process = start_worker(server)
     yield process
     process.terminate()
-    process.wait(15)
+    process.wait(LONG_S)
 
 
 @pytest_asyncio.fixture
@@ -70,7 +70,7 @@ def start_worker(server: RedisServer) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-P", script], env=environment, cwd=server.folder)
 
 
-async def call(dispatcher: Dispatcher, task: str, *, timeout_s: float = 20.0, **kwargs: Any) -> dict[str, Any]:
+async def call(dispatcher: Dispatcher, task: str, *, timeout_s: float = LONG_S, **kwargs: Any) -> dict[str, Any]:
     return await dispatcher(task, kwargs, deadline=time.time() + timeout_s, timeout_s=timeout_s)
 
 

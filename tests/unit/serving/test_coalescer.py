@@ -146,6 +146,7 @@ async def test_what_cannot_be_answered_in_time_is_turned_away_at_once_and_told_w
     before = loop.time()
     [refused] = await coalescer.ask(["e"], until=before + 1.5)
     assert isinstance(refused, Overloaded)
+    assert refused.message == "too many requests wait already: the prediction would come too late"
     assert (loop.time(), refused.retry_after_s) == (before, 2.0)
     assert predictions(await coalescer.ask(["e"], until=before + 3)) == ["e"]
     assert predictions([*await flying, *await waiting]) == ["a", "b", "c", "d"]

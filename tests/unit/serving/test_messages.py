@@ -45,6 +45,7 @@ def test_an_id_that_is_no_text_is_an_error_of_its_own_row() -> None:
     assert sorted(wrong) == [1, 2, 3, 4, 5]
     assert wrong[1].message == "entity_id must be text, not a number: send '42'"
     assert wrong[3].message == "entity_id must be text, not null"
+    assert wrong[5].message == "entity_id must be text, not a number"
 
 
 def test_ids_in_the_place_of_the_model_are_told_so() -> None:
