@@ -405,6 +405,12 @@ def test_rows_that_a_request_brings_are_computed_and_not_kept(worker: Callable[.
     assert told(it.scorer.predict_instances("other", [[1], [2]])) == ["unknown-model"] * 2
 
 
+def test_an_error_names_its_feature_once(worker: Callable[..., Worker]) -> None:
+    missing, text = worker().scorer.predict_instances("m", [{}, {"x": "one"}])["predictions"]
+    assert missing["error"]["message"] == "feature 'x': missing, and the feature has no default"
+    assert text["error"]["message"] == "feature 'x' is float32: give a number"
+
+
 def test_an_entity_is_explained_with_and_without_its_prediction(worker: Callable[..., Worker]) -> None:
     it = worker()
     at = it.load({"a": 3, "raises": -1})
