@@ -32,6 +32,7 @@ from inference.sources import (
     pack_mask,
     read_ids,
     read_slices,
+    repeated_hashes,
     unpack_mask,
     whole_slices,
 )
@@ -309,8 +310,7 @@ def _with_mask(piece: RowSlice, mask: npt.NDArray[np.bool_], rows_before: int) -
 def _refuse_repeated(
     source: Source, pieces: Sequence[RowSlice], hashes: Sequence[npt.NDArray[np.uint64]], entity_column: str
 ) -> None:
-    every = np.concatenate([np.empty(0, np.uint64), *hashes])
-    repeated = len(every) - len(np.unique(every))
+    repeated = len(repeated_hashes(np.concatenate([np.empty(0, np.uint64), *hashes])))
     if repeated:
         slices: list[Slice] = [piece.slice for piece in pieces]
         counted = count_distinct_ids(source.files, entity_column, examples=MAX_EXAMPLES, slices=slices)

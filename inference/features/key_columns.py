@@ -5,8 +5,11 @@ An event time is the time at which the values of a row were true. Arrays hold it
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +30,7 @@ from inference.sources import (
     hash_ids,
     pack_mask,
     read_slices,
+    repeated_hashes,
     whole_slices,
 )
 
@@ -149,16 +153,26 @@ def refuse_repeated_ids(source: Source, entity_column: str) -> None:
         SourceError: an id repeats, or the source cannot be read; names the column, some ids, and the fix.
     """
     slices = list(_spread(list(whole_slices(source.files))))
-    hashes = [np.empty(0, np.uint64)]
-    for batch in read_slices(source.files, slices, columns=[entity_column], batch_rows=_BATCH_ROWS):
-        ids = entity_ids_as_text(batch.column(entity_column), entity_column)
-        hashes.append(hash_ids(ids.filter(pc.invert(illegal_entity_ids(ids)))))
-    seen = np.concatenate(hashes)
-    repeated = len(seen) - len(np.unique(seen))
+    readers = os.cpu_count() or 1
+    with ThreadPoolExecutor(readers, thread_name_prefix="read ids") as threads:
+        parts = [slices[first::readers] for first in range(readers)]
+        hashes = list(threads.map(partial(_hashes_of_legal_ids, source, entity_column), parts))
+    repeated = len(repeated_hashes(np.concatenate(hashes)))
     if repeated:
         # "" stands for missing ids, which have errors of their own
         counted = count_distinct_ids(source.files, entity_column, examples=_EXAMPLES + 1, slices=slices)
         raise repeated_ids_error(repeated, [one for one in counted.duplicates if one][:_EXAMPLES], entity_column)
+
+
+def _hashes_of_legal_ids(source: Source, entity_column: str, slices: Sequence[Slice]) -> npt.NDArray[np.uint64]:
+    """Return the hashes in ascending order."""
+    hashes = [np.empty(0, np.uint64)]
+    for batch in read_slices(source.files, slices, columns=[entity_column], batch_rows=_BATCH_ROWS):
+        ids = entity_ids_as_text(batch.column(entity_column), entity_column)
+        hashes.append(hash_ids(ids.filter(pc.invert(illegal_entity_ids(ids)))))
+    of_all = np.concatenate(hashes)
+    of_all.sort()
+    return of_all
 
 
 def _spread(groups: list[Slice]) -> Iterator[Slice]:

@@ -14,6 +14,7 @@ from inference.sources.reading import (
     pack_mask,
     read_ids,
     read_slices,
+    repeated_hashes,
     unpack_mask,
     whole_slices,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "plain_column",
     "read_ids",
     "read_slices",
+    "repeated_hashes",
     "unpack_mask",
     "whole_slices",
 ]

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from inference.entities import entity_ids_as_text
+from inference.entities import MAX_ENTITY_ID_BYTES, entity_ids_as_text
 from inference.errors import SourceError
 from inference.sources.column_types import holds_text, plain_column
 from inference.sources.footers import SourceFile, check_unchanged
@@ -33,6 +33,14 @@ _REMOTE_BUFFER_BYTES = 4 << 20
 
 Files = Sequence[SourceFile] | Mapping[int, SourceFile]
 _BATCH_ROWS = 1 << 17
+
+#: bytes that a hash takes in at once, and ids, so that the data of one step stays in the processor's cache
+_WORD, _HASHED_AT_ONCE = 8, 1 << 14
+#: number of bytes → the part of a little-endian word that holds them
+_FIRST_BYTES = np.array([(1 << 8 * count) - 1 for count in range(_WORD + 1)], np.uint64)
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+_MIXING = ((np.uint64(30), np.uint64(0xBF58476D1CE4E5B9)), (np.uint64(27), np.uint64(0x94D049BB133111EB)))
+_LAST_SHIFT = np.uint64(31)
 
 
 @dataclass(frozen=True)
@@ -177,8 +185,7 @@ def count_distinct_ids(
     """Read all ids again (of `slices`, if given) and count them by 64-bit hashes, 8 bytes a row. Nulls are one id."""
     parts = list(whole_slices(files)) if slices is None else slices
     hashes = np.concatenate([np.empty(0, np.uint64), *map(hash_ids, read_ids(files, parts, entity_column))])
-    hashes.sort()
-    repeated = hashes[1:][hashes[1:] == hashes[:-1]]
+    repeated = repeated_hashes(hashes)
     names = _names_of(np.unique(repeated), read_ids(files, parts, entity_column), examples) if len(repeated) else ()
     return IdCount(len(hashes) - len(repeated), names)
 
@@ -189,11 +196,45 @@ def read_ids(files: Sequence[SourceFile], slices: Iterable[Slice], column: str) 
         yield pc.fill_null(entity_ids_as_text(batch.column(column), column), "")
 
 
-def hash_ids(ids: pa.Array) -> npt.NDArray[np.uint64]:
-    """Return a hash of each id (text), which is the same in every process."""
-    import pandas as pd  # slow to import, and few runs need it
+def repeated_hashes(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Sort the hashes, in place, and return each one again for each time it repeats.
 
-    return pd.util.hash_array(np.asarray(ids.to_pandas(), dtype=object), categorize=False)
+    A million take 0.06 s, and 0.01 s if they consist of a few ascending parts. numpy's `unique` takes 0.6 s.
+    """
+    hashes.sort(kind="stable")  # merges ascending parts
+    return hashes[1:][hashes[1:] == hashes[:-1]]
+
+
+def hash_ids(ids: pa.Array) -> npt.NDArray[np.uint64]:
+    """Return a 64-bit hash of each id (text without nulls), the same in every process.
+
+    Of a text that is too long for an id, only the length and the first 512 bytes count. Each eight bytes are mixed into all rows' hashes at once, by the steps of splitmix64
+    (https://prng.di.unimi.it/splitmix64.c): 0.03 µs an id of ten bytes, where pandas takes 0.16.
+    """
+    texts = pc.cast(ids, pa.large_binary())
+    offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    data = np.append(np.frombuffer(texts.buffers()[2] or b"", np.uint8), np.zeros(_WORD, np.uint8))
+    words = np.lib.stride_tricks.as_strided(data[:_WORD].view(np.uint64), (len(data) - _WORD + 1,), (1,))
+    hashes = np.empty(len(texts), np.uint64)
+    for start in range(0, len(texts), _HASHED_AT_ONCE):
+        bounds = offsets[start : start + _HASHED_AT_ONCE + 1]
+        hashes[start : start + _HASHED_AT_ONCE] = _hash_texts(words, bounds[:-1], np.diff(bounds))
+    return hashes
+
+
+def _hash_texts(
+    words: npt.NDArray[np.uint64], starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint64]:
+    """Return the hash of each text. `words`: the eight bytes from each byte on."""
+    hashes = lengths.astype(np.uint64) * _STEP
+    for at in range(0, min(int(lengths.max()), MAX_ENTITY_ID_BYTES), _WORD):
+        longer = slice(None) if at == 0 else np.flatnonzero(lengths > at)
+        mixed = hashes[longer] ^ (words[starts[longer] + at] & _FIRST_BYTES[np.minimum(lengths[longer] - at, _WORD)])
+        for shift, factor in _MIXING:
+            mixed ^= mixed >> shift
+            mixed *= factor
+        hashes[longer] = mixed ^ (mixed >> _LAST_SHIFT)
+    return hashes
 
 
 def _names_of(hashes: npt.NDArray[Any], batches: Iterable[pa.Array], most: int) -> tuple[str, ...]:

@@ -381,7 +381,8 @@ def _fill(
     starts: npt.NDArray[np.int64],
     lengths: npt.NDArray[np.int64],
 ) -> None:
-    for length in np.unique(lengths).tolist():
+    # numpy's `unique` takes 40 times as long
+    for length in np.flatnonzero(np.bincount(lengths)).tolist():
         rows = np.flatnonzero(lengths == length)
         if length <= _LONGEST:
             result[rows] = _of_one_length(data, starts[rows], length)
