@@ -44,7 +44,7 @@ _UNKNOWN_TIME = np.iinfo(np.int64).min
 
 #: by table group, the event time of each row; NaN where a row has nothing of the group
 GroupTimes = dict[str, Times]
-#: so many ids are read before each run and load, which takes some two seconds; from all over a larger table
+#: so many ids are read before each run and load, which takes half a second; from all over a larger table
 LOOKED_AT_ROWS = 5_000_000
 _BATCH_ROWS = 1 << 17
 _EXAMPLES = 3
