@@ -43,11 +43,12 @@ def demo(
 
 def api(
     fd: Annotated[int | None, typer.Option(help="A listening socket that is open already, shared with others.")] = None,
+    standby: Annotated[bool, typer.Option(help="With --fd: serve when one of [api] processes has died.")] = False,
 ) -> None:
     """Serve the HTTP API."""
     from app.api.server import serve
 
-    serve(load_settings(), fd)
+    serve(load_settings(), fd, standby=standby)
 
 
 def dashboard() -> None:

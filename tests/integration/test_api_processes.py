@@ -66,13 +66,8 @@ def publish(stack: Stack) -> None:
 
 
 def serving(stack: Stack) -> list[psutil.Process]:
-    """Return the processes that serve, without the one that watches over them and Python's own."""
-    alive = []
-    for one in psutil.Process(stack.processes["api"].pid).children():
-        with suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
-            if "spawn_main" in " ".join(one.cmdline()):
-                alive.append(one)
-    return alive
+    """Return the processes that serve, without the one that watches over them."""
+    return [one for one in psutil.Process(stack.processes["api"].pid).children() if one.status() != "zombie"]
 
 
 def clients_of_both(stack: Stack, open_clients: ExitStack) -> dict[int, httpx.Client]:
