@@ -60,7 +60,9 @@ def serve(settings: Settings, fd: int | None = None, *, standby: bool = False) -
     log.info("api.listening", url=_url_of(listener))
     work = partial(_serve_here, config, listener)
     if fd is None:
-        sys.exit(Forks(work, settings.api.processes, hopeless=STARTUP_FAILURE).run())
+        # nobody accepts any more once all forks are stopping: then connections are refused, not kept waiting
+        forks = Forks(work, settings.api.processes, hopeless=STARTUP_FAILURE, on_stop=listener.close)
+        sys.exit(forks.run())
     if not standby:
         work()
         return

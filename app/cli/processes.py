@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from app.cli.context import load_settings
+from inference.errors import SettingsError
 
 #: command lines of processes with a log; people watch `up` and `demo` on a terminal
 SERVICES = (["api"], ["dashboard"])
@@ -46,6 +47,8 @@ def api(
     standby: Annotated[bool, typer.Option(help="With --fd: serve when one of [api] processes has died.")] = False,
 ) -> None:
     """Serve the HTTP API."""
+    if standby and fd is None:
+        raise SettingsError("--standby needs --fd: without it, the command replaces what dies by itself", field="standby")
     from app.api.server import serve
 
     serve(load_settings(), fd, standby=standby)
@@ -60,8 +63,6 @@ def dashboard() -> None:
 
 def _require_psutil() -> None:
     from importlib.util import find_spec
-
-    from inference.errors import SettingsError
 
     if find_spec("psutil") is None:
         raise SettingsError("this command needs psutil: pip install 'forecache[embedded]'")

@@ -68,9 +68,15 @@ class Forks:
     milliseconds. It ends with this process, however this one ends. This process may have no other threads.
     """
 
-    def __init__(self, work: Callable[[], None], count: int, *, hopeless: int) -> None:
-        """`work` returns after SIGTERM. `hopeless`: the exit code of a fork whose successors would fail as well."""
+    def __init__(
+        self, work: Callable[[], None], count: int, *, hopeless: int, on_stop: Callable[[], object] = lambda: None
+    ) -> None:
+        """`work` returns after SIGTERM. `hopeless`: the exit code of a fork whose successors would fail as well.
+
+        `on_stop`: called in this process while the last forks end; may be called again.
+        """
         self._work = work
+        self._on_stop = on_stop
         self._places = [_Place() for _ in range(count)]
         self._hopeless = hopeless
         self._exit_code: int | None = None
@@ -88,6 +94,8 @@ class Forks:
         while self._exit_code is None or any(place.channel for place in self._places):
             for place in self._places:
                 self._care_for(place)
+            if self._exit_code is not None:
+                self._on_stop()
             channels = {place.channel: place for place in self._places if place.channel}
             ready, _, _ = select.select([self._woken, *channels], [], [], SIGN_EVERY_S)
             for one in ready:

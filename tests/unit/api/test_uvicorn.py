@@ -42,8 +42,7 @@ KNOWN: dict[Callable[..., Any], str] = {
 def test_a_part_of_uvicorn_is_the_one_that_our_connections_know(part: Callable[..., Any]) -> None:
     digest = hashlib.sha256(inspect.getsource(part).encode()).hexdigest()[:12]
     assert digest == KNOWN[part], (
-        f"uvicorn has changed {part.__qualname__}: compare app/api/connections.py with it, then put "
-        f"{digest} here"
+        f"uvicorn has changed {part.__qualname__}: compare app/api/connections.py with it, then put {digest} here"
     )
 
 
