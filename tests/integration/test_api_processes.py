@@ -69,7 +69,12 @@ def publish(stack: Stack) -> None:
 
 def serving(stack: Stack) -> list[psutil.Process]:
     """Return the processes that serve, without the one that watches over them."""
-    return [one for one in psutil.Process(stack.processes["api"].pid).children() if one.status() != "zombie"]
+    alive = []
+    for one in psutil.Process(stack.processes["api"].pid).children():
+        with suppress(psutil.NoSuchProcess):
+            if one.status() != psutil.STATUS_ZOMBIE:
+                alive.append(one)
+    return alive
 
 
 def clients_of_both(stack: Stack, open_clients: ExitStack) -> dict[int, httpx.Client]:
