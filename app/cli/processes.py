@@ -48,7 +48,7 @@ def api(
 ) -> None:
     """Serve the HTTP API."""
     if standby and fd is None:
-        raise SettingsError("--standby needs --fd: without it, the command replaces what dies by itself", field="standby")
+        raise SettingsError("--standby needs --fd: without it, the command itself replaces what dies", field="standby")
     from app.api.server import serve
 
     serve(load_settings(), fd, standby=standby)
