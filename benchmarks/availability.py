@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import psutil
 from rig.dataset import Dataset, entity_id, make_dataset
-from rig.local_up import LocalUp
+from rig.local_up import KINDS, LocalUp
 from rig.open_loop import Called, Callers
 from rig.report import print_report
 from rig.stack import MODEL, temporary_folder
@@ -70,7 +70,7 @@ async def _measure(
 async def _kill(up: LocalUp, options: argparse.Namespace, chance: random.Random, killed: list[Killed]) -> None:
     while True:
         await asyncio.sleep(options.every_s)
-        kind, process = chance.choice(up.processes())
+        kind, process = chance.choice([one for one in up.processes() if one[0] in options.kill])
         try:
             process.kill()
         except psutil.NoSuchProcess:
@@ -125,6 +125,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--every-s", type=float, default=20, help="between two deaths")
+    parser.add_argument("--kill", nargs="+", choices=KINDS, default=list(KINDS), help="kinds of processes to kill")
     parser.add_argument("--rate", type=float, help="requests a second; else half of what saturates")
     parser.add_argument("--budget-ms", type=int, default=500)
     parser.add_argument("--api-processes", type=int, default=1, help="the setting [api] processes")

@@ -129,6 +129,8 @@ async def open_process(settings: Settings) -> AsyncIterator[ApiProcess]:
                 now = replace(itself, breakers=service.breaker_states())
                 await process.in_thread(lambda: presence.beat(now))
 
+            with suppress(StoreUnavailable):  # so that the first requests find a connection, and Redis' time
+                await clock.measure(client)
             background = [
                 asyncio.create_task(recorder.run()),
                 asyncio.create_task(clock.follow(client)),

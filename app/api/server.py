@@ -1,30 +1,31 @@
-"""Runs the HTTP service on the configured address, in one process or several."""
+"""Runs the HTTP service on the configured address: a process that holds the port, and forks of it that serve."""
 
 from __future__ import annotations
 
+import fcntl
 import gc
-import multiprocessing
-import multiprocessing.connection
 import os
-import signal
 import socket
 import sys
-import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
+from typing import IO
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.config import STARTUP_FAILURE
-from uvicorn.supervisors import Multiprocess
 
 from app.api.application import create_app
 from app.api.connections import Connection
 from app.http import backlog, listen, raise_descriptors
+from app.local.forks import Forks
 from inference.errors import SettingsError
 from inference.logs import configure_logging, get_logger
 from inference.settings import ApiSettings, Settings
 from inference.settings.processes import require_allowed
+from tasks.dispatch import load_dispatcher
 
 log = get_logger(__name__)
 
@@ -35,13 +36,17 @@ SWITCH_INTERVAL_S = 0.0005
 #: time for open requests to finish when the service stops
 GRACE_S = 5
 
+#: interval at which a process that stands by looks for a free place
+TURN_EVERY_S = 0.01
 
-def serve(settings: Settings, fd: int | None = None) -> None:
+
+def serve(settings: Settings, fd: int | None = None, *, standby: bool = False) -> None:
     """Serve until stopped.
 
-    With several `[api] processes`, this process only supervises the others, which share the port, and replaces one
-    that dies or hangs. `fd`: descriptor of an open, listening socket that several processes share; then the caller
-    supervises them.
+    This process only holds the port and keeps `[api] processes` forks at work, so that the port outlives each of them:
+    when one dies, connections wait for the next one. `fd`: descriptor of an open, listening socket; then this process
+    serves it itself, and the caller supervises. `standby`: wait, with all in memory, while `[api] processes` others of
+    this folder serve.
 
     Raises:
         SettingsError: other machines could reach the address, and there are neither keys nor `[api] allow_remote`;
@@ -49,24 +54,27 @@ def serve(settings: Settings, fd: int | None = None) -> None:
     """
     raise_descriptors()
     listener = listen(settings.api) if fd is None else _given(settings.api, fd)
-    _configure_logging(settings)
-    config = configure(settings.api, partial(_application, settings))
+    configure_logging("api", form=settings.logs.format, level=settings.logs.level)
+    config = configure(settings.api, partial(create_app, settings))
+    _load(config, settings)
     log.info("api.listening", url=_url_of(listener))
-    if fd is not None or settings.api.processes == 1:
-        uvicorn.Server(config).run(sockets=[listener])
+    work = partial(_serve_here, config, listener)
+    if fd is None:
+        # nobody accepts any more once all forks are stopping: then connections are refused, not kept waiting
+        forks = Forks(work, settings.api.processes, hopeless=STARTUP_FAILURE, on_stop=listener.close)
+        sys.exit(forks.run())
+    if not standby:
+        work()
         return
-    processes = _Processes(config, sockets=[listener])
-    processes.run()
-    if any(each.exitcode == STARTUP_FAILURE for each in processes.processes):
-        sys.exit(STARTUP_FAILURE)
+    with _turn(settings):
+        work()
 
 
 def configure(api: ApiSettings, application: Callable[[], FastAPI]) -> uvicorn.Config:
-    """Return uvicorn's configuration; each process calls `application` to make one of its own."""
+    """Return uvicorn's configuration; `application` makes the application."""
     return uvicorn.Config(
         application,
         factory=True,
-        workers=api.processes,
         http=Connection,
         ws="none",
         backlog=backlog(),
@@ -76,8 +84,6 @@ def configure(api: ApiSettings, application: Callable[[], FastAPI]) -> uvicorn.C
         # the access check counts wrong keys by the connection's address: a header could hold any address
         proxy_headers=False,
         timeout_graceful_shutdown=GRACE_S,
-        # on a busy machine, a process may import for that long
-        timeout_worker_healthcheck=30,
     )
 
 
@@ -103,31 +109,40 @@ def _url_of(listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-class _Processes(Multiprocess):
-    def handle_hup(self) -> None:
-        """End when the terminal closes, like a single process; uvicorn would restart all processes."""
-        self.should_exit.set()
-
-
-def _application(settings: Settings) -> FastAPI:
-    """Return the application, in the process that serves it."""
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        _configure_logging(settings)
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
-    application = create_app(settings)
+def _load(config: uvicorn.Config, settings: Settings) -> None:
+    """Import and build all that needs no event loop: whoever begins to serve later answers milliseconds after."""
+    config.load()
+    config.get_loop_factory()
+    load_dispatcher(settings)
     # all objects so far stay: a full collection that looks at them would stop every request for a tenth of a second
     gc.collect()
     gc.freeze()
-    return application
 
 
-def _configure_logging(settings: Settings) -> None:
-    configure_logging("api", form=settings.logs.format, level=settings.logs.level)
+def _serve_here(config: uvicorn.Config, listener: socket.socket) -> None:
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    uvicorn.Server(config).run(sockets=[listener])
 
 
-def _end_with(sentinel: int) -> None:
-    """Stop this process when its supervising process is gone: nothing else would."""
-    multiprocessing.connection.wait([sentinel])
-    os.kill(os.getpid(), signal.SIGTERM)
+@contextmanager
+def _turn(settings: Settings) -> Iterator[None]:
+    """Wait for one of `[api] processes` places, and keep it during the block.
+
+    The kernel frees the place of a process that dies. A signal ends a process that waits: it has nothing to finish.
+    """
+    with (settings.state_dir / "api.lock").open("ab") as file:
+        if not _take_place(file, settings.api.processes):
+            log.info("api.stands_by")
+            while not _take_place(file, settings.api.processes):
+                time.sleep(TURN_EVERY_S)
+            log.info("api.takes_over")
+        yield
+
+
+def _take_place(file: IO[bytes], places: int) -> bool:
+    """Lock a byte of the file that nobody else has locked."""
+    for place in range(places):
+        with suppress(BlockingIOError, PermissionError):
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            return True
+    return False

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from app.cli.context import load_settings
+from inference.errors import SettingsError
 
 #: command lines of processes with a log; people watch `up` and `demo` on a terminal
 SERVICES = (["api"], ["dashboard"])
@@ -43,11 +44,14 @@ def demo(
 
 def api(
     fd: Annotated[int | None, typer.Option(help="A listening socket that is open already, shared with others.")] = None,
+    standby: Annotated[bool, typer.Option(help="With --fd: serve when one of [api] processes has died.")] = False,
 ) -> None:
     """Serve the HTTP API."""
+    if standby and fd is None:
+        raise SettingsError("--standby needs --fd: without it, the command itself replaces what dies", field="standby")
     from app.api.server import serve
 
-    serve(load_settings(), fd)
+    serve(load_settings(), fd, standby=standby)
 
 
 def dashboard() -> None:
@@ -59,8 +63,6 @@ def dashboard() -> None:
 
 def _require_psutil() -> None:
     from importlib.util import find_spec
-
-    from inference.errors import SettingsError
 
     if find_spec("psutil") is None:
         raise SettingsError("this command needs psutil: pip install 'forecache[embedded]'")

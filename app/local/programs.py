@@ -68,7 +68,7 @@ def all_programs(
     """Return every program of the deployment, in the order in which they start.
 
     `gpus`: the result of `visible_gpus`; each GPU gets the batch and real-time workers that the settings say.
-    `listener`: file descriptor of the socket that several API processes share; None: one process opens its own.
+    `listener`: file descriptor of the socket that API processes share; None: there are none.
     """
     return [
         *([redis_program(redis)] if redis else []),
@@ -98,13 +98,16 @@ def all_programs(
 
 
 def _apis(api: ApiSettings, listener: int | None) -> list[Program]:
-    ready, url = "Application startup complete", _url(api)
+    """Return one program more than there are API processes: one stands by, and takes over when another dies."""
     if listener is None:
-        return [_module("api", "app.cli", "api", says_ready=ready, url=url)]
+        return []
     return [
-        _module(f"api-{number}", "app.cli", "api", "--fd", str(listener), says_ready=ready, url=url, fds=(listener,))
-        for number in range(1, api.processes + 1)
-    ]
+        _module(
+            f"api-{number}", "app.cli", "api", "--fd", str(listener), "--standby",
+            says_ready=r"Application startup complete|api\.stands_by", url=_url(api), fds=(listener,),
+        )
+        for number in range(1, api.processes + 2)
+    ]  # fmt: skip
 
 
 def chosen_kinds(only: Sequence[str] = (), without: Sequence[str] = ()) -> frozenset[str]:

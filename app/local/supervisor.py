@@ -10,14 +10,12 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+from app.local.forks import Backoff, manner
 from app.local.output import Board, Lines, Output
 from app.local.programs import Program
 from inference.errors import Unavailable
 from inference.failures import Failures
 
-#: a process that worked for this long is healthy: its next start is not delayed
-LONG_LIFE_S = 10.0
-LONGEST_WAIT_S = 30.0
 #: seconds between two calls of `Program.is_ready`
 LOOK_EVERY_S = 0.1
 #: seconds that a program may take until it is ready; a Redis with much data loads for a while
@@ -31,18 +29,6 @@ _DRAIN_S = 0.3
 #: the exit code that shells report for a program that cannot be started
 _NOT_STARTED = 127
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class Backoff:
-    """Counts quick deaths in a row: the first restart comes at once, the next after 1, 2, 4 … 30 seconds."""
-
-    def __init__(self) -> None:
-        self.quick_deaths = 0
-
-    def after_death(self, worked_s: float) -> float:
-        """Return the seconds to wait. `worked_s`: for how long the process was ready."""
-        self.quick_deaths = 0 if worked_s >= LONG_LIFE_S else self.quick_deaths + 1
-        return 0.0 if self.quick_deaths <= 1 else min(LONGEST_WAIT_S, 2.0 ** (self.quick_deaths - 2))
 
 
 class _Process(asyncio.SubprocessProtocol):
@@ -155,7 +141,7 @@ class ProgramRunner:
             if self._must_become_ready and (exit_code >= 0 or deaths >= _TRIES):
                 raise Unavailable(self._explain_death())
             wait_s = backoff.after_death(self._board.worked_s(self.program.name))
-            self._board.died(self.program.name, _manner(exit_code), wait_s, backoff.quick_deaths)
+            self._board.died(self.program.name, manner(exit_code), wait_s, backoff.quick_deaths)
             await asyncio.sleep(wait_s)
 
     async def stop(self) -> None:
@@ -287,12 +273,3 @@ def _child_environment() -> dict[str, str]:
     # Celery warns root in eight lines from every worker: `up` says it once
     filters = [os.environ.get("PYTHONWARNINGS", ""), "ignore:You're running the worker with superuser privileges"]
     return {"PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": ",".join(filter(None, filters))}
-
-
-def _manner(exit_code: int) -> str:
-    if exit_code >= 0:
-        return f"exit code {exit_code}"
-    try:
-        return f"killed by {signal.Signals(-exit_code).name}"
-    except ValueError:  # a real-time signal: most have no name
-        return f"killed by signal {-exit_code}"

@@ -55,8 +55,8 @@ def up(settings: Settings, kinds: frozenset[str]) -> None:
             on_exit.callback(redis.withdraw)
         gpus = visible_gpus(settings.workers)
         listener = None
-        if "api" in kinds and settings.api.processes > 1:
-            # opened here, so that the others go on when one of them dies
+        if "api" in kinds:
+            # opened here, so that it outlives every API process
             listener = on_exit.enter_context(listen(settings.api)).fileno()
         programs = all_programs(settings, redis, gpus, listener=listener)
         programs = [each for each in programs if each.kind in kinds]

@@ -130,6 +130,11 @@ def _error_of(failure: Any, task_id: str) -> ForecacheError:
     return Defect("a worker failed on this task; its log says why")
 
 
+def load_dispatcher(settings: Settings) -> None:
+    """Import what `open_dispatcher` needs: Celery's own imports would take its first caller a tenth of a second."""
+    _ = make_celery(settings).backend, make_sending_app(settings).amqp
+
+
 @asynccontextmanager
 async def open_dispatcher(settings: Settings) -> AsyncIterator[Dispatcher]:
     """Yield a dispatcher for this event loop. The broker and the result backend may still be down."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -66,11 +68,11 @@ def publish(stack: Stack) -> None:
 
 
 def serving(stack: Stack) -> list[psutil.Process]:
-    """Return the processes that serve, without the one that watches over them and Python's own."""
+    """Return the processes that serve, without the one that watches over them."""
     alive = []
     for one in psutil.Process(stack.processes["api"].pid).children():
-        with suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
-            if "spawn_main" in " ".join(one.cmdline()):
+        with suppress(psutil.NoSuchProcess):
+            if one.status() != psutil.STATUS_ZOMBIE:
                 alive.append(one)
     return alive
 
@@ -160,10 +162,43 @@ def test_each_gets_the_results_that_it_asked_for(tmp_path: Path) -> None:
                 assert (answer["entity_id"], answer["outcome"]) == (f"F{number}", "computed")
 
 
-@pytest.mark.slow
-def test_under_up_each_is_watched_over_and_the_death_of_one_refuses_nobody(tmp_path: Path) -> None:
+def test_the_death_of_the_only_one_refuses_nobody(tmp_path: Path) -> None:
+    with Stack(tmp_path, MODEL) as stack:
+        publish(stack)
+        stack.start("api")
+        stack.wait_ready()
+        [killed] = serving(stack)
+        killed.kill()
+        for _ in range(30):
+            assert httpx.get(f"{stack.url}/predict/a", timeout=5).json()["outcome"] == "hit_batch"
+        assert killed.pid not in {one.pid for one in serving(stack)}
+        assert f"pid={killed.pid}" in stack.log("api")
+        assert "killed by SIGKILL" in stack.log("api")
+
+
+def test_while_the_last_requests_end_nobody_else_is_kept_waiting(tmp_path: Path) -> None:
+    with Stack(tmp_path, MODEL) as stack, socket.socket() as slow:
+        publish(stack)
+        stack.start("api")
+        stack.wait_ready()
+        slow.connect(("127.0.0.1", stack.api_port))
+        slow.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        assert httpx.get(f"{stack.url}/predict/a").status_code == 200  # so the first one is accepted, too
+        stack.processes["api"].terminate()
+        wait_for(lambda: is_refused(stack), "the end of the port", 4)
+        assert stack.processes["api"].poll() is None
+        assert stack.processes["api"].wait(15) == 0
+
+
+def is_refused(stack: Stack) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", stack.api_port)) == errno.ECONNREFUSED
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_under_up_the_death_of_any_refuses_nobody(tmp_path: Path, processes: int) -> None:
     port = free_port()
-    (tmp_path / "forecache.toml").write_text(f"[api]\nport = {port}\nprocesses = 2\n{MODEL}")
+    (tmp_path / "forecache.toml").write_text(f"[api]\nport = {port}\nprocesses = {processes}\n{MODEL}")
     command = [sys.executable, "-P", "-m", "app.cli", "up", "--only", "redis,api"]
     with (tmp_path / "up.log").open("wb") as log:
         up = subprocess.Popen(command, cwd=tmp_path, env=child_environment(), stdout=log, stderr=log)
@@ -176,18 +211,18 @@ def test_under_up_each_is_watched_over_and_the_death_of_one_refuses_nobody(tmp_p
                     found.append(one)
         return found
 
-    def both_serve() -> bool:
-        return (tmp_path / "up.log").read_text().count("Application startup complete") >= started + 2
+    def said(text: str) -> int:
+        return (tmp_path / "up.log").read_text().count(text)
 
     try:
-        started = 0
-        wait_for(lambda: len(apis()) == 2 and both_serve(), "two processes", 60)
-        killed = apis()[0]
-        killed.kill()
-        for _ in range(30):
-            assert httpx.get(f"http://127.0.0.1:{port}/health/live", timeout=5).status_code == 200
-        started = 1
-        wait_for(lambda: len({one.pid for one in apis()} - {killed.pid}) == 2 and both_serve(), "another one", 60)
+        wait_for(lambda: said("startup complete") == processes and said("api.stands_by") == 1, "all processes", 60)
+        for number, one in enumerate(apis(), start=1):  # one of them stands by
+            one.kill()
+            for _ in range(30):
+                assert httpx.get(f"http://127.0.0.1:{port}/health/live", timeout=5).status_code == 200
+            wait_for(lambda: said("api.stands_by") == 1 + number, "another one", 60)  # noqa: B023
+        assert said("api.takes_over") >= processes
+        assert len(apis()) == processes + 1
     finally:
         end_tree(up)
     with pytest.raises(httpx.ConnectError):

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from inference.redis.clients import Client
+from tests.integration.test_api_processes import serving
 from tests.support.flights import write_flights
 from tests.support.stack import Stack
 from tests.support.waiting import LONG_S, wait_for
@@ -163,7 +164,7 @@ def test_the_subscriber_cut_off_again_and_again_under_load_costs_nobody_more_tha
     wait_for(lambda: computes(stack), "computed answers", 30)
     with Client.from_url(stack.redis.url()) as client, Load(stack, LONG_BUDGET_S) as load:
         for _ in range(8):
-            wait_for(lambda: cut_subscriber(client, stack.processes["api"].pid), "a subscription", 5)
+            wait_for(lambda: cut_subscriber(client, serving(stack)[0].pid), "a subscription", 5)
             time.sleep(0.3)
         wait_for(lambda: len(load.seen) > 40, "answers", 20)
     assert sum(one.outcome == "computed" for one in load.seen) > 0.8 * len(load.seen), load.seen

@@ -152,6 +152,7 @@ def test_an_argument_that_is_no_text_is_refused_in_one_line(
         ["predict", "a", "--max-staleness-hours", "nan"],
         ["api", "--fd", "-1"],
         ["api", "--fd", "99999999999"],
+        ["api", "--standby"],
     ],
     ids=" ".join,
 )

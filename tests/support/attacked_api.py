@@ -119,7 +119,7 @@ def attacked_api(
             )  # fmt: skip
         api = AttackedApi(stack, [psutil.Process(process.pid)], unix)
         wait_for(api.is_ready, f"readiness; api.log ends:\n{stack.log('api')[-1500:]}")
-        if count > 1:
+        if unix is None:
             api.processes = wait_for(
                 lambda: of_all if len(of_all := serving(stack)) == count else None, "all processes"
             )

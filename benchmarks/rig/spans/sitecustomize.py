@@ -211,7 +211,11 @@ def _write_for_good(file: Path) -> None:
             time.sleep(FLUSH_EVERY_S)
             write()
 
-    threading.Thread(target=run, name="spans", daemon=True).start()
+    def start() -> None:
+        threading.Thread(target=run, name="spans", daemon=True).start()
+
+    start()
+    os.register_at_fork(after_in_child=start)  # the API's processes are forks
     atexit.register(write)
 
 

@@ -1,4 +1,4 @@
-"""Pins the private parts of uvicorn that `app/api/connections.py` and `app/api/server.py` override or imitate."""
+"""Pins the private parts of uvicorn that `app/api/connections.py` overrides or imitates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from uvicorn.supervisors import Multiprocess
 
 from tests.test_architecture import ROOT, source_files
 
@@ -36,7 +35,6 @@ KNOWN: dict[Callable[..., Any], str] = {
     RequestResponseCycle.run_asgi: "0f33f2449a44",
     RequestResponseCycle.send: "abdd8601b326",
     RequestResponseCycle.receive: "8124ae006be7",
-    Multiprocess.handle_hup: "c6701178f72d",
 }
 
 
@@ -44,8 +42,7 @@ KNOWN: dict[Callable[..., Any], str] = {
 def test_a_part_of_uvicorn_is_the_one_that_our_connections_know(part: Callable[..., Any]) -> None:
     digest = hashlib.sha256(inspect.getsource(part).encode()).hexdigest()[:12]
     assert digest == KNOWN[part], (
-        f"uvicorn has changed {part.__qualname__}: compare app/api/connections.py and app/api/server.py with it, then "
-        f"put {digest} here"
+        f"uvicorn has changed {part.__qualname__}: compare app/api/connections.py with it, then put {digest} here"
     )
 
 

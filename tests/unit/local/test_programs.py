@@ -16,11 +16,11 @@ REDIS = EmbeddedRedis(Path("/state"), Path("/bin/redis-server"), 1234, "secret")
 
 
 def _names(settings: Settings, gpus: list[str] | None = None) -> list[str]:
-    return [program.name for program in all_programs(settings, None, gpus)]
+    return [program.name for program in all_programs(settings, None, gpus, listener=7)]
 
 
 def test_every_process_of_the_table_is_started() -> None:
-    assert _names(Settings()) == ["maintenance", "realtime", "batch", "beat", "api", "dashboard"]
+    assert _names(Settings()) == ["maintenance", "realtime", "batch", "beat", "api-1", "api-2", "dashboard"]
 
 
 def test_the_embedded_redis_starts_first_and_stops_last() -> None:
@@ -32,19 +32,19 @@ def test_the_embedded_redis_starts_first_and_stops_last() -> None:
 
 def test_what_requests_go_through_has_the_processor_first() -> None:
     settings = Settings(workers=WorkerSettings(realtime_processes=2))
-    hurried = {program.name for program in all_programs(settings, REDIS, None) if not program.niceness}
-    assert hurried == {"redis", "realtime-1", "realtime-2", "api"}
+    hurried = {program.name for program in all_programs(settings, REDIS, None, listener=7) if not program.niceness}
+    assert hurried == {"redis", "realtime-1", "realtime-2", "api-1", "api-2"}
 
 
-def test_several_api_processes_are_each_watched_over_and_share_one_socket() -> None:
+def test_api_processes_share_one_socket_and_one_more_stands_by() -> None:
     settings = Settings.model_validate({"api": {"processes": 2}})
     apis = [one for one in all_programs(settings, None, None, listener=7) if one.kind == "api"]
-    assert [one.name for one in apis] == ["api-1", "api-2"]
-    assert all(one.fds == (7,) and list(one.argv[-2:]) == ["--fd", "7"] for one in apis)
+    assert [one.name for one in apis] == ["api-1", "api-2", "api-3"]
+    assert all(one.fds == (7,) and list(one.argv[-3:]) == ["--fd", "7", "--standby"] for one in apis)
 
 
 def test_no_child_puts_the_users_folder_on_its_module_path() -> None:
-    for program in all_programs(Settings(), None, None):
+    for program in all_programs(Settings(), None, None, listener=7):
         assert program.argv[:3] == [sys.executable, "-P", "-m"]
 
 
@@ -123,5 +123,5 @@ def test_a_wrong_choice_is_refused_with_what_there_is(only: list[str], without: 
 
 
 def test_every_kind_is_a_program_of_up() -> None:
-    programs = all_programs(Settings(workers=WorkerSettings(realtime_processes=2)), REDIS, None)
+    programs = all_programs(Settings(workers=WorkerSettings(realtime_processes=2)), REDIS, None, listener=7)
     assert {program.kind for program in programs} == set(KINDS)

@@ -9,9 +9,10 @@ import sys
 
 import pytest
 
+from app.local.forks import Backoff, manner
 from app.local.output import Lines, Output
 from app.local.programs import Program
-from app.local.supervisor import Backoff, Supervisor, _manner, _Process
+from app.local.supervisor import Supervisor, _Process
 from inference.errors import Unavailable
 
 
@@ -24,9 +25,9 @@ def test_the_wait_before_a_restart_doubles_up_to_a_limit_and_a_long_life_ends_it
 
 
 def test_the_end_of_a_process_is_said_by_code_or_signal() -> None:
-    assert _manner(0) == "exit code 0"
-    assert _manner(-signal.SIGKILL) == "killed by SIGKILL"
-    assert _manner(-(signal.SIGRTMIN + 1)) == f"killed by signal {signal.SIGRTMIN + 1}"
+    assert manner(0) == "exit code 0"
+    assert manner(-signal.SIGKILL) == "killed by SIGKILL"
+    assert manner(-(signal.SIGRTMIN + 1)) == f"killed by signal {signal.SIGRTMIN + 1}"
 
 
 async def test_a_program_that_the_system_does_not_start_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
