@@ -7,6 +7,7 @@ same checks, the same problem documents, the same counting.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -29,6 +30,9 @@ from inference.serving.service import Request
 PREFIX = "/predict/"
 CONTENT_TYPE = (b"content-type", b"application/json")
 _PARAMETERS = frozenset(ExplainableTerms.model_fields)
+#: first line of a request for an id of plain characters, without a query
+_PLAIN_LINE = re.compile(rb"GET (/predict/[\w.:~-]{1,512}) HTTP/1\.1\r\n")
+_END_OF_HEAD = b"\r\n\r\n"
 #: key in the scope: the server leaves a request there that it has already begun
 BEGUN = "forecache.begun"
 
@@ -36,6 +40,25 @@ BEGUN = "forecache.begun"
 def is_hot(scope: Scope) -> bool:
     """Return whether this module answers the request."""
     return bool(scope["type"] == "http" and scope["method"] == "GET" and scope["path"].startswith(PREFIX))
+
+
+def has_any(scope: Scope, headers: frozenset[bytes]) -> bool:
+    """Return whether the request has any of these headers."""
+    for name, _ in scope["headers"]:  # noqa: SIM110 - `any` of a generator takes twice the time
+        if name in headers:
+            return True
+    return False
+
+
+def split_plain(data: bytes) -> tuple[bytes, bytes]:
+    """Return target and headers, as they were sent, of one whole request without query or body.
+
+    Both are empty if `data` is anything else, or if its path has unusual characters.
+    """
+    line = _PLAIN_LINE.match(data)
+    if line is None or data.find(_END_OF_HEAD) != len(data) - len(_END_OF_HEAD):
+        return b"", b""
+    return line[1], data[line.end() :]
 
 
 class HotRequest:
