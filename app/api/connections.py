@@ -126,7 +126,7 @@ class Connection(HttpToolsProtocol):
         self._answering: RequestResponseCycle | None = None
         #: bytes of answers that had to wait and that the client took, and bytes that still wait
         self._taken = self._unsent = 0
-        #: the headers, as they came, of a plain request that is a piece of its own; and of the last one if it was a hit
+        #: the last piece of bytes if a request begins with it; the same if the last request was a hit
         self._sent = self._repeatable = b""
         #: bytes of bodies that arrived after their requests were answered
         self._thrown_away = 0
@@ -181,14 +181,13 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse bytes of the client."""
-        repeatable, self._repeatable = self._repeatable, b""
-        target, headers = hot_path.split_plain(data)
-        if headers and headers == repeatable:
+        before, self._repeatable = self._repeatable, b""
+        if before and (target := hot_path.repeated_target(data, before)):
             self._repeat(target)
             return
         cycle = self.cycle
         is_at_start = cycle is not None and cycle.scope is self.scope and not cycle.more_body
-        self._sent = headers if is_at_start and not self._is_surplus else b""
+        self._sent = data if is_at_start and len(data) <= STEP_BYTES and not self._is_surplus else b""
         if len(data) > STEP_BYTES:
             self._unread = memoryview(bytes(self._unread) + data) if self._unread else memoryview(data)
             self._parse_unread()

@@ -31,8 +31,7 @@ PREFIX = "/predict/"
 CONTENT_TYPE = (b"content-type", b"application/json")
 _PARAMETERS = frozenset(ExplainableTerms.model_fields)
 #: first line of a request for an id of plain characters, without a query
-_PLAIN_LINE = re.compile(rb"GET (/predict/[\w.:~-]{1,512}) HTTP/1\.1\r\n")
-_END_OF_HEAD = b"\r\n\r\n"
+_PLAIN_LINE = re.compile(rb"GET (/predict/[\w.:~-]{1,512}) HTTP/1\.1")
 #: key in the scope: the server leaves a request there that it has already begun
 BEGUN = "forecache.begun"
 
@@ -50,15 +49,17 @@ def has_any(scope: Scope, headers: frozenset[bytes]) -> bool:
     return False
 
 
-def split_plain(data: bytes) -> tuple[bytes, bytes]:
-    """Return target and headers, as they were sent, of one whole request without query or body.
+def repeated_target(data: bytes, before: bytes) -> bytes:
+    """Return the target of a request that equals the one before it, byte by byte, but for its id.
 
-    Both are empty if `data` is anything else, or if its path has unusual characters.
+    Empty if it does not, or if either is more or less than one head, has a query, or an id of unusual characters.
     """
-    line = _PLAIN_LINE.match(data)
-    if line is None or data.find(_END_OF_HEAD) != len(data) - len(_END_OF_HEAD):
-        return b"", b""
-    return line[1], data[line.end() :]
+    headers = before[before.find(b"\r\n") :]
+    if not data.endswith(headers) or headers.find(b"\r\n\r\n") != len(headers) - 4:
+        return b""
+    line = _PLAIN_LINE.fullmatch(data, 0, len(data) - len(headers))
+    is_plain = line and _PLAIN_LINE.fullmatch(before, 0, len(before) - len(headers))
+    return line[1] if line and is_plain else b""
 
 
 class HotRequest:
