@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import hiredis
 import numpy as np
@@ -222,13 +222,15 @@ class _Canned(AsyncClient):
 
 
 class _Request:
-    """A request whose answer is there at once."""
+    """A request whose answer is there once all of its turn have begun."""
+
+    begun: ClassVar[list[Callable[[], None]]] = []
 
     def __init__(self, *_: Any) -> None:
         pass
 
     def begin(self, tell: Callable[[], None]) -> bool:
-        tell()
+        self.begun.append(tell)
         return True
 
     def hit(self) -> bytes:
@@ -284,6 +286,9 @@ def _http_turn(settings: Settings) -> Callable[[], object]:
     async def turn() -> None:
         for client in clients:
             client.data_received(request)
+        for tell in _Request.begun:
+            tell()
+        _Request.begun.clear()
         await asyncio.sleep(0)  # the loop drops cancelled timers
 
     return turn

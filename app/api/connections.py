@@ -101,7 +101,8 @@ class Connection(HttpToolsProtocol):
     # Python reads attributes more slowly if a class has over thirty, and uvicorn's has nearly as many
     __slots__ = (
         "_answering", "_body_bytes", "_body_bytes_before", "_head", "_held", "_is_refused", "_is_surplus",
-        "_next_check", "_pace", "_server_headers", "_taken", "_thrown_away", "_unfinished", "_unread", "_unsent",
+        "_next_check", "_pace", "_repeatable", "_sent", "_server_headers", "_taken", "_thrown_away", "_unfinished",
+        "_unread", "_unsent",
     )  # fmt: skip
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -124,8 +125,9 @@ class Connection(HttpToolsProtocol):
         #: the request that is being answered; uvicorn only knows the last one that it parsed
         self._answering: RequestResponseCycle | None = None
         #: bytes of answers that had to wait and that the client took, and bytes that still wait
-        self._taken = 0
-        self._unsent = 0
+        self._taken = self._unsent = 0
+        #: the last piece of bytes if a request begins with it; the same if the last request was a hit
+        self._sent = self._repeatable = b""
         #: bytes of bodies that arrived after their requests were answered
         self._thrown_away = 0
 
@@ -179,11 +181,17 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse bytes of the client."""
+        before, self._repeatable = self._repeatable, b""
+        if before and (target := hot_path.repeated_target(data, before)):
+            self._repeat(target)
+            return
+        cycle = self.cycle
+        is_at_start = cycle is not None and cycle.scope is self.scope and not cycle.more_body
+        self._sent = data if is_at_start and len(data) <= STEP_BYTES and not self._is_surplus else b""
         if len(data) > STEP_BYTES:
             self._unread = memoryview(bytes(self._unread) + data) if self._unread else memoryview(data)
             self._parse_unread()
             return
-        cycle = self.cycle
         try:
             self.parser.feed_data(data)
         except _STOPS as error:
@@ -193,6 +201,17 @@ class Connection(HttpToolsProtocol):
         elif self._unfinished:
             self._unfinished = 0
             self._count_held()
+
+    def _repeat(self, target: bytes) -> None:
+        """Begin a request that equals the hit before it but for the path: equal bytes parse to equal headers.
+
+        It uses the answered request again, which spares parser and objects, a seventh of a hit.
+        """
+        cycle = self.cycle
+        self.scope = cycle.scope = {**cycle.scope, "path": target.decode(), "raw_path": target}
+        cycle.response_started = cycle.response_complete = False
+        cycle.default_headers = self.server_state.default_headers
+        self._look_up(cycle)
 
     def _parse_unread(self) -> None:
         """Parse the bytes at hand until a request has to wait or other clients have their turn."""
@@ -316,14 +335,23 @@ class Connection(HttpToolsProtocol):
         if (
             cycle.waiting_for_100_continue
             or not hot_path.is_hot(scope)
-            or _has_any(scope["headers"], app.headers_of_longer_answers)
+            or hot_path.has_any(scope, app.headers_of_longer_answers)
         ):
             super()._start_asgi_task(cycle, app)
             return
-        request = hot_path.HotRequest(app.state.process.service, app.access, scope)
+        self._look_up(cycle)
+
+    def _look_up(self, cycle: RequestResponseCycle) -> None:
+        """Begin a request that may be a hit."""
+        scope: Any = cycle.scope
+        request = hot_path.HotRequest(self.app.state.process.service, self.app.access, scope)
         if not request.begin(partial(self._answer_hit, cycle, request)):
-            scope[hot_path.BEGUN] = request
-            super()._start_asgi_task(cycle, app)
+            self._go_on_in_task(cycle, request)
+
+    def _go_on_in_task(self, cycle: RequestResponseCycle, request: hot_path.HotRequest) -> None:
+        scope: Any = cycle.scope
+        scope[hot_path.BEGUN] = request
+        super()._start_asgi_task(cycle, self.app)
 
     def _answer_hit(self, cycle: RequestResponseCycle, request: hot_path.HotRequest) -> None:
         """Write a hit. A request that is not a hit goes on in a task."""
@@ -331,9 +359,7 @@ class Connection(HttpToolsProtocol):
         if cycle.disconnected:
             return
         if body is None or cycle.flow.write_paused:
-            scope: Any = cycle.scope
-            scope[hot_path.BEGUN] = request
-            super()._start_asgi_task(cycle, self.app)
+            self._go_on_in_task(cycle, request)
             return
         if cycle.default_headers is not self._server_headers:
             self._server_headers = cycle.default_headers
@@ -346,6 +372,8 @@ class Connection(HttpToolsProtocol):
         cycle.message_event.set()
         if not cycle.keep_alive:
             cycle.transport.close()
+        elif cycle is self.cycle and not cycle.more_body:
+            self._repeatable = self._sent
         cycle.on_response()
 
     def on_response_complete(self) -> None:
@@ -375,17 +403,18 @@ class Connection(HttpToolsProtocol):
         self._next_check = self.loop.call_later(CHECK_EVERY_S, self._check_client)
 
     def _awaits(self) -> tuple[str, object]:
-        """Return the client's next step ("nothing" while it waits for us), and the request that it concerns."""
+        """Return the client's next step ("nothing" while it waits for us), and the scope of its request."""
         cycle = self.cycle
+        about = None if cycle is None else cycle.scope
         if self.transport.get_write_buffer_size():
-            return ("reading", cycle)
+            return ("reading", about)
         if self._is_refused and (cycle is None or cycle.response_complete or cycle.disconnected):
-            return ("farewell", cycle)
+            return ("farewell", about)
         if cycle is None or cycle.response_complete:
-            return ("head", self.scope) if self._is_in_head() else ("request", cycle)
+            return ("head", self.scope) if self._is_in_head() else ("request", about)
         # the server itself may hold up a body that nobody has read yet
         held_up = cycle.body or cycle.waiting_for_100_continue or self.pipeline or self._unread
-        return ("body" if cycle.more_body and not held_up else "nothing", cycle)
+        return ("body" if cycle.more_body and not held_up else "nothing", about)
 
     def _cut_off(self, what: str) -> None:
         if what in ("reading", "farewell"):
@@ -464,13 +493,6 @@ class Connection(HttpToolsProtocol):
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[response.status_code], lines, bytes(response.body)))
         # a client that still sends would lose the answer if we closed at once (RFC 9112, 9.6)
         self.transport.write_eof()
-
-
-def _has_any(headers: list[tuple[bytes, bytes]], names: frozenset[bytes]) -> bool:
-    for name, _ in headers:  # noqa: SIM110 - `any` of a generator takes twice the time
-        if name in names:
-            return True
-    return False
 
 
 def _asks_to_keep_alive(scope: Any) -> bool:

@@ -7,6 +7,7 @@ same checks, the same problem documents, the same counting.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -29,6 +30,8 @@ from inference.serving.service import Request
 PREFIX = "/predict/"
 CONTENT_TYPE = (b"content-type", b"application/json")
 _PARAMETERS = frozenset(ExplainableTerms.model_fields)
+#: first line of a request for an id of plain characters, without a query
+_PLAIN_LINE = re.compile(rb"GET (/predict/[\w.:~-]{1,512}) HTTP/1\.1")
 #: key in the scope: the server leaves a request there that it has already begun
 BEGUN = "forecache.begun"
 
@@ -36,6 +39,27 @@ BEGUN = "forecache.begun"
 def is_hot(scope: Scope) -> bool:
     """Return whether this module answers the request."""
     return bool(scope["type"] == "http" and scope["method"] == "GET" and scope["path"].startswith(PREFIX))
+
+
+def has_any(scope: Scope, headers: frozenset[bytes]) -> bool:
+    """Return whether the request has any of these headers."""
+    for name, _ in scope["headers"]:  # noqa: SIM110 - `any` of a generator takes twice the time
+        if name in headers:
+            return True
+    return False
+
+
+def repeated_target(data: bytes, before: bytes) -> bytes:
+    """Return the target of a request that equals the one before it, byte by byte, but for its id.
+
+    Empty if it does not, or if either is more or less than one head, has a query, or an id of unusual characters.
+    """
+    headers = before[before.find(b"\r\n") :]
+    if not data.endswith(headers) or headers.find(b"\r\n\r\n") != len(headers) - 4:
+        return b""
+    line = _PLAIN_LINE.fullmatch(data, 0, len(data) - len(headers))
+    is_plain = line and _PLAIN_LINE.fullmatch(before, 0, len(before) - len(headers))
+    return line[1] if line and is_plain else b""
 
 
 class HotRequest:
