@@ -330,11 +330,18 @@ class Connection(HttpToolsProtocol):
         body = request.hit()
         if cycle.disconnected:
             return
-        if body is None or cycle.flow.write_paused:
+        if body is None or not self._write_answer(cycle, body):
             scope: Any = cycle.scope
             scope[hot_path.BEGUN] = request
+            request.write = partial(self._write_answer, cycle)
             super()._start_asgi_task(cycle, self.app)
-            return
+
+    def _write_answer(self, cycle: RequestResponseCycle, body: bytes) -> bool:
+        """Write a plain answer with its head at once; uvicorn's `send` writes twice. False if the client is slow."""
+        if cycle.disconnected:
+            return True
+        if cycle.flow.write_paused:
+            return False
         if cycle.default_headers is not self._server_headers:
             self._server_headers = cycle.default_headers
             lines = [b"%b: %b\r\n" % pair for pair in (*cycle.default_headers, hot_path.CONTENT_TYPE)]
@@ -347,6 +354,7 @@ class Connection(HttpToolsProtocol):
         if not cycle.keep_alive:
             cycle.transport.close()
         cycle.on_response()
+        return True
 
     def on_response_complete(self) -> None:
         """Begin the next request on the connection, if it has already arrived."""
