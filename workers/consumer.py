@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import celery.app.trace
 import celery.apps.worker
 import celery.worker.pidbox
 from billiard.einfo import ExceptionInfo
@@ -19,6 +20,7 @@ from celery.app.trace import TraceInfo, trace_ok_t
 from celery.exceptions import CPendingDeprecationWarning, NotRegistered
 from celery.states import FAILURE
 from celery.utils.log import get_logger as celery_logger
+from celery.utils.saferepr import saferepr
 from celery.worker.consumer import Consumer
 from celery.worker.pidbox import Pidbox
 
@@ -198,6 +200,14 @@ def replace_parts_of_celery() -> None:
     celery.worker.pidbox.Pidbox = CheckedPidbox
     # it prints to stdout, past all logging
     celery.apps.worker.safe_say = lambda text, *_: write_at_once(text)
+    celery.app.trace.saferepr = _shown
+
+
+def _shown(result: Any, *limits: Any) -> str:
+    """Return a result as events show it. Celery spells each of its rows, which takes as long as a small model."""
+    if isinstance(result, dict) and isinstance(result.get("predictions"), list):
+        return f"{len(result['predictions'])} predictions of version {result.get('model_version')}"
+    return str(saferepr(result, *limits))
 
 
 def _is_word(name: str) -> bool:

@@ -36,7 +36,7 @@ from app.api.limits import (
     respond_to_large_head,
     server_full,
 )
-from app.api.problems import respond_to_error, respond_to_status
+from app.api.problems import respond_to_error, respond_to_other_protocol, respond_to_status
 from app.api.requests import WATCH_AFTER_S, under_root
 from inference.errors import Overloaded
 
@@ -55,13 +55,6 @@ CHECK_EVERY_S = 1.0
 
 #: the parser raises these when it stops before the end of its input
 _STOPS = (httptools.HttpParserError, httptools.HttpParserUpgrade)
-#: start of a message of the parser → how to fix the request
-_FIXES = {
-    "Invalid char in url": "percent-encode what is not ASCII in a path or query",
-    "Expected HTTP/": "a blank in a path is written %20",
-    "Invalid method": "this port speaks plain HTTP/1.1, without TLS",
-    "Pause on PRI": "this port speaks HTTP/1.1, not HTTP/2",
-}
 
 
 class _Flow(FlowControl):
@@ -358,9 +351,18 @@ class Connection(HttpToolsProtocol):
         body = request.hit()
         if cycle.disconnected:
             return
-        if body is None or cycle.flow.write_paused:
+        if body is None or not self._write_answer(cycle, body):
+            request.write = partial(self._write_answer, cycle)
             self._go_on_in_task(cycle, request)
-            return
+        elif cycle is self.cycle and cycle.keep_alive and not cycle.more_body:
+            self._repeatable = self._sent
+
+    def _write_answer(self, cycle: RequestResponseCycle, body: bytes) -> bool:
+        """Write a plain answer with its head at once; uvicorn's `send` writes twice. False if the client is slow."""
+        if cycle.disconnected:
+            return True
+        if cycle.flow.write_paused:
+            return False
         if cycle.default_headers is not self._server_headers:
             self._server_headers = cycle.default_headers
             lines = [b"%b: %b\r\n" % pair for pair in (*cycle.default_headers, hot_path.CONTENT_TYPE)]
@@ -372,9 +374,8 @@ class Connection(HttpToolsProtocol):
         cycle.message_event.set()
         if not cycle.keep_alive:
             cycle.transport.close()
-        elif cycle is self.cycle and not cycle.more_body:
-            self._repeatable = self._sent
         cycle.on_response()
+        return True
 
     def on_response_complete(self) -> None:
         """Begin the next request on the connection, if it has already arrived."""
@@ -461,9 +462,7 @@ class Connection(HttpToolsProtocol):
 
     def _not_http(self, error: Exception) -> Response:
         if self._is_in_head() or not isinstance(error, httptools.HttpParserCallbackError):
-            said = str(error)
-            reason = "; ".join([said, *(fix for start, fix in _FIXES.items() if said.startswith(start))])
-            return respond_to_status(400, f"this is no HTTP/1.1 request: {reason}", self._path())
+            return respond_to_other_protocol(str(error), self._path())
         if len(self.url) > MAX_HEAD_BYTES // 2:  # uvicorn parses it with http_parser, which has 16 bits for lengths
             return respond_to_large_head(self.url, self._path())
         return respond_to_status(400, "this is no HTTP/1.1 request: its URL has no path")

@@ -68,7 +68,7 @@ class HotRequest:
     Call `begin`, then `hit` after the look-up, then `finish` if there was no hit.
     """
 
-    __slots__ = ("_access", "_body", "_error", "_explain", "_request", "_scope", "_service")
+    __slots__ = ("_access", "_body", "_error", "_explain", "_request", "_scope", "_service", "write")
 
     def __init__(self, service: PredictionService, access: AccessControl, scope: Scope) -> None:
         self._service = service
@@ -78,6 +78,8 @@ class HotRequest:
         self._body: bytes | None = None
         self._error: Exception | None = None
         self._explain = False
+        #: writes a body with its head at once; returns False if it cannot. None on a server that is not ours
+        self.write: Callable[[bytes], bool] | None = None
 
     def begin(self, tell: Callable[[], None]) -> bool:
         """Check the request and begin its look-up. Return False if it is refused; `finish` says why.
@@ -116,6 +118,8 @@ class HotRequest:
             return
         if isinstance(answered, Response):
             await answered(scope, receive, with_request_id(send, request))
+            return
+        if self.write is not None and self.write(answered):
             return
         headers = [CONTENT_TYPE, (b"content-length", b"%d" % len(answered))]
         if request.is_named:

@@ -55,6 +55,13 @@ _OWN_WORDS: dict[type[ForecacheError], str] = {
     BrokerUnavailable: "the broker does not answer",
     FeaturesUnavailable: "a source of this entity's features does not answer",
 }
+#: start of a message of the parser → how to fix the request
+_FIXES = {
+    "Invalid char in url": "percent-encode what is not ASCII in a path or query",
+    "Expected HTTP/": "a blank in a path is written %20",
+    "Invalid method": "this port speaks plain HTTP/1.1, without TLS",
+    "Pause on PRI": "this port speaks HTTP/1.1, not HTTP/2",
+}
 #: logs the defects of all routes
 defects = Failures("app.api", "request")
 _DEFECT = "the server failed on this request; its log says why"
@@ -155,6 +162,12 @@ def respond_to_status(status: int, detail: str, path: str = "", headers: Mapping
     if speaks_protocol(path):
         return respond_with_error(status, detail, headers)
     return _respond(_problem(status, _CODES.get(status, "bad-input"), detail), dict(headers or {}))
+
+
+def respond_to_other_protocol(parser_says: str, path: str) -> Response:
+    """Return the response to bytes that are no HTTP/1.1, with the fix if the cause is a usual one."""
+    reason = "; ".join([parser_says, *(fix for start, fix in _FIXES.items() if parser_says.startswith(start))])
+    return respond_to_status(400, f"this is no HTTP/1.1 request: {reason}", path)
 
 
 def respond_to_options(allowed: tuple[str, ...]) -> Response:

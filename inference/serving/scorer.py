@@ -113,11 +113,11 @@ class RealtimeScorer:
                 wanted = work.judge(self._gather(work, positions, overrides), positions)
                 outputs, done = compute(loaded, wanted, answers)
                 if not overrides:
-                    # an answer made from defaults in an outage is not stored
-                    doubtful = np.isin(done.positions, list(answers.doubtful))
-                    kept = done.without(doubtful)
-                    self._keep(work, kept, take(outputs, ~doubtful))
-                    self._remember_one(work, wanted, kept)
+                    if answers.doubtful:  # an answer made from defaults in an outage is not stored
+                        doubtful = np.isin(done.positions, list(answers.doubtful))
+                        outputs, done = take(outputs, ~doubtful), done.without(doubtful)
+                    self._keep(work, done, outputs)
+                    self._remember_one(work, wanted, done)
         except Exception as error:  # noqa: BLE001 - `_to_error` logs it
             answers.fail_rest(self._to_error(error, model))
         return answers.to_json(model, entity_ids, now)

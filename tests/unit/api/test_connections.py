@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
+from app.api.access import AccessControl
 from app.api.connections import STEP_BYTES, Connection
+from app.api.hot_path import predict_one
 from app.api.limits import ConnectionLimit, RequestMemory
+from app.api.requests import begin_request
 from app.api.server import configure
 from inference.settings import ApiSettings
 
@@ -39,9 +45,11 @@ class Client(asyncio.Transport):
         super().__init__()
         self.is_paused = False
         self.taken = b""
+        self.writes = 0
 
     def write(self, data: Any) -> None:
         self.taken += bytes(data)
+        self.writes += 1
 
     def get_write_buffer_size(self) -> int:
         return 0
@@ -83,6 +91,59 @@ async def test_of_requests_that_are_sent_together_few_wait_at_a_time_and_all_are
     assert waiting <= STEP_BYTES // len(REQUEST % 0) + 1
     told = [line.partition(b";")[0] for line in client.taken.split(b"\r\n\r\n")[1:]]
     assert told == [b"/%d" % number for number in range(count)] + [b"/last"]
+
+
+class Service:
+    """Has no answer stored, and computes one."""
+
+    def look_up(self, _model: None, entity_ids: tuple[str], tell: Callable[[], None], **_: None) -> tuple[str]:
+        asyncio.get_running_loop().call_soon(tell)
+        return entity_ids
+
+    def hits(self, _: tuple[str]) -> None: ...
+
+    async def complete(self, entity_ids: tuple[str]) -> list[Any]:
+        await asyncio.sleep(0)
+        return [SimpleNamespace(to_json_text=lambda: b'{"of":"%b"}' % entity_ids[0].encode())]
+
+
+class Predicting(Application):
+    """Answers on the hot path."""
+
+    def __init__(self) -> None:
+        self.access = AccessControl(ApiSettings())
+        self.state = SimpleNamespace(process=SimpleNamespace(service=Service()))
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        service: Any = self.state.process.service
+        await predict_one(service, self.access, scope, receive, send, begin_request(scope))
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+async def test_a_computed_answer_is_one_write_unless_its_client_is_slow(is_slow: bool) -> None:
+    config = uvicorn.Config(Predicting(), http=Connection, ws="none", log_config=None)
+    config.load()
+    config.loaded_app = config.app
+    client = Client()
+    connection = Connection(config, ServerState(), {}, asyncio.get_running_loop())
+    connection.connection_made(client)
+    for number in range(2):
+        if is_slow:
+            connection.pause_writing()
+        connection.data_received(b"GET /predict/e%d HTTP/1.1\r\n\r\n" % number)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        if is_slow:
+            assert client.writes == 2 * number, "nothing is written to a client that takes nothing"
+            connection.resume_writing()
+            for _ in range(20):
+                await asyncio.sleep(0)
+    connection.connection_lost(None)
+
+    heads, bodies = client.taken.split(b"\r\n\r\n")[:-1], client.taken.count(b"\r\n\r\n{")
+    assert [b'{"of":"e%d"}' % number in client.taken for number in range(2)] == [True, True]
+    assert (bodies, all(b"content-length: 11" in head for head in heads)) == (2, True)
+    assert client.writes == (4 if is_slow else 2)
 
 
 class Transport(asyncio.Transport):

@@ -107,7 +107,16 @@ def test_a_pool_takes_the_failure_that_ours_returns_in_place_of_an_error_of_cele
 def test_the_replaced_parts_of_celery_are_in_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(celery.worker.pidbox, "Pidbox", celery.worker.pidbox.Pidbox)
     monkeypatch.setattr(celery.apps.worker, "safe_say", celery.apps.worker.safe_say)
+    monkeypatch.setattr(celery.app.trace, "saferepr", celery.app.trace.saferepr)
     before = celery.apps.worker.safe_say
     replace_parts_of_celery()
     assert celery.worker.consumer.control.pidbox.Pidbox is CheckedPidbox
     assert celery.apps.worker.safe_say is not before
+    result = {"model": "m", "model_version": 3, "predictions": [{"entity_id": "a"}, {"entity_id": "b"}]}
+    assert celery.app.trace.saferepr(result, 1024) == "2 predictions of version 3"
+    assert celery.app.trace.saferepr(None, 1024) == "None"
+    assert celery.app.trace.saferepr({"outputs": "x" * 100}, 10).startswith("{'outputs'")
+
+
+def test_celery_spells_a_result_by_a_function_of_its_module() -> None:
+    assert "saferepr(R, resultrepr_maxsize)" in inspect.getsource(celery.app.trace.build_tracer)

@@ -8,7 +8,7 @@ from kombu.message import Message
 
 from inference.redis.clients import Client
 from tests.support.redis_server import RedisServer
-from workers.redis_transport import Transport
+from workers.redis_transport import Rubbish, Transport, load_envelope
 
 log = logging.getLogger(__name__)
 
@@ -35,3 +35,20 @@ def test_a_worker_takes_the_next_message_though_redis_did_not_take_the_end_of_th
                 redis_client.execute_command("CLIENT", "UNPAUSE")
             connection.drain_events(timeout=10)
     assert [message.payload for message in taken] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ('{"body": "é", "retries": 1}', {"body": "é", "retries": 1}),
+        ('{"body": "\\ud800", "sent": Infinity}', {"body": "\ud800", "sent": float("inf")}),
+    ],
+    ids=["plain", "beyond the standard"],
+)
+def test_an_envelope_is_read_as_kombu_reads_it(text: str, found: dict[str, object]) -> None:
+    assert load_envelope(text) == found
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, '{"body": ', "9" * 5000, ""])
+def test_a_text_that_is_no_json_is_rubbish(text: str) -> None:
+    assert isinstance(load_envelope(text), Rubbish)
