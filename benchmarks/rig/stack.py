@@ -53,24 +53,20 @@ class Stack:
     def __init__(self, folder: Path, dataset: Dataset) -> None:
         self.folder = folder
         self.dataset = dataset
-        self.redis_port = free_port()
+        self.redis_port = 0
         self.api_port = free_port()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._opened = contextlib.ExitStack()
         #: for processes started from now on
         self.variables: dict[str, str] = {}
-        #: as in the settings; `model_lines`: more keys of the model's section
+        #: as in the settings; `api_lines`, `model_lines`: more keys of these sections
         self.gpus = "none"
-        self.model_lines = ""
+        self.api_lines = self.model_lines = ""
         (folder / "logs").mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> Stack:
-        self.start(
-            "redis", redis_binary(), "--port", str(self.redis_port), "--bind", "127.0.0.1",
-            "--dir", str(self.folder), "--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction",
-        )  # fmt: skip
+        self.redis_port = self.start_redis("redis")
         self.use_cache_port(self.redis_port)
-        wait_until(self._redis_answers, "Redis")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -106,6 +102,7 @@ url = "redis://127.0.0.1:{self.redis_port}/0"
 cache_url = "redis://127.0.0.1:{port}/1"
 [api]
 port = {self.api_port}
+{self.api_lines}
 [workers]
 gpus = "{self.gpus}"
 [models.{MODEL}]
@@ -123,6 +120,16 @@ timeout_ms = 10000
             process = subprocess.Popen(command, cwd=self.folder, env=self.environment(), stdout=log, stderr=log)
         self._processes[name] = process
         return process.pid
+
+    def start_redis(self, name: str) -> int:
+        """Start a Redis, wait until it answers, and return its port."""
+        port = free_port()
+        self.start(
+            name, redis_binary(), "--port", str(port), "--bind", "127.0.0.1",
+            "--dir", str(self.folder), "--save", "", "--appendonly", "no", "--maxmemory-policy", "noeviction",
+        )  # fmt: skip
+        wait_until(lambda: _redis_answers(port), "Redis")
+        return port
 
     def start_workers(self, *kinds: str) -> dict[str, int]:
         """Start one worker of each kind and wait until all take work.
@@ -215,11 +222,12 @@ timeout_ms = 10000
         logs = sorted((self.folder / "logs").iterdir())
         return "\n".join(f"--- {log.name}\n" + "\n".join(log.read_text().splitlines()[-8:]) for log in logs)
 
-    def _redis_answers(self) -> bool:
-        try:
-            return bool(redis.Redis(port=self.redis_port).ping())
-        except redis.RedisError:
-            return False
+
+def _redis_answers(port: int) -> bool:
+    try:
+        return bool(redis.Redis(port=port).ping())
+    except redis.RedisError:
+        return False
 
 
 def redis_binary() -> str:
