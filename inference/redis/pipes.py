@@ -23,6 +23,11 @@ Command = tuple[Any, ...]
 _RECEIVE_BYTES = 1 << 16
 _RECEIVE_BULK_BYTES = 1 << 18
 
+#: a bulk writer holds up everybody else's commands for about so long, wherever they meet in Redis
+PIECE_S = 0.0005
+#: bytes of a piece: smaller ones cost more in calls of the system than Redis spends on them
+_SMALLEST_PIECE, _FIRST_PIECE, _LARGEST_PIECE = 16 << 10, 32 << 10, 1 << 20
+
 
 class Pipe:
     """Sends batches for blocking callers, each batch over its own connection. Threads may share it.
@@ -240,13 +245,18 @@ class BulkCommands:
     replies: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class Pace:
-    """The share of time that a writer may keep Redis busy: 1 never rests, 0.5 rests as long as it writes."""
+    """How a bulk writer leaves Redis to others. Several writers may share it.
+
+    `piece_bytes`: the size of the next piece; it follows the time that Redis takes for one (`PIECE_S`).
+    `share`: the share of time that the writer may keep Redis busy: 1 never rests, 0.5 rests as long as it writes.
+    """
 
     share: float = 1.0
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+    piece_bytes: int = _FIRST_PIECE
 
     @property
     def rests(self) -> bool:
@@ -257,28 +267,44 @@ class Pace:
         """Rest for the time that the share requires after `worked_s` seconds of work."""
         self.sleep(worked_s * (1 / self.share - 1))
 
+    def answered(self, took_s: float) -> None:
+        """Choose the size of the next piece by the seconds that Redis took for the last one."""
+        # small steps: a single time also holds what others asked of Redis and of the processor
+        if took_s > PIECE_S:
+            self.piece_bytes = max(self.piece_bytes * 3 // 4, _SMALLEST_PIECE)
+        else:
+            self.piece_bytes = min(self.piece_bytes * 5 // 4, _LARGEST_PIECE)
+
 
 def send_in_bulk(pool: Any, pieces: Iterable[BulkCommands], pace: Pace) -> bytes:
     """Send pieces over one of the pool's connections and return the replies, each a `:number` and CR LF.
 
     For tens of thousands of commands: redis-py takes 2.6 µs to read one reply, and for a window of rows that adds up
-    to the time of the model. Without rests, Redis works on one piece while the next is sent; with rests, the writer
-    waits for each piece.
+    to the time of the model. Without rests, Redis works on one piece while the next one waits in its socket, and no
+    third: Redis reads all that a socket holds before it turns to another client. With rests, the writer waits for
+    each piece.
 
     Raises:
         redis.RedisError: Redis did not answer, or answered a command with an error.
     """
     connection = pool.get_connection()
     try:
-        replies, due = bytearray(), 0
+        replies, received, due, before_at = bytearray(), 0, 0, 0.0
         for piece in pieces:
-            started = pace.clock()
+            sent_at = pace.clock()
             connection.send_packed_command([piece.data])
-            due += piece.replies
             if pace.rests:
-                _receive(connection, due, replies)
-                pace.rest(pace.clock() - started)
-        _receive(connection, due, replies)
+                due += piece.replies
+                received += _receive(connection, due - received, replies)
+                pace.answered(pace.clock() - sent_at)
+                pace.rest(pace.clock() - sent_at)
+                continue
+            if due:
+                received += _receive(connection, due - received, replies)
+                # Redis answered the piece before that one first
+                pace.answered((pace.clock() - before_at) / 2)
+            due, before_at = due + piece.replies, sent_at
+        _receive(connection, due - received, replies)
     except BaseException:
         # late replies would answer the next user of this connection
         connection.disconnect()
@@ -294,21 +320,22 @@ def sum_of(replies: bytes) -> int:
     return sum(map(int, replies.replace(b":", b"").split()))
 
 
-def _receive(connection: Any, lines: int, replies: bytearray) -> None:
-    """Append received bytes until `replies` has `lines` lines."""
+def _receive(connection: Any, lines: int, replies: bytearray) -> int:
+    """Append received bytes to `replies` until so many more lines have come; return how many came."""
     # redis-py has no public way to a connection's bytes, only to parsed replies
-    socket, missing = connection._sock, lines - replies.count(b"\n")
+    socket, came = connection._sock, 0
     try:
-        while missing > 0:
+        while came < lines:
             data = socket.recv(_RECEIVE_BULK_BYTES)
             if not data:
                 raise redis.ConnectionError("Redis closed the connection")
             replies += data
-            missing -= data.count(b"\n")
+            came += data.count(b"\n")
     except TimeoutError as error:
         raise redis.TimeoutError("Redis did not answer in time") from error
     except OSError as error:
         raise redis.ConnectionError(f"the connection to Redis broke: {error}") from error
+    return came
 
 
 def _refuse_errors(replies: bytearray, due: int) -> None:

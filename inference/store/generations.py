@@ -27,12 +27,12 @@ from inference.stored_data import reading
 #: seconds between the two sweeps of a collection: longer than a late writer holds one window
 SWEEP_AFTER_S = 900.0
 
-_HLEN_PER_PIPELINE = 4096
+#: half a millisecond of Redis, as `PIECE_S`
+_HLEN_PER_PIPELINE = 1024
 #: buckets at a time, of about 64 rows each
 _BUCKETS_PER_MOVE = 10
 _BUCKETS_OF_SAMPLE = 3
 _BUCKETS_MEASURED = 16
-_BYTES_PER_SEND = 256 * 1024
 
 
 class Generations:
@@ -115,7 +115,7 @@ class Generations:
             bucket_prefix=prefix,
             buckets=manifest.buckets,
             deadline=deadline,
-            piece_bytes=_BYTES_PER_SEND,
+            piece_bytes=lambda: self._pace.piece_bytes,
         )
         self._client.send_in_bulk(window, self._pace)
 

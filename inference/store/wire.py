@@ -8,7 +8,7 @@ The protocol is RESP: https://redis.io/docs/latest/develop/reference/protocol-sp
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,13 @@ from inference.store.codec import buckets_of, stored_ids
 
 
 def encode_window(
-    ids: Any, rows: Any, *, bucket_prefix: str, buckets: int, deadline: int, piece_bytes: int
+    ids: Any, rows: Any, *, bucket_prefix: str, buckets: int, deadline: int, piece_bytes: Callable[[], int]
 ) -> Iterator[BulkCommands]:
     """Yield each bucket's commands in pieces: HSET of its rows in the order of the ids, then EXPIREAT `deadline`.
 
-    `ids`: Arrow text without nulls; `rows`: Arrow binary of the same length; `piece_bytes`: approximate size of a
-    piece. The expiry follows each HSET, so that a late writer leaves no key for ever after a collection.
+    `ids`: Arrow text without nulls; `rows`: Arrow binary of the same length; `piece_bytes`: returns the approximate
+    size of the next piece. The expiry follows each HSET, so that a late writer leaves no key for ever after a
+    collection.
     """
     if len(ids) == 0:
         return
@@ -81,7 +82,7 @@ def _layout(
 
 
 def _pieces(
-    stream: Any, starts: npt.NDArray[np.intp], counts: npt.NDArray[np.int64], piece_bytes: int
+    stream: Any, starts: npt.NDArray[np.intp], counts: npt.NDArray[np.int64], piece_bytes: Callable[[], int]
 ) -> Iterator[BulkCommands]:
     """Cut the stream into pieces, between buckets."""
     offsets = np.frombuffer(stream.buffers()[1], np.int64)
@@ -89,7 +90,7 @@ def _pieces(
     ends = offsets[starts + counts + 2 * np.arange(1, len(starts) + 1)]
     first, begin = 0, 0
     while first < len(ends):
-        last = min(int(np.searchsorted(ends, begin + piece_bytes)), len(ends) - 1)
+        last = min(int(np.searchsorted(ends, begin + piece_bytes())), len(ends) - 1)
         end = int(ends[last])
         yield BulkCommands(data[begin:end], 2 * (last + 1 - first))
         first, begin = last + 1, end

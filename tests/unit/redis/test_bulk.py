@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import redis
 
-from inference.redis.pipes import BulkCommands, Pace, send_in_bulk, sum_of
+from inference.redis.pipes import PIECE_S, BulkCommands, Pace, send_in_bulk, sum_of
 
 
 class Time:
@@ -81,6 +82,67 @@ def test_with_rests_each_piece_is_answered_before_the_next_is_sent() -> None:
         send_in_bulk(server.pool(), PIECES, Pace(0.5, time.clock, time.sleep))
     assert server.received == [b"one", b"two"]
     assert len(time.rests) == 2
+
+
+class PiecesByTheClock(Server):
+    """Answers each piece, here of three bytes, and moves the clock on by the time that it takes Redis."""
+
+    def __init__(self, time: Time, takes_s: float, pieces: int) -> None:
+        super().__init__(*[b":1\r\n"] * pieces)
+        self._time, self._takes_s = time, takes_s
+
+    def _serve(self) -> None:
+        connection, _ = self._socket.accept()
+        connection.settimeout(5)
+        with connection:
+            for reply in self._replies:
+                self.received.append(connection.recv(3, socket.MSG_WAITALL))
+                self._time.now_s += self._takes_s
+                connection.sendall(reply)
+
+
+@pytest.mark.parametrize(("takes_s", "grows"), [(PIECE_S / 5, True), (PIECE_S * 5, False)])
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_pieces_follow_the_time_that_redis_takes_for_one(takes_s: float, grows: bool, share: float) -> None:
+    time = Time()
+    pace = Pace(share, time.clock, time.sleep)
+    before = pace.piece_bytes
+    with PiecesByTheClock(time, takes_s, pieces=12) as server:
+        send_in_bulk(server.pool(), [BulkCommands(b"one", 1)] * 12, pace)
+    assert (pace.piece_bytes > before, pace.piece_bytes < before) == (grows, not grows)
+
+
+@pytest.mark.parametrize("took_s", [0.0, 1.0])
+def test_the_size_of_pieces_has_bounds(took_s: float) -> None:
+    pace = Pace()
+    for _ in range(100):
+        pace.answered(took_s)
+    assert 10_000 < pace.piece_bytes <= 1 << 20
+
+
+def test_no_third_piece_is_sent_before_the_first_is_answered() -> None:
+    asked_for: list[bool] = []
+    answers = threading.Event()
+
+    class Late(Server):
+        def _serve(self) -> None:
+            connection, _ = self._socket.accept()
+            connection.settimeout(5)
+            with connection:
+                self.received.append(connection.recv(6, socket.MSG_WAITALL))
+                answers.set()
+                connection.sendall(b":1\r\n:1\r\n")
+                self.received.append(connection.recv(3, socket.MSG_WAITALL))
+                connection.sendall(b":1\r\n")
+
+    def pieces() -> Iterator[BulkCommands]:
+        for _ in range(3):
+            asked_for.append(answers.is_set())
+            yield BulkCommands(b"one", 1)
+
+    with Late() as server:
+        send_in_bulk(server.pool(), pieces(), Pace())
+    assert asked_for == [False, False, True]
 
 
 @pytest.mark.parametrize(
