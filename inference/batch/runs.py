@@ -16,6 +16,7 @@ from inference.batch.reconciler import Reconciler
 from inference.batch.records import Engine, RunDetails, RunRecord, RunState, RunView, Trigger
 from inference.batch.selection import check_entities, pack_entities, since_of
 from inference.batch.worker import ChunkWorker
+from inference.batch.yielding import Yielding
 from inference.clock import to_datetime
 from inference.errors import BadInput, Conflict
 from inference.logs import get_logger
@@ -83,7 +84,10 @@ class Runs:
         self._reconciler = Reconciler(
             settings, self._ledger, self._tables, self._planner, publisher, send_chunks, start_spark or _refuse_spark
         )
-        self._worker = ChunkWorker(settings, self._ledger, host, self._tables, poke, MicroBatches(registry))
+        yielding = Yielding(client, keys, settings.realtime_queues)
+        self._worker = ChunkWorker(
+            settings, self._ledger, host, self._tables, poke, MicroBatches(registry), make_room=yielding.between_calls
+        )
 
     def request(
         self,

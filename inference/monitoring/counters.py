@@ -22,6 +22,8 @@ from inference.redis.keys import Keys
 log = get_logger(__name__)
 
 FLUSH_EVERY_S = 1.0
+#: how long batch workers believe that requests come; longer than the time between two flushes
+REQUESTS_SEEN_MS = 2_000
 DAY_S = 24 * 3600
 #: longer than the longest window that is read, a week
 KEEP_S = 8 * 24 * 3600
@@ -163,6 +165,8 @@ class HitRecorder:
                 pipeline.hincrby(self._keys.hits(model, minute), field, count)
                 pipeline.hincrby(self._keys.hit_totals(model), field, count)
             pipeline.expire(self._keys.hits(model, minute), KEEP_S)
+        # batch workers leave room for requests
+        pipeline.set(self._keys.requests, 1, px=REQUESTS_SEEN_MS)
         try:
             await pipeline.execute()
         except StoreUnavailable as error:

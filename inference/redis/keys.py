@@ -48,6 +48,7 @@ All keys live in `cache_url`, which must not evict, and start with the deploymen
 |                  |        | parity:PATH:RESULT → answers             |                       | workers               |
 | P:h:M:total      | hash   | the same fields, summed over all time    | for good              | all of these          |
 | P:h:M:asked:DAY  | string | HyperLogLog of the ids answered that day | 8 days                | API processes         |
+| P:h:requests     | string | a note: requests are answered now        | 2 s unchanged         | API processes         |
 | P:j:J            | hash   | the job record                           | an hour unchanged     | API, workers          |
 | P:j:J:inputs     | hash   | part number → ids or instances (JSON)    | until part is done    | API                   |
 | P:j:J:parts      | hash   | part number → predictions (JSON)         | with the job          | real-time workers     |
@@ -206,6 +207,11 @@ class Keys:
     def asked(self, model: str, day: int) -> str:
         """Number of distinct entities that were answered on a day (epoch days)."""
         return f"{self.prefix}:h:{model}:asked:{day}"
+
+    @property
+    def requests(self) -> str:
+        """The note that API processes answer requests now."""
+        return f"{self.prefix}:h:requests"
 
     def job(self, job_id: str) -> str:
         """The job record."""
