@@ -129,10 +129,10 @@ def test_no_third_piece_is_sent_before_the_first_is_answered() -> None:
             connection, _ = self._socket.accept()
             connection.settimeout(5)
             with connection:
-                self.received.append(connection.recv(6, socket.MSG_WAITALL))
+                self.received += [connection.recv(3), connection.recv(3)]
                 answers.set()
                 connection.sendall(b":1\r\n:1\r\n")
-                self.received.append(connection.recv(3, socket.MSG_WAITALL))
+                self.received.append(connection.recv(3))
                 connection.sendall(b":1\r\n")
 
     def pieces() -> Iterator[BulkCommands]:
