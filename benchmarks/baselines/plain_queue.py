@@ -10,5 +10,5 @@ QUEUE = "plain"
 
 def with_its_queue(application: Celery) -> Celery:
     """Make the queue known to an application."""
-    application.conf.task_queues = [*application.conf.task_queues, Queue(QUEUE)]
+    application.amqp.queues.add(Queue(QUEUE))
     return application
