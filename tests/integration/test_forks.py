@@ -26,7 +26,7 @@ from inference.logs import configure_logging
 configure_logging("test", form="console", level="info")
 
 def work():
-    print("at work", os.getpid(), flush=True)
+    os.write(1, b"at work %d\\n" % os.getpid())  # one write, so that lines of two forks do not mix
     {work}
 
 {before}

@@ -36,7 +36,7 @@ timeout_ms = 60_000
 #: heartbeats, flushes of counters and clocks go on beside every journey; three of each journey are compared
 TIMES = 3
 #: seconds in which timers go off: their calls count for no journey, which may last for several on a slow machine
-IDLE_S = 6.0
+IDLE_S = 4.5
 STEP = re.compile(r"^\d+\. `([\w/.]+\.py):([\w.]+)`", re.MULTILINE)
 IN_ALL = re.compile(r"\bin all (\d+) files")
 
