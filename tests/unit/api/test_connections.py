@@ -67,13 +67,18 @@ class Client(asyncio.Transport):
         self.is_paused = False
 
 
-async def test_of_requests_that_are_sent_together_few_wait_at_a_time_and_all_are_answered_in_order() -> None:
-    config = uvicorn.Config(Application(), http=Connection, ws="none", log_config=None)
+def connect(client: Client, application: Application) -> Connection:
+    config = uvicorn.Config(application, http=Connection, ws="none", log_config=None)
     config.load()
     config.loaded_app = config.app
-    client = Client()
     connection = Connection(config, ServerState(), {}, asyncio.get_running_loop())
     connection.connection_made(client)
+    return connection
+
+
+async def test_of_requests_that_are_sent_together_few_wait_at_a_time_and_all_are_answered_in_order() -> None:
+    client = Client()
+    connection = connect(client, Application())
     count, waiting = 5_000, 0
     sent = b"".join(REQUEST % number for number in range(count))
     with_body = b"POST /last HTTP/1.1\r\nContent-Length: 5\r\n\r\nab"
@@ -121,12 +126,8 @@ class Predicting(Application):
 
 @pytest.mark.parametrize("is_slow", [False, True])
 async def test_a_computed_answer_is_one_write_unless_its_client_is_slow(is_slow: bool) -> None:
-    config = uvicorn.Config(Predicting(), http=Connection, ws="none", log_config=None)
-    config.load()
-    config.loaded_app = config.app
     client = Client()
-    connection = Connection(config, ServerState(), {}, asyncio.get_running_loop())
-    connection.connection_made(client)
+    connection = connect(client, Predicting())
     for number in range(2):
         if is_slow:
             connection.pause_writing()

@@ -59,7 +59,11 @@ class Server:
         with connection:
             for reply in self._replies:
                 self.received.append(connection.recv(3, socket.MSG_WAITALL))
+                self._work()
                 connection.sendall(reply)
+
+    def _work(self) -> None:
+        """What goes on between a piece and its reply."""
 
     def pool(self, **kwargs: Any) -> redis.ConnectionPool:
         port = self._socket.getsockname()[1]
@@ -91,14 +95,8 @@ class PiecesByTheClock(Server):
         super().__init__(*[b":1\r\n"] * pieces)
         self._time, self._takes_s = time, takes_s
 
-    def _serve(self) -> None:
-        connection, _ = self._socket.accept()
-        connection.settimeout(5)
-        with connection:
-            for reply in self._replies:
-                self.received.append(connection.recv(3, socket.MSG_WAITALL))
-                self._time.now_s += self._takes_s
-                connection.sendall(reply)
+    def _work(self) -> None:
+        self._time.now_s += self._takes_s
 
 
 @pytest.mark.parametrize(("takes_s", "grows"), [(PIECE_S / 5, True), (PIECE_S * 5, False)])
