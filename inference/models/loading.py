@@ -21,13 +21,14 @@ from inference.models.runtimes import (
     LoadOptions,
     Runtime,
     SavedSignature,
+    SignedRuntime,
     keras_environment,
     load_runtime,
     signatures_of,
 )
 from inference.models.versions import Wanted, check_confined, find_versions, fingerprint, wanted_versions
 from inference.models.warm_up import SampleRows, warm_up
-from inference.schema import DType, Signature
+from inference.schema import DType, GraphSignature, Signature
 from inference.settings import ModelSettings, Settings, WorkerSettings
 from inference.storage import is_uri
 
@@ -76,7 +77,8 @@ def load_version(
     check_confined(path, folder)
     given = contract or written_contract(path, folder)
     runtime = load_runtime(folder, options=options, contract=given)
-    _check_size(runtime.signature)
+    signatures, own = (runtime.signatures, runtime.signature_name) if isinstance(runtime, SignedRuntime) else ({}, "")
+    _check_size(runtime.signature, *signatures.values())
     contract = contract or read_contract(path, folder, runtime.signature)
     format_ = require_model_file(folder).format
     _check_missing_text(contract, format_)
@@ -97,6 +99,8 @@ def load_version(
         unproven=result.unproven,
         # a version that answered rows before keeps its notice
         notice=_notice(runtime, known.notice if is_proved and known else result.remark),
+        signatures=signatures,
+        own_signature=own,
     )
     took_s = round(time.monotonic() - started, 2)
     log.info("model.loaded", model=model, version=version, device=runtime.device, took_s=took_s)
@@ -107,12 +111,12 @@ def load_version(
     return LoadedModel(model, record, vectoriser, runtime)
 
 
-def _check_size(signature: Signature) -> None:
+def _check_size(*signatures: Signature | GraphSignature) -> None:
     """Refuse a model whose description would fill the record that every process reads."""
-    tensors = [*signature.inputs, *signature.outputs]
+    tensors = [tensor for one in signatures for tensor in (*one.inputs, *one.outputs)]
     if len(tensors) > _MOST_TENSORS:
         raise ModelError(f"it has {len(tensors)} inputs and outputs, and at most {_MOST_TENSORS} can be served")
-    longest = max((spec.name for spec in tensors), key=len, default="")
+    longest = max((tensor.name for tensor in tensors), key=len, default="")
     if len(longest) > _LONGEST_NAME:
         raise ModelError(
             f"the name of {longest[:40]}… has {len(longest)} characters, and at most {_LONGEST_NAME} can be served"

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from inference.errors import ModelError, PredictionFailed, SettingsError
-from inference.schema import Block, DType, Signature, TensorSpec
+from inference.schema import Block, DType, GraphSignature, Signature, TensorSpec
 
 _LONGEST_LINE = 300
 #: the lines around the message of one of TensorFlow's graph errors begin so
@@ -40,6 +40,26 @@ class Runtime(Protocol):
         Raises:
             PredictionFailed: the model raised on these rows.
             ModelOutOfMemory: so many rows do not fit into the device's memory.
+        """
+        ...
+
+
+@runtime_checkable
+class SignedRuntime(Runtime, Protocol):
+    """A loaded model with named signatures, each of which can be called."""
+
+    #: what each signature declares, by name
+    signatures: dict[str, GraphSignature]
+    #: the signature behind `predict`
+    signature_name: str
+
+    def call(self, signature: str, tensors: Block) -> Block:
+        """Return the outputs of a signature by name. The model decides which shapes it takes, and gives.
+
+        Raises:
+            BadInput: the model does not take these tensors.
+            PredictionFailed: the model raised.
+            ModelOutOfMemory: the tensors do not fit into the device's memory.
         """
         ...
 
