@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -190,6 +190,10 @@ class GraphTensor:
             len(wanted) == len(shape) and all(size in (-1, found) for size, found in zip(wanted, shape, strict=True))
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return vars(self) | {"shape": None if self.shape is None else list(self.shape)}
+
     @classmethod
     def of_rows(cls, spec: TensorSpec) -> GraphTensor:
         """Return a tensor whose rows are as in `spec`."""
@@ -215,7 +219,8 @@ class GraphSignature:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return asdict(self)
+        inputs, outputs = ([one.to_json() for one in side] for side in (self.inputs, self.outputs))
+        return {"method": self.method, "inputs": inputs, "outputs": outputs}
 
     @classmethod
     def of_rows(cls, signature: Signature) -> GraphSignature:

@@ -81,6 +81,7 @@ async def _predict(request: Request, path: ModelUrl, process: ApiProcess) -> Res
     document, size = await _document(request)
     call = await _call(path, process, protocol.signature_of(document), protocol.unknown_signature)
     tensors, by_row = await beside_loop(size, protocol.tensors_of, document, call.declared.inputs)
+    protocol.check_types(call.declared.outputs)
     outputs = await _compute(request, path, process, call, tensors)
     if outputs is None:
         return _gone()

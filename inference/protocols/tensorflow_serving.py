@@ -27,8 +27,8 @@ from inference.protocols.tensorflow_errors import (
     is_base64,
     with_decoded_bytes,
 )
-from inference.protocols.tensors import MOST_VERSION, array_of, check_rows, most_rows, render, whole_number
-from inference.schema import Block, DType, GraphSignature, GraphTensor
+from inference.protocols.tensors import MOST_VERSION, array_of, check_rows, render, whole_number
+from inference.schema import Block, DType, GraphSignature, GraphTensor, rows_in
 
 #: the name of an output that holds bytes rather than text ends like this
 _BYTES_SUFFIX = "_bytes"
@@ -203,20 +203,32 @@ def _from_inputs(value: Any, inputs: Sequence[GraphTensor]) -> Block:
     return tensors
 
 
+def check_types(outputs: Sequence[GraphTensor]) -> None:
+    """Check that JSON can hold the elements of every output.
+
+    Raises:
+        BadInput: it cannot; TensorFlow Serving's words.
+    """
+    for one in outputs:
+        if one.element is None:
+            kind = one.dtype.removeprefix("DT_").lower()
+            raise BadInput(f"Failed to write JSON value for tensor type: {kind}")
+
+
 def predict_answer(outputs: Block, *, by_row: bool) -> bytes:
     """Return the answer to a predict request. A single output has no name.
 
     Raises:
-        BadInput: the request had rows, but the outputs have different numbers of rows.
+        BadInput: the request had rows, but the outputs have none, or different numbers of them.
     """
     values = {name: _values(name, one) for name, one in outputs.items()}
     if not by_row:
         return render({"outputs": next(iter(values.values())) if len(values) == 1 else values})
-    rows = most_rows(outputs)
-    for name, one in sorted(outputs.items()):
+    for name, one in outputs.items():
         if not one.ndim:
             raise BadInput(f"Tensor name: {name} has no shape information ")
-    for name, one in sorted(outputs.items()):
+    rows = rows_in(outputs)
+    for name, one in outputs.items():
         if len(one) != rows:
             raise BadInput(f"Tensor name: {name} has inconsistent batch size: {len(one)} expecting: {rows}")
     if len(values) == 1:

@@ -176,8 +176,8 @@ def unpack(packed: Any) -> Block:
 
 
 def packed_rows(packed: Mapping[str, Any]) -> int:
-    """Return the number of rows of packed tensors."""
-    return int(next(iter(packed.values()))["shape"][0])
+    """Return the rows of the longest of packed tensors. A scalar counts as a row."""
+    return max((int(one["shape"][0]) if one["shape"] else 1 for one in packed.values()), default=0)
 
 
 def text_to_bytes(values: npt.NDArray[Any]) -> bytes:
@@ -268,7 +268,7 @@ def _size(value: Any) -> int:
     return total
 
 
-def _array_at_once(value: Any, dtype: DType, rounds: bool) -> npt.NDArray[Any] | None:
+def _array_at_once(value: Any, dtype: DType, rounds: bool = False) -> npt.NDArray[Any] | None:
     try:
         found = np.array(value, dtype=object)
     except ValueError:  # lists of different shapes

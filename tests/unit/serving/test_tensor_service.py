@@ -13,7 +13,7 @@ import pytest
 from inference.errors import BadInput, BrokerUnavailable, DeadlineExceeded, ForecacheError, NotFound
 from inference.outcomes import Outcome
 from inference.protocols.tensors import pack, unpack
-from inference.serving import PredictionService
+from inference.serving import ModelCall, PredictionService
 from inference.settings import Settings
 from tests.support.serving_fakes import FakeReader, FakeRecorder
 from tests.support.virtual_time import virtual_time
@@ -74,7 +74,7 @@ async def test_rows_of_two_versions_are_computed_again_by_the_newer() -> None:
 @virtual_time
 async def test_a_version_that_is_asked_for_is_told_to_the_worker() -> None:
     workers = DoublingWorkers()
-    outputs = await service(workers, FakeRecorder()).predict_tensors("m", X, version=7)
+    outputs = await service(workers, FakeRecorder()).predict_tensors("m", X, ModelCall(version=7))
     assert outputs.version == 7
     assert {version for _, version in workers.asked} == {7}
 
