@@ -116,6 +116,10 @@ def test_requests_of_different_lengths_never_spoil_each_other(http: httpx.Client
     )
 
 
+def test_a_model_that_takes_no_short_rows_has_answered_longer_ones(stack: Stack) -> None:
+    assert stack.deployment.registry.active("window").is_proved
+
+
 def test_rows_that_are_padded_to_the_longest_of_them_are_one_call(http: httpx.Client) -> None:
     # in micro-batches of 8, the first would be 2 wide and the last 5
     widths = [2] * 19 + [5]

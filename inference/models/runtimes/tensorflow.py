@@ -81,6 +81,8 @@ class TensorFlowRuntime:
         self._own = self._functions[self.signature_name]
         function = self._model.signatures[self.signature_name]
         self._inputs, self._outputs = _specs(function, declared[self.signature_name], folder, self.signature_name)
+        #: whether its own signature has answered requests that came with the model
+        self.has_answered = False
         self.device = device()
         self.signature = Signature.of_model(self._inputs.values(), self._outputs.values())
 
@@ -188,6 +190,7 @@ def _warm_up_with_own_requests(runtime: TensorFlowRuntime, folder: Path) -> None
             runtime.call(signature, inputs)
         except (BadInput, PredictionFailed) as error:
             raise ModelError(f"{where} fails: {error.message}") from error
+        runtime.has_answered |= signature == runtime.signature_name
         answered += 1
     if answered:
         log.info("model.warm_up_requests", folder=str(folder), answered=answered)
