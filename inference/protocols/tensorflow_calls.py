@@ -27,12 +27,12 @@ INPUTS, CLASSES, SCORES, OUTPUTS = "inputs", "classes", "scores", "outputs"
 class Prepared:
     """Tensors of a call, as the worker gets them.
 
-    `splits`: whether their rows may be computed apart. `narrowed`: a last dimension of 1 was added to some.
+    `splits`: whether their rows may be computed apart. `widened`: a last dimension of 1 was added to some.
     """
 
     tensors: Block
     splits: bool = True
-    narrowed: bool = False
+    widened: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class SignatureCall:
         if self.rows is None:
             check_rows(most_rows(tensors) or 1)
             return Prepared(tensors, self.declared.has_rows and _same_rows(tensors))
-        widened = {spec.name: _widened(tensors[spec.name], spec) for spec in self.rows.inputs}
-        check_tensors(widened, self.rows.inputs)
-        return Prepared(widened, narrowed=any(widened[name].ndim > tensors[name].ndim for name in widened))
+        columns = {spec.name: _as_column(tensors[spec.name], spec) for spec in self.rows.inputs}
+        check_tensors(columns, self.rows.inputs)
+        return Prepared(columns, widened=any(columns[name].ndim > tensors[name].ndim for name in columns))
 
     def finish(self, outputs: Block, prepared: Prepared) -> Block:
         """Return the outputs as the caller gets them: without a last dimension of 1, if the inputs lacked theirs."""
-        if self.rows is None or not prepared.narrowed:
+        if self.rows is None or not prepared.widened:
             return outputs
         return {name: values[..., 0] if name in self.rows.columns else values for name, values in outputs.items()}
 
@@ -71,7 +71,7 @@ def _same_rows(tensors: Block) -> bool:
     return all(values.ndim for values in tensors.values()) and len(set(map(len, tensors.values()))) == 1
 
 
-def _widened(values: npt.NDArray[np.generic], spec: TensorSpec) -> npt.NDArray[np.generic]:
+def _as_column(values: npt.NDArray[np.generic], spec: TensorSpec) -> npt.NDArray[np.generic]:
     return values[..., None] if spec.shape[-1:] == (1,) and values.ndim == len(spec.shape) else values
 
 

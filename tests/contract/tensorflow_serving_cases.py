@@ -144,6 +144,20 @@ PREDICT = [
     ),
 ]  # fmt: skip
 
+#: a model of ONNX: x [-1, 1] → y [-1, 1], the same
+OTHER_FORMATS = [
+    post("rows of one value, ONNX", "column:predict", '{"instances": [[1], [2]]}', '{"predictions": [[1.0], [2.0]]}'),
+    post("scalars for [-1, 1], ONNX", "column:predict", '{"instances": [1, 2.5]}', '{"predictions": [1.0, 2.5]}'),
+    post("scalars as columns, ONNX", "column:predict", '{"inputs": {"x": [1, 2.5]}}', '{"outputs": [1.0, 2.5]}'),
+    # there is no graph to decide
+    refused("a shape that is not declared, ONNX", "column:predict", '{"instances": [[1, 2]]}',
+            "tensor 'x' has shape [1,2], but the model takes [-1,1]"),
+    refused("an unknown signature, ONNX", "column:predict", '{"signature_name": "y", "instances": [1]}',
+            'Serving signature name: "y" not found in signature def'),
+    refused("no examples are taken, ONNX", "column:classify", '{"examples": [{"x": 1.0}]}',
+            "No classification inputs found in SignatureDef: x"),
+]  # fmt: skip
+
 UNTYPED = '{"signature_name": "%s", %s}'
 
 
@@ -418,4 +432,4 @@ LOOKS += [
     ),
 ]  # fmt: skip
 
-CASES = [*PATHS, *LOOKS, *PREDICT, *TYPES, *PREDICT_ERRORS, *RESULTS, *RESULT_ERRORS]
+CASES = [*PATHS, *LOOKS, *PREDICT, *OTHER_FORMATS, *TYPES, *PREDICT_ERRORS, *RESULTS, *RESULT_ERRORS]

@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from inference.protocols.tensorflow_examples import read_examples
 from tests.contract.tensorflow_serving_cases import CASES, EXAMPLE_KINDS, Case
 from tests.support.models import export_models
+from tests.support.plain_onnx import write_sum
 from tests.support.stack import Stack
 from tests.support.waiting import wait_for
 
@@ -29,8 +30,9 @@ MODELS = ("half_plus_three", "digits", "tensors", "window")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("serving")
     export_models({folder / "half_plus_two" / "123": "half_plus_two"} | {folder / name / "1": name for name in MODELS})
+    write_sum(folder / "column" / "1", 1)
     realtime = "realtime = { timeout_ms = 10000, max_micro_batch = 8 }\n"
-    toml = "".join(f'[models.{name}]\npath = "{name}"\n{realtime}' for name in ("half_plus_two", *MODELS))
+    toml = "".join(f'[models.{name}]\npath = "{name}"\n{realtime}' for name in ("half_plus_two", "column", *MODELS))
     with Stack(folder, toml) as running:
         running.start("realtime", "api")
         running.wait_ready()
