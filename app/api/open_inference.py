@@ -185,6 +185,8 @@ async def _record(process: ApiProcess, model: str, version: int | None) -> Versi
         raise _unknown(model, None) from error
     if record is None:
         raise _unknown(model, version)
+    if not record.computes_rows:
+        raise BadInput(f"model '{model}' computes no rows: call its signatures under /v1")
     return record
 
 

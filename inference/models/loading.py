@@ -27,7 +27,7 @@ from inference.models.runtimes import (
     signatures_of,
 )
 from inference.models.versions import Wanted, check_confined, find_versions, fingerprint, wanted_versions
-from inference.models.warm_up import SampleRows, warm_up
+from inference.models.warm_up import SampleRows, WarmUpResult, warm_up
 from inference.schema import DType, GraphSignature, Signature
 from inference.settings import ModelSettings, Settings, WorkerSettings
 from inference.storage import is_uri
@@ -67,8 +67,9 @@ def load_version(
     the version's record; one that has answered rows need not do so again.
 
     Raises:
-        ModelError: the folder cannot be served, a link leads out of it, the model answers no row (see `warm_up`), or
-            its features name code that the settings do not allow, or that cannot be imported.
+        ModelError: the folder cannot be served, a link leads out of it, the model answers no row (see `warm_up`), it
+            computes none although it has features, or these name code that the settings do not allow, or that cannot be
+            imported.
         ContractError: its features contradict its signature.
         ModelUnavailable: an engine elsewhere did not answer.
         StoreUnavailable: Redis did not answer in time.
@@ -77,7 +78,11 @@ def load_version(
     check_confined(path, folder)
     given = contract or written_contract(path, folder)
     runtime = load_runtime(folder, options=options, contract=given)
-    signatures, own = (runtime.signatures, runtime.signature_name) if isinstance(runtime, SignedRuntime) else ({}, "")
+    signatures, own, without_rows = {}, "", None
+    if isinstance(runtime, SignedRuntime):
+        signatures, own, without_rows = runtime.signatures, runtime.signature_name, runtime.without_rows
+    if without_rows is not None and (given is not None or rows.table is not None):
+        raise ModelError(without_rows)
     _check_size(runtime.signature, *signatures.values())
     contract = contract or read_contract(path, folder, runtime.signature)
     format_ = require_model_file(folder).format
@@ -87,7 +92,10 @@ def load_version(
         vectoriser = Vectoriser(contract, runtime.signature, _functions(contract, options or LoadOptions()))
     digest = fingerprint(folder)
     is_proved = known is not None and known.is_proved and (known.fingerprint, known.contract) == (digest, contract)
-    result = warm_up(runtime, vectoriser, rows, sizes=warm_up_rows, is_proved=is_proved)
+    if without_rows is None:
+        result = warm_up(runtime, vectoriser, rows, sizes=warm_up_rows, is_proved=is_proved)
+    else:
+        result = WarmUpResult(runtime.signature, f"{without_rows}; until then only clients of /v1 can call it")
     record = VersionRecord(
         version=version,
         state="ready",

@@ -57,7 +57,7 @@ class VersionRecord:
     not replace another one; None if it has. `notice`: a warning about a version that may answer nevertheless. The
     contract is empty if the model's features are not listed: it takes tensors only. `signatures`: those of a SavedModel
     by name, each callable over the serving protocols; empty for other formats. `own_signature`: the one behind
-    `signature`.
+    `signature`, which is empty if that one computes no rows.
     """
 
     version: int
@@ -72,6 +72,11 @@ class VersionRecord:
     notice: str | None = None
     signatures: dict[str, GraphSignature] = field(default_factory=dict)
     own_signature: str = ""
+
+    @property
+    def computes_rows(self) -> bool:
+        """Whether it predicts for entities and instances. Otherwise clients of `/v1` call its signatures, no more."""
+        return bool(self.signature.outputs)
 
     @property
     def is_proved(self) -> bool:

@@ -52,6 +52,8 @@ class SignedRuntime(Runtime, Protocol):
     signatures: dict[str, GraphSignature]
     #: the signature behind `predict`
     signature_name: str
+    #: why that computes no rows, so that `signature` is empty, and the model can only be called; None if it does
+    without_rows: str | None
 
     def call(self, signature: str, tensors: Block) -> Block:
         """Return the outputs of a signature by name. The model decides which shapes it takes, and gives.
@@ -131,6 +133,10 @@ def gpu_memory_mib() -> list[int]:
     return sizes
 
 
+class NoRows(ModelError):
+    """Raised when an input or output of a model has no free row dimension: it computes no rows."""
+
+
 class MisshapenOutput(PredictionFailed):
     """Raised when the form of an output is wrong for any row: such a version is never served."""
 
@@ -143,13 +149,14 @@ def row_spec(
     `free_rows`: how the model's author makes the row dimension free.
 
     Raises:
-        ModelError: it has no free row dimension, or a dtype that numpy and JSON do not have.
+        NoRows: it has no free row dimension.
+        ModelError: it has a dtype that numpy and JSON do not have.
     """
     if not shape:
-        raise ModelError(f"{folder}: {kind} {name!r} is a scalar without a row dimension", field=name)
+        raise NoRows(f"{folder}: {kind} {name!r} is a scalar without a row dimension", field=name)
     rows, *sizes = shape
     if rows is not None:
-        raise ModelError(
+        raise NoRows(
             f"{folder}: {kind} {name!r} has a fixed row dimension of {rows}: {free_rows}, so that it takes any number "
             "of rows",
             field=name,

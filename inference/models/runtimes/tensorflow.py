@@ -15,6 +15,7 @@ from inference.features import FeatureContract
 from inference.logs import get_logger
 from inference.models.runtimes.runtime import (
     LoadOptions,
+    NoRows,
     SavedSignature,
     as_served,
     cpu_name,
@@ -79,8 +80,17 @@ class TensorFlowRuntime:
         self.signatures = {name: declared[name] for name in _names(self._model)}
         self._functions = {name: _Function(self._model.signatures[name]) for name in self.signatures}
         self._own = self._functions[self.signature_name]
-        function = self._model.signatures[self.signature_name]
-        self._inputs, self._outputs = _specs(function, declared[self.signature_name], folder, self.signature_name)
+        self.without_rows: str | None = None
+        self._inputs: dict[str, TensorSpec] = {}
+        self._outputs: dict[str, TensorSpec] = {}
+        own = declared[self.signature_name]
+        try:
+            function = self._model.signatures[self.signature_name]
+            self._inputs, self._outputs = _specs(function, own, folder, self.signature_name)
+        except NoRows as error:
+            if any(one.element is None for one in (*own.inputs, *own.outputs)):
+                raise
+            self.without_rows = error.message
         #: whether its own signature has answered requests that came with the model
         self.has_answered = False
         self.device = device()
@@ -292,7 +302,7 @@ def _spec(folder: Path, kind: str, declared: GraphTensor, tensor: Any) -> Tensor
         raise ModelError(f"{folder}: {kind} {name!r} is {what}: export it dense ({fix})", field=name)
     # a graph of TensorFlow 1 loses the shapes of its tensors when it is loaded
     if declared.shape is None:
-        raise ModelError(f"{folder}: {kind} {name!r} is no plain tensor of known rank", field=name)
+        raise NoRows(f"{folder}: {kind} {name!r} is no plain tensor of known rank", field=name)
     shape = [None if size < 0 else size for size in declared.shape]
     return row_spec(folder, kind, name, tensor.dtype.name, shape)
 
