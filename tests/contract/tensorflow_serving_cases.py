@@ -144,6 +144,20 @@ PREDICT = [
     ),
 ]  # fmt: skip
 
+TF2 = "half_plus_two_tf2"
+#: its default signature takes one number: there are no rows, and `/predict` cannot ask it
+WITHOUT_ROWS = [
+    post("predict by TensorFlow 2", f"{TF2}:predict", '{"inputs": [2.0]}', '{"outputs": [3.0]}'),
+    post("predict by TensorFlow 2, rows", f"{TF2}:predict", '{"instances": [2.0]}', '{"predictions": [3.0]}'),
+    post("more numbers than declared", f"{TF2}:predict", '{"instances": [2.0, 3.0]}', '{"predictions": [3.0, 3.5]}'),
+    post("predict by another signature", f"{TF2}:predict",
+         '{"signature_name": "regress_x2_to_y3", "inputs": [2.0]}', '{"outputs": [4.0]}'),
+    post("classify by TensorFlow 2", f"{TF2}:classify",
+         '{"signature_name": "classify_x_to_y", "examples": [{"x": 2.0}]}', '{"results": [[["", 3.0]]]}'),
+    post("regress by TensorFlow 2", f"{TF2}:regress",
+         '{"signature_name": "regress_x_to_y", "examples": [{"x": 2.0}]}', '{"results": [3.0]}'),
+]  # fmt: skip
+
 #: a model of ONNX: x [-1, 1] → y [-1, 1], the same
 OTHER_FORMATS = [
     post("rows of one value, ONNX", "column:predict", '{"instances": [[1], [2]]}', '{"predictions": [[1.0], [2.0]]}'),
@@ -432,4 +446,4 @@ LOOKS += [
     ),
 ]  # fmt: skip
 
-CASES = [*PATHS, *LOOKS, *PREDICT, *OTHER_FORMATS, *TYPES, *PREDICT_ERRORS, *RESULTS, *RESULT_ERRORS]
+CASES = [*PATHS, *LOOKS, *PREDICT, *WITHOUT_ROWS, *OTHER_FORMATS, *TYPES, *PREDICT_ERRORS, *RESULTS, *RESULT_ERRORS]

@@ -23,7 +23,7 @@ from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 
-MODELS = ("half_plus_three", "digits", "tensors", "window")
+MODELS = ("half_plus_two_tf2", "half_plus_three", "digits", "tensors", "window")
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +131,20 @@ def test_rows_that_are_padded_to_the_longest_of_them_are_one_call(http: httpx.Cl
     tensor = {"name": "x", "shape": [20, 6], "datatype": "FP32", "data": as_rows(widths, 6)}
     answer = http.post("/v2/models/window/infer", content=json.dumps({"inputs": [tensor]})).text
     assert [(one["name"], one["shape"]) for one in read(answer)["outputs"]] == [("kept", [20, 5]), ("width", [20])]
+
+
+def test_a_model_without_rows_says_so_to_those_who_ask_for_rows(stack: Stack, http: httpx.Client) -> None:
+    model = "half_plus_two_tf2"
+    answer = http.post("/predict", json={"model": model, "instances": [{"x": 2.0}]}).json()
+    assert "the model computes no rows" in str(answer)
+    tensor = {"name": "x", "shape": [1], "datatype": "FP32", "data": [2.0]}
+    answer = http.post(f"/v2/models/{model}/infer", json={"inputs": [tensor]})
+    assert (answer.status_code, answer.json()) == (
+        400, {"error": f"model '{model}' computes no rows: call its signatures under /v1"},
+    )  # fmt: skip
+    shown = stack.cli("models", "show", model).stdout
+    assert "'x' has a fixed row dimension of 1" in shown
+    assert "only clients of /v1 can call it" in shown
 
 
 def test_the_command_line_shows_every_signature(stack: Stack) -> None:

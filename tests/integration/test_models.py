@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from inference.errors import ModelError, ModelUnavailable, SourceError, UnknownModel
+from inference.errors import ContractError, ModelError, ModelUnavailable, SourceError, UnknownModel
 from inference.features import load_features
 from inference.models import (
     LoadedModel,
@@ -26,7 +26,9 @@ from inference.models import (
     inspect_versions,
     score_rows,
 )
+from inference.models.host import VersionWaits
 from inference.models.loading import load_version
+from inference.models.warm_up import SampleRows
 from inference.redis.clients import Client
 from inference.redis.keys import Keys, TableKind
 from inference.schema import DType, TensorSpec
@@ -120,9 +122,7 @@ def test_a_model_exported_by_keras_is_served(exported: Path) -> None:
     assert values.shape == (5,)
 
 
-def test_a_fixed_row_dimension_is_refused_with_the_fix_where_features_are_listed(
-    exported: Path, tmp_path: Path
-) -> None:
+def test_a_fixed_row_dimension_is_refused_where_there_are_features(exported: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(exported / "fixed", tmp_path / "fixed"))
     write_features(folder, float_features(2))
     told = "'x' has a fixed row dimension of 1: export it with None there"

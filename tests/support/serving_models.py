@@ -1,6 +1,7 @@
 """SavedModels like those of TensorFlow Serving's documentation and tests, for `export_models.py`.
 
 - `half_plus_two`   by TensorFlow 1: x / 2 + 2 by predict, classify and regress, and x / 2 + 3 by others
+- `half_plus_two_tf2` the same by TensorFlow 2; as there, x of `predict` has the shape [1]: it computes no rows
 - `half_plus_three` by TensorFlow 2: x / 2 + 3 of [None], as TensorFlow Serving's page of REST has it
 - `digits`          scikit-learn's digits: `predict_images` of 64 numbers, and examples with them to classify
 - `tensors`         signatures that give their inputs back, of any shape and of most types, and some odd ones
@@ -46,6 +47,42 @@ def declared(method: str, inputs: dict[str, tf.Tensor], outputs: dict[str, tf.Te
         for side in (inputs, outputs)
     ]
     return v1.saved_model.signature_def_utils.build_signature_def(*sides, f"tensorflow/serving/{method}")
+
+
+class HalfPlusTwo(tf.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = tf.Variable(0.5), tf.Variable(2.0), tf.Variable(3.0)
+
+    def of_examples(self, inputs: tf.Tensor) -> tf.Tensor:
+        return self.a * tf.io.parse_example(inputs, {"x": tf.io.FixedLenFeature([1], tf.float32)})["x"]
+
+    @tf.function(input_signature=[tf.TensorSpec([1], tf.float32, name="x")])
+    def predict(self, x: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"y": self.a * x + self.b}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="inputs")])
+    def regress(self, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"outputs": self.of_examples(inputs) + self.b}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="inputs")])
+    def classify(self, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"scores": self.of_examples(inputs) + self.b}
+
+    @tf.function(input_signature=[tf.TensorSpec([1], tf.float32, name="inputs")])
+    def of_number(self, inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+        return {"outputs": self.a * inputs + self.c}
+
+
+def half_plus_two_tf2(folder: str) -> None:
+    module = HalfPlusTwo()
+    signatures = {
+        "serving_default": module.predict,
+        "regress_x_to_y": module.regress,
+        "classify_x_to_y": module.classify,
+        "regress_x2_to_y3": module.of_number,
+    }
+    tf.saved_model.save(module, folder, signatures)
 
 
 def half_plus_three(folder: str) -> None:
@@ -169,6 +206,7 @@ def window(folder: str) -> None:
 
 KINDS = {
     "half_plus_two": half_plus_two,
+    "half_plus_two_tf2": half_plus_two_tf2,
     "half_plus_three": half_plus_three,
     "digits": digits,
     "tensors": tensors,
