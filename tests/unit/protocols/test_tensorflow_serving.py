@@ -300,6 +300,9 @@ def test_numbers_become_the_nearest_float_however_large() -> None:
     assert decode({"inputs": [1435774380, 16777217, 1e39, -1e39, 1e-320]}, NUMBER)[0]["x"].tolist() == [
         1435774336.0, 16777216.0, float("inf"), float("-inf"), 0.0,
     ]  # fmt: skip
+    # so many that they are converted in steps
+    for long in ([16777217] * 20_000, [[16777217] * 20_000], [[16777217]] * 20_000):
+        assert set(decode({"inputs": long}, NUMBER)[0]["x"].ravel().tolist()) == {16777216.0}
 
 
 @pytest.mark.parametrize("body", ['{"instances": [1,]}', "{", '{"instances": [nan]}', b"\xff".decode("latin-1")])
