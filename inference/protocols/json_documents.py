@@ -40,7 +40,6 @@ _INVALID = "Invalid value."
 _WORDS = {
     "expected a JSON value": _INVALID,
     "invalid literal": _INVALID,
-    "trailing comma": _INVALID,
     "expected ':'": "Missing a colon after a name of object member.",
     "expected ',' or '}'": "Missing a comma or } after an object member.",
     "expected ',' or ']'": "Missing a comma or ] after an array element.",
