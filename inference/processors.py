@@ -1,0 +1,73 @@
+"""The processors of this machine: which ones threads and child processes use, and how much time others take."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+#: the niceness of a process that works in the background
+BACKGROUND_NICENESS = 10
+
+
+def usable_processors() -> set[int]:
+    """Return the processors that this process may use; none where the system does not let it choose."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
+class Processors:
+    """The processors that this process could use when it started."""
+
+    def __init__(self, usable: set[int]) -> None:
+        self._usable = usable
+
+    def leave_room(self, leaves: bool) -> None:
+        """Keep every thread of this process off the first processor, or let it back.
+
+        All libraries of models compute in threads of this process, but few can change their number later. All
+        processes of a machine leave the same processor free.
+        """
+        threads = Path("/proc/self/task")
+        if len(self._usable) > 1:
+            self._move((int(thread.name) for thread in threads.iterdir()), leaves)
+
+    def send_to_background(self, child: int) -> None:
+        """Keep a child process that has just started off the first processor, and let others go first on the rest."""
+        with suppress(ProcessLookupError):
+            os.setpriority(os.PRIO_PROCESS, child, os.getpriority(os.PRIO_PROCESS, 0) + BACKGROUND_NICENESS)
+        self._move([child], True)
+
+    def _move(self, threads: Iterable[int], leaves: bool) -> None:
+        """Does nothing if there is only one processor."""
+        if len(self._usable) < 2:
+            return
+        kept = self._usable - {min(self._usable)} if leaves else self._usable
+        for thread in threads:
+            with suppress(ProcessLookupError):  # it has just ended
+                os.sched_setaffinity(thread, kept)
+
+
+class OthersTime:
+    """Measures the time of this machine's processors that other processes take, from now on."""
+
+    def __init__(self) -> None:
+        self._began = _processor_seconds()
+
+    def share(self) -> float:
+        """Return it as a share of all processors' time, 0 to 1; 0 where the system does not tell it."""
+        passed, busy, own = (now - before for now, before in zip(_processor_seconds(), self._began, strict=True))
+        return min(max((busy - own) / passed, 0.0), 1.0) if passed > 0 else 0.0
+
+
+def _processor_seconds() -> tuple[float, float, float]:
+    """Return the seconds of all processors since the start, those that were busy, and those of this process."""
+    try:
+        line = Path("/proc/stat").read_text().partition("\n")[0]
+    except FileNotFoundError:  # not Linux
+        return 0.0, 0.0, 0.0
+    user, nice, system, idle, waiting, interrupts, soft_interrupts, stolen = map(int, line.split()[1:9])
+    busy = user + nice + system + interrupts + soft_interrupts + stolen
+    ticks = os.sysconf("SC_CLK_TCK")
+    own = os.times()
+    return (busy + idle + waiting) / ticks, busy / ticks, own.user + own.system
