@@ -25,6 +25,7 @@ from typing import IO
 from inference.errors import ModelError
 from inference.logs import get_logger
 from inference.models.versions import bytes_on_disk
+from inference.processors import Processors, usable_processors
 from inference.settings import WorkerSettings
 
 log = get_logger(__name__)
@@ -217,7 +218,8 @@ def run_model_process(
 ) -> str:
     """Run one of our modules that load a model, in a process of its own without a GPU. Return its output.
 
-    `environment`: variables in addition to those of this process.
+    It gives way to other processes, and leaves one processor to them. `environment`: variables in addition to those of
+    this process.
 
     Raises:
         ModelError: it ended with an error, whose last line is the message, or exceeded a limit.
@@ -239,6 +241,7 @@ def run_model_process(
         )
         try:
             limit_process(process.pid, limits)
+            Processors(usable_processors()).send_to_background(process.pid)
             _wait(process, limits, what)
         finally:
             process.kill()
