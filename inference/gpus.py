@@ -1,4 +1,4 @@
-"""Reads the load of this process's GPUs from NVIDIA's library (NVML), if it is installed."""
+"""Reads the load of this process's GPUs from NVIDIA's library (NVML), if it is installed, and names their locks."""
 
 from __future__ import annotations
 
@@ -17,6 +17,17 @@ class GpuUse:
     memory_used: int
     memory_total: int
     busy_share: float
+
+
+def lock_of_gpu(device: str) -> str | None:
+    """Return the host lock that real-time workers share while they compute on this process's GPU.
+
+    `device`: a `Runtime.device`. Returns None for processors, and for an engine elsewhere.
+    """
+    if device.startswith(("cpu-", "remote ")):
+        return None
+    first, _, _ = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")
+    return f"gpu-{first.strip().replace('/', '_')}"
 
 
 def gpu_use() -> tuple[GpuUse, ...]:

@@ -1,19 +1,34 @@
-"""A batch worker leaves room while requests come to its machine; the notes lie in a real Redis."""
+"""Work on runs gives way while requests come to its machine; the notes lie in a real Redis, the locks in real files."""
 
 from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from inference.batch.yielding import LOOK_EVERY_S, NEIGHBOURS_EVERY_S, Processors, Yielding, usable_processors
+from inference import host_locks
+from inference.batch.yielding import (
+    GPU_LOOK_EVERY_S,
+    LONGEST_WAIT_S,
+    LOOK_EVERY_S,
+    MOST_WAITED,
+    NEIGHBOURS_EVERY_S,
+    Yielding,
+)
+from inference.gpus import lock_of_gpu
 from inference.monitoring.counters import HitRecorder
 from inference.monitoring.presence import API_PROCESSES, Presence, WorkerBeat
 from inference.outcomes import Outcome
+from inference.processors import OthersTime, Processors, usable_processors
 from inference.redis.clients import REQUEST, Client, open_async_client
 from inference.redis.keys import Keys
 from tests.support.redis_server import RedisServer
@@ -36,14 +51,26 @@ class Worker:
         self.now_s = 0.0
         self.changes: list[bool] = []
         self._yielding = Yielding(
-            client, KEYS, ("realtime", "slow"), clock=lambda: self.now_s, leave_room=self.changes.append
-        )
+            client, KEYS, ("realtime", "slow"),
+            clock=lambda: self.now_s, sleep=self._sleep, leave_room=self.changes.append,
+        )  # fmt: skip
+        self.meanwhile: Iterator[Callable[[], object]] = iter(())
 
     def go_on(self, seconds: float = LOOK_EVERY_S) -> list[bool]:
         """Call the model once more, some time later; return what was changed by then."""
         self.now_s += seconds
-        self._yielding.between_calls()
+        self._yielding.give_way()
         return self.changes
+
+    def wait_for(self, device: str) -> float:
+        """Give way before a call on a device; return the seconds of waiting."""
+        came = self.now_s
+        self._yielding.give_way(device)
+        return self.now_s - came
+
+    def _sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+        next(self.meanwhile, lambda: None)()
 
 
 async def answer_a_request(server: RedisServer) -> None:
@@ -111,3 +138,76 @@ def test_every_thread_keeps_off_one_processor_and_comes_back(processors: set[int
     thread.join()
     fewer = processors - {min(processors)}
     assert of_thread == [(fewer, fewer), (processors, processors)]
+
+
+@pytest.mark.skipif(len(usable_processors()) < 2, reason="there is one processor, or the system does not let it choose")
+def test_a_child_in_the_background_keeps_off_one_processor_and_lets_others_go_first(processors: set[int]) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        Processors(processors).send_to_background(child.pid)
+        assert os.sched_getaffinity(child.pid) == processors - {min(processors)}
+        assert os.getpriority(os.PRIO_PROCESS, child.pid) > os.getpriority(os.PRIO_PROCESS, 0)
+        child.communicate(b"\n")
+    Processors(processors).send_to_background(child.pid)  # it has ended
+    assert os.sched_getaffinity(0) == processors
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell it")
+def test_the_time_of_others_is_that_of_no_thread_of_this_process() -> None:
+    others = OthersTime()
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as child:
+        while others.share() == 0:
+            pass
+        child.kill()
+    assert 0 < others.share() <= 1
+
+
+# --- a GPU that batch and real-time workers share ---
+
+GPU = "NVIDIA H200"
+
+
+@pytest.fixture
+def gpu_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    lock = lock_of_gpu(GPU)
+    assert lock == "gpu-1"
+    return lock
+
+
+def test_a_batch_worker_waits_until_no_request_is_computed_on_its_gpu(redis_client: Client, gpu_lock: str) -> None:
+    worker = Worker(redis_client)
+    with ExitStack() as request, ExitStack() as next_request:
+        request.enter_context(host_locks.holding(gpu_lock, shared=True))
+
+        def another() -> None:
+            request.close()
+            next_request.enter_context(host_locks.holding(gpu_lock, shared=True))
+
+        def pause() -> None:
+            next_request.close()
+
+        worker.meanwhile = iter((lambda: None, another, pause))
+        # three looks find a request, and two nothing
+        assert worker.wait_for(GPU) == pytest.approx(4 * GPU_LOOK_EVERY_S)
+    assert worker.wait_for(GPU) == 0
+
+
+@pytest.mark.parametrize("device", ["cpu-2", "remote engine:8501"])
+def test_nobody_waits_for_a_gpu_elsewhere(redis_client: Client, gpu_lock: str, device: str) -> None:
+    worker = Worker(redis_client)
+    with host_locks.holding(gpu_lock, shared=True):
+        assert worker.wait_for(device) == 0
+    with host_locks.holding("gpu-0", shared=True):
+        assert worker.wait_for(GPU) == 0
+
+
+def test_under_any_load_a_run_keeps_most_of_a_gpu(redis_client: Client, gpu_lock: str) -> None:
+    worker, call_s = Worker(redis_client), 0.003
+    with host_locks.holding(gpu_lock, shared=True):
+        assert worker.wait_for(GPU) <= LONGEST_WAIT_S + GPU_LOOK_EVERY_S
+        waited = 0.0
+        for _ in range(1000):
+            worker.now_s += call_s
+            waited += worker.wait_for(GPU)
+    assert 0.5 * MOST_WAITED < waited / (1000 * call_s) < 1.1 * MOST_WAITED
