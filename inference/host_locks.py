@@ -1,7 +1,6 @@
 """Locks between the processes of one user on one host. The kernel frees the lock of a process that dies.
 
-They only decide who goes first. So a process that cannot make the file, in a folder for temporary files, or that waits
-for too long, goes on without the lock.
+They only decide who goes first: a process that cannot make a lock's file, or waits for too long, goes on without it.
 """
 
 from __future__ import annotations
@@ -14,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+#: shared memory: units of systemd often have a folder for temporary files of their own
+FOLDER = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())  # noqa: S108 - see `_open`
 #: seconds between two attempts to take a lock
 _LOOK_EVERY_S = 0.05
 
@@ -55,7 +56,7 @@ def _take(file: int, kind: int, wait_s: float) -> bool:
 
 def _open(name: str) -> int | None:
     """Return a lock's file, opened anew: so threads of one process exclude each other too. None if it cannot be."""
-    folder = Path(tempfile.gettempdir()) / f"forecache-{os.getuid()}"
+    folder = FOLDER / f"forecache-{os.getuid()}"
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         if folder.is_symlink() or folder.stat().st_uid != os.getuid():  # another user's

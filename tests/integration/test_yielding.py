@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -168,7 +167,7 @@ GPU = "NVIDIA H200"
 
 @pytest.fixture
 def gpu_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(host_locks, "FOLDER", tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
     lock = lock_of_gpu(GPU)
     assert lock == "gpu-1"

@@ -6,20 +6,22 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from inference import host_locks
 from inference.host_locks import holding, is_held
 from tests.support.stack import child_environment
 
 HOLDER = """
 import sys
-from inference.host_locks import holding
-with holding("gpu", shared=sys.argv[1] == "shared") as held:
+from pathlib import Path
+from inference import host_locks
+host_locks.FOLDER = Path(sys.argv[2])
+with host_locks.holding("gpu", shared=sys.argv[1] == "shared") as held:
     print(held, flush=True)
     sys.stdin.read()
 """
@@ -27,14 +29,13 @@ with holding("gpu", shared=sys.argv[1] == "shared") as held:
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(host_locks, "FOLDER", tmp_path)
     return tmp_path
 
 
 @pytest.fixture
-def holder(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-c", HOLDER, request.param]
+def holder(request: pytest.FixtureRequest, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-c", HOLDER, request.param, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment()) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"True\n"

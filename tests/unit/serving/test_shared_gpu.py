@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -53,7 +52,7 @@ def scorers(model: Model) -> tuple[RealtimeScorer, TensorScorer]:
 def test_batch_workers_see_that_a_request_is_computed_on_their_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, is_held: bool
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(host_locks, "FOLDER", tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1f/2")
     model = Model(device)
     entities, tensors = scorers(model)
