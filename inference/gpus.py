@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
+
+from inference.host_locks import lock_file
 
 
 @dataclass(frozen=True)
@@ -19,15 +22,15 @@ class GpuUse:
     busy_share: float
 
 
-def lock_of_gpu(device: str) -> str | None:
-    """Return the host lock that real-time workers share while they compute on this process's GPU.
+def lock_of_gpu(device: str) -> Path | None:
+    """Return the lock that real-time workers of this host share while they compute on this process's GPU.
 
     `device`: a `Runtime.device`. Returns None for processors, and for an engine elsewhere.
     """
     if device.startswith(("cpu-", "remote ")):
         return None
     first, _, _ = os.environ.get("CUDA_VISIBLE_DEVICES", "0").partition(",")
-    return f"gpu-{first.strip().replace('/', '_')}"
+    return lock_file(f"gpu-{first.strip().replace('/', '_')}")
 
 
 def gpu_use() -> tuple[GpuUse, ...]:

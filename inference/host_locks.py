@@ -1,6 +1,6 @@
-"""Locks between the processes of one user on one host. The kernel frees the lock of a process that dies.
+"""Locks between the processes of one host: files and folders that the kernel unlocks when their process dies.
 
-They only decide who goes first: a process that cannot make a lock's file, or waits for too long, goes on without it.
+They only decide who goes first: a process that cannot open a lock's place, or waits for too long, goes on without it.
 """
 
 from __future__ import annotations
@@ -19,48 +19,60 @@ FOLDER = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettemp
 _LOOK_EVERY_S = 0.05
 
 
+def lock_file(name: str) -> Path:
+    """Return the place of a lock that all processes of this user on this host know by its name."""
+    return FOLDER / f"forecache-{os.getuid()}" / f"{name}.lock"
+
+
 @contextmanager
-def holding(name: str, *, wait_s: float = 0.0, shared: bool = False) -> Iterator[bool]:
-    """Hold a lock within the block, alone or `shared`. Yields False if others still have it after `wait_s`."""
-    file = _open(name)
-    if file is None:
+def holding(place: Path, *, wait_s: float = 0.0, shared: bool = False) -> Iterator[bool]:
+    """Hold a lock within the block, alone or `shared`. Yields False if others still have it after `wait_s`.
+
+    `place`: an existing folder, or a `lock_file`.
+    """
+    opened = _open(place)
+    if opened is None:
         yield False
         return
     try:
-        yield _take(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, wait_s)
+        yield _take(opened, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, wait_s)
     finally:
-        os.close(file)  # which frees the lock
+        os.close(opened)  # which frees the lock
 
 
-def is_held(name: str) -> bool:
+def is_held(place: Path) -> bool:
     """Tell whether a process holds a lock now, alone or shared."""
-    file = _open(name)
-    if file is None:
+    opened = _open(place)
+    if opened is None:
         return False
     try:
-        return not _take(file, fcntl.LOCK_EX, 0.0)
+        return not _take(opened, fcntl.LOCK_EX, 0.0)
     finally:
-        os.close(file)
+        os.close(opened)
 
 
-def _take(file: int, kind: int, wait_s: float) -> bool:
+def _take(opened: int, kind: int, wait_s: float) -> bool:
     until = time.monotonic() + wait_s
     while True:
-        with suppress(BlockingIOError):
-            fcntl.flock(file, kind | fcntl.LOCK_NB)
-            return True
-        if time.monotonic() >= until:
+        try:
+            fcntl.flock(opened, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(_LOOK_EVERY_S)
+        except OSError:  # a file system without locks
             return False
-        time.sleep(_LOOK_EVERY_S)
+        else:
+            return True
 
 
-def _open(name: str) -> int | None:
-    """Return a lock's file, opened anew: so threads of one process exclude each other too. None if it cannot be."""
-    folder = FOLDER / f"forecache-{os.getuid()}"
-    try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.is_symlink() or folder.stat().st_uid != os.getuid():  # another user's
-            return None
-        return os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    except OSError:
-        return None
+def _open(place: Path) -> int | None:
+    """Open a lock's place anew: so threads of one process exclude each other too. None if it cannot be opened."""
+    with suppress(OSError):
+        if place.is_dir():
+            return os.open(place, os.O_RDONLY)
+        place.parent.mkdir(mode=0o700, exist_ok=True)
+        # in a folder where all may write, another user may have put a link there
+        if not place.parent.is_symlink() and place.parent.stat().st_uid == os.getuid():
+            return os.open(place, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    return None

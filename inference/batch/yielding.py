@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 from inference import host_locks
 from inference.errors import StoreUnavailable
@@ -74,7 +75,7 @@ class Yielding:
             self._is_leaving = leaves
             self._leave_room(leaves)
 
-    def _wait_for(self, gpu: str) -> None:
+    def _wait_for(self, gpu: Path) -> None:
         came = self._clock()
         # time without a wait pays for later waits
         self._may_wait_s = min(LONGEST_WAIT_S, self._may_wait_s + MOST_WAITED * (came - self._went_on_at))

@@ -32,9 +32,6 @@ log = get_logger(__name__)
 #: a version that is not wanted any more leaves memory after so long without a request
 UNLOAD_AFTER_S = 60.0
 
-#: the lock of the one worker of a host that tries and loads a version beside the active one
-_LOADING = "load"
-
 #: the versions in a worker's memory: model → versions
 Held = Mapping[str, tuple[int, ...]]
 
@@ -191,7 +188,8 @@ class Rollout:
             return False
         must_answer = may_wait and self._is_served(version, pointer)
         try:
-            with host_locks.holding(_LOADING, wait_s=self._settings.workers.load_timeout):
+            # the workers of a host wait for each other
+            with host_locks.holding(self._settings.root, wait_s=self._settings.workers.load_timeout):
                 if pointer.active_version not in (None, version) and not is_remote:
                     self._try_where_it_can_crash(version, folder)
                 self._host.load(self._model, version, must_answer=must_answer)

@@ -166,15 +166,15 @@ GPU = "NVIDIA H200"
 
 
 @pytest.fixture
-def gpu_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def gpu_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(host_locks, "FOLDER", tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,0")
     lock = lock_of_gpu(GPU)
-    assert lock == "gpu-1"
+    assert lock == host_locks.lock_file("gpu-1")
     return lock
 
 
-def test_a_batch_worker_waits_until_no_request_is_computed_on_its_gpu(redis_client: Client, gpu_lock: str) -> None:
+def test_a_batch_worker_waits_until_no_request_is_computed_on_its_gpu(redis_client: Client, gpu_lock: Path) -> None:
     worker = Worker(redis_client)
     with ExitStack() as request, ExitStack() as next_request:
         request.enter_context(host_locks.holding(gpu_lock, shared=True))
@@ -193,15 +193,15 @@ def test_a_batch_worker_waits_until_no_request_is_computed_on_its_gpu(redis_clie
 
 
 @pytest.mark.parametrize("device", ["cpu-2", "remote engine:8501"])
-def test_nobody_waits_for_a_gpu_elsewhere(redis_client: Client, gpu_lock: str, device: str) -> None:
+def test_nobody_waits_for_a_gpu_elsewhere(redis_client: Client, gpu_lock: Path, device: str) -> None:
     worker = Worker(redis_client)
     with host_locks.holding(gpu_lock, shared=True):
         assert worker.wait_for(device) == 0
-    with host_locks.holding("gpu-0", shared=True):
+    with host_locks.holding(host_locks.lock_file("gpu-0"), shared=True):
         assert worker.wait_for(GPU) == 0
 
 
-def test_under_any_load_a_run_keeps_most_of_a_gpu(redis_client: Client, gpu_lock: str) -> None:
+def test_under_any_load_a_run_keeps_most_of_a_gpu(redis_client: Client, gpu_lock: Path) -> None:
     worker, call_s = Worker(redis_client), 0.003
     with host_locks.holding(gpu_lock, shared=True):
         assert worker.wait_for(GPU) <= LONGEST_WAIT_S + GPU_LOOK_EVERY_S

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from inference import host_locks
-from inference.host_locks import holding, is_held
+from inference.host_locks import holding, is_held, lock_file
 from tests.support.stack import child_environment
 
 HOLDER = """
@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 from inference import host_locks
 host_locks.FOLDER = Path(sys.argv[2])
-with host_locks.holding("gpu", shared=sys.argv[1] == "shared") as held:
+with host_locks.holding(host_locks.lock_file("gpu"), shared=sys.argv[1] == "shared") as held:
     print(held, flush=True)
     sys.stdin.read()
 """
@@ -47,19 +47,19 @@ def holder(request: pytest.FixtureRequest, folder: Path) -> Iterator[subprocess.
 def test_several_processes_may_share_a_lock_and_nobody_has_it_alone_meanwhile(
     holder: subprocess.Popen[bytes],
 ) -> None:
-    with holding("gpu", shared=True) as shared, holding("gpu") as alone:
+    with holding(lock_file("gpu"), shared=True) as shared, holding(lock_file("gpu")) as alone:
         assert (shared, alone) == (True, False)
-    assert is_held("gpu")
-    assert not is_held("another")
+    assert is_held(lock_file("gpu"))
+    assert not is_held(lock_file("another"))
 
 
 @pytest.mark.parametrize("holder", ["alone", "shared"], indirect=True)
 def test_the_lock_of_a_killed_process_is_free(holder: subprocess.Popen[bytes]) -> None:
-    assert is_held("gpu")
+    assert is_held(lock_file("gpu"))
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    assert not is_held("gpu")
-    with holding("gpu") as held:
+    assert not is_held(lock_file("gpu"))
+    with holding(lock_file("gpu")) as held:
         assert held
 
 
@@ -68,10 +68,10 @@ def test_threads_of_a_process_exclude_each_other_too_and_whoever_waits_gets_the_
 
     def wait() -> None:
         waits.set()
-        with holding("load", wait_s=60) as held:
+        with holding(lock_file("load"), wait_s=60) as held:
             got.append(held)
 
-    with holding("load") as held:
+    with holding(lock_file("load")) as held:
         thread = threading.Thread(target=wait)
         thread.start()
         assert waits.wait(60)
@@ -82,14 +82,22 @@ def test_threads_of_a_process_exclude_each_other_too_and_whoever_waits_gets_the_
 
 
 def test_whoever_waits_for_too_long_goes_on_without_the_lock() -> None:
-    with holding("load"), holding("load", wait_s=0.01) as held:
+    with holding(lock_file("load")), holding(lock_file("load"), wait_s=0.01) as held:
         assert not held
 
 
 def test_nobody_is_kept_by_a_folder_that_cannot_be_used(folder: Path) -> None:
     (folder / f"forecache-{os.getuid()}").symlink_to(folder / "anothers")
     (folder / "anothers").mkdir()
-    with holding("gpu") as held:
+    with holding(lock_file("gpu")) as held:
         assert not held
-    assert not is_held("gpu")
+    assert not is_held(lock_file("gpu"))
     assert list((folder / "anothers").iterdir()) == []
+
+
+def test_a_folder_is_a_lock_that_leaves_no_file(tmp_path: Path) -> None:
+    with holding(tmp_path) as held:
+        assert held
+        assert is_held(tmp_path)
+    assert not is_held(tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -32,7 +32,7 @@ class Model:
         self.is_held: list[bool] = []
 
     def predict(self, inputs: Block) -> Block:
-        self.is_held.append(host_locks.is_held(LOCK))
+        self.is_held.append(host_locks.is_held(host_locks.lock_file(LOCK)))
         return {"y": inputs["x"]}
 
 
@@ -60,4 +60,4 @@ def test_batch_workers_see_that_a_request_is_computed_on_their_gpu(
     assert answer["prediction"] == 1.5
     assert "outputs" in tensors.predict_tensors("m", pack({"x": np.ones(1, np.float32)}))
     assert model.is_held == [is_held, is_held]
-    assert not host_locks.is_held(LOCK)
+    assert not host_locks.is_held(host_locks.lock_file(LOCK))
