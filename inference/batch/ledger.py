@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -331,36 +330,33 @@ class Ledger:
 
     def histogram(self, run_id: str) -> dict[str, dict[int, int]]:
         """Return output → counts of the finished chunks' predictions; empty when Redis has forgotten them."""
-        counts = self._counts(run_id)
+        with self._client.pipeline(transaction=False) as pipe:
+            for key in self._parts(run_id, "histogram", "bins"):
+                pipe.hgetall(key)
+            added_up, of_chunks = pipe.execute()
         found: dict[str, dict[int, int]] = {}
         with reading(f"the histogram of run {run_id}"):
-            for name, count in counts.items():
-                output, _, at = name.rpartition(":")
-                found.setdefault(output, {})[int(at)] = count
+            for name, count in added_up.items():
+                output, _, at = name.decode().rpartition(":")
+                found.setdefault(output, {})[int(at)] = int(count)
+            for packed in of_chunks.values():
+                bins_of = orjson.loads(zlib.decompressobj().decompress(packed, _MOST_BINS_BYTES))
+                for output, bins in bins_of.items():
+                    counts = found.setdefault(output, {})
+                    for at, count in bins.items():
+                        counts[int(at)] = counts.get(int(at), 0) + int(count)
         return found
 
     def add_up_histogram(self, run_id: str) -> None:
         """Keep one histogram in place of one for each chunk. May run twice."""
-        bins, whole = self._parts(run_id, "bins", "histogram")
-        if counts := self._counts(run_id):
+        whole, bins = self._parts(run_id, "histogram", "bins")
+        found = self.histogram(run_id)
+        counts = {f"{output}:{at}": count for output, of_output in found.items() for at, count in of_output.items()}
+        if counts:
             with self._client.pipeline(transaction=True) as pipe:
                 pipe.delete(bins)
                 pipe.hset(whole, mapping=counts)
                 pipe.execute()
-
-    def _counts(self, run_id: str) -> Counter[str]:
-        """Return output and bin, as in "y:3" → number of predictions."""
-        with self._client.pipeline(transaction=False) as pipe:
-            for key in self._parts(run_id, "bins", "histogram"):
-                pipe.hgetall(key)
-            of_chunks, added_up = pipe.execute()
-        with reading(f"the histogram of run {run_id}"):
-            counts = Counter({name.decode(): int(count) for name, count in added_up.items()})
-            for packed in of_chunks.values():
-                of_outputs = orjson.loads(zlib.decompressobj().decompress(packed, _MOST_BINS_BYTES))
-                for output, of_output in of_outputs.items():
-                    counts.update({f"{output}:{at}": int(count) for at, count in of_output.items()})
-        return counts
 
     def chunk_states(self, run_id: str) -> ChunkStates:
         """Return which chunks are done, which a worker holds, and which wait for a worker."""
