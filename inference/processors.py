@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -49,19 +49,22 @@ class Processors:
 
 
 class OthersTime:
-    """Measures the time of this machine's processors that other processes take, from now on."""
+    """Measures the time of this machine's processors that other processes take, from now on.
 
-    def __init__(self) -> None:
-        self._began = _processor_seconds()
+    `read` returns the seconds of all processors since the start, those that were busy, and those of this process.
+    """
+
+    def __init__(self, read: Callable[[], tuple[float, float, float]] | None = None) -> None:
+        self._read = read or _processor_seconds
+        self._began = self._read()
 
     def share(self) -> float:
         """Return it as a share of all processors' time, 0 to 1; 0 where the system does not tell it."""
-        passed, busy, own = (now - before for now, before in zip(_processor_seconds(), self._began, strict=True))
+        passed, busy, own = (now - before for now, before in zip(self._read(), self._began, strict=True))
         return min(max((busy - own) / passed, 0.0), 1.0) if passed > 0 else 0.0
 
 
 def _processor_seconds() -> tuple[float, float, float]:
-    """Return the seconds of all processors since the start, those that were busy, and those of this process."""
     try:
         line = Path("/proc/stat").read_text().partition("\n")[0]
     except FileNotFoundError:  # not Linux

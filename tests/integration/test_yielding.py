@@ -150,8 +150,18 @@ def test_a_child_in_the_background_keeps_off_one_processor_and_lets_others_go_fi
     assert os.sched_getaffinity(0) == processors
 
 
+@pytest.mark.parametrize(
+    ("busy", "own", "share"),
+    [(60.0, 50.0, 0.1), (60.0, 60.5, 0.0), (100.0, 0.0, 1.0)],
+    ids=["others too", "this process alone", "others alone"],
+)
+def test_the_time_of_others_is_busy_time_without_that_of_this_process(busy: float, own: float, share: float) -> None:
+    read = iter([(5.0, 3.0, 1.0), (105.0, 3.0 + busy, 1.0 + own)])
+    assert OthersTime(read.__next__).share() == pytest.approx(share)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell it")
-def test_the_time_of_others_is_that_of_no_thread_of_this_process() -> None:
+def test_a_busy_process_takes_time() -> None:
     others = OthersTime()
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as child:
         while others.share() == 0:
