@@ -34,7 +34,7 @@ class Processors:
 
     def send_to_background(self, child: int) -> None:
         """Keep a child process that has just started off the first processor, and let others go first on the rest."""
-        with suppress(ProcessLookupError):
+        with suppress(OSError):  # it has just ended
             os.setpriority(os.PRIO_PROCESS, child, os.getpriority(os.PRIO_PROCESS, 0) + BACKGROUND_NICENESS)
         self._move([child], True)
 
@@ -44,7 +44,7 @@ class Processors:
             return
         kept = self._usable - {min(self._usable)} if leaves else self._usable
         for thread in threads:
-            with suppress(ProcessLookupError):  # it has just ended
+            with suppress(OSError):  # it has just ended, or the system has given these processors to others
                 os.sched_setaffinity(thread, kept)
 
 

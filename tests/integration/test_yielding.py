@@ -147,6 +147,7 @@ def test_a_child_in_the_background_keeps_off_one_processor_and_lets_others_go_fi
         assert os.getpriority(os.PRIO_PROCESS, child.pid) > os.getpriority(os.PRIO_PROCESS, 0)
         child.communicate(b"\n")
     Processors(processors).send_to_background(child.pid)  # it has ended
+    Processors({0, 1_000}).leave_room(True)  # these processors are not there any more
     assert os.sched_getaffinity(0) == processors
 
 
