@@ -23,25 +23,22 @@ class Processors:
         self._usable = usable
 
     def leave_room(self, leaves: bool) -> None:
-        """Keep every thread of this process off the first processor, or let it back.
+        """Keep every thread of this process off the first processor, or let it back. Does nothing if there is only one.
 
         All libraries of models compute in threads of this process, but few can change their number later. All
         processes of a machine leave the same processor free.
         """
-        threads = Path("/proc/self/task")
         if len(self._usable) > 1:
-            self._move((int(thread.name) for thread in threads.iterdir()), leaves)
+            self._move((int(thread.name) for thread in Path("/proc/self/task").iterdir()), leaves)
 
     def send_to_background(self, child: int) -> None:
         """Keep a child process that has just started off the first processor, and let others go first on the rest."""
         with suppress(OSError):  # it has just ended
             os.setpriority(os.PRIO_PROCESS, child, os.getpriority(os.PRIO_PROCESS, 0) + BACKGROUND_NICENESS)
-        self._move([child], True)
+        if len(self._usable) > 1:
+            self._move([child], True)
 
     def _move(self, threads: Iterable[int], leaves: bool) -> None:
-        """Does nothing if there is only one processor."""
-        if len(self._usable) < 2:
-            return
         kept = self._usable - {min(self._usable)} if leaves else self._usable
         for thread in threads:
             with suppress(OSError):  # it has just ended, or the system has given these processors to others
