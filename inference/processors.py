@@ -9,6 +9,8 @@ from pathlib import Path
 
 #: the niceness of a process that works in the background
 BACKGROUND_NICENESS = 10
+#: a process starves that has waited for a processor for so many seconds, and so many times as long as it ran
+STARVED_AFTER_S, _STARVED_TIMES = 10.0, 3
 
 
 def usable_processors() -> set[int]:
@@ -31,10 +33,15 @@ class Processors:
         if len(self._usable) > 1:
             self._move((int(thread.name) for thread in Path("/proc/self/task").iterdir()), leaves)
 
-    def send_to_background(self, child: int) -> None:
-        """Keep a child process that has just started off the first processor, and let others go first on the rest."""
+    def send_to_background(self, child: int, *, last: bool) -> None:
+        """Keep a child process that has just started off the first processor, and let others go first on the rest.
+
+        `last`: it gets only the time that no other process wants (Linux), which may be none: see `is_starved`.
+        """
         with suppress(OSError):  # it has just ended
             os.setpriority(os.PRIO_PROCESS, child, os.getpriority(os.PRIO_PROCESS, 0) + BACKGROUND_NICENESS)
+            if last and hasattr(os, "SCHED_IDLE"):
+                os.sched_setscheduler(child, os.SCHED_IDLE, os.sched_param(0))
         if len(self._usable) > 1:
             self._move([child], True)
 
@@ -43,6 +50,14 @@ class Processors:
         for thread in threads:
             with suppress(OSError):  # it has just ended, or the system has given these processors to others
                 os.sched_setaffinity(thread, kept)
+
+
+def is_starved(pid: int) -> bool:
+    """Tell whether a process has waited for a processor for seconds, and for most of its time. Only Linux tells it."""
+    with suppress(OSError):  # it has ended
+        ran_ns, waited_ns, _ = map(int, Path(f"/proc/{pid}/schedstat").read_text().split())
+        return waited_ns > max(STARVED_AFTER_S * 1e9, _STARVED_TIMES * ran_ns)
+    return False
 
 
 class OthersTime:

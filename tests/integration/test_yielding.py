@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from inference import host_locks
+from inference import processors as processors_module
 from inference.batch.yielding import (
     GPU_LOOK_EVERY_S,
     LONGEST_WAIT_S,
@@ -24,6 +25,7 @@ from inference.batch.yielding import (
     Yielding,
 )
 from inference.gpus import lock_of_gpu
+from inference.models.load_limits import LoadLimits, run_model_process
 from inference.monitoring.counters import HitRecorder
 from inference.monitoring.presence import API_PROCESSES, Presence, WorkerBeat
 from inference.outcomes import Outcome
@@ -142,13 +144,38 @@ def test_every_thread_keeps_off_one_processor_and_comes_back(processors: set[int
 @pytest.mark.skipif(len(usable_processors()) < 2, reason="there is one processor, or the system does not let it choose")
 def test_a_child_in_the_background_keeps_off_one_processor_and_lets_others_go_first(processors: set[int]) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        Processors(processors).send_to_background(child.pid)
+        Processors(processors).send_to_background(child.pid, last=True)
         assert os.sched_getaffinity(child.pid) == processors - {min(processors)}
         assert os.getpriority(os.PRIO_PROCESS, child.pid) > os.getpriority(os.PRIO_PROCESS, 0)
+        assert os.sched_getscheduler(child.pid) == os.SCHED_IDLE
         child.communicate(b"\n")
-    Processors(processors).send_to_background(child.pid)  # it has ended
+    Processors(processors).send_to_background(child.pid, last=True)  # it has ended
     Processors({0, 1_000}).leave_room(True)  # these processors are not there any more
     assert os.sched_getaffinity(0) == processors
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell who starves")
+def test_a_trial_that_gets_no_time_begins_again_beside_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processors_module, "STARVED_AFTER_S", 0.05)
+    came_last: list[bool] = []
+    with ExitStack() as others:
+        for processor in usable_processors():
+            busy = f"import os\nos.sched_setaffinity(0, {{{processor}}})\nwhile True: pass"
+            process = others.enter_context(subprocess.Popen([sys.executable, "-c", busy]))
+            others.callback(process.kill)
+
+        def send_to_background(self: Processors, child: int, *, last: bool) -> None:
+            came_last.append(last)
+            send(self, child, last=last)
+            if not last:
+                others.close()
+
+        send = Processors.send_to_background
+        monkeypatch.setattr(Processors, "send_to_background", send_to_background)
+        limits = LoadLimits(memory_bytes=1 << 30, timeout_s=60)
+        said = run_model_process("timeit", "-n", "1", "-r", "1", "sum(range(10**7))", what="a model", limits=limits)
+    assert came_last == [True, False]
+    assert said.count("1 loop") == 1
 
 
 @pytest.mark.parametrize(
