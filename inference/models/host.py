@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -30,6 +31,8 @@ ACTIVE_MAX_AGE_S = 1.0
 #: after a failed load, the version is not tried again for so long, nor for so many times the duration of the load: a
 #: load keeps the worker from all other work
 RETRY_AFTER_S, RETRY_AFTER_TIMES = 15.0, 9
+#: during a load, threads of Python take turns so often: a request waits for its turn several times
+_TURN_S = 0.0005
 #: a version is refused after so many loads in a row that ended with their process: one may be the fault of the machine
 MOST_INTERRUPTED = 3
 
@@ -327,7 +330,7 @@ class ModelHost:
             if reason is not None:
                 return VersionRecord.refused(version, reason, inspected_at=time.time())
         limits, what = LoadLimits.of(workers, folder), f"version {version} of model {model!r}"
-        with unfinished.mark(version), self._listed(model, version), bounded_time(limits, what):
+        with unfinished.mark(version), self._listed(model, version), bounded_time(limits, what), _short_turns():
             return try_version(
                 model, path, version, folder, options=options,
                 rows=self.sample_rows(model), known=known, warm_up_rows=sizes, limits=limits,
@@ -355,3 +358,14 @@ class ModelHost:
             yield
         finally:
             del self._loading[model, version]
+
+
+@contextmanager
+def _short_turns() -> Iterator[None]:
+    """Have Python interrupt the thread of a load after half a millisecond, not after five, if a request waits."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, _TURN_S))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from inference import host_locks
 from inference.errors import BadInput, ForecacheError, ModelError, ModelOutOfMemory, PredictionFailed, quoted
 from inference.features import Vectoriser
 from inference.features.contract import no_features
 from inference.features.rows import per_row
+from inference.gpus import lock_of_gpu
 from inference.logs import get_logger
 from inference.models.registry import VersionRecord
 from inference.models.runtimes import Runtime, SignedRuntime
@@ -47,6 +50,12 @@ class LoadedModel:
         if self.known_vectoriser is None:
             raise no_features(self.record.signature)
         return self.known_vectoriser
+
+    @cached_property
+    def gpu_lock(self) -> Callable[[], AbstractContextManager[object]]:
+        """Holds back batch workers that share this process's GPU, within a block; nothing on processors."""
+        lock = lock_of_gpu(self.runtime.device)
+        return nullcontext if lock is None else partial(host_locks.holding, lock, shared=True)
 
     def predict(self, inputs: Block) -> Block:
         """Return the outputs by name, rows in the order of the inputs. Drops a trailing dimension of 1.

@@ -34,10 +34,16 @@ _REQUESTED = "asked"
 
 @dataclass(frozen=True)
 class MicroBatchRecord:
-    """The best number of rows a call, for the version with this `fingerprint` on one kind of device."""
+    """The best number of rows a call, for the version with this `fingerprint` on one kind of device.
+
+    `others`: the share of the processors' time that other processes took during the search, 0 to 1. `found_at`: epoch
+    seconds.
+    """
 
     rows: int
     fingerprint: str
+    others: FiniteFloat = 0.0
+    found_at: FiniteFloat = 0.0
 
 
 def _contract(data: Any) -> FeatureContract:

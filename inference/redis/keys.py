@@ -41,7 +41,9 @@ All keys live in `cache_url`, which must not evict, and start with the deploymen
 | P:r:R:done       | hash   | chunk → chunk result (JSON)              | with the run          | finish (once a chunk) |
 | P:r:R:sent       | zset   | chunk number, scored by sending time     | with the run          | reconciler            |
 | P:r:R:driver     | string | the Spark driver that hands out chunks   | seconds               | that driver           |
-| P:r:R:histogram  | hash   | output:bin → count of predictions        | with the run          | finish                |
+| P:r:R:bins       | hash   | chunk → histogram of its predictions     | until they are added  | finish (once a chunk) |
+|                  |        | (packed)                                 | up                    |                       |
+| P:r:R:histogram  | hash   | output:bin → count of predictions        | with the run          | publishing            |
 | P:h:M:MINUTE     | hash   | outcome → count; hit_s:B, miss_s:B,      | 8 days                | API processes         |
 |                  |        | age_s:B, rows:B (bucket B) → count       |                       |                       |
 |                  |        | fallback:NAME:OUTCOME → entities;        |                       | real-time workers     |
@@ -71,7 +73,7 @@ MAX_INLINE_ID_BYTES = 60
 
 
 #: a run's data beside its record, each under its own key
-RUN_PARTS = ("plan", "entities", "claims", "done", "sent", "driver", "histogram")
+RUN_PARTS = ("plan", "entities", "claims", "done", "sent", "driver", "bins", "histogram")
 
 
 class TableKind(StrEnum):

@@ -100,7 +100,8 @@ def compute(loaded: LoadedModel, wanted: Wanted, answers: Answers) -> tuple[Bloc
     """Compute the rows, note their answers, and return the outputs of the good ones."""
     if not len(wanted.positions):
         return {}, wanted
-    scored = score_rows(loaded, wanted.block)
+    with loaded.gpu_lock():
+        scored = score_rows(loaded, wanted.block)
     if scored.reasons:
         # clients never see the model's own message: it belongs here
         why = next(iter(scored.reasons.values()))

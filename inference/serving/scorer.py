@@ -323,7 +323,8 @@ class TensorScorer:
             self._in_time(model, deadline)
             loaded = self._held(model, version)
             tensors = unpack(inputs)
-            outputs = _rows(loaded, tensors) if signature is None else loaded.call(signature, tensors)
+            with loaded.gpu_lock():
+                outputs = _rows(loaded, tensors) if signature is None else loaded.call(signature, tensors)
             check_outputs(outputs)
             packed = pack(outputs)
         except ForecacheError as error:
