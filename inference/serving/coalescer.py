@@ -80,6 +80,11 @@ class Coalescer:
         late = DeadlineExceeded("the prediction was not computed in time")
         return [replies.get(entity_id, late) for entity_id in entity_ids]
 
+    def refusal(self, entity_id: str, until: float) -> Overloaded | None:
+        """Return the error that `ask` would give at once; None if the id may wait, or is on its way already."""
+        is_on_its_way = entity_id in self._flying or entity_id in self._waiting
+        return None if is_on_its_way else self._refusal(until)
+
     async def close(self) -> None:
         """Cancel everything in flight and wait for its end; callers get an error."""
         for batch in self._batches:

@@ -12,7 +12,8 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from app.api.access import AccessControl
-from app.api.connections import STEP_BYTES, Connection
+from app.api.bounded_connections import STEP_BYTES
+from app.api.connections import Connection
 from app.api.hot_path import predict_one
 from app.api.limits import ConnectionLimit, RequestMemory
 from app.api.requests import begin_request
@@ -106,6 +107,8 @@ class Service:
         return entity_ids
 
     def hits(self, _: tuple[str]) -> None: ...
+
+    def answers_at_once(self, _: tuple[str]) -> None: ...
 
     async def complete(self, entity_ids: tuple[str]) -> list[Any]:
         await asyncio.sleep(0)

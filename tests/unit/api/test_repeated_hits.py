@@ -13,7 +13,8 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from app.api.access import AccessControl
-from app.api.connections import CHECK_EVERY_S, Connection
+from app.api.bounded_connections import CHECK_EVERY_S
+from app.api.connections import Connection
 from app.api.hot_path import predict_one
 from app.api.limits import ConnectionLimit, RequestMemory
 from app.api.requests import begin_request
