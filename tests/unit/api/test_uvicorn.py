@@ -42,7 +42,7 @@ KNOWN: dict[Callable[..., Any], str] = {
 def test_a_part_of_uvicorn_is_the_one_that_our_connections_know(part: Callable[..., Any]) -> None:
     digest = hashlib.sha256(inspect.getsource(part).encode()).hexdigest()[:12]
     assert digest == KNOWN[part], (
-        f"uvicorn has changed {part.__qualname__}: compare app/api/bounded_connections.py with it, then put {digest} here"
+        f"uvicorn has changed {part.__qualname__}: compare the connections of app/api with it, then put {digest} here"
     )
 
 

@@ -153,6 +153,24 @@ async def test_what_cannot_be_answered_in_time_is_turned_away_at_once_and_told_w
 
 
 @virtual_time
+async def test_what_would_be_turned_away_is_told_without_asking_and_what_is_on_its_way_may_be_joined() -> None:
+    coalescer = Coalescer(Worker(), max_in_flight=1, max_rows=1)
+    await coalescer.ask(["warm"], until=5)
+    loop = asyncio.get_running_loop()
+    flying = asyncio.create_task(coalescer.ask(["a"], until=9))
+    await asyncio.sleep(0.1)
+    waiting = asyncio.create_task(coalescer.ask(["b"], until=9))
+    await asyncio.sleep(0)
+    soon = loop.time() + 0.5
+    assert [coalescer.refusal(entity_id, soon) for entity_id in "ab"] == [None, None]
+    refused = coalescer.refusal("c", soon)
+    assert (type(refused), refused and refused.retry_after_s) == (Overloaded, 2.0)
+    assert coalescer.refusal("c", loop.time() + 5) is None
+    assert predictions([*await flying, *await waiting]) == ["a", "b"]
+    assert coalescer.refusal("c", loop.time() + 0.5) is None, "there is room again"
+
+
+@virtual_time
 async def test_joining_what_is_in_flight_is_never_refused() -> None:
     coalescer = Coalescer(Worker(), max_in_flight=1, max_rows=1)
     await coalescer.ask(["warm"], until=5)
