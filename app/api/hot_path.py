@@ -10,6 +10,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from contextvars import copy_context
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, unquote_to_bytes
 
@@ -199,6 +200,7 @@ async def predict_one(
     await hot.finish(scope, receive, send, request)
 
 
+@lru_cache(maxsize=64)  # clients repeat their queries: parsing one takes as long as a look-up
 def _terms(raw_query: bytes) -> tuple[str | None, float | None, float | None, str | None]:
     sent = parse_qsl(raw_query.decode("latin-1"), keep_blank_values=True)
     found = dict(sent)

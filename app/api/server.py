@@ -36,6 +36,10 @@ SWITCH_INTERVAL_S = 0.0005
 #: time for open requests to finish when the service stops
 GRACE_S = 5
 
+#: new connections that the event loop accepts in a turn. uvloop accepts one for each socket; while a flood makes turns
+#: of tens of milliseconds, new clients would wait for seconds
+ACCEPTED_AT_ONCE = 8
+
 #: interval at which a process that stands by looks for a free place
 TURN_EVERY_S = 0.01
 
@@ -121,7 +125,7 @@ def _load(config: uvicorn.Config, settings: Settings) -> None:
 
 def _serve_here(config: uvicorn.Config, listener: socket.socket) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    uvicorn.Server(config).run(sockets=[listener])
+    uvicorn.Server(config).run(sockets=[listener, *(listener.dup() for _ in range(ACCEPTED_AT_ONCE - 1))])
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from cachetools import TTLCache
 
 from inference.clock import Clock
-from inference.errors import ForecacheError, StoreUnavailable, UnknownEntity, Unreadable
+from inference.errors import ForecacheError, Overloaded, StoreUnavailable, Unavailable, UnknownEntity, Unreadable
 from inference.outcomes import Outcome
 from inference.protocols.tensors import are_rows_of, bytes_of, check_outputs, joined, pack, rows_between
 from inference.schema import Block, rows_in
@@ -109,7 +109,7 @@ class ModelService:
         self, entity_ids: Sequence[str], found: Found, until: float, *, max_staleness_s: float | None = None
     ) -> list[Answer | ForecacheError] | None:
         """Return each id's answer, from the look-up or refused; None if one has to be computed or looked up again."""
-        if isinstance(found, StoreUnavailable):
+        if isinstance(found, Unavailable):
             return [self._step_down(entity_id, found) for entity_id in entity_ids]
         if isinstance(found, Exception):
             raise found
@@ -352,7 +352,7 @@ class TableReader(Protocol):
 #: costs others no more
 PATIENCE_S = 0.002
 #: look-ups of one read: in a flood, workers' results and new connections wait for the answers of one read only
-READ_AT_ONCE = 128
+READ_AT_ONCE = 64
 
 #: the result of a look-up: the newest entry of each id in order, None for a miss; or an error. An error is a value
 #: here, since the caller may not be waiting in a coroutine
@@ -401,7 +401,7 @@ class SharedLookups:
     def ask(self, look_up: LookUp) -> None:
         """Settle a look-up with the newest entry of each id, None for a miss.
 
-        At its `until` it is settled with StoreUnavailable; the shared read goes on.
+        At its `until` it is settled with StoreUnavailable, in a flood with Overloaded; the shared read goes on.
         """
         if not self._asked:
             loop = asyncio.get_running_loop()
@@ -411,12 +411,30 @@ class SharedLookups:
         self._asked.append(look_up)
 
     def _start(self) -> None:
-        asked, self._asked = self._asked[:READ_AT_ONCE], self._asked[READ_AT_ONCE:]
-        read = asyncio.create_task(self._read(asked))
-        self._reads.add(read)
-        read.add_done_callback(self._over)
+        asked, late = self._take_next()
+        if asked:
+            read = asyncio.create_task(self._read(asked))
+            self._reads.add(read)
+            read.add_done_callback(self._over)
         if self._asked:
             self._start_soon = asyncio.get_running_loop().call_later(PATIENCE_S, self._start)
+        for one in late:
+            one.settle(Overloaded("too many requests wait already: this one waited for all of its time"))
+
+    def _take_next(self) -> tuple[list[LookUp], list[LookUp]]:
+        """Take the oldest look-ups for one read, and in a flood those before them whose time ran out."""
+        if len(self._asked) <= READ_AT_ONCE:
+            asked, self._asked = self._asked, []
+            return asked, []
+        now = asyncio.get_running_loop().time()
+        asked: list[LookUp] = []
+        late: list[LookUp] = []
+        for one in self._asked:
+            if len(asked) == READ_AT_ONCE:
+                break
+            (asked if one.until > now else late).append(one)
+        del self._asked[: len(asked) + len(late)]
+        return asked, late
 
     def _over(self, read: asyncio.Task[None]) -> None:
         self._reads.discard(read)

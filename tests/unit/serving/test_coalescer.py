@@ -189,6 +189,24 @@ async def test_a_slow_spell_is_forgotten_as_soon_as_there_is_room_again() -> Non
 
 
 @virtual_time
+async def test_while_answers_come_late_fewer_and_fewer_are_tried_until_they_come_in_time_again() -> None:
+    worker = Worker()
+    coalescer = Coalescer(worker, max_in_flight=2, max_rows=8)
+
+    async def flood(within_s: float) -> tuple[int, int]:
+        """Return how many of sixteen ids left for a worker, and how many were refused at once."""
+        sent, until = len(worker.batches), asyncio.get_running_loop().time() + within_s
+        replies = predictions(await coalescer.ask([f"{sent}-{number}" for number in range(16)], until=until))
+        await asyncio.sleep(1)
+        return sum(map(len, worker.batches[sent:])), replies.count(Overloaded)
+
+    assert await flood(0.5) == (16, 0), "nothing is known of the pace yet"
+    assert [await flood(0.4) for _ in range(4)] == [(2, 14), (1, 15), (1, 15), (1, 15)]
+    assert await flood(5) == (16, 0), "who has time enough waits"
+    assert [await flood(0.4) for _ in range(2)] == [(4, 12), (2, 14)]
+
+
+@virtual_time
 async def test_what_waits_is_bounded_however_patient_the_callers_are() -> None:
     coalescer = Coalescer(Worker(), max_in_flight=1, max_rows=1)
     ids = [str(number) for number in range(MAX_WAITING_BATCHES + 10)]
