@@ -40,8 +40,8 @@ from inference.serving.service import Request
 PREFIX = "/predict/"
 CONTENT_TYPE = (b"content-type", b"application/json")
 _PARAMETERS = frozenset(ExplainableTerms.model_fields)
-#: first line of a request for an id of plain characters, without a query
-_PLAIN_LINE = re.compile(rb"GET (/predict/[\w.:~-]{1,512}) HTTP/1\.1")
+#: first line of a request for an id of plain characters: path and query
+_PLAIN_LINE = re.compile(rb"GET (/predict/[\w.:~-]{1,512})(\?[\w.:~=&-]{0,512})? HTTP/1\.1")
 #: key in the scope: the server leaves a request there that it has already begun
 BEGUN = "forecache.begun"
 
@@ -62,14 +62,14 @@ def has_any(scope: Scope, headers: frozenset[bytes]) -> bool:
 def repeated_target(data: bytes, before: bytes) -> bytes:
     """Return the target of a request that equals the one before it, byte by byte, but for its id.
 
-    Empty if it does not, or if either is more or less than one head, has a query, or an id of unusual characters.
+    Empty if it does not, or if either is more or less than one head, or has unusual characters in its id or query.
     """
     headers = before[before.find(b"\r\n") :]
     if not data.endswith(headers) or headers.find(b"\r\n\r\n") != len(headers) - 4:
         return b""
     line = _PLAIN_LINE.fullmatch(data, 0, len(data) - len(headers))
-    is_plain = line and _PLAIN_LINE.fullmatch(before, 0, len(before) - len(headers))
-    return line[1] if line and is_plain else b""
+    earlier = line and _PLAIN_LINE.fullmatch(before, 0, len(before) - len(headers))
+    return line[1] if line and earlier and line[2] == earlier[2] else b""
 
 
 class HotRequest:

@@ -40,6 +40,9 @@ GRACE_S = 5
 #: of tens of milliseconds, new clients would wait for seconds
 ACCEPTED_AT_ONCE = 8
 
+#: new objects, more than were freed, after which the youngest are searched for garbage
+GARBAGE_AFTER = 20_000
+
 #: interval at which a process that stands by looks for a free place
 TURN_EVERY_S = 0.01
 
@@ -121,6 +124,9 @@ def _load(config: uvicorn.Config, settings: Settings) -> None:
     # all objects so far stay: a full collection that looks at them would stop every request for a tenth of a second
     gc.collect()
     gc.freeze()
+    # by default every 700 objects more than before start a collection; in a flood, the requests that wait are thousands
+    # of objects, and looking at them again and again took an eighth of the process
+    gc.set_threshold(GARBAGE_AFTER)
 
 
 def _serve_here(config: uvicorn.Config, listener: socket.socket) -> None:

@@ -423,12 +423,12 @@ class SharedLookups:
 
     def _take_next(self) -> tuple[list[LookUp], list[LookUp]]:
         """Take the oldest look-ups for one read, and in a flood those before them whose time ran out."""
-        if len(self._asked) <= READ_AT_ONCE:
-            asked, self._asked = self._asked, []
-            return asked, []
-        now = asyncio.get_running_loop().time()
         asked: list[LookUp] = []
         late: list[LookUp] = []
+        if len(self._asked) <= READ_AT_ONCE:
+            asked, self._asked = self._asked, asked
+            return asked, late
+        now = asyncio.get_running_loop().time()
         for one in self._asked:
             if len(asked) == READ_AT_ONCE:
                 break
