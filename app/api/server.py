@@ -36,13 +36,6 @@ SWITCH_INTERVAL_S = 0.0005
 #: time for open requests to finish when the service stops
 GRACE_S = 5
 
-#: new connections that the event loop accepts in a turn. uvloop accepts one for each socket; while a flood makes turns
-#: of tens of milliseconds, new clients would wait for seconds
-ACCEPTED_AT_ONCE = 8
-
-#: new objects, more than were freed, after which the youngest are searched for garbage
-GARBAGE_AFTER = 20_000
-
 #: interval at which a process that stands by looks for a free place
 TURN_EVERY_S = 0.01
 
@@ -124,14 +117,11 @@ def _load(config: uvicorn.Config, settings: Settings) -> None:
     # all objects so far stay: a full collection that looks at them would stop every request for a tenth of a second
     gc.collect()
     gc.freeze()
-    # by default every 700 objects more than before start a collection; in a flood, the requests that wait are thousands
-    # of objects, and looking at them again and again took an eighth of the process
-    gc.set_threshold(GARBAGE_AFTER)
 
 
 def _serve_here(config: uvicorn.Config, listener: socket.socket) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    uvicorn.Server(config).run(sockets=[listener, *(listener.dup() for _ in range(ACCEPTED_AT_ONCE - 1))])
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 @contextmanager
