@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from cachetools import TTLCache
 
 from inference.clock import Clock
-from inference.errors import ForecacheError, StoreUnavailable, UnknownEntity, Unreadable
+from inference.errors import ForecacheError, Overloaded, StoreUnavailable, Unavailable, UnknownEntity, Unreadable
 from inference.outcomes import Outcome
 from inference.protocols.tensors import are_rows_of, bytes_of, check_outputs, joined, pack, rows_between
 from inference.schema import Block, rows_in
@@ -105,17 +105,35 @@ class ModelService:
             return [self._from_store(entity_ids[0], entries[0], now, max_staleness_s)]
         return [self._from_store(*pair, now, max_staleness_s) for pair in zip(entity_ids, entries, strict=True)]
 
+    def answers_at_once(
+        self, entity_ids: Sequence[str], found: Found, until: float, *, max_staleness_s: float | None = None
+    ) -> list[Answer | ForecacheError] | None:
+        """Return each id's answer, from the look-up or refused; None if one has to be computed or looked up again."""
+        if isinstance(found, Unavailable):
+            return [self._step_down(entity_id, found) for entity_id in entity_ids]
+        if isinstance(found, Exception):
+            raise found
+        answers: list[Answer | ForecacheError] = []
+        stored = self.judge(entity_ids, found, max_staleness_s)
+        for entity_id, entry, answer in zip(entity_ids, found, stored, strict=True):
+            if answer is not None:
+                answers.append(answer)
+                continue
+            refusal = self._refusal(entity_id, entry, until, max_staleness_s)
+            if refusal is None:
+                return None
+            answers.append(self._step_down(entity_id, refusal, entry))
+        return answers
+
     async def complete(
         self, entity_ids: Sequence[str], found: Found, until: float, *, max_staleness_s: float | None = None
     ) -> list[Answer | ForecacheError]:
         """Return each id's answer, from the look-up or computed by `until` (event-loop time)."""
-        if isinstance(found, StoreUnavailable):
-            return [self._step_down(entity_id, found) for entity_id in entity_ids]
-        if isinstance(found, Exception):
-            raise found
+        at_once = self.answers_at_once(entity_ids, found, until, max_staleness_s=max_staleness_s)
+        if at_once is not None:
+            return at_once
+        assert not isinstance(found, Exception)  # noqa: S101 - tells mypy what `answers_at_once` promises
         stored = self.judge(entity_ids, found, max_staleness_s)
-        if None not in stored:
-            return [answer for answer in stored if answer is not None]
         missing = {
             entity_id: entry
             for entity_id, entry, answer in zip(entity_ids, found, stored, strict=True)
@@ -228,6 +246,19 @@ class ModelService:
             for entity_id, reply in replies.items()
         }
 
+    def _refusal(
+        self, entity_id: str, entry: Entry | None, until: float, max_staleness_s: float | None
+    ) -> ForecacheError | None:
+        """Return the error of an id that no worker would compute in time; None if one may.
+
+        None also if the previous generation has to be read first.
+        """
+        if entry is None and max_staleness_s != 0 and entity_id in self._unknown:
+            return self._unknown[entity_id]
+        if entry is None and self._reader.has_previous:
+            return None
+        return self._coalescer.refusal(entity_id, until) or self._workers.refusal(until)
+
     def _known_unknown(self, missing: Mapping[str, Entry | None]) -> dict[str, Answer | ForecacheError]:
         """Return the errors of ids that a worker has recently reported as unknown."""
         return {key: self._unknown[key] for key, entry in missing.items() if entry is None and key in self._unknown}
@@ -303,6 +334,10 @@ class ModelService:
 class TableReader(Protocol):
     """Reads a prediction table. Every method raises StoreUnavailable in an outage."""
 
+    @property
+    def has_previous(self) -> bool:
+        """Whether there was a previous generation at the last read."""
+
     async def pointer(self) -> Pointer:
         """Return which generation and model version are served."""
 
@@ -316,6 +351,8 @@ class TableReader(Protocol):
 #: seconds that the next read waits for a read that is on its way: ten times the usual, so that a connection that hangs
 #: costs others no more
 PATIENCE_S = 0.002
+#: look-ups of one read: in a flood, workers' results and new connections wait for the answers of one read only
+READ_AT_ONCE = 64
 
 #: the result of a look-up: the newest entry of each id in order, None for a miss; or an error. An error is a value
 #: here, since the caller may not be waiting in a coroutine
@@ -364,7 +401,7 @@ class SharedLookups:
     def ask(self, look_up: LookUp) -> None:
         """Settle a look-up with the newest entry of each id, None for a miss.
 
-        At its `until` it is settled with StoreUnavailable; the shared read goes on.
+        At its `until` it is settled with StoreUnavailable, in a flood with Overloaded; the shared read goes on.
         """
         if not self._asked:
             loop = asyncio.get_running_loop()
@@ -374,10 +411,30 @@ class SharedLookups:
         self._asked.append(look_up)
 
     def _start(self) -> None:
-        asked, self._asked = self._asked, []
-        read = asyncio.create_task(self._read(asked))
-        self._reads.add(read)
-        read.add_done_callback(self._over)
+        asked, late = self._take_next()
+        if asked:
+            read = asyncio.create_task(self._read(asked))
+            self._reads.add(read)
+            read.add_done_callback(self._over)
+        if self._asked:
+            self._start_soon = asyncio.get_running_loop().call_later(PATIENCE_S, self._start)
+        for one in late:
+            one.settle(Overloaded("too many requests wait already: this one waited for all of its time"))
+
+    def _take_next(self) -> tuple[list[LookUp], list[LookUp]]:
+        """Take the oldest look-ups for one read, and in a flood those before them whose time ran out."""
+        asked: list[LookUp] = []
+        late: list[LookUp] = []
+        if len(self._asked) <= READ_AT_ONCE:
+            asked, self._asked = self._asked, asked
+            return asked, late
+        now = asyncio.get_running_loop().time()
+        for one in self._asked:
+            if len(asked) == READ_AT_ONCE:
+                break
+            (asked if one.until > now else late).append(one)
+        del self._asked[: len(asked) + len(late)]
+        return asked, late
 
     def _over(self, read: asyncio.Task[None]) -> None:
         self._reads.discard(read)

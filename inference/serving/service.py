@@ -122,7 +122,7 @@ class PredictionService:
     ) -> Request:
         """Begin a request like `predict`. Calls `tell` when the store has answered: once, and never within this call.
 
-        Then ask `hits`, which does not wait, and if it returns None, `complete`. `tell` must not
+        Then ask `hits` and `answers_at_once`, which do not wait, and if both return None, `complete`. `tell` must not
         raise. The other arguments are those of `predict`.
 
         Raises:
@@ -146,17 +146,24 @@ class PredictionService:
         self._hits.record_asked(path.name, request.entity_ids)
         return hits
 
-    async def complete(self, request: Request) -> list[Answer | ForecacheError]:
-        """Return an answer per id after the look-up. Computes missing answers within the budget."""
-        path = request.path
-        answers = await path.complete(
+    def answers_at_once(self, request: Request) -> list[Answer | ForecacheError] | None:
+        """Return an answer per id after the look-up, and count them, if no worker could improve them in time.
+
+        None: `complete` has to wait for a worker.
+        """
+        answers = request.path.answers_at_once(
             request.entity_ids, request.found or [], request.until, max_staleness_s=request.max_staleness_s
         )
-        self._count(path.name, answers, request.started)
-        answered = [
-            each for each, answer in zip(request.entity_ids, answers, strict=True) if isinstance(answer, Answer)
-        ]
-        self._hits.record_asked(path.name, answered)
+        if answers is not None:
+            self._count_request(request, answers)
+        return answers
+
+    async def complete(self, request: Request) -> list[Answer | ForecacheError]:
+        """Return an answer per id after the look-up. Computes missing answers within the budget."""
+        answers = await request.path.complete(
+            request.entity_ids, request.found or [], request.until, max_staleness_s=request.max_staleness_s
+        )
+        self._count_request(request, answers)
         return answers
 
     async def explain(self, request: Request) -> tuple[Answer, dict[str, Any]]:
@@ -254,6 +261,12 @@ class PredictionService:
     def _path(self, model: str | None) -> ModelService:
         path = self._paths.get(model) if model else self._only
         return path or self._paths[self._settings.model(model)[0]]
+
+    def _count_request(self, request: Request, answers: Sequence[Answer | ForecacheError]) -> None:
+        model, ids = request.path.name, request.entity_ids
+        self._count(model, answers, request.started)
+        answered = [each for each, answer in zip(ids, answers, strict=True) if isinstance(answer, Answer)]
+        self._hits.record_asked(model, answered)
 
     def _count(
         self, model: str, answers: Sequence[Answer | ForecacheError], started: float, *, brought: bool = False
