@@ -116,8 +116,8 @@ def test_too_little_traffic_is_shown_with_its_bounds_and_advises_nothing(
 
 
 def test_a_sample_that_says_little_advises_nothing() -> None:
-    whole = sample_of(3_000, 2_000)
-    kept = whole.entity % 40 == 0
+    whole = sample_of(6_000, 4_000)
+    kept = whole.entity % 60 == 0
     part = replace(
         whole,
         entity=whole.entity[kept],
@@ -125,8 +125,9 @@ def test_a_sample_that_says_little_advises_nothing() -> None:
         ended=whole.ended[kept],
         accesses=whole.accesses[kept],
         popular=whole.popular[kept],
-        rate=1 / 40,
+        rate=1 / 60,
     )
+    assert part.entities >= 30
     found = {curve.name: curve for curve in curves_of(part, model(ttl="1h")).curves}
     assert found[CurveName.REALTIME_TTL].advised is None
     assert "too uncertain" in found[CurveName.REALTIME_TTL].why
