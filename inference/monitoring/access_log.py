@@ -54,13 +54,17 @@ class _Day:
     number: int
     sent: Filter
     threshold: int = EVERYBODY
-    #: the popular entities, by the upper 48 bits of their hashes, and the hour in which they were chosen
+    #: the popular entities, by the upper 48 bits of their hashes in order, and the hour in which they were chosen
     popular: Words = field(default_factory=lambda: np.zeros(0, np.uint64))
     chosen_at: int | None = None
 
     def is_popular(self, hashes: Words) -> npt.NDArray[np.bool_]:
         """Tell of each hash whether its entity is popular."""
-        return np.isin(hashes >> np.uint64(16), self.popular)
+        if not len(self.popular):
+            return np.zeros(len(hashes), np.bool_)
+        ranks = hashes >> np.uint64(16)
+        found: npt.NDArray[np.bool_] = self.popular.take(self.popular.searchsorted(ranks), mode="clip") == ranks
+        return found
 
 
 class AccessLog:
@@ -235,7 +239,7 @@ class AccessLog:
         names = [self._keys.asked_most(model, day.number - back) for back in (1, 0)]
         before, today = await self._client.exchange([("ZREVRANGE", name, 0, MOST_POPULAR - 1) for name in names])
         is_later = day.chosen_at is not None
-        day.popular = np.frombuffer(b"".join(before or (today if is_later else ())), "<u8")
+        day.popular = np.sort(np.frombuffer(b"".join(before or (today if is_later else ())), "<u8"))
         day.chosen_at = hour
 
     async def _begin_sample(self, model: str, settings: AccessLogSettings, today: int) -> None:
