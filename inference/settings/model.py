@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
 from inference.errors import shown
-from inference.settings.fields import Duration, Schedule, Section, parse_list
+from inference.settings.fields import Duration, Entities, EntitiesRule, Schedule, Section, entities_rule, parse_list
 
 _FUNCTION = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
 _IDS = re.compile(r"(?<![:\w\\]):ids\b")
@@ -100,11 +100,14 @@ class BatchSettings(Section):
     kept; a newer run ends that. `engine`: the engine that scores the chunks. `bytes_per_chunk`: bytes of the source,
     before compression. A run writes to `prediction_table`, which is served, to `feature_table`, from which real-time
     answers are computed, and to files in `parquet_path`. `write_share`: the share of the time in which one worker may
-    keep Redis busy with writes.
+    keep Redis busy with writes. `entities`: the rows that a whole run scores, as `entities_rule` reads it;
+    `new_entities`: also those that the run that serves did not have.
     """
 
     schedule: Schedule | None = None
     timezone: str = "UTC"
+    entities: Entities = "all"
+    new_entities: bool = True
     ttl: Duration = 24 * 3600.0
     keep: Duration = 7 * 24 * 3600.0
     prediction_table: bool = True
@@ -122,6 +125,11 @@ class BatchSettings(Section):
     resumable: Duration = 24 * 3600.0
     engine: Literal["celery", "spark"] = "celery"
     spark: SparkSettings = SparkSettings()
+
+    @property
+    def rule(self) -> EntitiesRule:
+        """The rule that `entities` states."""
+        return entities_rule(self.entities)
 
     @model_validator(mode="after")
     def _writes_somewhere(self) -> BatchSettings:
@@ -223,6 +231,15 @@ class ModelSettings(Section):
     def _newest_by_a_column(self) -> ModelSettings:
         if self.rows == "newest" and self.event_time_column is None:
             raise ValueError('rows = "newest" needs event_time_column: set it to the column that dates the rows')
+        return self
+
+    @model_validator(mode="after")
+    def _answers_the_rest(self) -> ModelSettings:
+        if not self.batch.rule.is_all and not self.batch.feature_table and not self.fallbacks:
+            raise ValueError(
+                f"batch.entities = {shown(self.batch.entities)} leaves entities to real time, which needs their "
+                "features: set batch.feature_table = true, or add a fallback"
+            )
         return self
 
     @field_validator("fallbacks")
