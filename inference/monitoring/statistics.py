@@ -13,7 +13,8 @@ from sys import intern
 from typing import Any
 
 from inference.clock import Clock, system_clock
-from inference.monitoring.counters import AGE, DAY_S, HIT_LATENCY, MICRO_BATCH, MISS_LATENCY, Histogram
+from inference.monitoring.asked_filters import DAY_S
+from inference.monitoring.counters import AGE, HIT_LATENCY, MICRO_BATCH, MISS_LATENCY, Histogram
 from inference.outcomes import Outcome
 from inference.redis.clients import Client
 from inference.redis.keys import Keys

@@ -48,6 +48,12 @@ All keys live in `cache_url`, which must not evict, and start with the deploymen
 |                  |        | parity:PATH:RESULT → answers             |                       | workers               |
 | P:h:M:total      | hash   | the same fields, summed over all time    | for good              | all of these          |
 | P:h:M:asked:DAY  | string | HyperLogLog of the ids answered that day | 8 days                | API processes         |
+| P:h:M:log        | hash   | since (epoch s): all accesses are logged | for good              | API, real-time        |
+|                  |        | from then on                             |                       | workers               |
+| P:h:M:filter:DAY | string | Bloom filter of the entities asked for   | `asked_days`          | API, real-time        |
+|                  |        | that day; its length is its size         |                       | workers               |
+| P:h:key          | string | random key of the hashes of ids          | for good              | API, real-time        |
+|                  |        |                                          |                       | workers               |
 | P:h:requests     | string | a note: requests are answered now        | 2 s unchanged         | API processes         |
 | P:j:J            | hash   | the job record                           | an hour unchanged     | API, workers          |
 | P:j:J:inputs     | hash   | part number → ids or instances (JSON)    | until part is done    | API                   |
@@ -207,6 +213,19 @@ class Keys:
     def asked(self, model: str, day: int) -> str:
         """Number of distinct entities that were answered on a day (epoch days)."""
         return f"{self.prefix}:h:{model}:asked:{day}"
+
+    def access_log(self, model: str) -> str:
+        """Hash of what the access log of a model covers."""
+        return f"{self.prefix}:h:{model}:log"
+
+    def asked_filter(self, model: str, day: int) -> str:
+        """Bloom filter of the entities that were asked for on a day (epoch days)."""
+        return f"{self.prefix}:h:{model}:filter:{day}"
+
+    @property
+    def hash_key(self) -> str:
+        """The random key that hashes ids for the access log."""
+        return f"{self.prefix}:h:key"
 
     @property
     def requests(self) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from inference.clock import Clock, system_clock
-from inference.monitoring.counters import IDS_PER_FLUSH, HitRecorder
+from inference.monitoring.counters import HitRecorder
 from inference.outcomes import Outcome
 from inference.redis.clients import AsyncClient, Client
 from inference.redis.keys import Keys, TableKind
@@ -57,5 +57,4 @@ async def count_requests(
         for _ in range(misses):
             recorder.record_latency("delay", 0.02, hit=False)
         recorder.record_asked("delay", [f"e{i}" for i in range(entities)])
-        for _ in range(0, entities + 1, IDS_PER_FLUSH):
-            await recorder.flush()
+        await recorder.flush()
