@@ -130,10 +130,7 @@ class Chunk:
 
     def to_json(self) -> list[list[Any]]:
         """Return the slices as plain values."""
-        return [
-            [part.file, part.row_group, part.offset, part.length, *_masks(part)]
-            for part in self.slices
-        ]
+        return [[part.file, part.row_group, part.offset, part.length, *_masks(part)] for part in self.slices]
 
     @classmethod
     def from_json(cls, number: int, text: bytes | str) -> Chunk:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
+from inference.batch.active_set import ActiveSets
 from inference.batch.ledger import Ledger
 from inference.batch.paths import locate_source, run_folder
 from inference.batch.plan import Planner
@@ -79,7 +80,8 @@ class Runs:
         self._tables = RunTables(table)
         self._ledger = Ledger(client, keys)
         self._retention = QuarantineRetention(settings, client, keys)
-        self._planner = Planner(settings, self._ledger, registry, self._tables, inspect)
+        active_sets = ActiveSets(client, keys)
+        self._planner = Planner(settings, self._ledger, registry, self._tables, active_sets, inspect)
         publisher = Publisher(settings, self._ledger, keys, self._tables)
         self._reconciler = Reconciler(
             settings, self._ledger, self._tables, self._planner, publisher, send_chunks, start_spark or _refuse_spark

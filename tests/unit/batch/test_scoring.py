@@ -131,7 +131,7 @@ def test_every_row_is_scored_in_micro_batches_and_written_in_one_window() -> Non
     assert sink.rows == {**{f"e{i}": 2.0 * (i + 1) for i in range(6)}, "f0": 14.0, "f1": 16.0}
     assert model.sizes == [4, 2, 2]
     assert sink.events == ["write", "commit", "abandon"]
-    assert result.to_json() == {"rows": 8, "quarantined": 0, "non_finite": 0, "bad_rows": []}
+    assert result.to_json() == {"rows": 8, "outside": 0, "quarantined": 0, "non_finite": 0, "bad_rows": []}
 
 
 def test_integer_ids_become_decimal_text() -> None:
