@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import dataclasses
+import threading
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -24,6 +26,8 @@ from inference.settings import ModelSettings
 log = get_logger(__name__)
 
 FLUSH_EVERY_S = 1.0
+#: most accesses of a model that wait for the next flush; a process drops further ones
+MOST_ASKED = 50_000
 #: how long batch workers believe that requests come; longer than the time between two flushes
 REQUESTS_SEEN_MS = 2_000
 #: longer than the longest window that is read, a week
@@ -125,10 +129,9 @@ class HitRecorder:
         self._keys = keys
         self._clock = clock
         self._counts = _empty_counts()
+        self._asked: defaultdict[str, list[str]] = defaultdict(list)
+        self._not_logged = 0
         self._accesses = AccessLog(client, keys, models, clock)
-        #: remembers the entities that were answered, `(model, entity_ids)`; `flush` logs them. Without a call between,
-        #: for it is part of every hit
-        self.record_asked: Callable[[str, Sequence[str]], None] = self._accesses.add
 
     def record(self, model: str, outcome: Outcome, count: int = 1, *, age_s: float | None = None) -> None:
         """Add `count` to an outcome. `age_s`: age of the features behind the answer; None for a default."""
@@ -136,6 +139,14 @@ class HitRecorder:
         counts[outcome._value_] += count  # `value` is a property, which is slower, and every request comes here
         if age_s is not None:
             AGE.add(counts, age_s, count)
+
+    def record_asked(self, model: str, entity_ids: Sequence[str]) -> None:
+        """Remember the entities that were answered; `flush` logs them. Another thread may call this."""
+        asked = self._asked[model]
+        if len(asked) < MOST_ASKED:
+            asked.extend(entity_ids)
+        else:
+            self._not_logged += len(entity_ids)
 
     def record_latency(self, model: str, took_s: float, *, hit: bool) -> None:
         """Count one request's duration; `hit`: the store answered all of it, and fresh."""
@@ -152,7 +163,10 @@ class HitRecorder:
         counting twice would be worse.
         """
         await self._flush_counts()
-        await self._accesses.flush()
+        await self._accesses.write({model: _take(ids) for model, ids in list(self._asked.items())})
+        if self._not_logged:
+            log.warning("hits.entities_dropped", count=self._not_logged, error="more came than one process logs")
+            self._not_logged = 0
 
     async def _flush_counts(self) -> None:
         by_model = self._take_whole()
@@ -201,6 +215,40 @@ class HitRecorder:
 def _empty_counts() -> defaultdict[str, defaultdict[str, float]]:
     """Return empty counts: model → field → count, or sum with its fraction."""
     return defaultdict(lambda: defaultdict(int))
+
+
+def _take(ids: list[str]) -> list[str]:
+    """Take all ids out of a list, to which another thread may append meanwhile."""
+    taken = ids[:]
+    del ids[: len(taken)]
+    return taken
+
+
+class RecorderThread:
+    """Has a recorder, and flushes it once a second: for a process without an event loop of its own."""
+
+    def __init__(self, client: AsyncClient, keys: Keys, models: Mapping[str, ModelSettings]) -> None:
+        """`client`: used in the thread only, which closes it."""
+        self._client = client
+        self.recorder = HitRecorder(client, keys, models=models)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._keep()), name="recorder", daemon=True)
+        self._thread.start()
+        atexit.register(self.stop)
+
+    def stop(self) -> None:
+        """Flush the rest and end the thread. May be called again."""
+        atexit.unregister(self.stop)
+        self._stopped.set()
+        self._thread.join(2 * FLUSH_EVERY_S)
+
+    async def _keep(self) -> None:
+        failures = Failures(__name__, "hits")
+        async with self._client:
+            while not self._stopped.is_set():
+                await asyncio.to_thread(self._stopped.wait, FLUSH_EVERY_S)
+                with failures.kept_here():
+                    await self.recorder.flush()
 
 
 #: prefix of the fields that count fallbacks' answers; NAME:OUTCOME follows

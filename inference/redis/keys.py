@@ -52,6 +52,10 @@ All keys live in `cache_url`, which must not evict, and start with the deploymen
 |                  |        | from then on                             |                       | workers               |
 | P:h:M:filter:DAY | string | Bloom filter of the entities asked for   | `asked_days`          | API, real-time        |
 |                  |        | that day; its length is its size         |                       | workers               |
+| P:h:M:accesses:DAY | hash | total (accesses); threshold (of the      | `days` of the log     | API, real-time        |
+|                  |        | sample's hashes); cuts (of the sample)   |                       | workers               |
+| P:h:M:sample:DAY | string | visits of sampled entities: 12 bytes     | `days` of the log     | API, real-time        |
+|                  |        | each, with a hash in place of the id     |                       | workers               |
 | P:h:key          | string | random key of the hashes of ids          | for good              | API, real-time        |
 |                  |        |                                          |                       | workers               |
 | P:h:requests     | string | a note: requests are answered now        | 2 s unchanged         | API processes         |
@@ -221,6 +225,14 @@ class Keys:
     def asked_filter(self, model: str, day: int) -> str:
         """Bloom filter of the entities that were asked for on a day (epoch days)."""
         return f"{self.prefix}:h:{model}:filter:{day}"
+
+    def accesses(self, model: str, day: int) -> str:
+        """Hash of what is known of a day's accesses (epoch days): their number, and the sample's threshold."""
+        return f"{self.prefix}:h:{model}:accesses:{day}"
+
+    def access_sample(self, model: str, day: int) -> str:
+        """The sampled visits of a day (epoch days)."""
+        return f"{self.prefix}:h:{model}:sample:{day}"
 
     @property
     def hash_key(self) -> str:

@@ -30,7 +30,7 @@ class OutcomeRecorder(Protocol):
     def record(self, model: str, outcome: Outcome, count: int = 1, *, age_s: float | None = None) -> None:
         """Add `count` to an outcome. `age_s`: age of the features behind the answer; None for a default."""
 
-    def record_asked(self, model: str, entity_ids: Sequence[str], /) -> None:
+    def record_asked(self, model: str, entity_ids: Sequence[str]) -> None:
         """Remember the entities that were answered."""
 
     def record_latency(self, model: str, took_s: float, *, hit: bool) -> None:

@@ -10,7 +10,6 @@ import pyarrow as pa
 import pytest
 import pytest_asyncio
 
-from inference.monitoring.access_log import MOST_WAITING, AccessLog
 from inference.monitoring.asked_filters import (
     DAY_S,
     LARGEST_BYTES,
@@ -22,6 +21,7 @@ from inference.monitoring.asked_filters import (
     filter_bytes,
     places_of,
 )
+from inference.monitoring.counters import MOST_ASKED, HitRecorder
 from inference.monitoring.id_hashes import id_hashes
 from inference.monitoring.statistics import HitWindows
 from inference.redis.clients import REQUEST, AsyncClient, Client, open_async_client
@@ -71,12 +71,12 @@ def loaded(client: Client, clock: Clock, days: int = 30) -> AskedFilters:
 async def test_who_was_asked_is_known_by_the_day_from_all_processes(
     client: AsyncClient, redis_client: Client, clock: Clock
 ) -> None:
-    first, second = (AccessLog(client, KEYS, clock=clock) for _ in range(2))
-    first.add("delay", ids_of(1, 2, 1))
-    second.add("delay", ids_of(2, 3))
+    first, second = (HitRecorder(client, KEYS, clock) for _ in range(2))
+    first.record_asked("delay", ids_of(1, 2, 1))
+    second.record_asked("delay", ids_of(2, 3))
     await asyncio.gather(first.flush(), second.flush())
     clock.now += 2 * DAY_S
-    first.add("delay", ids_of(3))
+    first.record_asked("delay", ids_of(3))
     await first.flush()
     filters = loaded(redis_client, clock)
     hashes = filters.hashes(pa.array(ids_of(1, 2, 3, 4)))
@@ -91,9 +91,9 @@ async def test_who_was_asked_is_known_by_the_day_from_all_processes(
 async def test_no_entity_is_ever_missing_and_few_are_too_many(
     client: AsyncClient, redis_client: Client, clock: Clock
 ) -> None:
-    log = AccessLog(client, KEYS, clock=clock)
+    log = HitRecorder(client, KEYS, clock)
     for first in range(0, 100_000, 20_000):
-        log.add("delay", ids_of(*range(first, first + 20_000)))
+        log.record_asked("delay", ids_of(*range(first, first + 20_000)))
         await log.flush()
     filters = loaded(redis_client, clock)
     asked, others = (filters.hashes(ids_of(*range(first, first + 100_000))) for first in (0, 10**6))
@@ -122,8 +122,8 @@ async def test_a_filter_is_as_large_as_the_serving_generation_asks_for_and_ends_
     client: AsyncClient, redis_client: Client, clock: Clock
 ) -> None:
     publish_generation(redis_client)
-    log = AccessLog(client, KEYS, models(asked_days=3), clock)
-    log.add("delay", ids_of(1))
+    log = HitRecorder(client, KEYS, clock, models(asked_days=3))
+    log.record_asked("delay", ids_of(1))
     await log.flush()
     name = KEYS.asked_filter("delay", 20_000)
     assert redis_client.strlen(name) == SMALLEST_BYTES
@@ -133,14 +133,14 @@ async def test_a_filter_is_as_large_as_the_serving_generation_asks_for_and_ends_
 async def test_processes_agree_on_the_size_of_the_first(
     client: AsyncClient, redis_client: Client, clock: Clock
 ) -> None:
-    first, second = (AccessLog(client, KEYS, clock=clock) for _ in range(2))
-    first.add("delay", ids_of(1))
+    first, second = (HitRecorder(client, KEYS, clock) for _ in range(2))
+    first.record_asked("delay", ids_of(1))
     await first.flush()
     publish_generation(redis_client)  # another size is right from now on
-    second.add("delay", ids_of(2))
+    second.record_asked("delay", ids_of(2))
     await second.flush()
     redis_client.delete(KEYS.asked_filter("delay", 20_000))  # lost, and made anew by the second with this size
-    second.add("delay", ids_of(3))
+    second.record_asked("delay", ids_of(3))
     await second.flush()
     filters = loaded(redis_client, clock)
     assert filters.days_asked(filters.hashes(ids_of(2, 3))).tolist() == [0, 1]
@@ -149,14 +149,14 @@ async def test_processes_agree_on_the_size_of_the_first(
 async def test_a_redis_that_lost_everything_gets_a_new_key_and_everybody_again(
     client: AsyncClient, redis_client: Client, clock: Clock
 ) -> None:
-    log = AccessLog(client, KEYS, clock=clock)
-    log.add("delay", ids_of(1, 2))
+    log = HitRecorder(client, KEYS, clock)
+    log.record_asked("delay", ids_of(1, 2))
     await log.flush()
     before = loaded(redis_client, clock)
     redis_client.flushdb()
     clock.now += 3600
     assert AskedFilters.load(redis_client, KEYS, "delay", 1, clock) is None
-    log.add("delay", ids_of(1))
+    log.record_asked("delay", ids_of(1))
     await log.flush()
     after = loaded(redis_client, clock, 1)
     assert after.key != before.key
@@ -167,16 +167,16 @@ async def test_a_redis_that_lost_everything_gets_a_new_key_and_everybody_again(
 async def test_without_the_log_only_distinct_entities_are_counted(
     client: AsyncClient, redis_client: Client, clock: Clock
 ) -> None:
-    on, off = (AccessLog(client, KEYS, models(enabled=enabled), clock) for enabled in (True, False))
-    on.add("delay", ids_of(1))
+    on, off = (HitRecorder(client, KEYS, clock, models(enabled=enabled)) for enabled in (True, False))
+    on.record_asked("delay", ids_of(1))
     await on.flush()
-    off.add("delay", ids_of(1, 2))
+    off.record_asked("delay", ids_of(1, 2))
     await off.flush()
     assert HitWindows(redis_client, KEYS, clock).asked("delay", 1) == 2
     assert AskedFilters.load(redis_client, KEYS, "delay", 1, clock) is None  # it has a gap
     clock.now += 60
-    again = AccessLog(client, KEYS, models(enabled=True), clock)
-    again.add("delay", ids_of(3))
+    again = HitRecorder(client, KEYS, clock, models(enabled=True))
+    again.record_asked("delay", ids_of(3))
     await again.flush()
     assert loaded(redis_client, clock).since == clock.now
 
@@ -185,32 +185,32 @@ async def test_an_outage_drops_accesses_and_the_next_flush_goes_on(
     client: AsyncClient, redis_client: Client, clock: Clock
 ) -> None:
     async with open_async_client(f"redis://127.0.0.1:{free_port()}", REQUEST) as nowhere:
-        log = AccessLog(nowhere, KEYS, clock=clock)
-        log.add("delay", ids_of(1))
+        log = HitRecorder(nowhere, KEYS, clock)
+        log.record_asked("delay", ids_of(1))
         await log.flush()
-        log._client = client
-        log.add("delay", ids_of(2))
+        log._accesses._client = client
+        log.record_asked("delay", ids_of(2))
         await log.flush()
     filters = loaded(redis_client, clock)
     assert filters.days_asked(filters.hashes(ids_of(1, 2))).tolist() == [0, 1]
 
 
 async def test_what_waits_is_bounded(client: AsyncClient, redis_client: Client, clock: Clock) -> None:
-    log = AccessLog(client, KEYS, clock=clock)
-    for first in range(0, 2 * MOST_WAITING, 1_000):
-        log.add("delay", ids_of(*range(first, first + 1_000)))
+    log = HitRecorder(client, KEYS, clock)
+    for first in range(0, 2 * MOST_ASKED, 1_000):
+        log.record_asked("delay", ids_of(*range(first, first + 1_000)))
     await log.flush()
-    assert HitWindows(redis_client, KEYS, clock).asked("delay", 1) == pytest.approx(MOST_WAITING, rel=0.03)
-    log.add("delay", ids_of(7))
+    assert HitWindows(redis_client, KEYS, clock).asked("delay", 1) == pytest.approx(MOST_ASKED, rel=0.03)
+    log.record_asked("delay", ids_of(7))
     await log.flush()
 
 
 async def test_ids_never_stand_in_redis(client: AsyncClient, redis_client: Client, clock: Clock) -> None:
-    log = AccessLog(client, KEYS, clock=clock)
-    log.add("delay", ["somebody@example.org", "somebody-else@example.org"])
+    log = HitRecorder(client, KEYS, clock)
+    log.record_asked("delay", ["somebody@example.org", "somebody-else@example.org"])
     await log.flush()
     dumped = [redis_client.dump(key) or b"" for key in redis_client.keys("*")]
-    assert len(dumped) == 4
+    assert len(dumped) == 6
     assert not any(b"somebody" in one or b"example" in one for one in [*dumped, *redis_client.keys("*")])
 
 
