@@ -128,16 +128,17 @@ class AccessSample:
         numbers = range(int(now // DAY_S) - days + 1, int(now // DAY_S) + 1)
         commands: list[Any] = [("HGET", keys.access_log(model), "since")]
         for day in numbers:
-            commands += [("HGETALL", keys.accesses(model, day)), ("GET", keys.access_sample(model, day))]
+            commands += [
+                ("HMGET", keys.accesses(model, day), "total", "threshold"),
+                ("GET", keys.access_sample(model, day)),
+            ]
         since, *replies = client.exchange(commands)
         read = {}
         with reading("the access log"):
-            for day, fields, visits in zip(numbers, replies[::2], replies[1::2], strict=True):
-                about = dict(zip(fields[::2], map(count_in, fields[1::2]), strict=True))
-                if about.get(b"total"):
-                    read[day] = _Day(
-                        np.frombuffer(visits or b"", VISITS), about.get(b"threshold", EVERYBODY), about[b"total"]
-                    )
+            for day, (total, threshold), visits in zip(numbers, replies[::2], replies[1::2], strict=True):
+                if total:
+                    under = count_in(threshold) if threshold else EVERYBODY
+                    read[day] = _Day(np.frombuffer(visits or b"", VISITS), under, count_in(total))
             start = max(float(since or now), numbers[0] * DAY_S)
         return cls.of(read, since=start, until=now)
 

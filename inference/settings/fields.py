@@ -199,7 +199,7 @@ def entities_rule(text: str) -> EntitiesRule:
     Raises:
         ValueError: the text has none of the three forms, or its number is out of range.
     """
-    words = " ".join(text.split())
+    words, rule = " ".join(text.split()), None
     try:
         if words.startswith(_ASKED):
             rule = EntitiesRule(asked_within_s=parse_duration(words.removeprefix(_ASKED)))
@@ -208,7 +208,7 @@ def entities_rule(text: str) -> EntitiesRule:
         else:
             rule = EntitiesRule() if words == "all" else None
     except ValueError:
-        rule = None
+        pass
     if rule is None or not rule.is_in_range:
         raise ValueError(
             f'{shown(text)} names no entities: write "all", "asked within 30d" (1d or more), or "hit rate 0.95" (from '

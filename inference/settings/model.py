@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,6 +13,8 @@ from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_v
 from inference.errors import shown
 from inference.settings.fields import Duration, Entities, EntitiesRule, Schedule, Section, entities_rule, parse_list
 
+#: a hit rate is foretold from so many days of the access log, or more
+_LEAST_RANKED_DAYS = 7
 _FUNCTION = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
 _IDS = re.compile(r"(?<![:\w\\]):ids\b")
 #: a queue's name on the broker; no digit comes first, for names of workers start with it and end in a number
@@ -248,12 +251,27 @@ class ModelSettings(Section):
 
     @model_validator(mode="after")
     def _answers_the_rest(self) -> ModelSettings:
-        if not self.batch.rule.is_all and not self.batch.feature_table and not self.fallbacks:
-            raise ValueError(
-                f"batch.entities = {shown(self.batch.entities)} leaves entities to real time, which needs their "
-                "features: set batch.feature_table = true, or add a fallback"
-            )
+        missing = self._missing_for(self.batch.rule)
+        if missing:
+            raise ValueError(f"batch.entities = {shown(self.batch.entities)} {missing}")
         return self
+
+    def _missing_for(self, rule: EntitiesRule) -> str | None:
+        """Return what the other settings lack for a rule; None for nothing."""
+        log = self.access_log
+        if rule.is_all:
+            return None
+        if not self.batch.prediction_table:
+            return "chooses what is served from the prediction table: turn batch.prediction_table on"
+        if not self.batch.feature_table and not self.fallbacks:
+            return (
+                "leaves entities to real time, which needs their features: set batch.feature_table = true, or add a "
+                "fallback"
+            )
+        if not log.enabled:
+            return "needs the access log: set access_log.enabled = true"
+        days = _LEAST_RANKED_DAYS if rule.asked_within_s is None else math.ceil(rule.asked_within_s / 86400)
+        return f"needs access_log.asked_days = {days} or more" if log.asked_days < days else None
 
     @field_validator("fallbacks")
     @classmethod
