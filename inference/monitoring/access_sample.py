@@ -43,12 +43,13 @@ def day_bytes(days: int) -> int:
     return MOST_BYTES // days // VISITS.itemsize * VISITS.itemsize
 
 
-def visits_at(hashes: Words, at: float, threshold: int) -> Visits:
-    """Return the accesses under the threshold as visits of this instant (epoch seconds), one for each entity."""
-    ranks, accesses = np.unique(hashes[_under(hashes, threshold)] >> np.uint64(16), return_counts=True)
-    visits = np.zeros(len(ranks), VISITS)
-    visits["begun"] = ranks << np.uint64(16) | np.uint64(min(int(at % DAY_S / TICK_S), int(_TICKS)))
-    visits["accesses"] = np.minimum(accesses, _MOST_COUNTED)
+def visits_at(hashes: Words, at: float | npt.NDArray[np.float64], threshold: int) -> Visits:
+    """Return the accesses under the threshold as visits. `at`: of all or of each of them, epoch seconds of one day."""
+    under = _under(hashes, threshold)
+    ticks = np.minimum((np.broadcast_to(at, len(hashes))[under] % DAY_S / TICK_S).astype(np.uint64), _TICKS)
+    begun, accesses = np.unique(hashes[under] & ~_TICKS | ticks, return_counts=True)
+    visits = np.zeros(len(begun), VISITS)
+    visits["begun"], visits["accesses"] = begun, np.minimum(accesses, _MOST_COUNTED)
     return visits
 
 
@@ -86,6 +87,15 @@ def cut(visits: Visits, threshold: int, most_bytes: int) -> tuple[Visits, int]:
 def _under(hashes: npt.NDArray[Any], threshold: int) -> npt.NDArray[np.bool_]:
     found: npt.NDArray[np.bool_] = hashes >> np.uint64(16) < np.uint64(threshold)
     return found
+
+
+@dataclass(frozen=True)
+class SampledDay:
+    """A day as it is in Redis: its visits, the threshold that they are under, and all accesses, sampled or not."""
+
+    visits: Visits
+    threshold: int
+    total: int
 
 
 @dataclass(frozen=True)
@@ -138,12 +148,12 @@ class AccessSample:
             for day, (total, threshold), visits in zip(numbers, replies[::2], replies[1::2], strict=True):
                 if total:
                     under = count_in(threshold) if threshold else EVERYBODY
-                    read[day] = _Day(np.frombuffer(visits or b"", VISITS), under, count_in(total))
+                    read[day] = SampledDay(np.frombuffer(visits or b"", VISITS), under, count_in(total))
             start = max(float(since or now), numbers[0] * DAY_S)
         return cls.of(read, since=start, until=now)
 
     @classmethod
-    def of(cls, days: dict[int, _Day], *, since: float, until: float) -> AccessSample:
+    def of(cls, days: dict[int, SampledDay], *, since: float, until: float) -> AccessSample:
         """Return the sample of some days, by their numbers since the epoch."""
         threshold = min([day.threshold for day in days.values()], default=EVERYBODY)
         parts = [
@@ -164,12 +174,3 @@ class AccessSample:
             since,
             until,
         )
-
-
-@dataclass(frozen=True)
-class _Day:
-    """A day as it is in Redis: its visits, the threshold that they are under, and all accesses, sampled or not."""
-
-    visits: Visits
-    threshold: int
-    total: int
