@@ -52,7 +52,7 @@ Chooser = Callable[[Words], Mask]
 # --- the ranking of entities ---
 
 
-class Ranking:
+class DayRanking:
     """Ranks entities by the days on which they were asked for: each day counts, and an older one counts less."""
 
     def __init__(self, power: float, days: int) -> None:
@@ -74,7 +74,7 @@ class Ranking:
 class Threshold:
     """The least score of the entities in a set. `share`: of the requests on which it was tried, those it answers."""
 
-    ranking: Ranking
+    ranking: DayRanking
     least: float
     share: float
 
@@ -98,8 +98,8 @@ def find_threshold(hit_rate: float, days: int, histories: Words, sample: AccessS
         return None
     # the size of a set is known where the sample holds all of its entities
     window = min(days, _whole_days(sample.since, sample.until)) - trial.days
-    power = min(_POWERS, key=lambda power: trial.size(trial.threshold(Ranking(power, max(window, 1)))))
-    return trial.threshold(Ranking(power, days - trial.days))
+    power = min(_POWERS, key=lambda power: trial.size(trial.threshold(DayRanking(power, max(window, 1)))))
+    return trial.threshold(DayRanking(power, days - trial.days))
 
 
 class _Trial:
@@ -117,7 +117,7 @@ class _Trial:
         self.requests = int(self._accesses.sum())
         self._entities = histories[np.unique(sample.entity, return_index=True)[1]]
 
-    def threshold(self, ranking: Ranking) -> Threshold:
+    def threshold(self, ranking: DayRanking) -> Threshold:
         """Return the highest threshold under which few enough requests lie."""
         scores = ranking.scores(self._before)
         order = np.argsort(scores)
