@@ -38,7 +38,7 @@ LEAST_SHARE, LEAST_CHECKED = 0.5, 100
 #: a day counts less the older it is, by one of these powers of its age: near 0 frequency counts, above 1 recency
 _POWERS = (0.25, 0.5, 0.75, 1.0, 1.5)
 #: bits of a history that one look-up weighs
-_TABLE_BITS = 16
+_TABLE_BITS = 8
 #: bytes for each row, and at most, of the filter with a source's ids. Up to 33 million rows it takes one new entity of
 #: 400 for a known one
 _KNOWN_BYTES, _MOST_KNOWN_BYTES = 2, 64 << 20
@@ -93,20 +93,20 @@ def find_threshold(hit_rate: float, days: int, histories: Words, sample: AccessS
     it rank high enough? If no set answers so many, the threshold's `least` is 0, and its `share` is what all entities
     with a history answer. `days`: whole days that are known; `histories`: of the entity of each visit in the sample.
     """
-    trial = _Trial(hit_rate, min(LEAST_DAYS, days // 2), histories, sample)
+    trial = _Trial(min(LEAST_DAYS, days // 2), histories, sample)
     if trial.requests < LEAST_TRIED:
         return None
     # the size of a set is known where the sample holds all of its entities
-    window = min(days, _whole_days(sample.since, sample.until)) - trial.days
-    power = min(_POWERS, key=lambda power: trial.size(trial.threshold(DayRanking(power, max(window, 1)))))
-    return trial.threshold(DayRanking(power, days - trial.days))
+    window = max(min(days, _whole_days(sample.since, sample.until)) - trial.days, 1)
+    power = min(_POWERS, key=lambda power: trial.size(trial.threshold(DayRanking(power, window), hit_rate)))
+    return trial.threshold(DayRanking(power, days - trial.days), hit_rate)
 
 
 class _Trial:
     """Tries rankings on the requests of the last days."""
 
-    def __init__(self, hit_rate: float, days: int, histories: Words, sample: AccessSample) -> None:
-        self.days, self._hit_rate = days, hit_rate
+    def __init__(self, days: int, histories: Words, sample: AccessSample) -> None:
+        self.days = days
         today = int(sample.until // DAY_S)
         ago = today - (sample.begun // DAY_S).astype(np.int64)
         tried = [ago == day for day in range(1, days + 1)]
@@ -117,16 +117,21 @@ class _Trial:
         self.requests = int(self._accesses.sum())
         self._entities = histories[np.unique(sample.entity, return_index=True)[1]]
 
-    def threshold(self, ranking: DayRanking) -> Threshold:
+    def threshold(self, ranking: DayRanking, hit_rate: float) -> Threshold:
         """Return the highest threshold under which few enough requests lie."""
         scores = ranking.scores(self._before)
         order = np.argsort(scores)
         scores, below = scores[order], np.append(0, np.cumsum(self._accesses[order]))
         # what the sample lacks, or has too much of, are requests for the few entities that rank highest
-        at = int(np.searchsorted(below, (1 - self._hit_rate) * self._expected, side="right")) - 1
+        at = int(np.searchsorted(below, (1 - hit_rate) * self._expected, side="right")) - 1
         least = float(scores[min(at, len(scores) - 1)])
         missed = below[np.searchsorted(scores, least if least > 0 else np.nextafter(0, 1))]
         return Threshold(ranking, least, float(1 - missed / self._expected))
+
+    def share_asked_before(self, days: int) -> float:
+        """Return the share of the requests that ask for entities that were asked for within some days before."""
+        before = self._before & np.uint64((1 << min(days, 64)) - 1)
+        return float(1 - self._accesses[before == 0].sum() / self._expected)
 
     def size(self, threshold: Threshold) -> float:
         """Return how many sampled entities a set has; infinite if it cannot answer enough requests."""
@@ -145,11 +150,11 @@ def _whole_days(since: float, until: float) -> int:
 class ActiveSet:
     """Chooses rows while a run is planned, and counts them.
 
-    `rule`: the rule that is applied; `all` if that of the settings cannot be. `note`: why it is so.
+    `rule`: the rule that is applied; `all` if that of the settings cannot be, and `note` says why.
     """
 
     rule: str
-    note: str
+    note: str = ""
     filters: AskedFilters | None = None
     #: tells of the histories of entities which are in; None: all are
     chooses: Chooser | None = None
@@ -159,6 +164,8 @@ class ActiveSet:
     known: Filter | None = None
     #: of yesterday; None: too few are known
     requests: Requests | None = None
+    #: of the last days' requests, the share that such a set would have answered, 0 to 1; None: too few are known
+    share: float | None = None
     rows: int = 0
     rows_chosen: int = 0
     rows_new: int = 0
@@ -229,7 +236,12 @@ class ActiveSet:
         if self.chooses is None:
             return self.note
         new = f", {self.rows_new:,} of them new" if self.rows_new else ""
-        return f"{self.rows_chosen:,} of {self.rows:,} rows{new}: {self.note}"
+        got = (
+            ""
+            if self.share is None
+            else f"; such a set would have answered {self.share:.1%} of the last days' requests"
+        )
+        return f"{self.rows_chosen:,} of {self.rows:,} rows{new}{got}"
 
 
 class Requests:
@@ -276,14 +288,14 @@ class ActiveSets:
         sample = AccessSample.load(self.client, self.keys, name, model.access_log.days, lambda: now)
         found = _choose_by(rule, filters, sample)
         new = model.batch.new_entities
-        active = ActiveSet(model.batch.entities, "", filters, known=_empty(rows) if new else None)
+        active = ActiveSet(model.batch.entities, filters=filters, known=_empty(rows) if new else None)
         if new and not isinstance(found, str):
             active.known_before = self.known(serving)
             if active.known_before is None:
                 found = "the run that serves kept no ids, by which new entities are told"
         if isinstance(found, str):
             return replace(_of_all(model, found), filters=filters, known=active.known)
-        active.chooses, active.note = found
+        active.chooses, active.share = found
         active.requests = _yesterday(sample)
         return active
 
@@ -310,14 +322,20 @@ def _days_of(rule: EntitiesRule, model: ModelSettings) -> int:
     return min(model.access_log.asked_days, MOST_DAYS)
 
 
-def _choose_by(rule: EntitiesRule, filters: AskedFilters, sample: AccessSample) -> tuple[Chooser, str] | str:
-    """Return which entities are in, and the reason; a text says why that cannot be told."""
+#: which entities are in; the share of the last days' requests that such a set would have answered, if that is known
+_Found = tuple[Chooser, float | None]
+
+
+def _choose_by(rule: EntitiesRule, filters: AskedFilters, sample: AccessSample) -> _Found | str:
+    """Return which entities are in; a text says why that cannot be told."""
     if rule.hit_rate is not None:
         return _most_requested(rule.hit_rate, filters, sample)
     if filters.since > filters.at - (rule.asked_within_s or 0.0):
         days, wanted = (filters.at - filters.since) / DAY_S, (rule.asked_within_s or 0.0) / DAY_S
         return f"the access log goes back {days:.1f} days, and the rule {wanted:g}"
-    return _was_asked, "the entities that were asked for"
+    trial = _Trial(1, filters.history(sample.entity << np.uint64(16)), sample)
+    share = trial.share_asked_before(filters.days - 2) if trial.requests >= LEAST_CHECKED else None
+    return _was_asked, share
 
 
 def _was_asked(histories: Words) -> Mask:
@@ -325,7 +343,7 @@ def _was_asked(histories: Words) -> Mask:
     return asked
 
 
-def _most_requested(hit_rate: float, filters: AskedFilters, sample: AccessSample) -> tuple[Chooser, str] | str:
+def _most_requested(hit_rate: float, filters: AskedFilters, sample: AccessSample) -> _Found | str:
     days = min(_whole_days(filters.since, filters.at), filters.days - 1)
     if days < LEAST_DAYS:
         return f"the access log covers {max(days, 0)} whole days, and this rule needs {LEAST_DAYS}"
@@ -334,7 +352,7 @@ def _most_requested(hit_rate: float, filters: AskedFilters, sample: AccessSample
         return f"too little traffic: a sample of the last days needs {LEAST_TRIED:,} requests"
     if threshold.least <= 0:
         return f"entities that were asked for before get only {threshold.share:.1%} of the requests"
-    return threshold.chooses, f"in the last days such a set got {threshold.share:.1%} of the requests"
+    return threshold.chooses, threshold.share
 
 
 def _of_all(model: ModelSettings, why: str) -> ActiveSet:

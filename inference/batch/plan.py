@@ -147,7 +147,10 @@ class Planner:
             others = [one.run_id for one in self.ledger.newest(run.model, KEEP_RUNS) if one.run_id not in kept]
             self.active_sets.keep_known(run.run_id, active.known, keep_s=model.batch.keep, others=others)
         log.info("run.entities", run_id=run.run_id, rule=active.rule, outside=active.rows_outside, note=active.text)
-        return {"entities_rule": active.rule, "rows_outside": active.rows_outside, "entities_note": active.text}
+        facts: dict[str, str | int] = {"rows_outside": active.rows_outside}
+        if active.share is not None:
+            facts["entities_share"] = f"{active.share:.6f}"
+        return {**facts, "entities_rule": active.rule, "entities_note": active.text}
 
     def _start(self, run: RunRecord, version: VersionRecord, model: ModelSettings, facts: dict[str, str | int]) -> None:
         """Open the run's generations, and let workers score its chunks."""

@@ -217,6 +217,8 @@ class RunStatus:
     entities_rule: str = "all"
     rows_outside: Count = 0
     entities_note: str | None = None
+    #: of the last days' requests, the share that such a set would have answered; None: all, or not known
+    entities_share: FiniteFloat | None = None
     gates: Json[tuple[Gate, ...]] = ()
     error: str | None = None
     model_version: Count | None = None

@@ -145,7 +145,7 @@ class AskedFilters:
         return id_hashes(ids, self.key)
 
     def history(self, hashes: Words) -> Words:
-        """Return on which days each entity was asked for: bit N is N days ago. Needs at most 64 days."""
+        """Return on which days each entity was asked for: bit N is N days ago, bit 63 also all days before."""
         histories = np.zeros(len(hashes), np.uint64)
         for whole, filters in self._by_size:
             for start in range(0, len(hashes), _BLOCK):
@@ -154,7 +154,7 @@ class AskedFilters:
                 bits = bits.take(asked)
                 found = np.zeros(len(asked), np.uint64)
                 for age, one in filters:
-                    found |= one.holds(bits).astype(np.uint64) << np.uint64(age)
+                    found |= one.holds(bits).astype(np.uint64) << np.uint64(min(age, 63))
                 histories[start + asked] |= found
         return histories
 

@@ -101,7 +101,7 @@ def test_a_run_scores_who_was_asked_for_in_the_window_once_it_knows_who_is_new(w
     )
     assert (second.entities_rule, second.rows_outside) == ("asked within 3d", 40)
     assert (second.rows_total, second.rows_done) == (ROWS, ROWS)
-    assert second.entities_note == "5 of 45 rows: the entities that were asked for"
+    assert second.entities_note == "5 of 45 rows"
     assert world.served() == set(ids_of(*range(10, 15)))
     assert world.model.rows == ROWS + 5
     assert leaked_keys(world.client, KEYS.prefix) == []
@@ -123,7 +123,7 @@ def test_entities_that_the_serving_run_did_not_have_are_in(world: ActiveWorld) -
     new = world.publish()
 
     assert world.served() == set(ids_of(*range(10, 15), 45, 46))
-    assert new.entities_note == "7 of 47 rows, 2 of them new: the entities that were asked for"
+    assert new.entities_note == "7 of 47 rows, 2 of them new"
     assert world.publish().rows_outside == ROWS + 2 - 5  # they are new once
 
 
@@ -255,7 +255,7 @@ def test_after_a_rollback_new_entities_are_those_beyond_the_run_that_serves_agai
     world.publish()
     world.runs.rollback("m")
 
-    assert world.publish().entities_note == "6 of 46 rows, 1 of them new: the entities that were asked for"
+    assert world.publish().entities_note == "6 of 46 rows, 1 of them new"
     assert len(world.client.keys("t:r:*:known")) == 2  # of the run that serves now, and of the one before
 
 
@@ -270,7 +270,8 @@ def test_a_hit_rate_scores_those_who_get_so_many_requests(world: ActiveWorld) ->
     assert done.entities_rule == "hit rate 0.9"
     assert set(ids_of(*range(9))) <= world.served()
     assert done.rows_outside > 20
-    assert "of the requests" in (done.entities_note or "")
+    assert done.entities_note == ("9 of 45 rows; such a set would have answered 94.5% of the last days' requests")
+    assert done.entities_share == pytest.approx(0.945, abs=0.001)
 
 
 def test_a_hit_rate_that_no_set_reaches_is_a_full_run(world: ActiveWorld) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.batch.active_set import ActiveSet, DayRanking, Requests, Threshold, find_threshold
@@ -49,8 +49,9 @@ def test_a_history_has_every_day_on_which_an_entity_was_asked_for(asked: dict[in
 @given(
     st.dictionaries(st.integers(0, 30), st.lists(st.integers(0, 199), max_size=40), min_size=1, max_size=31),
     st.sets(st.integers(0, 199), max_size=20),
-    st.integers(1, 80),
+    st.sampled_from([7, 60, 250]),
 )
+@settings(max_examples=30)
 def test_the_set_holds_everybody_who_was_asked_for_and_everybody_new(
     tmp_path_factory: pytest.TempPathFactory, asked: dict[int, list[int]], new: set[int], group: int
 ) -> None:
