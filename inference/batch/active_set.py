@@ -58,7 +58,7 @@ class DayRanking:
     def __init__(self, power: float, days: int) -> None:
         """`power`: of the age; `days`: how many days count."""
         weights = np.zeros(64)
-        weights[:days] = np.arange(1, days + 1) ** -power
+        weights[:days] = np.arange(1, days + 1) ** -float(power)
         bits = (np.arange(1 << _TABLE_BITS)[:, None] >> np.arange(_TABLE_BITS)) & 1
         self._tables = [bits @ weights[at : at + _TABLE_BITS] for at in range(0, 64, _TABLE_BITS)]
 
@@ -96,10 +96,8 @@ def find_threshold(hit_rate: float, days: int, histories: Words, sample: AccessS
     trial = _Trial(min(LEAST_DAYS, days // 2), histories, sample)
     if trial.requests < LEAST_TRIED:
         return None
-    # the size of a set is known where the sample holds all of its entities
-    window = max(min(days, _whole_days(sample.since, sample.until)) - trial.days, 1)
-    power = min(_POWERS, key=lambda power: trial.size(trial.threshold(DayRanking(power, window), hit_rate)))
-    return trial.threshold(DayRanking(power, days - trial.days), hit_rate)
+    thresholds = [trial.threshold(DayRanking(power, days - trial.days), hit_rate) for power in _POWERS]
+    return min(thresholds, key=trial.size)
 
 
 class _Trial:
@@ -134,7 +132,7 @@ class _Trial:
         return float(1 - self._accesses[before == 0].sum() / self._expected)
 
     def size(self, threshold: Threshold) -> float:
-        """Return how many sampled entities a set has; infinite if it cannot answer enough requests."""
+        """Return how many entities of the sample a set has; infinite if it cannot answer enough requests."""
         return float(threshold.chooses(self._entities).sum()) if threshold.least > 0 else math.inf
 
 

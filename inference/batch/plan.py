@@ -134,7 +134,7 @@ class Planner:
 
     def _active_set(self, run: RunRecord, model: ModelSettings, rows: int) -> ActiveSet | None:
         """Return the active set of a whole run; None if the settings name none."""
-        if run.is_partial or model.batch.rule.is_all:
+        if run.is_partial or model.batch.entities == "all":
             return None
         serving, _ = self.tables.published_runs(run.model)
         return self.active_sets.open(run.model, model, rows=rows, serving=serving, now=self.ledger.now())
