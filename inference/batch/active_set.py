@@ -20,7 +20,7 @@ from inference.batch.selection import RowSlice, row_groups
 from inference.entities import entity_ids_as_text
 from inference.errors import BadInput
 from inference.monitoring.access_sample import AccessSample
-from inference.monitoring.asked_filters import DAY_S, SMALLEST_BYTES, AskedFilters, Filter, places_of
+from inference.monitoring.asked_filters import DAY_S, PIECE_BYTES, SMALLEST_BYTES, AskedFilters, Filter, places_of
 from inference.monitoring.id_hashes import Words
 from inference.redis.clients import Client
 from inference.redis.keys import Keys
@@ -42,8 +42,6 @@ _TABLE_BITS = 8
 #: bytes for each row, and at most, of the filter with a source's ids. Up to 33 million rows it takes one new entity of
 #: 400 for a known one
 _KNOWN_BYTES, _MOST_KNOWN_BYTES = 2, 64 << 20
-#: bytes that are written and read at once: Redis is busy with them for less than a tenth of a millisecond
-_PIECE = 1 << 18
 
 Mask = npt.NDArray[np.bool_]
 Chooser = Callable[[Words], Mask]
@@ -288,7 +286,7 @@ class ActiveSets:
         new = model.batch.new_entities
         active = ActiveSet(model.batch.entities, filters=filters, known=_empty(rows) if new else None)
         if new and not isinstance(found, str):
-            active.known_before = self.known(serving)
+            active.known_before = None if serving is None else Filter.load(self.client, self._known_key(serving))
             if active.known_before is None:
                 found = "the run that serves kept no ids, by which new entities are told"
         if isinstance(found, str):
@@ -297,20 +295,16 @@ class ActiveSets:
         active.requests = _yesterday(sample)
         return active
 
-    def known(self, run_id: str | None) -> Filter | None:
-        """Return the ids of a run's source, as `keep_known` kept them; None if there are none."""
-        key = self.keys.run_part(run_id or "", "known")
-        (size,) = self.client.exchange([("STRLEN", key)])
-        ranges = [("GETRANGE", key, at, at + _PIECE - 1) for at in range(0, size, _PIECE)]
-        data = b"".join(self.client.exchange([one])[0] for one in ranges)
-        return Filter(data) if data and run_id else None
-
     def keep_known(self, run_id: str, known: Filter, *, keep_s: float, others: Iterable[str]) -> None:
         """Keep the ids of a run's source for `keep_s` seconds, and forget those of other runs."""
-        key, data = self.keys.run_part(run_id, "known"), known.data
-        self.client.unlink(key, *(self.keys.run_part(other, "known") for other in others))
-        for at in range(0, len(data), _PIECE):
-            self.client.send([("SETRANGE", key, at, data[at : at + _PIECE]), ("EXPIRE", key, math.ceil(keep_s))])
+        key, data = self._known_key(run_id), known.data
+        self.client.send([("UNLINK", key, *map(self._known_key, others))])
+        for at in range(0, len(data), PIECE_BYTES):
+            piece = data[at : at + PIECE_BYTES]
+            self.client.send([("SETRANGE", key, at, piece), ("EXPIRE", key, math.ceil(keep_s))])
+
+    def _known_key(self, run_id: str) -> str:
+        return self.keys.run_part(run_id, "known")
 
 
 def _days_of(rule: EntitiesRule, model: ModelSettings) -> int:

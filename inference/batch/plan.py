@@ -188,17 +188,8 @@ class Planner:
         return run_folder(self.settings, pattern, model=run.model, run_id=run.run_id, created_at=run.created_at)
 
 
-def plan_chunks(files: Sequence[SourceFile], *, rows_per_chunk: int, bytes_per_chunk: int) -> Iterator[Chunk]:
-    """Yield chunks that cover every row once, in order, none larger than either limit (except a single huge row).
-
-    Small row groups share a chunk. A row group that is larger than a chunk is cut into equal slices.
-    """
-    pieces = cut_row_groups(files, rows_per_chunk=rows_per_chunk, bytes_per_chunk=bytes_per_chunk)
-    return gather(pieces, rows_per_chunk=rows_per_chunk, bytes_per_chunk=bytes_per_chunk)
-
-
 def cut_row_groups(files: Sequence[SourceFile], *, rows_per_chunk: int, bytes_per_chunk: int) -> Iterator[RowSlice]:
-    """Yield row groups; a row group that is larger than a chunk comes in equal slices."""
+    """Yield every row once, in order: row groups, and those that are larger than a chunk in equal slices."""
     for index, file in enumerate(files):
         for group, (rows, size) in enumerate(zip(file.row_groups, file.group_bytes, strict=True)):
             count = min(max(-(-rows // rows_per_chunk), -(-size // bytes_per_chunk)), rows)
@@ -208,7 +199,7 @@ def cut_row_groups(files: Sequence[SourceFile], *, rows_per_chunk: int, bytes_pe
 
 
 def gather(pieces: Iterable[RowSlice], *, rows_per_chunk: int, bytes_per_chunk: int) -> Iterator[Chunk]:
-    """Yield chunks of neighbouring pieces, each as full as the limits allow."""
+    """Yield chunks of neighbouring pieces, each as full as the limits allow; a single huge row may pass them."""
     number = rows = size = 0
     gathered: list[Slice] = []
     for piece in pieces:
