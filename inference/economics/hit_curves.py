@@ -2,8 +2,9 @@
 
 Each entity's accesses are replayed under a policy; a stored answer counts as fresh as in `FreshnessRules`, and a miss
 is answered and stored at once. Hits of popular entities, few of which are in a sample, would make the estimate noisy;
-misses do not, since even a popular entity has few. So the misses of the sample are scaled up by its rate, and all other
-accesses, whose exact number is known, are hits. This is the correction that SHARDS calls SHARDS-adj.
+misses do not, since even a popular entity has few. So the misses of the sample are scaled up to all entities, and all
+other accesses are hits: the numbers of all accesses and entities are known. This is the correction that SHARDS calls
+SHARDS-adj, made with the number of entities too.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,10 @@ Mask = npt.NDArray[np.bool_]
 
 #: normal distribution: 95 % lie within so many standard deviations
 _CONFIDENCE = 1.96
+#: standard error of the number of entities (HyperLogLog)
+_COUNT_ERROR = 0.0081
+#: a page asks for the same points every few seconds; they are of a handful of samples
+_REMEMBERED = 256
 #: a rounding error must not move an access over the edge of a ttl
 _EPSILON = 1e-9
 
@@ -64,6 +70,7 @@ class Ranking(StrEnum):
     DAYS = "days"
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def hit_rate(sample: AccessSample, policy: Policy) -> HitRate:
     """Return the hit rate of all logged accesses, if runs score every entity. The store is empty at first."""
     return _estimate(sample, _by_entity(sample, misses(sample, policy)), sample.total)
@@ -178,18 +185,19 @@ def _by_entity(sample: AccessSample, of_visits: npt.NDArray[Any]) -> npt.NDArray
 
 
 def _estimate(sample: AccessSample, missed: npt.NDArray[Any], total: int) -> HitRate:
-    """Return the hit rate by the misses of each entity in the sample (the estimator of Horvitz and Thompson)."""
-    if not total:
+    """Return the hit rate by the misses of each entity in the sample; `total`: of all accesses that are predicted."""
+    count, part = len(missed), 1 - sample.rate
+    if not total or count < (2 if part else 1):
         return HitRate(0.0, 0.0, 1.0)
-    scaled = sample.rate * total
-    missed = missed.astype(np.float64)
-    deviation = math.sqrt((1 - sample.rate) * float(missed @ missed)) / scaled
-    if sample.rate < 1 and not missed.any():
-        # none of n sampled entities missed: the rule of three
-        deviation = 3 / scaled / _CONFIDENCE
-    value = 1 - float(missed.sum()) / scaled
-    low, high = value - _CONFIDENCE * deviation, value + _CONFIDENCE * deviation
-    return HitRate(*(min(max(each, 0.0), 1.0) for each in (value, low, high)))
+    scale, deviation = sample.distinct / total, 0.0
+    share = scale * float(missed.mean())
+    if part:
+        deviation = scale * math.sqrt(part / count) * float(missed.std(ddof=1))
+        # the count of entities is not exact, and of a sample without misses nobody knows more than the rule of three
+        least = 0 if missed.any() else 3 / _CONFIDENCE * scale / count
+        deviation = math.hypot(deviation, _COUNT_ERROR * share, least)
+    bounds = (1 - share, 1 - share - _CONFIDENCE * deviation, 1 - share + _CONFIDENCE * deviation)
+    return HitRate(*(min(max(each, 0.0), 1.0) for each in bounds))
 
 
 # --- which entities are precomputed ---
@@ -223,12 +231,13 @@ class RankCurve:
 
     def count_for(self, wanted: float) -> int | None:
         """Return how many entities of the sample reach this hit rate; None: not even all of them."""
-        total = self.sample.rate * self.total
-        rates = 1 - (self.left.sum() + self.missed.sum() - np.append(0, np.cumsum(self.missed))) / total
+        left = self.left.sum() + self.missed.sum() - np.append(0, np.cumsum(self.missed))
+        rates = 1 - left * (self.sample.distinct / max(len(self.missed), 1) / self.total)
         enough = np.flatnonzero(rates >= wanted - _EPSILON)
         return int(enough[0]) if len(enough) else None
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def rank_curve(sample: AccessSample, policy: Policy, ranking: Ranking) -> RankCurve | None:
     """Return the hit rates by rank: ranks from the earlier days, hit rates of the last third; None below two days."""
     numbers = sorted(sample.totals)

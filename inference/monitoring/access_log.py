@@ -107,7 +107,9 @@ class AccessLog:
         self, model: str, settings: AccessLogSettings, day: _Day, ids: list[str], hashes: Words
     ) -> None:
         count = self._keys.asked(model, day.number)
-        await self._client.exchange([("PFADD", count, *ids), ("EXPIRE", count, DISTINCT_KEPT_S)])
+        await self._client.exchange(
+            [("PFADD", count, *ids), ("EXPIRE", count, max(DISTINCT_KEPT_S, _kept_s(settings.days)))]
+        )
         places = places_of(hashes, day.sent.size)
         if settings.enabled:
             size = await self._ask_filter(model, settings, day, places.astype("<u4").tobytes())

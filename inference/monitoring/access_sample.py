@@ -30,6 +30,8 @@ TICK_S = DAY_S / (1 << 16)
 VISIT_GAP_TICKS = 45
 #: the share of a day that is full after it was cut
 _FULL_AFTER_CUT = 0.75
+#: by chance, the number of sampled entities is hardly ever off by so many standard errors
+_ODD = 4
 _MOST_COUNTED = (1 << 16) - 1
 _TICKS = np.uint64((1 << 16) - 1)
 
@@ -98,14 +100,14 @@ class SampledDay:
     total: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # equal only to itself, so that results about it can be remembered
 class AccessSample:
     """Accesses of a sample of entities, in the order of entities and time.
 
     `entity`: which entity it was (48 bits of a hash; shape (n,), as all arrays); `begun` and `ended`: first and last
     access of a visit, epoch seconds, to a second; `accesses`: their number. `rate`: the share of all entities in the
-    sample, 0 to 1. `total`: all accesses of the days, in the sample or not. `since`, `until`: what the sample covers,
-    epoch seconds.
+    sample, 0 to 1. Of all accesses, in the sample or not: `totals`, their number by day (days since the epoch), and
+    `distinct`, the number of their entities. `since`, `until`: what the sample covers, epoch seconds.
     """
 
     entity: Words
@@ -114,18 +116,29 @@ class AccessSample:
     accesses: npt.NDArray[np.int64]
     rate: float
     totals: dict[int, int]
+    distinct: float
     since: float
     until: float
 
     @property
     def total(self) -> int:
-        """All accesses of all days, in the sample or not."""
+        """The number of all accesses, in the sample or not."""
         return sum(self.totals.values())
+
+    @property
+    def hours(self) -> float:
+        """How long the sample covers; 0 if nothing was logged."""
+        return max(self.until - self.since, 0.0) / 3600 if self.totals else 0.0
 
     @property
     def entities(self) -> int:
         """The number of entities in the sample."""
         return int(np.count_nonzero(np.diff(self.entity))) + 1 if len(self.entity) else 0
+
+    @classmethod
+    def empty(cls) -> AccessSample:
+        """Return the sample of nothing."""
+        return cls.of({}, since=0.0, until=0.0)
 
     @classmethod
     def load(cls, client: Client, keys: Keys, model: str, days: int, clock: Clock = system_clock) -> AccessSample:
@@ -140,6 +153,7 @@ class AccessSample:
         for day in numbers:
             commands += [("HGETALL", keys.accesses(model, day)), ("GET", keys.access_sample(model, day))]
         since, *replies = client.exchange(commands)
+        distinct = client.pfcount(*[keys.asked(model, day) for day in numbers])
         read = {}
         with reading("the access log"):
             for day, fields, visits in zip(numbers, replies[::2], replies[1::2], strict=True):
@@ -149,11 +163,16 @@ class AccessSample:
                         np.frombuffer(visits or b"", VISITS), about.get(b"threshold", EVERYBODY), about[b"total"]
                     )
             start = max(float(since or now), numbers[0] * DAY_S)
-        return cls.of(read, since=start, until=now)
+        return cls.of(read, distinct=int(distinct), since=start, until=now)
 
     @classmethod
-    def of(cls, days: dict[int, SampledDay], *, since: float, until: float) -> AccessSample:
-        """Return the sample of some days, by their numbers since the epoch."""
+    def of(
+        cls, days: dict[int, SampledDay], *, since: float, until: float, distinct: float | None = None
+    ) -> AccessSample:
+        """Return the sample of some days, by their numbers since the epoch.
+
+        `distinct`: the counted number of entities; None, or too far from the sample's: estimated from the sample.
+        """
         threshold = min([day.threshold for day in days.values()], default=EVERYBODY)
         parts = [
             (number, merged(day.visits[_under(day.visits["begun"], threshold)], 0)) for number, day in days.items()
@@ -163,13 +182,17 @@ class AccessSample:
         begun = midnights + (visits["begun"] & _TICKS) * TICK_S
         entity = visits["begun"] >> np.uint64(16)
         order = np.lexsort((begun, entity))
+        rate, sampled = threshold / EVERYBODY, len(np.unique(entity))
+        if rate == 1 or distinct is None or abs(distinct * rate - sampled) > _ODD * (sampled + 1) ** 0.5:
+            distinct = sampled / rate if rate else 0
         return cls(
             entity[order],
             begun[order],
             (begun + visits["length"] * TICK_S)[order],
             visits["accesses"].astype(np.int64)[order],
-            threshold / EVERYBODY,
+            rate,
             {number: day.total for number, day in days.items()},
+            distinct,
             since,
             until,
         )

@@ -47,7 +47,8 @@ All keys live in `cache_url`, which must not evict, and start with the deploymen
 |                  |        | fallback:NAME:OUTCOME → entities;        |                       | real-time workers     |
 |                  |        | parity:PATH:RESULT → answers             |                       | workers               |
 | P:h:M:total      | hash   | the same fields, summed over all time    | for good              | all of these          |
-| P:h:M:asked:DAY  | string | HyperLogLog of the ids answered that day | 8 days                | API processes         |
+| P:h:M:asked:DAY  | string | HyperLogLog of the ids answered that day | 8 days, or `days` of  | API, real-time        |
+|                  |        |                                          | the access log        | workers               |
 | P:h:M:log        | hash   | since (epoch s): all accesses are logged | for good              | API, real-time        |
 |                  |        | from then on                             |                       | workers               |
 | P:h:M:filter:DAY | string | Bloom filter of the entities asked for   | `asked_days`          | API, real-time        |

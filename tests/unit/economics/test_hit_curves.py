@@ -31,6 +31,7 @@ def sample_of(made: Accesses, rate: float = 1.0) -> AccessSample:
         ended=at,
         accesses=np.ones(len(made), np.int64),
         rate=rate,
+        distinct=len({entity for entity, _ in made}) / rate,
         totals={int(day): int(count / rate) for day, count in zip(days, counts, strict=True)},
         since=START,
         until=START + 3 * DAY_S,
@@ -84,7 +85,7 @@ def test_a_larger_ttl_never_lowers_the_hit_rate(
 def test_accesses_that_became_one_visit_are_evenly_spaced() -> None:
     at, end = START + 100.0, START + 1000.0
     visit = AccessSample(
-        np.zeros(1, np.uint64), np.array([at]), np.array([end]), np.array([91]), 1.0, {FIRST_DAY: 91}, START, end
+        np.zeros(1, np.uint64), np.array([at]), np.array([end]), np.array([91]), 1.0, {FIRST_DAY: 91}, 1, START, end
     )
     each = sample_of([(0, second) for second in range(100, 1001, 10)])
     for policy in (Policy(45), Policy(50), Policy(2000), Policy(45, 200, 300, 25, START), Policy(45, 20, 300, 25)):
@@ -111,6 +112,7 @@ def test_the_bounds_hold_for_nearly_all_samples() -> None:
             whole.accesses[kept],
             0.1,
             whole.totals,
+            whole.distinct,
             START,
             whole.until,
         )
@@ -120,11 +122,10 @@ def test_the_bounds_hold_for_nearly_all_samples() -> None:
 
 
 def test_a_sample_without_misses_still_has_a_bound() -> None:
-    found = hit_rate(sample_of([(0, 5), (0, 6)], rate=0.001), Policy(60, DAY_S, DAY_S / 2))
-    assert (found.value, found.high) == (1.0, 1.0)
-    assert found.low < 0.01
+    found = hit_rate(sample_of([(0, 5), (0, 6), (1, 7)], rate=0.001), Policy(60, DAY_S, DAY_S / 2))
+    assert (found.value, found.low, found.high) == pytest.approx((1.0, 0.0, 1.0))
     nothing = AccessSample(
-        np.zeros(0, np.uint64), np.zeros(0), np.zeros(0), np.zeros(0, np.int64), 1.0, {}, START, START
+        np.zeros(0, np.uint64), np.zeros(0), np.zeros(0), np.zeros(0, np.int64), 1.0, {}, 0, START, START
     )
     empty = hit_rate(nothing, Policy(60))
     assert (empty.low, empty.high) == (0.0, 1.0)
