@@ -16,7 +16,17 @@ import numpy as np
 from rig.report import print_report
 
 from inference.economics.hit_curves import Policy, Ranking, hit_rate, rank_curve
-from inference.monitoring.access_sample import EVERYBODY, VISITS, AccessSample, SampledDay, cut, day_bytes, visits_at
+from inference.monitoring.access_sample import (
+    EVERYBODY,
+    MOST_POPULAR,
+    VISIT_GAP_TICKS,
+    AccessSample,
+    SampledDay,
+    cut,
+    day_bytes,
+    joined,
+    visits_at,
+)
 from inference.monitoring.asked_filters import DAY_S
 from inference.monitoring.id_hashes import id_hashes
 
@@ -79,7 +89,8 @@ def main() -> None:
             rows.append((trace.name, point.what, 100 * point.predicted, bounds, 100 * point.true, point.error_points))
         print(
             f"{trace.name}: {len(trace.at):,} accesses of {trace.entities:,} entities; in the sample "
-            f"{sample.entities:,}, {len(sample.entity):,} visits, {100 * sample.rate:.2f} %; "
+            f"{sample.entities:,}, {len(sample.entity):,} visits, {100 * sample.rate:.2f} %, and "
+            f"{sum(sample.popular_totals.values()) / sample.total:.0%} of all accesses as popular; "
             f"{time.perf_counter() - began:.0f} s",
             file=sys.stderr,
         )
@@ -136,16 +147,23 @@ def read_trace(file: Path) -> Trace:
 
 def sampled(trace: Trace, rate: float) -> AccessSample:
     """Return the sample that the product would have in Redis, if its threshold began at this rate."""
-    key, days = secrets.token_bytes(16), (trace.at // DAY_S).astype(np.int64)
+    key = secrets.token_bytes(16)
     hashes = id_hashes(np.char.add("entity_", np.arange(trace.entities).astype(str)), key)[trace.entity]
-    numbers = range(int(days[0]), int(days[-1]) + 1)
-    threshold, read = int(rate * EVERYBODY), {}
+    numbers = range(int(trace.at[0] // DAY_S), int(trace.at[-1] // DAY_S) + 1)
+    threshold, most, read = int(rate * EVERYBODY), day_bytes(len(numbers)), {}
     for number in numbers:
-        of_day = days == number
-        visits = visits_at(hashes[of_day], trace.at[of_day], threshold)
-        if visits.nbytes > day_bytes(len(numbers)):
-            visits, threshold = cut(visits, threshold, day_bytes(len(numbers)))
-        read[number] = SampledDay(visits.astype(VISITS), threshold, int(of_day.sum()))
+        before, first, end = np.searchsorted(trace.at, [(number + one) * DAY_S for one in (-1, 0, 1)])
+        # on the first day, they are those of its first hour
+        start = first if first > before else int(np.searchsorted(trace.at, number * DAY_S + 3600))
+        counts = np.bincount(trace.entity[before:start], minlength=1)
+        popular = np.argsort(-counts, kind="stable")[: min(MOST_POPULAR, np.count_nonzero(counts))]
+        is_popular = np.isin(trace.entity[first:end], popular) & (np.arange(first, end) >= start)
+        hashed, at = hashes[first:end], trace.at[first:end]
+        visits = visits_at(hashed[~is_popular], at[~is_popular], threshold)
+        if visits.nbytes > most:
+            visits, threshold = cut(visits, threshold, most)
+        apart, _ = joined(visits_at(hashed[is_popular], at[is_popular], EVERYBODY), VISIT_GAP_TICKS, most)
+        read[number] = SampledDay(visits, threshold, int(end - first), apart, int(is_popular.sum()))
     # the number of entities as a HyperLogLog counts it
     distinct = len(np.unique(trace.entity)) * (1 + 0.0081 * np.random.default_rng(int(rate * 1e6)).standard_normal())
     return AccessSample.of(read, since=float(trace.at[0]), until=float(trace.at[-1]), distinct=distinct)
@@ -171,7 +189,7 @@ def compared(trace: Trace, sample: AccessSample) -> Iterator[Point]:
         first = min(day for day in sorted(sample.totals)[-max(len(sample.totals) // 3, 1) :]) * DAY_S
         order = ranked(trace, ranking, first)
         for share in SHARES:
-            found = curve.at_share(share, trace.entities)
+            found = curve.at(share * trace.entities)
             chosen = np.zeros(trace.entities, np.bool_)
             chosen[order[: round(share * trace.entities)]] = True
             missed = replayed(trace, policy, chosen, since=first)

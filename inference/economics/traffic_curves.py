@@ -192,12 +192,12 @@ class _Maker:
             return TrafficCurve(CurveName.BATCH_TTL, [], None, None, "no schedule")
         now = self.today.batch_ttl_s
         points = [self._point(ttl_s, replace(self.today, batch_ttl_s=ttl_s)) for ttl_s in self._durations(TTLS, now)]
-        return self._of_durations(CurveName.BATCH_TTL, points, now)
+        return self._of_durations(CurveName.BATCH_TTL, self._rising(points), now)
 
     def realtime_ttl(self) -> TrafficCurve:
         now = self.today.realtime_ttl_s
         points = [self._point(ttl_s, replace(self.today, realtime_ttl_s=ttl_s)) for ttl_s in self._durations(TTLS, now)]
-        return self._of_durations(CurveName.REALTIME_TTL, points, now)
+        return self._of_durations(CurveName.REALTIME_TTL, self._rising(points), now)
 
     def interval(self) -> TrafficCurve:
         now = self.today.interval_s
@@ -217,13 +217,13 @@ class _Maker:
             if curve is None:
                 yield TrafficCurve(name, [], None, None, "two days of accesses are needed")
                 continue
-            points = [self._share_point(curve, share, count, policy) for share in SHARES]
+            points = self._rising([self._share_point(curve, share, count, policy) for share in SHARES])
             advised = self._cheapest(points) or _smallest(points)
             now = 1.0 if self.today.interval_s else 0.0
             yield self._curve(name, points, now, advised, "the most hits of what costs hardly more than the cheapest")
 
     def _share_point(self, curve: RankCurve, share: float, entities: float, policy: Policy) -> CurvePoint:
-        rate = curve.at_share(share, entities)
+        rate = curve.at(share * entities)
         return CurvePoint(share, rate, self._cost(rate, share=share, interval_s=policy.interval_s if share else None))
 
     def _durations(self, usual: Iterable[float], now: float | None) -> list[float]:
@@ -244,6 +244,15 @@ class _Maker:
         costs = estimate(replace(self.inputs, hit_rate=rate.value, entities=entities, runs_per_day=runs_per_day))
         runs = 0.0 if interval_s else costs.batch.compute + costs.batch.storage
         return costs.hybrid.everything - runs
+
+    def _rising(self, points: Sequence[CurvePoint]) -> list[CurvePoint]:
+        """Return points none of which is below the one before: an estimate's error must not say what cannot be."""
+        risen: list[CurvePoint] = []
+        for point in points:
+            best = risen[-1].hit_rate if risen else point.hit_rate
+            rates = (max(getattr(point.hit_rate, name), getattr(best, name)) for name in ("value", "low", "high"))
+            risen.append(replace(point, hit_rate=HitRate(*rates)))
+        return risen
 
     def _of_durations(self, name: CurveName, points: Sequence[CurvePoint], now: float) -> TrafficCurve:
         allowed = [point for point in points if self.oldest_s is None or point.at <= self.oldest_s]
