@@ -108,10 +108,13 @@ class _Trial:
         tried = [ago == day for day in range(1, days + 1)]
         #: of the entity of each visit, on the day before it and earlier
         self._before = np.concatenate([histories[mask] >> np.uint64(day + 2) for day, mask in enumerate(tried)])
-        self._accesses = np.concatenate([sample.accesses[mask] for mask in tried])
-        self._expected = sample.rate * sum(sample.totals.get(today - day, 0) for day in range(1, days + 1))
-        self.requests = int(self._accesses.sum())
-        self._entities = histories[np.unique(sample.entity, return_index=True)[1]]
+        #: how many of all requests each visit stands for, and their number
+        stands_for = np.where(sample.popular, sample.accesses, sample.accesses / (sample.rate or 1.0))
+        self._accesses = np.concatenate([stands_for[mask] for mask in tried])
+        self._expected = sum(sample.totals.get(today - day, 0) for day in range(1, days + 1))
+        self.requests = int(sum(sample.accesses[mask].sum() for mask in tried))
+        in_sample = ~sample.popular
+        self._entities = histories[in_sample][np.unique(sample.entity[in_sample], return_index=True)[1]]
 
     def threshold(self, ranking: DayRanking, hit_rate: float) -> Threshold:
         """Return the highest threshold under which few enough requests lie."""
@@ -243,8 +246,8 @@ class ActiveSet:
 class Requests:
     """Some requests, and how many of them a set answers."""
 
-    def __init__(self, entity: Words, accesses: npt.NDArray[np.int64]) -> None:
-        """`entity`, `accesses`: as a sample has them; there must be some."""
+    def __init__(self, entity: Words, accesses: npt.NDArray[np.float64]) -> None:
+        """`entity`: as a sample has it; `accesses`: how many requests each stands for. There must be some."""
         self._entity, places = np.unique(entity, return_inverse=True)
         self._accesses = np.bincount(places, weights=accesses)
         self._found = np.zeros(len(self._entity), bool)
@@ -358,4 +361,7 @@ def _empty(rows: int) -> Filter:
 def _yesterday(sample: AccessSample) -> Requests | None:
     is_yesterday = sample.begun // DAY_S == sample.until // DAY_S - 1
     accesses = sample.accesses[is_yesterday]
-    return Requests(sample.entity[is_yesterday], accesses) if accesses.sum() >= LEAST_CHECKED else None
+    if accesses.sum() < LEAST_CHECKED:
+        return None
+    stands_for = np.where(sample.popular[is_yesterday], accesses, accesses / sample.rate)
+    return Requests(sample.entity[is_yesterday], stands_for)

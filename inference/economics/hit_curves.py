@@ -1,17 +1,19 @@
 """Predicts hit rates from a sample of accesses: against ttl, schedule, and the share of entities that runs score.
 
 Each entity's accesses are replayed under a policy; a stored answer counts as fresh as in `FreshnessRules`, and a miss
-is answered and stored at once. Hits of popular entities, few of which are in a sample, would make the estimate noisy;
-misses do not, since even a popular entity has few. So the misses of the sample are scaled up by its rate, and all other
-accesses, whose exact number is known, are hits. This is the correction that SHARDS calls SHARDS-adj.
+is answered and stored at once. The misses of popular entities are all known; those of the sample are scaled up to all
+entities, and all other accesses are hits. The sample's accesses, scaled up in the same way, are a few too many or too
+few; their true number is known, and the misses are corrected by what such a difference means for them (a regression
+estimator; SHARDS-adj is the same correction without the regression).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +27,12 @@ Mask = npt.NDArray[np.bool_]
 
 #: normal distribution: 95 % lie within so many standard deviations
 _CONFIDENCE = 1.96
+#: standard error of the number of entities (HyperLogLog)
+_COUNT_ERROR = 0.0081
+#: a visit of more accesses counts as random, one of fewer as evenly spaced
+_MANY = 16
+#: a page asks for the same points every few seconds; they are of a handful of samples
+_REMEMBERED = 256
 #: a rounding error must not move an access over the edge of a ttl
 _EPSILON = 1e-9
 
@@ -64,9 +72,10 @@ class Ranking(StrEnum):
     DAYS = "days"
 
 
+@lru_cache(maxsize=_REMEMBERED)
 def hit_rate(sample: AccessSample, policy: Policy) -> HitRate:
     """Return the hit rate of all logged accesses, if runs score every entity. The store is empty at first."""
-    return _estimate(sample, _by_entity(sample, misses(sample, policy)), sample.total)
+    return _estimate(sample, misses(sample, policy), sorted(sample.totals))
 
 
 def misses(sample: AccessSample, policy: Policy, precomputed: Mask | None = None) -> Integers:
@@ -155,6 +164,8 @@ def _misses_in_chains(visits: _Visits, ttl_s: float) -> Integers:
     times = visits.begun.min()
     begun, ended, gap = visits.begun - times, visits.ended - times, visits.gap
     step = np.floor(ttl_s / gap + _EPSILON).astype(np.int64) + 1
+    # many accesses that became one visit were not so even: after a ttl, the next one came a gap later on average
+    cycle = np.where(visits.accesses > _MANY, ttl_s + gap, step * gap)
     span = float(ended.max()) + ttl_s + 1
     ends = visits.chain * span + ended
     first = np.flatnonzero(np.append(True, np.diff(visits.chain) != 0))
@@ -163,33 +174,46 @@ def _misses_in_chains(visits: _Visits, ttl_s: float) -> Integers:
     while len(at):
         stale = np.floor((fresh_until - begun[at]) / gap[at] + _EPSILON).astype(np.int64) + 1
         stale = np.clip(stale, 0, visits.accesses[at] - 1)
-        times_computed = (visits.accesses[at] - 1 - stale) // step[at] + 1
-        found[at] += times_computed
-        fresh_until = begun[at] + (stale + (times_computed - 1) * step[at]) * gap[at] + ttl_s
+        computed = begun[at] + stale * gap[at]
+        more = np.floor((ended[at] - computed) / cycle[at] + _EPSILON).astype(np.int64)
+        found[at] += more + 1
+        fresh_until = computed + more * cycle[at] + ttl_s
         at = np.maximum(np.searchsorted(ends, visits.chain[at] * span + fresh_until + _EPSILON, "right"), at + 1)
         going = at < after
         at, after, fresh_until = at[going], after[going], fresh_until[going]
     return found
 
 
-def _by_entity(sample: AccessSample, of_visits: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return the sums over each entity's visits."""
-    return np.bincount(_entities(sample), of_visits, sample.entities).astype(np.int64)
-
-
-def _estimate(sample: AccessSample, missed: npt.NDArray[Any], total: int) -> HitRate:
-    """Return the hit rate by the misses of each entity in the sample (the estimator of Horvitz and Thompson)."""
-    if not total:
+def _estimate(sample: AccessSample, missed: Integers, days: Sequence[int]) -> HitRate:
+    """Return the hit rate of some days by the misses of each visit in them."""
+    within = ~sample.popular
+    if len(days) < len(sample.totals):
+        within &= sample.begun >= min(days, default=0) * DAY_S
+    total = sum(sample.totals[day] for day in days)
+    rest = total - sum(sample.popular_totals.get(day, 0) for day in days)
+    # every entity of the sample counts, also one without an access on these days
+    entity = _numbered(np.diff(sample.entity[~sample.popular]) != 0, int(np.count_nonzero(~sample.popular)))
+    of_each = np.where(within, missed, 0)[~sample.popular], np.where(within, sample.accesses, 0)[~sample.popular]
+    count, part = int(entity[-1]) + 1 if len(entity) else 0, 1 - sample.rate
+    known = float(missed[sample.popular].sum())
+    if not total or (part and count < 2):
         return HitRate(0.0, 0.0, 1.0)
-    scaled = sample.rate * total
-    missed = missed.astype(np.float64)
-    deviation = math.sqrt((1 - sample.rate) * float(missed @ missed)) / scaled
-    if sample.rate < 1 and not missed.any():
-        # none of n sampled entities missed: the rule of three
-        deviation = 3 / scaled / _CONFIDENCE
-    value = 1 - float(missed.sum()) / scaled
-    low, high = value - _CONFIDENCE * deviation, value + _CONFIDENCE * deviation
-    return HitRate(*(min(max(each, 0.0), 1.0) for each in (value, low, high)))
+    of_entity, accesses = (np.bincount(entity, each, max(count, 1)) for each in of_each)
+    if not part:
+        value = 1 - (known + float(of_entity.sum())) / total
+        return HitRate(value, value, value)
+    variance = float(accesses.var(ddof=1))
+    slope = float(np.cov(of_entity, accesses)[0, 1]) / variance if variance else 0.0
+    slope = min(max(slope, 0.0), 1.0)  # an access more is at most one miss more
+    corrected = of_entity - slope * accesses
+    scaled = sample.distinct * float(corrected.mean())
+    # the count of entities is not exact, and of a sample without misses nobody knows more than the rule of three
+    least = 0 if of_entity.any() else 3 / _CONFIDENCE / count
+    spread = math.hypot(math.sqrt(part / count) * float(corrected.std(ddof=1)), least)
+    deviation = math.hypot(sample.distinct * spread, _COUNT_ERROR * scaled) / total
+    value = 1 - (known + scaled + slope * rest) / total
+    bounds = (value, value - _CONFIDENCE * deviation, value + _CONFIDENCE * deviation)
+    return HitRate(*(min(max(each, 0.0), 1.0) for each in bounds))
 
 
 # --- which entities are precomputed ---
@@ -199,59 +223,59 @@ def _estimate(sample: AccessSample, missed: npt.NDArray[Any], total: int) -> Hit
 class RankCurve:
     """Hit rates of the last days, if runs score the first entities of a ranking by the days before.
 
-    `missed`: the misses that precomputing an entity avoids; `days`, `last`: on how many of the earlier days it was
-    asked for, and how many days before the last ones it was last asked for (0: the day before; -1: never). All have one
-    value for each entity of the sample, in the order of the ranking. `left`: misses that precomputing avoids nowhere.
+    `place`: of each visit's entity in the ranking: how many entities of all, in the sample or not, come before it.
+    `days`, `last`: on how many of the earlier days that entity was asked for, and how many days before the last ones it
+    was last asked for (0: the day before; -1: never). `missed`, `left`: misses of each visit, if runs do not score its
+    entity, and if they do. `predicted`: the last days.
     """
 
     sample: AccessSample
-    total: int
-    missed: Integers
-    left: Integers
+    predicted: Sequence[int]
+    place: Floats
     days: Integers
     last: Integers
+    missed: Integers
+    left: Integers
 
-    def at(self, count: int) -> HitRate:
-        """Return the hit rate if the first `count` entities of the sample are precomputed."""
-        kept = self.missed.copy()
-        kept[:count] = 0
-        return _estimate(self.sample, kept + self.left, self.total)
+    def at(self, entities: float) -> HitRate:
+        """Return the hit rate if so many entities are precomputed, of all there are."""
+        return _estimate(self.sample, np.where(self.place < entities, self.left, self.missed), self.predicted)
 
-    def at_share(self, share: float, entities: float) -> HitRate:
-        """Return the hit rate if this share (0 to 1) of all `entities` is precomputed."""
-        return self.at(min(round(share * entities * self.sample.rate), len(self.missed)))
+    def entities_for(self, wanted: float) -> float | None:
+        """Return how many entities have to be precomputed for a hit rate; None: more than are known."""
+        steps = np.append(np.unique(self.place), np.inf)
+        low, high = 0, len(steps) - 1
+        if self.at(float(steps[high])).value < wanted - _EPSILON:
+            return None
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (
+                (low, middle) if self.at(float(steps[middle])).value >= wanted - _EPSILON else (middle + 1, high)
+            )
+        return float(min(steps[low], self.sample.distinct))
 
-    def count_for(self, wanted: float) -> int | None:
-        """Return how many entities of the sample reach this hit rate; None: not even all of them."""
-        total = self.sample.rate * self.total
-        rates = 1 - (self.left.sum() + self.missed.sum() - np.append(0, np.cumsum(self.missed))) / total
-        enough = np.flatnonzero(rates >= wanted - _EPSILON)
-        return int(enough[0]) if len(enough) else None
 
-
+@lru_cache(maxsize=_REMEMBERED)
 def rank_curve(sample: AccessSample, policy: Policy, ranking: Ranking) -> RankCurve | None:
     """Return the hit rates by rank: ranks from the earlier days, hit rates of the last third; None below two days."""
     numbers = sorted(sample.totals)
     if len(numbers) < 2:
         return None
-    first = numbers[-max(len(numbers) // 3, 1)]
-    day = (sample.begun // DAY_S).astype(np.int64)
-    late = day >= first
-    counted = _by_entity(sample, np.where(late, misses(sample, policy, np.zeros(len(day), np.bool_)), 0))
-    left = _by_entity(sample, np.where(late, misses(sample, policy), 0))
-    entity = _entities(sample)
-    earlier, count = ~late, len(counted)
-    accesses = np.bincount(entity[earlier], sample.accesses[earlier], count)
-    newest = np.full(count, -np.inf)
-    np.maximum.at(newest, entity[earlier], sample.ended[earlier])
-    days = np.bincount(np.unique(entity[earlier] * 2**20 + day[earlier]) // 2**20, minlength=count)
-    last = np.where(days > 0, first - 1 - np.where(days > 0, newest, 0) // DAY_S, -1).astype(np.int64)
+    predicted = numbers[-max(len(numbers) // 3, 1) :]
+    day, entity, count = (sample.begun // DAY_S).astype(np.int64), _entities(sample), sample.entities
+    late = day >= predicted[0]
+    accesses, newest = np.bincount(entity[~late], sample.accesses[~late], count), np.full(count, -np.inf)
+    np.maximum.at(newest, entity[~late], sample.ended[~late])
+    days = np.bincount(np.unique(entity[~late] * 2**20 + day[~late]) // 2**20, minlength=count)
+    last = np.where(days > 0, predicted[0] - 1 - np.where(days > 0, newest, 0) // DAY_S, -1).astype(np.int64)
     keys = {
         Ranking.HOTTEST: (newest, accesses),
         Ranking.LATEST: (accesses, newest),
         Ranking.DAYS: (-last, days),
     }[ranking]
     order = np.lexsort(keys)[::-1]
-    total = sum(sample.totals[number] for number in numbers if number >= first)
-    avoided = np.maximum(counted - left, 0)
-    return RankCurve(sample, total, avoided[order], (counted - avoided)[order], days[order], last[order])
+    stands_for = np.where(np.bincount(entity, sample.popular, count) > 0, 1.0, 1 / max(sample.rate, _EPSILON))
+    place = np.empty(count)
+    place[order] = np.cumsum(stands_for[order]) - stands_for[order]
+    missed, left = (np.where(late, each, 0) for each in (misses(sample, policy, ~late & late), misses(sample, policy)))
+    return RankCurve(sample, predicted, place[entity], days[entity], last[entity], np.maximum(missed, left), left)

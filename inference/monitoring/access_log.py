@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from inference.clock import Clock, system_clock
 from inference.errors import StoreUnavailable, Unreadable
 from inference.logs import get_logger
-from inference.monitoring.access_sample import EVERYBODY, VISITS, cut, day_bytes, merged, visits_at
+from inference.monitoring.access_sample import (
+    EVERYBODY,
+    MOST_POPULAR,
+    VISIT_GAP_TICKS,
+    VISITS,
+    Visits,
+    cut,
+    day_bytes,
+    joined,
+    merged,
+    visits_at,
+)
 from inference.monitoring.asked_filters import DAY_S, Filter, filter_bytes, places_of
 from inference.monitoring.id_hashes import KEY_BYTES, Words, id_hashes
 from inference.redis.clients import AsyncClient
@@ -25,6 +39,10 @@ log = get_logger(__name__)
 
 #: longer than the longest window of which distinct entities are counted, a week
 DISTINCT_KEPT_S = 8 * DAY_S
+#: accesses of each flush that are counted to find popular entities
+_COUNTED_AT_ONCE = 10
+#: entities among which the popular ones are found, and the chance that a flush forgets the others
+_MOST_COUNTED, _TRIMMED = 2_000, 1 / 60
 #: hashing 1 000 ids, or packing 200, holds the event loop for less than a millisecond
 _HASHED_AT_ONCE, _SENT_AT_ONCE = 1_000, 200
 
@@ -36,6 +54,13 @@ class _Day:
     number: int
     sent: Filter
     threshold: int = EVERYBODY
+    #: the popular entities, by the upper 48 bits of their hashes, and the hour in which they were chosen
+    popular: Words = field(default_factory=lambda: np.zeros(0, np.uint64))
+    chosen_at: int | None = None
+
+    def is_popular(self, hashes: Words) -> npt.NDArray[np.bool_]:
+        """Tell of each hash whether its entity is popular."""
+        return np.isin(hashes >> np.uint64(16), self.popular)
 
 
 class AccessLog:
@@ -54,6 +79,7 @@ class AccessLog:
         self._clock = clock
         self._key = b""
         self._days: dict[str, _Day] = {}
+        self._rng = np.random.default_rng()
 
     async def write(self, accesses: Mapping[str, Sequence[str]]) -> None:
         """Write the accesses of this second: model → the ids of its entities, as often as they were asked for.
@@ -82,15 +108,31 @@ class AccessLog:
     async def _write_model(self, model: str, ids: Sequence[str]) -> None:
         settings, now = self._settings.get(model) or AccessLogSettings(), self._clock()
         day = await self._day(model, settings, now)
-        sampled = []
+        sampled, popular = [], []
         for start in range(0, len(ids), _HASHED_AT_ONCE):
             part = ids[start : start + _HASHED_AT_ONCE]
             hashes = id_hashes(part, self._key)
-            sampled.append(visits_at(hashes, now, day.threshold))
+            is_popular = day.is_popular(hashes)
+            sampled.append(visits_at(hashes[~is_popular], now, day.threshold))
+            popular.append(visits_at(hashes[is_popular], now, EVERYBODY))
             await self._send_new(model, settings, day, part, hashes)
             await asyncio.sleep(0)  # requests first
         if settings.enabled:
-            await self._send_sample(model, settings, day, len(ids), merged(np.concatenate(sampled)).tobytes())
+            await self._count_some(model, day, hashes)
+            parts = merged(np.concatenate(sampled)), merged(np.concatenate(popular))
+            await self._send_visits(model, settings, day, len(ids), *parts)
+
+    async def _count_some(self, model: str, day: _Day, hashes: Words) -> None:
+        """Count some accesses by their entities, to find the popular ones."""
+        some = self._rng.choice(hashes, min(len(hashes), _COUNTED_AT_ONCE), replace=False) >> np.uint64(16)
+        name = self._keys.asked_most(model, day.number)
+        pipeline = self._client.pipeline(transaction=False)
+        for one in some.astype("<u8"):
+            pipeline.zincrby(name, 1, one.tobytes())
+        if self._rng.random() < _TRIMMED:  # newcomers need some time to rise
+            pipeline.zremrangebyrank(name, 0, -_MOST_COUNTED - 1)
+        pipeline.expire(name, 2 * DAY_S)
+        await pipeline.execute()
 
     async def _send_new(
         self, model: str, settings: AccessLogSettings, day: _Day, ids: Sequence[str], hashes: Words
@@ -107,7 +149,9 @@ class AccessLog:
         self, model: str, settings: AccessLogSettings, day: _Day, ids: list[str], hashes: Words
     ) -> None:
         count = self._keys.asked(model, day.number)
-        await self._client.exchange([("PFADD", count, *ids), ("EXPIRE", count, DISTINCT_KEPT_S)])
+        await self._client.exchange(
+            [("PFADD", count, *ids), ("EXPIRE", count, max(DISTINCT_KEPT_S, _kept_s(settings.days)))]
+        )
         places = places_of(hashes, day.sent.size)
         if settings.enabled:
             size = await self._ask_filter(model, settings, day, places.astype("<u4").tobytes())
@@ -117,24 +161,53 @@ class AccessLog:
                 await self._ask_filter(model, settings, day, places.astype("<u4").tobytes())
         day.sent.add(places)
 
-    async def _send_sample(
-        self, model: str, settings: AccessLogSettings, day: _Day, accesses: int, visits: bytes
+    async def _send_visits(
+        self,
+        model: str,
+        settings: AccessLogSettings,
+        day: _Day,
+        accesses: int,
+        sampled: Visits,
+        popular: Visits,
     ) -> None:
-        about, sample = self._keys.accesses(model, day.number), self._keys.access_sample(model, day.number)
+        names = (self._keys.access_sample(model, day.number), self._keys.popular_accesses(model, day.number))
+        about = self._keys.accesses(model, day.number)
         pipeline = self._client.pipeline(transaction=False)
         pipeline.hincrby(about, "total", accesses)
-        pipeline.append(sample, visits)
-        pipeline.expire(sample, _kept_s(settings.days))
-        length, most = (await pipeline.execute())[1], day_bytes(settings.days)
-        if length <= most:
-            return
-        # in this order: if another process cuts it meanwhile, `cuts` is old, and the script does nothing
-        (cuts, threshold), stored = await self._client.exchange(
-            [("HMGET", about, "cuts", "threshold"), ("GET", sample)]
-        )
-        kept, day.threshold = cut(np.frombuffer(stored, VISITS), int(threshold), most)
-        arguments = [cuts or b"0", len(stored), kept.tobytes(), day.threshold, _kept_s(settings.days)]
-        await self._client.run_script("cut", [about, sample], arguments)
+        pipeline.hincrby(about, "popular", int(popular["accesses"].sum()))
+        for name, visits in zip(names, (sampled, popular), strict=True):
+            pipeline.append(name, visits.tobytes())
+            pipeline.expire(name, _kept_s(settings.days))
+        _, _, sampled_bytes, _, popular_bytes, _ = await pipeline.execute()
+        most = day_bytes(settings.days)
+        if sampled_bytes > most:
+            await self._cut(about, names[0], "sample_cuts", "threshold", partial(cut, most_bytes=most), settings)
+        if popular_bytes > most:
+            await self._cut(about, names[1], "popular_cuts", "gap", partial(joined, most_bytes=most), settings)
+
+    async def _cut(
+        self,
+        about: str,
+        name: str,
+        counter: str,
+        limit: str,
+        fewer: Callable[[Visits, int], tuple[Visits, int]],
+        settings: AccessLogSettings,
+    ) -> None:
+        """Make a day's visits fewer; `limit`: the field of the day that says how."""
+        # in this order: if another process cuts them meanwhile, the counter is old, and the script does nothing
+        (cuts, value), stored = await self._client.exchange([("HMGET", about, counter, limit), ("GET", name)])
+        kept, changed = fewer(np.frombuffer(stored, VISITS), int(value))
+        arguments: list[Any] = [
+            counter,
+            cuts or b"0",
+            len(stored),
+            kept.tobytes(),
+            _kept_s(settings.days),
+            limit,
+            changed,
+        ]
+        await self._client.run_script("cut", [about, name], arguments)
 
     async def _day(self, model: str, settings: AccessLogSettings, now: float) -> _Day:
         """Return today's state, with the sample's threshold; opens the filter in Redis for a new day."""
@@ -152,7 +225,18 @@ class AccessLog:
         if settings.enabled:
             (threshold,) = await self._client.exchange([("HGET", self._keys.accesses(model, today), "threshold")])
             day.threshold = int(threshold or EVERYBODY)
+            await self._choose_popular(model, day, int(now // 3600))
         return day
+
+    async def _choose_popular(self, model: str, day: _Day, hour: int) -> None:
+        """Choose the popular entities: once a day those of the day before, or each hour on the first day of a log."""
+        if day.chosen_at is not None and (len(day.popular) or day.chosen_at == hour):
+            return
+        names = [self._keys.asked_most(model, day.number - back) for back in (1, 0)]
+        before, today = await self._client.exchange([("ZREVRANGE", name, 0, MOST_POPULAR - 1) for name in names])
+        is_later = day.chosen_at is not None
+        day.popular = np.frombuffer(b"".join(before or (today if is_later else ())), "<u8")
+        day.chosen_at = hour
 
     async def _begin_sample(self, model: str, settings: AccessLogSettings, today: int) -> None:
         """Let the day begin with yesterday's threshold, or twice that if yesterday's sample was small."""
@@ -165,6 +249,7 @@ class AccessLog:
         )
         is_small = 3 * length < day_bytes(settings.days)
         await self._client.hsetnx(about, "threshold", str(min(int(threshold or EVERYBODY) * (1 + is_small), EVERYBODY)))
+        await self._client.hsetnx(about, "gap", str(VISIT_GAP_TICKS))
         await self._client.expire(about, _kept_s(settings.days))
 
     async def _ask_filter(self, model: str, settings: AccessLogSettings, day: _Day, places: bytes) -> int:

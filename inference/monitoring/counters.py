@@ -245,8 +245,9 @@ class RecorderThread:
     async def _keep(self) -> None:
         failures = Failures(__name__, "hits")
         async with self._client:
-            while not self._stopped.is_set():
-                await asyncio.to_thread(self._stopped.wait, FLUSH_EVERY_S)
+            is_last = False
+            while not is_last:
+                is_last = await asyncio.to_thread(self._stopped.wait, FLUSH_EVERY_S)
                 with failures.kept_here():
                     await self.recorder.flush()
 

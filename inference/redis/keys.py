@@ -49,15 +49,21 @@ All keys live in `cache_url`, which must not evict, and start with the deploymen
 |                  |        | fallback:NAME:OUTCOME → entities;        |                       | real-time workers     |
 |                  |        | parity:PATH:RESULT → answers             |                       | workers               |
 | P:h:M:total      | hash   | the same fields, summed over all time    | for good              | all of these          |
-| P:h:M:asked:DAY  | string | HyperLogLog of the ids answered that day | 8 days                | API processes         |
+| P:h:M:asked:DAY  | string | HyperLogLog of the ids answered that day | 8 days, or `days` of  | API, real-time        |
+|                  |        |                                          | the access log        | workers               |
 | P:h:M:log        | hash   | since (epoch s): all accesses are logged | for good              | API, real-time        |
 |                  |        | from then on                             |                       | workers               |
 | P:h:M:filter:DAY | string | Bloom filter of the entities asked for   | `asked_days`          | API, real-time        |
 |                  |        | that day; its length is its size         |                       | workers               |
-| P:h:M:accesses:DAY | hash | total (accesses); threshold (of the      | `days` of the log     | API, real-time        |
-|                  |        | sample's hashes); cuts (of the sample)   |                       | workers               |
+| P:h:M:accesses:DAY | hash | total, popular (accesses); threshold (of | `days` of the log     | API, real-time        |
+|                  |        | the sample's hashes); gap (joins popular |                       | workers               |
+|                  |        | visits); …_cuts (how often cut)          |                       |                       |
 | P:h:M:sample:DAY | string | visits of sampled entities: 12 bytes     | `days` of the log     | API, real-time        |
 |                  |        | each, with a hash in place of the id     |                       | workers               |
+| P:h:M:popular:DAY | string | the same, of entities that are popular  | `days` of the log     | API, real-time        |
+|                  |        |                                          |                       | workers               |
+| P:h:M:asked_most:DAY | zset | hash of an entity, scored by some of   | 2 days                | API, real-time        |
+|                  |        | its accesses                             |                       | workers               |
 | P:h:key          | string | random key of the hashes of ids          | for good              | API, real-time        |
 |                  |        |                                          |                       | workers               |
 | P:h:requests     | string | a note: requests are answered now        | 2 s unchanged         | API processes         |
@@ -235,6 +241,14 @@ class Keys:
     def access_sample(self, model: str, day: int) -> str:
         """The sampled visits of a day (epoch days)."""
         return f"{self.prefix}:h:{model}:sample:{day}"
+
+    def popular_accesses(self, model: str, day: int) -> str:
+        """The visits of popular entities of a day (epoch days)."""
+        return f"{self.prefix}:h:{model}:popular:{day}"
+
+    def asked_most(self, model: str, day: int) -> str:
+        """Sorted set of the entities with the most accesses on a day (epoch days)."""
+        return f"{self.prefix}:h:{model}:asked_most:{day}"
 
     @property
     def hash_key(self) -> str:

@@ -10,6 +10,8 @@ import pyarrow as pa
 import pytest
 import pytest_asyncio
 
+from inference.economics.hit_curves import Policy, hit_rate
+from inference.monitoring.access_sample import AccessSample, day_bytes
 from inference.monitoring.asked_filters import (
     DAY_S,
     LARGEST_BYTES,
@@ -21,7 +23,7 @@ from inference.monitoring.asked_filters import (
     filter_bytes,
     places_of,
 )
-from inference.monitoring.counters import MOST_ASKED, HitRecorder
+from inference.monitoring.counters import MOST_ASKED, HitRecorder, RecorderThread
 from inference.monitoring.id_hashes import id_hashes
 from inference.monitoring.statistics import HitWindows
 from inference.redis.clients import REQUEST, AsyncClient, Client, open_async_client
@@ -210,7 +212,7 @@ async def test_ids_never_stand_in_redis(client: AsyncClient, redis_client: Clien
     log.record_asked("delay", ["somebody@example.org", "somebody-else@example.org"])
     await log.flush()
     dumped = [redis_client.dump(key) or b"" for key in redis_client.keys("*")]
-    assert len(dumped) == 6
+    assert len(dumped) == 8
     assert not any(b"somebody" in one or b"example" in one for one in [*dumped, *redis_client.keys("*")])
 
 
@@ -218,3 +220,58 @@ def test_places_are_spread_over_the_whole_filter() -> None:
     places = places_of(np.random.default_rng(0).integers(0, 2**64, 10_000, np.uint64), LARGEST_BYTES)
     assert places.shape == (10_000, PLACES)
     assert places.max() > 0.99 * LARGEST_BYTES * 8
+
+
+def zipf_ids(rng: np.random.Generator, count: int, entities: int = 20_000) -> list[str]:
+    chances = np.cumsum(1 / np.arange(1, entities + 1))
+    return ids_of(*np.searchsorted(chances, rng.random(count) * chances[-1]).tolist())
+
+
+async def test_the_sample_of_all_processes_has_a_fixed_size_and_predicts_their_hit_rate(
+    client: AsyncClient, redis_client: Client, clock: Clock
+) -> None:
+    rng, days = np.random.default_rng(3), 60
+    processes = [HitRecorder(client, KEYS, clock, models(days=days)) for _ in range(3)]
+    asked: list[tuple[float, str]] = []
+    for _ in range(144):
+        for process in processes:
+            ids = zipf_ids(rng, 100)
+            process.record_asked("delay", ids)
+            asked += [(clock.now, one) for one in ids]
+        await asyncio.gather(*(process.flush() for process in processes))
+        clock.now += 600
+    clock.now -= 600
+    sample = AccessSample.load(redis_client, KEYS, "delay", days, clock)
+    for name in (KEYS.access_sample("delay", 20_000), KEYS.popular_accesses("delay", 20_000)):
+        assert 0 < redis_client.strlen(name) <= day_bytes(days) * 1.2
+        assert DAY_S * days < redis_client.ttl(name) <= DAY_S * (days + 1)
+    assert sample.total == len(asked) == 43_200
+    assert sample.rate < 0.5
+    assert sample.accesses[sample.popular].sum() == sample.popular_totals[20_000]
+    assert 0 < sample.popular.sum() < len(sample.entity)
+    fresh_until: dict[str, float] = {}
+    missed = 0
+    for at, one in asked:
+        if at > fresh_until.get(one, 0):
+            missed, fresh_until[one] = missed + 1, at + 3600
+    assert hit_rate(sample, Policy(3600)).value == pytest.approx(1 - missed / len(asked), abs=0.03)
+
+
+async def test_who_is_in_the_sample_does_not_depend_on_the_process(
+    client: AsyncClient, redis_client: Client, clock: Clock
+) -> None:
+    for number in range(4):
+        process = HitRecorder(client, KEYS, clock)
+        process.record_asked("delay", ids_of(*range(number, 200, 4)))
+        await process.flush()
+    sample = AccessSample.load(redis_client, KEYS, "delay", 14, clock)
+    assert (sample.rate, sample.entities, sample.total, sample.distinct) == (1.0, 200, 200, 200)
+    assert sample.entity.tolist() == sorted((loaded(redis_client, clock).hashes(ids_of(*range(200))) >> 16).tolist())
+
+
+def test_a_process_without_an_event_loop_logs_in_a_thread(redis_client: Client, redis_server: RedisServer) -> None:
+    thread = RecorderThread(open_async_client(redis_server.url(), REQUEST), KEYS, {})
+    thread.recorder.record_asked("delay", ids_of(1, 2))
+    thread.stop()
+    assert AccessSample.load(redis_client, KEYS, "delay", 14).total == 2
+    thread.stop()

@@ -1,6 +1,6 @@
 // The page of costs.
 import { card, choices, count, element, keepDrawing, note, number, numberHeading, show, table } from "./page.js";
-import { drawCost, drawSwings } from "./charts.js";
+import { drawCost, drawCurve, drawSwings } from "./charts.js";
 
 const SMALL = 0.01;
 
@@ -58,6 +58,23 @@ function inputsCard(costs) {
     table(["Input", numberHeading("Value"), "Unit", "From", "How"], rows));
 }
 
+function drawCurves({ advice, currency }) {
+  const { hit_curves: found } = advice;
+  const measured = found.measured_hit_rate == null ? "" :
+    ` Measured within 24 h: ${(100 * found.measured_hit_rate).toFixed(1)} %.`;
+  show("curves-note", (found.too_little ? `Nothing is advised: ${found.too_little}.` :
+    `From ${count(found.accesses)} accesses within ${plain(found.hours)} h, ` +
+    `${count(found.sampled_entities)} entities in the sample.`) + measured);
+  for (const figure of document.querySelectorAll("[data-curve]")) {
+    const curve = found.curves.find((each) => each.name === figure.dataset.curve);
+    figure.hidden = !curve;
+    if (!curve) continue;
+    figure.querySelector("figcaption").textContent = "Hit rate against " + curve.title;
+    drawCurve("chart-" + curve.name, curve, currency);
+    figure.querySelector(".chart-note").textContent = (curve.advised ? "advised: " : "nothing advised: ") + curve.why;
+  }
+}
+
 keepDrawing((data) => {
   const { costs } = data;
   choices("choose-model", "model", data.models.map((name) => [name, name]), data.model);
@@ -74,5 +91,6 @@ keepDrawing((data) => {
     drawCost("chart-cost", costs.curve, costs.break_even, costs.currency);
     drawSwings("chart-swings", costs.sensitivity, costs.estimate.hybrid.daily, costs.currency);
   }
+  drawCurves(costs);
   document.getElementById("cost-tables").replaceChildren(adviceCard(costs.advice), inputsCard(costs));
 });

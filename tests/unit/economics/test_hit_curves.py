@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -30,8 +31,11 @@ def sample_of(made: Accesses, rate: float = 1.0) -> AccessSample:
         begun=at,
         ended=at,
         accesses=np.ones(len(made), np.int64),
+        popular=np.zeros(len(made), np.bool_),
         rate=rate,
+        distinct=len({entity for entity, _ in made}) / rate,
         totals={int(day): int(count / rate) for day, count in zip(days, counts, strict=True)},
+        popular_totals={},
         since=START,
         until=START + 3 * DAY_S,
     )
@@ -84,10 +88,20 @@ def test_a_larger_ttl_never_lowers_the_hit_rate(
 def test_accesses_that_became_one_visit_are_evenly_spaced() -> None:
     at, end = START + 100.0, START + 1000.0
     visit = AccessSample(
-        np.zeros(1, np.uint64), np.array([at]), np.array([end]), np.array([91]), 1.0, {FIRST_DAY: 91}, START, end
+        np.zeros(1, np.uint64),
+        np.array([at]),
+        np.array([end]),
+        np.array([16]),
+        np.zeros(1, np.bool_),
+        1.0,
+        {FIRST_DAY: 16},
+        {},
+        1,
+        START,
+        end,
     )
-    each = sample_of([(0, second) for second in range(100, 1001, 10)])
-    for policy in (Policy(45), Policy(50), Policy(2000), Policy(45, 200, 300, 25, START), Policy(45, 20, 300, 25)):
+    each = sample_of([(0, second) for second in range(100, 1001, 60)])
+    for policy in (Policy(45), Policy(150), Policy(2000), Policy(70, 200, 300, 25, START), Policy(45, 20, 300, 25)):
         assert misses(visit, policy).sum() == misses(each, policy).sum()
 
 
@@ -101,18 +115,21 @@ def test_the_bounds_hold_for_nearly_all_samples() -> None:
     policy, within = Policy(3600), 0
     truth = hit_rate(whole, policy)
     assert truth.low == truth.value == truth.high
+    counts = np.bincount(whole.entity.astype(int), minlength=3_000)
     for _ in range(100):
-        chosen = np.flatnonzero(rng.random(3_000) < 0.1)
-        kept = np.isin(whole.entity, chosen)
-        part = AccessSample(
-            whole.entity[kept],
-            whole.begun[kept],
-            whole.ended[kept],
-            whole.accesses[kept],
-            0.1,
-            whole.totals,
-            START,
-            whole.until,
+        popular = np.argsort(-counts)[: rng.integers(20, 60)]
+        kept = np.isin(whole.entity, np.flatnonzero(rng.random(3_000) < 0.1)) | np.isin(whole.entity, popular)
+        is_popular = np.isin(whole.entity, popular)
+        days = np.unique((whole.begun[is_popular] // DAY_S).astype(int), return_counts=True)
+        part = replace(
+            whole,
+            entity=whole.entity[kept],
+            begun=whole.begun[kept],
+            ended=whole.ended[kept],
+            accesses=whole.accesses[kept],
+            popular=is_popular[kept],
+            rate=0.1,
+            popular_totals=dict(zip(*(each.tolist() for each in days), strict=True)),
         )
         found = hit_rate(part, policy)
         within += found.low <= truth.value <= found.high
@@ -120,12 +137,9 @@ def test_the_bounds_hold_for_nearly_all_samples() -> None:
 
 
 def test_a_sample_without_misses_still_has_a_bound() -> None:
-    found = hit_rate(sample_of([(0, 5), (0, 6)], rate=0.001), Policy(60, DAY_S, DAY_S / 2))
-    assert (found.value, found.high) == (1.0, 1.0)
-    assert found.low < 0.01
-    nothing = AccessSample(
-        np.zeros(0, np.uint64), np.zeros(0), np.zeros(0), np.zeros(0, np.int64), 1.0, {}, START, START
-    )
+    found = hit_rate(sample_of([(0, 5), (0, 6), (1, 7)], rate=0.001), Policy(60, DAY_S, DAY_S / 2))
+    assert (found.value, found.low, found.high) == pytest.approx((1.0, 0.0, 1.0))
+    nothing = AccessSample.empty()
     empty = hit_rate(nothing, Policy(60))
     assert (empty.low, empty.high) == (0.0, 1.0)
     assert rank_curve(nothing, Policy(60), Ranking.HOTTEST) is None
@@ -141,13 +155,12 @@ def test_entities_are_ranked_by_the_days_before(ranking: Ranking, order: list[in
     asked = [(entity, 2 * day + 100 * entity) for entity in (1, 2, 3, 4)]
     curve = rank_curve(sample_of(earlier + asked), Policy(60, 3 * day, day), ranking)
     assert curve is not None
-    assert curve.total == 4
-    assert curve.missed.tolist() == [1, 1, 1, 1]
+    entity = curve.sample.entity.tolist()
     ranked = {1: (1, 1), 2: (2, 0), 3: (1, 0), 4: (0, -1)}
-    assert list(zip(curve.days.tolist(), curve.last.tolist(), strict=True)) == [ranked[entity] for entity in order]
+    assert [ranked[one] for one in entity] == list(zip(curve.days.tolist(), curve.last.tolist(), strict=True))
+    assert [one for _, one in sorted(set(zip(curve.place.tolist(), entity, strict=True)))] == order
     assert [curve.at(count).value for count in range(5)] == [0, 0.25, 0.5, 0.75, 1]
-    assert curve.at_share(0.5, 4).value == 0.5
-    assert [curve.count_for(wanted) for wanted in (0.5, 0.51, 1)] == [2, 3, 4]
+    assert [curve.entities_for(wanted) for wanted in (0.5, 0.51, 1)] == [2, 3, 4]
 
 
 @given(accesses, st.sampled_from(Ranking), ttls, ttls)
@@ -156,9 +169,10 @@ def test_more_precomputed_entities_never_lower_the_hit_rate(
 ) -> None:
     curve = rank_curve(sample_of(made), Policy(ttl_s, batch_ttl_s, 6 * 3600, 300), ranking)
     if curve is not None:
-        rates = [curve.at(count).value for count in range(len(curve.missed) + 1)]
+        rates = [curve.at(count).value for count in range(6)]
         assert all(fewer <= more for fewer, more in pairwise(rates))
         for wanted in (0.3, 0.9):
-            count = curve.count_for(wanted)
+            count = curve.entities_for(wanted)
             assert (count is None) == (rates[-1] < wanted - 1e-9)
-            assert count is None or (rates[count] >= wanted - 1e-9 and (count == 0 or rates[count - 1] < wanted))
+            assert count is None or curve.at(count).value >= wanted - 1e-9
+            assert not count or curve.at(count - 1).value < wanted
