@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,18 @@ from rig.stack import temporary_folder
 
 from inference.batch.active_set import ActiveSet, find_threshold
 from inference.batch.plan import cut_row_groups
-from inference.monitoring.access_sample import EVERYBODY, VISITS, AccessSample, SampledDay, cut, day_bytes, visits_at
+from inference.monitoring.access_sample import (
+    EVERYBODY,
+    MOST_POPULAR,
+    VISIT_GAP_TICKS,
+    VISITS,
+    AccessSample,
+    SampledDay,
+    cut,
+    day_bytes,
+    joined,
+    visits_at,
+)
 from inference.monitoring.asked_filters import DAY_S, AskedFilters, Filter, filter_bytes, places_of
 from inference.monitoring.id_hashes import Words, id_hashes
 from inference.sources import open_source
@@ -89,24 +101,32 @@ def make_trace(entities: int, requests: int, exponent: float, change: Change, rn
     return Trace(counts, new, pa.array([f"entity-{number}" for number in range(ids)]))
 
 
-def log_day(counts: Counts, hashes: Words, rng: np.random.Generator) -> tuple[Filter, SampledDay]:
-    """Return a day's filter and sample, as the access log keeps them."""
+def log_day(counts: Counts, before: Counts, hashes: Words, rng: np.random.Generator) -> tuple[Filter, SampledDay]:
+    """Return a day's filter and sample, as the access log keeps them. `before`: the counts of the day before."""
     asked = Filter(filter_bytes(len(counts)))
     asked.add(places_of(hashes[counts > 0], asked.size))
     threshold, visits, most = EVERYBODY, np.zeros(0, VISITS), day_bytes(SAMPLED)
-    accesses = rng.permutation(np.repeat(hashes, counts))
+    most_popular = np.zeros(len(counts), bool)
+    most_popular[np.argsort(-before)[:MOST_POPULAR]] = True
+    popular = [
+        visits_at(np.repeat(hash_, count), np.sort(rng.random(count)) * DAY_S, EVERYBODY)
+        for hash_, count in zip(hashes[most_popular], counts[most_popular], strict=True)
+    ]
+    accesses = rng.permutation(np.repeat(hashes[~most_popular], counts[~most_popular]))
     for number, part in enumerate(np.array_split(accesses, _PARTS)):
         at = (number + np.sort(rng.random(len(part)))) * DAY_S / _PARTS
         visits = np.concatenate([visits, visits_at(part, at, threshold)])
         if visits.nbytes > most:
             visits, threshold = cut(visits, threshold, most)
-    return asked, SampledDay(visits, threshold, len(accesses))
+    of_popular = joined(np.concatenate(popular), VISIT_GAP_TICKS, most)[0]
+    return asked, SampledDay(visits, threshold, int(counts.sum()), of_popular, int(counts[most_popular].sum()))
 
 
 def held_out_days(trace: Trace, rng: np.random.Generator) -> Iterator[dict[str, float]]:
     """Yield what the set of each held-out day reaches."""
     hashes = trace.hashes
-    logged = [log_day(day, hashes, rng) for day in trace.counts]
+    days = [np.zeros_like(trace.counts[0]), *trace.counts]
+    logged = [log_day(day, before, hashes, rng) for before, day in pairwise(days)]
     for today in range(PAST, PAST + HELD_OUT):
         midnight = today * DAY_S + 1.0
         by_age = tuple((today - day, logged[day][0]) for day in range(today - 1, today - 1 - PAST, -1))
