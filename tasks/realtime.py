@@ -79,11 +79,18 @@ def predict_explained(
 
 @shared_task(name="forecache.predict_tensors", acks_late=False, bind=True)  # type: ignore[untyped-decorator]
 def predict_tensors(
-    self: DeploymentTask, model: str, inputs: dict[str, Any], version: int | None = None, deadline: float | None = None
+    self: DeploymentTask,
+    model: str,
+    inputs: dict[str, Any],
+    version: int | None = None,
+    deadline: float | None = None,
+    signature: str | None = None,
 ) -> dict[str, Any]:
     """Compute a model's own input tensors, for a client of another serving protocol."""
     _refuse_redelivered(self)
-    return self.deployment.tensor_scorer.predict_tensors(model, inputs, version=version, deadline=deadline)
+    return self.deployment.tensor_scorer.predict_tensors(
+        model, inputs, version=version, deadline=deadline, signature=signature
+    )
 
 
 @shared_task(name="forecache.predict_job_part", acks_late=False, ignore_result=True, bind=True)  # type: ignore[untyped-decorator]

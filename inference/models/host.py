@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -283,14 +283,24 @@ class ModelHost:
         raise ModelUnavailable(message)
 
     def _share_proof(self, model: str, loaded: LoadedModel) -> None:
-        """Count a version as proved if another worker, with rows that this one lacks, has proved it meanwhile."""
+        """Count a version as proved if another worker, with rows that this one lacks, has proved it meanwhile.
+
+        A version that computes no rows may replace another such one.
+        """
         ours = loaded.record
         if ours.is_proved:
             return
-        theirs = self._registry.versions(model).get(ours.version)
+        known = self._registry.versions(model)
+        theirs = known.get(ours.version)
         same = theirs is not None and (theirs.fingerprint, theirs.contract) == (ours.fingerprint, ours.contract)
-        if theirs is not None and same and theirs.is_proved:
+        proved = theirs is not None and same and theirs.is_proved
+        if proved or (not ours.computes_rows and self._answers_without_rows(model, known, other_than=ours.version)):
             loaded.record = replace(ours, unproven=None)
+
+    def _answers_without_rows(self, model: str, known: Mapping[int, VersionRecord], *, other_than: int) -> bool:
+        active = self._registry.active_version(model)
+        record = None if active is None or active == other_than else known.get(active)
+        return record is not None and record.state == "ready" and not record.computes_rows
 
     def _try_folder(self, model: str, version: int, known: VersionRecord | None) -> LoadedModel | VersionRecord:
         of_model = self._settings.models[model]

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from inference.errors import ForecacheError, ModelError, ModelOutOfMemory, PredictionFailed
+from inference.errors import BadInput, ForecacheError, ModelError, ModelOutOfMemory, PredictionFailed, quoted
 from inference.features import Vectoriser
 from inference.features.contract import no_features
 from inference.features.rows import per_row
 from inference.logs import get_logger
 from inference.models.registry import VersionRecord
-from inference.models.runtimes import Runtime
+from inference.models.runtimes import Runtime, SignedRuntime
 from inference.models.runtimes.runtime import one_line
+from inference.protocols.tensors import check_named, most_rows
 from inference.schema import Block, DType, Signature, TensorSpec, rows_in
 
 log = get_logger(__name__)
@@ -54,6 +56,21 @@ class LoadedModel:
         """
         return served(call(self.runtime, inputs), self.record.signature)
 
+    def call(self, signature: str, tensors: Block) -> Block:
+        """Return the outputs of a signature by name, for tensors of its names and types, in any shape.
+
+        Raises:
+            BadInput: the model has no such signature, or does not take these tensors.
+            PredictionFailed: the model raised.
+        """
+        declared = self.record.signatures.get(signature)
+        if declared is None:
+            raise BadInput(f"the model has no signature {quoted(signature)}", field="signature")
+        check_named(tensors, declared.inputs)
+        with errors_of_rows(tensors):
+            # a check of its class would cost as much as the call of a small model
+            return cast("SignedRuntime", self.runtime).call(signature, tensors)
+
 
 def call(runtime: Runtime, inputs: Block) -> Block:
     """Return a model's answer in its own shapes. Turns every error of a library into an error of these rows.
@@ -63,12 +80,19 @@ def call(runtime: Runtime, inputs: Block) -> Block:
         ModelOutOfMemory: so many rows do not fit into memory.
         ModelUnavailable: an engine elsewhere did not answer.
     """
-    try:
+    with errors_of_rows(inputs):
         return runtime.predict(inputs)
+
+
+@contextmanager
+def errors_of_rows(inputs: Block) -> Iterator[None]:
+    """Turn every error of a model's library within the block into an error of these rows; see `call`."""
+    try:
+        yield
     except ForecacheError:
         raise
     except MemoryError as error:
-        raise ModelOutOfMemory(f"{rows_in(inputs)} rows do not fit into memory") from error
+        raise ModelOutOfMemory(f"{most_rows(inputs)} rows do not fit into memory") from error
     except SystemExit as error:
         if type(error) is not SystemExit:  # Celery ends the worker by a subclass
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from cachetools import TTLCache
@@ -11,13 +12,14 @@ from cachetools import TTLCache
 from inference.clock import Clock
 from inference.errors import ForecacheError, StoreUnavailable, UnknownEntity, Unreadable
 from inference.outcomes import Outcome
-from inference.protocols.tensors import bytes_of, check_outputs, joined, pack, rows_between
+from inference.protocols.tensors import are_rows_of, bytes_of, check_outputs, joined, pack, rows_between
 from inference.schema import Block, rows_in
 from inference.serving.answers import (
     Answer,
     Computed,
     Freshness,
     FreshnessRules,
+    ModelCall,
     Outputs,
     Reply,
     answer_computed,
@@ -141,19 +143,26 @@ class ModelService:
         replies = await self._workers.ask_rows_apart(PREDICT_INSTANCES, "instances", instances, until, {})
         return [self._conclude(None, reply) for reply in replies]
 
-    async def compute_tensors(self, inputs: Block, until: float, *, version: int | None) -> Outputs:
-        """Compute the model's own input tensors, in micro-batches; stores nothing.
+    async def compute_tensors(self, inputs: Block, until: float, call: ModelCall) -> Outputs:
+        """Compute the model's own input tensors, in micro-batches if their rows may be computed apart; stores nothing.
+
+        Two requests never share a call, so that rows of one length do not meet rows of another.
 
         Raises:
             ForecacheError: the first error of a micro-batch; it is never replaced with a default.
             BadInput: the outputs take too many bytes for an answer.
         """
-        size, rows = self._realtime.max_micro_batch, rows_in(inputs)
-        parts = [rows_between(inputs, start, start + size) for start in range(0, rows, size)]
-        outputs = await self._ask_tensors(parts, version, until)
+        size, parts = self._realtime.max_micro_batch, [inputs]
+        if call.splits and rows_in(inputs) > size:
+            parts = [rows_between(inputs, start, start + size) for start in range(0, rows_in(inputs), size)]
+        outputs = await self._ask_tensors(parts, call, until)
         if len({one.version for one in outputs}) > 1:
             # another version was activated meanwhile, and an answer has one version only
-            outputs = await self._ask_tensors(parts, max(one.version for one in outputs), until)
+            call = replace(call, version=max(one.version for one in outputs))
+            outputs = await self._ask_tensors(parts, call, until)
+        if not are_rows_of(parts, [one.tensors for one in outputs]):
+            # the model pads to the longest row of a call, or computes all rows as one
+            outputs = await self._ask_tensors([inputs], call, until)
         tensors = joined([one.tensors for one in outputs])
         check_outputs(tensors)
         return Outputs(tensors, outputs[0].version)
@@ -248,18 +257,21 @@ class ModelService:
         result = await self._workers.ask(PREDICT_ENTITIES, {"entity_ids": entity_ids}, until)
         return replies_from_result(result, len(entity_ids))
 
-    async def _ask_tensors(self, parts: Sequence[Block], version: int | None, until: float) -> list[Outputs]:
-        tasks = [asyncio.create_task(self._ask_part(part, version, until)) for part in parts]
+    async def _ask_tensors(self, parts: Sequence[Block], call: ModelCall, until: float) -> list[Outputs]:
+        tasks = [asyncio.create_task(self._ask_part(part, call, until)) for part in parts]
         try:
             return await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()  # the answer needs all of them
 
-    async def _ask_part(self, part: Block, version: int | None, until: float) -> Outputs:
+    async def _ask_part(self, part: Block, call: ModelCall, until: float) -> Outputs:
         # texts are packed and unpacked one by one, which takes long for a million of them
         is_large = bytes_of(part) > _LARGE_BYTES
-        kwargs = {"inputs": await asyncio.to_thread(pack, part) if is_large else pack(part), "version": version}
+        packed = await asyncio.to_thread(pack, part) if is_large else pack(part)
+        # a worker of an older release knows no signatures
+        named = {} if call.signature is None else {"signature": call.signature}
+        kwargs = {"inputs": packed, "version": call.version, **named}
         result = await self._workers.ask_apart(PREDICT_TENSORS, kwargs, until)
         return await asyncio.to_thread(outputs_from_result, result) if is_large else outputs_from_result(result)
 

@@ -17,8 +17,9 @@ from inference.errors import (
     UnknownEntity,
 )
 from inference.outcomes import Outcome
-from inference.schema import Block, rows_in
-from inference.serving.answers import Answer, Outputs
+from inference.protocols.tensors import most_rows
+from inference.schema import Block
+from inference.serving.answers import Answer, ModelCall, Outputs
 from inference.serving.model_service import LookUp, ModelService, TableReader
 from inference.serving.worker_client import Submit
 from inference.settings import Settings
@@ -205,11 +206,12 @@ class PredictionService:
         return answers
 
     async def predict_tensors(
-        self, model: str, inputs: Block, *, version: int | None = None, timeout_s: float | None = None
+        self, model: str, inputs: Block, call: ModelCall | None = None, *, timeout_s: float | None = None
     ) -> Outputs:
-        """Return a model's outputs for its own input tensors, which all have the same number of rows.
+        """Return a model's outputs for its own input tensors.
 
-        `version` None: the active one. Stores nothing, and never replaces an error with a default.
+        `call`: which version and signature; None for the active version and its own. Stores nothing, and never
+        replaces an error with a default.
 
         Raises:
             UnknownModel: no such model.
@@ -220,14 +222,14 @@ class PredictionService:
         path = self._path(model)
         started = asyncio.get_running_loop().time()
         try:
-            outputs = await path.compute_tensors(inputs, started + path.budget_s(timeout_s), version=version)
+            outputs = await path.compute_tensors(inputs, started + path.budget_s(timeout_s), call or ModelCall())
         except ForecacheError as error:
             if not isinstance(error, BadInput | NotFound):
-                self._hits.record(model, _outcome_of(error), rows_in(inputs))
+                self._hits.record(model, _outcome_of(error), most_rows(inputs))
                 self._hits.record_latency(model, asyncio.get_running_loop().time() - started, hit=False)
             raise
         # the features come from the request, so they are new
-        self._hits.record(model, Outcome.COMPUTED, rows_in(inputs), age_s=0.0)
+        self._hits.record(model, Outcome.COMPUTED, most_rows(inputs), age_s=0.0)
         self._hits.record_latency(model, asyncio.get_running_loop().time() - started, hit=False)
         return outputs
 
