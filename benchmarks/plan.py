@@ -20,7 +20,7 @@ from rig.dataset import Dataset
 from rig.report import print_report
 from rig.stack import MODEL, Stack, temporary_folder
 
-from inference.batch.plan import plan_chunks
+from inference.batch.plan import cut_row_groups, gather
 from inference.deployment import Deployment
 from inference.redis.clients import WORKER
 from inference.settings import load_settings
@@ -82,7 +82,8 @@ def measure(source: Path, settings_file: Path) -> None:
     started = time.monotonic()
     opened = open_source(str(source))
     footers_s = time.monotonic() - started
-    chunks = ledger.plans.write("bench", plan_chunks(opened.files, **limits), files=opened.files)
+    pieces = cut_row_groups(opened.files, **limits)
+    chunks = ledger.plans.write("bench", gather(pieces, **limits), files=opened.files)
     total_s = time.monotonic() - started
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     figures = {

@@ -101,6 +101,7 @@ class RunCollector(Collector):
         rows = _of_model("forecache_last_run_rows", "Rows of the newest run's source, once it is planned.")
         done = _of_model("forecache_last_run_rows_done", "Rows that the newest run is done with.")
         quarantined = _of_model("forecache_last_run_rows_quarantined", "Rows that the newest run could not score.")
+        outside = _of_model("forecache_last_run_rows_outside", "Rows outside the newest run's active set.")
         generation = _of_model("forecache_generation", "Number of the generation that serves.")
         created_at = _of_model("forecache_generation_created_timestamp_seconds", "When that generation was begun.")
         expires_at = _of_model("forecache_generation_expires_timestamp_seconds", "When Redis forgets that generation.")
@@ -113,13 +114,14 @@ class RunCollector(Collector):
                     rows.add_metric([model], run.rows_total)
                 done.add_metric([model], run.rows_done)
                 quarantined.add_metric([model], run.rows_quarantined)
+                outside.add_metric([model], run.rows_outside)
             table = self._deployment.predictions(model)
             current = table.pointer().current
             if current is not None and (manifest := table.generations.manifest(current)):
                 generation.add_metric([model], manifest.number)
                 created_at.add_metric([model], manifest.created_at)
                 expires_at.add_metric([model], manifest.deadline)
-        yield from (states, asked_at, rows, done, quarantined, generation, created_at, expires_at)
+        yield from (states, asked_at, rows, done, quarantined, outside, generation, created_at, expires_at)
 
 
 class QueueCollector(Collector):

@@ -132,7 +132,7 @@ def _coverage(run: RunView | None) -> float | None:
     """Return the share of the source's rows that the generation holds, 0 to 1."""
     if run is None or not run.rows_total:
         return None
-    return max(run.rows_done - run.rows_quarantined, 0) / run.rows_total
+    return max(run.rows_done - run.rows_quarantined - run.rows_outside, 0) / run.rows_total
 
 
 def _window(window_s: int, statistics: Statistics) -> dict[str, Any]:

@@ -86,6 +86,8 @@ class RunFacts:
     quarantined: int = 0
     non_finite: int = 0
     bad_rows: tuple[BadRows, ...] = ()
+    #: rows that the run did not score, since their entities are outside its active set
+    outside: int = 0
     #: rows of the run's feature table; None for none
     features: int | None = None
     #: distinct legal ids of the source; None when no recount was needed
@@ -93,6 +95,11 @@ class RunFacts:
     duplicates: tuple[str, ...] = ()
     #: rows of the generation that serves now; None for none
     current: int | None = None
+    #: rows outside its run's active set
+    current_outside: int = 0
+    #: the rules by which this run, and the one that serves, chose their rows
+    rule: str = "all"
+    current_rule: str = "all"
     min_size_ratio: float = 0.5
     max_quarantined_fraction: float = 0.0
     #: output → population stability index against the generation that serves now; empty when nothing can be compared
@@ -104,13 +111,18 @@ class RunFacts:
 
     @property
     def left_out(self) -> int:
-        """Rows of the plan that the run does not store on purpose."""
+        """Rows that the run should have scored and could not."""
         return self.quarantined + self.non_finite
+
+    @property
+    def not_stored(self) -> int:
+        """Rows of the plan without a prediction, on purpose."""
+        return self.outside + self.left_out
 
     @property
     def needs_recount(self) -> bool:
         """Whether the source's ids must be read again: the sums differ, or no table counted them."""
-        return not self.counted or self.stored != self.rows - self.left_out
+        return not self.counted or self.stored != self.rows - self.not_stored
 
 
 def check_gates(facts: RunFacts) -> tuple[Gate, ...]:
@@ -159,18 +171,21 @@ def failed_gates(gates: Sequence[Gate]) -> str:
 
 def _coverage(facts: RunFacts) -> Gate:
     distinct = facts.rows if facts.distinct is None else facts.distinct
-    expected = distinct - facts.left_out
+    expected = distinct - facts.not_stored
+    of_set = f" of the active set ({facts.rule})" if facts.outside else ""
     if facts.stored == expected:
-        return Gate("coverage", True, f"all {expected:,} entities are stored")
+        return Gate("coverage", True, f"all {expected:,} entities{of_set} are stored")
     word = "missing" if facts.stored < expected else "too many"
-    detail = f"{facts.stored:,} of {expected:,} entities are stored ({abs(expected - facts.stored):,} {word})"
+    detail = f"{facts.stored:,} of {expected:,} entities{of_set} are stored ({abs(expected - facts.stored):,} {word})"
     return Gate("coverage", False, detail)
 
 
 def _features(facts: RunFacts, stored: int) -> Gate:
-    if stored == facts.stored:
+    if stored == facts.stored + facts.outside:
         return Gate("features", True, f"the features of all {stored:,} are stored")
-    return Gate("features", False, f"the features of {stored:,} entities are stored, and {facts.stored:,} predictions")
+    outside = f" and {facts.outside:,} entities outside the active set" if facts.outside else ""
+    detail = f"the features of {stored:,} entities are stored, and {facts.stored:,} predictions{outside}"
+    return Gate("features", False, detail)
 
 
 def _duplicates(facts: RunFacts) -> Gate:
@@ -206,11 +221,19 @@ def _left_out(name: str, facts: RunFacts, text: str, *, non_finite: bool = False
 def _size(facts: RunFacts) -> Gate:
     if not facts.current:
         return Gate("size", True, f"{facts.stored:,} entities, none served before")
-    least = facts.current * facts.min_size_ratio
-    detail = f"{facts.stored:,} entities against {facts.current:,} served now"
-    if facts.stored >= least:
+    now, before = facts.stored, facts.current
+    if facts.rule != facts.current_rule:  # other entities are chosen, on purpose: the sources are compared
+        now, before = now + facts.outside, before + facts.current_outside
+    detail = f"{facts.stored:,} entities{_and_outside(facts.outside, facts.rule)} against {facts.current:,}"
+    detail += f"{_and_outside(facts.current_outside, facts.current_rule)} served now"
+    if now >= before * facts.min_size_ratio:
         return Gate("size", True, detail)
-    return Gate("size", False, f"{detail}: below min_size_ratio {facts.min_size_ratio:g}, is the source truncated?")
+    cause = "is the source truncated" + (", or was hardly anybody asked for lately?" if facts.outside else "?")
+    return Gate("size", False, f"{detail}: below min_size_ratio {facts.min_size_ratio:g}, {cause}")
+
+
+def _and_outside(rows: int, rule: str) -> str:
+    return f" and {rows:,} outside the active set ({rule})" if rows else ""
 
 
 def _drift(facts: RunFacts) -> Gate:
@@ -218,6 +241,9 @@ def _drift(facts: RunFacts) -> Gate:
         return Gate("drift", True, "not compared: too few predictions, here or in what serves now")
     worst = max(facts.drift, key=lambda name: facts.drift[name])
     indexes = ", ".join(f"{name} {index:.3g}" for name, index in facts.drift.items())
+    if facts.rule != facts.current_rule:
+        changed = f"other entities are chosen ({facts.rule}) than serve now ({facts.current_rule})"
+        return Gate("drift", True, f"not judged, since {changed}: population stability index {indexes}")
     if facts.drift[worst] <= facts.max_drift:
         return Gate("drift", True, f"population stability index against what serves now: {indexes}")
     detail = f"output {worst!r} moved away from what serves now: population stability index {indexes}"

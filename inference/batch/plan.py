@@ -16,8 +16,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from inference.batch.active_set import ActiveSet, ActiveSets
 from inference.batch.gates import Gate, entities_gate
-from inference.batch.ledger import Ledger, is_the_runs_fault
+from inference.batch.ledger import KEEP_RUNS, Ledger, is_the_runs_fault
 from inference.batch.paths import check_source, run_folder
 from inference.batch.publishing import RunTables
 from inference.batch.records import Chunk, Engine, Fingerprint, RunRecord, RunState
@@ -52,6 +53,7 @@ class Planner:
     ledger: Ledger
     registry: ModelRegistry
     tables: RunTables
+    active_sets: ActiveSets
     inspect: Inspect
 
     def plan(self, run: RunRecord) -> None:
@@ -102,18 +104,22 @@ class Planner:
         _, model = self.settings.model(run.model)
         limits = {"rows_per_chunk": model.batch.rows_per_chunk, "bytes_per_chunk": model.batch.bytes_per_chunk}
         gates: list[Gate] = []
+        pieces: Iterable[RowSlice]
         if run.is_partial or model.rows == "newest":
             selected = self._select(run, source, model, limits)
             if run.entities_asked is not None:
                 gates = [entities_gate(run.entities_asked, selected.missing, selected.missing_examples)]
                 if not gates[0].passed:
                     raise SourceError(f"{source.path}: {gates[0].detail}", field="entities")
-            chunks, rows = gather(selected.pieces, **limits), selected.rows
+            pieces, rows = selected.pieces, selected.rows
         else:
             refuse_repeated_ids(source, model.entity_column)
-            chunks, rows = plan_chunks(source.files, **limits), source.rows
+            pieces, rows = cut_row_groups(source.files, **limits), source.rows
+        active = self._active_set(run, model, rows)
+        if active:
+            pieces = active.mark(source, pieces, model.entity_column)
         facts: dict[str, str | int] = {
-            "chunks_total": self.ledger.plans.write(run.run_id, chunks, files=source.files),
+            "chunks_total": self.ledger.plans.write(run.run_id, gather(pieces, **limits), files=source.files),
             "rows_total": rows,
             "model_version": fingerprint.model_version,
             "fingerprint": json_text_of(Fingerprint, fingerprint),
@@ -121,12 +127,35 @@ class Planner:
         }
         if gates:
             facts["gates"] = json_text_of(list[Gate], gates)
+        if active:
+            facts |= self._settle(run, model, active)
         self._start(run, version, model, facts)
         self.ledger.plans.forget_entities(run.run_id)
 
+    def _active_set(self, run: RunRecord, model: ModelSettings, rows: int) -> ActiveSet | None:
+        """Return the active set of a whole run; None if the settings name none."""
+        if run.is_partial or model.batch.entities == "all":
+            return None
+        serving, _ = self.tables.published_runs(run.model)
+        return self.active_sets.open(run.model, model, rows=rows, serving=serving, now=self.ledger.now())
+
+    def _settle(self, run: RunRecord, model: ModelSettings, active: ActiveSet) -> dict[str, str | int]:
+        """Check the set that was chosen, keep its run's ids, and return the facts about it for the run's record."""
+        active.check()
+        if active.known:
+            kept = self.tables.published_runs(run.model)
+            others = [one.run_id for one in self.ledger.newest(run.model, KEEP_RUNS) if one.run_id not in kept]
+            self.active_sets.keep_known(run.run_id, active.known, keep_s=model.batch.keep, others=others)
+        log.info("run.entities", run_id=run.run_id, rule=active.rule, outside=active.rows_outside, note=active.text)
+        facts: dict[str, str | int] = {"rows_outside": active.rows_outside}
+        if active.share is not None:
+            facts["entities_share"] = f"{active.share:.6f}"
+        return {**facts, "entities_rule": active.rule, "entities_note": active.text}
+
     def _start(self, run: RunRecord, version: VersionRecord, model: ModelSettings, facts: dict[str, str | int]) -> None:
         """Open the run's generations, and let workers score its chunks."""
-        opened = self.tables.open(run, version, model.batch, rows=int(facts["rows_total"]))
+        rows, outside = int(facts["rows_total"]), int(facts.get("rows_outside", 0))
+        opened = self.tables.open(run, version, model.batch, rows=rows, outside=outside)
         numbers = {run.field_of(kind): number for kind, number in opened.items()}
         try:
             self.ledger.move(run, RunState.RUNNING, expected=[RunState.QUEUED], **facts, **numbers)
@@ -159,17 +188,8 @@ class Planner:
         return run_folder(self.settings, pattern, model=run.model, run_id=run.run_id, created_at=run.created_at)
 
 
-def plan_chunks(files: Sequence[SourceFile], *, rows_per_chunk: int, bytes_per_chunk: int) -> Iterator[Chunk]:
-    """Yield chunks that cover every row once, in order, none larger than either limit (except a single huge row).
-
-    Small row groups share a chunk. A row group that is larger than a chunk is cut into equal slices.
-    """
-    pieces = cut_row_groups(files, rows_per_chunk=rows_per_chunk, bytes_per_chunk=bytes_per_chunk)
-    return gather(pieces, rows_per_chunk=rows_per_chunk, bytes_per_chunk=bytes_per_chunk)
-
-
 def cut_row_groups(files: Sequence[SourceFile], *, rows_per_chunk: int, bytes_per_chunk: int) -> Iterator[RowSlice]:
-    """Yield row groups; a row group that is larger than a chunk comes in equal slices."""
+    """Yield every row once, in order: row groups, and those that are larger than a chunk in equal slices."""
     for index, file in enumerate(files):
         for group, (rows, size) in enumerate(zip(file.row_groups, file.group_bytes, strict=True)):
             count = min(max(-(-rows // rows_per_chunk), -(-size // bytes_per_chunk)), rows)
@@ -179,7 +199,7 @@ def cut_row_groups(files: Sequence[SourceFile], *, rows_per_chunk: int, bytes_pe
 
 
 def gather(pieces: Iterable[RowSlice], *, rows_per_chunk: int, bytes_per_chunk: int) -> Iterator[Chunk]:
-    """Yield chunks of neighbouring pieces, each as full as the limits allow."""
+    """Yield chunks of neighbouring pieces, each as full as the limits allow; a single huge row may pass them."""
     number = rows = size = 0
     gathered: list[Slice] = []
     for piece in pieces:
@@ -252,4 +272,5 @@ def _fingerprint(source: Source, model: ModelSettings, version: VersionRecord) -
         rows_per_chunk=model.batch.rows_per_chunk,
         bytes_per_chunk=model.batch.bytes_per_chunk,
         rows=model.rows,
+        entities=model.batch.entities,
     )

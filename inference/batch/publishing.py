@@ -67,18 +67,28 @@ class RunTables:
         """Return a model's prediction table."""
         return self.table(TableKind.PREDICTIONS, model)
 
-    def open(self, run: RunRecord, version: VersionRecord, batch: BatchSettings, *, rows: int) -> dict[TableKind, int]:
-        """Open an empty generation in each table that the settings turn on; return their numbers."""
+    def open(
+        self, run: RunRecord, version: VersionRecord, batch: BatchSettings, *, rows: int, outside: int = 0
+    ) -> dict[TableKind, int]:
+        """Open an empty generation in each table that the settings turn on; return their numbers.
+
+        `outside`: how many of the rows are not scored, so that only their features are stored.
+        """
         wanted = {
-            TableKind.PREDICTIONS: (batch.prediction_table, version.signature.outputs, version.version),
-            TableKind.FEATURES: (batch.feature_table, version.contract.stored_fields, FEATURES_VERSION),
+            TableKind.PREDICTIONS: (
+                batch.prediction_table,
+                version.signature.outputs,
+                version.version,
+                rows - outside,
+            ),
+            TableKind.FEATURES: (batch.feature_table, version.contract.stored_fields, FEATURES_VERSION, rows),
         }
         opened = {}
-        for kind, (is_on, fields, model_version) in wanted.items():
+        for kind, (is_on, fields, model_version, expected) in wanted.items():
             if is_on:
                 manifest = self.table(kind, run.model).generations.begin(
                     fields,
-                    rows_expected=rows,
+                    rows_expected=expected,
                     model_version=model_version,
                     contract_hash=version.contract_hash,
                     keep_s=batch.keep,
@@ -86,6 +96,14 @@ class RunTables:
                 )
                 opened[kind] = manifest.number
         return opened
+
+    def published_runs(self, model: str) -> tuple[str | None, str | None]:
+        """Return the run whose predictions serve, and the one whose predictions would after a rollback."""
+        table = self.predictions(model)
+        pointer = table.pointer()
+        found = [table.generations.manifest(number or 0) for number in (pointer.current, pointer.previous)]
+        current, previous = (None if manifest is None else manifest.run_id for manifest in found)
+        return current, previous
 
     def of(self, run: RunRecord) -> list[StagedGeneration]:
         """Return a run's generations, the deciding one first; none for a run that writes only Parquet."""
@@ -259,6 +277,7 @@ class Publisher:
         stored = [one.table.generations.count(one.manifest) for one in staged if one.manifest]
         # the rows of a partial run say nothing against all that serve now
         current = _serving_now(staged[0]) if staged and not run.is_partial else None
+        before = self._run_of(current)
         held = self.tables.predictions(run.model).pointer().held_versions
         limits = self.settings.models[run.model].batch
         facts = RunFacts(
@@ -268,6 +287,10 @@ class Publisher:
             features=stored[1] if len(stored) > 1 else None,
             quarantined=sum(result["quarantined"] for result in results),
             non_finite=sum(result["non_finite"] for result in results),
+            outside=sum(result.get("outside", 0) for result in results),
+            rule=run.entities_rule,
+            current_rule=before.entities_rule if before else run.entities_rule,
+            current_outside=before.rows_outside if before else 0,
             bad_rows=bad_rows_of(results),
             current=staged[0].table.generations.count(current) if current else None,
             min_size_ratio=limits.min_size_ratio,
@@ -283,6 +306,13 @@ class Publisher:
             return facts
         counted = self._recount(run, planned.entity_column)
         return replace(facts, distinct=counted.distinct, duplicates=counted.duplicates)
+
+    def _run_of(self, manifest: Manifest | None) -> RunRecord | None:
+        """Return the run that wrote a generation, or None if nobody knows it any more."""
+        try:
+            return self.ledger.load(manifest.run_id) if manifest and manifest.run_id else None
+        except NotFound:
+            return None
 
     def _drift(self, run: RunRecord, current: Manifest | None) -> dict[str, float]:
         if current is None or current.run_id is None:
@@ -324,7 +354,7 @@ def _serving_now(staged: StagedGeneration) -> Manifest | None:
 
 
 def _reported(result: Mapping[str, Any]) -> int:
-    return int(result["rows"] - result["quarantined"] - result["non_finite"])
+    return int(result["rows"] - result.get("outside", 0) - result["quarantined"] - result["non_finite"])
 
 
 def bad_rows_of(results: Iterable[Mapping[str, Any]]) -> tuple[BadRows, ...]:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Annotated, Any
 
+import numpy as np
+import numpy.typing as npt
 from pydantic import BeforeValidator, ConfigDict, Field, FiniteFloat, Json, PlainSerializer
 
 from inference.batch.gates import BadRows, Gate
@@ -102,7 +104,8 @@ class Engine(StrEnum):
             raise BadInput(f"engine {quoted(name)} is none of {', '.join(cls)}", field="engine") from error
 
 
-_Slices = list[tuple[int, int, int, int] | tuple[int, int, int, int, str]]
+#: file, row group, offset, length; mask of the rows to read ("" for all); mask of the rows to score
+_Slices = list[tuple[int, int, int, int] | tuple[int, int, int, int, str] | tuple[int, int, int, int, str, str]]
 
 
 @dataclass(frozen=True)
@@ -118,12 +121,16 @@ class Chunk:
         """Rows of the chunk."""
         return sum(part.rows for part in self.slices)
 
+    @property
+    def rows_to_score(self) -> npt.NDArray[np.bool_] | None:
+        """Which of its rows to score, in the order of reading; None for all."""
+        if all(part.chosen is None for part in self.slices):
+            return None
+        return np.concatenate([part.rows_to_score for part in self.slices])
+
     def to_json(self) -> list[list[Any]]:
         """Return the slices as plain values."""
-        return [
-            [part.file, part.row_group, part.offset, part.length, *([part.mask] if part.mask else [])]
-            for part in self.slices
-        ]
+        return [[part.file, part.row_group, part.offset, part.length, *_masks(part)] for part in self.slices]
 
     @classmethod
     def from_json(cls, number: int, text: bytes | str) -> Chunk:
@@ -132,7 +139,17 @@ class Chunk:
         Raises:
             Unreadable: the text is no such JSON.
         """
-        return cls(number, tuple(Slice(*part) for part in record_from_json(_Slices, text, f"chunk {number}")))
+        return cls(number, tuple(_slice(*part) for part in record_from_json(_Slices, text, f"chunk {number}")))
+
+
+def _masks(part: Slice) -> list[str]:
+    if part.chosen is not None:
+        return [part.mask or "", part.chosen]
+    return [part.mask] if part.mask else []
+
+
+def _slice(file: int, row_group: int, offset: int, length: int, mask: str = "", chosen: str | None = None) -> Slice:
+    return Slice(file, row_group, offset, length, mask or None, chosen)
 
 
 @dataclass(frozen=True)
@@ -160,8 +177,9 @@ class Fingerprint:
     contract_hash: str
     rows_per_chunk: int
     bytes_per_chunk: int
-    #: older releases wrote none and knew no other
+    #: older releases wrote none of these and knew no other
     rows: str = "one"
+    entities: str = "all"
 
     def differences(self, before: Fingerprint) -> list[str]:
         """Return in words what changed since `before`, without the files; empty for nothing."""
@@ -194,6 +212,13 @@ class RunStatus:
     rows_total: Count | None = None
     rows_done: Count = 0
     rows_quarantined: Count = 0
+    #: of a whole run: the rule in its settings that says which rows it scores, the number of rows outside that set, and
+    #: how the set came about
+    entities_rule: str = "all"
+    rows_outside: Count = 0
+    entities_note: str | None = None
+    #: of the last days' requests, the share that such a set would have answered; None: all, or not known
+    entities_share: FiniteFloat | None = None
     gates: Json[tuple[Gate, ...]] = ()
     error: str | None = None
     model_version: Count | None = None

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
+from inference.batch.active_set import ActiveSets
 from inference.batch.ledger import Ledger
 from inference.batch.paths import locate_source, run_folder
 from inference.batch.plan import Planner
@@ -79,7 +80,8 @@ class Runs:
         self._tables = RunTables(table)
         self._ledger = Ledger(client, keys)
         self._retention = QuarantineRetention(settings, client, keys)
-        self._planner = Planner(settings, self._ledger, registry, self._tables, inspect)
+        active_sets = ActiveSets(client, keys)
+        self._planner = Planner(settings, self._ledger, registry, self._tables, active_sets, inspect)
         give_way = Yielding(client, keys, settings.realtime_queues).give_way
         publisher = Publisher(settings, self._ledger, keys, self._tables, give_way)
         self._reconciler = Reconciler(

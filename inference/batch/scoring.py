@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from contextvars import copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -79,6 +79,19 @@ class PreparedRows:
     refused: tuple[Refusal, ...]
     usable: TableRows
     features: Block
+
+    def split(self, chosen: npt.NDArray[np.bool_]) -> tuple[PreparedRows, Window]:
+        """Return the batch with the chosen ones of its usable rows, and the features of the others.
+
+        `chosen`: has an entry for each of the batch's `rows`.
+        """
+        is_usable = np.ones(len(chosen), bool)
+        for one in self.refused:
+            is_usable[one.positions] = False
+        mask = chosen[is_usable]
+        others = self.usable.take(~mask)
+        kept = replace(self, usable=self.usable.take(mask), features=take(self.features, mask))
+        return kept, Window(others.ids, {}, others.as_of, take(self.features, ~mask))
 
 
 @dataclass(frozen=True)
@@ -154,9 +167,11 @@ class Preparer:
 
 @dataclass
 class ChunkResult:
-    """Counts a chunk's rows: `rows` = stored + `quarantined` + `non_finite`."""
+    """Counts a chunk's rows: `rows` = stored + `outside` + `quarantined` + `non_finite`."""
 
     rows: int = 0
+    #: rows that the run does not score, since their entities are outside its active set
+    outside: int = 0
     quarantined: int = 0
     non_finite: int = 0
     #: the quarantined rows for which the model raised
@@ -184,6 +199,7 @@ class ChunkResult:
         reasons = merge_bad_rows(self.bad_rows)[:MAX_REASONS]
         return {
             "rows": self.rows,
+            "outside": self.outside,
             "quarantined": self.quarantined,
             "non_finite": self.non_finite,
             "bad_rows": json_of(tuple[BadRows, ...], reasons),
@@ -207,12 +223,16 @@ class ChunkScorer:
     micro_batch: MicroBatch
     feature_sinks: Sequence[Sink] = ()
 
-    def score(self, batches: Iterable[pa.RecordBatch]) -> ChunkResult:
+    def score(self, batches: Iterable[pa.RecordBatch], chosen: npt.NDArray[np.bool_] | None = None) -> ChunkResult:
         """Score every batch and commit the sinks; on any error remove what is not final.
 
+        `chosen`: which of the batches' rows to score, in order; None for all. Feature sinks take the other rows too.
         Two threads read batches and write windows; they end before this returns.
         """
         result = ChunkResult()
+        if chosen is not None and not self.feature_sinks:
+            result.rows = result.outside = int((~chosen).sum())
+            batches, chosen = _filtered(batches, chosen), None
         with ExitStack() as stages:
             for sink in self._all_sinks:
                 stages.callback(sink.abandon)
@@ -220,7 +240,7 @@ class ChunkScorer:
                 closing(read_ahead(map(self.preparer.prepare, batches), ahead=READ_AHEAD)) as prepared,
                 WriteBehind(partial(self._write, result.histogram), behind=WRITE_BEHIND) as writer,
             ):
-                self._score_all(prepared, writer, result)
+                self._score_all(prepared, writer, result, chosen)
             self.fence()
             for sink in self._all_sinks:
                 sink.commit()
@@ -231,20 +251,32 @@ class ChunkScorer:
     def _all_sinks(self) -> Sequence[Sink]:
         return [*self.sinks, *self.feature_sinks]
 
-    def _score_all(self, prepared: Iterator[PreparedRows], writer: WriteBehind[Window], result: ChunkResult) -> None:
-        pending = WindowBuilder()
-        for rows in prepared:
+    def _score_all(
+        self,
+        prepared: Iterator[PreparedRows],
+        writer: WriteBehind[Window],
+        result: ChunkResult,
+        chosen: npt.NDArray[np.bool_] | None,
+    ) -> None:
+        pending, outside, at = WindowBuilder(), WindowBuilder(), 0
+        for batch in prepared:
+            rows, at = batch, at + len(batch.rows.ids)
+            if chosen is not None:
+                rows, others = batch.split(chosen[at - len(batch.rows.ids) : at])
+                result.outside += len(others.ids)
+                _gather(others, outside, writer)
             for scored in self._score_batch(rows, result):
-                pending.add(scored)
-                if pending.is_full or (pending.is_worth_writing and writer.is_idle):
-                    writer.put(pending.take())
-        if pending.rows:
-            writer.put(pending.take())
+                _gather(scored, pending, writer)
+        for rest in (pending, outside):
+            if rest.rows:
+                writer.put(rest.take())
 
     def _write(self, histogram: HistogramCounter, window: Window) -> None:
         self.fence()
         for sink in self.feature_sinks:
             sink.write(window.of_features)
+        if not window.block:  # these rows were not scored
+            return
         for sink in self.sinks:
             sink.write(window)
         histogram.add(window.block)
@@ -278,6 +310,22 @@ class ChunkScorer:
         good = ~scored.failed
         rows = rows.take(good)
         return Window(rows.ids, take(scored.outputs, good), rows.as_of, take(kept, good) if kept else None)
+
+
+def _gather(rows: Window, into: WindowBuilder, writer: WriteBehind[Window]) -> None:
+    into.add(rows)
+    if into.is_full or (into.is_worth_writing and writer.is_idle):
+        writer.put(into.take())
+
+
+def _filtered(batches: Iterable[pa.RecordBatch], keep: npt.NDArray[np.bool_]) -> Iterator[pa.RecordBatch]:
+    """Yield the batches with the rows to keep; `keep` has an entry for each row, in order."""
+    at = 0
+    for batch in batches:
+        mask = keep[at : at + batch.num_rows]
+        at += batch.num_rows
+        if mask.any():
+            yield batch.filter(pa.array(mask))
 
 
 def _failed_by_reason(ids: pa.Array, scored: ScoredRows) -> Iterator[tuple[BadRows, npt.NDArray[np.intp]]]:

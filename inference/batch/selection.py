@@ -198,7 +198,7 @@ def select_rows(
     """
     scan = _Scan(selection, entity_column, event_time_column, newest=newest)
     kept: list[RowSlice] = []
-    for group, batches in _row_groups(source, _prune(source, pieces, selection.since, event_time_column), scan.columns):
+    for group, batches in row_groups(source, _prune(source, pieces, selection.since, event_time_column), scan.columns):
         kept += _masked(group, np.concatenate([scan.mask(batch) for batch in batches]))
     if scan.newest is None:
         _refuse_repeated(source, kept, scan.hashes, entity_column)
@@ -262,12 +262,13 @@ class _WantedIds:
         return Selected(missing=len(rows), missing_examples=tuple(self._ids[row] for row in rows[:MAX_EXAMPLES]))
 
 
-def _row_groups(
+def row_groups(
     source: Source, pieces: Iterator[RowSlice], columns: list[str]
 ) -> Iterator[tuple[list[RowSlice], Iterator[pa.RecordBatch]]]:
-    """Yield each row group's pieces with its rows; read the rows before you take the next row group."""
+    """Yield each row group's pieces with all rows of the row group; read the rows before you take the next one."""
     groups = [list(group) for _, group in groupby(pieces, key=lambda p: (p.slice.file, p.slice.row_group))]
-    whole = [replace(group[0].slice, offset=0, length=sum(piece.rows for piece in group)) for group in groups]
+    places = [(group[0].slice.file, group[0].slice.row_group) for group in groups]
+    whole = [Slice(file, number, 0, source.files[file].row_groups[number]) for file, number in places]
     batches = read_slices(source.files, whole, columns=columns, batch_rows=_BATCH_ROWS)
     for group, part in zip(groups, whole, strict=True):
         yield group, _first_rows(batches, part.length)

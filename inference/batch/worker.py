@@ -121,7 +121,7 @@ class ChunkWorker:
                 raise StaleAttempt(f"run {run.run_id} has no plan any more")
             model = self.host().get(run.model, run.model_version)
             scorer = self._scorer(run, run.fingerprint, claim, model, lease)
-            result = scorer.score(self._read(run, run.fingerprint, chunk, model))
+            result = scorer.score(self._read(run, run.fingerprint, chunk, model), chunk.rows_to_score)
         took_s = round(time.monotonic() - started, 3)
         self._finish(claim, result, took_s)
 

@@ -12,6 +12,7 @@ from inference.economics.curves import break_even, cost_curve, requests_per_enti
 from inference.economics.estimate import Estimate, estimate
 from inference.economics.inputs import FIELDS, CostInputs, Figure, check_figure, complete_figures
 from inference.economics.measured import Measured
+from inference.economics.miss_capacity import miss_capacity
 from inference.economics.prices import PriceTable
 from inference.economics.rules import RULES, Approach, Facts, Judgement, gather_facts, judge
 from inference.economics.traffic_curves import TrafficCurves, duration_setting, traffic_curves
@@ -119,6 +120,7 @@ def advise(
         "never_read": Number(measured.never_read, _never_read(measured)),
         "runs_failed": Number(measured.runs_failed, f"beside {measured.runs_published} published, of the last 20"),
     }
+    numbers |= _active_set(settings, measured)
     numbers["answers_within_ttl"] = _within(str(numbers["ttl"].value), measured)
     curves = traffic_curves(
         model, settings, measured.accesses, figures, inputs, run_s=measured.run_s, oldest_s=_bound_s(facts)
@@ -251,6 +253,18 @@ def _costs(approach: Approach, inputs: CostInputs | None, figures: Mapping[str, 
         "instances_if_a_run_fails": Number(
             costs.hybrid.if_a_run_fails, "so many answer all requests alone once the stored predictions are too old"),
     }  # fmt: skip
+
+
+def _active_set(settings: ModelSettings, measured: Measured) -> dict[str, Number]:
+    """Return what real time bears beside an active set; nothing if runs score all entities."""
+    if settings.batch.rule.is_all:
+        return {}
+    capacity = miss_capacity(settings, measured)
+    if capacity is None:
+        unknown = "too little is known yet of the requests that the active set leaves out"
+        return {"workers_beside_active_set": Number(None, unknown)}
+    how = f"{capacity.text}; if a run fails, it takes {capacity.workers_if_a_run_fails}"
+    return {"workers_beside_active_set": Number(capacity.workers, how)}
 
 
 def _of(approach: Approach, costs: Estimate) -> tuple[float, float, int]:

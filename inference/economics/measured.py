@@ -45,6 +45,9 @@ class Measured:
     runs_failed: int = 0
     run_s: float | None = None
     asked_week: int = 0
+    #: of the newest published run: rows outside its active set, and the share of requests that such a set answers
+    rows_outside: int = 0
+    entities_share: float | None = None
     accesses: AccessSample = field(default_factory=AccessSample.empty)
     #: groups of features that are computed from the present time, by the active version's contract
     clock_groups: tuple[str, ...] = ()
@@ -114,6 +117,8 @@ def measure(
         runs_failed=sum(run.state is RunState.FAILED for run in runs),
         run_s=_median([run.finished_at - run.created_at for run in published if run.finished_at is not None]),
         asked_week=windows.asked(model, ASKED_DAYS),
+        rows_outside=published[0].rows_outside if published else 0,
+        entities_share=published[0].entities_share if published else None,
         accesses=windows.accesses(model, settings.access_log.days),
         clock_groups=_clock_groups(ModelRegistry(client, keys), model),
     )

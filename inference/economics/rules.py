@@ -113,8 +113,9 @@ def _measured(measured: Measured) -> dict[str, Figure]:
     if measured.requests < LEAST_REQUESTS:
         return facts
     if measured.entities and measured.asked_week:
-        share = min(measured.asked_week / measured.entities, 1.0)
-        how = f"{measured.asked_week} of {measured.entities:g} entities were asked for within 7 days"
+        there = measured.entities + measured.rows_outside
+        share = min(measured.asked_week / there, 1.0)
+        how = f"{measured.asked_week} of {there:g} entities were asked for within 7 days"
         facts["coverage"] = Figure(share, Basis.MEASURED, how)
     if measured.statistics.miss_latency.total >= LEAST_REQUESTS:
         median_s = measured.statistics.miss_latency.quantile(0.5)

@@ -37,6 +37,8 @@ All keys live in `cache_url`, which must not evict, and start with the deploymen
 | P:r:R:plan       | hash   | chunk → its slices (JSON);               | 30 days after the     | planning              |
 |                  |        | fN → file N of the source (JSON)         | last work on the run  | reconciler            |
 | P:r:R:entities   | string | ids of a partial run (packed)            | until planned, a day  | request               |
+| P:r:R:known      | string | Bloom filter of the ids of its source,   | the batch's `keep`, or| planning              |
+|                  |        | if it has an active set                  | two published runs    |                       |
 | P:r:R:claims     | hash   | chunk → attempt, token, lease            | with the run          | claim, renew, finish  |
 | P:r:R:done       | hash   | chunk → chunk result (JSON)              | with the run          | finish (once a chunk) |
 | P:r:R:sent       | zset   | chunk number, scored by sending time     | with the run          | reconciler            |
@@ -89,7 +91,7 @@ MAX_INLINE_ID_BYTES = 60
 
 
 #: a run's data beside its record, each under its own key
-RUN_PARTS = ("plan", "entities", "claims", "done", "sent", "driver", "bins", "histogram")
+RUN_PARTS = ("plan", "entities", "known", "claims", "done", "sent", "driver", "bins", "histogram")
 
 
 class TableKind(StrEnum):

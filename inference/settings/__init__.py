@@ -1,6 +1,6 @@
 """Settings: reads `forecache.toml` and `FORECACHE_<SECTION>__<KEY>`, checks them, and names misspelt keys."""
 
-from inference.settings.fields import parse_duration
+from inference.settings.fields import EntitiesRule, parse_duration
 from inference.settings.loading import find_embedded_redis, load_settings, read_toml, settings_file, variables_unread
 from inference.settings.model import (
     BATCH_QUEUE,
@@ -36,6 +36,7 @@ __all__ = [
     "BatchSettings",
     "CelerySettings",
     "DashboardSettings",
+    "EntitiesRule",
     "FallbackSettings",
     "FunctionFallback",
     "LogSettings",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -161,3 +162,70 @@ def _check_item(schedule: str, name: str, size: int, item: str) -> None:
 
 
 Schedule = Annotated[str, BeforeValidator(parse_schedule)]
+
+
+_ASKED, _HIT_RATE = "asked within ", "hit rate "
+#: a smaller share would leave most requests to real time; who is asked for is kept by the day
+_LEAST_HIT_RATE, _SHORTEST_WINDOW_S = 0.5, 86400.0
+
+
+@dataclass(frozen=True)
+class EntitiesRule:
+    """Which entities a whole run scores: all, those asked for in a window, or those that most requests ask for.
+
+    `asked_within_s`: the window, in seconds; `hit_rate`: the share of requests that the run shall answer, 0.5 to below
+    1. At most one of the two is set, and neither for all entities.
+    """
+
+    asked_within_s: float | None = None
+    hit_rate: float | None = None
+
+    @property
+    def is_all(self) -> bool:
+        """Whether a run scores every row."""
+        return self.asked_within_s is None and self.hit_rate is None
+
+    @property
+    def is_in_range(self) -> bool:
+        """Whether the rule's number is legal."""
+        if self.asked_within_s is not None:
+            return self.asked_within_s >= _SHORTEST_WINDOW_S
+        return self.hit_rate is None or _LEAST_HIT_RATE <= self.hit_rate < 1
+
+
+def entities_rule(text: str) -> EntitiesRule:
+    """Return the rule that a text of the settings states.
+
+    Raises:
+        ValueError: the text has none of the three forms, or its number is out of range.
+    """
+    words, rule = " ".join(text.split()), None
+    try:
+        if words.startswith(_ASKED):
+            rule = EntitiesRule(asked_within_s=parse_duration(words.removeprefix(_ASKED)))
+        elif words.startswith(_HIT_RATE):
+            rule = EntitiesRule(hit_rate=float(words.removeprefix(_HIT_RATE)))
+        else:
+            rule = EntitiesRule() if words == "all" else None
+    except ValueError:
+        pass
+    if rule is None or not rule.is_in_range:
+        raise ValueError(
+            f'{shown(text)} names no entities: write "all", "asked within 30d" (1d or more), or "hit rate 0.95" (from '
+            f"{_LEAST_HIT_RATE:g} to below 1)"
+        )
+    return rule
+
+
+def parse_entities(value: Any) -> str:
+    """Return the text of a rule with single spaces; `entities_rule` reads it.
+
+    Raises:
+        ValueError: it is none of the three forms.
+    """
+    text = str(value)
+    entities_rule(text)
+    return " ".join(text.split())
+
+
+Entities = Annotated[str, BeforeValidator(parse_entities)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,8 +11,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
 from inference.errors import shown
-from inference.settings.fields import Duration, Schedule, Section, parse_list
+from inference.settings.fields import Duration, Entities, EntitiesRule, Schedule, Section, entities_rule, parse_list
 
+#: a hit rate is foretold from so many days of the access log, or more
+_LEAST_RANKED_DAYS = 7
 _FUNCTION = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
 _IDS = re.compile(r"(?<![:\w\\]):ids\b")
 #: a queue's name on the broker; no digit comes first, for names of workers start with it and end in a number
@@ -100,11 +103,14 @@ class BatchSettings(Section):
     kept; a newer run ends that. `engine`: the engine that scores the chunks. `bytes_per_chunk`: bytes of the source,
     before compression. A run writes to `prediction_table`, which is served, to `feature_table`, from which real-time
     answers are computed, and to files in `parquet_path`. `write_share`: the share of the time in which one worker may
-    keep Redis busy with writes.
+    keep Redis busy with writes. `entities`: the rows that a whole run scores, as `entities_rule` reads it;
+    `new_entities`: also those that the run that serves did not have.
     """
 
     schedule: Schedule | None = None
     timezone: str = "UTC"
+    entities: Entities = "all"
+    new_entities: bool = True
     ttl: Duration = 24 * 3600.0
     keep: Duration = 7 * 24 * 3600.0
     prediction_table: bool = True
@@ -122,6 +128,11 @@ class BatchSettings(Section):
     resumable: Duration = 24 * 3600.0
     engine: Literal["celery", "spark"] = "celery"
     spark: SparkSettings = SparkSettings()
+
+    @property
+    def rule(self) -> EntitiesRule:
+        """The rule that `entities` states."""
+        return entities_rule(self.entities)
 
     @model_validator(mode="after")
     def _writes_somewhere(self) -> BatchSettings:
@@ -237,6 +248,30 @@ class ModelSettings(Section):
         if self.rows == "newest" and self.event_time_column is None:
             raise ValueError('rows = "newest" needs event_time_column: set it to the column that dates the rows')
         return self
+
+    @model_validator(mode="after")
+    def _answers_the_rest(self) -> ModelSettings:
+        missing = self._missing_for(self.batch.rule)
+        if missing:
+            raise ValueError(f"batch.entities = {shown(self.batch.entities)} {missing}")
+        return self
+
+    def _missing_for(self, rule: EntitiesRule) -> str | None:
+        """Return what the other settings lack for a rule; None for nothing."""
+        log = self.access_log
+        if rule.is_all:
+            return None
+        if not self.batch.prediction_table:
+            return "chooses what is served from the prediction table: turn batch.prediction_table on"
+        if not self.batch.feature_table and not self.fallbacks:
+            return (
+                "leaves entities to real time, which needs their features: set batch.feature_table = true, or add a "
+                "fallback"
+            )
+        if not log.enabled:
+            return "needs the access log: set access_log.enabled = true"
+        days = _LEAST_RANKED_DAYS if rule.asked_within_s is None else math.ceil(rule.asked_within_s / 86400)
+        return f"needs access_log.asked_days = {days} or more" if log.asked_days < days else None
 
     @field_validator("fallbacks")
     @classmethod

@@ -48,7 +48,7 @@ _LAST_SHIFT = np.uint64(31)
 class Slice:
     """Some rows of one row group: `length` rows from `offset` on. `file`: the file's number in the source, from 0.
 
-    `mask`: which of these rows to read, as `pack_mask` packs it; None for all.
+    `mask`: which of these rows to read, as `pack_mask` packs it; None for all. `chosen`: which of these rows to score.
     """
 
     file: int
@@ -56,11 +56,18 @@ class Slice:
     offset: int
     length: int
     mask: str | None = None
+    chosen: str | None = None
 
     @property
     def rows(self) -> int:
         """The number of rows to read."""
         return self.length if self.mask is None else int(unpack_mask(self.mask, self.length).sum())
+
+    @property
+    def rows_to_score(self) -> npt.NDArray[np.bool_]:
+        """Which of the rows that are read to score."""
+        chosen = np.ones(self.length, bool) if self.chosen is None else unpack_mask(self.chosen, self.length)
+        return chosen if self.mask is None else chosen[unpack_mask(self.mask, self.length)]
 
 
 def pack_mask(mask: npt.NDArray[np.bool_]) -> str:

@@ -13,11 +13,13 @@ from tests.support.stack import Stack
 from tests.support.waiting import wait_for
 
 #: kept for good, once a model or a table
-_FOR_GOOD = re.compile(r"[pf]:[^:]+:(pointer|seq|gens|schemas)|m:[^:]+:(record|runs|slots|quarantines|micro)")
+_FOR_GOOD = re.compile(
+    r"[pf]:[^:]+:(pointer|seq|gens|schemas)|m:[^:]+:(record|runs|slots|quarantines|micro)|h:key|h:[^:]+:log"
+)
 _GENERATION = re.compile(r"([pf]):([^:]+):g:(\d+)")
 #: must expire, whoever wrote them
 _EXPIRING = re.compile(
-    r"[pf]:[^:]+:g:\d+:\d+|[pf]:[^:]+:o:.*|m:[^:]+:(reconciler|loads)|h:[^:]+:\d+|j:.*|jobs|i:.*|[wq]:.*|doctor:.*",
+    r"[pf]:[^:]+:g:\d+:\d+|[pf]:[^:]+:o:.*|m:[^:]+:(reconciler|loads)|h:[^:]+(:[a-z_]+)?:\d+|r:[^:]+:known|j:.*|jobs|i:.*|[wq]:.*|doctor:.*",
     re.DOTALL,
 )
 _ACTIVE_RUN = re.compile(r"m:([^:]+):active_run")

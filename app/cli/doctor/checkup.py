@@ -8,7 +8,7 @@ from functools import partial
 from app.cli.doctor.findings import Check, Finding, at_once, error, not_checked, warning
 from app.cli.doctor.machine import check_clock, check_environment, check_gpus, check_versions, find_gpus
 from app.cli.doctor.models import StoredModel, check_fallbacks, check_model
-from app.cli.doctor.runs import check_patience, check_schedule
+from app.cli.doctor.runs import check_active_set, check_patience, check_schedule
 from app.cli.doctor.servers import PATIENCE, Failure, Server, ask_server, check_broker, check_servers
 from app.cli.doctor.tables import (
     TableSize,
@@ -20,8 +20,10 @@ from app.cli.doctor.tables import (
     table_sizes,
 )
 from app.cli.doctor.workers import check_queues, check_workers
+from inference.batch import RunState
 from inference.batch.records import RunRecord
 from inference.deployment import Deployment
+from inference.economics.miss_capacity import miss_capacity
 from inference.errors import ForecacheError, StoreUnavailable
 from inference.failures import sentence_of
 from inference.monitoring.presence import Roster
@@ -102,6 +104,7 @@ class Checkup:
             checks[Check.MODEL, name] = partial(self._model, name, model)
             checks[Check.TABLE, name] = partial(self._table, name, model)
             checks[Check.SCHEDULE, name] = partial(self._schedule, name, model)
+            checks[Check.SCHEDULE, f"{name}, active set"] = partial(self._active_set, name, model)
             checks[Check.BROKER, f"chunks of {name}"] = partial(self._patience, name, model)
         return checks
 
@@ -150,6 +153,15 @@ class Checkup:
 
     def _schedule(self, name: str, model: ModelSettings) -> list[Finding]:
         return check_schedule(name, model, self._runs(name))
+
+    def _active_set(self, name: str, model: ModelSettings) -> list[Finding]:
+        """Compare the misses of a model's active set with its real-time workers."""
+        if self._deployment is None or model.batch.rule.is_all:
+            return []
+        runs = [run for run in self._runs(name) or () if not run.is_partial and run.state is RunState.PUBLISHED]
+        capacity = miss_capacity(model, self._deployment.measured(name))
+        workers = len(self._deployment.presence.roster(model.realtime.queue).alive)
+        return check_active_set(name, model, next(iter(runs), None), capacity, workers)
 
     def _machine(self) -> list[Finding]:
         offset_s = self._cache.offset_s if isinstance(self._cache, Server) else None

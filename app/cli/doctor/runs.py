@@ -9,6 +9,7 @@ from app.cli.doctor.findings import Check, Finding, duration_text, error, not_ch
 from inference.batch import RunState, slot_after, slot_at
 from inference.batch.records import RunRecord
 from inference.clock import Clock, system_clock, to_iso
+from inference.economics.miss_capacity import MissCapacity
 from inference.settings import ModelSettings, Settings
 from inference.settings.server_urls import is_amqp, is_redis
 from tasks.celery_app import celery_config
@@ -77,6 +78,40 @@ def _run_time(name: str, schedule: str, interval_s: float, runs: Sequence[RunRec
     if took_s > interval_s / 2:
         return warning(Check.SCHEDULE, name, f"runs take over half of their interval: {detail}", fix)
     return ok(Check.SCHEDULE, name, detail)
+
+
+# --- active sets ---
+
+
+def check_active_set(
+    name: str, model: ModelSettings, last: RunRecord | None, capacity: MissCapacity | None, workers: int
+) -> list[Finding]:
+    """Check that real time can bear the requests that a model's active set leaves to it.
+
+    `last`: the newest published whole run, None for none; `workers`: live ones of its queue.
+    """
+    subject, rule = f"{name}, active set", model.batch.entities
+    if model.batch.rule.is_all:
+        return []
+    if last is not None and last.entities_rule != rule:
+        detail = f"the last run scored all rows: {last.entities_note or 'it came before the setting'}"
+        return [ok(Check.SCHEDULE, subject, detail)]
+    if capacity is None:
+        return [ok(Check.SCHEDULE, subject, f"entities = {rule!r}; too little is known yet of what it leaves out")]
+    failed = f"if a run fails, it takes {capacity.workers_if_a_run_fails}"
+    detail = f"{capacity.text}: that takes {_workers(capacity.workers)}, and {_are(workers)} alive; {failed}"
+    if capacity.workers <= workers:
+        return [ok(Check.SCHEDULE, subject, detail)]
+    fix = f"start more real-time workers, or choose more entities ([models.{name}.batch] entities)"
+    return [warning(Check.SCHEDULE, subject, detail, fix)]
+
+
+def _workers(count: int) -> str:
+    return "1 real-time worker" if count == 1 else f"{count} real-time workers"
+
+
+def _are(count: int) -> str:
+    return f"{count} {'is' if count == 1 else 'are'}"
 
 
 # --- the broker's timeout ---

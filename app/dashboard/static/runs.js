@@ -134,6 +134,10 @@ function facts(details) {
     ["Model version", details.model_version == null ? "—" : details.model_version],
     ["Source", shortPath(details.source)],
   ];
+  if (details.entities_note) {
+    told.push(["Entities", details.entities_note + " (" + details.entities_rule + ")"],
+      ["Outside the set", count(details.rows_outside) + " rows"]);
+  }
   if (details.forced) told.push(["Published by force", details.forced_by + ", " + localTime(details.forced_at)]);
   return element("dl", "run-facts", told.map(([name, value]) => element("div", "",
     element("dt", "", name), element("dd", "", value))));
@@ -178,8 +182,15 @@ function runRow(run, shown) {
   return element("tr", run.run_id === shown ? "table-active" : "",
     element("td", "", link), element("td", "", badge(run.state)), element("td", "", run.trigger),
     element("td", "", localTime(run.started_at || run.created_at)),
-    number(count(run.rows_done) + share), number(count(run.rows_quarantined)),
+    number(count(run.rows_done) + share), outside(run), number(count(run.rows_quarantined)),
     number(run.generation == null ? "—" : run.generation));
+}
+
+// The rows that a run did not score by the rule in its settings; the tooltip names the rule.
+function outside(run) {
+  const cell = number(run.rows_outside ? count(run.rows_outside) : "—");
+  cell.title = run.entities_note || "";
+  return cell;
 }
 
 function noRun(model) {
@@ -188,8 +199,8 @@ function noRun(model) {
 }
 
 function listCard(data) {
-  const headings = ["Run", "State", "Trigger", "Started", numberHeading("Rows"), numberHeading("Left out"),
-    numberHeading("Generation")];
+  const headings = ["Run", "State", "Trigger", "Started", numberHeading("Rows"), numberHeading("Outside the set"),
+    numberHeading("Left out"), numberHeading("Generation")];
   const { serving } = data;
   const facts_ = serving.generation == null ? ["no generation yet"]
     : ["generation " + serving.generation, "version " + serving.active_version];

@@ -169,6 +169,47 @@ def test_features_must_be_stored_of_exactly_the_rows_that_are() -> None:
         assert failed(rows=9, stored=9, features=features) == {"features": told}
 
 
+@pytest.mark.parametrize(
+    ("rule", "current_rule", "stored", "outside", "current", "current_outside", "passes"),
+    [
+        ("hit rate 0.9", "all", 10, 90, 100, 0, True),
+        ("hit rate 0.9", "all", 10, 39, 100, 0, False),
+        ("all", "hit rate 0.9", 100, 0, 10, 90, True),
+        ("all", "hit rate 0.9", 49, 0, 10, 90, False),
+        ("hit rate 0.9", "hit rate 0.9", 5, 95, 10, 90, True),
+        ("hit rate 0.9", "hit rate 0.9", 4, 96, 10, 90, False),
+    ],
+)
+def test_sets_by_one_rule_are_compared_and_after_a_change_the_sources(
+    rule: str, current_rule: str, stored: int, outside: int, current: int, current_outside: int, passes: bool
+) -> None:
+    facts = {"rows": stored + outside, "stored": stored, "outside": outside, "rule": rule, "current": current}
+
+    verdict = failed(**facts, current_rule=current_rule, current_outside=current_outside)
+
+    assert list(verdict) == ([] if passes else ["size"])
+
+
+def test_drift_is_told_and_not_judged_when_other_entities_are_chosen() -> None:
+    facts: dict[str, Any] = {"rows": 5, "stored": 5, "drift": {"y": 9.0}, "rule": "asked within 3d"}
+
+    gate = next(gate for gate in check_gates(RunFacts(**facts)) if gate.name == "drift")
+
+    assert gate.passed
+    assert "not judged" in gate.detail
+    assert "y 9" in gate.detail
+    assert "drift" in failed(**facts, current_rule="asked within 3d")
+
+
+def test_features_must_be_stored_of_the_rows_outside_the_set_too() -> None:
+    facts: dict[str, Any] = {"rows": 10, "stored": 4, "outside": 6}
+
+    assert failed(**facts, features=10) == {}
+    assert failed(**facts, features=4) == {
+        "features": "the features of 4 entities are stored, and 4 predictions and 6 entities outside the active set"
+    }
+
+
 def test_a_held_version_is_not_published_and_each_kind_of_row_tells_its_own_reasons() -> None:
     bad = (BadRows("x", "missing", 2), BadRows("y", "is not a finite number", 1, non_finite=True))
     told = failed(rows=9, stored=6, quarantined=2, non_finite=1, bad_rows=bad, held=True, model_version=4)

@@ -3,8 +3,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from inference.batch.plan import file_differences, files_digest, gather
-from inference.batch.plan import plan_chunks as plan
+from inference.batch.plan import cut_row_groups, file_differences, files_digest, gather
 from inference.batch.records import Chunk, Fingerprint
 from inference.batch.selection import RowSlice
 from inference.sources import Slice, SourceFile, pack_mask
@@ -17,7 +16,8 @@ def file(*row_groups: int, path: str = "a.parquet", bytes_per_row: int = 0) -> S
 
 
 def plan_chunks(files: list[SourceFile], *, rows_per_chunk: int = 10**9, bytes_per_chunk: int = GIB) -> list[Chunk]:
-    return list(plan(files, rows_per_chunk=rows_per_chunk, bytes_per_chunk=bytes_per_chunk))
+    limits = {"rows_per_chunk": rows_per_chunk, "bytes_per_chunk": bytes_per_chunk}
+    return list(gather(cut_row_groups(files, **limits), **limits))
 
 
 def covered(chunks: list[Chunk]) -> list[tuple[int, int, int]]:
@@ -91,7 +91,8 @@ def test_a_chunk_of_some_rows_survives_the_trip_through_json_and_knows_how_many(
 
 
 def test_a_long_plan_is_made_one_chunk_at_a_time() -> None:
-    endless = plan([file(*[1_000_000] * 100_000)], rows_per_chunk=1_000_000, bytes_per_chunk=GIB)
+    limits = {"rows_per_chunk": 1_000_000, "bytes_per_chunk": GIB}
+    endless = gather(cut_row_groups([file(*[1_000_000] * 100_000)], **limits), **limits)
 
     assert next(iter(endless)).slices == (Slice(0, 0, 0, 1_000_000),)
     assert sum(1 for _ in endless) == 99_999

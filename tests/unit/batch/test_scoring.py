@@ -85,6 +85,7 @@ def score(
     feature_sinks: Sequence[ListSink] = (),
     sink: ListSink | None = None,
     quarantine: Quarantine | None = None,
+    chosen: Sequence[int] | None = None,
 ) -> tuple[ListSink, ChunkResult]:
     sink = sink or ListSink()
     scorer = scorer_of(
@@ -97,7 +98,7 @@ def score(
         feature_sinks=feature_sinks,
         quarantine=quarantine,
     )
-    return sink, scorer.score(batches)
+    return sink, scorer.score(batches, None if chosen is None else np.array(chosen, bool))
 
 
 def scorer_of(
@@ -131,7 +132,7 @@ def test_every_row_is_scored_in_micro_batches_and_written_in_one_window() -> Non
     assert sink.rows == {**{f"e{i}": 2.0 * (i + 1) for i in range(6)}, "f0": 14.0, "f1": 16.0}
     assert model.sizes == [4, 2, 2]
     assert sink.events == ["write", "commit", "abandon"]
-    assert result.to_json() == {"rows": 8, "quarantined": 0, "non_finite": 0, "bad_rows": []}
+    assert result.to_json() == {"rows": 8, "outside": 0, "quarantined": 0, "non_finite": 0, "bad_rows": []}
 
 
 def test_integer_ids_become_decimal_text() -> None:
@@ -270,6 +271,45 @@ class SmallMemory(Doubling):
         if len(inputs["x"]) > 3:
             raise ModelOutOfMemory(f"{len(inputs['x'])} rows do not fit into memory")
         return super().predict(inputs)
+
+
+def test_rows_that_are_not_chosen_never_meet_the_model_or_the_checks() -> None:
+    model = Doubling()
+
+    sink, result = score(batch([1, None, 3]), batch([4, 5], ["f0", "f1"]), model=model, chosen=[1, 0, 0, 0, 1])
+
+    assert sink.rows == {"e0": 2.0, "f1": 10.0}
+    assert sum(model.sizes) == 2
+    assert (result.rows, result.outside, result.quarantined) == (5, 3, 0)
+
+
+def test_rows_that_are_not_chosen_give_their_features_to_the_feature_sinks() -> None:
+    model, features = Doubling(poison=[9]), ListSink()
+
+    sink, result = score(
+        batch([1, None, 3, 9]),
+        batch([4, 5, 0], ["f0", "f1", "f2"]),
+        model=model,
+        feature_sinks=[features],
+        chosen=[1, 1, 0, 1, 0, 1, 1],
+    )
+
+    stored = {
+        name: x for w in features.windows for name, x in zip(w.ids.to_pylist(), w.block["x"].tolist(), strict=True)
+    }
+    assert sink.rows == {"e0": 2.0, "f1": 10.0}
+    assert stored == {"e0": 1.0, "e2": 3.0, "f0": 4.0, "f1": 5.0}
+    assert (result.rows, result.outside, result.quarantined, result.non_finite) == (7, 2, 2, 1)
+    assert features.events[-2:] == ["commit", "abandon"]
+
+
+def test_a_chunk_of_which_no_row_is_chosen_is_done() -> None:
+    features = ListSink()
+
+    sink, result = score(batch([1, 2]), feature_sinks=[features], chosen=[0, 0])
+
+    assert (sink.windows, result.outside, result.rows) == ([], 2, 2)
+    assert len(features.windows) == 1
 
 
 def test_out_of_memory_halves_the_micro_batch_for_good_and_costs_no_row() -> None:

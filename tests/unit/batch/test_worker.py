@@ -52,7 +52,7 @@ def test_what_became_of_a_chunk_is_told_with_its_attempt_and_its_time() -> None:
     ledger, pokes, nothing = OneLedger(Progress(5, 9, 3, 6)), [], cast(Any, None)
     work = ChunkWorker(nothing, cast(Any, ledger), nothing, nothing, lambda: pokes.append(1), nothing)
     work._finish(CLAIM, RESULT, 1.25)
-    facts = {"rows": 100, "quarantined": 7, "non_finite": 2, "bad_rows": [], "attempt": 3, "took_s": 1.25}
+    facts = {"rows": 100, "outside": 0, "quarantined": 7, "non_finite": 2, "bad_rows": [], "attempt": 3, "took_s": 1.25}
     assert ledger.told == [(CLAIM, facts, {"rows": 100, "quarantined": 9, "histogram": {}})]
     assert pokes == []
     ledger.progress = Progress(9, 9, 0, 9)

@@ -27,6 +27,7 @@ class Run:
     rows_total: int | None = 100
     rows_done: int = 100
     rows_quarantined: int = 4
+    rows_outside: int = 0
     finished_at: float | None = 1_700_000_000.0
     gates: Any = (SimpleNamespace(name="coverage", detail="96 of 96"),)
 
@@ -285,6 +286,7 @@ def test_rows_that_were_left_out_are_not_covered_and_a_run_without_rows_covers_n
         return hit_rates(Figures(pointer=pointer, history=[Run("r", **run)]))["model"]["serving"]["coverage"]
 
     assert coverage(rows_total=200, rows_done=150, rows_quarantined=50) == 0.5
+    assert coverage(rows_total=200, rows_done=200, rows_quarantined=50, rows_outside=50) == 0.5
     assert coverage(rows_total=200, rows_done=0, rows_quarantined=1) == 0
     assert coverage(rows_total=0) is None
     assert coverage(rows_total=None) is None

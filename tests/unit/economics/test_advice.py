@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from app.cli.advise import diff, with_advice
 from inference.economics.advice import Advice, Confidence, advise, duration_setting
 from inference.economics.inputs import Basis, Figure, complete_figures
 from inference.economics.measured import Measured, slots_a_week
+from inference.economics.miss_capacity import miss_capacity
 from inference.economics.prices import read_prices
 from inference.economics.rules import Approach, check_fact, gather_facts
 from inference.errors import SettingsError
@@ -377,3 +379,49 @@ def test_answers_of_exactly_that_age_count() -> None:
     assert [measured.share_no_older_than(seconds / 3600) for seconds in (0.999, 1, 1.999, 2.001, 3.999, 4.001)] == [
         0.0, 0.25, 0.25, 0.5, 0.5, 1.0,
     ]  # fmt: skip
+
+
+# --- active sets ---
+
+WITH_SET = ModelSettings.model_validate(
+    {"path": "m", "features": "t.parquet", "batch": {"entities": "hit rate 0.9", "feature_table": True}}
+)
+
+
+def test_the_workers_beside_an_active_set_follow_from_what_it_leaves_out() -> None:
+    told = advice(settings=WITH_SET).numbers["workers_beside_active_set"]
+
+    assert told.value == 1  # a tenth of 30/s, and half as much again, at 100/s
+    assert "90.0% of requests; at the peak 3 of 30/s are computed" in told.how
+    assert told.how.endswith("if a run fails, it takes 1")
+    assert "workers_beside_active_set" not in advice().numbers
+
+
+def test_a_worker_is_as_fast_as_it_was_measured_to_be() -> None:
+    slow = replace(
+        BUSY, statistics=Statistics.of({"computed": 20_000, "miss_s:41": 4_000, "rows:1": 100, "rows:sum": 200})
+    )
+
+    capacity = miss_capacity(WITH_SET, slow)
+
+    assert capacity is not None
+    assert capacity.worker_rps == pytest.approx(2 / 0.28, rel=0.1)
+    assert (capacity.workers, capacity.workers_if_a_run_fails) == (1, 7)
+    measured_set = miss_capacity(WITH_SET, replace(slow, entities_share=0.5))
+    assert measured_set is not None
+    assert measured_set.workers == 4
+
+
+def test_nobody_can_tell_the_workers_without_traffic_or_before_the_first_run_of_a_window() -> None:
+    window = ModelSettings.model_validate(
+        {"path": "m", "features": "t", "batch": {"entities": "asked within 3d", "feature_table": True}}
+    )
+    assert miss_capacity(window, BUSY) is None
+    assert miss_capacity(window, replace(BUSY, entities_share=0.8)) is not None
+    assert advice(Measured("delay"), WITH_SET).numbers["workers_beside_active_set"].value is None
+
+
+def test_the_entities_that_are_asked_for_are_a_share_of_all_also_of_those_outside_the_set() -> None:
+    facts = gather_facts({}, WITH_SET, replace(BUSY, rows_outside=2_000_000))
+
+    assert facts["coverage"].value == pytest.approx(0.1)

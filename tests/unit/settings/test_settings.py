@@ -244,6 +244,73 @@ def test_the_form_of_the_log_comes_from_the_environment_too_and_must_be_a_known_
         load_settings()
 
 
+def entities(text: str, *, batch: str = "feature_table = true", more: str = "") -> str:
+    """The settings with a rule of entities."""
+    return MINIMAL + f"\n[models.delay.batch]\nentities = {text}\n{batch}\n{more}"
+
+
+@pytest.mark.parametrize(
+    ("text", "window_s", "hit_rate"),
+    [
+        ('"all"', None, None),
+        ('"asked within 30d"', 30 * 86400, None),
+        ('"asked  within 36h"', 36 * 3600, None),
+        ('"hit rate 0.95"', None, 0.95),
+        ('"hit rate 0.5"', None, 0.5),
+    ],
+)
+def test_entities_have_three_forms(text: str, window_s: float | None, hit_rate: float | None) -> None:
+    write(entities(text))
+    batch = load_settings().models["delay"].batch
+    assert (batch.rule.asked_within_s, batch.rule.hit_rate) == (window_s, hit_rate)
+    assert (batch.rule.is_all, batch.new_entities) == (text == '"all"', True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"some"', "3", '"asked within 30"', '"asked within 23h"', '"asked within d"', '"hit rate 95%"', '"hit rate 0"',
+        '"hit rate 0.49"', '"hit rate 1"', '"hit rate nan"', '"hit rate -inf"', '""', '"hit rate"', "true",
+    ],
+)  # fmt: skip
+def test_other_entities_are_refused_with_the_three_forms(text: str) -> None:
+    write(entities(text))
+    with pytest.raises(SettingsError, match=r"\[models.delay.batch\]: entities: .*\"all\".*\"asked within.*\"hit rate"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "batch", "more", "message"),
+    [
+        (
+            '"hit rate 0.9"',
+            "",
+            "",
+            "leaves entities to real time, .* set batch.feature_table = true, or add a fallback",
+        ),
+        ('"hit rate 0.9"', "prediction_table = false\nfeature_table = true", "", "turn batch.prediction_table on"),
+        ('"hit rate 0.9"', "feature_table = true", "[models.delay.access_log]\nenabled = false", "access_log.enabled"),
+        (
+            '"hit rate 0.9"',
+            "feature_table = true",
+            "[models.delay.access_log]\nasked_days = 6",
+            "asked_days = 7 or more",
+        ),
+        ('"asked within 31d"', "feature_table = true", "", "asked_days = 31 or more"),
+    ],
+)
+def test_a_rule_that_the_other_settings_cannot_serve_is_refused(text: str, batch: str, more: str, message: str) -> None:
+    write(entities(text, batch=batch, more=more))
+    with pytest.raises(SettingsError, match=message):
+        load_settings()
+
+
+def test_a_fallback_has_the_features_of_the_entities_that_are_left_out() -> None:
+    fallback = '[[models.delay.fallbacks]]\nkind = "function"\nname = "f"\nfunction = "a:b"'
+    write(entities('"hit rate 0.9"', batch="", more=fallback))
+    assert load_settings().models["delay"].batch.entities == "hit rate 0.9"
+
+
 OWN_QUEUE = '[models.slow]\npath = "slow"\n[models.slow.realtime]\nqueue = "{}"\n'
 
 

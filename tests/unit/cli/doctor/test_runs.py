@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from app.cli.doctor.findings import Finding, Status
-from app.cli.doctor.runs import check_patience, check_schedule
+from app.cli.doctor.runs import check_active_set, check_patience, check_schedule
 from inference.batch import RunState, Trigger
 from inference.batch.gates import Gate
 from inference.batch.records import RunRecord
+from inference.economics.miss_capacity import MissCapacity
 from inference.settings import ModelSettings, Settings
 
 
@@ -85,3 +86,38 @@ def test_rabbitmq_is_less_patient() -> None:
     chunky = run(took_s=4000.0, chunks_total=4)
     assert check_patience(settings(), "delay", [chunky], 1)[0].status is Status.OK
     assert check_patience(rabbit, "delay", [chunky], 1)[0].status is Status.WARNING
+
+
+RULE = "hit rate 0.9"
+CAPACITY = MissCapacity(100.0, 0.9, 8.0, "measured", workers=2, workers_if_a_run_fails=19)
+
+
+def active_set(
+    last: RunRecord | None, *, entities: str = RULE, capacity: MissCapacity | None = CAPACITY, workers: int = 2
+) -> list[Finding]:
+    batch = {"entities": entities, "feature_table": True}
+    model = ModelSettings.model_validate({"path": "m", "features": "t", "batch": batch})
+    return check_active_set("delay", model, last, capacity, workers)
+
+
+@pytest.mark.parametrize(("workers", "status"), [(2, Status.OK), (1, Status.WARNING)])
+def test_real_time_must_bear_what_an_active_set_leaves_out(workers: int, status: Status) -> None:
+    (found,) = active_set(run(entities_rule=RULE), workers=workers)
+
+    assert (found.status, found.subject) == (status, "delay, active set")
+    assert "at the peak 10 of 100/s are computed" in found.detail
+    assert "that takes 2 real-time workers" in found.detail
+    assert "if a run fails, it takes 19" in found.detail
+
+
+def test_a_set_that_the_last_run_could_not_tell_is_told_with_the_reason() -> None:
+    (found,) = active_set(run(entities_note="too little traffic"))
+    assert (found.status, found.detail) == (Status.OK, "the last run scored all rows: too little traffic")
+    (before,) = active_set(run())
+    assert "came before the setting" in before.detail
+
+
+def test_without_a_set_there_is_nothing_to_check_and_without_traffic_nothing_to_say() -> None:
+    assert active_set(run(), entities="all") == []
+    (found,) = active_set(None, capacity=None)
+    assert "too little is known" in found.detail
