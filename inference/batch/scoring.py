@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from contextvars import copy_context
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 
 from inference.batch.gates import MAX_EXAMPLES, BadRows, HistogramCounter, merge_bad_rows
 from inference.batch.quarantine import Quarantine
-from inference.batch.sinks import Sink, Window, WindowBuilder
+from inference.batch.sinks import CarriedRows, Sink, Window, WindowBuilder, every
+from inference.batch.vectors import VectorCheck
 from inference.entities import entity_ids_as_text, illegal_entity_ids
 from inference.errors import ContractError, FunctionFailed, ModelError
 from inference.features import FeatureRows, Vectoriser
@@ -43,20 +44,26 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TableRows:
-    """Rows of a table, with their ids as text and their `as_of` in epoch seconds."""
+    """Rows of a table, with their ids as text and their `as_of` in epoch seconds.
+
+    `digests`: of the vectors that the model gets; None unless the run keeps them.
+    """
 
     source: pa.RecordBatch
     ids: pa.Array
     as_of: npt.NDArray[np.float64]
+    digests: npt.NDArray[np.uint64] | None = None
 
     def take(self, keep: npt.NDArray[np.bool_]) -> TableRows:
         """Return the rows of a mask."""
         mask = pa.array(keep)
-        return TableRows(self.source.filter(mask), self.ids.filter(mask), self.as_of[keep])
+        digests = None if self.digests is None else self.digests[keep]
+        return TableRows(self.source.filter(mask), self.ids.filter(mask), self.as_of[keep], digests)
 
     def slice(self, part: slice) -> TableRows:
         """Return consecutive rows, as views."""
-        return TableRows(self.source[part], self.ids[part], self.as_of[part])
+        digests = None if self.digests is None else self.digests[part]
+        return TableRows(self.source[part], self.ids[part], self.as_of[part], digests)
 
 
 @dataclass(frozen=True)
@@ -72,13 +79,15 @@ class Refusal:
 class PreparedRows:
     """A batch: all its `rows`, the refused ones, and the `usable` ones with their features in the same order.
 
-    `features` also holds the fields that a feature table adds to the features (`StoredForm`).
+    `features` also holds the fields that a feature table adds to the features (`StoredForm`). `carried`: rows that are
+    not scored, since their predictions are known; they are not among the usable ones. None for none.
     """
 
     rows: TableRows
     refused: tuple[Refusal, ...]
     usable: TableRows
     features: Block
+    carried: CarriedRows | None = None
 
 
 @dataclass(frozen=True)
@@ -86,13 +95,14 @@ class Preparer:
     """Prepares batches for one model: the model's inputs of each row, or the reason why it has none.
 
     `loaded_at`: the instant of the run, in epoch seconds. Feature functions get it, and it is the `as_of` of rows
-    without an event time.
+    without an event time. `vectors`: tells which rows need no model; None: all do.
     """
 
     vectoriser: Vectoriser
     entity_column: str
     event_time_column: str | None
     loaded_at: float
+    vectors: VectorCheck | None = None
 
     def prepare(self, batch: pa.RecordBatch) -> PreparedRows:
         """Return a batch's rows, each either usable or refused once, for its first reason.
@@ -107,10 +117,24 @@ class Preparer:
         block = features.block | self._notes(features, times)
         bad_ids = np.asarray(illegal_entity_ids(ids))
         if not bad_ids.any() and not features.rejected.any():
-            return PreparedRows(rows, (), rows, block)
+            return self._split(PreparedRows(rows, (), rows, block))
         keep = ~(bad_ids | features.rejected)
         refused = tuple(self._refusals(bad_ids, features))
-        return PreparedRows(rows, refused, rows.take(keep), take(block, keep))
+        return self._split(PreparedRows(rows, refused, rows.take(keep), take(block, keep)))
+
+    def _split(self, prepared: PreparedRows) -> PreparedRows:
+        """Take the rows whose predictions are known out of the usable ones."""
+        if self.vectors is None:
+            return prepared
+        usable, features = prepared.usable, prepared.features
+        compared = self.vectors.compare(usable.ids, self.vectoriser.inputs(features), usable.as_of)
+        usable = replace(usable, digests=compared.digests)
+        same = compared.same
+        if not same.any():
+            return replace(prepared, usable=usable)
+        known, aged, places = usable.take(same), compared.aged[same], compared.places[same]
+        carried = CarriedRows(known.ids, known.as_of, compared.digests[same], aged, places, take(features, same))
+        return replace(prepared, usable=usable.take(~same), features=take(features, ~same), carried=carried)
 
     def _features(self, batch: pa.RecordBatch, times: GroupTimes) -> FeatureRows:
         try:
@@ -154,9 +178,10 @@ class Preparer:
 
 @dataclass
 class ChunkResult:
-    """Counts a chunk's rows: `rows` = stored + `quarantined` + `non_finite`."""
+    """Counts a chunk's rows: `rows` = stored + `quarantined` + `non_finite`; `carried` of the stored were known."""
 
     rows: int = 0
+    carried: int = 0
     quarantined: int = 0
     non_finite: int = 0
     #: the quarantined rows for which the model raised
@@ -186,6 +211,7 @@ class ChunkResult:
             "rows": self.rows,
             "quarantined": self.quarantined,
             "non_finite": self.non_finite,
+            **({"carried": self.carried} if self.carried else {}),
             "bad_rows": json_of(tuple[BadRows, ...], reasons),
         }
 
@@ -231,9 +257,14 @@ class ChunkScorer:
     def _all_sinks(self) -> Sequence[Sink]:
         return [*self.sinks, *self.feature_sinks]
 
-    def _score_all(self, prepared: Iterator[PreparedRows], writer: WriteBehind[Window], result: ChunkResult) -> None:
+    def _score_all(
+        self, prepared: Iterator[PreparedRows], writer: WriteBehind[Window | CarriedRows], result: ChunkResult
+    ) -> None:
         pending = WindowBuilder()
         for rows in prepared:
+            if rows.carried is not None:
+                result.carried += len(rows.carried.ids)
+                writer.put(rows.carried)
             for scored in self._score_batch(rows, result):
                 pending.add(scored)
                 if pending.is_full or (pending.is_worth_writing and writer.is_idle):
@@ -241,13 +272,22 @@ class ChunkScorer:
         if pending.rows:
             writer.put(pending.take())
 
-    def _write(self, histogram: HistogramCounter, window: Window) -> None:
+    def _write(self, histogram: HistogramCounter, window: Window | CarriedRows) -> None:
         self.fence()
+        if isinstance(window, CarriedRows):
+            self._carry(histogram, window)
+            return
         for sink in self.feature_sinks:
             sink.write(window.of_features)
         for sink in self.sinks:
             sink.write(window)
         histogram.add(window.block)
+
+    def _carry(self, histogram: HistogramCounter, rows: CarriedRows) -> None:
+        for sink in self.feature_sinks:  # an equal vector does not mean that all stored features are equal
+            sink.write(Window(rows.ids, rows.features or {}, rows.as_of))
+        samples = [sink.carry(rows) for sink in self.sinks]
+        histogram.add(samples[0] if samples else {}, times=every(len(rows.ids)))
 
     def _score_batch(self, prepared: PreparedRows, result: ChunkResult) -> Iterator[Window]:
         result.rows += len(prepared.rows.ids)
@@ -269,7 +309,7 @@ class ChunkScorer:
             self.micro_batch.shrink(scored.too_many_rows)
         kept = features if self.feature_sinks else None
         if not scored.failed.any():
-            return Window(rows.ids, scored.outputs, rows.as_of, kept)
+            return Window(rows.ids, scored.outputs, rows.as_of, kept, rows.digests)
         for bad, failed in _failed_by_reason(rows.ids, scored):
             result.fail(bad)
             self.quarantine.add(rows.source, rows.ids, failed, reason=bad.reason)
@@ -277,7 +317,8 @@ class ChunkScorer:
             raise ModelError(f"the model raises for too many rows, such as: {result.bad_rows[-1]}")
         good = ~scored.failed
         rows = rows.take(good)
-        return Window(rows.ids, take(scored.outputs, good), rows.as_of, take(kept, good) if kept else None)
+        kept = take(kept, good) if kept else None
+        return Window(rows.ids, take(scored.outputs, good), rows.as_of, kept, rows.digests)
 
 
 def _failed_by_reason(ids: pa.Array, scored: ScoredRows) -> Iterator[tuple[BadRows, npt.NDArray[np.intp]]]:

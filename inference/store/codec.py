@@ -364,7 +364,12 @@ def stored_ids(ids: Any) -> Any:
 
 def buckets_of(ids: Any, buckets: int) -> npt.NDArray[np.uint32]:
     """Return `bucket_of` each id of an Arrow text array."""
-    return crc32_of_each(pc.cast(ids, pa.large_binary()), without_last=1) % np.uint32(buckets)
+    return bucket_hashes(ids) % np.uint32(buckets)
+
+
+def bucket_hashes(ids: Any) -> npt.NDArray[np.uint32]:
+    """Return a number for each id of an Arrow text array: modulo the number of buckets, it is the id's bucket."""
+    return crc32_of_each(pc.cast(ids, pa.large_binary()), without_last=1)
 
 
 def crc32_of_each(texts: Any, *, without_last: int = 0) -> npt.NDArray[np.uint32]:

@@ -187,7 +187,7 @@ class Generations:
         form, rows = self._bucket_form(manifest), []
         for start in range(0, len(ids), _HGET_PER_PIPELINE):
             part = ids[start : start + _HGET_PER_PIPELINE]
-            rows += self._client.send([("HGET", form % bucket_of(i, manifest.buckets), stored_id(i)) for i in part])
+            rows += self._client.exchange([("HGET", form % bucket_of(i, manifest.buckets), stored_id(i)) for i in part])
         return codec_for(manifest.fields).unpack_block([row for row in rows if row is not None])[0]
 
     def count(self, manifest: Manifest) -> int:
