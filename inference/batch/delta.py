@@ -37,7 +37,7 @@ _KEY_BYTES = 16
 _LIVES_FOR_S = 3600.0
 
 
-class NoBase(Exception):  # noqa: N818 - no error: the run scores all rows
+class NoBase(Exception):
     """Raised when a run cannot carry rows over; says why."""
 
 
@@ -59,7 +59,10 @@ class Deltas:
 
     def plan(self, run: RunRecord, version: VersionRecord, rows: int) -> tuple[dict[str, str | int], Base | None]:
         """Return fields for the run's record, and the run whose rows it carries over; None if it scores all rows."""
-        facts: dict[str, str | int] = {"vector_key": secrets.token_hex(_KEY_BYTES)}
+        facts: dict[str, str | int] = {
+            "vector_key": secrets.token_hex(_KEY_BYTES),
+            "model_files": version.fingerprint,
+        }
         if not run.delta:
             return facts, None
         try:
@@ -87,26 +90,21 @@ class Deltas:
             return []
         return [f"generation {run.base_generation}, whose rows it carries over, serves no more"]
 
-    def settle(self, run: RunRecord, version: VersionRecord) -> None:
+    def settle(self, run: RunRecord) -> None:
         """Gather the vectors of a run whose chunks are done, and remove the rows that it has not met. May run twice.
 
         Raises:
             SourceError: the vectors of a delta run cannot be read. Of another run they are given up.
         """
         try:
-            ours = merge_parts(
-                self._folder(run.model, run.run_id), _facts_of(run, version), chunks=run.chunks_total or 0
-            )
-            before = open_vectors(self._folder(run.model, run.base_run)) if run.base_run else None
-            if run.base_run and before is None:
-                raise SourceError(f"the vectors of run {run.base_run}, whose rows it carries over, are gone")
+            ours = merge_parts(self._folder(run.model, run.run_id), _facts_of(run), chunks=run.chunks_total or 0)
         except SourceError as error:
             if run.base_run:
                 raise
             log.warning("run.vectors_lost", run_id=run.run_id, error=error.message)
             return
-        if before is not None:
-            removed = self._remove(run, before, ours)
+        if run.base_run:
+            removed = self._remove(run, earlier_vectors(self.settings, run.model, run.base_run), ours)
             carried = sum(int(result.get("carried", 0)) for result in self.ledger.results(run.run_id).values())
             self.ledger.note(run, rows_carried=carried, rows_rescored=max(ours.rows - carried, 0), rows_removed=removed)
 
@@ -219,25 +217,33 @@ def vector_check(
     Raises:
         SourceError: this machine cannot read the vectors of the run whose rows are carried over.
     """
-    before = None
-    if run.base_run:
-        folder = vectors_folder(settings, run.model, run.base_run)
-        before = open_vectors(folder)
-        if before is None:
-            raise SourceError(
-                f"{folder} holds no vectors of run {run.base_run}, whose rows are carried over: delta_path must be a "
-                "folder that all batch and maintenance workers share",
-                field="delta_path",
-            )
+    before = earlier_vectors(settings, run.model, run.base_run) if run.base_run else None
     return VectorCheck(bytes.fromhex(run.vector_key or ""), before, copied_at(run, contract, event_time_column), latest)
 
 
-def _facts_of(run: RunRecord, version: VersionRecord) -> Facts:
+def earlier_vectors(settings: Settings, model: str, run_id: str) -> Vectors:
+    """Return the vectors of the run whose rows are carried over.
+
+    Raises:
+        SourceError: this machine cannot read them.
+    """
+    folder = vectors_folder(settings, model, run_id)
+    vectors = open_vectors(folder)
+    if vectors is None:
+        raise SourceError(
+            f"{folder} holds no vectors of run {run_id}, whose rows are carried over: delta_path must be a folder that "
+            "all batch and maintenance workers share",
+            field="delta_path",
+        )
+    return vectors
+
+
+def _facts_of(run: RunRecord) -> Facts:
     return Facts(
         run_id=run.run_id,
-        model_version=version.version,
-        files=version.fingerprint,
-        contract_hash=version.contract_hash,
+        model_version=run.model_version or 0,
+        files=run.model_files,
+        contract_hash=run.fingerprint.contract_hash if run.fingerprint else "",
         key=run.vector_key or "",
         deltas=run.deltas,
         parquet_folder=run.parquet_folder or "",

@@ -29,7 +29,7 @@ from inference.batch.sinks import sweep_temporary_files, write_success
 from inference.errors import BadInput, Conflict, NotFound
 from inference.failures import sentence_of
 from inference.logs import get_logger
-from inference.models import ModelRegistry, VersionRecord
+from inference.models import VersionRecord
 from inference.redis.keys import Keys, TableKind
 from inference.settings import BatchSettings, Settings
 from inference.sources import IdCount, count_distinct_ids, open_source
@@ -214,7 +214,7 @@ class Publisher:
                 self._fail(run, "its predictions are gone from Redis: start a new run")
                 return
             if run.vector_key and not is_published:
-                self.deltas.settle(run, self.registry.get(run.model, run.model_version or 0))
+                self.deltas.settle(run)
             verdict = "" if is_published else failed_gates(self._check(run))
             if verdict and not run.forced:
                 self._fail(run, f"not published: {verdict}")

@@ -176,7 +176,7 @@ class Reconciler:
         )
         if run:
             sweep(self.settings, run)
-            if run.vector_key:
+            if fills_it and run.vector_key:
                 self.publisher.deltas.forget(model, run_id)
         log.info("generation.given_up", model=model, generation=manifest.number, run_id=run_id)
 

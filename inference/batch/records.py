@@ -232,6 +232,8 @@ class RunRecord(RunStatus):
     bad_rows: Json[tuple[BadRows, ...]] = ()
     #: of the digests of vectors, in hex; None if the run keeps none
     vector_key: TextOrNone = None
+    #: fingerprint of the model's files when the run was planned
+    model_files: str = ""
     #: the generation whose rows are carried over, and how many delta runs there were since the last full one
     base_generation: Count | None = None
     deltas: Count = 0

@@ -1,23 +1,27 @@
-"""A delta run scores what changed, and publishes what a full run would; over a real Redis, with rows that come and go."""
+"""A delta run scores what changed, and publishes what a full run would: over a real Redis, rows come and go."""
 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from inference.batch import RunState, RunView, Trigger
-from inference.errors import BadInput
+from inference.batch.ledger import Ledger
+from inference.errors import BadInput, Conflict
+from inference.models import ModelRegistry
 from inference.redis.clients import Client
 from inference.redis.keys import TableKind
 from inference.settings import BatchSettings, ModelSettings, Settings
+from inference.store import Manifest
 from inference.store.codec import stored_id
-from tests.integration.test_runs import KEYS, World, failed_gates
+from inference.store.generations import Generations
+from tests.integration.test_runs import KEYS, World, failed_gates, record
 from tests.support.leaks import leaked_keys
 
 pytestmark = pytest.mark.integration
@@ -33,7 +37,7 @@ class DeltaWorld(World):
 
     def configure(self, **batch: Any) -> None:
         own = {
-            "rows_per_chunk": 40, "micro_batch_rows": 16, "max_in_flight": 9, "delta": True, "max_drift": 1000.0, **batch,
+            "rows_per_chunk": 40, "micro_batch_rows": 16, "max_in_flight": 9, "delta": True, "max_drift": 1e3, **batch,
         }  # fmt: skip
         model = ModelSettings(
             path=self.root / "model",
@@ -62,7 +66,7 @@ class DeltaWorld(World):
         assert generation is not None
         start = f"{TABLE.generation(generation)}:"
         keys: Any = self.client.keys(f"{start}*")
-        assert all(0 < self.client.ttl(key) for key in keys)
+        assert all(self.client.ttl(key) > 0 for key in keys)
         return {
             (key.decode().removeprefix(start), field): row
             for key in keys
@@ -149,3 +153,195 @@ def manifest_time(world: DeltaWorld, run: RunView) -> float:
     manifest = world.table.generations.manifest(run.generation or 0)
     assert manifest is not None
     return manifest.created_at
+
+
+def numbered(count: int, **changes: float) -> dict[str, tuple[float | None, int | None]]:
+    """Rows e0 … with their number as value, and some other values."""
+    return {f"e{i}": (changes.get(f"e{i}", float(i)), DAY) for i in range(count)}
+
+
+def test_a_delta_run_that_dies_anywhere_goes_on_and_can_be_rolled_back(
+    world: DeltaWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.configure()
+    world.write(numbered(200))
+    world.publish()
+    rows = numbered(190, e3=-3.0)
+    world.write(rows)
+    run = world.request(delta=True)
+
+    class Killed(BaseException):
+        """What a killed process does not get to handle."""
+
+    # while it copies
+    copy = Generations.copy
+
+    def half(self: Generations, base: Manifest, manifest: Manifest, **kwargs: Any) -> None:
+        copy(self, replace(base, buckets=1), replace(manifest, buckets=1), **kwargs)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Generations, "copy", half)
+        with pytest.raises(Killed):
+            world.runs.reconcile("m")
+    world.client.delete(KEYS.reconciler("m"))  # its lease runs out
+    assert world.answers("e3") == [6.0]
+
+    # before its chunks, and after their writes
+    world.runs.reconcile("m")
+    finish = Ledger.finish
+    with monkeypatch.context() as patch:
+        patch.setattr(Ledger, "finish", lambda *_, **__: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            world.runs.score(*world.queue[0])
+    world.client.delete(KEYS.run_part(run.run_id, "claims"))
+    assert Ledger.finish is finish
+    world.work()
+
+    # between the removal of rows and the publication
+    with monkeypatch.context() as patch:
+        patch.setattr(Generations, "publish", lambda *_, **__: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            world.runs.reconcile("m")
+    world.client.delete(KEYS.reconciler("m"))
+    assert world.answers("e3", "e195") == [6.0, 390.0]
+
+    done = world.finish(run)
+    assert (done.state, done.error) == (RunState.PUBLISHED, None)
+    assert (done.rows_carried, done.rows_rescored, done.rows_removed) == (189, 1, 10)
+    assert world.answers("e3", "e4", "e195") == [-6.0, 8.0, None]
+    assert leaked_keys(world.client, "t") == []
+    assert {manifest.number for manifest in world.table.generations.all()} >= {1, done.generation}
+
+    world.runs.rollback("m")
+    assert world.answers("e3", "e195") == [6.0, 390.0]
+    again = world.publish()
+    assert (again.full_reason, again.rows_carried) == (None, 189)
+    assert world.answers("e3", "e195") == [-6.0, None]
+
+
+def test_a_rollback_in_mid_run_ends_the_run_in_one_line_and_serves_nothing_of_it(world: DeltaWorld) -> None:
+    world.configure()
+    for first in (1.0, 2.0):
+        world.write(numbered(100, e0=first))
+        world.publish(delta=False)
+    world.write(numbered(100, e1=9.0))
+    run = world.request(delta=True)
+    world.runs.reconcile("m")
+    world.runs.rollback("m")
+    done = world.finish(run)
+
+    assert done.state is RunState.FAILED
+    assert done.error == "not published: generation 2, whose rows it carries over, serves no more: start a new run"
+    assert world.answers("e0", "e1") == [2.0, 2.0]
+    with pytest.raises(Conflict, match="generation 2, whose rows it carries over, serves no more"):
+        world.runs.resume(run.run_id)
+    assert world.publish().rows_rescored == 2
+    assert world.answers("e0", "e1") == [0.0, 18.0]
+
+
+def test_what_a_delta_run_cannot_build_on_makes_it_a_full_run_and_says_so(world: DeltaWorld) -> None:
+    world.configure(delta=False)
+    world.write(numbered(100))
+    world.publish(delta=False)
+    assert "kept no vectors" in (world.publish().full_reason or "")  # and keeps them itself
+    assert world.publish().full_reason is None
+
+    registry = ModelRegistry(world.client, KEYS)
+    registry.put("m", replace(record(), fingerprint="g"))
+    assert "files of the model version have changed" in (world.publish().full_reason or "")
+    registry.put("m", replace(record(2), fingerprint="g"))
+    registry.activate("m", 2)
+    assert "was of model version 1" in (world.publish().full_reason or "")
+
+    world.write(numbered(400))
+    grown = world.publish()
+    assert "over a tenth more or fewer rows" in (grown.full_reason or "")
+    assert world.answers("e399") == [798.0]
+
+    [damaged] = (world.root / ".forecache/delta/m" / grown.run_id).iterdir()
+    damaged.write_bytes(b"\0" * 100)
+    assert "cannot be read" in (world.publish().full_reason or "")
+    details = world.runs.details(world.publish().run_id)
+    assert (details.delta, details.full_reason, details.rows_carried) == (True, None, 400)
+
+
+def test_scheduled_runs_are_delta_runs_but_every_nth_is_full(world: DeltaWorld) -> None:
+    world.configure(full_every=3)
+    world.write(numbered(100))
+    reasons = [
+        world.finish(world.runs.request("m", trigger=Trigger.BEAT, slot=str(n), delta=True)).full_reason
+        for n in range(6)
+    ]
+    assert [reason is None for reason in reasons] == [False, True, True, False, True, True]
+    assert reasons[3] == "full_every is 3, and it follows 2 delta runs"
+    folders = sorted(path.name for path in (world.root / ".forecache/delta/m").iterdir())
+    newest = [run.run_id for run in world.runs.list("m", 2)]
+    assert folders == sorted(newest)  # of the generation that serves, and of the one before
+
+
+def test_rows_that_cannot_be_scored_leave_as_in_a_full_run_and_gates_see_all_rows(world: DeltaWorld) -> None:
+    world.configure(max_quarantined_fraction=0.5, max_drift=0.5, rows_per_chunk=2000, micro_batch_rows=500)
+    world.write(numbered(4000))
+    world.publish()
+    world.write(numbered(4000) | {"e1": (None, DAY), "e2": (float("inf"), DAY)})
+    done = world.publish()
+    assert (done.rows_quarantined, done.rows_carried, done.rows_rescored, done.rows_removed) == (2, 3998, 0, 2)
+    assert world.answers("e1", "e2", "e3") == [None, None, 6.0]
+    assert failed_gates(done) == []
+    [drift] = [gate for gate in done.gates if gate.name == "drift"]
+    assert "population stability index" in drift.detail
+
+    world.write({name: (value if i % 2 else 1e6, at) for i, (name, (value, at)) in enumerate(numbered(4000).items())})
+    moved = world.finish(world.request(delta=True))
+    assert (moved.state, failed_gates(moved)) == (RunState.FAILED, ["drift"])
+    assert world.answers("e4") == [8.0]
+
+
+def test_parquet_alone_carries_over_from_the_parts_of_the_run_before(world: DeltaWorld) -> None:
+    world.configure(prediction_table=False, parquet_path="out")
+    rows = numbered(200)
+    world.write(rows)
+    world.publish()
+    asked = world.model.rows
+    world.write(dict(reversed(list(numbered(210, e7=-7.0).items()))))
+    done = world.publish()
+    assert (world.model.rows - asked, done.rows_carried, done.rows_removed) == (11, 199, 0)
+    assert {name: y for name, (y, _) in world.parts(done).items()} == {
+        f"e{i}": -14.0 if i == 7 else 2.0 * i for i in range(210)
+    }
+
+    for part in (world.root / "out" / done.run_id).glob("_SUCCESS"):
+        part.unlink()
+    assert "the Parquet parts of run" in (world.publish().full_reason or "")
+
+
+def test_features_are_stored_whole_since_equal_vectors_do_not_mean_equal_features(world: DeltaWorld) -> None:
+    world.configure(feature_table=True)
+    world.write(numbered(100))
+    world.publish()
+    world.write(numbered(100, e5=-5.0))
+    done = world.publish()
+    assert (done.rows_carried, done.rows_rescored) == (99, 1)
+    features = world.table_of(TableKind.FEATURES, "m")
+    assert [entry and entry.values["x"] for entry in features.read(["e5", "e6"])] == [-5.0, 6.0]
+    assert failed_gates(done) == []
+
+
+def test_a_worker_that_does_not_see_the_shared_folder_ends_the_run_in_one_line(world: DeltaWorld) -> None:
+    world.configure()
+    world.write(numbered(100))
+    first = world.publish()
+    run = world.request(delta=True)
+    world.runs.reconcile("m")
+    (world.root / ".forecache/delta/m" / first.run_id / "vectors.arrow").unlink()
+    done = world.finish(run)
+    assert done.state is RunState.FAILED
+    assert "delta_path must be a folder that all batch and maintenance workers share" in (done.error or "")
+
+
+def test_a_partial_run_is_no_delta_run(world: DeltaWorld) -> None:
+    world.configure()
+    world.write(numbered(10))
+    with pytest.raises(BadInput, match="leave delta out"):
+        world.request(delta=True, entities=["e1"])
