@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -23,6 +24,8 @@ from inference.store.codec import stored_id
 from inference.store.generations import Generations
 from tests.integration.test_runs import KEYS, World, failed_gates, record
 from tests.support.leaks import leaked_keys
+from tests.support.plain_models import write_slow_sum_model
+from tests.support.runs_rig import CALL_S, MODEL, Rig
 
 pytestmark = pytest.mark.integration
 
@@ -345,3 +348,48 @@ def test_a_partial_run_is_no_delta_run(world: DeltaWorld) -> None:
     world.write(numbered(10))
     with pytest.raises(BadInput, match="leave delta out"):
         world.request(delta=True, entities=["e1"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_real_workers_killed_in_a_delta_run_cost_no_prediction_and_it_rolls_back(tmp_path: Path) -> None:
+    rows, rng = 6_000, random.Random(5)
+    rig = Rig(tmp_path, batch="delta = true")
+    write_slow_sum_model(rig.stack.folder / "model", ["a", "b"], seconds=CALL_S)
+    rig.write_table(50, offset=0, name="tick.parquet")
+
+    def write(changed: int, count: int) -> dict[str, float]:
+        values = np.arange(count, dtype=np.float32)
+        other = np.where(np.arange(count) % 2 == 0, np.float32(changed), np.float32(0))
+        table = pa.table({"entity_id": [f"e{i}" for i in range(count)], "a": values, "b": other})
+        pq.write_table(table, rig.stack.folder / "new", row_group_size=5_000)
+        (rig.stack.folder / "new").replace(rig.stack.folder / "t.parquet")
+        return dict(zip((f"e{i}" for i in range(count)), (values + other).tolist(), strict=True))
+
+    def served() -> dict[str, float]:
+        entries = rig.table.read([f"e{i}" for i in range(rows)])
+        return {f"e{i}": next(iter(e.values.values())) for i, e in enumerate(entries) if e is not None}
+
+    with rig.stack as stack:
+        stack.start("gpu", "gpu-2", "maintenance", "api")
+        stack.wait_ready(150)
+        first = write(0, rows)
+        assert rig.end(rig.request())["state"] == "published"
+        second = write(7, rows - 200)
+        run_id = rig.request(delta=True)
+        for _ in range(3):
+            rig.kill_at_work(["gpu", "gpu-2"], rng)
+        stack.kill("maintenance")
+        stack.start("maintenance")
+        done = rig.end(run_id)
+        assert (done["state"], done["error"], done["full_reason"]) == ("published", None, None)
+        changed = (rows - 200) // 2
+        assert (done["rows_carried"], done["rows_rescored"], done["rows_removed"]) == (changed, changed, 200)
+        assert served() == second
+        parts = pq.read_table(stack.folder / "out" / run_id).to_pylist()
+        assert {
+            row["entity_id"]: next(v for k, v in row.items() if k not in ("entity_id", "as_of")) for row in parts
+        } == second
+        stack.deployment.runs.rollback(MODEL)
+        assert served() == first
+        rig.assert_clean()
