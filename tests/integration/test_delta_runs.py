@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from inference.settings import BatchSettings, ModelSettings, Settings
 from inference.store import Manifest
 from inference.store.codec import stored_id
 from inference.store.generations import Generations
+from tasks.maintenance import start_run
 from tests.integration.test_runs import KEYS, World, failed_gates, record
 from tests.support.leaks import leaked_keys
 from tests.support.plain_models import write_slow_sum_model
@@ -272,15 +274,19 @@ def test_what_a_delta_run_cannot_build_on_makes_it_a_full_run_and_says_so(world:
 def test_scheduled_runs_are_delta_runs_but_every_nth_is_full(world: DeltaWorld) -> None:
     world.configure(full_every=3)
     world.write(numbered(100))
-    reasons = [
-        world.finish(world.runs.request("m", trigger=Trigger.BEAT, slot=str(n), delta=True)).full_reason
-        for n in range(6)
-    ]
-    assert [reason is None for reason in reasons] == [False, True, True, False, True, True]
-    assert reasons[3] == "full_every is 3, and it follows 2 delta runs"
+    runs = [world.finish(world.runs.request("m", trigger=Trigger.BEAT, slot=str(n), delta=True)) for n in range(6)]
+    assert [run.full_reason is None for run in runs] == [False, True, True, False, True, True]
+    assert runs[3].full_reason == "full_every is 3, and it follows 2 delta runs"
     folders = sorted(path.name for path in (world.root / ".forecache/delta/m").iterdir())
-    newest = [run.run_id for run in world.runs.list("m", 2)]
-    assert folders == sorted(newest)  # of the generation that serves, and of the one before
+    assert folders == sorted(run.run_id for run in runs[-2:])  # of the generation that serves, and of the one before
+
+
+@pytest.mark.parametrize(("trigger", "is_delta"), [("beat", True), ("api", False)])
+def test_only_the_schedule_asks_for_delta_runs_by_itself(world: DeltaWorld, trigger: str, is_delta: bool) -> None:
+    world.configure(schedule="@daily")
+    deployment = SimpleNamespace(settings=world.settings, runs=world.runs, broker=SimpleNamespace(hurry=lambda: None))
+    started = type(start_run._get_current_object()).run(SimpleNamespace(deployment=deployment), "m", trigger)
+    assert started["delta"] is is_delta
 
 
 def test_rows_that_cannot_be_scored_leave_as_in_a_full_run_and_gates_see_all_rows(world: DeltaWorld) -> None:
