@@ -9,6 +9,7 @@ into memory where they are read.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -89,10 +90,10 @@ def _factors(key: bytes, words: int) -> Hashes:
 
 def _words(values: npt.NDArray[Any], key: bytes) -> npt.NDArray[np.uint32]:
     """Return an input's values as 32-bit words, of shape [rows, words]."""
-    rows = len(values)
+    shape = len(values), math.prod(values.shape[1:])
     if values.dtype == object:
-        values = _text_digests(values.reshape(-1), key).reshape(rows, -1)
-    flat = np.ascontiguousarray(values).reshape(rows, -1).view(np.uint8)
+        values = _text_digests(values.reshape(-1), key)
+    flat = np.ascontiguousarray(values.reshape(shape)).view(np.uint8)
     missing = -flat.shape[1] % 4
     return (np.pad(flat, ((0, 0), (0, missing))) if missing else flat).view(np.uint32)
 

@@ -101,8 +101,10 @@ def test_no_rows_at_all_are_vectors_too(tmp_path: Path) -> None:
     write_part(str(tmp_path), 0, [], [])
     nothing = merge_parts(str(tmp_path), FACTS, chunks=1)
     check = VectorCheck(KEY, nothing, None, 0.0)
-    compared = check.compare(pa.array(["a"]), {"x": np.ones((1, 2), np.float32)}, np.zeros(1))
-    assert compared.same.tolist() == [False]
+    for ids in (["a"], []):  # also a batch whose rows were all refused
+        inputs = {"x": np.ones((len(ids), 2), np.float32), "t": np.array(ids, object)}
+        compared = check.compare(pa.array(ids, pa.string()), inputs, np.zeros(len(ids)))
+        assert compared.same.tolist() == [False] * len(ids)
 
 
 def test_a_missing_part_is_named_with_the_setting(tmp_path: Path) -> None:
