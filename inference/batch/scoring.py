@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from inference.batch.gates import MAX_EXAMPLES, BadRows, HistogramCounter, merge_bad_rows
 from inference.batch.quarantine import Quarantine
 from inference.batch.sinks import CarriedRows, Sink, Window, WindowBuilder, every
-from inference.batch.vectors import VectorCheck
+from inference.batch.vectors import Compared, VectorCheck
 from inference.entities import entity_ids_as_text, illegal_entity_ids
 from inference.errors import ContractError, FunctionFailed, ModelError
 from inference.features import FeatureRows, Vectoriser
@@ -79,15 +79,35 @@ class Refusal:
 class PreparedRows:
     """A batch: all its `rows`, the refused ones, and the `usable` ones with their features in the same order.
 
-    `features` also holds the fields that a feature table adds to the features (`StoredForm`). `carried`: rows that are
-    not scored, since their predictions are known; they are not among the usable ones. None for none.
+    `features` also holds the fields that a feature table adds to the features (`StoredForm`). `compared`: what became
+    of the usable rows' vectors; None unless the run keeps them.
     """
 
     rows: TableRows
     refused: tuple[Refusal, ...]
     usable: TableRows
     features: Block
-    carried: CarriedRows | None = None
+    compared: Compared | None = None
+
+    def take(self, mask: npt.NDArray[np.bool_]) -> PreparedRows:
+        """Return the batch with some of its usable rows."""
+        compared = None if self.compared is None else self.compared.take(mask)
+        return replace(self, usable=self.usable.take(mask), features=take(self.features, mask), compared=compared)
+
+    def to_carry(self) -> CarriedRows | None:
+        """Return the usable rows whose predictions are known; None for none."""
+        if self.compared is None or not self.compared.same.any():
+            return None
+        known = self.take(self.compared.same)
+        rows, found = known.usable, known.compared or self.compared
+        return CarriedRows(rows.ids, rows.as_of, found.digests, found.aged, found.places, known.features)
+
+    def to_score(self) -> PreparedRows:
+        """Return the batch without the rows that `to_carry` returns, its usable rows with their digests."""
+        if self.compared is None:
+            return self
+        rest = self.take(~self.compared.same) if self.compared.same.any() else self
+        return replace(rest, usable=replace(rest.usable, digests=(rest.compared or self.compared).digests))
 
 
 @dataclass(frozen=True)
@@ -117,24 +137,19 @@ class Preparer:
         block = features.block | self._notes(features, times)
         bad_ids = np.asarray(illegal_entity_ids(ids))
         if not bad_ids.any() and not features.rejected.any():
-            return self._split(PreparedRows(rows, (), rows, block))
+            return self._compared(PreparedRows(rows, (), rows, block))
         keep = ~(bad_ids | features.rejected)
         refused = tuple(self._refusals(bad_ids, features))
-        return self._split(PreparedRows(rows, refused, rows.take(keep), take(block, keep)))
+        return self._compared(PreparedRows(rows, refused, rows.take(keep), take(block, keep)))
 
-    def _split(self, prepared: PreparedRows) -> PreparedRows:
-        """Take the rows whose predictions are known out of the usable ones."""
+    def _compared(self, prepared: PreparedRows) -> PreparedRows:
+        """Add what became of the usable rows' vectors."""
         if self.vectors is None:
             return prepared
-        usable, features = prepared.usable, prepared.features
-        compared = self.vectors.compare(usable.ids, self.vectoriser.inputs(features), usable.as_of)
-        usable = replace(usable, digests=compared.digests)
-        same = compared.same
-        if not same.any():
-            return replace(prepared, usable=usable)
-        known, aged, places = usable.take(same), compared.aged[same], compared.places[same]
-        carried = CarriedRows(known.ids, known.as_of, compared.digests[same], aged, places, take(features, same))
-        return replace(prepared, usable=usable.take(~same), features=take(features, ~same), carried=carried)
+        rows = prepared.usable
+        return replace(
+            prepared, compared=self.vectors.compare(rows.ids, self.vectoriser.inputs(prepared.features), rows.as_of)
+        )
 
     def _features(self, batch: pa.RecordBatch, times: GroupTimes) -> FeatureRows:
         try:
@@ -262,10 +277,11 @@ class ChunkScorer:
     ) -> None:
         pending = WindowBuilder()
         for rows in prepared:
-            if rows.carried is not None:
-                result.carried += len(rows.carried.ids)
-                writer.put(rows.carried)
-            for scored in self._score_batch(rows, result):
+            carried = rows.to_carry()
+            if carried is not None:
+                result.carried += len(carried.ids)
+                writer.put(carried)
+            for scored in self._score_batch(rows.to_score(), result):
                 pending.add(scored)
                 if pending.is_full or (pending.is_worth_writing and writer.is_idle):
                     writer.put(pending.take())

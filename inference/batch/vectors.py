@@ -245,6 +245,10 @@ class Compared:
     aged: npt.NDArray[np.bool_]
     places: Hashes
 
+    def take(self, mask: npt.NDArray[np.bool_]) -> Compared:
+        """Return the rows of a mask."""
+        return Compared(self.digests[mask], self.same[mask], self.aged[mask], self.places[mask])
+
 
 @dataclass(frozen=True)
 class VectorCheck:
