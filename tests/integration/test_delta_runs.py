@@ -28,6 +28,7 @@ from tests.integration.test_runs import KEYS, World, failed_gates, record
 from tests.support.leaks import leaked_keys
 from tests.support.plain_models import write_slow_sum_model
 from tests.support.runs_rig import CALL_S, MODEL, Rig
+from tests.support.stack import run_cli_json
 
 pytestmark = pytest.mark.integration
 
@@ -398,4 +399,7 @@ def test_real_workers_killed_in_a_delta_run_cost_no_prediction_and_it_rolls_back
         } == second
         stack.deployment.runs.rollback(MODEL)
         assert served() == first
+        again = run_cli_json(stack.folder, "batch", "run", MODEL, "--delta", "--wait")
+        assert (again["state"], again["rows_carried"]) == ("published", changed)
+        assert served() == second
         rig.assert_clean()
