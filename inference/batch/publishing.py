@@ -200,7 +200,6 @@ class Publisher:
     keys: Keys
     tables: RunTables
     deltas: Deltas
-    registry: ModelRegistry
     give_way: Callable[[], None] = lambda: None
 
     def publish(self, run: RunRecord) -> None:

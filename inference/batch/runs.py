@@ -82,8 +82,6 @@ class Runs:
         self._retention = QuarantineRetention(settings, client, keys)
         deltas = Deltas(settings, self._ledger, self._tables.predictions)
         self._planner = Planner(settings, self._ledger, registry, self._tables, inspect, deltas)
-        deltas = Deltas(settings, self._ledger, self._tables.predictions)
-        self._planner = Planner(settings, self._ledger, registry, self._tables, inspect, deltas)
         give_way = Yielding(client, keys, settings.realtime_queues).give_way
         publisher = Publisher(settings, self._ledger, keys, self._tables, deltas, give_way)
         self._reconciler = Reconciler(
