@@ -117,16 +117,17 @@ def reading(what: str) -> Iterator[None]:
         raise unreadable(what, error) from error
 
 
-#: format of tables and runs in Redis. Increase it if an older release would misread new data
+#: format of runs in Redis. Increase it if an older release would misread new data
 DATA_FORMAT = 1
 #: format of data without a number: older releases wrote none
 FIRST_FORMAT = 1
 
 
-def unknown_format(what: str, written: int) -> UnknownFormat:
-    """Return the error for data in another release's format; the message names the fix."""
-    fix = "upgrade this process" if written > DATA_FORMAT else "let a run of this release replace it"
-    return UnknownFormat(f"{what} was written in format {written}, and this release knows {DATA_FORMAT}: {fix}")
+def unknown_format(what: str, written: int, newest: int = DATA_FORMAT) -> UnknownFormat:
+    """Return the error for data in another release's format; the message names the fix. `newest`: the newest known."""
+    fix = "upgrade this process" if written > newest else "let a run of this release replace it"
+    known = f"{FIRST_FORMAT}" if newest == FIRST_FORMAT else f"{FIRST_FORMAT} to {newest}"
+    return UnknownFormat(f"{what} was written in format {written}, and this release knows {known}: {fix}")
 
 
 def installed_release() -> str | None:

@@ -36,8 +36,10 @@ def start_run(self: DeploymentTask, model: str | None = None, trigger: str = "ap
     """
     try:
         check_model(model)
-        slot = _slot(self.deployment.settings, model) if trigger == "beat" else None
-        run = self.deployment.runs.request(model, trigger=_trigger(trigger), slot=slot)
+        scheduled = trigger == "beat"
+        slot = _slot(self.deployment.settings, model) if scheduled else None
+        delta = scheduled and self.deployment.settings.model(model)[1].batch.delta
+        run = self.deployment.runs.request(model, trigger=_trigger(trigger), slot=slot, delta=delta)
     except (BadInput, Conflict) as error:
         log.info("run.not_started", model=model, trigger=trigger, reason=error.message)
         return {"error": error.to_json()}

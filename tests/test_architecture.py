@@ -45,7 +45,7 @@ PLACES: dict[str, Any] = {
     "number": "N", "bucket": "B", "field": b"ID", "digest": "DIGEST", "token": "TOKEN",
 }  # fmt: skip
 #: they make no key, or the start of one
-NO_KEYS = {"base", "prefix", "model", "table", "part", "run_part", "generation_prefix", "bucket_prefix"}
+NO_KEYS = {"base", "prefix", "model", "table", "part", "run_part", "generation_prefix", "bucket_form"}
 
 
 def redis_keys() -> dict[str, str]:
@@ -57,7 +57,8 @@ def redis_keys() -> dict[str, str]:
                 continue
             key = getattr(keys, name)
             if not isinstance(member, property):
-                key = key(*(PLACES[argument] for argument in list(inspect.signature(key).parameters)))
+                arguments = inspect.signature(key).parameters.values()
+                key = key(*(PLACES[one.name] for one in arguments if one.kind is not one.KEYWORD_ONLY))
             made[name] = key.decode() if isinstance(key, bytes) else key
     return made
 

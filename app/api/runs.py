@@ -38,6 +38,7 @@ async def start(process: Process, body: RunBody | None = None) -> Response:
             entities=wanted.entities,
             since=wanted.since,
             engine=wanted.engine,
+            delta=wanted.delta,
         )
     )
     return await _accepted(view, process)

@@ -179,7 +179,8 @@ class RunBody(Body):
     """Which run to start. `source`: a table below the folder of the model's own, which it replaces.
 
     `entities` (ids) or `since` (an ISO 8601 instant, or a duration such as `6h`): only those rows, served at once.
-    `engine`: `celery` or `spark` scores the chunks, instead of the engine in the model's settings.
+    `engine`: `celery` or `spark` scores the chunks, instead of the engine in the model's settings. `delta`: score only
+    the rows whose features changed since the run that serves; if that is impossible, all rows (`full_reason` says why).
     """
 
     model: str | None = None
@@ -187,6 +188,7 @@ class RunBody(Body):
     entities: Annotated[list[str], Field(max_length=MAX_JOB_ROWS, fail_fast=True)] | None = None
     since: str | None = None
     engine: str | None = None
+    delta: Annotated[bool, Field(strict=True)] = False
 
 
 class PublishBody(Body):

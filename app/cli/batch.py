@@ -37,6 +37,9 @@ def run(
     engine: Annotated[
         str | None, typer.Option(metavar="ENGINE", help="celery or spark; by default as in the settings.")
     ] = None,
+    delta: Annotated[
+        bool, typer.Option("--delta", help="Score only rows that changed since the run that serves; keep the others.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Start a run of a model over its table of features. With --wait, join a run that is in progress.
@@ -49,9 +52,11 @@ def run(
         name, of_model = deployment.settings.model(model)
         ids = None if entities is None else read_entities(entities, of_model.entity_column)
         if wait and ids is None and since is None:
-            view = start_or_join(deployment.runs, name, engine)
+            view = start_or_join(deployment.runs, name, engine, delta=delta)
         else:
-            view = deployment.runs.request(name, trigger=Trigger.CLI, entities=ids, since=since, engine=engine)
+            view = deployment.runs.request(
+                name, trigger=Trigger.CLI, entities=ids, since=since, engine=engine, delta=delta
+            )
         _wake_maintenance(deployment)
         if wait:
             view = follow(deployment.runs.show, view)
@@ -167,13 +172,13 @@ def release(
     _say_serving(after, f"model version {after.model_version} answers; its next run scores with it", as_json)
 
 
-def start_or_join(runs: Runs, model: str, engine: str | None = None) -> RunView:
+def start_or_join(runs: Runs, model: str, engine: str | None = None, *, delta: bool = False) -> RunView:
     """Return a new run, or the run in progress. Right after `forecache up`, beat has already started one."""
     from inference.batch import Trigger
     from inference.errors import Conflict
 
     try:
-        return runs.request(model, trigger=Trigger.CLI, engine=engine)
+        return runs.request(model, trigger=Trigger.CLI, engine=engine, delta=delta)
     except Conflict:
         running = runs.in_progress(model)
         if running is None or (engine is not None and running.engine.value != engine):

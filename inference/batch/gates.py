@@ -270,11 +270,12 @@ class HistogramCounter:
     def __init__(self) -> None:
         self._counts: dict[str, Counter[int]] = {}
 
-    def add(self, block: Block) -> None:
-        """Count the values of a window; of very many values only evenly spaced ones."""
+    def add(self, block: Block, *, times: int = 1) -> None:
+        """Count the values of a window; of very many values only evenly spaced ones. Each one counts `times`."""
         for name, values in block.items():
             if values.dtype.kind in "fiub" and values.size:
-                self._counts.setdefault(name, Counter()).update(_count(values))
+                counts = {at: count * times for at, count in _count(values).items()}
+                self._counts.setdefault(name, Counter()).update(counts)
 
     @property
     def histograms(self) -> Mapping[str, Histogram]:

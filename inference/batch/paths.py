@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from inference.batch.records import RunRecord
+from inference.batch.records import RunRecord, is_run_id
 from inference.clock import to_datetime
 from inference.errors import BadInput, SettingsError, SourceError, quoted
 from inference.settings import ModelSettings, Settings
@@ -189,6 +189,21 @@ def parquet_folder_of(settings: Settings, run: RunRecord) -> str | None:
             field="parquet_path",
         )
     return folder
+
+
+def vectors_folder(settings: Settings, model: str, run_id: str) -> str:
+    """Return the folder of a run's vectors; without a run id, the folder of all runs of the model.
+
+    Raises:
+        UnknownModel: the settings do not name the model.
+        BadInput: no run has such an id.
+    """
+    name, of_model = settings.model(model)
+    if run_id and not is_run_id(run_id):
+        raise BadInput(f"no run has the id {quoted(run_id)}", field="run_id")
+    root = of_model.batch.delta_path.rstrip("/")
+    folder = f"{root}/{name}/{run_id}".rstrip("/")
+    return folder if is_uri(folder) else str(settings.path(folder))
 
 
 def quarantine_folder_of(settings: Settings, run: RunRecord) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inference.batch.active_set import ActiveSet, ActiveSets
+from inference.batch.delta import Base, Deltas
 from inference.batch.gates import Gate, entities_gate
 from inference.batch.ledger import KEEP_RUNS, Ledger, is_the_runs_fault
 from inference.batch.paths import check_source, run_folder
@@ -29,6 +30,7 @@ from inference.features import Vectoriser, check_key_columns
 from inference.features.key_columns import refuse_repeated_ids
 from inference.logs import get_logger
 from inference.models import Inspect, ModelRegistry, VersionRecord, record_to_serve
+from inference.redis.keys import TableKind
 from inference.settings import ModelSettings, Settings
 from inference.sources import Slice, Source, SourceFile, open_source
 from inference.store import GenerationState
@@ -55,6 +57,7 @@ class Planner:
     tables: RunTables
     active_sets: ActiveSets
     inspect: Inspect
+    deltas: Deltas
 
     def plan(self, run: RunRecord) -> None:
         """Move a queued run to running, or to failed with one line that says why. May run twice."""
@@ -95,7 +98,7 @@ class Planner:
             return ["its plan is gone"]
         version = self.registry.get(run.model, run.model_version)
         source, fingerprint = self.look_at(run, version)
-        changed = fingerprint.differences(run.fingerprint)
+        changed = [*fingerprint.differences(run.fingerprint), *self.deltas.changes(run)]
         if fingerprint.files == run.fingerprint.files:
             return changed
         return [*file_differences(list(self.ledger.plans.files(run.run_id)), source.files), *changed]
@@ -129,7 +132,11 @@ class Planner:
             facts["gates"] = json_text_of(list[Gate], gates)
         if active:
             facts |= self._settle(run, model, active)
-        self._start(run, version, model, facts)
+        base = None
+        if run.delta or (model.batch.delta and not run.is_partial):
+            vectors, base = self.deltas.plan(run, version, rows - int(facts.get("rows_outside", 0)))
+            facts |= vectors
+        self._start(run, version, model, facts, base)
         self.ledger.plans.forget_entities(run.run_id)
 
     def _active_set(self, run: RunRecord, model: ModelSettings, rows: int) -> ActiveSet | None:
@@ -152,17 +159,27 @@ class Planner:
             facts["entities_share"] = f"{active.share:.6f}"
         return {**facts, "entities_rule": active.rule, "entities_note": active.text}
 
-    def _start(self, run: RunRecord, version: VersionRecord, model: ModelSettings, facts: dict[str, str | int]) -> None:
-        """Open the run's generations, and let workers score its chunks."""
+    def _start(
+        self,
+        run: RunRecord,
+        version: VersionRecord,
+        model: ModelSettings,
+        facts: dict[str, str | int],
+        base: Base | None,
+    ) -> None:
+        """Open the run's generations, fill them with the rows of `base`, and let workers score the run's chunks."""
         rows, outside = int(facts["rows_total"]), int(facts.get("rows_outside", 0))
         opened = self.tables.open(run, version, model.batch, rows=rows, outside=outside)
         numbers = {run.field_of(kind): number for kind, number in opened.items()}
+        if base is not None and TableKind.PREDICTIONS in opened:
+            self.deltas.copy(run, base, opened[TableKind.PREDICTIONS], version.contract)
         try:
             self.ledger.move(run, RunState.RUNNING, expected=[RunState.QUEUED], **facts, **numbers)
         except Conflict:  # cancelled meanwhile
             self.tables.discard(run.model, opened, GenerationState.CANCELLED)
             raise
-        planned = {name: facts[name] for name in ("chunks_total", "rows_total", "model_version")}
+        names = ("chunks_total", "rows_total", "model_version", "base_run")
+        planned = {name: facts[name] for name in names if name in facts}
         log.info("run.planned", run_id=run.run_id, **planned)
 
     def _select(self, run: RunRecord, source: Source, model: ModelSettings, limits: dict[str, int]) -> Selected:

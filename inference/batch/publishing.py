@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from inference.batch.delta import Deltas
 from inference.batch.gates import (
     MAX_EXAMPLES,
     BadRows,
@@ -86,13 +87,17 @@ class RunTables:
         opened = {}
         for kind, (is_on, fields, model_version, expected) in wanted.items():
             if is_on:
-                manifest = self.table(kind, run.model).generations.begin(
+                table = self.table(kind, run.model)
+                # a later run can carry rows over only between equal numbers of buckets
+                like = serving_now(table) if kind is TableKind.PREDICTIONS else None
+                manifest = table.generations.begin(
                     fields,
                     rows_expected=expected,
                     model_version=model_version,
                     contract_hash=version.contract_hash,
                     keep_s=batch.keep,
                     run_id=run.run_id,
+                    like=like,
                 )
                 opened[kind] = manifest.number
         return opened
@@ -124,12 +129,16 @@ class RunTables:
 
         Raises:
             NotFound: a generation does not exist (any more).
-            Conflict: the run is in another state, or a generation was discarded.
+            Conflict: the run is in another state, a generation was discarded, or the generation whose rows the run
+                carries over serves no more.
         """
         for position, staged in enumerate(self.of(run)):
             if staged.state not in _PUBLISHED:
-                condition = {} if position else {"run_key": run_key, "run_state": run_state}
-                staged.table.generations.publish(run.generation_of(staged.kind) or 0, **condition)
+                number, generations = run.generation_of(staged.kind) or 0, staged.table.generations
+                if position:
+                    generations.publish(number)
+                else:
+                    generations.publish(number, run_key=run_key, run_state=run_state, instead_of=run.base_generation)
 
     def move_to_overlay(self, run: RunRecord, *, keep_s: float) -> None:
         """Serve a partial run's rows beside the current generation. May run twice, like `publish`.
@@ -208,6 +217,7 @@ class Publisher:
     ledger: Ledger
     keys: Keys
     tables: RunTables
+    deltas: Deltas
     give_way: Callable[[], None] = lambda: None
 
     def publish(self, run: RunRecord) -> None:
@@ -220,6 +230,8 @@ class Publisher:
             if not is_published and not self.tables.are_loading(run):
                 self._fail(run, "its predictions are gone from Redis: start a new run")
                 return
+            if run.vector_key and not is_published:
+                self.deltas.settle(run)
             verdict = "" if is_published else failed_gates(self._check(run))
             if verdict and not run.forced:
                 self._fail(run, f"not published: {verdict}")
@@ -276,7 +288,7 @@ class Publisher:
         staged = self.tables.of(run)
         stored = [one.table.generations.count(one.manifest) for one in staged if one.manifest]
         # the rows of a partial run say nothing against all that serve now
-        current = _serving_now(staged[0]) if staged and not run.is_partial else None
+        current = serving_now(staged[0].table) if staged and not run.is_partial else None
         before = self._run_of(current)
         held = self.tables.predictions(run.model).pointer().held_versions
         limits = self.settings.models[run.model].batch
@@ -341,6 +353,8 @@ class Publisher:
                 log.exception("run.success_file_not_written", run_id=run.run_id)
                 error = {"error": f"published, but the Parquet folder has no _SUCCESS: {sentence_of(problem)}"}
         sweep(self.settings, run)
+        if run.vector_key:
+            self.deltas.sweep(run)
         self.ledger.move(run, RunState.PUBLISHED, expected=[RunState.PUBLISHING], **error)
 
     def _fail(self, run: RunRecord, error: str) -> None:
@@ -348,9 +362,10 @@ class Publisher:
         self.ledger.move(run, RunState.FAILED, expected=[RunState.PUBLISHING], error=error)
 
 
-def _serving_now(staged: StagedGeneration) -> Manifest | None:
-    current = staged.table.pointer().current
-    return None if current is None else staged.table.generations.manifest(current)
+def serving_now(table: Table) -> Manifest | None:
+    """Return the manifest of a table's current generation; None if there is none."""
+    current = table.pointer().current
+    return None if current is None else table.generations.manifest(current)
 
 
 def _reported(result: Mapping[str, Any]) -> int:

@@ -176,6 +176,8 @@ class Reconciler:
         )
         if run:
             sweep(self.settings, run)
+            if fills_it and run.vector_key:
+                self.publisher.deltas.forget(model, run_id)
         log.info("generation.given_up", model=model, generation=manifest.number, run_id=run_id)
 
     def _can_be_resumed(self, run: RunRecord) -> bool:

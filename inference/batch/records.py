@@ -203,6 +203,14 @@ class RunStatus:
     entities_asked: Count | None = None
     since: Instant | None = None
     engine: Engine = Engine.CELERY
+    #: whether rows whose vectors have not changed should be carried over; the run whose rows they are, or why there is
+    #: none and all rows are scored; how many rows were carried over, scored anew, and gone from the source
+    delta: bool = False
+    base_run: TextOrNone = None
+    full_reason: TextOrNone = None
+    rows_carried: Count | None = None
+    rows_rescored: Count | None = None
+    rows_removed: Count | None = None
     started_at: Instant | None = None
     #: when the last chunk was done
     scored_at: Instant | None = None
@@ -247,6 +255,13 @@ class RunRecord(RunStatus):
     quarantine_folder: str = ""
     #: why rows were left out; known once the gates were checked
     bad_rows: Json[tuple[BadRows, ...]] = ()
+    #: of the digests of vectors, in hex; None if the run keeps none
+    vector_key: TextOrNone = None
+    #: fingerprint of the model's files when the run was planned
+    model_files: str = ""
+    #: the generation whose rows are carried over, and how many delta runs there were since the last full one
+    base_generation: Count | None = None
+    deltas: Count = 0
     #: its scored rows are given up, whatever `resumable` says
     spent: bool = False
     #: the error of the last failed attempt at a chunk

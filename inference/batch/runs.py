@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 from inference.batch.active_set import ActiveSets
+from inference.batch.delta import Deltas
 from inference.batch.ledger import Ledger
 from inference.batch.paths import locate_source, run_folder
 from inference.batch.plan import Planner
@@ -81,9 +82,10 @@ class Runs:
         self._ledger = Ledger(client, keys)
         self._retention = QuarantineRetention(settings, client, keys)
         active_sets = ActiveSets(client, keys)
-        self._planner = Planner(settings, self._ledger, registry, self._tables, active_sets, inspect)
+        deltas = Deltas(settings, self._ledger, self._tables.predictions)
+        self._planner = Planner(settings, self._ledger, registry, self._tables, active_sets, inspect, deltas)
         give_way = Yielding(client, keys, settings.realtime_queues).give_way
-        publisher = Publisher(settings, self._ledger, keys, self._tables, give_way)
+        publisher = Publisher(settings, self._ledger, keys, self._tables, deltas, give_way)
         self._reconciler = Reconciler(
             settings, self._ledger, self._tables, self._planner, publisher, send_chunks, start_spark or _refuse_spark
         )
@@ -101,24 +103,28 @@ class Runs:
         entities: Sequence[str] | None = None,
         since: str | None = None,
         engine: str | None = None,
+        delta: bool = False,
     ) -> RunView:
         """Open a run; the reconciler does the rest. `model`: None means the only one in the settings.
 
         `source` replaces the model's own table for this run; the API may name only tables in the own table's folder.
         `slot`: the schedule's instant that the run serves. `entities` or `since` (an ISO 8601 instant, or a duration
         such as `6h`) make the run partial: it scores only those rows, into the overlay. `engine`: `celery` or
-        `spark`; None means the one in the model's settings.
+        `spark`; None means the one in the model's settings. `delta`: score only the rows whose vectors changed since
+        the run that serves, if that is possible.
 
         Raises:
             UnknownModel: the settings do not name the model.
             BadInput: there is no source, or it is not allowed; there is no such engine; an id or `since` is not
-                legal; or the model has no event-time column for `since`.
+                legal; the model has no event-time column for `since`; or a partial run should be a delta run.
             Conflict: the model has a run in progress, or the slot was served already.
         """
         name, of_model = self._settings.model(model)
         scored_by = Engine.named(of_model.batch.engine if engine is None else engine)
         if (entities is not None or since is not None) and not of_model.batch.prediction_table:
             raise BadInput("a partial run writes into the prediction table: turn prediction_table on")
+        if delta and (entities is not None or since is not None):
+            raise BadInput("a partial run scores the rows that you name: leave delta out", field="delta")
         path = locate_source(self._settings, name, of_model, source, confined=trigger is Trigger.API)
         now = self._ledger.now()
         run_id = f"{name}-{to_datetime(now).strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
@@ -131,6 +137,8 @@ class Runs:
             "engine": scored_by.value,
             "created_at": f"{now:.6f}",  # the instant of the folders' `{date}` too
         }
+        if delta:
+            fields["delta"] = "1"
         if since is not None:
             fields["since"] = repr(since_of(name, of_model, since, now=now))
         if entities is not None:

@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 
 from inference.batch.gates import MAX_EXAMPLES, BadRows, HistogramCounter, merge_bad_rows
 from inference.batch.quarantine import Quarantine
-from inference.batch.sinks import Sink, Window, WindowBuilder
+from inference.batch.sinks import CarriedRows, Sink, Window, WindowBuilder, every
+from inference.batch.vectors import Compared, VectorCheck
 from inference.entities import entity_ids_as_text, illegal_entity_ids
 from inference.errors import ContractError, FunctionFailed, ModelError
 from inference.features import FeatureRows, Vectoriser
@@ -43,20 +44,26 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TableRows:
-    """Rows of a table, with their ids as text and their `as_of` in epoch seconds."""
+    """Rows of a table, with their ids as text and their `as_of` in epoch seconds.
+
+    `digests`: of the vectors that the model gets; None unless the run keeps them.
+    """
 
     source: pa.RecordBatch
     ids: pa.Array
     as_of: npt.NDArray[np.float64]
+    digests: npt.NDArray[np.uint64] | None = None
 
     def take(self, keep: npt.NDArray[np.bool_]) -> TableRows:
         """Return the rows of a mask."""
         mask = pa.array(keep)
-        return TableRows(self.source.filter(mask), self.ids.filter(mask), self.as_of[keep])
+        digests = None if self.digests is None else self.digests[keep]
+        return TableRows(self.source.filter(mask), self.ids.filter(mask), self.as_of[keep], digests)
 
     def slice(self, part: slice) -> TableRows:
         """Return consecutive rows, as views."""
-        return TableRows(self.source[part], self.ids[part], self.as_of[part])
+        digests = None if self.digests is None else self.digests[part]
+        return TableRows(self.source[part], self.ids[part], self.as_of[part], digests)
 
 
 @dataclass(frozen=True)
@@ -72,13 +79,35 @@ class Refusal:
 class PreparedRows:
     """A batch: all its `rows`, the refused ones, and the `usable` ones with their features in the same order.
 
-    `features` also holds the fields that a feature table adds to the features (`StoredForm`).
+    `features` also holds the fields that a feature table adds to the features (`StoredForm`). `compared`: what became
+    of the usable rows' vectors; None unless the run keeps them.
     """
 
     rows: TableRows
     refused: tuple[Refusal, ...]
     usable: TableRows
     features: Block
+    compared: Compared | None = None
+
+    def take(self, mask: npt.NDArray[np.bool_]) -> PreparedRows:
+        """Return the batch with some of its usable rows."""
+        compared = None if self.compared is None else self.compared.take(mask)
+        return replace(self, usable=self.usable.take(mask), features=take(self.features, mask), compared=compared)
+
+    def to_carry(self) -> CarriedRows | None:
+        """Return the usable rows whose predictions are known; None for none."""
+        if self.compared is None or not self.compared.same.any():
+            return None
+        known = self.take(self.compared.same)
+        rows, found = known.usable, known.compared or self.compared
+        return CarriedRows(rows.ids, rows.as_of, found.digests, found.aged, found.places, known.features)
+
+    def to_score(self) -> PreparedRows:
+        """Return the batch without the rows that `to_carry` returns, its usable rows with their digests."""
+        if self.compared is None:
+            return self
+        rest = self.take(~self.compared.same) if self.compared.same.any() else self
+        return replace(rest, usable=replace(rest.usable, digests=(rest.compared or self.compared).digests))
 
     def split(self, chosen: npt.NDArray[np.bool_]) -> tuple[PreparedRows, Window]:
         """Return the batch with the chosen ones of its usable rows, and the features of the others.
@@ -90,8 +119,7 @@ class PreparedRows:
             is_usable[one.positions] = False
         mask = chosen[is_usable]
         others = self.usable.take(~mask)
-        kept = replace(self, usable=self.usable.take(mask), features=take(self.features, mask))
-        return kept, Window(others.ids, {}, others.as_of, take(self.features, ~mask))
+        return self.take(mask), Window(others.ids, {}, others.as_of, take(self.features, ~mask))
 
 
 @dataclass(frozen=True)
@@ -99,13 +127,14 @@ class Preparer:
     """Prepares batches for one model: the model's inputs of each row, or the reason why it has none.
 
     `loaded_at`: the instant of the run, in epoch seconds. Feature functions get it, and it is the `as_of` of rows
-    without an event time.
+    without an event time. `vectors`: tells which rows need no model; None: all do.
     """
 
     vectoriser: Vectoriser
     entity_column: str
     event_time_column: str | None
     loaded_at: float
+    vectors: VectorCheck | None = None
 
     def prepare(self, batch: pa.RecordBatch) -> PreparedRows:
         """Return a batch's rows, each either usable or refused once, for its first reason.
@@ -120,10 +149,19 @@ class Preparer:
         block = features.block | self._notes(features, times)
         bad_ids = np.asarray(illegal_entity_ids(ids))
         if not bad_ids.any() and not features.rejected.any():
-            return PreparedRows(rows, (), rows, block)
+            return self._compared(PreparedRows(rows, (), rows, block))
         keep = ~(bad_ids | features.rejected)
         refused = tuple(self._refusals(bad_ids, features))
-        return PreparedRows(rows, refused, rows.take(keep), take(block, keep))
+        return self._compared(PreparedRows(rows, refused, rows.take(keep), take(block, keep)))
+
+    def _compared(self, prepared: PreparedRows) -> PreparedRows:
+        """Add what became of the usable rows' vectors."""
+        if self.vectors is None:
+            return prepared
+        rows = prepared.usable
+        return replace(
+            prepared, compared=self.vectors.compare(rows.ids, self.vectoriser.inputs(prepared.features), rows.as_of)
+        )
 
     def _features(self, batch: pa.RecordBatch, times: GroupTimes) -> FeatureRows:
         try:
@@ -167,11 +205,15 @@ class Preparer:
 
 @dataclass
 class ChunkResult:
-    """Counts a chunk's rows: `rows` = stored + `outside` + `quarantined` + `non_finite`."""
+    """Counts a chunk's rows: `rows` = stored + `outside` + `quarantined` + `non_finite`.
+
+    `outside`: rows that the run does not score, since their entities are outside its active set. `carried`: how many of
+    the stored ones were known.
+    """
 
     rows: int = 0
-    #: rows that the run does not score, since their entities are outside its active set
     outside: int = 0
+    carried: int = 0
     quarantined: int = 0
     non_finite: int = 0
     #: the quarantined rows for which the model raised
@@ -202,6 +244,7 @@ class ChunkResult:
             "outside": self.outside,
             "quarantined": self.quarantined,
             "non_finite": self.non_finite,
+            **({"carried": self.carried} if self.carried else {}),
             "bad_rows": json_of(tuple[BadRows, ...], reasons),
         }
 
@@ -254,7 +297,7 @@ class ChunkScorer:
     def _score_all(
         self,
         prepared: Iterator[PreparedRows],
-        writer: WriteBehind[Window],
+        writer: WriteBehind[Window | CarriedRows],
         result: ChunkResult,
         chosen: npt.NDArray[np.bool_] | None,
     ) -> None:
@@ -265,14 +308,21 @@ class ChunkScorer:
                 rows, others = batch.split(chosen[at - len(batch.rows.ids) : at])
                 result.outside += len(others.ids)
                 _gather(others, outside, writer)
-            for scored in self._score_batch(rows, result):
+            carried = rows.to_carry()
+            if carried is not None:
+                result.carried += len(carried.ids)
+                writer.put(carried)
+            for scored in self._score_batch(rows.to_score(), result):
                 _gather(scored, pending, writer)
         for rest in (pending, outside):
             if rest.rows:
                 writer.put(rest.take())
 
-    def _write(self, histogram: HistogramCounter, window: Window) -> None:
+    def _write(self, histogram: HistogramCounter, window: Window | CarriedRows) -> None:
         self.fence()
+        if isinstance(window, CarriedRows):
+            self._carry(histogram, window)
+            return
         for sink in self.feature_sinks:
             sink.write(window.of_features)
         if not window.block:  # these rows were not scored
@@ -280,6 +330,12 @@ class ChunkScorer:
         for sink in self.sinks:
             sink.write(window)
         histogram.add(window.block)
+
+    def _carry(self, histogram: HistogramCounter, rows: CarriedRows) -> None:
+        for sink in self.feature_sinks:  # an equal vector does not mean that all stored features are equal
+            sink.write(Window(rows.ids, rows.features or {}, rows.as_of))
+        samples = [sink.carry(rows) for sink in self.sinks]
+        histogram.add(samples[0] if samples else {}, times=every(len(rows.ids)))
 
     def _score_batch(self, prepared: PreparedRows, result: ChunkResult) -> Iterator[Window]:
         result.rows += len(prepared.rows.ids)
@@ -301,7 +357,7 @@ class ChunkScorer:
             self.micro_batch.shrink(scored.too_many_rows)
         kept = features if self.feature_sinks else None
         if not scored.failed.any():
-            return Window(rows.ids, scored.outputs, rows.as_of, kept)
+            return Window(rows.ids, scored.outputs, rows.as_of, kept, rows.digests)
         for bad, failed in _failed_by_reason(rows.ids, scored):
             result.fail(bad)
             self.quarantine.add(rows.source, rows.ids, failed, reason=bad.reason)
@@ -309,10 +365,11 @@ class ChunkScorer:
             raise ModelError(f"the model raises for too many rows, such as: {result.bad_rows[-1]}")
         good = ~scored.failed
         rows = rows.take(good)
-        return Window(rows.ids, take(scored.outputs, good), rows.as_of, take(kept, good) if kept else None)
+        kept = take(kept, good) if kept else None
+        return Window(rows.ids, take(scored.outputs, good), rows.as_of, kept, rows.digests)
 
 
-def _gather(rows: Window, into: WindowBuilder, writer: WriteBehind[Window]) -> None:
+def _gather(rows: Window, into: WindowBuilder, writer: WriteBehind[Window | CarriedRows]) -> None:
     into.add(rows)
     if into.is_full or (into.is_worth_writing and writer.is_idle):
         writer.put(into.take())

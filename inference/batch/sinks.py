@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
+from inference.errors import SourceError
 from inference.schema import Block, DType, TensorSpec
 from inference.storage import Location, open_location
 from inference.store import Manifest, Table
@@ -35,6 +36,9 @@ WINDOW_BYTES = 64 << 20
 #: faster than the model
 _EARLY = 4
 
+#: carried rows whose predictions count for all of a batch in the histogram; more would not change the shares
+SAMPLED = 2048
+
 SUCCESS = "_SUCCESS"
 _AS_OF = pa.timestamp("ms", "UTC")
 
@@ -43,13 +47,15 @@ _AS_OF = pa.timestamp("ms", "UTC")
 class Window:
     """Scored rows that are written together. `as_of`: epoch seconds.
 
-    `features`: the features from which the rows were scored; None unless the run has a sink for them.
+    `features`: the features from which the rows were scored; None unless the run has a sink for them. `digests`: of the
+    vectors that the model got; None unless the run keeps them.
     """
 
     ids: pa.StringArray
     block: Block
     as_of: npt.NDArray[np.float64]
     features: Block | None = None
+    digests: npt.NDArray[np.uint64] | None = None
 
     @property
     def of_features(self) -> Window:
@@ -66,6 +72,22 @@ class Window:
     def blocks(self) -> tuple[Block, ...]:
         """The predictions and, if there are any, the features."""
         return (self.block,) if self.features is None else (self.block, self.features)
+
+
+@dataclass(frozen=True)
+class CarriedRows:
+    """Rows whose predictions stay those of an earlier run, since the model would get the same vectors.
+
+    `digests`: of those vectors; `aged`: which rows need another `as_of` than their copies in the table have; `places`:
+    of the rows in the earlier run's Parquet parts, the part's number times 2**32 and the row.
+    """
+
+    ids: pa.StringArray
+    as_of: npt.NDArray[np.float64]
+    digests: npt.NDArray[np.uint64]
+    aged: npt.NDArray[np.bool_]
+    places: npt.NDArray[np.uint64]
+    features: Block | None = None
 
 
 class WindowBuilder:
@@ -101,7 +123,9 @@ class WindowBuilder:
         ids = pa.concat_arrays([part.ids for part in parts])
         features = None if parts[0].features is None else _join([part.features or {} for part in parts])
         as_of = np.concatenate([part.as_of for part in parts])
-        return Window(ids, _join([part.block for part in parts]), as_of, features)
+        kept = [part.digests for part in parts if part.digests is not None]  # of all, or of none
+        digests = np.concatenate(kept) if kept else None
+        return Window(ids, _join([part.block for part in parts]), as_of, features, digests)
 
 
 def _join(blocks: list[Block]) -> Block:
@@ -123,6 +147,9 @@ class Sink(Protocol):
     def write(self, window: Window) -> None:
         """Write rows."""
 
+    def carry(self, rows: CarriedRows) -> Block:
+        """Keep rows of an earlier run; return the predictions of some `SAMPLED` of them, evenly spread."""
+
     def commit(self) -> None:
         """Make the chunk's rows final, once all of them are written."""
 
@@ -141,6 +168,12 @@ class TableSink:
         """Write rows; they are final at once."""
         self.table.generations.write(self.manifest, window.ids, window.block, window.as_of)
 
+    def carry(self, rows: CarriedRows) -> Block:
+        """Correct the ages of rows that planning has copied into the generation."""
+        generations, aged = self.table.generations, pa.array(rows.aged)
+        generations.set_ages(self.manifest, rows.ids.filter(aged), rows.as_of[rows.aged])
+        return generations.some_of(self.manifest, rows.ids[:: every(len(rows.ids))].to_pylist())
+
     def commit(self) -> None:
         """Do nothing: the rows are final."""
 
@@ -151,12 +184,17 @@ class TableSink:
 class ParquetSink:
     """Writes one chunk as a part of `folder`, a path or a URI; the part appears when the chunk is whole.
 
+    `earlier`: the folder of the run whose rows are carried over; None for none.
+
     Raises:
         OSError: from any call, for instance when the disk is full; the part is absent or unchanged then.
     """
 
-    def __init__(self, folder: str, fields: Sequence[TensorSpec], *, chunk: int, token: str) -> None:
+    def __init__(
+        self, folder: str, fields: Sequence[TensorSpec], *, chunk: int, token: str, earlier: str | None = None
+    ) -> None:
         self._folder = open_location(folder)
+        self._earlier = None if earlier is None else open_location(earlier)
         self._fields = tuple(fields)
         self._schema = _schema(fields)
         self._name = f"part-{chunk:06d}.parquet"
@@ -166,12 +204,29 @@ class ParquetSink:
 
     def write(self, window: Window) -> None:
         """Append rows to the temporary file."""
+        columns = [window.ids, *(_column(window.block[spec.name], spec) for spec in self._fields)]
+        self._append([*columns, _ages(window.as_of)])
+
+    def carry(self, rows: CarriedRows) -> Block:
+        """Append rows of the earlier run's parts, with the ages that they have now.
+
+        Raises:
+            SourceError: a part is gone, or does not hold these rows.
+        """
+        if self._earlier is None:
+            raise ValueError("no run to carry rows over from")
+        found = rows_at(self._earlier, rows.places, self._schema)
+        if not found.column("entity_id").combine_chunks().equals(rows.ids):
+            raise _changed(self._earlier)
+        columns = [found.column(spec_at).combine_chunks() for spec_at in range(1, len(self._schema) - 1)]
+        self._append([rows.ids, *columns, _ages(rows.as_of)])
+        return _numbers(columns, self._fields, every(len(rows.ids)))
+
+    def _append(self, columns: list[pa.Array]) -> None:
         if self._file is None:
             self._file = self._open()
         if self._writer is None:
             self._writer = pq.ParquetWriter(self._file, self._schema)
-        columns = [window.ids, *(_column(window.block[spec.name], spec) for spec in self._fields)]
-        columns.append(pa.array((window.as_of * 1000).astype("int64"), pa.int64()).cast(_AS_OF))
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
 
     def commit(self) -> None:
@@ -212,6 +267,69 @@ class ParquetSink:
         self._file.seek(0)
         with self._folder.filesystem.open_output_stream(f"{self._folder.path}/{self._name}") as target:
             shutil.copyfileobj(self._file, target, 1 << 20)
+
+
+def rows_at(folder: Location, places: npt.NDArray[np.uint64], schema: pa.Schema) -> pa.Table:
+    """Return rows of a run's parts, in the order of `places` (see `CarriedRows`). Reads only their row groups.
+
+    Raises:
+        SourceError: a part is gone, or has another schema or fewer rows.
+    """
+    order = np.argsort(places, kind="stable")
+    numbers, rows = (places[order] >> np.uint64(32)), (places[order] & np.uint64(2**32 - 1)).astype(np.int64)
+    found = []
+    try:
+        for number in np.unique(numbers).tolist():
+            path = f"{folder.path}/part-{number:06d}.parquet"
+            with pq.ParquetFile(path, filesystem=folder.filesystem) as part:
+                found += _rows_of(part, rows[numbers == number])
+        table = pa.concat_tables([one.select(schema.names).cast(schema) for one in found])
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise _changed(folder) from error
+    if len(table) != len(places):
+        raise _changed(folder)
+    back = np.empty(len(order), np.int64)
+    back[order] = np.arange(len(order))
+    return table.take(pa.array(back))
+
+
+def _rows_of(part: pq.ParquetFile, rows: npt.NDArray[np.int64]) -> list[pa.Table]:
+    """Return ascending rows of a part, those of each row group as one table."""
+    found, start = [], 0
+    for group in range(part.num_row_groups):
+        end = start + part.metadata.row_group(group).num_rows
+        inside = rows[np.searchsorted(rows, start) : np.searchsorted(rows, end)]
+        if len(inside):
+            found.append(part.read_row_group(group).take(pa.array(inside - start)))
+        start = end
+    return found
+
+
+def _changed(folder: Location) -> SourceError:
+    return SourceError(
+        f"the Parquet parts in {folder.name} are not those of the run whose rows are carried over: start a new run"
+    )
+
+
+def _numbers(columns: Sequence[pa.Array], fields: Sequence[TensorSpec], step: int) -> Block:
+    """Return every `step`-th row of the columns that hold numbers, each as one flat array."""
+    block = {}
+    for column, spec in zip(columns, fields, strict=True):
+        if spec.dtype is not DType.STRING:
+            some = column.take(pa.array(np.arange(0, len(column), step)))
+            while pa.types.is_list(some.type):
+                some = some.flatten()
+            block[spec.name] = some.to_numpy(zero_copy_only=False)
+    return block
+
+
+def _ages(as_of: npt.NDArray[np.float64]) -> pa.Array:
+    return pa.array((as_of * 1000).astype("int64"), pa.int64()).cast(_AS_OF)
+
+
+def every(rows: int) -> int:
+    """Return which step through so many rows meets about `SAMPLED` of them."""
+    return max(1, -(-rows // SAMPLED))
 
 
 def sweep_temporary_files(folder: Path) -> None:

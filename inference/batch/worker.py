@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import pyarrow as pa
 
+from inference.batch.delta import vector_check
 from inference.batch.ledger import Claim, Ledger, Progress
-from inference.batch.paths import check_files, parquet_folder_of, quarantine_folder_of
-from inference.batch.publishing import RunTables
+from inference.batch.paths import check_files, parquet_folder_of, quarantine_folder_of, vectors_folder
+from inference.batch.publishing import RunTables, StagedGeneration
 from inference.batch.quarantine import Quarantine
 from inference.batch.records import Chunk, Fingerprint, RunRecord, RunState, is_run_id
 from inference.batch.scoring import ChunkResult, ChunkScorer, Preparer
 from inference.batch.sinks import ParquetSink, Sink, TableSink
+from inference.batch.vectors import VectorCheck, VectorSink
 from inference.errors import (
     ContractError,
     NotFound,
@@ -152,18 +155,33 @@ class ChunkWorker:
         rows = _rows_at_once(model.vectoriser.contract)
         return read_slices(chunk.files, chunk.slices, columns=columns, batch_rows=rows)
 
-    def _sinks(self, run: RunRecord, claim: Claim, model: LoadedModel) -> tuple[list[Sink], list[Sink]]:
-        """Return the sinks of the predictions, and those of the features."""
+    def _sinks(
+        self,
+        run: RunRecord,
+        claim: Claim,
+        model: LoadedModel,
+        generations: Sequence[StagedGeneration],
+        before: str | None,
+    ) -> tuple[list[Sink], list[Sink]]:
+        """Return the sinks of the predictions, and those of the features. `before`: as for `ParquetSink`."""
         sinks: dict[TableKind, list[Sink]] = {TableKind.PREDICTIONS: [], TableKind.FEATURES: []}
-        for staged in self.tables.of(run):
+        for staged in generations:
             if staged.manifest is None:
                 raise StaleAttempt(f"run {run.run_id} has no generation any more")
             sinks[staged.kind].append(TableSink(staged.table, staged.manifest))
         if folder := parquet_folder_of(self.settings, run):
             outputs = model.record.signature.outputs
-            parts = ParquetSink(folder, outputs, chunk=claim.chunk, token=claim.token)
+            parts = ParquetSink(folder, outputs, chunk=claim.chunk, token=claim.token, earlier=before)
             sinks[TableKind.PREDICTIONS].append(parts)
         return sinks[TableKind.PREDICTIONS], sinks[TableKind.FEATURES]
+
+    def _vector_check(
+        self, run: RunRecord, planned: Fingerprint, model: LoadedModel, generations: Sequence[StagedGeneration]
+    ) -> VectorCheck:
+        manifest = next((one.manifest for one in generations if one.kind is TableKind.PREDICTIONS), None)
+        latest = math.inf if manifest is None else manifest.created_at
+        contract = model.vectoriser.contract
+        return vector_check(self.settings, run, contract, planned.event_time_column, latest=latest)
 
     def _before_call(self, lease: Lease, device: str) -> None:
         lease.ensure_held()
@@ -172,10 +190,18 @@ class ChunkWorker:
     def _scorer(
         self, run: RunRecord, planned: Fingerprint, claim: Claim, model: LoadedModel, lease: Lease
     ) -> ChunkScorer:
-        sinks, feature_sinks = self._sinks(run, claim, model)
+        generations = self.tables.of(run)
+        check = self._vector_check(run, planned, model, generations) if run.vector_key else None
+        before = check.before.facts.parquet_folder if check and check.before else None
+        sinks, feature_sinks = self._sinks(run, claim, model, generations, before)
+        if check is not None:
+            folder = vectors_folder(self.settings, run.model, run.run_id)
+            sinks.append(VectorSink(folder, chunk=claim.chunk, token=claim.token, latest=check.latest))
         return ChunkScorer(
             model=model,
-            preparer=Preparer(model.vectoriser, planned.entity_column, planned.event_time_column, run.created_at),
+            preparer=Preparer(
+                model.vectoriser, planned.entity_column, planned.event_time_column, run.created_at, check
+            ),
             sinks=sinks,
             feature_sinks=feature_sinks,
             quarantine=Quarantine(quarantine_folder_of(self.settings, run), chunk=claim.chunk, token=claim.token),

@@ -109,6 +109,11 @@ class Client(redis.Redis):
         except NoScriptError:
             return self.run_script(name, keys, arguments)
 
+    def load_script(self, name: str) -> str:
+        """Have Redis keep a script, for EVALSHA among bulk commands, and return its digest."""
+        self.script_load(_SCRIPTS[name])
+        return _DIGESTS[name]
+
     def send_in_bulk(self, pieces: Iterable[BulkCommands], pace: Pace) -> bytes:
         """Send tens of thousands of commands and return their replies, each a `:number` and CR LF."""
         try:

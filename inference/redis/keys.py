@@ -14,7 +14,10 @@ All keys live in `cache_url`, which must not evict, and start with the deploymen
 | P:T:gens         | zset   | number, scored by creation time          | until collected       | begin, collection     |
 | P:T:g:N          | hash   | state; manifest (JSON); model version;   | until collected       | begin, publish, …     |
 |                  |        | sweep_due_at (epoch s)                   |                       |                       |
-| P:T:g:N:B        | hash   | id → packed value + as_of                | manifest's deadline   | batch workers         |
+| P:T:g:N:{B}      | hash   | id → packed value + as_of; B alone       | manifest's deadline   | batch workers         |
+|                  |        | decides the slot of a cluster, so bucket |                       |                       |
+|                  |        | B of all generations lies in one slot.   |                       |                       |
+|                  |        | In a generation of format 1: P:T:g:N:B   |                       |                       |
 | P:T:o:ID         | string | header + packed value; or a header alone | the entry's `keep`    | real-time workers,    |
 |                  |        | that says features changed since         |                       | updates of features   |
 | P:T:u:GROUP:…    |        | as P:T:o:ID and P:T:schemas, of one feature group of several; written by updates  |
@@ -141,13 +144,16 @@ class TableKeys:
         """Hash with `state`, `manifest`, `version`, `sweep_due_at`."""
         return f"{self.generation_prefix}{number}"
 
-    def bucket(self, number: int, bucket: int) -> str:
+    def bucket(self, number: int, bucket: int, *, tagged: bool = True) -> str:
         """Hash of packed values."""
-        return f"{self.base}:g:{number}:{bucket}"
+        return self.bucket_form(number, tagged=tagged) % bucket
 
-    def bucket_prefix(self, number: int) -> str:
-        """Prefix of `bucket`, for writers that spell many keys in a row."""
-        return f"{self.base}:g:{number}:"
+    def bucket_form(self, number: int, *, tagged: bool = True) -> str:
+        """The form of a generation's `bucket` keys; `form % bucket` is one of them. Spares those who spell many.
+
+        `tagged`: False for a generation of format 1, whose keys have no hash tag.
+        """
+        return f"{self.base}:g:{number}:" + ("{%s}" if tagged else "%s")
 
     def part(self, name: str) -> TableKeys:
         """Keys of a part of this table's rows, such as one feature group."""

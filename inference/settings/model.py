@@ -104,7 +104,9 @@ class BatchSettings(Section):
     before compression. A run writes to `prediction_table`, which is served, to `feature_table`, from which real-time
     answers are computed, and to files in `parquet_path`. `write_share`: the share of the time in which one worker may
     keep Redis busy with writes. `entities`: the rows that a whole run scores, as `entities_rule` reads it;
-    `new_entities`: also those that the run that serves did not have.
+    `new_entities`: also those that the run that serves did not have. `delta`: scheduled runs score only the rows whose
+    vectors changed, and every run keeps what tells so in `delta_path`; each `full_every`-th scheduled run scores all
+    rows.
     """
 
     schedule: Schedule | None = None
@@ -126,6 +128,9 @@ class BatchSettings(Section):
     max_drift: Annotated[float, Field(gt=0)] = 1.0
     quarantine_path: str = ".forecache/quarantine"
     resumable: Duration = 24 * 3600.0
+    delta: bool = False
+    full_every: Annotated[int, Field(ge=1, le=100_000)] = 7
+    delta_path: Annotated[str, Field(min_length=1)] = ".forecache/delta"
     engine: Literal["celery", "spark"] = "celery"
     spark: SparkSettings = SparkSettings()
 

@@ -5,14 +5,25 @@ one key an id. A look-up takes the newer of the two. `codec` and `wire` define t
 look-ups.
 """
 
+from inference.store.codec import bucket_count, bucket_hashes, stored_as_of, stored_ids
 from inference.store.generations import SWEEP_AFTER_S
 from inference.store.reading import AsyncTableReader
-from inference.store.records import ChangeableRows, Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
+from inference.store.records import (
+    GENERATION_FORMAT,
+    ChangeableRows,
+    Entry,
+    GenerationState,
+    Manifest,
+    Origin,
+    Pointer,
+    StoredRows,
+)
 from inference.store.table import Table
 from inference.store.versions import CANARY, STABLE, Labels
 
 __all__ = [
     "CANARY",
+    "GENERATION_FORMAT",
     "STABLE",
     "SWEEP_AFTER_S",
     "AsyncTableReader",
@@ -25,4 +36,8 @@ __all__ = [
     "Pointer",
     "StoredRows",
     "Table",
+    "bucket_count",
+    "bucket_hashes",
+    "stored_as_of",
+    "stored_ids",
 ]

@@ -69,7 +69,7 @@ class RowCodec:
             ContractError: the block lacks a field, or a field has another shape or type.
         """
         rows = np.zeros(len(as_of), self.dtype)
-        rows["as_of"] = np.clip(as_of, 0, _UINT32_MAX)
+        rows["as_of"] = stored_as_of(as_of)
         for key, spec in self._fixed:
             column = _column(block, spec, len(as_of))
             if column.shape != (len(as_of), *spec.shape) or not np.can_cast(column, spec.dtype.numpy, "same_kind"):
@@ -129,6 +129,11 @@ class RowCodec:
         size = self.dtype.itemsize
         tails = [msgpack.unpackb(row[size:]) for row in rows] if self._loose else []
         return [[tail[i] for tail in tails] for i in range(len(self._loose))]
+
+
+def stored_as_of(as_of: npt.NDArray[np.float64]) -> npt.NDArray[np.uint32]:
+    """Return each `as_of` (epoch seconds) as a row starts with it."""
+    return np.clip(as_of, 0, _UINT32_MAX).astype("<u4")
 
 
 def codec_for(fields: tuple[TensorSpec, ...]) -> RowCodec:
@@ -316,9 +321,14 @@ _DIGEST_MARK = b"\x00"
 _DIGEST_BYTES = 15
 
 
-def bucket_count(rows_expected: int) -> int:
-    """Return the number of buckets for a generation of about `rows_expected` rows."""
-    return min(max(1, -(-rows_expected // IDS_PER_BUCKET)), MOST_BUCKETS)
+def bucket_count(rows_expected: int, like: int | None = None) -> int:
+    """Return the number of buckets for a generation of about `rows_expected` rows.
+
+    `like`: the number that another generation has. It is kept if it is right within a tenth, because rows can be
+    carried over only between generations with equal numbers.
+    """
+    wanted = min(max(1, -(-rows_expected // IDS_PER_BUCKET)), MOST_BUCKETS)
+    return like if like and abs(wanted - like) <= max(1, like // 10) else wanted
 
 
 def bucket_of(entity_id: str, buckets: int) -> int:
@@ -354,7 +364,12 @@ def stored_ids(ids: Any) -> Any:
 
 def buckets_of(ids: Any, buckets: int) -> npt.NDArray[np.uint32]:
     """Return `bucket_of` each id of an Arrow text array."""
-    return crc32_of_each(pc.cast(ids, pa.large_binary()), without_last=1) % np.uint32(buckets)
+    return bucket_hashes(ids) % np.uint32(buckets)
+
+
+def bucket_hashes(ids: Any) -> npt.NDArray[np.uint32]:
+    """Return a number for each id of an Arrow text array: modulo the number of buckets, it is the id's bucket."""
+    return crc32_of_each(pc.cast(ids, pa.large_binary()), without_last=1)
 
 
 def crc32_of_each(texts: Any, *, without_last: int = 0) -> npt.NDArray[np.uint32]:

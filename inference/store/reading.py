@@ -275,8 +275,8 @@ def _bucket_commands(
     buckets = manifest.buckets
     for index, entity_id in enumerate(ids):
         groups.setdefault(bucket_of(entity_id, buckets), []).append(index)
-    prefix = keys.bucket_prefix(manifest.number)
-    commands = [("HMGET", f"{prefix}{b}", *[stored[i] for i in group]) for b, group in groups.items()]
+    form = keys.bucket_form(manifest.number, tagged=manifest.is_tagged)
+    commands = [("HMGET", form % b, *[stored[i] for i in group]) for b, group in groups.items()]
     return commands, list(groups.values())
 
 

@@ -13,10 +13,14 @@ from pydantic import Field, FiniteFloat
 
 from inference.schema import Block, TensorSpec
 from inference.store.versions import Labels
-from inference.stored_data import DATA_FORMAT, record_from_json, unknown_format
+from inference.stored_data import FIRST_FORMAT, record_from_json, unknown_format
 
 #: enough for four billion ids; a manifest with more is not ours, and collecting it would take for ever
 MOST_BUCKETS = 1 << 26
+
+
+#: format of new generations; since 2, the keys of buckets have hash tags. This release also knows the ones before
+GENERATION_FORMAT = 2
 
 
 class GenerationState(StrEnum):
@@ -64,8 +68,13 @@ class Manifest:
     created_at: FiniteFloat
     deadline: FiniteFloat
     rows_expected: int
-    #: the format of the release that began it
-    format: int = DATA_FORMAT
+    #: the format of the release that began it; older releases wrote none
+    format: int = FIRST_FORMAT
+
+    @property
+    def is_tagged(self) -> bool:
+        """Whether the keys of its buckets have hash tags."""
+        return self.format > FIRST_FORMAT
 
     def check_format(self) -> None:
         """Refuse to read or write rows of an unknown format.
@@ -73,8 +82,8 @@ class Manifest:
         Raises:
             UnknownFormat: another release began the generation.
         """
-        if self.format != DATA_FORMAT:
-            raise unknown_format(f"generation {self.number}", self.format)
+        if not FIRST_FORMAT <= self.format <= GENERATION_FORMAT:
+            raise unknown_format(f"generation {self.number}", self.format, GENERATION_FORMAT)
 
     def to_json(self) -> str:
         """Return the manifest as JSON text."""

@@ -21,7 +21,7 @@ from inference.store.codec import buckets_of, stored_ids
 
 
 def encode_window(
-    ids: Any, rows: Any, *, bucket_prefix: str, buckets: int, deadline: int, piece_bytes: Callable[[], int]
+    ids: Any, rows: Any, *, bucket_form: str, buckets: int, deadline: int, piece_bytes: Callable[[], int]
 ) -> Iterator[BulkCommands]:
     """Yield each bucket's commands in pieces: HSET of its rows in the order of the ids, then EXPIREAT `deadline`.
 
@@ -36,10 +36,56 @@ def encode_window(
     bucket = bucket[order]
     starts = np.flatnonzero(np.append(True, bucket[1:] != bucket[:-1]))
     counts = np.diff(np.append(starts, len(bucket)))
-    heads, tails = _around(bucket[starts], counts, bucket_prefix, deadline)
+    heads, tails = _around(bucket[starts], counts, bucket_form, deadline)
     parts = pa.concat_arrays([_encode_pairs(stored_ids(ids), rows), heads, tails])
-    stream = parts.take(pa.array(_layout(order, starts, counts)))
-    yield from _pieces(stream, starts, counts, piece_bytes)
+    stream = parts.take(pa.array(_layout(order, starts, counts, around=2)))
+    yield from _pieces(stream, starts, counts, piece_bytes, around=2)
+
+
+def encode_ages(
+    ids: Any,
+    as_of: npt.NDArray[np.uint32],
+    *,
+    script: str,
+    bucket_form: str,
+    buckets: int,
+    piece_bytes: Callable[[], int],
+) -> Iterator[BulkCommands]:
+    """Yield, in pieces, a call of `scripts/set_ages.lua` (its digest: `script`) for each bucket of the ids.
+
+    `as_of`: the new age of each row; the rest as in `encode_window`.
+    """
+    if len(ids) == 0:
+        return
+    bucket = buckets_of(ids, buckets)
+    order = _order(bucket)
+    bucket = bucket[order]
+    starts = np.flatnonzero(np.append(True, bucket[1:] != bucket[:-1]))
+    counts = np.diff(np.append(starts, len(bucket)))
+    ages = np.ascontiguousarray(as_of[order])
+    bounds = np.append(starts, len(ages)).astype(np.int64) * ages.itemsize
+    of_buckets = pa.Array.from_buffers(pa.large_binary(), len(starts), [None, pa.py_buffer(bounds), pa.py_buffer(ages)])
+    call = b"*%%d\r\n%b%b%b" % (_text(b"EVALSHA"), _text(script.encode()), _text(b"1"))
+    heads = _join(_lines(call, pa.array(5 + counts)), _bulk(_keys(bucket[starts], bucket_form)), _bulk(of_buckets))
+    parts = pa.concat_arrays([_bulk(stored_ids(ids)), heads])
+    stream = parts.take(pa.array(_layout(order, starts, counts, around=1)))
+    yield from _pieces(stream, starts, counts, piece_bytes, around=1)
+
+
+def encode_copies(
+    bucket_forms: tuple[str, str], buckets: Iterable[int], *, script: str, deadline: int, as_of: bytes
+) -> bytes:
+    """Return a call of `scripts/copy_bucket.lua` (its digest: `script`) for each bucket.
+
+    `bucket_forms`: of the generation to copy from and of the copy; `as_of`: of all rows of the copy, as in a row, or
+    empty to keep theirs.
+    """
+    call = b"*7\r\n%b%b%b" % (_text(b"EVALSHA"), _text(script.encode()), _text(b"2"))
+    arguments = _text(b"%d" % deadline) + _text(as_of)
+    return b"".join(
+        call + _text((bucket_forms[0] % bucket).encode()) + _text((bucket_forms[1] % bucket).encode()) + arguments
+        for bucket in buckets
+    )
 
 
 def encode_lengths(keys: Iterable[str]) -> bytes:
@@ -57,43 +103,63 @@ def _order(bucket: npt.NDArray[np.uint32]) -> npt.NDArray[np.intp]:
     return by_low[np.argsort(high[by_low], kind="stable")] if high.any() else by_low
 
 
-def _around(hit: npt.NDArray[np.uint32], counts: npt.NDArray[np.int64], prefix: str, deadline: int) -> tuple[Any, Any]:
+def _around(hit: npt.NDArray[np.uint32], counts: npt.NDArray[np.int64], form: str, deadline: int) -> tuple[Any, Any]:
     """Return the bytes before and after each bucket's pairs."""
-    numbers = pc.cast(pc.cast(pa.array(hit), pa.string()), pa.large_binary())
-    keys = _join(_scalar(prefix.encode()), numbers)
-    key = _join(_length_lines(keys), keys, _scalar(b"\r\n"))
+    key = _bulk(_keys(hit, form))
     heads = _join(_lines(b"*%d\r\n$4\r\nHSET\r\n", pa.array(2 + 2 * counts)), key)
-    text = b"%d" % deadline
-    tails = _join(_scalar(b"*3\r\n$8\r\nEXPIREAT\r\n"), key, _scalar(b"$%d\r\n%b\r\n" % (len(text), text)))
+    tails = _join(_scalar(b"*3\r\n$8\r\nEXPIREAT\r\n"), key, _scalar(_text(b"%d" % deadline)))
     return heads, tails
 
 
 def _layout(
-    order: npt.NDArray[np.intp], starts: npt.NDArray[np.intp], counts: npt.NDArray[np.int64]
+    order: npt.NDArray[np.intp], starts: npt.NDArray[np.intp], counts: npt.NDArray[np.int64], *, around: int
 ) -> npt.NDArray[np.int64]:
-    """Return the order of the stream's parts: per bucket its head, its pairs, its tail."""
+    """Return the order of the stream's parts: per bucket its head, its rows and, if `around` is 2, its tail."""
     rows, hit = len(order), len(starts)
-    before = np.arange(hit) * 2
-    layout = np.empty(rows + 2 * hit, np.int64)
+    before = np.arange(hit) * around
+    layout = np.empty(rows + around * hit, np.int64)
     layout[starts + before] = rows + np.arange(hit)
-    layout[starts + counts + before + 1] = rows + hit + np.arange(hit)
+    if around == 2:
+        layout[starts + counts + before + 1] = rows + hit + np.arange(hit)
     layout[np.arange(rows) + np.repeat(before, counts) + 1] = order
     return layout
 
 
 def _pieces(
-    stream: Any, starts: npt.NDArray[np.intp], counts: npt.NDArray[np.int64], piece_bytes: Callable[[], int]
+    stream: Any,
+    starts: npt.NDArray[np.intp],
+    counts: npt.NDArray[np.int64],
+    piece_bytes: Callable[[], int],
+    *,
+    around: int,
 ) -> Iterator[BulkCommands]:
-    """Cut the stream into pieces, between buckets."""
+    """Cut the stream into pieces, between buckets. Each part around a bucket's rows brings one reply."""
     offsets = np.frombuffer(stream.buffers()[1], np.int64)
     data = memoryview(stream.buffers()[2])
-    ends = offsets[starts + counts + 2 * np.arange(1, len(starts) + 1)]
+    ends = offsets[starts + counts + around * np.arange(1, len(starts) + 1)]
     first, begin = 0, 0
     while first < len(ends):
         last = min(int(np.searchsorted(ends, begin + piece_bytes())), len(ends) - 1)
         end = int(ends[last])
-        yield BulkCommands(data[begin:end], 2 * (last + 1 - first))
+        yield BulkCommands(data[begin:end], around * (last + 1 - first))
         first, begin = last + 1, end
+
+
+def _keys(buckets: npt.NDArray[np.uint32], form: str) -> Any:
+    """Return each bucket's key as Arrow binary."""
+    before, after = form.split("%s")
+    numbers = pc.cast(pc.cast(pa.array(buckets), pa.string()), pa.large_binary())
+    return _join(_scalar(before.encode()), numbers, _scalar(after.encode()))
+
+
+def _bulk(values: Any) -> Any:
+    """Return each value as a RESP bulk string."""
+    return _join(_length_lines(values), values, _scalar(b"\r\n"))
+
+
+def _text(value: bytes) -> bytes:
+    """Return a value as a RESP bulk string."""
+    return b"$%d\r\n%b\r\n" % (len(value), value)
 
 
 def _encode_pairs(fields: Any, rows: Any) -> Any:

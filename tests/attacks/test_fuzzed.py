@@ -70,6 +70,7 @@ def served(**changed: Any) -> Held:
     return {TABLE.pointer: {"current": "1", "version": "1"}, TABLE.generation(1): {"manifest": manifest}}
 
 
+BUCKET = TABLE.bucket(1, 0, tagged=False)
 RUBBISH: list[tuple[str, Held, Read]] = [
     *(
         (f"a run's {name}", {KEYS.run("r"): RUN | {name: value}}, lambda client: ledger(client).load("r"))
@@ -117,8 +118,8 @@ RUBBISH: list[tuple[str, Held, Read]] = [
         ("a manifest", served(**changed), lambda client: table(client).read(["a"]))
         for changed in ({"buckets": 0}, {"buckets": 10**12}, {"created_at": 1e999}, {"fields": [{"name": "y"}]})
     ),
-    ("a row", served() | {TABLE.bucket(1, 0): {"a": "x"}}, lambda client: table(client).read(["a"])),
-    ("a row of a block", served() | {TABLE.bucket(1, 0): {"a": "x"}}, lambda client: table(client).read_block(["a"])),
+    ("a row", served() | {BUCKET: {"a": "x"}}, lambda client: table(client).read(["a"])),
+    ("a row of a block", served() | {BUCKET: {"a": "x"}}, lambda client: table(client).read_block(["a"])),
     ("an overlay", served() | {TABLE.overlay(b"a").decode(): "x"}, lambda client: table(client).read(["a"])),
     (
         "an instant",

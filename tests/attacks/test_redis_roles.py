@@ -77,8 +77,8 @@ def test_no_process_learns_the_names_of_other_keys(server: RedisServer, role: st
 
 #: what workers act on: plans, rows, versions
 PROTECTED = (
-    f"forecache:r:{RUN}:plan", "forecache:r:x:plan", "forecache:p:delay:g:1:0", "forecache:p:delay:g:12:345",
-    "forecache:f:delay:g:1:0", "forecache:m:delay:record", "forecache:m:delay:micro", "forecache:m:delay:answers",
+    f"forecache:r:{RUN}:plan", "forecache:r:x:plan", "forecache:p:delay:g:1:{0}", "forecache:p:delay:g:12:{345}",
+    "forecache:f:delay:g:1:{0}", "forecache:m:delay:record", "forecache:m:delay:micro", "forecache:m:delay:answers",
     "forecache:m:delay:loads", "forecache:p:delay:seq", f"forecache:r:{RUN}:driver", "forecache:doctor:x",
     "forecache:r:../../x",    "forecache:redbeat::schedule", "forecache:redbeat:x",
 )  # fmt: skip

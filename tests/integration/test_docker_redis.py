@@ -23,7 +23,7 @@ DOCKER = Path(__file__).parents[2] / "docker"
 
 
 ROLES = ("api", "worker", "dashboard", "admin")
-ROW = "forecache:p:delay:g:1:0"
+ROW = "forecache:p:delay:g:1:{0}"
 
 
 @dataclass

@@ -102,7 +102,7 @@ def test_no_user_reaches_what_is_not_forecaches_or_the_server_itself(stack: Stac
 
 def test_the_api_cannot_write_the_rows_of_a_run(stack: Stack) -> None:
     with client(stack, "api") as own:
-        for key in ("forecache:p:delay:g:1:0", "forecache:p:delay:g:12:345", "forecache:f:delay:g:1:0"):
+        for key in ("forecache:p:delay:g:1:{0}", "forecache:p:delay:g:12:{345}", "forecache:f:delay:g:1:{0}"):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 own.hset(key, "F1", b"forged")
 

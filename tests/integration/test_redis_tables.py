@@ -54,7 +54,7 @@ def test_no_row_outlives_its_deadline(redis_client: Client) -> None:
     table = make_table(redis_client)
     manifest = publish(table, {f"id-{i}": 1.0 for i in range(1000)})
     upsert(table, "a", 1.0, keep_s=90)
-    buckets = redis_client.keys(KEYS.bucket_prefix(manifest.number) + "*")
+    buckets = redis_client.keys(KEYS.generation(manifest.number) + ":*")
     assert len(buckets) == manifest.buckets
     assert {redis_client.expiretime(key) for key in buckets} == {int(np.ceil(manifest.deadline))}
     assert 80 < redis_client.ttl(KEYS.overlay(b"a")) <= 90

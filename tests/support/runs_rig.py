@@ -48,8 +48,9 @@ schedule = "2s"
 class Rig:
     """One model `m` that adds `a` and `b` up; row i of its table holds a = i and b = `offset`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.stack = Stack(folder, _TOML)
+    def __init__(self, folder: Path, *, batch: str = "") -> None:
+        """`batch`: more settings of the model's runs."""
+        self.stack = Stack(folder, _TOML.replace('parquet_path = "out"\n', f'parquet_path = "out"\n{batch}\n'))
         self.rows, self.offset = 0, 0
 
     @property
@@ -69,7 +70,12 @@ class Rig:
     def start_run(self, rows: int, *, offset: int) -> str:
         """Write a table that gives other predictions than the last one, and start a run over it."""
         self.write_table(rows, offset=offset)
-        run_id: str = httpx.post(f"{self.stack.url}/runs", json={"model": MODEL}).raise_for_status().json()["run_id"]
+        return self.request()
+
+    def request(self, **body: Any) -> str:
+        """Start a run over the table as it is."""
+        answer = httpx.post(f"{self.stack.url}/runs", json={"model": MODEL, **body})
+        run_id: str = answer.raise_for_status().json()["run_id"]
         return run_id
 
     def run(self, run_id: str) -> dict[str, Any]:

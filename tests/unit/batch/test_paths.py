@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from inference.batch.paths import locate_source
+from inference.batch.paths import locate_source, vectors_folder
 from inference.errors import BadInput, SourceError
 from inference.features import check_key_columns
-from inference.settings import ModelSettings, Settings
+from inference.settings import BatchSettings, ModelSettings, Settings
 from inference.sources import open_source
 from tests.support.wide_parquet import write_wide
 
@@ -143,3 +143,14 @@ def test_a_table_of_a_million_columns_is_refused_before_its_footer_is_taken_apar
     with pytest.raises(SourceError, match="over 200,000 columns or row groups"):
         open_source(str(tmp_path / "wide.parquet"))
     assert time.process_time() - started < 1
+
+
+def test_the_folder_of_a_runs_vectors_follows_from_the_settings_and_no_run_id_leaves_it(tmp_path: Path) -> None:
+    settings = Settings(models={"m": ModelSettings(path=tmp_path, batch=BatchSettings(delta_path="s3://b/d/"))})
+    assert vectors_folder(settings, "m", "m-1") == "s3://b/d/m/m-1"
+    settings = Settings(models={"m": ModelSettings(path=tmp_path)})
+    settings._root = tmp_path
+    assert vectors_folder(settings, "m", "") == str(tmp_path / ".forecache/delta/m")
+    for forged in ("..", "../m-1", "m/1", ".hidden"):
+        with pytest.raises(BadInput, match="no run has the id"):
+            vectors_folder(settings, "m", forged)

@@ -12,8 +12,15 @@ import pytest
 
 from inference.batch import sinks
 from inference.batch.paths import parquet_folder
-from inference.batch.sinks import ParquetSink, Window, WindowBuilder, sweep_temporary_files, write_success
-from inference.errors import SettingsError
+from inference.batch.sinks import (
+    CarriedRows,
+    ParquetSink,
+    Window,
+    WindowBuilder,
+    sweep_temporary_files,
+    write_success,
+)
+from inference.errors import SettingsError, SourceError
 from inference.schema import DType, TensorSpec
 from inference.storage import Location
 
@@ -133,6 +140,49 @@ def test_runs_of_one_day_never_share_a_folder() -> None:
 def test_an_unknown_placeholder_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"only \{date\}, \{model\}, \{run_id\} are filled in"):
         parquet_folder("out/{day}", model="m", run_id="r", created_at=0.0)
+
+
+def carried(names: list[str], places: list[tuple[int, int]]) -> CarriedRows:
+    numbers = np.array([part << 32 | row for part, row in places], np.uint64)
+    as_of, nothing = np.full(len(names), 2000.25), np.zeros(len(names), np.uint64)
+    return CarriedRows(pa.array(names), as_of, nothing, np.zeros(len(names), np.bool_), numbers)
+
+
+def test_carried_rows_come_from_the_earlier_parts_in_the_order_of_the_table_with_their_new_ages(tmp_path: Path) -> None:
+    for chunk, windows in ((0, [("a", "b"), ("c", "d", "e")]), (7, [("f",)])):
+        earlier = ParquetSink(str(tmp_path / "old"), FIELDS, chunk=chunk, token="t")
+        for names in windows:
+            earlier.write(window(*names))
+        earlier.commit()
+    before = {row["entity_id"]: row for row in pq.read_table(tmp_path / "old").to_pylist()}
+
+    sink = ParquetSink(str(tmp_path / "new"), FIELDS, chunk=1, token="t", earlier=str(tmp_path / "old"))
+    order = ["f", "e", "a", "c"]
+    sample = sink.carry(carried(order, [(7, 0), (0, 4), (0, 0), (0, 2)]))
+    sink.write(window("new"))
+    sink.commit()
+
+    rows = pq.read_table(tmp_path / "new").to_pylist()
+    assert [row["entity_id"] for row in rows] == [*order, "new"]
+    assert [row["as_of"].timestamp() for row in rows] == [2000.25] * 4 + [1000.5]
+    assert [{**row, "as_of": 0} for row in rows[:4]] == [{**before[name], "as_of": 0} for name in order]
+    assert {name: values.tolist() for name, values in sample.items()} == {"p": [0.0, 2.0, 0.0, 0.0], "v": [1.0] * 8}
+
+
+@pytest.mark.parametrize(
+    ("names", "places"),
+    [(["b", "a"], [(0, 0), (0, 1)]), (["a"], [(0, 9)]), (["a"], [(3, 0)])],
+    ids=["other rows", "too few rows", "no such part"],
+)
+def test_parts_that_are_not_those_of_the_earlier_run_are_refused(
+    tmp_path: Path, names: list[str], places: list[tuple[int, int]]
+) -> None:
+    earlier = ParquetSink(str(tmp_path / "old"), FIELDS, chunk=0, token="t")
+    earlier.write(window("a", "b"))
+    earlier.commit()
+    sink = ParquetSink(str(tmp_path / "new"), FIELDS, chunk=0, token="t", earlier=str(tmp_path / "old"))
+    with pytest.raises(SourceError, match="are not those of the run whose rows are carried over: start a new run"):
+        sink.carry(carried(names, places))
 
 
 # --- an object store, which has no files that are half written ---

@@ -134,14 +134,14 @@ def test_an_encoded_window_is_what_a_redis_client_would_send(
 ) -> None:
     ids, rows = pa.array([p[0] for p in pairs]), pa.array([p[1] for p in pairs], pa.large_binary())
     pieces = list(
-        encode_window(ids, rows, bucket_prefix="k:", buckets=buckets, deadline=123, piece_bytes=lambda: piece_bytes)
+        encode_window(ids, rows, bucket_form="k:{%s}", buckets=buckets, deadline=123, piece_bytes=lambda: piece_bytes)
     )
     sent = b"".join(piece.data for piece in pieces)
     expected = b""
     hit = sorted({bucket_of(entity_id, buckets) for entity_id, _ in pairs})
     for bucket in hit:
         fields = [part for i, row in pairs if bucket_of(i, buckets) == bucket for part in (stored_id(i), row)]
-        expected += _resp(b"HSET", b"k:%d" % bucket, *fields) + _resp(b"EXPIREAT", b"k:%d" % bucket, b"123")
+        expected += _resp(b"HSET", b"k:{%d}" % bucket, *fields) + _resp(b"EXPIREAT", b"k:{%d}" % bucket, b"123")
     assert sent == expected
     assert sum(piece.replies for piece in pieces) == 2 * len(hit)
 
@@ -150,12 +150,12 @@ def test_an_encoded_window_is_what_a_redis_client_would_send(
 def test_many_rows_of_a_bucket_are_sent_in_their_own_order(buckets: int) -> None:
     numbers = [(n * 7919) % 4096 for n in range(4096)]  # each once, in no order
     ids, rows = pa.array([f"user_{n}" for n in numbers]), pa.array([b"%d" % n for n in numbers], pa.large_binary())
-    [piece] = encode_window(ids, rows, bucket_prefix="k:", buckets=buckets, deadline=1, piece_bytes=lambda: 1 << 30)
+    [piece] = encode_window(ids, rows, bucket_form="k:{%s}", buckets=buckets, deadline=1, piece_bytes=lambda: 1 << 30)
     by_bucket: dict[int, list[bytes]] = {}
     for n in numbers:
         by_bucket.setdefault(bucket_of(f"user_{n}", buckets), []).extend((stored_id(f"user_{n}"), b"%d" % n))
     expected = [
-        _resp(b"HSET", b"k:%d" % one, *by_bucket[one]) + _resp(b"EXPIREAT", b"k:%d" % one, b"1")
+        _resp(b"HSET", b"k:{%d}" % one, *by_bucket[one]) + _resp(b"EXPIREAT", b"k:{%d}" % one, b"1")
         for one in sorted(by_bucket)
     ]
     assert bytes(piece.data) == b"".join(expected)

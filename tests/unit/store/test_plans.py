@@ -29,7 +29,7 @@ from inference.store.reading import (
     plan_read_generation,
     together,
 )
-from inference.store.records import Manifest, Origin
+from inference.store.records import GENERATION_FORMAT, Manifest, Origin
 
 FIELDS = (TensorSpec("y", DType.FLOAT32),)
 OTHERS = (TensorSpec("label", DType.STRING),)
@@ -48,7 +48,8 @@ class Server:
         self.meanwhile: dict[int, Callable[[], None]] = {}
 
     def generation(self, number: int, *, publish: bool = True, buckets: int = 3, **rows: float) -> None:
-        manifest = Manifest(number, FIELDS, buckets, 1, "h", None, 1000.0 + number, 9000.0, len(rows))
+        begun_at, format_ = 1000.0 + number, GENERATION_FORMAT
+        manifest = Manifest(number, FIELDS, buckets, 1, "h", None, begun_at, 9000.0, len(rows), format_)
         self.hashes[KEYS.generation(number)] = {b"manifest": manifest.to_json().encode()}
         for entity_id, value in rows.items():
             bucket = self.hashes.setdefault(KEYS.bucket(number, bucket_of(entity_id, buckets)), {})
