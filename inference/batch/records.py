@@ -49,7 +49,7 @@ def is_run_id(value: object) -> bool:
 
 
 class RunState(StrEnum):
-    """Where a run is. `published`, `failed` and `cancelled` are ends; the last two can be resumed."""
+    """Where a run is. All but the first three are ends; `failed` and `cancelled` can be resumed, `held` published."""
 
     #: requested; nobody has looked at source and model yet
     QUEUED = "queued"
@@ -57,17 +57,21 @@ class RunState(StrEnum):
     RUNNING = "running"
     #: every chunk is done; the reconciler checks the gates and publishes
     PUBLISHING = "publishing"
+    #: scored, and passed its gates; waits until somebody publishes or cancels it
+    HELD = "held"
     #: its generation serves, or served until a later one did
     PUBLISHED = "published"
     #: its source, its model, a chunk or a gate ended it; the previous generation still serves
     FAILED = "failed"
-    #: stopped on request
+    #: stopped on request, or held until a newer run took its place
     CANCELLED = "cancelled"
+    #: a shadow run, scored and compared with what serves; it never serves
+    COMPARED = "compared"
 
     @property
     def is_over(self) -> bool:
         """Whether the model is free for another run."""
-        return self in (RunState.PUBLISHED, RunState.FAILED, RunState.CANCELLED)
+        return self not in (RunState.QUEUED, RunState.RUNNING, RunState.PUBLISHING)
 
 
 class Trigger(StrEnum):
@@ -203,6 +207,12 @@ class RunStatus:
     #: who published it although a gate had failed, and when; None for nobody
     forced_by: str | None = None
     forced_at: Instant | None = None
+    #: it waits before its publication until somebody approves it
+    hold: bool = False
+    approved_by: str | None = None
+    approved_at: Instant | None = None
+    #: it only compares `model_version` with what serves
+    shadow: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +262,11 @@ class RunRecord(RunStatus):
     def is_partial(self) -> bool:
         """Whether the run scores only some rows, into the overlay, and publishes no generation."""
         return self.entities_asked is not None or self.since is not None
+
+    @property
+    def waits(self) -> bool:
+        """Whether the run may not be published before somebody approves it."""
+        return self.hold and self.approved_by is None and not self.forced
 
     @property
     def forced(self) -> bool:
