@@ -8,6 +8,7 @@ look-ups.
 from inference.store.generations import SWEEP_AFTER_S
 from inference.store.reading import AsyncTableReader
 from inference.store.records import ChangeableRows, Entry, GenerationState, Manifest, Origin, Pointer, StoredRows
+from inference.store.scanning import StoredBatch
 from inference.store.table import Table
 from inference.store.versions import CANARY, STABLE, Labels
 
@@ -23,6 +24,7 @@ __all__ = [
     "Manifest",
     "Origin",
     "Pointer",
+    "StoredBatch",
     "StoredRows",
     "Table",
 ]
