@@ -29,6 +29,7 @@ from inference.sources import Source, hash_parts, open_source
 from inference.store import GenerationState, Manifest, Table
 
 _AHEAD = 2
+_DEFAULT = DiffOptions()
 _DIGEST_MARK = 0
 
 
@@ -51,16 +52,16 @@ class Differ:
     tables: RunTables
     registry: ModelRegistry
 
-    def compare(self, run: RunRecord, options: DiffOptions | None = None) -> RunDiff:
-        """Compare a run with what serves, and keep the result. By default with the settings' threshold.
+    def compare(self, run: RunRecord, options: DiffOptions = _DEFAULT) -> RunDiff:
+        """Compare a run with what serves, and keep the result. A threshold of None is that of the settings.
 
         Raises:
             Conflict: one of the two has no whole generation in Redis.
             BadInput: they have different outputs, or there is no such segment column.
             OSError: the folder of temporary files is full.
         """
-        batch = self.settings.models[run.model].batch
-        options = options or DiffOptions(threshold=batch.flips_threshold)
+        if options.threshold is None:
+            options = replace(options, threshold=self.settings.model(run.model)[1].batch.flips_threshold)
         sides = self.check(run, options)
         diff = self._compare(sides, options)
         if self._sides(run) != sides:
@@ -68,7 +69,7 @@ class Differ:
         self.ledger.keep_diff(run.run_id, diff.to_text())
         return diff
 
-    def compare_or_recall(self, run: RunRecord, options: DiffOptions | None = None) -> RunDiff:
+    def compare_or_recall(self, run: RunRecord, options: DiffOptions) -> RunDiff:
         """Return `compare`, or the kept result if the rows are gone from Redis.
 
         Raises: see `compare`.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from inference.errors import BadInput
+from inference.errors import BadInput, Unreadable
+from inference.failures import sentence_of
 from inference.schema import DType, TensorSpec
 from inference.stored_data import json_of, json_text_of, record_from_json
 
@@ -31,6 +33,22 @@ class DiffOptions:
     segment: str | None = None
     top: Annotated[int, Field(ge=1, le=MAX_TOP)] = 10
     features: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Any) -> DiffOptions:
+        """Rebuild from `to_json`.
+
+        Raises:
+            BadInput: these are no options.
+        """
+        try:
+            return record_from_json(cls, json.dumps(data), "the options of a comparison")
+        except (Unreadable, TypeError, ValueError) as error:
+            raise BadInput(sentence_of(error), field="options") from error
 
 
 @dataclass(frozen=True)

@@ -269,21 +269,23 @@ class Runs:
     def diff(self, run_id: str, options: DiffOptions | None = None) -> RunDiff:
         """Compare a run with what serves, or served before it, and keep the result with the run. Takes seconds.
 
-        `options`: by default with the settings' threshold. Returns the kept result once the rows are gone from Redis.
+        `options`: a threshold of None is that of the settings. Returns the kept result once the rows are gone from Redis.
 
         Raises:
             NotFound: there is no such run.
             Conflict: there is nothing to compare: the run is partial, not scored yet, or its rows are gone.
             BadInput: it has other outputs than what serves, or its source lacks the segment column.
         """
-        return self._differ.compare_or_recall(self._ledger.load(run_id), options)
+        return self._differ.compare_or_recall(self._ledger.load(run_id), options or DiffOptions())
 
-    def check_diff(self, run_id: str, options: DiffOptions) -> None:
-        """Raise what `diff` would raise, without comparing.
+    def check_diff(self, run_id: str, options: DiffOptions) -> RunView:
+        """Return a run that can be compared now.
 
         Raises: see `diff`.
         """
-        self._differ.check(self._ledger.load(run_id), options)
+        run = self._ledger.load(run_id)
+        self._differ.check(run, options)
+        return RunView.of(run, now=self._ledger.now())
 
     def kept_diff(self, run_id: str) -> RunDiff | None:
         """Return the last comparison of a run; None if there is none.

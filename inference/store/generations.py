@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -206,7 +207,7 @@ class Generations:
         manifest.check_format()
         wanted = range(manifest.buckets) if buckets is None else buckets
         size = codec_for(manifest.fields).size
-        return scan_buckets(self._client, self._keys.bucket_prefix(manifest.number), wanted, size)
+        return scan_buckets(self._client, partial(self._keys.bucket, manifest.number), wanted, size)
 
     def discard(self, number: int, state: GenerationState) -> None:
         """Mark a generation FAILED or CANCELLED, so that it is never served. Does nothing if it is gone.

@@ -8,7 +8,7 @@ The protocol is RESP: https://redis.io/docs/latest/develop/reference/protocol-sp
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,15 +67,17 @@ class StoredBatch:
         return [data[start : start + length] for start, length in bounds]
 
 
-def scan_buckets(client: Client, prefix: str, buckets: Iterable[int], size: int | None) -> Iterator[StoredBatch]:
-    """Yield the rows of buckets, whose keys are `prefix` and their number. `size`: of each value; None: any.
+def scan_buckets(
+    client: Client, key_of: Callable[[int], str], buckets: Iterable[int], size: int | None
+) -> Iterator[StoredBatch]:
+    """Yield the rows of buckets. `size`: the bytes of each value; None: any.
 
     Raises:
         StoreUnavailable: Redis does not answer, or refuses.
     """
     numbers = list(buckets)
     separator = secrets.token_hex(_SEPARATOR_BYTES).encode()
-    pieces = (_commands(prefix, numbers[at : at + _PIECE_BUCKETS]) for at in range(0, len(numbers), _PIECE_BUCKETS))
+    pieces = (_commands(key_of, numbers[at : at + _PIECE_BUCKETS]) for at in range(0, len(numbers), _PIECE_BUCKETS))
     replies: list[SeparatedReplies] = []
     first = 0
     for one in client.read_in_bulk(pieces, separator):
@@ -87,8 +89,8 @@ def scan_buckets(client: Client, prefix: str, buckets: Iterable[int], size: int 
         yield _parse(replies, numbers, first, len(separator), size)
 
 
-def _commands(prefix: str, buckets: list[int]) -> list[Command]:
-    return [("HGETALL", f"{prefix}{bucket}") for bucket in buckets]
+def _commands(key_of: Callable[[int], str], buckets: list[int]) -> list[Command]:
+    return [("HGETALL", key_of(bucket)) for bucket in buckets]
 
 
 def _parse(
