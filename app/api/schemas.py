@@ -180,8 +180,8 @@ class RunBody(Body):
     """Which run to start. `source`: a table below the folder of the model's own, which it replaces.
 
     `entities` (ids) or `since` (an ISO 8601 instant, or a duration such as `6h`): only those rows, served at once.
-    `engine`: `celery` or `spark` scores the chunks, instead of the engine in the model's settings. `hold`: the run waits
-    before its publication. `shadow`: it only compares the predictions of `model_version` with what serves.
+    `engine`: `celery` or `spark` scores the chunks, instead of the engine in the model's settings. `hold`: the run
+    waits before its publication. `shadow`: it only compares the predictions of `model_version` with what serves.
     """
 
     model: str | None = None

@@ -19,7 +19,7 @@ from inference.batch.plan import files_digest
 from inference.batch.publishing import RunTables
 from inference.batch.records import RunRecord
 from inference.batch.scoring import read_ahead
-from inference.batch.segments import Segments, check_segment
+from inference.batch.segments import SEGMENT_ROW, Segments, check_segment
 from inference.clock import to_iso
 from inference.errors import Conflict, ForecacheError, ModelUnavailable, NotFound, Unavailable
 from inference.models import ModelRegistry
@@ -136,9 +136,8 @@ class Differ:
                     into.add(reduction.of(batch))
             segments = None
             if options.segment is not None:
-                model = self.settings.models[run.model]
-                segments = Segments.read(self._source(run), model, options.segment, bits)
-                files.enter_context(segments.parts)
+                segments = Segments(files.enter_context(Parts(SEGMENT_ROW, bits)))
+                segments.read(self._source(run), self.settings.models[run.model], options.segment)
                 names = segments.names
             movers = {name: Movers(options.top) for name in comparisons}
             both, new, gone = _join(parts, reductions, comparisons, movers, segments)

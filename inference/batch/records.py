@@ -214,6 +214,12 @@ class RunStatus:
     #: it only compares `model_version` with what serves
     shadow: bool = False
 
+    @property
+    def took_s(self) -> float | None:
+        """Seconds from the request to the publication, but not those in which a held run waited; None: not over."""
+        end = self.finished_at if self.approved_at is None else self.scored_at
+        return None if end is None or self.finished_at is None else end - self.created_at
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord(RunStatus):
@@ -362,7 +368,7 @@ class RunDetails(RunView):
             phases=Phases(
                 queued_s=_between(record.created_at, record.started_at or record.finished_at or now),
                 scoring_s=_between(record.started_at, record.scored_at or record.finished_at or now),
-                publishing_s=_between(record.scored_at, record.finished_at or now),
+                publishing_s=_between(record.approved_at or record.scored_at, record.finished_at or now),
             ),
             quarantine=LeftOut(
                 record.quarantine_folder if record.rows_quarantined else None, tuple(bad_rows[:_MAX_REASONS])

@@ -269,7 +269,8 @@ class Runs:
     def diff(self, run_id: str, options: DiffOptions | None = None) -> RunDiff:
         """Compare a run with what serves, or served before it, and keep the result with the run. Takes seconds.
 
-        `options`: a threshold of None is that of the settings. Returns the kept result once the rows are gone from Redis.
+        `options`: a threshold of None is that of the settings. Once the rows are gone from Redis, returns the kept
+        result.
 
         Raises:
             NotFound: there is no such run.

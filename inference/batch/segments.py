@@ -21,18 +21,17 @@ from inference.store.codec import stored_ids
 MAX_SEGMENTS = 1_000
 NULL, NOT_THERE = "(null)", "(not in the table)"
 _BATCH_ROWS = 1 << 17
-_DTYPE = np.dtype([(HASH, "<u8"), ("time", "<f8"), ("segment", "<i4")])
+SEGMENT_ROW = np.dtype([(HASH, "<u8"), ("time", "<f8"), ("segment", "<i4")])
 
 
 @dataclass
 class Segments:
-    """The segment of each entity of a source. `names`: of the segments, by number."""
+    """The segment of each entity of a source, in `parts` of `SEGMENT_ROW`. `names`: of the segments, by number."""
 
     parts: Parts
     names: list[str] = field(default_factory=lambda: [NOT_THERE])
 
-    @classmethod
-    def read(cls, source: Source, model: ModelSettings, column: str, bits: int) -> Segments:
+    def read(self, source: Source, model: ModelSettings, column: str) -> None:
         """Read the ids and the column of all rows; of an entity with several rows, the newest counts.
 
         Raises:
@@ -40,13 +39,11 @@ class Segments:
             BadInput: it has too many different values, or values of a kind that is no segment.
         """
         check_segment(source, column)
-        found = cls(Parts(_DTYPE, bits))
         times = [model.event_time_column] if model.rows == "newest" and model.event_time_column else []
         columns = list(dict.fromkeys([model.entity_column, column, *times]))
         batches = read_slices(source.files, whole_slices(source.files), columns=columns, batch_rows=_BATCH_ROWS)
         for batch in batches:
-            found._add(batch, model.entity_column, column, times)
-        return found
+            self._add(batch, model.entity_column, column, times)
 
     def of(self, part: int, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
         """Return the number of each entity's segment; 0 for an entity that the source lacks."""
@@ -61,7 +58,7 @@ class Segments:
 
     def _add(self, batch: pa.RecordBatch, entity_column: str, column: str, times: list[str]) -> None:
         ids = pc.fill_null(entity_ids_as_text(batch.column(entity_column), entity_column), "")
-        rows = np.zeros(len(ids), _DTYPE)
+        rows = np.zeros(len(ids), SEGMENT_ROW)
         rows[HASH] = hash_ids(stored_ids(ids))
         rows["segment"] = self._numbers(_as_text(batch.column(column), column), column)
         if times:

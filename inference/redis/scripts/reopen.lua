@@ -11,9 +11,12 @@ redis.call('SET', KEYS[2], ARGV[1])
 if redis.call('GET', KEYS[3]) == ARGV[1] then redis.call('DEL', KEYS[3]) end
 redis.call('DEL', KEYS[4], KEYS[6])
 local now = string.format('%d.%06d', time[1], time[2])
-redis.call('HDEL', KEYS[1], 'error', 'finished_at', 'scored_at')
-redis.call('HSET', KEYS[1], 'resumed_at', now, 'rows_before', redis.call('HGET', KEYS[1], 'rows_done') or 0)
-if ARGV[2] == 'publishing' then redis.call('HSET', KEYS[1], 'scored_at', now) end
+redis.call('HDEL', KEYS[1], 'error', 'finished_at')
+if state ~= 'held' then  -- else nothing is scored any more
+  redis.call('HDEL', KEYS[1], 'scored_at')
+  redis.call('HSET', KEYS[1], 'resumed_at', now, 'rows_before', redis.call('HGET', KEYS[1], 'rows_done') or 0)
+  if ARGV[2] == 'publishing' then redis.call('HSET', KEYS[1], 'scored_at', now) end
+end
 redis.call('HSET', KEYS[1], 'state', ARGV[2], 'next_chunk', 0, 'resends', 0, 'moved_at', time[1] * 1000)
 if #ARGV > 3 then redis.call('HSET', KEYS[1], unpack(ARGV, 4)) end
 redis.call('PERSIST', KEYS[1])
