@@ -162,6 +162,7 @@ refresh = keepDrawing((data) => {
     say(`Compared at ${localTime(diff.made_at)}.`, false);
   }
   if (!diff) return;
+  if (!READ_ONLY) document.getElementById("diff-threshold").placeholder = diff.options.threshold ?? "none";
   show("diff-both", count(diff.rows_both));
   show("diff-new", count(diff.rows_new));
   show("diff-gone", count(diff.rows_gone));
