@@ -226,11 +226,6 @@ class RunDiff:
         return record_from_json(cls, text, f"the comparison of run {run_id}")
 
 
-def is_number(spec: TensorSpec) -> bool:
-    """Return whether an output can be compared by distance: numbers, of a shape that is known."""
-    return spec.is_fixed_number
-
-
 def check_comparable(whose: str, new: Sequence[TensorSpec], old: Sequence[TensorSpec]) -> None:
     """Refuse to compare outputs with other names, shapes or kinds. `whose`: names the new ones in the error.
 

@@ -148,12 +148,25 @@ class Runs:
             self._ledger.plans.keep_entities(run_id, pack_entities(ids))
         self._retention.remember(name, run_id, quarantine)
         try:
-            self._ledger.request(run_id, name, fields, slot=slot)
+            self._open(run_id, name, fields, slot)
         except Conflict:
             self._ledger.plans.forget_entities(run_id)
             self._retention.forget(name, run_id, quarantine)
             raise
         return self.show(run_id)
+
+    def _open(self, run_id: str, model: str, fields: dict[str, str], slot: str | None) -> None:
+        """Open a run; one of the schedule takes the place of a shadow run, which must cost no slot."""
+        try:
+            self._ledger.request(run_id, model, fields, slot=slot)
+        except Conflict:
+            active = self._ledger.active_run(model)
+            if slot is None or active is None or not (run := self._ledger.load(active)).shadow:
+                raise
+            going = [RunState.QUEUED, RunState.RUNNING, RunState.PUBLISHING]
+            error = f"run {run_id} of the schedule took its place: start it again"
+            self._ledger.move(run, RunState.CANCELLED, expected=going, error=error)
+            self._ledger.request(run_id, model, fields, slot=slot)
 
     def prepare(self, run_id: str) -> None:
         """Plan a queued run and send its first chunks. May run twice.

@@ -199,6 +199,20 @@ def test_a_shadow_run_only_compares(world: World) -> None:
     assert leaked_keys(world.client, "t") == []
 
 
+def test_a_run_of_the_schedule_takes_the_place_of_a_shadow_run(world: World) -> None:
+    shadow = world.request(model_version=4, shadow=True)
+    world.runs.reconcile()
+    with pytest.raises(Conflict, match=shadow.run_id):
+        world.request()
+    due = world.request(slot="2026-01-31T03:00:00Z")
+    ended = world.runs.show(shadow.run_id)
+    assert (ended.state, str(ended.error).split(" of ")[0]) == (RunState.CANCELLED, f"run {due.run_id}")
+    assert world.finish(due).state is RunState.PUBLISHED
+    with pytest.raises(Conflict, match="was served by run"):
+        world.request(slot="2026-01-31T03:00:00Z")
+    assert leaked_keys(world.client, "t") == []
+
+
 def test_a_shadow_run_writes_no_files_and_no_features(world: World, tmp_path: Path) -> None:
     world.configure(parquet_path="out", feature_table=True)
     shadow = world.finish(world.request(model_version=4, shadow=True))
