@@ -195,7 +195,7 @@ def read_differences(deployment: Deployment, choice: Choice, clock: Clock = syst
 
 def _to_look_at(deployment: Deployment, runs: Sequence[RunView]) -> RunView | None:
     held = next((run for run in runs if run.state is RunState.HELD), None)
-    compared = (run for run in runs[:RUNS_COMPARED] if deployment.runs.kept_diff(run.run_id) is not None)
+    compared = (run for run in runs[:RUNS_COMPARED] if deployment.runs.was_compared(run.run_id))
     return held or next(compared, next(iter(runs), None))
 
 

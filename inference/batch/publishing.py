@@ -229,7 +229,7 @@ class Publisher:
                 return
             self._publish(run)
         except (BadInput, Conflict, NotFound) as error:
-            self._fail(run, f"not published: {error.message}")
+            self._fail(run, f"not {'compared' if run.shadow else 'published'}: {error.message}")
         except Exception as error:  # a file system or a driver may raise anything; the model must not stay blocked
             if not is_the_runs_fault(error):
                 raise
@@ -325,7 +325,7 @@ class Publisher:
         A text says why nothing could be compared, which ends a shadow run.
         """
         wanted = run.shadow or run.waits or self.settings.models[run.model].batch.max_flips is not None
-        if run.is_partial or current is None or not wanted:
+        if run.is_partial or not wanted or (current is None and not run.shadow):
             return {}
         try:
             diff = self.compare(run)

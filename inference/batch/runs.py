@@ -301,6 +301,10 @@ class Runs:
         self._differ.check(run, options)
         return RunView.of(run, now=self._ledger.now())
 
+    def was_compared(self, run_id: str) -> bool:
+        """Return whether a comparison of a run is kept."""
+        return self._ledger.diff(run_id) is not None
+
     def kept_diff(self, run_id: str) -> RunDiff | None:
         """Return the last comparison of a run; None if there is none.
 

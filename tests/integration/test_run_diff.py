@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,19 @@ def test_segments_are_told_by_a_column_of_the_source(desk: Desk) -> None:
     }  # fmt: skip
     assert segments["Rome"].mean_after == pytest.approx((segments["Rome"].mean_before or 0) + 1)
     assert segments["Oslo"].flipped == 0
+
+
+def test_of_a_history_table_the_newest_row_tells_the_segment(desk: Desk) -> None:
+    world = desk.world
+    own = {"rows": "newest", "event_time_column": "at"}
+    world.settings.models["m"] = world.settings.models["m"].model_copy(update=own)
+    world.runs = world.make_runs()
+    times = [datetime(2026, 1, day, tzinfo=UTC) for day in (1, 3, 2)] + [None, datetime(2026, 1, 1, tzinfo=UTC)]
+    table = {"entity_id": ["a", "a", "a", "b", "b"], "x": [0.0] * 5, "at": times, "city": ["1", "3", "2", "none", "1"]}
+    pq.write_table(pa.table(table), desk.root / "t.parquet")
+    desk.run(["a", "b"], {"y": np.zeros(2, np.float32)}, publish=True)
+    diff = desk.diff(desk.run(["a", "b"], {"y": np.zeros(2, np.float32)}), segment="city")
+    assert {one.value: one.rows for one in diff.outputs[0].segments} == {"3": 1, "1": 1}
 
 
 def test_numbers_and_flags_are_segments_too_and_lists_are_not(desk: Desk) -> None:
