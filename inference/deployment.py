@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
 from threading import RLock
@@ -37,6 +37,9 @@ class Broker(Protocol):
 
     def start_spark(self, run_id: str) -> None:
         """Start a Spark driver for a run unless one is alive; the reconciler asks again until one is."""
+
+    def compare_run(self, run_id: str, options: Mapping[str, Any]) -> None:
+        """Let the maintenance worker compare a run with what serves. `options`: of `DiffOptions.to_json`."""
 
     def poke(self) -> None:
         """Ask the maintenance worker to look at the runs now; by itself it looks every few seconds."""

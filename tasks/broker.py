@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from kombu.pools import ProducerPool
 
@@ -39,6 +40,10 @@ class CeleryBroker:
         """See `Broker.start_spark`."""
         self._send(f"a message of run {run_id}", "forecache.drive_spark", [(run_id,)], expires=_POKE_EXPIRES_S)
 
+    def compare_run(self, run_id: str, options: Mapping[str, Any]) -> None:
+        """See `Broker.compare_run`."""
+        self._send(f"a message of run {run_id}", "forecache.compare_run", [(run_id, options)])
+
     def poke(self) -> None:
         """See `Broker.poke`."""
         self._send("a message", "forecache.reconcile", [()], expires=_POKE_EXPIRES_S)
@@ -58,7 +63,7 @@ class CeleryBroker:
         self._application.close()
         self._queues.close()
 
-    def _send(self, what: str, task: str, messages: Iterable[tuple[str | int, ...]], **options: int) -> None:
+    def _send(self, what: str, task: str, messages: Iterable[tuple[Any, ...]], **options: int) -> None:
         with broker_errors(what), self._producers.acquire(block=True) as producer:
             for arguments in messages:
                 self._application.send_task(task, args=arguments, producer=producer, **_OPTIONS, **options)

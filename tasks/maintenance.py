@@ -6,10 +6,11 @@ from typing import Any
 
 from celery import shared_task
 
-from inference.batch import Trigger, current_slot
+from inference.batch import DiffOptions, Trigger, current_slot
+from inference.batch.records import is_run_id
 from inference.clock import system_clock
 from inference.engines.spark import SparkDriver
-from inference.errors import BadInput, Conflict, Defect, StoreUnavailable, quoted
+from inference.errors import BadInput, Conflict, Defect, NotFound, StoreUnavailable, quoted
 from inference.failures import Failures
 from inference.logs import get_logger
 from inference.serving.answering import check_model
@@ -65,6 +66,22 @@ def reconcile(self: DeploymentTask) -> None:
     """Take the due steps of every run. Safe to run twice."""
     with failures.kept_here("reconcile"):  # the timer repeats it every few seconds
         self.deployment.runs.reconcile()
+
+
+@shared_task(name="forecache.compare_run", ignore_result=True, bind=True)  # type: ignore[untyped-decorator]  # celery has no types
+def compare_run(self: DeploymentTask, run_id: str, options: dict[str, Any] | None = None) -> None:
+    """Compare a run with what serves, and keep the result. Safe to run twice.
+
+    The API and the dashboard do not compare by themselves: it takes seconds of a processor.
+    """
+    try:
+        self.deployment.runs.diff(run_id, DiffOptions.from_json(options or {}))
+    except (BadInput, Conflict, NotFound) as error:  # the sender has checked it; something changed meanwhile
+        log.info("run.not_compared", run_id=run_id if is_run_id(run_id) else None, reason=error.message)
+    except Exception as error:  # noqa: BLE001 - `tell` logs it; whoever asked may ask again
+        failures.tell(error, "compare a run")
+    else:
+        failures.over("compare a run")
 
 
 @shared_task(name="forecache.drive_spark", ignore_result=True, bind=True)  # type: ignore[untyped-decorator]  # celery has no types

@@ -86,8 +86,12 @@ class HitCollector(Collector):
         yield from (answered, ratio, hit_latency, miss_latency, age, fallbacks, parity)
 
 
+#: a shadow run says nothing about what serves; few follow each other
+_RUNS_SEEN = 10
+
+
 class RunCollector(Collector):
-    """The newest run of every model, and the generation that serves."""
+    """The newest run of every model that may serve, and the generation that does."""
 
     def __init__(self, deployment: Deployment) -> None:
         self._deployment = deployment
@@ -106,7 +110,8 @@ class RunCollector(Collector):
         created_at = _of_model("forecache_generation_created_timestamp_seconds", "When that generation was begun.")
         expires_at = _of_model("forecache_generation_expires_timestamp_seconds", "When Redis forgets that generation.")
         for model in self._deployment.settings.models:
-            if run := next(iter(self._deployment.runs.list(model, limit=1)), None):
+            runs = self._deployment.runs.list(model, limit=_RUNS_SEEN)
+            if run := next((run for run in runs if not run.shadow), None):
                 for state in RunState:
                     states.add_metric([model, state.value], state is run.state)
                 asked_at.add_metric([model], run.created_at)

@@ -10,14 +10,16 @@ from pydantic import BaseModel
 from app.api.problems import documented, without_folders
 from app.api.process import ApiProcess, Process
 from app.api.request_bodies import JsonRoute
-from app.api.schemas import JsonResponse, PublishBody, RollbackBody, RunBody
-from inference.batch import RunDetails, RunView, Serving, Trigger
+from app.api.schemas import DiffBody, JsonResponse, PublishBody, RollbackBody, RunBody
+from inference.batch import DiffOptions, RunDetails, RunDiff, RunView, Serving, Trigger
+from inference.errors import NotFound, quoted
 from inference.failures import Failures
 
 _hurry = Failures(__name__, "run.hurry")
 router = APIRouter(tags=["runs"], route_class=JsonRoute)
 
 PREPARE_RUN = "forecache.prepare_run"
+COMPARE_RUN = "forecache.compare_run"
 
 
 class RunListBody(BaseModel):
@@ -39,6 +41,9 @@ async def start(process: Process, body: RunBody | None = None) -> Response:
             since=wanted.since,
             engine=wanted.engine,
             delta=wanted.delta,
+            hold=wanted.hold,
+            model_version=wanted.model_version,
+            shadow=wanted.shadow,
         )
     )
     return await _accepted(view, process)
@@ -79,10 +84,30 @@ async def resume(run_id: str, process: Process) -> Response:
 @router.post(
     "/runs/{run_id}/publish", status_code=202, response_model=RunView, responses=documented(400, 404, 409, 503)
 )
-async def publish(run_id: str, process: Process, body: PublishBody) -> Response:
-    """Publish a run that its gates refused; `force` must be true, and the run's record keeps it."""
-    view = await process.in_thread(lambda: process.deployment.runs.publish(run_id, force=body.force, by="api"))
+async def publish(run_id: str, process: Process, body: PublishBody | None = None) -> Response:
+    """Publish a held run or, with `force`, one that its gates refused; the run's record keeps it."""
+    force = body is not None and body.force
+    view = await process.in_thread(lambda: process.deployment.runs.publish(run_id, force=force, by="api"))
     return await _accepted(view, process)
+
+
+@router.get("/runs/{run_id}/diff", response_model=RunDiff, responses=documented(404, 503))
+async def show_diff(run_id: str, process: Process) -> Response:
+    """Return the last comparison of a run with what serves, or served before it."""
+    found = await process.in_thread(lambda: process.deployment.runs.kept_diff(run_id))
+    if found is None:
+        raise NotFound(f"run {quoted(run_id)} was not compared yet: POST to this path", field="run_id")
+    return JsonResponse(without_folders(found.to_json(), process.settings))
+
+
+@router.post("/runs/{run_id}/diff", status_code=202, response_model=RunView, responses=documented(400, 404, 409, 503))
+async def compare(run_id: str, process: Process, body: DiffBody | None = None) -> Response:
+    """Let the maintenance worker compare a run with what serves; GET returns the result seconds later."""
+    options = DiffOptions(**(body or DiffBody()).model_dump())
+    view = await process.in_thread(lambda: process.deployment.runs.check_diff(run_id, options))
+    await process.enqueue(COMPARE_RUN, [{"run_id": view.run_id, "options": options.to_json()}])
+    location = f"{process.settings.api.root_path}/runs/{view.run_id}/diff"
+    return JsonResponse(without_folders(view.to_json(), process.settings), 202, headers={"Location": location})
 
 
 @router.post("/models/{model}/rollback", response_model=Serving, responses=documented(400, 404, 409, 503))

@@ -23,6 +23,7 @@ from pydantic import (
 
 from app.api.limits import MAX_BODY_BYTES
 from app.api.problems import Problem, problem_of
+from inference.batch.differences import MAX_TOP
 from inference.entities import check_entity_id
 from inference.errors import BadEntityId, BadInput, ForecacheError
 from inference.monitoring.queues import JobPriority
@@ -181,6 +182,8 @@ class RunBody(Body):
     `entities` (ids) or `since` (an ISO 8601 instant, or a duration such as `6h`): only those rows, served at once.
     `engine`: `celery` or `spark` scores the chunks, instead of the engine in the model's settings. `delta`: score only
     the rows whose features changed since the run that serves; if that is impossible, all rows (`full_reason` says why).
+    `hold`: the run waits before its publication. `shadow`: it only compares the predictions of `model_version` with
+    what serves.
     """
 
     model: str | None = None
@@ -189,10 +192,27 @@ class RunBody(Body):
     since: str | None = None
     engine: str | None = None
     delta: Annotated[bool, Field(strict=True)] = False
+    hold: Annotated[bool, Field(strict=True)] = False
+    model_version: Annotated[int, Field(strict=True, ge=1, le=2**63 - 1)] | None = None
+    shadow: Annotated[bool, Field(strict=True)] = False
+
+
+class DiffBody(Body):
+    """What to compare. `threshold`: where decisions flip, by default the settings' `flips_threshold`.
+
+    `tolerance`: the change up to which a prediction counts as unmoved. `segment`: a column of the run's source. `top`:
+    the number of ids that moved most. `features`: compare the features too.
+    """
+
+    threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    segment: str | None = None
+    top: Annotated[int, Field(strict=True, ge=1, le=MAX_TOP)] = 10
+    features: Annotated[bool, Field(strict=True)] = True
 
 
 class PublishBody(Body):
-    """Whether to publish a run that its gates refused: only if `force` is true."""
+    """How to publish a run: a held one, or with `force` one that its gates refused."""
 
     force: Annotated[bool, Field(strict=True)] = False
 

@@ -157,13 +157,20 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "batch run": (
         "forecache batch run --wait",
         "forecache batch run delay --since 6h --engine spark",
-        "forecache batch run delay --entities changed.txt --wait",
+        "forecache batch run delay --model-version 4 --shadow --wait",
     ),
     "batch list": ("forecache batch list", "forecache batch list delay --json"),
     "batch show": ("forecache batch show delay-20260131T030000-1a2b3c",),
     "batch cancel": ("forecache batch cancel delay-20260131T030000-1a2b3c",),
     "batch resume": ("forecache batch resume delay-20260131T030000-1a2b3c",),
-    "batch publish": ("forecache batch publish delay-20260131T030000-1a2b3c --force",),
+    "batch diff": (
+        "forecache batch diff delay-20260131T030000-1a2b3c --threshold 0.5",
+        "forecache batch diff delay-20260131T030000-1a2b3c --segment carrier --tolerance 0.01 --json",
+    ),
+    "batch publish": (
+        "forecache batch publish delay-20260131T030000-1a2b3c",
+        "forecache batch publish delay-20260131T030000-1a2b3c --force",
+    ),
     "batch rollback": ("forecache batch rollback delay",),
     "batch release": ("forecache batch release", "forecache batch release delay --version 4"),
     "models list": ("forecache models list", "forecache models list --json"),

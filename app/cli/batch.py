@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from inference.batch import RunDetails, Runs, RunState, RunView, Serving
     from inference.deployment import Deployment
 
+#: what to do about a run in a state
+_LOOKED_AT = {
+    "held": "it is held: `forecache batch diff {0}` compares it, `forecache batch publish {0}` lets it serve",
+    "compared": "`forecache batch diff {0}` prints how it differs from what serves",
+}
 #: characters of an error in a list on a terminal
 _ERROR_SHOWN = 60
 
@@ -40,6 +45,13 @@ def run(
     delta: Annotated[
         bool, typer.Option("--delta", help="Score only rows that changed since the run that serves; keep the others.")
     ] = False,
+    hold: Annotated[bool, typer.Option("--hold", help="Wait before the publication for `batch publish`.")] = False,
+    model_version: Annotated[
+        int | None, typer.Option("--model-version", metavar="N", help="The version that a shadow run scores.")
+    ] = None,
+    shadow: Annotated[
+        bool, typer.Option("--shadow", help="Only compare that version's predictions with what serves.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Start a run of a model over its table of features. With --wait, join a run that is in progress.
@@ -51,20 +63,23 @@ def run(
     with open_deployment() as deployment:
         name, of_model = deployment.settings.model(model)
         ids = None if entities is None else read_entities(entities, of_model.entity_column)
-        if wait and ids is None and since is None:
+        if wait and ids is None and since is None and not (hold or shadow or model_version is not None):
             view = start_or_join(deployment.runs, name, engine, delta=delta)
         else:
             view = deployment.runs.request(
-                name, trigger=Trigger.CLI, entities=ids, since=since, engine=engine, delta=delta
-            )
+                name, trigger=Trigger.CLI, entities=ids, since=since, engine=engine, delta=delta, hold=hold,
+                model_version=model_version, shadow=shadow,
+            )  # fmt: skip
         _wake_maintenance(deployment)
         if wait:
             view = follow(deployment.runs.show, view)
         details = deployment.runs.details(view.run_id)
     print_details(details, as_json=as_json)
-    if wait and details.state.value != "published":
+    if details.state.value in _LOOKED_AT and not as_json:
+        note(_LOOKED_AT[details.state.value].format(view.run_id))
+    elif wait and details.state.value not in ("published", *_LOOKED_AT):
         raise typer.Exit(1)
-    if not wait and not as_json:
+    elif not wait and not as_json:
         note(f"`forecache batch show {view.run_id}` follows it")
 
 
@@ -127,7 +142,7 @@ def publish(
     force: Annotated[bool, typer.Option("--force", help="Publish although a gate has failed.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Publish a run that its gates held back. The run keeps who did it."""
+    """Publish a held run or, with --force, one that its gates refused. The run keeps who did it."""
     with open_deployment() as deployment:
         view = deployment.runs.publish(run_id, force=force, by=_who())
         deployment.runs.prepare(run_id)  # now, and not only when the maintenance worker looks
@@ -136,6 +151,32 @@ def publish(
     if view.state.value != "published":
         note(view.error or "")
         raise typer.Exit(1)
+
+
+@app.command()
+def diff(
+    run_id: RunId,
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", help="Decisions flip here; by default flips_threshold.")
+    ] = None,
+    tolerance: Annotated[
+        float | None, typer.Option("--tolerance", min=0, help="Smaller changes do not count; by default float noise.")
+    ] = None,
+    segment: Annotated[
+        str | None, typer.Option("--segment", metavar="COLUMN", help="A column of the source to tell entities apart.")
+    ] = None,
+    top: Annotated[int, typer.Option("--top", min=1, max=1000, help="How many ids that moved most.")] = 10,
+    features: Annotated[bool, typer.Option("--features/--no-features", help="Compare the features too.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a run's predictions with those that serve, or served before it. Kept with the run for 30 days."""
+    from app.cli.diff import print_diff
+    from inference.batch import DiffOptions
+
+    with open_deployment() as deployment:
+        options = DiffOptions(threshold=threshold, tolerance=tolerance, segment=segment, top=top, features=features)
+        found = deployment.runs.diff(run_id, options)
+    print_diff(found, as_json=as_json)
 
 
 @app.command()

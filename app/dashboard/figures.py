@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from inference.batch import RunView
+from inference.batch import RunState, RunView
 from inference.clock import Clock, system_clock, to_iso
 from inference.deployment import Deployment
 from inference.economics.advice import CostReport, cost_report
@@ -26,6 +26,8 @@ from inference.serving.worker_client import BreakerState
 #: name in the address → seconds, shortest first
 WINDOWS_S = {"5m": 300, "1h": 3600, "24h": 24 * 3600}
 RUNS_SHOWN = 25
+#: runs that the page of differences offers
+RUNS_COMPARED = 10
 
 
 #: the release's price table, read once
@@ -167,6 +169,36 @@ def read_runs(deployment: Deployment, choice: Choice, clock: Clock = system_cloc
     }
 
 
+def read_differences(deployment: Deployment, choice: Choice, clock: Clock = system_clock) -> dict[str, Any]:
+    """Return the figures of the page of differences: the newest whole runs of a model, and the comparison of one.
+
+    That one is the chosen run, by default the one that is held, otherwise the newest that was compared.
+
+    Raises:
+        StoreUnavailable: the cache Redis did not answer.
+        NotFound: there is no such model or run.
+    """
+    model = choice.chosen_model(deployment)
+    found = [] if model is None else deployment.runs.list(model, limit=RUNS_SHOWN)
+    runs = [run for run in found if run.entities_asked is None and run.since is None]
+    shown = deployment.runs.show(choice.run_id) if choice.run_id else _to_look_at(deployment, runs)
+    diff = None if shown is None else deployment.runs.kept_diff(shown.run_id)
+    return {
+        "read_at": to_iso(clock()),
+        "models": models_of(deployment),
+        "model": model,
+        "runs": [run.to_json() for run in runs[:RUNS_COMPARED]],
+        "run": None if shown is None else shown.to_json(),
+        "diff": None if diff is None else diff.to_json(),
+    }
+
+
+def _to_look_at(deployment: Deployment, runs: Sequence[RunView]) -> RunView | None:
+    held = next((run for run in runs if run.state is RunState.HELD), None)
+    compared = (run for run in runs[:RUNS_COMPARED] if deployment.runs.was_compared(run.run_id))
+    return held or next(compared, next(iter(runs), None))
+
+
 def read_costs(deployment: Deployment, choice: Choice, clock: Clock = system_clock) -> dict[str, Any]:
     """Return the figures of the page of costs, for one model.
 
@@ -237,6 +269,7 @@ def _queue(queue: str, state: QueueState | None, roster: Roster) -> dict[str, An
 READERS: Mapping[str, Callable[[Deployment, Choice], dict[str, Any]]] = {
     "hit-rates": read_hit_rates,
     "runs": read_runs,
+    "differences": read_differences,
     "queues": read_queues,
     "cost": read_costs,
 }

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from http import HTTPStatus
 from importlib.metadata import version
@@ -21,7 +21,7 @@ from tornado.web import RequestHandler, StaticFileHandler, url
 
 from app.dashboard.figures import READERS, Choice
 from app.http import status_of
-from inference.batch import Runs, Trigger
+from inference.batch import DiffOptions, Runs, Trigger
 from inference.deployment import Deployment
 from inference.errors import BadInput, Defect, ForecacheError, StoreUnavailable
 from inference.failures import Failures
@@ -48,7 +48,7 @@ CONTENT_SECURITY_POLICY = (
 )
 
 #: the pages in the order of their tabs: name in the address → title
-PAGES = {"hit-rates": "Hit rates", "runs": "Runs", "queues": "Queues", "cost": "Cost"}
+PAGES = {"hit-rates": "Hit rates", "runs": "Runs", "differences": "Differences", "queues": "Queues", "cost": "Cost"}
 
 T = TypeVar("T")
 
@@ -99,15 +99,17 @@ async def _within(timeout_s: float, running: asyncio.Future[T]) -> T:
 
 @dataclass(frozen=True)
 class Action:
-    """A pressed button. Cancel and resume need `run_id`; start and roll back need `model`.
+    """A pressed button. Start and roll back need `model`, all others `run_id`.
 
     `generation`: the page showed it as the one to roll back from; if another one serves now, that is a conflict.
+    `options`: of a comparison.
     """
 
     name: str
     model: str | None = None
     run_id: str | None = None
     generation: int | None = None
+    options: DiffOptions = field(default_factory=DiffOptions)
 
     @classmethod
     def from_json(cls, body: Any) -> Action:
@@ -116,15 +118,17 @@ class Action:
         Raises:
             BadInput: it is not one of our actions, or lacks what the action needs.
         """
-        if not isinstance(body, Mapping) or body.get("action") not in list(_DOERS):
-            raise BadInput(f"action is one of {', '.join(_DOERS)}", field="action")
-        needed = "run_id" if body["action"] in ("cancel", "resume") else "model"
+        known = [*_DOERS, "compare"]
+        if not isinstance(body, Mapping) or body.get("action") not in known:
+            raise BadInput(f"action is one of {', '.join(known)}", field="action")
+        needed = "model" if body["action"] in ("start", "rollback") else "run_id"
         if not isinstance(body.get(needed), str):
             raise BadInput(f"{needed} is missing", field=needed)
         generation = body.get("generation")
         if body["action"] == "rollback" and type(generation) is not int:
             raise BadInput("generation is the one to roll back from", field="generation")
-        return cls(body["action"], body.get("model"), body.get("run_id"), generation)
+        options = DiffOptions.from_json(body.get("options", {}))
+        return cls(body["action"], body.get("model"), body.get("run_id"), generation, options)
 
     def do(self, deployment: Deployment) -> dict[str, Any]:
         """Do it, wake the maintenance worker, and return the run, or what serves now, as JSON values.
@@ -132,15 +136,25 @@ class Action:
         Raises:
             ForecacheError: as `Runs` says.
         """
+        if self.name == "compare":
+            return _compare(deployment, self)
         done = _DOERS[self.name](deployment.runs, self)
         deployment.broker.hurry()
         return done
+
+
+def _compare(deployment: Deployment, action: Action) -> dict[str, Any]:
+    """Let the maintenance worker compare, since it takes seconds of a processor."""
+    view = deployment.runs.check_diff(str(action.run_id), action.options)
+    deployment.broker.compare_run(view.run_id, action.options.to_json())
+    return view.to_json()
 
 
 _DOERS: dict[str, Callable[[Runs, Action], dict[str, Any]]] = {
     "start": lambda runs, action: runs.request(action.model, trigger=Trigger.API).to_json(),
     "cancel": lambda runs, action: runs.cancel(str(action.run_id)).to_json(),
     "resume": lambda runs, action: runs.resume(str(action.run_id)).to_json(),
+    "publish": lambda runs, action: runs.publish(str(action.run_id), by="dashboard").to_json(),
     "rollback": lambda runs, action: runs.rollback(action.model, generation=action.generation).to_json(),
 }
 

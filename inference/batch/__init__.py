@@ -5,6 +5,7 @@ chunks, `worker` claims a chunk and `scoring` scores it into `sinks`, `publishin
 Only `ledger` changes a run's keys in Redis; `records` has the forms of what it keeps.
 """
 
+from inference.batch.differences import DiffOptions, RunDiff
 from inference.batch.gates import Gate
 from inference.batch.records import Engine, RunDetails, RunState, RunView, Trigger
 from inference.batch.runs import Runs, Serving
@@ -12,9 +13,11 @@ from inference.batch.schedule import current_slot, slot_after, slot_at
 from inference.batch.selection import read_entities
 
 __all__ = [
+    "DiffOptions",
     "Engine",
     "Gate",
     "RunDetails",
+    "RunDiff",
     "RunState",
     "RunView",
     "Runs",

@@ -22,6 +22,8 @@ from inference.schema import Block
 #: ids that a verdict or a chunk's result names as examples
 MAX_EXAMPLES = 5
 
+#: why a run has no flips
+NO_DECISIONS = "no output has decisions; numbers need flips_threshold"
 #: different reasons that a verdict spells out
 _MAX_REASONS = 3
 #: the gates of a whole run that a partial run must pass too; the others compare with a whole source
@@ -108,6 +110,10 @@ class RunFacts:
     model_version: int = 0
     #: a rollback holds the run's model version back
     held: bool = False
+    #: None: decisions may flip
+    max_flips: float | None = None
+    #: output → share of the entities whose decision flips; empty if nothing serves; a text says why it is not known
+    flips: Mapping[str, float] | str = field(default_factory=dict)
 
     @property
     def left_out(self) -> int:
@@ -135,6 +141,7 @@ def check_gates(facts: RunFacts) -> tuple[Gate, ...]:
         _finite(facts),
         _size(facts),
         _drift(facts),
+        *([] if facts.max_flips is None else [_flips(facts.flips, facts.max_flips)]),
         _version(facts),
     )
 
@@ -248,6 +255,18 @@ def _drift(facts: RunFacts) -> Gate:
         return Gate("drift", True, f"population stability index against what serves now: {indexes}")
     detail = f"output {worst!r} moved away from what serves now: population stability index {indexes}"
     return Gate("drift", False, f"{detail} (max_drift is {facts.max_drift:g})")
+
+
+def _flips(flips: Mapping[str, float] | str, most: float) -> Gate:
+    if isinstance(flips, str):
+        return Gate("flips", False, f"not compared: {flips}")
+    if not flips:
+        return Gate("flips", True, "none served before")
+    worst = max(flips, key=lambda name: flips[name])
+    shares = ", ".join(f"{name} {share:.4%}" for name, share in flips.items())
+    if flips[worst] <= most:
+        return Gate("flips", True, f"decisions that flip against what serves now: {shares}")
+    return Gate("flips", False, f"too many decisions of output {worst!r} flip: {shares} (max_flips is {most:g})")
 
 
 def _version(facts: RunFacts) -> Gate:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -215,6 +215,35 @@ class Ledger:
         with reading(f"the active run of model {model!r}"):
             return str(run_id.decode()) if run_id else None
 
+    def held_run(self, model: str) -> str | None:
+        """Return the id of the run that waits for its publication, or None."""
+        run_id = self._client.get(self._keys.held_run(model))
+        with reading(f"the held run of model {model!r}"):
+            return str(run_id.decode()) if run_id else None
+
+    def end_held(self, model: str, error: Callable[[RunRecord], str | None]) -> None:
+        """Cancel the run that waits for its publication, and give up its rows, if `error` returns why."""
+        run_id = self.held_run(model)
+        if run_id is None:
+            return
+        try:
+            run = self.load(run_id)
+        except NotFound:  # forgotten with its model's settings, or lost
+            self._client.delete(self._keys.held_run(model))
+            return
+        if text := error(run):
+            self.move(run, RunState.CANCELLED, expected=[RunState.HELD], error=text, spent="1")
+            log.warning("run.held_too_long", run_id=run_id, reason=text)
+
+    def keep_diff(self, run_id: str, text: str) -> None:
+        """Keep a run's last comparison with what serves."""
+        self._client.set(self._keys.run_part(run_id, "diff"), text, ex=KEEP_RECORD_S)
+
+    def diff(self, run_id: str) -> bytes | None:
+        """Return the last comparison of a run as `keep_diff` got it, or None."""
+        text: bytes | None = self._client.get(self._keys.run_part(run_id, "diff"))
+        return text
+
     def record_loss(self, run: RunRecord, error: str) -> None:
         """Write a failed run's record anew after Redis lost it, and free its model."""
         keys = [self._keys.run(run.run_id), self._keys.active_run(run.model), self._keys.runs(run.model)]
@@ -384,6 +413,7 @@ class Ledger:
         return [
             self._keys.run(run.run_id),
             self._keys.active_run(run.model),
+            self._keys.held_run(run.model),
             # not the plan: only workers may write it, and it expires from the start
             *self._parts(run.run_id, "claims", "done", "sent", "bins", "histogram"),
         ]

@@ -18,10 +18,11 @@ from pathlib import Path
 
 from inference.batch.active_set import ActiveSet, ActiveSets
 from inference.batch.delta import Base, Deltas
+from inference.batch.differences import check_comparable
 from inference.batch.gates import Gate, entities_gate
 from inference.batch.ledger import KEEP_RUNS, Ledger, is_the_runs_fault
 from inference.batch.paths import check_source, run_folder
-from inference.batch.publishing import RunTables
+from inference.batch.publishing import RunTables, serving_now
 from inference.batch.records import Chunk, Engine, Fingerprint, RunRecord, RunState
 from inference.batch.selection import RowSlice, Selected, Selection, select_rows, unpack_entities
 from inference.errors import BadInput, Conflict, SourceError
@@ -29,7 +30,7 @@ from inference.failures import sentence_of
 from inference.features import Vectoriser, check_key_columns
 from inference.features.key_columns import refuse_repeated_ids
 from inference.logs import get_logger
-from inference.models import Inspect, ModelRegistry, VersionRecord, record_to_serve
+from inference.models import Inspect, ModelRegistry, VersionRecord, record_of_version, record_to_serve
 from inference.redis.keys import TableKind
 from inference.settings import ModelSettings, Settings
 from inference.sources import Slice, Source, SourceFile, open_source
@@ -63,7 +64,7 @@ class Planner:
         """Move a queued run to running, or to failed with one line that says why. May run twice."""
         try:
             check_engine(run.engine)
-            version = record_to_serve(self.settings, self.registry, run.model, inspect=self.inspect)
+            version = self._version_of(run)
             source, fingerprint = self.look_at(run, version)
             self._plan(run, version, source, fingerprint)
         except Exception as error:  # a file, a library or a model may raise anything; the model must not stay blocked
@@ -92,7 +93,7 @@ class Planner:
 
     def changes(self, run: RunRecord) -> list[str]:
         """Return in words what changed since the run was planned; empty when the run can be resumed."""
-        if run.model_version is None:
+        if run.chunks_total is None or run.model_version is None:
             return []
         if run.fingerprint is None:
             return ["its plan is gone"]
@@ -102,6 +103,22 @@ class Planner:
         if fingerprint.files == run.fingerprint.files:
             return changed
         return [*file_differences(list(self.ledger.plans.files(run.run_id)), source.files), *changed]
+
+    def _version_of(self, run: RunRecord) -> VersionRecord:
+        """Return the version that serves, or the one that a shadow run compares with it.
+
+        Raises:
+            ModelError: it cannot be served.
+            BadInput: a shadow run would have nothing to compare with.
+        """
+        if not run.shadow or run.model_version is None:
+            return record_to_serve(self.settings, self.registry, run.model, inspect=self.inspect)
+        version = record_of_version(self.settings, self.registry, run.model, run.model_version)
+        serving = serving_now(self.tables.predictions(run.model))
+        if serving is None:
+            raise BadInput("no predictions serve that this shadow run could be compared with", field="shadow")
+        check_comparable(f"version {version.version}", version.signature.outputs, serving.fields)
+        return version
 
     def _plan(self, run: RunRecord, version: VersionRecord, source: Source, fingerprint: Fingerprint) -> None:
         _, model = self.settings.model(run.model)
@@ -133,7 +150,7 @@ class Planner:
         if active:
             facts |= self._settle(run, model, active)
         base = None
-        if run.delta or (model.batch.delta and not run.is_partial):
+        if run.delta or (model.batch.delta and not run.is_partial and not run.shadow):
             vectors, base = self.deltas.plan(run, version, rows - int(facts.get("rows_outside", 0)))
             facts |= vectors
         self._start(run, version, model, facts, base)
@@ -200,7 +217,7 @@ class Planner:
 
     def _parquet_folder(self, run: RunRecord, model: ModelSettings) -> str:
         pattern = model.batch.parquet_path
-        if run.is_partial or not pattern:
+        if run.is_partial or run.shadow or not pattern:
             return ""
         return run_folder(self.settings, pattern, model=run.model, run_id=run.run_id, created_at=run.created_at)
 

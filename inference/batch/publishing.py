@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from inference.batch.delta import Deltas
+from inference.batch.differences import RunDiff
 from inference.batch.gates import (
     MAX_EXAMPLES,
+    NO_DECISIONS,
     BadRows,
     Gate,
     RunFacts,
@@ -75,6 +77,8 @@ class RunTables:
 
         `outside`: how many of the rows are not scored, so that only their features are stored.
         """
+        # a shadow run leaves nothing behind that serves
+        features = batch.feature_table and not run.shadow
         wanted = {
             TableKind.PREDICTIONS: (
                 batch.prediction_table,
@@ -82,7 +86,7 @@ class RunTables:
                 version.version,
                 rows - outside,
             ),
-            TableKind.FEATURES: (batch.feature_table, version.contract.stored_fields, FEATURES_VERSION, rows),
+            TableKind.FEATURES: (features, version.contract.stored_fields, FEATURES_VERSION, rows),
         }
         opened = {}
         for kind, (is_on, fields, model_version, expected) in wanted.items():
@@ -218,10 +222,12 @@ class Publisher:
     keys: Keys
     tables: RunTables
     deltas: Deltas
+    #: compares a run with what serves, and keeps the result
+    compare: Callable[[RunRecord], RunDiff]
     give_way: Callable[[], None] = lambda: None
 
     def publish(self, run: RunRecord) -> None:
-        """Publish a run in state publishing, or fail it when a gate fails.
+        """Publish a run in state publishing, hold it, or fail it when a gate fails. A shadow run only ends.
 
         May run twice: it goes on where a killed process stopped.
         """
@@ -233,12 +239,21 @@ class Publisher:
             if run.vector_key and not is_published:
                 self.deltas.settle(run)
             verdict = "" if is_published else failed_gates(self._check(run))
+            if run.shadow:
+                self.ledger.move(run, RunState.COMPARED, expected=[RunState.PUBLISHING], spent="1")
+                log.info("run.compared", run_id=run.run_id, model_version=run.model_version)
+                return
             if verdict and not run.forced:
                 self._fail(run, f"not published: {verdict}")
                 return
+            if run.waits and not is_published:
+                self._replace_held(run)
+                self.ledger.move(run, RunState.HELD, expected=[RunState.PUBLISHING])
+                log.info("run.held", run_id=run.run_id, generation=run.generation)
+                return
             self._publish(run)
         except (BadInput, Conflict, NotFound) as error:
-            self._fail(run, f"not published: {error.message}")
+            self._fail(run, f"not {'compared' if run.shadow else 'published'}: {error.message}")
         except Exception as error:  # a file system or a driver may raise anything; the model must not stay blocked
             if not is_the_runs_fault(error):
                 raise
@@ -261,10 +276,17 @@ class Publisher:
             self._close(run)
             return
         self.tables.publish(run, run_key=self.keys.run(run.run_id), run_state=RunState.PUBLISHING.value)
+        self._replace_held(run)
         if run.forced and run.model_version is not None:
             # a forced publish of a held version ends its hold
             self.tables.predictions(run.model).versions.activate(run.model_version, force=True)
         self._close(run)
+
+    def _replace_held(self, run: RunRecord) -> None:
+        """Give up the run that waits for its publication: it is older than this one, and must not replace it later."""
+        self.ledger.end_held(
+            run.model, lambda held: None if held.run_id == run.run_id else f"run {run.run_id} took its place"
+        )
 
     def _check(self, run: RunRecord) -> Sequence[Gate]:
         self.ledger.add_up_histogram(run.run_id)
@@ -311,6 +333,8 @@ class Publisher:
             max_drift=limits.max_drift,
             model_version=run.model_version or 0,
             held=run.model_version in held,
+            max_flips=None if run.is_partial else limits.max_flips,
+            flips=self._flips(run, current),
         )
         # a plan of some rows, or of the newest ones, has each entity once
         planned = run.fingerprint
@@ -330,6 +354,23 @@ class Publisher:
         if current is None or current.run_id is None:
             return {}
         return measure_drift(self.ledger.histogram(current.run_id), self.ledger.histogram(run.run_id))
+
+    def _flips(self, run: RunRecord, current: Manifest | None) -> Mapping[str, float] | str:
+        """Compare a run with what serves if somebody will look at it; return the share of flips of each output.
+
+        A text says why nothing could be compared, which ends a shadow run.
+        """
+        wanted = run.shadow or run.waits or self.settings.models[run.model].batch.max_flips is not None
+        if run.is_partial or not wanted or (current is None and not run.shadow):
+            return {}
+        try:
+            diff = self.compare(run)
+        except Exception as error:  # a disk or a file system may raise anything; people may yet publish the run
+            if run.shadow or not (isinstance(error, Conflict | NotFound) or is_the_runs_fault(error)):
+                raise
+            log.warning("run.not_compared", run_id=run.run_id, error=sentence_of(error))
+            return sentence_of(error)
+        return {one.name: one.flips.share for one in diff.outputs if one.flips is not None} or NO_DECISIONS
 
     def _recount(self, run: RunRecord, column: str) -> IdCount:
         check_source(self.settings, run.model, run.source)

@@ -61,6 +61,7 @@ class Reconciler:
         with self._step(model, "lock"), self.holding(model) as held:
             if held:
                 with self._step(model, "give_up"):
+                    self.ledger.end_held(model, self._waited_too_long)
                     self._give_up_old(model)
                 with self._step(model, "advance"):
                     self._advance(model)
@@ -166,6 +167,8 @@ class Reconciler:
         except NotFound:
             run = None
         fills_it = run is not None and run.generation_of(kind) == manifest.number
+        if run and run.state is RunState.HELD and fills_it:
+            return
         if run and active == run_id and (not run.fingerprint or fills_it):
             return
         if run and active is None and fills_it and self._can_be_resumed(run):
@@ -179,6 +182,15 @@ class Reconciler:
             if fills_it and run.vector_key:
                 self.publisher.deltas.forget(model, run_id)
         log.info("generation.given_up", model=model, generation=manifest.number, run_id=run_id)
+
+    def _waited_too_long(self, run: RunRecord) -> str | None:
+        """Return why a held run is given up; None while it may still be published."""
+        batch, now = self.settings.models[run.model].batch, self.ledger.now()
+        if now - run.created_at >= batch.keep:
+            return "nobody published it before its predictions expired (`keep`): start a new run"
+        if run.finished_at is not None and now - run.finished_at >= batch.resumable:
+            return "nobody published it for as long as `resumable` says: start a new run"
+        return None
 
     def _can_be_resumed(self, run: RunRecord) -> bool:
         if run.finished_at is None or run.spent:

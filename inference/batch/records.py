@@ -51,7 +51,7 @@ def is_run_id(value: object) -> bool:
 
 
 class RunState(StrEnum):
-    """Where a run is. `published`, `failed` and `cancelled` are ends; the last two can be resumed."""
+    """Where a run is. All but the first three are ends; `failed` and `cancelled` can be resumed, `held` published."""
 
     #: requested; nobody has looked at source and model yet
     QUEUED = "queued"
@@ -59,17 +59,21 @@ class RunState(StrEnum):
     RUNNING = "running"
     #: every chunk is done; the reconciler checks the gates and publishes
     PUBLISHING = "publishing"
+    #: scored, and passed its gates; waits until somebody publishes or cancels it
+    HELD = "held"
     #: its generation serves, or served until a later one did
     PUBLISHED = "published"
     #: its source, its model, a chunk or a gate ended it; the previous generation still serves
     FAILED = "failed"
-    #: stopped on request
+    #: stopped on request, or held until a newer run took its place
     CANCELLED = "cancelled"
+    #: a shadow run, scored and compared with what serves; it never serves
+    COMPARED = "compared"
 
     @property
     def is_over(self) -> bool:
         """Whether the model is free for another run."""
-        return self in (RunState.PUBLISHED, RunState.FAILED, RunState.CANCELLED)
+        return self not in (RunState.QUEUED, RunState.RUNNING, RunState.PUBLISHING)
 
 
 class Trigger(StrEnum):
@@ -236,6 +240,18 @@ class RunStatus:
     #: who published it although a gate had failed, and when; None for nobody
     forced_by: str | None = None
     forced_at: Instant | None = None
+    #: it waits before its publication until somebody approves it
+    hold: bool = False
+    approved_by: str | None = None
+    approved_at: Instant | None = None
+    #: it only compares `model_version` with what serves
+    shadow: bool = False
+
+    @property
+    def took_s(self) -> float | None:
+        """Seconds from the request to the publication, but not those in which a held run waited; None: not over."""
+        end = self.finished_at if self.approved_at is None else self.scored_at
+        return None if end is None or self.finished_at is None else end - self.created_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,6 +308,11 @@ class RunRecord(RunStatus):
     def is_partial(self) -> bool:
         """Whether the run scores only some rows, into the overlay, and publishes no generation."""
         return self.entities_asked is not None or self.since is not None
+
+    @property
+    def waits(self) -> bool:
+        """Whether the run may not be published before somebody approves it."""
+        return self.hold and self.approved_by is None and not self.forced
 
     @property
     def forced(self) -> bool:
@@ -387,7 +408,7 @@ class RunDetails(RunView):
             phases=Phases(
                 queued_s=_between(record.created_at, record.started_at or record.finished_at or now),
                 scoring_s=_between(record.started_at, record.scored_at or record.finished_at or now),
-                publishing_s=_between(record.scored_at, record.finished_at or now),
+                publishing_s=_between(record.approved_at or record.scored_at, record.finished_at or now),
             ),
             quarantine=LeftOut(
                 record.quarantine_folder if record.rows_quarantined else None, tuple(bad_rows[:_MAX_REASONS])

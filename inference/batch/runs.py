@@ -9,6 +9,8 @@ from typing import Any, NoReturn
 
 from inference.batch.active_set import ActiveSets
 from inference.batch.delta import Deltas
+from inference.batch.diff import Differ
+from inference.batch.differences import DiffOptions, RunDiff
 from inference.batch.ledger import Ledger
 from inference.batch.paths import locate_source, run_folder
 from inference.batch.plan import Planner
@@ -25,7 +27,7 @@ from inference.logs import get_logger
 from inference.models import Inspect, MicroBatches, ModelHost, ModelRegistry, inspect_in_subprocess
 from inference.redis.clients import Client
 from inference.redis.keys import Keys, TableKind
-from inference.settings import Settings
+from inference.settings import BatchSettings, Settings
 from inference.store import Pointer, Table
 
 log = get_logger(__name__)
@@ -85,7 +87,8 @@ class Runs:
         deltas = Deltas(settings, self._ledger, self._tables.predictions)
         self._planner = Planner(settings, self._ledger, registry, self._tables, active_sets, inspect, deltas)
         give_way = Yielding(client, keys, settings.realtime_queues).give_way
-        publisher = Publisher(settings, self._ledger, keys, self._tables, deltas, give_way)
+        self._differ = Differ(settings, self._ledger, self._tables, registry)
+        publisher = Publisher(settings, self._ledger, keys, self._tables, deltas, self._differ.compare, give_way)
         self._reconciler = Reconciler(
             settings, self._ledger, self._tables, self._planner, publisher, send_chunks, start_spark or _refuse_spark
         )
@@ -104,6 +107,9 @@ class Runs:
         since: str | None = None,
         engine: str | None = None,
         delta: bool = False,
+        hold: bool = False,
+        model_version: int | None = None,
+        shadow: bool = False,
     ) -> RunView:
         """Open a run; the reconciler does the rest. `model`: None means the only one in the settings.
 
@@ -111,20 +117,25 @@ class Runs:
         `slot`: the schedule's instant that the run serves. `entities` or `since` (an ISO 8601 instant, or a duration
         such as `6h`) make the run partial: it scores only those rows, into the overlay. `engine`: `celery` or
         `spark`; None means the one in the model's settings. `delta`: score only the rows whose vectors changed since
-        the run that serves, if that is possible.
+        the run that serves, if that is possible. `hold`: the run waits before its publication, as it does if the
+        settings say so; a partial run never waits. `shadow`: it only compares the predictions of `model_version` with
+        what serves.
 
         Raises:
             UnknownModel: the settings do not name the model.
             BadInput: there is no source, or it is not allowed; there is no such engine; an id or `since` is not
-                legal; the model has no event-time column for `since`; or a partial run should be a delta run.
+                legal; the model has no event-time column for `since`; or the options exclude each other.
             Conflict: the model has a run in progress, or the slot was served already.
         """
         name, of_model = self._settings.model(model)
         scored_by = Engine.named(of_model.batch.engine if engine is None else engine)
-        if (entities is not None or since is not None) and not of_model.batch.prediction_table:
+        is_partial = entities is not None or since is not None
+        if is_partial and not of_model.batch.prediction_table:
             raise BadInput("a partial run writes into the prediction table: turn prediction_table on")
-        if delta and (entities is not None or since is not None):
-            raise BadInput("a partial run scores the rows that you name: leave delta out", field="delta")
+        if delta and (is_partial or shadow):
+            word = "a partial run scores the rows that you name" if is_partial else "a shadow run scores all rows"
+            raise BadInput(f"{word}: leave delta out", field="delta")
+        look = _look_before(of_model.batch, is_partial=is_partial, hold=hold, version=model_version, shadow=shadow)
         path = locate_source(self._settings, name, of_model, source, confined=trigger is Trigger.API)
         now = self._ledger.now()
         run_id = f"{name}-{to_datetime(now).strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(3)}"
@@ -136,6 +147,7 @@ class Runs:
             "quarantine_folder": quarantine,
             "engine": scored_by.value,
             "created_at": f"{now:.6f}",  # the instant of the folders' `{date}` too
+            **look,
         }
         if delta:
             fields["delta"] = "1"
@@ -147,12 +159,25 @@ class Runs:
             self._ledger.plans.keep_entities(run_id, pack_entities(ids))
         self._retention.remember(name, run_id, quarantine)
         try:
-            self._ledger.request(run_id, name, fields, slot=slot)
+            self._open(run_id, name, fields, slot)
         except Conflict:
             self._ledger.plans.forget_entities(run_id)
             self._retention.forget(name, run_id, quarantine)
             raise
         return self.show(run_id)
+
+    def _open(self, run_id: str, model: str, fields: dict[str, str], slot: str | None) -> None:
+        """Open a run; one of the schedule takes the place of a shadow run, which must cost no slot."""
+        try:
+            self._ledger.request(run_id, model, fields, slot=slot)
+        except Conflict:
+            active = self._ledger.active_run(model)
+            if slot is None or active is None or not (run := self._ledger.load(active)).shadow:
+                raise
+            going = [RunState.QUEUED, RunState.RUNNING, RunState.PUBLISHING]
+            error = f"run {run_id} of the schedule took its place: start it again"
+            self._ledger.move(run, RunState.CANCELLED, expected=going, error=error)
+            self._ledger.request(run_id, model, fields, slot=slot)
 
     def prepare(self, run_id: str) -> None:
         """Plan a queued run and send its first chunks. May run twice.
@@ -215,10 +240,10 @@ class Runs:
 
         Raises:
             NotFound: there is no such run.
-            Conflict: the run is over, or is being published.
+            Conflict: the run is over and does not wait for its publication, or is being published.
         """
         run = self._ledger.load(run_id)
-        self._ledger.move(run, RunState.CANCELLED, expected=[RunState.QUEUED, RunState.RUNNING])
+        self._ledger.move(run, RunState.CANCELLED, expected=[RunState.QUEUED, RunState.RUNNING, RunState.HELD])
         return self.show(run_id)
 
     def resume(self, run_id: str) -> RunView:
@@ -244,25 +269,60 @@ class Runs:
         return self.show(run_id)
 
     def publish(self, run_id: str, *, force: bool = False, by: str = "unknown") -> RunView:
-        """Publish a run that failed at its gates; the reconciler does it within seconds.
+        """Publish a held run, or one that failed at its gates; the reconciler does it within seconds.
 
-        `force` must be true. The run's record keeps who forced it (`by`) and when. If a rollback holds the run's model
-        version back, that ends.
+        A held run must pass its gates again. `force` overrides the gates. The run's record keeps who approved or forced
+        it (`by`) and when. If a rollback holds the run's model version back, a forced publication ends that.
 
         Raises:
             NotFound: there is no such run.
-            Conflict: `force` is false; the run did not fail at its gates; its predictions were removed; or another
-                run of the model is in progress.
+            Conflict: the run is not held, and `force` is false or the run did not fail at its gates; its predictions
+                were removed; or another run of the model is in progress.
         """
         run = self._ledger.load(run_id)
-        if not force:
-            raise Conflict(f"run {run_id} is {run.state}: runs publish themselves; --force overrides their gates")
-        if run.state is not RunState.FAILED or not run.gates or run.chunks_done != run.chunks_total:
-            raise Conflict(f"run {run_id} is {run.state} and was not refused by its gates", field="run_id")
+        if run.state is not RunState.HELD:
+            _check_can_be_forced(run, force=force)
         now = f"{self._ledger.now():.6f}"
-        self._reopen(run, RunState.PUBLISHING, expected=[RunState.FAILED], forced_by=by, forced_at=now)
-        log.warning("run.forced", run_id=run_id, by=by)
+        told = {"forced_by": by, "forced_at": now} if force else {}
+        if run.state is RunState.HELD:
+            told |= {"approved_by": by, "approved_at": now}
+        self._reopen(run, RunState.PUBLISHING, expected=[run.state], **told)
+        log.warning("run.forced" if force else "run.approved", run_id=run_id, by=by)
         return self.show(run_id)
+
+    def diff(self, run_id: str, options: DiffOptions | None = None) -> RunDiff:
+        """Compare a run with what serves, or served before it, and keep the result with the run. Takes seconds.
+
+        `options`: a threshold of None is that of the settings. Once the rows are gone from Redis, returns the kept
+        result.
+
+        Raises:
+            NotFound: there is no such run.
+            Conflict: there is nothing to compare: the run is partial, not scored yet, or its rows are gone.
+            BadInput: it has other outputs than what serves, or its source lacks the segment column.
+        """
+        return self._differ.compare_or_recall(self._ledger.load(run_id), options or DiffOptions())
+
+    def check_diff(self, run_id: str, options: DiffOptions) -> RunView:
+        """Return a run that can be compared now.
+
+        Raises: see `diff`.
+        """
+        run = self._ledger.load(run_id)
+        self._differ.check(run, options)
+        return RunView.of(run, now=self._ledger.now())
+
+    def was_compared(self, run_id: str) -> bool:
+        """Return whether a comparison of a run is kept."""
+        return self._ledger.diff(run_id) is not None
+
+    def kept_diff(self, run_id: str) -> RunDiff | None:
+        """Return the last comparison of a run; None if there is none.
+
+        Raises:
+            NotFound: there is no such run.
+        """
+        return self._differ.kept(self._ledger.load(run_id).run_id)
 
     def rollback(self, model: str | None = None, *, generation: int | None = None) -> Serving:
         """Serve the previous generation again, and hold back the model version that served.
@@ -302,6 +362,40 @@ class Runs:
             if not self._tables.are_loading(run):
                 raise Conflict(f"the predictions of run {run.run_id} were collected: start a new run", field="run_id")
             self._ledger.reopen(run, to, expected=expected, **fields)
+
+
+def _check_can_be_forced(run: RunRecord, *, force: bool) -> None:
+    if not force:
+        raise Conflict(
+            f"run {run.run_id} is {run.state}, not held: runs publish themselves; --force overrides their gates",
+            field="run_id",
+        )
+    if run.state is not RunState.FAILED or not run.gates or run.chunks_done != run.chunks_total:
+        raise Conflict(f"run {run.run_id} is {run.state} and was not refused by its gates", field="run_id")
+
+
+def _look_before(
+    batch: BatchSettings, *, is_partial: bool, hold: bool, version: int | None, shadow: bool
+) -> dict[str, str]:
+    """Return the fields of a run that is looked at before, or instead of, its publication.
+
+    Raises:
+        BadInput: the options exclude each other, or the settings.
+    """
+    if shadow and version is None:
+        raise BadInput("a shadow run scores a version that does not serve: name it", field="model_version")
+    if version is not None and not shadow:
+        raise BadInput("a run scores the version that serves; only a shadow run scores another", field="model_version")
+    if is_partial and (hold or shadow):
+        word = "shadow" if shadow else "hold"
+        raise BadInput(f"{word} goes with a run of the whole table, not with entities or since", field=word)
+    if shadow and hold:
+        raise BadInput("a shadow run is never published, so there is nothing to hold", field="hold")
+    if shadow and not batch.prediction_table:
+        raise BadInput("a shadow run compares the prediction tables: turn prediction_table on", field="shadow")
+    if shadow:
+        return {"shadow": "1", "model_version": str(version)}
+    return {"hold": "1"} if (hold or batch.hold) and not is_partial else {}
 
 
 def _refuse_spark(run_id: str) -> NoReturn:

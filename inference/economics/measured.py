@@ -97,7 +97,7 @@ def measure(
     """
     ledger, windows = Ledger(client, keys), windows or HitWindows(client, keys)
     now = ledger.now()
-    records = [record for record in ledger.newest(model, _RUNS_SEEN) if not record.is_partial]
+    records = [record for record in ledger.newest(model, _RUNS_SEEN) if not (record.is_partial or record.shadow)]
     runs = [RunView.of(record, now=now) for record in records]
     published = [run for run in runs if run.state is RunState.PUBLISHED]
     workers = max(len(Presence(client, keys).roster(BATCH_QUEUE).alive), 1)
@@ -115,7 +115,7 @@ def measure(
         span_s=span_s,
         runs_published=len(published),
         runs_failed=sum(run.state is RunState.FAILED for run in runs),
-        run_s=_median([run.finished_at - run.created_at for run in published if run.finished_at is not None]),
+        run_s=_median([run.took_s for run in published if run.took_s is not None]),
         asked_week=windows.asked(model, ASKED_DAYS),
         rows_outside=published[0].rows_outside if published else 0,
         entities_share=published[0].entities_share if published else None,

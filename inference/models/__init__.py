@@ -2,7 +2,13 @@
 
 from inference.models.host import ModelHost
 from inference.models.loaded import LoadedModel, ScoredRows, prediction_values, score_rows
-from inference.models.loading import Inspect, inspect_in_subprocess, inspect_versions, record_to_serve
+from inference.models.loading import (
+    Inspect,
+    inspect_in_subprocess,
+    inspect_versions,
+    record_of_version,
+    record_to_serve,
+)
 from inference.models.micro_batch import MicroBatch, MicroBatches
 from inference.models.registry import ModelRegistry, VersionRecord
 from inference.models.rollout import Rollout
@@ -22,6 +28,7 @@ __all__ = [
     "inspect_in_subprocess",
     "inspect_versions",
     "prediction_values",
+    "record_of_version",
     "record_to_serve",
     "score_rows",
 ]

@@ -328,6 +328,30 @@ def record_to_serve(
     return chosen
 
 
+def record_of_version(
+    settings: Settings,
+    registry: ModelRegistry,
+    model: str,
+    version: int,
+    *,
+    inspect: TryApart = inspect_version_in_subprocess,
+) -> VersionRecord:
+    """Return the record of one version, whether or not it serves. Records it if no worker has done so yet.
+
+    Raises:
+        UnknownModel: it is not in the settings.
+        ModelError: the version cannot be served.
+    """
+    try:
+        return registry.get(model, version)
+    except ModelUnavailable:
+        record = inspect(settings, model, version)
+    if record.state != "ready":
+        raise ModelError(f"version {version} of model {model!r} cannot be served: {record.error}")
+    registry.put(model, record)
+    return record
+
+
 def records_to_json(records: dict[int, VersionRecord]) -> str:
     """Return the records as one line of JSON."""
     return json.dumps({"versions": [record.to_json() for record in records.values()]})

@@ -7,7 +7,8 @@ refuses. A Redis outage always raises; it never looks like a miss.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,16 @@ from redis.client import Pipeline
 from redis.exceptions import NoScriptError
 
 from inference.errors import StoreFull, StoreUnavailable
-from inference.redis.pipes import AsyncPipe, BulkCommands, Command, Pace, Pipe, send_in_bulk
+from inference.redis.pipes import (
+    AsyncPipe,
+    BulkCommands,
+    Command,
+    Pace,
+    Pipe,
+    SeparatedReplies,
+    read_in_bulk,
+    send_in_bulk,
+)
 
 #: longest wait for a connection, even if answers may take longer
 _CONNECT_TIMEOUT_S = 5.0
@@ -120,6 +130,14 @@ class Client(redis.Redis):
             return send_in_bulk(self.connection_pool, pieces, pace)
         except _REDIS_ERRORS as error:
             raise _translated(error) from error
+
+    def read_in_bulk(self, pieces: Iterable[Sequence[Command]], separator: bytes) -> Iterator[SeparatedReplies]:
+        """Yield the raw replies to pieces of commands, each reply followed by `separator`."""
+        with closing(read_in_bulk(self.connection_pool, pieces, separator)) as found:
+            try:
+                yield from found
+            except _REDIS_ERRORS as error:
+                raise _translated(error) from error
 
 
 class _Pipeline(Pipeline):

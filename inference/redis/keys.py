@@ -31,6 +31,7 @@ All keys live in `cache_url`, which must not evict, and start with the deploymen
 | P:m:M:answers    | list   | sample of answers computed on demand,    | newest few hundred,   | real-time workers     |
 |                  |        | for the parity check (JSON)              | a day unchanged       |                       |
 | P:m:M:active_run | string | run id                                   | until run is over     | run scripts           |
+| P:m:M:held_run   | string | the run that waits for its publication   | while it is held      | run scripts           |
 | P:m:M:runs       | zset   | run id, scored by creation time          | newest 200 kept       | run scripts           |
 | P:m:M:slots      | hash   | schedule slot → run id                   | newest kept           | run scripts           |
 | P:m:M:quarantines| zset   | run id and quarantine folder, scored by  | 30 days after its run | request; maintenance  |
@@ -49,6 +50,8 @@ All keys live in `cache_url`, which must not evict, and start with the deploymen
 | P:r:R:bins       | hash   | chunk → histogram of its predictions     | until they are added  | finish (once a chunk) |
 |                  |        | (packed)                                 | up                    |                       |
 | P:r:R:histogram  | hash   | output:bin → count of predictions        | with the run          | publishing            |
+| P:r:R:diff       | string | its last comparison with what serves     | 30 days               | maintenance, commands |
+|                  |        | (JSON)                                   |                       |                       |
 | P:h:M:MINUTE     | hash   | outcome → count; hit_s:B, miss_s:B,      | 8 days                | API processes         |
 |                  |        | age_s:B, rows:B (bucket B) → count       |                       |                       |
 |                  |        | fallback:NAME:OUTCOME → entities;        |                       | real-time workers     |
@@ -94,7 +97,7 @@ MAX_INLINE_ID_BYTES = 60
 
 
 #: a run's data beside its record, each under its own key
-RUN_PARTS = ("plan", "entities", "known", "claims", "done", "sent", "driver", "bins", "histogram")
+RUN_PARTS = ("plan", "entities", "known", "claims", "done", "sent", "driver", "bins", "histogram", "diff")
 
 
 class TableKind(StrEnum):
@@ -197,6 +200,10 @@ class Keys:
     def active_run(self, model: str) -> str:
         """The one run of a model that is not over."""
         return f"{self.prefix}:m:{model}:active_run"
+
+    def held_run(self, model: str) -> str:
+        """The one run of a model that waits for its publication."""
+        return f"{self.prefix}:m:{model}:held_run"
 
     def runs(self, model: str) -> str:
         """Sorted set of run ids."""

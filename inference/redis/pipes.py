@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -315,6 +316,60 @@ def send_in_bulk(pool: Any, pieces: Iterable[BulkCommands], pace: Pace) -> bytes
     return bytes(replies)
 
 
+@dataclass(frozen=True)
+class SeparatedReplies:
+    """The raw replies to one piece. `ends`: where the separator behind each of them starts."""
+
+    data: bytes
+    ends: list[int]
+
+
+def read_in_bulk(pool: Any, pieces: Iterable[Sequence[Command]], separator: bytes) -> Generator[SeparatedReplies]:
+    """Yield the raw replies to pieces of commands, over one of the pool's connections. Close it to give that back.
+
+    For millions of values, which the caller finds by column: as objects they would take most of the time (0.25 µs
+    each). An ECHO of `separator`, which nothing else may hold, follows each command. Redis works on one piece while
+    the next one waits in its socket.
+
+    Raises:
+        redis.RedisError: Redis did not answer.
+    """
+    connection = pool.get_connection()
+    echo = hiredis.pack_command(("ECHO", separator))  # type: ignore[arg-type]  # its types allow one kind of part only
+    answer = b"$%d\r\n%b\r\n" % (len(separator), separator)
+    buffer, sent = bytearray(), deque[int]()
+    try:
+        for piece in pieces:
+            packed = b"".join(part for command in piece for part in (hiredis.pack_command(command), echo))
+            connection.send_packed_command([packed])
+            sent.append(len(piece))
+            if len(sent) > 1:
+                yield _take_replies(connection, buffer, sent.popleft(), answer)
+        while sent:
+            yield _take_replies(connection, buffer, sent.popleft(), answer)
+    except BaseException:
+        connection.disconnect()  # late replies would answer the next user of this connection
+        raise
+    finally:
+        pool.release(connection)
+
+
+def _take_replies(connection: Any, buffer: bytearray, count: int, separator: bytes) -> SeparatedReplies:
+    """Receive until `buffer` holds so many separators, and take all before the end of the last one."""
+    ends: list[int] = []
+    at = 0
+    while len(ends) < count:
+        found = buffer.find(separator, at)
+        if found >= 0:
+            ends.append(found)
+            at = found + len(separator)
+        else:
+            buffer += _received(connection)
+    data = bytes(memoryview(buffer)[:at])
+    del buffer[:at]
+    return SeparatedReplies(data, ends)
+
+
 def sum_of(replies: bytes) -> int:
     """Return the sum of integer replies."""
     return sum(map(int, replies.replace(b":", b"").split()))
@@ -322,20 +377,26 @@ def sum_of(replies: bytes) -> int:
 
 def _receive(connection: Any, lines: int, replies: bytearray) -> int:
     """Append received bytes to `replies` until so many more lines have come; return how many came."""
-    # redis-py has no public way to a connection's bytes, only to parsed replies
-    socket, came = connection._sock, 0
+    came = 0
+    while came < lines:
+        data = _received(connection)
+        replies += data
+        came += data.count(b"\n")
+    return came
+
+
+def _received(connection: Any) -> bytes:
+    """Return the next bytes that Redis sends."""
     try:
-        while came < lines:
-            data = socket.recv(_RECEIVE_BULK_BYTES)
-            if not data:
-                raise redis.ConnectionError("Redis closed the connection")
-            replies += data
-            came += data.count(b"\n")
+        # redis-py has no public way to a connection's bytes, only to parsed replies
+        data: bytes = connection._sock.recv(_RECEIVE_BULK_BYTES)
     except TimeoutError as error:
         raise redis.TimeoutError("Redis did not answer in time") from error
     except OSError as error:
         raise redis.ConnectionError(f"the connection to Redis broke: {error}") from error
-    return came
+    if not data:
+        raise redis.ConnectionError("Redis closed the connection")
+    return data
 
 
 def _refuse_errors(replies: bytearray, due: int) -> None:

@@ -97,16 +97,17 @@ class BatchSettings(Section):
     """A model's runs. Durations in seconds once loaded.
 
     `ttl`: the age limit of readers; `keep`: when Redis forgets. A run is not published if it has fewer rows than
-    `min_size_ratio` of the current generation, left out more than `max_quarantined_fraction` of its rows, or its
-    predictions moved by more than `max_drift` (population stability index). `parquet_path` and `quarantine_path` may
-    hold `{date}`, `{model}` and `{run_id}`. `resumable`: how long the scored rows of a failed or cancelled run are
-    kept; a newer run ends that. `engine`: the engine that scores the chunks. `bytes_per_chunk`: bytes of the source,
-    before compression. A run writes to `prediction_table`, which is served, to `feature_table`, from which real-time
-    answers are computed, and to files in `parquet_path`. `write_share`: the share of the time in which one worker may
-    keep Redis busy with writes. `entities`: the rows that a whole run scores, as `entities_rule` reads it;
-    `new_entities`: also those that the run that serves did not have. `delta`: scheduled runs score only the rows whose
-    vectors changed, and every run keeps what tells so in `delta_path`; each `full_every`-th scheduled run scores all
-    rows.
+    `min_size_ratio` of the current generation, left out more than `max_quarantined_fraction` of its rows, if its
+    predictions moved by more than `max_drift` (population stability index), or if the decisions of more than
+    `max_flips` of the entities flip (numbers are decided at `flips_threshold`). `hold`: a run that passed its gates
+    waits for `batch publish`. `parquet_path` and `quarantine_path` may hold `{date}`, `{model}` and `{run_id}`.
+    `resumable`: how long the scored rows of a failed or cancelled run are kept, which a newer run ends, and how long a
+    held run waits. `engine`: the engine that scores the chunks. `bytes_per_chunk`: bytes of the source, before
+    compression. A run writes to `prediction_table`, which is served, to `feature_table`, from which real-time answers
+    are computed, and to files in `parquet_path`. `write_share`: the share of the time in which one worker may keep
+    Redis busy with writes. `entities`: the rows that a whole run scores, as `entities_rule` reads it; `new_entities`:
+    also those that the run that serves did not have. `delta`: scheduled runs score only the rows whose vectors changed,
+    and every run keeps what tells so in `delta_path`; each `full_every`-th scheduled run scores all rows.
     """
 
     schedule: Schedule | None = None
@@ -126,6 +127,9 @@ class BatchSettings(Section):
     min_size_ratio: Annotated[float, Field(ge=0, le=1)] = 0.5
     max_quarantined_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     max_drift: Annotated[float, Field(gt=0)] = 1.0
+    max_flips: Annotated[float, Field(ge=0, le=1)] | None = None
+    flips_threshold: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    hold: bool = False
     quarantine_path: str = ".forecache/quarantine"
     resumable: Duration = 24 * 3600.0
     delta: bool = False

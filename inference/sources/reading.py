@@ -235,12 +235,19 @@ def hash_ids(ids: pa.Array) -> npt.NDArray[np.uint64]:
     """
     texts = pc.cast(ids, pa.large_binary())
     offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
-    data = np.append(np.frombuffer(texts.buffers()[2] or b"", np.uint8), np.zeros(_WORD, np.uint8))
+    return hash_parts(np.frombuffer(texts.buffers()[2] or b"", np.uint8), offsets[:-1], np.diff(offsets))
+
+
+def hash_parts(
+    data: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint64]:
+    """Return `hash_ids` of parts of the data."""
+    data = np.append(data, np.zeros(_WORD, np.uint8))
     words = np.lib.stride_tricks.as_strided(data[:_WORD].view(np.uint64), (len(data) - _WORD + 1,), (1,))
-    hashes = np.empty(len(texts), np.uint64)
-    for start in range(0, len(texts), _HASHED_AT_ONCE):
-        bounds = offsets[start : start + _HASHED_AT_ONCE + 1]
-        hashes[start : start + _HASHED_AT_ONCE] = _hash_texts(words, bounds[:-1], np.diff(bounds))
+    hashes = np.empty(len(starts), np.uint64)
+    for start in range(0, len(starts), _HASHED_AT_ONCE):
+        part = slice(start, start + _HASHED_AT_ONCE)
+        hashes[part] = _hash_texts(words, starts[part], lengths[part])
     return hashes
 
 

@@ -18,6 +18,7 @@ from inference.store.records import (
     Pointer,
     StoredRows,
 )
+from inference.store.scanning import StoredBatch
 from inference.store.table import Table
 from inference.store.versions import CANARY, STABLE, Labels
 
@@ -34,6 +35,7 @@ __all__ = [
     "Manifest",
     "Origin",
     "Pointer",
+    "StoredBatch",
     "StoredRows",
     "Table",
     "bucket_count",

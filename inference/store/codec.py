@@ -121,6 +121,19 @@ class RowCodec:
             block = {spec.name: block[spec.name] for spec in self.fields}
         return block, fixed["as_of"].astype(np.float64)
 
+    @property
+    def size(self) -> int | None:
+        """The bytes of every row; None if rows differ in size."""
+        return None if self._loose else self.dtype.itemsize
+
+    def columns_of(self, rows: npt.NDArray[Any]) -> Block:
+        """Return the fields of fixed size of rows of `dtype`, as views."""
+        return {spec.name: rows[key] for key, spec in self._fixed}
+
+    def loose_values(self, rows: Sequence[bytes]) -> dict[str, list[Any]]:
+        """Return the other fields, text and unknown shapes, of whole packed rows."""
+        return dict(zip((spec.name for spec in self._loose), self._unpack_loose(rows), strict=True))
+
     def _unpack_fixed(self, rows: Sequence[bytes]) -> npt.NDArray[Any]:
         size = self.dtype.itemsize
         return np.frombuffer(b"".join(row[:size] for row in rows), self.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -22,6 +22,7 @@ from inference.store.codec import bucket_count, bucket_of, codec_for, pack_overl
 from inference.store.overlay import Overlay
 from inference.store.reading import follow, parse_pointer, plan_pointer
 from inference.store.records import GENERATION_FORMAT, GenerationState, Manifest, Origin, Pointer
+from inference.store.scanning import StoredBatch, scan_buckets
 from inference.store.wire import encode_ages, encode_copies, encode_lengths, encode_window
 from inference.stored_data import reading
 
@@ -277,6 +278,13 @@ class Generations:
         found = self._client.send([("HGETALL", key) for key in next(self._bucket_keys(manifest, _BUCKETS_OF_SAMPLE))])
         rows = [row for bucket in found for row in bucket.values()]
         return codec_for(manifest.fields).unpack_block(rows)[0] if rows else {}
+
+    def scan(self, manifest: Manifest, buckets: Iterable[int] | None = None) -> Iterator[StoredBatch]:
+        """Yield the rows of a generation, or of some of its buckets, in batches of about 250 000."""
+        manifest.check_format()
+        wanted = range(manifest.buckets) if buckets is None else buckets
+        size = codec_for(manifest.fields).size
+        return scan_buckets(self._client, self._bucket_form(manifest), wanted, size)
 
     def discard(self, number: int, state: GenerationState) -> None:
         """Mark a generation FAILED or CANCELLED, so that it is never served. Does nothing if it is gone.

@@ -22,7 +22,7 @@ from app.api.limits import MAX_BODY_BYTES
 from app.api.process import ApiProcess
 from app.api.server import serve
 from app.http import listen
-from inference.batch import RunState
+from inference.batch import DiffOptions, RunDiff, RunState
 from inference.clock import system_clock
 from inference.errors import BrokerUnavailable, Conflict, ModelUnavailable, NotFound, SettingsError, SourceError
 from inference.features import Feature, FeatureContract
@@ -71,6 +71,7 @@ class FakeScorer:
 class FakeRun:
     run_id, state, created_at = "r1", RunState.QUEUED, 0.0
     rows_total, rows_done, rows_quarantined = None, 0, 0
+    shadow = False
 
     def to_json(self) -> dict[str, Any]:
         return {"run_id": self.run_id, "state": "queued", "source": f"{Path.cwd()}/data/t.parquet"}
@@ -83,6 +84,7 @@ class FakeRuns:
         self.started: list[tuple[Any, ...]] = []
         self.source_changed = False
         self.source_is_gone = False
+        self.diff: RunDiff | None = None
 
     def request(self, model: str | None, *, trigger: Any, source: str | None = None, **_: Any) -> FakeRun:
         if self.started:
@@ -99,6 +101,15 @@ class FakeRuns:
         return FakeRun()
 
     cancel = details = show
+
+    def kept_diff(self, run_id: str) -> RunDiff | None:
+        self.show(run_id)
+        return self.diff
+
+    def check_diff(self, run_id: str, options: DiffOptions) -> FakeRun:
+        if options.segment == "nosuch":
+            raise SourceError(f"{Path.cwd()}/data/t.parquet has no column 'nosuch'", field="nosuch")
+        return self.show(run_id)
 
     def resume(self, run_id: str) -> FakeRun:
         if self.source_is_gone:
@@ -566,6 +577,36 @@ async def test_publishing_past_the_gates_asks_for_force_and_paths_start_at_the_d
     assert (forced.status_code, forced.json()["source"]) == (202, "data/t.parquet")
     assert (await http.get("/runs/r1")).json()["source"] == "data/t.parquet"
     assert_problem(await http.post("/models/delay/rollback", json={"generation": "x"}), 400, "bad-input", "generation")
+
+
+async def test_a_comparison_is_left_to_the_maintenance_worker_and_shown_once_it_is_kept(
+    it: Deployment, http: httpx.AsyncClient
+) -> None:
+    assert_problem(await http.get("/runs/r1/diff"), 404, "not-found", "run_id")
+    accepted = await http.post("/runs/r1/diff", json={"threshold": 0.5, "segment": "city"})
+    assert (accepted.status_code, accepted.headers["location"]) == (202, "/runs/r1/diff")
+    [(task, arguments)] = it.sent
+    assert (task, arguments["run_id"]) == ("forecache.compare_run", "r1")
+    assert DiffOptions.from_json(arguments["options"]) == DiffOptions(threshold=0.5, segment="city")
+    it.runs.diff = RunDiff(
+        run_id="r1", model="delay", made_at="2026-01-31T03:00:00Z", generation=2, model_version=1, against_generation=1,
+        against_version=1, against_run=None, rows_both=3, rows_new=1, rows_gone=0, options=DiffOptions(), outputs=[],
+        notes=[f"{Path.cwd()}/data/t.parquet was replaced"],
+    )  # fmt: skip
+    shown = (await http.get("/runs/r1/diff")).raise_for_status().json()
+    assert (shown["rows_both"], shown["notes"]) == (3, ["data/t.parquet was replaced"])
+
+
+async def test_what_cannot_be_compared_is_refused_at_once(it: Deployment, http: httpx.AsyncClient) -> None:
+    refused = await http.post("/runs/r1/diff", json={"segment": "nosuch"})
+    assert_problem(refused, 400, "bad-source", "nosuch")
+    assert refused.json()["detail"] == "data/t.parquet has no column 'nosuch'"
+    assert_problem(await http.post("/runs/nope/diff"), 404, "not-found")
+    for body in ({"top": 0}, {"tolerance": -1}, {"threshold": "high"}, {"more": 1}):
+        assert (await http.post("/runs/r1/diff", json=body)).status_code == 400
+    assert it.sent == []
+    it.broker_is_down = True
+    assert (await http.post("/runs/r1/diff")).status_code == 503
 
 
 async def test_errors_of_runs_name_no_folder_of_the_server(it: Deployment, http: httpx.AsyncClient) -> None:

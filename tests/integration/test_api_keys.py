@@ -56,6 +56,8 @@ async def serving(it: Deployment, keys: dict[str, Any]) -> AsyncIterator[httpx.A
 
 
 ROUTES = [
+    ("GET", "/runs/r1/diff", "read"),
+    ("POST", "/runs/r1/diff", "admin"),
     ("GET", "/predict/a", "read"),
     ("POST", "/predict", "read"),
     ("GET", "/hit-rate", "read"),

@@ -100,22 +100,33 @@ class Interleavings(RuleBasedStateMachine):
 
     # --- what people and beat do -------------------------------------------------------------------
 
-    @rule(leaves_one_out=st.booleans())
-    def request(self, leaves_one_out: bool) -> None:
+    @rule(leaves_one_out=st.booleans(), hold=st.booleans())
+    def request(self, leaves_one_out: bool, hold: bool) -> None:
+        self.open(leaves_one_out, hold=hold)
+
+    @rule()
+    def request_a_shadow_run(self) -> None:
+        self.open(leaves_one_out=False, shadow=True, model_version=max(self.registry.versions("m")))
+
+    def open(self, leaves_one_out: bool, **options: Any) -> None:
         try:
-            view = self.runs.request("m", trigger=Trigger.CLI)
+            view = self.runs.request("m", trigger=Trigger.CLI, **options)
         except Conflict:
             return
         self.run_ids.append(view.run_id)
         self.left_out[view.run_id] = int(leaves_one_out)
 
     @precondition(lambda self: self.run_ids)
-    @rule(which=_CHOICE, verb=st.sampled_from(["cancel", "resume", "publish"]))
+    @rule(which=_CHOICE, verb=st.sampled_from(["cancel", "resume", "publish", "force"]))
     def tell_a_run(self, which: int, verb: str) -> None:
         run_id = self.run_ids[-1 - which % min(len(self.run_ids), 3)]
-        options = {"force": True, "by": "test"} if verb == "publish" else {}
+        if verb in ("publish", "force") and self.held():
+            run_id = self.held()[0]
         try:
-            getattr(self.runs, verb)(run_id, **options)
+            if verb in ("publish", "force"):
+                self.runs.publish(run_id, force=verb == "force", by="test")
+            else:
+                getattr(self.runs, verb)(run_id)
         except Conflict:
             return
         self.ended.pop(run_id, None)
@@ -200,7 +211,7 @@ class Interleavings(RuleBasedStateMachine):
             key = KEYS.table(TableKind.PREDICTIONS, "m").generation(manifest.number)
             if self.client.hexists(key, "sweep_due_at"):
                 self.client.hset(key, "sweep_due_at", 1)
-        for run_id in self.ended:
+        for run_id in [*self.ended, *self.held()]:
             if self.client.hexists(KEYS.run(run_id), "finished_at"):
                 self.client.hset(KEYS.run(run_id), "finished_at", 1)
 
@@ -230,7 +241,7 @@ class Interleavings(RuleBasedStateMachine):
     def have_messages(self) -> None:
         """See that there is something to do, or most steps would find nothing."""
         if self.ledger.active_run("m") is None:
-            self.request(leaves_one_out=False)
+            self.open(leaves_one_out=False)
         self.runs.reconcile()
         if not self.messages:  # all that is left is held by workers that linger
             for at in range(min(len(self.workers), 4)):
@@ -365,6 +376,8 @@ class Interleavings(RuleBasedStateMachine):
             run = self.ledger.load(manifest.run_id)
             assert run.state in (RunState.PUBLISHED, RunState.PUBLISHING)
             assert run.forced or not left_out
+            assert not run.waits, "a run served that nobody approved"
+            assert not run.shadow, "a shadow run served"
 
     @invariant()
     def nothing_is_kept_that_nobody_needs(self) -> None:
@@ -385,6 +398,19 @@ class Interleavings(RuleBasedStateMachine):
             ids = [f"e{i}" for chunk in done for i in range(chunk * CHUNK_ROWS, (chunk + 1) * CHUNK_ROWS)]
             entries = self.table.read_generation(ids, run.generation)
             assert sum(entry is None for entry in entries) == run.rows_quarantined
+
+    def held(self) -> list[str]:
+        return [run_id for run_id in self.run_ids if self.ledger.load(run_id).state is RunState.HELD]
+
+    @invariant()
+    def at_most_one_run_is_held_and_it_keeps_all_that_it_scored(self) -> None:
+        held = self.held()
+        assert held == [run_id for run_id in [self.ledger.held_run("m")] if run_id is not None]
+        for run in map(self.ledger.load, held):
+            assert run.waits
+            assert self.table.generations.state(run.generation or 0) is GenerationState.LOADING
+            serving = self.table.pointer().current
+            assert serving is None or serving < (run.generation or 0), "it could replace a newer one"
 
     @invariant()
     def a_publication_keeps_the_generation_before(self) -> None:
@@ -409,6 +435,8 @@ class Interleavings(RuleBasedStateMachine):
         for run_id in self.run_ids:
             state = self.ledger.load(run_id).state
             assert self.ended.get(run_id, state) is state
+            if state is RunState.HELD:
+                continue
             if state.is_over:
                 self.ended[run_id] = state
             else:

@@ -23,7 +23,8 @@ _EXPIRING = re.compile(
     re.DOTALL,
 )
 _ACTIVE_RUN = re.compile(r"m:([^:]+):active_run")
-_RUN = re.compile(r"r:([^:]+)(:(plan|claims|done|sent|bins|histogram))?")
+_HELD_RUN = re.compile(r"m:([^:]+):held_run")
+_RUN = re.compile(r"r:([^:]+)(:(plan|claims|done|sent|bins|histogram|diff))?")
 #: what the broker keeps: queues, their bindings, deliveries that nobody has confirmed yet, answers to remote control
 #: that came after whoever asked had left
 _BROKER = re.compile(r"_kombu\..*|unacked.*|[^:]+\.(batch|realtime|maintenance)|[^:]*pidbox.*|celeryev.*")
@@ -50,6 +51,9 @@ def _leaks(client: Any, keys: Keys, key: str) -> bool:
     if match := _ACTIVE_RUN.fullmatch(name):
         run_id = client.get(key)
         return run_id is not None and not _is_going_on(client, keys, run_id.decode())
+    if _HELD_RUN.fullmatch(name):
+        run_id = client.get(key)
+        return run_id is not None and client.hget(keys.run(run_id.decode()), "state") != RunState.HELD.encode()
     if match := _RUN.fullmatch(name):
         return not expires and not _is_going_on(client, keys, match[1])
     return True

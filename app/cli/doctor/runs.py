@@ -31,7 +31,9 @@ def check_schedule(
         return []
     if runs is None:
         return [not_checked(Check.SCHEDULE, name)]
+    runs = [run for run in runs if not run.shadow]
     failed = [_failed(name, runs[0])] if runs and runs[0].state is RunState.FAILED else []
+    failed += [_held(name, run) for run in runs if run.state is RunState.HELD]
     if not batch.schedule:
         return [*failed, ok(Check.SCHEDULE, name, "no schedule: runs start by hand")]
     now = clock()
@@ -56,6 +58,12 @@ def _failed(name: str, run: RunRecord) -> Finding:
     return warning(Check.SCHEDULE, f"{name}, last run", f"failed: {run.error or 'no reason is known'}", fix)
 
 
+def _held(name: str, run: RunRecord) -> Finding:
+    detail = f"{run.run_id} waits since {to_iso(run.finished_at or run.created_at)} before its publication"
+    fix = f"`forecache batch diff {run.run_id}`, then `forecache batch publish {run.run_id}` or `batch cancel`"
+    return warning(Check.SCHEDULE, f"{name}, held run", detail, fix)
+
+
 def _missed(name: str, runs: Sequence[RunRecord], last_but_one: float) -> list[Finding]:
     """Return a warning if two slots in a row had no run. A single late run may still come."""
     if not runs or runs[0].created_at >= last_but_one:
@@ -68,9 +76,9 @@ def _missed(name: str, runs: Sequence[RunRecord], last_but_one: float) -> list[F
 def _run_time(name: str, schedule: str, interval_s: float, runs: Sequence[RunRecord]) -> Finding:
     last = next((run for run in runs if run.state is RunState.PUBLISHED), None)
     due = f"due every {duration_text(interval_s)} ({schedule})"
-    if last is None or last.finished_at is None:
+    took_s = None if last is None else last.took_s
+    if took_s is None:
         return ok(Check.SCHEDULE, name, f"{due}; none has been published yet")
-    took_s = last.finished_at - last.created_at
     detail = f"the last run took {duration_text(took_s)}, {due}"
     fix = f"add batch workers, or run less often ([models.{name}.batch] schedule)"
     if took_s > interval_s:
@@ -130,7 +138,7 @@ def check_patience(
     patience_s, name = _patience(settings)
     if last is None or not last.chunks_total or patience_s is None:
         return []
-    took_s = (last.finished_at or 0.0) - (last.started_at or last.created_at)
+    took_s = (last.took_s or 0.0) - ((last.started_at or last.created_at) - last.created_at)
     # the workers scored the chunks in rounds
     chunk_s = took_s / -(-last.chunks_total // max(batch_workers, 1))
     if chunk_s <= patience_s / 2:

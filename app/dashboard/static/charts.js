@@ -159,3 +159,19 @@ export function drawSwings(id, swings, now, currency) {
     yaxis: { rangemode: "normal", showgrid: false },
   });
 }
+
+// --- differences
+
+export function drawSideBySide(id, histogram) {
+  const { edges } = histogram;
+  const sides = [["before", "Before", "--outcome-unknown"], ["after", "After", "--outcome-computed"]];
+  const label = (at) => `${edges[at].toPrecision(4)} to ${edges[at + 1].toPrecision(4)}`;
+  draw(id, sides.map(([field, name, shade]) => ({
+    x: histogram[field].map((_, at) => (edges[at] + edges[at + 1]) / 2), y: histogram[field].map((value) => 100 * value),
+    customdata: histogram[field].map((_, at) => label(at)), type: "bar", name, marker: { color: colour(shade) },
+    hovertemplate: "%{customdata}: %{y:.2f} %",
+  })), {
+    barmode: "group", bargap: 0.1, hovermode: "closest",
+    xaxis: { type: "linear", range: undefined, tickformat: "" }, yaxis: { ticksuffix: " %" },
+  });
+}

@@ -1,53 +1,17 @@
 // The page of runs: a model's newest runs, all details of one, and the buttons.
 import { card, choice, choices, choose, count, duration, element, keepDrawing, localTime, number, numberHeading,
-  percent, post, root, table } from "./page.js";
+  percent, root, table } from "./page.js";
+import { badge, button, confirmAndPost, heldButtons } from "./actions.js";
 
-const BADGES = { published: "bg-success", failed: "bg-danger", cancelled: "bg-secondary" };
 const CELLS = { "#": "done", "+": "partly", ">": "scoring", o: "waiting", ".": "unsent" };
 const READ_ONLY = root.dataset.readOnly === "true";
 
 let refresh = () => {};
 
-const badge = (state) => element("span", "badge " + (BADGES[state] || "bg-primary"), state);
-
-// --- buttons: each asks for confirmation, and shows the result
-
-function say(text, failed) {
-  const note = document.getElementById("runs-note");
-  note.textContent = text;
-  note.className = "alert py-2 " + (failed ? "alert-danger" : "alert-success");
-  note.hidden = false;
-}
-
-function confirmed(question, button) {
-  const dialog = document.getElementById("runs-confirm");
-  document.getElementById("runs-question").textContent = question;
-  document.getElementById("runs-yes").textContent = button;
-  dialog.returnValue = "";
-  dialog.showModal();
-  return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(dialog.returnValue === "yes"), { once: true });
-  });
-}
-
-async function act(question, button, body, told) {
-  if (!await confirmed(question, button)) return;
-  try {
-    const done = await post(root.dataset.actions, body);
-    say(told(done), false);
-    if (done.run_id) choose("run", done.run_id);
-    else refresh();
-  } catch (error) {
-    say(error.message, true);
-  }
-}
-
-function button(text, style, pressed) {
-  const node = element("button", "btn btn-sm " + style, text);
-  node.type = "button";
-  node.addEventListener("click", pressed);
-  return node;
-}
+const act = (question, text, body, told) => confirmAndPost(question, text, body, told, (done) => {
+  if (done.run_id) choose("run", done.run_id);
+  else refresh();
+});
 
 function modelButtons(data) {
   const { model, serving } = data;
@@ -71,6 +35,7 @@ function runButtons(run) {
       `Cancel run ${runId}? What serves goes on serving.`, "Cancel the run", { action: "cancel", run_id: runId },
       (after) => `Run ${runId} is ${after.state}.`))];
   }
+  if (run.state === "held") return heldButtons(run, act);
   if (["failed", "cancelled"].includes(run.state)) {
     return [button("Resume this run", "btn-primary", () => act(
       `Resume run ${runId}? Only what is left is scored.`, "Resume", { action: "resume", run_id: runId },
@@ -138,6 +103,8 @@ function facts(details) {
     told.push(["Entities", details.entities_note + " (" + details.entities_rule + ")"],
       ["Outside the set", count(details.rows_outside) + " rows"]);
   }
+  if (details.shadow) told.push(["Shadow", "only compares version " + details.model_version]);
+  if (details.approved_by) told.push(["Approved", details.approved_by + ", " + localTime(details.approved_at)]);
   if (details.forced) told.push(["Published by force", details.forced_by + ", " + localTime(details.forced_at)]);
   return element("dl", "run-facts", told.map(([name, value]) => element("div", "",
     element("dt", "", name), element("dd", "", value))));
@@ -162,6 +129,11 @@ function quarantineTable(reasons) {
 function detailCards(details) {
   const head = card(details.run_id, [badge(details.state)],
     element("div", "run-body", progress(details), chunkGrid(details.chunks.map), facts(details)));
+  if (!details.entities_asked && !details.since && !["queued", "running"].includes(details.state)) {
+    const link = element("a", "", "How it differs from what serves, or served before");
+    link.href = root.dataset.differences + "?" + new URLSearchParams({ model: details.model, run: details.run_id });
+    head.querySelector(".run-body").append(element("p", "mb-0", link));
+  }
   const error = details.error || details.last_error;
   if (error) head.querySelector(".run-body").append(element("p", "run-failed mb-0", error));
   const { quarantine } = details;
@@ -180,7 +152,7 @@ function runRow(run, shown) {
   link.addEventListener("click", (event) => { event.preventDefault(); choose("run", run.run_id); });
   const share = run.state === "published" || !run.rows_total ? "" : " (" + percent(run.rows_done / run.rows_total) + ")";
   return element("tr", run.run_id === shown ? "table-active" : "",
-    element("td", "", link), element("td", "", badge(run.state)), element("td", "", run.trigger),
+    element("td", "", link), element("td", "", badge(run.state), run.shadow ? " shadow" : ""), element("td", "", run.trigger),
     element("td", "", localTime(run.started_at || run.created_at)),
     number(count(run.rows_done) + share), outside(run), number(count(run.rows_quarantined)),
     number(run.generation == null ? "—" : run.generation));

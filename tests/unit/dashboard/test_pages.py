@@ -13,7 +13,7 @@ import pytest
 
 from app.dashboard import pages
 from app.dashboard.pages import Action, SharedReads
-from inference.batch import Trigger
+from inference.batch import DiffOptions, Trigger
 from inference.errors import BadInput, NotFound, StoreUnavailable
 
 
@@ -32,9 +32,12 @@ class FakeRuns:
 @pytest.mark.parametrize(
     "body",
     [
-        None, [], "start", {}, {"action": "publish", "run_id": "r"}, {"action": ["start"]}, {"action": "start"},
+        None, [], "start", {}, {"action": "release", "model": "m"}, {"action": ["start"]}, {"action": "start"},
         {"action": "start", "model": 3}, {"action": "cancel", "model": "delay"}, {"action": "resume", "run_id": None},
         {"action": "rollback", "model": "delay"}, {"action": "rollback", "model": "delay", "generation": True},
+        {"action": "publish", "model": "delay"}, {"action": "compare"},
+        {"action": "compare", "run_id": "r", "options": 3},
+        {"action": "compare", "run_id": "r", "options": {"threshold": "high"}},
     ],
 )  # fmt: skip
 def test_what_is_no_action_of_ours_is_refused(body):
@@ -48,6 +51,7 @@ def test_what_is_no_action_of_ours_is_refused(body):
         ({"action": "start", "model": "delay"}, "request", ("delay",)),
         ({"action": "cancel", "run_id": "r1"}, "cancel", ("r1",)),
         ({"action": "resume", "run_id": "r1"}, "resume", ("r1",)),
+        ({"action": "publish", "run_id": "r1"}, "publish", ("r1",)),
         ({"action": "rollback", "model": "delay", "generation": 7}, "rollback", ("delay",)),
     ],
 )
@@ -60,6 +64,19 @@ def test_each_button_does_what_it_says(body, method, given):
     assert (called, positional) == (method, given)
     assert named.get("generation") == body.get("generation")
     assert named.get("trigger") == (Trigger.API if body["action"] == "start" else None)
+
+
+def test_a_comparison_is_left_to_the_maintenance_worker_once_it_is_known_to_be_possible():
+    runs, sent = FakeRuns(), list[Any]()
+    view = SimpleNamespace(run_id="r1", to_json=lambda: {"run_id": "r1"})
+    checked: Any = SimpleNamespace(check_diff=lambda *given: runs.calls.append(given) or view)
+    broker = SimpleNamespace(compare_run=lambda *given: sent.append(given))
+    deployment: Any = SimpleNamespace(runs=checked, broker=broker)
+    body = {"action": "compare", "run_id": "r1", "options": {"threshold": 0.5, "segment": "city"}}
+    assert Action.from_json(body).do(deployment) == {"run_id": "r1"}
+    [(run_id, options)] = sent
+    assert (run_id, options["threshold"], options["segment"]) == ("r1", 0.5, "city")
+    assert runs.calls == [("r1", DiffOptions(threshold=0.5, segment="city"))]
 
 
 @pytest.mark.parametrize("generation", [None, "7", 7.0, True, [7]])

@@ -25,6 +25,7 @@ GIVEN = {
     "start_run": [],
     "prepare_run": ["run_id"],
     "reconcile": [],
+    "compare_run": ["run_id"],
     "drive_spark": ["run_id"],
     "echo": ["text"],
 }
