@@ -183,7 +183,7 @@ def compared(trace: Trace, sample: AccessSample) -> Iterator[Point]:
         yield Point(what, found.value, found.low, found.high, 1 - replayed(trace, policy) / len(trace.at))
     policy = Policy(1800.0, 48 * 3600.0, DAY_S, run_s=600.0, offset_s=START + 3 * 3600)
     for ranking in (Ranking.HOTTEST, Ranking.LATEST):
-        curve = rank_curve(sample, policy, ranking)
+        curve = rank_curve(sample, policy, ranking, trace.entities)
         if curve is None:
             continue
         first = min(day for day in sorted(sample.totals)[-max(len(sample.totals) // 3, 1) :]) * DAY_S

@@ -226,11 +226,12 @@ class RankCurve:
     `place`: of each visit's entity in the ranking: how many entities of all, in the sample or not, come before it.
     `days`, `last`: on how many of the earlier days that entity was asked for, and how many days before the last ones it
     was last asked for (0: the day before; -1: never). `missed`, `left`: misses of each visit, if runs do not score its
-    entity, and if they do. `predicted`: the last days.
+    entity, and if they do. `predicted`: the last days; `most`: the number of all entities.
     """
 
     sample: AccessSample
     predicted: Sequence[int]
+    most: float
     place: Floats
     days: Integers
     last: Integers
@@ -252,12 +253,17 @@ class RankCurve:
             low, high = (
                 (low, middle) if self.at(float(steps[middle])).value >= wanted - _EPSILON else (middle + 1, high)
             )
-        return float(min(steps[low], self.sample.distinct))
+        return float(min(steps[low], self.most))
 
 
 @lru_cache(maxsize=_REMEMBERED)
-def rank_curve(sample: AccessSample, policy: Policy, ranking: Ranking) -> RankCurve | None:
-    """Return the hit rates by rank: ranks from the earlier days, hit rates of the last third; None below two days."""
+def rank_curve(
+    sample: AccessSample, policy: Policy, ranking: Ranking, entities: float | None = None
+) -> RankCurve | None:
+    """Return the hit rates by rank: ranks from the earlier days, hit rates of the last third; None below two days.
+
+    `entities`: how many there are, asked for or not; None: those of the sample.
+    """
     numbers = sorted(sample.totals)
     if len(numbers) < 2:
         return None
@@ -277,5 +283,9 @@ def rank_curve(sample: AccessSample, policy: Policy, ranking: Ranking) -> RankCu
     stands_for = np.where(np.bincount(entity, sample.popular, count) > 0, 1.0, 1 / max(sample.rate, _EPSILON))
     place = np.empty(count)
     place[order] = np.cumsum(stands_for[order]) - stands_for[order]
+    # nobody can rank who was never asked for: they are spread among all others that were not
+    ranked, unranked = float(stands_for[days > 0].sum()), np.flatnonzero(days == 0)
+    most = max(entities or 0.0, ranked + float(stands_for[unranked].sum()))
+    place[unranked] = ranked + (most - ranked) * np.arange(len(unranked)) / max(len(unranked), 1)
     missed, left = (np.where(late, each, 0) for each in (misses(sample, policy, ~late & late), misses(sample, policy)))
-    return RankCurve(sample, predicted, place[entity], days[entity], last[entity], np.maximum(missed, left), left)
+    return RankCurve(sample, predicted, most, place[entity], days[entity], last[entity], np.maximum(missed, left), left)

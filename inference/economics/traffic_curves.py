@@ -213,7 +213,7 @@ class _Maker:
         count = self.sample.distinct if entities is None else max(entities.value, self.sample.distinct)
         policy = self.today if self.today.interval_s else replace(self.today, interval_s=float(SECONDS_PER_DAY))
         for name, ranking in ((CurveName.HOTTEST, Ranking.HOTTEST), (CurveName.LATEST, Ranking.LATEST)):
-            curve = rank_curve(self.sample, policy, ranking)
+            curve = rank_curve(self.sample, policy, ranking, count)
             if curve is None:
                 yield TrafficCurve(name, [], None, None, "two days of accesses are needed")
                 continue

@@ -116,7 +116,7 @@ def test_too_little_traffic_is_shown_with_its_bounds_and_advises_nothing(
 
 
 def test_a_sample_that_says_little_advises_nothing() -> None:
-    whole = sample_of(6_000, 4_000)
+    whole = sample_of(9_000, 6_000)
     kept = whole.entity % 60 == 0
     part = replace(
         whole,
