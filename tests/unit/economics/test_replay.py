@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference.economics.histories import OUTCOMES
-from inference.economics.policies import Policy, Precomputed
+from inference.economics import histories, replay
+from inference.economics.histories import OUTCOMES, Part
+from inference.economics.policies import DEFAULTS, Policy, Precomputed, parse_policy
 from inference.economics.replay import Replay, Speeds
-from inference.economics.traces import Requests, Trace
+from inference.economics.traces import Requests, Trace, draw_trace
 from inference.errors import Overloaded
 from inference.outcomes import Outcome
 from inference.schema import DType, TensorSpec
-from inference.serving.answers import Answer
+from inference.serving.answers import Answer, FreshnessRules
 from inference.serving.model_service import ModelService
 from inference.settings import BatchSettings, ModelSettings, RealtimeSettings
 from inference.store import Entry, Origin, Pointer
@@ -33,7 +35,7 @@ from inference.store.records import Manifest
 BEGIN = 1_700_000_000.0
 FIELDS = (TensorSpec("y", DType.FLOAT32),)
 SPEEDS = Speeds(rows_per_s=2.0, startup_s=0.5, worker_rps=1.0)
-ENTITIES = 4
+ENTITIES = 3
 
 
 def trace_of(requests: Sequence[tuple[float, int]]) -> Trace:
@@ -194,7 +196,7 @@ def policies(draw: st.DrawFn, model: ModelSettings) -> Policy:
     precomputed = st.one_of(
         st.just(Precomputed()),
         durations.map(lambda within_s: Precomputed(within_s=within_s)),
-        st.sampled_from([0.25, 0.5, 1.0]).map(lambda share: Precomputed(share=share)),
+        st.sampled_from([0.34, 0.67, 1.0]).map(lambda share: Precomputed(share=share)),
     )
     return replace(
         Policy.of("p", model),
@@ -207,10 +209,9 @@ def policies(draw: st.DrawFn, model: ModelSettings) -> Policy:
 
 
 gaps = st.sampled_from([0, 1, 4, 4, 8, 8, 8, 12, 40])
-traces = st.lists(st.tuples(gaps, st.integers(0, ENTITIES - 1)), min_size=1, max_size=30).map(
+traces = st.lists(st.tuples(gaps, st.integers(0, ENTITIES - 1)), min_size=20, max_size=40).map(
     lambda steps: [
-        (at / 8, entity)
-        for at, (_, entity) in zip(np.cumsum([gap for gap, _ in steps]).tolist(), steps, strict=True)
+        (at / 8, entity) for at, (_, entity) in zip(np.cumsum([gap for gap, _ in steps]).tolist(), steps, strict=True)
     ]
 )
 
@@ -221,3 +222,33 @@ def test_a_replay_is_the_walk_of_every_request_through_the_products_own_rules(da
     model = data.draw(models())
     policy, requests = data.draw(policies(model)), data.draw(traces)
     assert replayed(requests, policy) == asyncio.run(walk(requests, policy, model))
+
+
+def test_a_request_that_no_worker_computes_gets_the_previous_generation() -> None:
+    batch = BatchSettings(schedule="3s", ttl=60, keep=60)
+    model = ModelSettings(path=Path("m"), batch=batch, realtime=RealtimeSettings(max_micro_batch=1))
+    policy = replace(Policy.of("p", model), precomputed=Precomputed(within_s=2.0), run_s=0.5, workers=0)
+    slot = 3 * math.ceil(BEGIN / 3) - BEGIN  # of the first run that knows who was asked for
+    requests = [(slot - 2.5, 0), (slot - 1, 1), (slot + 1, 0), (slot + 1, 1), (slot + 5, 2)]
+    outcomes, asked = replayed(requests, policy)
+    assert outcomes == [Outcome.HIT_BATCH, Outcome.HIT_BATCH, Outcome.PREVIOUS, Outcome.HIT_BATCH, Outcome.SHED]
+    assert (outcomes, asked) == asyncio.run(walk(requests, policy, model))
+
+
+@pytest.mark.parametrize(
+    "text", ["every=never realtime_ttl=20s", "every=7m ttl=5m run=2m share=0.3", "every=never workers=3", "every=10m"]
+)
+def test_the_size_of_the_parts_and_long_chains_change_nothing(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trace = draw_trace(exponent=1.2, entities=300, requests=20_000, span_s=3600)
+    policy = parse_policy(text, replace(Policy.of("p", DEFAULTS), rules=FreshnessRules(600, 60, 5, 20)))
+
+    def whole() -> Part:
+        parts = list(Replay(trace, policy, 300, SPEEDS))
+        return Part(*(np.concatenate(each) for each in zip(*parts, strict=True)))
+
+    at_once = whole()
+    assert len(np.unique(at_once.outcomes)) > 1
+    monkeypatch.setattr(histories, "_ROUNDS", 2)
+    monkeypatch.setattr(replay, "_AT_ONCE", 777)
+    for ours, theirs in zip(whole(), at_once, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
