@@ -48,6 +48,7 @@ All keys live in `cache_url`, which must not evict, and start with the deploymen
 |                  |        | parity:PATH:RESULT → answers             |                       | workers               |
 | P:h:M:total      | hash   | the same fields, summed over all time    | for good              | all of these          |
 | P:h:M:asked:DAY  | string | HyperLogLog of the ids answered that day | 8 days                | API processes         |
+| P:h:M:promise:DAY| hash   | promised, came → figures of a day (JSON) | 400 days              | maintenance           |
 | P:h:requests     | string | a note: requests are answered now        | 2 s unchanged         | API processes         |
 | P:j:J            | hash   | the job record                           | an hour unchanged     | API, workers          |
 | P:j:J:inputs     | hash   | part number → ids or instances (JSON)    | until part is done    | API                   |
@@ -207,6 +208,10 @@ class Keys:
     def asked(self, model: str, day: int) -> str:
         """Number of distinct entities that were answered on a day (epoch days)."""
         return f"{self.prefix}:h:{model}:asked:{day}"
+
+    def promise(self, model: str, day: int) -> str:
+        """Hash of the figures that were promised for a day (epoch days), and of those that came."""
+        return f"{self.prefix}:h:{model}:promise:{day}"
 
     @property
     def requests(self) -> str:
