@@ -124,10 +124,10 @@ def test_promises_are_shown_beside_what_came(
     keep_promises(server, 30)
     open_page(browser, process, "delay")
     rows = "return [...document.querySelectorAll(\"[aria-label='What was promised, and what came'] tbody tr\")]"
-    wait_for(lambda: len(browser.script(rows + ".map((row) => row.innerText)")) == 30, "30 days", 20)
+    wait_for(lambda: len(browser.script(rows + ".map((row) => row.innerText)")) == 10, "ten days", 20)
     days = browser.script(rows + ".map((row) => [...row.cells].map((cell) => cell.innerText))")
     told = process.get("/cost/data?model=delay").json()["costs"]["promises"]
-    assert [day[0] for day in days] == [day["day"] for day in told]
+    assert [day[0] for day in days] == [day["day"] for day in told[:10]]
     assert days[0][3:5] == [f"${told[0]['promised']['cost']:.2f}", f"${told[0]['came']['cost']:.2f}"]
     assert [day[-1] for day in days[:4]] == ["", "", "", "no requests"]
     assert days[3][2] == "—"
@@ -149,4 +149,6 @@ def test_on_a_phone_nothing_is_cut_off(
         open_page(browser, dashboard[0], "delay")
         wait_for(lambda: browser.text("#cost-realtime").startswith("$"), "costs", 20)
         assert browser.script("return document.documentElement.scrollWidth") <= 400
-        picture(browser, tmp_path, "cost-phone")
+        charts = "document.getElementById('promise-charts')"
+        browser.script(f"{charts}.scrollIntoView()")
+        assert browser.script(f"return {charts}.checkVisibility()")

@@ -60,6 +60,8 @@ function inputsCard(costs) {
     table(["Input", numberHeading("Value"), "Unit", "From", "How"], rows));
 }
 
+// days in the table
+const ROWS = 10;
 const PROMISED = [
   ["hit_rate", (value) => percent(value)],
   ["cost", (value, currency) => money(value, currency)],
@@ -72,7 +74,7 @@ function promiseRow({ day, promised, came }) {
   const cells = PROMISED.flatMap(([name, text]) => [promised, came].map((side) =>
     number(side && side[name] != null ? text(side[name], side.currency) : "—")));
   const told = [promised ? "" : "no promise was kept", !came ? "nothing was counted" : came.requests ? "" : "no requests"];
-  return element("tr", "", element("td", "", day), ...cells,
+  return element("tr", "", element("td", "text-nowrap", day), ...cells,
     element("td", "run-note", told.filter(Boolean).join("; ")));
 }
 
@@ -88,10 +90,11 @@ function drawPromised(days) {
 
 function promisesCard(days) {
   const first = days.findLastIndex((day) => day.promised || day.came);
+  const rows = days.slice(0, Math.min(first + 1, ROWS)).map(promiseRow);
   const titles = ["Hit rate", "Cost", "Peak/s", "Peak misses/s"];
   const headings = titles.flatMap((title) => [numberHeading(title + ", promised"), numberHeading("came")]);
-  return card("What was promised, and what came", ["the last 30 days, in UTC"],
-    table(["Day", ...headings, "Note"], days.slice(0, first + 1).map(promiseRow),
+  return card("What was promised, and what came", ["the last " + ROWS + " days, in UTC; the lines show " + days.length],
+    table(["Day", ...headings, "Note"], rows,
       "Nothing is kept yet. Each day the maintenance worker keeps the advice for the next one, once 100 requests " +
       "were counted within 24 hours."));
 }

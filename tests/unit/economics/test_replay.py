@@ -216,12 +216,23 @@ traces = st.lists(st.tuples(gaps, st.integers(0, ENTITIES - 1)), min_size=20, ma
 )
 
 
-@given(st.data())
-@settings(max_examples=400, deadline=None)
-def test_a_replay_is_the_walk_of_every_request_through_the_products_own_rules(data: st.DataObject) -> None:
+def compare(data: st.DataObject) -> None:
     model = data.draw(models())
     policy, requests = data.draw(policies(model)), data.draw(traces)
     assert replayed(requests, policy) == asyncio.run(walk(requests, policy, model))
+
+
+@given(st.data())
+@settings(max_examples=120, deadline=None)
+def test_a_replay_is_the_walk_of_every_request_through_the_products_own_rules(data: st.DataObject) -> None:
+    compare(data)
+
+
+@pytest.mark.slow
+@given(st.data())
+@settings(max_examples=4000, deadline=None)
+def test_many_replays_are_walks_through_the_products_own_rules(data: st.DataObject) -> None:
+    compare(data)
 
 
 def test_a_request_that_no_worker_computes_gets_the_previous_generation() -> None:
