@@ -30,8 +30,8 @@ from inference.schema import DType, TensorSpec
 from inference.settings import BatchSettings, ModelSettings, RealtimeSettings
 
 DAY_S = 86_400
-#: days that are replayed before the first promise counts: a run needs some to know who is asked for
-WARM_DAYS, MONTH_DAYS = 4, 30
+#: days that are replayed before the first promise counts: a promise looks back for a week
+WARM_DAYS, MONTH_DAYS = 8, 30
 #: a Monday, 0:00 UTC
 BEGIN_DAY = 20_458
 #: requests by the hour: little at night; at the weekend, a quarter less
@@ -118,7 +118,7 @@ class Month:
         now = [0.0]
         windows = HitWindows(self.deployment.cache, self.deployment.keys, lambda: now[0])
         promises = Promises(self.deployment.cache, self.deployment.keys, windows, lambda: now[0])
-        policy = replace(Policy.of(self.model, SETTINGS), precomputed=Precomputed(within_s=2.0 * DAY_S))
+        policy = replace(Policy.of(self.model, SETTINGS), precomputed=Precomputed(within_s=7.0 * DAY_S))
         replay = Replay(trace, policy, entities, Speeds(1000, 5, WORKER_RPS))
         for day, counts in enumerate(_minutes_by_day(replay)):
             self._count(BEGIN_DAY + day, counts)
@@ -205,7 +205,7 @@ def compare(days: list[Day]) -> dict[str, float]:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--entities", type=int, default=50_000)
-    parser.add_argument("--requests", type=int, default=2_000_000, help="over 34 days")
+    parser.add_argument("--requests", type=int, default=2_000_000, help="over 38 days")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 

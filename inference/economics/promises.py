@@ -1,6 +1,7 @@
 """Keeps what the advice promises for each day, and what came of it.
 
 During a day, the promise for the next one is written again and again, so its last form rests on the whole day before.
+It is the advice of that moment; the requests are those of the same weekday a week before, if they were counted.
 Once a day is over, the minute counters tell what came; its cost follows by the same formulas, approach, prices and
 assumptions as the promise. A day is one of UTC.
 """
@@ -29,6 +30,7 @@ from inference.stored_data import json_text_of, record_from_json
 KEEP_DAYS = 400
 #: past days that may still get their figures: counters are kept for eight days
 _CONCLUDED_DAYS = 7
+DAYS_OF_WEEK = 7
 #: seconds after the end of a day in which processes may still count for it
 _LATE_S = 180
 #: stands for no run a day, since inputs are above 0
@@ -95,7 +97,8 @@ class Promises:
         today = int(self._clock() // DAY_S)
         promised = promise_of(report)
         if promised is not None:
-            self._write(model, today + 1, "promised", promised)
+            week_before = self._windows.day(model, today + 1 - DAYS_OF_WEEK)
+            self._write(model, today + 1, "promised", with_requests_of(promised, week_before))
         over = int((self._clock() - _LATE_S) // DAY_S)
         for day in self._read(model, range(over - _CONCLUDED_DAYS, over)):
             if day.came is None:
@@ -151,6 +154,21 @@ def promise_of(report: CostReport, *, least_requests: int = LEAST_REQUESTS) -> D
         peak_rps=inputs.peak_rps,
         peak_misses_rps=inputs.peak_rps * (1 - inputs.hit_rate),
         inputs=dict(vars(inputs)),
+    )
+
+
+def with_requests_of(promised: DayFigures, points: Sequence[Point]) -> DayFigures:
+    """Return the promise for as many requests, and as high a peak, as on a day (all its points) with enough of them."""
+    before = came_of(promised, points, runs=None)
+    if (before.requests or 0) < LEAST_REQUESTS or promised.hit_rate is None:
+        return promised
+    inputs = promised.inputs | {name: before.inputs[name] for name in ("rps", "peak_rps")}
+    return replace(
+        promised,
+        cost=_cost_of(promised.approach, inputs),
+        peak_rps=inputs["peak_rps"],
+        peak_misses_rps=inputs["peak_rps"] * (1 - promised.hit_rate),
+        inputs=inputs,
     )
 
 
