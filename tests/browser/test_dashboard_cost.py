@@ -136,15 +136,13 @@ def test_promises_are_shown_beside_what_came(
     for chart in ("chart-promised-hits", "chart-promised-cost"):
         assert browser.script(f"return document.querySelectorAll('#{chart} .trace').length") == 2
     assert browser.complaints() == []
-    picture(browser, tmp_path, "cost-promises")
+    browser.picture(tmp_path / "promises.png")
     browser.use_theme("dark")
-    picture(browser, tmp_path, "cost-promises-dark")
+    browser.picture(tmp_path / "promises-dark.png")
     browser.use_theme("light")
 
 
-def test_on_a_phone_nothing_is_cut_off(
-    browser: Browser, dashboard: tuple[DashboardProcess, RedisServer], tmp_path: Path
-) -> None:
+def test_on_a_phone_nothing_is_cut_off(browser: Browser, dashboard: tuple[DashboardProcess, RedisServer]) -> None:
     with browser.as_phone():
         open_page(browser, dashboard[0], "delay")
         wait_for(lambda: browser.text("#cost-realtime").startswith("$"), "costs", 20)

@@ -75,7 +75,7 @@ function promiseRow({ day, promised, came }) {
     number(side && side[name] != null ? text(side[name], side.currency) : "—")));
   const told = [promised ? "" : "no promise was kept", !came ? "nothing was counted" : came.requests ? "" : "no requests"];
   return element("tr", "", element("td", "text-nowrap", day), ...cells,
-    element("td", "run-note", told.filter(Boolean).join("; ")));
+    element("td", "run-note text-nowrap", told.filter(Boolean).join("; ")));
 }
 
 function drawPromised(days) {
