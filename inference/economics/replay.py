@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -63,7 +64,7 @@ class Replay:
         self._memory = Memory(trace.entities)
         self._asked = Asked(policy.precomputed, trace.entities, self._rows)
         self._serving = self._previous = NOTHING
-        self._capacity = Capacity(None if policy.workers is None else int(policy.workers * speeds.worker_rps))
+        self._capacity = Capacity(None if policy.workers is None else policy.workers * speeds.worker_rps)
         self._free_at = 0
         self.runs: list[Run] = []
 
@@ -178,31 +179,33 @@ class Served(NamedTuple):
 class Capacity:
     """Limits the computations of a second; those above are refused. `per_s`: None for as many as are asked for.
 
-    `at_once`: requests to try next: few while the workers are overloaded, for each overload cuts a part short.
+    Workers that take longer for one than a second have a longer span in which they compute one. `at_once`: requests to
+    try next: few while the workers are overloaded, for each overload cuts a part short.
     """
 
-    def __init__(self, per_s: int | None) -> None:
-        self._per_s = per_s
+    def __init__(self, per_s: float | None) -> None:
+        self._span_ms = 1000 if not per_s else max(1000, math.ceil(1000 / per_s))
+        self._most = None if per_s is None else math.floor(round(per_s * self._span_ms / 1000, 6))
         self.at_once = _AT_ONCE
-        self._second, self._used = -1, 0
+        self._span, self._used = -1, 0
 
     def serve(self, times: Times, computed: Indexes) -> Served:
         """Return how far the workers keep up. `computed`: the positions that need them, in order."""
-        if self._per_s is None or (self._per_s and not len(computed)):
+        if self._most is None or (self._most and not len(computed)):
             return Served(len(times), works=True)
-        if self._per_s == 0:
+        if self._most == 0:
             return Served(len(times), works=False)
-        seconds = times[computed] // 1000
-        before = np.arange(len(seconds)) - np.searchsorted(seconds, seconds)
-        before[seconds == self._second] += self._used
-        over = np.flatnonzero(before >= self._per_s)
+        spans = times[computed] // self._span_ms
+        before = np.arange(len(spans)) - np.searchsorted(spans, spans)
+        before[spans == self._span] += self._used
+        over = np.flatnonzero(before >= self._most)
         first = int(computed[over[0]]) if len(over) else len(times)
-        if first == 0:  # nothing more is computed in this second
-            rest = int(np.searchsorted(times, (seconds[0] + 1) * 1000))
+        if first == 0:  # nothing more is computed in this span
+            rest = int(np.searchsorted(times, (spans[0] + 1) * self._span_ms))
             self.at_once = max(2 * rest, _FEWEST_AT_ONCE)
             return Served(rest, works=False)
         kept = np.searchsorted(computed, first)
         if kept:
-            self._second, self._used = int(seconds[kept - 1]), int(before[kept - 1]) + 1
+            self._span, self._used = int(spans[kept - 1]), int(before[kept - 1]) + 1
         self.at_once = min(2 * self.at_once, _AT_ONCE)
         return Served(first, works=True)

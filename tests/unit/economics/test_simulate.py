@@ -69,7 +69,9 @@ def test_policies_are_compared_with_todays_settings_and_with_each_other(tmp_path
     # a run fails: for the hours until the next one, the real-time workers answer
     assert (late["runs"]["failed"], late["hit_rate"] < 1) == (1, True)
     assert late["workers"]["needed"] > today["workers"]["needed"]
+    # one worker computes at most one answer in 20 seconds
     assert (few["workers"]["paid"], few["outcomes"]["shed"] > 0) == (1, True)
+    assert 0.5 < few["outcomes"]["computed"] / (4 * 86_400 / 20) <= 1.001
     assert all(sum(each["outcomes"].values()) == each["requests"] == 50_000 for each in told["policies"])
     costs = today["cost_per_day"]
     assert costs["total"] == pytest.approx(costs["runs"] + costs["redis"] + costs["files"] + costs["realtime"])
